@@ -1,0 +1,60 @@
+# The two commands of a newcomer are `make demo` and `make test`. Each sets up what it needs in .venv, once.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Build requirements are pinned too.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test test-slow test-all check format bench clean
+
+help:
+	@echo "make demo       watch a day of changes arrive behind a real collector"
+	@echo "make test       the quick tests"
+	@echo "make test-slow  soaks, and collectors that are built first"
+	@echo "make check      lint, format and types"
+	@echo "make bench      the benchmarks"
+	@echo "make format     format the code"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The demo's collector has wheels for Linux and macOS only; without it the demo goes straight to its sink.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --editable '.[demo]' || \
+		{ echo "!! rotel can't be had here: the demo goes without a collector"; $(BIN)/pip install --quiet --editable .; }
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# On a terminal the demo keeps listening after its sample day; elsewhere it ends.
+demo: $(VENV)/.demo
+	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/statsig-otel demo $(ARGS); else $(BIN)/statsig-otel demo --once $(ARGS); fi
+
+test: $(VENV)/.dev
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -m slow --timeout 1800 $(ARGS)
+
+test-all: test test-slow
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/http_servers.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
