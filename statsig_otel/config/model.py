@@ -1,0 +1,101 @@
+"""What the components' settings are built from: a strict base model and the types of their values."""
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+_REDACTED: Final = "[REDACTED]"
+_DURATION: Final = re.compile(r"(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+")
+_DURATION_PART: Final = re.compile(r"([0-9.]+)(ns|us|µs|μs|ms|s|m|h)")
+_SECONDS: Final = {
+    "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0,
+}  # fmt: skip
+_SIZE: Final = re.compile(r"([0-9]+)[ ]?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?", re.IGNORECASE)
+_BYTES: Final = {
+    "": 1, "b": 1,
+    "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+}  # fmt: skip
+
+
+class Settings(BaseModel):
+    """The base of every component's settings: unknown keys are errors, values don't change once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class Opaque:
+    """A text that must not be seen: prints as `[REDACTED]` everywhere, like the Collector's `configopaque.String`."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return _REDACTED
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Opaque) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Any string (or an `Opaque`) in; `[REDACTED]` out, in JSON too."""
+        from_text = core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
+        return core_schema.json_or_python_schema(
+            json_schema=from_text,
+            python_schema=core_schema.union_schema([core_schema.is_instance_schema(cls), from_text]),
+            serialization=core_schema.plain_serializer_function_ser_schema(repr),
+        )
+
+
+def parse_duration(value: object) -> object:
+    """Seconds of a duration in Go's grammar: `300ms`, `1.5h`, `2h45m`, `0`. Code may pass a `timedelta`.
+
+    Raises:
+        ValueError: It is none. A bare number is refused, since its unit can only be guessed.
+    """
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        if value == 0:
+            return 0.0
+        raise ValueError(f"a duration needs a unit, such as {value}s or {value}ms")
+    if not isinstance(value, str):
+        raise ValueError("must be a duration such as 30s, 500ms or 1h30m")  # noqa: TRY004 - pydantic reports ValueErrors
+    if value == "0":
+        return 0.0
+    if not _DURATION.fullmatch(value):
+        raise ValueError(f"{value!r} is no duration; write one such as 30s, 500ms or 1h30m")
+    return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value))
+
+
+def parse_size(value: object) -> object:
+    """Bytes of a size such as `20MiB`, `512KiB` or `1048576`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("must be a size such as 20MiB, 512KiB or a number of bytes")
+    return int(match[1]) * _BYTES[(match[2] or "").lower()]
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+"""Seconds, written in Go's grammar (`5s`, `1m30s`)."""
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+"""Bytes, written with a unit (`20MiB`) or as a plain number."""

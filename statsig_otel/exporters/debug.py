@@ -1,0 +1,309 @@
+"""The debug exporter: log records for people to read, on the terminal."""
+
+import errno
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TextIO
+
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, SeverityNumber
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+from statsig_otel.config.model import Settings
+from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, Rejected, RetryLater
+
+_MISSING: Final = "-"
+_ELLIPSIS: Final = "…"
+_PASSING: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOSPC, errno.EDQUOT})
+_SEVERITIES: Final = SeverityNumber.DESCRIPTOR.values_by_number
+
+# The columns of `normal`: the least and the greatest width, and the colour (SGR parameters, ECMA-48 8.3.117).
+_COLUMNS: Final = (
+    (24, 24, "2"),  # time
+    (12, 28, "36"),  # type
+    (24, 48, "1"),  # title
+    (16, 32, ""),  # who
+    (10, 24, "32"),  # environments
+    (1, 24, "2"),  # source
+)
+_HEADING: Final = "1"
+_KEY: Final = "36"
+
+
+class DebugSettings(Settings):
+    """The settings of a `debug` exporter.
+
+    Attributes:
+        verbosity: `basic`: one line for each batch. `normal`: one line for each log record. `detailed`: everything. The
+            words are the Collector's; its default is `basic`.
+        color: `auto` colours where a terminal shows it, unless NO_COLOR or TERM=dumb says otherwise; FORCE_COLOR
+            colours without a terminal too. `always` and `never` ask nobody.
+    """
+
+    verbosity: Literal["basic", "normal", "detailed"] = "normal"
+    color: Literal["auto", "always", "never"] = "auto"
+
+
+class DebugExporter:
+    r"""Prints log records. What it prints is for eyes, not for programs, and may change with any version.
+
+    Everything that came from outside is made harmless first: characters that do not print are shown as escapes such
+    as `\x1b`. The timeout of `send` does not apply: a stopped terminal holds it up.
+    """
+
+    def __init__(self, name: str, settings: DebugSettings, stream: TextIO | None = None) -> None:
+        self._name = name
+        self._settings = settings
+        self._given_stream = stream
+        self._stream: TextIO | None = None
+        self._colored = False
+        self._widths = [least for least, _, _ in _COLUMNS]
+
+    def start(self) -> None:
+        """Choose where to print, the standard output by default, and whether in colour.
+
+        Raises:
+            OSError: The process has no standard output.
+        """
+        stream = self._given_stream or sys.stdout
+        if stream is None:
+            raise OSError(f"{self._name}: there is no standard output to print to; use the file exporter")
+        self._colored = _wants_color(self._settings.color, stream, os.environ)
+        self._stream = stream
+
+    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the seam's signature
+        """Print the batch.
+
+        Returns:
+            `Delivered`: It was written and flushed.
+            `RetryLater`: The output can't take it now (a full disk behind a redirection).
+            `Blocked`: Nobody reads any more: a broken pipe, a closed stream, a terminal that hung up. That doesn't
+                pass by itself.
+            `Rejected`: The payload is no `ExportLogsServiceRequest`.
+        """
+        stream = self._stream
+        if stream is None:
+            return RetryLater(f"{self._name} was not started, or was shut down")
+        try:
+            text = self._render(ExportLogsServiceRequest.FromString(payload))
+        except (DecodeError, RecursionError) as error:
+            return Rejected(f"the payload can't be read as an ExportLogsServiceRequest: {error}")
+        encoding = stream.encoding or "utf-8"
+        try:
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            stream.flush()
+        except ValueError as error:  # what Python's streams raise once closed
+            return Blocked(f"the output is closed: {error}")
+        except OSError as error:
+            if error.errno in _PASSING:
+                return RetryLater(f"the output can't be written now: {error}")
+            return Blocked(f"nobody reads the output: {error}")
+        return Delivered()
+
+    def shutdown(self) -> None:
+        """Print no more. The stream is not ours to close. Safe to call twice, and without a `start`."""
+        self._stream = None
+
+    def _render(self, request: ExportLogsServiceRequest) -> str:
+        if self._settings.verbosity == "detailed":
+            lines = self._detailed(request)
+        elif self._settings.verbosity == "normal":
+            lines = self._normal(request)
+        else:
+            lines = self._basic(request)
+        return "".join(f"{line}\n" for line in lines)
+
+    def _basic(self, request: ExportLogsServiceRequest) -> Iterator[str]:
+        count = sum(1 for _ in _log_records(request))
+        yield f"{_printable(self._name)}: {count} log record{'' if count == 1 else 's'}"
+
+    def _normal(self, request: ExportLogsServiceRequest) -> Iterator[str]:
+        rows = [
+            [_shorten(cell, most) for cell, (_, most, _) in zip(_cells(record), _COLUMNS, strict=True)]
+            for record in _log_records(request)
+        ]
+        # The widths never shrink, so that the lines of one batch stand below those of the batches before.
+        for row in rows:
+            self._widths = [max(width, _width(cell)) for width, cell in zip(self._widths, row, strict=True)]
+        for row in rows:
+            yield "  ".join(
+                self._color(cell, sgr) + " " * (width - _width(cell))
+                for cell, width, (_, _, sgr) in zip(row, self._widths, _COLUMNS, strict=True)
+            ).rstrip(" ")
+
+    def _detailed(self, request: ExportLogsServiceRequest) -> Iterator[str]:
+        for number, resource_logs in enumerate(request.resource_logs):
+            yield self._color(f"ResourceLogs #{number}", _HEADING)
+            yield from self._pairs("  ", _resource_pairs(resource_logs.resource, resource_logs.schema_url))
+            for scope_number, scope_logs in enumerate(resource_logs.scope_logs):
+                yield "  " + self._color(f"ScopeLogs #{scope_number}", _HEADING)
+                yield from self._pairs("    ", _scope_pairs(scope_logs.scope, scope_logs.schema_url))
+                for record_number, record in enumerate(scope_logs.log_records):
+                    yield "    " + self._color(f"LogRecord #{record_number}", _HEADING)
+                    yield from self._pairs("      ", _record_pairs(record))
+
+    def _pairs(self, indent: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+        """A `key  value` line for each pair, the values below each other, and their further lines too."""
+        shown = [(_printable(key), value) for key, value in pairs]
+        width = max((_width(key) for key, _ in shown), default=0)
+        for key, value in shown:
+            first, *others = (_printable(line) for line in value.replace("\r\n", "\n").split("\n"))
+            yield f"{indent}{self._color(key, _KEY)}{' ' * (width - _width(key))}  {first}".rstrip(" ")
+            for line in others:
+                yield f"{indent}{' ' * width}  {line}".rstrip(" ")
+
+    def _color(self, text: str, sgr: str) -> str:
+        return f"\x1b[{sgr}m{text}\x1b[0m" if self._colored and sgr else text
+
+
+def _wants_color(setting: str, stream: TextIO, environment: Mapping[str, str]) -> bool:
+    """Whether to colour. The order is that of Python's own tracebacks: NO_COLOR before FORCE_COLOR before TERM=dumb."""
+    if setting != "auto":
+        return setting == "always"
+    if environment.get("NO_COLOR"):
+        return False
+    if environment.get("FORCE_COLOR"):
+        return True
+    return environment.get("TERM") != "dumb" and stream.isatty()
+
+
+def _log_records(request: ExportLogsServiceRequest) -> Iterator[LogRecord]:
+    for resource_logs in request.resource_logs:
+        for scope_logs in resource_logs.scope_logs:
+            yield from scope_logs.log_records
+
+
+def _cells(record: LogRecord) -> tuple[str, ...]:
+    """The columns of `normal`. Records that are not ours show their event name and body where ours have attributes."""
+    attributes = {attribute.key: _text(attribute.value) for attribute in record.attributes}
+
+    def first(*keys: str, default: str = "") -> str:
+        return next((attributes[key] for key in keys if attributes.get(key)), default)
+
+    # OTLP's logs.proto: where the time is missing, use the observed one.
+    time = record.time_unix_nano or record.observed_time_unix_nano
+    cells = (
+        _time(time - time % 1_000_000),
+        first("change_event.type", default=record.event_name),
+        first("change_event.title", default=_text(record.body)),
+        first("user.email", "user.name", "user.id"),
+        _environments(record) or first("deployment.environment.name"),
+        first("change_event.source"),
+    )
+    return tuple(_printable(cell) or _MISSING for cell in cells)
+
+
+def _environments(record: LogRecord) -> str:
+    for attribute in record.attributes:
+        if attribute.key == "statsig.environments":
+            return ", ".join(_text(value) for value in attribute.value.array_value.values)
+    return ""
+
+
+def _resource_pairs(resource: Resource, schema_url: str) -> Iterator[tuple[str, str]]:
+    yield "SchemaURL", schema_url or _MISSING
+    yield from _attribute_pairs(resource.attributes, resource.dropped_attributes_count)
+    for reference in resource.entity_refs:
+        yield "EntityRef", json.dumps(json_format.MessageToDict(reference), ensure_ascii=False)
+
+
+def _scope_pairs(scope: InstrumentationScope, schema_url: str) -> Iterator[tuple[str, str]]:
+    yield "Name", scope.name or _MISSING
+    yield "Version", scope.version or _MISSING
+    yield "SchemaURL", schema_url or _MISSING
+    yield from _attribute_pairs(scope.attributes, scope.dropped_attributes_count)
+
+
+def _record_pairs(record: LogRecord) -> Iterator[tuple[str, str]]:
+    severity = _SEVERITIES.get(record.severity_number)
+    name = f" ({severity.name.removeprefix('SEVERITY_NUMBER_')})" if severity and severity.number else ""
+    yield "EventName", record.event_name or _MISSING
+    yield "Timestamp", _time(record.time_unix_nano)
+    yield "ObservedTimestamp", _time(record.observed_time_unix_nano)
+    yield "SeverityNumber", f"{record.severity_number}{name}" if record.severity_number else _MISSING
+    yield "SeverityText", record.severity_text or _MISSING
+    yield "Body", _text(record.body) or _MISSING
+    yield "TraceId", record.trace_id.hex() or _MISSING
+    yield "SpanId", record.span_id.hex() or _MISSING
+    yield "Flags", str(record.flags)
+    yield from _attribute_pairs(record.attributes, record.dropped_attributes_count)
+
+
+def _attribute_pairs(attributes: Iterable[KeyValue], dropped: int) -> Iterator[tuple[str, str]]:
+    if dropped:
+        yield "DroppedAttributesCount", str(dropped)
+    for attribute in attributes:
+        yield f"-> {attribute.key}", _text(attribute.value)
+
+
+def _text(value: AnyValue) -> str:
+    """A string as it is, an empty value as nothing, all else as JSON."""
+    plain = _plain(value)
+    if isinstance(plain, str):
+        return plain
+    return "" if plain is None else json.dumps(plain, ensure_ascii=False)
+
+
+def _plain(value: AnyValue) -> Any:
+    match value.WhichOneof("value"):
+        case None:
+            return None
+        case "array_value":
+            return [_plain(element) for element in value.array_value.values]
+        case "kvlist_value":
+            return {pair.key: _plain(pair.value) for pair in value.kvlist_value.values}
+        case "bytes_value":
+            return f"0x{value.bytes_value.hex()}"
+        case field:
+            return getattr(value, field)
+
+
+def _time(nanoseconds: int) -> str:
+    """RFC 3339, UTC, with milliseconds; with nanoseconds where there are any."""
+    if not nanoseconds:
+        return _MISSING
+    seconds, fraction = divmod(nanoseconds, 1_000_000_000)
+    digits = f"{fraction:09}"
+    if digits.endswith("000000"):
+        digits = digits[:3]
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{digits}Z"
+
+
+def _printable(text: str) -> str:
+    """Each character that does not print (controls, line ends, bidi overrides, zero widths) as its Python escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _width(text: str) -> int:
+    """How many cells of a terminal the text takes: two for East Asian wide characters, none for combining ones."""
+    if text.isascii():
+        return len(text)
+    return sum(_cell_width(character) for character in text)
+
+
+def _cell_width(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _shorten(text: str, most: int) -> str:
+    """The text, or its beginning and an ellipsis, in at most so many cells and twice as many characters."""
+    if _width(text) <= most and len(text) <= 2 * most:
+        return text
+    room, end = most - 1, 0
+    for character in text[: 2 * most - 1]:
+        room -= _cell_width(character)
+        if room < 0:
+            break
+        end += 1
+    return text[:end] + _ELLIPSIS

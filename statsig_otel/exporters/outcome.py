@@ -1,0 +1,66 @@
+"""What an exporter answers for one batch: five outcomes, as values.
+
+Each says what its sender does next. `statsig_otel.exporters.otlp_status` holds the table that turns gRPC and HTTP
+answers into them.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The backend has the batch; it is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLater:
+    """A passing fault: the same batch is sent again, without an end.
+
+    Attributes:
+        reason: What happened, for the log.
+        after: Seconds that the backend asks to wait at least; None where it named none.
+    """
+
+    reason: str
+    after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The backend refuses the data itself; sending the same bytes again can't help.
+
+    Attributes:
+        reason: What the backend said, for the log.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartiallyRejected:
+    """The backend took the batch but for some records, and does not say which.
+
+    OTLP forbids sending such a batch again (OTLP specification, "Partial Success").
+
+    Attributes:
+        count: How many log records were refused, at least 1.
+        reason: What the backend said, for the log.
+    """
+
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Neither the data nor a passing fault: somebody has to mend a key, an address or a certificate.
+
+    Attributes:
+        reason: What the backend or the library said, for the log.
+    """
+
+    reason: str
+
+
+Outcome: TypeAlias = Delivered | RetryLater | Rejected | PartiallyRejected | Blocked
