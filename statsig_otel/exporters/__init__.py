@@ -1,0 +1,62 @@
+"""From a record to a backend: the seams `Consumer` and `Exporter`, outcomes, and the exporters themselves.
+
+Names are loaded when they are first used, so that importing this package loads neither grpc nor an HTTP client.
+"""
+
+from typing import TYPE_CHECKING
+
+from statsig_otel._lazy import exports
+
+if TYPE_CHECKING:
+    from statsig_otel.exporters.consumer import Batch as Batch
+    from statsig_otel.exporters.consumer import Change as Change
+    from statsig_otel.exporters.consumer import Consumer as Consumer
+    from statsig_otel.exporters.consumer import Invalid as Invalid
+    from statsig_otel.exporters.consumer import Receipt as Receipt
+    from statsig_otel.exporters.consumer import RefusedError as RefusedError
+    from statsig_otel.exporters.debug import DebugExporter as DebugExporter
+    from statsig_otel.exporters.debug import DebugSettings as DebugSettings
+    from statsig_otel.exporters.exporter import Exporter as Exporter
+    from statsig_otel.exporters.file import FileExporter as FileExporter
+    from statsig_otel.exporters.file import FileSettings as FileSettings
+    from statsig_otel.exporters.otlp_grpc import OtlpGrpcExporter as OtlpGrpcExporter
+    from statsig_otel.exporters.otlp_http import OtlpHttpExporter as OtlpHttpExporter
+    from statsig_otel.exporters.otlp_settings import OtlpGrpcSettings as OtlpGrpcSettings
+    from statsig_otel.exporters.otlp_settings import OtlpHttpSettings as OtlpHttpSettings
+    from statsig_otel.exporters.outcome import Blocked as Blocked
+    from statsig_otel.exporters.outcome import Delivered as Delivered
+    from statsig_otel.exporters.outcome import Outcome as Outcome
+    from statsig_otel.exporters.outcome import PartiallyRejected as PartiallyRejected
+    from statsig_otel.exporters.outcome import Rejected as Rejected
+    from statsig_otel.exporters.outcome import RetryLater as RetryLater
+    from statsig_otel.exporters.synchronous import Route as Route
+    from statsig_otel.exporters.synchronous import SynchronousConsumer as SynchronousConsumer
+
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "Batch": "consumer",
+        "Blocked": "outcome",
+        "Change": "consumer",
+        "Consumer": "consumer",
+        "DebugExporter": "debug",
+        "DebugSettings": "debug",
+        "Delivered": "outcome",
+        "Exporter": "exporter",
+        "FileExporter": "file",
+        "FileSettings": "file",
+        "Invalid": "consumer",
+        "OtlpGrpcExporter": "otlp_grpc",
+        "OtlpGrpcSettings": "otlp_settings",
+        "OtlpHttpExporter": "otlp_http",
+        "OtlpHttpSettings": "otlp_settings",
+        "Outcome": "outcome",
+        "PartiallyRejected": "outcome",
+        "Receipt": "consumer",
+        "RefusedError": "consumer",
+        "Rejected": "outcome",
+        "RetryLater": "outcome",
+        "Route": "synchronous",
+        "SynchronousConsumer": "synchronous",
+    },
+)

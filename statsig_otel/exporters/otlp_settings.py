@@ -1,0 +1,427 @@
+"""What users write about an OTLP exporter. The keys are those of the Collector's configgrpc, confighttp and configtls.
+
+A key that a library can't honour is an error that says so: nothing that is accepted here goes without effect.
+"""
+
+import re
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Final, Literal
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from statsig_otel.config.model import Duration, Opaque, Settings
+
+_HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]+\]")
+_PORT: Final = re.compile(r"[0-9]{1,5}")
+# The schemes of gRPC's "Name Resolution" document that grpcio's library knows; the paths are its own business.
+_GRPC_TARGET: Final = re.compile(r"(?:dns://[!-.0-~]*/|unix:/|unix-abstract:|ipv4:|ipv6:)[!-~]+")
+_URL_TEXT: Final = re.compile(r"[!-~]+")
+_METADATA_KEY: Final = re.compile(r"[0-9a-z_.-]+")  # gRPC over HTTP/2, "Header-Name"
+_METADATA_VALUE: Final = re.compile(r"[ -~]*")  # the same, "ASCII-Value"
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1: a token
+_HEADER_VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110, section 5.5
+_GRPC_RESERVED: Final = frozenset({"content-type", "te", "user-agent", "host", "content-length", "connection"})
+_HTTP_RESERVED: Final = frozenset({
+    "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect", "host",
+    "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
+})  # fmt: skip
+_MAX_PORT: Final = 65535
+_NEVER_ASK: Final = "-"  # with no password at all, OpenSSL asks for one on the terminal
+
+
+def _compression(value: object) -> object:
+    if value in (None, "", "none"):
+        return "none"
+    if value in ("zstd", "snappy", "zlib", "deflate", "lz4", "x-snappy-framed"):
+        raise ValueError(f"{value} is not supported here; use gzip or none")
+    return value
+
+
+def _above_zero(seconds: float) -> float:
+    if not seconds > 0:
+        raise ValueError("must be longer than 0s")
+    return seconds
+
+
+def _tls_version(value: object) -> object:
+    text = str(value) if isinstance(value, float) else value  # YAML reads 1.3 without quotes as a number
+    if text in ("1.0", "1.1"):
+        raise ValueError(f"TLS {text} is not supported any more; use 1.2 or 1.3")
+    return text or None
+
+
+Compression = Annotated[Literal["gzip", "none"], BeforeValidator(_compression)]
+"""`gzip` or `none`."""
+
+Timeout = Annotated[Duration, AfterValidator(_above_zero)]
+"""Seconds, more than none."""
+
+TlsVersion = Annotated[Literal["1.2", "1.3"] | None, BeforeValidator(_tls_version)]
+"""`1.2`, `1.3`, or None for the library's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsMaterial:
+    """PEM texts, read and checked.
+
+    Attributes:
+        ca: The certificates to trust; None for the library's own.
+        certificate: The client's certificate and what it is chained to; None for no client certificate.
+        key: The client's private key; None for no client certificate.
+    """
+
+    ca: bytes | None = None
+    certificate: bytes | None = None
+    key: bytes | None = None
+
+
+class ClientTlsSettings(Settings):
+    """The client's side of TLS, with the keys of the Collector's configtls.
+
+    Attributes:
+        insecure: True for no TLS at all. Where the endpoint is a URL, its scheme decides instead.
+        ca_file: Path of the certificates to trust in place of the library's own.
+        ca_pem: The same as a text.
+        include_system_ca_certs_pool: Trust the system's certificates beside those of `ca_file`.
+        cert_file: Path of the client's certificate; needs a key.
+        cert_pem: The same as a text.
+        key_file: Path of the client's private key.
+        key_pem: The same as a text.
+        server_name_override: The name that the server's certificate has to bear, in place of the endpoint's host.
+        insecure_skip_verify: True for TLS with whoever answers.
+        min_version: The lowest TLS version to accept.
+    """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    insecure: bool = False
+    ca_file: str = ""
+    ca_pem: Opaque | None = None
+    include_system_ca_certs_pool: bool = False
+    cert_file: str = ""
+    cert_pem: Opaque | None = None
+    key_file: str = ""
+    key_pem: Opaque | None = None
+    server_name_override: str = ""
+    insecure_skip_verify: bool = False
+    min_version: TlsVersion = None
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> "ClientTlsSettings":
+        for name in ("ca", "cert", "key"):
+            if getattr(self, f"{name}_file") and getattr(self, f"{name}_pem") is not None:
+                raise ValueError(f"{name}_file and {name}_pem exclude each other; keep one of them")
+        has_certificate = bool(self.cert_file) or self.cert_pem is not None
+        has_key = bool(self.key_file) or self.key_pem is not None
+        if has_certificate and not has_key:
+            raise ValueError("a client certificate needs its private key: set key_file or key_pem")
+        if has_key and not has_certificate:
+            raise ValueError("a private key needs its client certificate: set cert_file or cert_pem")
+        return self
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether anything is set that only TLS can honour."""
+        return any(getattr(self, key) != field.default for key, field in ClientTlsSettings.model_fields.items()
+                   if key != "insecure")  # fmt: skip
+
+    def read(self) -> TlsMaterial:
+        """Read the files.
+
+        Raises:
+            OSError: A file can't be read; the message names its key.
+            ValueError: What was read is no certificate, no key, or the two don't belong together.
+        """
+        material = TlsMaterial(ca=self._read("ca"), certificate=self._read("cert"), key=self._read("key"))
+        self.context(material)
+        return material
+
+    def context(self, material: TlsMaterial) -> ssl.SSLContext:
+        """These settings for Python's own TLS.
+
+        Raises:
+            ValueError: As for `read`.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3 if self.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
+        if self.insecure_skip_verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if material.ca is None or self.include_system_ca_certs_pool:
+            context.load_default_certs()
+        if material.ca is not None:
+            try:
+                context.load_verify_locations(cadata=material.ca.decode("ascii"))
+            except (ssl.SSLError, ValueError) as error:
+                raise ValueError(f"tls::{self._key('ca')} holds no PEM certificate: {error}") from error
+        if material.certificate is not None and material.key is not None:
+            self._load_identity(context, material.certificate, material.key)
+        return context
+
+    def _load_identity(self, context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+        """Load the client's certificate. Python takes it from files only, so it stands in private ones for a moment."""
+        with TemporaryDirectory(prefix="statsig-otel-") as name:
+            files = {"cert": Path(name, "cert.pem"), "key": Path(name, "key.pem")}
+            files["cert"].write_bytes(certificate)
+            files["key"].write_bytes(key)
+            try:
+                context.load_cert_chain(files["cert"], files["key"], password=_NEVER_ASK)
+            except (ssl.SSLError, ValueError) as error:
+                raise ValueError(
+                    f"tls::{self._key('cert')} and tls::{self._key('key')} must hold a PEM certificate and its private "
+                    f"key, without a password: {error}"
+                ) from error
+
+    def _key(self, name: str) -> str:
+        return f"{name}_file" if getattr(self, f"{name}_file") else f"{name}_pem"
+
+    def _read(self, name: str) -> bytes | None:
+        path: str = getattr(self, f"{name}_file")
+        text: Opaque | None = getattr(self, f"{name}_pem")
+        if text is not None:
+            return text.reveal().encode()
+        if not path:
+            return None
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise OSError(error.errno, f"tls::{name}_file can't be read: {error.strerror}", path) from error
+
+
+class GrpcTlsSettings(ClientTlsSettings):
+    """What grpcio can do of it."""
+
+    @field_validator("insecure_skip_verify")
+    @classmethod
+    def _cannot_skip(cls, value: bool) -> bool:  # noqa: FBT001 - a validator's signature
+        if value:
+            raise ValueError(
+                "grpcio can't skip the verification of certificates: name the server's CA in ca_file, "
+                "or the name in its certificate in server_name_override"
+            )
+        return value
+
+    @field_validator("min_version")
+    @classmethod
+    def _cannot_raise(cls, value: str | None) -> str | None:
+        if value not in (None, "1.2"):
+            raise ValueError("grpcio can't set the lowest TLS version (it is 1.2); leave min_version out")
+        return value
+
+    @model_validator(mode="after")
+    def _cannot_add(self) -> "GrpcTlsSettings":
+        if self.include_system_ca_certs_pool and (self.ca_file or self.ca_pem is not None):
+            raise ValueError(
+                "grpcio can't add to the certificates that it trusts; put all that are needed into ca_file "
+                "and leave include_system_ca_certs_pool out"
+            )
+        return self
+
+
+class KeepaliveSettings(Settings):
+    """HTTP/2 pings on an open connection, as in the Collector's configgrpc. Many servers refuse a `time` under 5m.
+
+    Attributes:
+        time: Seconds without traffic before a ping.
+        timeout: Seconds to wait for its answer before the connection counts as dead.
+        permit_without_stream: Ping while nothing is being sent, too.
+    """
+
+    time: Timeout
+    timeout: Timeout = 20.0
+    permit_without_stream: bool = False
+
+
+class _OtlpSettings(Settings):
+    """What both protocols have.
+
+    Attributes:
+        headers: Sent with each request. The values are secret.
+        compression: Of the requests.
+    """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    headers: dict[str, Opaque] = Field(default_factory=dict)
+    compression: Compression = "gzip"
+
+
+class OtlpGrpcSettings(_OtlpSettings):
+    """An OTLP exporter over gRPC, with the keys of the Collector's `otlp` exporter.
+
+    Attributes:
+        endpoint: `host:port`; or `http://host:port` and `https://host:port`, whose scheme decides over TLS; or a gRPC
+            target such as `dns:///host:port` or `unix:///path`.
+        timeout: Seconds for one attempt, connecting included.
+        tls: TLS is on unless `insecure` is true or the endpoint says `http://`.
+        keepalive: Pings; off by default.
+        authority: The `:authority` of the requests, in place of the endpoint's.
+    """
+
+    endpoint: str
+    timeout: Timeout = 5.0
+    tls: GrpcTlsSettings = Field(default_factory=GrpcTlsSettings)
+    keepalive: KeepaliveSettings | None = None
+    authority: Annotated[str, Field(pattern=r"^[!-~]*$")] = ""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str) -> str:
+        if not value:
+            raise ValueError("must not be empty; write host:port, such as localhost:4317")
+        if value.startswith(("http://", "https://")):
+            parts = _split_url(value)
+            if parts.path not in ("", "/") or parts.query:
+                raise ValueError("gRPC takes no path: write host:port, or use the otlp_http exporter")
+            _check_host_port(parts.netloc, usual_port=4317)
+        elif not _GRPC_TARGET.fullmatch(value):
+            if "://" in value:
+                raise ValueError(f"{value!r} has an unknown scheme; write host:port, such as localhost:4317")
+            _check_host_port(value, usual_port=4317)
+        return value
+
+    @field_validator("headers")
+    @classmethod
+    def _check_headers(cls, headers: dict[str, Opaque]) -> dict[str, Opaque]:
+        checked = _legal_headers(
+            {key.lower(): value for key, value in headers.items()}, _METADATA_KEY, _METADATA_VALUE, _GRPC_RESERVED
+        )
+        if len(checked) != len(headers):
+            raise ValueError("two headers differ in upper and lower case only; gRPC has lower case only")
+        for key in checked:
+            if key.startswith("grpc-"):
+                raise ValueError(f"the header {key!r} is gRPC's own")
+            if key.endswith("-bin"):
+                raise ValueError(f"the header {key!r} is a binary one by its name; only text is supported here")
+        return checked
+
+    @model_validator(mode="after")
+    def _check_scheme(self) -> "OtlpGrpcSettings":
+        if self.endpoint.startswith("http://") and self.tls.is_configured:
+            raise ValueError("the endpoint says http://, which is plain text, but tls is set: write https://")
+        return self
+
+    @property
+    def target(self) -> str:
+        """The endpoint as gRPC wants it."""
+        if _GRPC_TARGET.fullmatch(self.endpoint):
+            return self.endpoint
+        return "dns:///" + self.endpoint.removeprefix("http://").removeprefix("https://").rstrip("/")
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        if self.endpoint.startswith(("http://", "https://")):
+            return self.endpoint.startswith("https://")
+        return not self.tls.insecure
+
+
+class OtlpHttpSettings(_OtlpSettings):
+    """An OTLP exporter over HTTP, with the keys of the Collector's `otlphttp` exporter.
+
+    Attributes:
+        endpoint: A URL; `/v1/logs` is appended to it. Its scheme decides over TLS.
+        logs_endpoint: A URL that is used as it is, and goes before `endpoint`.
+        timeout: Seconds for one attempt, connecting included.
+        tls: What an `https://` URL uses.
+    """
+
+    endpoint: str = ""
+    logs_endpoint: str = ""
+    timeout: Timeout = 30.0
+    tls: ClientTlsSettings = Field(default_factory=ClientTlsSettings)
+
+    @field_validator("endpoint", "logs_endpoint")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        if not value:
+            return value
+        if not value.startswith(("http://", "https://")):
+            raise ValueError(f"{value!r} has no scheme; write http://HOST:PORT (plain text) or https://HOST:PORT")
+        parts = _split_url(value)
+        host, port = _host_and_port(parts.netloc)
+        if not _HOST.fullmatch(host) or (port and not _is_port(port)):
+            raise ValueError(f"{parts.netloc!r} is no host with an optional port, such as localhost:4318")
+        return value
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_base(cls, value: str) -> str:
+        if "?" in value:
+            raise ValueError("/v1/logs can't be appended to a URL with a query; put the whole URL into logs_endpoint")
+        return value
+
+    @field_validator("headers")
+    @classmethod
+    def _check_headers(cls, headers: dict[str, Opaque]) -> dict[str, Opaque]:
+        if len({key.lower() for key in headers}) != len(headers):
+            raise ValueError("two headers differ in upper and lower case only, which means nothing in HTTP")
+        return _legal_headers(headers, _HEADER_NAME, _HEADER_VALUE, _HTTP_RESERVED)
+
+    @model_validator(mode="after")
+    def _check_urls(self) -> "OtlpHttpSettings":
+        if not self.endpoint and not self.logs_endpoint:
+            raise ValueError("needs an endpoint, such as http://localhost:4318, or a logs_endpoint")
+        if self.url.scheme == "http" and self.tls.is_configured:
+            raise ValueError("the URL says http://, which is plain text, but tls is set: write https://")
+        return self
+
+    @property
+    def url(self) -> SplitResult:
+        """Where log records are posted to."""
+        return urlsplit(self.logs_endpoint or self.endpoint.rstrip("/") + "/v1/logs")
+
+
+def _split_url(value: str) -> SplitResult:
+    # The value itself stays out of most messages: it may hold a password or a key.
+    if not _URL_TEXT.fullmatch(value):
+        raise ValueError("a URL holds no blanks, and all but ASCII in percent-encoding")
+    if "#" in value:
+        raise ValueError("a URL to send to has no fragment (#)")
+    try:
+        parts = urlsplit(value)
+    except ValueError as error:
+        raise ValueError(f"is no URL: {error}") from error
+    if "@" in parts.netloc:
+        raise ValueError("credentials don't belong in the URL; put them into headers")
+    return parts
+
+
+def _host_and_port(value: str) -> tuple[str, str]:
+    if value.startswith("[") or value.count(":") == 1:
+        host, colon, port = value.rpartition(":")
+        return (host, port or ":") if colon and not port.endswith("]") else (value, "")
+    return value, ""
+
+
+def _is_port(value: str) -> bool:
+    return bool(_PORT.fullmatch(value)) and 0 < int(value) <= _MAX_PORT
+
+
+def _check_host_port(value: str, *, usual_port: int) -> None:
+    host, port = _host_and_port(value)
+    if not port and _HOST.fullmatch(host):
+        raise ValueError(f"{value!r} has no port; write {host}:{usual_port} if the server uses the usual one")
+    if not _HOST.fullmatch(host) or not _is_port(port):
+        raise ValueError(f"{value!r} is no host:port, such as localhost:{usual_port} or [::1]:{usual_port}")
+
+
+def _legal_headers(
+    headers: dict[str, Opaque], key_grammar: re.Pattern[str], value_grammar: re.Pattern[str], reserved: frozenset[str]
+) -> dict[str, Opaque]:
+    """Check names and values. No message holds a value."""
+    for key, opaque in headers.items():
+        value = opaque.reveal()
+        if not key_grammar.fullmatch(key):
+            raise ValueError(f"{key!r} is no name of a header: letters, digits, - and _ only")
+        if key.lower() in reserved:
+            raise ValueError(f"the header {key!r} is set by the exporter itself; leave it out")
+        if not value_grammar.fullmatch(value):
+            raise ValueError(f"the value of the header {key!r} holds a line break or another character it can't")
+        if value != value.strip():
+            raise ValueError(f"the value of the header {key!r} begins or ends with a blank; remove it")
+    return headers

@@ -1,0 +1,336 @@
+"""What users may write about an OTLP exporter, and what they are told where it is wrong."""
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from statsig_otel.config.model import Opaque
+from statsig_otel.exporters.otlp_settings import ClientTlsSettings, OtlpGrpcSettings, OtlpHttpSettings
+from tests.peers.certs import Authority, Certificate
+
+GRPC = {"endpoint": "localhost:4317"}
+HTTP = {"endpoint": "http://localhost:4318"}
+
+
+def refusal(model: type[OtlpGrpcSettings | OtlpHttpSettings], **keys: Any) -> str:
+    """The message of the only error."""
+    with pytest.raises(ValidationError) as caught:
+        model(**keys)
+    (error,) = caught.value.errors()
+    return f"{'::'.join(str(part) for part in error['loc'])}: {error['msg']}"
+
+
+def test_defaults_are_the_collectors() -> None:
+    grpc, http = OtlpGrpcSettings.model_validate(GRPC), OtlpHttpSettings.model_validate(HTTP)
+    assert (grpc.timeout, grpc.compression, grpc.uses_tls) == (5.0, "gzip", True)
+    assert (http.timeout, http.compression, http.url.geturl()) == (30.0, "gzip", "http://localhost:4318/v1/logs")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "insecure", "target", "uses_tls"),
+    [
+        ("collector:4317", False, "dns:///collector:4317", True),
+        ("collector:4317", True, "dns:///collector:4317", False),
+        ("10.0.0.1:4317", True, "dns:///10.0.0.1:4317", False),
+        ("[::1]:4317", True, "dns:///[::1]:4317", False),
+        ("http://collector:4317", False, "dns:///collector:4317", False),
+        ("http://collector:4317/", True, "dns:///collector:4317", False),
+        ("https://collector:4317", False, "dns:///collector:4317", True),
+        ("https://collector:4317", True, "dns:///collector:4317", True),
+        ("dns:///collector:4317", False, "dns:///collector:4317", True),
+        ("dns://10.0.0.53/collector:4317", False, "dns://10.0.0.53/collector:4317", True),
+        ("unix:///run/otlp.sock", True, "unix:///run/otlp.sock", False),
+        ("unix-abstract:otlp", True, "unix-abstract:otlp", False),
+        ("ipv4:10.0.0.1:4317,10.0.0.2:4317", True, "ipv4:10.0.0.1:4317,10.0.0.2:4317", False),
+    ],
+)
+def test_grpc_endpoint(endpoint: str, insecure: bool, target: str, uses_tls: bool) -> None:  # noqa: FBT001 - parameters
+    settings = OtlpGrpcSettings.model_validate({"endpoint": endpoint, "tls": {"insecure": insecure}})
+    assert (settings.target, settings.uses_tls) == (target, uses_tls)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "hint"),
+    [
+        ("", "localhost:4317"),
+        ("collector", "has no port; write collector:4317"),
+        ("http://collector", "has no port; write collector:4317"),
+        ("collector:", "is no host:port"),
+        ("collector:otlp", "is no host:port"),
+        ("collector:0", "is no host:port"),
+        ("collector:65536", "is no host:port"),
+        ("::1:4317", "is no host:port"),
+        ("col lector:4317", "is no host:port"),
+        ("collector:4317/v1/logs", "is no host:port"),
+        ("http://collector:4317/v1/logs", "use the otlp_http exporter"),
+        ("https://collector:4317?x=1", "use the otlp_http exporter"),
+        ("https://user:secret@collector:4317", "put them into headers"),
+        ("tcp://collector:4317", "unknown scheme"),
+        ("xds:///collector", "unknown scheme"),
+        ("http://[::1", "is no URL"),
+    ],
+)
+def test_wrong_grpc_endpoints_get_a_hint(endpoint: str, hint: str) -> None:
+    message = refusal(OtlpGrpcSettings, endpoint=endpoint, tls={"insecure": True})
+    assert message.startswith("endpoint: ")
+    assert hint in message
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "url"),
+    [
+        ({"endpoint": "http://h:4318"}, "http://h:4318/v1/logs"),
+        ({"endpoint": "http://h:4318/"}, "http://h:4318/v1/logs"),
+        ({"endpoint": "https://h/otlp"}, "https://h/otlp/v1/logs"),
+        ({"endpoint": "https://[::1]:4318"}, "https://[::1]:4318/v1/logs"),
+        ({"endpoint": "https://[::1]"}, "https://[::1]/v1/logs"),
+        ({"logs_endpoint": "https://h/in?key=1"}, "https://h/in?key=1"),
+        ({"logs_endpoint": "https://h/in/", "endpoint": "http://other:1"}, "https://h/in/"),
+    ],
+)
+def test_http_url(keys: dict[str, str], url: str) -> None:
+    assert OtlpHttpSettings.model_validate(keys).url.geturl() == url
+
+
+@pytest.mark.parametrize(
+    ("keys", "hint"),
+    [
+        ({}, "needs an endpoint, such as http://localhost:4318"),
+        ({"endpoint": "h:4318"}, "write http://HOST:PORT (plain text) or https://HOST:PORT"),
+        ({"endpoint": "ftp://h"}, "has no scheme"),
+        ({"endpoint": "http://"}, "is no host"),
+        ({"endpoint": "http://h:"}, "is no host"),
+        ({"endpoint": "http://h:x"}, "is no host"),
+        ({"endpoint": "http://h:70000"}, "is no host"),
+        ({"endpoint": "http://::1:4318"}, "is no host"),
+        ({"endpoint": "http://h/a b"}, "percent-encoding"),
+        ({"endpoint": "http://h/ü"}, "percent-encoding"),
+        ({"endpoint": "http://h/\r\nX: 1"}, "percent-encoding"),
+        ({"endpoint": "http://h/#x"}, "fragment"),
+        ({"endpoint": "http://h/?x"}, "put the whole URL into logs_endpoint"),
+        ({"logs_endpoint": "https://user:secret@h/"}, "put them into headers"),
+        ({"logs_endpoint": "h/v1/logs"}, "has no scheme"),
+        ({"endpoint": "http://h", "tls": {"ca_file": "ca.pem"}}, "write https://"),
+    ],
+)
+def test_wrong_http_urls_get_a_hint(keys: dict[str, Any], hint: str) -> None:
+    message = refusal(OtlpHttpSettings, **keys)
+    assert hint in message
+    assert "secret" not in message
+
+
+URL_LIKE = st.from_regex(r"(https?://|dns:///?|unix:|ipv4:)?[\[\]a-z0-9:@/?#%. -]*", fullmatch=True)
+
+
+@given(endpoint=st.text() | URL_LIKE)
+def test_any_endpoint_is_refused_or_usable(endpoint: str) -> None:
+    """No other error than the one for users, and no line break gets through."""
+    try:
+        target = OtlpGrpcSettings(endpoint=endpoint).target
+        assert ":" in target
+        assert target.isascii()
+        assert not set(target) & set(" \r\n")
+    except ValidationError:
+        pass
+    try:
+        url = OtlpHttpSettings(endpoint=endpoint).url
+        assert url.hostname
+        assert url.port is None or 0 < url.port < 65536
+        assert url.path.endswith("/v1/logs")
+    except ValidationError:
+        pass
+
+
+def test_plain_text_and_tls_settings_contradict_each_other() -> None:
+    assert "write https://" in refusal(OtlpGrpcSettings, endpoint="http://h:1", tls={"server_name_override": "x"})
+
+
+@pytest.mark.parametrize("value", ["none", "", None])
+def test_compression_can_be_switched_off(value: str | None) -> None:
+    assert OtlpGrpcSettings.model_validate({**GRPC, "compression": value}).compression == "none"
+
+
+@pytest.mark.parametrize("value", ["zstd", "snappy", "zlib", "deflate", "lz4"])
+@pytest.mark.parametrize(("model", "keys"), [(OtlpGrpcSettings, GRPC), (OtlpHttpSettings, HTTP)])
+def test_other_compressions_are_refused(
+    model: type[OtlpGrpcSettings | OtlpHttpSettings], keys: dict[str, Any], value: str
+) -> None:
+    expected = f"compression: Value error, {value} is not supported here; use gzip or none"
+    assert refusal(model, **keys, compression=value) == expected
+
+
+def test_a_timeout_is_above_zero() -> None:
+    assert "longer than 0s" in refusal(OtlpGrpcSettings, **GRPC, timeout="0s")
+    assert OtlpHttpSettings.model_validate({**HTTP, "timeout": "1m"}).timeout == 60.0
+
+
+def test_unknown_keys_are_refused() -> None:
+    assert refusal(OtlpGrpcSettings, **GRPC, balancer_name="x").startswith("balancer_name: ")
+    assert refusal(OtlpHttpSettings, **HTTP, tls={"reload_interval": "1h"}).startswith("tls::reload_interval: ")
+
+
+def test_header_values_are_secret_and_grpc_names_in_lower_case() -> None:
+    settings = OtlpGrpcSettings.model_validate({**GRPC, "headers": {"API-Key": "hush"}})
+    assert settings.headers == {"api-key": Opaque("hush")}
+    assert "hush" not in repr(settings) + settings.model_dump_json()
+
+
+WRONG_HEADERS = [
+    ({"a b": "v"}, "is no name"),
+    ({"": "v"}, "is no name"),
+    ({"a:b": "v"}, "is no name"),
+    ({"ä": "v"}, "is no name"),
+    ({"Content-Type": "hush"}, "set by the exporter itself"),
+    ({"user-agent": "hush"}, "set by the exporter itself"),
+    ({"k": "hush\r\nx: y"}, "line break"),
+    ({"k": "hush\x00"}, "line break"),
+    ({"k": "hush\u20ac"}, "it can't"),
+    ({"k": "hush "}, "begins or ends with a blank"),
+    ({"k": "hush", "K": "hush"}, "upper and lower case"),
+]
+
+
+@pytest.mark.parametrize(("headers", "hint"), WRONG_HEADERS)
+@pytest.mark.parametrize(("model", "keys"), [(OtlpGrpcSettings, GRPC), (OtlpHttpSettings, HTTP)])
+def test_wrong_headers_get_a_hint(
+    model: type[OtlpGrpcSettings | OtlpHttpSettings], keys: dict[str, Any], headers: dict[str, str], hint: str
+) -> None:
+    """And no message shows a value."""
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate({**keys, "headers": headers})
+    assert hint in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("headers", "hint"),
+    [({"grpc-timeout": "1S"}, "gRPC's own"), ({"x-bin": "v"}, "only text"), ({"x": "caf\xe9"}, "it can't")],
+)
+def test_grpc_metadata_is_narrower(headers: dict[str, str], hint: str) -> None:
+    assert hint in refusal(OtlpGrpcSettings, **GRPC, headers=headers)
+    OtlpHttpSettings.model_validate({**HTTP, "headers": headers})
+
+
+@pytest.mark.parametrize(
+    ("tls", "hint"),
+    [
+        ({"cert_file": "c"}, "needs its private key"),
+        ({"cert_pem": "c"}, "needs its private key"),
+        ({"key_file": "k"}, "needs its client certificate"),
+        ({"key_pem": "k"}, "needs its client certificate"),
+        ({"ca_file": "a", "ca_pem": "a"}, "ca_file and ca_pem exclude each other"),
+        ({"cert_file": "c", "cert_pem": "c", "key_file": "k"}, "cert_file and cert_pem exclude each other"),
+        ({"min_version": "1.1"}, "use 1.2 or 1.3"),
+        ({"min_version": 1.0}, "use 1.2 or 1.3"),
+        ({"min_version": "2"}, "Input should be '1.2' or '1.3'"),
+    ],
+)
+def test_wrong_tls_settings_get_a_hint(tls: dict[str, Any], hint: str) -> None:
+    message = refusal(OtlpHttpSettings, endpoint="https://h", tls=tls)
+    assert message.startswith("tls")
+    assert hint in message
+
+
+@pytest.mark.parametrize(
+    ("tls", "hint"),
+    [
+        ({"insecure_skip_verify": True}, "tls::insecure_skip_verify: Value error, grpcio can't skip"),
+        ({"min_version": "1.3"}, "tls::min_version: Value error, grpcio can't set"),
+        ({"ca_file": "a", "include_system_ca_certs_pool": True}, "tls: Value error, grpcio can't add"),
+    ],
+)
+def test_what_grpcio_cannot_do_is_an_error(tls: dict[str, Any], hint: str) -> None:
+    assert refusal(OtlpGrpcSettings, **GRPC, tls=tls).startswith(hint)
+    OtlpHttpSettings.model_validate({"endpoint": "https://h", "tls": tls})
+
+
+def test_min_version_may_be_a_yaml_number() -> None:
+    settings = ClientTlsSettings.model_validate({"min_version": 1.3})
+    assert settings.context(settings.read()).minimum_version is ssl.TLSVersion.TLSv1_3
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture(scope="module")
+def client(authority: Authority) -> Certificate:
+    return authority.issue("client.test")
+
+
+def test_files_and_texts_are_read_alike(authority: Authority, client: Certificate, tmp_path: Path) -> None:
+    cert_file, key_file = client.write(tmp_path)
+    files = ClientTlsSettings(ca_file=authority.write(tmp_path), cert_file=cert_file, key_file=key_file)
+    texts = ClientTlsSettings(
+        ca_pem=Opaque(authority.pem.decode()),
+        cert_pem=Opaque(client.chain.decode()),
+        key_pem=Opaque(client.key.decode()),
+    )
+    assert files.read() == texts.read()
+    assert client.key.decode() not in repr(texts)
+
+
+def test_a_missing_file_is_named_with_its_key(tmp_path: Path) -> None:
+    path = str(tmp_path / "absent.pem")
+    with pytest.raises(FileNotFoundError, match=r"tls::ca_file can't be read.*absent\.pem"):
+        ClientTlsSettings(ca_file=path).read()
+    with pytest.raises(OSError, match="tls::cert_file can't be read"):
+        ClientTlsSettings(cert_file=str(tmp_path), key_file=path).read()
+
+
+@pytest.mark.parametrize("text", [b"", b"garbage", b"caf\xc3\xa9", b"\xff\x00"])
+def test_a_file_without_a_certificate_is_named_with_its_key(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match="tls::ca_file holds no PEM certificate"):
+        ClientTlsSettings(ca_file=str(path)).read()
+
+
+def test_a_certificate_and_a_key_must_belong_together(authority: Authority, client: Certificate) -> None:
+    other = authority.issue("other.test")
+    for chain, key in ((client.chain, other.key), (client.key, client.key), (client.chain, b"garbage")):
+        settings = ClientTlsSettings(cert_pem=Opaque(chain.decode()), key_pem=Opaque(key.decode()))
+        with pytest.raises(ValueError, match="tls::cert_pem and tls::key_pem must hold") as caught:
+            settings.read()
+        assert "PRIVATE" not in str(caught.value)
+
+
+def test_an_encrypted_key_is_an_error_and_no_question(client: Certificate) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    key = serialization.load_pem_private_key(client.key, None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"hush"),
+    )
+    settings = ClientTlsSettings(cert_pem=Opaque(client.chain.decode()), key_pem=Opaque(key.decode()))
+    with pytest.raises(ValueError, match="without a password"):
+        settings.read()
+
+
+def test_system_certificates_can_be_trusted_beside_others(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", Authority().write(tmp_path, "system"))
+    pem = Opaque(authority.pem.decode())
+    alone = ClientTlsSettings(ca_pem=pem)
+    both = ClientTlsSettings(ca_pem=pem, include_system_ca_certs_pool=True)
+    assert len(alone.context(alone.read()).get_ca_certs()) == 1
+    assert len(both.context(both.read()).get_ca_certs()) == 2
+
+
+def test_the_models_can_be_extended() -> None:
+    """Other layers add keys such as retry_on_failure by a subclass."""
+
+    class Extended(OtlpGrpcSettings):
+        more: int = 0
+
+    settings = Extended.model_validate({"endpoint": "http://h:1", "more": 2})
+    assert (settings.more, settings.target) == (2, "dns:///h:1")

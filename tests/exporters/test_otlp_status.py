@@ -1,0 +1,308 @@
+"""The table from a backend's answer to an outcome: complete, and deaf to nonsense."""
+
+from email.utils import formatdate
+from http import HTTPStatus
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo  # type: ignore[import-untyped] # it has no py.typed
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # as above
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statsig_otel.exporters import otlp_status as table
+from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from tests.peers.otlp_servers import partial_success, retry_info
+
+NOW = 1_700_000_000.0
+
+GRPC = {
+    "CANCELLED": RetryLater,
+    "UNKNOWN": Blocked,
+    "INVALID_ARGUMENT": Rejected,
+    "DEADLINE_EXCEEDED": RetryLater,
+    "NOT_FOUND": Blocked,
+    "ALREADY_EXISTS": Blocked,
+    "PERMISSION_DENIED": Blocked,
+    "RESOURCE_EXHAUSTED": Rejected,
+    "FAILED_PRECONDITION": Blocked,
+    "ABORTED": RetryLater,
+    "OUT_OF_RANGE": RetryLater,
+    "UNIMPLEMENTED": Blocked,
+    "INTERNAL": Blocked,
+    "UNAVAILABLE": RetryLater,
+    "DATA_LOSS": RetryLater,
+    "UNAUTHENTICATED": Blocked,
+}
+HTTP_RETRY_LATER = {429, 502, 503, 504}
+HTTP_REJECTED = {400, 413, 422}
+
+
+def http_expected(status: int) -> type[Outcome]:
+    if status in HTTP_RETRY_LATER:
+        return RetryLater
+    return Rejected if status in HTTP_REJECTED else Blocked
+
+
+def reason(outcome: Outcome) -> str:
+    assert not isinstance(outcome, Delivered)
+    return outcome.reason
+
+
+def test_the_expectation_names_every_grpc_code_but_ok() -> None:
+    assert {code.name for code in grpc.StatusCode} - {"OK"} == set(GRPC)
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_every_grpc_code_has_its_outcome(code: grpc.StatusCode) -> None:
+    outcome = table.grpc_failure(code.value[0], "so it is")
+    assert type(outcome) is GRPC[code.name]
+    assert reason(outcome) == f"{code.name}: so it is"
+
+
+@pytest.mark.parametrize("code", [-1, 17, 99, 2**31])
+def test_a_grpc_code_outside_the_enumeration_is_blocked(code: int) -> None:
+    assert table.grpc_failure(code, "") == Blocked(f"gRPC code {code}")
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_retry_info_makes_only_resource_exhausted_retryable(code: grpc.StatusCode) -> None:
+    outcome = table.grpc_failure(code.value[0], "", retry_info(3, code=code.value[0]))
+    expected = RetryLater if code is grpc.StatusCode.RESOURCE_EXHAUSTED else GRPC[code.name]
+    assert type(outcome) is expected
+    if isinstance(outcome, RetryLater):
+        assert outcome.after == 3.0
+
+
+@pytest.mark.parametrize("status", [s for s in range(100, 600) if not 200 <= s < 300])
+def test_every_http_status_has_its_outcome(status: int) -> None:
+    outcome = table.http_failure(status, b"so it is")
+    assert type(outcome) is http_expected(status)
+    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
+    assert reason(outcome) == " ".join(f"HTTP {status} {phrase}".split()) + ": so it is"
+
+
+@pytest.mark.parametrize("status", [0, 600, 999])
+def test_an_http_status_outside_all_classes_is_blocked(status: int) -> None:
+    assert table.http_failure(status) == Blocked(f"HTTP {status}")
+
+
+@pytest.mark.parametrize("status", sorted(HTTP_RETRY_LATER))
+def test_retry_after_is_honoured_by_every_retryable_http_status(status: int) -> None:
+    outcome = table.http_failure(status, retry_after="7", now=NOW)
+    assert isinstance(outcome, RetryLater)
+    assert outcome.after == 7.0
+
+
+@pytest.mark.parametrize(
+    ("details", "expected"),
+    [
+        pytest.param(b"", (False, None), id="no details"),
+        pytest.param(b"\xff\xfe garbage", (False, None), id="no Status"),
+        pytest.param(Status(code=8).SerializeToString(), (False, None), id="a Status without details"),
+        pytest.param(retry_info(5), (True, 5.0), id="seconds"),
+        pytest.param(retry_info(0, 250_000_000), (True, 0.25), id="nanoseconds"),
+        pytest.param(retry_info(0), (True, 0.0), id="no wait"),
+        pytest.param(retry_info(None), (True, None), id="without a delay"),
+        pytest.param(retry_info(-5), (True, None), id="negative"),
+        pytest.param(retry_info(10**11), (True, 3600.0), id="absurd"),
+    ],
+)
+def test_retry_info(details: bytes, expected: tuple[bool, float | None]) -> None:
+    assert table.retry_info(details) == expected
+
+
+def test_retry_info_is_found_among_other_details() -> None:
+    status = Status(code=14)
+    status.details.add().Pack(ErrorInfo(reason="QUOTA"))
+    status.details.add().Pack(RetryInfo(retry_delay=Duration(seconds=2)))
+    assert table.retry_info(status.SerializeToString()) == (True, 2.0)
+
+
+def test_retry_info_whose_own_bytes_are_broken_says_nothing() -> None:
+    status = Status(code=14)
+    status.details.add(type_url="type.googleapis.com/google.rpc.RetryInfo", value=b"\x0a\xff")
+    assert table.retry_info(status.SerializeToString()) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("0", 0.0),
+        ("7", 7.0),
+        (" 7\t", 7.0),
+        ("007", 7.0),
+        ("99999999999", 3600.0),
+        ("9" * 5000, 3600.0),
+        ("-1", None),
+        ("+7", None),
+        ("1.5", None),
+        ("7s", None),
+        ("1_0", None),
+        ("٧", None),
+        ("", None),
+        ("soon", None),
+        ("7, 8", None),
+        (formatdate(NOW + 42, usegmt=True), 42.0),
+        ("Tuesday, 14-Nov-23 22:14:02 GMT", 42.0),  # RFC 850, which RFC 9110 still wants to be read
+        ("Tue Nov 14 22:14:02 2023", 42.0),  # asctime, the same
+        (formatdate(NOW, usegmt=True), 0.0),
+        (formatdate(NOW - 1, usegmt=True), None),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0),
+        ("Fri, 31 Feb 2023 23:59:59 GMT", None),
+        ("Fri, 31 Dec 99999 23:59:59 GMT", None),
+        ("Mon, 00 Xyz 0000 99:99:99 GMT", None),
+    ],
+)
+def test_retry_after(value: str, expected: float | None) -> None:
+    assert table.parse_retry_after(value, NOW) == expected
+
+
+DATE_LIKE = st.from_regex(r"[A-Z][a-z]{2,8},? [A-Za-z0-9 :-]{12,32}", fullmatch=True)
+
+
+@given(value=st.text() | DATE_LIKE, now=st.floats(0, 4e9))
+def test_any_retry_after_is_nothing_or_a_bounded_wait(value: str, now: float) -> None:
+    after = table.parse_retry_after(value, now)
+    assert after is None or 0 <= after <= table.MAX_RETRY_AFTER
+
+
+PROTOBUF_LIKE = st.builds(
+    lambda value, tail: (
+        Status(details=[{"type_url": "type.googleapis.com/google.rpc.RetryInfo", "value": value}]).SerializeToString()
+        + tail
+    ),
+    st.binary() | st.builds(retry_info, st.integers(-(2**63), 2**63 - 1), st.integers(-(2**31), 2**31 - 1)),
+    st.binary(max_size=3),
+)
+
+
+@given(details=st.binary() | PROTOBUF_LIKE, code=st.integers(0, 20), message=st.text())
+def test_any_status_details_give_an_outcome(details: bytes, code: int, message: str) -> None:
+    """Whatever a trailer holds, nothing is raised, and the code alone decides where it says nothing."""
+    found, after = table.retry_info(details)
+    assert after is None or (found and 0 <= after <= table.MAX_RETRY_AFTER)
+    assert isinstance(table.grpc_failure(code, message, details), Outcome)
+
+
+@given(
+    body=st.binary(),
+    content_type=st.sampled_from(["", "application/x-protobuf", "application/json", "text/html; charset=x"]),
+    count=st.integers(1, 1000),
+    status=st.integers(100, 599),
+)
+def test_any_body_gives_an_outcome(body: bytes, content_type: str, count: int, status: int) -> None:
+    outcome = table.success(body, count, content_type=content_type).outcome
+    assert outcome == Delivered() or (isinstance(outcome, PartiallyRejected) and 1 <= outcome.count <= count)
+    assert isinstance(table.http_failure(status, body, content_type=content_type), Outcome)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        pytest.param(b"", table.Success(Delivered()), id="empty"),
+        pytest.param(b"\xff", table.Success(Delivered()), id="unreadable"),
+        pytest.param(partial_success(0), table.Success(Delivered()), id="nothing refused"),
+        pytest.param(partial_success(0, "old\nclient"), table.Success(Delivered(), "old client"), id="only a warning"),
+        pytest.param(partial_success(-3, "odd"), table.Success(Delivered(), "odd"), id="negative"),
+        pytest.param(partial_success(3, "too old"), table.Success(PartiallyRejected(3, "too old")), id="some refused"),
+        pytest.param(partial_success(1), table.Success(PartiallyRejected(1, "no reason given")), id="without a reason"),
+        pytest.param(partial_success(99, "x"), table.Success(PartiallyRejected(5, "x")), id="more than were sent"),
+    ],
+)
+def test_success(body: bytes, expected: table.Success) -> None:
+    assert table.success(body, 5) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "expected"),
+    [
+        (b'{"partialSuccess":{"rejectedLogRecords":"2","errorMessage":"m"}}', "application/json", 2),
+        (b'{"partialSuccess":{"rejectedLogRecords":2}, "new": 1}', "Application/JSON; charset=utf-8", 2),
+        (b'{"partialSuccess":{"rejectedLogRecords":1e400}}', "application/json", 0),
+        (b"[" * 100_000, "application/json", 0),
+        (partial_success(2), "", 2),
+        (partial_success(2), "text/plain", 0),
+        (b"<html>", "text/html", 0),
+    ],
+)
+def test_success_of_other_content_types(body: bytes, content_type: str, expected: int) -> None:
+    outcome = table.success(body, 5, content_type=content_type).outcome
+    assert (outcome.count if isinstance(outcome, PartiallyRejected) else 0) == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("failed to connect to all addresses; last error: UNKNOWN: x: CERTIFICATE_VERIFY_FAILED: expired", Blocked),
+        ("failed to connect to all addresses; last error: x: Hostname Verification Check failed.", Blocked),
+        ("failed to connect to all addresses; last error: Peer name a is not in peer certificate", Blocked),
+        ("failed to connect to all addresses; last error: x: TLSV1_ALERT_UNKNOWN_CA: OK", Blocked),
+        ("failed to connect to all addresses; last error: x: SSLV3_ALERT_BAD_CERTIFICATE: OK", Blocked),
+        ("failed to connect to all addresses; last error: x: SSLV3_ALERT_HANDSHAKE_FAILURE: OK", RetryLater),
+        ("failed to connect to all addresses; last error: x: WRONG_VERSION_NUMBER", RetryLater),
+        ("failed to connect to all addresses; last error: x: Connection refused", RetryLater),
+        # A gateway telling of its own trouble is up, and may come right by itself.
+        ("no backend: CERTIFICATE_VERIFY_FAILED", RetryLater),
+    ],
+)
+def test_unavailable_for_a_certificate_is_blocked(message: str, expected: type[Outcome]) -> None:
+    assert type(table.grpc_failure(14, message)) is expected
+
+
+def test_a_response_too_large_for_us_is_delivered() -> None:
+    """A limit of ours says nothing about the data; the server's own limit does."""
+    ours = f"CLIENT: Received message larger than max (5242880 vs. {table.MAX_RESPONSE_BYTES})"
+    theirs = "grpc: received message larger than max (5242880 vs. 4194304)"
+    assert table.grpc_failure(8, ours) == Delivered()
+    assert isinstance(table.grpc_failure(8, theirs), Rejected)
+
+
+def test_the_message_of_a_status_body_is_read() -> None:
+    status = Status(code=3, message="bad\x00data")
+    binary, text = status.SerializeToString(), b'{"code": 3, "message": "bad data"}'
+    assert table.http_failure(400, binary, content_type=table.PROTOBUF) == Rejected("HTTP 400 Bad Request: bad data")
+    assert table.http_failure(400, text, content_type="application/json") == Rejected("HTTP 400 Bad Request: bad data")
+
+
+@given(text=st.text())
+def test_a_reason_is_one_bounded_printable_line(text: str) -> None:
+    line = table.printable(text)
+    assert len(line) <= table.MAX_MESSAGE_CHARS
+    assert line.isprintable()
+    assert line == line.strip()
+
+
+def test_a_long_message_is_cut_with_dots() -> None:
+    assert table.printable("ab" * 1000) == ("ab" * 1000)[:297] + "..."
+
+
+@pytest.mark.parametrize(
+    ("text", "hide", "expected"),
+    [
+        ("no key abcdefgh here", ["abcdefgh"], "no key [REDACTED] here"),
+        ("got Bearer  abcdefgh!", ["Bearer abcdefgh"], "got [REDACTED]!"),
+        ("key abcdefgh is old", ["Bearer abcdefgh"], "key [REDACTED] is old"),
+        ("xabcdefghx", ["abcdefgh"], "x[REDACTED]x"),
+        ("tenant a is away", ["a"], "tenant [REDACTED] is away"),
+        ("a.*.*.*.*b", [".*.*.*.*"], "a[REDACTED]b"),
+        ("abcdefgh12", ["abcdefgh", "abcdefgh12"], "[REDACTED]"),
+        ("nothing", ["", " "], "nothing"),
+    ],
+)
+def test_a_reason_hides_header_values(text: str, hide: list[str], expected: str) -> None:
+    assert table.printable(text, hide) == expected
+
+
+SECRETS = st.text(st.characters(codec="latin-1", exclude_categories=["Cc", "Cf", "Zs"]), min_size=8, max_size=40)
+
+
+@given(secret=SECRETS, before=st.text(), after=st.text())
+def test_no_long_header_value_is_ever_seen(secret: str, before: str, after: str) -> None:
+    """Neither cut in half by the bound nor glued to other text."""
+    for outcome in (
+        table.grpc_failure(16, before + secret + after, hide=[secret]),
+        table.http_failure(401, (secret * 40 + after).encode("utf-8", "replace"), hide=[secret]),
+    ):
+        assert secret not in reason(outcome).replace("[REDACTED]", "\n")
