@@ -9,11 +9,13 @@ from pydantic_core import CoreSchema, core_schema
 
 _REDACTED: Final = "[REDACTED]"
 _DURATION: Final = re.compile(r"(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+")
+_NO_DURATION: Final = "must be a duration such as 30s, 500ms or 1h30m"
 _DURATION_PART: Final = re.compile(r"([0-9.]+)(ns|us|µs|μs|ms|s|m|h)")
 _SECONDS: Final = {
     "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0,
 }  # fmt: skip
-_SIZE: Final = re.compile(r"([0-9]+)[ ]?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?", re.IGNORECASE)
+_LONGEST: Final = 9_223_372_036.0  # what Go's durations and the waits of Python's threads can hold
+_SIZE: Final = re.compile(r"([0-9]{1,18})[ ]?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?", re.IGNORECASE)
 _BYTES: Final = {
     "": 1, "b": 1,
     "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
@@ -24,7 +26,8 @@ _BYTES: Final = {
 class Settings(BaseModel):
     """The base of every component's settings: unknown keys are errors, values don't change once checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    # pydantic's own messages would show what was written, which may be a secret.
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
 
 
 class Opaque:
@@ -54,7 +57,10 @@ class Opaque:
         from_text = core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
         return core_schema.json_or_python_schema(
             json_schema=from_text,
-            python_schema=core_schema.union_schema([core_schema.is_instance_schema(cls), from_text]),
+            # No union of the two: pydantic would report what is wrong with each.
+            python_schema=core_schema.no_info_wrap_validator_function(
+                lambda value, text: value if isinstance(value, cls) else text(value), from_text
+            ),
             serialization=core_schema.plain_serializer_function_ser_schema(repr),
         )
 
@@ -72,12 +78,15 @@ def parse_duration(value: object) -> object:
             return 0.0
         raise ValueError(f"a duration needs a unit, such as {value}s or {value}ms")
     if not isinstance(value, str):
-        raise ValueError("must be a duration such as 30s, 500ms or 1h30m")  # noqa: TRY004 - pydantic reports ValueErrors
+        raise ValueError(_NO_DURATION)  # noqa: TRY004 - pydantic reports ValueErrors
     if value == "0":
         return 0.0
     if not _DURATION.fullmatch(value):
-        raise ValueError(f"{value!r} is no duration; write one such as 30s, 500ms or 1h30m")
-    return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value))
+        raise ValueError(_NO_DURATION)
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value))
+    if seconds > _LONGEST:
+        raise ValueError("is longer than 292 years, which no duration can be")
+    return seconds
 
 
 def parse_size(value: object) -> object:
@@ -87,6 +96,8 @@ def parse_size(value: object) -> object:
         ValueError: It is none.
     """
     if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise ValueError("must not be negative")
         return value
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:

@@ -1,0 +1,102 @@
+"""What is wrong with a configuration: all of it at once, in one form.
+
+    receivers::statsig::signing_secrets[0]: is empty (config.yaml:4)
+      hint: ...
+
+`ConfigError` holds `Problem`s. No message holds a secret.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, TypeAlias
+
+Path: TypeAlias = tuple[str | int, ...]
+"""Where a value stands: the keys and the places in lists that lead to it."""
+
+_LONGEST: Final = 80
+_MOST_WORDS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        path: Where in the configuration; empty for the whole of a file.
+        message: What is wrong, to be read after the path: `is empty`.
+        hint: What to do about it.
+        file: The file, or whatever else the value comes from.
+        line: The line in the file, from 1.
+    """
+
+    path: Path
+    message: str
+    hint: str | None = None
+    file: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        text = f"{render(self.path)}: {self.message}" if self.path else self.message
+        if self.file is not None:
+            text += f" ({self.file})" if self.line is None else f" ({self.file}:{self.line})"
+        return text if self.hint is None else f"{text}\n  hint: {self.hint}"
+
+
+class ConfigError(Exception):
+    """A configuration can't be used. Prints as all that is wrong with it.
+
+    Attributes:
+        problems: Each once, sorted by file and line.
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems: Final = tuple(sorted(dict.fromkeys(problems), key=_order))
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.problems))
+
+
+def _order(problem: Problem) -> tuple[str, int]:
+    return problem.file or "", problem.line or 0
+
+
+def render(path: Path) -> str:
+    """A path as the Collector writes it: `receivers::statsig::signing_secrets[0]`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            shown = part if part.isprintable() and 0 < len(part) <= _LONGEST else quoted(part)
+            text += f"::{shown}" if text else shown
+    return text
+
+
+def quoted(text: str) -> str:
+    """A text for a message: on one line, with an end."""
+    return repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
+
+
+def closest(word: str, words: Iterable[str]) -> str | None:
+    """What was probably meant, of the first of the words: comparing takes its time."""
+    by_lower = {known.lower(): known for known in islice(words, _MOST_WORDS)}
+    found = difflib.get_close_matches(word[:_LONGEST].lower(), by_lower, n=1)
+    return by_lower[found[0]] if found else None
+
+
+def hint_for(word: str, words: Iterable[str]) -> str | None:
+    """`did you mean ...?`, or all that there is to choose from."""
+    known = list(islice(words, _MOST_WORDS))
+    near = closest(word, known)
+    if near is not None:
+        return f"did you mean {near}?"
+    return list_of(known)
+
+
+def list_of(words: Iterable[str]) -> str | None:
+    """`there are: ...`, if there is anything."""
+    known = sorted(words)
+    return f"there are: {', '.join(known)}" if known else None

@@ -1,0 +1,336 @@
+"""The Collector's grammar: which components there are, which are used, and whether each one's settings are right.
+
+The components' models are handed over as a table, so that this floor knows none of them.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Final, TypeAlias
+from unicodedata import category
+
+from statsig_otel.config.errors import ConfigError, Path, Problem, closest, hint_for, list_of, quoted, render
+from statsig_otel.config.model import Settings
+from statsig_otel.config.source import Document, Unknown, read
+from statsig_otel.config.validation import LIST_HINT, validate
+
+_KINDS: Final = {"receivers": "receiver", "exporters": "exporter", "extensions": "extension"}
+_SIGNALS: Final = ("traces", "metrics", "profiles")
+_ADVICE: Final = {
+    "processors": "use the receiver's own keys, such as resource and user, or run a Collector behind this one",
+    "connectors": "write several pipelines, or run a Collector behind this one",
+}
+
+# The Collector's component package, id.go: typeRegexp and nameRegexp.
+_TYPE: Final = re.compile(r"[a-zA-Z][0-9a-zA-Z_]{0,62}")
+_LONGEST_NAME: Final = 1024
+_SERVICE_HINT: Final = "write service: {pipelines: {logs: {receivers: [...], exporters: [...]}}}"
+_ID_HINT: Final = "an id is TYPE or TYPE/NAME, such as otlp_grpc/backup"
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """The models of the components that there are, by type.
+
+    Attributes:
+        receivers: Of the receivers.
+        exporters: Of the exporters.
+        extensions: Of the extensions.
+        aliases: Older names of types, and the names that they have now.
+    """
+
+    receivers: Mapping[str, type[Settings]]
+    exporters: Mapping[str, type[Settings]]
+    extensions: Mapping[str, type[Settings]] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def type_of(self, id_: str) -> str:
+        """The type of an id, `otlp_grpc` of `otlp/backup`."""
+        type_ = id_.partition("/")[0]
+        return self.aliases.get(type_, type_)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Which receivers feed which exporters, by their ids."""
+
+    receivers: tuple[str, ...]
+    exporters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A whole configuration, checked. The keys are the ids as written, in their order.
+
+    Attributes:
+        receivers: Each receiver's settings.
+        exporters: Each exporter's settings.
+        extensions: Each extension's settings.
+        pipelines: The pipelines.
+        service_extensions: The ids of the extensions to start, in their order.
+    """
+
+    receivers: dict[str, Settings]
+    exporters: dict[str, Settings]
+    extensions: dict[str, Settings]
+    pipelines: dict[str, Pipeline]
+    service_extensions: tuple[str, ...] = ()
+
+
+def load(path: FilePath, *, components: Components, environ: Mapping[str, str]) -> Configuration:
+    """Read a file and check it.
+
+    Args:
+        path: The file.
+        components: What there is to configure.
+        environ: The environment variables for `${env:...}`.
+
+    Raises:
+        ConfigError: All that is wrong.
+    """
+    return check(read(path, environ=environ), components)
+
+
+def check(document: Document, components: Components) -> Configuration:
+    """Check what was written.
+
+    Raises:
+        ConfigError: All that is wrong, with what was wrong in reading single values.
+    """
+    checker = _Checker(document, components)
+    configuration = checker.configuration()
+    problems = [*document.problems, *checker.problems]
+    if problems:
+        raise ConfigError(problems)
+    return configuration
+
+
+_Section: TypeAlias = dict[str, Settings | None]
+"""Settings by id; None where they are wrong: the id is there all the same, and can be referred to."""
+
+
+class _Checker:
+    """Walks a document once and collects what is wrong.
+
+    What can't be known because of an earlier mistake is None, and nothing is said about it: one mistake, one problem.
+    """
+
+    def __init__(self, document: Document, components: Components) -> None:
+        self.problems: list[Problem] = []
+        self._document = document
+        self._components = components
+        self._meant: set[Path] = set()
+        self._used: dict[str, set[str] | None] = {kind: set() for kind in _KINDS}
+
+    def configuration(self) -> Configuration:
+        values = self._document.values
+        self._keys((), values, (*_KINDS, "service"), refused=tuple(_ADVICE))
+        sections = {
+            "receivers": self._section("receivers", self._components.receivers, required=True),
+            "exporters": self._section("exporters", self._components.exporters, required=True),
+            "extensions": self._section("extensions", self._components.extensions, required=False),
+        }
+        extensions, pipelines = self._service(sections)
+        for kind, section in sections.items():
+            self._unused(kind, section, next(iter(pipelines), "logs"))
+        settings = {
+            kind: {id_: value for id_, value in (section or {}).items() if value is not None}
+            for kind, section in sections.items()
+        }
+        return Configuration(**settings, pipelines=pipelines, service_extensions=extensions)
+
+    def _section(self, kind: str, models: Mapping[str, type[Settings]], *, required: bool) -> _Section | None:
+        hint = f"name at least one {_KINDS[kind]}"
+        values = self._mapping((kind,), self._document.values, hint, required=required)
+        if values is None:
+            is_absent = self._document.values.get(kind) is None and (kind,) not in self._meant
+            return {} if is_absent and not required else None
+        if not values and required:
+            self._say((kind,), "is empty", hint)
+            return None
+        return {id_: self._component(kind, id_, body, models) for id_, body in values.items()}
+
+    def _component(self, kind: str, id_: str, body: object, models: Mapping[str, type[Settings]]) -> Settings | None:
+        path = (kind, id_)
+        fault = _id_fault(id_)
+        if fault is not None:
+            self._say(path, fault, _ID_HINT)
+            return None
+        model = models.get(self._components.type_of(id_))
+        if model is None:
+            type_ = id_.partition("/")[0]
+            near = closest(type_, models)
+            known = list_of(models)
+            hint = f"did you mean {near}? {known}" if near else known
+            self._say(path, f"there is no {_KINDS[kind]} of the type {quoted(type_)}", hint)
+            return None
+        if isinstance(body, Unknown):
+            return None
+        if body is None:
+            body = {}
+        if not isinstance(body, Mapping):
+            self._say(path, "must be a mapping")
+            return None
+        settings, problems = validate(model, body, path, self._document)
+        self.problems += problems
+        return settings
+
+    def _service(self, sections: Mapping[str, _Section | None]) -> tuple[tuple[str, ...], dict[str, Pipeline]]:
+        path: Path = ("service",)
+        service = self._mapping(path, self._document.values, _SERVICE_HINT)
+        if service is None:
+            self._used = dict.fromkeys(_KINDS)
+            return (), {}
+        self._keys(path, service, ("extensions", "pipelines"), later=("telemetry",))
+        extensions: tuple[str, ...] = ()
+        if service.get("extensions") is not None or (*path, "extensions") in self._meant:
+            extensions = self._references((*path, "extensions"), service, "extensions", sections)
+        path = (*path, "pipelines")
+        pipelines = self._mapping(path, service, _SERVICE_HINT)
+        if not pipelines:
+            if pipelines is not None:
+                self._say(path, "is empty", _SERVICE_HINT)
+            self._used |= {"receivers": None, "exporters": None}
+            return extensions, {}
+        return extensions, {id_: self._pipeline((*path, id_), id_, pipelines, sections) for id_ in pipelines}
+
+    def _pipeline(
+        self, path: Path, id_: str, pipelines: Mapping[str, object], sections: Mapping[str, _Section | None]
+    ) -> Pipeline:
+        signal = id_.partition("/")[0]
+        body = None
+        if signal in _SIGNALS:
+            self._say(path, "only logs pipelines are supported", "a change is a log record; name it logs or logs/NAME")
+        elif signal != "logs":
+            self._say(path, "is no id of a pipeline", "name it logs or logs/NAME")
+        else:
+            fault = _id_fault(id_)
+            if fault is not None:
+                self._say(path, fault, "the id of a pipeline is logs or logs/NAME")
+            body = self._mapping(path, pipelines, _SERVICE_HINT)
+        if body is None:
+            self._used |= {"receivers": None, "exporters": None}
+            return Pipeline((), ())
+        self._keys(path, body, ("receivers", "exporters"), refused=("processors",))
+        return Pipeline(
+            self._references((*path, "receivers"), body, "receivers", sections),
+            self._references((*path, "exporters"), body, "exporters", sections),
+        )
+
+    def _references(
+        self, path: Path, parent: Mapping[str, object], kind: str, sections: Mapping[str, _Section | None]
+    ) -> tuple[str, ...]:
+        """A list of ids, all of which have to be there."""
+        hint = f"name at least one {_KINDS[kind]}"
+        items = self._present(path, parent, hint)
+        if items is not None and not isinstance(items, list):
+            self._say(path, "must be a list", LIST_HINT)
+            items = None
+        if items is None:
+            self._used[kind] = None
+            return ()
+        if not items and kind != "extensions":
+            self._say(path, "is empty", hint)
+        found: dict[str, None] = {}
+        for index, item in enumerate(items):
+            if isinstance(item, Unknown):
+                self._used[kind] = None
+            elif not isinstance(item, str):
+                self._say((*path, index), "must be a text")
+            elif item in found:
+                self._say((*path, index), f"{quoted(item)} is there twice", "remove one of the two")
+            else:
+                found[item] = None
+                self._refer((*path, index), item, kind, sections[kind])
+        return tuple(found)
+
+    def _refer(self, path: Path, id_: str, kind: str, section: _Section | None) -> None:
+        used = self._used[kind]
+        if section is None:
+            return
+        if id_ not in section:
+            hint = hint_for(id_, section) or f"add it to {kind}"
+            self._say(path, f"there is no {_KINDS[kind]} {quoted(id_)}", hint)
+        if used is not None:
+            # A misspelt reference is one mistake: what was meant counts as used.
+            used.add(id_ if id_ in section else closest(id_, section) or id_)
+
+    def _unused(self, kind: str, section: _Section | None, pipeline: str) -> None:
+        used = self._used[kind]
+        if used is None:
+            return
+        where = render(("service", "pipelines", pipeline, kind) if kind != "extensions" else ("service", kind))
+        message = "is not used by any pipeline" if kind != "extensions" else "is not used by the service"
+        for id_ in section or {}:
+            if id_ not in used:
+                self._say((kind, id_), message, f"add it to {where}, or remove it")
+
+    def _mapping(
+        self, path: Path, parent: Mapping[str, object], hint: str, *, required: bool = True
+    ) -> Mapping[str, object] | None:
+        """The mapping at the last step of the path; None where there is none that can be read."""
+        value = self._present(path, parent, hint, required=required)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            self._say(path, "must be a mapping")
+            return None
+        return value
+
+    def _present(self, path: Path, parent: Mapping[str, object], hint: str, *, required: bool = True) -> object:
+        """The value at the last step of the path; None where there is none, or where it can't be known."""
+        key = path[-1]
+        value = parent.get(key) if isinstance(key, str) else None
+        if value is None and required and path not in self._meant:
+            self._say(path, "has no value" if key in parent else "is required", hint)
+        return None if isinstance(value, Unknown) else value
+
+    def _keys(
+        self,
+        path: Path,
+        values: Mapping[str, object],
+        known: tuple[str, ...],
+        *,
+        refused: tuple[str, ...] = (),
+        later: tuple[str, ...] = (),
+    ) -> None:
+        """Say which keys are unknown, and remember which were meant by them.
+
+        Args:
+            path: Where the mapping stands.
+            values: The mapping.
+            known: The keys that it can have.
+            refused: What the Collector has here. Empty, it does no harm.
+            later: What will be supported.
+        """
+        for key, value in values.items():
+            if key in refused:
+                if value and not isinstance(value, Unknown):
+                    self._say((*path, key), f"{key} are not supported", _ADVICE[key])
+            elif key in later:
+                self._say((*path, key), "is not supported yet", "remove it")
+            elif key not in known:
+                self._say((*path, key), "unknown key", hint_for(key, known))
+                near = closest(key, known)
+                if near is not None:
+                    self._meant.add((*path, near))
+
+    def _say(self, path: Path, message: str, hint: str | None = None) -> None:
+        self.problems.append(self._document.problem(path, message, hint))
+
+
+def _id_fault(id_: str) -> str | None:
+    """What is wrong with an id."""
+    type_, slash, name = id_.partition("/")
+    if not type_:
+        return "has no type before the /" if slash else "has no type"
+    if not _TYPE.fullmatch(type_):
+        return "a type has letters, digits and _ only, begins with a letter and has at most 63 of them"
+    if slash and not name:
+        return "has no name after the /"
+    if len(name) > _LONGEST_NAME:
+        return f"a name has at most {_LONGEST_NAME} characters"
+    if any(category(character)[0] in "ZCS" for character in name):
+        return "a name has no blanks, control characters or symbols"
+    return None

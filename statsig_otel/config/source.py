@@ -1,0 +1,230 @@
+"""One YAML file as plain values, each of which knows where it was written.
+
+A plain scalar that YAML reads as a number or a boolean keeps its text as written (`Place.text`), so that `name: 007`
+can still be the text `007` where a text is wanted: which of the two is meant, only the component's model knows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Final
+
+from statsig_otel.config import yaml_tree
+from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
+from statsig_otel.config.substitution import Substitution
+from statsig_otel.config.yaml_tree import MAX_DEPTH, MAX_VALUES, Fault, Node, Scalar, Sequence, TreeError
+
+MAX_FILE: Final = 1 << 20
+"""Bytes of a configuration file at most."""
+
+
+class Unknown:
+    """Stands where a value could not be read. The document's problems say why; nothing else is said about it."""
+
+    def __repr__(self) -> str:
+        return "UNKNOWN"
+
+
+UNKNOWN: Final = Unknown()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value was written.
+
+    Attributes:
+        file: The file, or whatever else it comes from, such as an environment variable.
+        line: The line in the file, from 1.
+        text: The text as written, of a plain scalar that is a number or a boolean.
+    """
+
+    file: str
+    line: int | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What was written, as plain values: mappings with text keys, lists, texts, numbers, booleans and None.
+
+    Attributes:
+        values: The values. `UNKNOWN` stands for one that could not be read.
+        places: Where each was written, by its path. The empty path is the whole.
+        problems: What was wrong with single values.
+    """
+
+    values: Mapping[str, object]
+    places: Mapping[Path, Place]
+    problems: tuple[Problem, ...] = ()
+
+    @classmethod
+    def from_values(
+        cls, values: Mapping[str, object], origin: str, origins: Mapping[Path, str] | None = None
+    ) -> "Document":
+        """A document without a file.
+
+        Args:
+            values: The values.
+            origin: Where they come from, for messages: `the environment`.
+            origins: The same for single values and all below them, by their path.
+        """
+        places = {path: Place(text) for path, text in (origins or {}).items()}
+        return cls(values, {(): Place(origin)} | places)
+
+    def place(self, path: Path) -> Place | None:
+        """Where the value was written; for one that is missing, the nearest that it belongs to."""
+        while path and path not in self.places:
+            path = path[:-1]
+        return self.places.get(path)
+
+    def problem(self, path: Path, message: str, hint: str | None = None) -> Problem:
+        """A problem at the value's place."""
+        place = self.place(path)
+        if place is None:
+            return Problem(path, message, hint)
+        return Problem(path, message, hint, place.file, place.line)
+
+
+def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
+    """Read a file.
+
+    Args:
+        path: The file. Relative paths in `${file:...}` begin at its directory.
+        environ: The environment variables for `${env:...}`.
+
+    Raises:
+        ConfigError: It can't be read, or is no YAML mapping. What is wrong with single values is in the document.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as error:
+        raise ConfigError([Problem((), f"the file can't be read: {error.strerror}", file=str(path))]) from None
+    return parse(data, file=str(path), directory=path.parent, environ=environ)
+
+
+def parse(data: bytes, *, file: str, directory: FilePath, environ: Mapping[str, str]) -> Document:
+    """Read the bytes of a file. `file` is its name for messages; for the rest see `read`."""
+    if len(data) > MAX_FILE:
+        raise ConfigError([Problem((), f"the file is larger than {MAX_FILE >> 20} MiB", file=file)])
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Problem((), "the file is not UTF-8", "save it as UTF-8", file, line)]) from None
+    builder = _Builder(file, Substitution(environ, directory))
+    try:
+        values = builder.mapping(_root(text), ())
+    except TreeError as error:
+        fault = error.fault
+        raise ConfigError([Problem((), fault.message, fault.hint, file, fault.line)]) from None
+    return Document(values, builder.places, tuple(builder.problems))
+
+
+def _root(text: str) -> yaml_tree.Mapping:
+    root = yaml_tree.parse(text)
+    if isinstance(root, yaml_tree.Mapping):
+        return root
+    if isinstance(root, Scalar) and root.value is None:
+        raise TreeError(Fault(root.line, "the file is empty"))
+    raise TreeError(Fault(root.line, "the file is no mapping", "begin with receivers: in the first column"))
+
+
+@dataclass(slots=True)
+class _Builder:
+    """Makes values of nodes. What it visits is counted, since aliases can make much of little."""
+
+    file: str
+    substitution: Substitution
+    places: dict[Path, Place] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    _texts: dict[Scalar, object] = field(default_factory=dict)
+    _count: int = 0
+
+    def value(self, node: Node, path: Path, line: int) -> object:
+        self._visit(path, line)
+        self.places[path] = Place(self.file, line)
+        if isinstance(node, Scalar):
+            return self._scalar(node, path)
+        if isinstance(node, Sequence):
+            return [self.value(item, (*path, index), item.line) for index, item in enumerate(node.items)]
+        if isinstance(node, yaml_tree.Mapping):
+            return self.mapping(node, path)
+        return self._fault(path, node)
+
+    def mapping(self, node: yaml_tree.Mapping, path: Path) -> dict[str, object]:
+        self.places.setdefault(path, Place(self.file, node.line))
+        values: dict[str, object] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.pairs:
+            key = self._key(key_node, path)
+            if key is None:
+                continue
+            # The parser places an empty value at whatever comes next.
+            line = value_node.line if isinstance(value_node, Scalar) and value_node.text else key_node.line
+            below = (*path, key)
+            if key in values:
+                first = lines[key]
+                self.problems.append(
+                    Problem(below, "is there twice", f"the first is in line {first}", self.file, key_node.line)
+                )
+                values[key] = UNKNOWN
+                continue
+            lines[key] = key_node.line
+            values[key] = self.value(value_node, below, line)
+        return values
+
+    def _key(self, node: Node, path: Path) -> str | None:
+        """A key, which has to be a text."""
+        if isinstance(node, Scalar) and isinstance(node.value, str):
+            if node.plain and node.text == "<<":
+                self._fault(
+                    path, Fault(node.line, "has a merge key (<<), which YAML 1.2 does not have", "write the keys out")
+                )
+                return None
+            return node.value
+        if isinstance(node, Scalar) and not node.text:
+            fault = Fault(node.line, "has a key that is empty", 'write it as ""')
+        elif isinstance(node, Scalar):
+            fault = Fault(
+                node.line,
+                f"has the key {quoted(node.text)[1:-1]}, which is no text",
+                f'write it as "{quoted(node.text)[1:-1]}"',
+            )
+        elif isinstance(node, Fault):
+            fault = Fault(node.line, f"has a key that {node.message}", node.hint)
+        else:
+            fault = Fault(
+                node.line,
+                "has a key that is a list or a mapping",
+                "keys are texts; quote a text that begins with [, { or ?",
+            )
+        self._fault(path, fault)
+        return None
+
+    def _scalar(self, node: Scalar, path: Path) -> object:
+        if not isinstance(node.value, str):
+            if node.value is not None:
+                self.places[path] = Place(self.file, self.places[path].line, node.text)
+            return node.value
+        if node not in self._texts:
+            text, faults = self.substitution.expand(node.value)
+            for message, hint in faults:
+                self._fault(path, Fault(node.line, message, hint))
+            self._texts[node] = UNKNOWN if faults else text
+        return self._texts[node]
+
+    def _fault(self, path: Path, fault: Fault) -> Unknown:
+        self.problems.append(Problem(path, fault.message, fault.hint, self.file, fault.line))
+        return UNKNOWN
+
+    def _visit(self, path: Path, line: int) -> None:
+        self._count += 1
+        if self._count > MAX_VALUES:
+            raise TreeError(
+                Fault(line, f"the file holds more than {MAX_VALUES} values, with its aliases (*) written out")
+            )
+        if len(path) > MAX_DEPTH:
+            raise TreeError(
+                Fault(line, f"values are nested more than {MAX_DEPTH} deep, with their aliases (*) written out")
+            )

@@ -1,0 +1,152 @@
+"""`${env:NAME}` and `${file:/path}` within a text.
+
+The grammar, which is the Collector's (its document "confmap", section "Environment variable expansion") and less:
+
+- `${env:NAME}`, or `${NAME}`: the environment variable. Not set: an error. Set and empty: an empty text.
+- `${env:NAME:-default}`: the default where the variable is not set at all.
+- `${file:PATH}`: the file's content without one newline at its end. A relative path begins at the
+  configuration's directory.
+- `$$`: a `$`. Before anything else than `{` and `$`, a `$` stands for itself.
+
+What was put in is neither looked at again nor read as YAML: it stays a text.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from statsig_otel.config.errors import quoted
+
+MAX_FILE: Final = 1 << 20
+"""Bytes of a file that `${file:...}` reads at most."""
+
+MAX_TEXT: Final = 8 << 20
+"""Characters that the substitutions of one configuration put in at most."""
+
+Fault: TypeAlias = tuple[str, str | None]
+"""A message and its hint."""
+
+_REFERENCE: Final = re.compile(r"\$(?:\$|\{([^}]*)(\}?))")
+_VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_ESCAPE_HINT: Final = "write $$ where a $ is meant"
+_FORMS_HINT: Final = f"there are ${{env:NAME}}, ${{env:NAME:-default}} and ${{file:/path}}; {_ESCAPE_HINT}"
+
+
+class _FaultError(Exception):
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.fault: Final[Fault] = (message, hint)
+
+
+class Substitution:
+    """Puts in what the references of one configuration name. A file is read once.
+
+    Args:
+        environ: The environment variables.
+        directory: Where relative paths begin.
+    """
+
+    def __init__(self, environ: Mapping[str, str], directory: Path) -> None:
+        self._environ = environ
+        self._directory = directory
+        self._files: dict[str, str] = {}
+        self._room = MAX_TEXT
+
+    def expand(self, text: str) -> tuple[str, list[Fault]]:
+        """The text with everything put in, and what was wrong with it. No message holds more of it than names."""
+        faults: list[Fault] = []
+
+        def replace(match: re.Match[str]) -> str:
+            try:
+                return self._value(match)
+            except _FaultError as error:
+                faults.append(error.fault)
+                return ""
+
+        return _REFERENCE.sub(replace, text), faults
+
+    def _value(self, match: re.Match[str]) -> str:
+        if match[0] == "$$":
+            return "$"
+        if not match[2]:
+            raise _FaultError("holds a ${ without its }", _ESCAPE_HINT)
+        value = self._resolve(match[1])
+        self._room -= len(value)
+        if self._room < 0:
+            raise _FaultError(f"the substitutions put in more than {MAX_TEXT >> 20} MiB in all")
+        return value
+
+    def _resolve(self, reference: str) -> str:
+        if "${" in reference:
+            raise _FaultError("holds a ${ within a ${...}", f"close the first with a }}; {_ESCAPE_HINT}")
+        if reference.startswith("file:"):
+            return self._file(reference.removeprefix("file:"))
+        if reference.startswith(("yaml:", "http:", "https:")):
+            scheme = reference.partition(":")[0]
+            raise _FaultError(f"${{{scheme}:...}} is not supported", _FORMS_HINT)
+        if not reference.startswith("env:") and _SCHEME.match(reference) and not _VARIABLE.fullmatch(reference):
+            raise _FaultError("holds a ${...} with an unknown scheme", _FORMS_HINT)
+        match = _VARIABLE.fullmatch(reference.removeprefix("env:"))
+        if match is None:
+            raise _FaultError(
+                "holds a ${...} that names no environment variable",
+                f"a name has letters, digits and _ only, and begins with no digit; {_ESCAPE_HINT}",
+            )
+        return self._variable(match[1], match[2])
+
+    def _variable(self, name: str, default: str | None) -> str:
+        value = self._environ.get(name, default)
+        if value is None:
+            raise _FaultError(
+                f"the environment variable {quoted(name)[1:-1]} is not set",
+                f"set it, or write a default: ${{env:{quoted(name)[1:-1]}:-default}}",
+            )
+        if not _is_unicode(value):
+            raise _FaultError(f"the environment variable {quoted(name)[1:-1]} is not UTF-8")
+        return value
+
+    def _file(self, name: str) -> str:
+        if name not in self._files:
+            self._files[name] = self._read(name)
+        return self._files[name]
+
+    def _read(self, name: str) -> str:
+        shown = quoted(name)[1:-1]
+        if not name:
+            raise _FaultError("holds a ${file:} without a path", _FORMS_HINT)
+        try:
+            content = _read_regular(self._directory / name)
+        except OSError as error:
+            reason = error.strerror or "it can't be opened"
+            raise _FaultError(f"the file {shown} can't be read: {reason}") from None
+        except ValueError:  # a NUL in the path, or a surrogate
+            raise _FaultError("holds a ${file:...} whose path no file can have") from None
+        if len(content) > MAX_FILE:
+            raise _FaultError(f"the file {shown} is larger than {MAX_FILE >> 20} MiB")
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            raise _FaultError(f"the file {shown} is not UTF-8") from None
+        return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+def _read_regular(path: Path) -> bytes:
+    """The file's bytes, one more than allowed at most. A pipe or a device could keep the reader waiting for ever."""
+    # Without O_NONBLOCK, opening a pipe that nobody writes to would wait already.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(0, "it is no regular file")
+        return file.read(MAX_FILE + 1)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,279 @@
+"""One component's settings against its model: pydantic's errors in our words, at the places that the user wrote.
+
+One problem per place: where a model allows several types, pydantic says for each what is wrong with it.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from types import UnionType
+from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
+
+from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from statsig_otel.config.errors import Path, Problem, closest, hint_for
+from statsig_otel.config.model import Opaque, Settings
+from statsig_otel.config.source import Document, Unknown
+
+_S = TypeVar("_S", bound=Settings)
+
+LIST_HINT: Final = "write [A, B], or a line with - A for each"
+
+# By pydantic's error types. In braces: what the error's context holds.
+_TYPES: Final = {
+    "string_type": "a text",
+    "string_sub_type": "a text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of at most 4300 digits",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "decimal_type": "a number",
+    "decimal_parsing": "a number",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
+    "frozen_set_type": "a list",
+    "iterable_type": "a list",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "dataclass_type": "a mapping",
+    "path_type": "a path",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+}
+_WORDS: Final = {
+    "missing": "is required",
+    "string_unicode": "is not valid Unicode",
+    "finite_number": "must be a finite number",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must match {pattern}",
+    "too_long": "must have at most {max_length} items",
+}
+
+
+def validate(
+    model: type[_S], body: Mapping[str, object], path: Path, document: Document
+) -> tuple[_S | None, list[Problem]]:
+    """The settings of a component, or what is wrong with them.
+
+    Where a plain number or boolean is refused, its text as written is tried: `name: 007` is a text where one is wanted.
+
+    Args:
+        model: The component's model.
+        body: What was written.
+        path: Where it stands in the document.
+        document: What knows the lines.
+    """
+    tried: dict[Path, Problem] = {}
+    value: Any = body
+    while True:
+        try:
+            # A value that could not be read has its problem already; the model only finds the others.
+            return model.model_validate(value), []
+        except ValidationError as error:
+            problems = _problems(error, model, value, path, document)
+        texts = {
+            problem.path: problem for problem in problems if problem.path not in tried and _text(problem, document)
+        }
+        if not texts:
+            return None, [tried.get(problem.path, problem) for problem in problems]
+        tried |= texts
+        value = _with_texts(value, path, {place: _text(problem, document) for place, problem in texts.items()})
+
+
+def _text(problem: Problem, document: Document) -> str | None:
+    place = document.places.get(problem.path)
+    return place.text if place else None
+
+
+def _with_texts(value: object, path: Path, texts: Mapping[Path, str | None]) -> object:
+    """The value, which stands at the path, with texts in some places."""
+    if path in texts:
+        return texts[path]
+    if isinstance(value, Mapping):
+        return {key: _with_texts(item, (*path, key), texts) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_texts(item, (*path, index), texts) for index, item in enumerate(value)]
+    return value
+
+
+def _problems(
+    error: ValidationError, model: type[Settings], body: Mapping[str, object], path: Path, document: Document
+) -> list[Problem]:
+    by_place: dict[Path, list[ErrorDetails]] = {}
+    unknown: set[Path] = set()
+    for details in error.errors(include_url=False):
+        below, value = _follow(body, details)
+        by_place.setdefault(below, []).append(details)
+        if isinstance(value, Unknown):
+            unknown.add(below)
+    # Where something is wrong further down, the type was right.
+    right = {place[:end] for place in by_place for end in range(len(place))}
+    meant: set[Path] = set()
+    problems: dict[Path, tuple[str, str | None]] = {}
+    for below, found in by_place.items():
+        if below in right or below in unknown:
+            continue
+        if found[0]["type"] == "extra_forbidden":
+            key = str(below[-1])
+            known = _keys(_types(model, below[:-1]))
+            problems[below] = ("unknown key", hint_for(key, known))
+            near = closest(key, known)
+            if near is not None:
+                meant.add((*below[:-1], near))
+        else:
+            problems[below] = _words(found)
+    secrets = tuple(_secrets(body, (model,)))
+    return [
+        document.problem(path + below, _without(secrets, message), hint and _without(secrets, hint))
+        for below, (message, hint) in problems.items()
+        # What is missing because its key is misspelt is one mistake, not two.
+        if not (below in meant and message == _WORDS["missing"])
+    ]
+
+
+def _has(value: object, step: str | int) -> bool:
+    if isinstance(value, list):
+        return isinstance(step, int) and step < len(value)
+    return isinstance(value, Mapping) and step in value
+
+
+def _follow(body: Any, details: ErrorDetails) -> tuple[Path, object]:
+    """The place of an error in what was written, without pydantic's own steps (a union's member, `[key]`)."""
+    path: Path = ()
+    value = body
+    last = len(details["loc"]) - 1
+    for index, step in enumerate(details["loc"]):
+        if _has(value, step):
+            value = value[step]
+        elif not (index == last and details["type"] == "missing"):
+            continue
+        path = (*path, step)
+    return path, value
+
+
+def _words(found: list[ErrorDetails]) -> tuple[str, str | None]:
+    """What is wrong in one place."""
+    if all(details["input"] is None and details["type"] in _TYPES for details in found):
+        return "has no value", "write one, or remove the key"
+    wanted = [
+        _TYPES[details["type"]].format_map(details.get("ctx", {})) for details in found if details["type"] in _TYPES
+    ]
+    if len(wanted) == len(found):
+        return f"must be {_one_of(list(dict.fromkeys(wanted)))}", LIST_HINT if wanted == ["a list"] else None
+    details = next(details for details in found if details["type"] not in _TYPES)
+    kind, context = details["type"], _bounds(details)
+    if kind in ("string_too_short", "too_short"):
+        least, unit = context["min_length"], "characters" if kind == "string_too_short" else "items"
+        return (f"must have at least {least} {unit}" if details["input"] else "is empty"), None
+    if kind in _WORDS:
+        return _WORDS[kind].format_map(context), None
+    if kind in ("value_error", "assertion_error"):
+        text = str(context["error"]) or "is not valid"
+    else:
+        text = details["msg"].replace("Input should", "must", 1)
+    message, _, hint = text.partition("\nhint: ")
+    return _one_line(message), _one_line(hint) or None
+
+
+def _one_of(words: list[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _bounds(details: ErrorDetails) -> dict[str, Any]:
+    """An error's context, with whole numbers written as such."""
+    context = details.get("ctx", {})
+    return {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in context.items()
+    }
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation allows."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
+
+
+def _names(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+    """The keys that a model takes, with their types."""
+    for name, info in model.model_fields.items():
+        alias = info.validation_alias or info.alias or name
+        choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
+        for choice in [*choices, name] if model.model_config.get("populate_by_name") else choices:
+            if isinstance(choice, str):
+                yield choice, info.annotation
+
+
+def _below(annotations: Collection[Any], step: str | int) -> tuple[Any, ...]:
+    """The types of what stands one step below values of these types."""
+    found: list[Any] = []
+    for annotation in annotations:
+        for member in _members(annotation):
+            arguments = get_args(member)
+            if isinstance(member, type) and issubclass(member, BaseModel):
+                found += [kind for name, kind in _names(member) if name == step]
+            elif arguments:
+                found.append(arguments[-1] if isinstance(step, str) else arguments[0])
+    return tuple(found)
+
+
+def _types(model: type[BaseModel], path: Path) -> tuple[Any, ...]:
+    types: tuple[Any, ...] = (model,)
+    for step in path:
+        types = _below(types, step)
+    return types
+
+
+def _keys(annotations: Collection[Any]) -> list[str]:
+    return [
+        name
+        for annotation in annotations
+        for member in _members(annotation)
+        if isinstance(member, type) and issubclass(member, BaseModel)
+        for name, _ in _names(member)
+    ]
+
+
+_SHORTEST_SECRET: Final = 4  # what is shorter would cut up the message's own words, and is none
+
+
+def _secrets(value: object, annotations: Collection[Any]) -> Iterator[str]:
+    """The texts that stand where the model wants an `Opaque`."""
+    if isinstance(value, str):
+        if len(value) >= _SHORTEST_SECRET and any(Opaque in tuple(_members(kind)) for kind in annotations):
+            yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _secrets(item, _below(annotations, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _secrets(item, _below(annotations, index))
+
+
+def _without(secrets: Collection[str], text: str) -> str:
+    """The text without the secrets: a model's own check may have named one."""
+    for secret in secrets:
+        for shown in (secret, repr(secret)[1:-1]):
+            text = text.replace(shown, repr(Opaque(secret)))
+    return text

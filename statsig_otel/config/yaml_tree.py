@@ -1,0 +1,282 @@
+"""YAML text as a tree of nodes that know their lines. YAML 1.2's core schema: `on` and `yes` are texts.
+
+Built from the parser's events and without recursion, so that no nesting is too deep for Python. An alias is the node of
+its anchor once more: what walks the tree has to bound how much it walks.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    NodeEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
+from ruamel.yaml.reader import ReaderError
+
+MAX_DEPTH: Final = 64
+"""How deep values may be nested."""
+
+MAX_VALUES: Final = 20_000
+"""How many values a file may hold."""
+
+Atom: TypeAlias = str | int | float | bool | None
+
+# YAML 1.2.2, section 10.3.2, "Tag Resolution" (of the core schema).
+_NULL: Final = frozenset({"", "~", "null", "Null", "NULL"})
+_BOOL: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INT: Final = re.compile(r"[-+]?[0-9]+")
+_PREFIXED: Final = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_INFINITY: Final = re.compile(r"([-+]?)\.(?:inf|Inf|INF)")
+_NAN: Final = frozenset({".nan", ".NaN", ".NAN"})
+_LONGEST_NUMBER: Final = 100  # Python refuses decimals of thousands of digits; no setting needs them
+
+_TAG: Final = "tag:yaml.org,2002:"
+_TAG_HINT: Final = "quote a text that begins with a !"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scalar:
+    """A scalar: its text as written, and what it means."""
+
+    line: int
+    text: str
+    value: Atom
+    plain: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sequence:
+    """A sequence."""
+
+    line: int
+    items: "list[Node]" = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mapping:
+    """A mapping. A key may be any node, and stand there twice."""
+
+    line: int
+    pairs: "list[tuple[Node, Node]]" = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fault:
+    """A node that can't be used, and why."""
+
+    line: int
+    message: str
+    hint: str | None = None
+
+
+Node: TypeAlias = Scalar | Sequence | Mapping | Fault
+
+
+class TreeError(Exception):
+    """The text is no YAML document. The fault says why and where."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault: Final = fault
+
+
+def parse(text: str) -> Node:
+    """The root of the only document in the text.
+
+    Raises:
+        TreeError: There is no document, or more than one; it breaks YAML's syntax; it is too deep or too large.
+    """
+    builder = _Builder()
+    for event in _events(text):
+        builder.take(event)
+    if builder.root is None:
+        raise TreeError(Fault(1, "the file is empty"))
+    return builder.root
+
+
+def _events(text: str) -> Iterator[Event]:
+    line = 1
+    try:
+        for event in YAML(typ="safe", pure=True).parse(io.StringIO(text)):
+            line = _line(event)
+            yield event
+    except ReaderError as error:
+        # Its position counts from the beginning of the text.
+        found = text.count("\n", 0, error.position) + 1
+        raise TreeError(
+            Fault(found, f"the file holds the character {error.character:#06x}, which YAML forbids")
+        ) from None
+    except MarkedYAMLError as error:
+        raise TreeError(_syntax_fault(error)) from None
+    except (YAMLError, ValueError, OverflowError, LookupError, TypeError, AttributeError, AssertionError):
+        # The scanner itself stumbles over some texts, such as a \U escape past the end of Unicode.
+        raise TreeError(Fault(line, "the file can't be read as YAML from here on")) from None
+
+
+def _syntax_fault(error: MarkedYAMLError) -> Fault:
+    """One line of what the parser says. Its excerpt of the file is left out: it may hold a secret."""
+    problem = " ".join((error.problem or error.context or "it can't be read").split())
+    line = _mark_line(error.problem_mark) or _mark_line(error.context_mark) or 1
+    begun = _mark_line(error.context_mark) or line
+    if "could not find expected ':'" in problem:
+        return Fault(begun, "the file breaks YAML's syntax: a key without its :", "write KEY: VALUE")
+    if "end of stream" in problem:
+        return Fault(begun, "the file breaks YAML's syntax: a quote that is not closed")
+    if "<stream end>" in problem:
+        return Fault(begun, "the file breaks YAML's syntax: a [ or { that is not closed")
+    hint = None
+    if "mapping values are not allowed" in problem:
+        problem, hint = "a : where none can be", 'quote a text that holds ": ", and look at the indentation'
+    elif "'\\t'" in problem:
+        problem, hint = "a tab where blanks are wanted", "indent with blanks"
+    elif "cannot start any token" in problem:
+        hint = "quote a text that begins with this character"
+    elif problem.endswith("but got '{'"):
+        hint = "quote a text that holds ${...} where it stands between [ ] or { }"
+    elif "expected <block end>" in problem:
+        problem = "this does not belong to what stands above it"
+        hint = f"look at the indentation and the quotes; the block begins in line {begun}"
+    return Fault(line, f"the file breaks YAML's syntax: {problem}", hint)
+
+
+def _mark_line(mark: Any) -> int | None:
+    return None if mark is None else mark.line + 1
+
+
+class _Builder:
+    """Makes nodes of events."""
+
+    def __init__(self) -> None:
+        self.root: Node | None = None
+        self._open: list[_Open] = []
+        self._anchors: dict[str, Node] = {}
+        self._count = 0
+
+    def take(self, event: Event) -> None:
+        if isinstance(event, DocumentStartEvent) and self.root is not None:
+            raise TreeError(Fault(_line(event), "the file holds several documents", "put all into one, without ---"))
+        if isinstance(event, SequenceEndEvent | MappingEndEvent):
+            closed = self._open.pop()
+            self._add(closed.fault or closed.node)
+        elif isinstance(event, AliasEvent):
+            self._add(self._alias(event))
+        elif isinstance(event, ScalarEvent):
+            self._add(self._anchored(event, _scalar(event)))
+        elif isinstance(event, SequenceStartEvent | MappingStartEvent):
+            self._begin(event)
+
+    def _begin(self, event: SequenceStartEvent | MappingStartEvent) -> None:
+        if len(self._open) == MAX_DEPTH:
+            raise TreeError(Fault(_line(event), f"values are nested more than {MAX_DEPTH} deep"))
+        node = Sequence(_line(event)) if isinstance(event, SequenceStartEvent) else Mapping(_line(event))
+        fault = None
+        if event.tag not in (None, "!", _TAG + ("seq" if isinstance(node, Sequence) else "map")):
+            fault = Fault(_line(event), "has a YAML tag, which is not supported", "remove the word that begins with !")
+        self._anchored(event, fault or node)
+        self._open.append(_Open(node, event.anchor, fault))
+
+    def _anchored(self, event: NodeEvent, node: Node) -> Node:
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+        return node
+
+    def _alias(self, event: AliasEvent) -> Node:
+        node = self._anchors.get(event.anchor)
+        if node is None:
+            return Fault(
+                _line(event),
+                "is an alias (*) of an anchor (&) that is nowhere above",
+                "quote a text that begins with a *",
+            )
+        if any(entry.node is node for entry in self._open):
+            return Fault(_line(event), "is an alias (*) of a value that it is a part of")
+        return node
+
+    def _add(self, node: Node) -> None:
+        self._count += 1
+        if self._count > MAX_VALUES:
+            raise TreeError(Fault(node.line, f"the file holds more than {MAX_VALUES} values"))
+        if not self._open:
+            self.root = node
+            return
+        parent = self._open[-1]
+        if isinstance(parent.node, Sequence):
+            parent.node.items.append(node)
+        elif parent.key is None:
+            parent.key = node
+        else:
+            parent.node.pairs.append((parent.key, node))
+            parent.key = None
+
+
+@dataclass(slots=True)
+class _Open:
+    """A collection whose end has not come yet."""
+
+    node: Sequence | Mapping
+    anchor: str | None
+    fault: Fault | None
+    key: Node | None = None
+
+
+def _line(event: Event) -> int:
+    line: int = event.start_mark.line
+    return line + 1
+
+
+def _scalar(event: ScalarEvent) -> Scalar | Fault:
+    line = _line(event)
+    try:
+        # Two escapes may be the halves of one character past U+FFFF (JSON's way, and JSON is YAML).
+        text = event.value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        return Fault(line, "holds half of a character (a lone surrogate)")
+    plain = not event.style
+    tag = event.tag
+    if tag is None:
+        return Scalar(line, text, _resolve(text) if plain else text, plain)
+    if tag in ("!", _TAG + "str"):
+        return Scalar(line, text, text, plain=False)
+    value = _resolve(text)
+    if tag in (_TAG + "int", _TAG + "float", _TAG + "bool", _TAG + "null"):
+        if _kind(value) == tag.removeprefix(_TAG):
+            return Scalar(line, text, value, plain=True)
+        return Fault(line, "is not what its YAML tag says", "remove the word that begins with !")
+    return Fault(line, "has a YAML tag, which is not supported", _TAG_HINT)
+
+
+def _resolve(text: str) -> Atom:
+    """What a plain scalar means."""
+    if text in _NULL:
+        return None
+    if text in _BOOL:
+        return _BOOL[text]
+    if text in _NAN:
+        return float("nan")
+    if len(text) > _LONGEST_NUMBER:
+        return text
+    if _INT.fullmatch(text):
+        return int(text)
+    if _PREFIXED.fullmatch(text):
+        return int(text, 0)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    infinity = _INFINITY.fullmatch(text)
+    return float(infinity[1] + "inf") if infinity else text
+
+
+def _kind(value: Atom) -> str:
+    return "null" if value is None else type(value).__name__

@@ -1,0 +1,49 @@
+"""The table of broken files: each file in cases/ with exactly what is said about it."""
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from statsig_otel.config import ConfigError, check, parse
+from tests.config.models import COMPONENTS
+
+CASES: Final = Path(__file__).parent / "cases"
+ENVIRON: Final = {"SECRET": "s3cr3t-value", "EMPTY": "", "WORD": "many", "BROKEN": "\udcff"}
+NAMES: Final = sorted(path.stem for path in CASES.glob("*.yaml"))
+
+
+def message(name: str) -> str:
+    path = CASES / f"{name}.yaml"
+    with pytest.raises(ConfigError) as caught:
+        check(parse(path.read_bytes(), file="config.yaml", directory=CASES, environ=ENVIRON), COMPONENTS)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_says_exactly_this(name: str) -> None:
+    assert message(name) == (CASES / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shows_no_secret(name: str) -> None:
+    """Neither one from the environment nor one that stands in the file."""
+    text = message(name)
+    assert "s3cr3t" not in text
+    assert "0123" not in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_one_problem_a_place(name: str) -> None:
+    """Sorted by line, none twice, each with the file's name."""
+    path = CASES / f"{name}.yaml"
+    with pytest.raises(ConfigError) as caught:
+        check(parse(path.read_bytes(), file="config.yaml", directory=CASES, environ=ENVIRON), COMPONENTS)
+    problems = caught.value.problems
+    assert all(problem.file == "config.yaml" for problem in problems)
+    assert [problem.line or 0 for problem in problems] == sorted(problem.line or 0 for problem in problems)
+    assert len(set(problems)) == len(problems)
+
+
+def test_every_message_belongs_to_a_file() -> None:
+    assert sorted(path.stem for path in CASES.glob("*.txt")) == NAMES

@@ -1,0 +1,100 @@
+"""The types of the values that settings are made of."""
+
+import json
+import math
+import pickle
+from datetime import timedelta
+from typing import Annotated
+
+import pytest
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+
+from statsig_otel.config import Duration, Opaque, Settings, Size
+
+SECRET = "s3cr3t-value"
+
+
+class Sample(Settings):
+    secret: Opaque
+    several: list[Opaque] = Field(default_factory=list)
+
+
+def test_a_secret_is_never_seen() -> None:
+    sample = Sample(secret=Opaque(SECRET), several=[Opaque(SECRET)])
+    shown = [str(sample), repr(sample), f"{sample.secret}", f"{sample.secret!r}", format(sample.secret),
+             str(sample.model_dump()), sample.model_dump_json(), str(vars(sample))]  # fmt: skip
+    assert all(SECRET not in text and "[REDACTED]" in text for text in shown)
+    assert sample.secret.reveal() == SECRET
+
+
+def test_a_secret_is_a_text_in_the_schema() -> None:
+    assert Sample.model_json_schema()["properties"]["secret"] == {"title": "Secret", "type": "string"}
+    assert Sample.model_validate_json(json.dumps({"secret": SECRET})).secret == Opaque(SECRET)
+
+
+def test_errors_show_no_input() -> None:
+    """Nor do pydantic's own, which code that builds settings by itself gets."""
+    with pytest.raises(ValidationError) as caught:
+        Sample.model_validate({"secret": [SECRET], "several": SECRET, SECRET[::-1]: SECRET})
+    assert SECRET not in str(caught.value)
+
+
+def test_a_wrong_secret_is_one_error() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Sample.model_validate({"secret": 5})
+    assert [(error["loc"], error["type"]) for error in caught.value.errors()] == [(("secret",), "string_type")]
+
+
+def test_secrets_are_compared_by_their_text() -> None:
+    assert Opaque("a") == Opaque("a") != Opaque("b")
+    assert Opaque("a") != "a"
+    assert len({Opaque("a"), Opaque("a")}) == 1
+    assert pickle.loads(pickle.dumps(Opaque("a"))) == Opaque("a")
+
+
+def test_a_check_of_a_secret_sees_it() -> None:
+    def check(value: Opaque) -> Opaque:
+        assert value.reveal() == SECRET
+        return value
+
+    assert TypeAdapter(Annotated[Opaque, AfterValidator(check)]).validate_python(SECRET) == Opaque(SECRET)
+
+
+DURATION = TypeAdapter(Duration)
+SIZE = TypeAdapter(Size)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [("5s", 5), ("1.5h", 5400), ("2h45m", 9900), ("300ms", 0.3), ("1us", 1e-6), ("1µs", 1e-6), ("1μs", 1e-6),
+     ("1ns", 1e-9), (".5s", 0.5), ("5.s", 5), ("0", 0), ("0s", 0), (0, 0), (0.0, 0), (timedelta(minutes=1), 60)],
+)  # fmt: skip
+def test_durations(written: object, seconds: float) -> None:
+    assert math.isclose(DURATION.validate_python(written), seconds)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "5", "s", "-5s", "+5s", "5 s", " 5s", "5s ", "5S", "5d", "1e3s", "5s\n", "٥s", ".s", "9" * 400 + "h",
+     "9" * 5000 + "s", 5, 1.5, True, None, [], {}, math.inf, math.nan, pytest.param(10**5000, id="huge")],
+)  # fmt: skip
+def test_no_durations(written: object) -> None:
+    with pytest.raises(ValidationError):
+        DURATION.validate_python(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [("20MiB", 20 << 20), ("512KiB", 512 << 10), ("1 GiB", 1 << 30), ("1tib", 1 << 40), ("1kB", 1000), ("1MB", 10**6),
+     ("7B", 7), ("1048576", 1 << 20), (1048576, 1 << 20), (0, 0)],
+)  # fmt: skip
+def test_sizes(written: object, size: int) -> None:
+    assert SIZE.validate_python(written) == size
+
+
+@pytest.mark.parametrize(
+    "written", ["", "MiB", "-1", "1.5MiB", "1  MiB", "1M", "5\n", "٥", "9" * 5000, -1, 1.5, True, None]
+)
+def test_no_sizes(written: object) -> None:
+    with pytest.raises(ValidationError):
+        SIZE.validate_python(written)

@@ -1,0 +1,109 @@
+"""`${env:NAME}`, `${file:/path}` and `$$` within a text."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.config import Document, parse
+from statsig_otel.config.substitution import MAX_FILE, Substitution
+
+ENVIRON = {"A": "one", "B": "two words", "EMPTY": "", "_x1": "x", "DOLLAR": "$$ ${A} ${file:/nowhere}", "NUMBER": "5"}
+
+
+def expand(text: str, directory: Path = Path()) -> str:
+    value, faults = Substitution(ENVIRON, directory).expand(text)
+    assert not faults
+    return value
+
+
+def faults(text: str, directory: Path = Path()) -> list[str]:
+    return [message for message, _ in Substitution(ENVIRON, directory).expand(text)[1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", ""), ("plain", "plain"), ("${env:A}", "one"), ("${A}", "one"), ("${_x1}", "x"), ("${env:EMPTY}", ""),
+        ("${env:A:-default}", "one"), ("${env:EMPTY:-default}", ""), ("${env:NO:-default}", "default"),
+        ("${NO:-a:-b}", "a:-b"), ("${env:NO:-}", ""), ("${NO:-http://h:1/$x}", "http://h:1/$x"), ("${NO:-\n}", "\n"),
+        ("a${A}b${env:B}c${A}", "aonebtwo wordscone"), ("${A}${A}", "oneone"),
+        ("$$", "$"), ("$$$", "$$"), ("$$$$", "$$"), ("$${A}", "${A}"), ("$$${A}", "$one"), ("$", "$"), ("a$", "a$"),
+        ("$A", "$A"), ("$ {A}", "$ {A}"), ("5$ {", "5$ {"), ("{A}", "{A}"), ("$(A)", "$(A)"), ("${A}}", "one}"),
+        ("${DOLLAR}", "$$ ${A} ${file:/nowhere}"),
+    ],
+)  # fmt: skip
+def test_puts_in(text: str, value: str) -> None:
+    """What was put in is not looked at again; a default counts only where the variable is not set at all."""
+    assert expand(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("${NO}", ["the environment variable NO is not set"]),
+        ("${env:NO}-${NO2}", ["the environment variable NO is not set", "the environment variable NO2 is not set"]),
+        ("${", ["holds a ${ without its }"]),
+        ("${A} ${env:A", ["holds a ${ without its }"]),
+        ("${A:-${B}}", ["holds a ${ within a ${...}"]),
+        *((f"${{{name}}}", ["holds a ${...} that names no environment variable"])
+          for name in ["", "env:", "1a", "a-b", "a b", "env:é", "env:A:B", " A", "A:", "env:env:A", "${"][:10]),
+        ("${vault:x}", ["holds a ${...} with an unknown scheme"]),
+        ("${yaml:x}", ["${yaml:...} is not supported"]),
+        ("${https://host/x}", ["${https:...} is not supported"]),
+        ("${file:}", ["holds a ${file:} without a path"]),
+    ],
+)  # fmt: skip
+def test_says_what_is_wrong(text: str, messages: list[str]) -> None:
+    """All of it, and no more of the text than names: it may hold a secret."""
+    assert faults(text) == messages
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [(b"x", "x"), (b"x\n", "x"), (b"x\n\n", "x\n"), (b"x\r\n", "x"), (b"x\r", "x\r"), (b"\n", ""), (b"", ""),
+     (b" ${A} $$ \n", " ${A} $$ "), (b"\xc3\xa9", "é")],
+)  # fmt: skip
+def test_a_file_loses_one_newline(tmp_path: Path, content: bytes, value: str) -> None:
+    (tmp_path / "secret").write_bytes(content)
+    assert expand("${file:secret}", tmp_path) == value
+    assert expand(f"${{file:{tmp_path}/secret}}") == value
+
+
+def test_a_file_as_large_as_allowed(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(b"x" * MAX_FILE)
+    assert expand("${file:large}", tmp_path) == "x" * MAX_FILE
+    (tmp_path / "large").write_bytes(b"x" * (MAX_FILE + 1))
+    assert faults("${file:large}", tmp_path) == ["the file large is larger than 1 MiB"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert faults("${file:pipe}", tmp_path) == ["the file pipe can't be read: it is no regular file"]
+
+
+def test_little_text_does_not_become_endlessly_much(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(b"x" * MAX_FILE)
+    assert set(faults("${file:large}" * 100, tmp_path)) == {"the substitutions put in more than 8 MiB in all"}
+
+
+def document(text: str) -> Document:
+    return parse(text.encode(), file="config.yaml", directory=Path(), environ=ENVIRON)
+
+
+def test_every_kind_of_scalar_but_no_key() -> None:
+    text = '${A}: ${A}\nb: \'${A}\'\nc: "${A}\\n"\nd: |\n  ${A}\n  $$\ne: ["x-${A}"]\nf: {g: "${A}"}\n'
+    assert document(text).values == {
+        "${A}": "one", "b": "one", "c": "one\n", "d": "one\n$\n", "e": ["x-one"], "f": {"g": "one"},
+    }  # fmt: skip
+
+
+def test_stays_a_text() -> None:
+    """It is not read as YAML: the component's model decides what a text may stand for."""
+    found = document("a: ${NUMBER}\nb: ${EMPTY}\nc: ${NO:-true}\nd: ${NO:-[a]}\n")
+    assert found.values == {"a": "5", "b": "", "c": "true", "d": "[a]"}
+    assert all(place.text is None for place in found.places.values())
+
+
+def test_an_alias_of_a_broken_value_is_one_problem() -> None:
+    assert len(document("a: &x ${NO}\nb: *x\nc: [*x, *x]\n").problems) == 1
