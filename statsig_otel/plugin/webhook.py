@@ -1,0 +1,323 @@
+"""Statsig's webhook, without any I/O: is it Statsig's, and what does it hold?
+
+Signature (Statsig's page "Webhook Signature Verification"): HMAC-SHA256 over `v0:{timestamp}:{raw body}`, keyed with
+the whole secret, its `webhook-` prefix included, sent as `v0=` and 64 lower-case hex digits in `X-Statsig-Signature`;
+the timestamp, 13 digits of milliseconds, in `X-Statsig-Request-Timestamp`.
+
+A body is one of three shapes: an array of events under `data`, a bare array of events, or the URL verification that
+Statsig sends, unsigned, when the webhook is saved. One event object, bare or under `data`, is a batch of one.
+
+Errors carry the answer and a reason for the log:
+
+    WebhookError
+     ├── UnauthorizedError    401: not provably from Statsig
+     └── MalformedBodyError   400: from Statsig, but of no known shape
+"""
+
+import hmac
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from json import JSONDecodeError
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+import msgspec
+
+from statsig_otel.plugin import lenient_json
+from statsig_otel.plugin.lenient_json import Item
+
+CONFIG_CHANGE: Final = "statsig::config_change"
+SIGNATURE_HEADER: Final = "X-Statsig-Signature"
+TIMESTAMP_HEADER: Final = "X-Statsig-Request-Timestamp"
+MAX_URL_VERIFICATION_SIZE: Final = 4096
+"""Bytes. A longer body is no URL verification, so it need not be read before its sender is known."""
+
+# Grammar first, int() later: int() takes spaces, signs, underscores and other scripts' digits.
+_SIGNATURE: Final = re.compile(rb"v0=([0-9a-f]{64})")
+_TIMESTAMP: Final = re.compile(rb"[0-9]{13}")
+
+
+class WebhookError(Exception):
+    """A request that is not accepted.
+
+    Attributes:
+        status: The HTTP status to answer.
+        reason: A short word for a counter and the log. The caller is told nothing of it.
+    """
+
+    status: ClassVar[int]
+
+    def __init__(self, reason: str, message: str = "") -> None:
+        super().__init__(message or reason)
+        self.reason = reason
+
+
+class UnauthorizedError(WebhookError):
+    """The request can't be proven to come from Statsig."""
+
+    status = 401
+
+
+class MalformedBodyError(WebhookError):
+    """The request is Statsig's, but its body is no UTF-8 JSON of a known shape."""
+
+    status = 400
+
+
+class Verifier:
+    """Checks requests against one or more signing secrets.
+
+    Several secrets at a time let a rotation lose nothing. With none, everything is refused with the reason
+    `no_secret`: the state between saving the webhook in Statsig's console and being shown its secret.
+
+    Args:
+        secrets: The signing secrets, whole, in any order.
+        tolerance: Seconds that a request's timestamp may lie before or after the time now, both ends included.
+            Statsig documents none; five minutes is the usual bound against replay.
+
+    Raises:
+        ValueError: A secret is empty, or the tolerance is no number of seconds.
+        TypeError: The secrets are one string: each of its characters would be a secret.
+    """
+
+    def __init__(self, secrets: Sequence[str], *, tolerance: float = 300.0) -> None:
+        if isinstance(secrets, str):
+            raise TypeError("the signing secrets are a sequence of strings, not one string")
+        if not all(secrets):
+            raise ValueError("a signing secret is empty")
+        if not 0 <= tolerance < math.inf:
+            raise ValueError("the tolerance must be a number of seconds, 0 or more")
+        self._keyed = [hmac.new(secret.encode(), digestmod=sha256) for secret in secrets]
+        # 1.001 * 1000 is a little less than 1001, which would leave out an end.
+        self._tolerance_ms = round(tolerance * 1000, 6)
+
+    @property
+    def has_secret(self) -> bool:
+        """Whether any request can pass."""
+        return bool(self._keyed)
+
+    def begin(self, signatures: Sequence[bytes], timestamps: Sequence[bytes], now_ms: int) -> "Verification":
+        """Check all that can be checked before the body is there.
+
+        Args:
+            signatures: Every value of the `X-Statsig-Signature` header, as sent.
+            timestamps: Every value of the `X-Statsig-Request-Timestamp` header, as sent.
+            now_ms: The time now, in milliseconds since the epoch.
+
+        Raises:
+            UnauthorizedError: There is no secret, or a header is missing, repeated, malformed or outside the
+                tolerance.
+        """
+        if not self._keyed:
+            raise UnauthorizedError("no_secret")
+        signature = _only(signatures, "signature")
+        timestamp = _only(timestamps, "timestamp")
+        signed = _SIGNATURE.fullmatch(signature)
+        if signed is None:
+            raise UnauthorizedError("signature_malformed")
+        if _TIMESTAMP.fullmatch(timestamp) is None:
+            raise UnauthorizedError("timestamp_malformed")
+        if abs(int(timestamp) - now_ms) > self._tolerance_ms:
+            raise UnauthorizedError("timestamp_outside_tolerance")
+        digests = [keyed.copy() for keyed in self._keyed]
+        for digest in digests:
+            digest.update(b"v0:" + timestamp + b":")
+        return Verification(digests, signed[1])
+
+
+def _only(values: Sequence[bytes], name: str) -> bytes:
+    if not values:
+        raise UnauthorizedError(f"{name}_missing")
+    if len(values) > 1:
+        raise UnauthorizedError(f"{name}_repeated")
+    return values[0]
+
+
+class Verification:
+    """One request's signature, computed while its body comes in. Made by `Verifier.begin`."""
+
+    def __init__(self, digests: list["hmac.HMAC"], expected: bytes) -> None:
+        self._digests = digests
+        self._expected = expected
+
+    def update(self, chunk: bytes) -> None:
+        """Take the next bytes of the raw body."""
+        for digest in self._digests:
+            digest.update(chunk)
+
+    def finish(self) -> None:
+        """Compare, in constant time and with every secret, once the whole body is there.
+
+        Raises:
+            UnauthorizedError: No secret makes this signature.
+        """
+        matches = False
+        for digest in self._digests:
+            matches |= hmac.compare_digest(digest.hexdigest().encode(), self._expected)
+        if not matches:
+            raise UnauthorizedError("signature_wrong")
+
+
+def verify(
+    body: bytes, *, signature: str, timestamp: str, secrets: Sequence[str], now_ms: int, tolerance: float = 300.0
+) -> None:
+    """Verify one whole request.
+
+    Args:
+        body: The raw body, as sent.
+        signature: The value of the `X-Statsig-Signature` header.
+        timestamp: The value of the `X-Statsig-Request-Timestamp` header.
+        secrets: The signing secrets, whole, in any order.
+        now_ms: The time now, in milliseconds since the epoch.
+        tolerance: Seconds that the timestamp may differ from it.
+
+    Raises:
+        UnauthorizedError: The request can't be proven to come from Statsig.
+        ValueError: A secret is empty.
+    """
+    headers = [signature.encode(errors="replace")], [timestamp.encode(errors="replace")]
+    verification = Verifier(secrets, tolerance=tolerance).begin(*headers, now_ms)
+    verification.update(body)
+    verification.finish()
+
+
+def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
+    """The two headers that Statsig would send with this body."""
+    timestamp = f"{timestamp_ms:013d}"
+    digest = hmac.new(secret.encode(), b"v0:" + timestamp.encode() + b":" + body, sha256).hexdigest()
+    return {TIMESTAMP_HEADER: timestamp, SIGNATURE_HEADER: f"v0={digest}"}
+
+
+@dataclass(frozen=True, slots=True)
+class UrlVerification:
+    """Statsig asks whether this URL is meant for it; the answer is the same code.
+
+    Attributes:
+        code: 1 to 256 printable ASCII characters.
+    """
+
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """The events of one request.
+
+    Attributes:
+        count: How many items the body holds.
+        changes: Those that are config changes, in order. The others are counted and ignored.
+    """
+
+    count: int
+    changes: tuple[Item, ...]
+
+    @property
+    def ignored(self) -> int:
+        """How many items are no config change."""
+        return self.count - len(self.changes)
+
+
+class _Code(msgspec.Struct, forbid_unknown_fields=True):
+    event: Literal["url_verification"]
+    verification_code: Annotated[str, msgspec.Meta(pattern=r"\A[\x20-\x7e]{1,256}\Z")]
+
+
+class _UrlVerification(msgspec.Struct, forbid_unknown_fields=True):
+    data: _Code
+
+
+class _Head(msgspec.Struct, gc=False):
+    eventName: str | None = None  # noqa: N815 - Statsig's name
+
+
+class _Enveloped(msgspec.Struct, gc=False):
+    data: list[_Head]
+
+
+class _EnvelopedRaw(msgspec.Struct):
+    data: list[msgspec.Raw]
+
+
+_url_verification: Final = msgspec.json.Decoder(_UrlVerification)
+_heads: Final = msgspec.json.Decoder(list[_Head])
+_enveloped_heads: Final = msgspec.json.Decoder(_Enveloped)
+_texts: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_enveloped_texts: Final = msgspec.json.Decoder(_EnvelopedRaw)
+_any: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder()
+
+
+def parse_url_verification(body: bytes) -> UrlVerification | None:
+    """The URL verification that the body is, exactly; None where it is anything else."""
+    if len(body) > MAX_URL_VERIFICATION_SIZE:
+        return None
+    try:
+        body.decode()
+        return UrlVerification(_url_verification.decode(body).data.verification_code)
+    except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def parse(body: bytes) -> UrlVerification | Payload:
+    """Tell the shapes of a verified body apart, and the config changes from all else.
+
+    Raises:
+        MalformedBodyError: The body is no UTF-8 JSON of a known shape.
+    """
+    try:
+        # Over the whole body, since msgspec does not look into the texts that it skips.
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedBodyError("not_utf8", f"the body is no UTF-8 at byte {error.start}") from error
+    try:
+        return _parse_strictly(body)
+    except (msgspec.MsgspecError, RecursionError):
+        return parse_url_verification(body) or _parse_leniently(text)
+
+
+def _parse_strictly(body: bytes) -> Payload:
+    """The shapes that Statsig sends. Exposures cost no more here than stepping over their bytes."""
+    bare = body.lstrip()[:1] == b"["
+    heads = _heads.decode(body) if bare else _enveloped_heads.decode(body).data
+    wanted = [index for index, head in enumerate(heads) if head.eventName == CONFIG_CHANGE]
+    if not wanted:
+        return Payload(len(heads), ())
+    texts = _texts.decode(body) if bare else _enveloped_texts.decode(body).data
+    return Payload(len(heads), tuple(_read(bytes(texts[index])) for index in wanted))
+
+
+def _read(text: bytes) -> Item:
+    try:
+        return Item(text.decode(), _any.decode(text))
+    except msgspec.MsgspecError:  # a number out of range
+        return lenient_json.read(text.decode())
+
+
+def _parse_leniently(text: str) -> Payload:
+    """All other shapes, and the bodies that hold what msgspec refuses."""
+    try:
+        parts = lenient_json.split(text)
+        items = parts if isinstance(parts, list) else _items_of_object(text, parts)
+    except JSONDecodeError as error:
+        raise MalformedBodyError("not_json", f"the body is no JSON: {error.msg} at character {error.pos}") from error
+    except RecursionError as error:
+        raise MalformedBodyError("nested_too_deeply", "the body is nested too deeply") from error
+    if items is None:
+        raise MalformedBodyError("unknown_shape", "the body is neither a batch of events nor one event")
+    return Payload(len(items), tuple(item for item in items if _is_config_change(item)))
+
+
+def _items_of_object(text: str, members: dict[str, Item | list[Item]]) -> list[Item] | None:
+    data = members.get("data")
+    if isinstance(data, list):
+        return data
+    if data is not None and isinstance(data.value, dict) and "eventName" in data.value:
+        return [data]
+    if "eventName" in members:
+        return [lenient_json.read(text)]
+    return None
+
+
+def _is_config_change(item: Item) -> bool:
+    return isinstance(item.value, dict) and item.value.get("eventName") == CONFIG_CHANGE
