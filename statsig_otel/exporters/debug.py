@@ -4,8 +4,7 @@ import errno
 import json
 import os
 import sys
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
@@ -18,9 +17,9 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, Rejected, RetryLater
+from statsig_otel.exporters.terminal import ColorMode, paint, printable, shorten, wants_color, width, write
 
 _MISSING: Final = "-"
-_ELLIPSIS: Final = "…"
 _PASSING: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOSPC, errno.EDQUOT})
 _SEVERITIES: Final = SeverityNumber.DESCRIPTOR.values_by_number
 
@@ -48,7 +47,7 @@ class DebugSettings(Settings):
     """
 
     verbosity: Literal["basic", "normal", "detailed"] = "normal"
-    color: Literal["auto", "always", "never"] = "auto"
+    color: ColorMode = "auto"
 
 
 class DebugExporter:
@@ -75,7 +74,7 @@ class DebugExporter:
         stream = self._given_stream or sys.stdout
         if stream is None:
             raise OSError(f"{self._name}: there is no standard output to print to; use the file exporter")
-        self._colored = _wants_color(self._settings.color, stream, os.environ)
+        self._colored = wants_color(self._settings.color, stream, os.environ)
         self._stream = stream
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the seam's signature
@@ -95,10 +94,8 @@ class DebugExporter:
             text = self._render(ExportLogsServiceRequest.FromString(payload))
         except (DecodeError, RecursionError) as error:
             return Rejected(f"the payload can't be read as an ExportLogsServiceRequest: {error}")
-        encoding = stream.encoding or "utf-8"
         try:
-            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            stream.flush()
+            write(stream, text)
         except ValueError as error:  # what Python's streams raise once closed
             return Blocked(f"the output is closed: {error}")
         except OSError as error:
@@ -122,20 +119,20 @@ class DebugExporter:
 
     def _basic(self, request: ExportLogsServiceRequest) -> Iterator[str]:
         count = sum(1 for _ in _log_records(request))
-        yield f"{_printable(self._name)}: {count} log record{'' if count == 1 else 's'}"
+        yield f"{printable(self._name)}: {count} log record{'' if count == 1 else 's'}"
 
     def _normal(self, request: ExportLogsServiceRequest) -> Iterator[str]:
         rows = [
-            [_shorten(cell, most) for cell, (_, most, _) in zip(_cells(record), _COLUMNS, strict=True)]
+            [shorten(cell, most) for cell, (_, most, _) in zip(_cells(record), _COLUMNS, strict=True)]
             for record in _log_records(request)
         ]
         # The widths never shrink, so that the lines of one batch stand below those of the batches before.
         for row in rows:
-            self._widths = [max(width, _width(cell)) for width, cell in zip(self._widths, row, strict=True)]
+            self._widths = [max(least, width(cell)) for least, cell in zip(self._widths, row, strict=True)]
         for row in rows:
             yield "  ".join(
-                self._color(cell, sgr) + " " * (width - _width(cell))
-                for cell, width, (_, _, sgr) in zip(row, self._widths, _COLUMNS, strict=True)
+                self._color(cell, sgr) + " " * (cells - width(cell))
+                for cell, cells, (_, _, sgr) in zip(row, self._widths, _COLUMNS, strict=True)
             ).rstrip(" ")
 
     def _detailed(self, request: ExportLogsServiceRequest) -> Iterator[str]:
@@ -151,27 +148,16 @@ class DebugExporter:
 
     def _pairs(self, indent: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
         """A `key  value` line for each pair, the values below each other, and their further lines too."""
-        shown = [(_printable(key), value) for key, value in pairs]
-        width = max((_width(key) for key, _ in shown), default=0)
+        shown = [(printable(key), value) for key, value in pairs]
+        cells = max((width(key) for key, _ in shown), default=0)
         for key, value in shown:
-            first, *others = (_printable(line) for line in value.replace("\r\n", "\n").split("\n"))
-            yield f"{indent}{self._color(key, _KEY)}{' ' * (width - _width(key))}  {first}".rstrip(" ")
+            first, *others = (printable(line) for line in value.replace("\r\n", "\n").split("\n"))
+            yield f"{indent}{self._color(key, _KEY)}{' ' * (cells - width(key))}  {first}".rstrip(" ")
             for line in others:
-                yield f"{indent}{' ' * width}  {line}".rstrip(" ")
+                yield f"{indent}{' ' * cells}  {line}".rstrip(" ")
 
     def _color(self, text: str, sgr: str) -> str:
-        return f"\x1b[{sgr}m{text}\x1b[0m" if self._colored and sgr else text
-
-
-def _wants_color(setting: str, stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Whether to colour. The order is that of Python's own tracebacks: NO_COLOR before FORCE_COLOR before TERM=dumb."""
-    if setting != "auto":
-        return setting == "always"
-    if environment.get("NO_COLOR"):
-        return False
-    if environment.get("FORCE_COLOR"):
-        return True
-    return environment.get("TERM") != "dumb" and stream.isatty()
+        return paint(text, sgr, colored=self._colored)
 
 
 def _log_records(request: ExportLogsServiceRequest) -> Iterator[LogRecord]:
@@ -197,7 +183,7 @@ def _cells(record: LogRecord) -> tuple[str, ...]:
         _environments(record) or first("deployment.environment.name"),
         first("change_event.source"),
     )
-    return tuple(_printable(cell) or _MISSING for cell in cells)
+    return tuple(printable(cell) or _MISSING for cell in cells)
 
 
 def _environments(record: LogRecord) -> str:
@@ -274,36 +260,3 @@ def _time(nanoseconds: int) -> str:
     if digits.endswith("000000"):
         digits = digits[:3]
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{digits}Z"
-
-
-def _printable(text: str) -> str:
-    """Each character that does not print (controls, line ends, bidi overrides, zero widths) as its Python escape."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def _width(text: str) -> int:
-    """How many cells of a terminal the text takes: two for East Asian wide characters, none for combining ones."""
-    if text.isascii():
-        return len(text)
-    return sum(_cell_width(character) for character in text)
-
-
-def _cell_width(character: str) -> int:
-    if unicodedata.category(character) in ("Mn", "Me"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def _shorten(text: str, most: int) -> str:
-    """The text, or its beginning and an ellipsis, in at most so many cells and twice as many characters."""
-    if _width(text) <= most and len(text) <= 2 * most:
-        return text
-    room, end = most - 1, 0
-    for character in text[: 2 * most - 1]:
-        room -= _cell_width(character)
-        if room < 0:
-            break
-        end += 1
-    return text[:end] + _ELLIPSIS

@@ -1,0 +1,399 @@
+"""Which HTTP server serves best under the receiver? One run measures all of them and probes how they behave.
+
+The same Falcon application (POST, reads a body of 1 KB, answers 200 with JSON) runs under each server in a process of
+its own; the load comes from another process, over keep-alive connections of the loopback, in alternating rounds.
+
+    python benchmarks/http_servers.py [--rounds N] [--seconds S] [--clients C]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import falcon.asgi
+
+HOST = "127.0.0.1"
+BODY = b"x" * 1024
+START_TIMEOUT = 15.0
+PROBE_TIMEOUT = 4.0  # what has not happened after this many seconds counts as never
+SHORT = 1  # seconds: header and idle timeouts during the probes, where a server has them
+FEW = 4  # connections at a time during the probes, where a server can bound them
+
+
+# The application.
+
+
+class Receiver:
+    async def on_post(self, request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+        response.media = {"bytes": len(await request.stream.read())}
+
+
+def application() -> Any:
+    """The Falcon application; beside it `/cut` notes what ASGI tells of its body, and `/seen` answers with that."""
+    served = falcon.asgi.App()
+    served.add_route("/", Receiver())
+    seen: list[str] = []
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        path = scope.get("path")
+        if path == "/cut":
+            message = {"type": "http.request", "more_body": True}
+            while message["type"] == "http.request" and message.get("more_body"):
+                message = await receive()
+            seen.append("as complete" if message["type"] == "http.request" else "yes")
+        if path in ("/cut", "/seen"):
+            body = json.dumps(seen[-1:]).encode()
+            headers = [(b"content-length", str(len(body)).encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+        else:
+            await served(scope, receive, send)
+
+    return app
+
+
+# The servers. Each binds by itself, as its users have it.
+
+
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    return importlib.import_module(name).new_event_loop  # type: ignore[no-any-return]  # asyncio's and uvloop's
+
+
+def serve_ours(port: int, *, probed: bool, loop: str) -> None:
+    from statsig_otel.plugin.server import HttpServer  # noqa: PLC0415  # one server per process
+
+    limits: dict[str, Any] = {"read_header_timeout": SHORT, "max_connections": FEW} if probed else {}
+    server = HttpServer(application(), host=HOST, port=port, **limits)
+    server.bind()
+    with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+        runner.run(server.serve())
+
+
+def serve_granian(port: int, *, probed: bool) -> None:
+    from granian.constants import HTTPModes, Interfaces  # noqa: PLC0415
+    from granian.http import HTTP1Settings  # noqa: PLC0415
+    from granian.server.embed import Server  # noqa: PLC0415
+
+    async def main() -> None:
+        timeout = SHORT * 1000 if probed else 30_000
+        await Server(
+            application(),
+            address=HOST,
+            port=port,
+            interface=Interfaces.ASGINL,
+            http=HTTPModes.http1,
+            http1_settings=HTTP1Settings(header_read_timeout=timeout),
+            backpressure=FEW if probed else None,
+        ).serve()
+
+    asyncio.run(main())
+
+
+def serve_uvicorn(port: int, *, probed: bool, http: str, loop: str) -> None:
+    import uvicorn  # noqa: PLC0415
+
+    limits: dict[str, Any] = {"timeout_keep_alive": SHORT, "limit_concurrency": FEW} if probed else {}
+    uvicorn.run(application(), host=HOST, port=port, http=http, loop=loop, lifespan="off", log_level="error", **limits)
+
+
+def serve_hypercorn(port: int, *, probed: bool) -> None:
+    from hypercorn.asyncio import serve  # noqa: PLC0415
+    from hypercorn.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.bind = [f"{HOST}:{port}"]
+    config.loglevel = "ERROR"
+    if probed:
+        config.keep_alive_timeout = SHORT
+        config.read_timeout = SHORT
+    asyncio.run(serve(application(), config))
+
+
+SERVERS: dict[str, tuple[Callable[..., None], dict[str, str], tuple[str, ...]]] = {
+    "HttpServer (granian), asyncio": (serve_ours, {"loop": "asyncio"}, ("granian",)),
+    "HttpServer (granian), uvloop": (serve_ours, {"loop": "uvloop"}, ("granian", "uvloop")),
+    "granian as it comes, asyncio": (serve_granian, {}, ("granian",)),
+    "uvicorn httptools, asyncio": (
+        serve_uvicorn,
+        {"http": "httptools", "loop": "asyncio"},
+        ("uvicorn", "httptools"),
+    ),
+    "uvicorn httptools, uvloop": (
+        serve_uvicorn,
+        {"http": "httptools", "loop": "uvloop"},
+        ("uvicorn", "httptools", "uvloop"),
+    ),
+    "uvicorn h11, asyncio": (serve_uvicorn, {"http": "h11", "loop": "asyncio"}, ("uvicorn", "h11")),
+    "hypercorn, asyncio": (serve_hypercorn, {}, ("hypercorn",)),
+}
+
+
+def missing(name: str) -> list[str]:
+    return [module for module in SERVERS[name][2] if importlib.util.find_spec(module) is None]
+
+
+# The load: one process, callbacks on raw sockets.
+
+
+class Client(asyncio.Protocol):
+    """Posts again as soon as it has an answer; counts them while `counting`."""
+
+    counting = False
+    answers = 0
+    failures = 0
+    stopped = False
+    request = b"POST / HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
+        len(BODY),
+        BODY,
+    )
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.received = b""
+        transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        head, end, body = self.received.partition(b"\r\n\r\n")
+        if not end or len(body) < int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]):
+            return
+        if Client.counting:
+            Client.answers += 1
+            Client.failures += not head.startswith(b"HTTP/1.1 200")
+        self.received = b""
+        if not Client.stopped:
+            self.transport.write(self.request)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        Client.failures += not Client.stopped
+
+
+async def load(port: int, seconds: float, clients: int) -> None:
+    loop = asyncio.get_running_loop()
+    transports = [(await loop.create_connection(Client, HOST, port))[0] for _ in range(clients)]
+    await asyncio.sleep(seconds / 5)  # warm up
+    Client.counting = True
+    began = time.perf_counter()
+    await asyncio.sleep(seconds)
+    took = time.perf_counter() - began
+    Client.counting = False
+    Client.stopped = True
+    for transport in transports:
+        transport.close()
+    print(json.dumps({"rate": Client.answers / took, "failures": Client.failures}))
+
+
+# The parent: processes, rounds and probes.
+
+
+def spawn(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, str(Path(__file__)), *arguments], text=True, **options)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(name: str, *, probed: bool = False) -> Iterator[int]:
+    """A process of its own for one server, until it listens; its port."""
+    port = free_port()
+    arguments = ["--serve", name, "--port", str(port), *(["--probed"] if probed else [])]
+    process = spawn(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            with contextlib.suppress(ConnectionError), connect(port):
+                break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{name} did not start")
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection((HOST, port), timeout=PROBE_TIMEOUT)
+
+
+def measure(names: list[str], rounds: int, seconds: float, clients: int) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    with contextlib.ExitStack() as stack:
+        ports = {name: stack.enter_context(running(name)) for name in names}
+        for number in range(rounds):
+            order = names if number % 2 == 0 else names[::-1]
+            for name in order:
+                arguments = ["--load", str(ports[name]), "--seconds", str(seconds), "--clients", str(clients)]
+                with spawn(*arguments, stdout=subprocess.PIPE) as process:
+                    out, _ = process.communicate(timeout=seconds * 2 + START_TIMEOUT)
+                result = json.loads(out)
+                if result["failures"]:
+                    print(f"{name}: {result['failures']} failures in round {number + 1}")
+                rates[name].append(result["rate"])
+    return rates
+
+
+def receive(connection: socket.socket, seconds: float = PROBE_TIMEOUT) -> bytes | None:
+    """What comes first: bytes, b"" for the end of the connection, None for nothing in time."""
+    connection.settimeout(seconds)
+    try:
+        return connection.recv(65536)
+    except TimeoutError:
+        return None
+    except ConnectionError:
+        return b""
+
+
+def post(path: str = "/", length: int = 2, body: bytes = b"{}") -> bytes:
+    return b"POST %s HTTP/1.1\r\nhost: probe\r\ncontent-length: %d\r\n\r\n%s" % (path.encode(), length, body)
+
+
+def probe_header_timeout(port: int) -> str:
+    with connect(port) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nhost: pro")
+        began = time.monotonic()
+        return "none" if receive(connection) is None else f"yes, {time.monotonic() - began:.1f} s"
+
+
+def probe_header_bound(port: int) -> str:
+    with connect(port) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(
+                b"POST / HTTP/1.1\r\nhost: probe\r\nx: " + b"x" * 2**20 + b"\r\ncontent-length: 0\r\n\r\n"
+            )
+        answer = receive(connection)
+    if answer is None:
+        return "no answer"
+    status = answer[9:12].decode()
+    return "none at 1 MiB" if status == "200" else f"yes, {status or 'closed'}"
+
+
+def probe_connection_bound(port: int) -> str:
+    with contextlib.ExitStack() as stack:
+        for _ in range(FEW):
+            stack.enter_context(connect(port))
+        time.sleep(0.1)
+        connection = stack.enter_context(connect(port))
+        connection.sendall(post())
+        answer = receive(connection, SHORT / 2)
+        if answer is not None:
+            return "none" if answer[9:12] == b"200" else f"{answer[9:12].decode()} past it"
+        answer = receive(connection)
+        return "others wait, then served" if answer else "others starve"
+
+
+def probe_cut_body(port: int) -> str:
+    with connect(port) as connection:
+        connection.sendall(post("/cut", 100, b"part"))
+        time.sleep(0.1)
+        connection.shutdown(socket.SHUT_WR)
+        reached = ", answer arrives" if receive(connection) else ", answer lost"
+    time.sleep(0.1)
+    with connect(port) as connection:
+        connection.sendall(post("/seen"))
+        answer = receive(connection) or b""
+        if b"\r\n\r\n" in answer and not answer.partition(b"\r\n\r\n")[2]:
+            answer += receive(connection) or b""
+    seen = json.loads(answer.partition(b"\r\n\r\n")[2] or b"[]")
+    return seen[0] + reached if seen else "no"
+
+
+def probe_second_bind(name: str, port: int) -> str:
+    process = spawn("--serve", name, "--port", str(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(timeout=PROBE_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return "no: shares the port"
+    finally:
+        process.kill()
+        process.wait()
+    return "yes"
+
+
+def behaviour(name: str) -> list[str]:
+    probes = (probe_header_timeout, probe_header_bound, probe_connection_bound, probe_cut_body)
+    row = []
+    for probe in probes:  # a fresh process each: no probe sees what another has left behind
+        with running(name, probed=True) as port:
+            row.append(probe(port))
+    with running(name) as port:
+        row.append(probe_second_bind(name, port))
+    return row
+
+
+def print_table(head: list[str], rows: list[list[str]]) -> None:
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for row in [head, ["-" * width for width in widths], *rows]:
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+
+
+def compare(rounds: int, seconds: float, clients: int) -> None:
+    for name in SERVERS:
+        if absent := missing(name):
+            print(f"{name}: left out, not installed: {', '.join(absent)}")
+    names = [name for name in SERVERS if not missing(name)]
+    print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.machine()}")
+    print(f"{rounds} rounds of {seconds:g} s, {clients} keep-alive clients, {len(BODY)} bytes a request\n")
+    rates = measure(names, rounds, seconds, clients)
+    first = statistics.median(rates[names[0]])
+    rows = [
+        [
+            name,
+            *(f"{value:.0f}" for value in (min(found), statistics.median(found), max(found))),
+            f"{statistics.median(found) / first:.2f}",
+        ]
+        for name, found in rates.items()
+    ]
+    print_table(["requests a second", "min", "median", "max", "ratio"], rows)
+    print(f"\nWith header and idle timeouts of {SHORT} s and {FEW} connections, where a server can be told so:\n")
+    head = [
+        "behaviour",
+        "header timeout",
+        "header bound",
+        "connection bound",
+        "cut-off body seen",
+        "second bind refused",
+    ]
+    print_table(head, [[name, *behaviour(name)] for name in names if not name.endswith("uvloop")])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--clients", type=int, default=16)
+    for hidden in ("--serve", "--port", "--load"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--probed", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve is not None:
+        serve, options, _ = SERVERS[given.serve]
+        serve(int(given.port), probed=given.probed, **options)
+    elif given.load is not None:
+        asyncio.run(load(int(given.load), given.seconds, given.clients))
+    else:
+        compare(given.rounds, given.seconds, given.clients)
+
+
+if __name__ == "__main__":
+    main()

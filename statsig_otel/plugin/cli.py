@@ -1,0 +1,40 @@
+"""The command line: one lazily loaded command a module in `commands`, so that `--help` stays quick."""
+
+from importlib import import_module
+from typing import Final, cast
+
+import click
+
+from statsig_otel import __version__
+
+_COMMANDS: Final = {
+    "run": "Run the service.",
+    "demo": "Watch a day of changes arrive behind a real collector. Needs nothing.",
+    "send": "Sign a webhook as Statsig would, and post it.",
+}
+"""Each command and its one line of help, so that listing them loads none."""
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"statsig_otel.plugin.commands.{cmd_name}")
+        return cast("click.Command", module.command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="statsig-otel")
+def main() -> None:
+    """Statsig config changes as OpenTelemetry events.
+
+    Signed webhooks come in; each config change goes out as a log record over OTLP. What was answered with 200 has
+    reached every exporter.
+    """

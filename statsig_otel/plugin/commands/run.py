@@ -1,0 +1,109 @@
+"""`statsig-otel run`: the service in the foreground, until SIGTERM or Ctrl-C."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from statsig_otel import __version__
+from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.grammar import check
+from statsig_otel.config.source import read
+from statsig_otel.plugin.components import COMPONENTS
+from statsig_otel.plugin.environment import SECRET_VARIABLE, document_from_environment, resource_from_environment
+from statsig_otel.plugin.service import Service
+
+_logger: Final = logging.getLogger("statsig_otel")
+
+_OPEN_FILES: Final = 65536
+"""More than any `max_connections` that makes sense, and a bound where the system has none."""
+
+_SAME_SIGNAL: Final = 0.5
+"""Seconds in which signals count as one: a supervisor may send one to the process and once more to its group."""
+
+_SET_UP: Final = """\
+{name} has no signing secret yet. To set the webhook up:
+  1. Make {url} reachable for Statsig, at your own public host name.
+  2. In Statsig's console: Settings > Integrations > Generic Webhook; enter the URL.
+  3. Under Filters choose Config Changes only, and save: Statsig verifies the URL, and this service answers.
+  4. Copy the signing secret that Statsig shows then, set it {where}, and start again.
+Until then everything but the verification is refused with 401."""
+
+
+@click.command()
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    help="The configuration file, YAML. Without one the environment is the configuration.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What is logged, on standard error.",
+)
+def command(file: Path | None, log_level: str) -> None:
+    """Run the service until SIGTERM or Ctrl-C; a second one ends it at once.
+
+    Without --config it listens on localhost:8080 and takes its signing secret from STATSIG_SIGNING_SECRET and its
+    exporter from the OTEL_EXPORTER_OTLP_* variables.
+    """
+    logging.basicConfig(
+        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    _raise_open_files()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc-core writes to standard error past the log
+    try:
+        document = read(file, environ=os.environ) if file else document_from_environment(os.environ)
+        service = Service(check(document, COMPONENTS), resource=resource_from_environment(os.environ))
+        service.start()
+    except ConfigError as error:
+        raise click.ClickException(f"the configuration has errors\n{error}") from error
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    try:
+        asyncio.run(_serve(service, where=f"as {SECRET_VARIABLE}" if file is None else "in signing_secrets"))
+    finally:
+        service.shutdown()
+    _logger.info("Stopped")
+
+
+def _raise_open_files() -> None:
+    """Use all file descriptors that the system allows, as Go's runtime does: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # then `max_connections` is held to what there is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _OPEN_FILES)), hard))
+
+
+async def _serve(service: Service, *, where: str) -> None:
+    loop = asyncio.get_running_loop()
+
+    first = 0.0
+
+    def stop(number: signal.Signals) -> None:
+        nonlocal first
+        if not first:
+            first = loop.time()
+            _logger.info("%s: finishing what is in flight; a second signal ends at once", number.name)
+            service.stop()
+        elif loop.time() - first >= _SAME_SIGNAL:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    _logger.info("statsig-otel %s listens", __version__)
+    for name, url in service.urls.items():
+        click.echo(f"Webhook URL: {url}")
+        if name in service.without_secret:
+            click.echo(_SET_UP.format(name=name, url=url, where=where))
+    await service.serve()

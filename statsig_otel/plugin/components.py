@@ -1,0 +1,74 @@
+"""What a configuration file can name: every component's settings, and how it is made of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from statsig_otel.config.grammar import Components
+from statsig_otel.config.model import Settings
+from statsig_otel.exporters.debug import DebugSettings
+from statsig_otel.exporters.exporter import Exporter
+from statsig_otel.exporters.file import FileSettings
+from statsig_otel.exporters.otlp_settings import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.plugin.settings import StatsigReceiverSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ExporterType:
+    """A kind of exporter.
+
+    Attributes:
+        settings: The model of its settings.
+        create: Makes one of its id and its checked settings. Loads the libraries that it needs, and opens nothing.
+    """
+
+    settings: type[Settings]
+    create: Callable[[str, Any], Exporter]
+
+
+def _otlp_grpc(name: str, settings: OtlpGrpcSettings) -> Exporter:
+    from statsig_otel.exporters.otlp_grpc import OtlpGrpcExporter  # noqa: PLC0415 - grpc is loaded where it is used
+
+    return OtlpGrpcExporter(name, settings)
+
+
+def _otlp_http(name: str, settings: OtlpHttpSettings) -> Exporter:
+    from statsig_otel.exporters.otlp_http import OtlpHttpExporter  # noqa: PLC0415 - likewise
+
+    return OtlpHttpExporter(name, settings)
+
+
+def _file(name: str, settings: FileSettings) -> Exporter:
+    from statsig_otel.exporters.file import FileExporter  # noqa: PLC0415 - likewise
+
+    return FileExporter(name, settings)
+
+
+def _debug(name: str, settings: DebugSettings) -> Exporter:
+    from statsig_otel.exporters.debug import DebugExporter  # noqa: PLC0415 - likewise
+
+    return DebugExporter(name, settings)
+
+
+EXPORTERS: Final[Mapping[str, ExporterType]] = {
+    "otlp_grpc": ExporterType(OtlpGrpcSettings, _otlp_grpc),
+    "otlp_http": ExporterType(OtlpHttpSettings, _otlp_http),
+    "file": ExporterType(FileSettings, _file),
+    "debug": ExporterType(DebugSettings, _debug),
+}
+
+ALIASES: Final[Mapping[str, str]] = {"otlp": "otlp_grpc", "otlphttp": "otlp_http"}
+"""The Collector's older names."""
+
+COMPONENTS: Final = Components(
+    receivers={"statsig": StatsigReceiverSettings},
+    exporters={name: kind.settings for name, kind in EXPORTERS.items()},
+    extensions={},
+    aliases=ALIASES,
+)
+
+
+def create_exporter(name: str, settings: Settings) -> Exporter:
+    """Make the exporter of an id such as `otlp_grpc/backend`; nothing is opened."""
+    kind = name.partition("/")[0]
+    return EXPORTERS[ALIASES.get(kind, kind)].create(name, settings)

@@ -1,0 +1,133 @@
+"""A configuration from the environment alone, for a start without a file.
+
+`STATSIG_SIGNING_SECRET` and the `OTEL_EXPORTER_OTLP_*` variables with their `_LOGS_` forms, which come first, as
+opentelemetry-sdk reads them: gRPC unless the protocol says otherwise, the timeout in seconds.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import unquote
+
+from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.config.source import Document
+from statsig_otel.plugin.log_record import AttributeValue
+
+SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's name
+
+_logger: Final = logging.getLogger(__name__)
+
+_EXPORTERS: Final = {"grpc": "otlp_grpc", "http/protobuf": "otlp_http"}
+_TIMEOUT: Final = "10"
+"""Seconds: the SDK's default."""
+
+
+def document_from_environment(environ: Mapping[str, str]) -> Document:
+    """What a configuration file would say, made of environment variables.
+
+    Without a signing secret it is the set-up mode; a secret that is set but empty is an error, found by the check.
+    """
+    return _Reader(environ).document()
+
+
+def resource_from_environment(environ: Mapping[str, str]) -> dict[str, AttributeValue]:
+    """The attributes of `OTEL_RESOURCE_ATTRIBUTES`, and over them `OTEL_SERVICE_NAME`.
+
+    Pairs that are none are left out with a warning, as in the SDK.
+    """
+    pairs, broken = _pairs(environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
+    if broken:
+        _logger.warning("OTEL_RESOURCE_ATTRIBUTES: %d of its entries are no key=value and are left out", broken)
+    name = environ.get("OTEL_SERVICE_NAME")
+    return {**pairs, **({"service.name": name} if name else {})}
+
+
+def _pairs(text: str) -> tuple[dict[str, str], int]:
+    """The pairs of `key=value,key=value`, values percent-decoded, and how many entries are no pair."""
+    found: dict[str, str] = {}
+    broken = 0
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = entry.partition("=")
+        if equals and key.strip():
+            found[unquote(key.strip())] = unquote(value.strip())
+        else:
+            broken += 1
+    return found, broken
+
+
+class _Reader:
+    """Builds the document, and remembers which variable each value came from."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._origins: dict[tuple[str | int, ...], str] = {}
+
+    def document(self) -> Document:
+        """The whole document."""
+        secret = self._environ.get(SECRET_VARIABLE)
+        self._origins["receivers", "statsig", "signing_secrets"] = SECRET_VARIABLE
+        exporter = self._exporter_type()
+        values: dict[str, object] = {
+            "receivers": {"statsig": {"signing_secrets": [] if secret is None else [secret]}},
+            "exporters": {exporter: self._exporter(exporter)},
+            "service": {"pipelines": {"logs": {"receivers": ["statsig"], "exporters": [exporter]}}},
+        }
+        return Document.from_values(values, origin="environment", origins=self._origins)
+
+    def _variable(self, name: str) -> tuple[str, str] | None:
+        """The variable that is set for a setting, and its value; an empty one counts as unset (the specification)."""
+        for variable in (f"OTEL_EXPORTER_OTLP_LOGS_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
+            if value := self._environ.get(variable, "").strip():
+                return variable, value
+        return None
+
+    def _exporter_type(self) -> str:
+        found = self._variable("PROTOCOL")
+        if found is None:
+            endpoint = self._variable("ENDPOINT")
+            if endpoint and endpoint[1].endswith((":4318", ":4318/")):
+                _logger.warning(
+                    "%s names port 4318, which is OTLP's port for HTTP, but gRPC is used: "
+                    "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
+                    endpoint[0],
+                )
+            return "otlp_grpc"
+        variable, protocol = found
+        if protocol not in _EXPORTERS:
+            raise ConfigError([Problem((variable,), "is no protocol of this service", "use grpc or http/protobuf")])
+        return _EXPORTERS[protocol]
+
+    def _exporter(self, exporter: str) -> dict[str, object]:
+        tls: dict[str, object] = {}
+        settings: dict[str, object] = {"timeout": f"{_TIMEOUT}s"}
+
+        def take(name: str, holder: dict[str, object], key: str) -> None:
+            if found := self._variable(name):
+                holder[key] = found[1]
+                path = ("exporters", exporter, *(("tls",) if holder is tls else ()))
+                self._origins[*path, key] = found[0]
+                if holder is tls:
+                    self._origins[path] = found[0]
+
+        if exporter == "otlp_http":
+            settings["endpoint"] = "http://localhost:4318"
+            if own := self._environ.get("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "").strip():
+                settings["logs_endpoint"] = own
+        else:
+            settings["endpoint"] = "http://localhost:4317"
+            take("INSECURE", tls, "insecure")
+        take("ENDPOINT", settings, "endpoint")
+        take("COMPRESSION", settings, "compression")
+        take("CERTIFICATE", tls, "ca_file")
+        take("CLIENT_CERTIFICATE", tls, "cert_file")
+        take("CLIENT_KEY", tls, "key_file")
+        take("TIMEOUT", settings, "timeout")
+        if self._variable("TIMEOUT"):
+            settings["timeout"] = f"{settings['timeout']}s"
+        if found := self._variable("HEADERS"):
+            headers, broken = _pairs(found[1])
+            if broken:
+                raise ConfigError([Problem((found[0],), "holds an entry that is no key=value")])
+            settings["headers"] = headers
+            self._origins["exporters", exporter, "headers"] = found[0]
+        return {**settings, **({"tls": tls} if tls else {})}

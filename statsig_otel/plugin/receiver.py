@@ -1,0 +1,186 @@
+"""The webhook as a Falcon resource: reads the body, waits for the consumer, sends the answer. `intake` decides."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Final
+
+from falcon import HTTPError
+from falcon.asgi import App, Request, Response
+
+from statsig_otel.exporters.consumer import Consumer, RefusedError
+from statsig_otel.plugin import intake
+from statsig_otel.plugin.asgi import AsgiApp, Message, Receive, Scope, Send
+from statsig_otel.plugin.intake import Answer, AnsweredError, Intake, refusal
+
+DEFAULT_PATH: Final = "/api/v1/data/events/receiver/statsig"
+"""Chronosphere's path for the same webhook: moving from there means changing the host."""
+
+_logger: Final = logging.getLogger(__name__)
+
+
+class StatsigReceiver:
+    """A Falcon ASGI resource that takes Statsig's webhook.
+
+    Args:
+        intake: The receiver's secrets, mapping and limits.
+        consumer: Where the records go. A request is answered with 200 only after it has taken them over.
+        clock: The time now, in nanoseconds since the epoch; read once a request.
+
+    Example:
+        `app.add_route(DEFAULT_PATH, StatsigReceiver(Intake(verifier=Verifier([secret])), consumer))`
+    """
+
+    def __init__(self, intake: Intake, consumer: Consumer, *, clock: Callable[[], int] = time.time_ns) -> None:
+        self._intake = intake
+        self._consumer = consumer
+        self._clock = clock
+        self._reading: set[asyncio.Timeout] = set()
+        self._closed = False
+
+    def close(self, grace: float = 0.0) -> None:
+        """Refuse new requests with 503, and those whose body is not there within `grace` seconds; finish the rest.
+
+        Call it in the thread of the event loop that serves this resource.
+        """
+        self._closed = True
+        latest = asyncio.get_running_loop().time() + grace
+        for reading in self._reading:
+            when = reading.when()
+            reading.reschedule(latest if when is None else min(when, latest))
+
+    async def on_post(self, req: Request, resp: Response) -> None:
+        """Answer one webhook."""
+        try:
+            answer = await self._answer(req)
+        except AnsweredError as answered:
+            answer = answered.answer
+        self._send(resp, answer)
+
+    async def on_options(self, req: Request, resp: Response) -> None:  # noqa: ARG002 - Falcon's signature
+        """Refuse every other method; OPTIONS too, which Falcon by itself would answer with 200."""
+        resp.set_header("Allow", "POST")
+        self._send(resp, refusal(HTTPStatus.METHOD_NOT_ALLOWED, "method"))
+
+    on_delete = on_get = on_head = on_patch = on_put = on_options
+
+    async def _answer(self, req: Request) -> Answer:
+        if self._closed:
+            return _shutting_down()
+        request = self._intake.begin(req.scope["headers"], self._clock())
+        try:
+            outcome = request.finish(complete=await self._read(req, request))
+            if isinstance(outcome, Answer):
+                return outcome
+            try:
+                # Shielded: what was handed over is stored, also where the client no longer waits for the answer.
+                receipt = await asyncio.shield(asyncio.wrap_future(self._consumer.consume(outcome)))
+            except RefusedError as error:
+                return request.refused(error)
+            return request.taken(receipt)
+        finally:
+            request.close()
+
+    async def _read(self, req: Request, request: intake.Request) -> bool:
+        """Feed the body to the request; whether it came to its end."""
+        left = _watch_disconnect(req)
+        try:
+            async with asyncio.timeout(self._intake.limits.read_timeout) as reading:
+                self._reading.add(reading)
+                try:
+                    async for chunk in req.stream:
+                        request.feed(chunk)
+                finally:
+                    self._reading.discard(reading)
+        except TimeoutError:
+            answer = _shutting_down() if self._closed else refusal(HTTPStatus.REQUEST_TIMEOUT, "slow_body")
+            raise AnsweredError(answer) from None
+        return not left.is_set()
+
+    def _send(self, resp: Response, answer: Answer) -> None:
+        self._intake.report(answer)
+        _fill(resp, answer)
+
+
+def create_app(receivers: Mapping[str, StatsigReceiver]) -> AsgiApp:
+    """An ASGI application that serves receivers at their paths, and answers all else as the contract says.
+
+    Args:
+        receivers: The receivers by path.
+    """
+    app = App()
+    app.set_error_serializer(_serialize_error)
+    app.add_error_handler(Exception, _handle_unexpected)
+    for path, receiver in receivers.items():
+        app.add_route(path, receiver)
+    return _start_at_headers(app)
+
+
+def _start_at_headers(app: AsgiApp) -> AsgiApp:
+    """Let an application start once the headers are there.
+
+    Falcon waits for the first bytes of the body before it routes: a sender who declares a body and stays silent would
+    be refused by nobody. So its first event is an empty one.
+    """
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def receive_after_start() -> Message:
+            nonlocal started
+            if scope["type"] == "http" and not started:
+                started = True
+                return {"type": "http.request", "body": b"", "more_body": True}
+            return await receive()
+
+        await app(scope, receive_after_start, send)
+
+    return serve
+
+
+def _serialize_error(req: Request, resp: Response, error: HTTPError) -> None:  # noqa: ARG001 - Falcon's signature
+    """Falcon's own errors, a wrong path above all, in the same form as ours."""
+    resp.media = refusal(HTTPStatus(error.status_code), "framework").body
+
+
+async def _handle_unexpected(
+    req: Request,  # noqa: ARG001 - Falcon's signature
+    resp: Response,
+    error: Exception,
+    params: dict[str, object],  # noqa: ARG001
+) -> None:
+    """A fault of ours is never a 2xx: the sender is told to come again."""
+    _logger.error("A webhook could not be handled", exc_info=error)
+    _fill(resp, refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected", retry_after=10))
+
+
+def _fill(resp: Response, answer: Answer) -> None:
+    resp.status = answer.status
+    resp.media = answer.body
+    if answer.retry_after is not None:
+        resp.set_header("Retry-After", str(answer.retry_after))
+
+
+def _shutting_down() -> Answer:
+    return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "shutting_down", retry_after=10)
+
+
+def _watch_disconnect(req: Request) -> asyncio.Event:
+    """An event that is set where the client leaves before the end of the body.
+
+    Falcon's stream ends alike for a whole body and for one cut short, and with chunked encoding nothing else tells:
+    the signature of a cut body would look forged. So this steps between Falcon and the server, for this request.
+    """
+    left = asyncio.Event()
+    receive = req._receive  # noqa: SLF001 - there is no public way; a test over a socket holds it
+
+    async def watch() -> Message:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            left.set()
+        return event
+
+    req._receive = watch  # noqa: SLF001
+    return left

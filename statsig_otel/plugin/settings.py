@@ -1,0 +1,112 @@
+"""What the configuration file says of a `statsig` receiver."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from statsig_otel.config.model import Duration, Opaque, Settings, Size
+from statsig_otel.plugin.log_record import UserMode
+from statsig_otel.plugin.receiver import DEFAULT_PATH
+
+_ENDPOINT: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
+_PATH: Final = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
+_MAX_PORT: Final = 65535
+
+ResourceValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
+
+
+def _check_secret(secret: Opaque) -> Opaque:
+    if not secret.reveal():
+        raise ValueError("is empty\nhint: write signing_secrets: [] to set the webhook up before there is a secret")
+    if secret.reveal() != secret.reveal().strip():
+        raise ValueError(
+            "begins or ends with white space\nhint: copy the secret alone, from webhook- to its last letter"
+        )
+    return secret
+
+
+class ServerTlsSettings(Settings):
+    """`tls` of a server, with the Collector's names (configtls)."""
+
+    cert_file: Path = Field(description="The certificate chain, PEM.")
+    key_file: Path = Field(description="Its private key, PEM, unencrypted.")
+    client_ca_file: Path | None = Field(
+        default=None, description="Clients must present a certificate that one of these authorities has signed."
+    )
+    min_version: Literal["1.2", "1.3"] = Field(default="1.2", description="The oldest TLS version that is accepted.")
+
+
+class StatsigReceiverSettings(Settings):
+    """One receiver: an address, a path, its secrets, and how its records look."""
+
+    endpoint: str = Field(default="localhost:8080", description="Where to listen, as host:port.")
+    path: str = Field(default=DEFAULT_PATH, description="The path of the webhook's URL.")
+    signing_secrets: list[Annotated[Opaque, AfterValidator(_check_secret)]] = Field(
+        description="The signing secrets of the webhook, several while one is rotated. [] is the set-up mode: it "
+        "answers Statsig's URL verification and refuses all else."
+    )
+    timestamp_tolerance: Duration = Field(
+        default=300.0, ge=0, description="How far a request's timestamp may be from the time now, both ways."
+    )
+    max_request_body_size: Size = Field(default=20 << 20, gt=0, description="The largest body.")
+    max_in_flight_bytes: Size = Field(
+        default=128 << 20, gt=0, description="The most that all bodies together may take in memory."
+    )
+    read_header_timeout: Duration = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="The time for a request's header; idle connections are closed after it.",
+    )
+    read_timeout: Duration = Field(default=30.0, gt=0, description="The time for a whole body.")
+    max_connections: int = Field(default=1000, gt=0, description="Connections at a time.")
+    tls: ServerTlsSettings | None = Field(default=None, description="Serve HTTPS.")
+    resource: dict[str, ResourceValue] = Field(
+        default_factory=dict, description="Attributes of the records' resource, over those of the environment."
+    )
+    user: UserMode = Field(default="full", description="Who made a change: in full, hashed, or left out.")
+    hash_key: Opaque | None = Field(default=None, description="The key for user: hash.")
+    include_original: bool = Field(default=False, description="Add the item's own JSON text as log.record.original.")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, endpoint: str) -> str:
+        match = _ENDPOINT.fullmatch(endpoint)
+        if match is None:
+            raise ValueError("must be host:port, such as localhost:8080 or 0.0.0.0:8080\nhint: no scheme and no path")
+        if int(match["port"]) > _MAX_PORT:
+            raise ValueError(f"the port must be {_MAX_PORT} at most")
+        return endpoint
+
+    @field_validator("path")
+    @classmethod
+    def _check_path(cls, path: str) -> str:
+        if not _PATH.fullmatch(path):
+            raise ValueError(f"must begin with / and be a plain path\nhint: the default is {DEFAULT_PATH}")
+        return path
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "StatsigReceiverSettings":
+        if self.max_in_flight_bytes < self.max_request_body_size:
+            raise ValueError("max_in_flight_bytes must be at least max_request_body_size: no larger body could pass")
+        return self
+
+    @model_validator(mode="after")
+    def _check_user(self) -> "StatsigReceiverSettings":
+        if self.user == "hash" and (self.hash_key is None or not self.hash_key.reveal()):
+            raise ValueError("user: hash needs a hash_key that is not empty")
+        if self.user != "hash" and self.hash_key is not None:
+            raise ValueError("hash_key is used with user: hash only")
+        if self.user != "full" and self.include_original:
+            raise ValueError(f"include_original: true would show the users that user: {self.user} hides")
+        return self
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the endpoint."""
+        match = _ENDPOINT.fullmatch(self.endpoint)
+        if match is None:
+            raise ValueError("the endpoint was not checked")
+        return match["v6"] or match["host"], int(match["port"])

@@ -1,0 +1,107 @@
+"""`statsig-otel run` as a real process."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+_WAIT = 30.0
+"""Seconds for anything that a healthy process does; reached only where it hangs."""
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The test's own environment without what would configure the service, and what a test adds."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "STATSIG_"))}
+    return {**kept, **(extra or {})}
+
+
+class ServiceProcess:
+    """One service. Leaving the block stops it with SIGTERM, and asserts that it ended with its exit code.
+
+    Attributes:
+        url: The webhook's URL, of the first receiver.
+        output: The lines of standard output so far.
+        log: The lines of standard error so far.
+    """
+
+    def __init__(
+        self, config: Path | None = None, *args: str, env: Mapping[str, str] | None = None, exit_code: int = 0
+    ) -> None:
+        self._exit_code = exit_code
+        self._command = [sys.executable, "-m", "statsig_otel", "run", *args]
+        if config is not None:
+            self._command += ["--config", str(config)]
+        self._env = environment(env)
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self.output: list[str] = []
+        self.log: list[str] = []
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            self._command, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self._readers = [
+            threading.Thread(target=self._read, args=(self.process.stdout, self.output, self._lines)),
+            threading.Thread(target=self._read, args=(self.process.stderr, self.log, None)),
+        ]
+        for reader in self._readers:
+            reader.start()
+        self.url = self.wait_for_output("Webhook URL: ").removeprefix("Webhook URL: ")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+            code = self.wait()
+        finally:
+            self.process.kill()
+            self.process.wait()
+            for stream in (self.process.stdout, self.process.stderr):
+                if stream is not None:
+                    stream.close()
+        if kind is None:
+            assert code == self._exit_code, "\n".join(self.log)
+
+    def wait(self) -> int:
+        """Wait for the end; the exit code."""
+        code = self.process.wait(_WAIT)
+        for reader in self._readers:
+            reader.join(_WAIT)
+        return code
+
+    def wait_for_output(self, start: str) -> str:
+        """Wait for a line of standard output that begins so."""
+        while (line := self._lines.get(timeout=_WAIT)) is not None:
+            if line.startswith(start):
+                return line
+        self.process.wait(_WAIT)
+        for reader in self._readers:
+            reader.join(_WAIT)
+        raise AssertionError(f"the service ended with {self.process.returncode}:\n" + "\n".join(self.log))
+
+    @staticmethod
+    def _read(stream: IO[str], lines: list[str], also: "queue.Queue[str | None] | None") -> None:
+        for line in stream:
+            lines.append(line.rstrip("\n"))
+            if also is not None:
+                also.put(lines[-1])
+        if also is not None:
+            also.put(None)
+
+
+def run_to_end(*args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """`statsig-otel` with any arguments, for commands that end by themselves."""
+    command = [sys.executable, "-m", "statsig_otel", *args]
+    return subprocess.run(command, env=environment(env), capture_output=True, text=True, timeout=_WAIT, check=False)

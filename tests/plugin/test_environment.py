@@ -1,0 +1,123 @@
+"""The start without a file: the SDK's variables, read as the SDK reads them."""
+
+import logging
+
+import pytest
+
+from statsig_otel.config import ConfigError, Configuration, check
+from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.plugin.components import COMPONENTS
+from statsig_otel.plugin.environment import document_from_environment, resource_from_environment
+from statsig_otel.plugin.settings import StatsigReceiverSettings
+
+HTTP = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+
+
+def configuration(**environ: str) -> Configuration:
+    return check(document_from_environment(environ), COMPONENTS)
+
+
+def exporter(**environ: str) -> OtlpGrpcSettings | OtlpHttpSettings:
+    (found,) = configuration(**environ).exporters.values()
+    assert isinstance(found, OtlpGrpcSettings | OtlpHttpSettings)
+    return found
+
+
+def grpc(**environ: str) -> OtlpGrpcSettings:
+    found = exporter(**environ)
+    assert isinstance(found, OtlpGrpcSettings)
+    return found
+
+
+def http(**environ: str) -> OtlpHttpSettings:
+    found = exporter(**HTTP, **environ)
+    assert isinstance(found, OtlpHttpSettings)
+    return found
+
+
+def test_nothing_set_is_the_set_up_mode_with_grpc_to_a_local_collector() -> None:
+    found = configuration()
+    receiver = found.receivers["statsig"]
+    assert isinstance(receiver, StatsigReceiverSettings)
+    assert receiver.signing_secrets == []
+    assert found.pipelines["logs"].exporters == ("otlp_grpc",)
+    assert (grpc().target, grpc().uses_tls, grpc().timeout) == ("dns:///localhost:4317", False, 10.0)
+
+
+def test_the_secret() -> None:
+    receiver = configuration(STATSIG_SIGNING_SECRET="webhook-x").receivers["statsig"]
+    assert isinstance(receiver, StatsigReceiverSettings)
+    assert [secret.reveal() for secret in receiver.signing_secrets] == ["webhook-x"]
+
+
+def test_http_appends_the_path_to_the_general_endpoint_only() -> None:
+    assert http().url.geturl() == "http://localhost:4318/v1/logs"
+    assert http(OTEL_EXPORTER_OTLP_ENDPOINT="https://x:1/base").url.geturl() == "https://x:1/base/v1/logs"
+    own = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://x:1", "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "https://y:2/own"}
+    assert http(**own).url.geturl() == "https://y:2/own"
+
+
+@pytest.mark.parametrize(
+    ("environ", "tls"),
+    [
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:1"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://x:1"}, True),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "x:1"}, True),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "x:1", "OTEL_EXPORTER_OTLP_INSECURE": "true"}, False),
+    ],
+)
+def test_grpc_uses_tls_unless_the_scheme_or_the_variable_says_otherwise(environ: dict[str, str], *, tls: bool) -> None:
+    assert grpc(**environ).uses_tls is tls
+
+
+@pytest.mark.parametrize("name", ["ENDPOINT", "TIMEOUT", "COMPRESSION", "HEADERS", "PROTOCOL"])
+def test_the_variables_for_logs_come_first(name: str) -> None:
+    general, logs = {
+        "ENDPOINT": ("http://general:1", "http://logs:1"),
+        "TIMEOUT": ("1", "2"),
+        "COMPRESSION": ("none", "gzip"),
+        "HEADERS": ("a=general", "a=logs"),
+        "PROTOCOL": ("http/protobuf", "grpc"),
+    }[name]
+    both = grpc(**{f"OTEL_EXPORTER_OTLP_{name}": general, f"OTEL_EXPORTER_OTLP_LOGS_{name}": logs})
+    assert both == grpc(**{f"OTEL_EXPORTER_OTLP_LOGS_{name}": logs})
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    names = ("ENDPOINT", "TIMEOUT", "COMPRESSION", "HEADERS", "PROTOCOL", "CERTIFICATE", "INSECURE")
+    assert grpc(**{f"OTEL_EXPORTER_OTLP_{name}": "" for name in names}) == grpc()
+
+
+def test_headers_are_percent_decoded_and_secret() -> None:
+    found = grpc(OTEL_EXPORTER_OTLP_HEADERS="api-key=a%2Cb%3D1 ,  x=%41")
+    assert found.headers["api-key"].reveal() == "a,b=1"
+    assert "a,b" not in repr(found)
+
+
+def test_http_port_with_grpc_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        grpc(OTEL_EXPORTER_OTLP_ENDPOINT="http://localhost:4318")
+    assert "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"STATSIG_SIGNING_SECRET": ""},
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
+        {"OTEL_EXPORTER_OTLP_LOGS_HEADERS": "no pair"},
+        {"OTEL_EXPORTER_OTLP_TIMEOUT": "5s"},
+        {"OTEL_EXPORTER_OTLP_INSECURE": "perhaps"},
+        {"OTEL_EXPORTER_OTLP_CLIENT_KEY": "key.pem"},
+    ],
+)
+def test_an_error_names_its_variable(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(environ))):
+        configuration(**{"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:1", **environ})
+
+
+def test_resource_attributes_are_percent_decoded_and_the_service_name_goes_over_them() -> None:
+    environ = {"OTEL_RESOURCE_ATTRIBUTES": "a=1%202,service.name=lost, b = c ,", "OTEL_SERVICE_NAME": "kept"}
+    assert resource_from_environment(environ) == {"a": "1 2", "b": "c", "service.name": "kept"}
+    assert resource_from_environment({}) == {}
+    assert resource_from_environment({"OTEL_SERVICE_NAME": ""}) == {}

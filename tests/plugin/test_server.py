@@ -1,0 +1,730 @@
+"""The HTTP server's contract, over real sockets; at the end the soak of its shutdown, with real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import io
+import logging
+import resource
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import falcon.asgi
+import pytest
+import trustme
+
+from statsig_otel.plugin.server import MAX_HEADER_BYTES, AsgiApp, HttpServer, Receive, Scope, Send, ServerTls
+
+T = TypeVar("T")
+
+_LONG = 20.0  # seconds: where a test waits this long, something hangs
+_POST = b"POST /%s HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\n%s"
+
+
+class EchoApp:
+    """Answers with the body; `/slow` only after `release` was set. Keeps what it saw."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.release = threading.Event()
+        self.events: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
+        more = True
+        while more:
+            self.entered.set()
+            message = await receive()
+            self.events.append(message["type"])
+            if message["type"] == "http.disconnect":
+                await _answer(send, 400, b"truncated")
+                return
+            body += message["body"]
+            more = message["more_body"]
+        if scope["path"] == "/slow":
+            while not self.release.is_set():  # noqa: ASYNC110  # set by another thread
+                await asyncio.sleep(0.01)
+        if scope["path"] == "/boom":
+            raise RuntimeError("a mistake of the application")
+        await _answer(send, 200, body)
+
+
+async def _answer(send: Send, status: int, body: bytes) -> None:
+    length = str(len(body)).encode()
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", length)]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _server(app: AsgiApp | None = None, **options: Any) -> HttpServer:
+    return HttpServer(app or EchoApp(), host="127.0.0.1", **{"port": 0, **options})
+
+
+class Running:
+    """A server in a loop of a background thread, as an embedding application has it."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self.server = server
+        server.bind()
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._serving = self._pool.submit(lambda: asyncio.run(server.serve()))
+
+    def join(self) -> None:
+        self._serving.result(timeout=_LONG)
+        self._pool.shutdown()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.server.address, timeout=_LONG)
+
+
+@contextlib.contextmanager
+def _running(server: HttpServer) -> Iterator[Running]:
+    running = Running(server)
+    try:
+        yield running
+    finally:
+        server.stop()
+        running.join()
+
+
+def _read_answer(connection: socket.socket) -> tuple[int, bytes]:
+    """One whole answer: its status and as many bytes of body as its Content-Length says.
+
+    Raises:
+        EOFError: The connection ended inside of it; with no argument when before its first byte.
+    """
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += _receive(connection, data)
+    head, _, body = data.partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    length = next((int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:")), 0)
+    while len(body) < length:
+        body += _receive(connection, data)
+    return int(lines[0].split()[1]), body
+
+
+def _receive(connection: socket.socket, before: bytes) -> bytes:
+    chunk = connection.recv(65536)
+    if not chunk:
+        raise EOFError(before) if before else EOFError
+    return chunk
+
+
+def _post(connection: socket.socket, path: bytes, body: bytes) -> tuple[int, bytes]:
+    connection.sendall(_POST % (path, len(body), body))
+    return _read_answer(connection)
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the server closes the connection, waiting for it."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def _read_to_end(connection: socket.socket) -> bytes:
+    data = b""
+    with contextlib.suppress(ConnectionError):
+        while chunk := connection.recv(65536):
+            data += chunk
+    return data
+
+
+def _in_main_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    async def bounded() -> T:
+        async with asyncio.timeout(_LONG):
+            return await coroutine
+
+    return asyncio.run(bounded())
+
+
+# Listening.
+
+
+def test_port_0_is_resolved_and_kept_alive_connections_are_served() -> None:
+    with _running(_server()) as running:
+        assert running.server.address[0] == "127.0.0.1"
+        assert running.server.address[1] > 0
+        with running.connect() as connection:
+            for body in (b"one", b"", b"x" * 300_000):
+                assert _post(connection, b"", body) == (200, body)
+
+
+def test_localhost_is_the_ipv4_loopback() -> None:
+    server = HttpServer(EchoApp(), host="localhost", port=0)
+    server.bind()
+    assert server.address[0] == "127.0.0.1"
+    server.stop()
+
+
+def test_ipv6_is_served_where_the_machine_has_it() -> None:
+    server = HttpServer(EchoApp(), host="::1", port=0)
+    try:
+        server.bind()
+    except OSError as error:
+        assert error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # noqa: PT017
+        pytest.skip("no IPv6 here")
+    server.stop()
+    with _running(server) as running, running.connect() as connection:
+        assert _post(connection, b"", b"six") == (200, b"six")
+
+
+def test_an_address_in_use_is_an_error_that_says_so() -> None:
+    first = _server()
+    first.bind()
+    port = first.address[1]
+    with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.1:{port}: the port is in use; stop") as caught:
+        _server(port=port).bind()
+    assert caught.value.errno == errno.EADDRINUSE
+    first.stop()
+
+
+def test_a_listener_of_another_that_shares_its_port_is_an_error_too() -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(OSError, match="in use"):
+            _server(port=other.getsockname()[1]).bind()
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "message"),
+    [
+        ("host.invalid", 8080, r"cannot listen on host\.invalid:8080: the host is not known"),
+        ("192.0.2.1", 8080, r"cannot listen on 192\.0\.2\.1:8080: 192\.0\.2\.1 is not an address of this machine"),
+        ("127.0.0.1", 70000, r"cannot listen on 127\.0\.0\.1:70000: "),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_an_error_that_says_why(host: str, port: int, message: str) -> None:
+    with pytest.raises(OSError, match=message):
+        HttpServer(EchoApp(), host=host, port=port).bind()
+
+
+def test_before_bind_there_is_no_address_and_nothing_to_serve() -> None:
+    server = _server()
+    with pytest.raises(RuntimeError, match="bind"):
+        _ = server.address
+    with pytest.raises(RuntimeError, match="bind"):
+        _in_main_loop(server.serve())
+
+
+def test_a_stop_before_serve_frees_the_port_and_serve_returns() -> None:
+    server = _server()
+    server.bind()
+    server.stop()
+    _in_main_loop(server.serve())
+    again = _server(port=server.address[1])
+    again.bind()
+    again.stop()
+
+
+# Several of them, one after another and side by side.
+
+
+def test_one_server_starts_and_stops_several_times_on_one_port() -> None:
+    server = _server()
+    server.bind()
+    port = server.address[1]
+    server.stop()
+    server = _server(port=port)
+    for _ in range(5):
+        with _running(server) as running, running.connect() as connection:
+            assert running.server.address[1] == port
+            assert _post(connection, b"", b"again") == (200, b"again")
+
+
+def test_two_servers_run_at_the_same_time_and_stop_apart() -> None:
+    with _running(_server()) as one:
+        with _running(_server()) as other, one.connect() as first, other.connect() as second:
+            assert _post(first, b"", b"one") == (200, b"one")
+            assert _post(second, b"", b"two") == (200, b"two")
+        with one.connect() as connection:
+            assert _post(connection, b"", b"still") == (200, b"still")
+
+
+# Stopping.
+
+
+def test_a_request_in_flight_is_answered_after_stop_and_nobody_new_is_let_in() -> None:
+    app = EchoApp()
+    with _running(_server(app)) as running, running.connect() as connection, running.connect() as idle:
+        assert _post(idle, b"", b"") == (200, b"")
+        app.entered.clear()
+        connection.sendall(_POST % (b"slow", 4, b"body"))
+        assert app.entered.wait(_LONG)
+        running.server.stop()
+        running.server.stop()
+        assert _is_closed(idle)
+        _await_refusal(running.server.address)
+        app.release.set()
+        assert _read_answer(connection) == (200, b"body")
+        assert _is_closed(connection)
+        running.join()
+
+
+def _await_refusal(address: tuple[str, int]) -> None:
+    deadline = time.monotonic() + _LONG
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(address, timeout=_LONG).close()
+        except ConnectionError:
+            return
+    pytest.fail("connections are still accepted")
+
+
+def test_a_half_sent_header_does_not_hold_the_stop_up() -> None:
+    server = _server(read_header_timeout=600.0, drain_timeout=600.0)
+    with _running(server) as running, running.connect() as half, running.connect() as silent:
+        half.sendall(b"POST / HTTP/1.1\r\nho")
+        with running.connect() as connection:  # served only after both others were accepted
+            assert _post(connection, b"", b"x") == (200, b"x")
+        server.stop()
+        running.join()
+        assert _is_closed(half)
+        assert _is_closed(silent)
+
+
+def test_a_half_sent_body_is_cut_off_when_the_drain_timeout_is_over() -> None:
+    app = EchoApp()
+    server = _server(app, drain_timeout=0.3)
+    with _running(server) as running, running.connect() as connection:
+        connection.sendall(_POST % (b"", 100, b"part"))
+        assert app.entered.wait(_LONG)
+        server.stop()
+        running.join()
+        assert _is_closed(connection)
+        rebound = _server(port=server.address[1])
+        rebound.bind()
+        rebound.stop()
+
+
+def test_an_application_that_never_answers_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
+    app = EchoApp()
+    server = _server(app, drain_timeout=0.3)
+    with _running(server) as running, running.connect() as connection:
+        connection.sendall(_POST % (b"slow", 4, b"body"))
+        assert app.entered.wait(_LONG)
+        server.stop()
+        running.join()
+        assert _is_closed(connection)
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 requests in flight were cut off: the drain timeout is over"
+    ]
+
+
+def test_a_cancelled_serve_frees_the_port_at_once() -> None:
+    async def cancelled() -> None:
+        server = _server(app := EchoApp())
+        server.bind()
+        serving = asyncio.create_task(server.serve())
+        connection = await asyncio.to_thread(socket.create_connection, server.address)
+        connection.sendall(_POST % (b"", 100, b"part"))
+        await asyncio.to_thread(app.entered.wait, _LONG)
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        assert await asyncio.to_thread(_is_closed, connection)
+        connection.close()
+        rebound = _server(port=server.address[1])
+        rebound.bind()
+        rebound.stop()
+
+    _in_main_loop(cancelled())
+
+
+def test_a_loop_that_ends_without_a_stop_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    server = _server(app := EchoApp())
+    connections: list[socket.socket] = []
+
+    def connect(begun: bytes) -> None:
+        connections.append(socket.create_connection(server.address, timeout=_LONG))
+        connections[-1].sendall(begun)
+
+    async def forget_to_stop() -> asyncio.Task[None]:
+        server.bind()
+        serving = asyncio.create_task(server.serve())
+        await asyncio.to_thread(connect, b"POST / HT")
+        await asyncio.to_thread(connect, _POST % (b"", 100, b"part"))
+        await asyncio.to_thread(app.entered.wait, _LONG)
+        return serving
+
+    for _ in range(2):
+        app.entered.clear()
+        assert _in_main_loop(forget_to_stop()).cancelled()
+        with pytest.raises(ConnectionError):
+            socket.create_connection(server.address, timeout=_LONG)
+        while connections:
+            with connections.pop() as connection:
+                # A request that the loop's end has cancelled may still be told so, by 500; all come to their end.
+                assert _read_to_end(connection)[:12] in (b"", b"HTTP/1.1 500")
+    assert {record.levelname for record in caplog.records} <= {"WARNING"}
+
+
+def test_stop_works_from_the_loop_that_serves() -> None:
+    async def stopped() -> None:
+        server = _server()
+        server.bind()
+        serving = asyncio.create_task(server.serve())
+        await asyncio.sleep(0)
+        server.stop()
+        await serving
+
+    _in_main_loop(stopped())
+
+
+# Clients that keep it waiting.
+
+
+def test_silent_slow_and_idle_connections_are_closed_after_the_header_timeout() -> None:
+    server = _server(read_header_timeout=0.3)
+    with _running(server) as running, contextlib.ExitStack() as stack:
+        silent, half, idle = (stack.enter_context(running.connect()) for _ in range(3))
+        half.sendall(b"POST / HTTP/1.1\r\nho")
+        assert _post(idle, b"", b"x") == (200, b"x")
+        assert [_is_closed(connection) for connection in (silent, half, idle)] == [True] * 3
+
+
+def test_as_many_silent_connections_as_are_allowed_do_not_starve_the_others_for_ever() -> None:
+    server = _server(read_header_timeout=0.5, max_connections=4)
+    with _running(server) as running, contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(running.connect())
+        with running.connect() as connection:
+            assert _post(connection, b"", b"through") == (200, b"through")
+
+
+def test_more_connections_than_are_allowed_wait_their_turn() -> None:
+    with _running(_server(max_connections=1)) as running, running.connect() as first, running.connect() as second:
+        assert _post(first, b"", b"first") == (200, b"first")
+        second.sendall(_POST % (b"", 6, b"second"))
+        second.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            second.recv(1)
+        first.close()
+        second.settimeout(_LONG)
+        assert _read_answer(second) == (200, b"second")
+
+
+def test_connections_never_use_up_the_open_files_of_the_process(caplog: pytest.LogCaptureFixture) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        server = _server(read_header_timeout=0.5, max_connections=1000)
+        with _running(server) as running, contextlib.ExitStack() as stack:
+            with running.connect() as connection:
+                assert _post(connection, b"", b"first") == (200, b"first")
+            for _ in range(50):  # these clients count twice: their own ends are of this process too
+                stack.enter_context(running.connect())
+            with running.connect() as connection:
+                assert _post(connection, b"", b"through") == (200, b"through")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "1000 connections do not fit into a limit of 256 open files: 128 are served at a time" in caplog.text
+
+
+def test_headers_past_the_bound_are_431() -> None:
+    with _running(_server()) as running, running.connect() as connection:
+        with contextlib.suppress(ConnectionError):  # the answer comes before the end of them
+            connection.sendall(b"POST / HTTP/1.1\r\nx: " + b"a" * 4 * MAX_HEADER_BYTES + b"\r\n\r\n")
+        assert _read_answer(connection)[0] == 431
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"hello\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nhi",
+        b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: +2\r\n\r\nhi",
+        b"POST / HTTP/1.1\r\nhost: test\r\nx: a\r\n folded\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_400_and_never_reaches_the_application(request_: bytes) -> None:
+    app = EchoApp()
+    with _running(_server(app)) as running, running.connect() as connection:
+        connection.sendall(request_)
+        assert _read_answer(connection)[0] == 400
+        assert _is_closed(connection)
+    assert app.events == []
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        _POST % (b"", 100, b"part"),
+        b"POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    ],
+)
+def test_the_application_sees_a_body_that_ends_too_early_and_its_answer_reaches_the_client(begun: bytes) -> None:
+    app = EchoApp()
+    with _running(_server(app)) as running, running.connect() as connection:
+        connection.sendall(begun)
+        assert app.entered.wait(_LONG)
+        connection.shutdown(socket.SHUT_WR)
+        assert _read_answer(connection) == (400, b"truncated")
+    assert app.events == ["http.request", "http.disconnect"]
+
+
+def test_falcon_serves_http_1_0_as_proxies_speak_it() -> None:
+    class Resource:
+        async def on_post(self, request: falcon.asgi.Request, response: falcon.asgi.Response) -> None:
+            response.media = {"bytes": len(await request.stream.read())}
+
+    app = falcon.asgi.App()
+    app.add_route("/", Resource())
+    with _running(_server(app)) as running, running.connect() as connection:
+        connection.sendall(b"POST / HTTP/1.0\r\nhost: test\r\ncontent-length: 2\r\n\r\nhi")
+        assert _read_answer(connection) == (200, b'{"bytes": 2}')
+        assert _is_closed(connection)
+
+
+# Logging.
+
+
+def test_the_handlers_of_the_process_survive_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setLevel(logging.INFO)
+    named = logging.getLogger("an application")
+    named.setLevel(logging.INFO)
+    logging.getLogger().addHandler(handler)
+    try:
+        with _running(_server()) as running, running.connect() as connection:
+            assert _post(connection, b"", b"x") == (200, b"x")
+            named.info("while serving")
+        named.info("after serving")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert stream.getvalue().splitlines() == ["while serving", "after serving"]
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_an_error_that_escapes_the_application_is_500_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with _running(_server()) as running, running.connect() as connection:
+        assert _post(connection, b"boom", b"")[0] == 500
+        assert _post(connection, b"", b"next") == (200, b"next")
+    assert any(
+        "a mistake of the application" in str(record.exc_info or record.getMessage()) for record in caplog.records
+    )
+
+
+# TLS.
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def tls(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
+    directory = tmp_path_factory.mktemp("tls")
+    certificate = authority.issue_cert("127.0.0.1")
+    cert_file, key_file = directory / "cert.pem", directory / "key.pem"
+    cert_file.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    key_file.write_bytes(certificate.private_key_pem.bytes())
+    return ServerTls(cert_file=cert_file, key_file=key_file)
+
+
+@pytest.fixture(scope="session")
+def mutual_tls(authority: trustme.CA, tls: ServerTls) -> ServerTls:
+    ca_file = tls.cert_file.with_name("ca.pem")
+    authority.cert_pem.write_to_path(str(ca_file))
+    return ServerTls(cert_file=tls.cert_file, key_file=tls.key_file, client_ca_file=ca_file, min_version="1.3")
+
+
+def _context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+def test_tls_is_served(authority: trustme.CA, tls: ServerTls) -> None:
+    context = _context(authority)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        _running(_server(tls=tls)) as running,
+        context.wrap_socket(running.connect(), server_hostname="127.0.0.1") as connection,
+    ):
+        assert _post(connection, b"", b"secret") == (200, b"secret")
+        assert connection.version() == "TLSv1.2"
+
+
+def test_an_older_version_than_the_least_is_refused(authority: trustme.CA, tls: ServerTls) -> None:
+    context = _context(authority)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    least = ServerTls(cert_file=tls.cert_file, key_file=tls.key_file, min_version="1.3")
+    with _running(_server(tls=least)) as running, running.connect() as plain, pytest.raises(ssl.SSLError):
+        context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def test_a_client_with_a_certificate_of_the_authority_is_served(authority: trustme.CA, mutual_tls: ServerTls) -> None:
+    context = _context(authority)
+    authority.issue_cert("client.test").configure_cert(context)
+    with (
+        _running(_server(tls=mutual_tls)) as running,
+        context.wrap_socket(running.connect(), server_hostname="127.0.0.1") as connection,
+    ):
+        assert _post(connection, b"", b"mutual") == (200, b"mutual")
+
+
+def test_a_client_without_a_certificate_or_with_a_foreign_one_is_refused(
+    authority: trustme.CA, mutual_tls: ServerTls
+) -> None:
+    app = EchoApp()
+    foreign = _context(authority)
+    trustme.CA().issue_cert("client.test").configure_cert(foreign)
+    with _running(_server(app, tls=mutual_tls)) as running:
+        for context in (_context(authority), foreign):
+            # In TLS 1.3 the refusal comes after the client's side of the handshake.
+            with (
+                running.connect() as plain,
+                pytest.raises((ssl.SSLError, ConnectionError, EOFError)),
+                context.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+            ):
+                _post(connection, b"", b"x")
+    assert not app.entered.is_set()
+
+
+def test_a_handshake_that_never_ends_holds_neither_others_nor_the_stop_up(
+    authority: trustme.CA, tls: ServerTls
+) -> None:
+    server = _server(tls=tls, max_connections=2, drain_timeout=600.0)
+    with _running(server) as running, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(running.connect()) for _ in range(4)]
+        plain = running.connect()
+        with _context(authority).wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+            assert _post(connection, b"", b"through") == (200, b"through")
+        server.stop()
+        running.join()
+        assert all(_is_closed(connection) for connection in silent)
+
+
+def test_tls_files_are_checked_before_anything_is_opened(tls: ServerTls, tmp_path: Path) -> None:
+    other = trustme.CA().issue_cert("other.test")
+    other_key = tmp_path / "other.pem"
+    other.private_key_pem.write_to_path(str(other_key))
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("no certificate")
+    absent = tmp_path / "absent.pem"
+    cases: list[tuple[ServerTls, type[Exception], str]] = [
+        (
+            ServerTls(cert_file=absent, key_file=tls.key_file),
+            OSError,
+            r"tls\.cert_file: cannot read .*absent\.pem: No such",
+        ),
+        (
+            ServerTls(cert_file=tls.cert_file, key_file=other_key),
+            ValueError,
+            r"other\.pem is not that of the certificate",
+        ),
+        (ServerTls(cert_file=garbage, key_file=tls.key_file), ValueError, r"garbage\.pem .*not a PEM certificate"),
+        (
+            ServerTls(cert_file=tls.cert_file, key_file=tls.key_file, client_ca_file=garbage),
+            ValueError,
+            r"garbage\.pem holds no PEM certificates",
+        ),
+    ]
+    for settings, kind, message in cases:
+        server = _server(tls=settings)
+        with pytest.raises(kind, match=message):
+            server.bind()
+        with pytest.raises(RuntimeError, match="not bound"):
+            _ = server.address
+
+
+# The soak: real processes, loaded, ended by SIGTERM.
+
+_CHILD = Path(__file__).with_name("_server_child.py")
+
+
+class Load:
+    """Clients of one round: some that post without a pause, and some that never finish what they send."""
+
+    def __init__(self, port: int, number: int) -> None:
+        self._address = ("127.0.0.1", port)
+        self._stack = contextlib.ExitStack()
+        self.answers = 0
+        self._lock = threading.Lock()
+        self.broken: list[str] = []
+        self._threads = [threading.Thread(target=self._post_on, args=(index,)) for index in range(6)]
+        for thread in self._threads:
+            thread.start()
+        # Each round leaves other things unfinished.
+        unfinished = [b"", b"POST / HT", b"POST / HTTP/1.1\r\nhost: t", _POST % (b"", 99, b"part")]
+        for index in range(1 + number % 4):
+            connection = self._stack.enter_context(socket.create_connection(self._address, timeout=_LONG))
+            connection.sendall(unfinished[(number + index) % 4])
+
+    def _post_on(self, index: int) -> None:
+        body = bytes([65 + index]) * (1000 * (index + 1))
+        """Converse until nobody listens any more. A reset is no fault, where no answer had begun."""
+        while True:
+            try:
+                connection = socket.create_connection(self._address, timeout=_LONG)
+            except ConnectionError:
+                return
+            with connection, contextlib.suppress(ConnectionError):
+                self._converse(connection, body)
+
+    def _converse(self, connection: socket.socket, body: bytes) -> None:
+        while True:
+            try:
+                answer = _post(connection, b"", body)
+            except EOFError as error:
+                if error.args:
+                    self.broken.append(f"cut off after {error.args[0]!r}")
+                return
+            with self._lock:
+                self.answers += 1
+                if answer != (200, body):
+                    self.broken.append(f"{answer[0]} and {len(answer[1])} bytes")
+
+    def finish(self) -> None:
+        for thread in self._threads:
+            thread.join(timeout=_LONG)
+        assert not any(thread.is_alive() for thread in self._threads)
+        self._stack.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_hundred_services_under_load_end_by_sigterm_and_each_answer_arrives() -> None:
+    """Exit code 0, no panic, no hang, the port free at once, and each 200 that was given reaches its client whole."""
+    port = 0
+    answers = 0
+    for number in range(100):
+        with subprocess.Popen(
+            [sys.executable, str(_CHILD), str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as child:
+            try:
+                assert child.stdout is not None
+                line = child.stdout.readline()
+                assert line, f"round {number}: did not start: {child.communicate(timeout=_LONG)[1]}"
+                port = int(line)  # each later round takes the same one
+                load = Load(port, number)
+                time.sleep(0.02 + 0.003 * (number % 50))
+                child.send_signal(signal.SIGTERM)
+                out, err = child.communicate(timeout=_LONG)
+                load.finish()
+            finally:
+                child.kill()  # of no effect on one that has ended
+        assert child.returncode == 0, f"round {number}: {err}"
+        assert err == "", f"round {number}"
+        assert load.broken == [], f"round {number}"
+        assert load.answers == int(out), f"round {number}: answers arrived, answers given"
+        answers += load.answers
+    assert answers > 100

@@ -1,0 +1,84 @@
+"""The receiver's settings: every bound, with an error that says what to do."""
+
+import pytest
+from pydantic import ValidationError
+
+from statsig_otel.plugin.settings import StatsigReceiverSettings
+
+
+def settings(**values: object) -> StatsigReceiverSettings:
+    return StatsigReceiverSettings.model_validate({"signing_secrets": ["webhook-x"], **values})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address"),
+    [
+        ("localhost:8080", ("localhost", 8080)),
+        ("0.0.0.0:0", ("0.0.0.0", 0)),
+        ("[::1]:65535", ("::1", 65535)),
+        (":8080", ("", 8080)),
+    ],
+)
+def test_an_endpoint_is_host_and_port(endpoint: str, address: tuple[str, int]) -> None:
+    assert settings(endpoint=endpoint).address == address
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["", "localhost", "localhost:", "http://localhost:8080", "localhost:8080/x", "::1:80", "a:65536", "a:1 "],
+)
+def test_anything_else_is_no_endpoint(endpoint: str) -> None:
+    with pytest.raises(ValidationError):
+        settings(endpoint=endpoint)
+
+
+@pytest.mark.parametrize("path", ["", "hook", "/a b", "/{x}", "/a?b", "/a#b", "/ä"])
+def test_a_path_is_plain(path: str) -> None:
+    with pytest.raises(ValidationError, match="must begin with /"):
+        settings(path=path)
+
+
+@pytest.mark.parametrize(
+    ("secrets", "message"),
+    [(["webhook-x", ""], "is empty"), (["webhook-x\n"], "white space"), ("webhook-x", "list"), (None, "list")],
+)
+def test_secrets_are_a_list_of_texts_that_are_not_empty(secrets: object, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        settings(signing_secrets=secrets)
+
+
+def test_no_secret_must_be_written_out() -> None:
+    assert settings(signing_secrets=[]).signing_secrets == []
+    with pytest.raises(ValidationError, match="signing_secrets"):
+        StatsigReceiverSettings.model_validate({})
+
+
+def test_secrets_are_not_shown() -> None:
+    shown = settings(user="hash", hash_key="hidden")
+    assert "webhook-x" not in repr(shown)
+    assert "hidden" not in repr(shown) + shown.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"user": "hash"}, "needs a hash_key"),
+        ({"user": "hash", "hash_key": ""}, "needs a hash_key"),
+        ({"hash_key": "k"}, "user: hash only"),
+        ({"user": "drop", "include_original": True}, "would show the users"),
+        ({"user": "hash", "hash_key": "k", "include_original": True}, "would show the users"),
+        ({"user": "none"}, "full"),
+        ({"timestamp_tolerance": "-1s"}, "duration"),
+        ({"read_timeout": "0"}, "greater than 0"),
+        ({"read_header_timeout": "61m"}, "3600"),
+        ({"max_connections": 0}, "greater than 0"),
+        ({"max_request_body_size": "0MiB"}, "greater than 0"),
+        ({"max_request_body_size": "2MiB", "max_in_flight_bytes": "1MiB"}, "at least max_request_body_size"),
+        ({"resource": {"a": None}}, "resource"),
+        ({"resource": {"a": {"b": 1}}}, "resource"),
+        ({"tls": {"cert_file": "x"}}, "key_file"),
+    ],
+)
+def test_values_that_can_not_work_together_are_errors(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        settings(**values)
