@@ -1,0 +1,341 @@
+"""The demo from its start to its end: who is started, what is sent, what is shown.
+
+One thread decides. It is told of records, of its children's output and of signals through one queue.
+"""
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from tempfile import TemporaryDirectory
+from typing import Final, Literal, TextIO
+
+from statsig_otel.plugin.demo.collector import HOW_TO_GET, Collector, find_binary
+from statsig_otel.plugin.demo.day import Delivery, sample_day
+from statsig_otel.plugin.demo.process import Child, Ended, Said
+from statsig_otel.plugin.demo.sink import Arrived, Sink
+from statsig_otel.plugin.demo.table import Table
+from statsig_otel.plugin.demo.tally import Tally
+from statsig_otel.plugin.log_record import EVENT_NAME
+from statsig_otel.plugin.send import SECRET_VARIABLE, Sender, SendError
+
+Protocol = Literal["grpc", "http/protobuf"]
+
+_URL_LINE: Final = "Webhook URL: "
+_START_TIMEOUT: Final = 30.0
+_ARRIVAL_TIMEOUT: Final = 30.0
+_PAUSE: Final = 0.3  # seconds between two deliveries, for eyes
+_ATTEMPTS: Final = 3
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_GOOD, _BAD, _LOUD, _QUIET = "32", "31", "1;33", "2"
+
+_CONFIGURATION: Final = """\
+receivers:
+  statsig:
+    endpoint: 127.0.0.1:0
+    signing_secrets: ["${{env:{variable}}}"]
+exporters:
+  {exporter}
+service:
+  pipelines:
+    logs: {{receivers: [statsig], exporters: [{exporter_id}]}}
+"""
+
+_TRY: Final = """\
+
+Still listening. In another terminal, with this run's own secret:
+
+  export {variable}={secret}
+  {program} send --url {url} --sample experiment
+  {program} send --url {url} --verify-url
+
+Or by hand, signed as Statsig does (sh, bash, zsh):
+
+  now=$(date +%s)000
+  body='{{"data":[{{"eventName":"statsig::config_change","timestamp":'$now',"user":{{"name":"Release Manager"}},\
+"metadata":{{"type":"Gate","name":"made_by_hand","action":"updated","environments":"staging"}}}}]}}'
+  signature=$(printf 'v0:%s:%s' "$now" "$body" | openssl dgst -sha256 -hmac "${variable}" | awk '{{print $NF}}')
+  curl -sS -H 'Content-Type: application/json' -H "X-Statsig-Request-Timestamp: $now" \
+-H "X-Statsig-Signature: v0=$signature" --data-binary "$body" {url}
+
+Ctrl-C ends the demo.
+"""
+
+_LOOK_FOR: Final = """\
+
+What comes out behind your collector is for you to see: log records with the event name {event_name} and
+the service.name statsig. There must be {count} different ones by their log.record.uid, with the titles above as
+change_event.title. The redelivery may be there twice; the forged payments_kill_switch must not be there."""
+
+
+class DemoError(Exception):
+    """The demo can't go on. The message is for people."""
+
+
+class _StoppedError(Exception):
+    """A signal asked the demo to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    number: int
+
+
+class Demo:
+    """One run of the demo.
+
+    Args:
+        stream: Where the table goes.
+        once: End after the sample day; else keep listening until a signal.
+        otlp_endpoint: A collector of the user's own, as a URL; None for one that the demo starts.
+        otlp_protocol: What that collector speaks.
+        verbose: Show what the receiver and the collector log.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        once: bool = False,
+        otlp_endpoint: str | None = None,
+        otlp_protocol: Protocol = "grpc",
+        verbose: bool = False,
+    ) -> None:
+        self._once = once
+        self._otlp_endpoint = otlp_endpoint
+        self._otlp_protocol = otlp_protocol
+        self._verbose = verbose
+        self._day = sample_day(time.time_ns() // 1_000_000)
+        self._tally = Tally(self._day)
+        self._table = Table(stream, self._tally.expected)
+        self._pause = _PAUSE if stream.isatty() else 0.01
+        self._secret = f"webhook-{secrets.token_hex(20)}"
+        self._happenings: SimpleQueue[Arrived | Said | Ended | _Stop] = SimpleQueue()
+        self._needed: list[Child] = []
+        self._url = ""
+
+    def run(self) -> int:
+        """Run it. Call this in the main thread: signals end it, and nothing that it started outlives it.
+
+        Returns:
+            The exit code: 0 where the day went as it had to, and for a Ctrl-C after it; 1 where it did not; 128 and
+            the signal's number where a signal cut the day short.
+
+        Raises:
+            DemoError: Something could not be started, or ended too early.
+        """
+        is_day_over = False
+        with ExitStack() as stack:
+            stack.enter_context(_signals(lambda number: self._happenings.put(_Stop(number))))
+            directory = Path(stack.enter_context(TemporaryDirectory(prefix="statsig-otel-demo-")))
+            try:
+                self._start(stack, directory)
+                is_good = self._play()
+                is_day_over = True
+                if not self._once:
+                    self._listen()
+            except _StoppedError as stopped:
+                self._table.say(f"\n{stopped}: ending what was started")
+                return 0 if is_day_over else 128 + stopped.number
+            except SendError as error:
+                raise DemoError("\n".join([str(error), *(child.last_lines for child in self._needed)])) from error
+            return 0 if is_good else 1
+
+    @property
+    def _behind_collector(self) -> bool:
+        return self._otlp_endpoint is None
+
+    def _start(self, stack: ExitStack, directory: Path) -> None:
+        """Start the backend, the collector and the receiver, in the order of the data's way from its end."""
+        environment = _environment(keep_otel=self._otlp_endpoint is not None)
+        if self._otlp_endpoint is not None:
+            endpoint = self._otlp_endpoint
+            self._table.say(f"collector  yours, at {endpoint} ({self._otlp_protocol})")
+        else:
+            sink = Sink(self._happenings.put)
+            stack.callback(sink.stop)
+            sink.start()
+            self._table.say(f"backend    the demo's own, OTLP over gRPC at {sink.endpoint}")
+            endpoint = f"http://{self._start_collector(stack, directory, sink.endpoint, environment)}"
+        self._start_receiver(stack, directory, _configuration(endpoint, self._otlp_protocol), environment)
+
+    def _start_collector(self, stack: ExitStack, directory: Path, backend: str, environment: Mapping[str, str]) -> str:
+        """Start the collector, where there is one.
+
+        Returns:
+            Where the receiver has to export to, as host:port.
+        """
+        binary = find_binary()
+        if binary is None:
+            self._without_collector("rotel is not installed", backend)
+            return backend
+        failure = ""
+        for _ in range(_ATTEMPTS):  # its ports are chosen for it, and somebody may take them first
+            collector = Collector(
+                binary, backend=backend, directory=directory, environment=environment, tell=self._happenings.put
+            )
+            stack.callback(collector.stop)
+            try:
+                collector.start()
+            except OSError as error:
+                self._without_collector(f"rotel does not run on this machine ({error})", backend)
+                return backend
+            self._wait(collector.has_settled, _START_TIMEOUT, poll=0.05)
+            if collector.is_listening():
+                self._needed.append(collector)
+                self._table.say(f"collector  rotel, OTLP over gRPC at {collector.endpoint}")
+                return collector.endpoint
+            failure = collector.last_lines
+        raise DemoError(f"the collector does not listen: {failure}")
+
+    def _start_receiver(
+        self, stack: ExitStack, directory: Path, configuration: str, environment: Mapping[str, str]
+    ) -> None:
+        file = directory / "statsig-otel.yaml"
+        file.write_text(configuration, encoding="utf-8")
+        receiver = Child(
+            "receiver",
+            [sys.executable, "-m", "statsig_otel", "run", "--config", str(file)],
+            {**environment, SECRET_VARIABLE: self._secret, "PYTHONUNBUFFERED": "1"},
+            self._happenings.put,
+        )
+        self._needed.append(receiver)
+        stack.callback(receiver.stop)
+        receiver.start()
+        if not self._wait(lambda: bool(self._url), _START_TIMEOUT):
+            raise DemoError(f"the receiver does not listen: {receiver.last_lines}")
+        self._table.say(f"receiver   {self._url}")
+
+    def _without_collector(self, reason: str, backend: str) -> None:
+        self._table.say(f"NO COLLECTOR: {reason}. It comes with: {HOW_TO_GET}", _LOUD)
+        self._table.say(f"The receiver exports straight to the backend at {backend}.", _LOUD)
+
+    def _play(self) -> bool:
+        """Send the day and show what arrives; whether it went as it had to."""
+        sender = Sender(self._url)
+        answer, echoed = sender.verify_url()
+        if not echoed:
+            raise DemoError(f"the receiver did not verify its URL: {answer.status_line} {answer.text}")
+        self._table.say("set-up     the URL verification was answered: Statsig would register this URL")
+        self._table.say(f"\nWhat {'comes out behind the collector' if self._behind_collector else 'is accepted'}:\n")
+        self._table.heading()
+        is_good = True
+        for delivery in self._day:
+            is_good = self._send(sender, delivery)
+            self._wait(lambda: False, self._pause)
+            if not is_good:
+                break
+        if is_good and self._behind_collector:
+            self._wait(lambda: self._tally.is_complete, _ARRIVAL_TIMEOUT)
+        return self._summarize()
+
+    def _send(self, sender: Sender, delivery: Delivery) -> bool:
+        secret = f"webhook-{secrets.token_hex(20)}" if delivery.forged else self._secret
+        answer = sender.post(delivery.body, secret=secret)
+        if not self._behind_collector and answer.status == HTTPStatus.OK:
+            for _, row in delivery.rows:
+                self._table.row(row, redelivery=delivery.redelivery)
+        return self._tally.answered(delivery, answer)
+
+    def _summarize(self) -> bool:
+        problems = self._tally.problems(behind_collector=self._behind_collector)
+        self._table.say()
+        for title, text in self._tally.summary(behind_collector=self._behind_collector).items():
+            self._table.say(f"{title:9}  {text}")
+        for problem in problems:
+            self._table.say(f"PROBLEM    {problem}", _BAD)
+        if not self._behind_collector and not problems:
+            self._table.say(_LOOK_FOR.format(event_name=EVENT_NAME, count=len(self._tally.expected)))
+        if problems:
+            for child in self._needed:
+                self._table.say(child.last_lines, _QUIET)
+            self._table.say("Not all went as it had to.", _BAD)
+        elif self._behind_collector:
+            self._table.say("Every change arrived.", _GOOD)
+        else:
+            self._table.say("Your collector accepted every change.", _GOOD)
+        return not problems
+
+    def _listen(self) -> None:
+        program = "statsig-otel" if shutil.which("statsig-otel") else f"{shlex.quote(sys.executable)} -m statsig_otel"
+        url = shlex.quote(self._url)
+        self._table.say(_TRY.format(variable=SECRET_VARIABLE, secret=self._secret, program=program, url=url))
+        while True:
+            self._handle(self._happenings.get())
+
+    def _wait(self, is_done: Callable[[], bool], seconds: float, *, poll: float | None = None) -> bool:
+        """Handle what happens until something is so, or the time is over; whether it is so.
+
+        Args:
+            is_done: Looked at after each happening.
+            seconds: The time.
+            poll: Look at least so often, in seconds.
+        """
+        deadline = time.monotonic() + seconds
+        while not is_done():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            try:
+                happening = self._happenings.get(timeout=left if poll is None else min(left, poll))
+            except Empty:
+                continue
+            self._handle(happening)
+        return True
+
+    def _handle(self, happening: Arrived | Said | Ended | _Stop) -> None:
+        match happening:
+            case Arrived(uid, row):
+                self._table.row(row, redelivery=self._tally.arrived(uid, row))
+            case Said(child, line):
+                if line.startswith(_URL_LINE):
+                    self._url = line.removeprefix(_URL_LINE)
+                if self._verbose:
+                    self._table.say(f"{child.name}: {line}", _QUIET)
+            case Ended(child) if child in self._needed:
+                raise DemoError(child.last_lines)
+            case _Stop(number):
+                raise _StoppedError(number)
+
+
+@contextmanager
+def _signals(tell: Callable[[int], None]) -> Iterator[None]:
+    """Tell of signals in place of ending: what was started can be ended in order, however often Ctrl-C is pressed."""
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, lambda number, _: tell(number)) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _environment(*, keep_otel: bool) -> dict[str, str]:
+    """The environment of the children: this one, but for what would lead them elsewhere."""
+    environment = {key: value for key, value in os.environ.items() if keep_otel or not key.startswith("OTEL_")}
+    for name in ("no_proxy", "NO_PROXY"):
+        environment[name] = ",".join(filter(None, (environment.get(name), "127.0.0.1", "localhost")))
+    return environment
+
+
+def _configuration(endpoint: str, protocol: Protocol) -> str:
+    """The receiver's configuration. A JSON text is a YAML text, and `$` is written twice."""
+    exporter_id = "otlp_grpc" if protocol == "grpc" else "otlp_http"
+    quoted = json.dumps(endpoint).replace("$", "$$")
+    return _CONFIGURATION.format(
+        variable=SECRET_VARIABLE, exporter=f"{exporter_id}: {{endpoint: {quoted}}}", exporter_id=exporter_id
+    )

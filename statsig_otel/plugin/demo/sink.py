@@ -1,0 +1,92 @@
+"""The demo's backend: an OTLP gRPC server that hands on the change events which come in."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+
+from statsig_otel.plugin.demo.table import Row
+
+_SERVICE: Final = "opentelemetry.proto.collector.logs.v1.LogsService"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A log record reached the backend.
+
+    Attributes:
+        uid: Its `log.record.uid`; empty where it has none.
+        row: What the table shows of it.
+    """
+
+    uid: str
+    row: Row
+
+
+class Sink:
+    """Listens on 127.0.0.1, at a free port.
+
+    Args:
+        tell: Called with each record, in the order of arrival, from a thread of the server's.
+    """
+
+    def __init__(self, tell: Callable[[Arrived], None]) -> None:
+        self._tell = tell
+        self._server: grpc.Server | None = None
+        self.endpoint = ""
+
+    def start(self) -> None:
+        """Listen; `endpoint` is host:port from now on.
+
+        Raises:
+            RuntimeError: No port can be had.
+        """
+        handler = grpc.unary_unary_rpc_method_handler(
+            self._export,
+            request_deserializer=ExportLogsServiceRequest.FromString,
+            response_serializer=ExportLogsServiceResponse.SerializeToString,
+        )
+        # One thread: the order of arrival is the order of the table.
+        server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {"Export": handler}),))
+        self.endpoint = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        self._server = server
+
+    def stop(self) -> None:
+        """Listen no more. Safe to call twice, and without a `start`."""
+        if self._server is not None:
+            self._server.stop(grace=1).wait(5)
+
+    def _export(self, request: ExportLogsServiceRequest, _: grpc.ServicerContext) -> ExportLogsServiceResponse:
+        for record in _records(request):
+            self._tell(_arrived(record))
+        return ExportLogsServiceResponse()
+
+
+def _records(request: ExportLogsServiceRequest) -> Iterator[LogRecord]:
+    for resource_logs in request.resource_logs:
+        for scope_logs in resource_logs.scope_logs:
+            yield from scope_logs.log_records
+
+
+def _arrived(record: LogRecord) -> Arrived:
+    attributes = {attribute.key: attribute.value for attribute in record.attributes}
+
+    def text(*keys: str) -> str:
+        return next((attributes[key].string_value for key in keys if key in attributes), "")
+
+    environments = attributes.get("statsig.environments", AnyValue()).array_value.values
+    row = Row(
+        happened_at_ms=record.time_unix_nano // 1_000_000,
+        type=text("change_event.type"),
+        title=text("change_event.title"),
+        environments=tuple(environment.string_value for environment in environments),
+        who=text("user.name", "user.email", "user.id"),
+    )
+    return Arrived(text("log.record.uid"), row)

@@ -1,0 +1,132 @@
+"""What was sent, how it was answered, what arrived; and whether that is what had to come."""
+
+import json
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Final
+
+from statsig_otel.plugin.demo.day import Delivery
+from statsig_otel.plugin.demo.table import Row
+from statsig_otel.plugin.send import Answer
+
+_COUNTS: Final = ("accepted", "duplicates", "ignored", "invalid")
+
+
+class Tally:
+    """Counts one sample day.
+
+    Args:
+        day: What is going to be sent.
+    """
+
+    def __init__(self, day: Sequence[Delivery]) -> None:
+        self._day = day
+        self._expected = dict(row for delivery in day if not delivery.forged for row in delivery.rows)
+        self._seen: set[str] = set()
+        self._records = 0
+        self._repeated = 0
+        self._answers: list[tuple[Delivery, Answer]] = []
+        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._problems: list[str] = []
+
+    @property
+    def expected(self) -> list[Row]:
+        """The changes that have to arrive."""
+        return list(self._expected.values())
+
+    def answered(self, delivery: Delivery, answer: Answer) -> bool:
+        """Count the answer to a delivery; whether it is the one that had to come."""
+        self._answers.append((delivery, answer))
+        problem = self._judge(delivery, answer)
+        if problem is not None:
+            self._problems.append(f"{_name(delivery)} {problem}: {answer.text}")
+        return problem is None
+
+    def arrived(self, uid: str, row: Row) -> bool:
+        """Count a record that came out behind the collector; whether its uid had come out before."""
+        self._records += 1
+        is_repeated = uid in self._seen
+        self._repeated += is_repeated
+        if uid:
+            self._seen.add(uid)
+        if uid not in self._expected:
+            self._problems.append(f"{row.title!r} arrived, which was not to arrive")
+        elif self._expected[uid] != row:
+            self._problems.append(f"{row.title!r} arrived, but not as it was sent")
+        return is_repeated
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every change has arrived, and as many records as the receiver accepted."""
+        return self._expected.keys() <= self._seen and self._records >= self._counts["accepted"]
+
+    def problems(self, *, behind_collector: bool) -> list[str]:
+        """What went otherwise than it had to; empty for a good day.
+
+        Args:
+            behind_collector: Whether what arrives can be seen.
+        """
+        if not behind_collector:
+            return self._problems
+        missing = [row for uid, row in self._expected.items() if uid not in self._seen]
+        return [*self._problems, *(f"{row.title!r} did not arrive" for row in missing)]
+
+    def summary(self, *, behind_collector: bool) -> dict[str, str]:
+        """A text for each of some titles: what was really sent, answered and seen.
+
+        Args:
+            behind_collector: Whether what arrives can be seen.
+        """
+        sent = [delivery for delivery, _ in self._answers]
+        statuses = [answer.status for _, answer in self._answers]
+        forged = [answer.status for delivery, answer in self._answers if delivery.forged]
+        changes = {uid for delivery in sent if not delivery.forged for uid, _ in delivery.rows}
+        exposures = sum(delivery.ignored for delivery in sent)
+        twice = sum(len(delivery.rows) for delivery in sent if delivery.redelivery)
+        counts = self._counts
+        lines = {
+            "sent": f"{len(sent)} of {len(self._day)} deliveries: {_count(len(changes), 'change')}, {twice} of them "
+            f"twice; {_count(exposures, 'exposure')}; {_count(len(forged), 'forged signature')}",
+            "answered": ", ".join(f"{statuses.count(status)} x {status}" for status in sorted(set(statuses))),
+            "accepted": f"{_count(counts['accepted'], 'change')}, {_count(counts['duplicates'], 'duplicate')}, "
+            f"{counts['invalid']} invalid",
+            "ignored": _count(counts["ignored"], "exposure"),
+            "refused": f"{forged.count(HTTPStatus.UNAUTHORIZED)} of {len(forged)} forged (401)",
+        }
+        if behind_collector:
+            arrived = len(self._expected.keys() & self._seen)
+            lines["arrived"] = (
+                f"{arrived} of {len(self._expected)} changes, in {_count(self._records, 'record')}: "
+                f"{self._repeated} had a log.record.uid that was there before"
+            )
+        return lines
+
+    def _judge(self, delivery: Delivery, answer: Answer) -> str | None:
+        """What is wrong with an answer."""
+        wanted = HTTPStatus.UNAUTHORIZED if delivery.forged else HTTPStatus.OK
+        if answer.status != wanted:
+            return f"was answered {answer.status_line}, not {wanted.value}"
+        if delivery.forged:
+            return None
+        try:
+            body = json.loads(answer.body)
+            counts = {key: int(body[key]) for key in _COUNTS}
+        except (ValueError, KeyError, TypeError):
+            return "got an answer that is no receiver's"
+        for key, count in counts.items():
+            self._counts[key] += count
+        taken = counts["accepted"] + counts["duplicates"]
+        is_right = (taken, counts["ignored"], counts["invalid"]) == (len(delivery.rows), delivery.ignored, 0)
+        return None if is_right else "was not counted as what it holds"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _name(delivery: Delivery) -> str:
+    if delivery.forged:
+        return "the forged delivery"
+    if delivery.redelivery:
+        return "the redelivery"
+    return f"the delivery of {delivery.rows[0][1].title!r}" if delivery.rows else "a delivery of exposures"
