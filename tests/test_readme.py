@@ -1,0 +1,149 @@
+"""Every command and file that README.md shows works as it stands there."""
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import urllib3
+
+from statsig_otel.config import check, read
+from statsig_otel.plugin.components import COMPONENTS
+from tests.e2e.service_process import ServiceProcess, environment
+from tests.peers.otlp_servers import GrpcSink
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COLLECTOR_PORT = 4317
+RECEIVER_PORT = 8080
+
+
+def blocks(language: str, file: str = "README.md") -> list[str]:
+    """The fenced blocks of a language, without their indentation."""
+    text = (ROOT / file).read_text()
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
+RUNS = [line for line in COMMANDS if "statsig-otel run" in line]
+SENDS = [line for line in COMMANDS if "statsig-otel send" in line]
+MAKES = [line for line in COMMANDS if line.startswith("make ")]
+INSTALL = [line for line in COMMANDS if "venv" in line]
+
+
+def test_every_command_is_tested_here() -> None:
+    assert sorted(RUNS + SENDS + MAKES + INSTALL) == sorted(COMMANDS)
+    assert len(RUNS) == 3
+    assert len(SENDS) == 1
+
+
+def test_ci_runs_the_make_commands() -> None:
+    """`make test` can't run itself; what runs it is the build."""
+    assert MAKES == ["make demo", "make test"]
+    script = (ROOT / ".ci" / "run").read_text()
+    for command in MAKES:
+        assert re.search(rf"^{command}\b", script, re.MULTILINE)
+
+
+def split(command: str) -> tuple[dict[str, str], list[str]]:
+    """The variables and the words of a shell command."""
+    words = shlex.split(command)
+    variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+    return variables, words[len(variables) :]
+
+
+@contextmanager
+def documented_ports() -> Iterator[GrpcSink]:
+    """A backend at the collector's usual port, and the receiver's own free."""
+    for port in (COLLECTOR_PORT, RECEIVER_PORT):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                pytest.skip(f"PORT {port} IS IN USE ON THIS MACHINE: the README's commands can't be run as they stand")
+    with GrpcSink(port=COLLECTOR_PORT) as backend:
+        yield backend
+
+
+def test_the_five_minutes_of_the_set_up() -> None:
+    """The commands in their order: without a secret, with it, and a sample change."""
+    without_secret, with_secret, _ = RUNS
+    with documented_ports() as backend:
+        variables, words = split(without_secret)
+        assert words == ["statsig-otel", "run"]
+        with ServiceProcess(env=variables) as service:
+            assert service.url == f"http://127.0.0.1:{RECEIVER_PORT}/api/v1/data/events/receiver/statsig"
+            path = re.search(r"`https://YOUR-HOST(\S+)`", README)
+            assert path is not None
+            assert service.url.endswith(path[1])
+            code = b'{"data": {"event": "url_verification", "verification_code": "abc123"}}'
+            assert urllib3.request("POST", service.url, body=code).json() == {"verification_code": "abc123"}
+        variables, words = split(with_secret)
+        assert words == ["statsig-otel", "run"]
+        with ServiceProcess(env=variables):
+            variables, words = split(SENDS[0])
+            command = [sys.executable, "-m", "statsig_otel", *words[1:]]
+            sent = subprocess.run(command, env=environment(variables), capture_output=True, text=True, check=False)
+            assert sent.returncode == 0, sent.stdout + sent.stderr
+        assert [record.event_name for record in backend.records] == ["statsig.config_change"]
+
+
+def test_the_configuration_file(tmp_path: Path) -> None:
+    (config,) = blocks("yaml")
+    (command,) = [line for line in RUNS if "--config" in line]
+    _, words = split(command)
+    file = tmp_path / words[-1]
+    file.write_text(config)
+    variables = {"STATSIG_SIGNING_SECRET": "webhook-..."}
+    assert list(check(read(file, environ=variables), COMPONENTS).exporters) == ["otlp_grpc"]
+    with documented_ports(), ServiceProcess(file, env=variables) as service:
+        assert service.url.endswith("/statsig")
+
+
+def test_links_lead_to_files() -> None:
+    for file in ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / file).read_text()):
+            assert ((ROOT / file).parent / target).exists(), f"{file}: {target}"
+
+
+@pytest.mark.slow
+def test_the_installation(tmp_path: Path) -> None:
+    """In a copy of what git has, so that nothing is taken from the work tree by accident; then without that copy."""
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(source)], check=True)
+    env = {**os.environ, "PIP_CONSTRAINT": str(source / "constraints.txt")}
+    for line in INSTALL[:2]:
+        subprocess.run(line, shell=True, cwd=source, env=env, check=True, timeout=600)
+    (source / "statsig_otel").rename(source / "hidden")
+    version = subprocess.run(INSTALL[2], shell=True, cwd=source, env=env, capture_output=True, text=True, check=True)
+    assert version.stdout.startswith("statsig-otel, version ")
+    service = subprocess.Popen(
+        [str(source / "venv" / "bin" / "statsig-otel"), "run"],
+        cwd=tmp_path,
+        env=environment({"PYTHONPATH": ""}),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert service.stdout is not None
+        assert service.stdout.readline().startswith("Webhook URL: ")
+    finally:
+        service.terminate()
+        assert service.wait(30) == 0
+        assert service.stdout is not None
+        service.stdout.close()
+
+
+def test_the_changelog_knows_the_version() -> None:
+    from statsig_otel import __version__
+
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in changelog or f"## [{__version__}]" in changelog
