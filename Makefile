@@ -37,10 +37,10 @@ demo: $(VENV)/.demo
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/statsig-otel demo $(ARGS); else $(BIN)/statsig-otel demo --once $(ARGS); fi
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup $(ARGS)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow --timeout 1800 $(ARGS)
+	$(BIN)/pytest -m slow --timeout 1800 -n 2 --dist loadgroup $(ARGS)
 
 test-all: test test-slow
 

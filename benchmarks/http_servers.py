@@ -125,8 +125,8 @@ def serve_hypercorn(port: int, *, probed: bool) -> None:
 
 
 SERVERS: dict[str, tuple[Callable[..., None], dict[str, str], tuple[str, ...]]] = {
-    "HttpServer (granian), asyncio": (serve_ours, {"loop": "asyncio"}, ("granian",)),
-    "HttpServer (granian), uvloop": (serve_ours, {"loop": "uvloop"}, ("granian", "uvloop")),
+    "HttpServer, asyncio": (serve_ours, {"loop": "asyncio"}, ("uvicorn", "httptools")),
+    "HttpServer, uvloop": (serve_ours, {"loop": "uvloop"}, ("uvicorn", "httptools", "uvloop")),
     "granian as it comes, asyncio": (serve_granian, {}, ("granian",)),
     "uvicorn httptools, asyncio": (
         serve_uvicorn,

@@ -16,7 +16,7 @@ ROOT = Path(statsig_otel.__file__).parent
 FLOORS = {"config": 1, "exporters": 2, "plugin": 3}
 HEAVY = (
     "falcon",
-    "granian",
+    "uvicorn",
     "grpc",
     "urllib3",
     "pydantic",

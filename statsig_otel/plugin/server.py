@@ -1,15 +1,7 @@
-"""The HTTP server under the receiver: granian's embedded one, on a socket of ours, with an end that is certain.
+"""The HTTP server under the receiver: a listening socket of ours, connections of `connection`, an end that is certain.
 
-Granian brings what a public receiver needs: a timeout and a bound for request headers, a bound for connections, TLS.
-Four things about it do not fit a service, or an application that embeds one, and are settled here.
-
-- It binds with SO_REUSEPORT: a second service on the same port starts silently and takes half of the requests.
-  So `HttpServer.bind` opens the listening socket, and granian is given its descriptor.
-- It configures the process's logging, which closes the handlers that an application has installed.
-  So it gets an incremental configuration, which sets one level and touches nothing else.
-- A stop waits for each client that has sent half of a request. So what is left after the drain is cut off: while a
-  connection lives, so do threads of granian's, and those must be gone before the interpreter shuts down.
-- A cancelled serve leaves its worker behind, listening. So it is kept from cancellation and always waited for.
+It accepts by itself, for what asyncio's own server has not: connections past the bound wait in the system's backlog,
+and each one is known from its acceptance on, so that a TLS handshake counts, and a stop finds it.
 """
 
 from __future__ import annotations
@@ -18,46 +10,29 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import resource
 import socket
 import ssl
-import stat
-import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from granian._granian import SocketHolder
-from granian.constants import HTTPModes, Interfaces, SSLProtocols
-from granian.http import HTTP1Settings
-from granian.log import LogLevels
-from granian.server.embed import Server as GranianServer
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from statsig_otel.plugin.asgi import AsgiApp, Receive, Scope, Send
+from statsig_otel.plugin.connection import MAX_HEADER_BYTES, HttpConnection
+
+__all__ = ["MAX_HEADER_BYTES", "AsgiApp", "HttpServer", "Receive", "Scope", "Send", "ServerTls"]
 
 _log = logging.getLogger(__name__)
 
-Scope = dict[str, Any]
-Message = Mapping[str, Any]
-Receive = Callable[[], Awaitable[Any]]  # messages: each framework types them in its own way
-Send = Callable[[Message], Awaitable[None]]
-AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-"""An ASGI 3 application. It is called for HTTP requests only: no lifespan, no websockets."""
-
-MAX_HEADER_BYTES: Final = 64 * 1024
-"""The bound for what is read of a request line and headers before they are complete; past it the answer is 431.
-
-What arrives in one piece may be up to twice as long. More than 100 header fields are 431 too.
-"""
-
 _BACKLOG: Final = 1024
 _OTHER_FILES: Final = 128  # descriptors that are left to the rest of the process
-_LINGER: Final = 1.0  # seconds after a stop in which the rest of a half-sent header may still arrive
-_CUT_OFF: Final = 5.0  # seconds in which granian must have noticed that its connections are gone
-_SETTLE: Final = 0.1  # seconds for granian's threads to end after their work has
-_POLL: Final = 0.05  # seconds between two looks during a stop
+_ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
+_LINGER: Final = 1.0  # seconds of a stop for half-sent headers, and for the last answers to leave
+_TLS_SHUTDOWN: Final = 5.0  # seconds for the other side to confirm the end of a TLS connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +54,22 @@ class ServerTls:
             OSError: A file cannot be read.
             ValueError: A file holds no usable PEM, or the key is not the certificate's.
         """
+        self.context()
+
+    def context(self) -> ssl.SSLContext:
+        """Read the files into a context for a server.
+
+        Raises:
+            OSError: A file cannot be read.
+            ValueError: A file holds no usable PEM, or the key is not the certificate's.
+        """
         files = {"cert_file": self.cert_file, "key_file": self.key_file, "client_ca_file": self.client_ca_file}
         for name, path in files.items():
             if path is not None:
                 _require_readable(name, path)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[self.min_version]
+        context.set_alpn_protocols(["http/1.1"])
         try:
             # An empty password: an encrypted key is an error here, never a prompt on the terminal.
             context.load_cert_chain(self.cert_file, self.key_file, password="")
@@ -97,10 +83,12 @@ class ServerTls:
                 )
             raise ValueError(message) from error
         if self.client_ca_file is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
             try:
                 context.load_verify_locations(self.client_ca_file)
             except ssl.SSLError as error:
                 raise ValueError(f"tls: {self.client_ca_file} holds no PEM certificates: {error}") from error
+        return context
 
 
 class HttpServer:
@@ -116,9 +104,10 @@ class HttpServer:
         port: 0 lets the system choose one; see `address`.
         read_header_timeout: Seconds a client has to send a whole request header, counted from the connection or from
             the end of the answer before: so an idle connection is closed after it too. Behind a proxy that keeps
-            connections open, set it above the proxy's idle timeout, or the proxy may send into a closing one.
-        max_connections: Connections that are served at a time; more wait in the system's backlog. Bounded further,
-            with a warning, by the process's limit of open files: at that limit granian would spin.
+            connections open, set it above the proxy's idle timeout, or the proxy may send into a closing one. A TLS
+            handshake has as much time before it.
+        max_connections: Connections that are served at a time, TLS handshakes among them; more wait in the system's
+            backlog. Bounded further, with a warning, by the process's limit of open files.
         tls: Serve HTTPS.
         drain_timeout: Seconds that `serve` gives requests in flight after a stop, before it cuts them off.
     """
@@ -147,7 +136,7 @@ class HttpServer:
         self._stopped = asyncio.Event()
         self._stopping = False
         self._address: tuple[str, int] | None = None
-        self._in_flight = 0
+        self._context: ssl.SSLContext | None = None
 
     @property
     def address(self) -> tuple[str, int]:
@@ -168,12 +157,12 @@ class HttpServer:
             ValueError: The TLS files do not fit.
             RuntimeError: The server is bound already.
         """
-        if self._tls is not None:
-            self._tls.check()
+        context = None if self._tls is None else self._tls.context()
         with self._lock:
             if self._socket is not None or self._loop is not None:
                 raise RuntimeError("the server is bound already")
             self._socket = listening = _listen(self._host, self._port)
+            self._context = context
             self._stopped = asyncio.Event()
             self._stopping = False
         name = listening.getsockname()
@@ -185,7 +174,7 @@ class HttpServer:
         A cancellation stops too, at once: requests in flight are cut off.
 
         Raises:
-            RuntimeError: The server is not bound, or granian has failed.
+            RuntimeError: The server is not bound.
         """
         with self._lock:
             if self._stopping:
@@ -193,31 +182,25 @@ class HttpServer:
             if self._socket is None:
                 raise RuntimeError("the server is not bound: call bind() first")
             listening, self._socket = self._socket, None
-            try:
-                granian = self._granian(listening)
-            except BaseException:
-                listening.close()
-                raise
             self._loop = asyncio.get_running_loop()
-        worker = asyncio.create_task(granian.serve(), name="granian")
-        _keep_from_cancellation(worker)
-        stopped = asyncio.create_task(self._stopped.wait())
-        drain_timeout = self._drain_timeout
         try:
-            await asyncio.wait({worker, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            drain_timeout = 0.0
-            raise
-        finally:
-            self._stopping = True
-            stopped.cancel()
+            connections = _Connections(
+                self._app,
+                listening,
+                header_timeout=self._read_header_timeout,
+                max_connections=_within_open_files(self._max_connections),
+                context=self._context,
+            )
             try:
-                await self._drain(granian, worker, drain_timeout)
+                connections.accept()
+                await self._stopped.wait()
+                await connections.drain(self._drain_timeout)
             finally:
-                with self._lock:
-                    self._loop = None
-        if (error := worker.exception()) is not None:
-            raise RuntimeError(f"the HTTP server has failed: {error}") from error
+                await connections.cut_off()
+        finally:
+            listening.close()
+            with self._lock:
+                self._loop = None
 
     def stop(self) -> None:
         """Stop accepting and let `serve` come to its end. From any thread, any number of times."""
@@ -229,114 +212,155 @@ class HttpServer:
         if listening is not None:  # bound and never served
             listening.close()
 
-    async def _drain(self, granian: _GranianOnOurSocket, worker: asyncio.Task[None], drain_timeout: float) -> None:
-        """Wait for the worker's end; cut connections off when nothing is worth waiting for, or the time is over."""
-        granian.stop()
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        while not worker.done():
-            waited = clock() - began
-            if waited >= drain_timeout or (self._in_flight == 0 and waited >= _LINGER):
-                break
-            await asyncio.wait({worker}, timeout=_POLL)
-        if self._in_flight and not worker.done():
-            _log.warning("%d requests in flight were cut off: the drain timeout is over", self._in_flight)
-        began = clock()
-        while not worker.done():
-            if clock() - began >= _CUT_OFF:
-                raise RuntimeError("the HTTP server did not stop")
-            _cut_off_connections(self.address)
-            await asyncio.wait({worker}, timeout=_POLL)
-        # The worker's threads say that they are done while they still hold on to the interpreter. They need the
-        # GIL once more: a process that ends before they had it ends with a panic on stderr.
-        await asyncio.sleep(_SETTLE)
 
-    async def _serve_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["http_version"] == "1":  # ASGI says 1.0; Falcon answers all else with 500, and nginx proxies with 1.0
-            scope["http_version"] = "1.0"
-        self._in_flight += 1
-        try:
-            await self._app(scope, receive, self._closing(send))
-        except asyncio.CancelledError:
-            # Only the end of the loop cancels a request. It is no error of the application: granian would log it.
-            pass
-        finally:
-            self._in_flight -= 1
+class _Connections:
+    """The accepted connections of one listening socket, in the running loop."""
 
-    def _closing(self, send: Send) -> Send:
-        """Mark answers during a stop as the last of their connection.
-
-        Granian tells its idle connections of the stop; one that is just being opened can miss it.
-        """
-
-        def send_closing(message: Message) -> Awaitable[None]:
-            if self._stopping and message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
-            return send(message)
-
-        return send_closing
-
-    def _granian(self, listening: socket.socket) -> _GranianOnOurSocket:
-        tls: dict[str, Any] = {}
-        if self._tls is not None:
-            tls = {
-                "ssl_cert": self._tls.cert_file,
-                "ssl_key": self._tls.key_file,
-                "ssl_protocol_min": SSLProtocols(f"tls{self._tls.min_version}"),
-                "ssl_ca": self._tls.client_ca_file,
-                "ssl_client_verify": self._tls.client_ca_file is not None,
-            }
-        return _GranianOnOurSocket(
-            self._serve_request,
-            listening,
-            interface=Interfaces.ASGINL,
-            http=HTTPModes.http1,
-            http1_settings=HTTP1Settings(
-                header_read_timeout=max(1, round(self._read_header_timeout * 1000)), max_buffer_size=MAX_HEADER_BYTES
-            ),
-            websockets=False,
-            backlog=_BACKLOG,
-            backpressure=_within_open_files(self._max_connections),
-            # Above the warning that the embedded server is experimental. Errors reach the handlers of the process.
-            log_level=LogLevels.error,
-            # Incremental: the handlers and loggers of the process stay as they are.
-            log_dictconfig={"version": 1, "incremental": True, "formatters": {}, "handlers": {}, "loggers": {}},
-            **tls,
-        )
-
-
-class _GranianOnOurSocket(GranianServer):
-    """Granian's server, which takes over a listening socket instead of opening its own."""
-
-    def __init__(self, app: AsgiApp, listening: socket.socket, **options: Any) -> None:
-        super().__init__(app, **options)
+    def __init__(
+        self,
+        app: AsgiApp,
+        listening: socket.socket,
+        *,
+        header_timeout: float,
+        max_connections: int,
+        context: ssl.SSLContext | None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._app = app
         self._listening = listening
+        self._header_timeout = header_timeout
+        self._max_connections = max_connections
+        self._context = context
+        self._config = Config(
+            _unused,
+            interface="asgi3",
+            http=HttpConnection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            workers=1,  # else an environment variable is read
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            reset_contextvars=True,
+        )
+        self._state = ServerState()
+        self._open: set[HttpConnection] = set()
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._accepting = False
+        self._stopping = False
+        self._none_left = asyncio.Event()
+        self._none_left.set()
 
-    def stop(self) -> None:
-        super().stop()  # type: ignore[no-untyped-call]  # granian types its methods only in part
+    def accept(self) -> None:
+        """Begin to accept, and whenever a connection has left, go on."""
+        if not (self._accepting or self._stopping) and len(self._open) < self._max_connections:
+            self._accepting = True
+            self._loop.add_reader(self._listening, self._accept_waiting)
 
-    def _spawn_workers(self, *arguments: Any) -> None:
-        super()._spawn_workers(*arguments)  # type: ignore[no-untyped-call]  # as above
-        for worker in self.wrks:
-            tasks: tuple[Any, ...] = (worker._task, worker._wtask)  # noqa: SLF001  # nobody else hands them out
-            for task in tasks:
-                _keep_from_cancellation(task)
+    async def drain(self, seconds: float) -> None:
+        """Accept no more; wait for the requests in flight, and a moment for those that have only begun."""
+        deadline = self._loop.time() + seconds
+        self._stop_accepting()
+        for connection in tuple(self._open):
+            connection.shutdown()
+        await self._wait_until_none_left(min(_LINGER, seconds))
+        for connection in tuple(self._open):
+            if connection.is_unused():
+                connection.abort()
+        while tasks := set(self._state.tasks):
+            if (left := deadline - self._loop.time()) <= 0:
+                _log.warning("%d requests in flight were cut off: the drain timeout is over", len(tasks))
+                return
+            await asyncio.wait(tasks, timeout=left)
+        await self._wait_until_none_left(_LINGER)
 
-    def _init_shared_socket(self) -> None:
-        # The worker closes the descriptor when it stops to listen.
-        descriptor = self._listening.detach()
-        holder: Any = SocketHolder  # its type stub knows no arguments
-        # On Linux it calls listen() once more, with the backlog.
-        self._shd = holder(descriptor, False, self.backlog) if sys.platform == "linux" else holder(descriptor, False)
+    async def cut_off(self) -> None:
+        """Close whatever is open, at once."""
+        self._stop_accepting()
+        for handshake in self._handshakes:
+            handshake.cancel()
+        for connection in tuple(self._open):
+            connection.abort()
+        await self._none_left.wait()
+
+    async def _wait_until_none_left(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._none_left.wait()
+
+    def _stop_accepting(self) -> None:
+        self._stopping = True
+        self._pause()
+        self._listening.close()
+
+    def _pause(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            self._loop.remove_reader(self._listening)
+
+    def _accept_waiting(self) -> None:
+        while len(self._open) < self._max_connections:
+            try:
+                accepted, _ = self._listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                _log.warning("no connection can be accepted for now: %s", error.strerror)
+                self._pause()
+                self._loop.call_later(_ACCEPT_RETRY, self.accept)
+                return
+            self._connect(accepted)
+        self._pause()
+
+    def _connect(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        connection = HttpConnection(
+            self._config,
+            self._state,
+            app=self._app,
+            header_timeout=self._header_timeout,
+            on_lost=lambda: self._leave(connection),
+        )
+        self._open.add(connection)
+        self._none_left.clear()
+        handshake = self._loop.create_task(self._handshake(connection, accepted))
+        self._handshakes.add(handshake)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._handshakes.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if task.cancelled() or error is not None:
+                accepted.close()
+                connection.abort()
+                self._leave(connection)
+            if error is not None and not isinstance(error, OSError):  # a failed handshake is one
+                _log.error("a connection could not be served", exc_info=error)
+
+        handshake.add_done_callback(done)
+
+    async def _handshake(self, connection: HttpConnection, accepted: socket.socket) -> None:
+        tls = self._context is not None
+        await self._loop.connect_accepted_socket(
+            lambda: connection,
+            accepted,
+            ssl=self._context,
+            ssl_handshake_timeout=self._header_timeout if tls else None,
+            ssl_shutdown_timeout=_TLS_SHUTDOWN if tls else None,
+        )
+        if self._stopping:
+            connection.shutdown()
+
+    def _leave(self, connection: HttpConnection) -> None:
+        self._open.discard(connection)
+        if not self._open:
+            self._none_left.set()
+        self.accept()
 
 
-def _keep_from_cancellation(task: asyncio.Task[None]) -> None:
-    """Hide a task from the end of asyncio.run, which cancels all at once.
-
-    Only granian's own tasks see the end of its worker; `HttpServer.serve`, which is cancelled, waits for them. The
-    function is documented, under "Extending" asyncio.
-    """
-    asyncio.tasks._unregister_task(task)  # noqa: SLF001
+async def _unused(scope: Scope, receive: Receive, send: Send) -> None:
+    """Stand where uvicorn's configuration wants an application: each connection has its own."""
+    raise NotImplementedError
 
 
 def _within_open_files(max_connections: int) -> int:
@@ -377,6 +401,7 @@ def _listen(host: str, port: int) -> socket.socket:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host in ("", "::") else 1)
         listening.bind(address)
         listening.listen(_BACKLOG)
+        listening.setblocking(False)
     except (OSError, OverflowError) as error:
         listening.close()
         number = error.errno if isinstance(error, OSError) else errno.EINVAL
@@ -402,29 +427,3 @@ def _cause(error: OSError | OverflowError, address: str) -> str:
     if number == errno.EADDRNOTAVAIL:
         return f"{address} is not an address of this machine"
     return str(error.strerror if isinstance(error, OSError) else error)
-
-
-def _cut_off_connections(local: tuple[str, int]) -> None:
-    """Shut down every accepted connection of the address.
-
-    Granian can close none by itself. A duplicate of each descriptor is looked at, so that one that is closed and
-    reused meanwhile is never mistaken for another.
-    """
-    for descriptor in _socket_descriptors():
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-            if connection.family not in (socket.AF_INET, socket.AF_INET6):
-                continue
-            # Never the listening one: granian would try to accept from it for ever, and not see that it must stop.
-            if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                continue
-            host, port = connection.getsockname()[:2]
-            if port == local[1] and (host == local[0] or ip_address(local[0]).is_unspecified):
-                connection.shutdown(socket.SHUT_RDWR)
-
-
-def _socket_descriptors() -> Iterator[int]:
-    for entry in Path("/dev/fd").iterdir():
-        descriptor = int(entry.name)
-        with contextlib.suppress(OSError):  # closed since it was listed
-            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                yield descriptor

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import logging
+import re
 import resource
 import signal
 import socket
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,8 +41,14 @@ class EchoApp:
         self.entered = threading.Event()
         self.release = threading.Event()
         self.events: list[str] = []
+        self.bodies: list[bytes] = []
+        self.headers: list[list[tuple[bytes, bytes]]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in ("/early", "/early-and-close"):
+            close = [(b"connection", b"close")] if scope["path"] == "/early-and-close" else []
+            await _answer(send, 413, b"too large", *close)
+            return
         body = b""
         more = True
         while more:
@@ -52,6 +60,8 @@ class EchoApp:
                 return
             body += message["body"]
             more = message["more_body"]
+        self.bodies.append(body)
+        self.headers.append(scope["headers"])
         if scope["path"] == "/slow":
             while not self.release.is_set():  # noqa: ASYNC110  # set by another thread
                 await asyncio.sleep(0.01)
@@ -60,9 +70,9 @@ class EchoApp:
         await _answer(send, 200, body)
 
 
-async def _answer(send: Send, status: int, body: bytes) -> None:
+async def _answer(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
     length = str(len(body)).encode()
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", length)]})
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", length), *headers]})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -435,6 +445,49 @@ def test_connections_never_use_up_the_open_files_of_the_process(caplog: pytest.L
     assert "1000 connections do not fit into a limit of 256 open files: 128 are served at a time" in caplog.text
 
 
+def test_a_client_that_does_not_read_its_answers_is_cut_off() -> None:
+    app = EchoApp()
+    with _running(_server(app, read_header_timeout=0.3)) as running, running.connect() as connection:
+        request = _POST % (b"", 300_000, bytes(300_000))
+        with pytest.raises(ConnectionError):
+            connection.sendall(request * 200)  # far more than all buffers hold
+
+
+def test_a_header_that_is_begun_before_the_stop_is_served_and_then_the_connection_ends() -> None:
+    with _running(_server()) as running, running.connect() as connection:
+        request = _POST % (b"", 2, b"hi")
+        connection.sendall(request[:10])
+        with running.connect() as other:  # served only after the first was accepted
+            assert _post(other, b"", b"x") == (200, b"x")
+        running.server.stop()
+        _await_refusal(running.server.address)
+        connection.sendall(request[10:])
+        answer = _read_to_end(connection)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"\r\nconnection: close\r\n" in answer
+
+
+def test_a_header_may_come_in_single_bytes_and_up_to_the_bound() -> None:
+    with _running(_server()) as running, running.connect() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in _POST % (b"", 2, b"hi"):
+            connection.sendall(bytes([byte]))
+        assert _read_answer(connection) == (200, b"hi")
+        field = b"x: " + b"a" * (MAX_HEADER_BYTES - 100) + b"\r\n"
+        connection.sendall(b"POST / HTTP/1.1\r\n" + field + b"content-length: 2\r\n\r\nhi")
+        assert _read_answer(connection) == (200, b"hi")
+
+
+@pytest.mark.parametrize("fields", [b"x: " + b"a" * MAX_HEADER_BYTES + b"\r\n", b"x: 1\r\n" * 101])
+def test_whole_headers_past_the_bound_are_431(fields: bytes) -> None:
+    app = EchoApp()
+    with _running(_server(app)) as running, running.connect() as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\n" + fields + b"\r\n")
+        assert _read_answer(connection)[0] == 431
+        assert _is_closed(connection)
+    assert not app.entered.is_set()
+
+
 def test_headers_past_the_bound_are_431() -> None:
     with _running(_server()) as running, running.connect() as connection:
         with contextlib.suppress(ConnectionError):  # the answer comes before the end of them
@@ -446,6 +499,14 @@ def test_headers_past_the_bound_are_431() -> None:
     "request_",
     [
         b"hello\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03" + bytes(64),
+        b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nhi",
+        b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length : 2\r\n\r\nhi",
+        b"POST / HTTP/1.1\nhost: test\ncontent-length: 2\n\nhi",
         b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nhi",
         b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: +2\r\n\r\nhi",
         b"POST / HTTP/1.1\r\nhost: test\r\nx: a\r\n folded\r\n\r\n",
@@ -475,6 +536,142 @@ def test_the_application_sees_a_body_that_ends_too_early_and_its_answer_reaches_
         connection.shutdown(socket.SHUT_WR)
         assert _read_answer(connection) == (400, b"truncated")
     assert app.events == ["http.request", "http.disconnect"]
+
+
+def test_a_client_that_ends_its_side_after_a_whole_request_gets_its_answer() -> None:
+    app = EchoApp()
+    with _running(_server(app)) as running, running.connect() as connection:
+        connection.sendall(_POST % (b"slow", 4, b"body"))
+        connection.shutdown(socket.SHUT_WR)
+        assert app.entered.wait(_LONG)
+        app.release.set()
+        assert _read_answer(connection) == (200, b"body")
+        assert _is_closed(connection)
+
+
+def test_what_is_no_http_behind_a_request_does_not_touch_its_answer() -> None:
+    app = EchoApp()
+    with _running(_server(app)) as running, running.connect() as connection:
+        connection.sendall(_POST % (b"slow", 4, b"body") + b"\0garbage\r\n\r\n")
+        assert app.entered.wait(_LONG)
+        app.release.set()
+        assert _read_answer(connection) == (200, b"body")
+        assert _is_closed(connection)
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    with _running(_server()) as running, running.connect() as connection:
+        bodies = [b"%d" % number for number in range(50)]
+        connection.sendall(b"".join(_POST % (b"", len(body), body) for body in bodies))
+        answers = _read_until(connection, b"\r\n\r\n49")
+        assert [int(part.split(b"HTTP/1.1")[0]) for part in answers.split(b"\r\n\r\n")[1:]] == list(range(50))
+
+
+def test_nothing_is_parsed_behind_a_request_that_closes_the_connection() -> None:
+    app = EchoApp()
+    with _running(_server(app)) as running, running.connect() as connection:
+        connection.sendall(b"POST /slow HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n" + _POST % (b"", 2, b"no"))
+        app.release.set()
+        assert _read_answer(connection) == (200, b"")
+        assert _is_closed(connection)
+    assert app.bodies == [b""]
+
+
+def _read_until(connection: socket.socket, end: bytes) -> bytes:
+    data = b""
+    while not data.endswith(end):
+        data += _receive(connection, data)
+    return data
+
+
+_MANY = 20 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("path", "header"), [(b"early", b""), (b"early-and-close", b""), (b"early", b"connection: close\r\n")]
+)
+@pytest.mark.parametrize("secure", [False, True])
+def test_an_answer_before_the_body_reaches_a_client_that_still_sends_and_nothing_is_kept(
+    path: bytes, header: bytes, *, secure: bool, authority: trustme.CA, tls: ServerTls
+) -> None:
+    with _running(_server(tls=tls if secure else None)) as running, contextlib.ExitStack() as stack:
+        connection = stack.enter_context(running.connect())
+        if secure:
+            connection = _context(authority).wrap_socket(connection, server_hostname="127.0.0.1")
+            stack.enter_context(connection)
+        body = bytes(_MANY)
+        connection.sendall(b"POST /%s HTTP/1.1\r\nhost: test\r\n%scontent-length: %d\r\n\r\n" % (path, header, _MANY))
+        tracemalloc.start()
+        try:
+            connection.sendall(body)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert _read_answer(connection) == (413, b"too large")
+        assert peak < _MANY / 4
+        if path == b"early" and not header:
+            assert _post(connection, b"", b"again") == (200, b"again")
+
+
+def test_an_answer_instead_of_100_continue_ends_the_connection() -> None:
+    expecting = b"POST /%s HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n"
+    with _running(_server()) as running, running.connect() as patient, running.connect() as refused:
+        patient.sendall(expecting % b"")
+        assert _read_answer(patient) == (100, b"")
+        patient.sendall(b"hi")
+        assert _read_answer(patient) == (200, b"hi")
+        refused.sendall(expecting % b"early")
+        assert _read_answer(refused) == (413, b"too large")
+        assert _is_closed(refused)
+
+
+def test_an_offer_to_switch_the_protocol_never_changes_where_a_body_ends() -> None:
+    app = EchoApp()
+    inner = b"POST /smuggled HTTP/1.1\r\nhost: test\r\n\r\n"
+    offering = b"POST / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: h2c\r\ncontent-length: %d\r\n\r\n"
+    with _running(_server(app)) as running, running.connect() as connection:
+        connection.sendall(offering % len(inner))
+        assert app.entered.wait(_LONG)
+        connection.sendall(inner)
+        assert _read_answer(connection) == (200, inner)
+        connection.sendall((offering % 2 + b"hi") * 3)
+        assert [_read_answers(connection, 3)] == [[(200, b"hi")] * 3]
+    assert app.bodies == [inner, b"hi", b"hi", b"hi"]
+
+
+def _read_answers(connection: socket.socket, count: int) -> list[tuple[int, bytes]]:
+    """Several answers with bodies of two bytes, however they are cut."""
+    data = b""
+    while data.count(b"\r\n\r\n") < count or not re.search(rb"\r\n\r\n..$", data):
+        data += _receive(connection, data)
+    return [(int(status), body) for status, body in re.findall(rb"HTTP/1\.1 (\d+).*?\r\n\r\n(..)", data, re.DOTALL)]
+
+
+@pytest.mark.parametrize("version", [b"0.9", b"2.0"])
+def test_another_version_of_http_is_505(version: bytes) -> None:
+    with _running(_server()) as running, running.connect() as connection:
+        connection.sendall(b"POST / HTTP/%s\r\nhost: test\r\n\r\n" % version)
+        assert _read_answer(connection)[0] == 505
+        assert _is_closed(connection)
+
+
+def test_trailers_are_no_headers() -> None:
+    app = EchoApp()
+    chunked = b"POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n%s\r\n"
+    with _running(_server(app)) as running, running.connect() as connection:
+        connection.sendall(chunked % b"2\r\nhi\r\n0\r\nx-signature: forged")
+        connection.sendall(b"\r\n")
+        assert _read_answer(connection) == (200, b"hi")
+    assert [name for name, _ in app.headers[0]] == [b"host", b"transfer-encoding"]
+
+
+@pytest.mark.parametrize("begun", [b"2;", b"2\r\nhi\r\n0\r\nx: "])
+def test_trailers_and_chunk_extensions_without_an_end_are_a_body_cut_short(begun: bytes) -> None:
+    app = EchoApp()
+    with _running(_server(app)) as running, running.connect() as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n" + begun)
+        connection.sendall(b"a" * 16 * MAX_HEADER_BYTES)
+        assert _read_answer(connection) == (400, b"truncated")
 
 
 def test_falcon_serves_http_1_0_as_proxies_speak_it() -> None:
@@ -510,6 +707,22 @@ def test_the_handlers_of_the_process_survive_and_nothing_is_printed(capfd: pytes
     assert stream.getvalue().splitlines() == ["while serving", "after serving"]
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+def test_the_environment_and_the_loggers_of_the_http_library_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "no number")
+    before = [(log.level, log.propagate, list(log.handlers)) for log in map(logging.getLogger, _UVICORN_LOGGERS)]
+    with _running(_server()) as running, running.connect() as connection:
+        connection.sendall(_POST % (b"", 1, b"x"))
+        answer = _read_until(connection, b"\r\n\r\nx")
+    assert before == [
+        (log.level, log.propagate, list(log.handlers)) for log in map(logging.getLogger, _UVICORN_LOGGERS)
+    ]
+    assert b"\r\ndate: " in answer
+    assert b"server:" not in answer
+
+
+_UVICORN_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 
 def test_an_error_that_escapes_the_application_is_500_and_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -602,7 +815,7 @@ def test_a_client_without_a_certificate_or_with_a_foreign_one_is_refused(
 def test_a_handshake_that_never_ends_holds_neither_others_nor_the_stop_up(
     authority: trustme.CA, tls: ServerTls
 ) -> None:
-    server = _server(tls=tls, max_connections=2, drain_timeout=600.0)
+    server = _server(tls=tls, read_header_timeout=0.5, max_connections=2, drain_timeout=600.0)
     with _running(server) as running, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(running.connect()) for _ in range(4)]
         plain = running.connect()
