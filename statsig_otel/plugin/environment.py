@@ -99,7 +99,8 @@ class _Reader:
 
     def _exporter(self, exporter: str) -> dict[str, object]:
         tls: dict[str, object] = {}
-        settings: dict[str, object] = {"timeout": f"{_TIMEOUT}s"}
+        # The SDK does not compress unless it is told to.
+        settings: dict[str, object] = {"timeout": f"{_TIMEOUT}s", "compression": "none"}
 
         def take(name: str, holder: dict[str, object], key: str) -> None:
             if found := self._variable(name):
@@ -109,14 +110,6 @@ class _Reader:
                 if holder is tls:
                     self._origins[path] = found[0]
 
-        if exporter == "otlp_http":
-            settings["endpoint"] = "http://localhost:4318"
-            if own := self._environ.get("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "").strip():
-                settings["logs_endpoint"] = own
-        else:
-            settings["endpoint"] = "http://localhost:4317"
-            take("INSECURE", tls, "insecure")
-        take("ENDPOINT", settings, "endpoint")
         take("COMPRESSION", settings, "compression")
         take("CERTIFICATE", tls, "ca_file")
         take("CLIENT_CERTIFICATE", tls, "cert_file")
@@ -130,4 +123,35 @@ class _Reader:
                 raise ConfigError([Problem((found[0],), "holds an entry that is no key=value")])
             settings["headers"] = headers
             self._origins["exporters", exporter, "headers"] = found[0]
-        return {**settings, **({"tls": tls} if tls else {})}
+        if exporter == "otlp_http":
+            endpoint = self._http_endpoint(settings, exporter)
+        else:
+            take("INSECURE", tls, "insecure")
+            endpoint = self._grpc_endpoint(settings, exporter)
+        if tls and not endpoint.startswith("http://"):  # which is plain text, whatever else is set
+            settings["tls"] = tls
+        return settings
+
+    def _http_endpoint(self, settings: dict[str, object], exporter: str) -> str:
+        """The general endpoint gets the path appended, the one for logs is used as it is (the specification)."""
+        for variable, key in (
+            ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "logs_endpoint"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "endpoint"),
+        ):
+            if value := self._environ.get(variable, "").strip():
+                settings[key] = value
+                self._origins["exporters", exporter, key] = variable
+                return value
+        settings["endpoint"] = "http://localhost:4318"
+        return "http://localhost:4318"
+
+    def _grpc_endpoint(self, settings: dict[str, object], exporter: str) -> str:
+        """Of a URL the scheme and the authority count, as in the SDK."""
+        variable, value = self._variable("ENDPOINT") or ("", "http://localhost:4317")
+        if variable:
+            self._origins["exporters", exporter, "endpoint"] = variable
+        scheme, separator, rest = value.partition("://")
+        if separator and scheme in ("http", "https"):
+            value = f"{scheme}://{rest.partition('/')[0]}"
+        settings["endpoint"] = value
+        return value

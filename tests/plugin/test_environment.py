@@ -121,3 +121,24 @@ def test_resource_attributes_are_percent_decoded_and_the_service_name_goes_over_
     assert resource_from_environment(environ) == {"a": "1 2", "b": "c", "service.name": "kept"}
     assert resource_from_environment({}) == {}
     assert resource_from_environment({"OTEL_SERVICE_NAME": ""}) == {}
+
+
+def test_what_a_plain_text_endpoint_does_not_use_is_no_error() -> None:
+    """As in the SDK: a certificate beside http:// says nothing."""
+    assert not grpc(OTEL_EXPORTER_OTLP_CERTIFICATE="/no/such/file").uses_tls
+    assert http(OTEL_EXPORTER_OTLP_CERTIFICATE="/no/such/file").tls.ca_file == ""
+    assert grpc(OTEL_EXPORTER_OTLP_ENDPOINT="https://x:1", OTEL_EXPORTER_OTLP_CERTIFICATE="/a").tls.ca_file == "/a"
+
+
+def test_a_path_in_a_grpc_endpoint_is_dropped() -> None:
+    assert grpc(OTEL_EXPORTER_OTLP_ENDPOINT="http://x:1/v1/logs").target == "dns:///x:1"
+
+
+def test_a_logs_endpoint_with_a_query_is_used_as_it_is() -> None:
+    url = "https://h/v1/logs?key=1"
+    assert http(OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=url).url.geturl() == url
+
+
+def test_nothing_is_compressed_unless_it_is_asked_for() -> None:
+    assert grpc().compression == "none"
+    assert grpc(OTEL_EXPORTER_OTLP_COMPRESSION="gzip").compression == "gzip"

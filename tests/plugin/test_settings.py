@@ -32,7 +32,7 @@ def test_anything_else_is_no_endpoint(endpoint: str) -> None:
         settings(endpoint=endpoint)
 
 
-@pytest.mark.parametrize("path", ["", "hook", "/a b", "/{x}", "/a?b", "/a#b", "/ä"])
+@pytest.mark.parametrize("path", ["", "hook", "/a b", "/{x}", "/a?b", "/a#b", "/ä", "//x", "/a//b", "/a%20b"])
 def test_a_path_is_plain(path: str) -> None:
     with pytest.raises(ValidationError, match="must begin with /"):
         settings(path=path)
@@ -75,6 +75,8 @@ def test_secrets_are_not_shown() -> None:
         ({"max_request_body_size": "0MiB"}, "greater than 0"),
         ({"max_request_body_size": "2MiB", "max_in_flight_bytes": "1MiB"}, "at least max_request_body_size"),
         ({"resource": {"a": None}}, "resource"),
+        ({"resource": {"a": 2**63}}, "resource"),
+        ({"resource": {"a": [-(2**63) - 1]}}, "resource"),
         ({"resource": {"a": {"b": 1}}}, "resource"),
         ({"tls": {"cert_file": "x"}}, "key_file"),
     ],
