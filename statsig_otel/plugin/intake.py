@@ -33,6 +33,10 @@ from statsig_otel.plugin.webhook import (
 _logger: Final = logging.getLogger(__name__)
 
 _DIGITS: Final = re.compile(rb"[0-9]{1,19}")
+SMALL_BODY: Final = 256 << 10
+"""Bytes. Statsig's batches are far below. A larger body draws on a smaller share of the memory, and an adapter should
+judge it where nobody else has to wait."""
+
 _RETRY_AFTER: Final = 10
 """Seconds. Long enough for a backend to come back, short enough for a change to arrive while it matters."""
 
@@ -92,13 +96,20 @@ class Limits:
 
     Attributes:
         max_request_body_size: Bytes of one body.
-        max_in_flight_bytes: Bytes of all bodies that are being read or handled.
+        max_in_flight_bytes: Bytes of all bodies that are being read or handled. The last eighth is a reserve for those
+            of at most 256 KiB, which all real webhooks are: unsigned large ones, which are read before their signature
+            is known, can't shut them out.
         read_timeout: Seconds for one whole body.
     """
 
     max_request_body_size: int = 20 << 20
     max_in_flight_bytes: int = 128 << 20
     read_timeout: float = 30.0
+
+    @property
+    def max_large_bytes(self) -> int:
+        """Bytes of all bodies over 256 KiB. One of the largest size always fits."""
+        return max(self.max_in_flight_bytes - self.max_in_flight_bytes // 8, self.max_request_body_size)
 
 
 class Intake:
@@ -119,6 +130,7 @@ class Intake:
         self.name = name
         self.limits = limits or Limits()
         self._in_flight = 0
+        self._large_in_flight = 0
         self._lock = threading.Lock()
         self._throttle = LogThrottle(_logger)
 
@@ -149,16 +161,23 @@ class Intake:
             return Request(self, now_ns, length, error)
         return Request(self, now_ns, length, verification)
 
-    def reserve(self, size: int) -> None:
+    def reserve(self, size: int, *, large: int = 0) -> None:
         """Count bytes that are held in memory; negative to give them back.
 
+        Args:
+            size: The bytes.
+            large: Bytes, of these and of those counted before, that are now known to be of a large body.
+
         Raises:
-            AnsweredError: All requests together would hold too much.
+            AnsweredError: All requests together would hold too much, or all large ones.
         """
         with self._lock:
-            if size > 0 and self._in_flight + size > self.limits.max_in_flight_bytes:
+            if (size > 0 and self._in_flight + size > self.limits.max_in_flight_bytes) or (
+                large > 0 and self._large_in_flight + large > self.limits.max_large_bytes
+            ):
                 raise _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "in_flight_bytes", retry_after=_RETRY_AFTER)
             self._in_flight += size
+            self._large_in_flight += large
 
     def report(self, answer: Answer) -> None:
         """Count an answer, and log what somebody may have to look at. Once for each request, when it is answered."""
@@ -167,11 +186,12 @@ class Intake:
         if answer.status is not HTTPStatus.OK:
             detail = f": {answer.detail}" if answer.detail else ""
             message = "%s: answered %d (%s)%s"
-            self._throttle.warning(answer.reason, message, self.name, answer.status, answer.reason, detail)
+            self._throttle.warning(_kind(answer), message, self.name, answer.status, answer.reason, detail)
         elif answer.reason == "url_verification":
             todo = "Copy its signing secret from Statsig's console into signing_secrets, and restart."
             done = "Signed events are taken."
-            _logger.info("%s: Statsig verified this URL. %s", self.name, done if self.verifier.has_secret else todo)
+            message = "%s: a URL verification was answered. %s"
+            self._throttle.info(answer.reason, message, self.name, done if self.verifier.has_secret else todo)
 
 
 class Request:
@@ -186,8 +206,14 @@ class Request:
         self._signature = signature
         self._chunks: list[bytes] = []
         self._size = 0
+        self._large = 0
         self._malformed: MalformedBodyError | None = None
         self._mapped = _NOTHING
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the body is over 256 KiB, by what was declared or by what was read."""
+        return max(self._length or 0, self._size) > SMALL_BODY
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body, counted and hashed as they come in.
@@ -200,14 +226,17 @@ class Request:
             raise _refuse(HTTPStatus.UNAUTHORIZED, self._signature.reason)
         if size > self._intake.limits.max_request_body_size:
             raise _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large")
-        self._intake.reserve(len(chunk))
-        self._size = size
+        large = size if max(self._length or 0, size) > SMALL_BODY else 0
+        self._intake.reserve(len(chunk), large=large - self._large)
+        self._size, self._large = size, large
         self._chunks.append(chunk)
         if isinstance(self._signature, Verification):
             self._signature.update(chunk)
 
     def finish(self, *, complete: bool) -> Answer | Batch:
-        """Judge the body.
+        """Judge the body. For a large one that takes long: it may run in any thread.
+
+        Where `close` is called before it ends, its outcome means nothing.
 
         Args:
             complete: Whether the body came to its end; False where the client left before.
@@ -216,6 +245,7 @@ class Request:
             The answer; or a batch that a consumer has to take over, after which `taken` or `refused` has the answer.
         """
         body = b"".join(self._chunks)
+        self._chunks.clear()
         complete = complete and (self._length is None or self._size >= self._length)
         url_verification = parse_url_verification(body) if complete else None
         if url_verification is not None:
@@ -266,8 +296,8 @@ class Request:
 
     def close(self) -> None:
         """Give back the memory that the body took."""
-        self._intake.reserve(-self._size)
-        self._size = 0
+        self._intake.reserve(-self._size, large=-self._large)
+        self._size = self._large = 0
         self._chunks.clear()
 
     def _records(self) -> int:
@@ -275,6 +305,11 @@ class Request:
 
 
 _NOTHING: Final = Mapped((), (), 0, ())
+
+
+def _kind(answer: Answer) -> str:
+    """What the log takes for more of the same: the reason; for a failed exporter, its name too."""
+    return f"{answer.reason} {answer.detail.partition(':')[0]}" if answer.reason == "exporter_failed" else answer.reason
 
 
 def _values(fields: list[tuple[bytes, bytes]], name: str) -> list[bytes]:

@@ -1,18 +1,30 @@
 """Splits a JSON document into the items of a batch where the strict decoder refuses the document as a whole.
 
 msgspec refuses all of a body for one lone surrogate, one NaN or one number out of range. The standard library reads
-those; it is slower, so only such bodies come here. Each item keeps its own text, and an item that holds a number which
-no JSON text can stand for says so, without touching its neighbours.
+those; it is slower, so only such bodies come here. Only the items that the caller wants are kept, each with its own
+text: a body of millions of others takes no more memory than itself. An item that holds a number which no JSON text can
+stand for says so, without touching its neighbours.
 """
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from json import JSONDecodeError, JSONDecoder
 from typing import Final, cast
 
+_BLANK: Final = " \t\n\r"
 _BLANKS: Final = re.compile(r"[ \t\n\r]*")
+_SCALAR: Final = (
+    r'(?:"[^"\\,\x00-\x1f]*+"'
+    r"|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+"
+    r"|null|true|false|NaN|-?Infinity|\[[ \t\n\r]*+\]|\{[ \t\n\r]*+\})[ \t\n\r]*+,[ \t\n\r]*+"
+)
+"""A value that holds nothing to keep, with the comma behind it, its only one; possessive, so that nothing is tried
+twice."""
+
+# At most a few thousand in a match: other threads get no turn within one.
+_SCALARS: Final = re.compile(f"(?:{_SCALAR}){{1,4096}}+")
 _MAX_DIGITS: Final = 4300
 """CPython's own bound for reading an integer (`sys.int_info.default_max_str_digits`), fixed here so that a process
 which lifts it reads no more. One that sets a lower bound reads less."""
@@ -33,14 +45,46 @@ class Item:
     problem: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Items:
+    """The items of an array.
+
+    Attributes:
+        count: How many there are.
+        kept: Those that the caller wants, in order.
+    """
+
+    count: int
+    kept: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The members of an object, of those names that the caller asked for.
+
+    Attributes:
+        last: The last of each name: an array as its items, a value that the caller wants as an item, any other decoded.
+        lost: Whether an earlier one of an equal name holds something that the caller wants.
+    """
+
+    last: dict[str, object]
+    lost: bool
+
+
+def _keep_all(_: object) -> bool:
+    return True
+
+
 class _Scanner:
     """Walks one document. Raises `JSONDecodeError` or `RecursionError` where it is no JSON."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, keep: Callable[[object], bool] = _keep_all) -> None:
         self._text = text
+        self._keep = keep
         self._position = 0
         self._problem: str | None = None
-        self._decoder = JSONDecoder(
+        self._quick = JSONDecoder(strict=True)
+        self._careful = JSONDecoder(
             parse_int=self._integer, parse_float=self._float, parse_constant=self._constant, strict=True
         )
         self._skip_blanks()
@@ -65,8 +109,9 @@ class _Scanner:
         return math.nan
 
     def _skip_blanks(self) -> None:
-        match = _BLANKS.match(self._text, self._position)
-        self._position = match.end() if match else self._position
+        if self._text[self._position : self._position + 1] in _BLANK:  # at the end too; a match costs more
+            match = _BLANKS.match(self._text, self._position)
+            self._position = match.end() if match else self._position
 
     def peek(self) -> str:
         """The next character that is no blank; empty at the end."""
@@ -79,43 +124,78 @@ class _Scanner:
         self._position += 1
         self._skip_blanks()
 
-    def value(self) -> Item:
-        """Step over one value of any kind."""
+    def value(self) -> object:
+        """Step over one value of any kind: an `Item` where the caller wants it, else just the decoded value."""
         start = self._position
-        self._problem = None
         try:
-            value, self._position = self._decoder.raw_decode(self._text, start)
+            value, end = self._decode(self._quick, start)
+        except JSONDecodeError:
+            raise
+        except ValueError:  # an integer of more digits than Python reads
+            value, end = self._decode(self._careful, start)
+        self._position = end
+        if self._keep(value):
+            self._problem = None
+            value, _ = self._decode(self._careful, start)
+            value = Item(self._text[start:end], value, self._problem)
+        self._skip_blanks()
+        return value
+
+    def _decode(self, decoder: JSONDecoder, start: int) -> tuple[object, int]:
+        try:
+            return decoder.raw_decode(self._text, start)
         except StopIteration as stop:  # raised by some versions at the end of the text
             raise JSONDecodeError("Expecting value", self._text, start) from stop
-        text = self._text[start : self._position]
-        self._skip_blanks()
-        return Item(text, value, self._problem)
 
-    def _series(self, opening: str, closing: str) -> Iterator[None]:
-        """Step through what stands between two brackets; yields before each element."""
+    def _begins(self, opening: str, closing: str) -> bool:
+        """Step into an array or an object; whether it holds anything."""
         self.take(opening)
-        while self.peek() != closing:
-            yield
-            if self.peek() != closing:
-                self.take(",")
-                if self.peek() == closing:
-                    raise JSONDecodeError("Expecting value", self._text, self._position)
+        if self.peek() != closing:
+            return True
         self.take(closing)
+        return False
 
-    def elements(self) -> list[Item]:
+    def _goes_on(self, closing: str) -> bool:
+        """Step over what stands behind an element; whether another has to follow."""
+        if self.peek() == closing:
+            self.take(closing)
+            return False
+        self.take(",")
+        return True
+
+    def elements(self) -> Items:
         """Step over one array, item by item."""
-        return [self.value() for _ in self._series("[", "]")]
+        count = 0
+        kept: list[Item] = []
+        more = self._begins("[", "]")
+        while more:
+            while scalars := _SCALARS.match(self._text, self._position):
+                count += self._text.count(",", self._position, scalars.end())
+                self._position = scalars.end()
+            count += 1
+            value = self.value()
+            if isinstance(value, Item):
+                kept.append(value)
+            more = self._goes_on("]")
+        return Items(count, tuple(kept))
 
-    def members(self) -> dict[str, "Item | list[Item]"]:
-        """Step over one object; arrays among its members are split into items. The last of equal names counts."""
-        found: dict[str, Item | list[Item]] = {}
-        for _ in self._series("{", "}"):
+    def members(self, names: Collection[str]) -> Members:
+        """Step over one object, member by member."""
+        last: dict[str, object] = {}
+        lost = False
+        more = self._begins("{", "}")
+        while more:
             if self.peek() != '"':
                 raise JSONDecodeError("Expecting a name", self._text, self._position)
-            name = cast("str", self.value().value)
+            name = self.value()
             self.take(":")
-            found[name] = self.elements() if self.peek() == "[" else self.value()
-        return found
+            value = self.elements() if name in names and self.peek() == "[" else self.value()
+            if name in names:
+                earlier = last.get(cast("str", name))
+                lost = lost or isinstance(earlier, Item) or (isinstance(earlier, Items) and bool(earlier.kept))
+                last[cast("str", name)] = value
+            more = self._goes_on("}")
+        return Members(last, lost)
 
     def end(self) -> None:
         """Make sure that nothing but blanks is left."""
@@ -133,17 +213,28 @@ def read(text: str) -> Item:
     scanner = _Scanner(text)
     item = scanner.value()
     scanner.end()
-    return item
+    return cast("Item", item)
 
 
-def split(text: str) -> list[Item] | dict[str, Item | list[Item]]:
-    """Split a document at its first level: the items of an array, or the members of an object.
+def split(text: str, keep: Callable[[object], bool], names: Collection[str]) -> Items | Members | None:
+    """Split a document at its first level: the items of an array, or some members of an object; None for a scalar.
+
+    Args:
+        text: The document.
+        keep: Whether a decoded object is wanted. It must refuse whatever is no object, and the empty one.
+        names: The members that are wanted. An array among them is split into items.
 
     Raises:
-        JSONDecodeError: It is no JSON, or neither an array nor an object.
+        JSONDecodeError: It is no JSON.
         RecursionError: It is nested past the decoder's limit.
     """
-    scanner = _Scanner(text)
-    parts = scanner.members() if scanner.peek() == "{" else scanner.elements()
+    scanner = _Scanner(text, keep)
+    parts: Items | Members | None = None
+    if scanner.peek() == "{":
+        parts = scanner.members(names)
+    elif scanner.peek() == "[":
+        parts = scanner.elements()
+    else:
+        scanner.value()
     scanner.end()
     return parts

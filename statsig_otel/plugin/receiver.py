@@ -4,13 +4,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
 from falcon import HTTPError
 from falcon.asgi import App, Request, Response
 
-from statsig_otel.exporters.consumer import Consumer, RefusedError
+from statsig_otel.exporters.consumer import Batch, Consumer, RefusedError
 from statsig_otel.plugin import intake
 from statsig_otel.plugin.asgi import AsgiApp, Message, Receive, Scope, Send
 from statsig_otel.plugin.intake import Answer, AnsweredError, Intake, refusal
@@ -38,6 +40,7 @@ class StatsigReceiver:
         self._consumer = consumer
         self._clock = clock
         self._reading: set[asyncio.Timeout] = set()
+        self._judge: ThreadPoolExecutor | None = None
         self._closed = False
 
     def close(self, grace: float = 0.0) -> None:
@@ -50,6 +53,8 @@ class StatsigReceiver:
         for reading in self._reading:
             when = reading.when()
             reading.reschedule(latest if when is None else min(when, latest))
+        if self._judge is not None:
+            self._judge.shutdown(wait=False)  # what it was given is finished all the same
 
     async def on_post(self, req: Request, resp: Response) -> None:
         """Answer one webhook."""
@@ -71,7 +76,7 @@ class StatsigReceiver:
             return _shutting_down()
         request = self._intake.begin(req.scope["headers"], self._clock())
         try:
-            outcome = request.finish(complete=await self._read(req, request))
+            outcome = await self._finish(request, complete=await self._read(req, request))
             if isinstance(outcome, Answer):
                 return outcome
             try:
@@ -82,6 +87,15 @@ class StatsigReceiver:
             return request.taken(receipt)
         finally:
             request.close()
+
+    async def _finish(self, request: intake.Request, *, complete: bool) -> Answer | Batch:
+        """Judge the body: a large one in a thread of its own, since it may take seconds that the loop has not."""
+        if self._closed or not request.is_large:
+            return request.finish(complete=complete)
+        if self._judge is None:
+            self._judge = ThreadPoolExecutor(1, thread_name_prefix="statsig-otel-judge")
+        judged = asyncio.get_running_loop().run_in_executor(self._judge, partial(request.finish, complete=complete))
+        return await judged
 
     async def _read(self, req: Request, request: intake.Request) -> bool:
         """Feed the body to the request; whether it came to its end."""
@@ -119,10 +133,11 @@ def create_app(receivers: Mapping[str, StatsigReceiver]) -> AsgiApp:
 
 
 def _start_at_headers(app: AsgiApp) -> AsgiApp:
-    """Let an application start once the headers are there.
+    """Let an application start once the headers are there, and with a method that it knows.
 
     Falcon waits for the first bytes of the body before it routes: a sender who declares a body and stays silent would
-    be refused by nobody. So its first event is an empty one.
+    be refused by nobody. So its first event is an empty one. And it answers methods that a resource does not name by
+    itself, with 400 or with a list of all others: so every wrong one takes the same way.
     """
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,6 +150,8 @@ def _start_at_headers(app: AsgiApp) -> AsgiApp:
                 return {"type": "http.request", "body": b"", "more_body": True}
             return await receive()
 
+        if scope["type"] == "http" and scope["method"] != "POST":
+            scope = {**scope, "method": "OPTIONS"}
         await app(scope, receive_after_start, send)
 
     return serve

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from statsig_otel.plugin import webhook
-from statsig_otel.plugin.lenient_json import Item, read, split
+from statsig_otel.plugin.lenient_json import Item, Items, Members, read, split
 from statsig_otel.plugin.webhook import MalformedBodyError, Payload, UrlVerification
 from tests.plugin.strategies import arrays, config_changes, json_texts, objects
 
@@ -82,32 +82,74 @@ class TestRead:
             assert repr(item.value) == repr(json.loads(text))
 
 
+def is_object(value: object) -> bool:
+    return isinstance(value, dict) and bool(value)
+
+
+def split_at_all(text: str) -> Items | Members | None:
+    return split(text, is_object, ("data", "x"))
+
+
 class TestSplit:
     def test_an_array(self) -> None:
-        assert split(' [1 , "a",{"b" : [NaN]} ,1e999, 2] ') == [
-            Item("1", 1),
-            Item('"a"', "a"),
+        assert split_at_all(' [1 , "a",{"b" : [NaN]} ,1e999,{"c":1},{}, 2] ') == Items(
+            7,
             # Equal only because the reader gives this very object.
-            Item('{"b" : [NaN]}', {"b": [math.nan]}, "holds NaN, which is no JSON"),
-            Item("1e999", math.inf, "holds a number that is out of range"),
-            Item("2", 2),
-        ]
+            (Item('{"b" : [NaN]}', {"b": [math.nan]}, "holds NaN, which is no JSON"), Item('{"c":1}', {"c": 1})),
+        )
 
     def test_an_object(self) -> None:
-        parts = split('{ "data" : [1, [2]] , "x":{"y" : []},"data" : [3 ] , "\\u0078":4}')
-        assert parts == {"data": [Item("3", 3)], "x": Item("4", 4)}
+        text = '{ "data" : [1, [2]] , "x":{"y" : []},"z":[{"a":1}],"data" : [3 ,{"a":2}] , "\\u0078":4}'
+        assert split_at_all(text) == Members({"data": Items(2, (Item('{"a":2}', {"a": 2}),)), "x": 4}, lost=True)
+
+    @pytest.mark.parametrize(
+        ("text", "lost"),
+        [
+            ('{"data":[{"a":1}],"data":[]}', True),
+            ('{"data":{"a":1},"data":{"a":1}}', True),
+            ('{"data":[{"a":1}],"data":1,"data":2}', True),
+            ('{"d\\u0061ta":[{"a":1}],"data":[]}', True),
+            ('{"data":[],"data":[{"a":1}]}', False),
+            ('{"data":[1],"data":[2]}', False),
+            ('{"z":[{"a":1}],"z":[]}', False),
+            ('{"data":[{"data":[{"a":1}],"data":1}]}', False),
+        ],
+    )
+    def test_whether_an_equal_name_takes_something_away(self, text: str, *, lost: bool) -> None:
+        parts = split_at_all(text)
+        assert isinstance(parts, Members)
+        assert parts.lost == lost
+
+    @pytest.mark.parametrize("text", ["1", "null", '"[]"', " true ", "NaN", "1e999", "9" * 5000, r'"\ud800"'])
+    def test_a_scalar_has_no_parts(self, text: str) -> None:
+        assert split_at_all(text) is None
+
+    @pytest.mark.parametrize("blank", ["", " ", "\n\t"])
+    @pytest.mark.parametrize(
+        "element",
+        ["0", "-1.5e3", "null", "true", '"a"', '""', '"a,b"', r'"\n"', "[]", "{}", "[ ]", "[0]", "NaN", "-Infinity"],
+    )
+    def test_thousands_of_small_items(self, element: str, blank: str) -> None:
+        """They are counted in runs, which end within the array, at its end, and at what has to be looked at."""
+        for many in (1, 4095, 4096, 4097, 9000):
+            items = [element] * many
+            separator = f"{blank},{blank}"
+            assert split_at_all(f"[{blank}{separator.join(items)}{blank}]") == Items(many, ())
+            with_one = [*items, '{"a":0}', *items]
+            assert split_at_all(f"[{separator.join(with_one)}]") == Items(2 * many + 1, (Item('{"a":0}', {"a": 0}),))
+            for wrong in ("01", ",", "]", "x", "1 2", "-", '"', "1,"):
+                with pytest.raises(json.JSONDecodeError):
+                    split_at_all(f"[{separator.join([*items, wrong])}]")
 
     @pytest.mark.parametrize("text", ["[]", " [ ] ", "{}", "\n{ }\n"])
     def test_nothing(self, text: str) -> None:
-        assert not split(text)
+        parts = split_at_all(text)
+        assert parts in (Items(0, ()), Members({}, lost=False))
 
     @pytest.mark.parametrize(
         "text",
         [
             "",
-            "1",
-            "null",
-            '"[]"',
             "[",
             "{",
             "]",
@@ -139,24 +181,26 @@ class TestSplit:
     )
     def test_what_is_no_json(self, text: str) -> None:
         with pytest.raises(json.JSONDecodeError):
-            split(text)
+            split_at_all(text)
 
     @given(st.lists(json_texts(hostile=True), max_size=5))
     def test_it_cuts_an_array_where_its_items_were_joined(self, texts: list[str]) -> None:
         for joined in (f"[{','.join(texts)}]", f" [ {' , '.join(texts)} ]\n"):
-            items = split(joined)
-            assert isinstance(items, list)
-            assert [item.text for item in items] == texts
-            assert [item.problem for item in items] == [read(text).problem for text in texts]
+            items = split_at_all(joined)
+            assert isinstance(items, Items)
+            assert items.count == len(texts)
+            assert repr(items.kept) == repr(tuple(item for item in map(read, texts) if is_object(item.value)))
 
     @given(st.text('{}[]",:1\\ \nNa', max_size=25))
     def test_it_takes_exactly_what_the_standard_library_takes(self, text: str) -> None:
         try:
-            expected = isinstance(json.loads(text), list | dict)
+            json.loads(text)
         except json.JSONDecodeError:
             expected = False
+        else:
+            expected = True
         try:
-            split(text)
+            split_at_all(text)
         except json.JSONDecodeError:
             taken = False
         else:
@@ -181,6 +225,21 @@ def parsed(body: bytes) -> UrlVerification | Payload | str:
         return error.reason
 
 
+SHAPES: Final = (
+    "%s",
+    '{"data":%s}',
+    '{"data":1,"data":%s}',
+    '{"data":%s,"data":1}',
+    '{"data":%s,"data":[]}',
+    '{"data":[],"d\\u0061ta":%s}',
+    '{"d\\u0061ta":%s,"data":{"eventName":"x"}}',
+    '{"data":%s,"x":[[]],"eventName":"x"}',
+    '{"eventName":"x","data":[],"data":%s}',
+    '{"eventName":"statsig::config_change","data":%s}',
+    '{"data":%s,"data":1,"eventName":"statsig::config_ch\\u0061nge"}',
+)
+
+
 class TestAgreement:
     """The fast path and the lenient path give the same items, texts and values, or refuse for the same reason."""
 
@@ -195,7 +254,7 @@ class TestAgreement:
 
     @given(
         arrays(st.one_of(config_changes(), objects(json_texts())), max_size=3),
-        st.sampled_from(("%s", '{"data":%s}', '{"data":1,"data":%s}', '{"data":%s,"x":[[]],"eventName":"x"}')),
+        st.sampled_from(SHAPES),
     )
     @example('[{"eventName":"statsig::config_change","a":-0,"b":-0.0,"c":0.1e1,"d":1E400}]', "%s")
     @example(r'[{"event\u004eame":"statsig::\u0063onfig_change","eventName":"x"}]', "%s")
@@ -204,7 +263,7 @@ class TestAgreement:
     def test_on_batches(self, items: str, shape: str) -> None:
         self.judge(shape % items)
 
-    @given(config_changes(hostile=True), st.sampled_from(("%s", '{"data":%s}', '[%s,"\\ud800"]', "[{},%s]")))
+    @given(config_changes(hostile=True), st.sampled_from((*SHAPES, '[%s,"\\ud800"]', "[{},%s]", "[[],%s,1]")))
     def test_on_single_events(self, event: str, shape: str) -> None:
         self.judge(shape % event)
 

@@ -273,5 +273,5 @@ def test_the_pure_part_loads_no_server_and_no_exporter(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     loaded = set(done.stdout.split())
     assert f"statsig_otel.plugin.{module}" in loaded
-    heavy = ("falcon", "grpc", "granian", "opentelemetry.sdk", "opentelemetry.exporter", "urllib3", "pydantic")
+    heavy = ("falcon", "grpc", "uvicorn", "opentelemetry.sdk", "opentelemetry.exporter", "urllib3", "pydantic")
     assert {name for name in loaded if name.startswith(heavy)} == set()

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -59,11 +59,21 @@ def signed(body: bytes, *, secret: str = SECRET, at_ms: int | None = None) -> di
 
 @contextmanager
 def receiving(
-    sink: Sink | None = None, *, secrets: tuple[str, ...] = (SECRET,), limits: Limits | None = None
+    sink: Sink | None = None,
+    *,
+    secrets: tuple[str, ...] = (SECRET,),
+    limits: Limits | None = None,
+    intake: Intake | None = None,
 ) -> Iterator[Address]:
-    intake = Intake(verifier=Verifier(secrets), limits=limits)
-    with serving(create_app({"/hook": StatsigReceiver(intake, sink or Sink())})) as address:
+    intake = intake or Intake(verifier=Verifier(secrets), limits=limits)
+    receiver = StatsigReceiver(intake, sink or Sink())
+    thread = ServerThread(create_app({"/hook": receiver}))
+    address = thread.start()
+    try:
         yield address
+    finally:
+        thread.loop.call_soon_threadsafe(receiver.close)
+        thread.stop()
 
 
 def post(address: Address, body: bytes, headers: dict[str, str] | None = None) -> Response:
@@ -90,7 +100,7 @@ def test_wrong_path_is_404(address: Address, path: str, method: str) -> None:
     assert_refused(exchange(address, request(b"{}", path=path, method=method)), 404)
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
 def test_wrong_method_is_405(address: Address, method: str) -> None:
     response = exchange(address, request(method=method), head=method == "HEAD")
     assert response.status == 405
@@ -192,6 +202,7 @@ def test_set_up_mode_refuses_signed_events_and_says_what_to_do(caplog: pytest.Lo
         assert_refused(post(address, body_of(CHANGE)), 401)
         assert "no_secret" in caplog.text
         post(address, VERIFICATION, {})
+    assert "a URL verification was answered" in caplog.text
     assert "Copy its signing secret" in caplog.text
 
 
@@ -330,6 +341,86 @@ def test_all_bodies_together_are_bounded_and_given_back() -> None:
             assert post(address, body).status == 200
 
 
+def test_large_forgeries_do_not_shut_out_small_webhooks() -> None:
+    """Bodies over 256 KiB, read before their signature is known, leave an eighth of the memory to the others."""
+    limits = Limits(max_request_body_size=1 << 20, max_in_flight_bytes=4 << 20)
+    intake = Intake(verifier=Verifier([SECRET]), limits=limits)
+    large = body_of(CHANGE).ljust(1 << 20)
+    forged = signed(large, secret="webhook-another")
+    small = body_of(CHANGE).ljust(100_000)
+    with receiving(intake=intake) as address:
+        with ExitStack() as stack:
+            for _ in range(3):
+                connection = stack.enter_context(connect(address))
+                connection.sendall(request(large, headers=forged)[:-1])
+            wait_until(lambda: intake._in_flight == 3 * (len(large) - 1))
+            assert_refused(post(address, large), 503)
+            assert [post(address, small).status for _ in range(3)] == [200, 200, 200]
+            assert exchange(address, request(small, headers=signed(small), chunk=5000)).status == 200
+        wait_until(lambda: intake._in_flight == 0)
+        assert post(address, large).status == 200
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+TINY = b'{"eventName":"statsig::config_change","timestamp":1,"metadata":{"name":"a","type":"b"}}'
+
+
+def judging() -> bool:
+    """Whether a receiver of this process has begun to judge a large body."""
+    return any(thread.name.startswith("statsig-otel-judge") for thread in threading.enumerate())
+
+
+def test_small_webhooks_are_answered_while_a_large_one_is_judged() -> None:
+    many = (2 << 20) // (len(TINY) + 1)
+    large = b"[" + b",".join([TINY] * many) + b"]"
+    small = body_of(CHANGE)
+    sink = Sink()
+    answers: list[Response] = []
+    meanwhile = 0
+    with receiving(sink) as address:
+        sending = threading.Thread(target=lambda: answers.append(post_patiently(address, large)))
+        sending.start()
+        deadline = time.monotonic() + 60
+        while not judging() and not answers and time.monotonic() < deadline:
+            time.sleep(0.001)
+        while not any(len(batch.changes) > 1 for batch in list(sink.batches)) and time.monotonic() < deadline:
+            assert post_patiently(address, small).status == 200
+            meanwhile += 1
+        sending.join(60)
+    assert [(answer.status, answer.json["accepted"]) for answer in answers] == [(200, many)]
+    assert meanwhile > 1  # the last one may have been answered after the large body
+    wait_until(lambda: not judging())
+
+
+def post_patiently(address: Address, body: bytes) -> Response:
+    with connect(address) as connection:
+        connection.settimeout(60)
+        connection.sendall(request(body, headers=signed(body)))
+        return read_response(connection)
+
+
+@pytest.mark.parametrize("chunk", [0, 50_000])
+def test_a_large_body_is_answered_as_a_small_one_is(chunk: int) -> None:
+    """Each answer that is found once the body is there."""
+    size = (256 << 10) + 1
+    sink = Sink()
+    with receiving(sink) as address:
+
+        def answer_to(body: bytes, headers: dict[str, str]) -> Response:
+            return exchange(address, request(body.ljust(size), headers=headers, chunk=chunk))
+
+        for body, status in ((body_of(CHANGE), 200), (body_of(EXPOSURE), 200), (b"{", 400), (b"\xff", 400)):
+            assert answer_to(body, signed(body.ljust(size))).status == status
+        assert_refused(answer_to(body_of(CHANGE), signed(b"another")), 401)
+    assert [(len(batch.changes), len(batch.invalid)) for batch in sink.batches] == [(1, 0), (0, 1), (0, 1)]
+
+
 def test_a_client_that_leaves_before_the_answer_takes_nothing_back() -> None:
     started, release, finished = threading.Event(), threading.Event(), threading.Event()
 
@@ -418,6 +509,19 @@ def test_a_body_that_arrives_within_the_grace_is_still_taken(closing: tuple[Clos
     service, release = closing
     release.set()
     body = body_of(CHANGE)
+    with connect(service.address) as half:
+        half.sendall(request(body, headers=signed(body))[:-1])
+        time.sleep(0.2)
+        service.close(grace=5)
+        half.sendall(body[-1:])
+        assert read_response(half).status == 200
+
+
+def test_a_large_body_that_arrives_within_the_grace_is_still_taken(closing: tuple[Closing, threading.Event]) -> None:
+    service, release = closing
+    release.set()
+    body = body_of(CHANGE).ljust(300_000)
+    assert post(service.address, body).status == 200  # the thread that judges is there, and ends with the close
     with connect(service.address) as half:
         half.sendall(request(body, headers=signed(body))[:-1])
         time.sleep(0.2)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from statsig_otel.plugin.lenient_json import read
 from statsig_otel.plugin.webhook import (
     CONFIG_CHANGE,
     MAX_URL_VERIFICATION_SIZE,
@@ -305,6 +306,13 @@ def malformed(body: str | bytes) -> str:
     return raised.value.reason
 
 
+def item_is_change(data: str) -> bool:
+    """Whether `data` is a config change, or an array that holds one."""
+    found = read(data).value
+    events = found if isinstance(found, list) else [found]
+    return any(isinstance(event, dict) and event.get("eventName") == CONFIG_CHANGE for event in events)
+
+
 class TestShapes:
     @pytest.mark.parametrize(
         ("body", "count", "changes"),
@@ -336,6 +344,17 @@ class TestShapes:
             ('{"eventName":5}', 1, 0),
             ('{"data":null,"eventName":"statsig::config_change"}', 1, 1),
             ('{"data":{},"eventName":"statsig::config_change"}', 1, 1),
+            ('{"data":[],"eventName":"statsig::config_change"}', 1, 1),
+            ('{"eventName":"statsig::config_change","data":[]}', 1, 1),
+            ('{"eventName":"statsig::config_change","data":[1,2]}', 1, 1),
+            ('{"eventName":"statsig::config_change","data":[1,NaN]}', 1, 1),
+            (f'{{"eventName":"statsig::config_change","data":[{CHANGE},{CHANGE}]}}', 1, 1),
+            (f'{{"eventName":"statsig::config_change","data":{EXPOSURE}}}', 1, 1),
+            (r'{"event\u004eame":"statsig::config_chang\u0065","data":[[]]}', 1, 1),
+            (f'{{"data":[],"data":[{CHANGE}]}}', 1, 1),
+            (f'{{"data":[{EXPOSURE}],"data":[{CHANGE}],"data_":"data"}}', 1, 1),
+            (f'[{{"data":[{CHANGE}],"data":[]}},{CHANGE}]', 2, 1),
+            (f'{{"version":{{"data":[{CHANGE}],"data":[]}},"data":[{{"data":"data"}},{CHANGE}]}}', 2, 1),
             ('{"data":[1],"data":[]}', 0, 0),
             (f'{{"data":5,"data":[{CHANGE}]}}', 1, 1),
             ('[{"eventName":"x","eventName":"statsig::config_change"}]', 1, 1),
@@ -408,10 +427,11 @@ class TestShapes:
             ("{data:[]}", "not_json"),
             ("{1:[]}", "not_json"),
             ('{"eventName":"x"', "not_json"),
-            # A scalar is JSON, but of no shape that the splitter looks for.
-            ("null", "not_json"),
-            ("1", "not_json"),
-            ('"x"', "not_json"),
+            ("null", "unknown_shape"),
+            ("1", "unknown_shape"),
+            ('"x"', "unknown_shape"),
+            (" true\n", "unknown_shape"),
+            ("NaN", "unknown_shape"),
             ("{}", "unknown_shape"),
             ('{"data":null}', "unknown_shape"),
             ('{"data":"x"}', "unknown_shape"),
@@ -420,6 +440,15 @@ class TestShapes:
             ('{"data":{"data":[]}}', "unknown_shape"),
             ('{"Data":[]}', "unknown_shape"),
             ('{"data":[],"data":null}', "unknown_shape"),
+            # msgspec, like most readers, takes the last silently.
+            (f'{{"data":[{CHANGE}],"data":[]}}', "unknown_shape"),
+            (f'{{"data":[{CHANGE}],"data":[{CHANGE}]}}', "unknown_shape"),
+            (f'{{"data":{CHANGE},"data":[]}}', "unknown_shape"),
+            (f'{{"data":[{CHANGE}],"data":1,"eventName":"x"}}', "unknown_shape"),
+            (f'{{"d\\u0061ta":[{CHANGE}],"data":[]}}', "unknown_shape"),
+            (f'{{"data":[{CHANGE}],"d\\u0061t\\u0061":[]}}', "unknown_shape"),
+            (f'{{"data":[{CHANGE}],"data":[{EXPOSURE}],"data":[]}}', "unknown_shape"),
+            (f'{{"data":[{CHANGE}],"data":[],"x":NaN}}', "unknown_shape"),
             ('{"events":[]}', "unknown_shape"),
             ('{"data":{"event":"other","verification_code":"x"}}', "unknown_shape"),
         ],
@@ -464,10 +493,46 @@ class TestShapes:
     def test_deep_nesting_is_malformed(self, body: Callable[[int], bytes], depth: int) -> None:
         assert malformed(body(depth)) in {"nested_too_deeply", "not_json"}
 
+    @given(
+        before=st.lists(st.tuples(st.text(max_size=3), json_texts(hostile=True)), max_size=3),
+        data=st.one_of(json_texts(hostile=True), arrays(config_changes(hostile=True)), config_changes()),
+        repeated=st.booleans(),
+        name=st.sampled_from((CONFIG_CHANGE, "statsig::gate_exposure", None)),
+        shape=st.sampled_from(("%s", '{"data":%s}', '{"data":[%s]}', "[%s]", '[[],%s,"\\ud800"]')),
+        at=st.integers(0, 4),
+    )
+    def test_a_change_is_never_lost(  # noqa: PLR0917 - hypothesis passes them by name
+        self,
+        before: list[tuple[str, str]],
+        data: str,
+        repeated: bool,  # noqa: FBT001 - drawn
+        name: str | None,
+        shape: str,
+        at: int,
+    ) -> None:
+        """An object that is a config change by its own name is one, whatever else it holds, wherever it may stand."""
+        members = [(json.dumps(key), text) for key, text in before if key not in {"eventName", "data"}]
+        members += [('"data"', data)] * (1 + repeated)
+        if name is not None:
+            members.insert(at, ('"eventName"', json.dumps(name)))
+        item = "{" + ",".join(f"{key}:{text}" for key, text in members) + "}"
+        try:
+            payload = parse((shape % item).encode())
+        except MalformedBodyError:
+            assert name != CONFIG_CHANGE  # else it is kept, too, but needlessly
+            return
+        if name == CONFIG_CHANGE:
+            assert isinstance(payload, Payload)
+            assert [change.text for change in payload.changes] == [item]
+        elif shape == "%s":
+            assert not (repeated and f'"{CONFIG_CHANGE}"' in data and item_is_change(data))
+
     @pytest.mark.timeout(60)
-    @pytest.mark.parametrize("element", ["{}", "null", EXPOSURE])
+    @pytest.mark.parametrize(
+        "element", ["{}", "null", EXPOSURE, "0", "[]", '"a,b"', '{"eventName":1}', '{"eventName":[]}']
+    )
     def test_a_million_items_are_counted(self, element: str) -> None:
-        many = 100_000 if element is EXPOSURE else 1_000_000
+        many = 100_000 if len(element) > 5 else 1_000_000
         payload = batch(f"[{f'{element},' * many}{CHANGE}]")
         assert (payload.count, len(payload.changes)) == (many + 1, 1)
 
