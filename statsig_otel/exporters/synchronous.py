@@ -1,16 +1,17 @@
 """A consumer without a queue: a batch is taken over only once every exporter has delivered it.
 
-What a `sending_queue` with `enabled: false` means. One thread for each exporter, so that a slow backend costs a
-request no more than its own time. An outcome other than Delivered refuses the batch, whatever it is: there is no place
-to keep a record in, so the sender has to keep it.
+What a `sending_queue` with `enabled: false` means. An outcome other than Delivered refuses the batch, whatever it is:
+there is no place to keep a record in, so the sender has to keep it. Each exporter has a lane of its own, so that a slow
+backend costs a request no more than its own time. Every batch is answered in time, also where a `send` hangs.
 """
 
 import logging
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,17 +19,35 @@ from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.terminal import printable
 
 _logger: Final = logging.getLogger(__name__)
 
 _MAX_WAIT: Final = 10.0
 """Seconds that a batch waits for its turn. A sender rather hears "later" than nothing."""
 
+_MARGIN: Final = 1.0
+"""Seconds that an exporter gets above its timeout, or after its shutdown, to say itself what happened."""
+
+_MAX_RECORDS: Final = 512
+_MAX_BYTES: Final = 2 << 20
+"""Bytes of one `send`; a larger record goes alone. A Collector's gRPC receiver takes 4 MiB."""
+
 _RETRY_AFTER: Final = 10
 _MAX_RETRY_AFTER: Final = 3600
 
-_MAX_LOGGED: Final = 8192
-"""Bytes of an invalid item that go into the log: without a queue it is the only place that keeps them."""
+_MAX_LOGGED: Final = 10
+"""Invalid items of a batch that go into the log. Without a queue it is the only place that keeps them."""
+
+_MAX_LOGGED_TEXT: Final = 2048
+
+_WORDS: Final = {
+    RetryLater: "retry later",
+    Rejected: "rejected",
+    PartiallyRejected: "partially rejected",
+    Blocked: "blocked",
+}
+_SHUTTING_DOWN: Final = RetryLater("shutting down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +56,7 @@ class Route:
 
     Attributes:
         exporter: The exporter.
-        timeout: Seconds for one `send`.
+        timeout: Seconds for a batch, however many sends it takes.
     """
 
     exporter: Exporter
@@ -47,93 +66,257 @@ class Route:
 class SynchronousConsumer:
     """Delivers each batch to every exporter before it answers.
 
+    Batches that wait for an exporter are joined into one send; a large one goes in parts, in order. Where a part fails
+    the batch is refused as a whole: what was delivered of it comes again, with the same uids.
+
     Args:
         routes: The exporters, by id.
         receivers: For each receiver the ids of the exporters that its batches are for.
+        private: The receivers whose invalid items may hold what must not be shown: the log tells their size alone.
     """
 
-    def __init__(self, routes: Mapping[str, Route], receivers: Mapping[str, Sequence[str]]) -> None:
-        self._routes = dict(routes)
+    def __init__(
+        self, routes: Mapping[str, Route], receivers: Mapping[str, Sequence[str]], *, private: Collection[str] = ()
+    ) -> None:
+        self._lanes = {name: _Lane(name, route) for name, route in routes.items()}
         self._receivers = dict(receivers)
-        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._private = frozenset(private)
 
     def start(self) -> None:
-        """Start the exporters, and a thread for each. Where one fails, those before it are closed again."""
+        """Start the exporters and their threads, once. Where one fails, those before it are closed again."""
         try:
-            for name, route in self._routes.items():
-                route.exporter.start()
-                self._threads[name] = ThreadPoolExecutor(1, thread_name_prefix=f"exporter {name}")
+            for lane in self._lanes.values():
+                lane.start()
         except BaseException:
             self.shutdown()
             raise
 
-    def shutdown(self) -> None:
-        """Finish what has begun, refuse what waits, close the exporters. Safe to call twice."""
-        for thread in self._threads.values():
-            thread.shutdown(wait=True, cancel_futures=True)
-        self._threads.clear()
-        for route in self._routes.values():
-            route.exporter.shutdown()
+    def close(self, grace: float = 3.0) -> None:
+        """Refuse what waits and what comes; end what is under way after `grace` seconds. From any thread, at once.
+
+        What is not delivered is refused with the reason `shutting_down`.
+        """
+        for lane in self._lanes.values():
+            lane.close(grace)
+
+    def shutdown(self, grace: float = 3.0) -> None:
+        """Close, and wait until the exporters are shut down. Safe to call twice, after `close` and without a `start`.
+
+        Of two graces the one that ends first counts. A `send` that ignores its exporter's shutdown is left behind after
+        a second more, in a daemon thread, and the log says so.
+        """
+        self.close(grace)
+        for lane in self._lanes.values():
+            lane.join()
 
     def consume(self, batch: Batch) -> Future[Receipt]:
-        """Send one batch to all exporters at once; the future fails with `RefusedError` unless all have it."""
-        for invalid in batch.invalid:
-            text = invalid.text[:_MAX_LOGGED].decode(errors="replace")
-            kind = "body" if invalid.whole_body else "item"
-            _logger.warning("%s: an invalid %s is kept here alone: %s: %s", batch.receiver, kind, invalid.reason, text)
-        records = [record for change in batch.changes for record in change.records]
+        """Send one batch to all exporters at once; the future fails with `RefusedError` unless all have it.
+
+        It is answered once all exporters are through: each takes at most 10 s until it is the batch's turn, then its
+        timeout, and a second.
+        """
+        self._log_invalid(batch)
+        records = tuple(record for change in batch.changes for record in change.records)
         exporters = self._receivers[batch.receiver] if records else ()
-        delivery = _Delivery(b"".join(records), len(records), Receipt(len(batch.changes)), waiting=len(exporters))
+        delivery = _Delivery(records, Receipt(len(batch.changes)), exporters)
         for name in exporters:
-            self._submit(name, self._routes[name], delivery)
+            self._lanes[name].submit(delivery)
         return delivery.future
 
-    def _submit(self, name: str, route: Route, delivery: "_Delivery") -> None:
-        def send() -> Outcome:
-            if time.monotonic() > delivery.latest:
-                return RetryLater("too many batches wait for it")
-            return route.exporter.send(delivery.payload, delivery.count, route.timeout)
-
-        def done(sent: Future[Outcome]) -> None:
-            outcome = RetryLater("shutting down") if sent.cancelled() else sent.result()
-            counter = _telemetry.exporter_sent if isinstance(outcome, Delivered) else _telemetry.exporter_send_failed
-            counter.add(delivery.count, {"exporter": name})
-            delivery.done(name, outcome)
-
-        try:
-            self._threads[name].submit(send).add_done_callback(done)
-        except (KeyError, RuntimeError):  # not started, or shut down in the meantime
-            delivery.done(name, RetryLater("not running"))
+    def _log_invalid(self, batch: Batch) -> None:
+        for invalid in batch.invalid[:_MAX_LOGGED]:
+            text = "its text is not shown"
+            if batch.receiver not in self._private:
+                # In this order: escaping may lengthen it, and one of 20 MiB is not worth it.
+                text = invalid.text[:_MAX_LOGGED_TEXT].decode(errors="backslashreplace")
+                text = printable(text)[:_MAX_LOGGED_TEXT]
+            kind = "body" if invalid.whole_body else "item"
+            message = "%s: an invalid %s of %d bytes is in no queue, only here: %s: %s"
+            _logger.warning(message, batch.receiver, kind, len(invalid.text), printable(invalid.reason), text)
+        if (more := len(batch.invalid) - _MAX_LOGGED) > 0:
+            _logger.warning("%s: and %d more invalid items in the same request", batch.receiver, more)
 
 
 class _Delivery:
     """One batch on its way to all its exporters."""
 
-    def __init__(self, payload: bytes, count: int, receipt: Receipt, *, waiting: int) -> None:
-        self.payload = payload
-        self.count = count
-        self.latest = time.monotonic() + _MAX_WAIT
+    def __init__(self, records: tuple[bytes, ...], receipt: Receipt, exporters: Iterable[str]) -> None:
+        self.records = records
+        self.size = sum(map(len, records))
+        self.latest = time.monotonic() + _MAX_WAIT  # for its turn to come
         self.future: Future[Receipt] = Future()
         self.future.set_running_or_notify_cancel()  # no caller can cancel what is under way
         self._receipt = receipt
-        self._waiting = waiting
+        self._open = set(exporters)
         self._failures: dict[str, RetryLater | Rejected | PartiallyRejected | Blocked] = {}
         self._lock = threading.Lock()
-        if not waiting:
+        if not self._open:
             self.future.set_result(receipt)
 
     def done(self, name: str, outcome: Outcome) -> None:
-        """One exporter is through with the batch; the last one answers."""
+        """One exporter is through with the batch; the last one answers. What it says later on changes nothing."""
         with self._lock:
-            self._waiting -= 1
+            if name not in self._open:
+                return
+            self._open.remove(name)
             if not isinstance(outcome, Delivered):
                 self._failures[name] = outcome
-            if self._waiting:
+            if self._open:
                 return
         if not self._failures:
             self.future.set_result(self._receipt)
             return
-        message = "; ".join(f"{name}: {outcome.reason}" for name, outcome in self._failures.items())
-        asked = [outcome.after or 0.0 for outcome in self._failures.values() if isinstance(outcome, RetryLater)]
-        retry_after = min(max([_RETRY_AFTER, *map(math.ceil, asked)]), _MAX_RETRY_AFTER)
-        self.future.set_exception(RefusedError(message, reason="exporter_failed", retry_after=retry_after))
+        message = "; ".join(f"{name} {_WORDS[type(why)]}: {why.reason}" for name, why in self._failures.items())
+        asked = [why.after or 0.0 for why in self._failures.values() if isinstance(why, RetryLater)]
+        retry_after = math.ceil(min(max([_RETRY_AFTER, *asked]), _MAX_RETRY_AFTER))
+        reason = "shutting_down" if _SHUTTING_DOWN in self._failures.values() else "exporter_failed"
+        self.future.set_exception(RefusedError(message, reason=reason, retry_after=retry_after))
+
+
+class _Lane:
+    """The way to one exporter. One thread sends; another keeps the time, so that no send can hold up an answer."""
+
+    def __init__(self, name: str, route: Route) -> None:
+        self._name = name
+        self._exporter = route.exporter
+        self._timeout = route.timeout
+        self._threads: list[threading.Thread] = []
+        self._changed = threading.Condition()  # of all below
+        self._waiting: deque[_Delivery] = deque()
+        self._sending: list[_Delivery] = []  # what is under way, until it is answered
+        self._answer_by = 0.0  # when what is under way is refused
+        self._end_by = 0.0  # when it all ends; infinite as long as nobody closes it
+
+    def start(self) -> None:
+        self._exporter.start()
+        self._end_by = math.inf
+        for role, target in (("exporter", self._send_all), ("deadlines of", self._keep_time)):
+            # A daemon, for a send that hangs would keep the process from its end.
+            thread = threading.Thread(target=target, name=f"{role} {self._name}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def submit(self, delivery: _Delivery) -> None:
+        with self._changed:
+            if running := self._end_by == math.inf:
+                self._waiting.append(delivery)
+                self._changed.notify_all()
+        if not running:
+            delivery.done(self._name, _SHUTTING_DOWN)
+
+    def close(self, grace: float) -> None:
+        with self._changed:
+            self._end_by = min(self._end_by, time.monotonic() + grace)
+            waiting, self._waiting = self._waiting, deque()
+            self._changed.notify_all()
+        self._answer(waiting, _SHUTTING_DOWN)
+
+    def join(self) -> None:
+        if not self._threads:
+            self._exporter.shutdown()
+        latest = max(self._end_by, time.monotonic()) + _MARGIN
+        for thread in self._threads:
+            thread.join(max(0.0, latest - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            _logger.error("%s: a send or the shutdown hangs; it is left behind", self._name)
+
+    def _answer(self, deliveries: Iterable[_Delivery], outcome: Outcome) -> None:
+        for delivery in deliveries:
+            delivery.done(self._name, outcome)
+
+    def _keep_time(self) -> None:
+        while self._refuse_late():
+            pass
+        self._exporter.shutdown()  # ends a send under way
+
+    def _refuse_late(self) -> bool:
+        """Refuse what is late, or sleep until something may be; False once it is closed and nothing is under way."""
+        unsent: list[_Delivery] = []
+        unanswered: list[_Delivery] = []
+        with self._changed:
+            now = time.monotonic()
+            ends = now >= self._end_by
+            while self._waiting and self._waiting[0].latest <= now:
+                unsent.append(self._waiting.popleft())
+            if ends or now >= self._answer_by:
+                unanswered, self._sending = self._sending, []
+            if not unsent and not unanswered:
+                if self._end_by < math.inf and not self._sending:
+                    return False
+                moments = [self._waiting[0].latest] if self._waiting else []
+                moments += [self._answer_by, self._end_by] if self._sending else []
+                self._changed.wait(min(moments) - now if moments else None)
+        self._answer(unsent, RetryLater(f"too much waits for it: no turn within {_MAX_WAIT:g} s"))
+        self._answer(unanswered, _SHUTTING_DOWN if ends else RetryLater(f"no answer within {self._timeout:g} s"))
+        return True
+
+    def _send_all(self) -> None:
+        while self._send_next():
+            pass
+
+    def _send_next(self) -> bool:
+        """Wait for batches and send them, joined; False once it is closed."""
+        group = self._next_group()
+        latest = time.monotonic() + self._timeout
+        outcome = self._send([record for delivery in group for record in delivery.records], latest)
+        if len(group) > 1 and isinstance(outcome, Rejected | PartiallyRejected):
+            # One bad batch must not refuse the others.
+            for delivery in group:
+                delivery.done(self._name, self._send(delivery.records, latest))
+        self._answer(group, outcome)
+        return bool(group)
+
+    def _next_group(self) -> list[_Delivery]:
+        """The batch at the head, and those behind it that fit into the same send. Empty once it is closed."""
+        group: list[_Delivery] = []
+        count = size = 0
+        with self._changed:
+            self._sending = []
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._waiting or self._end_by < math.inf)
+            while self._waiting:
+                count += len(self._waiting[0].records)
+                size += self._waiting[0].size
+                if group and (count > _MAX_RECORDS or size > _MAX_BYTES):
+                    break
+                group.append(self._waiting.popleft())
+            self._sending = group
+            self._answer_by = time.monotonic() + self._timeout + _MARGIN
+            self._changed.notify_all()
+        return group
+
+    def _send(self, records: Iterable[bytes], latest: float) -> Outcome:
+        """Send records in parts; the first that is not delivered ends it."""
+        outcomes = (self._send_part(part, latest - time.monotonic()) for part in _parts(records))
+        return next((outcome for outcome in outcomes if not isinstance(outcome, Delivered)), Delivered())
+
+    def _send_part(self, part: Sequence[bytes], timeout: float) -> Outcome:
+        outcome: Outcome
+        if timeout <= 0:
+            return RetryLater(f"not all was sent within {self._timeout:g} s")
+        try:
+            outcome = self._exporter.send(b"".join(part), len(part), timeout)
+        except Exception as error:
+            # A mistake of ours must not leave the request without an answer.
+            _logger.exception("%s: unexpected error of the exporter", self._name)
+            outcome = Blocked(f"unexpected {type(error).__name__}")
+        failed = 0 if isinstance(outcome, Delivered) else len(part)
+        if isinstance(outcome, PartiallyRejected):
+            failed = min(outcome.count, failed)
+        _telemetry.exporter_sent.add(len(part) - failed, {"exporter": self._name})
+        _telemetry.exporter_send_failed.add(failed, {"exporter": self._name})
+        return outcome
+
+
+def _parts(records: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """The records in their order, in parts that one send may hold."""
+    part: list[bytes] = []
+    size = 0
+    for record in records:
+        if part and (len(part) == _MAX_RECORDS or size + len(record) > _MAX_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(record)
+        size += len(record)
+    if part:
+        yield part

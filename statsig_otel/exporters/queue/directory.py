@@ -1,0 +1,160 @@
+"""The queue's directory: one process owns it, and it remembers whether it was left in order.
+
+lock            held with flock while a process owns the directory; holds its pid
+state.json      {"clean": true} after an orderly stop
+queue.db        the database, with queue.db-wal and queue.db-shm beside it while it is in use
+queue.db.corrupt-TIME-N    set aside: what could not be read
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from statsig_otel.exporters.queue.errors import QueueError
+
+DATABASE: Final = "queue.db"
+CONTROL: Final = "control.sock"
+_LOCK: Final = "lock"
+_STATE: Final = "state.json"
+_SUFFIXES: Final = ("", "-wal", "-shm")
+_PRIVATE_FILE: Final = 0o600
+_PRIVATE_DIRECTORY: Final = 0o700
+
+
+class DirectoryInUseError(QueueError):
+    """Another process owns the directory."""
+
+
+class QueueDirectory:
+    """A directory of one queue. Nothing is opened before `acquire`.
+
+    Args:
+        path: The directory; it is made where it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @property
+    def database(self) -> Path:
+        """The database file."""
+        return self.path / DATABASE
+
+    def acquire(self) -> None:
+        """Become the owner.
+
+        Raises:
+            DirectoryInUseError: Another process is; the message names it and the ways out.
+            OSError: The directory can't be made or written.
+        """
+        self._make()
+        descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise DirectoryInUseError(
+                f"{self.path} is in use by the process {owner}: stop that one, or give each service its own "
+                "file_storage directory"
+            ) from None
+        except OSError:
+            os.close(descriptor)
+            raise
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._lock = descriptor
+        _held.add(descriptor)
+
+    def release(self) -> None:
+        """Give it up. Safe to call twice."""
+        descriptor, self._lock = self._lock, None
+        if descriptor in _held:
+            _held.remove(descriptor)
+            os.close(descriptor)
+
+    def was_left_clean(self) -> bool:
+        """Whether the last owner stopped in order; also where there was none."""
+        try:
+            state = json.loads((self.path / _STATE).read_text())
+        except FileNotFoundError:
+            return not self.database.exists()
+        except (OSError, ValueError):
+            return False
+        return isinstance(state, dict) and state.get("clean") is True
+
+    def wal_is_missing(self) -> bool:
+        """Whether the log that the last owner did not fold in is gone, and with it what was acknowledged last."""
+        return not self.was_left_clean() and self.database.exists() and not Path(f"{self.database}-wal").exists()
+
+    def mark(self, *, clean: bool) -> None:
+        """Write down whether the directory is in order; on disk when this returns."""
+        temporary = self.path / f"{_STATE}.new"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _PRIVATE_FILE)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({"clean": clean, "pid": os.getpid()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path / _STATE)
+        _sync(self.path)
+
+    def make_private(self) -> None:
+        """Take everybody else's rights from the database."""
+        for suffix in _SUFFIXES:
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{self.database}{suffix}").chmod(_PRIVATE_FILE)
+
+    def set_aside(self) -> Path:
+        """Rename a database that can't be read, with all that belongs to it; where it is now."""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        number = 1
+        while (aside := self.path / f"{DATABASE}.corrupt-{stamp}-{number}").exists():
+            number += 1
+        for suffix in _SUFFIXES:
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{self.database}{suffix}").rename(f"{aside}{suffix}")
+        _sync(self.path)
+        return aside
+
+    def free_bytes(self) -> int:
+        """What the disk has left for this process."""
+        found = os.statvfs(self.path)
+        return found.f_bavail * found.f_frsize
+
+    def _make(self) -> None:
+        """Make the directory where it is missing, with those above it; on disk when this returns."""
+        missing = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        self.path.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+        for place in missing:
+            _sync(place.parent)
+
+
+def _sync(directory: Path) -> None:
+    """Bring a directory's entries to disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_held: Final[set[int]] = set()
+"""The locks of this process."""
+
+
+def _let_go() -> None:
+    """Close a forked child's copies: as long as one is open, the directory is locked, also when its owner is gone."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)

@@ -1,0 +1,236 @@
+"""The queue's database file: its schema, and how a file of an older one is brought up to date.
+
+Cursors work like a topic's consumer groups: `records` is an append-only log, and each exporter has a place in it. A
+route is a receiver and the set of exporters that its records are for; each record bears one, fixed when it is stored.
+"""
+
+import contextlib
+import functools
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from statsig_otel.exporters.queue.errors import QueueError
+
+APPLICATION_ID: Final = 0x53744F74
+"""`PRAGMA application_id`: tells the file from any other SQLite database ("StOt")."""
+
+_VERSION_1: Final = """
+CREATE TABLE exporters (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice: routes name it also after it was removed
+    name    TEXT NOT NULL UNIQUE,
+    cursor  INTEGER NOT NULL,            -- the last seq that is done
+    waiting INTEGER NOT NULL DEFAULT 0,  -- records after the cursor that are for it
+    bytes   INTEGER NOT NULL DEFAULT 0   -- their payloads together
+);
+CREATE TABLE routes (
+    id        INTEGER PRIMARY KEY,
+    receiver  TEXT NOT NULL,             -- whose records they are; empty for replayed ones
+    exporters TEXT NOT NULL,             -- ids in order, joined by commas
+    UNIQUE (receiver, exporters)
+);
+CREATE TABLE records (
+    seq      INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice, also after a deletion
+    route    INTEGER NOT NULL,
+    uid      BLOB NOT NULL,
+    payload  BLOB NOT NULL,              -- a serialised ExportLogsServiceRequest with one log record
+    checksum INTEGER NOT NULL            -- CRC-32 of the uid and the payload
+);
+CREATE INDEX records_by_route ON records (route, seq);
+CREATE TABLE seen (
+    receiver TEXT NOT NULL,
+    uid      BLOB NOT NULL,
+    at       INTEGER NOT NULL,           -- first sight, ms since the epoch
+    PRIMARY KEY (receiver, uid)
+) WITHOUT ROWID;
+CREATE INDEX seen_by_time ON seen (at);
+CREATE TABLE dead_letters (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    at       INTEGER NOT NULL,           -- ms since the epoch
+    kind     TEXT NOT NULL,              -- item, body, record or batch
+    owner    TEXT NOT NULL,              -- the receiver of an item or body, the exporter of a record or batch
+    reason   TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    uid      BLOB,
+    count    INTEGER NOT NULL DEFAULT 1, -- log records in the content
+    content  BLOB NOT NULL               -- the raw text, or the encoded request
+);
+"""
+
+_MIGRATIONS: Final[tuple[str, ...]] = (_VERSION_1,)
+"""What brings version n to version n + 1, in order. A released one is never changed."""
+
+VERSION: Final = len(_MIGRATIONS)
+
+_NOT_THE_FILE: Final = frozenset(
+    {
+        sqlite3.SQLITE_AUTH,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+"""Errors that the machine is to blame for, and that pass once it is mended."""
+
+
+class NewerSchemaError(QueueError):
+    """The file was written by a newer version of this package. It is left as it is."""
+
+
+class ForeignFileError(QueueError):
+    """The file is a sound SQLite database, but not a queue of this package. It is left as it is."""
+
+
+class DamagedError(sqlite3.DatabaseError):
+    """The file's content can't be what this package wrote."""
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error of the database says that its file is damaged, wherever that was found."""
+    if isinstance(error, DamagedError):
+        return True
+    if not isinstance(error, sqlite3.DatabaseError):
+        return False
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:  # the standard library's own: a text that is no UTF-8
+        return isinstance(error, sqlite3.OperationalError)
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+@contextlib.contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Tell damage from a machine that can't open the file now, while the first statements look at it.
+
+    These statements are always the same, so whatever the file makes of them is damage: SQLite reports some of it as if
+    the statements were wrong.
+
+    Raises:
+        DamagedError: It is damaged.
+        sqlite3.Error: It can't be opened now.
+    """
+    try:
+        yield
+    except DamagedError:
+        raise
+    except UnicodeDecodeError as error:  # the engine quotes what it found in its message
+        raise DamagedError("its schema is no text") from error
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0)
+        # A wrong format number in the header makes a file read-only that can be written.
+        wrong_format = code == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK)
+        if code & 0xFF in _NOT_THE_FILE and not wrong_format:
+            raise
+        raise DamagedError(str(error)) from error
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the file for its one writer, made where it is missing, for its owner alone.
+
+    Transactions are begun and ended by hand. The connection belongs to the thread that calls this.
+
+    Raises:
+        NewerSchemaError: It was written by a newer version.
+        ForeignFileError: It is something else's database.
+        DamagedError: It is damaged.
+        sqlite3.Error: It can't be opened now.
+    """
+    # Only a missing file: closing one that is in use here would drop this process's locks on it (POSIX locks). The log
+    # beside it gets the same mode.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+    try:
+        with opening(path):
+            _prepare(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_reading(path: Path) -> sqlite3.Connection:
+    """Open the file for reading beside its writer, in any process.
+
+    Raises:
+        DamagedError: It is damaged, or no queue.
+        sqlite3.Error: There is no such file, or it can't be read now.
+    """
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5.0)
+    try:
+        with opening(path):
+            connection.execute("PRAGMA query_only = ON")
+            connection.execute("PRAGMA mmap_size = 0")
+            connection.execute("PRAGMA cell_size_check = ON")
+            connection.execute("SELECT 1 FROM exporters LIMIT 1").fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA mmap_size = 0")  # a failing disk must be an error, not a SIGBUS
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA temp_store = MEMORY")  # no page of ours in a file of another directory
+    connection.execute("PRAGMA secure_delete = FAST")  # some systems build it as ON, which writes what is deleted twice
+    version = _check(connection, path)
+    if version == 0:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has to stand before the first table
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA journal_size_limit = 4194304")  # what it grows to before it is folded in anyway
+    for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+        _migrate(connection, script, number)
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> int:
+    """Look at whose file it is, and whether it has the tables of its version; the version, 0 for a new file."""
+    version = _pragma(connection, "user_version")
+    tables = _tables(connection)
+    if version == 0 and not tables:
+        return 0
+    if _pragma(connection, "application_id") != APPLICATION_ID and not _expected(VERSION) <= tables:
+        raise ForeignFileError(f"{path} is a database of another program")
+    if version > VERSION:
+        raise NewerSchemaError(
+            f"{path} has schema version {version}, and this version of statsig-otel knows {VERSION} at most: "
+            "use the version that wrote it, or another directory"
+        )
+    if _pragma(connection, "application_id") != APPLICATION_ID or version < 1 or not _expected(version) <= tables:
+        raise DamagedError(f"its tables are not those of schema version {version}")
+    return version
+
+
+def _tables(connection: sqlite3.Connection) -> frozenset[tuple[object, ...]]:
+    return frozenset(connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master"))
+
+
+@functools.cache
+def _expected(version: int) -> frozenset[tuple[object, ...]]:
+    """The tables and indexes of a version."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for number, script in enumerate(_MIGRATIONS[:version], 1):
+            _migrate(connection, script, number)
+        return _tables(connection)
+
+
+def _migrate(connection: sqlite3.Connection, script: str, version: int) -> None:
+    """One step, as a whole or not at all."""
+    connection.executescript(
+        f"BEGIN IMMEDIATE;\n{script}\nPRAGMA application_id = {APPLICATION_ID};\n"
+        f"PRAGMA user_version = {version};\nCOMMIT;"
+    )
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    value: int = connection.execute(f"PRAGMA {name}").fetchone()[0]
+    return value

@@ -1,0 +1,448 @@
+"""What the queue's database is told and asked, each as one plain function of a connection. Nothing here commits.
+
+The writer's functions run inside a transaction that the writer thread has begun. The reader's run on any connection.
+"""
+
+import contextlib
+import heapq
+import itertools
+import logging
+import sqlite3
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from statsig_otel.exporters.consumer import Batch, Receipt
+from statsig_otel.exporters.queue import schema
+
+_logger: Final = logging.getLogger(__name__)
+
+DeadLetterKind = Literal["item", "body", "record", "batch"]
+
+_COLLECTED_AT_ONCE: Final = 5000
+"""Rows that one transaction deletes at most, so that nobody waits long for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One record as it was read.
+
+    Attributes:
+        seq: Its place in the log.
+        uid: The item's uid, 16 bytes; empty where it can't be read.
+        payload: The encoded request; empty where it can't be read.
+        intact: Whether both could be read and still have their checksum.
+    """
+
+    seq: int
+    uid: bytes
+    payload: bytes
+    intact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExporterState:
+    """An exporter's place in the log.
+
+    Attributes:
+        id: Its number in the database.
+        name: Its id in the configuration.
+        cursor: The last seq that is done.
+        waiting: How many records wait for it.
+        bytes: The size of their payloads together.
+    """
+
+    id: int
+    name: str
+    cursor: int
+    waiting: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Something that could not be delivered, or not even be mapped, with the reason.
+
+    Attributes:
+        kind: `item` and `body` come from the door, raw; `record` and `batch` from an exporter, encoded.
+        owner: The receiver or the exporter.
+        reason: What was wrong.
+        content: The raw text or the encoded request.
+        uid: The record's uid, where there is one.
+        attempts: How often it was sent.
+        count: Log records in the content.
+    """
+
+    kind: DeadLetterKind
+    owner: str
+    reason: str
+    content: bytes
+    uid: bytes | None = None
+    attempts: int = 0
+    count: int = 1
+
+
+# --- for the writer, inside a transaction ---------------------------------------------------------------------------
+
+
+def ensure_exporter(
+    connection: sqlite3.Connection, name: str, *, from_oldest: bool = False, receivers: Collection[str] = ()
+) -> int:
+    """The number of an exporter; a new one begins at the next record, or at the oldest that is there.
+
+    Args:
+        connection: The writer's connection.
+        name: Its id in the configuration.
+        from_oldest: A new one also gets what is there of its receivers.
+        receivers: Its receivers.
+    """
+    row = connection.execute("SELECT id FROM exporters WHERE name = ?", (name,)).fetchone()
+    if row is not None:
+        return int(row[0])
+    cursor = 0 if from_oldest else last_seq(connection)
+    found = connection.execute("INSERT INTO exporters (name, cursor) VALUES (?, ?)", (name, cursor)).lastrowid
+    if found is None:
+        raise sqlite3.DatabaseError("an exporter could not be stored")
+    if from_oldest:
+        for receiver in receivers:
+            _claim(connection, found, receiver)
+    return found
+
+
+def _claim(connection: sqlite3.Connection, exporter: int, receiver: str) -> None:
+    """Make what is there of a receiver a new exporter's as well. Reads all of it, once."""
+    routes = connection.execute("SELECT id, exporters FROM routes WHERE receiver = ?", (receiver,)).fetchall()
+    for route, text in routes:
+        wider = _text([*_numbers(text), exporter])
+        connection.execute("UPDATE routes SET exporters = ? WHERE id = ?", (wider, route))
+        records, size = connection.execute(
+            "SELECT count(*), coalesce(sum(length(payload)), 0) FROM records WHERE route = ?", (route,)
+        ).fetchone()
+        add_waiting(connection, [exporter], records, size)
+
+
+def ensure_route(connection: sqlite3.Connection, exporters: Iterable[int], receiver: str = "") -> int:
+    """The number of a receiver's records for a set of exporters; without a receiver, of replayed ones."""
+    key = (receiver, _text(exporters))
+    connection.execute("INSERT INTO routes (receiver, exporters) VALUES (?, ?) ON CONFLICT DO NOTHING", key)
+    return int(connection.execute("SELECT id FROM routes WHERE receiver = ? AND exporters = ?", key).fetchone()[0])
+
+
+def append_batch(
+    connection: sqlite3.Connection, batch: Batch, *, route: int, now_ms: int, window_ms: int
+) -> tuple[Receipt, int, int]:
+    """Store what one request brought: its new changes, and its invalid items as dead letters.
+
+    Args:
+        connection: The writer's connection.
+        batch: The batch.
+        route: Whom its records are for.
+        now_ms: The time now, in milliseconds since the epoch.
+        window_ms: For how long a change that was seen is a duplicate; 0 for never.
+
+    Returns:
+        The receipt, and how many records and bytes were stored.
+    """
+    rows: list[tuple[int, bytes, bytes, int]] = []
+    accepted = 0
+    for change in batch.changes:
+        uid = bytes.fromhex(change.uid)
+        if window_ms and not _first_sight(connection, batch.receiver, uid, now_ms, window_ms):
+            continue
+        accepted += 1
+        rows += [(route, uid, payload, _checksum(uid, payload)) for payload in change.records]
+    connection.executemany("INSERT INTO records (route, uid, payload, checksum) VALUES (?, ?, ?, ?)", rows)
+    for invalid in batch.invalid:
+        kind: DeadLetterKind = "body" if invalid.whole_body else "item"
+        bury(connection, DeadLetter(kind, batch.receiver, invalid.reason, invalid.text), now_ms)
+    receipt = Receipt(accepted, len(batch.changes) - accepted)
+    return receipt, len(rows), sum(len(row[2]) for row in rows)
+
+
+def _first_sight(connection: sqlite3.Connection, receiver: str, uid: bytes, now_ms: int, window_ms: int) -> bool:
+    """Remember a uid; whether it was unknown, or known for longer than the window."""
+    return (
+        connection.execute(
+            "INSERT INTO seen (receiver, uid, at) VALUES (?1, ?2, ?3) "
+            "ON CONFLICT (receiver, uid) DO UPDATE SET at = ?3 WHERE at <= ?3 - ?4",
+            (receiver, uid, now_ms, window_ms),
+        ).rowcount
+        > 0
+    )
+
+
+def add_waiting(connection: sqlite3.Connection, exporters: Iterable[int], records: int, size: int) -> None:
+    """Count records that were stored for exporters; negative for those that are done."""
+    connection.executemany(
+        "UPDATE exporters SET waiting = waiting + ?, bytes = bytes + ? WHERE id = ?",
+        [(records, size, exporter) for exporter in exporters],
+    )
+
+
+def append_copy(connection: sqlite3.Connection, *, route: int, uid: bytes, payload: bytes) -> None:
+    """Store a record past the duplicates' check: a replay."""
+    connection.execute(
+        "INSERT INTO records (route, uid, payload, checksum) VALUES (?, ?, ?, ?)",
+        (route, uid, payload, _checksum(uid, payload)),
+    )
+
+
+def advance(connection: sqlite3.Connection, exporter: int, *, cursor: int, records: int, size: int) -> None:
+    """Move an exporter's cursor over records that are done.
+
+    Args:
+        connection: The writer's connection.
+        exporter: The exporter.
+        cursor: The last seq that is done.
+        records: How many records of this exporter that passes.
+        size: Their payloads' bytes.
+    """
+    # Of a record that can't be read nobody knows the size: with the last one the sum is right again.
+    connection.execute(
+        "UPDATE exporters SET cursor = max(cursor, ?1), waiting = waiting - ?2, "
+        "bytes = CASE WHEN waiting > ?2 THEN max(bytes - ?3, 0) ELSE 0 END WHERE id = ?4",
+        (cursor, records, size, exporter),
+    )
+
+
+def place_of(connection: sqlite3.Connection, exporter: int) -> tuple[int, int] | None:
+    """An exporter's cursor and how many records wait for it; None for one that was removed."""
+    row = connection.execute("SELECT cursor, waiting FROM exporters WHERE id = ?", (exporter,)).fetchone()
+    return None if row is None else (int(row[0]), int(row[1]))
+
+
+def waiting_of(connection: sqlite3.Connection, exporter: int) -> int:
+    """How many records wait for an exporter."""
+    place = place_of(connection, exporter)
+    return place[1] if place else 0
+
+
+def bury(connection: sqlite3.Connection, letter: DeadLetter, now_ms: int) -> None:
+    """Keep a dead letter."""
+    connection.execute(
+        "INSERT INTO dead_letters (at, kind, owner, reason, attempts, uid, count, content) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            now_ms,
+            letter.kind,
+            letter.owner,
+            letter.reason,
+            letter.attempts,
+            letter.uid,
+            letter.count,
+            letter.content,
+        ),
+    )
+
+
+def collect(connection: sqlite3.Connection) -> int:
+    """Delete some of the records that every exporter of their route is done with; how many it deleted."""
+    cursors = dict(connection.execute("SELECT id, cursor FROM exporters"))
+    deleted = 0
+    for route, text in connection.execute("SELECT id, exporters FROM routes").fetchall():
+        # An exporter that was removed by command holds nothing back.
+        low = min((cursors[number] for number in _numbers(text) if number in cursors), default=None)
+        bound, value = ("", ()) if low is None else (" AND seq <= ?", (low,))
+        deleted += connection.execute(
+            f"DELETE FROM records WHERE seq IN (SELECT seq FROM records WHERE route = ?{bound} LIMIT ?)",  # noqa: S608
+            (route, *value, _COLLECTED_AT_ONCE),
+        ).rowcount
+    return deleted
+
+
+def forget(connection: sqlite3.Connection, before_ms: int) -> int:
+    """Delete some of the uids that were first seen before a time; how many it deleted."""
+    return connection.execute(
+        "DELETE FROM seen WHERE (receiver, uid) IN (SELECT receiver, uid FROM seen WHERE at < ? LIMIT ?)",
+        (before_ms, _COLLECTED_AT_ONCE),
+    ).rowcount
+
+
+def remove_exporter(connection: sqlite3.Connection, name: str) -> ExporterState | None:
+    """Take an exporter out, with its claim on records; what it was, None where there is none of that name."""
+    state = next((state for state in exporter_states(connection) if state.name == name), None)
+    if state is not None:
+        connection.execute("DELETE FROM exporters WHERE id = ?", (state.id,))
+    return state
+
+
+def look(connection: sqlite3.Connection) -> None:
+    """Read both ends of every table, as a first sign of damage; a whole check would take a second per million rows.
+
+    Raises:
+        sqlite3.DatabaseError: Something can't be read.
+    """
+    for table, column in (("records", "seq"), ("seen", "at"), ("dead_letters", "id"), ("exporters", "id")):
+        for order in ("ASC", "DESC"):
+            connection.execute(f"SELECT * FROM {table} ORDER BY {column} {order} LIMIT 1").fetchall()  # noqa: S608 - ours
+
+
+# --- for anybody ----------------------------------------------------------------------------------------------------
+
+
+def exporter_states(connection: sqlite3.Connection) -> list[ExporterState]:
+    """Every exporter that the queue knows, in the order in which they came."""
+    rows = connection.execute("SELECT id, name, cursor, waiting, bytes FROM exporters ORDER BY id")
+    states = [ExporterState(*row) for row in rows]
+    if any(type(value) is not int for state in states for value in (state.cursor, state.waiting, state.bytes)):
+        raise schema.DamagedError("an exporter's place can't be read")
+    return states
+
+
+def routes_of(connection: sqlite3.Connection, exporter: int) -> list[int]:
+    """The routes that an exporter is on."""
+    rows = connection.execute("SELECT id, exporters FROM routes").fetchall()
+    return [route for route, text in rows if exporter in _numbers(text)]
+
+
+def read_records(
+    connection: sqlite3.Connection, routes: Sequence[int], *, after: int, count: int, size: int
+) -> list[Stored]:
+    """The next records of some routes, in order; those that can't be read are among them, not intact.
+
+    Args:
+        connection: Any connection.
+        routes: The routes.
+        after: The seq behind which to begin.
+        count: How many at most.
+        size: Bytes of payload at most; a larger record comes alone.
+
+    Raises:
+        sqlite3.Error: Not even the index can be read.
+    """
+    with snapshot(connection):
+        try:
+            return _fill(_rows(connection, routes, after, count), count, size)
+        except sqlite3.DatabaseError as error:
+            if not schema.is_damage(error):
+                raise
+        try:
+            seqs = _seqs(connection, "records", routes, after, count)
+        except sqlite3.DatabaseError as error:
+            if not schema.is_damage(error):
+                raise
+            seqs = _seqs(connection, "records NOT INDEXED", routes, after, count)
+        return _fill(_one_by_one(connection, seqs), count, size)
+
+
+def find_records(
+    connection: sqlite3.Connection, exporter: int, routes: Sequence[int], *, count: int, size: int
+) -> list[Stored]:
+    """The next records of an exporter for whom `read_records` found none although some are counted.
+
+    Damage that makes an index end too early is no error of the engine's. The table itself is read, and where that has
+    none either the whole file is checked: this takes seconds for each million of records.
+
+    Args:
+        connection: The writer's connection.
+        exporter: The exporter.
+        routes: Its routes.
+        count: How many at most.
+        size: Bytes of payload at most; a larger record comes alone.
+
+    Raises:
+        DamagedError: The file is damaged, and the records can't be reached.
+    """
+    place = place_of(connection, exporter)
+    if place is None or not place[1]:
+        return []
+    found = read_records(connection, routes, after=place[0], count=count, size=size)
+    if found:
+        return found  # they were stored in the meantime
+    seqs = _seqs(connection, "records NOT INDEXED", routes, place[0], count)
+    if seqs:
+        return _fill(_one_by_one(connection, seqs), count, size)
+    verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise schema.DamagedError(f"{place[1]} records can't be found: {verdict}")
+    _logger.error("%d records are counted as waiting, and are not in the queue: the count is set right", place[1])
+    connection.execute("UPDATE exporters SET waiting = 0, bytes = 0 WHERE id = ?", (exporter,))
+    return []
+
+
+@contextlib.contextmanager
+def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """All that is read in the block is of one moment; for a connection that may be in a transaction already.
+
+    With a snapshot for each statement, a commit between two routes' could show a record of the second and not the one
+    before it of the first, which the cursor would then pass over.
+    """
+    own = not connection.in_transaction
+    if own:
+        connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if own and connection.in_transaction:  # some errors end it
+            connection.execute("ROLLBACK")
+
+
+def _fill(records: Iterable[Stored], count: int, size: int) -> list[Stored]:
+    found: list[Stored] = []
+    for record in records:
+        size -= len(record.payload)
+        if len(found) == count or (found and size < 0):
+            break
+        found.append(record)
+    return found
+
+
+def _rows(connection: sqlite3.Connection, routes: Sequence[int], after: int, count: int) -> Iterator[Stored]:
+    query = "SELECT seq, uid, payload, checksum FROM records WHERE route = ? AND seq > ? ORDER BY seq LIMIT ?"
+    rows = [connection.execute(query, (route, after, count)) for route in routes]
+    return itertools.starmap(_stored, heapq.merge(*rows))
+
+
+def _seqs(connection: sqlite3.Connection, source: str, routes: Sequence[int], after: int, count: int) -> list[int]:
+    query = f"SELECT seq FROM {source} WHERE route = ? AND seq > ? ORDER BY seq LIMIT ?"  # noqa: S608 - ours
+    return sorted(seq for route in routes for (seq,) in connection.execute(query, (route, after, count)))[:count]
+
+
+def _one_by_one(connection: sqlite3.Connection, seqs: Iterable[int]) -> Iterator[Stored]:
+    """Each looked up by itself, so that one that can't be read hides no other."""
+    for seq in seqs:
+        row = None
+        try:
+            row = connection.execute(
+                "SELECT CAST(uid AS BLOB), CAST(payload AS BLOB), checksum FROM records WHERE seq = ?", (seq,)
+            ).fetchone()
+        except sqlite3.DatabaseError as error:
+            if not schema.is_damage(error):
+                raise
+        yield _stored(seq, *(row or (None, None, None)))
+
+
+def _stored(seq: int, uid: object, payload: object, checksum: object) -> Stored:
+    if not isinstance(uid, bytes) or not isinstance(payload, bytes):  # damage can change a value's type
+        return Stored(
+            seq, uid if isinstance(uid, bytes) else b"", payload if isinstance(payload, bytes) else b"", False
+        )
+    return Stored(seq, uid, payload, _checksum(uid, payload) == checksum)
+
+
+def _checksum(uid: bytes, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(uid))
+
+
+def last_seq(connection: sqlite3.Connection) -> int:
+    """The last seq that was ever given out; 0 for none."""
+    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def oldest_seq(connection: sqlite3.Connection) -> int | None:
+    """The first seq that is still there."""
+    row = connection.execute("SELECT min(seq) FROM records").fetchone()
+    return None if row[0] is None else int(row[0])
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",") if number]
+    except (AttributeError, ValueError) as error:
+        raise schema.DamagedError(f"a route can't be read: {text!r}") from error
+
+
+def _text(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, sorted(set(numbers))))

@@ -1,0 +1,331 @@
+"""The one thread that writes, on the one connection that writes: group commit.
+
+Whoever has something to write hands over a function and waits for its future. All that waits together shares one
+transaction, and so one fsync; a lone one does not wait for others. A future is answered after the commit, never before.
+
+After an error the connection is closed and all of the transaction is refused: whether a commit that failed has reached
+the disk can't be known. The file is opened anew, which looks at it, before anything else is acknowledged. A file that
+turns out to be damaged, twice, is set aside, and what waits is written to a new one.
+"""
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TypeVar
+
+from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue.errors import QueueError
+
+_logger: Final = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+Work = Callable[[sqlite3.Connection], _T]
+
+_MOST_AT_ONCE: Final = 1024
+"""Jobs that share a transaction at most: it bounds how long the first of them waits."""
+
+_IDLE: Final = 1.0
+"""Seconds after which an idle writer tidies up, and after which tidying that failed is tried again."""
+
+_SURE: Final = 2
+"""How often damage has to be found in a row, with the file opened anew in between, until the file is set aside."""
+
+_BETWEEN_TIDYING: Final = 0.05
+"""Seconds for which a busy writer does not tidy up: deleting costs an fsync of its own."""
+
+_JOBS_OWN: Final = (
+    sqlite3.DataError,
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.NotSupportedError,
+    sqlite3.ProgrammingError,
+)
+"""What only the job that raised it is to blame for; after any other error of the database nothing is certain."""
+
+
+class StorageError(QueueError):
+    """Nothing was stored: the database can't be written. The message is the database's."""
+
+
+class NotRunningError(QueueError):
+    """The writer was not started, or is stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    work: Work[Any]
+    then: Callable[[Any], None] | None
+    future: Future[Any]
+
+
+class Writer:
+    """Runs functions on the writing connection, in order, in shared transactions.
+
+    Args:
+        path: The database file.
+        prepare: Run on every connection that is opened, before anything else: it looks at what is there.
+        tidy: Run in a transaction of its own after others, and when idle; returns whether there is more to do at once.
+            For deleting what is delivered.
+        set_aside: Run with the error where the file is damaged and closed; afterwards another one is begun. Without it
+            nothing more is written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        prepare: Work[None],
+        tidy: Work[bool],
+        set_aside: Callable[[Exception], None] | None = None,
+    ) -> None:
+        self._path = path
+        self._prepare = prepare
+        self._tidy = tidy
+        self._set_aside = set_aside
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # a job is queued before the end, or refused
+        self._accepting = False
+        self._connection: sqlite3.Connection | None = None
+        self._failing = False
+        self._untidy = False
+        self._unfolded = True
+        self._tidy_at = 0.0  # by the monotonic clock
+        self._pid = 0
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last attempt to write failed."""
+        return self._failing
+
+    def start(self) -> None:
+        """Open the file, in the writer's thread.
+
+        Raises:
+            DamagedError: The file is damaged.
+            sqlite3.Error: The file can't be opened now.
+            OSError: The file can't be made.
+            NewerSchemaError: It was written by a newer version.
+            ForeignFileError: It is another program's.
+        """
+        opened: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(opened,), name="queue writer", daemon=True)
+        self._thread.start()
+        try:
+            opened.result()
+        except BaseException:
+            self._thread.join()
+            self._thread = None
+            raise
+        self._pid = os.getpid()
+        with self._lock:
+            self._accepting = True
+
+    def submit(self, work: Work[_T], then: Callable[[_T], None] | None = None) -> Future[_T]:
+        """Hand over a function; its future has what it returned once that is committed.
+
+        The future fails with `StorageError` where nothing was stored, with `NotRunningError` after the end, and with
+        what the function itself raised, in which case the function alone is undone. A function may run again where the
+        file turns out to be damaged.
+
+        Args:
+            work: The function.
+            then: Run with the result after the commit and before the future is answered, in the writer's thread.
+
+        Raises:
+            RuntimeError: In a forked child: the writer's thread is not in it.
+        """
+        self.check_process()
+        future: Future[_T] = Future()
+        future.set_running_or_notify_cancel()  # no caller can cancel what is being written
+        with self._lock:
+            if self._accepting:
+                self._jobs.put(_Job(work, then, future))
+                return future
+        future.set_exception(NotRunningError("the queue is not running"))
+        return future
+
+    def check_process(self) -> None:
+        """Refuse to work in a forked child.
+
+        Raises:
+            RuntimeError: This is one.
+        """
+        if self._pid and self._pid != os.getpid():
+            raise RuntimeError(f"this queue was started by the process {self._pid}: start one after the fork")
+
+    def stop(self) -> None:
+        """Finish what was handed over, and close the file. Safe to call twice."""
+        with self._lock:
+            if self._accepting:
+                self._accepting = False
+                self._jobs.put(None)
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self, opened: Future[None]) -> None:
+        try:
+            self._open()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            opened.set_exception(error)
+            return
+        opened.set_result(None)
+        running, more = True, False
+        while running:
+            jobs, running = self._take(wait=0.0 if more else _IDLE)
+            self._write(jobs)
+            if not jobs or time.monotonic() >= self._tidy_at:
+                more = self._tidy_up(idle=not jobs)
+        self._close()
+
+    def _take(self, wait: float) -> tuple[list[_Job], bool]:
+        """All that waits, and whether to go on after it."""
+        jobs: list[_Job] = []
+        try:
+            job = self._jobs.get(timeout=wait) if wait else self._jobs.get_nowait()
+            while job is not None:
+                jobs.append(job)
+                if len(jobs) == _MOST_AT_ONCE:
+                    return jobs, True
+                job = self._jobs.get_nowait()
+        except Empty:
+            return jobs, True
+        return jobs, False
+
+    def _write(self, jobs: list[_Job]) -> None:
+        """Run jobs in one transaction, and answer them."""
+        if not jobs:
+            return
+        outcomes = self._commit(jobs)
+        if isinstance(outcomes, Exception):
+            for job in jobs:
+                job.future.set_exception(StorageError(str(outcomes)))
+            return
+        for job, (result, failure) in zip(jobs, outcomes, strict=True):
+            if failure is not None:
+                job.future.set_exception(failure)
+                continue
+            if job.then is not None:
+                job.then(result)
+            job.future.set_result(result)
+
+    def _commit(self, jobs: list[_Job]) -> "list[_Outcome] | Exception":
+        """What each job returned or raised, once all is on disk; or the error for which nothing is."""
+        damage: list[Exception] = []
+        while True:
+            try:
+                if len(damage) == _SURE and self._set_aside is not None:
+                    self._set_aside(damage[-1])
+                connection = self._open()
+                connection.execute("BEGIN IMMEDIATE")
+                outcomes = [_attempt(connection, job.work) for job in jobs]
+                connection.execute("COMMIT")
+            except Exception as error:  # noqa: BLE001 - handed to all who wait
+                self._fail(error)
+                if not schema.is_damage(error) or len(damage) == _SURE:
+                    return error
+                damage.append(error)
+            else:
+                self._succeed()
+                self._unfolded = True
+                return outcomes
+
+    def _tidy_up(self, *, idle: bool) -> bool:
+        try:
+            more = _transact(self._open(), self._tidy)
+            if idle and not more and self._unfolded:
+                _fold(self._open())
+                self._unfolded = False
+        except Exception as error:  # noqa: BLE001 - said, and tried again later
+            self._close()
+            # What is delivered stays on the disk for longer. It is no reason to refuse anything.
+            if not self._untidy and not self._failing:
+                self._untidy = True
+                _logger.error("The space of what is delivered can't be given back now: %s", error)  # noqa: TRY400
+            self._tidy_at = time.monotonic() + _IDLE
+            return False
+        if self._untidy:
+            self._untidy = False
+            _logger.warning("The space of what is delivered is given back again")
+        self._tidy_at = time.monotonic() + _BETWEEN_TIDYING
+        self._unfolded |= more
+        return more
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            connection = schema.connect(self._path)
+            try:
+                with schema.opening(self._path):
+                    _transact(connection, self._prepare)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.close()  # rolls back what was begun
+            except sqlite3.Error as error:
+                _logger.warning("The queue's file could not be closed: %s", error)
+
+    def _fail(self, error: Exception) -> None:
+        self._close()
+        if not self._failing:
+            self._failing = True
+            _logger.error("The queue can't be written; nothing is acknowledged until it can: %s", error)
+
+    def _succeed(self) -> None:
+        if self._failing:
+            self._failing = False
+            _logger.warning("The queue can be written again")
+
+
+_Outcome = tuple[Any, Exception | None]
+
+
+def _attempt(connection: sqlite3.Connection, work: Work[_T]) -> tuple[_T | None, Exception | None]:
+    """Run one job of a transaction; what it raises undoes it alone, but for an error of the database."""
+    connection.execute("SAVEPOINT job")
+    try:
+        result = work(connection)
+    except Exception as error:
+        if isinstance(error, sqlite3.Error) and not isinstance(error, _JOBS_OWN):
+            raise
+        connection.execute("ROLLBACK TO job")
+        connection.execute("RELEASE job")
+        return None, error
+    connection.execute("RELEASE job")
+    return result, None
+
+
+def _transact(connection: sqlite3.Connection, work: Work[_T]) -> _T:
+    """Run one function in a transaction of its own."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        result = work(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return result
+
+
+def _fold(connection: sqlite3.Connection) -> None:
+    """Bring all of the log into the file, and give the log's space back; not where a reader is in the way."""
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    finally:
+        connection.execute("PRAGMA busy_timeout = 5000")

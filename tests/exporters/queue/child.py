@@ -1,0 +1,151 @@
+"""Programs that the tests run in processes of their own: `python -m tests.exporters.queue.child PROGRAM ARGUMENT`."""
+
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from statsig_otel.exporters.consumer import RefusedError
+from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.queue import DurableQueue, QueuedExporter, QueuedReceiver
+from tests.exporters.queue.helpers import PATIENCE, batch, delivered, put, running
+
+
+def say(*words: object) -> None:
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
+
+
+def hold(directory: str) -> None:
+    """Own a directory until the end."""
+    QueueDirectory(Path(directory)).acquire()
+    say("held")
+    time.sleep(PATIENCE)
+
+
+def fork_and_hold(directory: str) -> None:
+    """Own a directory, with a forked child that lives longer."""
+    QueueDirectory(Path(directory)).acquire()
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(PATIENCE)
+        os._exit(0)
+    say(f"held\n{pid}")
+    time.sleep(PATIENCE)
+
+
+def start_as_nobody(directory: str) -> None:
+    """Start a queue where this user may not write."""
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        with running(Path(directory)):
+            say("started")
+    except OSError as error:
+        say(f"{type(error).__name__}: {error}")
+
+
+def acknowledge(directory: str, threads: str) -> None:
+    """Print each number once it is acknowledged, until somebody kills this."""
+    with running(Path(directory)) as queue:
+
+        def send(first: int) -> None:
+            number = first
+            while True:
+                put(queue, number)
+                os.write(1, b"%d\n" % number)
+                number += int(threads)
+
+        for first in range(int(threads)):
+            threading.Thread(target=send, args=(first,), daemon=True).start()
+        time.sleep(PATIENCE)
+
+
+def deliver(directory: str) -> None:
+    """Tick off one at a time, and print each number before that; until somebody kills this."""
+    with running(Path(directory)) as queue:
+        lane = queue.lane("otlp")
+        while records := lane.read(1, 1 << 20):
+            os.write(1, b"%d\n" % int.from_bytes(records[0].uid))
+            lane.finish(records)
+        time.sleep(PATIENCE)
+
+
+def limited(directory: str, size: str) -> None:
+    """Take batches until the file can't grow, then lift the limit; print what became of each."""
+    path = Path(directory)
+    with running(path) as queue:
+        put(queue, 0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), resource.RLIM_INFINITY))
+        number, refused = 1, 0
+        while refused < 3:
+            try:
+                queue.consume(batch(number, size=5000)).result(PATIENCE)
+                say(f"taken {number}")
+            except RefusedError as error:
+                refused += 1
+                say(f"refused {number} {error.reason} {queue._writer.failing}")
+            number += 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        queue.consume(batch(number, size=5000)).result(PATIENCE)
+        say(f"taken {number}")
+        say(f"failing {queue._writer.failing}")
+        say("delivered", *delivered(queue.lane("otlp")))
+    say("end")
+
+
+def fork_and_use(directory: str) -> None:
+    """Use a queue in a forked child, then in the parent."""
+    queue = DurableQueue(
+        Path(directory),
+        receivers={"statsig": QueuedReceiver(("otlp",))},
+        exporters={"otlp": QueuedExporter()},
+        min_free_bytes=0,
+    )
+    queue.start()
+    put(queue, 1)
+    lane = queue.lane("otlp")
+    records = lane.read(10, 1 << 20)
+    attempts: dict[str, Callable[[], object]] = {
+        "consume": lambda: queue.consume(batch(2)),
+        "lane": lambda: queue.lane("otlp"),
+        "read": lambda: lane.read(10, 1 << 20),
+        "finish": lambda: lane.finish(records),
+        "states": queue.states,
+        "shutdown": queue.shutdown,
+    }
+    for name, attempt in attempts.items():
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(int(PATIENCE))
+            try:
+                attempt()
+                say(f"{name}: nothing raised")
+            except RuntimeError as error:
+                say(f"{name}: {error}".replace(str(os.getppid()), "PARENT"))
+            sys.exit(0)  # the whole way out, with all that this process thinks is its own
+        _, status = os.waitpid(pid, 0)
+        say(f"exit {status}")
+    put(queue, 3)
+    say("delivered", *delivered(lane))
+    lane.close()
+    queue.shutdown()
+    say("end")
+
+
+PROGRAMS: dict[str, Callable[..., None]] = {
+    "hold": hold,
+    "fork and hold": fork_and_hold,
+    "start as nobody": start_as_nobody,
+    "acknowledge": acknowledge,
+    "deliver": deliver,
+    "limited": limited,
+    "fork and use": fork_and_use,
+}
+
+if __name__ == "__main__":
+    PROGRAMS[sys.argv[1]](*sys.argv[2:])

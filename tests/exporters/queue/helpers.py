@@ -1,0 +1,179 @@
+"""What the queue's tests share: batches, queues, a count of their own, and processes."""
+
+import contextlib
+import logging
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
+from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue.queue import DurableQueue, Lane, QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.queue.store import DeadLetter, ExporterState, Stored
+
+PATIENCE = 30.0
+"""Seconds after which something counts as hanging."""
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def uid(number: int) -> str:
+    return f"{number:032x}"
+
+
+def change(number: int, *, records: int = 1, size: int = 20) -> Change:
+    """A change whose payloads tell its number and their own place."""
+    return Change(uid(number), tuple(f"{number}.{place}".encode().ljust(size, b"-") for place in range(records)))
+
+
+def batch(*numbers: int, receiver: str = "statsig", records: int = 1, size: int = 20, invalid: int = 0) -> Batch:
+    return Batch(
+        receiver,
+        tuple(change(number, records=records, size=size) for number in numbers),
+        tuple(Invalid(f"bad {number}".encode(), "no name") for number in range(invalid)),
+    )
+
+
+@contextlib.contextmanager
+def running(
+    directory: Path,
+    *,
+    receivers: Mapping[str, QueuedReceiver] | None = None,
+    exporters: Mapping[str, QueuedExporter] | Sequence[str] = ("otlp",),
+    min_free_bytes: int = 0,
+    clock: Callable[[], float] = lambda: 1_700_000_000.0,
+) -> Iterator[DurableQueue]:
+    """A started queue; by default one receiver, `statsig`, whose records are for all exporters."""
+    known = exporters if isinstance(exporters, Mapping) else {name: QueuedExporter() for name in exporters}
+    queue = DurableQueue(
+        directory,
+        receivers={"statsig": QueuedReceiver(tuple(known))} if receivers is None else receivers,
+        exporters=known,
+        min_free_bytes=min_free_bytes,
+        clock=clock,
+    )
+    queue.start()
+    try:
+        yield queue
+    finally:
+        for name in known:
+            queue.lane(name).close()
+        queue.shutdown()
+
+
+def put(queue: DurableQueue, *numbers: int, receiver: str = "statsig", records: int = 1, size: int = 20) -> Receipt:
+    return queue.consume(batch(*numbers, receiver=receiver, records=records, size=size)).result(PATIENCE)
+
+
+def numbers_of(records: Sequence[Stored]) -> list[int]:
+    return [int.from_bytes(record.uid) for record in records]
+
+
+def read_all(lane: Lane, *, at_once: int = 7) -> list[Stored]:
+    """All that waits, ticked off in small batches."""
+    found: list[Stored] = []
+    while records := lane.read(at_once, 1 << 20):
+        lane.finish(records)
+        found += records
+    return found
+
+
+def delivered(lane: Lane) -> list[int]:
+    return numbers_of(read_all(lane))
+
+
+@contextlib.contextmanager
+def reading(database: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(schema.connect_reading(database)) as connection:
+        yield connection
+
+
+def count(database: Path, table: str = "records") -> int:
+    with reading(database) as connection:
+        return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+
+def letters(database: Path) -> list[DeadLetter]:
+    with reading(database) as connection:
+        rows = connection.execute(
+            "SELECT kind, owner, reason, content, uid, attempts, count FROM dead_letters ORDER BY id"
+        )
+        return [DeadLetter(*row) for row in rows]
+
+
+def check_counters(queue: DurableQueue) -> None:
+    """What is counted as it changes is what a count from the beginning finds."""
+    states = {state.id: state for state in queue.states()}
+    with reading(queue.database) as connection:
+        counted = {number: [0, 0] for number in states}
+        routes = dict(connection.execute("SELECT id, exporters FROM routes"))
+        for seq, route, size in connection.execute("SELECT seq, route, length(payload) FROM records"):
+            for number in map(int, filter(None, routes[route].split(","))):
+                if number in states and seq > states[number].cursor:
+                    counted[number][0] += 1
+                    counted[number][1] += size
+    assert {number: [state.waiting, state.bytes] for number, state in states.items()} == counted
+    for state in states.values():
+        with contextlib.suppress(KeyError):
+            lane = queue.lane(state.name)
+            assert (lane.waiting, lane.cursor) == (state.waiting, state.cursor)
+
+
+def state_of(queue: DurableQueue, name: str) -> ExporterState:
+    return next(state for state in queue.states() if state.name == name)
+
+
+def tidied(queue: DurableQueue, rounds: int = 400) -> None:
+    """Let the writer tidy up until there is nothing more to delete."""
+    for _ in range(rounds):
+        if not queue.submit(queue._tidy).result(PATIENCE):
+            return
+    pytest.fail("it never ends")
+
+
+def copy_of(directory: Path, to: Path) -> Path:
+    """What a crash at this moment would leave behind."""
+    to.mkdir(parents=True)
+    for file in directory.iterdir():
+        if file.name.startswith(("queue.db", "state.json")):
+            shutil.copyfile(file, to / file.name)
+    return to
+
+
+def said(caplog: pytest.LogCaptureFixture, level: int, text: str) -> int:
+    """How many lines of a level hold a text."""
+    return sum(1 for record in caplog.records if record.levelno == level and text in record.getMessage())
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@contextlib.contextmanager
+def child(mode: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """One of the programs of `child.py`; it is gone after the block."""
+    command = [sys.executable, "-m", "tests.exporters.queue.child", mode, *map(str, arguments)]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().rstrip("\n")

@@ -1,0 +1,412 @@
+"""Damaged files: said loudly, kept under another name, and never a reason to stop taking and delivering."""
+
+import contextlib
+import logging
+import random
+import shutil
+import sqlite3
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.schema import ForeignFileError, NewerSchemaError
+from statsig_otel.exporters.queue.store import DeadLetter, Stored
+from statsig_otel.exporters.queue.writer import StorageError
+from tests.exporters.queue.helpers import (
+    PATIENCE,
+    batch,
+    change,
+    check_counters,
+    copy_of,
+    delivered,
+    errors,
+    letters,
+    numbers_of,
+    put,
+    read_all,
+    reading,
+    running,
+    said,
+)
+
+PAGE = 4096
+STORED = range(1, 601)
+SIZE = 500
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that was left in order, with records that wait and some dead letters."""
+    directory = tmp_path_factory.mktemp("stock")
+    with running(directory) as queue:
+        for start in range(STORED.start, STORED.stop, 50):
+            queue.consume(batch(*range(start, start + 50), size=SIZE, invalid=1)).result(PATIENCE)
+    return directory
+
+
+@pytest.fixture
+def directory(stock: Path, tmp_path: Path) -> Path:
+    """A copy of it to harm."""
+    return Path(shutil.copytree(stock, tmp_path / "queue"))
+
+
+def pages_of(database: Path, name: str) -> dict[str, list[int]]:
+    """The numbers of a table's or index's pages, by their kind."""
+    with reading(database) as connection:
+        found: dict[str, list[int]] = {}
+        for page, kind in connection.execute("SELECT pageno, pagetype FROM dbstat WHERE name = ?", (name,)):
+            found.setdefault(kind, []).append(page)
+    return found
+
+
+def overwrite(database: Path, place: int, data: bytes) -> None:
+    with database.open("r+b") as file:
+        file.seek(place)
+        file.write(data)
+
+
+def kept(directory: Path) -> list[Path]:
+    return sorted(directory.glob("queue.db.corrupt-*-[0-9]"))
+
+
+def check_that_it_serves(queue: DurableQueue) -> list[Stored]:
+    """What is delivered of all that is there, with a change that is taken now among it."""
+    found: list[Stored] = []
+    lane = queue.lane("otlp")
+    for fresh in (10_000, 10_001):  # the first may be in a file that only the reading of it shows to be damaged
+        for _ in range(5):
+            if queue.consume(batch(fresh)).exception(PATIENCE) is None:
+                break
+        for _ in range(20):
+            with contextlib.suppress(sqlite3.Error, StorageError):  # its sender says so, and tries again
+                found += read_all(lane, at_once=100)
+                break
+        else:
+            pytest.fail("it can't be read for ever")
+    numbers = numbers_of(found)
+    assert 10_001 in numbers, "a fresh change arrives"
+    assert lane.waiting == 0
+    assert kept(queue.database.parent) or 10_000 in numbers
+    for record in found:
+        number = int.from_bytes(record.uid)
+        if record.intact and number in STORED:
+            assert (record.payload,) == change(number, size=SIZE).records
+    return found
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "garbage": lambda database: database.write_bytes(b"this is no database\n" * 5000),
+    "random bytes": lambda database: database.write_bytes(random.Random(1).randbytes(100_000)),
+    "only zeros": lambda database: database.write_bytes(bytes(50_000)),
+    "a header of zeros": lambda database: overwrite(database, 0, bytes(100)),
+    "no magic": lambda database: overwrite(database, 0, b"SQLITE"),
+    "a read-only format": lambda database: overwrite(database, 18, b"\x07"),
+    "an unknown format": lambda database: overwrite(database, 19, b"\x07"),
+    "another page size": lambda database: overwrite(database, 16, b"\x02\x00"),
+    "an unknown schema format": lambda database: overwrite(database, 44, b"\0\0\0\x09"),
+    "another application": lambda database: overwrite(database, 68, b"\0\0\0\x07"),
+    "a schema of zeros": lambda database: overwrite(database, 100, bytes(PAGE - 100)),
+    "a few bytes": lambda database: database.write_bytes(database.read_bytes()[:50]),
+    "one page": lambda database: database.write_bytes(database.read_bytes()[:PAGE]),
+    "the first half": lambda database: database.write_bytes(database.read_bytes()[: database.stat().st_size // 2]),
+    "a schema that is no text": lambda database: overwrite(
+        database, database.read_bytes().index(b"CREATE TABLE exporters"), b"\xff\xfe"
+    ),
+    "a table whose name is no text": lambda database: overwrite(
+        database, database.read_bytes().index(b"exportersexporters"), b"\xff\xa2"
+    ),
+    "a column of another name": lambda database: overwrite(
+        database, database.read_bytes().index(b"payload  BLOB"), b"paylord"
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_file_that_cannot_be_read_is_set_aside_and_the_queue_starts(
+    directory: Path, caplog: pytest.LogCaptureFixture, harm: str
+) -> None:
+    database = directory / "queue.db"
+    HARMS[harm](database)
+    before = database.read_bytes()
+    with running(directory) as queue:
+        (aside,) = kept(directory)
+        assert aside.read_bytes() == before, "kept as it was found"
+        assert said(caplog, logging.ERROR, f"It is kept as {aside}, and a new one is begun") == 1
+        put(queue, 1)
+        assert delivered(queue.lane("otlp")) == [1]
+        assert {stat.S_IMODE(file.stat().st_mode) for file in directory.glob("queue.db*")} <= {0o600}
+    caplog.clear()
+    with running(directory) as queue:
+        assert put(queue, 1).duplicates == 1
+    assert not errors(caplog)
+
+
+def test_a_file_without_a_byte_is_begun_anew(directory: Path) -> None:
+    (directory / "queue.db").write_bytes(b"")
+    with running(directory) as queue:
+        check_that_it_serves(queue)
+
+
+@pytest.mark.parametrize("statement", ["PRAGMA user_version = 99", "DROP TABLE seen; PRAGMA application_id = 5"])
+def test_a_file_that_is_not_ours_to_judge_stays_where_it_is(directory: Path, statement: str) -> None:
+    connection = sqlite3.connect(directory / "queue.db")
+    connection.executescript(statement)
+    connection.close()
+    before = (directory / "queue.db").read_bytes()
+    for _ in range(2):
+        with pytest.raises((NewerSchemaError, ForeignFileError)), running(directory):
+            pass
+    assert (directory / "queue.db").read_bytes() == before
+    assert not kept(directory)
+
+
+def test_flipped_bytes_of_a_payload_are_told_from_the_record_that_was_stored(directory: Path) -> None:
+    database = directory / "queue.db"
+    content = database.read_bytes()
+    for number in (5, 300, 600):
+        overwrite(database, content.index(b"%d.0---" % number) + 50, b"!")
+    with running(directory) as queue:
+        found = {int.from_bytes(record.uid): record.intact for record in check_that_it_serves(queue)}
+        assert [number for number, intact in found.items() if not intact] == [5, 300, 600]
+        assert set(STORED) <= set(found)
+        check_counters(queue)
+    assert not kept(directory)
+
+
+def test_a_page_of_records_that_cannot_be_read_hides_no_other(directory: Path) -> None:
+    """Each of its records is ticked off with a dead letter, and all others are delivered, in order."""
+    leaves = pages_of(directory / "queue.db", "records")["leaf"]
+    for leaf in (leaves[3], leaves[20]):
+        overwrite(directory / "queue.db", (leaf - 1) * PAGE, bytes(PAGE))
+    with running(directory) as queue:
+        put(queue, 1000)
+        lane = queue.lane("otlp")
+        found: list[Stored] = []
+        while records := lane.read(50, 1 << 20):
+            lost = [record for record in records if not record.intact]
+            lane.finish(records, [DeadLetter("record", "otlp", "can't be read", record.payload) for record in lost])
+            found += records
+        intact = [record for record in found if record.intact]
+        assert [record.seq for record in found] == [*range(1, 601), 601]
+        assert 2 <= len(found) - len(intact) <= 30
+        assert numbers_of(intact) == [record.seq if record.seq <= 600 else 1000 for record in intact]
+        check = queue.states()[0]
+        assert (check.waiting, check.bytes) == (0, 0)
+        assert len(letters(queue.database)) == 12 + len(found) - len(intact)
+    assert not kept(directory)
+
+
+def test_what_cannot_be_deleted_is_said_once_and_stops_nothing(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    leaf = pages_of(directory / "queue.db", "records")["leaf"][3]
+    overwrite(directory / "queue.db", (leaf - 1) * PAGE, bytes(PAGE))
+    with running(directory) as queue:
+        read_all(queue.lane("otlp"))
+        for number in range(1000, 1100):
+            put(queue, number)
+        assert len(read_all(queue.lane("otlp"))) == 100
+    assert said(caplog, logging.ERROR, "The space of what is delivered can't be given back now") == 1
+    assert len(errors(caplog)) == 1
+
+
+def test_an_index_that_cannot_be_read_hides_nothing(directory: Path) -> None:
+    leaf = pages_of(directory / "queue.db", "records_by_route")["leaf"][0]
+    overwrite(directory / "queue.db", (leaf - 1) * PAGE, bytes(PAGE))
+    with running(directory) as queue:
+        assert numbers_of(check_that_it_serves(queue)) == [*STORED, 10_000, 10_001]
+    assert not kept(directory)
+
+
+def test_an_index_that_ends_too_early_is_noticed_by_the_count_of_what_waits(directory: Path) -> None:
+    """No error of the engine's says so: the page just has fewer entries."""
+    leaf = pages_of(directory / "queue.db", "records_by_route")["leaf"][-1]
+    overwrite(directory / "queue.db", (leaf - 1) * PAGE + 3, (5).to_bytes(2))
+    with running(directory) as queue:
+        assert set(STORED) <= set(delivered(queue.lane("otlp")))
+        assert queue.lane("otlp").waiting == 0
+        check_that_it_serves(queue)
+
+
+def test_a_count_that_is_wrong_in_a_sound_file_is_set_right_and_said(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(directory) as queue:
+        queue.submit(lambda connection: store.add_waiting(connection, [queue.lane("otlp").id], 3, 7)).result(PATIENCE)
+        assert len(read_all(queue.lane("otlp"))) == len(STORED)
+        check_counters(queue)
+        assert not kept(directory)
+    assert errors(caplog) == ["3 records are counted as waiting, and are not in the queue: the count is set right"]
+
+
+def test_records_that_were_passed_over_are_said_loudly(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An index without some entries in its middle is no error of the engine's either."""
+    leaf = pages_of(directory / "queue.db", "records_by_route")["leaf"][0]
+    overwrite(directory / "queue.db", (leaf - 1) * PAGE + 3, (5).to_bytes(2))
+    with running(directory) as queue:
+        check_that_it_serves(queue)
+        assert len(kept(directory)) == 1
+    assert said(caplog, logging.ERROR, "records can't be found: ") == 2, (
+        "why it can't be written, and what became of it"
+    )
+    assert said(caplog, logging.ERROR, "and a new one is begun") == 1
+
+
+@pytest.mark.parametrize("name", ["records", "records_by_route", "seen", "seen_by_time"])
+@pytest.mark.parametrize("kind", ["internal", "leaf"])
+def test_damage_that_is_found_while_it_runs_stops_neither_the_door_nor_the_delivery(
+    directory: Path, name: str, kind: str
+) -> None:
+    for page in pages_of(directory / "queue.db", name)[kind]:
+        overwrite(directory / "queue.db", (page - 1) * PAGE, bytes(PAGE))
+    with running(directory) as queue:
+        for number in range(2000, 2040):
+            put(queue, number)
+        found = numbers_of(check_that_it_serves(queue))
+        assert set(range(2000, 2040)) <= set(found)
+        assert kept(directory) or name == "records" or set(STORED) <= set(found)
+        check_counters(queue)
+
+
+def test_a_file_that_goes_bad_under_a_running_queue_is_set_aside(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(directory) as queue:
+        assert len(queue.lane("otlp").read(10, 1 << 20)) == 10
+        (directory / "queue.db").write_bytes(b"garbage" * 100_000)
+        (directory / "queue.db-wal").write_bytes(b"")
+        for number in range(1000, 1020):
+            put(queue, number)
+        found = numbers_of(check_that_it_serves(queue))
+        assert found == [*range(1000, 1020), 10_000, 10_001]
+        check_counters(queue)
+        (aside,) = kept(directory)
+        assert Path(f"{aside}-wal").exists(), "its log goes with it"
+        assert {stat.S_IMODE(file.stat().st_mode) for file in directory.glob("queue.db*")} == {0o600}
+    assert said(caplog, logging.ERROR, "and a new one is begun") == 1
+    assert said(caplog, logging.WARNING, "can be written again") == 1
+
+
+# --- the log beside the file ----------------------------------------------------------------------------------------
+
+
+def crashed(tmp_path: Path, *numbers: int) -> Path:
+    """What a crash leaves behind after some changes were taken, none of them folded into the file."""
+    with running(tmp_path / "running") as queue:
+        for number in numbers:
+            put(queue, number)
+        return copy_of(tmp_path / "running", tmp_path / "crashed")
+
+
+def test_after_a_crash_all_is_there_and_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with running(crashed(tmp_path, 1, 2, 3)) as queue:
+        assert put(queue, 3, 4).duplicates == 1
+        assert delivered(queue.lane("otlp")) == [1, 2, 3, 4]
+    assert not errors(caplog)
+
+
+def test_a_log_that_is_missing_after_a_crash_is_said_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = crashed(tmp_path, 1, 2, 3)
+    (directory / "queue.db-wal").unlink()
+    with running(directory) as queue:
+        check_that_it_serves(queue)
+    assert said(caplog, logging.ERROR, "its log (queue.db-wal) is gone: what was acknowledged last may be lost") == 1
+    caplog.clear()
+    with running(directory):
+        pass
+    assert not errors(caplog)
+
+
+def test_a_log_that_is_missing_after_a_stop_in_order_is_as_it_should_be(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (directory / "queue.db-wal").unlink(missing_ok=True)
+    with running(directory):
+        pass
+    assert not errors(caplog)
+
+
+@pytest.mark.parametrize("part", [0.3, 0.9, 0.999])
+def test_a_log_that_was_cut_short_keeps_what_came_before(tmp_path: Path, part: float) -> None:
+    directory = crashed(tmp_path, *range(1001, 1041))
+    log = directory / "queue.db-wal"
+    log.write_bytes(log.read_bytes()[: int(log.stat().st_size * part)])
+    with running(directory) as queue:
+        found = numbers_of(check_that_it_serves(queue))[:-2]
+        assert found == list(range(1001, 1001 + len(found)))
+        assert len(found) < 40
+        check_counters(queue)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\x00", b"[]"])
+def test_a_state_file_of_garbage_loses_nothing(directory: Path, content: bytes) -> None:
+    (directory / "state.json").write_bytes(content)
+    with running(directory) as queue:
+        assert numbers_of(check_that_it_serves(queue)) == [*STORED, 10_000, 10_001]
+
+
+# --- anything anywhere ----------------------------------------------------------------------------------------------
+
+
+def flip(directory: Path, seed: int) -> None:
+    """Up to four places with a few bytes of anything; half of them in the headers, where most is decided."""
+    chance = random.Random(seed)
+    database = directory / "queue.db"
+    size = database.stat().st_size
+    for _ in range(chance.randint(1, 4)):
+        page = chance.randrange(size // PAGE) * PAGE
+        place = page + chance.randrange(chance.choice([100, PAGE]))
+        overwrite(database, place, chance.choice([b"\0", b"\xff", chance.randbytes(chance.randint(1, 16))]))
+
+
+def check_flips(stock: Path, to: Path, seed: int) -> None:
+    directory = Path(shutil.copytree(stock, to))
+    flip(directory, seed)
+    try:
+        with running(directory) as queue:
+            check_that_it_serves(queue)
+    except NewerSchemaError:
+        assert not kept(directory)
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_flipped_bytes_anywhere_never_stop_the_service_nor_change_what_is_delivered(
+    stock: Path, tmp_path: Path, seed: int
+) -> None:
+    check_flips(stock, tmp_path / "queue", seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_flipped_bytes_anywhere_many_times(stock: Path, tmp_path: Path) -> None:
+    for seed in range(20, 1500):
+        check_flips(stock, tmp_path / f"queue{seed}", seed)
+
+
+def check_header(stock: Path, to: Path, place: int, bits: int) -> None:
+    directory = Path(shutil.copytree(stock, to))
+    before = (directory / "queue.db").read_bytes()[place]
+    overwrite(directory / "queue.db", place, bytes([before ^ bits]))
+    try:
+        with running(directory) as queue:
+            check_that_it_serves(queue)
+    except NewerSchemaError:
+        assert 60 <= place < 64, "only where the version stands"
+        assert not kept(directory)
+
+
+@pytest.mark.parametrize("place", range(16, 100, 2))
+def test_a_flipped_byte_of_the_header_never_stops_the_service(stock: Path, tmp_path: Path, place: int) -> None:
+    check_header(stock, tmp_path / "queue", place, 0xFF)
+
+
+@pytest.mark.slow
+def test_no_flipped_byte_of_the_header_stops_the_service(stock: Path, tmp_path: Path) -> None:
+    for place in range(100):
+        for bits in (0x01, 0x80, 0xFF):
+            check_header(stock, tmp_path / f"queue{place}-{bits}", place, bits)

@@ -1,0 +1,129 @@
+"""The queue's directory: one owner, a memory of how it was left, and names for what is set aside."""
+
+import json
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.exporters.queue.directory import DirectoryInUseError, QueueDirectory
+from tests.exporters.queue.helpers import PATIENCE, child, line_of
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_it_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        directory = QueueDirectory(tmp_path / "a" / "b")
+        directory.acquire()
+        directory.mark(clean=False)
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "a" / "b") == 0o700
+    assert {file.name: mode(file) for file in directory.path.iterdir()} == {"lock": 0o600, "state.json": 0o600}
+    directory.release()
+
+
+def test_nothing_is_made_by_the_constructor(tmp_path: Path) -> None:
+    QueueDirectory(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_second_owner_in_this_process_is_refused_until_the_first_lets_go(tmp_path: Path) -> None:
+    first, second = QueueDirectory(tmp_path), QueueDirectory(tmp_path)
+    first.acquire()
+    with pytest.raises(DirectoryInUseError, match=rf"in use by the process {os.getpid()}: stop that one, or give"):
+        second.acquire()
+    first.release()
+    first.release()
+    second.acquire()
+    second.release()
+
+
+def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    with child("hold", tmp_path) as process:
+        assert line_of(process) == "held"
+        with pytest.raises(DirectoryInUseError, match=f"by the process {process.pid}"):
+            QueueDirectory(tmp_path).acquire()
+        process.send_signal(signal.SIGKILL)
+        process.wait(PATIENCE)
+        directory = QueueDirectory(tmp_path)
+        directory.acquire()
+        directory.release()
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_a_parent_that_is_gone(tmp_path: Path) -> None:
+    with child("fork and hold", tmp_path) as process:
+        assert line_of(process) == "held"
+        grandchild = int(line_of(process))
+        try:
+            process.kill()
+            process.wait(PATIENCE)
+            directory = QueueDirectory(tmp_path)
+            directory.acquire()
+            directory.release()
+        finally:
+            os.kill(grandchild, signal.SIGKILL)
+
+
+def test_it_remembers_how_it_was_left(tmp_path: Path) -> None:
+    directory = QueueDirectory(tmp_path)
+    assert directory.was_left_clean(), "a new one"
+    directory.mark(clean=False)
+    assert not directory.was_left_clean()
+    directory.mark(clean=True)
+    assert directory.was_left_clean()
+    assert json.loads((tmp_path / "state.json").read_text()) == {"clean": True, "pid": os.getpid()}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"clean": 1}', '{"clean": "true"}', "\0\0\0"])
+def test_a_state_file_of_garbage_is_a_stop_without_order(tmp_path: Path, text: str) -> None:
+    (tmp_path / "state.json").write_text(text)
+    assert not QueueDirectory(tmp_path).was_left_clean()
+
+
+def test_a_state_file_that_is_no_text_is_a_stop_without_order(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_bytes(b"\xff\xfe\x80")
+    assert not QueueDirectory(tmp_path).was_left_clean()
+
+
+def test_a_log_is_missing_only_where_there_was_one(tmp_path: Path) -> None:
+    directory = QueueDirectory(tmp_path)
+    directory.mark(clean=False)
+    assert not directory.wal_is_missing(), "no database either"
+    directory.database.touch()
+    assert directory.wal_is_missing()
+    (tmp_path / "queue.db-wal").touch()
+    assert not directory.wal_is_missing()
+    (tmp_path / "queue.db-wal").unlink()
+    directory.mark(clean=True)
+    assert not directory.wal_is_missing()
+    (tmp_path / "state.json").unlink()
+    assert directory.wal_is_missing(), "a database, and nobody knows how it was left"
+
+
+def test_what_is_set_aside_keeps_its_content_and_never_takes_anothers_name(tmp_path: Path) -> None:
+    directory = QueueDirectory(tmp_path)
+    asides = []
+    for number in range(3):
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{directory.database}{suffix}").write_text(f"{number}{suffix}")
+        asides.append(directory.set_aside())
+        assert not list(tmp_path.glob("queue.db")) + list(tmp_path.glob("queue.db-*"))
+    assert len(set(asides)) == 3
+    for number, aside in enumerate(asides):
+        for suffix in ("", "-wal", "-shm"):
+            assert Path(f"{aside}{suffix}").read_text() == f"{number}{suffix}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user to be one")
+def test_a_directory_that_cannot_be_written_is_said_by_name(tmp_path: Path) -> None:
+    with child("start as nobody", "/proc/queue") as process:
+        assert line_of(process).startswith("FileNotFoundError: ")
+    with child("start as nobody", "/usr/queue") as process:
+        assert line_of(process) == "PermissionError: [Errno 13] Permission denied: '/usr/queue'"

@@ -1,0 +1,416 @@
+"""The dead letters: found, dropped and replayed, on a real database file."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from statsig_otel.exporters.consumer import Batch, Change, Invalid
+from statsig_otel.exporters.queue import letters, schema, store
+from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.letters import Keep, Plan, Remap, Replayed, Resend, Selection
+from statsig_otel.exporters.queue.queue import DurableQueue, QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.queue.stopped import StoppedQueue
+from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
+
+T = TypeVar("T")
+
+NOW = 1_700_000_000_000
+RECEIVERS = {"statsig": QueuedReceiver(("a", "b"))}
+EXPORTERS = {"a": QueuedExporter(), "b": QueuedExporter()}
+
+
+def payload(name: str, uid: str | None = None) -> bytes:
+    request = ExportLogsServiceRequest()
+    record = request.resource_logs.add().scope_logs.add().log_records.add(event_name=name)
+    if uid is not None:
+        record.attributes.add(key="log.record.uid").value.string_value = uid
+    return request.SerializeToString()
+
+
+def uid(number: int) -> str:
+    return f"{number:032x}"
+
+
+class Database:
+    """The writing connection of a test, each call in a transaction of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection = schema.connect(path)
+
+    def __call__(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        self.connection.execute("BEGIN IMMEDIATE")
+        result = work(self.connection)
+        self.connection.execute("COMMIT")
+        return result
+
+    def bury(self, kind: DeadLetterKind, owner: str, content: bytes, **others: str) -> int:
+        letter = DeadLetter(kind, owner, others.get("reason", "why"), content, count=1, uid=b"\x07" * 16)
+        self(lambda connection: store.bury(connection, letter, NOW))
+        return letters.last_id(self.connection)
+
+    def replay(self, plan: Plan, *, now_ms: int = NOW) -> Replayed:
+        return self(lambda connection: letters.replay(connection, plan, receivers=RECEIVERS, now_ms=now_ms))
+
+    def waiting(self) -> dict[str, list[bytes]]:
+        """What each exporter will be sent, as its sender reads it; asserted to be what is counted."""
+        found = {}
+        for state in store.exporter_states(self.connection):
+            routes = store.routes_of(self.connection, state.id)
+            records = store.read_records(self.connection, routes, after=state.cursor, count=10_000, size=1 << 30)
+            assert all(record.intact for record in records)
+            assert state.waiting == len(records)
+            assert state.bytes == sum(len(record.payload) for record in records)
+            found[state.name] = [record.payload for record in records]
+        return found
+
+    def ids(self, selection: Selection | None = None) -> list[int]:
+        return [letter.id for letter in letters.select(self.connection, selection or Selection())]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    found = Database(tmp_path / "queue.db")
+    with closing(found.connection):
+        found(lambda connection: [store.ensure_exporter(connection, name) for name in EXPORTERS])
+        yield found
+
+
+@pytest.fixture
+def four(database: Database) -> Database:
+    """One letter of each kind: 1 to 4. The receiver and one exporter have the same name."""
+    database.bury("item", "a", b"item")
+    database.bury("body", "statsig", b"body")
+    database.bury("record", "a", payload("x"))
+    database.bury("batch", "b", payload("y") + payload("z"))
+    return database
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        (Selection(), [1, 2, 3, 4]),
+        (Selection(ids=()), []),
+        (Selection(ids=(4, 1, 99, 4)), [1, 4]),
+        (Selection(exporter="a"), [3]),
+        (Selection(receiver="a"), [1]),
+        (Selection(exporter="statsig"), []),
+        (Selection(kind="batch"), [4]),
+        (Selection(exporter="a", kind="batch"), []),
+        (Selection(exporter="a' OR '1'='1"), []),
+    ],
+)
+def test_a_selection_finds_what_it_names_and_nothing_else(
+    four: Database, selection: Selection, expected: list[int]
+) -> None:
+    assert four.ids(selection) == expected
+    count, _ = letters.count(four.connection, selection)
+    assert count == len(expected)
+    dropped = four(lambda connection: letters.drop(connection, selection, after=0, upto=99, limit=99))
+    assert [letter.id for letter in dropped] == expected
+    assert four.ids() == [number for number in (1, 2, 3, 4) if number not in expected]
+
+
+def test_a_selection_with_an_unknown_field_is_refused_since_without_it_more_would_be_selected() -> None:
+    with pytest.raises(msgspec.ValidationError, match="unknown field"):
+        msgspec.convert({"exportr": "a"}, Selection)
+
+
+def test_pages_are_bounded_by_number_and_size_and_by_the_last_id(database: Database) -> None:
+    for size in (10, 10, 100, 10, 10):
+        database.bury("item", "statsig", b"x" * size)
+
+    def page(after: int, **bounds: int) -> list[int]:
+        return [letter.id for letter in letters.select(database.connection, Selection(), after=after, **bounds)]
+
+    assert page(0, limit=2) == [1, 2]
+    assert page(2, limit=2) == [3, 4]
+    assert page(0, size=25) == [1, 2]
+    assert page(2, size=25) == [3]
+    assert page(3, size=25) == [4, 5]
+    assert page(0, upto=3) == [1, 2, 3]
+    assert page(5) == []
+    assert letters.count(database.connection, Selection()) == (5, 140)
+    assert letters.content(database.connection, 3) == b"x" * 100
+    assert letters.content(database.connection, 99) is None
+
+
+def test_ids_are_never_used_again(database: Database) -> None:
+    first = database.bury("item", "statsig", b"1")
+    database(lambda connection: letters.drop(connection, Selection(), after=0, upto=first, limit=9))
+    assert database.bury("item", "statsig", b"2") == first + 1
+
+
+def test_a_record_is_sent_again_to_its_exporter_alone_though_it_was_seen(database: Database) -> None:
+    """A replay goes past the duplicates' check."""
+    sent = payload("x")
+    batch = Batch("statsig", (Change(uid(1), (sent,)),))
+
+    def accept(connection: sqlite3.Connection) -> None:
+        lanes = [store.ensure_exporter(connection, name) for name in EXPORTERS]
+        route = store.ensure_route(connection, lanes, "statsig")
+        store.append_batch(connection, batch, route=route, now_ms=NOW, window_ms=1000)
+        store.add_waiting(connection, lanes, 1, len(sent))
+
+    database(accept)
+    letter = database.bury("record", "a", sent)
+    done = database.replay(Resend(letter, "a", ((bytes.fromhex(uid(1)), sent),)))
+    assert done == Replayed(letter, "replayed", records=1, exporters=("a",))
+    assert database.waiting() == {"a": [sent, sent], "b": [sent]}
+    assert database.ids() == []
+
+
+def test_a_replay_is_done_once(database: Database) -> None:
+    letter = database.bury("record", "a", payload("x"))
+    plan = Resend(letter, "a", ((b"u" * 16, payload("x")),))
+    assert database.replay(plan).outcome == "replayed"
+    assert database.replay(plan) == Replayed(letter, "gone")
+    assert database.replay(Keep(letter, "why")) == Replayed(letter, "gone")
+    assert database.replay(Remap(letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))).outcome == "gone"
+    assert database.waiting() == {"a": [payload("x")], "b": []}
+
+
+def test_a_record_of_an_exporter_that_is_gone_stays(database: Database) -> None:
+    letter = database.bury("record", "c", payload("x"))
+    done = database.replay(Resend(letter, "c", ((b"u" * 16, payload("x")),)))
+    assert (done.outcome, done.reason) == ("kept", "the queue knows no exporter c")
+    assert database.ids() == [letter]
+    assert database.waiting() == {"a": [], "b": []}
+
+
+def test_a_batch_is_split_into_the_very_requests_that_were_stored() -> None:
+    stored = [payload("x", uid(1)), payload("y", uid(2)), payload("z"), payload("w", "no uid")]
+    found = letters.split(b"".join(stored))
+    assert [one for _, one in found] == stored
+    assert [one.hex() for one, _ in found[:2]] == [uid(1), uid(2)]
+    assert [len(one) for one, _ in found] == [16] * 4
+    assert letters.split(b"") == ()
+    assert letters.split(b"".join(stored)) == found
+
+
+@pytest.mark.parametrize("content", [b"\xff\xff\xff", payload("x")[:-1], b"text"])
+def test_what_is_no_request_is_said(content: bytes) -> None:
+    with pytest.raises(letters.UnreadableError, match="can't be read"):
+        letters.split(content)
+
+
+def test_an_item_is_taken_over_as_if_its_request_had_come_now(database: Database) -> None:
+    """It is for all exporters of its receiver, and from now on a redelivery of it is a duplicate."""
+    letter = database.bury("item", "statsig", b"item")
+    batch = Batch("statsig", (Change(uid(1), (payload("x"),)),))
+    done = database.replay(Remap(letter, batch))
+    assert done == Replayed(letter, "replayed", records=1, exporters=("a", "b"))
+    assert database.waiting() == {"a": [payload("x")], "b": [payload("x")]}
+    again = database.bury("item", "statsig", b"item")
+    done = database.replay(Remap(again, batch), now_ms=NOW + 1)
+    assert done == Replayed(again, "replayed", duplicates=1)
+    assert database.waiting() == {"a": [payload("x")], "b": [payload("x")]}
+    assert database.ids() == []
+
+
+def test_of_a_body_what_is_still_invalid_becomes_letters_of_their_own(database: Database) -> None:
+    letter = database.bury("body", "statsig", b"body")
+    changes = (Change(uid(1), (payload("x"), payload("y"))), Change(uid(2), (payload("z"),)))
+    done = database.replay(Remap(letter, Batch("statsig", changes, (Invalid(b"bad", "no name"),))))
+    assert (done.outcome, done.records, done.invalid) == ("replayed", 3, 1)
+    (left,) = letters.select(database.connection, Selection())
+    assert (left.kind, left.owner, left.reason) == ("item", "statsig", "no name")
+    assert letters.content(database.connection, left.id) == b"bad"
+
+
+@pytest.mark.parametrize("receivers", [{}, {"statsig": QueuedReceiver(())}])
+def test_a_receiver_without_a_queued_exporter_loses_nothing(
+    database: Database, receivers: dict[str, QueuedReceiver]
+) -> None:
+    letter = database.bury("item", "statsig", b"item")
+    plan = Remap(letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))
+    done = database(lambda connection: letters.replay(connection, plan, receivers=receivers, now_ms=NOW))
+    assert done.outcome == "kept"
+    assert database.ids() == [letter]
+
+
+def test_what_is_still_invalid_stays_with_the_new_reason(database: Database) -> None:
+    letter = database.bury("item", "statsig", b"item", reason="old")
+    assert database.replay(Keep(letter, "not now")).outcome == "kept"
+    assert [one.reason for one in letters.select(database.connection, Selection())] == ["old"]
+    assert database.replay(Keep(letter, "new", new_reason=True)) == Replayed(letter, "kept", "new")
+    assert [one.reason for one in letters.select(database.connection, Selection())] == ["new"]
+
+
+def test_the_head_becomes_a_letter_and_comes_back(database: Database) -> None:
+    def fill(connection: sqlite3.Connection) -> None:
+        lanes = [store.ensure_exporter(connection, name) for name in EXPORTERS]
+        route = store.ensure_route(connection, lanes, "statsig")
+        for name in "xyz":
+            store.append_copy(connection, route=route, uid=name.encode() * 16, payload=payload(name))
+            store.add_waiting(connection, lanes, 1, len(payload(name)))
+
+    database(fill)
+    assert database(lambda connection: letters.bury_head(connection, "a", "skipped", NOW))
+    assert database.waiting()["a"] == [payload("y"), payload("z")]
+    (letter,) = letters.select(database.connection, Selection())
+    assert (letter.kind, letter.owner, letter.reason, letter.uid) == ("record", "a", "skipped", b"x" * 16)
+    assert database.replay(Resend(letter.id, "a", ((b"x" * 16, payload("x")),))).outcome == "replayed"
+    assert database.waiting() == {
+        "a": [payload("y"), payload("z"), payload("x")],
+        "b": [payload("x"), payload("y"), payload("z")],
+    }
+    assert not database(lambda connection: letters.bury_head(connection, "c", "skipped", NOW))
+
+
+def test_replays_in_parallel_double_nothing(tmp_path: Path) -> None:
+    """On a running queue; its senders see what was replayed."""
+    queue = DurableQueue(tmp_path, receivers=RECEIVERS, exporters=EXPORTERS, min_free_bytes=0)
+    queue.start()
+    try:
+        sent = [payload(str(number)) for number in range(20)]
+        for one in sent:
+            letter = DeadLetter("record", "a", "why", one, b"u" * 16)
+            queue.submit(partial(store.bury, letter=letter, now_ms=NOW)).result()
+        with closing(schema.connect_reading(queue.database)) as reading:
+            plans = [
+                Resend(letter.id, "a", ((b"u" * 16, letters.content(reading, letter.id) or b""),))
+                for letter in letters.select(reading, Selection())
+            ]
+        assert len(plans) == 20
+        outcomes: list[Replayed] = []
+
+        def replay(plans: Sequence[Plan]) -> None:
+            for plan in plans:
+                work = queue.submit(partial(letters.replay, plan=plan, receivers=RECEIVERS, now_ms=NOW))
+                outcomes.append(work.result())
+
+        threads = [threading.Thread(target=replay, args=(plans,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert sorted(one.outcome for one in outcomes) == ["gone"] * 60 + ["replayed"] * 20
+        lane = queue.lane("a")
+        assert lane.waiting == 20
+        assert sorted(one.payload for one in lane.read(100, 1 << 20)) == sorted(sent)
+        assert queue.lane("b").waiting == 0
+        lane.close()
+    finally:
+        queue.shutdown()
+
+
+def test_a_replay_that_is_killed_has_happened_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Each record is a letter or waits, never both and never neither, wherever SIGKILL hits."""
+    script = """
+import os, sys
+from pathlib import Path
+from statsig_otel.exporters.queue import letters, store
+from statsig_otel.exporters.queue.letters import Resend, Selection
+from statsig_otel.exporters.queue.stopped import StoppedQueue
+with StoppedQueue(Path(sys.argv[1])) as queue:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    while True:
+        found = queue.submit(lambda connection: letters.select(connection, Selection(), limit=1)).result()
+        if not found:
+            break
+        def work(connection):
+            content = letters.content(connection, found[0].id)
+            plan = Resend(found[0].id, "a", ((b"u" * 16, content),))
+            return letters.replay(connection, plan, receivers={}, now_ms=0)
+        queue.submit(work).result()
+        print(".", end="", flush=True)
+"""
+    sent = {payload(str(number)) for number in range(300)}
+    with StoppedQueue(tmp_path) as queue:
+
+        def fill(connection: sqlite3.Connection) -> None:
+            store.ensure_exporter(connection, "a")
+            for one in sent:
+                store.bury(connection, DeadLetter("record", "a", "why", one), NOW)
+
+        queue.submit(fill).result()
+    waiting: list[bytes] = []
+    for replayed in (1, 7, 20):
+        with subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            process.stdout.read(replayed)
+            os.kill(process.pid, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        with closing(schema.connect(tmp_path / "queue.db")) as connection:
+            found = Database(tmp_path / "queue.db")
+            with closing(found.connection):
+                waiting = found.waiting()["a"]
+            kept = [
+                letters.content(connection, letter.id) or b""
+                for letter in letters.select(connection, Selection(), limit=1000)
+            ]
+        assert len(waiting) + len(kept) == len(sent)
+        assert {*waiting, *kept} == sent
+    assert len(waiting) >= 28
+
+
+# --- the queue of a service that does not run -----------------------------------------------------------------------
+
+
+def test_a_stopped_queue_is_changed_and_left_in_order(tmp_path: Path) -> None:
+    directory = QueueDirectory(tmp_path)
+    with StoppedQueue(tmp_path) as queue:
+        assert not directory.was_left_clean()
+        assert queue.submit(lambda connection: store.ensure_exporter(connection, "a")).result() == 1
+        assert queue.database.stat().st_mode & 0o777 == 0o600
+    assert directory.was_left_clean()
+    assert not (tmp_path / "queue.db-wal").exists()
+    queue_again = DurableQueue(tmp_path, receivers={}, exporters={}, min_free_bytes=0)
+    queue_again.start()
+    try:
+        assert [state.name for state in queue_again.states()] == ["a"]
+    finally:
+        queue_again.shutdown()
+
+
+def test_a_stopped_queue_has_one_owner(tmp_path: Path) -> None:
+    with (
+        StoppedQueue(tmp_path),
+        pytest.raises(QueueError, match=f"in use by the process {os.getpid()}"),
+        StoppedQueue(tmp_path),
+    ):
+        pass
+    with StoppedQueue(tmp_path):
+        pass
+
+
+def test_a_log_that_is_gone_stays_to_be_said_by_the_service(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with StoppedQueue(tmp_path) as queue:
+        queue.submit(lambda connection: store.ensure_exporter(connection, "a")).result()
+    QueueDirectory(tmp_path).mark(clean=False)
+    with StoppedQueue(tmp_path):
+        pass
+    started = DurableQueue(tmp_path, receivers={}, exporters={}, min_free_bytes=0)
+    started.start()
+    started.shutdown()
+    assert "queue.db-wal" in caplog.text
+
+
+def test_a_damaged_file_is_left_alone(tmp_path: Path) -> None:
+    """To set it aside is the service's business, which says so in its log."""
+    (tmp_path / "queue.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(sqlite3.Error), StoppedQueue(tmp_path):
+        pass
+    assert (tmp_path / "queue.db").read_bytes() == b"no database" * 1000
+    with pytest.raises(sqlite3.Error), StoppedQueue(tmp_path):  # and the directory was given back
+        pass

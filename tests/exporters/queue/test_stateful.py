@@ -1,0 +1,201 @@
+"""The queue against a simple model: whatever happens in whatever order, nothing that was acknowledged is lost."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from statsig_otel.exporters.consumer import RefusedError
+from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue.queue import DurableQueue, QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.queue.store import DeadLetter
+from tests.exporters.queue.helpers import (
+    PATIENCE,
+    batch,
+    check_counters,
+    copy_of,
+    count,
+    letters,
+    numbers_of,
+    tidied,
+)
+
+WINDOW = 100.0
+LIMIT = 12
+RECEIVERS = ("x", "y")
+EXPORTERS = ("a", "b", "c", "limited")
+
+subsets = st.sets(st.sampled_from(EXPORTERS), min_size=1)
+changes = st.lists(st.integers(0, 12), max_size=5)
+
+
+@dataclass
+class Place:
+    """An exporter as the model knows it: what waits for it, in order, and what became of the rest."""
+
+    waiting: list[int] = field(default_factory=list)
+    owed: list[int] = field(default_factory=list)
+    delivered: list[int] = field(default_factory=list)
+    buried: list[int] = field(default_factory=list)
+
+
+class QueueMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = Path(tempfile.mkdtemp())
+        self.directory = self.base / "0"
+        self.crashes = 0
+        self.now = 1_700_000_000.0
+        self.seen: dict[tuple[str, int], float] = {}
+        self.places: dict[str, Place] = {}
+        self.routes: dict[str, set[str]] = {}
+        self.invalid = 0
+
+    @initialize(x=subsets, y=subsets)
+    def begin(self, x: set[str], y: set[str]) -> None:
+        self.routes = {"x": x, "y": y}
+        self.open()
+
+    def open(self) -> None:
+        names = set().union(*self.routes.values())
+        self.queue = DurableQueue(
+            self.directory,
+            receivers={name: QueuedReceiver(tuple(sorted(of)), window=WINDOW) for name, of in self.routes.items()},
+            exporters={name: QueuedExporter(queue_size=LIMIT if name == "limited" else None) for name in names},
+            min_free_bytes=0,
+            clock=lambda: self.now,
+        )
+        self.queue.start()
+        for name in names:
+            self.places.setdefault(name, Place())
+        self.names = names
+
+    def close(self) -> None:
+        for name in self.names:
+            self.queue.lane(name).close()
+        self.queue.shutdown()
+
+    def teardown(self) -> None:
+        if hasattr(self, "queue"):
+            self.restart()
+            for name in self.names:
+                self.deliver(name, 1000, 0)
+                place = self.places[name]
+                assert place.waiting == []
+                assert sorted(place.delivered + place.buried) == sorted(place.owed)
+            self.close()
+        shutil.rmtree(self.base)
+
+    @rule(receiver=st.sampled_from(RECEIVERS), numbers=changes, records=st.integers(0, 3), invalid=st.integers(0, 2))
+    def append(self, receiver: str, numbers: list[int], records: int, invalid: int) -> None:
+        """New changes, duplicates within the batch and of earlier ones, and invalid items."""
+        full = "limited" in self.routes[receiver] and len(self.places["limited"].waiting) >= LIMIT
+        answer = self.queue.consume(batch(*numbers, receiver=receiver, records=records, invalid=invalid))
+        if full:
+            assert isinstance(answer.exception(PATIENCE), RefusedError)
+            return
+        fresh = []
+        for number in numbers:
+            if self.now - self.seen.get((receiver, number), -WINDOW) >= WINDOW:
+                self.seen[receiver, number] = self.now
+                fresh.append(number)
+        receipt = answer.result(PATIENCE)
+        assert (receipt.accepted, receipt.duplicates) == (len(fresh), len(numbers) - len(fresh))
+        self.invalid += invalid
+        for name in self.routes[receiver]:
+            stored = [number for number in fresh for _ in range(records)]
+            self.places[name].waiting += stored
+            self.places[name].owed += stored
+
+    @rule(name=st.sampled_from(EXPORTERS), at_most=st.integers(1, 6), bury=st.integers(0, 2))
+    def deliver(self, name: str, at_most: int, bury: int) -> None:
+        """Read the head, and tick it off with some dead letters."""
+        if name not in self.names:
+            return
+        lane, place = self.queue.lane(name), self.places[name]
+        records = lane.read(at_most, 1 << 20)
+        numbers = numbers_of(records)
+        assert numbers == place.waiting[:at_most]
+        assert all(record.intact for record in records)
+        bad = records[:bury]
+        lane.finish(records, [DeadLetter("record", name, "no", record.payload, record.uid) for record in bad])
+        place.buried += numbers[: len(bad)]
+        place.delivered += numbers[len(bad) :]
+        del place.waiting[: len(numbers)]
+
+    @rule(name=st.sampled_from(EXPORTERS))
+    def read_only(self, name: str) -> None:
+        """What is read and not ticked off is read again."""
+        if name in self.names:
+            assert numbers_of(self.queue.lane(name).read(5, 1 << 20)) == self.places[name].waiting[:5]
+
+    @rule()
+    def tidy(self) -> None:
+        tidied(self.queue)
+
+    @rule(seconds=st.sampled_from([1.0, WINDOW - 1, WINDOW, 5 * WINDOW]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def restart(self) -> None:
+        self.close()
+        self.open()
+
+    @rule()
+    def crash(self) -> None:
+        """Go on from what a crash at this moment leaves on the disk."""
+        self.crashes += 1
+        left = copy_of(self.directory, self.base / str(self.crashes))
+        self.close()
+        self.directory = left
+        self.open()
+
+    @rule(x=subsets, y=subsets)
+    def reconfigure(self, x: set[str], y: set[str]) -> None:
+        """Exporters come, go, and change receivers; one that is away keeps its place and gets nothing new."""
+        self.close()
+        self.routes = {"x": x, "y": y}
+        self.open()
+        forgotten = {state.name for state in self.queue.forgotten_exporters()}
+        assert forgotten == set(self.places) - self.names
+
+    @precondition(lambda self: set(self.places) - self.names)
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        """By command: the only way in which what waits is given up."""
+        name = data.draw(st.sampled_from(sorted(set(self.places) - self.names)))
+        removed = self.queue.submit(lambda connection: store.remove_exporter(connection, name)).result(PATIENCE)
+        assert removed is not None
+        assert removed.waiting == len(self.places[name].waiting)
+        del self.places[name]
+
+    @invariant()
+    def counters_are_right(self) -> None:
+        if hasattr(self, "queue"):
+            check_counters(self.queue)
+            waiting = {state.name: state.waiting for state in self.queue.states()}
+            assert waiting == {name: len(place.waiting) for name, place in self.places.items()}
+
+    @invariant()
+    def dead_letters_are_all_there(self) -> None:
+        if hasattr(self, "queue"):
+            kept = letters(self.queue.database)
+            assert sum(letter.kind == "item" for letter in kept) == self.invalid
+            for name, place in self.places.items():
+                found = [int.from_bytes(letter.uid or b"") for letter in kept if letter.owner == name]
+                assert found[len(found) - len(place.buried) :] == place.buried
+
+    @invariant()
+    def nothing_is_kept_for_nobody(self) -> None:
+        if hasattr(self, "queue") and not any(place.waiting for place in self.places.values()):
+            tidied(self.queue)
+            assert count(self.queue.database) == 0
+
+
+TestQueueMachine = QueueMachine.TestCase
+TestQueueMachine.settings = settings(max_examples=settings().max_examples // 6, stateful_step_count=25)

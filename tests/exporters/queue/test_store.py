@@ -1,0 +1,303 @@
+"""What the database is told and asked: each question by an index, each deletion bounded, each read of one moment."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
+from statsig_otel.exporters.queue import schema, store
+from statsig_otel.exporters.queue.store import DeadLetter
+from tests.exporters.queue.helpers import batch, numbers_of, reading, uid
+
+BIG = 1 << 30
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(schema.connect(tmp_path / "queue.db")) as made:
+        yield made
+
+
+def append(
+    connection: sqlite3.Connection, route: int, *numbers: int, now_ms: int = 0, window_ms: int = 0, size: int = 20
+) -> Receipt:
+    receipt, records, stored = store.append_batch(
+        connection, batch(*numbers, size=size), route=route, now_ms=now_ms, window_ms=window_ms
+    )
+    route_text = connection.execute("SELECT exporters FROM routes WHERE id = ?", (route,)).fetchone()[0]
+    store.add_waiting(connection, store._numbers(route_text), records, stored)
+    return receipt
+
+
+def read(connection: sqlite3.Connection, *routes: int, after: int = 0, count: int = 1000, size: int = BIG) -> list[int]:
+    return numbers_of(store.read_records(connection, routes, after=after, count=count, size=size))
+
+
+def test_an_exporter_is_known_by_its_name_and_a_route_by_its_receiver_and_set(connection: sqlite3.Connection) -> None:
+    a, b = store.ensure_exporter(connection, "a"), store.ensure_exporter(connection, "b")
+    assert a != b
+    assert store.ensure_exporter(connection, "a") == a
+    assert store.ensure_route(connection, [a, b]) == store.ensure_route(connection, [b, a, b])
+    routes = {store.ensure_route(connection, who, of) for who in ([a], [b], [a, b], []) for of in ("", "x", "y")}
+    assert len(routes) == 12
+    assert store.routes_of(connection, 99) == []
+    assert len(store.routes_of(connection, a)) == 6
+
+
+def test_the_number_of_an_exporter_that_was_removed_is_not_given_to_another(connection: sqlite3.Connection) -> None:
+    """Its routes still name it, and their records are not for a newcomer."""
+    route = store.ensure_route(connection, [first := store.ensure_exporter(connection, "a")])
+    append(connection, route, 1)
+    store.remove_exporter(connection, "a")
+    second = store.ensure_exporter(connection, "a", from_oldest=True, receivers=["statsig"])
+    assert second != first
+    assert store.routes_of(connection, second) == []
+
+
+def test_a_receipt_counts_changes_and_not_records(connection: sqlite3.Connection) -> None:
+    made = batch(1, 2, 1, 3, records=4)
+    receipt, records, size = store.append_batch(connection, made, route=1, now_ms=5, window_ms=10)
+    assert (receipt, records, size) == (Receipt(3, 1), 12, 12 * 20)
+
+
+def test_a_change_without_a_record_is_seen_and_accepted(connection: sqlite3.Connection) -> None:
+    made = Batch("statsig", (Change(uid(1), ()),))
+    assert store.append_batch(connection, made, route=1, now_ms=5, window_ms=10) == (Receipt(1), 0, 0)
+    assert store.append_batch(connection, made, route=1, now_ms=6, window_ms=10) == (Receipt(0, 1), 0, 0)
+
+
+def test_invalid_items_and_bodies_are_kept_as_they_came(connection: sqlite3.Connection) -> None:
+    made = Batch("statsig/eu", (), (Invalid(b"\xff\0", "no name"), Invalid(b"", "no JSON", whole_body=True)))
+    store.append_batch(connection, made, route=1, now_ms=5, window_ms=10)
+    rows = connection.execute("SELECT at, kind, owner, reason, content, uid, count FROM dead_letters").fetchall()
+    assert rows == [
+        (5, "item", "statsig/eu", "no name", b"\xff\0", None, 1),
+        (5, "body", "statsig/eu", "no JSON", b"", None, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("at", "duplicate"),
+    [(0, 1), (1, 1), (999, 1), (1000, 0), (1001, 0), (10**15, 0), (-1, 1), (-(10**12), 1)],
+)
+def test_a_change_is_a_duplicate_within_the_window_from_its_first_sight(
+    connection: sqlite3.Connection, at: int, duplicate: int
+) -> None:
+    now = 1_700_000_000_000
+    route = store.ensure_route(connection, [])
+    append(connection, route, 7, now_ms=now, window_ms=1000)
+    assert append(connection, route, 7, now_ms=now + at, window_ms=1000).duplicates == duplicate
+
+
+def test_the_window_does_not_grow_with_the_duplicates(connection: sqlite3.Connection) -> None:
+    route = store.ensure_route(connection, [])
+    receipts = [append(connection, route, 7, now_ms=now, window_ms=10) for now in (0, 6, 9, 10, 15, 19, 20)]
+    assert [receipt.accepted for receipt in receipts] == [1, 0, 0, 1, 0, 0, 1]
+
+
+def test_what_was_seen_is_forgotten_in_bounded_steps(connection: sqlite3.Connection) -> None:
+    route = store.ensure_route(connection, [])
+    connection.execute("BEGIN")
+    append(connection, route, *range(12_000), now_ms=1, window_ms=10)
+    append(connection, route, *range(20_000, 20_003), now_ms=5, window_ms=10)
+    assert [store.forget(connection, 5) for _ in range(4)] == [5000, 5000, 2000, 0]
+    assert connection.execute("SELECT count(*) FROM seen").fetchone() == (3,)
+
+
+def test_what_all_are_done_with_is_deleted_in_bounded_steps(connection: sqlite3.Connection) -> None:
+    fast, slow = store.ensure_exporter(connection, "fast"), store.ensure_exporter(connection, "slow")
+    route = store.ensure_route(connection, [fast, slow])
+    connection.execute("BEGIN")
+    append(connection, route, *range(1, 12_001))
+    store.advance(connection, fast, cursor=12_000, records=12_000, size=0)
+    assert store.collect(connection) == 0, "the slow one has read nothing"
+    store.advance(connection, slow, cursor=11_990, records=11_990, size=0)
+    assert [store.collect(connection) for _ in range(4)] == [5000, 5000, 1990, 0]
+    assert read(connection, route) == list(range(11_991, 12_001))
+
+
+def test_an_exporter_holds_only_what_is_for_it(connection: sqlite3.Connection) -> None:
+    a, b = store.ensure_exporter(connection, "a"), store.ensure_exporter(connection, "b")
+    only_a, both = store.ensure_route(connection, [a]), store.ensure_route(connection, [a, b])
+    append(connection, only_a, 1)
+    append(connection, both, 2)
+    append(connection, only_a, 3)
+    store.advance(connection, a, cursor=3, records=3, size=0)
+    assert store.collect(connection) == 2
+    assert read(connection, only_a, both) == [2]
+
+
+def test_a_removed_exporter_frees_what_it_held(connection: sqlite3.Connection) -> None:
+    a, b = store.ensure_exporter(connection, "a"), store.ensure_exporter(connection, "b")
+    both, only_b = store.ensure_route(connection, [a, b]), store.ensure_route(connection, [b])
+    append(connection, both, 1)
+    append(connection, only_b, 2)
+    append(connection, both, 3)
+    store.advance(connection, a, cursor=1, records=1, size=20)
+    gone = store.remove_exporter(connection, "b")
+    assert gone is not None
+    assert (gone.name, gone.waiting, gone.bytes) == ("b", 3, 60)
+    assert store.remove_exporter(connection, "b") is None
+    assert store.collect(connection) == 2
+    assert read(connection, both, only_b) == [3]
+
+
+def test_a_seq_is_never_used_twice(connection: sqlite3.Connection) -> None:
+    route = store.ensure_route(connection, [])
+    append(connection, route, 1, 2)
+    store.collect(connection)
+    assert (store.last_seq(connection), store.oldest_seq(connection)) == (2, None)
+    append(connection, route, 3)
+    assert (store.last_seq(connection), store.oldest_seq(connection)) == (3, 3)
+
+
+def test_records_of_several_routes_come_in_the_order_in_which_they_were_stored(connection: sqlite3.Connection) -> None:
+    routes = [store.ensure_route(connection, [number]) for number in (1, 2, 3)]
+    for number in range(1, 31):
+        append(connection, routes[number * 7 % 3], number)
+    assert read(connection, *routes) == list(range(1, 31))
+    assert read(connection, *routes, after=11, count=5) == [12, 13, 14, 15, 16]
+    assert read(connection, routes[0], after=11, count=3) == [12, 15, 18]
+    assert read(connection) == []
+
+
+def test_a_read_holds_at_most_so_many_bytes_or_one_record(connection: sqlite3.Connection) -> None:
+    route = store.ensure_route(connection, [])
+    append(connection, route, *range(1, 10), size=100)
+    assert read(connection, route, size=250) == [1, 2]
+    assert read(connection, route, size=300) == [1, 2, 3]
+    assert read(connection, route, size=99) == [1]
+    assert read(connection, route, size=0, after=4) == [5]
+
+
+def test_a_read_of_several_routes_is_of_one_moment(connection: sqlite3.Connection, tmp_path: Path) -> None:
+    """A commit between two routes' reads must not show the later record without the earlier one."""
+    first, second = store.ensure_route(connection, [1]), store.ensure_route(connection, [1, 2])
+    with reading(tmp_path / "queue.db") as reader:
+        selects = 0
+
+        def commit_in_between(statement: str) -> None:
+            nonlocal selects
+            selects += "FROM records" in statement
+            if selects == 2:
+                append(connection, first, 1)
+                append(connection, second, 2)
+                selects += 1
+
+        reader.set_trace_callback(commit_in_between)
+        assert read(reader, first, second) == []
+        assert selects == 3
+        reader.set_trace_callback(None)
+        assert not reader.in_transaction
+        assert read(reader, first, second) == [1, 2]
+
+
+def test_a_read_inside_a_transaction_sees_what_that_wrote(connection: sqlite3.Connection) -> None:
+    route = store.ensure_route(connection, [])
+    connection.execute("BEGIN IMMEDIATE")
+    append(connection, route, 1)
+    assert read(connection, route) == [1]
+    assert connection.in_transaction
+    connection.execute("ROLLBACK")
+    assert read(connection, route) == []
+
+
+@pytest.mark.parametrize("change", ["payload = CAST('2.1' AS BLOB)", "uid = zeroblob(16)", "checksum = checksum + 1"])
+def test_a_record_that_changed_is_not_intact(connection: sqlite3.Connection, change: str) -> None:
+    route = store.ensure_route(connection, [])
+    append(connection, route, 1, 2, 3)
+    connection.execute(f"UPDATE records SET {change} WHERE seq = 2")
+    found = store.read_records(connection, [route], after=0, count=10, size=BIG)
+    assert [(record.seq, record.intact) for record in found] == [(1, True), (2, False), (3, True)]
+
+
+@pytest.mark.parametrize("value", ["NULL", "7", "1.5", "'text'", "CAST(X'ff80' AS TEXT)"])
+@pytest.mark.parametrize("column", ["payload", "uid", "checksum"])
+def test_a_value_of_another_type_hides_no_other_record(connection: sqlite3.Connection, column: str, value: str) -> None:
+    route = store.ensure_route(connection, [])
+    append(connection, route, 1, 2, 3)
+    connection.execute("PRAGMA ignore_check_constraints = ON")
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'NOT NULL', '') WHERE name = 'records'")
+    connection.execute("PRAGMA writable_schema = RESET")
+    connection.execute(f"UPDATE records SET {column} = {value} WHERE seq = 2")
+    found = store.read_records(connection, [route], after=0, count=10, size=BIG)
+    assert [(record.seq, record.intact) for record in found] == [(1, True), (2, False), (3, True)]
+    assert {type(value) for record in found for value in (record.payload, record.uid)} == {bytes}
+
+
+def test_what_is_waiting_is_counted_down_to_nothing(connection: sqlite3.Connection) -> None:
+    number = store.ensure_exporter(connection, "a")
+    append(connection, store.ensure_route(connection, [number]), 1, 2, 3)
+    store.advance(connection, number, cursor=1, records=1, size=20)
+    assert store.place_of(connection, number) == (1, 2)
+    store.advance(connection, number, cursor=3, records=2, size=7)
+    (state,) = store.exporter_states(connection)
+    assert (state.cursor, state.waiting, state.bytes) == (3, 0, 0)
+    assert store.place_of(connection, 99) is None
+
+
+def test_a_route_or_a_place_that_is_no_number_is_damage(connection: sqlite3.Connection) -> None:
+    number = store.ensure_exporter(connection, "a")
+    route = store.ensure_route(connection, [number])
+    connection.execute("UPDATE routes SET exporters = '1,x' WHERE id = ?", (route,))
+    with pytest.raises(schema.DamagedError):
+        store.routes_of(connection, number)
+    with pytest.raises(schema.DamagedError):
+        store.collect(connection)
+    connection.execute("UPDATE exporters SET waiting = 'many'")
+    with pytest.raises(schema.DamagedError):
+        store.exporter_states(connection)
+
+
+def test_a_dead_letter_is_kept_whole(connection: sqlite3.Connection) -> None:
+    store.bury(connection, DeadLetter("batch", "otlp", "3 were refused", b"\0\x01", None, 4, 3), 9)
+    store.bury(connection, DeadLetter("record", "otlp", "no", b"\0", b"\x07" * 16, 1), 10)
+    rows = connection.execute(
+        "SELECT at, kind, owner, reason, attempts, uid, count, content FROM dead_letters"
+    ).fetchall()
+    assert rows == [
+        (9, "batch", "otlp", "3 were refused", 4, None, 3, b"\0\x01"),
+        (10, "record", "otlp", "no", 1, b"\x07" * 16, 1, b"\0"),
+    ]
+
+
+def plans(connection: sqlite3.Connection, statements: list[str]) -> list[str]:
+    """How the engine would go about statements, as far as they are not about transactions."""
+    found: list[str] = []
+    for statement in statements:
+        if statement.split(maxsplit=1)[0] in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+            found += [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}")]
+    return found
+
+
+def test_no_statement_goes_through_a_whole_table_of_records(connection: sqlite3.Connection) -> None:
+    a, b = store.ensure_exporter(connection, "a"), store.ensure_exporter(connection, "b")
+    routes = [store.ensure_route(connection, who) for who in ([a], [a, b])]
+    said: list[str] = []
+    connection.set_trace_callback(said.append)
+    store.look(connection)
+    store.exporter_states(connection)
+    append(connection, routes[0], 1, 2, now_ms=1, window_ms=10)
+    read(connection, routes[0])
+    read(connection, *routes, after=1)
+    store.advance(connection, a, cursor=2, records=2, size=40)
+    store.collect(connection)
+    store.forget(connection, 1)
+    store.oldest_seq(connection)
+    store.ensure_exporter(connection, "c")
+    connection.set_trace_callback(None)
+    found = plans(connection, said)
+    assert [plan for plan in found if plan.startswith("SEARCH records USING INDEX records_by_route")], found
+    for plan in found:
+        # Both ends are read by walking an index from its end; what is sorted or gone through whole is small.
+        assert "TEMP B-TREE" not in plan, plan
+        if plan.startswith("SCAN"):
+            assert plan.split()[1] in ("exporters", "routes", "sqlite_sequence") or is_walked_from_an_end(plan), plan
+
+
+def is_walked_from_an_end(plan: str) -> bool:
+    return plan in ("SCAN records", "SCAN dead_letters", "SCAN seen USING COVERING INDEX seen_by_time")

@@ -1,0 +1,355 @@
+"""The writing thread: shared transactions, answers after the commit, and what a failure undoes."""
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Writer
+from tests.exporters.queue.helpers import PATIENCE, errors, reading
+
+
+class Watched:
+    """A writer of a file, with what it did: commits by their statements, and how often the file was looked at."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.statements: list[str] = []
+        self.prepared = 0
+        self.tidy: Callable[[sqlite3.Connection], bool] = lambda _: False
+        self.set_aside: list[Exception] = []
+        self.writer = Writer(path, prepare=self._prepare, tidy=self._tidy, set_aside=self._set_aside)
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        self.prepared += 1
+        connection.set_trace_callback(self.statements.append)
+
+    def _tidy(self, connection: sqlite3.Connection) -> bool:
+        return self.tidy(connection)
+
+    def _set_aside(self, error: Exception) -> None:
+        self.set_aside.append(error)
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{self.path}{suffix}").rename(f"{self.path}.aside{suffix}")
+
+    def transactions(self) -> list[int]:
+        """The inserts of each transaction that was committed with some, in order."""
+        found, inserts = [], 0
+        for statement in self.statements:
+            if statement.startswith("INSERT"):
+                inserts += 1
+            elif statement == "COMMIT":
+                found += [inserts] if inserts else []
+                inserts = 0
+        return found
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    made = Watched(tmp_path / "queue.db")
+    made.writer.start()
+    yield made
+    made.writer.stop()
+
+
+def insert(name: str) -> Callable[[sqlite3.Connection], str]:
+    def work(connection: sqlite3.Connection) -> str:
+        connection.execute("INSERT INTO exporters (name, cursor) VALUES (?, 0)", (name,))
+        return name
+
+    return work
+
+
+def names(path: Path) -> list[str]:
+    with reading(path) as connection:
+        return [name for (name,) in connection.execute("SELECT name FROM exporters ORDER BY id")]
+
+
+@contextlib.contextmanager
+def held(writer: Writer) -> Iterator[None]:
+    """Keep the writer busy, so that what is handed over inside the block waits together."""
+    entered, gate = threading.Event(), threading.Event()
+
+    def work(_: sqlite3.Connection) -> None:
+        entered.set()
+        assert gate.wait(PATIENCE)
+
+    busy = writer.submit(work)
+    assert entered.wait(PATIENCE)
+    try:
+        yield
+    finally:
+        gate.set()
+        busy.result(PATIENCE)
+
+
+def test_jobs_that_wait_together_share_one_transaction_in_their_order(watched: Watched) -> None:
+    with held(watched.writer):
+        futures = [watched.writer.submit(insert(str(number))) for number in range(200)]
+    assert [future.result(PATIENCE) for future in futures] == [str(number) for number in range(200)]
+    assert watched.transactions() == [200]
+    assert names(watched.path) == [str(number) for number in range(200)]
+
+
+def test_a_lone_job_is_committed_without_waiting_for_others(watched: Watched) -> None:
+    for number in range(5):
+        assert watched.writer.submit(insert(str(number))).result(PATIENCE) == str(number)
+    assert watched.transactions() == [1] * 5
+
+
+def test_a_transaction_is_bounded(watched: Watched) -> None:
+    with held(watched.writer):
+        futures = [watched.writer.submit(insert(str(number))) for number in range(2500)]
+    wait_for(futures, PATIENCE)
+    assert watched.transactions() == [1024, 1024, 452]
+
+
+def test_what_a_job_wrote_is_seen_by_others_only_once_it_is_answered(watched: Watched) -> None:
+    entered, gate = threading.Event(), threading.Event()
+
+    def slow(connection: sqlite3.Connection) -> None:
+        insert("late")(connection)
+        entered.set()
+        assert gate.wait(PATIENCE)
+
+    seen_at_answer: list[list[str]] = []
+    future = watched.writer.submit(slow)
+    future.add_done_callback(lambda _: seen_at_answer.append(names(watched.path)))
+    assert entered.wait(PATIENCE)
+    assert (names(watched.path), future.done()) == ([], False)
+    gate.set()
+    future.result(PATIENCE)
+    watched.writer.stop()
+    assert seen_at_answer == [["late"]]
+
+
+def test_what_comes_after_the_commit_runs_before_the_answer(watched: Watched) -> None:
+    said: list[str] = []
+    future = watched.writer.submit(insert("a"), lambda name: said.append(f"then {name} {names(watched.path)}"))
+    assert future.result(PATIENCE) == "a"
+    assert said == ["then a ['a']"]
+
+
+def test_a_job_that_raises_undoes_itself_alone(watched: Watched) -> None:
+    def bad(connection: sqlite3.Connection) -> None:
+        insert("bad")(connection)
+        raise ValueError("mine")
+
+    with held(watched.writer):
+        futures: list[Future[Any]] = [
+            watched.writer.submit(work) for work in (insert("a"), bad, insert("b"), insert("a"), insert("c"))
+        ]
+    assert [type(future.exception(PATIENCE)) for future in futures] == [
+        type(None),
+        ValueError,
+        type(None),
+        sqlite3.IntegrityError,
+        type(None),
+    ]
+    assert names(watched.path) == ["a", "b", "c"]
+    assert watched.transactions() == [5]
+    assert not watched.writer.failing
+
+
+def test_an_error_of_the_database_refuses_all_who_wait_and_the_file_is_looked_at_anew(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(connection: sqlite3.Connection) -> None:
+        connection.execute("SELECT * FROM missing")
+
+    before = watched.prepared
+    for _ in range(3):
+        with held(watched.writer):
+            futures: list[Future[Any]] = [watched.writer.submit(work) for work in (insert("a"), broken, insert("b"))]
+        for future in futures:
+            with pytest.raises(StorageError, match="no such table: missing"):
+                future.result(PATIENCE)
+    assert names(watched.path) == []
+    assert watched.writer.submit(insert("c")).result(PATIENCE) == "c"
+    assert watched.prepared == before + 3
+    assert names(watched.path) == ["c"]
+
+
+def test_trouble_is_said_once_when_it_begins_and_once_when_it_ends(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(connection: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    for _ in range(5):
+        with pytest.raises(StorageError):
+            watched.writer.submit(broken).result(PATIENCE)
+        assert watched.writer.failing
+    watched.writer.submit(insert("a")).result(PATIENCE)
+    assert not watched.writer.failing
+    assert errors(caplog) == [
+        "The queue can't be written; nothing is acknowledged until it can: disk I/O error",
+        "The queue can be written again",
+    ]
+
+
+def test_a_commit_that_fails_acknowledges_nothing(watched: Watched) -> None:
+    """The engine refuses the COMMIT itself, after every job went well."""
+
+    def no_commit(connection: sqlite3.Connection) -> None:
+        connection.set_authorizer(lambda _, what, *__: sqlite3.SQLITE_DENY if what == "COMMIT" else sqlite3.SQLITE_OK)
+
+    with held(watched.writer):
+        futures: list[Future[Any]] = [watched.writer.submit(work) for work in (insert("a"), no_commit, insert("b"))]
+    for future in futures:
+        with pytest.raises(StorageError, match="not authorized"):
+            future.result(PATIENCE)
+    assert names(watched.path) == []
+    assert watched.writer.submit(insert("c")).result(PATIENCE) == "c"
+    assert names(watched.path) == ["c"]
+
+
+def test_damage_that_is_found_twice_sets_the_file_aside_and_what_waits_goes_to_a_new_one(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched.writer.submit(insert("old")).result(PATIENCE)
+    runs: list[int] = []
+
+    def finds_damage(connection: sqlite3.Connection) -> int:
+        runs.append(1)
+        if not watched.set_aside:
+            raise schema.DamagedError("a page is torn")
+        return len(runs)
+
+    with held(watched.writer):
+        futures: list[Future[Any]] = [watched.writer.submit(work) for work in (insert("a"), finds_damage)]
+    assert [future.result(PATIENCE) for future in futures] == ["a", 3]
+    assert [str(error) for error in watched.set_aside] == ["a page is torn"]
+    assert (names(watched.path), names(Path(f"{watched.path}.aside"))) == (["a"], ["old"])
+    assert not watched.writer.failing
+
+
+def test_damage_that_was_only_seen_once_sets_nothing_aside(watched: Watched) -> None:
+    runs: list[int] = []
+
+    def once(connection: sqlite3.Connection) -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            raise schema.DamagedError("a page is torn")
+        insert("a")(connection)
+
+    watched.writer.submit(once).result(PATIENCE)
+    assert (len(runs), watched.set_aside, names(watched.path)) == (2, [], ["a"])
+
+
+def test_damage_in_the_new_file_too_ends_in_a_refusal(watched: Watched) -> None:
+    def always(_: sqlite3.Connection) -> None:
+        raise schema.DamagedError("always")
+
+    with pytest.raises(StorageError, match="always"):
+        watched.writer.submit(always).result(PATIENCE)
+    assert len(watched.set_aside) == 1
+    assert watched.writer.submit(insert("a")).result(PATIENCE) == "a"
+
+
+def test_a_writer_that_may_set_nothing_aside_refuses(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "queue.db", prepare=lambda _: None, tidy=lambda _: False)
+    writer.start()
+
+    def always(_: sqlite3.Connection) -> None:
+        raise schema.DamagedError("always")
+
+    with pytest.raises(StorageError, match="always"):
+        writer.submit(always).result(PATIENCE)
+    writer.stop()
+
+
+def test_tidying_that_fails_is_said_once_refuses_nothing_and_is_tried_again(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried, works, done = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    def tidy(_: sqlite3.Connection) -> bool:
+        tried.release()
+        if not works.is_set():
+            raise sqlite3.OperationalError("database or disk is full")
+        done.set()
+        return False
+
+    watched.tidy = tidy
+    for number in range(20):
+        watched.writer.submit(insert(str(number))).result(PATIENCE)
+    for _ in range(2):
+        assert tried.acquire(timeout=PATIENCE)
+    assert not watched.writer.failing
+    works.set()
+    assert done.wait(PATIENCE)
+    watched.writer.stop()
+    assert errors(caplog) == [
+        "The space of what is delivered can't be given back now: database or disk is full",
+        "The space of what is delivered is given back again",
+    ]
+
+
+def test_tidying_goes_on_at_once_while_there_is_more_and_jobs_come_in_between(watched: Watched) -> None:
+    rounds = 0
+
+    def tidy(_: sqlite3.Connection) -> bool:
+        nonlocal rounds
+        rounds += 1
+        return rounds < 500
+
+    watched.tidy = tidy
+    for number in range(10):
+        watched.writer.submit(insert(str(number))).result(PATIENCE)
+    waited = threading.Event()
+    for _ in range(int(PATIENCE * 10)):
+        if rounds >= 500:
+            break
+        waited.wait(0.1)
+    assert rounds >= 500
+
+
+def test_what_was_handed_over_before_the_end_is_done_and_what_comes_after_is_refused(watched: Watched) -> None:
+    with held(watched.writer):
+        futures = [watched.writer.submit(insert(str(number))) for number in range(50)]
+        stopping = threading.Thread(target=watched.writer.stop)
+        stopping.start()
+    stopping.join(PATIENCE)
+    assert [future.result(0) for future in futures] == [str(number) for number in range(50)]
+    with pytest.raises(NotRunningError):
+        watched.writer.submit(insert("late")).result(PATIENCE)
+    watched.writer.stop()
+
+
+def test_nothing_runs_before_the_start(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "queue.db", prepare=lambda _: None, tidy=lambda _: False)
+    with pytest.raises(NotRunningError):
+        writer.submit(insert("a")).result(PATIENCE)
+    writer.stop()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_opened_at_the_start_is_the_callers_to_know(tmp_path: Path) -> None:
+    (tmp_path / "queue.db").write_bytes(b"no database" * 1000)
+    writer = Writer(tmp_path / "queue.db", prepare=lambda _: None, tidy=lambda _: False)
+    with pytest.raises(schema.DamagedError, match="not a database"):
+        writer.start()
+    writer.stop()
+
+
+def test_nobody_can_cancel_what_is_being_written(watched: Watched) -> None:
+    with held(watched.writer):
+        future = watched.writer.submit(insert("a"))
+        assert not future.cancel()
+    assert future.result(PATIENCE) == "a"
+
+
+def test_it_can_be_started_again(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    watched.writer.stop()
+    watched.writer.start()
+    assert watched.writer.submit(insert("a")).result(PATIENCE) == "a"
+    assert not errors(caplog)
