@@ -31,6 +31,9 @@ def blocks(language: str, file: str = "README.md") -> list[str]:
     return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
 
 
+documented = pytest.mark.xdist_group("port 8080")
+"""The documented ports are fixed: such tests run one after another."""
+
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 RUNS = [line for line in COMMANDS if "statsig-otel run" in line]
 SENDS = [line for line in COMMANDS if "statsig-otel send" in line]
@@ -73,6 +76,7 @@ def documented_ports() -> Iterator[GrpcSink]:
         yield backend
 
 
+@documented
 def test_the_five_minutes_of_the_set_up() -> None:
     """The commands in their order: without a secret, with it, and a sample change."""
     without_secret, with_secret, _ = RUNS
@@ -96,6 +100,7 @@ def test_the_five_minutes_of_the_set_up() -> None:
         assert [record.event_name for record in backend.records] == ["statsig.config_change"]
 
 
+@documented
 def test_the_configuration_file(tmp_path: Path) -> None:
     (config,) = blocks("yaml")
     (command,) = [line for line in RUNS if "--config" in line]
@@ -104,7 +109,7 @@ def test_the_configuration_file(tmp_path: Path) -> None:
     file.write_text(config)
     variables = {"STATSIG_SIGNING_SECRET": "webhook-..."}
     assert list(check(read(file, environ=variables), COMPONENTS).exporters) == ["otlp_grpc"]
-    with documented_ports(), ServiceProcess(file, env=variables) as service:
+    with documented_ports(), ServiceProcess(file, env=variables, folder=tmp_path) as service:
         assert service.url.endswith("/statsig")
 
 
@@ -115,6 +120,7 @@ def test_links_lead_to_files() -> None:
 
 
 @pytest.mark.slow
+@documented
 def test_the_installation(tmp_path: Path) -> None:
     """In a copy of what git has, so that nothing is taken from the work tree by accident; then without that copy."""
     source = tmp_path / "source"

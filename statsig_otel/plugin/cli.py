@@ -10,6 +10,8 @@ from statsig_otel import __version__
 _COMMANDS: Final = {
     "run": "Run the service.",
     "demo": "Watch a day of changes arrive behind a real collector. Needs nothing.",
+    "queue": "Look at the durable queue, and unblock it.",
+    "dead-letters": "List, show, replay or drop what could not be delivered.",
     "send": "Sign a webhook as Statsig would, and post it.",
 }
 """Each command and its one line of help, so that listing them loads none."""
@@ -22,7 +24,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        module = import_module(f"statsig_otel.plugin.commands.{cmd_name}")
+        module = import_module(f"statsig_otel.plugin.commands.{cmd_name.replace('-', '_')}")
         return cast("click.Command", module.command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -35,6 +37,6 @@ class _LazyGroup(click.Group):
 def main() -> None:
     """Statsig config changes as OpenTelemetry events.
 
-    Signed webhooks come in; each config change goes out as a log record over OTLP. What was answered with 200 has
-    reached every exporter.
+    Signed webhooks come in; each config change goes out as a log record over OTLP. What was answered with 200 is on
+    disk until every exporter has delivered it.
     """

@@ -10,7 +10,25 @@ from statsig_otel.exporters.debug import DebugSettings
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.file import FileSettings
 from statsig_otel.exporters.otlp_settings import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.plugin.delivery_settings import DeliveryKeys
 from statsig_otel.plugin.settings import StatsigReceiverSettings
+from statsig_otel.plugin.storage import FileStorageSettings
+
+
+class QueuedOtlpGrpcSettings(OtlpGrpcSettings, DeliveryKeys):
+    """`otlp_grpc` in a configuration file."""
+
+
+class QueuedOtlpHttpSettings(OtlpHttpSettings, DeliveryKeys):
+    """`otlp_http` in a configuration file."""
+
+
+class QueuedFileSettings(FileSettings, DeliveryKeys):
+    """`file` in a configuration file."""
+
+
+class QueuedDebugSettings(DebugSettings, DeliveryKeys):
+    """`debug` in a configuration file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +40,7 @@ class ExporterType:
         create: Makes one of its id and its checked settings. Loads the libraries that it needs, and opens nothing.
     """
 
-    settings: type[Settings]
+    settings: type[DeliveryKeys]
     create: Callable[[str, Any], Exporter]
 
 
@@ -51,10 +69,10 @@ def _debug(name: str, settings: DebugSettings) -> Exporter:
 
 
 EXPORTERS: Final[Mapping[str, ExporterType]] = {
-    "otlp_grpc": ExporterType(OtlpGrpcSettings, _otlp_grpc),
-    "otlp_http": ExporterType(OtlpHttpSettings, _otlp_http),
-    "file": ExporterType(FileSettings, _file),
-    "debug": ExporterType(DebugSettings, _debug),
+    "otlp_grpc": ExporterType(QueuedOtlpGrpcSettings, _otlp_grpc),
+    "otlp_http": ExporterType(QueuedOtlpHttpSettings, _otlp_http),
+    "file": ExporterType(QueuedFileSettings, _file),
+    "debug": ExporterType(QueuedDebugSettings, _debug),
 }
 
 ALIASES: Final[Mapping[str, str]] = {"otlp": "otlp_grpc", "otlphttp": "otlp_http"}
@@ -63,7 +81,7 @@ ALIASES: Final[Mapping[str, str]] = {"otlp": "otlp_grpc", "otlphttp": "otlp_http
 COMPONENTS: Final = Components(
     receivers={"statsig": StatsigReceiverSettings},
     exporters={name: kind.settings for name, kind in EXPORTERS.items()},
-    extensions={},
+    extensions={"file_storage": FileStorageSettings},
     aliases=ALIASES,
 )
 

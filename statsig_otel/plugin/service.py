@@ -1,30 +1,28 @@
 """The whole service: receivers on their servers, a pipeline behind them, exporters at its end, and their lifecycle."""
 
 import asyncio
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, cast
 
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import Configuration
-from statsig_otel.exporters.synchronous import Route, SynchronousConsumer
-from statsig_otel.plugin.components import create_exporter
+from statsig_otel.plugin.delivery import Delivery
 from statsig_otel.plugin.intake import Intake, Limits
-from statsig_otel.plugin.log_record import DEFAULT_RESOURCE, AttributeValue, LogRecordEncoder
-from statsig_otel.plugin.mapper import Mapper
+from statsig_otel.plugin.log_record import AttributeValue
+from statsig_otel.plugin.queue_configuration import create_mapper
 from statsig_otel.plugin.receiver import StatsigReceiver, create_app
 from statsig_otel.plugin.server import HttpServer, ServerTls
 from statsig_otel.plugin.settings import ServerTlsSettings, StatsigReceiverSettings
 from statsig_otel.plugin.webhook import Verifier
 
-_logger: Final = logging.getLogger(__name__)
-
-_DEFAULT_TIMEOUT: Final = 30.0
-"""Seconds for one `send` of an exporter whose settings have no timeout."""
-
 _BODY_GRACE: Final = 5.0
-"""Seconds after a stop for the bodies that are still being read. Well below the server's drain timeout."""
+"""Seconds after a stop for the bodies that are still being read. Well below the server's drain."""
+
+_SERVER_DRAIN: Final = 10.0
+"""Seconds after a stop for the requests in flight. With the delivery's own drain it stays within the 20 seconds that
+supervisors usually grant."""
 
 _SERVER_KEYS: Final = ("read_header_timeout", "max_connections", "tls")
 """The settings that belong to a server, and so have to agree for all receivers on one endpoint."""
@@ -44,25 +42,34 @@ class Service:
 
     Args:
         configuration: A checked configuration.
+        directory: The queue's directory; used where an exporter is queued, as all are by default.
         resource: Attributes of the records' resource below those that a receiver sets.
 
     Raises:
         ConfigError: Receivers that share an endpoint don't agree.
     """
 
-    def __init__(self, configuration: Configuration, *, resource: Mapping[str, AttributeValue] | None = None) -> None:
-        self._consumer = _consumer(configuration)
-        self._resource = {**DEFAULT_RESOURCE, **(resource or {})}
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        directory: Path,
+        resource: Mapping[str, AttributeValue] | None = None,
+    ) -> None:
+        self._delivery = Delivery(configuration, directory)
+        self._resource = dict(resource or {})
         self._endpoints: dict[str, _Endpoint] = {}
         receivers = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
         problems = list(_disagreements(receivers))
         if problems:
             raise ConfigError(problems)
+        intakes = {name: self._intake(name, settings) for name, settings in receivers.items()}
         for name, settings in receivers.items():
             endpoint = self._endpoints.setdefault(settings.endpoint, _Endpoint(settings))
-            endpoint.receivers[name] = StatsigReceiver(self._intake(name, settings), self._consumer)
+            endpoint.receivers[name] = StatsigReceiver(intakes[name], self._delivery.consumer)
             endpoint.paths[name] = settings.path
         self._servers = {address: _server(endpoint) for address, endpoint in self._endpoints.items()}
+        self._control = self._delivery.control(intakes)
         self._without_secret = [name for name, settings in receivers.items() if not settings.signing_secrets]
 
     @property
@@ -82,14 +89,17 @@ class Service:
         return list(self._without_secret)
 
     def start(self) -> None:
-        """Start the exporters and open the listening sockets. Where something fails, all is closed again.
+        """Start the delivery and open the listening sockets. Where something fails, all is closed again.
 
         Raises:
             OSError: An address can't be listened on, or a file can't be opened; the message says which and why.
             ValueError: A file holds something else than it should.
+            QueueError: The queue's directory belongs to another process, or its file can't be used.
         """
         try:
-            self._consumer.start()
+            self._delivery.start()
+            if self._control is not None:
+                self._control.start()
             for server in self._servers.values():
                 server.bind()
         except BaseException:
@@ -107,7 +117,11 @@ class Service:
             await asyncio.gather(*servers, return_exceptions=True)
 
     def stop(self) -> None:
-        """Take no more requests; those whose body is there are finished. In the loop that runs `serve`."""
+        """Take no more requests; those whose body is there are finished. In the loop that runs `serve`.
+
+        What waits for a synchronous exporter is refused within a few seconds, so that it still gets its 503.
+        """
+        self._delivery.close()
         for endpoint in self._endpoints.values():
             for receiver in endpoint.receivers.values():
                 receiver.close(grace=_BODY_GRACE)
@@ -115,18 +129,14 @@ class Service:
             server.stop()
 
     def shutdown(self) -> None:
-        """Close what `start` opened. Safe to call twice."""
+        """Close what `start` opened, after a last attempt to deliver what waits. Safe to call twice."""
         for server in self._servers.values():
             server.stop()
-        self._consumer.shutdown()
+        if self._control is not None:
+            self._control.shutdown()  # first: its handlers wait for the queue
+        self._delivery.shutdown()
 
     def _intake(self, name: str, settings: StatsigReceiverSettings) -> Intake:
-        encoder = LogRecordEncoder(
-            resource={**self._resource, **settings.resource},
-            user=settings.user,
-            hash_key=settings.hash_key.reveal() if settings.hash_key else None,
-            include_original=settings.include_original,
-        )
         secrets = [secret.reveal() for secret in settings.signing_secrets]
         limits = Limits(
             max_request_body_size=settings.max_request_body_size,
@@ -134,20 +144,7 @@ class Service:
             read_timeout=settings.read_timeout,
         )
         verifier = Verifier(secrets, tolerance=settings.timestamp_tolerance)
-        return Intake(verifier=verifier, mapper=Mapper(encoder), name=name, limits=limits)
-
-
-def _consumer(configuration: Configuration) -> SynchronousConsumer:
-    routes = {
-        name: Route(create_exporter(name, settings), float(getattr(settings, "timeout", _DEFAULT_TIMEOUT)))
-        for name, settings in configuration.exporters.items()
-    }
-    receivers: dict[str, dict[str, None]] = {name: {} for name in configuration.receivers}
-    for pipeline in configuration.pipelines.values():
-        for receiver in pipeline.receivers:
-            # Where pipelines share an exporter, it gets each record once.
-            receivers[receiver].update(dict.fromkeys(pipeline.exporters))
-    return SynchronousConsumer(routes, {name: tuple(exporters) for name, exporters in receivers.items()})
+        return Intake(verifier=verifier, mapper=create_mapper(settings, self._resource), name=name, limits=limits)
 
 
 def _server(endpoint: _Endpoint) -> HttpServer:
@@ -161,6 +158,7 @@ def _server(endpoint: _Endpoint) -> HttpServer:
         read_header_timeout=settings.read_header_timeout,
         max_connections=settings.max_connections,
         tls=_tls(settings.tls),
+        drain_timeout=_SERVER_DRAIN,
     )
 
 

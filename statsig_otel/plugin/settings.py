@@ -7,12 +7,16 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from statsig_otel.config.model import Duration, Opaque, Settings, Size
+from statsig_otel.exporters.queue.queue import DEFAULT_WINDOW
 from statsig_otel.plugin.log_record import UserMode
 from statsig_otel.plugin.receiver import DEFAULT_PATH
 
 _ENDPOINT: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
-_PATH: Final = re.compile(r"/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
+_PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
 _MAX_PORT: Final = 65535
+
+_MAX_INT: Final = 2**63 - 1
+"""What an OTLP integer holds."""
 
 ResourceValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
 
@@ -36,6 +40,14 @@ class ServerTlsSettings(Settings):
         default=None, description="Clients must present a certificate that one of these authorities has signed."
     )
     min_version: Literal["1.2", "1.3"] = Field(default="1.2", description="The oldest TLS version that is accepted.")
+
+
+class DeduplicationSettings(Settings):
+    """`deduplication` of a receiver."""
+
+    window: Duration = Field(
+        default=DEFAULT_WINDOW, ge=0, description="For how long a change that was seen is a duplicate; 0 is never."
+    )
 
 
 class StatsigReceiverSettings(Settings):
@@ -68,6 +80,9 @@ class StatsigReceiverSettings(Settings):
     )
     user: UserMode = Field(default="full", description="Who made a change: in full, hashed, or left out.")
     hash_key: Opaque | None = Field(default=None, description="The key for user: hash.")
+    deduplication: DeduplicationSettings = Field(
+        default_factory=DeduplicationSettings, description="Redeliveries that are answered, and not sent on."
+    )
     include_original: bool = Field(default=False, description="Add the item's own JSON text as log.record.original.")
 
     @field_validator("endpoint")
@@ -84,8 +99,20 @@ class StatsigReceiverSettings(Settings):
     @classmethod
     def _check_path(cls, path: str) -> str:
         if not _PATH.fullmatch(path):
-            raise ValueError(f"must begin with / and be a plain path\nhint: the default is {DEFAULT_PATH}")
+            raise ValueError(
+                "must begin with / and be a plain path, without // and percent escapes\n"
+                f"hint: the default is {DEFAULT_PATH}"
+            )
         return path
+
+    @field_validator("resource", mode="before")
+    @classmethod
+    def _check_resource(cls, resource: object) -> object:
+        for key, value in resource.items() if isinstance(resource, dict) else ():
+            for element in value if isinstance(value, list) else [value]:
+                if isinstance(element, int) and not -_MAX_INT - 1 <= element <= _MAX_INT:
+                    raise ValueError(f"{key} is larger than the 64 bits of an attribute\nhint: write it as a text")
+        return resource
 
     @model_validator(mode="after")
     def _check_sizes(self) -> "StatsigReceiverSettings":

@@ -118,18 +118,30 @@ class Process:
             self._said.notify_all()
 
 
-def write_config(folder: Path, exporters: Mapping[str, object], **receiver: object) -> Path:
+def write_config(
+    folder: Path, exporters: Mapping[str, Mapping[str, object]], *, queued: bool = False, **receiver: object
+) -> Path:
     """A configuration file for the service: one receiver on a free port, and one pipeline to all exporters.
 
     It is JSON, which YAML 1.2 contains.
+
+    Args:
+        folder: Where to write it; the queue, if any, is there too.
+        exporters: The exporters' settings, by id.
+        queued: Whether they stand behind the durable queue. Otherwise the webhook waits for them.
+        receiver: Settings of the receiver.
     """
     settings = {"endpoint": "127.0.0.1:0", "signing_secrets": ["${env:STATSIG_SIGNING_SECRET}"], **receiver}
     pipeline = {"receivers": ["statsig"], "exporters": list(exporters)}
-    config = {
+    config: dict[str, object] = {
         "receivers": {"statsig": settings},
-        "exporters": exporters,
+        "exporters": {name: {"sending_queue": {"enabled": queued}, **keys} for name, keys in exporters.items()},
         "service": {"pipelines": {"logs": pipeline}},
     }
+    if queued:
+        storage = {"directory": str(folder / "queue"), "min_free_bytes": 0}
+        config["extensions"] = {"file_storage": storage}
+        config["service"] = {"extensions": ["file_storage"], "pipelines": {"logs": pipeline}}
     path = folder / "statsig-otel.yaml"
     path.write_text(json.dumps(config, indent=2))
     return path
@@ -169,7 +181,7 @@ class Collector:
     process: Process
     ports: Ports
 
-    def exporter(self, protocol: Protocol, **settings: object) -> dict[str, object]:
+    def exporter(self, protocol: Protocol, **settings: object) -> dict[str, dict[str, object]]:
         """The `exporters:` section of a service in front of it."""
         if protocol == "http":
             return {"otlp_http": {"endpoint": f"http://127.0.0.1:{self.ports.http}", **settings}}

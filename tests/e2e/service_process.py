@@ -1,5 +1,6 @@
 """`statsig-otel run` as a real process."""
 
+import atexit
 import os
 import queue
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import IO, Self
 
@@ -16,9 +18,19 @@ _WAIT = 30.0
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The test's own environment without what would configure the service, and what a test adds."""
+    """The test's own environment without what would configure the service, and what a test adds.
+
+    A queue without a directory of its own is in one that is gone after the tests.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "STATSIG_"))}
-    return {**kept, **(extra or {})}
+    return {**kept, "STATE_DIRECTORY": str(_state_directory()), **(extra or {})}
+
+
+def _state_directory() -> Path:
+    """A directory for one process, removed when the tests end."""
+    directory = TemporaryDirectory(prefix="statsig-otel-test-")
+    atexit.register(directory.cleanup)
+    return Path(directory.name)
 
 
 class ServiceProcess:
@@ -31,9 +43,15 @@ class ServiceProcess:
     """
 
     def __init__(
-        self, config: Path | None = None, *args: str, env: Mapping[str, str] | None = None, exit_code: int = 0
+        self,
+        config: Path | None = None,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        exit_code: int = 0,
+        folder: Path | None = None,
     ) -> None:
         self._exit_code = exit_code
+        self._folder = folder
         self._command = [sys.executable, "-m", "statsig_otel", "run", *args]
         if config is not None:
             self._command += ["--config", str(config)]
@@ -45,7 +63,7 @@ class ServiceProcess:
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            self._command, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            self._command, cwd=self._folder, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert self.process.stdout is not None
         assert self.process.stderr is not None
@@ -55,7 +73,12 @@ class ServiceProcess:
         ]
         for reader in self._readers:
             reader.start()
-        self.url = self.wait_for_output("Webhook URL: ").removeprefix("Webhook URL: ")
+        try:
+            self.url = self.wait_for_output("Webhook URL: ").removeprefix("Webhook URL: ")
+        except BaseException as error:
+            self.process.kill()
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(

@@ -297,7 +297,9 @@ def test_every_field_arrives_behind_the_collector(
         sink(protocol) as backend,
         start_collector(protocol=protocol, backend=backend.address, folder=tmp_path) as collector,
     ):
-        straight = {"otlp_grpc/direct": {"endpoint": direct.address, "tls": {"insecure": True}}}
+        straight: dict[str, dict[str, object]] = {
+            "otlp_grpc/direct": {"endpoint": direct.address, "tls": {"insecure": True}}
+        }
         exporters = {**collector.exporter(protocol, compression=compression), **straight}
         with ServiceProcess(write_config(tmp_path, exporters, resource=RESOURCE_SETTINGS), env=SECRET_ENV) as service:
             begin = time.time_ns()
@@ -370,11 +372,15 @@ def test_the_configuration_of_the_example_is_what_it_says() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(otelcol.TEST_TIMEOUT)
-def test_the_example_shows_a_change_behind_the_collector(otelcol_binary: Path) -> None:
+def test_the_example_shows_a_change_behind_the_collector(otelcol_binary: Path, tmp_path: Path) -> None:
     """Both files of examples/collector as they stand, but for the ports: the Collector prints the change event."""
     free = {"OTLP_GRPC_ENDPOINT": "127.0.0.1:0", "OTLP_HTTP_ENDPOINT": "127.0.0.1:0"}
     with otelcol.start(otelcol_binary, EXAMPLE / "collector.yaml", **free) as collector:
-        endpoints = {"WEBHOOK_ENDPOINT": "127.0.0.1:0", "COLLECTOR_ENDPOINT": f"127.0.0.1:{collector.ports.grpc}"}
+        endpoints = {
+            "WEBHOOK_ENDPOINT": "127.0.0.1:0",
+            "COLLECTOR_ENDPOINT": f"127.0.0.1:{collector.ports.grpc}",
+            "QUEUE_DIRECTORY": str(tmp_path / "queue"),
+        }
         with ServiceProcess(EXAMPLE / "statsig-otel.yaml", env={**SECRET_ENV, **endpoints}) as service:
             body = body_of(EVERY_FIELD)
             assert post(service.url, body, signed(body)).status == 200

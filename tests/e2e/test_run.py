@@ -5,7 +5,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import grpc
@@ -13,6 +12,7 @@ import pytest
 import urllib3
 
 from statsig_otel.plugin.webhook import sign
+from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, run_to_end
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink
@@ -28,26 +28,15 @@ BODY = json.dumps({"data": [CHANGE]}).encode()
 TAKEN = {"accepted": 1, "duplicates": 0, "ignored": 0, "invalid": 0}
 VERIFICATION = b'{"data": {"event": "url_verification", "verification_code": "abc123"}}'
 
+default_port = pytest.mark.xdist_group("port 8080")
+"""Without a file the service listens on its default port: such tests run one after another."""
+
 http = urllib3.PoolManager(retries=False, timeout=20)
 
 
 def post(url: str, body: bytes = BODY, *, secret: str = SECRET) -> urllib3.BaseHTTPResponse:
     headers = sign(body, secret=secret, timestamp_ms=time.time_ns() // 1_000_000)
     return http.request("POST", url, body=body, headers=headers)
-
-
-def write_config(folder: Path, exporters: Mapping[str, object], **receiver: object) -> Path:
-    """A configuration with one receiver on a free port, and all exporters in one pipeline."""
-    settings = {"endpoint": "127.0.0.1:0", "signing_secrets": ["${env:STATSIG_SIGNING_SECRET}"], **receiver}
-    pipeline = {"receivers": ["statsig"], "exporters": list(exporters)}
-    config = {
-        "receivers": {"statsig": settings},
-        "exporters": exporters,
-        "service": {"pipelines": {"logs": pipeline}},
-    }
-    path = folder / "statsig-otel.yaml"
-    path.write_text(json.dumps(config))  # JSON is YAML
-    return path
 
 
 def grpc_exporter(port: int) -> dict[str, object]:
@@ -62,7 +51,7 @@ def free_port() -> int:
 def test_a_signed_change_reaches_every_exporter_before_the_200(tmp_path: Path) -> None:
     lines = tmp_path / "changes.jsonl"
     with GrpcSink() as over_grpc, HttpSink() as over_http:
-        exporters = {
+        exporters: dict[str, dict[str, object]] = {
             "otlp_grpc": grpc_exporter(over_grpc.port),
             "otlp_http/two": {"endpoint": over_http.url},
             "file": {"path": str(lines)},
@@ -77,30 +66,25 @@ def test_a_signed_change_reaches_every_exporter_before_the_200(tmp_path: Path) -
     assert any("gate_updated" in line and "layout_v2 updated" in line for line in service.output)
 
 
+@default_port
 def test_the_set_up_in_its_true_order() -> None:
     """Start without a secret, let Statsig verify the URL, add the secret, take the first signed event."""
     with HttpSink() as backend:
         env = {"OTEL_EXPORTER_OTLP_ENDPOINT": backend.url, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
         with ServiceProcess(env=env) as service:
-            assert any("no signing secret yet" in line for line in service.output)
             verified = http.request("POST", service.url, body=VERIFICATION)
             assert (verified.status, verified.json()) == (200, {"verification_code": "abc123"})
             assert post(service.url).status == 401
+        assert any("no signing secret yet" in line for line in service.output)
         assert any("Copy its signing secret" in line for line in service.log)
         assert not backend.requests
         with ServiceProcess(env={**env, **SECRET_ENV}) as service:
-            assert not any("no signing secret" in line for line in service.output)
             assert post(service.url).status == 200
+        assert not any("no signing secret" in line for line in service.output)
         assert len(backend.records) == 1
 
 
-def test_the_default_address_and_path_are_those_of_the_documentation() -> None:
-    with GrpcSink() as backend:
-        env = {**SECRET_ENV, "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{backend.address}"}
-        with ServiceProcess(env=env) as service:
-            assert service.url == "http://127.0.0.1:8080/api/v1/data/events/receiver/statsig"
-
-
+@default_port
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_the_environment_alone_configures_the_exporter_and_the_resource(protocol: str) -> None:
     with GrpcSink() as over_grpc, HttpSink() as over_http:
@@ -127,6 +111,7 @@ def test_the_environment_alone_configures_the_exporter_and_the_resource(protocol
             assert received.path == "/v1/logs"
 
 
+@default_port
 def test_the_logs_endpoint_of_the_environment_is_used_as_it_is() -> None:
     with HttpSink() as backend:
         env = {

@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import signal
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Final
@@ -16,9 +17,11 @@ from statsig_otel import __version__
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import read
+from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.components import COMPONENTS
 from statsig_otel.plugin.environment import SECRET_VARIABLE, document_from_environment, resource_from_environment
 from statsig_otel.plugin.service import Service
+from statsig_otel.plugin.storage import find_directory
 
 _logger: Final = logging.getLogger("statsig_otel")
 
@@ -52,7 +55,7 @@ Until then everything but the verification is refused with 401."""
     help="What is logged, on standard error.",
 )
 def command(file: Path | None, log_level: str) -> None:
-    """Run the service until SIGTERM or Ctrl-C; a second one ends it at once.
+    """Run the service until SIGTERM or Ctrl-C; a second one, half a second later, ends it at once.
 
     Without --config it listens on localhost:8080 and takes its signing secret from STATSIG_SIGNING_SECRET and its
     exporter from the OTEL_EXPORTER_OTLP_* variables.
@@ -64,17 +67,29 @@ def command(file: Path | None, log_level: str) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc-core writes to standard error past the log
     try:
         document = read(file, environ=os.environ) if file else document_from_environment(os.environ)
-        service = Service(check(document, COMPONENTS), resource=resource_from_environment(os.environ))
+        configuration = check(document, COMPONENTS)
+        service = Service(
+            configuration,
+            directory=find_directory(configuration, os.environ),
+            resource=resource_from_environment(os.environ),
+        )
         service.start()
     except ConfigError as error:
         raise click.ClickException(f"the configuration has errors\n{error}") from error
-    except (OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    except (OSError, ValueError, QueueError, sqlite3.Error) as error:
+        raise click.ClickException(_message(error)) from error
     try:
         asyncio.run(_serve(service, where=f"as {SECRET_VARIABLE}" if file is None else "in signing_secrets"))
     finally:
         service.shutdown()
     _logger.info("Stopped")
+
+
+def _message(error: Exception) -> str:
+    """What went wrong, without the system's number for it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
 
 
 def _raise_open_files() -> None:

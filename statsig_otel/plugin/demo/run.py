@@ -46,7 +46,10 @@ receivers:
     signing_secrets: ["${{env:{variable}}}"]
 exporters:
   {exporter}
+extensions:
+  file_storage: {{directory: {directory}, min_free_bytes: 0}}
 service:
+  extensions: [file_storage]
   pipelines:
     logs: {{receivers: [statsig], exporters: [{exporter_id}]}}
 """
@@ -171,7 +174,12 @@ class Demo:
             sink.start()
             self._table.say(f"backend    the demo's own, OTLP over gRPC at {sink.endpoint}")
             endpoint = f"http://{self._start_collector(stack, directory, sink.endpoint, environment)}"
-        self._start_receiver(stack, directory, _configuration(endpoint, self._otlp_protocol), environment)
+        self._start_receiver(
+            stack,
+            directory,
+            _configuration(endpoint, self._otlp_protocol, directory / "queue", queued=self._otlp_endpoint is None),
+            environment,
+        )
 
     def _start_collector(self, stack: ExitStack, directory: Path, backend: str, environment: Mapping[str, str]) -> str:
         """Start the collector, where there is one.
@@ -332,10 +340,17 @@ def _environment(*, keep_otel: bool) -> dict[str, str]:
     return environment
 
 
-def _configuration(endpoint: str, protocol: Protocol) -> str:
-    """The receiver's configuration. A JSON text is a YAML text, and `$` is written twice."""
+def _configuration(endpoint: str, protocol: Protocol, directory: Path, *, queued: bool) -> str:
+    """The receiver's configuration. What can't be seen arriving is not queued: its 200 says that it has arrived."""
     exporter_id = "otlp_grpc" if protocol == "grpc" else "otlp_http"
-    quoted = json.dumps(endpoint).replace("$", "$$")
     return _CONFIGURATION.format(
-        variable=SECRET_VARIABLE, exporter=f"{exporter_id}: {{endpoint: {quoted}}}", exporter_id=exporter_id
+        variable=SECRET_VARIABLE,
+        exporter=f"{exporter_id}: {{endpoint: {_quoted(endpoint)}, sending_queue: {{enabled: {str(queued).lower()}}}}}",
+        exporter_id=exporter_id,
+        directory=_quoted(str(directory)),
     )
+
+
+def _quoted(text: str) -> str:
+    """A JSON text is a YAML text, and `$` is written twice."""
+    return json.dumps(text).replace("$", "$$")

@@ -1,0 +1,87 @@
+"""What a configuration says about the queue: where it is, whom its records are for, and how they are made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from statsig_otel.config.grammar import Configuration, load
+from statsig_otel.exporters.queue.queue import QueuedReceiver
+from statsig_otel.plugin.components import COMPONENTS
+from statsig_otel.plugin.delivery_settings import DeliveryKeys
+from statsig_otel.plugin.environment import resource_from_environment
+from statsig_otel.plugin.log_record import DEFAULT_RESOURCE, AttributeValue, LogRecordEncoder
+from statsig_otel.plugin.mapper import Mapper
+from statsig_otel.plugin.settings import StatsigReceiverSettings
+from statsig_otel.plugin.storage import find_directory
+
+
+@dataclass(frozen=True, slots=True)
+class QueueConfiguration:
+    """What a command needs to know of a configuration file.
+
+    Attributes:
+        directory: The queue's directory.
+        exporters: The queued exporters.
+        receivers: What the queue has to know of the receivers.
+        mappers: What makes each receiver's records.
+    """
+
+    directory: Path
+    exporters: tuple[str, ...]
+    receivers: Mapping[str, QueuedReceiver]
+    mappers: Mapping[str, Mapper]
+
+
+def read(file: Path, environ: Mapping[str, str]) -> QueueConfiguration:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: All that is wrong with it.
+    """
+    configuration = load(file, components=COMPONENTS, environ=environ)
+    resource = resource_from_environment(environ)
+    settings = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
+    return QueueConfiguration(
+        directory=find_directory(configuration, environ),
+        exporters=queued_exporters(configuration),
+        receivers=queued_receivers(configuration),
+        mappers={name: create_mapper(one, resource) for name, one in settings.items()},
+    )
+
+
+def queued_exporters(configuration: Configuration) -> tuple[str, ...]:
+    """The exporters behind the queue."""
+    settings = cast("Mapping[str, DeliveryKeys]", configuration.exporters)
+    return tuple(name for name, keys in settings.items() if keys.sending_queue.enabled)
+
+
+def queued_receivers(configuration: Configuration) -> dict[str, QueuedReceiver]:
+    """What the queue has to know of each receiver: its queued exporters, over all of its pipelines."""
+    queued = queued_exporters(configuration)
+    settings = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
+    exporters: dict[str, dict[str, None]] = {name: {} for name in settings}
+    for pipeline in configuration.pipelines.values():
+        for receiver in pipeline.receivers:
+            exporters[receiver].update(dict.fromkeys(name for name in pipeline.exporters if name in queued))
+    return {
+        name: QueuedReceiver(tuple(wanted), settings[name].deduplication.window)
+        for name, wanted in exporters.items()
+        if wanted
+    }
+
+
+def create_mapper(settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> Mapper:
+    """What makes a receiver's records.
+
+    Args:
+        settings: The receiver's settings.
+        resource: Attributes of the records' resource below those that the receiver sets.
+    """
+    encoder = LogRecordEncoder(
+        resource={**DEFAULT_RESOURCE, **resource, **settings.resource},
+        user=settings.user,
+        hash_key=settings.hash_key.reveal() if settings.hash_key else None,
+        include_original=settings.include_original,
+    )
+    return Mapper(encoder)

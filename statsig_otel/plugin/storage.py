@@ -1,0 +1,56 @@
+"""Where the durable queue lives: the `file_storage` extension, or a place that fits the machine."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field
+
+from statsig_otel.config.grammar import Configuration
+from statsig_otel.config.model import Settings, Size
+from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
+
+_SYSTEM: Final = Path("/var/lib/statsig-otel")
+_NAME: Final = "statsig-otel"
+
+
+class FileStorageSettings(Settings):
+    """The `file_storage` extension: the directory of the durable queue. One service owns it at a time."""
+
+    directory: Path = Field(description="The directory; it is made where it is missing.")
+    min_free_bytes: Size = Field(
+        default=DEFAULT_MIN_FREE, ge=0, description="Refuse webhooks with 503 while the disk has less than this."
+    )
+
+
+def file_storage(configuration: Configuration) -> FileStorageSettings | None:
+    """The settings of the one `file_storage` extension that the service names; None for none."""
+    for name in configuration.service_extensions:
+        settings = configuration.extensions[name]
+        if isinstance(settings, FileStorageSettings):
+            return settings
+    return None
+
+
+def find_directory(configuration: Configuration | None, environ: Mapping[str, str]) -> Path:
+    """The queue's directory.
+
+    The `file_storage` extension's; without one systemd's `$STATE_DIRECTORY`, else /var/lib/statsig-otel where that can
+    be written, else the user's state directory (XDG Base Directory Specification).
+    """
+    settings = file_storage(configuration) if configuration is not None else None
+    if settings is not None:
+        return settings.directory
+    if state := environ.get("STATE_DIRECTORY", "").partition(":")[0]:  # systemd.exec: several are joined by colons
+        return Path(state)
+    if _can_be_written(_SYSTEM):
+        return _SYSTEM
+    home = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".local" / "state")
+    return Path(home) / _NAME
+
+
+def _can_be_written(directory: Path) -> bool:
+    """Whether the directory is there and writable, or can be made."""
+    place = directory if directory.exists() else directory.parent
+    return os.access(place, os.W_OK | os.X_OK)

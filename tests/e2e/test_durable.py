@@ -1,0 +1,288 @@
+"""The promise behind a 200, with real processes: what was acknowledged reaches every exporter."""
+
+import json
+import random
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+import urllib3
+
+from statsig_otel.plugin.log_record import uid
+from statsig_otel.plugin.webhook import sign
+from tests.e2e.processes import write_config
+from tests.e2e.service_process import ServiceProcess, run_to_end
+from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink, Received
+
+SECRET = "webhook-0123456789abcdef0123456789abcdef"
+ENV = {"STATSIG_SIGNING_SECRET": SECRET}
+RETRY = {"initial_interval": "50ms", "max_interval": "200ms"}
+
+http = urllib3.PoolManager(retries=False, timeout=20, maxsize=8)
+
+
+def change(number: int) -> dict[str, object]:
+    metadata = {"type": "Gate", "name": f"gate_{number}", "action": "updated"}
+    return {"eventName": "statsig::config_change", "timestamp": 1739400185198 + number, "metadata": metadata}
+
+
+def post(url: str, *changes: dict[str, object]) -> urllib3.BaseHTTPResponse:
+    body = json.dumps({"data": changes}).encode()
+    headers = sign(body, secret=SECRET, timestamp_ms=time.time_ns() // 1_000_000)
+    return http.request("POST", url, body=body, headers=headers)
+
+
+def grpc_exporter(sink: GrpcSink, **keys: object) -> dict[str, object]:
+    return {"endpoint": sink.address, "tls": {"insecure": True}, "retry_on_failure": RETRY, **keys}
+
+
+def uids(records: "list[Received]") -> list[str]:
+    """The uids of all records that a sink got, in order."""
+    return [
+        attribute.value.string_value
+        for request in records
+        for record in request.records
+        for attribute in record.attributes
+        if attribute.key == "log.record.uid"
+    ]
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def waiting(folder: Path) -> dict[str, int]:
+    """How many records wait for each exporter, as the database says."""
+    connection = sqlite3.connect(f"file:{folder / 'queue' / 'queue.db'}?mode=ro", uri=True)
+    try:
+        return dict(connection.execute("SELECT name, waiting FROM exporters"))
+    finally:
+        connection.close()
+
+
+def test_a_backend_that_is_down_costs_no_webhook_and_gets_all_in_order(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        sink.answer = GrpcAnswer(grpc.StatusCode.UNAVAILABLE, "down")
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
+        changes = [change(number) for number in range(30)]
+        with ServiceProcess(config, env=ENV) as service:
+            assert [post(service.url, one).status for one in changes] == [200] * 30
+            sink.requests.clear()
+            sink.answer = GrpcAnswer()
+            wait_until(lambda: len(set(uids(sink.requests))) == 30, "all are delivered")
+        delivered = list(dict.fromkeys(uids(sink.requests)))
+        assert delivered == [uid(one) for one in changes]
+    outage = [line for line in service.log if "can't deliver now" in line]
+    over = [line for line in service.log if "again after" in line]
+    assert (len(outage), len(over)) == (1, 1)
+
+
+def test_what_waits_at_the_end_is_delivered_after_the_next_start(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        sink.answer = GrpcAnswer(grpc.StatusCode.UNAUTHENTICATED, "the key has expired")
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            assert post(service.url, change(1), change(2)).status == 200
+        assert any("is blocked until somebody mends it" in line for line in service.log)
+        assert waiting(tmp_path) == {"otlp_grpc": 2}
+        sink.requests.clear()
+        sink.answer = GrpcAnswer()
+        with ServiceProcess(config, env=ENV):
+            wait_until(lambda: len(uids(sink.requests)) == 2, "both are delivered")
+        assert uids(sink.requests) == [uid(change(1)), uid(change(2))]
+        assert waiting(tmp_path) == {"otlp_grpc": 0}
+
+
+def test_the_same_change_sent_many_times_is_stored_and_delivered_once(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
+        counts: list[dict[str, int]] = []
+        for _ in range(2):
+            with ServiceProcess(config, env=ENV) as service:
+                with ThreadPoolExecutor(20) as clients:
+                    counts += clients.map(lambda url: post(url, change(7)).json(), [service.url] * 20)
+                wait_until(lambda: waiting(tmp_path) == {"otlp_grpc": 0}, "it is delivered")
+        assert sum(count["accepted"] for count in counts) == 1
+        assert sum(count["duplicates"] for count in counts) == 39
+        assert uids(sink.requests) == [uid(change(7))]
+
+
+def test_one_dead_exporter_does_not_delay_the_other(tmp_path: Path) -> None:
+    with GrpcSink() as good, GrpcSink() as dead:
+        dead.answer = GrpcAnswer(hang=True)
+        exporters = {"otlp_grpc/good": grpc_exporter(good), "otlp_grpc/dead": grpc_exporter(dead)}
+        with ServiceProcess(write_config(tmp_path, exporters, queued=True), env=ENV) as service:
+            for number in range(20):
+                assert post(service.url, change(number)).status == 200
+            wait_until(lambda: len(uids(good.requests)) == 20, "the good one has all")
+        assert waiting(tmp_path) == {"otlp_grpc/good": 0, "otlp_grpc/dead": 20}
+
+
+def test_a_synchronous_exporter_beside_a_queued_one(tmp_path: Path) -> None:
+    """Where the synchronous one fails nothing is stored, so the redelivery reaches both."""
+    with GrpcSink() as queued, HttpSink() as at_once:
+        exporters: dict[str, dict[str, object]] = {
+            "otlp_grpc": grpc_exporter(queued),
+            "otlp_http": {"endpoint": at_once.url, "sending_queue": {"enabled": False}},
+        }
+        config = write_config(tmp_path, exporters, queued=True)
+        at_once.close()
+        with ServiceProcess(config, env=ENV) as service:
+            assert post(service.url, change(1)).status == 503
+            with HttpSink(port=at_once.port) as again:
+                answer = post(service.url, change(1))
+                assert (answer.status, answer.json()["accepted"]) == (200, 1)
+                wait_until(lambda: len(uids(queued.requests)) == 1, "the queued one has it")
+                assert uids(again.requests) == uids(queued.requests) == [uid(change(1))]
+
+
+def test_a_queue_at_its_size_refuses_and_resumes(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        sink.answer = GrpcAnswer(grpc.StatusCode.UNAVAILABLE, "down")
+        exporter = grpc_exporter(sink, sending_queue={"queue_size": 3})
+        with ServiceProcess(write_config(tmp_path, {"otlp_grpc": exporter}, queued=True), env=ENV) as service:
+            assert [post(service.url, change(number)).status for number in range(3)] == [200, 200, 200]
+            refused = post(service.url, change(3))
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "10")
+            sink.answer = GrpcAnswer()
+            wait_until(lambda: post(service.url, change(3)).status == 200, "service resumes")
+
+
+def test_a_second_service_on_the_same_directory_is_refused(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            second = run_to_end("run", "--config", str(config), env=ENV)
+            assert second.returncode == 1
+            assert f"is in use by the process {service.process.pid}" in second.stderr
+            assert "file_storage" in second.stderr
+            assert "Traceback" not in second.stderr
+
+
+def test_an_exporter_that_left_the_configuration_keeps_its_place(tmp_path: Path) -> None:
+    with GrpcSink() as stays, GrpcSink() as leaves:
+        leaves.answer = GrpcAnswer(grpc.StatusCode.UNAVAILABLE, "down")
+        both = {"otlp_grpc/stays": grpc_exporter(stays), "otlp_grpc/leaves": grpc_exporter(leaves)}
+        with ServiceProcess(write_config(tmp_path, both, queued=True), env=ENV) as service:
+            assert post(service.url, change(1)).status == 200
+            wait_until(lambda: len(uids(stays.requests)) == 1, "one has it")
+        config = write_config(tmp_path, {"otlp_grpc/stays": both["otlp_grpc/stays"]}, queued=True)
+        with ServiceProcess(config, env=ENV):
+            pass
+        with ServiceProcess(config, env=ENV) as service:
+            pass
+        assert any("otlp_grpc/leaves is in no pipeline any more" in line for line in service.log)
+        leaves.requests.clear()
+        leaves.answer = GrpcAnswer()
+        with ServiceProcess(write_config(tmp_path, both, queued=True), env=ENV):
+            wait_until(lambda: len(uids(leaves.requests)) == 1, "the other has it now")
+
+
+@dataclass
+class Client:
+    """Posts changes in a loop, whatever becomes of the service, and remembers what was acknowledged."""
+
+    seed: int
+    url: str = ""
+    acknowledged: set[str] = field(default_factory=set)
+    stopped: bool = False
+    sent: int = 0
+
+    def run(self) -> None:
+        chance = random.Random(self.seed)
+        while not self.stopped:
+            if not self.url:
+                time.sleep(0.01)
+                continue
+            changes = [change(self.seed * 1_000_000 + self.sent + index) for index in range(chance.randint(1, 5))]
+            self.sent += len(changes)
+            try:
+                answer = post(self.url, *changes)
+            except urllib3.exceptions.HTTPError:
+                time.sleep(0.01)
+                continue
+            if answer.status == 200:
+                self.acknowledged.update(map(uid, changes))
+
+
+class Killer:
+    """Ends the service with SIGKILL, at random or from within a backend, between a delivery and its bookkeeping."""
+
+    def __init__(self) -> None:
+        self._chance = random.Random(1)
+        self._armed = threading.Event()
+        self._victim: ServiceProcess | None = None
+
+    def answer(self, _: Received) -> GrpcAnswer:
+        """A backend's answer: it comes too late where the backend has killed the service before."""
+        if not self._armed.is_set() or self._victim is None:
+            return GrpcAnswer()
+        self._armed.clear()
+        self._victim.process.send_signal(signal.SIGKILL)
+        self._victim.process.wait(10)
+        return GrpcAnswer()
+
+    def kill(self, victim: ServiceProcess, *, on_receipt: bool) -> None:
+        self._victim = victim
+        time.sleep(self._chance.uniform(0.0, 0.4))
+        if on_receipt:
+            self._armed.set()
+        else:
+            victim.process.send_signal(signal.SIGKILL)
+        victim.wait()
+
+
+@contextmanager
+def load(clients: list[Client]) -> Iterator[None]:
+    """Let clients post for a while."""
+    with ThreadPoolExecutor(len(clients)) as threads:
+        running = [threads.submit(client.run) for client in clients]
+        yield
+        for client in clients:
+            client.stopped = True
+    for one in running:
+        one.result()
+
+
+def kill_in_a_loop(folder: Path, kills: int) -> None:
+    killer = Killer()
+    clients = [Client(seed) for seed in (1, 2, 3)]
+    with GrpcSink() as first, GrpcSink() as second:
+        first.answer = killer.answer
+        exporters = {"otlp_grpc/first": grpc_exporter(first), "otlp_grpc/second": grpc_exporter(second)}
+        config = write_config(folder, exporters, queued=True)
+        with load(clients):
+            for number in range(kills):
+                with ServiceProcess(config, env=ENV, exit_code=-signal.SIGKILL) as service:
+                    for client in clients:
+                        client.url = service.url
+                    killer.kill(service, on_receipt=number % 3 == 0)
+        with ServiceProcess(config, env=ENV) as service:
+            fresh = change(999_999_999)
+            assert post(service.url, fresh).status == 200
+            wait_until(lambda: set(waiting(folder).values()) == {0}, "the queue is drained")
+        acknowledged = set[str]().union(*(client.acknowledged for client in clients), {uid(fresh)})
+        assert len(acknowledged) > kills
+        for sink in (first, second):
+            assert acknowledged <= set(uids(sink.requests))
+
+
+def test_nothing_acknowledged_is_lost_over_a_dozen_kills(tmp_path: Path) -> None:
+    kill_in_a_loop(tmp_path, 12)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_nothing_acknowledged_is_lost_over_two_hundred_kills(tmp_path: Path) -> None:
+    kill_in_a_loop(tmp_path, 200)
