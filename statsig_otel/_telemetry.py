@@ -56,3 +56,13 @@ fields_left_out = _meter.create_counter(
     unit="{fields}",
     description="Optional fields of config changes whose value had an unusable type. Attributes: receiver, field.",
 )
+queue_set_aside = _meter.create_counter(
+    "statsig_otel_queue_set_aside",
+    unit="{files}",
+    description="Databases of the queue that could not be read and were set aside.",
+)
+dead_letters = _meter.create_counter(
+    "statsig_otel_dead_letters",
+    unit="{letters}",
+    description="Dead letters that were written. Attributes: kind (item, body, record, batch), owner.",
+)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import schema, store
 from statsig_otel.exporters.queue.directory import QueueDirectory
@@ -171,6 +172,9 @@ class DurableQueue:
             if stored[1]:
                 for name in receiver.exporters:
                     self._lanes[name].added(stored[1])
+            for invalid in batch.invalid:
+                kind = "body" if invalid.whole_body else "item"
+                _telemetry.dead_letters.add(1, {"kind": kind, "owner": batch.receiver})
 
         def done(stored: Future[tuple[Receipt, int]]) -> None:
             error = stored.exception()
@@ -260,6 +264,7 @@ class DurableQueue:
         """Keep a damaged database under another name; senders that still read it can tick nothing off any more."""
         aside = self._directory.set_aside()
         self._generation += 1
+        _telemetry.queue_set_aside.add(1)
         _logger.error(
             "The queue's database can't be read (%s). It is kept as %s, and a new one is begun: "
             "what was in it is not delivered",
@@ -414,6 +419,8 @@ class Lane:
             with self._lock:
                 self.cursor, fewer = done or (records[-1].seq, len(records))
                 self.waiting -= fewer
+            for letter in letters if fewer else ():
+                _telemetry.dead_letters.add(1, {"kind": letter.kind, "owner": self.name})
 
         self._queue.finish(work, count).result()
 
