@@ -53,8 +53,8 @@ class Backoff:
         grown = self._interval * settings.multiplier if self.attempts else settings.initial_interval
         self._interval = min(grown, settings.max_interval)
         self.attempts += 1
-        spread = settings.randomization_factor * self._interval
-        return max(self._interval - spread + 2 * spread * chance, asked or 0.0, SHORTEST_WAIT)
+        jitter = settings.randomization_factor * (2 * chance - 1)
+        return max(self._interval * (1 + jitter), asked or 0.0, SHORTEST_WAIT)
 
     def reset(self) -> None:
         """The outage is over: the next wait is the first one."""
