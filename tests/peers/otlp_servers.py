@@ -224,8 +224,10 @@ class HttpAnswer:
     read_body: bool = True
     close_after: bool = False
 
-    def head(self) -> bytes:
+    def head(self, *, last: bool = False) -> bytes:
         headers = {"Content-Type": "application/x-protobuf", **self.headers}
+        if last:
+            headers["Connection"] = "close"
         if "Transfer-Encoding" not in headers:
             headers["Content-Length"] = str(len(self.body))
         lines = [f"HTTP/1.1 {self.status} status", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
@@ -323,7 +325,8 @@ class HttpSink(_Sink):
     def _write(self, handler: BaseHTTPRequestHandler, answer: HttpAnswer) -> None:
         if answer.hang:
             self._released.wait(_LONGEST_HANG)
-        handler.close_connection = bool(answer.cut) or answer.close_after or self._released.is_set()
+        last = self._released.is_set()  # and says so: a client that is not told may send the next request into the end
+        handler.close_connection = bool(answer.cut) or answer.close_after or last
         if answer.cut == "reset":
             # Closed with a lingering time of zero, a connection ends with a reset.
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -331,7 +334,7 @@ class HttpSink(_Sink):
             return
         body = answer.body[: len(answer.body) // 2] if answer.cut == "half" else answer.body
         with contextlib.suppress(OSError):  # the client may have gone
-            for part, data in (("head", answer.head()), ("body", body)):
+            for part, data in (("head", answer.head(last=last)), ("body", body)):
                 for piece in [data] if answer.drip != part else [data[i : i + 1] for i in range(len(data))]:
                     handler.wfile.write(piece)
                     if answer.drip == part and self._released.wait(0.05):
