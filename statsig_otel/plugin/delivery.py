@@ -19,7 +19,7 @@ from statsig_otel.plugin.components import create_exporter
 from statsig_otel.plugin.control import handlers
 from statsig_otel.plugin.delivery_settings import DeliveryKeys
 from statsig_otel.plugin.intake import Intake
-from statsig_otel.plugin.queue_configuration import queued_receivers
+from statsig_otel.plugin.queue_configuration import exporters_by_receiver, queued_receivers
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 from statsig_otel.plugin.storage import file_storage
 
@@ -44,7 +44,7 @@ class Delivery:
         settings = cast("Mapping[str, DeliveryKeys]", configuration.exporters)
         exporters = {name: create_exporter(name, keys) for name, keys in settings.items()}
         queued = {name: keys for name, keys in settings.items() if keys.sending_queue.enabled}
-        routes = _exporters_by_receiver(configuration)
+        routes = exporters_by_receiver(configuration)
         at_once = {name: tuple(one for one in wanted if one not in queued) for name, wanted in routes.items()}
         self._directory = directory
         self._receivers = queued_receivers(configuration)
@@ -118,15 +118,6 @@ class Delivery:
                 state.bytes,
                 state.name,
             )
-
-
-def _exporters_by_receiver(configuration: Configuration) -> dict[str, tuple[str, ...]]:
-    """For each receiver the exporters of all its pipelines; where pipelines share one, it gets each record once."""
-    found: dict[str, dict[str, None]] = {name: {} for name in configuration.receivers}
-    for pipeline in configuration.pipelines.values():
-        for receiver in pipeline.receivers:
-            found[receiver].update(dict.fromkeys(pipeline.exporters))
-    return {name: tuple(exporters) for name, exporters in found.items()}
 
 
 def _synchronous(

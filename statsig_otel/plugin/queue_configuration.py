@@ -56,18 +56,27 @@ def queued_exporters(configuration: Configuration) -> tuple[str, ...]:
     return tuple(name for name, keys in settings.items() if keys.sending_queue.enabled)
 
 
-def queued_receivers(configuration: Configuration) -> dict[str, QueuedReceiver]:
-    """What the queue has to know of each receiver: its queued exporters, over all of its pipelines."""
-    queued = queued_exporters(configuration)
-    settings = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
-    exporters: dict[str, dict[str, None]] = {name: {} for name in settings}
+def exporters_by_receiver(configuration: Configuration) -> dict[str, tuple[str, ...]]:
+    """For each receiver the exporters of all its pipelines; where pipelines share one, it gets each record once."""
+    found: dict[str, dict[str, None]] = {name: {} for name in configuration.receivers}
     for pipeline in configuration.pipelines.values():
         for receiver in pipeline.receivers:
-            exporters[receiver].update(dict.fromkeys(name for name in pipeline.exporters if name in queued))
+            found[receiver].update(dict.fromkeys(pipeline.exporters))
+    return {name: tuple(exporters) for name, exporters in found.items()}
+
+
+def queued_receivers(configuration: Configuration) -> dict[str, QueuedReceiver]:
+    """What the queue has to know of each receiver that has a queued exporter."""
+    queued = queued_exporters(configuration)
+    settings = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
+    behind_queue = {
+        name: tuple(exporter for exporter in exporters if exporter in queued)
+        for name, exporters in exporters_by_receiver(configuration).items()
+    }
     return {
-        name: QueuedReceiver(tuple(wanted), settings[name].deduplication.window)
-        for name, wanted in exporters.items()
-        if wanted
+        name: QueuedReceiver(exporters, settings[name].deduplication.window)
+        for name, exporters in behind_queue.items()
+        if exporters
     }
 
 
