@@ -181,10 +181,10 @@ class Sender:
             self._skip_behind = None
             self._resumed.clear()  # there was nothing to try
             self._lane.wait(_IDLE)
+        elif not batch[0].intact:  # before a skip, whose letter could be replayed
+            self._bury_head(batch[0], "damaged on disk: its checksum is wrong")
         elif self._skip_behind == self._lane.cursor:
             self._bury_head(batch[0], "skipped by command")
-        elif not batch[0].intact:
-            self._bury_head(batch[0], "damaged on disk: its checksum is wrong")
         else:
             self._deliver(list(itertools.takewhile(lambda record: record.intact, batch)))
         return True
@@ -267,7 +267,7 @@ class Sender:
         self._failed("blocked", f"every record is refused, so it is not the data: {reason}", self._blocked)
 
     def _bury_head(self, head: Stored, reason: str) -> None:
-        letter = self._letter("record", [head], reason, self.attempts)
+        letter = self._letter("record" if head.intact else "damaged", [head], reason, self.attempts)
         if self._tick_off([head], [letter]):
             self._say_buried([letter])
 

@@ -9,16 +9,17 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from statsig_otel.exporters.consumer import Batch
+from statsig_otel import _telemetry
+from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.exporters.delivery import Sender
 from statsig_otel.exporters.queue import letters, schema, store
 from statsig_otel.exporters.queue.control import ControlError, Handler
@@ -39,7 +40,17 @@ _REPLAYED_AT_ONCE: Final = 100
 _REPLAYED_BYTES: Final = 8 << 20
 """What one transaction replays at most: others wait for it, and it is in memory."""
 
+_DELIVERED_WITHIN: Final = 45.0
+"""Seconds that synchronous exporters have for a page; the command waits 60 s for its answer."""
+
 _DROPPED_AT_ONCE: Final = 500
+
+_DAMAGED: Final = (
+    "it was damaged on disk, so its content can't be trusted and is not sent: `dead-letters show {id}` gives what is "
+    "left of it, `dead-letters drop {id}` removes it"
+)
+
+_Deliver: TypeAlias = Callable[[Batch], Future[Receipt]]
 
 
 class _Queue(Protocol):
@@ -62,6 +73,8 @@ def handlers(
     senders: Mapping[str, Sender],
     intakes: Mapping[str, Intake],
     receivers: Mapping[str, QueuedReceiver],
+    synchronous: Consumer,
+    delivered: Mapping[str, Sequence[str]],
 ) -> dict[str, Handler]:
     """The commands that a running service offers.
 
@@ -70,6 +83,8 @@ def handlers(
         senders: The sender of each queued exporter, by the exporter's id.
         intakes: Every receiver, by its id. Its mapper is looked up anew each time.
         receivers: What the queue was told of the receivers.
+        synchronous: Delivers a batch to the synchronous exporters of its receiver.
+        delivered: The synchronous exporters of each receiver that has any.
     """
 
     def mapper_of(receiver: str) -> Mapper:
@@ -77,8 +92,15 @@ def handlers(
             raise ControlError(f"the receiver {receiver} is not in the running configuration")
         return intakes[receiver].mapper
 
-    exporters = _RunningExporters(queue, senders)
-    dead = _DeadLetters(queue, receivers=receivers, mapper_of=mapper_of, exporters=senders)
+    exporters = _RunningExporters(queue, senders, _names(delivered))
+    dead = _DeadLetters(
+        queue,
+        receivers=receivers,
+        mapper_of=mapper_of,
+        deliver=synchronous.consume,
+        delivered=delivered,
+        exporters=senders,
+    )
     return {
         "queue": exporters.status,
         "queue resume": exporters.resume,
@@ -94,6 +116,7 @@ def stopped_handlers(
     *,
     mappers: Mapping[str, Mapper],
     receivers: Mapping[str, QueuedReceiver],
+    delivered: Mapping[str, Sequence[str]],
     configured: Collection[str] | None,
 ) -> dict[str, Handler]:
     """The same commands on the queue of a service that does not run.
@@ -101,7 +124,8 @@ def stopped_handlers(
     Args:
         queue: Its queue.
         mappers: The mapper of each receiver, by the receiver's id; empty without a configuration.
-        receivers: The receivers; empty without a configuration.
+        receivers: The receivers with a queued exporter; empty without a configuration.
+        delivered: The synchronous exporters of each receiver that has any; empty without a configuration.
         configured: The queued exporters of the configuration; None without one.
     """
 
@@ -112,8 +136,17 @@ def stopped_handlers(
             raise ControlError(f"the receiver {receiver} is not in the configuration")
         return mappers[receiver]
 
-    exporters = _StoppedExporters(queue, configured)
-    dead = _DeadLetters(queue, receivers=receivers, mapper_of=mapper_of, exporters=None)
+    def deliver(batch: Batch) -> Future[Receipt]:
+        names = ", ".join(delivered[batch.receiver])
+        why = f"{names} has no sending queue, so nothing can wait for it: replay it while the service runs"
+        refused: Future[Receipt] = Future()
+        refused.set_exception(RefusedError(why, reason="not_running"))
+        return refused
+
+    exporters = _StoppedExporters(queue, configured, _names(delivered))
+    dead = _DeadLetters(
+        queue, receivers=receivers, mapper_of=mapper_of, deliver=deliver, delivered=delivered, exporters=None
+    )
     return {
         "queue resume": exporters.resume,
         "queue skip": exporters.skip,
@@ -133,9 +166,10 @@ class _Exporter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _RunningExporters:
     """`queue ...` on a running service."""
 
-    def __init__(self, queue: DurableQueue, senders: Mapping[str, Sender]) -> None:
+    def __init__(self, queue: DurableQueue, senders: Mapping[str, Sender], synchronous: Collection[str]) -> None:
         self._queue = queue
         self._senders = senders
+        self._synchronous = synchronous
 
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
         """What each sender does now. All else about the queue is in its file."""
@@ -171,7 +205,7 @@ class _RunningExporters:
             raise ControlError(
                 f"{given.exporter} is in the running configuration: take it out there and restart, then remove it"
             )
-        removed = _remove(self._queue, given)
+        removed = _remove(self._queue, given, self._synchronous)
         records, size = counted(removed["records"], "record"), counted(removed["bytes"], "byte")
         _logger.warning("Command queue remove: %s is forgotten, and %s of %s given up", given.exporter, records, size)
         return removed
@@ -182,16 +216,17 @@ class _RunningExporters:
             return name, self._senders[name]
         known = {state.name for state in _run(self._queue, store.exporter_states)}
         if name in known:
-            raise ControlError(f"{name} is not in the running configuration, so nothing is sent to it")
-        raise _unknown(name, self._senders)
+            raise ControlError(f"{name} {_no_sender(name, self._synchronous)}, so what waits for it is not sent")
+        raise _unknown(name, self._senders, self._synchronous)
 
 
 class _StoppedExporters:
     """`queue ...` where no service runs."""
 
-    def __init__(self, queue: _Queue, configured: Collection[str] | None) -> None:
+    def __init__(self, queue: _Queue, configured: Collection[str] | None, synchronous: Collection[str]) -> None:
         self._queue = queue
         self._configured = configured
+        self._synchronous = synchronous
 
     def resume(self, _: dict[str, Any]) -> dict[str, Any]:
         """There is no sender."""
@@ -202,7 +237,7 @@ class _StoppedExporters:
         name = _read(arguments, _Exporter).exporter
 
         def work(connection: sqlite3.Connection) -> int:
-            state = _find(connection, name)
+            state = _find(connection, name, self._synchronous)
             if not letters.bury_head(connection, name, "skipped by command", self._queue.now_ms()):
                 raise ControlError(f"nothing waits for {name}")
             return state.waiting
@@ -220,7 +255,7 @@ class _StoppedExporters:
                 )
         elif given.exporter in self._configured:
             raise ControlError(f"{given.exporter} is in the configuration: take it out there, then remove it")
-        return _remove(self._queue, given)
+        return _remove(self._queue, given, self._synchronous)
 
 
 class _DeadLetters:
@@ -228,8 +263,10 @@ class _DeadLetters:
 
     Args:
         queue: The queue.
-        receivers: The receivers.
+        receivers: The receivers with a queued exporter.
         mapper_of: The mapper of a receiver; raises `ControlError` where there is none.
+        deliver: Delivers a batch to the synchronous exporters of its receiver.
+        delivered: The synchronous exporters of each receiver that has any.
         exporters: To whom a running service sends, and so can send again; None where none runs. Then whomever the queue
             knows will do, and there is no log to leave a line in.
     """
@@ -240,16 +277,24 @@ class _DeadLetters:
         *,
         receivers: Mapping[str, QueuedReceiver],
         mapper_of: Callable[[str], Mapper],
+        deliver: _Deliver,
+        delivered: Mapping[str, Sequence[str]],
         exporters: Collection[str] | None,
     ) -> None:
         self._queue = queue
         self._receivers = receivers
         self._mapper_of = mapper_of
+        self._deliver = deliver
+        self._delivered = delivered
         self._exporters = exporters
         self._is_running = exporters is not None
 
     def replay(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Replay one page of letters, each in one piece with its removal."""
+        """Replay one page of letters, each in one piece with its removal.
+
+        Synchronous exporters come first, as in a request. Whoever ends the service between the two, or makes the queue
+        fail, has them get the same records at the next replay once more: nothing is lost, and the uids are the same.
+        """
         page = _read(arguments, _Page)
         try:
             with closing(schema.connect_reading(self._queue.database)) as reading:
@@ -265,6 +310,7 @@ class _DeadLetters:
                 plans = [self._plan(letter, letters.content(reading, letter.id)) for letter in found]
         except sqlite3.Error as error:
             raise ControlError(f"the queue can't be read: {error}") from error
+        plans = self._deliver_at_once(plans)
 
         def work(connection: sqlite3.Connection) -> list[Replayed]:
             now_ms = self._queue.now_ms()
@@ -272,6 +318,7 @@ class _DeadLetters:
 
         done = _run(self._queue, work) if plans else []
         if done and self._is_running:
+            _count_invalid(plans, done)
             _log_replay(done)
         return {"letters": [asdict(one) for one in done], "next": found[-1].id if found else None, "upto": upto}
 
@@ -291,14 +338,41 @@ class _DeadLetters:
             _logger.warning(message, counted(len(ids), "dead letter"), counted(size, "byte"), ranges(ids))
         return {"ids": ids, "next": ids[-1] if ids else None, "upto": upto}
 
+    def _deliver_at_once(self, plans: Sequence[Plan]) -> list[Plan]:
+        """Have the synchronous exporters take their share, all of a page together; what they don't take is kept."""
+        answers = {
+            plan.letter: self._deliver(replace(plan.batch, invalid=()))
+            for plan in plans
+            if isinstance(plan, Remap) and plan.batch.changes and self._delivered.get(plan.batch.receiver)
+        }
+        wait(answers.values(), timeout=_DELIVERED_WITHIN)
+        return [
+            self._after(plan, answers[plan.letter]) if isinstance(plan, Remap) and plan.letter in answers else plan
+            for plan in plans
+        ]
+
+    def _after(self, plan: Remap, answer: Future[Receipt]) -> Plan:
+        """What is left to do once the synchronous exporters were asked."""
+        names = self._delivered[plan.batch.receiver]
+        try:
+            answer.result(timeout=0)
+        except TimeoutError:
+            return Keep(plan.letter, f"not delivered: {', '.join(names)} took more than {_DELIVERED_WITHIN:g} s")
+        except RefusedError as error:
+            return Keep(plan.letter, f"not delivered: {error}")
+        return replace(plan, delivered=tuple(names))
+
     def _plan(self, letter: Letter, content: bytes | None) -> Plan:
         if content is None:  # replayed or dropped while this page was read
             return Keep(letter.id, letter.reason)
+        if letter.kind == "damaged":
+            return Keep(letter.id, _DAMAGED.format(id=letter.id))
         try:
             if letter.kind in letters.FROM_RECEIVER:
                 return _map_anew(letter, content, self._mapper_of(letter.owner))
             if self._exporters is not None and letter.owner not in self._exporters:
-                return Keep(letter.id, f"the exporter {letter.owner} is not in the running configuration")
+                why = _no_sender(letter.owner, _names(self._delivered))
+                return Keep(letter.id, f"the exporter {letter.owner} {why}")
             records = letters.split(content)
         except (ControlError, letters.UnreadableError) as error:
             return Keep(letter.id, str(error))
@@ -347,9 +421,9 @@ def _run(queue: _Queue, work: Work[_T]) -> _T:
         raise ControlError(f"the queue can't be changed now: {error}") from error
 
 
-def _remove(queue: _Queue, given: _Exporter) -> dict[str, Any]:
+def _remove(queue: _Queue, given: _Exporter, synchronous: Collection[str]) -> dict[str, Any]:
     def work(connection: sqlite3.Connection) -> store.ExporterState:
-        state = _find(connection, given.exporter)
+        state = _find(connection, given.exporter, synchronous)
         if state.waiting and not given.yes:
             raise ControlError(
                 f"{counted(state.waiting, 'record')} of {counted(state.bytes, 'byte')} would be given up: what waits "
@@ -363,18 +437,36 @@ def _remove(queue: _Queue, given: _Exporter) -> dict[str, Any]:
     return {"records": state.waiting, "bytes": state.bytes}
 
 
-def _find(connection: sqlite3.Connection, name: str) -> store.ExporterState:
+def _find(connection: sqlite3.Connection, name: str, synchronous: Collection[str]) -> store.ExporterState:
     states = {state.name: state for state in store.exporter_states(connection)}
     if name not in states:
-        raise _unknown(name, states)
+        raise _unknown(name, states, synchronous)
     return states[name]
 
 
-def _unknown(name: str, known: Iterable[str]) -> ControlError:
+def _names(delivered: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """The synchronous exporters of all receivers."""
+    return frozenset(name for names in delivered.values() for name in names)
+
+
+def _no_sender(name: str, synchronous: Collection[str]) -> str:
+    """Why a running service has no sender for an exporter."""
+    return f"{'has no sending queue' if name in synchronous else 'is not'} in the running configuration"
+
+
+def _unknown(name: str, known: Iterable[str], synchronous: Collection[str]) -> ControlError:
+    if name in synchronous:
+        return ControlError(f"{name} has no sending queue: nothing waits for it")
     names = sorted(known)
     close = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names) or 'none'}"
     return ControlError(f"the queue knows no exporter {name}; {hint}")
+
+
+def _count_invalid(plans: Sequence[Plan], done: Sequence[Replayed]) -> None:
+    for plan, one in zip(plans, done, strict=True):
+        if isinstance(plan, Remap) and one.invalid:
+            _telemetry.dead_letters.add(one.invalid, {"kind": "item", "owner": plan.batch.receiver})
 
 
 def _log_replay(done: Sequence[Replayed]) -> None:

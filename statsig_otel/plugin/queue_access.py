@@ -106,6 +106,7 @@ class QueueAccess:
                 queue,
                 mappers=known.mappers if known else {},
                 receivers=known.receivers if known else {},
+                delivered=known.delivered if known else {},
                 configured=self.configured,
             )
             yield lambda command, **arguments: handlers[command](arguments)

@@ -24,12 +24,14 @@ class QueueConfiguration:
         directory: The queue's directory.
         exporters: The queued exporters.
         receivers: What the queue has to know of the receivers.
+        delivered: The synchronous exporters of each receiver that has any.
         mappers: What makes each receiver's records.
     """
 
     directory: Path
     exporters: tuple[str, ...]
     receivers: Mapping[str, QueuedReceiver]
+    delivered: Mapping[str, tuple[str, ...]]
     mappers: Mapping[str, Mapper]
 
 
@@ -46,6 +48,7 @@ def read(file: Path, environ: Mapping[str, str]) -> QueueConfiguration:
         directory=find_directory(configuration, environ),
         exporters=queued_exporters(configuration),
         receivers=queued_receivers(configuration),
+        delivered=synchronous_exporters(configuration),
         mappers={name: create_mapper(one, resource) for name, one in settings.items()},
     )
 
@@ -63,6 +66,16 @@ def exporters_by_receiver(configuration: Configuration) -> dict[str, tuple[str, 
         for receiver in pipeline.receivers:
             found[receiver].update(dict.fromkeys(pipeline.exporters))
     return {name: tuple(exporters) for name, exporters in found.items()}
+
+
+def synchronous_exporters(configuration: Configuration) -> dict[str, tuple[str, ...]]:
+    """For each receiver that has any the exporters that have no queue."""
+    queued = queued_exporters(configuration)
+    unqueued = {
+        name: tuple(exporter for exporter in exporters if exporter not in queued)
+        for name, exporters in exporters_by_receiver(configuration).items()
+    }
+    return {name: exporters for name, exporters in unqueued.items() if exporters}
 
 
 def queued_receivers(configuration: Configuration) -> dict[str, QueuedReceiver]:

@@ -1,5 +1,6 @@
 """The commands of the queue as a user gives them: real processes, beside a running service and after a stopped one."""
 
+import base64
 import json
 import signal
 import sqlite3
@@ -13,7 +14,7 @@ from typing import Any
 
 import grpc
 import urllib3
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.stopped import StoppedQueue
@@ -24,7 +25,7 @@ from statsig_otel.plugin.mapper import Mapper
 from statsig_otel.plugin.webhook import Payload, parse, sign
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
-from tests.peers.otlp_servers import GrpcAnswer, GrpcSink
+from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink
 
 SECRET = "webhook-0123456789abcdef0123456789abcdef"
 ENV = {"STATSIG_SIGNING_SECRET": SECRET}
@@ -49,14 +50,14 @@ def exporter(sink: GrpcSink) -> dict[str, object]:
     return {"endpoint": sink.address, "tls": {"insecure": True}}
 
 
-def delivered(sink: GrpcSink) -> list[str]:
-    """The names of the gates that the sink took, in order."""
+def delivered(sink: GrpcSink | HttpSink, key: str = "feature_flag.key") -> list[str]:
+    """The names of the gates that the sink took, in order; or another attribute of the records."""
     return [
         attribute.value.string_value
         for request in sink.requests
         for record in request.records
         for attribute in record.attributes
-        if attribute.key == "feature_flag.key"
+        if attribute.key == key
     ]
 
 
@@ -78,9 +79,14 @@ def place(folder: Path, config: Path | None = None) -> list[str]:
     return ["--config", str(config)] if config else ["--directory", str(folder / "queue")]
 
 
+def give_here(folder: Path, *arguments: str, config: Path | None = None) -> Result:
+    """A command in this process, which is quicker."""
+    return CliRunner(env=ENV).invoke(main, [*arguments, *place(folder, config)])
+
+
 def as_json(folder: Path, *arguments: str, config: Path | None = None) -> Any:
-    """What a command prints; in this process, which is quicker."""
-    done = CliRunner(env=ENV).invoke(main, [*arguments, "--json", *place(folder, config)])
+    """What a command prints."""
+    done = give_here(folder, *arguments, "--json", config=config)
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
 
@@ -253,6 +259,78 @@ def test_several_people_replay_at_once_and_nothing_is_doubled(tmp_path: Path) ->
         replayed = [one["id"] for page in printed for one in page if one["outcome"] == "replayed"]
         assert sorted(replayed) == list(range(1, 501))
         assert sorted(delivered(sink)) == sorted(f"gate_{number}" for number in range(500))
+
+
+def test_a_replayed_item_reaches_synchronous_exporters_too(tmp_path: Path) -> None:
+    """All or nothing: while the synchronous one can't be reached, the queued one gets nothing either."""
+    with GrpcSink() as queued, HttpSink() as at_once:
+        synchronous = {"endpoint": at_once.url, "sending_queue": {"enabled": False}}
+        config = write_config(tmp_path, {"otlp_grpc": exporter(queued), "otlp_http": synchronous}, queued=True)
+        bury_items(tmp_path, 150)
+        stopped = give_here(tmp_path, "dead-letters", "replay", "1", config=config)
+        assert stopped.exit_code == 1
+        assert "1 stays: not delivered: otlp_http has no sending queue" in stopped.stderr
+        with ServiceProcess(config, env=ENV) as service:
+            at_once.answer = HttpAnswer(503)
+            failed = give_here(tmp_path, "dead-letters", "replay", "1")
+            assert failed.exit_code == 1
+            assert "1 stays: not delivered: otlp_http retry later: " in failed.stderr
+            assert len(as_json(tmp_path, "dead-letters", "list")) == 150
+            assert queued.requests == []
+
+            at_once.requests.clear()
+            at_once.answer = HttpAnswer()
+            (done,) = as_json(tmp_path, "dead-letters", "replay", "1")
+            assert (done["exporters"], done["delivered"]) == (["otlp_grpc"], ["otlp_http"])
+            assert delivered(at_once, "log.record.uid") == [uid(change(0))]
+            eventually(lambda: delivered(queued, "log.record.uid") == [uid(change(0))], "the queued one has it")
+            assert post(service.url, [change(0)]) == 200
+            assert state(tmp_path)["waiting"] == 0
+
+            with replaying(tmp_path) as first, replaying(tmp_path) as second:
+                printed = [json.loads(command.communicate(timeout=WAIT)[0]) for command in (first, second)]
+            eventually(lambda: state(tmp_path)["waiting"] == 0, "all are delivered")
+        replayed = [one["id"] for page in printed for one in page if one["outcome"] == "replayed"]
+        assert sorted(replayed) == list(range(2, 151))
+        assert sorted(delivered(queued)) == sorted(f"gate_{number}" for number in range(150))
+        assert set(delivered(at_once)) == set(delivered(queued))
+        assert as_json(tmp_path, "dead-letters", "list") == []
+
+
+def test_a_record_that_is_damaged_on_disk_is_shown_and_dropped_and_never_sent(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        sink.answer = EXPIRED
+        config = write_config(tmp_path, {"otlp_grpc": exporter(sink)}, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            assert post(service.url, [change(1), change(2), change(3)]) == 200
+        with StoppedQueue(tmp_path / "queue") as queue:
+            flip = "UPDATE records SET payload = substr(payload, 1, 20) WHERE seq = 2"
+            queue.submit(lambda connection: connection.execute(flip).rowcount).result()
+        sink.requests.clear()
+        sink.answer = GrpcAnswer()
+        with ServiceProcess(config, env=ENV):
+            eventually(lambda: delivered(sink) == ["gate_1", "gate_3"], "its neighbours are delivered")
+            eventually(lambda: state(tmp_path)["waiting"] == 0, "nothing waits")
+            (letter,) = as_json(tmp_path, "dead-letters", "show", "--kind", "damaged")
+            assert (letter["id"], letter["exporter"], letter["bytes"]) == (1, "otlp_grpc", 20)
+            assert len(base64.b64decode(letter["base64"])) == 20
+            assert "What is left of it, and may be wrong:" in give_here(tmp_path, "dead-letters", "show", "1").stdout
+            kept = give_here(tmp_path, "dead-letters", "replay", "--all")
+            assert kept.exit_code == 1
+            assert "1 stays: it was damaged on disk" in kept.stderr
+            assert as_json(tmp_path, "dead-letters", "drop", "1", "--yes") == [1]
+        assert delivered(sink) == ["gate_1", "gate_3"]
+
+
+def bury_items(folder: Path, count: int) -> None:
+    """Dead letters of the receiver that can be mapped by now, in a queue that no service has used yet."""
+
+    def work(connection: sqlite3.Connection) -> None:
+        for number in range(count):
+            store.bury(connection, DeadLetter("item", "statsig", "?", json.dumps(change(number)).encode()), 0)
+
+    with StoppedQueue(folder / "queue") as queue:
+        queue.submit(work).result()
 
 
 def fill(folder: Path, count: int) -> None:

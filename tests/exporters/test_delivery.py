@@ -724,7 +724,7 @@ def test_a_damaged_record_is_a_dead_letter_and_its_neighbours_are_delivered(
         made.start()
         made.drained()
         (letter,) = made.letters()
-        assert (letter.kind, letter.content, letter.attempts) == ("record", bytes(damaged), 0)
+        assert (letter.kind, letter.content, letter.attempts) == ("damaged", bytes(damaged), 0)
         assert "checksum" in letter.reason
         assert http.taken == [name for name in names if name != names[place]]
 

@@ -1,28 +1,34 @@
 """`statsig-otel queue` and `dead-letters`, on a queue that is served as a service serves it, and on a stopped one."""
 
+import base64
 import json
 import logging
+import resource
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Change, Invalid
 from statsig_otel.exporters.delivery import DeliverySettings, Sender
-from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected
+from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, RetryLater
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.control import ControlServer, call
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.queue import DurableQueue, QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.stopped import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter
+from statsig_otel.exporters.synchronous import Route, SynchronousConsumer
+from statsig_otel.plugin import control
 from statsig_otel.plugin.commands import dead_letters
 from statsig_otel.plugin.commands import queue as queue_command
 from statsig_otel.plugin.control import handlers, ranges
@@ -74,12 +80,15 @@ class Backend:
         self.outcome = outcome
         self.received: list[str] = []
         self._said = threading.Condition()
+        self._free = threading.Event()
+        self._free.set()
         self.attempts = 0
 
     def start(self) -> None:
         """Nothing to open."""
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
+        self._free.wait(WAIT)
         with self._said:
             self.attempts += 1
             if not isinstance(self.outcome, Blocked):
@@ -90,32 +99,53 @@ class Backend:
     def shutdown(self) -> None:
         """Nothing to close."""
 
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        self._free.clear()
+        yield
+        self._free.set()
+
     def wait(self, until: Callable[[], bool]) -> None:
         with self._said:
             assert self._said.wait_for(until, WAIT), self.received
 
 
 class Served:
-    """A queue with two exporters, `good` and `bad`, and its control socket, as a service has them."""
+    """A queue with two exporters, `good` and `bad`, and its control socket, as a service has them.
 
-    def __init__(self, directory: Path, exporters: tuple[str, ...] = ("good", "bad")) -> None:
+    The receiver `statsig` may have a synchronous exporter beside them, `debug/now`; the receiver `statsig/now` has it
+    alone.
+    """
+
+    def __init__(
+        self, directory: Path, exporters: tuple[str, ...] = ("good", "bad"), *, delivered: tuple[str, ...] = ()
+    ) -> None:
         self.directory = directory
         self.good, self.bad = Backend(Delivered()), Backend(Blocked("401: the key has expired"))
+        self.now = Backend(Delivered())
         backends = {"good": self.good, "bad": self.bad}
         receivers = {"statsig": QueuedReceiver(exporters)}
+        at_once = {"statsig": delivered, "statsig/now": ("debug/now",)}
+        self.synchronous = SynchronousConsumer({"debug/now": Route(self.now, WAIT)}, at_once)
         self.queue = DurableQueue(
             directory, receivers=receivers, exporters={name: QueuedExporter() for name in exporters}, min_free_bytes=0
         )
         self.senders = {
             name: Sender(self.queue.lane(name), backends[name], DeliverySettings(max_records=1)) for name in exporters
         }
-        self.intakes = {"statsig": Intake(verifier=Verifier(["webhook-secret"]))}
-        self.control = ControlServer(
-            directory / CONTROL,
-            handlers(self.queue, senders=self.senders, intakes=self.intakes, receivers=receivers),
+        self.intakes = {name: Intake(verifier=Verifier(["webhook-secret"]), name=name) for name in at_once}
+        commands = handlers(
+            self.queue,
+            senders=self.senders,
+            intakes=self.intakes,
+            receivers=receivers,
+            synchronous=self.synchronous,
+            delivered=at_once,
         )
+        self.control = ControlServer(directory / CONTROL, commands)
 
     def __enter__(self) -> Self:
+        self.synchronous.start()
         self.queue.start()
         self.control.start()
         for sender in self.senders.values():
@@ -126,6 +156,7 @@ class Served:
         self.control.shutdown()
         for sender in self.senders.values():
             sender.shutdown()
+        self.synchronous.shutdown()
         self.queue.shutdown()
 
     def accept(self, *accepted: str, invalid: tuple[Invalid, ...] = ()) -> None:
@@ -179,15 +210,20 @@ def waiting(directory: Path) -> dict[str, int]:
     return {exporter["name"]: exporter["waiting"] for exporter in as_json(directory, "queue")["exporters"]}
 
 
-def config_file(folder: Path, directory: Path, **receiver: object) -> Path:
-    """The configuration of a service with the exporters good and bad, by other names of the debug exporter."""
+def config_file(folder: Path, directory: Path, *, delivered: tuple[str, ...] = (), **receiver: object) -> Path:
+    """The configuration of a service with the exporters good and bad, by other names of the debug exporter.
+
+    Those of `delivered` are synchronous ones beside them.
+    """
+    synchronous = {name: {"sending_queue": {"enabled": False}} for name in delivered}
+    exporters = {"debug/good": {}, "debug/bad": {}, **synchronous}
     document = {
         "receivers": {"statsig": {"signing_secrets": [], **receiver}},
-        "exporters": {"debug/good": {}, "debug/bad": {}},
+        "exporters": exporters,
         "extensions": {"file_storage": {"directory": str(directory)}},
         "service": {
             "extensions": ["file_storage"],
-            "pipelines": {"logs": {"receivers": ["statsig"], "exporters": ["debug/good", "debug/bad"]}},
+            "pipelines": {"logs": {"receivers": ["statsig"], "exporters": list(exporters)}},
         },
     }
     path = folder / "config.yaml"
@@ -386,6 +422,40 @@ def test_an_unknown_exporter_is_an_error_with_a_hint(tmp_path: Path, action: str
     assert "the queue knows no exporter godo; did you mean good?" in result.output
 
 
+@pytest.mark.parametrize("how", ["running", "stopped"])
+def test_of_a_synchronous_exporter_it_is_said_that_it_has_no_queue(tmp_path: Path, how: str) -> None:
+    """Also where it had one: what waits there can be given up."""
+    directory = tmp_path / "queue"
+    directory.mkdir()
+    bury(directory, letter_of_record("x", owner="debug/now"))
+    config = config_file(tmp_path, directory, delivered=("debug/now",))
+    where = ["--config", str(config)] if how == "stopped" else ["--directory", str(directory)]
+
+    def refusal(command: click.Command, *arguments: str) -> str:
+        result = CliRunner().invoke(command, [*arguments, *where])
+        assert result.exit_code == 1
+        return result.stderr
+
+    with maybe_served(directory, how):
+        for action in ("skip", "remove"):
+            assert "debug/now has no sending queue: nothing waits for it" in refusal(
+                queue_command.command, action, "debug/now"
+            )
+    with StoppedQueue(directory) as queue:
+        queue.submit(lambda connection: store.ensure_exporter(connection, "debug/now")).result()
+    with maybe_served(directory, how):
+        if how == "running":
+            for action in ("skip", "resume"):
+                assert "debug/now has no sending queue in the running" in refusal(
+                    queue_command.command, action, "debug/now"
+                )
+            assert "1 stays: the exporter debug/now has no sending queue in the running configuration" in refusal(
+                dead_letters.command, "replay", "1"
+            )
+        done = CliRunner().invoke(queue_command.command, ["remove", "debug/now", *where])
+        assert done.exit_code == 0, done.output
+
+
 # --- dead letters ---------------------------------------------------------------------------------------------------
 
 
@@ -452,6 +522,19 @@ def test_where_there_are_no_letters_it_is_said(tmp_path: Path) -> None:
         result = run(tmp_path, "dead-letters", *arguments)
         assert result.exit_code == 1
         assert "No dead letter matches." in result.output
+        result = run(tmp_path, "dead-letters", *arguments, "--json")
+        assert json.loads(result.stdout) == []
+
+
+@pytest.mark.parametrize("command", [("list",), ("show",), ("replay",), ("drop", "--yes")])
+def test_an_id_that_is_none_is_said(tmp_path: Path, command: tuple[str, ...]) -> None:
+    bury(tmp_path, letter_of_record("x"))
+    result = run(tmp_path, "dead-letters", *command, "77")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "There is no dead letter 77." in result.stderr
+    both = run(tmp_path, "dead-letters", *command, "1", "77", "--json")
+    assert both.exit_code == 1
+    assert 1 in [one if isinstance(one, int) else one["id"] for one in json.loads(both.stdout)]
 
 
 @pytest.mark.parametrize(
@@ -507,6 +590,7 @@ def test_a_record_is_replayed_for_its_exporter_alone(tmp_path: Path, how: str) -
             "reason": "",
             "records": 1,
             "exporters": ["bad"],
+            "delivered": [],
             "duplicates": 0,
             "invalid": 0,
         }
@@ -624,6 +708,242 @@ def test_records_that_can_not_be_sent_stay(tmp_path: Path, how: str) -> None:
     assert len(as_json(tmp_path, "dead-letters", "list")) == 2
 
 
+# Replays for synchronous exporters
+
+
+def test_an_item_reaches_the_synchronous_exporters_of_its_receiver_before_the_others(tmp_path: Path) -> None:
+    bury(tmp_path, letter_of_item("x"), letter_of_item(None), letter_of_item("y"))
+    with Served(tmp_path, delivered=("debug/now",)) as served:
+        first, invalid, last = as_replayed(tmp_path, "--all")
+        assert served.now.received == ["x", "y"]
+        served.good.wait(lambda: served.good.received == ["x", "y"])
+        served.accept("x")  # a redelivery of it is a duplicate now
+        served.accept("z")
+        served.good.wait(lambda: served.good.received == ["x", "y", "z"])
+    assert (first["outcome"], first["exporters"], first["delivered"]) == ("replayed", ["good", "bad"], ["debug/now"])
+    assert (last["outcome"], last["exporters"], last["delivered"]) == ("replayed", ["good", "bad"], ["debug/now"])
+    assert (invalid["outcome"], invalid["delivered"]) == ("kept", [])
+    assert [one["id"] for one in as_json(tmp_path, "dead-letters", "list")] == [2]
+
+
+def as_replayed(directory: Path, *arguments: str) -> Any:
+    """What became of each letter, also where one stays."""
+    return json.loads(run(directory, "dead-letters", "replay", *arguments, "--json").stdout)
+
+
+def test_a_body_reaches_the_synchronous_exporters_and_what_is_invalid_in_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = [item("x"), item("bad", timestamp="soon"), item("y")]
+    bury(tmp_path, DeadLetter("body", "statsig", "?", json.dumps(events).encode()))
+    counts = Counts(monkeypatch)
+    with Served(tmp_path, delivered=("debug/now",)) as served:
+        result = run(tmp_path, "dead-letters", "replay", "1")
+        assert "Replayed: 1 dead letter, 2 records to deliver. Delivered at once: to debug/now." in result.output
+        assert served.now.received == ["x", "y"]
+        served.good.wait(lambda: served.good.received == ["x", "y"])
+    (left,) = as_json(tmp_path, "dead-letters", "show", "--all")
+    assert (left["kind"], json.loads(left["text"])) == ("item", events[1])
+    assert counts.letters == [(1, {"kind": "item", "owner": "statsig"})]
+    assert "is in no queue" not in caplog.text
+
+
+class Counts:
+    """Listens to the counter of dead letters."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.letters: list[tuple[int, dict[str, str]]] = []
+        monkeypatch.setattr(_telemetry, "dead_letters", self)
+
+    def add(self, amount: int, attributes: dict[str, str]) -> None:
+        self.letters.append((amount, attributes))
+
+
+def test_where_a_synchronous_exporter_fails_the_letter_stays_whole(tmp_path: Path) -> None:
+    """Nothing of it waits and no uid is remembered, so that the next replay reaches all."""
+    bury(tmp_path, letter_of_item("x"), letter_of_record("y", owner="good"))
+    with Served(tmp_path, delivered=("debug/now",)) as served:
+        served.now.outcome = RetryLater("connection refused")
+        result = run(tmp_path, "dead-letters", "replay", "--all")
+        assert result.exit_code == 1
+        assert "1 stays: not delivered: debug/now retry later: connection refused" in result.output
+        assert "Replayed: 1 dead letter, 1 record to deliver." in result.output
+        served.good.wait(lambda: served.good.received == ["y"])
+        (left,) = as_json(tmp_path, "dead-letters", "list")
+        assert (left["id"], left["reason"]) == (1, "timestamp: is missing")
+        assert waiting(tmp_path)["bad"] == 0
+        served.now.received.clear()
+        served.now.outcome = Delivered()
+        (done,) = as_json(tmp_path, "dead-letters", "replay", "1")
+        assert (done["outcome"], done["duplicates"], done["delivered"]) == ("replayed", 0, ["debug/now"])
+        assert served.now.received == ["x"]
+        served.good.wait(lambda: served.good.received == ["y", "x"])
+
+
+def test_a_receiver_without_a_queued_exporter_is_replayed_to_its_synchronous_ones(tmp_path: Path) -> None:
+    """Its letters are of a time at which it had a queue. Nothing is put into one that nobody reads."""
+    events = [item("y"), item("bad", timestamp="soon")]
+    bury(
+        tmp_path,
+        letter_of_item("x", owner="statsig/now"),
+        DeadLetter("body", "statsig/now", "?", json.dumps(events).encode()),
+        DeadLetter("body", "statsig/now", "?", b"[]"),
+    )
+    with Served(tmp_path) as served:
+        done = as_replayed(tmp_path, "--receiver", "statsig/now")
+        assert [one["outcome"] for one in done] == ["replayed"] * 3
+        assert [one["delivered"] for one in done] == [["debug/now"], ["debug/now"], []]
+        assert [one["records"] for one in done] == [0, 0, 0]
+        assert served.now.received == ["x", "y"]
+        assert waiting(tmp_path) == {"good": 0, "bad": 0}
+        (left,) = as_json(tmp_path, "dead-letters", "show", "--all")
+        assert (left["kind"], left["receiver"], json.loads(left["text"])) == ("item", "statsig/now", events[1])
+    with StoppedQueue(tmp_path) as queue:
+        stored = queue.submit(lambda connection: connection.execute("SELECT count(*) FROM records").fetchone())
+        assert stored.result() == (0,)
+
+
+def test_a_page_of_letters_goes_to_a_synchronous_exporter_together(tmp_path: Path) -> None:
+    """One send after the other would be a page of timeouts where a backend hangs."""
+    bury(tmp_path, *(letter_of_item(f"n{number}") for number in range(100)))
+    with Served(tmp_path, delivered=("debug/now",)) as served:
+        assert len(as_json(tmp_path, "dead-letters", "replay", "--all")) == 100
+        assert served.now.received == [f"n{number}" for number in range(100)]
+        assert served.now.attempts < 10
+
+
+def test_a_synchronous_exporter_that_hangs_holds_no_command_up_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_DELIVERED_WITHIN", 0.05)
+    bury(tmp_path, letter_of_item("x"))
+    with Served(tmp_path, delivered=("debug/now",)) as served:
+        with served.now.hanging():
+            (kept,) = as_replayed(tmp_path, "1")
+        assert (kept["outcome"], kept["reason"]) == ("kept", "not delivered: debug/now took more than 0.05 s")
+        assert len(as_json(tmp_path, "dead-letters", "list")) == 1
+
+
+def test_a_stopped_service_keeps_what_a_synchronous_exporter_has_to_get(tmp_path: Path) -> None:
+    directory = tmp_path / "queue"
+    directory.mkdir()
+    bury(directory, letter_of_item("x"), DeadLetter("body", "statsig", "?", b"[]"))
+    config = config_file(tmp_path, directory, delivered=("debug/now",))
+    result = CliRunner().invoke(dead_letters.command, ["--config", str(config), "replay", "--all"])
+    assert result.exit_code == 1
+    assert "1 stays: not delivered: debug/now has no sending queue" in result.output
+    assert "replay it while the service runs" in result.output
+    assert "Replayed: 1 dead letter, 0 records to deliver." in result.output  # nothing in it is for anybody
+    (left,) = as_json(directory, "dead-letters", "list")
+    assert (left["id"], left["reason"]) == (1, "timestamp: is missing")
+    assert set(waiting(directory).values()) == {0}
+
+
+def test_what_reached_a_synchronous_exporter_alone_comes_again_with_the_same_uid(tmp_path: Path) -> None:
+    """The queue fails behind it: the letter stays, and the exporter gets it twice."""
+    bury(tmp_path, letter_of_item("x"))
+    with Served(tmp_path, delivered=("debug/now",)) as served:
+        with failing_disk():
+            result = run(tmp_path, "dead-letters", "replay", "1", "--json")
+        assert (result.exit_code, json.loads(result.stdout)) == (1, [])
+        assert "the queue can't be changed now" in result.stderr
+        assert len(as_json(tmp_path, "dead-letters", "list")) == 1
+        ok(tmp_path, "dead-letters", "replay", "1")
+        assert served.now.received == ["x", "x"]
+        served.good.wait(lambda: served.good.received == ["x"])
+
+
+@contextmanager
+def failing_disk() -> Iterator[None]:
+    """Every write to a file of this process fails, by the operating system; reading goes on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# What was damaged on disk
+
+
+def damaged(content: bytes) -> DeadLetter:
+    return DeadLetter("damaged", "bad", "damaged on disk: its checksum is wrong", content)
+
+
+@pytest.mark.parametrize("how", ["running", "stopped"])
+def test_what_was_damaged_on_disk_is_never_sent(tmp_path: Path, how: str) -> None:
+    (record,) = change("x").records
+    bury(tmp_path, damaged(record))
+    with maybe_served(tmp_path, how):
+        result = run(tmp_path, "dead-letters", "replay", "--kind", "damaged")
+        assert result.exit_code == 1
+        assert "1 stays: it was damaged on disk, so its content can't be trusted and is not sent" in result.output
+        assert "`dead-letters show 1`" in result.output
+        assert "`dead-letters drop 1`" in result.output
+        assert waiting(tmp_path) == {"good": 0, "bad": 0}
+        (left,) = as_json(tmp_path, "dead-letters", "list", "--exporter", "bad")
+        assert (left["kind"], left["reason"]) == ("damaged", "damaged on disk: its checksum is wrong")
+        assert as_json(tmp_path, "dead-letters", "drop", "1", "--yes") == [1]
+
+
+def test_what_is_left_of_a_damaged_record_is_shown_whatever_it_is(tmp_path: Path) -> None:
+    (record,) = change("x\x1b[31m").records
+    flipped = [record[:at] + bytes([record[at] ^ (1 << at % 8)]) + record[at + 1 :] for at in range(len(record))]
+    cut = [record[:length] for length in range(len(record))]
+    contents = [*flipped, *cut, b"\xff" * 9]
+    bury(tmp_path, *map(damaged, contents))
+    shown = as_json(tmp_path, "dead-letters", "show", "--all")
+    assert [base64.b64decode(one["base64"]) for one in shown] == contents
+    readable = ["request" in one for one in shown]
+    assert any(readable)
+    assert not all(readable)
+    text = ok(tmp_path, "dead-letters", "show", "--all")
+    assert "\x1b" not in text
+    assert text.count("Nothing is left of it.") == 1
+    assert text.count("What is left of it, and may be wrong:") == len(contents) - 1
+    assert cut[-1].hex() in text
+
+
+def damage(database: Path) -> None:
+    """Change the first record behind the queue's back."""
+    with closing(sqlite3.connect(database, timeout=WAIT)) as connection, connection:
+        assert connection.execute("UPDATE records SET checksum = checksum + 1 WHERE seq = 1").rowcount == 1
+
+
+def test_a_damaged_record_that_is_skipped_is_known_as_damaged(tmp_path: Path) -> None:
+    """It is the head that was meant, so nothing behind it is skipped."""
+    with Served(tmp_path, ("bad",)) as served:
+        served.accept("x", "y")
+        served.wait_until_blocked()
+        damage(served.queue.database)
+        ok(tmp_path, "queue", "skip", "bad")
+        eventually(lambda: waiting(tmp_path)["bad"] == 1)
+        served.bad.outcome = Delivered()
+        ok(tmp_path, "queue", "resume", "bad")
+        served.bad.wait(lambda: served.bad.received == ["y"])
+        (found,) = as_json(tmp_path, "dead-letters", "list")
+        assert (found["kind"], found["reason"]) == ("damaged", "damaged on disk: its checksum is wrong")
+
+
+def test_a_damaged_record_that_is_skipped_on_a_stopped_queue_is_known_as_damaged(tmp_path: Path) -> None:
+    with Served(tmp_path) as served:
+        served.accept("x", "y")
+        served.wait_until_blocked()
+        database = served.queue.database
+    damage(database)
+    for _ in "xy":
+        ok(tmp_path, "queue", "skip", "bad")
+    found = as_json(tmp_path, "dead-letters", "list")
+    assert [(one["kind"], one["reason"]) for one in found] == [
+        ("damaged", "damaged on disk: its checksum is wrong"),
+        ("record", "skipped by command"),
+    ]
+
+
+# Many at once
+
+
 def test_many_letters_go_page_by_page_and_new_ones_are_not_tried(tmp_path: Path) -> None:
     """A record that is refused once more becomes a letter again, which the same command leaves alone."""
     bury(tmp_path, *(letter_of_record(f"n{number}", owner="good") for number in range(250)))
@@ -719,3 +1039,10 @@ def test_the_default_place_is_that_of_a_service_without_a_file(tmp_path: Path, m
 )
 def test_ids_read_as_ranges(ids: list[int], text: str) -> None:
     assert ranges(ids) == text
+
+
+def test_json_without_the_table_is_refused(tmp_path: Path) -> None:
+    """Leaving it out in silence would give a script a sentence where it expects JSON."""
+    result = run(tmp_path, "queue", "--json", "resume", "good")
+    assert result.exit_code == 2
+    assert "--json is for the table alone" in result.output

@@ -2,11 +2,12 @@
 
 A letter's content never changes, and its id is never used again. So a replay can be prepared beside the writer, and is
 carried out in one transaction with the letter's removal: whoever removes it first has replayed it, and nobody else.
+What synchronous exporters are to get they have before that, so they may get it twice.
 """
 
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final, Literal, TypeAlias
 
@@ -22,6 +23,9 @@ from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 FROM_RECEIVER: Final[tuple[DeadLetterKind, ...]] = ("item", "body")
 """The kinds that come from the door, raw; all others come from an exporter, encoded."""
 
+_UNQUEUED: Final = QueuedReceiver(())
+"""A receiver that has synchronous exporters alone."""
+
 _UID: Final = "log.record.uid"
 _UID_SIZE: Final = 16
 _COLUMNS: Final = "id, at, kind, owner, reason, attempts, uid, count, length(content)"
@@ -35,7 +39,7 @@ class Letter:
         id: Its number.
         at_ms: When it was kept, in milliseconds since the epoch.
         kind: What it is.
-        owner: The receiver of an item or body, the exporter of a record or batch.
+        owner: The receiver of an item or body, the exporter of any other kind.
         reason: What was wrong.
         attempts: How often it was sent.
         uid: The record's uid, where there is one.
@@ -178,10 +182,12 @@ class Remap:
     Attributes:
         letter: The letter's id.
         batch: Its changes, and what is still invalid.
+        delivered: The synchronous exporters of its receiver, which all have the changes by now.
     """
 
     letter: int
     batch: Batch
+    delivered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +214,12 @@ class Replayed:
 
     Attributes:
         id: The letter's id.
-        outcome: `replayed`: it is gone, its records wait. `kept`: it stays, with the reason. `gone`: somebody else
-            replayed or dropped it before.
+        outcome: `replayed`: it is gone, its records wait or are delivered. `kept`: it stays, with the reason. `gone`:
+            somebody else replayed or dropped it before.
         reason: Why it was kept.
         records: How many records wait now.
         exporters: For whom.
+        delivered: The synchronous exporters that have its records already.
         duplicates: How many changes had been delivered otherwise.
         invalid: How many items of a body are letters of their own now.
     """
@@ -222,6 +229,7 @@ class Replayed:
     reason: str = ""
     records: int = 0
     exporters: tuple[str, ...] = ()
+    delivered: tuple[str, ...] = ()
     duplicates: int = 0
     invalid: int = 0
 
@@ -249,7 +257,7 @@ def replay(
     Args:
         connection: The writer's connection.
         plan: The plan.
-        receivers: The configured receivers.
+        receivers: The configured receivers that have a queued exporter.
         now_ms: The time now, in milliseconds since the epoch.
     """
     match plan:
@@ -267,34 +275,33 @@ def replay(
             size = sum(len(payload) for _, payload in plan.records)
             store.add_waiting(connection, [state.id], len(plan.records), size)
             return Replayed(letter, "replayed", records=len(plan.records), exporters=(exporter,))
-        case Remap(letter, batch):
-            receiver = receivers.get(batch.receiver)
-            if receiver is None or not receiver.exporters:
-                return _keep(connection, letter, f"no queued exporter is configured for the receiver {batch.receiver}")
+        case Remap(letter, batch, delivered):
+            receiver = receivers.get(batch.receiver, _UNQUEUED)
+            if batch.changes and not receiver.exporters and not delivered:
+                return _keep(connection, letter, f"no exporter is configured for the receiver {batch.receiver}")
             if not _take(connection, letter):
                 return Replayed(letter, "gone")
-            return _accept(connection, letter, batch, receiver, now_ms)
+            return _accept(connection, plan, receiver, now_ms)
 
 
-def _accept(
-    connection: sqlite3.Connection, letter: int, batch: Batch, receiver: QueuedReceiver, now_ms: int
-) -> Replayed:
+def _accept(connection: sqlite3.Connection, plan: Remap, receiver: QueuedReceiver, now_ms: int) -> Replayed:
     lanes = [store.ensure_exporter(connection, name) for name in receiver.exporters]
-    receipt, records, size = store.append_batch(
+    appended = store.append_batch(
         connection,
-        batch,
-        route=store.ensure_route(connection, lanes, batch.receiver),
+        plan.batch if lanes else replace(plan.batch, changes=()),  # all have it, and nobody remembers a uid
+        route=store.ensure_route(connection, lanes, plan.batch.receiver) if lanes else 0,
         now_ms=now_ms,
         window_ms=int(receiver.window * 1000),
     )
-    store.add_waiting(connection, lanes, records, size)
+    store.add_waiting(connection, lanes, appended.records, appended.size)
     return Replayed(
-        letter,
+        plan.letter,
         "replayed",
-        records=records,
-        exporters=receiver.exporters if records else (),
-        duplicates=receipt.duplicates,
-        invalid=len(batch.invalid),
+        records=appended.records,
+        exporters=receiver.exporters if appended.records else (),
+        delivered=plan.delivered,
+        duplicates=appended.receipt.duplicates,
+        invalid=len(plan.batch.invalid),
     )
 
 
@@ -311,6 +318,8 @@ def drop(connection: sqlite3.Connection, selection: Selection, *, after: int, up
 def bury_head(connection: sqlite3.Connection, exporter: str, reason: str, now_ms: int) -> bool:
     """Make the first record that waits for an exporter a dead letter; False where none waits.
 
+    One that is damaged on disk becomes a letter that says so, as the sender would have found it.
+
     For a stopped service alone: a running one's sender keeps its own place.
     """
     state = _exporter(connection, exporter)
@@ -318,7 +327,10 @@ def bury_head(connection: sqlite3.Connection, exporter: str, reason: str, now_ms
         return False
     routes = store.routes_of(connection, state.id)
     for record in store.read_records(connection, routes, after=state.cursor, count=1, size=0):
-        store.bury(connection, DeadLetter("record", exporter, reason, record.payload, record.uid), now_ms)
+        letter = DeadLetter("record", exporter, reason, record.payload, record.uid)
+        if not record.intact:
+            letter = replace(letter, kind="damaged", reason="damaged on disk: its checksum is wrong")
+        store.bury(connection, letter, now_ms)
         store.advance(connection, state.id, cursor=record.seq, records=1, size=len(record.payload))
         return True
     return False

@@ -5,7 +5,7 @@ import json
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar, cast, get_args
 
@@ -66,7 +66,7 @@ def _selecting(*, needed: bool) -> Callable[[_F], _F]:
             click.option("--all", "everything", is_flag=True, help="All of them."),
             click.option("--kind", type=click.Choice(get_args(DeadLetterKind)), help="Those of this kind."),
             click.option("--receiver", metavar="NAME", help="The items and bodies of this receiver."),
-            click.option("--exporter", metavar="NAME", help="The records and batches of this exporter."),
+            click.option("--exporter", metavar="NAME", help="What this exporter was to get."),
             click.argument("ids", nargs=-1, type=click.IntRange(1, _MAX_ID), metavar="[ID]..."),
         ):
             run = option(run)
@@ -81,11 +81,12 @@ def command() -> None:
     """Look at what could not be delivered, or not even be mapped, and replay or drop it.
 
     \b
-    There are four kinds:
-      item    a verified config change that no record could be made of, as it was sent
-      body    a verified webhook of no known shape, as it was sent
-      record  a record that an exporter's backend refuses, or that was skipped
-      batch   records of which a backend took some only, and did not say which
+    There are five kinds:
+      item     a verified config change that no record could be made of, as it was sent
+      body     a verified webhook of no known shape, as it was sent
+      record   a record that an exporter's backend refuses, or that was skipped
+      batch    records of which a backend took some only, and did not say which
+      damaged  what is left of a record that was damaged on disk; it is never replayed
 
     They stay until they are replayed or dropped by these commands. All work while the service runs and while it does
     not. --directory and --config are those of `statsig-otel queue`.
@@ -93,7 +94,7 @@ def command() -> None:
     \b
     Exit codes:
       0  done
-      1  nothing matched, it was refused, or a letter stays because it is still invalid
+      1  nothing matched, it was refused, or a letter stays
       2  an option is wrong
     """  # noqa: D301 - click wants the character itself
 
@@ -104,10 +105,10 @@ def command() -> None:
 @location_options
 def list_(*, selections: Sequence[Selection], as_json: bool) -> None:
     """List dead letters, the oldest first; all of them, where nothing else is said."""
-    found = False
+    listed: set[int] = set()
     with queue_access() as access, access.reading() as connection, _array(as_json=as_json) as add:
         for page in _pages(connection, selections):
-            found = True
+            listed.update(letter.id for letter in page)
             if as_json:
                 for letter in page:
                     add(_described(letter))
@@ -126,16 +127,22 @@ def list_(*, selections: Sequence[Selection], as_json: bool) -> None:
                 for letter in page
             ]
             print_table(("ID", "KEPT AT", "KIND", "OF", "RECORDS", "BYTES", "ATTEMPTS", "REASON"), rows)
-    if not found:
-        _end_without_match(needed=selections != [Selection()])
+    if not listed and selections == [Selection()]:
+        click.echo("There are no dead letters.", err=True)
+        return
+    _end_with(sorted(_asked(selections) - listed), matched=bool(listed))
 
 
 @command.command()
 @_selecting(needed=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: the raw text as `text`, records as OTLP/JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @location_options
 def show(*, selections: Sequence[Selection], as_json: bool) -> None:
-    """Print dead letters whole, with their reason."""
+    """Print dead letters whole, with their reason.
+
+    In JSON the raw text of an item or body is `text`, and records are an OTLP/JSON `request`. What can't be read, and
+    what was damaged, is there byte by byte as `base64`.
+    """
     shown: set[int] = set()
     with queue_access() as access, access.reading() as connection, _array(as_json=as_json) as add:
         for page in _pages(connection, selections):
@@ -156,15 +163,20 @@ def show(*, selections: Sequence[Selection], as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: what became of each.")
 @location_options
 def replay(*, selections: Sequence[Selection], as_json: bool) -> None:
-    """Try dead letters again; each is gone once what it held waits for delivery.
+    """Try dead letters again; each is gone once what it held waits for delivery, or is delivered.
 
     A record is sent to its own exporter once more, whatever was delivered before. Of a batch, all records are: those
     that the backend had taken it gets a second time, with the same uid.
 
-    An item is mapped anew, with the mapping that the receiver has now, and is for all queued exporters of its receiver;
-    one that was delivered in the meantime is a duplicate, and its letter goes. A body is read anew, likewise: those of
-    its items that are still invalid become letters of their own. What is still invalid stays, with the new reason.
-    Where no service runs, items and bodies need --config. An exporter without a sending queue gets no replays.
+    An item is mapped anew, with the mapping that the receiver has now, and is for all exporters of its receiver; one
+    that was taken over in the meantime is a duplicate, and its letter goes. A body is read anew, likewise: those of its
+    items that are still invalid become letters of their own. What is still invalid stays, with the new reason.
+
+    Exporters without a sending queue get items and bodies at once, before the others; where one fails the letter stays.
+    This needs a running service. Until a letter is gone each replay of it reaches them again, with the same uid.
+
+    Where no service runs, items and bodies need --config. A replay may fill a queue beyond its queue_size. What was
+    damaged on disk is not replayed.
     """
     totals = _Totals()
     with queue_access() as access, access.changing() as perform, _array(as_json=as_json) as add:
@@ -178,8 +190,7 @@ def replay(*, selections: Sequence[Selection], as_json: bool) -> None:
                 click.echo(f"There is no dead letter {one['id']}.", err=True)
     if not as_json and totals.replayed:
         click.echo(totals.text())
-    if not totals.any:
-        _end_without_match(needed=True)
+    _end_with([], matched=totals.any)
     if totals.incomplete:
         sys.exit(1)
 
@@ -197,7 +208,9 @@ def drop(*, selections: Sequence[Selection], yes: bool, as_json: bool) -> None:
             found = [letters.count(connection, selection) for selection in selections]
         count, size = sum(letters_ for letters_, _ in found), sum(bytes_ for _, bytes_ in found)
         if not count:
-            _end_without_match(needed=True)
+            if as_json:
+                click.echo("[]")
+            _end_with(sorted(_asked(selections)), matched=False)
         if not yes:
             raise click.ClickException(
                 f"{counted(count, 'dead letter')} of {counted(size, 'byte')} would be gone for good; "
@@ -227,6 +240,7 @@ class _Totals:
         self._records = 0
         self._duplicates = 0
         self._invalid = 0
+        self._delivered: set[str] = set()
 
     def count(self, one: dict[str, Any]) -> None:
         """Add one letter's outcome."""
@@ -236,10 +250,13 @@ class _Totals:
         self._records += one["records"]
         self._duplicates += one["duplicates"]
         self._invalid += one["invalid"]
+        self._delivered.update(one["delivered"])
 
     def text(self) -> str:
         """For people."""
         text = f"Replayed: {counted(self.replayed, 'dead letter')}, {counted(self._records, 'record')} to deliver."
+        if self._delivered:
+            text += f" Delivered at once: to {printable(', '.join(sorted(self._delivered)))}."
         if self._duplicates:
             text += f" Taken over before, otherwise: {counted(self._duplicates, 'change')}."
         if self._invalid:
@@ -254,7 +271,7 @@ def _replay(perform: Perform, selections: Sequence[Selection]) -> Iterator[dict[
             asked.difference_update(one["id"] for one in page["letters"])
             yield from page["letters"]
         for number in sorted(asked):
-            nothing = {"reason": "", "records": 0, "exporters": [], "duplicates": 0, "invalid": 0}
+            nothing = {"reason": "", "records": 0, "exporters": [], "delivered": [], "duplicates": 0, "invalid": 0}
             yield {"id": number, "outcome": "gone", **nothing}
 
 
@@ -285,17 +302,16 @@ def _end_with(unknown: Sequence[int], *, matched: bool) -> None:
     if unknown:
         sys.exit(1)
     if not matched:
-        _end_without_match(needed=True)
-
-
-def _end_without_match(*, needed: bool) -> None:
-    click.echo("No dead letter matches." if needed else "There are no dead letters.", err=True)
-    sys.exit(1 if needed else 0)
+        click.echo("No dead letter matches.", err=True)
+        sys.exit(1)
 
 
 @contextmanager
 def _array(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
-    """Prints a JSON array element by element, so that any number of them takes no memory."""
+    """Prints a JSON array element by element, so that any number of them takes no memory.
+
+    It is closed also where the command fails in the middle: what was done until then can be read.
+    """
     separator = "["
 
     def add(element: Any) -> None:
@@ -303,9 +319,11 @@ def _array(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
         click.echo(f"{separator}{json.dumps(element)}", nl=False)
         separator = ",\n"
 
-    yield add
-    if as_json:
-        click.echo("[]" if separator == "[" else "]")
+    try:
+        yield add
+    finally:
+        if as_json:
+            click.echo("[]" if separator == "[" else "]")
 
 
 def _described(letter: Letter) -> dict[str, Any]:
@@ -323,12 +341,15 @@ def _described(letter: Letter) -> dict[str, Any]:
 
 
 def _decoded(letter: Letter, content: bytes) -> dict[str, Any]:
-    try:
+    found: dict[str, Any] = {}
+    with suppress(UnicodeDecodeError, DecodeError, RecursionError, ValueError):
         if letter.kind in FROM_RECEIVER:
-            return {"text": content.decode()}
-        return {"request": json.loads(to_json_line(ExportLogsServiceRequest.FromString(content)))}
-    except (UnicodeDecodeError, DecodeError, RecursionError, ValueError):
-        return {"base64": base64.b64encode(content).decode()}
+            found["text"] = content.decode()
+        else:
+            found["request"] = json.loads(to_json_line(ExportLogsServiceRequest.FromString(content)))
+    if not found or letter.kind == "damaged":
+        found["base64"] = base64.b64encode(content).decode()
+    return found
 
 
 def _print(letter: Letter, content: bytes) -> None:
@@ -340,6 +361,8 @@ def _print(letter: Letter, content: bytes) -> None:
         click.echo()
         return
     click.echo(f"Attempts: {letter.attempts}")
+    if letter.kind == "damaged":
+        click.echo("What is left of it, and may be wrong:" if content else "Nothing is left of it.")
     printer = DebugExporter("dead-letters", DebugSettings(verbosity="detailed"), sys.stdout)
     printer.start()
     outcome = printer.send(content, letter.count, 0)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
-from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.exporters.queue import letters, store
+from statsig_otel.exporters.queue.backlog import oldest_observed_ns
 from statsig_otel.exporters.queue.control import ControlError
 from statsig_otel.exporters.terminal import pad, printable, width
 from statsig_otel.plugin.control import counted
@@ -119,6 +118,8 @@ def command(context: click.Context, *, as_json: bool) -> None:
       2  an option is wrong
     """  # noqa: D301 - click wants the character itself
     if context.invoked_subcommand is not None:
+        if as_json:
+            raise click.UsageError("--json is for the table alone, without a subcommand")
         return
     with queue_access() as access:
         answer = access.ask("queue")
@@ -190,7 +191,7 @@ def _exporters(
     rows = []
     for state in store.exporter_states(connection):
         sender = senders.get(state.name, {})
-        observed_ns = _oldest(connection, state) if state.waiting > 0 else None
+        observed_ns = oldest_observed_ns(connection, state)
         rows.append(
             _Exporter(
                 name=state.name,
@@ -205,20 +206,6 @@ def _exporters(
             )
         )
     return rows
-
-
-def _oldest(connection: sqlite3.Connection, state: store.ExporterState) -> int | None:
-    """When the first record that waits was observed, in nanoseconds; None where it can't be told."""
-    routes = store.routes_of(connection, state.id)
-    for stored in store.read_records(connection, routes, after=state.cursor, count=1, size=0):
-        if not stored.intact:
-            return None
-        try:
-            request = ExportLogsServiceRequest.FromString(stored.payload)
-            return request.resource_logs[0].scope_logs[0].log_records[0].observed_time_unix_nano or None
-        except (DecodeError, IndexError):
-            return None
-    return None
 
 
 def _show(directory: Path, answer: dict[str, Any] | None, exporters: Sequence[_Exporter], dead: int) -> None:

@@ -89,38 +89,40 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
-def four(database: Database) -> Database:
-    """One letter of each kind: 1 to 4. The receiver and one exporter have the same name."""
+def five(database: Database) -> Database:
+    """One letter of each kind: 1 to 5. The receiver and one exporter have the same name."""
     database.bury("item", "a", b"item")
     database.bury("body", "statsig", b"body")
     database.bury("record", "a", payload("x"))
     database.bury("batch", "b", payload("y") + payload("z"))
+    database.bury("damaged", "a", b"\xff")
     return database
 
 
 @pytest.mark.parametrize(
     ("selection", "expected"),
     [
-        (Selection(), [1, 2, 3, 4]),
+        (Selection(), [1, 2, 3, 4, 5]),
         (Selection(ids=()), []),
         (Selection(ids=(4, 1, 99, 4)), [1, 4]),
-        (Selection(exporter="a"), [3]),
+        (Selection(exporter="a"), [3, 5]),
         (Selection(receiver="a"), [1]),
         (Selection(exporter="statsig"), []),
         (Selection(kind="batch"), [4]),
+        (Selection(kind="damaged"), [5]),
         (Selection(exporter="a", kind="batch"), []),
         (Selection(exporter="a' OR '1'='1"), []),
     ],
 )
 def test_a_selection_finds_what_it_names_and_nothing_else(
-    four: Database, selection: Selection, expected: list[int]
+    five: Database, selection: Selection, expected: list[int]
 ) -> None:
-    assert four.ids(selection) == expected
-    count, _ = letters.count(four.connection, selection)
+    assert five.ids(selection) == expected
+    count, _ = letters.count(five.connection, selection)
     assert count == len(expected)
-    dropped = four(lambda connection: letters.drop(connection, selection, after=0, upto=99, limit=99))
+    dropped = five(lambda connection: letters.drop(connection, selection, after=0, upto=99, limit=99))
     assert [letter.id for letter in dropped] == expected
-    assert four.ids() == [number for number in (1, 2, 3, 4) if number not in expected]
+    assert five.ids() == [number for number in (1, 2, 3, 4, 5) if number not in expected]
 
 
 def test_a_selection_with_an_unknown_field_is_refused_since_without_it_more_would_be_selected() -> None:
@@ -241,6 +243,22 @@ def test_a_receiver_without_a_queued_exporter_loses_nothing(
     assert database.ids() == [letter]
 
 
+@pytest.mark.parametrize(("receivers", "waits"), [({}, 0), (RECEIVERS, 1)])
+def test_what_the_synchronous_exporters_have_is_put_into_a_queue_only_where_there_is_one(
+    database: Database, receivers: dict[str, QueuedReceiver], waits: int
+) -> None:
+    letter = database.bury("body", "statsig", b"body")
+    batch = Batch("statsig", (Change(uid(1), (payload("x"),)),), (Invalid(b"bad", "no name"),))
+    plan = Remap(letter, batch, delivered=("now",))
+    done = database(lambda connection: letters.replay(connection, plan, receivers=receivers, now_ms=NOW))
+    assert (done.outcome, done.records, done.delivered, done.invalid) == ("replayed", waits, ("now",), 1)
+    assert database.waiting() == {"a": [payload("x")] * waits, "b": [payload("x")] * waits}
+    assert [one.reason for one in letters.select(database.connection, Selection())] == ["no name"]
+    for table in ("records", "seen"):
+        (count,) = database.connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+        assert count == waits
+
+
 def test_what_is_still_invalid_stays_with_the_new_reason(database: Database) -> None:
     letter = database.bury("item", "statsig", b"item", reason="old")
     assert database.replay(Keep(letter, "not now")).outcome == "kept"
@@ -268,6 +286,22 @@ def test_the_head_becomes_a_letter_and_comes_back(database: Database) -> None:
         "b": [payload("x"), payload("y"), payload("z")],
     }
     assert not database(lambda connection: letters.bury_head(connection, "c", "skipped", NOW))
+
+
+def test_a_head_that_is_damaged_becomes_a_letter_that_says_so(database: Database) -> None:
+    def fill(connection: sqlite3.Connection) -> None:
+        lanes = [store.ensure_exporter(connection, "a")]
+        route = store.ensure_route(connection, lanes, "statsig")
+        store.append_copy(connection, route=route, uid=b"u" * 16, payload=payload("x"))
+        store.add_waiting(connection, lanes, 1, len(payload("x")))
+        connection.execute("UPDATE records SET payload = ?", (payload("X"),))
+
+    database(fill)
+    assert database(lambda connection: letters.bury_head(connection, "a", "skipped", NOW))
+    (letter,) = letters.select(database.connection, Selection(exporter="a"))
+    assert (letter.kind, letter.reason) == ("damaged", "damaged on disk: its checksum is wrong")
+    assert letters.content(database.connection, letter.id) == payload("X")
+    assert database.waiting()["a"] == []
 
 
 def test_replays_in_parallel_double_nothing(tmp_path: Path) -> None:
