@@ -19,7 +19,7 @@ from statsig_otel.plugin.components import create_exporter
 from statsig_otel.plugin.control import handlers
 from statsig_otel.plugin.delivery_settings import DeliveryKeys
 from statsig_otel.plugin.intake import Intake
-from statsig_otel.plugin.queue_configuration import exporters_by_receiver, queued_receivers
+from statsig_otel.plugin.queue_configuration import queued_receivers, synchronous_exporters
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 from statsig_otel.plugin.storage import file_storage
 
@@ -27,6 +27,9 @@ _logger: Final = logging.getLogger(__name__)
 
 _DEFAULT_TIMEOUT: Final = 30.0
 """Seconds for one `send` of an exporter whose settings have no timeout."""
+
+_COMMIT: Final = 10.0
+"""Seconds for a commit: a refusal may be the loss of a change, since Statsig documents no retry."""
 
 _DRAIN: Final = 5.0
 """Seconds after the last request in which what waits is still sent; the rest is sent after the next start."""
@@ -44,12 +47,11 @@ class Delivery:
         settings = cast("Mapping[str, DeliveryKeys]", configuration.exporters)
         exporters = {name: create_exporter(name, keys) for name, keys in settings.items()}
         queued = {name: keys for name, keys in settings.items() if keys.sending_queue.enabled}
-        routes = exporters_by_receiver(configuration)
-        at_once = {name: tuple(one for one in wanted if one not in queued) for name, wanted in routes.items()}
         self._directory = directory
         self._receivers = queued_receivers(configuration)
+        self._delivered = synchronous_exporters(configuration)
         self._queue = _queue(configuration, directory, queued) if queued else None
-        self._synchronous = _synchronous(configuration, exporters, at_once)
+        self._synchronous = _synchronous(configuration, exporters, self._delivered)
         self._senders = (
             {name: _sender(self._queue, name, keys, exporters[name]) for name, keys in queued.items()}
             if self._queue
@@ -58,15 +60,26 @@ class Delivery:
         self.consumer: Consumer = Pipeline(
             self._synchronous,
             self._queue,
-            delivered=[name for name, wanted in at_once.items() if wanted],
+            delivered=self._delivered,
             queued=self._receivers,
         )
+
+    def patience(self, receiver: str) -> float:
+        """Seconds within which each batch of a receiver should be taken over or refused."""
+        return self._synchronous.longest_answer(receiver) + _COMMIT
 
     def control(self, intakes: Mapping[str, Intake]) -> ControlServer | None:
         """What answers the commands about the queue; None where there is no queue."""
         if self._queue is None:
             return None
-        commands = handlers(self._queue, senders=self._senders, intakes=intakes, receivers=self._receivers)
+        commands = handlers(
+            self._queue,
+            senders=self._senders,
+            intakes=intakes,
+            receivers=self._receivers,
+            synchronous=self._synchronous,
+            delivered=self._delivered,
+        )
         return ControlServer(self._directory / CONTROL, commands)
 
     def start(self) -> None:
@@ -108,12 +121,13 @@ class Delivery:
 
     def _tell_of(self, queue: DurableQueue) -> None:
         waiting = sum(queue.lane(name).waiting for name in self._senders)
+        at_once = {name for exporters in self._delivered.values() for name in exporters}
         _logger.info("The queue is in %s; %d records wait", self._directory, waiting)
         for state in queue.forgotten_exporters():
             _logger.warning(
-                "%s is in no pipeline any more; the queue keeps its place, with %d records of %d bytes, until "
-                "`statsig-otel queue remove %s`",
+                "%s %s; the queue keeps its place, with %d records of %d bytes, until `statsig-otel queue remove %s`",
                 state.name,
+                "has no sending queue any more" if state.name in at_once else "is in no pipeline any more",
                 state.waiting,
                 state.bytes,
                 state.name,

@@ -3,16 +3,19 @@
 lock            held with flock while a process owns the directory; holds its pid
 state.json      {"clean": true} after an orderly stop
 queue.db        the database, with queue.db-wal and queue.db-shm beside it while it is in use
-queue.db.corrupt-TIME-N    set aside: what could not be read
+queue.db.corrupt-TIME-N    set aside: what could not be read, or was deleted while it was in use
+queue.db.salvaged-TIME-N   the same, after all of it that can be read was carried over
+queue.db.unreadable-TIME-N the same, where nothing can be read
 """
 
 import contextlib
 import fcntl
 import json
 import os
+import re
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from statsig_otel.exporters.queue.errors import QueueError
 
@@ -21,6 +24,7 @@ CONTROL: Final = "control.sock"
 _LOCK: Final = "lock"
 _STATE: Final = "state.json"
 _SUFFIXES: Final = ("", "-wal", "-shm")
+_ASIDE: Final = re.compile(r"queue\.db\.corrupt-[0-9TZ]+-[0-9]+")
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIRECTORY: Final = 0o700
 
@@ -115,20 +119,51 @@ class QueueDirectory:
 
     def set_aside(self) -> Path:
         """Rename a database that can't be read, with all that belongs to it; where it is now."""
+        return self._rename(self.database, self.place_aside())
+
+    def place_aside(self) -> Path:
+        """A name that is free for a database that is set aside."""
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         number = 1
-        while (aside := self.path / f"{DATABASE}.corrupt-{stamp}-{number}").exists():
+        while any(self.path.glob(f"{DATABASE}.*-{stamp}-{number}")):
             number += 1
-        for suffix in _SUFFIXES:
-            with contextlib.suppress(FileNotFoundError):
-                Path(f"{self.database}{suffix}").rename(f"{aside}{suffix}")
-        _sync(self.path)
-        return aside
+        return self.path / f"{DATABASE}.corrupt-{stamp}-{number}"
+
+    def set_aside_files(self) -> list[Path]:
+        """The databases that were set aside and not yet salvaged, the oldest first."""
+        return sorted(file for file in self.path.iterdir() if _ASIDE.fullmatch(file.name))
+
+    def rename_aside(self, aside: Path, what: Literal["salvaged", "unreadable"]) -> Path:
+        """Write down what became of a file that was set aside; where it is now."""
+        return self._rename(aside, aside.with_name(aside.name.replace(".corrupt-", f".{what}-")))
+
+    def reclaim(self) -> None:
+        """Own the directory anew where it, or its lock, was deleted under its owner.
+
+        Raises:
+            DirectoryInUseError: Another process was faster.
+            OSError: The directory can't be made or written.
+        """
+        if self._lock is None or _is_at(self.path / _LOCK, self._lock):
+            return
+        before = self._lock
+        self.acquire()
+        _held.discard(before)
+        os.close(before)
+        self.mark(clean=False)
 
     def free_bytes(self) -> int:
         """What the disk has left for this process."""
         found = os.statvfs(self.path)
         return found.f_bavail * found.f_frsize
+
+    def _rename(self, database: Path, to: Path) -> Path:
+        """Rename a database, with all that belongs to it; on disk when this returns."""
+        for suffix in _SUFFIXES:
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{database}{suffix}").rename(f"{to}{suffix}")
+        _sync(self.path)
+        return to
 
     def _make(self) -> None:
         """Make the directory where it is missing, with those above it; on disk when this returns."""
@@ -136,6 +171,13 @@ class QueueDirectory:
         self.path.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         for place in missing:
             _sync(place.parent)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _sync(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """The durable queue: a consumer that has a batch once it is on disk, and what each exporter's sender reads from."""
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -8,14 +9,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import schema, store
+from statsig_otel.exporters.queue.backlog import oldest_observed_ns
 from statsig_otel.exporters.queue.directory import QueueDirectory
-from statsig_otel.exporters.queue.store import DeadLetter, ExporterState, Stored
+from statsig_otel.exporters.queue.salvage import Salvager
+from statsig_otel.exporters.queue.session import Session
+from statsig_otel.exporters.queue.store import Appended, DeadLetter, ExporterState, Stored
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Work, Writer
 
 _logger: Final = logging.getLogger(__name__)
@@ -85,12 +90,25 @@ class DurableQueue:
         self._min_free = min_free_bytes
         self._clock = clock
         self._writer = Writer(
-            self._directory.database, prepare=self._prepare, tidy=self._tidy, set_aside=self._set_aside
+            self._directory.database,
+            prepare=self._prepare,
+            tidy=self._tidy,
+            set_aside=self._set_aside,
+            rescue=self._rescue,
+        )
+        self._session = Session(self._directory, self._writer)
+        self._salvager = Salvager(
+            self._directory,
+            self.submit,
+            now_ms=self.now_ms,
+            receivers={name: receiver.exporters for name, receiver in receivers.items()},
+            min_free_bytes=min_free_bytes,
         )
         self._lanes = {name: Lane(self, name) for name in exporters}
         self._routes: dict[str, int] = {}
         self._pid = 0
         self._generation = 0
+        self._bodies_full = False
 
     def start(self) -> None:
         """Own the directory, open the database, and know every exporter's place.
@@ -104,39 +122,25 @@ class DurableQueue:
             OSError: The directory can't be made or written.
             sqlite3.OperationalError: The database can't be opened now.
         """
-        self._directory.acquire()
-        try:
-            if self._directory.wal_is_missing():
-                _logger.error(
-                    "%s: the queue was not closed in order and its log (queue.db-wal) is gone: "
-                    "what was acknowledged last may be lost",
-                    self._directory.path,
-                )
-            try:
-                self._writer.start()
-            except schema.DamagedError as error:
-                self._set_aside(error)
-                self._writer.start()
-            # Not before there is a log again, and before anything can be acknowledged.
-            self._directory.mark(clean=False)
-            self._directory.make_private()
-        except BaseException:
-            self._writer.stop()
-            self._directory.release()
-            raise
+        self._session.open(set_aside=self._set_aside)
+        if self._session.log_was_missing:
+            _logger.error(
+                "%s: the queue was not closed in order and its log (queue.db-wal) is gone: "
+                "what was acknowledged last may be lost",
+                self._directory.path,
+            )
         self._pid = os.getpid()
+        self._salvager.start()
+        _telemetry.queues.add(self)
 
     def shutdown(self) -> None:
         """Finish what is being written, and leave the directory in order. Safe to call twice."""
         if not self._pid or self._pid != os.getpid():
             return  # never started; or a forked child, which owns nothing
         self._pid = 0
-        self._writer.stop()
-        try:
-            self._directory.mark(clean=True)
-        except OSError as error:
-            _logger.warning("%s: can't write down that the queue was closed in order: %s", self._directory.path, error)
-        self._directory.release()
+        _telemetry.queues.discard(self)
+        self._salvager.stop()
+        self._session.close()
 
     def consume(self, batch: Batch) -> Future[Receipt]:
         """Store a batch. Its future has the receipt once it is on disk.
@@ -148,43 +152,46 @@ class DurableQueue:
         answer: Future[Receipt] = Future()
         answer.set_running_or_notify_cancel()
         receiver = self._receivers[batch.receiver]
+
+        def refuse(refusal: RefusedError) -> None:
+            records = sum(len(change.records) for change in batch.changes)
+            for name in receiver.exporters:
+                _telemetry.exporter_enqueue_failed.add(records, {"exporter": name})
+            answer.set_exception(refusal)
+
+        def done(stored: Future[Appended]) -> None:
+            error = stored.exception()
+            if error is None:
+                answer.set_result(stored.result().receipt)
+            else:
+                refuse(_refusal(error))
+
         try:
             self._check_size(receiver, lambda lane: lane.waiting)
             self._check_disk()
         except RefusedError as refusal:
-            answer.set_exception(refusal)
-            return answer
-        now_ms, window_ms = self.now_ms(), int(receiver.window * 1000)
-
-        def work(connection: sqlite3.Connection) -> tuple[Receipt, int]:
-            route = self._routes[batch.receiver]
-            receipt, records, size = store.append_batch(
-                connection, batch, route=route, now_ms=now_ms, window_ms=window_ms
-            )
-            if records:
-                # Once more, where all before it are counted: many can pass the first check at the same time.
-                self._check_size(receiver, lambda lane: store.waiting_of(connection, lane.id))
-                lanes = [self._lanes[name].id for name in receiver.exporters]
-                store.add_waiting(connection, lanes, records, size)
-            return receipt, records
-
-        def count(stored: tuple[Receipt, int]) -> None:
-            if stored[1]:
-                for name in receiver.exporters:
-                    self._lanes[name].added(stored[1])
-            for invalid in batch.invalid:
-                kind = "body" if invalid.whole_body else "item"
-                _telemetry.dead_letters.add(1, {"kind": kind, "owner": batch.receiver})
-
-        def done(stored: Future[tuple[Receipt, int]]) -> None:
-            error = stored.exception()
-            if error is None:
-                answer.set_result(stored.result()[0])
-            else:
-                answer.set_exception(_refusal(error))
-
-        self._writer.submit(work, count).add_done_callback(done)
+            refuse(refusal)
+        else:
+            append = partial(self._append, batch, receiver, self.now_ms())
+            self._writer.submit(append, partial(self._count, batch, receiver)).add_done_callback(done)
         return answer
+
+    def _append(self, batch: Batch, receiver: QueuedReceiver, now_ms: int, connection: sqlite3.Connection) -> Appended:
+        route, window_ms = self._routes[batch.receiver], int(receiver.window * 1000)
+        appended = store.append_batch(connection, batch, route=route, now_ms=now_ms, window_ms=window_ms)
+        if appended.records:
+            # Once more, where all before it are counted: many can pass the first check at the same time.
+            self._check_size(receiver, lambda lane: store.waiting_of(connection, lane.id))
+            lanes = [self._lanes[name].id for name in receiver.exporters]
+            store.add_waiting(connection, lanes, appended.records, appended.size)
+        return appended
+
+    def _count(self, batch: Batch, receiver: QueuedReceiver, appended: Appended) -> None:
+        if appended.records:
+            for name in receiver.exporters:
+                self._lanes[name].added(appended.records)
+        if batch.invalid:
+            self._count_invalid(batch, appended)
 
     @property
     def database(self) -> Path:
@@ -212,6 +219,28 @@ class DurableQueue:
     def states(self) -> list[ExporterState]:
         """Every exporter's place, those that left the configuration too."""
         return self.submit(store.exporter_states).result()
+
+    def sizes(self) -> dict[str, int]:
+        """How many records wait, by exporter."""
+        return {name: lane.waiting for name, lane in self._lanes.items()}
+
+    def capacities(self) -> dict[str, int]:
+        """How many records may wait, by exporter; nothing for one that only the disk bounds."""
+        return {name: one.queue_size for name, one in self._exporters.items() if one.queue_size is not None}
+
+    def ages(self) -> dict[str, float]:
+        """Seconds since the first record that waits was observed, by exporter; nothing where none waits."""
+        now_ns = self.now_ms() * 1_000_000
+        try:
+            with contextlib.closing(schema.connect_reading(self.database)) as connection:
+                found = {
+                    place.name: oldest_observed_ns(connection, place)
+                    for place in store.exporter_states(connection)
+                    if place.name in self._lanes
+                }
+        except sqlite3.Error:
+            return {}  # whoever needs the file says so
+        return {name: max(now_ns - observed, 0) / 1e9 for name, observed in found.items() if observed is not None}
 
     def forgotten_exporters(self) -> list[ExporterState]:
         """The exporters that the queue knows and the configuration does not."""
@@ -263,14 +292,49 @@ class DurableQueue:
     def _set_aside(self, error: Exception) -> None:
         """Keep a damaged database under another name; senders that still read it can tick nothing off any more."""
         aside = self._directory.set_aside()
-        self._generation += 1
-        _telemetry.queue_set_aside.add(1)
+        self._begin_anew()
         _logger.error(
             "The queue's database can't be read (%s). It is kept as %s, and a new one is begun: "
-            "what was in it is not delivered",
+            "what can still be read of it will be carried over",
             error,
             aside,
         )
+
+    def _rescue(self, connection: sqlite3.Connection) -> None:
+        """Write a database that is in its place no more, but still open, to a file that is set aside."""
+        self._directory.reclaim()
+        aside = self._directory.place_aside()
+        with contextlib.closing(schema.create(aside)) as copy:
+            connection.backup(copy)
+        self._begin_anew()
+        _logger.error(
+            "Somebody deleted or replaced %s while it was in use. What it held is kept as %s, and will be carried over",
+            self._directory.database,
+            aside,
+        )
+
+    def _begin_anew(self) -> None:
+        self._generation += 1
+        _telemetry.queue_set_aside.add(1)
+        self._salvager.look()
+
+    def _count_invalid(self, batch: Batch, appended: Appended) -> None:
+        left_out = appended.bodies_left_out
+        for kind, number in (
+            ("item", sum(not invalid.whole_body for invalid in batch.invalid)),
+            ("body", sum(invalid.whole_body for invalid in batch.invalid) - left_out),
+        ):
+            if number:
+                _telemetry.dead_letters.add(number, {"kind": kind, "owner": batch.receiver})
+        if left_out and not self._bodies_full:
+            _logger.error(
+                "%s: verified bodies of an unknown format are no longer kept: there are %d of them, or %d bytes, among "
+                "the dead letters. Replay or drop them: statsig-otel dead-letters list --kind body",
+                batch.receiver,
+                store.MOST_BODIES,
+                store.MOST_BODY_BYTES,
+            )
+        self._bodies_full = bool(left_out)
 
     def _check_size(self, receiver: QueuedReceiver, waiting: Callable[["Lane"], int]) -> None:
         for name in receiver.exporters:

@@ -49,14 +49,21 @@ CREATE INDEX seen_by_time ON seen (at);
 CREATE TABLE dead_letters (
     id       INTEGER PRIMARY KEY AUTOINCREMENT,
     at       INTEGER NOT NULL,           -- ms since the epoch
-    kind     TEXT NOT NULL,              -- item, body, record or batch
-    owner    TEXT NOT NULL,              -- the receiver of an item or body, the exporter of a record or batch
+    kind     TEXT NOT NULL,              -- item, body, record, batch or damaged
+    owner    TEXT NOT NULL,              -- the receiver of an item or body, else the exporter
     reason   TEXT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0,
     uid      BLOB,
     count    INTEGER NOT NULL DEFAULT 1, -- log records in the content
     content  BLOB NOT NULL               -- the raw text, or the encoded request
 );
+CREATE INDEX bodies ON dead_letters (length(content)) WHERE kind = 'body';
+CREATE TABLE salvage (
+    file   TEXT NOT NULL,                -- a database that was set aside
+    source TEXT NOT NULL,                -- its table
+    after  INTEGER NOT NULL,             -- the last row that was carried over, or can't be
+    PRIMARY KEY (file, source)
+) WITHOUT ROWID;
 """
 
 _MIGRATIONS: Final[tuple[str, ...]] = (_VERSION_1,)
@@ -106,6 +113,11 @@ def is_damage(error: BaseException) -> bool:
     return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
+def will_pass(error: sqlite3.Error) -> bool:
+    """Whether the machine is to blame for an error of the database, and not its file."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_THE_FILE
+
+
 @contextlib.contextmanager
 def opening(path: Path) -> Iterator[None]:
     """Tell damage from a machine that can't open the file now, while the first statements look at it.
@@ -124,10 +136,9 @@ def opening(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:  # the engine quotes what it found in its message
         raise DamagedError("its schema is no text") from error
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0)
         # A wrong format number in the header makes a file read-only that can be written.
-        wrong_format = code == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK)
-        if code & 0xFF in _NOT_THE_FILE and not wrong_format:
+        wrong_format = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK)
+        if will_pass(error) and not wrong_format:
             raise
         raise DamagedError(str(error)) from error
 
@@ -143,11 +154,7 @@ def connect(path: Path) -> sqlite3.Connection:
         DamagedError: It is damaged.
         sqlite3.Error: It can't be opened now.
     """
-    # Only a missing file: closing one that is in use here would drop this process's locks on it (POSIX locks). The log
-    # beside it gets the same mode.
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+    connection = create(path)
     try:
         with opening(path):
             _prepare(connection, path)
@@ -155,6 +162,20 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def create(path: Path) -> sqlite3.Connection:
+    """Open a file as it is, made where it is missing, for its owner alone.
+
+    Raises:
+        OSError: It can't be made.
+        sqlite3.Error: It can't be opened.
+    """
+    # Only a missing file: closing one that is in use here would drop this process's locks on it (POSIX locks). The log
+    # beside it gets the same mode.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    return sqlite3.connect(path, isolation_level=None, timeout=5.0)
 
 
 def connect_reading(path: Path) -> sqlite3.Connection:
@@ -175,6 +196,34 @@ def connect_reading(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def has_all_tables(connection: sqlite3.Connection) -> bool:
+    """Whether the tables and indexes are those of some version, whatever else the file's header says.
+
+    Raises:
+        sqlite3.Error: That can't be read.
+    """
+    tables = _tables(connection)
+    return any(_expected(version) <= tables for version in range(1, VERSION + 1))
+
+
+def first_page(pages: int) -> bytes:
+    """The first page of a database of this version that has so many: its header, and where each table begins.
+
+    With auto_vacuum SQLite keeps the beginnings of all tables at the front of the file, in the order in which they were
+    made. So it is the same for every file, but for the number of pages (the file format's section 1.3).
+    """
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        for number, script in enumerate(_MIGRATIONS, 1):
+            _migrate(connection, script, number)
+        size = _pragma(connection, "page_size")
+        page = bytearray(connection.serialize()[:size])
+    page[18:20] = b"\x02\x02"  # in WAL mode
+    page[28:32] = pages.to_bytes(4)
+    page[92:96] = page[24:28]  # the number of pages counts only where these agree
+    return bytes(page)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:

@@ -1,18 +1,16 @@
 """The queue of a service that does not run, owned for as long as a command needs to change it."""
 
-import logging
 import sqlite3
 import time
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Self, TypeVar
 
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.session import Session
 from statsig_otel.exporters.queue.writer import Work, Writer
-
-_logger: Final = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -27,7 +25,7 @@ class StoppedQueue:
     def __init__(self, directory: Path) -> None:
         self._directory = QueueDirectory(directory)
         self._writer = Writer(self._directory.database, prepare=store.look, tidy=_leave)
-        self._loses_nothing = True
+        self._session = Session(self._directory, self._writer)
 
     def __enter__(self) -> Self:
         """Own the directory and open the database.
@@ -37,29 +35,15 @@ class StoppedQueue:
             sqlite3.Error: The file can't be read.
             OSError: The directory can't be written.
         """
-        self._directory.acquire()
-        try:
-            # Where the log is gone the service has to say so at its next start, so that stays visible.
-            self._loses_nothing = not self._directory.wal_is_missing()
-            self._writer.start()
-            self._directory.mark(clean=False)
-            self._directory.make_private()
-        except BaseException:
-            self._writer.stop()
-            self._directory.release()
-            raise
+        self._session.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the database, and leave the directory in order."""
-        self._writer.stop()
-        try:
-            self._directory.mark(clean=self._loses_nothing)
-        except OSError as failure:
-            _logger.warning("Can't write down that the queue was closed in order: %s", failure)
-        self._directory.release()
+        # Where the log is gone the service has to say so at its next start, so that stays visible.
+        self._session.close(clean=not self._session.log_was_missing)
 
     @property
     def database(self) -> Path:

@@ -18,7 +18,13 @@ from statsig_otel.exporters.queue import schema
 
 _logger: Final = logging.getLogger(__name__)
 
-DeadLetterKind = Literal["item", "body", "record", "batch"]
+DeadLetterKind = Literal["item", "body", "record", "batch", "damaged"]
+
+MOST_BODIES: Final = 1000
+"""Whole bodies that are kept as dead letters at most."""
+
+MOST_BODY_BYTES: Final = 256 << 20
+"""Bytes of them together at most."""
 
 _COLLECTED_AT_ONCE: Final = 5000
 """Rows that one transaction deletes at most, so that nobody waits long for it."""
@@ -65,7 +71,8 @@ class DeadLetter:
     """Something that could not be delivered, or not even be mapped, with the reason.
 
     Attributes:
-        kind: `item` and `body` come from the door, raw; `record` and `batch` from an exporter, encoded.
+        kind: `item` and `body` come from the door, raw; all others from an exporter, encoded; `damaged` is what is left
+            of a record that changed on disk.
         owner: The receiver or the exporter.
         reason: What was wrong.
         content: The raw text or the encoded request.
@@ -81,6 +88,23 @@ class DeadLetter:
     uid: bytes | None = None
     attempts: int = 0
     count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What became of a batch.
+
+    Attributes:
+        receipt: The promise.
+        records: How many records were stored.
+        size: Their payloads' bytes.
+        bodies_left_out: How many whole bodies were not kept, since there are too many already.
+    """
+
+    receipt: Receipt
+    records: int
+    size: int
+    bodies_left_out: int
 
 
 # --- for the writer, inside a transaction ---------------------------------------------------------------------------
@@ -112,9 +136,10 @@ def ensure_exporter(
 
 def _claim(connection: sqlite3.Connection, exporter: int, receiver: str) -> None:
     """Make what is there of a receiver a new exporter's as well. Reads all of it, once."""
-    routes = connection.execute("SELECT id, exporters FROM routes WHERE receiver = ?", (receiver,)).fetchall()
-    for route, text in routes:
-        wider = _text([*_numbers(text), exporter])
+    for route, (owner, numbers) in routes(connection).items():
+        if owner != receiver:
+            continue
+        wider = _text([*numbers, exporter])
         connection.execute("UPDATE routes SET exporters = ? WHERE id = ?", (wider, route))
         records, size = connection.execute(
             "SELECT count(*), coalesce(sum(length(payload)), 0) FROM records WHERE route = ?", (route,)
@@ -129,9 +154,7 @@ def ensure_route(connection: sqlite3.Connection, exporters: Iterable[int], recei
     return int(connection.execute("SELECT id FROM routes WHERE receiver = ? AND exporters = ?", key).fetchone()[0])
 
 
-def append_batch(
-    connection: sqlite3.Connection, batch: Batch, *, route: int, now_ms: int, window_ms: int
-) -> tuple[Receipt, int, int]:
+def append_batch(connection: sqlite3.Connection, batch: Batch, *, route: int, now_ms: int, window_ms: int) -> Appended:
     """Store what one request brought: its new changes, and its invalid items as dead letters.
 
     Args:
@@ -142,7 +165,7 @@ def append_batch(
         window_ms: For how long a change that was seen is a duplicate; 0 for never.
 
     Returns:
-        The receipt, and how many records and bytes were stored.
+        What was stored.
     """
     rows: list[tuple[int, bytes, bytes, int]] = []
     accepted = 0
@@ -153,11 +176,24 @@ def append_batch(
         accepted += 1
         rows += [(route, uid, payload, _checksum(uid, payload)) for payload in change.records]
     connection.executemany("INSERT INTO records (route, uid, payload, checksum) VALUES (?, ?, ?, ?)", rows)
-    for invalid in batch.invalid:
+    kept = [invalid for invalid in batch.invalid if not invalid.whole_body or _has_room_for(connection, invalid.text)]
+    for invalid in kept:
         kind: DeadLetterKind = "body" if invalid.whole_body else "item"
         bury(connection, DeadLetter(kind, batch.receiver, invalid.reason, invalid.text), now_ms)
-    receipt = Receipt(accepted, len(batch.changes) - accepted)
-    return receipt, len(rows), sum(len(row[2]) for row in rows)
+    return Appended(
+        Receipt(accepted, len(batch.changes) - accepted),
+        records=len(rows),
+        size=sum(len(row[2]) for row in rows),
+        bodies_left_out=len(batch.invalid) - len(kept),
+    )
+
+
+def _has_room_for(connection: sqlite3.Connection, body: bytes) -> bool:
+    """Whether one more whole body may be kept: where Statsig's format changes, every webhook brings one."""
+    row = connection.execute(
+        "SELECT count(*), coalesce(sum(length(content)), 0) FROM dead_letters INDEXED BY bodies WHERE kind = 'body'"
+    ).fetchone()
+    return bool(row[0] < MOST_BODIES and row[1] + len(body) <= MOST_BODY_BYTES)
 
 
 def _first_sight(connection: sqlite3.Connection, receiver: str, uid: bytes, now_ms: int, window_ms: int) -> bool:
@@ -240,9 +276,9 @@ def collect(connection: sqlite3.Connection) -> int:
     """Delete some of the records that every exporter of their route is done with; how many it deleted."""
     cursors = dict(connection.execute("SELECT id, cursor FROM exporters"))
     deleted = 0
-    for route, text in connection.execute("SELECT id, exporters FROM routes").fetchall():
+    for route, (_, numbers) in routes(connection).items():
         # An exporter that was removed by command holds nothing back.
-        low = min((cursors[number] for number in _numbers(text) if number in cursors), default=None)
+        low = min((cursors[number] for number in numbers if number in cursors), default=None)
         bound, value = ("", ()) if low is None else (" AND seq <= ?", (low,))
         deleted += connection.execute(
             f"DELETE FROM records WHERE seq IN (SELECT seq FROM records WHERE route = ?{bound} LIMIT ?)",  # noqa: S608
@@ -290,10 +326,15 @@ def exporter_states(connection: sqlite3.Connection) -> list[ExporterState]:
     return states
 
 
+def routes(connection: sqlite3.Connection) -> dict[int, tuple[str, tuple[int, ...]]]:
+    """Every route's receiver and exporters, by its number."""
+    rows = connection.execute("SELECT id, receiver, exporters FROM routes").fetchall()
+    return {route: (receiver, _numbers(text)) for route, receiver, text in rows}
+
+
 def routes_of(connection: sqlite3.Connection, exporter: int) -> list[int]:
     """The routes that an exporter is on."""
-    rows = connection.execute("SELECT id, exporters FROM routes").fetchall()
-    return [route for route, text in rows if exporter in _numbers(text)]
+    return [route for route, (_, numbers) in routes(connection).items() if exporter in numbers]
 
 
 def read_records(
@@ -391,7 +432,7 @@ def _fill(records: Iterable[Stored], count: int, size: int) -> list[Stored]:
 def _rows(connection: sqlite3.Connection, routes: Sequence[int], after: int, count: int) -> Iterator[Stored]:
     query = "SELECT seq, uid, payload, checksum FROM records WHERE route = ? AND seq > ? ORDER BY seq LIMIT ?"
     rows = [connection.execute(query, (route, after, count)) for route in routes]
-    return itertools.starmap(_stored, heapq.merge(*rows))
+    return itertools.starmap(as_stored, heapq.merge(*rows))
 
 
 def _seqs(connection: sqlite3.Connection, source: str, routes: Sequence[int], after: int, count: int) -> list[int]:
@@ -410,10 +451,11 @@ def _one_by_one(connection: sqlite3.Connection, seqs: Iterable[int]) -> Iterator
         except sqlite3.DatabaseError as error:
             if not schema.is_damage(error):
                 raise
-        yield _stored(seq, *(row or (None, None, None)))
+        yield as_stored(seq, *(row or (None, None, None)))
 
 
-def _stored(seq: int, uid: object, payload: object, checksum: object) -> Stored:
+def as_stored(seq: int, uid: object, payload: object, checksum: object) -> Stored:
+    """A record as it was read, whatever the types of its values have become."""
     if not isinstance(uid, bytes) or not isinstance(payload, bytes):  # damage can change a value's type
         return Stored(
             seq, uid if isinstance(uid, bytes) else b"", payload if isinstance(payload, bytes) else b"", False
@@ -437,9 +479,9 @@ def oldest_seq(connection: sqlite3.Connection) -> int | None:
     return None if row[0] is None else int(row[0])
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return [int(number) for number in text.split(",") if number]
+        return tuple(int(number) for number in text.split(",") if number)
     except (AttributeError, ValueError) as error:
         raise schema.DamagedError(f"a route can't be read: {text!r}") from error
 

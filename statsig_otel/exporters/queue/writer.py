@@ -75,6 +75,8 @@ class Writer:
             For deleting what is delivered.
         set_aside: Run with the error where the file is damaged and closed; afterwards another one is begun. Without it
             nothing more is written.
+        rescue: Run with the connection where the file is not in its place any more: somebody deleted or replaced it,
+            and with the connection its content ends. Afterwards another one is begun.
     """
 
     def __init__(
@@ -84,16 +86,19 @@ class Writer:
         prepare: Work[None],
         tidy: Work[bool],
         set_aside: Callable[[Exception], None] | None = None,
+        rescue: Callable[[sqlite3.Connection], None] | None = None,
     ) -> None:
         self._path = path
         self._prepare = prepare
         self._tidy = tidy
         self._set_aside = set_aside
+        self._rescue = rescue
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # a job is queued before the end, or refused
         self._accepting = False
         self._connection: sqlite3.Connection | None = None
+        self._opened: os.stat_result | None = None  # the file that the connection is to
         self._failing = False
         self._untidy = False
         self._unfolded = True
@@ -234,11 +239,35 @@ class Writer:
                     return error
                 damage.append(error)
             else:
-                self._succeed()
                 self._unfolded = True
+                if (error_of_rescue := self._keep_place()) is not None:
+                    return error_of_rescue
+                self._succeed()
                 return outcomes
 
+    def _keep_place(self) -> Exception | None:
+        """See that what is committed can be found after a restart; the error where it can't."""
+        if self._rescue is None or self._connection is None or self._is_in_place():
+            return None
+        try:
+            self._rescue(self._connection)
+            self._close()
+            self._open()
+        except (QueueError, sqlite3.Error, OSError) as error:
+            self._say_failing(error)  # the connection stays open: its content would end with it
+            return error
+        return None
+
+    def _is_in_place(self) -> bool:
+        try:
+            return self._opened is not None and os.path.samestat(self._path.stat(), self._opened)
+        except OSError:
+            return False
+
     def _tidy_up(self, *, idle: bool) -> bool:
+        if self._keep_place() is not None:
+            self._tidy_at = time.monotonic() + _IDLE
+            return False
         try:
             more = _transact(self._open(), self._tidy)
             if idle and not more and self._unfolded:
@@ -269,6 +298,7 @@ class Writer:
                 connection.close()
                 raise
             self._connection = connection
+            self._opened = self._path.stat()
         return self._connection
 
     def _close(self) -> None:
@@ -281,6 +311,9 @@ class Writer:
 
     def _fail(self, error: Exception) -> None:
         self._close()
+        self._say_failing(error)
+
+    def _say_failing(self, error: Exception) -> None:
         if not self._failing:
             self._failing = True
             _logger.error("The queue can't be written; nothing is acknowledged until it can: %s", error)

@@ -1,5 +1,6 @@
 """Programs that the tests run in processes of their own: `python -m tests.exporters.queue.child PROGRAM ARGUMENT`."""
 
+import json
 import os
 import resource
 import signal
@@ -9,7 +10,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from statsig_otel.exporters.consumer import RefusedError
+from opentelemetry.metrics import set_meter_provider
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
+
+from statsig_otel.exporters.consumer import Batch, Change, RefusedError
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.queue import DurableQueue, QueuedExporter, QueuedReceiver
 from tests.exporters.queue.helpers import PATIENCE, batch, delivered, put, running
@@ -36,6 +43,13 @@ def fork_and_hold(directory: str) -> None:
         os._exit(0)
     say(f"held\n{pid}")
     time.sleep(PATIENCE)
+
+
+def start(directory: str) -> None:
+    """Run a queue until the end."""
+    with running(Path(directory)):
+        say("started")
+        time.sleep(PATIENCE)
 
 
 def start_as_nobody(directory: str) -> None:
@@ -98,6 +112,38 @@ def limited(directory: str, size: str) -> None:
     say("end")
 
 
+def metrics(directory: str) -> None:
+    """Collect what a queue with a MeterProvider tells of itself, before and after its shutdown."""
+    reader = InMemoryMetricReader()
+    set_meter_provider(MeterProvider([reader]))
+    observed_ns = 1_700_000_000 * 10**9
+    record = LogRecord(observed_time_unix_nano=observed_ns)
+    request = ExportLogsServiceRequest(resource_logs=[ResourceLogs(scope_logs=[ScopeLogs(log_records=[record])])])
+    changes = [Change(f"{number:032x}", (request.SerializeToString(),)) for number in range(4)]
+    exporters = {"bounded": QueuedExporter(queue_size=2), "free": QueuedExporter()}
+    with running(Path(directory), exporters=exporters, clock=lambda: 1_700_000_090.0) as queue:
+        for change in changes:
+            queue.consume(Batch("statsig", (change,))).exception(PATIENCE)
+        lane = queue.lane("free")
+        lane.finish(lane.read(10, 1 << 20))
+        say(_points(reader))
+    say(_points(reader))
+
+
+def _points(reader: InMemoryMetricReader) -> str:
+    """Each metric's values by exporter, as JSON."""
+    found: dict[str, dict[str, float]] = {}
+    data = reader.get_metrics_data()
+    for metrics_of_resource in data.resource_metrics if data else ():
+        for metric in metrics_of_resource.scope_metrics[0].metrics:
+            for point in metric.data.data_points:
+                assert isinstance(point, NumberDataPoint)
+                assert point.attributes is not None
+                name = " ".join(str(value) for value in point.attributes.values())
+                found.setdefault(metric.name, {})[name] = point.value
+    return json.dumps(found)
+
+
 def fork_and_use(directory: str) -> None:
     """Use a queue in a forked child, then in the parent."""
     queue = DurableQueue(
@@ -139,11 +185,13 @@ def fork_and_use(directory: str) -> None:
 
 PROGRAMS: dict[str, Callable[..., None]] = {
     "hold": hold,
+    "start": start,
     "fork and hold": fork_and_hold,
     "start as nobody": start_as_nobody,
     "acknowledge": acknowledge,
     "deliver": deliver,
     "limited": limited,
+    "metrics": metrics,
     "fork and use": fork_and_use,
 }
 

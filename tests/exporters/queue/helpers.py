@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -135,6 +136,19 @@ def tidied(queue: DurableQueue, rounds: int = 400) -> None:
         if not queue.submit(queue._tidy).result(PATIENCE):
             return
     pytest.fail("it never ends")
+
+
+def kept(directory: Path) -> list[Path]:
+    """The databases that were set aside, whatever became of them."""
+    return sorted(directory.glob("queue.db.*-*-[0-9]"))
+
+
+def settled(directory: Path) -> None:
+    """Wait until all that was set aside is carried over, as far as it can be."""
+    deadline = time.monotonic() + PATIENCE
+    while list(directory.glob("queue.db.corrupt-*-[0-9]")):
+        assert time.monotonic() < deadline, "it is never carried over"
+        time.sleep(0.005)
 
 
 def copy_of(directory: Path, to: Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue import damaged_file, store
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.schema import ForeignFileError, NewerSchemaError
 from statsig_otel.exporters.queue.store import DeadLetter, Stored
@@ -24,6 +24,7 @@ from tests.exporters.queue.helpers import (
     copy_of,
     delivered,
     errors,
+    kept,
     letters,
     numbers_of,
     put,
@@ -31,6 +32,7 @@ from tests.exporters.queue.helpers import (
     reading,
     running,
     said,
+    settled,
 )
 
 PAGE = 4096
@@ -69,10 +71,6 @@ def overwrite(database: Path, place: int, data: bytes) -> None:
         file.write(data)
 
 
-def kept(directory: Path) -> list[Path]:
-    return sorted(directory.glob("queue.db.corrupt-*-[0-9]"))
-
-
 def check_that_it_serves(queue: DurableQueue) -> list[Stored]:
     """What is delivered of all that is there, with a change that is taken now among it."""
     found: list[Stored] = []
@@ -87,6 +85,8 @@ def check_that_it_serves(queue: DurableQueue) -> list[Stored]:
                 break
         else:
             pytest.fail("it can't be read for ever")
+    settled(queue.database.parent)
+    found += read_all(lane, at_once=100)
     numbers = numbers_of(found)
     assert 10_001 in numbers, "a fresh change arrives"
     assert lane.waiting == 0
@@ -125,23 +125,43 @@ HARMS: dict[str, Callable[[Path], object]] = {
 }
 
 
+NOTHING_LEFT = {"garbage", "random bytes", "only zeros", "a few bytes", "one page"}
+SOME_LEFT = {"the first half"}
+
+
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_file_that_cannot_be_read_is_set_aside_and_the_queue_starts(
-    directory: Path, caplog: pytest.LogCaptureFixture, harm: str
+def test_a_file_that_cannot_be_read_is_set_aside_and_what_is_left_of_it_delivered(
+    directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
+    monkeypatch.setattr(damaged_file, "_MOST_FAILURES", 1000)
     database = directory / "queue.db"
     HARMS[harm](database)
     before = database.read_bytes()
     with running(directory) as queue:
+        assert said(caplog, logging.ERROR, "and a new one is begun") == 1
+        put(queue, 1000)
+        settled(directory)
         (aside,) = kept(directory)
         assert aside.read_bytes() == before, "kept as it was found"
-        assert said(caplog, logging.ERROR, f"It is kept as {aside}, and a new one is begun") == 1
-        put(queue, 1)
-        assert delivered(queue.lane("otlp")) == [1]
         assert {stat.S_IMODE(file.stat().st_mode) for file in directory.glob("queue.db*")} <= {0o600}
+        found = delivered(queue.lane("otlp"))
+        found.remove(1000)
+        assert len(found) == len(set(found)), "once"
+        if harm in NOTHING_LEFT:
+            assert found == []
+        elif harm in SOME_LEFT:
+            assert found == list(range(1, len(found) + 1))
+            assert 200 < len(found) < 600
+        else:
+            assert found == list(STORED)
+            assert len(letters(queue.database)) == 12
+            assert said(caplog, logging.WARNING, "600 records that wait, 0 damaged ones and 12 others") == 1
+            assert said(caplog, logging.WARNING, "No record that waited is missing") == 1
+            assert put(queue, 7).duplicates == 1, "what was seen is known"
+        check_counters(queue)
     caplog.clear()
     with running(directory) as queue:
-        assert put(queue, 1).duplicates == 1
+        assert put(queue, 1000).duplicates == 1
     assert not errors(caplog)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
 from statsig_otel.exporters.queue import schema, store
-from statsig_otel.exporters.queue.store import DeadLetter
+from statsig_otel.exporters.queue.store import Appended, DeadLetter
 from tests.exporters.queue.helpers import batch, numbers_of, reading, uid
 
 BIG = 1 << 30
@@ -24,12 +24,11 @@ def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 def append(
     connection: sqlite3.Connection, route: int, *numbers: int, now_ms: int = 0, window_ms: int = 0, size: int = 20
 ) -> Receipt:
-    receipt, records, stored = store.append_batch(
+    appended = store.append_batch(
         connection, batch(*numbers, size=size), route=route, now_ms=now_ms, window_ms=window_ms
     )
-    route_text = connection.execute("SELECT exporters FROM routes WHERE id = ?", (route,)).fetchone()[0]
-    store.add_waiting(connection, store._numbers(route_text), records, stored)
-    return receipt
+    store.add_waiting(connection, store.routes(connection)[route][1], appended.records, appended.size)
+    return appended.receipt
 
 
 def read(connection: sqlite3.Connection, *routes: int, after: int = 0, count: int = 1000, size: int = BIG) -> list[int]:
@@ -59,14 +58,15 @@ def test_the_number_of_an_exporter_that_was_removed_is_not_given_to_another(conn
 
 def test_a_receipt_counts_changes_and_not_records(connection: sqlite3.Connection) -> None:
     made = batch(1, 2, 1, 3, records=4)
-    receipt, records, size = store.append_batch(connection, made, route=1, now_ms=5, window_ms=10)
-    assert (receipt, records, size) == (Receipt(3, 1), 12, 12 * 20)
+    appended = store.append_batch(connection, made, route=1, now_ms=5, window_ms=10)
+    assert appended == Appended(Receipt(3, 1), records=12, size=12 * 20, bodies_left_out=0)
 
 
 def test_a_change_without_a_record_is_seen_and_accepted(connection: sqlite3.Connection) -> None:
     made = Batch("statsig", (Change(uid(1), ()),))
-    assert store.append_batch(connection, made, route=1, now_ms=5, window_ms=10) == (Receipt(1), 0, 0)
-    assert store.append_batch(connection, made, route=1, now_ms=6, window_ms=10) == (Receipt(0, 1), 0, 0)
+    for now_ms, receipt in ((5, Receipt(1)), (6, Receipt(0, 1))):
+        appended = store.append_batch(connection, made, route=1, now_ms=now_ms, window_ms=10)
+        assert appended == Appended(receipt, records=0, size=0, bodies_left_out=0)
 
 
 def test_invalid_items_and_bodies_are_kept_as_they_came(connection: sqlite3.Connection) -> None:
@@ -77,6 +77,24 @@ def test_invalid_items_and_bodies_are_kept_as_they_came(connection: sqlite3.Conn
         (5, "item", "statsig/eu", "no name", b"\xff\0", None, 1),
         (5, "body", "statsig/eu", "no JSON", b"", None, 1),
     ]
+
+
+def test_whole_bodies_are_kept_up_to_a_number_and_a_size(
+    connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Statsig's format changes every webhook brings one; items are not bounded."""
+    monkeypatch.setattr(store, "MOST_BODIES", 3)
+    monkeypatch.setattr(store, "MOST_BODY_BYTES", 100)
+
+    def add(size: int, *, whole_body: bool = True) -> int:
+        made = Batch("statsig", (), (Invalid(bytes(size), "no JSON", whole_body=whole_body),))
+        return store.append_batch(connection, made, route=1, now_ms=5, window_ms=10).bodies_left_out
+
+    assert [add(50), add(51), add(50), add(1)] == [0, 1, 0, 1]
+    connection.execute("DELETE FROM dead_letters")
+    assert [add(1), add(1), add(1), add(1)] == [0, 0, 0, 1]
+    assert [add(90, whole_body=False) for _ in range(4)] == [0] * 4
+    assert connection.execute("SELECT count(*) FROM dead_letters").fetchone() == (7,)
 
 
 @pytest.mark.parametrize(

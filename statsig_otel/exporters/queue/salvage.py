@@ -1,0 +1,268 @@
+"""Carries over into the queue what can still be read of databases that were set aside.
+
+It works in the background and in small transactions, each of which remembers how far it came: after a crash it goes on
+from there. A file that is done with is renamed; what waited in it and could be read is delivered like anything else, at
+least once, behind what has come in meanwhile.
+"""
+
+import logging
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, TypeAlias, TypeVar
+
+from statsig_otel import _telemetry
+from statsig_otel.exporters.queue import damaged_file, store
+from statsig_otel.exporters.queue.damaged_file import Row
+from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.store import DeadLetter
+from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Work
+
+_logger: Final = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_AT_ONCE: Final = 500
+_BYTES_AT_ONCE: Final = 4 << 20
+"""What one transaction carries over at most: webhooks wait for it."""
+
+_PAUSE: Final = 5.0
+"""Seconds before storage that fails, or a disk that is short, is tried again."""
+
+_DAMAGED: Final = "damaged on disk: its checksum is wrong"
+
+Taken: TypeAlias = Counter[tuple[Literal["record", "damaged", "letter"], str]]
+"""How many records of which exporter, damaged ones apart, and how many dead letters of which owner."""
+
+
+class Salvager:
+    """Empties databases that were set aside, one after the other, in a thread of its own.
+
+    Args:
+        directory: The queue's directory.
+        submit: Runs a function on the writing connection; see `DurableQueue.submit`.
+        now_ms: The time now, in milliseconds since the epoch.
+        receivers: The queued exporters of each receiver as configured now: for where a file does not tell.
+        min_free_bytes: Wait while the disk has less: what comes in goes first.
+    """
+
+    def __init__(
+        self,
+        directory: QueueDirectory,
+        submit: Callable[[Work[Taken]], Future[Taken]],
+        *,
+        now_ms: Callable[[], int],
+        receivers: Mapping[str, Collection[str]],
+        min_free_bytes: int,
+    ) -> None:
+        self._directory = directory
+        self._submit = submit
+        self._now_ms = now_ms
+        self._receivers = receivers
+        self._min_free = min_free_bytes
+        self._more = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin with what is there."""
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, name="queue salvage", daemon=True)
+        self._thread.start()
+
+    def look(self) -> None:
+        """There is something more."""
+        self._more.set()
+
+    def stop(self) -> None:
+        """Finish the transaction that is under way; the rest is done after the next start. Safe to call twice."""
+        self._stopping.set()
+        self._more.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        failing = False
+        while not self._stopping.is_set():
+            try:
+                self._more.clear()
+                for file in self._directory.set_aside_files():
+                    self._empty(file)
+                failing = False
+                self._more.wait()
+            except NotRunningError:
+                return
+            except (sqlite3.Error, OSError) as error:
+                if not failing:
+                    _logger.error("What was set aside can't be carried over now: %s", error)  # noqa: TRY400
+                failing = True
+                self._stopping.wait(_PAUSE)
+
+    def _empty(self, file: Path) -> None:
+        try:
+            with damaged_file.opened(file) as connection:
+                salvage = _Salvage(file.name, connection, receivers=self._receivers, now_ms=self._now_ms)
+                for work in salvage.steps():
+                    salvage.taken += self._do(work)
+                    if self._stopping.is_set():
+                        return
+        except damaged_file.UnreadableError as error:
+            kept = self._directory.rename_aside(file, "unreadable")
+            _logger.error("%s, and what waited in it is lost. It is kept as %s", error, kept)  # noqa: TRY400
+        else:
+            kept = self._directory.rename_aside(file, "salvaged")
+            self._submit(salvage.forget).result()
+            salvage.say(kept)
+
+    def _do(self, work: Work[Taken]) -> Taken:
+        """Carry out one step, once there is room and the storage works, which others speak of."""
+        while not self._stopping.is_set():
+            try:
+                if self._directory.free_bytes() >= self._min_free:
+                    return self._submit(work).result()
+            except StorageError:
+                pass
+            self._stopping.wait(_PAUSE)
+        return Counter()
+
+
+class _Salvage:
+    """One file, and what was taken of it so far.
+
+    Each step is one function for the writing connection, and counts what it has taken.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connection: sqlite3.Connection,
+        *,
+        receivers: Mapping[str, Collection[str]],
+        now_ms: Callable[[], int],
+    ) -> None:
+        self.taken: Taken = Counter()
+        self._name = name
+        self._connection = connection
+        self._receivers = receivers
+        self._now_ms = now_ms
+        self._places = damaged_file.places(connection)
+        self._routes = damaged_file.routes(connection)
+        self._after: dict[str, int] = {}
+
+    def steps(self) -> Iterator[Work[Taken]]:
+        """All steps that are still to be done, in order."""
+        yield self._resume
+        for seen in _pages(damaged_file.seen(self._connection), lambda _: 0):
+            yield partial(self._take_seen, seen)
+        done = min((place.cursor for place in self._places.values()), default=0) if self._places else 0
+        records = damaged_file.records(self._connection, max(done, self._after.get("records", 0)))
+        for rows in _pages(records, lambda row: len(row.record.payload)):
+            yield partial(self._take_records, rows)
+        letters = damaged_file.dead_letters(self._connection, self._after.get("dead_letters", 0))
+        for found in _pages(letters, lambda numbered: len(numbered[2].content)):
+            yield partial(self._take_letters, found)
+
+    def forget(self, connection: sqlite3.Connection) -> Taken:
+        """The last step, once the file is renamed."""
+        connection.execute("DELETE FROM salvage WHERE file = ?", (self._name,))
+        return Counter()
+
+    def say(self, kept: Path) -> None:
+        """Count and log what became of the file."""
+        count: Counter[str] = Counter()
+        for (what, owner), number in self.taken.items():
+            count[what] += number
+            if what == "record":
+                _telemetry.queue_salvaged.add(number, {"exporter": owner})
+            else:
+                _telemetry.dead_letters.add(number, {"kind": what, "owner": owner})
+        _logger.warning(
+            "What could be read of %s is carried over: %d records that wait, %d damaged ones and %d others as dead "
+            "letters. %s. The file is kept as %s",
+            self._name,
+            count["record"],
+            count["damaged"],
+            count["letter"],
+            self._missing(),
+            kept,
+        )
+
+    def _missing(self) -> str:
+        if self._places is None or self._after:
+            return "How many records are missing can't be told"
+        missing = sum(
+            max(place.waiting - self.taken["record", place.name] - self.taken["damaged", place.name], 0)
+            for place in self._places.values()
+        )
+        return f"{missing} records that waited are missing" if missing else "No record that waited is missing"
+
+    def _resume(self, connection: sqlite3.Connection) -> Taken:
+        """Where it was left off."""
+        query = "SELECT source, after FROM salvage WHERE file = ?"
+        self._after = dict(connection.execute(query, (self._name,)))
+        return Counter()
+
+    def _take_seen(self, seen: Iterable[tuple[str, bytes, int]], connection: sqlite3.Connection) -> Taken:
+        connection.executemany("INSERT INTO seen (receiver, uid, at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", seen)
+        return Counter()
+
+    def _take_records(self, rows: Sequence[Row], connection: sqlite3.Connection) -> Taken:
+        taken: Taken = Counter()
+        for row in rows:
+            receiver, exporters = self._wanted(row)
+            uid, payload = row.record.uid, row.record.payload
+            if not row.record.intact:
+                for name in exporters:
+                    store.bury(connection, DeadLetter("damaged", name, _DAMAGED, payload, uid), self._now_ms())
+                    taken["damaged", name] += 1
+                continue
+            numbers = [store.ensure_exporter(connection, name) for name in exporters]
+            if numbers:
+                route = store.ensure_route(connection, numbers, receiver)
+                store.append_copy(connection, route=route, uid=uid, payload=payload)
+                store.add_waiting(connection, numbers, 1, len(payload))
+                taken.update(("record", name) for name in exporters)
+        self._note(connection, "records", rows[-1].record.seq)
+        return taken
+
+    def _take_letters(self, found: Sequence[tuple[int, int, DeadLetter]], connection: sqlite3.Connection) -> Taken:
+        for _, at_ms, letter in found:
+            store.bury(connection, letter, at_ms)
+        self._note(connection, "dead_letters", found[-1][0])
+        return Counter(("letter", letter.owner) for _, _, letter in found)
+
+    def _note(self, connection: sqlite3.Connection, source: str, after: int) -> None:
+        connection.execute(
+            "INSERT INTO salvage (file, source, after) VALUES (?1, ?2, ?3) "
+            "ON CONFLICT (file, source) DO UPDATE SET after = ?3",
+            (self._name, source, after),
+        )
+
+    def _wanted(self, row: Row) -> tuple[str, tuple[str, ...]]:
+        """A record's receiver, and the exporters that are not done with it; rather too many than too few."""
+        route = None if self._routes is None or row.route is None else self._routes.get(row.route)
+        receiver, numbers = route or ("", None)
+        if self._places is None:
+            all_exporters = {name for exporters in self._receivers.values() for name in exporters}
+            return receiver, tuple(sorted(self._receivers.get(receiver, all_exporters)))
+        places = self._places.values() if numbers is None else map(self._places.get, numbers)
+        return receiver, tuple(place.name for place in places if place and place.cursor < row.record.seq)
+
+
+def _pages(found: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """What one transaction takes at a time."""
+    page: list[_T] = []
+    size = 0
+    for one in found:
+        page.append(one)
+        size += size_of(one)
+        if len(page) == _AT_ONCE or size >= _BYTES_AT_ONCE:
+            yield page
+            page, size = [], 0
+    if page:
+        yield page

@@ -1,0 +1,71 @@
+"""A directory that is owned, with its database open for writing: what the service and the commands both begin with."""
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.writer import Writer
+
+_logger: Final = logging.getLogger(__name__)
+
+
+class Session:
+    """Owns a directory and runs the writer of its database, from `open` to `close`.
+
+    Args:
+        directory: The directory.
+        writer: The writer.
+
+    Attributes:
+        log_was_missing: Whether the last owner's log was gone, and with it what was acknowledged last.
+    """
+
+    def __init__(self, directory: QueueDirectory, writer: Writer) -> None:
+        self.log_was_missing = False
+        self._directory = directory
+        self._writer = writer
+
+    def open(self, *, set_aside: Callable[[Exception], None] | None = None) -> None:
+        """Own the directory, open the database, and write down that it is in use.
+
+        Args:
+            set_aside: Puts a damaged database away, so that a new one is begun.
+
+        Raises:
+            QueueError: Another process owns the directory, or the file is not for this version.
+            DamagedError: The file is damaged, and may not be set aside.
+            sqlite3.Error: The file can't be opened now.
+            OSError: The directory can't be made or written.
+        """
+        self._directory.acquire()
+        try:
+            self.log_was_missing = self._directory.wal_is_missing()
+            try:
+                self._writer.start()
+            except schema.DamagedError as error:
+                if set_aside is None:
+                    raise
+                set_aside(error)
+                self._writer.start()
+            # Not before there is a log again, and before anything can be acknowledged.
+            self._directory.mark(clean=False)
+            self._directory.make_private()
+        except BaseException:
+            self._writer.stop()
+            self._directory.release()
+            raise
+
+    def close(self, *, clean: bool = True) -> None:
+        """Finish what is being written, and give the directory up.
+
+        Args:
+            clean: Whether to write down that it was left in order.
+        """
+        self._writer.stop()
+        try:
+            self._directory.mark(clean=clean)
+        except OSError as error:
+            _logger.warning("%s: can't write down that the queue was closed in order: %s", self._directory.path, error)
+        self._directory.release()

@@ -1,0 +1,312 @@
+"""What was set aside is carried over: to whom it was for, once, whatever comes in between."""
+
+import logging
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.exporters.consumer import Receipt
+from statsig_otel.exporters.queue import salvage
+from statsig_otel.exporters.queue.directory import DirectoryInUseError
+from statsig_otel.exporters.queue.queue import DurableQueue, QueuedReceiver
+from tests.exporters.queue.helpers import (
+    PATIENCE,
+    batch,
+    check_counters,
+    child,
+    copy_of,
+    count,
+    delivered,
+    kept,
+    letters,
+    line_of,
+    put,
+    reading,
+    running,
+    said,
+    settled,
+    state_of,
+)
+
+PAGE = 4096
+
+
+def spoil(directory: Path) -> None:
+    """Make a database unusable, without harm to what it holds."""
+    with (directory / "queue.db").open("r+b") as file:
+        file.write(bytes(PAGE))
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+def test_each_exporter_gets_what_it_was_not_done_with(tmp_path: Path) -> None:
+    receivers = {"statsig": QueuedReceiver(("a", "b")), "statsig/eu": QueuedReceiver(("b", "left"))}
+    with running(tmp_path, receivers=receivers, exporters=("a", "b", "left")) as queue:
+        put(queue, 1, 2, 3)
+        put(queue, 4, 5, receiver="statsig/eu")
+        lane = queue.lane("a")
+        lane.finish(lane.read(2, 1000))
+    spoil(tmp_path)
+    receivers = {"statsig": QueuedReceiver(("a", "b")), "statsig/eu": QueuedReceiver(("b",))}
+    with running(tmp_path, receivers=receivers, exporters=("a", "b")) as queue:
+        settled(tmp_path)
+        check_counters(queue)
+        assert delivered(queue.lane("a")) == [3]
+        assert delivered(queue.lane("b")) == [1, 2, 3, 4, 5]
+        assert state_of(queue, "left").waiting == 2, "also for one that left the configuration"
+        assert put(queue, 2, 9) == Receipt(1, 1)
+        assert put(queue, 4, receiver="statsig/eu") == Receipt(0, 1)
+
+
+def test_where_places_can_not_be_read_all_that_is_there_goes_to_all_of_its_receiver(tmp_path: Path) -> None:
+    """Rather twice than not at all: the uids are the same."""
+    receivers = {"statsig": QueuedReceiver(("a", "b")), "statsig/eu": QueuedReceiver(("b",))}
+    with running(tmp_path, receivers=receivers, exporters=("a", "b")) as queue:
+        put(queue, 1)
+        put(queue, 2, receiver="statsig/eu")
+        lane = queue.lane("a")
+        lane.finish(lane.read(1, 1000))
+    with sqlite3.connect(tmp_path / "queue.db") as connection:
+        connection.execute("UPDATE exporters SET cursor = 'garbage' WHERE name = 'b'")
+    connection.close()
+    with running(tmp_path, receivers=receivers, exporters=("a", "b")) as queue:
+        settled(tmp_path)
+        assert delivered(queue.lane("a")) == [1]
+        assert delivered(queue.lane("b")) == [1, 2]
+
+
+def test_where_routes_can_not_be_read_each_exporter_gets_what_is_behind_its_place(tmp_path: Path) -> None:
+    with running(tmp_path, exporters=("a", "b")) as queue:
+        put(queue, 1, 2)
+        lane = queue.lane("a")
+        lane.finish(lane.read(1, 1000))
+    with sqlite3.connect(tmp_path / "queue.db") as connection:
+        connection.execute("UPDATE routes SET exporters = 'garbage' || id")
+    connection.close()
+    spoil(tmp_path)
+    with running(tmp_path, exporters=("a", "b")) as queue:
+        settled(tmp_path)
+        assert delivered(queue.lane("a")) == [2]
+        assert delivered(queue.lane("b")) == [1, 2]
+        check_counters(queue)
+
+
+def test_what_changed_on_the_disk_is_a_dead_letter_for_each_exporter(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tmp_path, exporters=("a", "b")) as queue:
+        put(queue, 1, 2, 3)
+        lane = queue.lane("a")
+        lane.finish(lane.read(1, 1000))
+    content = (tmp_path / "queue.db").read_bytes()
+    (tmp_path / "queue.db").write_bytes(content.replace(b"2.0---", b"2.0!--"))
+    spoil(tmp_path)
+    with running(tmp_path, exporters=("a", "b")) as queue:
+        settled(tmp_path)
+        assert [(letter.kind, letter.owner) for letter in letters(queue.database)] == [
+            ("damaged", "a"),
+            ("damaged", "b"),
+        ]
+        assert {letter.content[:6] for letter in letters(queue.database)} == {b"2.0!--"}
+        assert (delivered(queue.lane("a")), delivered(queue.lane("b"))) == ([3], [1, 3])
+    assert said(caplog, logging.WARNING, "3 records that wait, 2 damaged ones and 0 others as dead letters") == 1
+    assert said(caplog, logging.WARNING, "No record that waited is missing") == 1
+
+
+def test_pages_that_can_not_be_read_are_passed_over_and_what_is_missing_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tmp_path) as queue:
+        put(queue, *range(1, 401), size=500)
+    with reading(tmp_path / "queue.db") as connection:
+        leaves = [page for (page,) in connection.execute("SELECT pageno FROM dbstat WHERE name = 'records'")]
+    with (tmp_path / "queue.db").open("r+b") as file:
+        for leaf in (leaves[5], leaves[6], leaves[30]):
+            file.seek((leaf - 1) * PAGE)
+            file.write(bytes(PAGE))
+    spoil(tmp_path)
+    with running(tmp_path) as queue:
+        settled(tmp_path)
+        found = delivered(queue.lane("otlp"))
+    missing = 400 - len(found)
+    assert 6 <= missing <= 30
+    assert found == sorted(found)
+    assert said(caplog, logging.WARNING, f"{missing} records that waited are missing") == 1
+
+
+def test_what_waits_in_the_log_of_a_file_is_carried_over_too(tmp_path: Path) -> None:
+    with running(tmp_path / "running") as queue:
+        put(queue, 1, 2, 3)
+        directory = copy_of(tmp_path / "running", tmp_path / "crashed")
+    log = directory / "queue.db-wal"
+    log.write_bytes(log.read_bytes()[:-100])  # the last commit was torn
+    (directory / "queue.db").write_bytes(b"garbage" * 10_000)
+    with running(directory) as queue:
+        settled(directory)
+        assert set(delivered(queue.lane("otlp"))) <= {1, 2, 3}
+        assert put(queue, 4) == Receipt(1)
+
+
+def test_a_large_file_is_carried_over_in_steps_and_others_come_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path) as queue:
+        for start in range(0, 1000, 500):
+            put(queue, *range(start, start + 500))
+    spoil(tmp_path)
+    monkeypatch.setattr(salvage, "_AT_ONCE", 10)
+    with running(tmp_path) as queue:
+        for number in range(5000, 5020):
+            put(queue, number)
+        settled(tmp_path)
+        found = delivered(queue.lane("otlp"))
+        check_counters(queue)
+    assert sorted(found) == [*range(1000), *range(5000, 5020)]
+    assert [number for number in found if number < 1000] == list(range(1000)), "in their order"
+    assert found.index(5000) < 999
+
+
+def test_a_stop_in_the_middle_goes_on_after_the_next_start_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path) as queue:
+        queue.consume(batch(*range(300), invalid=40)).result(PATIENCE)
+    spoil(tmp_path)
+    monkeypatch.setattr(salvage, "_AT_ONCE", 10)
+    starts, middle = 0, 0
+    while not starts or list(tmp_path.glob("queue.db.corrupt-*-1")):
+        with running(tmp_path) as queue:
+            before = count(queue.database) + count(queue.database, "dead_letters")
+            wait_until(
+                lambda before=before, queue=queue: (  # type: ignore[misc]
+                    count(queue.database) + count(queue.database, "dead_letters") > before
+                    or not list(tmp_path.glob("queue.db.corrupt-*-1"))
+                ),
+                "it goes on",
+            )
+        middle += 0 < count(tmp_path / "queue.db") < 300
+        starts += 1
+        assert starts < 100
+    assert middle
+    with running(tmp_path) as queue:
+        assert delivered(queue.lane("otlp")) == list(range(300))
+        assert count(queue.database, "dead_letters") == 40
+        assert count(queue.database, "salvage") == 0
+
+
+def test_a_kill_in_the_middle_loses_nothing(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        for start in range(0, 2000, 500):
+            put(queue, *range(start, start + 500))
+    spoil(tmp_path)
+    kills = 0
+    while not kills or list(tmp_path.glob("queue.db.corrupt-*-1")):
+        with child("start", tmp_path) as process:
+            assert line_of(process) == "started"
+            time.sleep(0.05 * kills)
+            process.kill()
+        kills += 1
+        assert kills < 100
+    with running(tmp_path) as queue:
+        settled(tmp_path)
+        assert delivered(queue.lane("otlp")) == list(range(2000))
+
+
+def test_while_the_disk_is_short_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tmp_path) as queue:
+        put(queue, 1)
+    spoil(tmp_path)
+    monkeypatch.setattr(salvage, "_PAUSE", 0.01)
+    with running(tmp_path, min_free_bytes=1 << 60):
+        time.sleep(0.1)
+        assert count(tmp_path / "queue.db") == 0
+    with running(tmp_path) as queue:
+        settled(tmp_path)
+        assert delivered(queue.lane("otlp")) == [1]
+
+
+# --- a file that somebody deletes -----------------------------------------------------------------------------------
+
+
+def delete_file(directory: Path) -> None:
+    (directory / "queue.db").unlink()
+
+
+def delete_all(directory: Path) -> None:
+    for file in directory.glob("queue.db*"):
+        file.unlink()
+
+
+def delete_directory(directory: Path) -> None:
+    shutil.rmtree(directory)
+
+
+def replace_file(directory: Path) -> None:
+    shutil.copyfile(directory / "queue.db", directory / "other")
+    (directory / "other").rename(directory / "queue.db")
+
+
+def sent_again(queue: DurableQueue, number: int) -> Receipt:
+    """What is answered in the end: until the directory is there again all is refused."""
+    wait_until(queue.database.parent.is_dir, "it is made again")
+    return put(queue, number)
+
+
+HARMS = [delete_file, delete_all, delete_directory, replace_file]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_file_that_is_deleted_in_use_is_rescued_and_nothing_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None]
+) -> None:
+    directory = tmp_path / "queue"
+    with running(directory) as queue:
+        lane = queue.lane("otlp")
+        put(queue, 1, 2, 3)
+        lane.finish(lane.read(1, 1000))
+        harm(directory)
+        assert sent_again(queue, 4) == Receipt(1)
+        assert put(queue, 5) == Receipt(1)
+        settled(directory)
+        with pytest.raises(DirectoryInUseError), running(directory):
+            pass
+    assert said(caplog, logging.ERROR, "Somebody deleted or replaced") == 1
+    with running(directory) as queue:
+        assert set(delivered(queue.lane("otlp"))) == {2, 3, 4, 5}
+        check_counters(queue)
+        assert put(queue, 2, 4).duplicates == 2
+    assert len(kept(directory)) == 1
+
+
+def test_a_file_that_is_deleted_while_nothing_comes_in_is_rescued_too(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        put(queue, 1, 2)
+        delete_all(tmp_path)
+        wait_until(lambda: bool(kept(tmp_path)), "it is noticed")
+        settled(tmp_path)
+        assert delivered(queue.lane("otlp")) == [1, 2]
+
+
+def test_a_file_that_can_not_be_rescued_now_is_rescued_later_and_nobody_gets_a_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "queue"
+    with running(directory) as queue:
+        put(queue, 1, 2)
+        delete_directory(directory)
+        directory.write_text("in the way")
+        refused = queue.consume(batch(3)).exception(PATIENCE)
+        assert refused is not None
+        directory.unlink()
+        assert sent_again(queue, 4) == Receipt(1)
+        settled(directory)
+        assert {1, 2, 4} <= set(delivered(queue.lane("otlp")))
