@@ -123,6 +123,11 @@ class SynchronousConsumer:
             self._lanes[name].submit(delivery)
         return delivery.future
 
+    def longest_answer(self, receiver: str) -> float:
+        """Seconds within which each batch of a receiver is answered."""
+        exporters = self._receivers.get(receiver, ())
+        return max((_MAX_WAIT + self._lanes[name].timeout + _MARGIN for name in exporters), default=0.0)
+
     def _log_invalid(self, batch: Batch) -> None:
         for invalid in batch.invalid[:_MAX_LOGGED]:
             text = "its text is not shown"
@@ -179,7 +184,7 @@ class _Lane:
     def __init__(self, name: str, route: Route) -> None:
         self._name = name
         self._exporter = route.exporter
-        self._timeout = route.timeout
+        self.timeout = route.timeout
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # of all below
         self._waiting: deque[_Delivery] = deque()
@@ -247,7 +252,7 @@ class _Lane:
                 moments += [self._answer_by, self._end_by] if self._sending else []
                 self._changed.wait(min(moments) - now if moments else None)
         self._answer(unsent, RetryLater(f"too much waits for it: no turn within {_MAX_WAIT:g} s"))
-        self._answer(unanswered, _SHUTTING_DOWN if ends else RetryLater(f"no answer within {self._timeout:g} s"))
+        self._answer(unanswered, _SHUTTING_DOWN if ends else RetryLater(f"no answer within {self.timeout:g} s"))
         return True
 
     def _send_all(self) -> None:
@@ -257,7 +262,7 @@ class _Lane:
     def _send_next(self) -> bool:
         """Wait for batches and send them, joined; False once it is closed."""
         group = self._next_group()
-        latest = time.monotonic() + self._timeout
+        latest = time.monotonic() + self.timeout
         outcome = self._send([record for delivery in group for record in delivery.records], latest)
         if len(group) > 1 and isinstance(outcome, Rejected | PartiallyRejected):
             # One bad batch must not refuse the others.
@@ -281,7 +286,7 @@ class _Lane:
                     break
                 group.append(self._waiting.popleft())
             self._sending = group
-            self._answer_by = time.monotonic() + self._timeout + _MARGIN
+            self._answer_by = time.monotonic() + self.timeout + _MARGIN
             self._changed.notify_all()
         return group
 
@@ -293,7 +298,7 @@ class _Lane:
     def _send_part(self, part: Sequence[bytes], timeout: float) -> Outcome:
         outcome: Outcome
         if timeout <= 0:
-            return RetryLater(f"not all was sent within {self._timeout:g} s")
+            return RetryLater(f"not all was sent within {self.timeout:g} s")
         try:
             outcome = self._exporter.send(b"".join(part), len(part), timeout)
         except Exception as error:

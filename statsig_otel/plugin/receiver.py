@@ -12,7 +12,7 @@ from typing import Final
 from falcon import HTTPError
 from falcon.asgi import App, Request, Response
 
-from statsig_otel.exporters.consumer import Batch, Consumer, RefusedError
+from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin import intake
 from statsig_otel.plugin.asgi import AsgiApp, Message, Receive, Scope, Send
 from statsig_otel.plugin.intake import Answer, AnsweredError, Intake, refusal
@@ -29,15 +29,25 @@ class StatsigReceiver:
     Args:
         intake: The receiver's secrets, mapping and limits.
         consumer: Where the records go. A request is answered with 200 only after it has taken them over.
+        patience: Seconds after which a request is answered with 503 without a word of the consumer's. It may still take
+            over what it was handed.
         clock: The time now, in nanoseconds since the epoch; read once a request.
 
     Example:
         `app.add_route(DEFAULT_PATH, StatsigReceiver(Intake(verifier=Verifier([secret])), consumer))`
     """
 
-    def __init__(self, intake: Intake, consumer: Consumer, *, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        consumer: Consumer,
+        *,
+        patience: float | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
         self._intake = intake
         self._consumer = consumer
+        self._patience = patience
         self._clock = clock
         self._reading: set[asyncio.Timeout] = set()
         self._judge: ThreadPoolExecutor | None = None
@@ -75,18 +85,26 @@ class StatsigReceiver:
         if self._closed:
             return _shutting_down()
         request = self._intake.begin(req.scope["headers"], self._clock())
+        taking: asyncio.Future[Receipt] | None = None
         try:
             outcome = await self._finish(request, complete=await self._read(req, request))
             if isinstance(outcome, Answer):
                 return outcome
+            taking = asyncio.wrap_future(self._consumer.consume(outcome))
             try:
-                # Shielded: what was handed over is stored, also where the client no longer waits for the answer.
-                receipt = await asyncio.shield(asyncio.wrap_future(self._consumer.consume(outcome)))
+                async with asyncio.timeout(self._patience):
+                    # Shielded: what was handed over is stored, also where nobody waits for the answer any more.
+                    return request.taken(await asyncio.shield(taking))
             except RefusedError as error:
                 return request.refused(error)
-            return request.taken(receipt)
+            except TimeoutError:
+                message = f"the consumer has not answered within {self._patience:g} s"
+                return request.refused(RefusedError(message, reason="slow_consumer"))
         finally:
-            request.close()
+            if taking is None or taking.done():
+                request.close()
+            else:  # the body is in memory for as long as the consumer has it
+                taking.add_done_callback(partial(_close, request))
 
     async def _finish(self, request: intake.Request, *, complete: bool) -> Answer | Batch:
         """Judge the body: a large one in a thread of its own, since it may take seconds that the loop has not."""
@@ -178,6 +196,12 @@ def _fill(resp: Response, answer: Answer) -> None:
     resp.media = answer.body
     if answer.retry_after is not None:
         resp.set_header("Retry-After", str(answer.retry_after))
+
+
+def _close(request: intake.Request, taken: "asyncio.Future[Receipt]") -> None:
+    request.close()
+    if not taken.cancelled():
+        taken.exception()  # nobody else asks for it
 
 
 def _shutting_down() -> Answer:

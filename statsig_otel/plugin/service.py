@@ -66,7 +66,9 @@ class Service:
         intakes = {name: self._intake(name, settings) for name, settings in receivers.items()}
         for name, settings in receivers.items():
             endpoint = self._endpoints.setdefault(settings.endpoint, _Endpoint(settings))
-            endpoint.receivers[name] = StatsigReceiver(intakes[name], self._delivery.consumer)
+            endpoint.receivers[name] = StatsigReceiver(
+                intakes[name], self._delivery.consumer, patience=self._delivery.patience(name)
+            )
             endpoint.paths[name] = settings.path
         self._servers = {address: _server(endpoint) for address, endpoint in self._endpoints.items()}
         self._control = self._delivery.control(intakes)

@@ -441,6 +441,33 @@ def test_a_client_that_leaves_before_the_answer_takes_nothing_back() -> None:
         assert post(address, body).status == 200
 
 
+def test_a_consumer_that_does_not_answer_is_503_and_the_body_counts_until_it_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The append goes on, and holds its body in memory: so many of them can't pile up without bound."""
+    release = threading.Event()
+
+    def answer(batch: Batch) -> Receipt:
+        assert release.wait(10)
+        return Receipt(accepted=len(batch.changes))
+
+    body = body_of(CHANGE)
+    sink = Sink(answer)
+    intake = Intake(verifier=Verifier([SECRET]), limits=Limits(max_in_flight_bytes=len(body)))
+    receiver = StatsigReceiver(intake, sink, patience=0.05)
+    with serving(create_app({"/hook": receiver})) as address:
+        refused = post(address, body)
+        assert_refused(refused, 503)
+        assert refused.headers["retry-after"] == "10"
+        assert "has not answered within 0.05 s" in caplog.text
+        assert post(address, body).status == 503
+        assert len(sink.batches) == 1, "there is no room for a second"
+        release.set()
+        deadline = time.monotonic() + 10
+        while post(address, body).status != 200:
+            assert time.monotonic() < deadline, "the room is never given back"
+
+
 def test_the_clock_is_read_once_a_request() -> None:
     readings: list[int] = []
 
