@@ -7,6 +7,8 @@ from statsig_otel._lazy import exports
 if TYPE_CHECKING:
     from statsig_otel.config.errors import ConfigError, Problem
     from statsig_otel.config.grammar import Components, Configuration, Pipeline, check, load
+    from statsig_otel.config.locations import read_all
+    from statsig_otel.config.merging import merge
     from statsig_otel.config.model import Duration, Opaque, Settings, Size
     from statsig_otel.config.source import Document, Place, parse, read
 
@@ -24,8 +26,10 @@ __all__ = [
     "Size",
     "check",
     "load",
+    "merge",
     "parse",
     "read",
+    "read_all",
 ]
 
 __getattr__, __dir__ = exports(
@@ -44,7 +48,9 @@ __getattr__, __dir__ = exports(
         "Size": "model",
         "check": "grammar",
         "load": "grammar",
+        "merge": "merging",
         "parse": "source",
         "read": "source",
+        "read_all": "locations",
     },
 )

@@ -11,8 +11,9 @@ from typing import Final, TypeAlias
 from unicodedata import category
 
 from statsig_otel.config.errors import ConfigError, Path, Problem, closest, hint_for, list_of, quoted, render
+from statsig_otel.config.locations import read_all
 from statsig_otel.config.model import Settings
-from statsig_otel.config.source import Document, Unknown, read
+from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.validation import LIST_HINT, validate
 
 _KINDS: Final = {"receivers": "receiver", "exporters": "exporter", "extensions": "extension"}
@@ -78,18 +79,18 @@ class Configuration:
     service_extensions: tuple[str, ...] = ()
 
 
-def load(path: FilePath, *, components: Components, environ: Mapping[str, str]) -> Configuration:
-    """Read a file and check it.
+def load(*locations: FilePath | str, components: Components, environ: Mapping[str, str]) -> Configuration:
+    """Read one location or several, which are merged in their order, and check the whole.
 
     Args:
-        path: The file.
+        locations: Files, or what `--config` takes; see `config.locations`.
         components: What there is to configure.
         environ: The environment variables for `${env:...}`.
 
     Raises:
         ConfigError: All that is wrong.
     """
-    return check(read(path, environ=environ), components)
+    return check(read_all(locations, environ=environ), components)
 
 
 def check(document: Document, components: Components) -> Configuration:
@@ -100,7 +101,7 @@ def check(document: Document, components: Components) -> Configuration:
     """
     checker = _Checker(document, components)
     configuration = checker.configuration()
-    problems = [*document.problems, *checker.problems]
+    problems = [*document.problems, *document.unresolved, *checker.problems]
     if problems:
         raise ConfigError(problems)
     return configuration

@@ -1,10 +1,12 @@
 """What the components' settings are built from: a strict base model and the types of their values."""
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Final
+from decimal import Decimal
+from typing import Annotated, Any, ClassVar, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, PlainSerializer, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 _REDACTED: Final = "[REDACTED]"
@@ -24,10 +26,22 @@ _BYTES: Final = {
 
 
 class Settings(BaseModel):
-    """The base of every component's settings: unknown keys are errors, values don't change once checked."""
+    """The base of every component's settings: unknown keys are errors, values don't change once checked.
+
+    Attributes:
+        refused: Keys that the Collector has here and this component does not, each with what to do instead.
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {}
 
     # pydantic's own messages would show what was written, which may be a secret.
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+    @classmethod
+    def all_refused(cls) -> dict[str, str]:
+        """`refused` of this model and of those that it is built on."""
+        tables = [vars(base).get("refused", {}) for base in reversed(cls.__mro__)]
+        return {key: advice for table in tables for key, advice in table.items()}
 
 
 class Opaque:
@@ -105,8 +119,53 @@ def parse_size(value: object) -> object:
     return int(match[1]) * _BYTES[(match[2] or "").lower()]
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration)]
+def format_duration(seconds: float) -> str:
+    """A duration as Go prints it: `5m0s`, `1.5s`, `300ms`."""
+    exact = Decimal(repr(seconds))
+    if 0 < exact < 1:
+        return f"{(exact * 1000).normalize():f}ms"
+    minutes, rest = divmod(exact, 60)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{rest.normalize():f}s"
+    if hours:
+        return f"{hours:f}h{minutes:f}m{text}"
+    return f"{minutes:f}m{text}" if minutes else text
+
+
+def format_size(size: int) -> str | int:
+    """A size with the largest unit that leaves a whole number, such as `20MiB`; without one, the number."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size and size % _BYTES[unit.lower()] == 0:
+            return f"{size // _BYTES[unit.lower()]}{unit}"
+    return size
+
+
+# In the schemas a text that holds a ${...} may stand for each of the two.
+_DURATION_SCHEMA: Final = {
+    "title": "duration",
+    "type": ["string", "number"],
+    "pattern": r"^0$|^(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+$|\$\{",
+    "maximum": 0,
+}
+_SIZE_SCHEMA: Final = {
+    "title": "size",
+    "type": ["string", "integer"],
+    "pattern": r"^[0-9]{1,18} ?([KkMmGgTt][Ii]?)?[Bb]?$|\$\{",
+    "minimum": 0,
+}
+
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration, when_used="json"),
+    WithJsonSchema(_DURATION_SCHEMA),
+]
 """Seconds, written in Go's grammar (`5s`, `1m30s`)."""
 
-Size = Annotated[int, BeforeValidator(parse_size)]
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(format_size, when_used="json"),
+    WithJsonSchema(_SIZE_SCHEMA),
+]
 """Bytes, written with a unit (`20MiB`) or as a plain number."""

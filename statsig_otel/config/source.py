@@ -50,12 +50,15 @@ class Document:
     Attributes:
         values: The values. `UNKNOWN` stands for one that could not be read.
         places: Where each was written, by its path. The empty path is the whole.
-        problems: What was wrong with single values.
+        problems: What was wrong with the text.
+        unresolved: What was wrong with the references (`${...}`) of single values. A value that another document
+            replaces needs none of its own.
     """
 
     values: Mapping[str, object]
     places: Mapping[Path, Place]
     problems: tuple[Problem, ...] = ()
+    unresolved: tuple[Problem, ...] = ()
 
     @classmethod
     def from_values(
@@ -99,7 +102,10 @@ def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise ConfigError([Problem((), f"the file can't be read: {error.strerror}", file=str(path))]) from None
+        hint = "name a file, such as config.yaml within it" if isinstance(error, IsADirectoryError) else None
+        raise ConfigError([Problem((), f"the file can't be read: {error.strerror}", hint, str(path))]) from None
+    except ValueError:  # a NUL, or a surrogate
+        raise ConfigError([Problem((), f"{quoted(str(path))} is no path that a file can have")]) from None
     return parse(data, file=str(path), directory=path.parent, environ=environ)
 
 
@@ -118,7 +124,7 @@ def parse(data: bytes, *, file: str, directory: FilePath, environ: Mapping[str, 
     except TreeError as error:
         fault = error.fault
         raise ConfigError([Problem((), fault.message, fault.hint, file, fault.line)]) from None
-    return Document(values, builder.places, tuple(builder.problems))
+    return Document(values, builder.places, tuple(builder.problems), tuple(builder.unresolved))
 
 
 def _root(text: str) -> yaml_tree.Mapping:
@@ -138,6 +144,7 @@ class _Builder:
     substitution: Substitution
     places: dict[Path, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    unresolved: list[Problem] = field(default_factory=list)
     _texts: dict[Scalar, object] = field(default_factory=dict)
     _count: int = 0
 
@@ -210,7 +217,7 @@ class _Builder:
         if node not in self._texts:
             text, faults = self.substitution.expand(node.value)
             for message, hint in faults:
-                self._fault(path, Fault(node.line, message, hint))
+                self.unresolved.append(Problem(path, message, hint, self.file, node.line))
             self._texts[node] = UNKNOWN if faults else text
         return self._texts[node]
 

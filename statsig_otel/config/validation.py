@@ -126,7 +126,12 @@ def _problems(
             continue
         if found[0]["type"] == "extra_forbidden":
             key = str(below[-1])
-            known = _keys(_types(model, below[:-1]))
+            holders = _types(model, below[:-1])
+            advice = _advice(holders, key)
+            if advice is not None:
+                problems[below] = ("is a key of the Collector that is not supported here", advice)
+                continue
+            known = _keys(holders)
             problems[below] = ("unknown key", hint_for(key, known))
             near = closest(key, known)
             if near is not None:
@@ -245,14 +250,23 @@ def _types(model: type[BaseModel], path: Path) -> tuple[Any, ...]:
     return types
 
 
+def _models(annotations: Collection[Any]) -> Iterator[type[BaseModel]]:
+    for annotation in annotations:
+        for member in _members(annotation):
+            if isinstance(member, type) and issubclass(member, BaseModel):
+                yield member
+
+
 def _keys(annotations: Collection[Any]) -> list[str]:
-    return [
-        name
-        for annotation in annotations
-        for member in _members(annotation)
-        if isinstance(member, type) and issubclass(member, BaseModel)
-        for name, _ in _names(member)
-    ]
+    return [name for model in _models(annotations) for name, _ in _names(model)]
+
+
+def _advice(annotations: Collection[Any], key: str) -> str | None:
+    """What to do instead of a key that one of the models refuses."""
+    for model in _models(annotations):
+        if issubclass(model, Settings) and key in model.all_refused():
+            return model.all_refused()[key]
+    return None
 
 
 _SHORTEST_SECRET: Final = 4  # what is shorter would cut up the message's own words, and is none

@@ -247,10 +247,10 @@ def _scalar(event: ScalarEvent) -> Scalar | Fault:
     plain = not event.style
     tag = event.tag
     if tag is None:
-        return Scalar(line, text, _resolve(text) if plain else text, plain)
+        return Scalar(line, text, resolve(text) if plain else text, plain)
     if tag in ("!", _TAG + "str"):
         return Scalar(line, text, text, plain=False)
-    value = _resolve(text)
+    value = resolve(text)
     if tag in (_TAG + "int", _TAG + "float", _TAG + "bool", _TAG + "null"):
         if _kind(value) == tag.removeprefix(_TAG):
             return Scalar(line, text, value, plain=True)
@@ -258,7 +258,7 @@ def _scalar(event: ScalarEvent) -> Scalar | Fault:
     return Fault(line, "has a YAML tag, which is not supported", _TAG_HINT)
 
 
-def _resolve(text: str) -> Atom:
+def resolve(text: str) -> Atom:
     """What a plain scalar means."""
     if text in _NULL:
         return None

@@ -4,9 +4,9 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TextIO
+from typing import Any, ClassVar, Final, Literal, TextIO
 
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
@@ -45,6 +45,14 @@ class DebugSettings(Settings):
         color: `auto` colours where a terminal shows it, unless NO_COLOR or TERM=dumb says otherwise; FORCE_COLOR
             colours without a terminal too. `always` and `never` ask nobody.
     """
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "output": "leave it out: verbosity says how much is printed",
+        "output_paths": "leave it out: it prints to the standard output; use the file exporter for a file",
+        "sampling_initial": "leave it out: each record is printed",
+        "sampling_thereafter": "leave it out: each record is printed",
+        "use_internal_logger": "leave it out: it prints to the standard output",
+    }
 
     verbosity: Literal["basic", "normal", "detailed"] = "normal"
     color: ColorMode = "auto"

@@ -10,9 +10,10 @@ import logging
 import os
 import stat
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -38,6 +39,16 @@ class FileSettings(Settings):
             must outlive a restart. False empties the file at each start and each reload that changes the exporter.
         format: `json`, the only one.
     """
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "compression": "leave it out: lines stand in plain text; logrotate can compress what it has renamed",
+        "create_directory": "make the directory first: the exporter does not",
+        "directory_permissions": "make the directory first: the exporter does not",
+        "encoding": "leave it out: lines are OTLP/JSON",
+        "flush_interval": "leave it out: each batch is on the disk before it counts as delivered",
+        "group_by": "leave it out: there is one file; write several exporters for several files",
+        "rotation": "let logrotate rename the file (create, not copytruncate): a new one is begun",
+    }
 
     path: Path
     append: bool = True

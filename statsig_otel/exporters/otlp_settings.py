@@ -5,10 +5,11 @@ A key that a library can't honour is an error that says so: nothing that is acce
 
 import re
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -30,6 +31,8 @@ _HTTP_RESERVED: Final = frozenset({
     "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
 })  # fmt: skip
 _MAX_PORT: Final = 65535
+_ONE_CONNECTION: Final = "leave it out: there is one connection, opened anew where it was closed"
+_LOGS_ONLY: Final = "leave it out: changes are log records; their URL is endpoint or logs_endpoint"
 _NEVER_ASK: Final = "-"  # with no password at all, OpenSSL asks for one on the terminal
 
 
@@ -38,6 +41,12 @@ def _compression(value: object) -> object:
         return "none"
     if value in ("zstd", "snappy", "zlib", "deflate", "lz4", "x-snappy-framed"):
         raise ValueError(f"{value} is not supported here; use gzip or none")
+    return value
+
+
+def _encoding(value: object) -> object:
+    if value == "json":
+        raise ValueError("json is not supported here; use proto, which every OTLP receiver reads")
     return value
 
 
@@ -56,6 +65,9 @@ def _tls_version(value: object) -> object:
 
 Compression = Annotated[Literal["gzip", "none"], BeforeValidator(_compression)]
 """`gzip` or `none`."""
+
+Encoding = Annotated[Literal["proto"], BeforeValidator(_encoding)]
+"""Protobuf."""
 
 Timeout = Annotated[Duration, AfterValidator(_above_zero)]
 """Seconds, more than none."""
@@ -97,6 +109,15 @@ class ClientTlsSettings(Settings):
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "cipher_suites": "leave it out: the library's own are used",
+        "curve_preferences": "leave it out: the library's own are used",
+        "include_insecure_cipher_suites": "leave it out: the library's own are used",
+        "max_version": "leave it out: the newest version that both sides know is used",
+        "reload_interval": "leave it out: PEM files are read at the start; restart the service after a change",
+        "tpm": "write the key to a file, and name that in key_file",
+    }
 
     insecure: bool = False
     ca_file: str = ""
@@ -226,8 +247,8 @@ class KeepaliveSettings(Settings):
     """HTTP/2 pings on an open connection, as in the Collector's configgrpc. Many servers refuse a `time` under 5m.
 
     Attributes:
-        time: Seconds without traffic before a ping.
-        timeout: Seconds to wait for its answer before the connection counts as dead.
+        time: The time without traffic before a ping.
+        timeout: The wait for its answer before the connection counts as dead.
         permit_without_stream: Ping while nothing is being sent, too.
     """
 
@@ -246,6 +267,14 @@ class _OtlpSettings(Settings):
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
+    refused: ClassVar[Mapping[str, str]] = {
+        "auth": 'put the credentials into headers, such as authorization: "Bearer ${env:TOKEN}"',
+        "compression_params": "leave it out: gzip has one level here",
+        "middlewares": "leave it out: there are no extensions to call",
+        "read_buffer_size": "leave it out: the library chooses its buffers",
+        "write_buffer_size": "leave it out: the library chooses its buffers",
+    }
+
     headers: dict[str, Opaque] = Field(default_factory=dict)
     compression: Compression = "gzip"
 
@@ -256,11 +285,17 @@ class OtlpGrpcSettings(_OtlpSettings):
     Attributes:
         endpoint: `host:port`; or `http://host:port` and `https://host:port`, whose scheme decides over TLS; or a gRPC
             target such as `dns:///host:port` or `unix:///path`.
-        timeout: Seconds for one attempt, connecting included.
+        timeout: The time for one attempt, connecting included.
         tls: TLS is on unless `insecure` is true or the endpoint says `http://`.
         keepalive: Pings; off by default.
         authority: The `:authority` of the requests, in place of the endpoint's.
     """
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "balancer_name": "leave it out: there is one connection, to the first address that answers",
+        "user_agent": "leave it out: the service says its own name",
+        "wait_for_ready": "leave it out: an attempt that can't connect is made again, for ever",
+    }
 
     endpoint: str
     timeout: Timeout = 5.0
@@ -326,12 +361,31 @@ class OtlpHttpSettings(_OtlpSettings):
     Attributes:
         endpoint: A URL; `/v1/logs` is appended to it. Its scheme decides over TLS.
         logs_endpoint: A URL that is used as it is, and goes before `endpoint`.
-        timeout: Seconds for one attempt, connecting included.
+        encoding: `proto`, the only one.
+        timeout: The time for one attempt, connecting included.
         tls: What an `https://` URL uses.
     """
 
+    refused: ClassVar[Mapping[str, str]] = {
+        "cookies": "leave it out: no cookies are kept",
+        "disable_keep_alives": _ONE_CONNECTION,
+        "force_attempt_http2": "leave it out: HTTP/1.1 is spoken; otlp_grpc speaks HTTP/2",
+        "http2_ping_timeout": "leave it out: HTTP/1.1 is spoken; otlp_grpc has keepalive",
+        "http2_read_idle_timeout": "leave it out: HTTP/1.1 is spoken; otlp_grpc has keepalive",
+        "keepalive": _ONE_CONNECTION,
+        "idle_conn_timeout": _ONE_CONNECTION,
+        "max_conns_per_host": _ONE_CONNECTION,
+        "max_idle_conns": _ONE_CONNECTION,
+        "max_idle_conns_per_host": _ONE_CONNECTION,
+        "metrics_endpoint": _LOGS_ONLY,
+        "profiles_endpoint": _LOGS_ONLY,
+        "proxy_url": "send to a Collector that uses the proxy",
+        "traces_endpoint": _LOGS_ONLY,
+    }
+
     endpoint: str = ""
     logs_endpoint: str = ""
+    encoding: Encoding = "proto"
     timeout: Timeout = 30.0
     tls: ClientTlsSettings = Field(default_factory=ClientTlsSettings)
 

@@ -9,6 +9,10 @@ from statsig_otel import __version__
 
 _COMMANDS: Final = {
     "run": "Run the service.",
+    "validate": "Check a configuration, and start nothing.",
+    "print-config": "Print a configuration as the service understands it, without secrets.",
+    "components": "List what a configuration can name.",
+    "schema": "Print the JSON Schema of the configuration, for editors.",
     "demo": "Watch a day of changes arrive behind a real collector. Needs nothing.",
     "queue": "Look at the durable queue, and unblock it.",
     "dead-letters": "List, show, replay or drop what could not be delivered.",

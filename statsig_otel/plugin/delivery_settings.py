@@ -4,9 +4,10 @@ The defaults differ from the Collector's where losing nothing asks for it: the q
 """
 
 import logging
-from typing import Annotated, Final, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from statsig_otel.config.model import Duration, Settings
 from statsig_otel.exporters.delivery import DeliverySettings
@@ -27,22 +28,52 @@ def _no_blocking(value: bool) -> bool:  # noqa: FBT001 - a validator's signature
     return value
 
 
+def _items_only(value: object) -> object:
+    if value in ("requests", "bytes"):
+        raise ValueError(f"{value} are not counted here, only items\nhint: leave it out, and count log records")
+    return value
+
+
+Sizer = Annotated[Literal["items"], BeforeValidator(_items_only)]
+"""What sizes count: log records."""
+
+
 class BatchSettings(Settings):
     """`sending_queue::batch`."""
 
+    refused: ClassVar[Mapping[str, str]] = {
+        "partition": "leave it out: an exporter has one queue, and keeps the order",
+    }
+
     max_size: int = Field(default=512, gt=0, le=100_000, description="Log records of one request at most.")
+    sizer: Sizer = Field(default="items", description="What max_size counts: log records.")
+    min_size: int = Field(default=0, ge=0, description="Not used: what waits is sent at once.")
+    flush_timeout: Duration = Field(default=0.0, ge=0, description="Not used: what waits is sent at once.")
+
+    @model_validator(mode="after")
+    def _no_waiting(self) -> Self:
+        if self.min_size or self.flush_timeout:
+            _logger.warning("sending_queue::batch::min_size and flush_timeout are not used: what waits is sent at once")
+        return self
 
 
 class SendingQueueSettings(Settings):
     """`sending_queue`."""
 
+    refused: ClassVar[Mapping[str, str]] = {
+        "blocking": "use block_on_overflow, its name today; here it is always false",
+        "wait_for_result": "use enabled: false, with which the webhook waits for the exporter itself",
+    }
+
     enabled: bool = Field(
         default=True, description="Queue on disk. With false the webhook waits for the exporter itself."
     )
     queue_size: int | None = Field(
-        default=None, gt=0, description="Log records that may wait; at the limit webhooks are refused. None: the disk."
+        default=None,
+        gt=0,
+        description="Log records that may wait; at the limit webhooks are refused. Without it: what the disk holds.",
     )
-    sizer: Literal["items"] = Field(default="items", description="What queue_size counts: log records.")
+    sizer: Sizer = Field(default="items", description="What queue_size counts: log records.")
     storage: str | None = Field(default=None, description="The file_storage extension; there is one for all.")
     start_at: Literal["next", "oldest"] = Field(
         default="next", description="Where an exporter begins that the queue does not know yet."
@@ -72,8 +103,16 @@ class RetryOnFailureSettings(Settings):
 class DeliveryKeys(Settings):
     """What every exporter's settings have beside their own."""
 
-    sending_queue: SendingQueueSettings = Field(default_factory=SendingQueueSettings)
-    retry_on_failure: RetryOnFailureSettings = Field(default_factory=RetryOnFailureSettings)
+    refused: ClassVar[Mapping[str, str]] = {
+        "batcher": "use sending_queue::batch",
+    }
+
+    sending_queue: SendingQueueSettings = Field(
+        default_factory=SendingQueueSettings, description="The queue before the exporter."
+    )
+    retry_on_failure: RetryOnFailureSettings = Field(
+        default_factory=RetryOnFailureSettings, description="The waits after a passing fault."
+    )
 
     def delivery(self, timeout: float) -> DeliverySettings:
         """The sender's settings."""

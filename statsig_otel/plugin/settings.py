@@ -1,13 +1,14 @@
 """What the configuration file says of a `statsig` receiver."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from statsig_otel.config.model import Duration, Opaque, Settings, Size
-from statsig_otel.exporters.queue.queue import DEFAULT_WINDOW
+from statsig_otel.exporters.queue.plan import DEFAULT_WINDOW
 from statsig_otel.plugin.log_record import UserMode
 from statsig_otel.plugin.receiver import DEFAULT_PATH
 
@@ -17,6 +18,8 @@ _MAX_PORT: Final = 65535
 
 _MAX_INT: Final = 2**63 - 1
 """What an OTLP integer holds."""
+
+_RESTART: Final = "leave it out: PEM files are read at the start; restart the service after a change"
 
 ResourceValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
 
@@ -34,8 +37,23 @@ def _check_secret(secret: Opaque) -> Opaque:
 class ServerTlsSettings(Settings):
     """`tls` of a server, with the Collector's names (configtls)."""
 
-    cert_file: Path = Field(description="The certificate chain, PEM.")
-    key_file: Path = Field(description="Its private key, PEM, unencrypted.")
+    refused: ClassVar[Mapping[str, str]] = {
+        "ca_file": "write client_ca_file for the authorities of clients; a server needs no other",
+        "ca_pem": "write the authorities of clients to a file, and name it in client_ca_file",
+        "cert_pem": "write it to a file, and name that in cert_file",
+        "key_pem": "write it to a file, and name that in key_file",
+        "client_ca_file_reload": _RESTART,
+        "reload_interval": _RESTART,
+        "include_system_ca_certs_pool": "name the authorities of clients in client_ca_file",
+        "max_version": "leave it out: the newest version that both sides know is used",
+        "cipher_suites": 'leave it out: OpenSSL\'s own are used; min_version: "1.3" has the strongest only',
+        "curve_preferences": "leave it out: OpenSSL's own are used",
+        "include_insecure_cipher_suites": "leave it out: OpenSSL's own are used",
+        "tpm": "write the key to a file, and name that in key_file",
+    }
+
+    cert_file: Path = Field(description="The certificate chain, PEM.", examples=["/etc/statsig-otel/tls.crt"])
+    key_file: Path = Field(description="Its private key, PEM, unencrypted.", examples=["/etc/statsig-otel/tls.key"])
     client_ca_file: Path | None = Field(
         default=None, description="Clients must present a certificate that one of these authorities has signed."
     )
@@ -53,11 +71,29 @@ class DeduplicationSettings(Settings):
 class StatsigReceiverSettings(Settings):
     """One receiver: an address, a path, its secrets, and how its records look."""
 
-    endpoint: str = Field(default="localhost:8080", description="Where to listen, as host:port.")
+    refused: ClassVar[Mapping[str, str]] = {
+        "auth": "leave it out: every request is checked against signing_secrets",
+        "compression_algorithms": "leave it out: Statsig does not compress, and what is compressed is refused with 415",
+        "cors": "leave it out: webhooks come from servers, not from browsers",
+        "idle_timeout": "use read_header_timeout, which closes idle connections too",
+        "include_metadata": "leave it out: of a request nothing but its changes is passed on",
+        "include_tls_metadata": "leave it out: of a request nothing but its changes is passed on",
+        "keepalive": "use read_header_timeout, which closes idle connections too",
+        "keep_alives_enabled": "leave it out: connections are kept, and read_header_timeout closes idle ones",
+        "middlewares": "run a proxy before it",
+        "response_headers": "let a proxy before it add them",
+        "transport": "leave it out: it listens on TCP",
+        "write_timeout": "leave it out: an answer has a few bytes",
+    }
+
+    endpoint: str = Field(
+        default="localhost:8080", description="Where to listen, as host:port.", examples=["0.0.0.0:8080"]
+    )
     path: str = Field(default=DEFAULT_PATH, description="The path of the webhook's URL.")
     signing_secrets: list[Annotated[Opaque, AfterValidator(_check_secret)]] = Field(
         description="The signing secrets of the webhook, several while one is rotated. [] is the set-up mode: it "
-        "answers Statsig's URL verification and refuses all else."
+        "answers Statsig's URL verification and refuses all else.",
+        examples=[["${env:STATSIG_SIGNING_SECRET}"], ["${file:/run/secrets/statsig}"], []],
     )
     timestamp_tolerance: Duration = Field(
         default=300.0, ge=0, description="How far a request's timestamp may be from the time now, both ways."
@@ -76,7 +112,9 @@ class StatsigReceiverSettings(Settings):
     max_connections: int = Field(default=1000, gt=0, description="Connections at a time.")
     tls: ServerTlsSettings | None = Field(default=None, description="Serve HTTPS.")
     resource: dict[str, ResourceValue] = Field(
-        default_factory=dict, description="Attributes of the records' resource, over those of the environment."
+        default_factory=dict,
+        description="Attributes of the records' resource, over those of the environment.",
+        examples=[{"deployment.environment.name": "production"}],
     )
     user: UserMode = Field(default="full", description="Who made a change: in full, hashed, or left out.")
     hash_key: Opaque | None = Field(default=None, description="The key for user: hash.")

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from pydantic import Field
 
@@ -18,7 +18,18 @@ _NAME: Final = "statsig-otel"
 class FileStorageSettings(Settings):
     """The `file_storage` extension: the directory of the durable queue. One service owns it at a time."""
 
-    directory: Path = Field(description="The directory; it is made where it is missing.")
+    refused: ClassVar[Mapping[str, str]] = {
+        "compaction": "leave it out: the space of delivered records is used again",
+        "create_directory": "leave it out: the directory is made where it is missing",
+        "directory_permissions": "leave it out: the directory is made for its owner alone (0700)",
+        "fsync": "leave it out: nothing is acknowledged before it is on the disk",
+        "recreate": "leave it out: a corrupt file is set aside, and the service starts",
+        "timeout": "leave it out: one service owns the directory, and a second one says so at once",
+    }
+
+    directory: Path = Field(
+        description="The directory; it is made where it is missing.", examples=["/var/lib/statsig-otel"]
+    )
     min_free_bytes: Size = Field(
         default=DEFAULT_MIN_FREE, ge=0, description="Refuse webhooks with 503 while the disk has less than this."
     )

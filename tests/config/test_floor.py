@@ -30,5 +30,5 @@ def test_public_names() -> None:
     assert sorted(package.__all__) == sorted(name for name in dir(package) if not name.startswith("_"))
     assert package.__all__ == [
         "Components", "ConfigError", "Configuration", "Document", "Duration", "Opaque", "Pipeline", "Place", "Problem",
-        "Settings", "Size", "check", "load", "parse", "read",
+        "Settings", "Size", "check", "load", "merge", "parse", "read", "read_all",
     ]  # fmt: skip

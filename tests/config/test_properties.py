@@ -1,5 +1,6 @@
 """Nothing that a file holds crashes the reader: a result or a ConfigError, and no secret in it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from statsig_otel.config import ConfigError, Configuration, Document, check, parse
+from statsig_otel.config import ConfigError, Configuration, Document, check, parse, read_all
 from tests.config.models import COMPONENTS
 from tests.config.test_cases import CASES, ENVIRON
 
@@ -64,6 +65,33 @@ YAML_PARTS = [
 @given(st.lists(st.sampled_from(YAML_PARTS), max_size=40).map("".join))
 def test_random_yaml(text: str) -> None:
     outcome(text.encode("utf-8"))
+
+
+@given(st.lists(st.sampled_from([*YAML_PARTS, "a::b: ", "::", "a::"]), max_size=30).map("".join), st.booleans())
+@example("a::b: 1\na: 2\na::c: ${NO}\n::: 3", False)
+@example("a::b: 1\na::b: 2", False)
+def test_random_yaml_on_the_command_line(text: str, is_variable: bool) -> None:  # noqa: FBT001 - drawn
+    """As `yaml:TEXT` and as `env:NAME`: every value of the document has a place, or there is an error."""
+    environ = {**ENVIRON, "TEXT": text}
+    try:
+        found = read_all(["env:TEXT" if is_variable else f"yaml:{text}", "yaml:a::x: 1"], environ=environ)
+    except ConfigError as error:
+        said = str(error)
+    else:
+        assert_placed(found)
+        return
+    assert said
+    assert "s3cr3t" not in said
+
+
+def assert_placed(found: Document) -> None:
+    """Every value of the document has a place."""
+    pending: list[tuple[tuple[str | int, ...], object]] = [((), found.values)]
+    while pending:
+        path, value = pending.pop()
+        assert path in found.places
+        items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+        pending += [((*path, step), item) for step, item in items]
 
 
 @given(st.data())

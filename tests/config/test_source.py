@@ -79,7 +79,8 @@ def test_one_mistake_does_not_hide_the_values_beside_it() -> None:
     assert {key: repr(value) for key, value in found.values.items()} == {
         "a": "UNKNOWN", "b": "UNKNOWN", "c": "UNKNOWN", "d": "4",
     }  # fmt: skip
-    assert [problem.line for problem in found.problems] == [1, 3, 4, 6]
+    assert [problem.line for problem in found.problems] == [3, 4, 6]
+    assert [problem.line for problem in found.unresolved] == [1]
 
 
 def test_a_file_too_large(tmp_path: Path) -> None:
@@ -96,12 +97,25 @@ def test_too_many_values() -> None:
     assert str(caught.value) == "the file holds more than 20000 values (config.yaml:1)"
 
 
-@pytest.mark.parametrize("name", ["nowhere.yaml", "."])
+@pytest.mark.parametrize("name", ["nowhere.yaml", "nowhere/config.yaml"])
 def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(tmp_path / name, environ={})
     assert str(caught.value).startswith("the file can't be read: ")
     assert str(caught.value).endswith(f"({tmp_path / name})")
+
+
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, environ={})
+    assert str(caught.value) == (
+        f"the file can't be read: Is a directory ({tmp_path})\n  hint: name a file, such as config.yaml within it"
+    )
+
+
+def test_a_path_that_no_file_can_have() -> None:
+    with pytest.raises(ConfigError, match=r"'a\\x00b' is no path that a file can have"):
+        read(Path("a\0b"), environ={})
 
 
 def test_reads_a_file_and_what_is_beside_it(tmp_path: Path) -> None:
@@ -116,7 +130,7 @@ def test_reads_a_file_and_what_is_beside_it(tmp_path: Path) -> None:
 def test_the_environment_is_an_argument() -> None:
     """Nothing reads the process's own."""
     assert "PATH" in os.environ
-    assert "PATH is not set" in document("a: ${PATH}\n").problems[0].message
+    assert "PATH is not set" in document("a: ${PATH}\n").unresolved[0].message
 
 
 def test_values_without_a_file_name_their_origin() -> None:

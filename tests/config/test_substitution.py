@@ -106,4 +106,4 @@ def test_stays_a_text() -> None:
 
 
 def test_an_alias_of_a_broken_value_is_one_problem() -> None:
-    assert len(document("a: &x ${NO}\nb: *x\nc: [*x, *x]\n").problems) == 1
+    assert len(document("a: &x ${NO}\nb: *x\nc: [*x, *x]\n").unresolved) == 1

@@ -1,0 +1,118 @@
+"""What `--config` takes, with the Collector's schemes: each is a source of YAML with a name for messages.
+
+- `PATH` or `file:PATH`: a file.
+- `env:NAME`: the text of an environment variable.
+- `yaml:TEXT`: the text itself. In its outermost keys `::` leads further down, as in
+  `yaml:exporters::otlp_grpc::endpoint: collector:4317`.
+
+Relative paths in `${file:...}` begin at a file's directory, else at the working directory.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path as FilePath
+from typing import Final
+
+from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
+from statsig_otel.config.merging import merge
+from statsig_otel.config.source import Document, Place, parse, read
+
+# The Collector's confmap, resolver.go: schemePattern.
+_LOCATION: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
+_SHOWN: Final = re.compile(r"([A-Za-z0-9_/.-]|::)+(?=:\s)")
+_DELIMITER: Final = "::"
+_HINT: Final = "there are PATH, file:PATH, env:NAME and yaml:TEXT"
+
+
+def read_all(locations: Iterable[FilePath | str], *, environ: Mapping[str, str]) -> Document:
+    """Read each location, and merge them in their order.
+
+    Args:
+        locations: What `--config` takes. A `Path` is a file, whatever its name.
+        environ: The environment variables, for `env:NAME` and `${env:...}`.
+
+    Raises:
+        ConfigError: What is wrong with those that can't be read, all at once.
+    """
+    documents: list[Document] = []
+    problems: list[Problem] = []
+    for location in locations:
+        try:
+            documents.append(_read(location, environ))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return merge(documents)
+
+
+def _read(location: FilePath | str, environ: Mapping[str, str]) -> Document:
+    if isinstance(location, FilePath):
+        return read(location, environ=environ)
+    if location in ("", "-"):
+        what = "an empty text names no configuration" if not location else "standard input (-) can't be read"
+        raise _error(what, "name a file: it is read again at a reload")
+    match = _LOCATION.fullmatch(location)
+    if match is None:
+        return read(FilePath(location), environ=environ)
+    scheme, value = match.groups()
+    if scheme == "file":
+        return read(FilePath(value), environ=environ)
+    if scheme == "env":
+        return _variable(value, environ)
+    if scheme == "yaml":
+        return _text(value, environ)
+    if scheme in ("http", "https"):
+        raise _error(
+            f"a configuration can't be read over {scheme}", "fetch it first: what a service starts with is its file"
+        )
+    raise _error(f"there is no scheme {quoted(scheme)}", f"{_HINT}; a path with a colon needs file: before it")
+
+
+def _variable(name: str, environ: Mapping[str, str]) -> Document:
+    shown = quoted(name)[1:-1]
+    text = environ.get(name)
+    if text is None:
+        raise _error(f"the environment variable {shown} is not set", f"set it to YAML, or remove --config env:{shown}")
+    return _parse(text, f"env:{shown}", environ)
+
+
+def _text(text: str, environ: Mapping[str, str]) -> Document:
+    begin = _SHOWN.match(text)  # the value behind it may be a secret
+    return _unfolded(_parse(text, f"yaml:{quoted(begin[0])[1:-1] if begin else '...'}", environ))
+
+
+def _parse(text: str, name: str, environ: Mapping[str, str]) -> Document:
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError([Problem((), "the text is not UTF-8", file=name)]) from None
+    return parse(data, file=name, directory=FilePath(), environ=environ)
+
+
+def _unfolded(document: Document) -> Document:
+    """The document with `a::b: x` written out, as the Collector's confmap does."""
+    parts: list[Document] = [Document({}, {(): document.places[()]})]
+    for key, value in document.values.items():
+        keys = tuple(key.split(_DELIMITER))
+        place = document.places[(key,)]
+        places: dict[Path, Place] = {keys[:end]: place for end in range(len(keys))}
+        places |= {keys + path[1:]: found for path, found in document.places.items() if path[:1] == (key,)}
+        for outer in reversed(keys[1:]):
+            value = {outer: value}  # noqa: PLW2901 - folded from the inside out
+        parts.append(Document({keys[0]: value}, places))
+    merged = merge(parts)
+
+    def moved(problem: Problem) -> Problem:
+        if not problem.path:
+            return problem
+        keys = tuple(str(problem.path[0]).split(_DELIMITER))
+        return Problem(keys + problem.path[1:], problem.message, problem.hint, problem.file, problem.line)
+
+    return Document(
+        merged.values, merged.places, tuple(map(moved, document.problems)), tuple(map(moved, document.unresolved))
+    )
+
+
+def _error(message: str, hint: str) -> ConfigError:
+    return ConfigError([Problem((), message, hint, "--config")])

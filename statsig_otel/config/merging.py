@@ -1,0 +1,57 @@
+"""Several documents as one, merged as the Collector merges the locations of several `--config`.
+
+The rules are those of koanf's `maps.Merge`, which the Collector's confmap uses (`Conf.Merge`, without its feature gate
+that appends lists):
+
+- Of two mappings the keys are merged, at every depth.
+- Everything else is replaced as a whole by what comes later: a list too, and a null in place of a mapping as well (the
+  Collector's issue 9931). `exporters: {otlp_grpc: }` after a mapping leaves the exporter with its defaults.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+
+from statsig_otel.config.errors import Path, Problem
+from statsig_otel.config.source import Document, Place
+
+
+def merge(documents: Iterable[Document]) -> Document:
+    """The documents as one; the later one wins. None at all become an empty document.
+
+    Each value keeps its own place; a mapping that several have is placed where the first has it. Problems of a text
+    stay, but a reference that can't be resolved doesn't matter once its value is replaced.
+    """
+    values: dict[str, object] = {}
+    places: dict[Path, Place] = {}
+    problems: list[Problem] = []
+    unresolved: list[Problem] = []
+    for document in documents:
+        replaced: set[Path] = set()
+        values = _merged(values, document.values, (), replaced)
+        kept = {path: place for path, place in places.items() if not _is_below(path, replaced)}
+        places = {**document.places, **kept}
+        unresolved = [problem for problem in unresolved if not _is_below(problem.path, replaced)]
+        problems += document.problems
+        unresolved += document.unresolved
+    return Document(values, places, tuple(problems), tuple(unresolved))
+
+
+def _merged(
+    first: Mapping[str, object], second: Mapping[str, object], path: Path, replaced: set[Path]
+) -> dict[str, object]:
+    """Both in one; `replaced` gets the paths where the second took the place of the first."""
+    merged = dict(first)
+    for key, value in second.items():
+        below = (*path, key)
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merged(old, value, below, replaced)
+            continue
+        if key in merged:
+            replaced.add(below)
+        merged[key] = value
+    return merged
+
+
+def _is_below(path: Path, roots: Collection[Path]) -> bool:
+    """Whether the path is one of the roots, or leads through one."""
+    return any(path[:end] in roots for end in range(1, len(path) + 1))

@@ -1,0 +1,301 @@
+"""What can be written, made from the components' models: a JSON Schema of the whole file, and tables of keys.
+
+The schema is of draft 2020-12, for editors and for the YAML language server. It is a little wider than the reader: a
+check that needs two keys, or the machine, is the reader's alone. A text may be written without quotes, as the reader
+takes it, and wherever a number or a word stands, so may a text that holds a `${...}`.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic_core import core_schema
+
+from statsig_otel.config.grammar import Components
+from statsig_otel.config.model import Opaque, Settings
+
+Schema: TypeAlias = dict[str, Any]
+
+_TEXT: Final = ["string", "number", "boolean"]
+_REFERENCE: Final[Schema] = {"type": "string", "pattern": r"\$\{", "title": "reference"}
+_REFERENCE_PATH: Final[Schema] = {"$ref": "#/$defs/reference"}
+_ABOUT: Final = ("description", "default", "examples", "deprecated")
+_NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
+_ATTRIBUTE: Final = re.compile(r"^    (\w+): (.+(?:\n {8,}.+)*)", re.MULTILINE)
+_ID: Final = {"type": "string", "description": "An id: TYPE or TYPE/NAME."}
+
+
+class _Generator(GenerateJsonSchema):
+    """pydantic's own, in the grammar of the file."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - pydantic's signature
+        return False
+
+    def str_schema(self, schema: core_schema.StringSchema) -> Schema:
+        return {**super().str_schema(schema), "type": _TEXT}
+
+    def literal_schema(self, schema: core_schema.LiteralSchema) -> Schema:
+        return {"enum": _written(schema["expected"])}
+
+    def enum_schema(self, schema: core_schema.EnumSchema) -> Schema:
+        return {"enum": _written([member.value for member in schema["members"]])}
+
+    def dict_schema(self, schema: core_schema.DictSchema) -> Schema:
+        # pydantic's takes the titles of the values away.
+        return {**super().dict_schema(schema), "additionalProperties": self.generate_inner(schema["values_schema"])}
+
+    def json_or_python_schema(self, schema: core_schema.JsonOrPythonSchema) -> Schema:
+        found = super().json_or_python_schema(schema)
+        function: Any = schema["json_schema"].get("function")
+        return {**found, "title": "secret"} if function and function.get("function") is Opaque else found
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> Schema:
+        model = schema["cls"]
+        found: Schema = super().model_schema(schema)
+        found.pop("title", None)
+        if "description" in found:
+            found["description"] = _summary(model)
+        told = _attributes(model)
+        defaults = model.model_construct().model_dump(mode="json", by_alias=True)
+        for key, value in found.get("properties", {}).items():
+            if key in told:
+                value.setdefault("description", told[key])
+            if key in defaults and "$ref" not in value:
+                value["default"] = defaults[key]
+        return found
+
+
+def _written(values: list[Any]) -> list[Any]:
+    """Words as they may be written: `1.2` also without quotes."""
+    numbers = [float(value) for value in values if isinstance(value, str) and _NUMBER.fullmatch(value)]
+    return [*values, *numbers]
+
+
+def _summary(model: type[BaseModel]) -> str:
+    return " ".join((inspect.getdoc(model) or "").partition("\n\n")[0].split())
+
+
+def _attributes(model: type[BaseModel]) -> dict[str, str]:
+    """What the docstrings say of the keys (Google style, "Attributes"), where a field does not say it itself."""
+    found: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if issubclass(base, Settings):
+            _, _, section = (inspect.cleandoc(base.__doc__ or "")).partition("Attributes:\n")
+            found |= {key: " ".join(text.split()) for key, text in _ATTRIBUTE.findall(section)}
+    return found
+
+
+def _definitions(models: list[type[Settings]]) -> tuple[dict[type[Settings], str], dict[str, Schema]]:
+    """The name of each model's definition, and all definitions."""
+    references, found = models_json_schema([(model, "validation") for model in models], schema_generator=_Generator)
+    names = {model: _name(references[model, "validation"]) for model in models}
+    return names, {name: _with_references(schema) for name, schema in found["$defs"].items()}
+
+
+def _name(reference: Schema) -> str:
+    return str(reference["$ref"]).rpartition("/")[2]
+
+
+def _with_references(schema: Schema) -> Schema:
+    """The schema, where a `${...}` may stand for each number, boolean and word."""
+    found: Schema = {}
+    for key, value in schema.items():
+        if key == "properties":
+            found[key] = {name: _with_references(item) for name, item in value.items()}
+        elif key in ("anyOf", "prefixItems"):
+            found[key] = [_with_references(item) for item in value]
+        elif key in ("items", "additionalProperties") and isinstance(value, dict):
+            found[key] = _with_references(value)
+        else:
+            found[key] = value
+    if found.get("format") == "path":
+        found = {key: value for key, value in found.items() if key != "format"} | {"type": _TEXT}
+    if found.get("type") in ("integer", "number", "boolean") or "enum" in found:
+        value = {key: item for key, item in found.items() if key not in _ABOUT}
+        about: Schema = {key: item for key, item in found.items() if key in _ABOUT}
+        return {"anyOf": [value, _REFERENCE_PATH], **about}
+    if "anyOf" in found:
+        found["anyOf"] = list(_flat(found["anyOf"]))
+    return found
+
+
+def _flat(members: list[Schema]) -> Iterator[Schema]:
+    """The members without choices among them, each once."""
+    seen: list[Schema] = []
+    for member in members:
+        for one in member["anyOf"] if set(member) == {"anyOf"} else [member]:
+            if one not in seen:
+                seen.append(one)
+                yield one
+
+
+def json_schema(components: Components) -> Schema:
+    """The JSON Schema of a whole file."""
+    sections = {
+        "receivers": (components.receivers, "What takes webhooks in, by id."),
+        "exporters": (components.exporters, "Where log records go, by id."),
+        "extensions": (components.extensions, "What the service has beside its pipelines, by id."),
+    }
+    models = list(dict.fromkeys(model for table, _ in sections.values() for model in table.values()))
+    names, definitions = _definitions(models)
+    nothing = {"type": ["object", "null"], "maxProperties": 0, "deprecated": True, "description": "Not supported."}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "statsig-otel",
+        "description": "A configuration of statsig-otel, in the grammar of the OpenTelemetry Collector.",
+        "type": "object",
+        "required": ["receivers", "exporters", "service"],
+        "additionalProperties": False,
+        "properties": {
+            **{
+                kind: _section(table, text, names, definitions, components.aliases)
+                for kind, (table, text) in sections.items()
+            },
+            "service": _service(),
+            "processors": nothing,
+            "connectors": nothing,
+        },
+        "$defs": {
+            "reference": {
+                **_REFERENCE,
+                "description": "A text with ${env:NAME}, ${env:NAME:-default} or ${file:PATH}.",
+            },
+            **definitions,
+        },
+    }
+
+
+def _section(
+    table: Mapping[str, type[Settings]],
+    description: str,
+    names: Mapping[type[Settings], str],
+    definitions: Mapping[str, Schema],
+    aliases: Mapping[str, str],
+) -> Schema:
+    bodies: dict[str, Schema] = {}
+    for type_, model in table.items():
+        bodies[type_] = {"$ref": f"#/$defs/{names[model]}"}
+        if not definitions[names[model]].get("required"):  # then the id alone is enough
+            bodies[type_] = {"anyOf": [bodies[type_], {"type": "null"}]}
+    for alias, type_ in aliases.items():
+        if type_ in table:
+            bodies[alias] = {**bodies[type_], "deprecated": True, "description": f"The older name of {type_}."}
+    return {
+        "description": description,
+        "type": "object",
+        "additionalProperties": False,
+        "properties": bodies,  # for completion; the patterns below would do for checking
+        "patternProperties": {f"^{type_}/.+$": body for type_, body in bodies.items()},
+    }
+
+
+def _service() -> Schema:
+    ids = {"type": "array", "items": _ID, "minItems": 1}
+    pipeline = {
+        "type": "object",
+        "required": ["receivers", "exporters"],
+        "additionalProperties": False,
+        "properties": {
+            "receivers": {**ids, "description": "The receivers whose records come in."},
+            "exporters": {**ids, "description": "The exporters that get each record."},
+            "processors": {
+                "type": ["array", "null"],
+                "maxItems": 0,
+                "deprecated": True,
+                "description": "Not supported.",
+            },
+        },
+    }
+    return {
+        "description": "What runs.",
+        "type": "object",
+        "required": ["pipelines"],
+        "additionalProperties": False,
+        "properties": {
+            "extensions": {"type": ["array", "null"], "items": _ID, "description": "The extensions to start."},
+            "pipelines": {
+                "description": "Which receivers feed which exporters, by id: logs or logs/NAME.",
+                "type": "object",
+                "minProperties": 1,
+                "additionalProperties": False,
+                "properties": {"logs": pipeline},
+                "patternProperties": {"^logs/.+$": pipeline},
+            },
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a component.
+
+    Attributes:
+        path: Where it stands below the component: `tls::insecure`.
+        type: What may be written, in words.
+        default: What holds without it, as it would be written.
+        is_required: Whether it has to be there.
+        meaning: What it does.
+    """
+
+    path: str
+    type: str
+    default: Any
+    is_required: bool
+    meaning: str
+
+
+def keys(model: type[Settings]) -> list[Key]:
+    """The keys of a model, with those of the models in it below them, in their order."""
+    names, definitions = _definitions([model])
+    return list(_keys(names[model], definitions, ""))
+
+
+def _keys(model: str, definitions: Mapping[str, Schema], above: str) -> Iterator[Key]:
+    definition = definitions[model]
+    for name, schema in definition.get("properties", {}).items():
+        path = f"{above}{name}"
+        models = [_name(one) for one in _choices(schema) if "$ref" in one and one != _REFERENCE_PATH]
+        yield Key(
+            path,
+            "mapping" if models else _type(schema),
+            schema.get("default"),
+            name in definition.get("required", ()),
+            schema.get("description", ""),
+        )
+        for inner in models:
+            yield from _keys(inner, definitions, f"{path}::")
+
+
+def _choices(schema: Schema) -> list[Schema]:
+    members: list[Schema] = schema.get("anyOf", [schema])
+    return members
+
+
+_MOST_WORDS: Final = 3
+_WORDS: Final = {"integer": "whole number", "number": "number", "boolean": "true or false", "object": "mapping"}
+
+
+def _type(schema: Schema) -> str:
+    members = [one for one in _choices(schema) if one != _REFERENCE_PATH and one.get("type") != "null"]
+    words = list(dict.fromkeys(map(_word, members)))
+    return " or ".join(words) if 0 < len(words) <= _MOST_WORDS else "value"
+
+
+def _word(schema: Schema) -> str:
+    if "title" in schema:
+        return str(schema["title"])
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"] if isinstance(value, str))
+    if schema.get("type") == "array":
+        return f"list of {_plural(_type(schema['items']))}" if "items" in schema else "list"
+    if isinstance(schema.get("additionalProperties"), dict):
+        return f"mapping of {_plural(_type(schema['additionalProperties']))}"
+    return "text" if schema.get("type") == _TEXT else _WORDS.get(str(schema.get("type")), "anything")
+
+
+def _plural(word: str) -> str:
+    return f"{word}s" if word.isalpha() else word

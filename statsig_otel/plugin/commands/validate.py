@@ -1,0 +1,77 @@
+"""`statsig-otel validate`: whether a configuration is right, and whether this machine has what it asks for."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.config.source import Document
+from statsig_otel.plugin.components import COMPONENTS
+from statsig_otel.plugin.config_option import config_option, read_document
+from statsig_otel.plugin.environment import resource_from_environment
+from statsig_otel.plugin.machine_checks import check_machine
+from statsig_otel.plugin.queue_configuration import queued_exporters
+from statsig_otel.plugin.service import Service
+from statsig_otel.plugin.storage import find_directory
+
+
+@click.command()
+@config_option
+def command(locations: tuple[str, ...]) -> None:
+    """Check a configuration, and start nothing.
+
+    All that is wrong is told at once, each with its file, its line and what to do. Certificates are read, directories
+    looked at, and ports bound for a moment; a port that a running service holds is in use.
+
+    \b
+    Exit codes:
+      0  valid
+      1  not valid
+      2  an option is wrong
+    """  # noqa: D301 - click wants the character itself
+    try:
+        configuration, directory = _check(read_document(locations, os.environ))
+    except ConfigError as error:
+        raise click.ClickException(f"the configuration has errors\n{error}") from error
+    click.echo("The configuration is valid.")
+    for title, names in _found(configuration, directory).items():
+        click.echo(f"  {title:<11}{', '.join(names) or '-'}")
+
+
+def _check(document: Document) -> tuple[Configuration, Path]:
+    """The configuration and the queue's directory.
+
+    Raises:
+        ConfigError: All that is wrong with either, or with the machine.
+    """
+    configuration = check(document, COMPONENTS)
+    directory = find_directory(configuration, os.environ)
+    problems = [
+        *_disagreements(configuration, document, directory),
+        *check_machine(configuration, document, directory),
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return configuration, directory
+
+
+def _disagreements(configuration: Configuration, document: Document, directory: Path) -> Iterator[Problem]:
+    """What the service itself finds, once it sees all of its components; each where it was written."""
+    try:
+        Service(configuration, directory=directory, resource=resource_from_environment(os.environ))
+    except ConfigError as error:
+        for problem in error.problems:
+            yield document.problem(problem.path, problem.message, problem.hint)
+
+
+def _found(configuration: Configuration, directory: Path) -> dict[str, list[str]]:
+    return {
+        "receivers": list(configuration.receivers),
+        "exporters": list(configuration.exporters),
+        "extensions": list(configuration.service_extensions),
+        "pipelines": list(configuration.pipelines),
+        "queue": [str(directory)] if queued_exporters(configuration) else [],
+    }
