@@ -1,74 +1,20 @@
 """The promise behind a 200, with real processes: what was acknowledged reaches every exporter."""
 
-import json
 import random
 import signal
-import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 import pytest
-import urllib3
 
 from statsig_otel.plugin.log_record import uid
-from statsig_otel.plugin.webhook import sign
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, run_to_end
+from tests.e2e.statsig_client import ENV, Client, change, grpc_exporter, load, post, uids, wait_until, waiting
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink, Received
-
-SECRET = "webhook-0123456789abcdef0123456789abcdef"
-ENV = {"STATSIG_SIGNING_SECRET": SECRET}
-RETRY = {"initial_interval": "50ms", "max_interval": "200ms"}
-
-http = urllib3.PoolManager(retries=False, timeout=20, maxsize=8)
-
-
-def change(number: int) -> dict[str, object]:
-    metadata = {"type": "Gate", "name": f"gate_{number}", "action": "updated"}
-    return {"eventName": "statsig::config_change", "timestamp": 1739400185198 + number, "metadata": metadata}
-
-
-def post(url: str, *changes: dict[str, object]) -> urllib3.BaseHTTPResponse:
-    body = json.dumps({"data": changes}).encode()
-    headers = sign(body, secret=SECRET, timestamp_ms=time.time_ns() // 1_000_000)
-    return http.request("POST", url, body=body, headers=headers)
-
-
-def grpc_exporter(sink: GrpcSink, **keys: object) -> dict[str, object]:
-    return {"endpoint": sink.address, "tls": {"insecure": True}, "retry_on_failure": RETRY, **keys}
-
-
-def uids(records: "list[Received]") -> list[str]:
-    """The uids of all records that a sink got, in order."""
-    return [
-        attribute.value.string_value
-        for request in records
-        for record in request.records
-        for attribute in record.attributes
-        if attribute.key == "log.record.uid"
-    ]
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
-def waiting(folder: Path) -> dict[str, int]:
-    """How many records wait for each exporter, as the database says."""
-    connection = sqlite3.connect(f"file:{folder / 'queue' / 'queue.db'}?mode=ro", uri=True)
-    try:
-        return dict(connection.execute("SELECT name, waiting FROM exporters"))
-    finally:
-        connection.close()
 
 
 def test_a_backend_that_is_down_costs_no_webhook_and_gets_all_in_order(tmp_path: Path) -> None:
@@ -189,33 +135,6 @@ def test_an_exporter_that_left_the_configuration_keeps_its_place(tmp_path: Path)
             wait_until(lambda: len(uids(leaves.requests)) == 1, "the other has it now")
 
 
-@dataclass
-class Client:
-    """Posts changes in a loop, whatever becomes of the service, and remembers what was acknowledged."""
-
-    seed: int
-    url: str = ""
-    acknowledged: set[str] = field(default_factory=set)
-    stopped: bool = False
-    sent: int = 0
-
-    def run(self) -> None:
-        chance = random.Random(self.seed)
-        while not self.stopped:
-            if not self.url:
-                time.sleep(0.01)
-                continue
-            changes = [change(self.seed * 1_000_000 + self.sent + index) for index in range(chance.randint(1, 5))]
-            self.sent += len(changes)
-            try:
-                answer = post(self.url, *changes)
-            except urllib3.exceptions.HTTPError:
-                time.sleep(0.01)
-                continue
-            if answer.status == 200:
-                self.acknowledged.update(map(uid, changes))
-
-
 class Killer:
     """Ends the service with SIGKILL, at random or from within a backend, between a delivery and its bookkeeping."""
 
@@ -241,18 +160,6 @@ class Killer:
         else:
             victim.process.send_signal(signal.SIGKILL)
         victim.wait()
-
-
-@contextmanager
-def load(clients: list[Client]) -> Iterator[None]:
-    """Let clients post for a while."""
-    with ThreadPoolExecutor(len(clients)) as threads:
-        running = [threads.submit(client.run) for client in clients]
-        yield
-        for client in clients:
-            client.stopped = True
-    for one in running:
-        one.result()
 
 
 def kill_in_a_loop(folder: Path, kills: int) -> None:

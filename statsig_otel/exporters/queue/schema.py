@@ -71,6 +71,8 @@ _MIGRATIONS: Final[tuple[str, ...]] = (_VERSION_1,)
 
 VERSION: Final = len(_MIGRATIONS)
 
+_CHUNK: Final = 1 << 20
+
 _NOT_THE_FILE: Final = frozenset(
     {
         sqlite3.SQLITE_AUTH,
@@ -154,6 +156,7 @@ def connect(path: Path) -> sqlite3.Connection:
         DamagedError: It is damaged.
         sqlite3.Error: It can't be opened now.
     """
+    _write_again(path.with_name(f"{path.name}-wal"))
     connection = create(path)
     try:
         with opening(path):
@@ -176,6 +179,26 @@ def create(path: Path) -> sqlite3.Connection:
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     return sqlite3.connect(path, isolation_level=None, timeout=5.0)
+
+
+def _write_again(log: Path) -> None:
+    """Bring all of the log to disk before anything is put behind it.
+
+    After a failed fsync the kernel may take pages for clean that are not on the disk: it reads them from memory, and
+    calls the next fsync a success. Changes that were acknowledged behind them would be lost with the power. So the
+    log's bytes are written once more, each in its place. SQLite holds no lock on this file that closing it could drop.
+    """
+    try:
+        descriptor = os.open(log, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        place = 0
+        while chunk := os.pread(descriptor, _CHUNK, place):
+            place += os.pwrite(descriptor, chunk, place)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def connect_reading(path: Path) -> sqlite3.Connection:
