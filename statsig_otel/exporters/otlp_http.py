@@ -23,6 +23,7 @@ from statsig_otel.exporters.otlp_status import (
     http_failure,
     is_client_certificate_alert,
     printable,
+    server_time,
     success,
 )
 from statsig_otel.exporters.outcome import Blocked, Outcome, RetryLater
@@ -46,6 +47,7 @@ class _Exchange:
         self.status: int | None = None
         self.content_type = ""
         self.retry_after = ""
+        self.date = ""
         self.body = bytearray()
         self.complete = False  # the connection is ready for the next request
         self.error: Exception | None = None
@@ -94,6 +96,7 @@ class _Exchange:
         response = self.connection.getresponse()
         self.content_type = response.headers.get("Content-Type", "")
         self.retry_after = response.headers.get("Retry-After", "")
+        self.date = response.headers.get("Date", "")
         self.status = response.status
         while piece := response.read1(_PIECE):
             self.body += piece
@@ -226,7 +229,7 @@ class OtlpHttpExporter:
                 body,
                 content_type=exchange.content_type,
                 retry_after=exchange.retry_after,
-                now=time.time(),
+                now=server_time(exchange.date) or time.time(),
                 hide=self._hide,
             )
         answer = success(

@@ -221,6 +221,17 @@ def parse_retry_after(value: str, now: float) -> float | None:
         return None
 
 
+def server_time(date: str) -> float | None:
+    """Seconds since the epoch by a response's Date header; None for what is no date.
+
+    A date to retry at is the server's: counted from our clock, one that is wrong by a day would wait for a day.
+    """
+    try:
+        return parsedate_to_datetime(date).timestamp() if _DATE_LIKE.fullmatch(date) else None
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
 def is_client_certificate_alert(text: str) -> bool:
     """Whether a TLS library's message is a server's alert about the client's certificate."""
     return _CLIENT_CERTIFICATE_ALERT.search(text) is not None

@@ -145,6 +145,16 @@ def test_retry_after_over_the_wire(sink: HttpSink) -> None:
     assert send_to(sink.url) == RetryLater("HTTP 502 Bad Gateway")
 
 
+def test_a_date_to_retry_at_counts_from_the_server_s_clock(sink: HttpSink) -> None:
+    """Ours may be wrong by years: the wait must not be."""
+    then = time.time() - 400 * 86400
+    dates = {"Date": formatdate(then, usegmt=True), "Retry-After": formatdate(then + 30, usegmt=True)}
+    sink.answer = HttpAnswer(status=503, headers=dates)
+    assert send_to(sink.url) == RetryLater("HTTP 503 Service Unavailable", 30.0)
+    sink.answer = HttpAnswer(status=503, headers={**dates, "Date": "Mon, 99 Foo 2026 25:00:00 GMT"})
+    assert send_to(sink.url) == RetryLater("HTTP 503 Service Unavailable")
+
+
 def test_a_quoted_header_value_is_hidden(sink: HttpSink) -> None:
     sink.answer = HttpAnswer(status=401, headers={"Content-Type": "text/plain"}, body=b"bad key\r\nhush-hush-hush")
     outcome = send_to(sink.url, headers={"authorization": "Bearer hush-hush-hush"})
