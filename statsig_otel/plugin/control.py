@@ -25,7 +25,8 @@ from statsig_otel.exporters.queue import letters, schema, store
 from statsig_otel.exporters.queue.control import ControlError, Handler
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.letters import Keep, Letter, Plan, Remap, Replayed, Resend, Selection
-from statsig_otel.exporters.queue.queue import DurableQueue, QueuedReceiver
+from statsig_otel.exporters.queue.plan import QueuedReceiver
+from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.writer import Work
 from statsig_otel.plugin import lenient_json
 from statsig_otel.plugin.intake import Intake

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from statsig_otel.config.grammar import Configuration, load
-from statsig_otel.exporters.queue.queue import QueuedReceiver
+from statsig_otel.exporters.queue.plan import QueuedReceiver
 from statsig_otel.plugin.components import COMPONENTS
 from statsig_otel.plugin.delivery_settings import DeliveryKeys
 from statsig_otel.plugin.environment import resource_from_environment

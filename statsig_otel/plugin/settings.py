@@ -24,7 +24,12 @@ _RESTART: Final = "leave it out: PEM files are read at the start; restart the se
 ResourceValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
 
 
-def _check_secret(secret: Opaque) -> Opaque:
+def check_secret(secret: Opaque) -> Opaque:
+    """A signing secret that is one.
+
+    Raises:
+        ValueError: It is empty, or has white space around it.
+    """
     if not secret.reveal():
         raise ValueError("is empty\nhint: write signing_secrets: [] to set the webhook up before there is a secret")
     if secret.reveal() != secret.reveal().strip():
@@ -90,7 +95,7 @@ class StatsigReceiverSettings(Settings):
         default="localhost:8080", description="Where to listen, as host:port.", examples=["0.0.0.0:8080"]
     )
     path: str = Field(default=DEFAULT_PATH, description="The path of the webhook's URL.")
-    signing_secrets: list[Annotated[Opaque, AfterValidator(_check_secret)]] = Field(
+    signing_secrets: list[Annotated[Opaque, AfterValidator(check_secret)]] = Field(
         description="The signing secrets of the webhook, several while one is rotated. [] is the set-up mode: it "
         "answers Statsig's URL verification and refuses all else.",
         examples=[["${env:STATSIG_SIGNING_SECRET}"], ["${file:/run/secrets/statsig}"], []],

@@ -17,7 +17,8 @@ from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.otlp_grpc import OtlpGrpcExporter
 from statsig_otel.exporters.otlp_http import OtlpHttpExporter
 from statsig_otel.exporters.otlp_settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.queue.queue import DurableQueue, QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.retry import RetrySettings
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink, Received, partial_success, retry_info

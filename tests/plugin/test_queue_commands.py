@@ -24,7 +24,8 @@ from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, Partiall
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.control import ControlServer, call
 from statsig_otel.exporters.queue.directory import CONTROL
-from statsig_otel.exporters.queue.queue import DurableQueue, QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.stopped import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.synchronous import Route, SynchronousConsumer

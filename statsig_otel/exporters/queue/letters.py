@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel.exporters.consumer import Batch
 from statsig_otel.exporters.queue import store
-from statsig_otel.exporters.queue.queue import QueuedReceiver
+from statsig_otel.exporters.queue.plan import QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 
 FROM_RECEIVER: Final[tuple[DeadLetterKind, ...]] = ("item", "body")

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,17 +17,16 @@ from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import schema, store
 from statsig_otel.exporters.queue.backlog import oldest_observed_ns
 from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.lane import Lane
+from statsig_otel.exporters.queue.plan import Plan, QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.salvage import Salvager
 from statsig_otel.exporters.queue.session import Session
-from statsig_otel.exporters.queue.store import Appended, DeadLetter, ExporterState, Stored
+from statsig_otel.exporters.queue.store import Appended, ExporterState
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Work, Writer
 
 _logger: Final = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-DEFAULT_WINDOW: Final = 24 * 3600.0
-"""Seconds for which a change that was seen is a duplicate."""
 
 DEFAULT_MIN_FREE: Final = 256 << 20
 """Bytes of the disk that are left free: what was taken can still be delivered and ticked off."""
@@ -36,32 +34,6 @@ DEFAULT_MIN_FREE: Final = 256 << 20
 _RETRY_AFTER: Final = 10
 _PAGES_AT_ONCE: Final = 256
 _PAGES_WORTH_IT: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class QueuedReceiver:
-    """What the queue has to know of a receiver.
-
-    Attributes:
-        exporters: The ids of the exporters that its records are for.
-        window: Seconds for which a change that was seen is a duplicate; 0 for never.
-    """
-
-    exporters: tuple[str, ...]
-    window: float = DEFAULT_WINDOW
-
-
-@dataclass(frozen=True, slots=True)
-class QueuedExporter:
-    """What the queue has to know of an exporter.
-
-    Attributes:
-        queue_size: How many records may wait for it; None for what the disk holds.
-        from_oldest: A new exporter begins at the oldest record that is there, not at the next.
-    """
-
-    queue_size: int | None = None
-    from_oldest: bool = False
 
 
 class DurableQueue:
@@ -85,8 +57,7 @@ class DurableQueue:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._directory = QueueDirectory(directory)
-        self._receivers = dict(receivers)
-        self._exporters = dict(exporters)
+        self._plan = Plan(dict(receivers), dict(exporters))
         self._min_free = min_free_bytes
         self._clock = clock
         self._writer = Writer(
@@ -101,7 +72,7 @@ class DurableQueue:
             self._directory,
             self.submit,
             now_ms=self.now_ms,
-            receivers={name: receiver.exporters for name, receiver in receivers.items()},
+            exporters_of=lambda receiver: self._plan.exporters_of(receiver) or tuple(self._plan.exporters),
             min_free_bytes=min_free_bytes,
         )
         self._lanes = {name: Lane(self, name) for name in exporters}
@@ -142,6 +113,28 @@ class DurableQueue:
         self._salvager.stop()
         self._session.close()
 
+    def reconfigure(self, *, receivers: Mapping[str, QueuedReceiver], exporters: Mapping[str, QueuedExporter]) -> None:
+        """Take over other receivers and exporters while it runs. What is stored keeps the exporters that it is for.
+
+        An exporter that is new begins as after a start; one that is gone keeps its place.
+
+        Raises:
+            StorageError: It could not be written down, and nothing has changed.
+            NotRunningError: The queue is not running.
+        """
+        plan = Plan(dict(receivers), dict(exporters))
+
+        def work(connection: sqlite3.Connection) -> tuple[dict[str, int], list[ExporterState]]:
+            return plan.find_routes(connection), store.exporter_states(connection)
+
+        def take(found: tuple[dict[str, int], list[ExporterState]]) -> None:
+            self._plan, self._routes = plan, found[0]
+            self._lanes = {name: self._lanes.get(name) or Lane(self, name) for name in plan.exporters}
+            self._found(found[1])
+
+        # In the writer's thread, so that no batch is stored in between.
+        self._writer.submit(work, take).result()
+
     def consume(self, batch: Batch) -> Future[Receipt]:
         """Store a batch. Its future has the receipt once it is on disk.
 
@@ -151,47 +144,49 @@ class DurableQueue:
         self._writer.check_process()
         answer: Future[Receipt] = Future()
         answer.set_running_or_notify_cancel()
-        receiver = self._receivers[batch.receiver]
+        plan = self._plan
 
         def refuse(refusal: RefusedError) -> None:
             records = sum(len(change.records) for change in batch.changes)
-            for name in receiver.exporters:
+            for name in plan.exporters_of(batch.receiver):
                 _telemetry.exporter_enqueue_failed.add(records, {"exporter": name})
             answer.set_exception(refusal)
 
-        def done(stored: Future[Appended]) -> None:
+        def done(stored: Future[_Taken]) -> None:
             error = stored.exception()
             if error is None:
-                answer.set_result(stored.result().receipt)
+                answer.set_result(stored.result().appended.receipt)
             else:
                 refuse(_refusal(error))
 
         try:
-            self._check_size(receiver, lambda lane: lane.waiting)
+            self._check_size(plan, batch.receiver, lambda lane: lane.waiting)
             self._check_disk()
         except RefusedError as refusal:
             refuse(refusal)
         else:
-            append = partial(self._append, batch, receiver, self.now_ms())
-            self._writer.submit(append, partial(self._count, batch, receiver)).add_done_callback(done)
+            append = partial(self._append, batch, self.now_ms())
+            self._writer.submit(append, partial(self._count, batch)).add_done_callback(done)
         return answer
 
-    def _append(self, batch: Batch, receiver: QueuedReceiver, now_ms: int, connection: sqlite3.Connection) -> Appended:
+    def _append(self, batch: Batch, now_ms: int, connection: sqlite3.Connection) -> "_Taken":
+        receiver = self._plan.receivers.get(batch.receiver)
+        if receiver is None:  # it has no queued exporter any more
+            raise RefusedError("the configuration has just changed", reason="reloaded", retry_after=1)
         route, window_ms = self._routes[batch.receiver], int(receiver.window * 1000)
         appended = store.append_batch(connection, batch, route=route, now_ms=now_ms, window_ms=window_ms)
+        lanes = [self._lanes[name] for name in receiver.exporters]
         if appended.records:
             # Once more, where all before it are counted: many can pass the first check at the same time.
-            self._check_size(receiver, lambda lane: store.waiting_of(connection, lane.id))
-            lanes = [self._lanes[name].id for name in receiver.exporters]
-            store.add_waiting(connection, lanes, appended.records, appended.size)
-        return appended
+            self._check_size(self._plan, batch.receiver, lambda lane: store.waiting_of(connection, lane.id))
+            store.add_waiting(connection, [lane.id for lane in lanes], appended.records, appended.size)
+        return _Taken(appended, lanes)
 
-    def _count(self, batch: Batch, receiver: QueuedReceiver, appended: Appended) -> None:
-        if appended.records:
-            for name in receiver.exporters:
-                self._lanes[name].added(appended.records)
+    def _count(self, batch: Batch, taken: "_Taken") -> None:
+        for lane in taken.lanes if taken.appended.records else ():
+            lane.added(taken.appended.records)
         if batch.invalid:
-            self._count_invalid(batch, appended)
+            self._count_invalid(batch, taken.appended)
 
     @property
     def database(self) -> Path:
@@ -211,7 +206,7 @@ class DurableQueue:
         """
         self._writer.check_process()
 
-    def lane(self, exporter: str) -> "Lane":
+    def lane(self, exporter: str) -> Lane:
         """What an exporter's sender reads and ticks off."""
         self.check_process()
         return self._lanes[exporter]
@@ -226,7 +221,8 @@ class DurableQueue:
 
     def capacities(self) -> dict[str, int]:
         """How many records may wait, by exporter; nothing for one that only the disk bounds."""
-        return {name: one.queue_size for name, one in self._exporters.items() if one.queue_size is not None}
+        sizes = {name: exporter.queue_size for name, exporter in self._plan.exporters.items()}
+        return {name: size for name, size in sizes.items() if size is not None}
 
     def ages(self) -> dict[str, float]:
         """Seconds since the first record that waits was observed, by exporter; nothing where none waits."""
@@ -244,7 +240,7 @@ class DurableQueue:
 
     def forgotten_exporters(self) -> list[ExporterState]:
         """The exporters that the queue knows and the configuration does not."""
-        return [state for state in self.states() if state.name not in self._exporters]
+        return [state for state in self.states() if state.name not in self._plan.exporters]
 
     def submit(self, work: Work[_T]) -> Future[_T]:
         """Run a function of `store` on the writing connection; its future has the result once that is committed.
@@ -271,17 +267,7 @@ class DurableQueue:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Look at the schema and at both ends, and find every exporter's place."""
         store.look(connection)
-        numbers: dict[str, int] = {}
-        for name, exporter in self._exporters.items():
-            receivers = [one for one, receiver in self._receivers.items() if name in receiver.exporters]
-            numbers[name] = store.ensure_exporter(
-                connection, name, from_oldest=exporter.from_oldest, receivers=receivers
-            )
-            store.ensure_route(connection, [numbers[name]])  # for what is replayed for it alone
-        self._routes = {
-            name: store.ensure_route(connection, [numbers[exporter] for exporter in receiver.exporters], name)
-            for name, receiver in self._receivers.items()
-        }
+        self._routes = self._plan.find_routes(connection)
         self._found(store.exporter_states(connection))
 
     def _found(self, states: Iterable[ExporterState]) -> None:
@@ -336,9 +322,9 @@ class DurableQueue:
             )
         self._bodies_full = bool(left_out)
 
-    def _check_size(self, receiver: QueuedReceiver, waiting: Callable[["Lane"], int]) -> None:
-        for name in receiver.exporters:
-            most = self._exporters[name].queue_size
+    def _check_size(self, plan: Plan, receiver: str, waiting: Callable[[Lane], int]) -> None:
+        for name in plan.exporters_of(receiver):
+            most = plan.exporters[name].queue_size
             if most is not None and waiting(self._lanes[name]) >= most:
                 raise RefusedError(
                     f"the queue of {name} holds {most} records, its queue_size",
@@ -357,7 +343,7 @@ class DurableQueue:
 
     def _tidy(self, connection: sqlite3.Connection) -> bool:
         deleted = store.collect(connection)
-        longest = max((receiver.window for receiver in self._receivers.values()), default=0.0)
+        longest = max((receiver.window for receiver in self._plan.receivers.values()), default=0.0)
         deleted += store.forget(connection, self.now_ms() - int(longest * 1000))
         if deleted:
             return True
@@ -370,129 +356,12 @@ class DurableQueue:
         return True
 
 
-class Lane:
-    """One exporter's way through the queue. Its sender alone calls `read`, `finish` and `close`, from one thread.
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What was stored of a batch, and for whom."""
 
-    Attributes:
-        name: The exporter's id.
-        id: Its number in the database.
-        waiting: How many records wait for it.
-        cursor: The last seq that is done.
-    """
-
-    def __init__(self, queue: DurableQueue, name: str) -> None:
-        self.name = name
-        self.id = 0
-        self.cursor = 0
-        self.waiting = 0
-        self._queue = queue
-        self._more = threading.Event()
-        self._lock = threading.Lock()  # over waiting
-        self._reading: sqlite3.Connection | None = None
-        self._generation = 0  # of the database that was read
-
-    def found(self, state: ExporterState) -> None:
-        """Take over what the database says. In the writer's thread."""
-        with self._lock:
-            self.id, self.cursor, self.waiting = state.id, state.cursor, state.waiting
-        self._more.set()
-
-    def added(self, records: int) -> None:
-        """Count records that are on disk now, and wake the sender."""
-        with self._lock:
-            self.waiting += records
-        self._more.set()
-
-    def wait(self, timeout: float | None) -> None:
-        """Wait until there may be something to read, or somebody wakes the sender."""
-        self._more.wait(timeout)
-        self._more.clear()
-
-    def wake(self) -> None:
-        """End a wait."""
-        self._more.set()
-
-    def read(self, count: int, size: int) -> list[Stored]:
-        """The next records behind the cursor, in order; empty where there is none.
-
-        Args:
-            count: How many at most.
-            size: Bytes of payload at most; a larger record comes alone.
-
-        Raises:
-            sqlite3.Error: The file can't be read. Where it is so damaged that not even a part of it can be, it has been
-                set aside, and the next call reads a new one.
-            StorageError: As above, and no new one can be written.
-            RuntimeError: In a forked child.
-        """
-        self._queue.check_process()
-
-        def look(connection: sqlite3.Connection) -> list[Stored]:
-            with store.snapshot(connection):
-                routes = store.routes_of(connection, self.id)  # a command can have added one
-                return store.read_records(connection, routes, after=self.cursor, count=count, size=size)
-
-        if self._generation != self._queue.generation:
-            self.close()
-        try:
-            if self._reading is None:
-                self._generation = self._queue.generation
-                self._reading = schema.connect_reading(self._queue.database)
-            records = look(self._reading)
-        except sqlite3.Error as error:
-            self.close()
-            if schema.is_damage(error):
-                self._queue.submit(look).result()  # where the writer finds the same, it begins a new file
-            raise
-        if records or not self.waiting:
-            return records
-        return self._queue.submit(
-            lambda connection: store.find_records(
-                connection, self.id, store.routes_of(connection, self.id), count=count, size=size
-            )
-        ).result()
-
-    def finish(self, records: Sequence[Stored], letters: Sequence[DeadLetter] = ()) -> None:
-        """Tick records off that were read, from the first on, and keep dead letters, in one transaction.
-
-        Raises:
-            StorageError: It could not be written down: the records will be read again.
-            NotRunningError: The queue is stopped.
-            RuntimeError: In a forked child.
-        """
-        if not records:
-            return
-        now_ms, generation = self._queue.now_ms(), self._generation
-
-        def work(connection: sqlite3.Connection) -> tuple[int, int] | None:
-            if generation != self._queue.generation:
-                raise StorageError("the database was set aside since these records were read")
-            place = store.place_of(connection, self.id)
-            if place is None:
-                return None  # removed by command
-            # A commit that was said to have failed can have reached the disk, and these were read once more.
-            fresh = [record for record in records if record.seq > place[0]]
-            if fresh:
-                for letter in letters:
-                    store.bury(connection, letter, now_ms)
-                size = sum(len(record.payload) for record in fresh)
-                store.advance(connection, self.id, cursor=fresh[-1].seq, records=len(fresh), size=size)
-            return max(place[0], records[-1].seq), len(fresh)
-
-        def count(done: tuple[int, int] | None) -> None:
-            with self._lock:
-                self.cursor, fewer = done or (records[-1].seq, len(records))
-                self.waiting -= fewer
-            for letter in letters if fewer else ():
-                _telemetry.dead_letters.add(1, {"kind": letter.kind, "owner": self.name})
-
-        self._queue.finish(work, count).result()
-
-    def close(self) -> None:
-        """Close what was opened for reading."""
-        reading, self._reading = self._reading, None
-        if reading is not None:
-            reading.close()
+    appended: Appended
+    lanes: Sequence[Lane]
 
 
 def _refusal(error: BaseException) -> RefusedError:

@@ -9,7 +9,7 @@ import logging
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ class Salvager:
         directory: The queue's directory.
         submit: Runs a function on the writing connection; see `DurableQueue.submit`.
         now_ms: The time now, in milliseconds since the epoch.
-        receivers: The queued exporters of each receiver as configured now: for where a file does not tell.
+        exporters_of: The exporters of a receiver as configured now, or all: for where a file does not tell.
         min_free_bytes: Wait while the disk has less: what comes in goes first.
     """
 
@@ -56,13 +56,13 @@ class Salvager:
         submit: Callable[[Work[Taken]], Future[Taken]],
         *,
         now_ms: Callable[[], int],
-        receivers: Mapping[str, Collection[str]],
+        exporters_of: Callable[[str], tuple[str, ...]],
         min_free_bytes: int,
     ) -> None:
         self._directory = directory
         self._submit = submit
         self._now_ms = now_ms
-        self._receivers = receivers
+        self._exporters_of = exporters_of
         self._min_free = min_free_bytes
         self._more = threading.Event()
         self._stopping = threading.Event()
@@ -106,7 +106,7 @@ class Salvager:
     def _empty(self, file: Path) -> None:
         try:
             with damaged_file.opened(file) as connection:
-                salvage = _Salvage(file.name, connection, receivers=self._receivers, now_ms=self._now_ms)
+                salvage = _Salvage(file.name, connection, exporters_of=self._exporters_of, now_ms=self._now_ms)
                 for work in salvage.steps():
                     salvage.taken += self._do(work)
                     if self._stopping.is_set():
@@ -142,13 +142,13 @@ class _Salvage:
         name: str,
         connection: sqlite3.Connection,
         *,
-        receivers: Mapping[str, Collection[str]],
+        exporters_of: Callable[[str], tuple[str, ...]],
         now_ms: Callable[[], int],
     ) -> None:
         self.taken: Taken = Counter()
         self._name = name
         self._connection = connection
-        self._receivers = receivers
+        self._exporters_of = exporters_of
         self._now_ms = now_ms
         self._places = damaged_file.places(connection)
         self._routes = damaged_file.routes(connection)
@@ -248,8 +248,7 @@ class _Salvage:
         route = None if self._routes is None or row.route is None else self._routes.get(row.route)
         receiver, numbers = route or ("", None)
         if self._places is None:
-            all_exporters = {name for exporters in self._receivers.values() for name in exporters}
-            return receiver, tuple(sorted(self._receivers.get(receiver, all_exporters)))
+            return receiver, self._exporters_of(receiver)
         places = self._places.values() if numbers is None else map(self._places.get, numbers)
         return receiver, tuple(place.name for place in places if place and place.cursor < row.record.seq)
 

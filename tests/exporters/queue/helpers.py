@@ -15,7 +15,9 @@ import pytest
 
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
 from statsig_otel.exporters.queue import schema
-from statsig_otel.exporters.queue.queue import DurableQueue, Lane, QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.queue.lane import Lane
+from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.store import DeadLetter, ExporterState, Stored
 
 PATIENCE = 30.0

@@ -21,7 +21,8 @@ from statsig_otel.exporters.queue import letters, schema, store
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.letters import Keep, Plan, Remap, Replayed, Resend, Selection
-from statsig_otel.exporters.queue.queue import DurableQueue, QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.stopped import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 

@@ -12,7 +12,8 @@ import pytest
 from statsig_otel.exporters.consumer import Receipt
 from statsig_otel.exporters.queue import salvage
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
-from statsig_otel.exporters.queue.queue import DurableQueue, QueuedReceiver
+from statsig_otel.exporters.queue.plan import QueuedReceiver
+from statsig_otel.exporters.queue.queue import DurableQueue
 from tests.exporters.queue.helpers import (
     PATIENCE,
     batch,

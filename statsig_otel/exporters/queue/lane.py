@@ -1,0 +1,164 @@
+"""One exporter's way through the queue: what its sender reads, and ticks off."""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from statsig_otel import _telemetry
+from statsig_otel.exporters.queue import schema, store
+from statsig_otel.exporters.queue.store import DeadLetter, ExporterState, Stored
+from statsig_otel.exporters.queue.writer import StorageError, Work
+
+_T = TypeVar("_T")
+
+
+class LaneOwner(Protocol):
+    """The queue that a lane belongs to."""
+
+    @property
+    def database(self) -> Path:
+        """The database file."""
+
+    @property
+    def generation(self) -> int:
+        """How many databases were set aside since the start."""
+
+    def check_process(self) -> None:
+        """Refuse to work in a forked child."""
+
+    def now_ms(self) -> int:
+        """The time now, in milliseconds since the epoch."""
+
+    def submit(self, work: Work[_T]) -> Future[_T]:
+        """Run a function on the writing connection; all lanes see what it moved."""
+
+    def finish(self, work: Work[_T], then: Callable[[_T], None]) -> Future[_T]:
+        """Run a function on the writing connection, for a lane that counts by itself."""
+
+
+class Lane:
+    """One exporter's way through the queue. Its sender alone calls `read`, `finish` and `close`, from one thread.
+
+    Attributes:
+        name: The exporter's id.
+        id: Its number in the database.
+        waiting: How many records wait for it.
+        cursor: The last seq that is done.
+    """
+
+    def __init__(self, queue: LaneOwner, name: str) -> None:
+        self.name = name
+        self.id = 0
+        self.cursor = 0
+        self.waiting = 0
+        self._queue = queue
+        self._more = threading.Event()
+        self._lock = threading.Lock()  # over waiting
+        self._reading: sqlite3.Connection | None = None
+        self._generation = 0  # of the database that was read
+
+    def found(self, state: ExporterState) -> None:
+        """Take over what the database says. In the writer's thread."""
+        with self._lock:
+            self.id, self.cursor, self.waiting = state.id, state.cursor, state.waiting
+        self._more.set()
+
+    def added(self, records: int) -> None:
+        """Count records that are on disk now, and wake the sender."""
+        with self._lock:
+            self.waiting += records
+        self._more.set()
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait until there may be something to read, or somebody wakes the sender."""
+        self._more.wait(timeout)
+        self._more.clear()
+
+    def wake(self) -> None:
+        """End a wait."""
+        self._more.set()
+
+    def read(self, count: int, size: int) -> list[Stored]:
+        """The next records behind the cursor, in order; empty where there is none.
+
+        Args:
+            count: How many at most.
+            size: Bytes of payload at most; a larger record comes alone.
+
+        Raises:
+            sqlite3.Error: The file can't be read. Where it is so damaged that not even a part of it can be, it has been
+                set aside, and the next call reads a new one.
+            StorageError: As above, and no new one can be written.
+            RuntimeError: In a forked child.
+        """
+        self._queue.check_process()
+
+        def look(connection: sqlite3.Connection) -> list[Stored]:
+            with store.snapshot(connection):
+                routes = store.routes_of(connection, self.id)  # a command can have added one
+                return store.read_records(connection, routes, after=self.cursor, count=count, size=size)
+
+        if self._generation != self._queue.generation:
+            self.close()
+        try:
+            if self._reading is None:
+                self._generation = self._queue.generation
+                self._reading = schema.connect_reading(self._queue.database)
+            records = look(self._reading)
+        except sqlite3.Error as error:
+            self.close()
+            if schema.is_damage(error):
+                self._queue.submit(look).result()  # where the writer finds the same, it begins a new file
+            raise
+        if records or not self.waiting:
+            return records
+        return self._queue.submit(
+            lambda connection: store.find_records(
+                connection, self.id, store.routes_of(connection, self.id), count=count, size=size
+            )
+        ).result()
+
+    def finish(self, records: Sequence[Stored], letters: Sequence[DeadLetter] = ()) -> None:
+        """Tick records off that were read, from the first on, and keep dead letters, in one transaction.
+
+        Raises:
+            StorageError: It could not be written down: the records will be read again.
+            NotRunningError: The queue is stopped.
+            RuntimeError: In a forked child.
+        """
+        if not records:
+            return
+        now_ms, generation = self._queue.now_ms(), self._generation
+
+        def work(connection: sqlite3.Connection) -> tuple[int, int] | None:
+            if generation != self._queue.generation:
+                raise StorageError("the database was set aside since these records were read")
+            place = store.place_of(connection, self.id)
+            if place is None:
+                return None  # removed by command
+            # A commit that was said to have failed can have reached the disk, and these were read once more.
+            fresh = [record for record in records if record.seq > place[0]]
+            if fresh:
+                for letter in letters:
+                    store.bury(connection, letter, now_ms)
+                size = sum(len(record.payload) for record in fresh)
+                store.advance(connection, self.id, cursor=fresh[-1].seq, records=len(fresh), size=size)
+            return max(place[0], records[-1].seq), len(fresh)
+
+        def count(done: tuple[int, int] | None) -> None:
+            with self._lock:
+                self.cursor, fewer = done or (records[-1].seq, len(records))
+                self.waiting -= fewer
+            for letter in letters if fewer else ():
+                _telemetry.dead_letters.add(1, {"kind": letter.kind, "owner": self.name})
+
+        self._queue.finish(work, count).result()
+
+    def close(self) -> None:
+        """Close what was opened for reading."""
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.close()
