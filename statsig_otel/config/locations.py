@@ -10,6 +10,7 @@ Relative paths in `${file:...}` begin at a file's directory, else at the working
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Final
 
@@ -98,9 +99,10 @@ def _unfolded(document: Document) -> Document:
         place = document.places[(key,)]
         places: dict[Path, Place] = {keys[:end]: place for end in range(len(keys))}
         places |= {keys + path[1:]: found for path, found in document.places.items() if path[:1] == (key,)}
+        templates = {keys + path[1:]: found for path, found in document.templates.items() if path[:1] == (key,)}
         for outer in reversed(keys[1:]):
             value = {outer: value}  # noqa: PLW2901 - folded from the inside out
-        parts.append(Document({keys[0]: value}, places))
+        parts.append(Document({keys[0]: value}, places, templates=templates))
     merged = merge(parts)
 
     def moved(problem: Problem) -> Problem:
@@ -109,8 +111,10 @@ def _unfolded(document: Document) -> Document:
         keys = tuple(str(problem.path[0]).split(_DELIMITER))
         return Problem(keys + problem.path[1:], problem.message, problem.hint, problem.file, problem.line)
 
-    return Document(
-        merged.values, merged.places, tuple(map(moved, document.problems)), tuple(map(moved, document.unresolved))
+    return replace(
+        merged,
+        problems=tuple(map(moved, document.problems)),
+        unresolved=tuple(map(moved, document.unresolved)),
     )
 
 

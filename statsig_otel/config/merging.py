@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from statsig_otel.config.errors import Path, Problem
 from statsig_otel.config.source import Document, Place
+from statsig_otel.config.substitution import Template
 
 
 def merge(documents: Iterable[Document]) -> Document:
@@ -24,15 +25,18 @@ def merge(documents: Iterable[Document]) -> Document:
     places: dict[Path, Place] = {}
     problems: list[Problem] = []
     unresolved: list[Problem] = []
+    templates: dict[Path, Template] = {}
     for document in documents:
         replaced: set[Path] = set()
         values = _merged(values, document.values, (), replaced)
         kept = {path: place for path, place in places.items() if not _is_below(path, replaced)}
         places = {**document.places, **kept}
         unresolved = [problem for problem in unresolved if not _is_below(problem.path, replaced)]
+        templates = {path: template for path, template in templates.items() if not _is_below(path, replaced)}
+        templates |= document.templates
         problems += document.problems
         unresolved += document.unresolved
-    return Document(values, places, tuple(problems), tuple(unresolved))
+    return Document(values, places, tuple(problems), tuple(unresolved), templates)
 
 
 def _merged(

@@ -11,7 +11,7 @@ from typing import Final
 
 from statsig_otel.config import yaml_tree
 from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
-from statsig_otel.config.substitution import Substitution
+from statsig_otel.config.substitution import Substitution, Template
 from statsig_otel.config.yaml_tree import MAX_DEPTH, MAX_VALUES, Fault, Node, Scalar, Sequence, TreeError
 
 MAX_FILE: Final = 1 << 20
@@ -53,12 +53,14 @@ class Document:
         problems: What was wrong with the text.
         unresolved: What was wrong with the references (`${...}`) of single values. A value that another document
             replaces needs none of its own.
+        templates: The values that hold a file's content, by their path.
     """
 
     values: Mapping[str, object]
     places: Mapping[Path, Place]
     problems: tuple[Problem, ...] = ()
     unresolved: tuple[Problem, ...] = ()
+    templates: Mapping[Path, Template] = field(default_factory=dict)
 
     @classmethod
     def from_values(
@@ -124,7 +126,7 @@ def parse(data: bytes, *, file: str, directory: FilePath, environ: Mapping[str, 
     except TreeError as error:
         fault = error.fault
         raise ConfigError([Problem((), fault.message, fault.hint, file, fault.line)]) from None
-    return Document(values, builder.places, tuple(builder.problems), tuple(builder.unresolved))
+    return Document(values, builder.places, tuple(builder.problems), tuple(builder.unresolved), builder.templates)
 
 
 def _root(text: str) -> yaml_tree.Mapping:
@@ -145,6 +147,7 @@ class _Builder:
     places: dict[Path, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     unresolved: list[Problem] = field(default_factory=list)
+    templates: dict[Path, Template] = field(default_factory=dict)
     _texts: dict[Scalar, object] = field(default_factory=dict)
     _count: int = 0
 
@@ -214,6 +217,8 @@ class _Builder:
             if node.value is not None:
                 self.places[path] = Place(self.file, self.places[path].line, node.text)
             return node.value
+        if template := self.substitution.template(node.value):
+            self.templates[path] = template
         if node not in self._texts:
             text, faults = self.substitution.expand(node.value)
             for message, hint in faults:

@@ -15,6 +15,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -68,6 +69,11 @@ class Substitution:
                 return ""
 
         return _REFERENCE.sub(replace, text), faults
+
+    def template(self, text: str) -> "Template | None":
+        """The text, where it holds a reference to a file; else None."""
+        held = any(match[1] and match[1].startswith("file:") for match in _REFERENCE.finditer(text))
+        return Template(text, self._environ, self._directory) if held else None
 
     def _value(self, match: re.Match[str]) -> str:
         if match[0] == "$$":
@@ -132,6 +138,25 @@ class Substitution:
         except UnicodeDecodeError:
             raise _FaultError(f"the file {shown} is not UTF-8") from None
         return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A text as it was written, with references to files, whose content may change while a service runs.
+
+    Attributes:
+        text: The text.
+        environ: The environment variables.
+        directory: Where relative paths begin.
+    """
+
+    text: str
+    environ: Mapping[str, str]
+    directory: Path
+
+    def expand(self) -> tuple[str, list[Fault]]:
+        """What it stands for now, read anew; see `Substitution.expand`."""
+        return Substitution(self.environ, self.directory).expand(self.text)
 
 
 def _read_regular(path: Path) -> bytes:

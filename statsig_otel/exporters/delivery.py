@@ -19,7 +19,7 @@ from statsig_otel import _telemetry
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.halving import Halving
 from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
-from statsig_otel.exporters.queue.queue import Lane
+from statsig_otel.exporters.queue.lane import Lane
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind, Stored
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
 from statsig_otel.exporters.retry import Backoff, RetrySettings
@@ -125,14 +125,19 @@ class Sender:
         self.resume()
         return True
 
-    def shutdown(self, drain: float = 0.0) -> None:
-        """Send what waits for so many seconds, unless the backend is away; then stop. Safe to call twice."""
+    def shutdown(self, drain: float = 0.0, *, finish: float = 0.0) -> None:
+        """Stop, and shut the exporter down. Safe to call twice.
+
+        Args:
+            drain: Seconds in which what waits is still sent, unless the backend is away.
+            finish: Seconds for the batch that is under way.
+        """
         self._drain_until = time.monotonic() + drain
         self._stopping = True
         self.resume()
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.join(0.0 if self._outage else drain)
+            thread.join(max(finish, 0.0 if self._outage else drain))
         self._closed = True
         self._exporter.shutdown()  # ends a send that is under way
         if thread is not None:

@@ -34,15 +34,19 @@ class Pipeline:
     ) -> None:
         self._synchronous = synchronous
         self._queue = queue
-        self._delivered = frozenset(delivered)
-        self._queued = frozenset(queued)
+        self._routes = (frozenset(delivered), frozenset(queued))
+
+    def reconfigure(self, *, delivered: Collection[str], queued: Collection[str]) -> None:
+        """Take over other receivers, as in the constructor, while it runs."""
+        self._routes = (frozenset(delivered), frozenset(queued))
 
     def consume(self, batch: Batch) -> Future[Receipt]:
         """Take over one batch; see `Consumer.consume`."""
-        queue = self._queue if batch.receiver in self._queued else None
+        delivered, queued = self._routes
+        queue = self._queue if batch.receiver in queued else None
         if queue is None:
             return self._synchronous.consume(batch)
-        if batch.receiver not in self._delivered:
+        if batch.receiver not in delivered:
             return queue.consume(batch)
         answer: Future[Receipt] = Future()
         answer.set_running_or_notify_cancel()

@@ -29,6 +29,9 @@ _MAX_WAIT: Final = 10.0
 _MARGIN: Final = 1.0
 """Seconds that an exporter gets above its timeout, or after its shutdown, to say itself what happened."""
 
+_SETTLED: Final = 0.1
+"""Seconds after which nobody who looked the old lanes up has yet to hand a batch to one of them."""
+
 _MAX_RECORDS: Final = 512
 _MAX_BYTES: Final = 2 << 20
 """Bytes of one `send`; a larger record goes alone. A Collector's gRPC receiver takes 4 MiB."""
@@ -57,10 +60,12 @@ class Route:
     Attributes:
         exporter: The exporter.
         timeout: Seconds for a batch, however many sends it takes.
+        exclusive: Whether there must never be two such exporters at a time: of a file.
     """
 
     exporter: Exporter
     timeout: float
+    exclusive: bool = False
 
 
 class SynchronousConsumer:
@@ -78,25 +83,68 @@ class SynchronousConsumer:
     def __init__(
         self, routes: Mapping[str, Route], receivers: Mapping[str, Sequence[str]], *, private: Collection[str] = ()
     ) -> None:
-        self._lanes = {name: _Lane(name, route) for name, route in routes.items()}
-        self._receivers = dict(receivers)
-        self._private = frozenset(private)
+        lanes = {name: _Lane(name, route) for name, route in routes.items()}
+        self._plan = _Plan(lanes, dict(receivers), frozenset(private))
 
     def start(self) -> None:
         """Start the exporters and their threads, once. Where one fails, those before it are closed again."""
         try:
-            for lane in self._lanes.values():
+            for lane in self._plan.lanes.values():
                 lane.start()
         except BaseException:
             self.shutdown()
             raise
+
+    def reconfigure(
+        self, routes: Mapping[str, Route], receivers: Mapping[str, Sequence[str]], *, private: Collection[str] = ()
+    ) -> None:
+        """Take over other exporters and receivers while it runs. Batches on their way are finished as they began.
+
+        Args:
+            routes: All exporters, by id. One whose route is the same object goes on as it is.
+            receivers: As in the constructor.
+            private: As in the constructor.
+
+        Raises:
+            OSError: An exporter can't open a file. Its batches are refused; all else has been taken over.
+            ValueError: A file of an exporter's holds something else than it should. As above.
+        """
+        before = self._plan.lanes
+        lanes = {
+            name: before[name] if name in before and before[name].route is route else _Lane(name, route)
+            for name, route in routes.items()
+        }
+        fresh = {name: lane for name, lane in lanes.items() if lane is not before.get(name)}
+        for lane in fresh.values():
+            lane.open()
+        self._plan = _Plan(lanes, dict(receivers), frozenset(private))
+        gone = {name: lane for name, lane in before.items() if lane is not lanes.get(name)}
+        changing = [
+            threading.Thread(target=lane.finish, name=f"finish {name}", daemon=True) for name, lane in gone.items()
+        ]
+        for thread in changing:
+            thread.start()
+        failures: list[Exception] = []
+        for exclusive in (False, True):
+            if exclusive:
+                for thread in changing:
+                    thread.join()
+            for lane in fresh.values():
+                if lane.route.exclusive is exclusive:
+                    try:
+                        lane.start()
+                    except (OSError, ValueError) as error:
+                        lane.close(0.0)
+                        failures.append(error)
+        if failures:
+            raise failures[0]
 
     def close(self, grace: float = 3.0) -> None:
         """Refuse what waits and what comes; end what is under way after `grace` seconds. From any thread, at once.
 
         What is not delivered is refused with the reason `shutting_down`.
         """
-        for lane in self._lanes.values():
+        for lane in self._plan.lanes.values():
             lane.close(grace)
 
     def shutdown(self, grace: float = 3.0) -> None:
@@ -106,7 +154,7 @@ class SynchronousConsumer:
         a second more, in a daemon thread, and the log says so.
         """
         self.close(grace)
-        for lane in self._lanes.values():
+        for lane in self._plan.lanes.values():
             lane.join()
 
     def consume(self, batch: Batch) -> Future[Receipt]:
@@ -115,23 +163,24 @@ class SynchronousConsumer:
         It is answered once all exporters are through: each takes at most 10 s until it is the batch's turn, then its
         timeout, and a second.
         """
-        self._log_invalid(batch)
+        plan = self._plan
+        self._log_invalid(batch, hidden=batch.receiver in plan.private)
         records = tuple(record for change in batch.changes for record in change.records)
-        exporters = self._receivers[batch.receiver] if records else ()
+        exporters = plan.receivers[batch.receiver] if records else ()
         delivery = _Delivery(records, Receipt(len(batch.changes)), exporters)
         for name in exporters:
-            self._lanes[name].submit(delivery)
+            plan.lanes[name].submit(delivery)
         return delivery.future
 
     def longest_answer(self, receiver: str) -> float:
         """Seconds within which each batch of a receiver is answered."""
-        exporters = self._receivers.get(receiver, ())
-        return max((_MAX_WAIT + self._lanes[name].timeout + _MARGIN for name in exporters), default=0.0)
+        exporters = self._plan.receivers.get(receiver, ())
+        return max((_MAX_WAIT + self._plan.lanes[name].route.timeout + _MARGIN for name in exporters), default=0.0)
 
-    def _log_invalid(self, batch: Batch) -> None:
+    def _log_invalid(self, batch: Batch, *, hidden: bool) -> None:
         for invalid in batch.invalid[:_MAX_LOGGED]:
             text = "its text is not shown"
-            if batch.receiver not in self._private:
+            if not hidden:
                 # In this order: escaping may lengthen it, and one of 20 MiB is not worth it.
                 text = invalid.text[:_MAX_LOGGED_TEXT].decode(errors="backslashreplace")
                 text = printable(text)[:_MAX_LOGGED_TEXT]
@@ -140,6 +189,15 @@ class SynchronousConsumer:
             _logger.warning(message, batch.receiver, kind, len(invalid.text), printable(invalid.reason), text)
         if (more := len(batch.invalid) - _MAX_LOGGED) > 0:
             _logger.warning("%s: and %d more invalid items in the same request", batch.receiver, more)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is looked up for each batch, of one moment."""
+
+    lanes: Mapping[str, "_Lane"]
+    receivers: Mapping[str, Sequence[str]]
+    private: frozenset[str]
 
 
 class _Delivery:
@@ -182,9 +240,10 @@ class _Lane:
     """The way to one exporter. One thread sends; another keeps the time, so that no send can hold up an answer."""
 
     def __init__(self, name: str, route: Route) -> None:
+        self.route = route
         self._name = name
         self._exporter = route.exporter
-        self.timeout = route.timeout
+        self._timeout = route.timeout
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # of all below
         self._waiting: deque[_Delivery] = deque()
@@ -192,9 +251,13 @@ class _Lane:
         self._answer_by = 0.0  # when what is under way is refused
         self._end_by = 0.0  # when it all ends; infinite as long as nobody closes it
 
+    def open(self) -> None:
+        """Take batches; they wait until it is started."""
+        self._end_by = math.inf
+
     def start(self) -> None:
         self._exporter.start()
-        self._end_by = math.inf
+        self.open()
         for role, target in (("exporter", self._send_all), ("deadlines of", self._keep_time)):
             # A daemon, for a send that hangs would keep the process from its end.
             thread = threading.Thread(target=target, name=f"{role} {self._name}", daemon=True)
@@ -215,6 +278,16 @@ class _Lane:
             waiting, self._waiting = self._waiting, deque()
             self._changed.notify_all()
         self._answer(waiting, _SHUTTING_DOWN)
+
+    def finish(self) -> None:
+        """Deliver what it was given, as far as that does not hang; then end."""
+        time.sleep(_SETTLED)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self._waiting and not self._sending, _MAX_WAIT + self._timeout + 2 * _MARGIN
+            )
+        self.close(0.0)
+        self.join()
 
     def join(self) -> None:
         if not self._threads:
@@ -252,7 +325,7 @@ class _Lane:
                 moments += [self._answer_by, self._end_by] if self._sending else []
                 self._changed.wait(min(moments) - now if moments else None)
         self._answer(unsent, RetryLater(f"too much waits for it: no turn within {_MAX_WAIT:g} s"))
-        self._answer(unanswered, _SHUTTING_DOWN if ends else RetryLater(f"no answer within {self.timeout:g} s"))
+        self._answer(unanswered, _SHUTTING_DOWN if ends else RetryLater(f"no answer within {self._timeout:g} s"))
         return True
 
     def _send_all(self) -> None:
@@ -262,7 +335,7 @@ class _Lane:
     def _send_next(self) -> bool:
         """Wait for batches and send them, joined; False once it is closed."""
         group = self._next_group()
-        latest = time.monotonic() + self.timeout
+        latest = time.monotonic() + self._timeout
         outcome = self._send([record for delivery in group for record in delivery.records], latest)
         if len(group) > 1 and isinstance(outcome, Rejected | PartiallyRejected):
             # One bad batch must not refuse the others.
@@ -286,7 +359,7 @@ class _Lane:
                     break
                 group.append(self._waiting.popleft())
             self._sending = group
-            self._answer_by = time.monotonic() + self.timeout + _MARGIN
+            self._answer_by = time.monotonic() + self._timeout + _MARGIN
             self._changed.notify_all()
         return group
 
@@ -298,7 +371,7 @@ class _Lane:
     def _send_part(self, part: Sequence[bytes], timeout: float) -> Outcome:
         outcome: Outcome
         if timeout <= 0:
-            return RetryLater(f"not all was sent within {self.timeout:g} s")
+            return RetryLater(f"not all was sent within {self._timeout:g} s")
         try:
             outcome = self._exporter.send(b"".join(part), len(part), timeout)
         except Exception as error:

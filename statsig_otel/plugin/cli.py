@@ -9,6 +9,7 @@ from statsig_otel import __version__
 
 _COMMANDS: Final = {
     "run": "Run the service.",
+    "reload": "Have the running service read its configuration again.",
     "validate": "Check a configuration, and start nothing.",
     "print-config": "Print a configuration as the service understands it, without secrets.",
     "components": "List what a configuration can name.",

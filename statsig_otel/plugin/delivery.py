@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, cast
 
@@ -10,16 +10,22 @@ from statsig_otel.config.grammar import Configuration
 from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.exporters.delivery import Sender
 from statsig_otel.exporters.exporter import Exporter
+from statsig_otel.exporters.file import FileSettings
 from statsig_otel.exporters.pipeline import Pipeline
-from statsig_otel.exporters.queue.control import ControlServer
+from statsig_otel.exporters.queue.control import Handler
 from statsig_otel.exporters.queue.directory import CONTROL
-from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE, DurableQueue, QueuedExporter
+from statsig_otel.exporters.queue.plan import QueuedExporter
+from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE, DurableQueue
 from statsig_otel.exporters.synchronous import Route, SynchronousConsumer
 from statsig_otel.plugin.components import create_exporter
 from statsig_otel.plugin.control import handlers
 from statsig_otel.plugin.delivery_settings import DeliveryKeys
 from statsig_otel.plugin.intake import Intake
-from statsig_otel.plugin.queue_configuration import queued_receivers, synchronous_exporters
+from statsig_otel.plugin.queue_configuration import (
+    queued_exporters,
+    queued_receivers,
+    synchronous_exporters,
+)
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 from statsig_otel.plugin.storage import file_storage
 
@@ -31,8 +37,15 @@ _DEFAULT_TIMEOUT: Final = 30.0
 _COMMIT: Final = 10.0
 """Seconds for a commit: a refusal may be the loss of a change, since Statsig documents no retry."""
 
+_FINISH: Final = 30.0
+"""Seconds for the batch of an exporter that a reload replaces; its backend may be what hangs."""
+
 _DRAIN: Final = 5.0
 """Seconds after the last request in which what waits is still sent; the rest is sent after the next start."""
+
+
+class RestartNeededError(Exception):
+    """A change of the configuration that a running service can't take over; the message is its place and why."""
 
 
 class Delivery:
@@ -44,43 +57,59 @@ class Delivery:
     """
 
     def __init__(self, configuration: Configuration, directory: Path) -> None:
-        settings = cast("Mapping[str, DeliveryKeys]", configuration.exporters)
-        exporters = {name: create_exporter(name, keys) for name, keys in settings.items()}
-        queued = {name: keys for name, keys in settings.items() if keys.sending_queue.enabled}
+        self._configuration = configuration
         self._directory = directory
-        self._receivers = queued_receivers(configuration)
-        self._delivered = synchronous_exporters(configuration)
-        self._queue = _queue(configuration, directory, queued) if queued else None
-        self._synchronous = _synchronous(configuration, exporters, self._delivered)
+        self._queue = _queue(configuration, directory) if queued_exporters(configuration) else None
+        exporters = _created(configuration, configuration.exporters)
+        self._routes = {
+            name: _route(configuration, name, exporters[name]) for name in _unqueued_exporters(configuration)
+        }
+        delivered = synchronous_exporters(configuration)
+        self._synchronous = SynchronousConsumer(self._routes, delivered, private=_private(configuration))
         self._senders = (
-            {name: _sender(self._queue, name, keys, exporters[name]) for name, keys in queued.items()}
+            {
+                name: _sender(self._queue, configuration, name, exporters[name])
+                for name in queued_exporters(configuration)
+            }
             if self._queue
             else {}
         )
-        self.consumer: Consumer = Pipeline(
-            self._synchronous,
-            self._queue,
-            delivered=self._delivered,
-            queued=self._receivers,
+        self._pipeline = Pipeline(
+            self._synchronous, self._queue, delivered=delivered, queued=queued_receivers(configuration)
         )
+        self._failed: frozenset[str] = frozenset()  # what could not be started at the last reload
+
+    @property
+    def configuration(self) -> Configuration:
+        """What it works by now."""
+        return self._configuration
+
+    @property
+    def consumer(self) -> Consumer:
+        """Where the receivers' batches go."""
+        return self._pipeline
+
+    @property
+    def socket(self) -> Path | None:
+        """Where the commands about the queue are answered; None where there is no queue."""
+        return None if self._queue is None else self._directory / CONTROL
 
     def patience(self, receiver: str) -> float:
         """Seconds within which each batch of a receiver should be taken over or refused."""
         return self._synchronous.longest_answer(receiver) + _COMMIT
 
-    def control(self, intakes: Mapping[str, Intake]) -> ControlServer | None:
-        """What answers the commands about the queue; None where there is no queue."""
+    def handlers(self, intakes: Mapping[str, Intake]) -> dict[str, Handler]:
+        """What answers the commands about the queue, as configured now; nothing where there is no queue."""
         if self._queue is None:
-            return None
-        commands = handlers(
+            return {}
+        return handlers(
             self._queue,
             senders=self._senders,
             intakes=intakes,
-            receivers=self._receivers,
+            receivers=queued_receivers(self._configuration),
             synchronous=self._synchronous,
-            delivered=self._delivered,
+            delivered=synchronous_exporters(self._configuration),
         )
-        return ControlServer(self._directory / CONTROL, commands)
 
     def start(self) -> None:
         """Open the queue and start the exporters. Where something fails, all is closed again.
@@ -101,67 +130,150 @@ class Delivery:
             self.shutdown(drain=0.0)
             raise
 
+    def reconfigure(self, configuration: Configuration) -> list[str]:
+        """Take over other exporters and pipelines while it runs; what the changes are, for people.
+
+        An exporter that changed finishes its batch, and another one starts at its place. All others try at once what
+        they could not deliver.
+
+        Raises:
+            RestartNeededError: It needs a restart. Nothing has changed.
+            QueueError: The queue can't be written. Nothing has changed.
+            OSError: An exporter can't open a file. All else has been taken over; what is for it waits or is refused.
+            ValueError: A file of an exporter's holds something else than it should. As above.
+        """
+        queued = queued_exporters(configuration)
+        if queued and self._queue is None:
+            raise RestartNeededError(f"exporters::{queued[0]}::sending_queue: there has been no queue so far")
+        before = self._configuration
+        same = {name for name, keys in configuration.exporters.items() if before.exporters.get(name) == keys}
+        same -= self._failed
+        exporters = _created(configuration, [name for name in configuration.exporters if name not in same])
+        routes = {
+            name: self._routes[name] if name in same else _route(configuration, name, exporters[name])
+            for name in _unqueued_exporters(configuration)
+        }
+        senders: dict[str, Sender] = {}
+        if self._queue is not None:
+            # First of all: it alone can fail, and a new sender needs its place.
+            self._queue.reconfigure(receivers=queued_receivers(configuration), exporters=_queued(configuration))
+            senders = {
+                name: self._senders[name]
+                if name in same
+                else _sender(self._queue, configuration, name, exporters[name])
+                for name in queued
+            }
+        gone = [sender for name, sender in self._senders.items() if senders.get(name) is not sender]
+        fresh = [sender for name, sender in senders.items() if self._senders.get(name) is not sender]
+        self._configuration, self._routes, self._senders = configuration, routes, senders
+        failures: list[Exception] = []
+        delivered = synchronous_exporters(configuration)
+        try:
+            self._synchronous.reconfigure(routes, delivered, private=_private(configuration))
+        except (OSError, ValueError) as error:
+            failures.append(error)
+        self._pipeline.reconfigure(delivered=delivered, queued=queued_receivers(configuration))
+        _stop(gone, finish=_FINISH)
+        for sender in fresh:
+            try:
+                sender.start()
+            except (OSError, ValueError) as error:
+                failures.append(error)
+        for name in same & set(senders):
+            senders[name].resume()
+        self._failed = frozenset(exporters if failures else ())
+        if failures:
+            raise failures[0]
+        return [
+            *(f"exporters::{name}: is new" for name in configuration.exporters if name not in before.exporters),
+            *(f"exporters::{name}: has changed" for name in before.exporters if _changed(before, configuration, name)),
+            *(f"exporters::{name}: is gone" for name in before.exporters if name not in configuration.exporters),
+            *(["service::pipelines: have changed"] if before.pipelines != configuration.pipelines else []),
+        ]
+
     def close(self) -> None:
         """Refuse what waits for a synchronous exporter; sends under way get a few seconds more. Returns at once."""
         self._synchronous.close()
 
     def shutdown(self, drain: float = _DRAIN) -> None:
         """Send what waits for a while, stop the exporters, close the queue. Safe to call twice."""
-        stopping = [
-            threading.Thread(target=sender.shutdown, args=(drain,), name=f"stop {name}")
-            for name, sender in self._senders.items()
-        ]
-        for thread in stopping:
-            thread.start()
-        for thread in stopping:
-            thread.join()
+        _stop(self._senders.values(), drain=drain)
         self._synchronous.shutdown()
         if self._queue is not None:
             self._queue.shutdown()
 
     def _tell_of(self, queue: DurableQueue) -> None:
         waiting = sum(queue.lane(name).waiting for name in self._senders)
-        at_once = {name for exporters in self._delivered.values() for name in exporters}
         _logger.info("The queue is in %s; %d records wait", self._directory, waiting)
         for state in queue.forgotten_exporters():
             _logger.warning(
                 "%s %s; the queue keeps its place, with %d records of %d bytes, until `statsig-otel queue remove %s`",
                 state.name,
-                "has no sending queue any more" if state.name in at_once else "is in no pipeline any more",
+                "has no sending queue any more" if state.name in self._routes else "is in no pipeline any more",
                 state.waiting,
                 state.bytes,
                 state.name,
             )
 
 
-def _synchronous(
-    configuration: Configuration, exporters: Mapping[str, Exporter], receivers: Mapping[str, tuple[str, ...]]
-) -> SynchronousConsumer:
-    settings = cast("Mapping[str, DeliveryKeys]", configuration.exporters)
-    names = {name for wanted in receivers.values() for name in wanted}
-    routes = {name: Route(exporters[name], _timeout(settings[name])) for name in names}
-    senders = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
-    # What a receiver hides in its records must not be in the log instead.
-    private = [name for name, receiver in senders.items() if receiver.user != "full"]
-    return SynchronousConsumer(routes, receivers, private=private)
+def _settings(configuration: Configuration) -> "Mapping[str, DeliveryKeys]":
+    return cast("Mapping[str, DeliveryKeys]", configuration.exporters)
 
 
-def _queue(configuration: Configuration, directory: Path, queued: Mapping[str, DeliveryKeys]) -> DurableQueue:
+def _changed(before: Configuration, after: Configuration, name: str) -> bool:
+    return name in after.exporters and before.exporters[name] != after.exporters[name]
+
+
+def _unqueued_exporters(configuration: Configuration) -> tuple[str, ...]:
+    return tuple(name for name in configuration.exporters if name not in queued_exporters(configuration))
+
+
+def _private(configuration: Configuration) -> list[str]:
+    """The receivers that hide something in their records: it must not be in the log instead."""
+    receivers = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
+    return [name for name, receiver in receivers.items() if receiver.user != "full"]
+
+
+def _queued(configuration: Configuration) -> dict[str, QueuedExporter]:
+    queues = {name: _settings(configuration)[name].sending_queue for name in queued_exporters(configuration)}
+    return {name: QueuedExporter(queue.queue_size, queue.start_at == "oldest") for name, queue in queues.items()}
+
+
+def _queue(configuration: Configuration, directory: Path) -> DurableQueue:
     storage = file_storage(configuration)
     return DurableQueue(
         directory,
         receivers=queued_receivers(configuration),
-        exporters={
-            name: QueuedExporter(keys.sending_queue.queue_size, keys.sending_queue.start_at == "oldest")
-            for name, keys in queued.items()
-        },
+        exporters=_queued(configuration),
         min_free_bytes=storage.min_free_bytes if storage else DEFAULT_MIN_FREE,
     )
 
 
-def _sender(queue: DurableQueue, name: str, keys: DeliveryKeys, exporter: Exporter) -> Sender:
-    return Sender(queue.lane(name), exporter, keys.delivery(_timeout(keys)))
+def _created(configuration: Configuration, names: Iterable[str]) -> dict[str, Exporter]:
+    return {name: create_exporter(name, configuration.exporters[name]) for name in names}
+
+
+def _route(configuration: Configuration, name: str, exporter: Exporter) -> Route:
+    settings = _settings(configuration)[name]
+    return Route(exporter, _timeout(settings), exclusive=isinstance(settings, FileSettings))
+
+
+def _sender(queue: DurableQueue, configuration: Configuration, name: str, exporter: Exporter) -> Sender:
+    settings = _settings(configuration)[name]
+    return Sender(queue.lane(name), exporter, settings.delivery(_timeout(settings)))
 
 
 def _timeout(settings: DeliveryKeys) -> float:
     return float(getattr(settings, "timeout", _DEFAULT_TIMEOUT))
+
+
+def _stop(senders: Iterable[Sender], *, drain: float = 0.0, finish: float = 0.0) -> None:
+    """Stop senders, all at the same time."""
+    stopping = [
+        threading.Thread(target=sender.shutdown, args=(drain,), kwargs={"finish": finish}, name="stop sender")
+        for sender in senders
+    ]
+    for thread in stopping:
+        thread.start()
+    for thread in stopping:
+        thread.join()

@@ -188,7 +188,7 @@ class Intake:
             message = "%s: answered %d (%s)%s"
             self._throttle.warning(_kind(answer), message, self.name, answer.status, answer.reason, detail)
         elif answer.reason == "url_verification":
-            todo = "Copy its signing secret from Statsig's console into signing_secrets, and restart."
+            todo = "Copy its signing secret from Statsig's console into signing_secrets, and reload or restart."
             done = "Signed events are taken."
             message = "%s: a URL verification was answered. %s"
             self._throttle.info(answer.reason, message, self.name, done if self.verifier.has_secret else todo)

@@ -33,6 +33,9 @@ class StatsigReceiver:
             over what it was handed.
         clock: The time now, in nanoseconds since the epoch; read once a request.
 
+    Attributes:
+        patience: As above; it may change.
+
     Example:
         `app.add_route(DEFAULT_PATH, StatsigReceiver(Intake(verifier=Verifier([secret])), consumer))`
     """
@@ -47,7 +50,7 @@ class StatsigReceiver:
     ) -> None:
         self._intake = intake
         self._consumer = consumer
-        self._patience = patience
+        self.patience = patience
         self._clock = clock
         self._reading: set[asyncio.Timeout] = set()
         self._judge: ThreadPoolExecutor | None = None
@@ -92,13 +95,13 @@ class StatsigReceiver:
                 return outcome
             taking = asyncio.wrap_future(self._consumer.consume(outcome))
             try:
-                async with asyncio.timeout(self._patience):
+                async with asyncio.timeout(self.patience):
                     # Shielded: what was handed over is stored, also where nobody waits for the answer any more.
                     return request.taken(await asyncio.shield(taking))
             except RefusedError as error:
                 return request.refused(error)
             except TimeoutError:
-                message = f"the consumer has not answered within {self._patience:g} s"
+                message = f"the consumer has not answered within {self.patience:g} s"
                 return request.refused(RefusedError(message, reason="slow_consumer"))
         finally:
             if taking is None or taking.done():

@@ -8,13 +8,15 @@ from typing import Final, cast
 
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import Configuration
-from statsig_otel.plugin.delivery import Delivery
+from statsig_otel.exporters.queue.control import ControlServer, Handler
+from statsig_otel.plugin.delivery import Delivery, RestartNeededError
 from statsig_otel.plugin.intake import Intake, Limits
 from statsig_otel.plugin.log_record import AttributeValue
 from statsig_otel.plugin.queue_configuration import create_mapper
 from statsig_otel.plugin.receiver import StatsigReceiver, create_app
 from statsig_otel.plugin.server import HttpServer, ServerTls
 from statsig_otel.plugin.settings import ServerTlsSettings, StatsigReceiverSettings
+from statsig_otel.plugin.storage import file_storage
 from statsig_otel.plugin.webhook import Verifier
 
 _BODY_GRACE: Final = 5.0
@@ -26,6 +28,12 @@ supervisors usually grant."""
 
 _SERVER_KEYS: Final = ("read_header_timeout", "max_connections", "tls")
 """The settings that belong to a server, and so have to agree for all receivers on one endpoint."""
+
+
+_FIXED_KEYS: Final = (
+    "endpoint", "path", "max_request_body_size", "max_in_flight_bytes", "read_timeout", *_SERVER_KEYS
+)  # fmt: skip
+"""The settings that only a restart can change."""
 
 
 @dataclass(slots=True)
@@ -56,23 +64,35 @@ class Service:
         directory: Path,
         resource: Mapping[str, AttributeValue] | None = None,
     ) -> None:
-        self._delivery = Delivery(configuration, directory)
+        self._configuration = configuration
         self._resource = dict(resource or {})
+        self._delivery = Delivery(configuration, directory)
         self._endpoints: dict[str, _Endpoint] = {}
-        receivers = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
-        problems = list(_disagreements(receivers))
-        if problems:
-            raise ConfigError(problems)
-        intakes = {name: self._intake(name, settings) for name, settings in receivers.items()}
-        for name, settings in receivers.items():
+        _check_endpoints(configuration)
+        self._intakes = {
+            name: Intake(
+                verifier=_verifier(settings),
+                mapper=create_mapper(settings, self._resource),
+                name=name,
+                limits=_limits(settings),
+            )
+            for name, settings in _receivers(configuration).items()
+        }
+        for name, settings in _receivers(configuration).items():
             endpoint = self._endpoints.setdefault(settings.endpoint, _Endpoint(settings))
             endpoint.receivers[name] = StatsigReceiver(
-                intakes[name], self._delivery.consumer, patience=self._delivery.patience(name)
+                self._intakes[name], self._delivery.consumer, patience=self._delivery.patience(name)
             )
             endpoint.paths[name] = settings.path
         self._servers = {address: _server(endpoint) for address, endpoint in self._endpoints.items()}
-        self._control = self._delivery.control(intakes)
-        self._without_secret = [name for name, settings in receivers.items() if not settings.signing_secrets]
+        self._commands: dict[str, Handler] = {}
+        socket = self._delivery.socket
+        self._control = ControlServer(socket, self._delivery.handlers(self._intakes)) if socket else None
+
+    @property
+    def configuration(self) -> Configuration:
+        """What it runs by now."""
+        return self._configuration
 
     @property
     def urls(self) -> dict[str, str]:
@@ -88,7 +108,12 @@ class Service:
     @property
     def without_secret(self) -> list[str]:
         """The receivers in set-up mode: they answer URL verifications, and refuse all else."""
-        return list(self._without_secret)
+        return [name for name, settings in _receivers(self._configuration).items() if not settings.signing_secrets]
+
+    def offer(self, command: str, handler: Handler) -> None:
+        """Answer one more command at the control socket, where there is one."""
+        self._commands[command] = handler
+        self._renew_handlers()
 
     def start(self) -> None:
         """Start the delivery and open the listening sockets. Where something fails, all is closed again.
@@ -107,6 +132,44 @@ class Service:
         except BaseException:
             self.shutdown()
             raise
+
+    def reconfigure(self, configuration: Configuration) -> list[str]:
+        """Take over another configuration while it runs. No connection ends, and no event is dropped.
+
+        Secrets, tolerance and mapping count from the next request on; for the exporters see `Delivery.reconfigure`.
+
+        Args:
+            configuration: A checked configuration.
+
+        Returns:
+            The changes, for people.
+
+        Raises:
+            ConfigError: Receivers that share an endpoint don't agree. Nothing has changed.
+            RestartNeededError: A part of it needs a restart. Nothing has changed.
+            QueueError: The queue can't be written. Nothing has changed.
+            OSError: An exporter can't open a file. All else has been taken over.
+            ValueError: A file of an exporter's holds something else than it should. As above.
+        """
+        _check_endpoints(configuration)
+        needing = list(_needing_restart(self._configuration, configuration))
+        if needing:
+            raise RestartNeededError("; ".join(needing))
+        before, after = _receivers(self._configuration), _receivers(configuration)
+        verifiers = {name: _verifier(settings) for name, settings in after.items()}
+        mappers = {name: create_mapper(settings, self._resource) for name, settings in after.items()}
+        try:
+            changes = self._delivery.reconfigure(configuration)
+        finally:
+            if self._delivery.configuration is configuration:
+                self._configuration = configuration
+                for name, intake in self._intakes.items():
+                    intake.verifier, intake.mapper = verifiers[name], mappers[name]
+                for endpoint in self._endpoints.values():
+                    for name, receiver in endpoint.receivers.items():
+                        receiver.patience = self._delivery.patience(name)
+                self._renew_handlers()
+        return [*(f"receivers::{name}: has changed" for name in after if before[name] != after[name]), *changes]
 
     async def serve(self) -> None:
         """Answer requests until `stop`; then finish those in flight. After `start`."""
@@ -138,15 +201,26 @@ class Service:
             self._control.shutdown()  # first: its handlers wait for the queue
         self._delivery.shutdown()
 
-    def _intake(self, name: str, settings: StatsigReceiverSettings) -> Intake:
-        secrets = [secret.reveal() for secret in settings.signing_secrets]
-        limits = Limits(
-            max_request_body_size=settings.max_request_body_size,
-            max_in_flight_bytes=settings.max_in_flight_bytes,
-            read_timeout=settings.read_timeout,
-        )
-        verifier = Verifier(secrets, tolerance=settings.timestamp_tolerance)
-        return Intake(verifier=verifier, mapper=create_mapper(settings, self._resource), name=name, limits=limits)
+    def _renew_handlers(self) -> None:
+        if self._control is not None:
+            self._control.handlers = {**self._delivery.handlers(self._intakes), **self._commands}
+
+
+def _receivers(configuration: Configuration) -> Mapping[str, StatsigReceiverSettings]:
+    return cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
+
+
+def _verifier(settings: StatsigReceiverSettings) -> Verifier:
+    secrets = [secret.reveal() for secret in settings.signing_secrets]
+    return Verifier(secrets, tolerance=settings.timestamp_tolerance)
+
+
+def _limits(settings: StatsigReceiverSettings) -> Limits:
+    return Limits(
+        max_request_body_size=settings.max_request_body_size,
+        max_in_flight_bytes=settings.max_in_flight_bytes,
+        read_timeout=settings.read_timeout,
+    )
 
 
 def _server(endpoint: _Endpoint) -> HttpServer:
@@ -173,6 +247,25 @@ def _tls(settings: ServerTlsSettings | None) -> ServerTls | None:
         client_ca_file=settings.client_ca_file,
         min_version=settings.min_version,
     )
+
+
+def _needing_restart(before: Configuration, after: Configuration) -> Iterable[str]:
+    """What differs that only a restart can take over."""
+    for name in [*before.receivers, *after.receivers]:
+        if (name in before.receivers) is not (name in after.receivers):
+            yield f"receivers::{name}: {'is new' if name in after.receivers else 'is gone'}"
+    for name, settings in _receivers(after).items():
+        for key in _FIXED_KEYS if name in before.receivers else ():
+            if getattr(settings, key) != getattr(before.receivers[name], key):
+                yield f"receivers::{name}::{key}"
+    if file_storage(before) != file_storage(after):
+        yield "extensions::file_storage"
+
+
+def _check_endpoints(configuration: Configuration) -> None:
+    problems = list(_disagreements(_receivers(configuration)))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _disagreements(receivers: Mapping[str, StatsigReceiverSettings]) -> Iterable[Problem]:

@@ -64,11 +64,14 @@ class ControlServer:
     Args:
         path: The socket's path. One that a killed service left behind is replaced.
         handlers: What each command does. They are called in the server's thread, one at a time.
+
+    Attributes:
+        handlers: As above; another mapping may take its place at any time.
     """
 
     def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
         self._path = path
-        self._handlers = handlers
+        self.handlers = handlers
         self._thread: threading.Thread | None = None
         self._stop: socket.socket | None = None  # its other end wakes the thread when this one is closed
         self._stopped = threading.Event()
@@ -171,7 +174,7 @@ class ControlServer:
         arguments = request.get("arguments", {}) if isinstance(request, dict) else None
         if not isinstance(command, str) or not isinstance(arguments, dict):
             return {"error": "the request is no object with a command and its arguments"}
-        handler = self._handlers.get(command)
+        handler = self.handlers.get(command)
         if handler is None:
             return {"error": f"the running service knows no command {command!r}: it may be of another version"}
         try:

@@ -8,18 +8,20 @@ import resource
 import signal
 import sqlite3
 import sys
-from pathlib import Path
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import click
 
 from statsig_otel import __version__
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import check
-from statsig_otel.config.source import read
+from statsig_otel.exporters.queue.control import ControlError
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.components import COMPONENTS
-from statsig_otel.plugin.environment import SECRET_VARIABLE, document_from_environment, resource_from_environment
+from statsig_otel.plugin.config_option import config_option, read_document
+from statsig_otel.plugin.environment import SECRET_VARIABLE, resource_from_environment
+from statsig_otel.plugin.reload import Reloader, ReloadError
 from statsig_otel.plugin.service import Service
 from statsig_otel.plugin.storage import find_directory
 
@@ -31,22 +33,20 @@ _OPEN_FILES: Final = 65536
 _SAME_SIGNAL: Final = 0.5
 """Seconds in which signals count as one: a supervisor may send one to the process and once more to its group."""
 
+_SECRETS_EVERY: Final = 1.0
+"""Seconds between looks at the files of the signing secrets."""
+
 _SET_UP: Final = """\
 {name} has no signing secret yet. To set the webhook up:
   1. Make {url} reachable for Statsig, at your own public host name.
   2. In Statsig's console: Settings > Integrations > Generic Webhook; enter the URL.
   3. Under Filters choose Config Changes only, and save: Statsig verifies the URL, and this service answers.
-  4. Copy the signing secret that Statsig shows then, set it {where}, and start again.
+  4. Copy the signing secret that Statsig shows then, set it {where}.
 Until then everything but the verification is refused with 401."""
 
 
 @click.command()
-@click.option(
-    "--config",
-    "file",
-    type=click.Path(path_type=Path),
-    help="The configuration file, YAML. Without one the environment is the configuration.",
-)
+@config_option
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -54,8 +54,10 @@ Until then everything but the verification is refused with 401."""
     show_default=True,
     help="What is logged, on standard error.",
 )
-def command(file: Path | None, log_level: str) -> None:
+def command(locations: tuple[str, ...], log_level: str) -> None:
     """Run the service until SIGTERM or Ctrl-C; a second one, half a second later, ends it at once.
+
+    SIGHUP has it read its configuration again, as `statsig-otel reload` does.
 
     Without --config it listens on localhost:8080 and takes its signing secret from STATSIG_SIGNING_SECRET and its
     exporter from the OTEL_EXPORTER_OTLP_* variables.
@@ -66,7 +68,7 @@ def command(file: Path | None, log_level: str) -> None:
     _raise_open_files()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc-core writes to standard error past the log
     try:
-        document = read(file, environ=os.environ) if file else document_from_environment(os.environ)
+        document = read_document(locations, os.environ)
         configuration = check(document, COMPONENTS)
         service = Service(
             configuration,
@@ -78,8 +80,15 @@ def command(file: Path | None, log_level: str) -> None:
         raise click.ClickException(f"the configuration has errors\n{error}") from error
     except (OSError, ValueError, QueueError, sqlite3.Error) as error:
         raise click.ClickException(_message(error)) from error
+    reloader = Reloader(service, document, lambda: read_document(locations, os.environ))
+    service.offer("reload", partial(_reload, reloader))
     try:
-        asyncio.run(_serve(service, where=f"as {SECRET_VARIABLE}" if file is None else "in signing_secrets"))
+        where = (
+            "in signing_secrets, and run: statsig-otel reload (or send SIGHUP)"
+            if locations
+            else f"as {SECRET_VARIABLE}, and start again"
+        )
+        asyncio.run(_serve(service, reloader, where=where))
     finally:
         service.shutdown()
     _logger.info("Stopped")
@@ -99,10 +108,24 @@ def _raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _OPEN_FILES)), hard))
 
 
-async def _serve(service: Service, *, where: str) -> None:
+def _reload(reloader: Reloader, _: dict[str, Any]) -> dict[str, Any]:
+    """`reload` at the control socket."""
+    try:
+        return {"changes": reloader.reload()}
+    except ReloadError as error:
+        raise ControlError(str(error)) from error
+
+
+async def _serve(service: Service, reloader: Reloader, *, where: str) -> None:
     loop = asyncio.get_running_loop()
 
     first = 0.0
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        reloading = loop.create_task(asyncio.to_thread(_reload_logged, reloader))
+        reloads.add(reloading)
+        reloading.add_done_callback(reloads.discard)
 
     def stop(number: signal.Signals) -> None:
         nonlocal first
@@ -116,9 +139,27 @@ async def _serve(service: Service, *, where: str) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     _logger.info("statsig-otel %s listens", __version__)
     for name, url in service.urls.items():
         click.echo(f"Webhook URL: {url}")
         if name in service.without_secret:
             click.echo(_SET_UP.format(name=name, url=url, where=where))
-    await service.serve()
+    watching = loop.create_task(_watch(reloader))
+    try:
+        await service.serve()
+    finally:
+        watching.cancel()
+
+
+def _reload_logged(reloader: Reloader) -> None:
+    with contextlib.suppress(ReloadError):  # it is in the log
+        reloader.reload()
+
+
+async def _watch(reloader: Reloader) -> None:
+    """Look at the files of the signing secrets for ever."""
+    while True:
+        await asyncio.sleep(_SECRETS_EVERY)
+        if reloader.watches:
+            await asyncio.to_thread(reloader.look_at_secrets)

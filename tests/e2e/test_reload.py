@@ -1,0 +1,293 @@
+"""A running service takes its configuration over anew: no request is refused, no event lost."""
+
+import json
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+import urllib3
+
+from statsig_otel.plugin.log_record import uid
+from tests.e2e.processes import signed, write_config
+from tests.e2e.service_process import ServiceProcess, run_to_end
+from tests.e2e.statsig_client import ENV, SECRET, change, grpc_exporter, post, uids, wait_until, waiting
+from tests.peers.otlp_servers import GrpcAnswer, GrpcSink
+
+OTHER_SECRET = "webhook-ffffffffffffffffffffffffffffffff"
+
+http = urllib3.PoolManager(retries=False, timeout=20, maxsize=8)
+
+
+class Senders:
+    """Post one change after the other, each signed with the secret of the moment, and count the answers."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.secret = SECRET
+        self.statuses: Counter[int] = Counter()
+        self.acknowledged: list[str] = []
+        self._stopping = False
+        self._lock = threading.Lock()
+        self._numbers = iter(range(1_000_000))
+
+    def run(self) -> None:
+        while not self._stopping:
+            with self._lock:
+                one = change(next(self._numbers))
+            body = json.dumps({"data": [one]}).encode()
+            status = http.request("POST", self.url, body=body, headers=signed(body, secret=self.secret)).status
+            with self._lock:
+                self.statuses[status] += 1
+                if status == 200:
+                    self.acknowledged.append(uid(one))
+
+    @contextmanager
+    def sending(self, threads: int = 4) -> Iterator[None]:
+        running = [threading.Thread(target=self.run) for _ in range(threads)]
+        for thread in running:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stopping = True
+            for thread in running:
+                thread.join()
+
+    def wait_for_more(self, count: int = 20) -> None:
+        """So many more answers, so that what was done in between was done under load."""
+        goal = self.statuses.total() + count
+        wait_until(lambda: self.statuses.total() >= goal, "answers go on")
+
+
+def reload(service: ServiceProcess, folder: Path) -> str:
+    """By command; what it says."""
+    done = run_to_end("reload", "--directory", str(folder / "queue"), env=ENV)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def status_with(url: str, secret: str) -> int:
+    body = b'{"data": []}'
+    return http.request("POST", url, body=body, headers=signed(body, secret=secret)).status
+
+
+@pytest.mark.parametrize("how", ["file", "reload"])
+def test_a_secret_is_rotated_under_load_and_no_valid_request_is_refused(tmp_path: Path, how: str) -> None:
+    """First both are taken, then everybody signs with the new one, then the old one is taken no more."""
+    current, following = tmp_path / "current", tmp_path / "following"
+    current.write_text(SECRET + "\n")
+    following.write_text(SECRET + "\n")
+
+    def secrets(*texts: str) -> list[str]:
+        return [f"${{file:{current}}}", f"${{file:{following}}}"] if how == "file" else list(texts)
+
+    with GrpcSink() as sink:
+        exporters = {"otlp_grpc": grpc_exporter(sink)}
+        config = write_config(tmp_path, exporters, queued=True, signing_secrets=secrets(SECRET))
+        with ServiceProcess(config, env=ENV) as service:
+            senders = Senders(service.url)
+            with senders.sending():
+                senders.wait_for_more()
+                assert status_with(service.url, OTHER_SECRET) == 401
+                if how == "file":
+                    following.write_text(OTHER_SECRET + "\n")
+                else:
+                    write_config(tmp_path, exporters, queued=True, signing_secrets=secrets(SECRET, OTHER_SECRET))
+                    assert "receivers::statsig: has changed" in reload(service, tmp_path)
+                wait_until(lambda: status_with(service.url, OTHER_SECRET) == 200, "the new secret is taken")
+                senders.secret = OTHER_SECRET
+                senders.wait_for_more()
+                if how == "file":
+                    current.write_text(OTHER_SECRET + "\n")
+                else:
+                    write_config(tmp_path, exporters, queued=True, signing_secrets=secrets(OTHER_SECRET))
+                    reload(service, tmp_path)
+                wait_until(lambda: status_with(service.url, SECRET) == 401, "the old secret is taken no more")
+                senders.wait_for_more()
+            assert set(senders.statuses) == {200}
+            wait_until(lambda: set(senders.acknowledged) <= set(uids(sink.requests)), "all is delivered")
+    log = "\n".join([*service.log, *service.output])
+    assert SECRET not in log
+    assert OTHER_SECRET not in log
+
+
+@pytest.mark.parametrize("content", [None, "\n"])
+def test_a_secret_s_file_that_is_gone_or_empty_changes_nothing(tmp_path: Path, content: str | None) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET)
+    config = write_config(
+        tmp_path, {"file": {"path": str(tmp_path / "out.jsonl")}}, signing_secrets=[f"${{file:{secret}}}"]
+    )
+    with ServiceProcess(config, env=ENV) as service:
+        if content is None:
+            secret.unlink()
+        else:
+            secret.write_text(content)
+        wait_until(lambda: any("the secrets stay as they were" in line for line in service.log), "it is said")
+        assert status_with(service.url, SECRET) == 200
+        secret.write_text(OTHER_SECRET)
+        wait_until(lambda: status_with(service.url, OTHER_SECRET) == 200, "the new one is taken")
+        assert status_with(service.url, SECRET) == 401
+    assert sum("the secrets stay as they were" in line for line in service.log) == 1
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_an_exporter_is_replaced_under_load_and_nothing_is_lost_or_refused(tmp_path: Path, *, queued: bool) -> None:
+    with GrpcSink() as before, GrpcSink() as after:
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(before)}, queued=queued)
+        with ServiceProcess(config, env=ENV) as service:
+            senders = Senders(service.url)
+            with senders.sending():
+                senders.wait_for_more()
+                write_config(tmp_path, {"otlp_grpc": grpc_exporter(after)}, queued=queued)
+                service.process.send_signal(signal.SIGHUP)
+                wait_until(
+                    lambda: any("exporters::otlp_grpc: has changed" in line for line in service.log), "it is said"
+                )
+                senders.wait_for_more()
+            assert set(senders.statuses) == {200}
+            wait_until(
+                lambda: set(senders.acknowledged) <= {*uids(before.requests), *uids(after.requests)}, "all is delivered"
+            )
+        delivered = [*uids(before.requests), *uids(after.requests)]
+        assert len(delivered) == len(set(delivered)), "once"
+        assert len(uids(after.requests)) >= 20
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_file_is_never_written_by_two_exporters(tmp_path: Path, *, queued: bool) -> None:
+    path = tmp_path / "changes.jsonl"
+    config = write_config(tmp_path, {"file": {"path": str(path)}}, queued=queued)
+    with ServiceProcess(config, env=ENV) as service:
+        senders = Senders(service.url)
+        with senders.sending():
+            for number in range(1, 6):
+                senders.wait_for_more()
+                keys = {"path": str(path), "retry_on_failure": {"multiplier": 1 + number}}
+                write_config(tmp_path, {"file": keys}, queued=queued)
+                service.process.send_signal(signal.SIGHUP)
+            senders.wait_for_more()
+        assert set(senders.statuses) == {200}
+
+        def written() -> list[str]:
+            return re.findall(r'"log.record.uid", *"value": *{"stringValue": *"([0-9a-f]{32})"', path.read_text())
+
+        wait_until(lambda: set(senders.acknowledged) <= set(written()), "all is written")
+    assert len(written()) == len(set(written())), "once"
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_reload_with_an_error_changes_nothing_and_says_why(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        good = {"otlp_grpc": grpc_exporter(sink)}
+        config = write_config(tmp_path, good, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink, endpont="x:1")}, queued=True, signing_secrets=[""])
+            done = run_to_end("reload", "--directory", str(tmp_path / "queue"), env=ENV)
+            assert done.returncode == 1
+            assert "exporters::otlp_grpc::endpont: unknown key" in done.stderr
+            assert "receivers::statsig::signing_secrets[0]: is empty" in done.stderr
+            service.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: sum("nothing has changed" in line for line in service.log) == 2, "the log says it too")
+            assert post(service.url, change(1)).status == 200
+            wait_until(lambda: uids(sink.requests) == [uid(change(1))], "it is delivered as before")
+
+
+@pytest.mark.parametrize(
+    ("receiver", "said"),
+    [
+        ({"endpoint": "127.0.0.1:1"}, "receivers::statsig::endpoint"),
+        ({"path": "/other"}, "receivers::statsig::path"),
+        ({"max_connections": 7}, "receivers::statsig::max_connections"),
+    ],
+)
+def test_what_needs_a_restart_is_said_and_nothing_else_is_applied(
+    tmp_path: Path, receiver: dict[str, object], said: str
+) -> None:
+    with GrpcSink() as sink, GrpcSink() as other:
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            write_config(tmp_path, {"otlp_grpc": grpc_exporter(other)}, queued=True, **receiver)
+            done = run_to_end("reload", "--directory", str(tmp_path / "queue"), env=ENV)
+            assert done.returncode == 1
+            assert f"only a restart can take this over: {said}" in done.stderr
+            assert post(service.url, change(1)).status == 200
+            wait_until(lambda: uids(sink.requests) == [uid(change(1))], "by the exporter as it was")
+
+
+def test_a_blocked_exporter_is_tried_at_once_after_a_reload(tmp_path: Path) -> None:
+    """The key is mended in the file; the backend that was not touched is asked again as well."""
+    with GrpcSink() as mended, GrpcSink() as same:
+        for sink in (mended, same):
+            sink.answer = GrpcAnswer(grpc.StatusCode.UNAUTHENTICATED, "wrong key")
+        exporters = {"otlp_grpc/mended": grpc_exporter(mended), "otlp_grpc/same": grpc_exporter(same)}
+        config = write_config(tmp_path, exporters, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            assert post(service.url, change(1)).status == 200
+            wait_until(lambda: sum("is blocked" in line for line in service.log) == 2, "both are blocked")
+            for sink in (mended, same):
+                sink.requests.clear()
+                sink.answer = GrpcAnswer()
+            exporters["otlp_grpc/mended"] = grpc_exporter(mended, headers={"authorization": "right"})
+            write_config(tmp_path, exporters, queued=True)
+            assert reload(service, tmp_path) == "exporters::otlp_grpc/mended: has changed\n"
+            wait_until(lambda: len(uids(mended.requests)) == len(uids(same.requests)) == 1, "both have it")
+            assert ("authorization", "right") in [(key, value) for key, value in mended.requests[0].headers.items()]
+
+
+def test_exporters_come_and_go_with_a_reload(tmp_path: Path) -> None:
+    """A new one begins at the next change, one that is gone keeps its place, and is found there when it comes back."""
+    with GrpcSink() as first, GrpcSink() as second:
+        one = {"otlp_grpc/first": grpc_exporter(first)}
+        both = {**one, "otlp_grpc/second": grpc_exporter(second)}
+        config = write_config(tmp_path, one, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            assert post(service.url, change(1)).status == 200
+            write_config(tmp_path, both, queued=True)
+            assert "exporters::otlp_grpc/second: is new" in reload(service, tmp_path)
+            assert post(service.url, change(2)).status == 200
+            wait_until(lambda: len(uids(first.requests)) == 2, "the first has both")
+            wait_until(lambda: len(uids(second.requests)) == 1, "the second the later")
+            second.answer = GrpcAnswer(grpc.StatusCode.UNAVAILABLE, "down")
+            assert post(service.url, change(3)).status == 200
+            write_config(tmp_path, one, queued=True)
+            assert "exporters::otlp_grpc/second: is gone" in reload(service, tmp_path)
+            assert post(service.url, change(4)).status == 200
+            wait_until(lambda: len(uids(first.requests)) == 4, "the first goes on")
+            assert waiting(tmp_path) == {"otlp_grpc/first": 0, "otlp_grpc/second": 1}
+            second.requests.clear()
+            second.answer = GrpcAnswer()
+            write_config(tmp_path, both, queued=True)
+            reload(service, tmp_path)
+            wait_until(lambda: uids(second.requests) == [uid(change(3))], "what waited for it")
+
+
+def test_many_reloads_in_a_hurry_lose_nothing(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            senders = Senders(service.url)
+            with senders.sending():
+                for number in range(10):
+                    write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink, timeout=f"{number + 1}s")}, queued=True)
+                    service.process.send_signal(signal.SIGHUP)
+                    time.sleep(0.05)
+                senders.wait_for_more()
+            assert set(senders.statuses) == {200}
+            wait_until(lambda: set(senders.acknowledged) <= set(uids(sink.requests)), "all is delivered")
+
+
+def test_without_a_service_a_reload_says_so(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
+        with ServiceProcess(config, env=ENV):
+            pass
+    done = run_to_end("reload", "--directory", str(tmp_path / "queue"), env=ENV)
+    assert (done.returncode, done.stderr) == (1, f"Error: no service is running on {tmp_path / 'queue'}\n")
