@@ -7,15 +7,16 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow test-all check format bench clean
+.PHONY: help demo test test-slow test-all check format bench docs clean
 
 help:
 	@echo "make demo       watch a day of changes arrive behind a real collector"
 	@echo "make test       the quick tests"
 	@echo "make test-slow  soaks, and collectors that are built first"
 	@echo "make check      lint, format and types"
-	@echo "make bench      the benchmarks"
+	@echo "make bench      the benchmarks; QUICK=1 for a first look, BENCHMARKS=drain for that one"
 	@echo "make format     format the code"
+	@echo "make docs       the parts of docs/ that are made from the code"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -53,8 +54,15 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Each prints a report and keeps it in benchmarks/results. ARGS are for all that run.
+BENCHMARKS ?= http_servers durable_answers drain backlog_start
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/http_servers.py $(ARGS)
+	@set -e; for name in $(BENCHMARKS); do \
+		echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) $(ARGS); echo; done
+
+# The parts of docs/configuration.md that are made from the code, and the schema.
+docs: $(VENV)/.dev
+	$(BIN)/python -m statsig_otel.plugin.configuration_docs docs
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

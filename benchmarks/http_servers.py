@@ -3,7 +3,7 @@
 The same Falcon application (POST, reads a body of 1 KB, answers 200 with JSON) runs under each server in a process of
 its own; the load comes from another process, over keep-alive connections of the loopback, in alternating rounds.
 
-    python benchmarks/http_servers.py [--rounds N] [--seconds S] [--clients C]
+    python benchmarks/http_servers.py [--rounds N] [--seconds S] [--clients C] [--quick]
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ import contextlib
 import importlib
 import importlib.util
 import json
-import os
-import platform
 import socket
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from itertools import repeat
 from typing import Any
 
 import falcon.asgi
 
-HOST = "127.0.0.1"
+from benchmarks import measure
+from benchmarks.load import Load
+from benchmarks.measure import HOST
+
 BODY = b"x" * 1024
-START_TIMEOUT = 15.0
 PROBE_TIMEOUT = 4.0  # what has not happened after this many seconds counts as never
 SHORT = 1  # seconds: header and idle timeouts during the probes, where a server has them
 FEW = 4  # connections at a time during the probes, where a server can bound them
@@ -147,109 +146,47 @@ def missing(name: str) -> list[str]:
     return [module for module in SERVERS[name][2] if importlib.util.find_spec(module) is None]
 
 
-# The load: one process, callbacks on raw sockets.
+# The load.
 
 
-class Client(asyncio.Protocol):
-    """Posts again as soon as it has an answer; counts them while `counting`."""
-
-    counting = False
-    answers = 0
-    failures = 0
-    stopped = False
-    request = b"POST / HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
-        len(BODY),
-        BODY,
-    )
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self.received = b""
-        transport.write(self.request)
-
-    def data_received(self, data: bytes) -> None:
-        self.received += data
-        head, end, body = self.received.partition(b"\r\n\r\n")
-        if not end or len(body) < int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]):
-            return
-        if Client.counting:
-            Client.answers += 1
-            Client.failures += not head.startswith(b"HTTP/1.1 200")
-        self.received = b""
-        if not Client.stopped:
-            self.transport.write(self.request)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        Client.failures += not Client.stopped
-
-
-async def load(port: int, seconds: float, clients: int) -> None:
-    loop = asyncio.get_running_loop()
-    transports = [(await loop.create_connection(Client, HOST, port))[0] for _ in range(clients)]
-    await asyncio.sleep(seconds / 5)  # warm up
-    Client.counting = True
-    began = time.perf_counter()
-    await asyncio.sleep(seconds)
-    took = time.perf_counter() - began
-    Client.counting = False
-    Client.stopped = True
-    for transport in transports:
-        transport.close()
-    print(json.dumps({"rate": Client.answers / took, "failures": Client.failures}))
+def load(port: int, seconds: float, clients: int) -> None:
+    request = b"POST / HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+    posting = Load(repeat(request % (len(BODY), BODY)), lambda head, _: head.startswith(b"HTTP/1.1 200"))
+    asyncio.run(posting.run(port, clients=clients, seconds=seconds))
+    print(json.dumps({"rate": posting.rate, "failures": posting.failures}))
 
 
 # The parent: processes, rounds and probes.
 
 
-def spawn(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, str(Path(__file__)), *arguments], text=True, **options)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+def child(*arguments: str) -> tuple[str, ...]:
+    return ("-m", "benchmarks.http_servers", *arguments)
 
 
 @contextlib.contextmanager
 def running(name: str, *, probed: bool = False) -> Iterator[int]:
     """A process of its own for one server, until it listens; its port."""
-    port = free_port()
+    port = measure.free_port()
     arguments = ["--serve", name, "--port", str(port), *(["--probed"] if probed else [])]
-    process = spawn(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + START_TIMEOUT
-        while True:
-            with contextlib.suppress(ConnectionError), connect(port):
-                break
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{name} did not start")
-            time.sleep(0.05)
+    with measure.running(*child(*arguments), port=port, stderr=subprocess.DEVNULL):
         yield port
-    finally:
-        process.kill()
-        process.wait()
 
 
 def connect(port: int) -> socket.socket:
     return socket.create_connection((HOST, port), timeout=PROBE_TIMEOUT)
 
 
-def measure(names: list[str], rounds: int, seconds: float, clients: int) -> dict[str, list[float]]:
+def measure_rates(names: list[str], rounds: int, seconds: float, clients: int) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {name: [] for name in names}
     with contextlib.ExitStack() as stack:
         ports = {name: stack.enter_context(running(name)) for name in names}
-        for number in range(rounds):
-            order = names if number % 2 == 0 else names[::-1]
-            for name in order:
-                arguments = ["--load", str(ports[name]), "--seconds", str(seconds), "--clients", str(clients)]
-                with spawn(*arguments, stdout=subprocess.PIPE) as process:
-                    out, _ = process.communicate(timeout=seconds * 2 + START_TIMEOUT)
-                result = json.loads(out)
-                if result["failures"]:
-                    print(f"{name}: {result['failures']} failures in round {number + 1}")
-                rates[name].append(result["rate"])
+        for name in measure.alternating(names, rounds):
+            arguments = ["--load", str(ports[name]), "--seconds", str(seconds), "--clients", str(clients)]
+            printed = measure.output(*child(*arguments), timeout=seconds * 2 + measure.START_TIMEOUT)
+            result = json.loads(printed)
+            if result["failures"]:
+                print(f"{name}: {result['failures']} failures in round {len(rates[name]) + 1}")
+            rates[name].append(result["rate"])
     return rates
 
 
@@ -319,14 +256,14 @@ def probe_cut_body(port: int) -> str:
 
 
 def probe_second_bind(name: str, port: int) -> str:
-    process = spawn("--serve", name, "--port", str(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        process.wait(timeout=PROBE_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        return "no: shares the port"
-    finally:
-        process.kill()
-        process.wait()
+    second = child("--serve", name, "--port", str(port))
+    with measure.spawn(*second, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            process.wait(timeout=PROBE_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return "no: shares the port"
+        finally:
+            process.kill()
     return "yes"
 
 
@@ -341,31 +278,14 @@ def behaviour(name: str) -> list[str]:
     return row
 
 
-def print_table(head: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, ["-" * width for width in widths], *rows]:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
-
-
-def compare(rounds: int, seconds: float, clients: int) -> None:
+def compare(given: argparse.Namespace) -> None:
     for name in SERVERS:
         if absent := missing(name):
             print(f"{name}: left out, not installed: {', '.join(absent)}")
     names = [name for name in SERVERS if not missing(name)]
-    print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.machine()}")
-    print(f"{rounds} rounds of {seconds:g} s, {clients} keep-alive clients, {len(BODY)} bytes a request\n")
-    rates = measure(names, rounds, seconds, clients)
+    rates = measure_rates(names, given.rounds, given.seconds, given.clients)
     first = statistics.median(rates[names[0]])
-    rows = [
-        [
-            name,
-            *(f"{value:.0f}" for value in (min(found), statistics.median(found), max(found))),
-            f"{statistics.median(found) / first:.2f}",
-        ]
-        for name, found in rates.items()
-    ]
-    print_table(["requests a second", "min", "median", "max", "ratio"], rows)
-    print(f"\nWith header and idle timeouts of {SHORT} s and {FEW} connections, where a server can be told so:\n")
+    rows = [[name, *measure.spread(found), f"{statistics.median(found) / first:.2f}"] for name, found in rates.items()]
     head = [
         "behaviour",
         "header timeout",
@@ -374,25 +294,33 @@ def compare(rounds: int, seconds: float, clients: int) -> None:
         "cut-off body seen",
         "second bind refused",
     ]
-    print_table(head, [[name, *behaviour(name)] for name in names if not name.endswith("uvloop")])
+    measure.publish(
+        "http_servers",
+        f"{measure.machine()}. Keep-alive clients, {len(BODY)} bytes a request.",
+        measure.arguments(given, ("rounds", "seconds", "clients")),
+        measure.table(["requests a second", "min", "median", "max", "ratio"], rows),
+        f"With header and idle timeouts of {SHORT} s and {FEW} connections, where a server can be told so:",
+        measure.table(head, [[name, *behaviour(name)] for name in names if not name.endswith("uvloop")]),
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser = measure.parser(__doc__, rounds=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="the length of one measurement")
     parser.add_argument("--clients", type=int, default=16)
     for hidden in ("--serve", "--port", "--load"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--probed", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.quick:
+        given.rounds, given.seconds = 2, 0.5
     if given.serve is not None:
         serve, options, _ = SERVERS[given.serve]
         serve(int(given.port), probed=given.probed, **options)
     elif given.load is not None:
-        asyncio.run(load(int(given.load), given.seconds, given.clients))
+        load(int(given.load), given.seconds, given.clients)
     else:
-        compare(given.rounds, given.seconds, given.clients)
+        compare(given)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""A queue in which records wait, and the configuration of the service that it belongs to."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from benchmarks.measure import HOST
+from statsig_otel.exporters.consumer import Batch, Change
+from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.plugin.change_event import ChangeEvent
+from statsig_otel.plugin.log_record import LogRecordEncoder
+from statsig_otel.plugin.samples import RELEASE_MANAGER, config_change
+
+RECEIVER, EXPORTER = "statsig", "otlp_grpc"
+SECRET = "webhook-benchmark"
+OBSERVED_NS = 1_700_000_000_000_000_000
+
+_IN_ONE_COMMIT = 5000
+_NO_UID = "0" * 32
+
+
+def event(description: str) -> dict[str, object]:
+    """A config change of about 1 KB as Statsig sends it."""
+    return dict(
+        config_change(
+            OBSERVED_NS // 1_000_000,
+            "Dynamic Config",
+            "checkout_layout_v2",
+            "updated",
+            f"{description}\n" + "- Updated the rule for 10% of the users in Europe\n" * 13,
+            environments=["production"],
+            by=RELEASE_MANAGER,
+        )
+    )
+
+
+def configuration(*, directory: Path, backend: str, port: int = 0, compression: str = "gzip") -> str:
+    """A service with one receiver, and one exporter with the defaults. JSON is YAML too."""
+    exporter = {"endpoint": backend, "tls": {"insecure": True}, "compression": compression}
+    receiver = {"endpoint": f"{HOST}:{port}", "signing_secrets": [SECRET]}
+    return json.dumps(
+        {
+            "receivers": {RECEIVER: receiver},
+            "exporters": {EXPORTER: exporter},
+            "extensions": {"file_storage": {"directory": str(directory)}},
+            "service": {
+                "extensions": ["file_storage"],
+                "pipelines": {"logs": {"receivers": [RECEIVER], "exporters": [EXPORTER]}},
+            },
+        }
+    )
+
+
+def open_queue(directory: Path) -> DurableQueue:
+    """The queue of that service. The caller starts it."""
+    receivers = {RECEIVER: QueuedReceiver((EXPORTER,))}
+    return DurableQueue(directory, receivers=receivers, exporters={EXPORTER: QueuedExporter()})
+
+
+def records(count: int) -> Iterator[tuple[str, bytes]]:
+    """Uids and encoded records that differ in nothing else."""
+    made = ChangeEvent.from_item(event("A record of a benchmark's backlog"))
+    encoded = LogRecordEncoder().encode(made, uid=_NO_UID, observed_ns=OBSERVED_NS, original="")
+    before, found, behind = encoded.partition(_NO_UID.encode())
+    assert found
+    for number in range(count):
+        # Scattered as a hash is: a table by uid that grows in order would be cheaper than it is in life.
+        uid = f"{(number * 0x9E3779B97F4A7C15F39CC0605CEDC835) % (1 << 128):032x}"
+        yield uid, before + uid.encode() + behind
+
+
+def fill(directory: Path, count: int) -> None:
+    """Let so many records wait in a queue, and close it in order."""
+    queue = open_queue(directory)
+    queue.start()
+    try:
+        left = records(count)
+        while changes := tuple(Change(uid, (record,)) for uid, record in islice(left, _IN_ONE_COMMIT)):
+            assert queue.consume(Batch(RECEIVER, changes)).result().accepted == len(changes)
+    finally:
+        queue.shutdown()

@@ -1,0 +1,120 @@
+"""Does a backlog slow the start down, or take memory?
+
+A is `statsig-otel run` with records that wait in its queue, B the same with an empty queue; the backend can't be
+reached, so that nothing is delivered meanwhile. The start is measured from the creation of the process to its first
+answer on the webhook's port; its memory a moment later, when it has read what it would send first.
+Wanted: A / B of at most 1.1.
+
+    python benchmarks/backlog_start.py [--rounds N] [--records N] [--directory DIR] [--quick]
+"""
+
+import argparse
+import http.client
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import backlog, measure
+from statsig_otel.plugin.receiver import DEFAULT_PATH
+
+FULL, EMPTY = "full", "empty"
+_MOMENT = 2.0
+"""Seconds after the first answer, for several attempts to deliver."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """One start.
+
+    Attributes:
+        seconds: Until the first answer.
+        memory: A moment later.
+    """
+
+    seconds: float
+    memory: measure.Memory
+
+
+def start(config: Path, port: int) -> Started:
+    """Start a service, ask it, and stop it."""
+    began = time.perf_counter()
+    process = measure.spawn(
+        "-m", "statsig_otel", "run", "--config", str(config), "--log-level", "error",
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while (status := _status(port)) is None:
+            if process.poll() is not None or time.perf_counter() - began > measure.START_TIMEOUT:
+                raise RuntimeError("the service did not start")
+            time.sleep(0.002)
+        seconds = time.perf_counter() - began
+        if status != http.client.UNAUTHORIZED:
+            raise RuntimeError(f"an unsigned request was answered with {status}")
+        time.sleep(_MOMENT)
+        found = measure.memory(process.pid)
+        process.send_signal(signal.SIGTERM)
+        process.wait(measure.START_TIMEOUT)
+    finally:
+        process.kill()
+        process.wait()
+    return Started(seconds, found)
+
+
+def _status(port: int) -> int | None:
+    """The answer to an unsigned request; None where nobody listens yet."""
+    connection = http.client.HTTPConnection(measure.HOST, port, timeout=measure.START_TIMEOUT)
+    try:
+        connection.request("POST", DEFAULT_PATH, b"{}")
+        return connection.getresponse().status
+    except ConnectionError:
+        return None
+    finally:
+        connection.close()
+
+
+def compare(given: argparse.Namespace) -> None:
+    with measure.working_directory(given.directory) as directory:
+        port, nobody = measure.free_port(), measure.free_port()
+        for name, count in ((FULL, given.records), (EMPTY, 0)):
+            backlog.fill(directory / name, count)
+            written = backlog.configuration(directory=directory / name, backend=f"{measure.HOST}:{nobody}", port=port)
+            (directory / f"{name}.yaml").write_text(written)
+        size = sum(file.stat().st_size for file in (directory / FULL).iterdir()) >> 20
+        starts: dict[str, list[Started]] = {FULL: [], EMPTY: []}
+        for name in measure.alternating((FULL, EMPTY), given.rounds):
+            starts[name].append(start(directory / f"{name}.yaml", port))
+        file_system = measure.file_system(directory)
+    full, empty = starts[FULL], starts[EMPTY]
+    mib = 1 << 20
+    rows = [
+        measure.comparison("start, s", [one.seconds for one in full], [one.seconds for one in empty], ".3f"),
+        measure.comparison(
+            "resident, MiB", [one.memory.now / mib for one in full], [one.memory.now / mib for one in empty], ".1f"
+        ),
+        measure.comparison(
+            "its peak, MiB", [one.memory.peak / mib for one in full], [one.memory.peak / mib for one in empty], ".1f"
+        ),
+    ]
+    measure.publish(
+        "backlog_start",
+        f"A: with {given.records:,} records waiting; B: with none.",
+        f"{measure.machine()}. On {file_system}; the queue takes {size} MiB, and is in the system's cache.",
+        measure.arguments(given, ("rounds", "records")),
+        measure.table(measure.COMPARISON, rows),
+    )
+
+
+def main() -> None:
+    parser = measure.parser(__doc__, rounds=7)
+    parser.add_argument("--records", type=int, default=1_000_000, help="how many wait (default: %(default)s)")
+    measure.add_directory(parser)
+    given = parser.parse_args()
+    if given.quick:
+        given.rounds, given.records = 3, 100_000
+    compare(given)
+
+
+if __name__ == "__main__":
+    main()

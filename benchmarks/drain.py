@@ -1,0 +1,181 @@
+"""How fast is a backlog delivered over OTLP/gRPC?
+
+A is the durable queue on disk with its sender and exporter; B is opentelemetry-sdk's
+BatchLogRecordProcessor with the OTLPLogExporter of opentelemetry-exporter-otlp-proto-grpc, with a queue in memory
+that holds everything. Both send the same records, in batches of 512, to the same sink, each from a process of its own;
+once without compression, the SDK's default, and once with gzip, ours. Otherwise both have their defaults.
+Wanted: A / B of at least 15.
+
+The clock of A runs from the opening of the queue to the moment at which the last record is ticked off on disk. B is
+given more: its records are made and in its queue before, with an exporter that waits for the clock; so it need not emit
+while it exports. Its clock ends with force_flush.
+
+    python benchmarks/drain.py [--rounds N] [--records N] [--directory DIR] [--quick]
+"""
+
+import argparse
+import os
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.sdk._logs import LoggerProvider, ReadableLogRecord
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExportResult
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.util.types import AnyValue as Value
+
+from benchmarks import backlog, measure
+from benchmarks.sink import Sink, sink
+from statsig_otel.config.grammar import check
+from statsig_otel.config.source import read
+from statsig_otel.exporters.delivery import Sender
+from statsig_otel.plugin.components import COMPONENTS, QueuedOtlpGrpcSettings, create_exporter
+
+QUEUE, SDK = "queue", "sdk"
+COMPRESSIONS = {"none": grpc.Compression.NoCompression, "gzip": grpc.Compression.Gzip}
+TIMEOUT = 600.0
+"""Seconds for one drain; reached only where it hangs."""
+
+
+# The peers: each prints how many seconds it took.
+
+
+def drain_queue(directory: Path, backend: str, compression: str) -> float:
+    config = directory / "config.yaml"
+    config.write_text(backlog.configuration(directory=directory, backend=backend, compression=compression))
+    settings = check(read(config, environ={}), COMPONENTS).exporters[backlog.EXPORTER]
+    assert isinstance(settings, QueuedOtlpGrpcSettings)
+    queue = backlog.open_queue(directory)
+    exporter = create_exporter(backlog.EXPORTER, settings)
+    sender = Sender(queue.lane(backlog.EXPORTER), exporter, settings.delivery(settings.timeout))
+    began = time.perf_counter()
+    queue.start()
+    sender.start()
+    while queue.lane(backlog.EXPORTER).waiting:
+        time.sleep(0.005)
+    took = time.perf_counter() - began
+    sender.shutdown()
+    queue.shutdown()
+    return took
+
+
+class WaitingExporter(OTLPLogExporter):
+    """Exports nothing before it may."""
+
+    def __init__(self, endpoint: str, compression: grpc.Compression) -> None:
+        super().__init__(endpoint=endpoint, insecure=True, compression=compression)
+        self.may = threading.Event()
+
+    def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
+        self.may.wait()
+        return super().export(batch)
+
+
+def drain_sdk(count: int, backend: str, compression: str) -> float:
+    exporter = WaitingExporter(backend, COMPRESSIONS[compression])
+    processor = BatchLogRecordProcessor(exporter, max_queue_size=count)
+    _, first = next(backlog.records(1))
+    logs = ExportLogsServiceRequest.FromString(first).resource_logs[0]
+    provider = LoggerProvider(Resource(_attributes(logs.resource.attributes)), shutdown_on_exit=False)
+    provider.add_log_record_processor(processor)
+    scope = logs.scope_logs[0]
+    logger = provider.get_logger(scope.scope.name, scope.scope.version, scope.schema_url)
+    for _, record in backlog.records(count):
+        logger.emit(_sdk_record(record))
+    began = time.perf_counter()
+    exporter.may.set()
+    provider.force_flush()
+    took = time.perf_counter() - began
+    provider.shutdown()
+    return took
+
+
+def _sdk_record(encoded: bytes) -> LogRecord:
+    """The same record as the SDK takes it."""
+    record = ExportLogsServiceRequest.FromString(encoded).resource_logs[0].scope_logs[0].log_records[0]
+    return LogRecord(
+        timestamp=record.time_unix_nano,
+        observed_timestamp=record.observed_time_unix_nano,
+        severity_number=SeverityNumber(record.severity_number),
+        body=record.body.string_value,
+        attributes=_attributes(record.attributes),
+        event_name=record.event_name,
+    )
+
+
+def _attributes(pairs: Sequence[KeyValue]) -> dict[str, Value]:
+    return {pair.key: _value(pair.value) for pair in pairs}
+
+
+def _value(value: AnyValue) -> Value:
+    if value.HasField("array_value"):
+        return [element.string_value for element in value.array_value.values]
+    return value.string_value
+
+
+# The parent.
+
+
+def drain(name: str, compression: str, filled: Path, count: int, backend: Sink) -> float:
+    """Records a second of one drain. A drains a copy of the backlog."""
+    arguments = ["--backend", backend.address, "--compression", compression, "--records", str(count)]
+    with measure.working_directory(filled.parent) as directory:
+        if name == QUEUE:
+            shutil.copytree(filled, directory, dirs_exist_ok=True)
+            os.sync()  # writing the copy down is not what is measured
+            arguments += ["--drain", str(directory)]
+        seconds = float(measure.output("-m", "benchmarks.drain", *arguments, timeout=TIMEOUT))
+    got = backend.take()
+    if not got.records == got.uids == count:
+        raise RuntimeError(f"{name}: the sink got {got.records} records, {got.uids} different ones, of {count}")
+    return count / seconds
+
+
+def compare(given: argparse.Namespace) -> None:
+    rows = []
+    with measure.working_directory(given.directory) as directory, sink() as backend:
+        filled = directory / "filled"
+        backlog.fill(filled, given.records)
+        for compression in COMPRESSIONS:
+            rates: dict[str, list[float]] = {QUEUE: [], SDK: []}
+            for name in measure.alternating((QUEUE, SDK), given.rounds):
+                rates[name].append(drain(name, compression, filled, given.records, backend))
+            rows.append(measure.comparison(f"compression: {compression}", rates[QUEUE], rates[SDK]))
+        file_system = measure.file_system(directory)
+    measure.publish(
+        "drain",
+        "Records a second of a backlog, over OTLP/gRPC. A: from the durable queue; B: from the SDK's batch processor, "
+        "which holds them in memory. The sink got every record once, in every round.",
+        f"{measure.machine(('opentelemetry-sdk', 'grpcio'))}. On {file_system}.",
+        measure.arguments(given, ("rounds", "records")),
+        measure.table(measure.COMPARISON, rows),
+    )
+
+
+def main() -> None:
+    parser = measure.parser(__doc__, rounds=5)
+    parser.add_argument("--records", type=int, default=100_000, help="how many wait (default: %(default)s)")
+    measure.add_directory(parser)
+    for hidden in ("--backend", "--compression"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--drain", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.quick:
+        given.rounds, given.records = 3, 20_000
+    if given.drain is not None:
+        print(drain_queue(given.drain, given.backend, given.compression))
+    elif given.backend is not None:
+        print(drain_sdk(given.records, given.backend, given.compression))
+    else:
+        compare(given)
+
+
+if __name__ == "__main__":
+    main()

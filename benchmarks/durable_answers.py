@@ -1,0 +1,217 @@
+"""What does it cost to answer a webhook only once its change is on disk?
+
+A is `statsig-otel run` with an OTLP/gRPC exporter: what it answers with 200 is committed to its durable queue, and goes
+on to a sink. B is the same HTTP server, receiver, verification, mapping and encoding before a consumer that returns at
+once. Signed config changes of about 1 KB, each a new one, come from another process over keep-alive connections.
+Wanted: A / B of at least 0.60 at 64 clients.
+
+The last row is for scale: A at 64 clients, against a bare loop that appends as many bytes to a file and calls fsync
+for groups of the size that A had reached.
+
+    python benchmarks/durable_answers.py [--rounds N] [--seconds S] [--directory DIR] [--quick]
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import struct
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import Future
+from itertools import chain, count, islice
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from benchmarks import backlog, measure
+from benchmarks.load import Load
+from benchmarks.sink import Sink, sink
+from statsig_otel.exporters.consumer import Batch, Receipt
+from statsig_otel.plugin.intake import Intake
+from statsig_otel.plugin.receiver import DEFAULT_PATH, StatsigReceiver, create_app
+from statsig_otel.plugin.samples import enveloped
+from statsig_otel.plugin.server import HttpServer
+from statsig_otel.plugin.webhook import Verifier, sign
+
+CLIENTS = (1, 8, 64)
+DURABLE, AT_ONCE, LOOP = "durable", "at once", "loop"
+_PREPARED = 10_000
+"""Requests a second that are signed before the clock runs: more than any server here answers."""
+
+_SETTLE = 60.0
+"""Seconds in which the sink has everything; reached only where something is lost."""
+
+
+_ACCEPTED = b'"accepted": 1'
+_PATIENCE = 10.0
+"""Seconds that a service gives its queue; B has the same timer for every request."""
+
+
+# The load.
+
+
+def requests() -> Iterator[bytes]:
+    """Signed requests, each with a change that nobody has sent before."""
+    run = token_hex(8)
+    body = enveloped([backlog.event(f"{run}-NUMBER..")])
+    for number in count():
+        one = body.replace(b"NUMBER..", b"%08d" % number)
+        headers = sign(one, secret=backlog.SECRET, timestamp_ms=time.time_ns() // 1_000_000)
+        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"POST {DEFAULT_PATH} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n{fields}"
+        yield b"%scontent-length: %d\r\n\r\n%s" % (head.encode(), len(one), one)
+
+
+def load(port: int, clients: int, seconds: float) -> None:
+    signed = requests()
+    prepared = list(islice(signed, round(seconds * _PREPARED)))
+    posting = Load(chain(prepared, signed), lambda head, body: head.startswith(b"HTTP/1.1 200") and _ACCEPTED in body)
+    asyncio.run(posting.run(port, clients=clients, seconds=seconds))
+    print(json.dumps({name: getattr(posting, name) for name in ("rate", "good", "failures", "busy")}))
+
+
+# The peers.
+
+
+class AtOnce:
+    """A consumer that has taken over what it sees."""
+
+    def consume(self, batch: Batch) -> Future[Receipt]:
+        taken: Future[Receipt] = Future()
+        taken.set_result(Receipt(len(batch.changes)))
+        return taken
+
+
+def serve_at_once(port: int) -> None:
+    receiver = StatsigReceiver(Intake(verifier=Verifier([backlog.SECRET])), AtOnce(), patience=_PATIENCE)
+    server = HttpServer(create_app({DEFAULT_PATH: receiver}), host=measure.HOST, port=port)
+    server.bind()
+    asyncio.run(server.serve())
+
+
+def append(file: Path, group: int, seconds: float) -> None:
+    """Append records to a file, with an fsync for each group; print how many a second."""
+    _, record = next(backlog.records(1))
+    written = 0
+    with file.open("wb", buffering=0) as out:
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            out.write(b"".join([record] * group))
+            os.fsync(out.fileno())
+            written += group
+        took = time.perf_counter() - began
+    file.unlink()
+    print(json.dumps({"rate": written / took}))
+
+
+# The parent.
+
+
+class Peers:
+    """The processes that are compared, and what one round of one of them is."""
+
+    def __init__(self, seconds: float, directory: Path, ports: dict[str, int], backend: Sink) -> None:
+        self._seconds = seconds
+        self._directory = directory
+        self._ports = ports
+        self._backend = backend
+        self.group = 1.0
+        self.busiest = 0.0
+
+    def measure(self, name: str, clients: int) -> float:
+        """Answers a second."""
+        if name == LOOP:
+            group = str(max(1, round(self.group)))
+            return float(self._child("--append", str(self._directory / "appended"), "--group", group)["rate"])
+        before = self._commits()
+        result = self._child("--load", str(self._ports[name]), "--clients", str(clients))
+        if result["failures"]:
+            raise RuntimeError(f"{name}: {result['failures']} requests were not answered as they should be")
+        self.busiest = max(self.busiest, result["busy"])
+        if name == DURABLE:
+            self.group = result["good"] / (self._commits() - before)
+            self._settle(result["good"])
+        return float(result["rate"])
+
+    def _child(self, *arguments: str) -> dict[str, Any]:
+        printed = measure.output(
+            "-m", "benchmarks.durable_answers", "--seconds", str(self._seconds), *arguments,
+            timeout=self._seconds * 3 + measure.START_TIMEOUT,
+        )  # fmt: skip
+        return dict(json.loads(printed))
+
+    def _commits(self) -> int:
+        """How many transactions the service has committed: `iChange` of the WAL index (sqlite.org/walformat.html)."""
+        with (self._directory / "queue.db-shm").open("rb") as index:
+            return int(struct.unpack_from("=I", index.read(12), 8)[0])
+
+    def _settle(self, expected: int) -> None:
+        """Wait until the sink has all of it: what A has still to deliver must not slow B down. None may be lost."""
+        deadline = time.monotonic() + _SETTLE
+        while (expected := expected - self._backend.take().uids) > 0:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{expected} acknowledged changes did not reach the sink")
+            time.sleep(0.1)
+
+
+def compare(given: argparse.Namespace) -> None:
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(measure.working_directory(given.directory))
+        backend = stack.enter_context(sink())
+        ports = {DURABLE: measure.free_port(), AT_ONCE: measure.free_port()}
+        config = directory / "config.yaml"
+        config.write_text(backlog.configuration(directory=directory, backend=backend.address, port=ports[DURABLE]))
+        service = ("-m", "statsig_otel", "run", "--config", str(config), "--log-level", "error")
+        stack.enter_context(measure.running(*service, port=ports[DURABLE]))
+        at_once = ("-m", "benchmarks.durable_answers", "--at-once", str(ports[AT_ONCE]))
+        stack.enter_context(measure.running(*at_once, port=ports[AT_ONCE]))
+        peers = Peers(given.seconds, directory, ports, backend)
+        rows = []
+        for clients in CLIENTS:
+            rates: dict[str, list[float]] = defaultdict(list)
+            groups = []
+            names = (DURABLE, AT_ONCE, LOOP) if clients == CLIENTS[-1] else (DURABLE, AT_ONCE)
+            for name in measure.alternating(names, given.rounds):
+                rates[name].append(peers.measure(name, clients))
+                if name == DURABLE:
+                    groups.append(peers.group)
+            label = f"clients: {clients} ({measure.spread(groups, '.1f')[1]} changes a commit)"
+            rows.append(measure.comparison(label, rates[DURABLE], rates[AT_ONCE]))
+            if rates[LOOP]:
+                rows.append(measure.comparison(f"clients: {clients}, B: append, fsync", rates[DURABLE], rates[LOOP]))
+        disk = f"On {measure.file_system(directory)}. The load used {peers.busiest:.0%} of a CPU at most."
+    measure.publish(
+        "durable_answers",
+        "Answers a second. A: once the change is on disk; B: at once. The last row's B: records a second, appended and "
+        "synced in groups as A had them.",
+        f"{measure.machine()}. {disk}",
+        measure.arguments(given, ("rounds", "seconds")),
+        measure.table(measure.COMPARISON, rows),
+    )
+
+
+def main() -> None:
+    parser = measure.parser(__doc__, rounds=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="the length of one measurement")
+    measure.add_directory(parser)
+    for hidden in ("--at-once", "--load", "--clients", "--group"):
+        parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--append", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.quick:
+        given.rounds, given.seconds = 3, 1.0
+    if given.at_once is not None:
+        serve_at_once(given.at_once)
+    elif given.load is not None:
+        load(given.load, given.clients, given.seconds)
+    elif given.append is not None:
+        append(given.append, given.group, given.seconds)
+    else:
+        compare(given)
+
+
+if __name__ == "__main__":
+    main()

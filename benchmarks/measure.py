@@ -1,0 +1,192 @@
+"""What the benchmarks share: alternating rounds, processes that are measured, and the report.
+
+Every result is the ratio of things that were measured by turns, in the same run on the same machine: rates by
+themselves say more about the machine and its other load than about the code.
+"""
+
+import argparse
+import contextlib
+import os
+import platform
+import shlex
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+HOST = "127.0.0.1"
+START_TIMEOUT = 30.0
+"""Seconds until a process listens; reached only where it hangs."""
+
+RESULTS = Path(__file__).parent / "results"
+
+
+# The command line.
+
+
+def parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--rounds", type=int, default=rounds, help="how often each is measured (default: %(default)s)")
+    made.add_argument("--quick", action="store_true", help="smaller sizes, for a first look")
+    return made
+
+
+def add_directory(to: argparse.ArgumentParser) -> None:
+    """The option of a benchmark that writes to a disk."""
+    to.add_argument("--directory", type=Path, default=Path.cwd(), help="where to write (default: here); left as it was")
+
+
+# Rounds.
+
+
+def alternating(names: Sequence[str], rounds: int) -> Iterator[str]:
+    """Every name once a round, in turning order (A B, B A, ...), so that a drift of the machine falls on all."""
+    for number in range(rounds):
+        yield from names if number % 2 == 0 else reversed(names)
+
+
+def ratios(values: Sequence[float], against: Sequence[float]) -> list[float]:
+    """The ratio of each round: neighbours in time are compared."""
+    return [value / other for value, other in zip(values, against, strict=True)]
+
+
+def spread(values: Sequence[float], form: str = ".0f") -> list[str]:
+    """Minimum, median and maximum, as cells of a table."""
+    return [format(value, form) for value in (min(values), statistics.median(values), max(values))]
+
+
+# Processes.
+
+
+def spawn(*command: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a Python process: `-m` with a module, and its arguments. Nothing of ours configures a service or an SDK."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "STATSIG_"))}
+    return subprocess.Popen([sys.executable, *command], text=True, env=environment, **options)
+
+
+def output(*command: str, timeout: float) -> str:
+    """What a Python process prints; its errors go to ours, and end the benchmark."""
+    with spawn(*command, stdout=subprocess.PIPE) as process:
+        try:
+            printed, _ = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise RuntimeError(f"{shlex.join(command)} ended with {process.returncode}")
+    return printed
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(*command: str, port: int, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own, from the moment at which it listens; ended at the end of the block."""
+    process = spawn(*command, **{"stdout": subprocess.DEVNULL, **options})
+    try:
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            with contextlib.suppress(ConnectionError), socket.create_connection((HOST, port), timeout=START_TIMEOUT):
+                break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{shlex.join(command)} did not start")
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The resident memory of a process, in bytes.
+
+    Attributes:
+        now: VmRSS.
+        peak: VmHWM, the most that it had so far.
+    """
+
+    now: int
+    peak: int
+
+
+def memory(pid: int) -> Memory:
+    """Read a process's resident memory, as Linux tells it (proc_pid_status(5))."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return Memory(*(int(fields[name].split()[0]) << 10 for name in ("VmRSS", "VmHWM")))
+
+
+# Disks.
+
+
+@contextlib.contextmanager
+def working_directory(parent: Path) -> Iterator[Path]:
+    """A directory for what a benchmark writes, gone at its end."""
+    with TemporaryDirectory(prefix="benchmark-", dir=parent) as name:
+        yield Path(name)
+
+
+def file_system(path: Path) -> str:
+    """The file system that a directory is on, with a warning where it is no disk's."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except FileNotFoundError:
+        return "an unknown file system"
+    place = path.resolve()
+    found = [(len(point), kind) for point, kind in mounts if place.is_relative_to(point)]
+    kind = max(found)[1]
+    return f"{kind}: MEMORY, NO DISK" if kind in ("tmpfs", "ramfs") else kind
+
+
+# The report.
+
+
+def machine(packages: Iterable[str] = ()) -> str:
+    """What a number can depend on."""
+    others = "".join(f", {package} {version(package)}" for package in packages)
+    return f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.machine()}{others}"
+
+
+def arguments(given: argparse.Namespace, names: Iterable[str]) -> str:
+    """The options of this run."""
+    values: Mapping[str, Any] = vars(given)
+    return "Options: " + ", ".join(f"{name} {values[name]}" for name in names)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that can be read as plain text too."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+COMPARISON = ("min / median / max", "A", "B", "A / B")
+"""The head of a table of comparisons."""
+
+
+def comparison(label: str, a: Sequence[float], b: Sequence[float], form: str = ".0f") -> list[str]:
+    """One row of such a table."""
+    return [label, *(" / ".join(cells) for cells in (spread(a, form), spread(b, form), spread(ratios(a, b), ".2f")))]
+
+
+def publish(name: str, *parts: str) -> None:
+    """Print a report, and keep it as results/NAME.md."""
+    text = "\n\n".join(parts)
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(f"# {name}\n\n{text}\n")
