@@ -51,6 +51,12 @@ class Batch:
     changes: tuple[Change, ...] = ()
     invalid: tuple[Invalid, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the records and of the invalid texts."""
+        records = sum(len(record) for change in self.changes for record in change.records)
+        return records + sum(len(invalid.text) for invalid in self.invalid)
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:

@@ -195,8 +195,11 @@ class Sender:
         return True
 
     def _read(self) -> list[Stored]:
-        batch = self._lane.read(1 if self._head_only else self._settings.max_records, self._settings.max_bytes)
+        count, size = 1 if self._head_only else self._settings.max_records, self._settings.max_bytes
+        batch = self._lane.read(count, size)
         self._storage_works()
+        if batch and len(batch) < self._lane.waiting and not self._outage:
+            self._lane.read_ahead(batch[-1].seq, count, size)
         if batch and batch[-1].seq <= self._refused_to:
             # All of these were refused one by one. Two tell whether the backend was mended meanwhile.
             return batch[:2]

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from statsig_otel.config.model import Duration, Opaque, Settings
+from statsig_otel.config.model import Duration, Opaque, OrList, Settings
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]+\]")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
@@ -257,11 +257,27 @@ class KeepaliveSettings(Settings):
     permit_without_stream: bool = False
 
 
+class HeaderSettings(Settings):
+    """One of `headers`, written as a list."""
+
+    name: str = Field(description="Its name.")
+    value: Opaque = Field(description="Its value.")
+
+
+def _as_mapping(headers: list[HeaderSettings]) -> dict[str, Opaque]:
+    found: dict[str, Opaque] = {}
+    for header in headers:
+        if header.name in found:
+            raise ValueError(f"the header {header.name!r} is there twice")
+        found[header.name] = header.value
+    return found
+
+
 class _OtlpSettings(Settings):
     """What both protocols have.
 
     Attributes:
-        headers: Sent with each request. The values are secret.
+        headers: Sent with each request: a mapping, or a list of `{name: ..., value: ...}`. The values are secret.
         compression: Of the requests.
     """
 
@@ -275,7 +291,7 @@ class _OtlpSettings(Settings):
         "write_buffer_size": "leave it out: the library chooses its buffers",
     }
 
-    headers: dict[str, Opaque] = Field(default_factory=dict)
+    headers: Annotated[dict[str, Opaque], OrList(list[HeaderSettings], _as_mapping)] = Field(default_factory=dict)
     compression: Compression = "gzip"
 
 

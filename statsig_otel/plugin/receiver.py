@@ -1,13 +1,17 @@
 """The webhook as a Falcon resource: reads the body, waits for the consumer, sends the answer. `intake` decides."""
 
 import asyncio
+import contextlib
 import logging
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from http import HTTPStatus
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from falcon import HTTPError
 from falcon.asgi import App, Request, Response
@@ -54,6 +58,7 @@ class StatsigReceiver:
         self._clock = clock
         self._reading: set[asyncio.Timeout] = set()
         self._judge: ThreadPoolExecutor | None = None
+        self._answers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Answers] = WeakKeyDictionary()
         self._closed = False
 
     def close(self, grace: float = 0.0) -> None:
@@ -93,7 +98,7 @@ class StatsigReceiver:
             outcome = await self._finish(request, complete=await self._read(req, request))
             if isinstance(outcome, Answer):
                 return outcome
-            taking = asyncio.wrap_future(self._consumer.consume(outcome))
+            taking = self._wait_for(self._consumer.consume(outcome))
             try:
                 async with asyncio.timeout(self.patience):
                     # Shielded: what was handed over is stored, also where nobody waits for the answer any more.
@@ -108,6 +113,13 @@ class StatsigReceiver:
                 request.close()
             else:  # the body is in memory for as long as the consumer has it
                 taking.add_done_callback(partial(_close, request))
+
+    def _wait_for(self, answer: Future[Receipt]) -> "asyncio.Future[Receipt]":
+        loop = asyncio.get_running_loop()
+        answers = self._answers.get(loop)
+        if answers is None:
+            answers = self._answers[loop] = _Answers(loop)
+        return answers.wait_for(answer)
 
     async def _finish(self, request: intake.Request, *, complete: bool) -> Answer | Batch:
         """Judge the body: a large one in a thread of its own, since it may take seconds that the loop has not."""
@@ -137,6 +149,46 @@ class StatsigReceiver:
     def _send(self, resp: Response, answer: Answer) -> None:
         self._intake.report(answer)
         _fill(resp, answer)
+
+
+class _Answers:
+    """Brings the consumer's answers to the event loop: all that come together wake it once.
+
+    One commit answers many requests, from the writer's thread. With asyncio's own bridge each of them would write to
+    the loop's pipe, and the two threads would hand the interpreter to and fro.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._ready: deque[tuple[asyncio.Future[Receipt], Future[Receipt]]] = deque()
+        self._woken = False
+
+    def wait_for(self, answer: Future[Receipt]) -> "asyncio.Future[Receipt]":
+        """The same answer in the loop. Call it in the loop's thread."""
+        waiter: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(partial(self._add, waiter))
+        return waiter
+
+    def _add(self, waiter: "asyncio.Future[Receipt]", answer: Future[Receipt]) -> None:
+        self._ready.append((waiter, answer))
+        if self._woken:
+            return
+        self._woken = True  # taken back before anything is handed out, so that nothing is left behind
+        loop = self._loop()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            if loop is not None:
+                loop.call_soon_threadsafe(self._hand_out)
+
+    def _hand_out(self) -> None:
+        self._woken = False
+        while self._ready:
+            waiter, answer = self._ready.popleft()
+            if waiter.done():
+                continue
+            if error := answer.exception():
+                waiter.set_exception(error)
+            else:
+                waiter.set_result(answer.result())
 
 
 def create_app(receivers: Mapping[str, StatsigReceiver]) -> AsgiApp:

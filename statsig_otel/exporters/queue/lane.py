@@ -3,7 +3,9 @@
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -39,8 +41,18 @@ class LaneOwner(Protocol):
         """Run a function on the writing connection, for a lane that counts by itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a read depends on: what was read ahead counts only where nothing of it has changed."""
+
+    after: int
+    count: int
+    size: int
+    generation: int
+
+
 class Lane:
-    """One exporter's way through the queue. Its sender alone calls `read`, `finish` and `close`, from one thread.
+    """One exporter's way through the queue. Its sender alone reads, ticks off and closes, from one thread.
 
     Attributes:
         name: The exporter's id.
@@ -57,8 +69,10 @@ class Lane:
         self._queue = queue
         self._more = threading.Event()
         self._lock = threading.Lock()  # over waiting
-        self._reading: sqlite3.Connection | None = None
+        self._reading: sqlite3.Connection | None = None  # used by one thread at a time
         self._generation = 0  # of the database that was read
+        self._reader: ThreadPoolExecutor | None = None
+        self._ahead: tuple[_Place, Future[list[Stored]]] | None = None
 
     def found(self, state: ExporterState) -> None:
         """Take over what the database says. In the writer's thread."""
@@ -95,12 +109,10 @@ class Lane:
             RuntimeError: In a forked child.
         """
         self._queue.check_process()
-
-        def look(connection: sqlite3.Connection) -> list[Stored]:
-            with store.snapshot(connection):
-                routes = store.routes_of(connection, self.id)  # a command can have added one
-                return store.read_records(connection, routes, after=self.cursor, count=count, size=size)
-
+        place = _Place(self.cursor, count, size, self._queue.generation)
+        if records := self._read_before(place):
+            return records
+        look = partial(self._look, place)
         if self._generation != self._queue.generation:
             self.close()
         try:
@@ -120,6 +132,34 @@ class Lane:
                 connection, self.id, store.routes_of(connection, self.id), count=count, size=size
             )
         ).result()
+
+    def read_ahead(self, after: int, count: int, size: int) -> None:
+        """Begin to read what comes behind a record, for the next `read` with these limits.
+
+        For while a batch is sent: both take about as long.
+        """
+        if self._reading is None or self._ahead is not None:
+            return
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"reader {self.name}")
+        place = _Place(after, count, size, self._generation)
+        self._ahead = place, self._reader.submit(self._look, place, self._reading)
+
+    def _read_before(self, place: _Place) -> list[Stored]:
+        """What was read ahead for this place; nothing where it can't be used. The connection is free afterwards."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return []
+        try:
+            records = ahead[1].result()
+        except sqlite3.Error:
+            return []  # whoever reads it now finds the same
+        return records if ahead[0] == place else []
+
+    def _look(self, place: _Place, connection: sqlite3.Connection) -> list[Stored]:
+        with store.snapshot(connection):
+            routes = store.routes_of(connection, self.id)  # a command can have added one
+            return store.read_records(connection, routes, after=place.after, count=place.count, size=place.size)
 
     def finish(self, records: Sequence[Stored], letters: Sequence[DeadLetter] = ()) -> None:
         """Tick records off that were read, from the first on, and keep dead letters, in one transaction.
@@ -159,6 +199,10 @@ class Lane:
 
     def close(self) -> None:
         """Close what was opened for reading."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.shutdown()
+        self._ahead = None
         reading, self._reading = self._reading, None
         if reading is not None:
             reading.close()

@@ -32,6 +32,12 @@ DEFAULT_MIN_FREE: Final = 256 << 20
 """Bytes of the disk that are left free: what was taken can still be delivered and ticked off."""
 
 _RETRY_AFTER: Final = 10
+_BETWEEN_DISK_CHECKS: Final = 0.1
+"""Seconds for which a disk that had room counts as having some."""
+
+_SHARE_UNCHECKED: Final = 8
+"""What comes in meanwhile may be this part of the room: with the log beside the file it takes some times its size."""
+
 _PAGES_AT_ONCE: Final = 256
 _PAGES_WORTH_IT: Final = 1024
 
@@ -80,6 +86,7 @@ class DurableQueue:
         self._pid = 0
         self._generation = 0
         self._bodies_full = False
+        self._disk_checked_at, self._room = 0.0, 0
 
     def start(self) -> None:
         """Own the directory, open the database, and know every exporter's place.
@@ -161,7 +168,7 @@ class DurableQueue:
 
         try:
             self._check_size(plan, batch.receiver, lambda lane: lane.waiting)
-            self._check_disk()
+            self._check_disk(batch)
         except RefusedError as refusal:
             refuse(refusal)
         else:
@@ -332,7 +339,11 @@ class DurableQueue:
                     retry_after=_RETRY_AFTER,
                 )
 
-    def _check_disk(self) -> None:
+    def _check_disk(self, batch: Batch) -> None:
+        now = time.monotonic()
+        self._room -= batch.size
+        if self._room > 0 and now < self._disk_checked_at + _BETWEEN_DISK_CHECKS:
+            return
         try:
             free = self._directory.free_bytes()
         except OSError as error:
@@ -340,15 +351,19 @@ class DurableQueue:
         if free < self._min_free:
             message = f"the disk has {free} bytes left, less than min_free_bytes ({self._min_free})"
             raise RefusedError(message, reason="disk_full", retry_after=_RETRY_AFTER)
+        self._disk_checked_at, self._room = now, (free - self._min_free) // _SHARE_UNCHECKED
 
-    def _tidy(self, connection: sqlite3.Connection) -> bool:
+    def _tidy(self, connection: sqlite3.Connection, idle: bool) -> bool:  # noqa: FBT001 - the writer's signature
         deleted = store.collect(connection)
         longest = max((receiver.window for receiver in self._plan.receivers.values()), default=0.0)
         deleted += store.forget(connection, self.now_ms() - int(longest * 1000))
         if deleted:
             return True
         # On a short disk every page counts: the space that is held back here could be what is missing for ever.
-        enough = 1 if self._directory.free_bytes() < self._min_free else _PAGES_WORTH_IT
+        is_short = self._directory.free_bytes() < self._min_free
+        if not idle and not is_short:
+            return False  # a backlog that is just being delivered frees the pages that would be moved now
+        enough = 1 if is_short else _PAGES_WORTH_IT
         if connection.execute("PRAGMA freelist_count").fetchone()[0] < enough:
             return False
         for _ in range(_PAGES_AT_ONCE):

@@ -202,13 +202,15 @@ def _write_again(log: Path) -> None:
 
 
 def connect_reading(path: Path) -> sqlite3.Connection:
-    """Open the file for reading beside its writer, in any process.
+    """Open the file for reading beside its writer, in any process; for any thread, but one at a time.
 
     Raises:
         DamagedError: It is damaged, or no queue.
         sqlite3.Error: There is no such file, or it can't be read now.
     """
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5.0)
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5.0, check_same_thread=False
+    )
     try:
         with opening(path):
             connection.execute("PRAGMA query_only = ON")

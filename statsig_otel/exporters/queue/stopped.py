@@ -59,6 +59,6 @@ class StoppedQueue:
         return time.time_ns() // 1_000_000
 
 
-def _leave(_: sqlite3.Connection) -> bool:
+def _leave(_connection: sqlite3.Connection, _idle: bool) -> bool:  # noqa: FBT001 - the writer's signature
     """What is delivered is deleted by the service, in its own time."""
     return False

@@ -8,10 +8,10 @@ import heapq
 import itertools
 import logging
 import sqlite3
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from zlib import crc32
 
 from statsig_otel.exporters.consumer import Batch, Receipt
 from statsig_otel.exporters.queue import schema
@@ -30,8 +30,7 @@ _COLLECTED_AT_ONCE: Final = 5000
 """Rows that one transaction deletes at most, so that nobody waits long for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """One record as it was read.
 
     Attributes:
@@ -419,9 +418,18 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
             connection.execute("ROLLBACK")
 
 
-def _fill(records: Iterable[Stored], count: int, size: int) -> list[Stored]:
+_Row: TypeAlias = tuple[int, Any, Any, Any]
+"""seq, uid, payload and checksum; damage can change the type of all but the first."""
+
+
+def _fill(rows: Iterable[_Row], count: int, size: int) -> list[Stored]:
+    # One plain loop: a backlog is delivered as fast as its records are read.
     found: list[Stored] = []
-    for record in records:
+    for seq, uid, payload, checksum in rows:
+        if type(uid) is bytes and type(payload) is bytes:
+            record = Stored(seq, uid, payload, crc32(payload, crc32(uid)) == checksum)
+        else:
+            record = as_stored(seq, uid, payload, checksum)
         size -= len(record.payload)
         if len(found) == count or (found and size < 0):
             break
@@ -429,10 +437,14 @@ def _fill(records: Iterable[Stored], count: int, size: int) -> list[Stored]:
     return found
 
 
-def _rows(connection: sqlite3.Connection, routes: Sequence[int], after: int, count: int) -> Iterator[Stored]:
+def _rows(connection: sqlite3.Connection, routes: Sequence[int], after: int, count: int) -> Iterable[_Row]:
     query = "SELECT seq, uid, payload, checksum FROM records WHERE route = ? AND seq > ? ORDER BY seq LIMIT ?"
-    rows = [connection.execute(query, (route, after, count)) for route in routes]
-    return itertools.starmap(as_stored, heapq.merge(*rows))
+    found: list[Iterable[_Row]] = []
+    for route in routes:
+        rows = connection.execute(query, (route, after, count))  # row by row: some may be large
+        if first := rows.fetchone():
+            found.append(itertools.chain((first,), rows))
+    return found[0] if len(found) == 1 else heapq.merge(*found)
 
 
 def _seqs(connection: sqlite3.Connection, source: str, routes: Sequence[int], after: int, count: int) -> list[int]:
@@ -440,7 +452,7 @@ def _seqs(connection: sqlite3.Connection, source: str, routes: Sequence[int], af
     return sorted(seq for route in routes for (seq,) in connection.execute(query, (route, after, count)))[:count]
 
 
-def _one_by_one(connection: sqlite3.Connection, seqs: Iterable[int]) -> Iterator[Stored]:
+def _one_by_one(connection: sqlite3.Connection, seqs: Iterable[int]) -> Iterator[_Row]:
     """Each looked up by itself, so that one that can't be read hides no other."""
     for seq in seqs:
         row = None
@@ -451,7 +463,7 @@ def _one_by_one(connection: sqlite3.Connection, seqs: Iterable[int]) -> Iterator
         except sqlite3.DatabaseError as error:
             if not schema.is_damage(error):
                 raise
-        yield as_stored(seq, *(row or (None, None, None)))
+        yield seq, *(row or (None, None, None))
 
 
 def as_stored(seq: int, uid: object, payload: object, checksum: object) -> Stored:
@@ -464,7 +476,7 @@ def as_stored(seq: int, uid: object, payload: object, checksum: object) -> Store
 
 
 def _checksum(uid: bytes, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(uid))
+    return crc32(payload, crc32(uid))
 
 
 def last_seq(connection: sqlite3.Connection) -> int:

@@ -37,8 +37,12 @@ _IDLE: Final = 1.0
 _SURE: Final = 2
 """How often damage has to be found in a row, with the file opened anew in between, until the file is set aside."""
 
-_BETWEEN_TIDYING: Final = 0.05
-"""Seconds for which a busy writer does not tidy up: deleting costs an fsync of its own."""
+_QUIET: Final = 0.05
+"""Seconds without a job after which the writer counts as idle while there is more to tidy up: a sender that delivers a
+backlog hands one over every few milliseconds."""
+
+_TIDYING_SHARE: Final = 10
+"""A busy writer tidies up for one part in so many of its time: deleting costs an fsync, and all wait for it."""
 
 _JOBS_OWN: Final = (
     sqlite3.DataError,
@@ -71,8 +75,8 @@ class Writer:
     Args:
         path: The database file.
         prepare: Run on every connection that is opened, before anything else: it looks at what is there.
-        tidy: Run in a transaction of its own after others, and when idle; returns whether there is more to do at once.
-            For deleting what is delivered.
+        tidy: Run in a transaction of its own after others, and when idle, which it is told; returns whether there is
+            more to do at once. For deleting what is delivered.
         set_aside: Run with the error where the file is damaged and closed; afterwards another one is begun. Without it
             nothing more is written.
         rescue: Run with the connection where the file is not in its place any more: somebody deleted or replaced it,
@@ -84,7 +88,7 @@ class Writer:
         path: Path,
         *,
         prepare: Work[None],
-        tidy: Work[bool],
+        tidy: Callable[[sqlite3.Connection, bool], bool],
         set_aside: Callable[[Exception], None] | None = None,
         rescue: Callable[[sqlite3.Connection], None] | None = None,
     ) -> None:
@@ -185,7 +189,7 @@ class Writer:
         opened.set_result(None)
         running, more = True, False
         while running:
-            jobs, running = self._take(wait=0.0 if more else _IDLE)
+            jobs, running = self._take(wait=_QUIET if more else _IDLE)
             self._write(jobs)
             if not jobs or time.monotonic() >= self._tidy_at:
                 more = self._tidy_up(idle=not jobs)
@@ -195,7 +199,7 @@ class Writer:
         """All that waits, and whether to go on after it."""
         jobs: list[_Job] = []
         try:
-            job = self._jobs.get(timeout=wait) if wait else self._jobs.get_nowait()
+            job = self._jobs.get(timeout=wait)
             while job is not None:
                 jobs.append(job)
                 if len(jobs) == _MOST_AT_ONCE:
@@ -268,8 +272,9 @@ class Writer:
         if self._keep_place() is not None:
             self._tidy_at = time.monotonic() + _IDLE
             return False
+        began = time.monotonic()
         try:
-            more = _transact(self._open(), self._tidy)
+            more = _transact(self._open(), lambda connection: self._tidy(connection, idle))
             if idle and not more and self._unfolded:
                 _fold(self._open())
                 self._unfolded = False
@@ -284,7 +289,8 @@ class Writer:
         if self._untidy:
             self._untidy = False
             _logger.warning("The space of what is delivered is given back again")
-        self._tidy_at = time.monotonic() + _BETWEEN_TIDYING
+        ended = time.monotonic()
+        self._tidy_at = ended + (ended - began) * (_TIDYING_SHARE - 1)
         self._unfolded |= more
         return more
 

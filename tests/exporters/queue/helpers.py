@@ -135,7 +135,7 @@ def state_of(queue: DurableQueue, name: str) -> ExporterState:
 def tidied(queue: DurableQueue, rounds: int = 400) -> None:
     """Let the writer tidy up until there is nothing more to delete."""
     for _ in range(rounds):
-        if not queue.submit(queue._tidy).result(PATIENCE):
+        if not queue.submit(lambda connection: queue._tidy(connection, True)).result(PATIENCE):
             return
     pytest.fail("it never ends")
 

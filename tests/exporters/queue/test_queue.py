@@ -496,7 +496,7 @@ def steps_of(directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     with monkeypatch.context() as patched:
         patched.setattr(DurableQueue, "_prepare", counted)
         with running(directory) as queue:
-            assert not queue.submit(queue._tidy).result(PATIENCE)
+            assert not queue.submit(lambda connection: queue._tidy(connection, True)).result(PATIENCE)
             assert len(queue.lane("otlp").read(100, 1 << 20)) == 100
             assert state_of(queue, "otlp").waiting >= 100
     return steps

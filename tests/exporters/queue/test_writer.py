@@ -31,7 +31,7 @@ class Watched:
         self.prepared += 1
         connection.set_trace_callback(self.statements.append)
 
-    def _tidy(self, connection: sqlite3.Connection) -> bool:
+    def _tidy(self, connection: sqlite3.Connection, idle: bool) -> bool:  # noqa: FBT001
         return self.tidy(connection)
 
     def _set_aside(self, error: Exception) -> None:
