@@ -288,7 +288,10 @@ class Sender:
             try:
                 if self._storage_fails and self._lane.read(1, 1) != [records[0]]:
                     return False  # the failed commit reached the disk after all, or the file was set aside
-                self._lane.finish(records, letters)
+                if letters or len(records) >= self._lane.waiting:
+                    self._lane.finish(records, letters)
+                else:
+                    self._lane.finish_soon(records)
             except (sqlite3.Error, StorageError) as error:
                 if self._stopping:
                     raise

@@ -22,6 +22,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoi
 
 from statsig_otel.exporters.delivery import BLOCKED, DeliverySettings, Sender
 from statsig_otel.exporters.outcome import Delivered, Outcome
+from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.retry import RetrySettings
 from tests.exporters.delivery_helpers import (
@@ -763,9 +764,9 @@ def test_while_nothing_can_be_ticked_off_nothing_is_sent_again_and_nothing_is_lo
             http.sink.wait_for(1)
             until(lambda: made.sender.state == "retrying")
             time.sleep(0.4)
-            assert made.waiting() == 4
+            assert made.queue.submit(store.exporter_states).exception(10) is not None
             assert "the queue's file" in made.sender.last_error
-            assert len(http.calls) == 1, "the backend has it; what fails is on our side"
+            assert len(http.calls) == 2, "one batch ahead of the disk, and no further"
         made.drained()
         until(lambda: made.sender.state == "idle")
         assert http.taken == named(4)

@@ -1,10 +1,11 @@
 """One exporter's way through the queue: what its sender reads, and ticks off."""
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -12,7 +13,7 @@ from typing import Protocol, TypeVar
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import schema, store
 from statsig_otel.exporters.queue.store import DeadLetter, ExporterState, Stored
-from statsig_otel.exporters.queue.writer import StorageError, Work
+from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Work
 
 _T = TypeVar("_T")
 
@@ -51,6 +52,30 @@ class _Place:
     generation: int
 
 
+@dataclass(slots=True)
+class _Tick:
+    """Records that count as done, and are not yet known to be ticked off on disk.
+
+    Attributes:
+        work: What ticks them off.
+        last: The last one's seq.
+        count: How many they are.
+        generation: Of the database that they were read from.
+        ahead: By how many the lane's count is ahead of the database's.
+        written: Has the outcome; None where it has to be handed over once more.
+    """
+
+    work: Callable[[sqlite3.Connection], tuple[int, int] | None]
+    last: int
+    count: int
+    generation: int
+    ahead: int = field(init=False)
+    written: "Future[tuple[int, int] | None] | None" = None
+
+    def __post_init__(self) -> None:
+        self.ahead = self.count
+
+
 class Lane:
     """One exporter's way through the queue. Its sender alone reads, ticks off and closes, from one thread.
 
@@ -68,7 +93,8 @@ class Lane:
         self.waiting = 0
         self._queue = queue
         self._more = threading.Event()
-        self._lock = threading.Lock()  # over waiting
+        self._lock = threading.Lock()  # over what the writer's thread changes too
+        self._unsettled: _Tick | None = None
         self._reading: sqlite3.Connection | None = None  # used by one thread at a time
         self._generation = 0  # of the database that was read
         self._reader: ThreadPoolExecutor | None = None
@@ -78,6 +104,10 @@ class Lane:
         """Take over what the database says. In the writer's thread."""
         with self._lock:
             self.id, self.cursor, self.waiting = state.id, state.cursor, state.waiting
+            tick = self._unsettled
+            if tick is not None and tick.generation == self._queue.generation:
+                tick.ahead = tick.count if state.cursor < tick.last else 0
+                self.cursor, self.waiting = max(self.cursor, tick.last), self.waiting - tick.ahead
         self._more.set()
 
     def added(self, records: int) -> None:
@@ -127,6 +157,7 @@ class Lane:
             raise
         if records or not self.waiting:
             return records
+        self.settle()
         return self._queue.submit(
             lambda connection: store.find_records(
                 connection, self.id, store.routes_of(connection, self.id), count=count, size=size
@@ -171,6 +202,66 @@ class Lane:
         """
         if not records:
             return
+        self.settle()
+
+        def count(done: tuple[int, int] | None) -> None:
+            with self._lock:
+                self.cursor, fewer = done or (records[-1].seq, len(records))
+                self.waiting -= fewer
+            for letter in letters if fewer else ():
+                _telemetry.dead_letters.add(1, {"kind": letter.kind, "owner": self.name})
+
+        self._queue.finish(self._ticking(records, letters), count).result()
+
+    def finish_soon(self, records: Sequence[Stored]) -> None:
+        """Tick records off without waiting for the disk, so that the next batch can be sent meanwhile.
+
+        They count as done at once, and are not read again. A crash before they are on disk repeats them.
+
+        Raises:
+            StorageError: Those of the call before could not be written down. They still count as done, and the next
+                call, or `settle`, tries again.
+            NotRunningError: The queue is stopped.
+            RuntimeError: In a forked child.
+        """
+        self.settle()
+        tick = _Tick(self._ticking(records, ()), records[-1].seq, len(records), self._generation)
+        with self._lock:
+            self._unsettled = tick
+            self.cursor, self.waiting = tick.last, self.waiting - tick.count
+        self._submit(tick)
+
+    def settle(self) -> None:
+        """Wait until all that counts as done is on disk.
+
+        Raises:
+            StorageError: It could not be written down; the next call tries again.
+            NotRunningError: The queue is stopped.
+        """
+        tick = self._unsettled
+        if tick is None:
+            return
+        if tick.generation == self._queue.generation:  # else its records went with the database, and come again
+            if tick.written is None:
+                self._submit(tick)
+            written, tick.written = tick.written, None
+            if written is not None:
+                written.result()
+        with self._lock:
+            self._unsettled = None
+
+    def _submit(self, tick: "_Tick") -> None:
+        def count(done: tuple[int, int] | None) -> None:
+            with self._lock:
+                self.waiting += tick.ahead - (done[1] if done else tick.ahead)
+                tick.ahead = 0
+
+        tick.written = self._queue.finish(tick.work, count)
+
+    def _ticking(
+        self, records: Sequence[Stored], letters: Sequence[DeadLetter]
+    ) -> Callable[[sqlite3.Connection], tuple[int, int] | None]:
+        """What ticks records off: the cursor, and how many that were; None for an exporter that was removed."""
         now_ms, generation = self._queue.now_ms(), self._generation
 
         def work(connection: sqlite3.Connection) -> tuple[int, int] | None:
@@ -188,17 +279,12 @@ class Lane:
                 store.advance(connection, self.id, cursor=fresh[-1].seq, records=len(fresh), size=size)
             return max(place[0], records[-1].seq), len(fresh)
 
-        def count(done: tuple[int, int] | None) -> None:
-            with self._lock:
-                self.cursor, fewer = done or (records[-1].seq, len(records))
-                self.waiting -= fewer
-            for letter in letters if fewer else ():
-                _telemetry.dead_letters.add(1, {"kind": letter.kind, "owner": self.name})
-
-        self._queue.finish(work, count).result()
+        return work
 
     def close(self) -> None:
-        """Close what was opened for reading."""
+        """Finish what is under way, and close what was opened for reading."""
+        with contextlib.suppress(StorageError, NotRunningError):  # what was not ticked off comes again
+            self.settle()
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.shutdown()

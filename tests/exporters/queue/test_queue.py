@@ -1,10 +1,12 @@
 """The durable queue as its users see it: duplicates, routes and cursors, limits, space, one owner, a quick start."""
 
+import contextlib
 import re
+import resource
 import sqlite3
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -360,6 +362,123 @@ def test_records_that_were_ticked_off_before_are_not_counted_twice(tmp_path: Pat
         assert delivered(lane) == [3]
 
 
+# --- ticked off ahead of the disk -----------------------------------------------------------------------------------
+
+
+def test_what_is_ticked_off_ahead_counts_as_done_and_is_on_disk_once_it_is_settled(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        put(queue, *range(1, 8))
+        lane = queue.lane("otlp")
+        lane.finish_soon(lane.read(2, 1000))
+        assert lane.waiting == 5
+        assert numbers_of(lane.read(2, 1000)) == [3, 4]
+        lane.finish_soon(lane.read(2, 1000))
+        put(queue, 8)
+        assert numbers_of(lane.read(9, 1000)) == [5, 6, 7, 8]
+        lane.settle()
+        check_counters(queue)
+        lane.finish(lane.read(1, 1000))
+        check_counters(queue)
+        assert delivered(lane) == [6, 7, 8]
+
+
+def test_what_can_not_be_ticked_off_ahead_is_told_by_the_next_call_and_is_not_read_again(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        put(queue, *range(1, 8))
+        lane = queue.lane("otlp")
+        with failing_disk():
+            lane.finish_soon(lane.read(2, 1000))
+            for _ in range(3):
+                with pytest.raises(StorageError):
+                    lane.settle()
+            with pytest.raises(StorageError):
+                lane.finish_soon(lane.read(2, 1000))
+            assert numbers_of(lane.read(2, 1000)) == [3, 4]
+        lane.finish_soon(lane.read(2, 1000))
+        assert delivered(lane) == [5, 6, 7]
+        check_counters(queue)
+
+
+def test_a_command_between_sees_and_changes_nothing_of_what_is_ahead(tmp_path: Path) -> None:
+    """Every command takes the places over from the database, which is behind."""
+    with running(tmp_path) as queue:
+        put(queue, *range(1, 101))
+        lane = queue.lane("otlp")
+        found: list[int] = []
+        while records := lane.read(3, 1000):
+            found += numbers_of(records)
+            lane.read_ahead(records[-1].seq, 3, 1000)
+            command = queue.submit(store.exporter_states)
+            lane.finish_soon(records)
+            queue.submit(store.exporter_states)
+            command.result(PATIENCE)
+            assert lane.cursor == records[-1].seq
+        assert found == list(range(1, 101))
+        lane.settle()
+        check_counters(queue)
+
+
+def test_what_was_ticked_off_ahead_in_a_database_that_is_set_aside_is_void(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        put(queue, 1, 2, 3)
+        lane = queue.lane("otlp")
+        with blocked(queue):
+            lane.finish_soon(lane.read(1, 1000))
+            damaging = submit_damage(queue)
+        damaging.result(PATIENCE)
+        lane.settle()
+        settled(tmp_path)
+        assert delivered(lane) == [1, 2, 3], "it was never written down"
+        check_counters(queue)
+
+
+def test_what_was_read_ahead_counts_only_for_the_same_place(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        put(queue, *range(1, 8))
+        lane = queue.lane("otlp")
+        records = lane.read(2, 1000)
+        lane.read_ahead(records[-1].seq, 2, 1000)
+        assert numbers_of(lane.read(2, 1000)) == [1, 2], "nothing is ticked off yet"
+        lane.read_ahead(records[-1].seq, 2, 1000)
+        lane.finish(records)
+        assert numbers_of(lane.read(3, 1000)) == [3, 4, 5], "another limit"
+        lane.read_ahead(records[-1].seq, 3, 1000)
+        queue.database.unlink()
+        assert numbers_of(lane.read(3, 1000)) == [3, 4, 5], "it was read before"
+
+
+def test_a_lane_that_is_closed_has_settled(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        put(queue, 1, 2, 3)
+        lane = queue.lane("otlp")
+        lane.finish_soon(lane.read(2, 1000))
+        lane.close()
+    with running(tmp_path) as queue:
+        assert delivered(queue.lane("otlp")) == [3]
+
+
+@contextlib.contextmanager
+def failing_disk() -> Iterator[None]:
+    """Every write to a file of this process fails, by the operating system; reading goes on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def blocked(queue: DurableQueue) -> Iterator[None]:
+    """The writer is busy for as long as the block."""
+    release = threading.Event()
+    queue.submit(lambda _: release.wait(PATIENCE))
+    try:
+        yield
+    finally:
+        release.set()
+
+
 def test_a_sender_is_woken_by_a_record_also_by_one_that_came_before_it_waits(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         lane = queue.lane("otlp")
@@ -539,10 +658,14 @@ def test_a_job_of_a_stopped_lane_is_refused_by_the_database_that_it_did_not_read
 
 def damage(queue: DurableQueue) -> None:
     """Make the writer believe that its file is damaged, until it begins another one."""
+    submit_damage(queue).result(PATIENCE)
+
+
+def submit_damage(queue: DurableQueue) -> Future[None]:
     before = queue.generation
 
     def finds_it(_: sqlite3.Connection) -> None:
         if queue.generation == before:
             raise schema.DamagedError("found by a test")
 
-    queue.submit(finds_it).result(PATIENCE)
+    return queue.submit(finds_it)

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -44,6 +45,11 @@ class Place:
     buried: list[int] = field(default_factory=list)
 
 
+class Plan(TypedDict):
+    receivers: dict[str, QueuedReceiver]
+    exporters: dict[str, QueuedExporter]
+
+
 class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -63,17 +69,18 @@ class QueueMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         names = set().union(*self.routes.values())
-        self.queue = DurableQueue(
-            self.directory,
-            receivers={name: QueuedReceiver(tuple(sorted(of)), window=WINDOW) for name, of in self.routes.items()},
-            exporters={name: QueuedExporter(queue_size=LIMIT if name == "limited" else None) for name in names},
-            min_free_bytes=0,
-            clock=lambda: self.now,
-        )
+        self.queue = DurableQueue(self.directory, **self.plan(), min_free_bytes=0, clock=lambda: self.now)
         self.queue.start()
         for name in names:
             self.places.setdefault(name, Place())
         self.names = names
+
+    def plan(self) -> "Plan":
+        names = set().union(*self.routes.values())
+        return {
+            "receivers": {name: QueuedReceiver(tuple(sorted(of)), window=WINDOW) for name, of in self.routes.items()},
+            "exporters": {name: QueuedExporter(queue_size=LIMIT if name == "limited" else None) for name in names},
+        }
 
     def close(self) -> None:
         for name in self.names:
@@ -112,9 +119,9 @@ class QueueMachine(RuleBasedStateMachine):
             self.places[name].waiting += stored
             self.places[name].owed += stored
 
-    @rule(name=st.sampled_from(EXPORTERS), at_most=st.integers(1, 6), bury=st.integers(0, 2))
-    def deliver(self, name: str, at_most: int, bury: int) -> None:
-        """Read the head, and tick it off with some dead letters."""
+    @rule(name=st.sampled_from(EXPORTERS), at_most=st.integers(1, 6), bury=st.integers(0, 2), ahead=st.booleans())
+    def deliver(self, name: str, at_most: int, bury: int, *, ahead: bool = False) -> None:
+        """Read the head, and tick it off with some dead letters; or read and tick off ahead of the disk."""
         if name not in self.names:
             return
         lane, place = self.queue.lane(name), self.places[name]
@@ -122,6 +129,12 @@ class QueueMachine(RuleBasedStateMachine):
         numbers = numbers_of(records)
         assert numbers == place.waiting[:at_most]
         assert all(record.intact for record in records)
+        if ahead and records:
+            lane.read_ahead(records[-1].seq, at_most, 1 << 20)
+            lane.finish_soon(records)
+            place.delivered += numbers
+            del place.waiting[: len(numbers)]
+            return
         bad = records[:bury]
         lane.finish(records, [DeadLetter("record", name, "no", record.payload, record.uid) for record in bad])
         place.buried += numbers[: len(bad)]
@@ -151,17 +164,27 @@ class QueueMachine(RuleBasedStateMachine):
     def crash(self) -> None:
         """Go on from what a crash at this moment leaves on the disk."""
         self.crashes += 1
+        for name in self.names:
+            self.queue.lane(name).settle()
         left = copy_of(self.directory, self.base / str(self.crashes))
         self.close()
         self.directory = left
         self.open()
 
-    @rule(x=subsets, y=subsets)
-    def reconfigure(self, x: set[str], y: set[str]) -> None:
+    @rule(x=subsets, y=subsets, running=st.booleans())
+    def reconfigure(self, x: set[str], y: set[str], *, running: bool) -> None:
         """Exporters come, go, and change receivers; one that is away keeps its place and gets nothing new."""
-        self.close()
         self.routes = {"x": x, "y": y}
-        self.open()
+        if running:
+            for name in self.names - (x | y):
+                self.queue.lane(name).close()
+            self.queue.reconfigure(**self.plan())
+            self.names = x | y
+            for name in self.names:
+                self.places.setdefault(name, Place())
+        else:
+            self.close()
+            self.open()
         forgotten = {state.name for state in self.queue.forgotten_exporters()}
         assert forgotten == set(self.places) - self.names
 

@@ -256,7 +256,7 @@ def test_damage_in_the_new_file_too_ends_in_a_refusal(watched: Watched) -> None:
 
 
 def test_a_writer_that_may_set_nothing_aside_refuses(tmp_path: Path) -> None:
-    writer = Writer(tmp_path / "queue.db", prepare=lambda _: None, tidy=lambda _: False)
+    writer = Writer(tmp_path / "queue.db", prepare=lambda _: None, tidy=lambda _connection, _idle: False)
     writer.start()
 
     def always(_: sqlite3.Connection) -> None:
@@ -326,7 +326,7 @@ def test_what_was_handed_over_before_the_end_is_done_and_what_comes_after_is_ref
 
 
 def test_nothing_runs_before_the_start(tmp_path: Path) -> None:
-    writer = Writer(tmp_path / "queue.db", prepare=lambda _: None, tidy=lambda _: False)
+    writer = Writer(tmp_path / "queue.db", prepare=lambda _: None, tidy=lambda _connection, _idle: False)
     with pytest.raises(NotRunningError):
         writer.submit(insert("a")).result(PATIENCE)
     writer.stop()
@@ -335,7 +335,7 @@ def test_nothing_runs_before_the_start(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_opened_at_the_start_is_the_callers_to_know(tmp_path: Path) -> None:
     (tmp_path / "queue.db").write_bytes(b"no database" * 1000)
-    writer = Writer(tmp_path / "queue.db", prepare=lambda _: None, tidy=lambda _: False)
+    writer = Writer(tmp_path / "queue.db", prepare=lambda _: None, tidy=lambda _connection, _idle: False)
     with pytest.raises(schema.DamagedError, match="not a database"):
         writer.start()
     writer.stop()
