@@ -300,17 +300,17 @@ def test_tidying_goes_on_at_once_while_there_is_more_and_jobs_come_in_between(wa
     def tidy(_: sqlite3.Connection) -> bool:
         nonlocal rounds
         rounds += 1
-        return rounds < 500
+        return rounds < 20
 
     watched.tidy = tidy
     for number in range(10):
         watched.writer.submit(insert(str(number))).result(PATIENCE)
     waited = threading.Event()
     for _ in range(int(PATIENCE * 10)):
-        if rounds >= 500:
+        if rounds >= 20:
             break
         waited.wait(0.1)
-    assert rounds >= 500
+    assert rounds >= 20
 
 
 def test_what_was_handed_over_before_the_end_is_done_and_what_comes_after_is_refused(watched: Watched) -> None:
