@@ -18,6 +18,7 @@ MODELS = {
     **{f"receivers::{type_}": model for type_, model in COMPONENTS.receivers.items()},
     **{f"exporters::{type_}": model for type_, model in COMPONENTS.exporters.items()},
     **{f"extensions::{type_}": model for type_, model in COMPONENTS.extensions.items()},
+    "service::telemetry": COMPONENTS.telemetry,
 }
 
 

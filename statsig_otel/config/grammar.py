@@ -12,7 +12,7 @@ from unicodedata import category
 
 from statsig_otel.config.errors import ConfigError, Path, Problem, closest, hint_for, list_of, quoted, render
 from statsig_otel.config.locations import read_all
-from statsig_otel.config.model import Settings
+from statsig_otel.config.model import Settings, extensions_of
 from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.validation import LIST_HINT, validate
 
@@ -39,12 +39,16 @@ class Components:
         exporters: Of the exporters.
         extensions: Of the extensions.
         aliases: Older names of types, and the names that they have now.
+        telemetry: `service::telemetry`; a model that needs no key.
+        single: The types of extensions of which a service has one.
     """
 
     receivers: Mapping[str, type[Settings]]
     exporters: Mapping[str, type[Settings]]
     extensions: Mapping[str, type[Settings]] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    telemetry: type[Settings] = Settings
+    single: frozenset[str] = frozenset()
 
     def type_of(self, id_: str) -> str:
         """The type of an id, `otlp_grpc` of `otlp/backup`."""
@@ -70,6 +74,7 @@ class Configuration:
         extensions: Each extension's settings.
         pipelines: The pipelines.
         service_extensions: The ids of the extensions to start, in their order.
+        telemetry: What the service says of itself.
     """
 
     receivers: dict[str, Settings]
@@ -77,6 +82,7 @@ class Configuration:
     extensions: dict[str, Settings]
     pipelines: dict[str, Pipeline]
     service_extensions: tuple[str, ...] = ()
+    telemetry: Settings = field(default_factory=Settings)
 
 
 def load(*locations: FilePath | str, components: Components, environ: Mapping[str, str]) -> Configuration:
@@ -99,12 +105,20 @@ def check(document: Document, components: Components) -> Configuration:
     Raises:
         ConfigError: All that is wrong, with what was wrong in reading single values.
     """
-    checker = _Checker(document, components)
-    configuration = checker.configuration()
-    problems = [*document.problems, *document.unresolved, *checker.problems]
+    configuration, problems = examine(document, components)
     if problems:
         raise ConfigError(problems)
     return configuration
+
+
+def examine(document: Document, components: Components) -> tuple[Configuration, list[Problem]]:
+    """What is right of a document, and all that is wrong with it; `check` wants all of it right.
+
+    Where there are problems, ids may be referred to that are not there.
+    """
+    checker = _Checker(document, components)
+    configuration = checker.configuration()
+    return configuration, [*document.problems, *document.unresolved, *checker.problems]
 
 
 _Section: TypeAlias = dict[str, Settings | None]
@@ -133,13 +147,16 @@ class _Checker:
             "extensions": self._section("extensions", self._components.extensions, required=False),
         }
         extensions, pipelines = self._service(sections)
+        self._extensions_of_components(sections)
         for kind, section in sections.items():
             self._unused(kind, section, next(iter(pipelines), "logs"))
         settings = {
             kind: {id_: value for id_, value in (section or {}).items() if value is not None}
             for kind, section in sections.items()
         }
-        return Configuration(**settings, pipelines=pipelines, service_extensions=extensions)
+        return Configuration(
+            **settings, pipelines=pipelines, service_extensions=extensions, telemetry=self._telemetry()
+        )
 
     def _section(self, kind: str, models: Mapping[str, type[Settings]], *, required: bool) -> _Section | None:
         hint = f"name at least one {_KINDS[kind]}"
@@ -166,6 +183,9 @@ class _Checker:
             hint = f"did you mean {near}? {known}" if near else known
             self._say(path, f"there is no {_KINDS[kind]} of the type {quoted(type_)}", hint)
             return None
+        return self._settings(path, body, model)
+
+    def _settings(self, path: Path, body: object, model: type[Settings]) -> Settings | None:
         if isinstance(body, Unknown):
             return None
         if body is None:
@@ -183,10 +203,11 @@ class _Checker:
         if service is None:
             self._used = dict.fromkeys(_KINDS)
             return (), {}
-        self._keys(path, service, ("extensions", "pipelines"), later=("telemetry",))
+        self._keys(path, service, ("extensions", "pipelines", "telemetry"))
         extensions: tuple[str, ...] = ()
         if service.get("extensions") is not None or (*path, "extensions") in self._meant:
             extensions = self._references((*path, "extensions"), service, "extensions", sections)
+            self._single((*path, "extensions"), extensions)
         path = (*path, "pipelines")
         pipelines = self._mapping(path, service, _SERVICE_HINT)
         if not pipelines:
@@ -195,6 +216,35 @@ class _Checker:
             self._used |= {"receivers": None, "exporters": None}
             return extensions, {}
         return extensions, {id_: self._pipeline((*path, id_), id_, pipelines, sections) for id_ in pipelines}
+
+    def _single(self, path: Path, extensions: tuple[str, ...]) -> None:
+        first: dict[str, str] = {}
+        for index, id_ in enumerate(extensions):
+            type_ = self._components.type_of(id_)
+            if first.setdefault(type_, id_) != id_ and type_ in self._components.single:
+                self._say(
+                    (*path, index), f"{quoted(id_)} is a second {type_}; there is one for all", "keep one of them"
+                )
+
+    def _telemetry(self) -> Settings:
+        model = self._components.telemetry
+        service = self._document.values.get("service")
+        body = service.get("telemetry") if isinstance(service, Mapping) else None
+        return self._settings(("service", "telemetry"), body, model) or model()
+
+    def _extensions_of_components(self, sections: Mapping[str, _Section | None]) -> None:
+        """Whether the extensions that settings name are there, and are what they have to be."""
+        extensions = sections["extensions"]
+        components = [(kind, *one) for kind, section in sections.items() for one in (section or {}).items()]
+        for kind, id_, settings in components if extensions is not None else ():
+            for below, name, wanted in extensions_of(settings) if settings is not None else ():
+                fitting = [one for one in extensions or () if self._components.type_of(one) == wanted.type]
+                if name in fitting:
+                    continue
+                there = name in (extensions or ())
+                message = f"{quoted(name)} is no {wanted.type}" if there else f"there is no extension {quoted(name)}"
+                hint = hint_for(name, fitting) or f"add a {wanted.type} to extensions, or leave the key out"
+                self._say((kind, id_, *below), message, hint)
 
     def _pipeline(
         self, path: Path, id_: str, pipelines: Mapping[str, object], sections: Mapping[str, _Section | None]
@@ -294,7 +344,6 @@ class _Checker:
         known: tuple[str, ...],
         *,
         refused: tuple[str, ...] = (),
-        later: tuple[str, ...] = (),
     ) -> None:
         """Say which keys are unknown, and remember which were meant by them.
 
@@ -303,14 +352,11 @@ class _Checker:
             values: The mapping.
             known: The keys that it can have.
             refused: What the Collector has here. Empty, it does no harm.
-            later: What will be supported.
         """
         for key, value in values.items():
             if key in refused:
                 if value and not isinstance(value, Unknown):
                     self._say((*path, key), f"{key} are not supported", _ADVICE[key])
-            elif key in later:
-                self._say((*path, key), "is not supported yet", "remove it")
             elif key not in known:
                 self._say((*path, key), "unknown key", hint_for(key, known))
                 near = closest(key, known)

@@ -1,7 +1,8 @@
 """What the components' settings are built from: a strict base model and the types of their values."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Final
@@ -76,6 +77,50 @@ class Opaque:
                 lambda value, text: value if isinstance(value, cls) else text(value), from_text
             ),
             serialization=core_schema.plain_serializer_function_ser_schema(repr),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionOf:
+    """Marks a key whose text is the id of an extension: `Annotated[str | None, ExtensionOf("file_storage")]`.
+
+    Attributes:
+        type: The extension's type.
+    """
+
+    type: str
+
+
+def extensions_of(settings: Settings) -> Iterator[tuple[tuple[str, ...], str, ExtensionOf]]:
+    """The ids of extensions that settings name, at every depth: where each stands, the id, what it has to be."""
+    for name, info in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            for below, id_, marker in extensions_of(value):
+                yield (name, *below), id_, marker
+        for marker in info.metadata:
+            if isinstance(marker, ExtensionOf) and value is not None:
+                yield (name,), value, marker
+
+
+@dataclass(frozen=True, slots=True)
+class OrList:
+    """Marks a value that may be written as a list, too: `Annotated[dict[str, Opaque], OrList(list[Pair], as_dict)]`.
+
+    Attributes:
+        items: The type of the list.
+        convert: Makes the value of a list that was checked; raises a `ValueError` where that can't be.
+    """
+
+    items: Any
+    convert: Callable[[Any], object]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Which of the two is meant is told by the value's own type, so that only that one's errors are reported."""
+        items = core_schema.no_info_after_validator_function(self.convert, handler.generate_schema(self.items))
+        return core_schema.tagged_union_schema(
+            {"(list)": items, "(value)": handler(source)},  # no key is called so: the tags stand in errors' paths
+            discriminator=lambda value: "(list)" if isinstance(value, list) else "(value)",
         )
 
 

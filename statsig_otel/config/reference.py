@@ -44,6 +44,9 @@ class _Generator(GenerateJsonSchema):
     def enum_schema(self, schema: core_schema.EnumSchema) -> Schema:
         return {"enum": _written([member.value for member in schema["members"]])}
 
+    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> Schema:
+        return {"anyOf": [self.generate_inner(one) for one in reversed(schema["choices"].values())]}
+
     def dict_schema(self, schema: core_schema.DictSchema) -> Schema:
         # pydantic's takes the titles of the values away.
         return {**super().dict_schema(schema), "additionalProperties": self.generate_inner(schema["values_schema"])}
@@ -140,7 +143,8 @@ def json_schema(components: Components) -> Schema:
         "exporters": (components.exporters, "Where log records go, by id."),
         "extensions": (components.extensions, "What the service has beside its pipelines, by id."),
     }
-    models = list(dict.fromkeys(model for table, _ in sections.values() for model in table.values()))
+    models = [model for table, _ in sections.values() for model in table.values()]
+    models = list(dict.fromkeys([*models, components.telemetry]))
     names, definitions = _definitions(models)
     nothing = {"type": ["object", "null"], "maxProperties": 0, "deprecated": True, "description": "Not supported."}
     return {
@@ -155,7 +159,7 @@ def json_schema(components: Components) -> Schema:
                 kind: _section(table, text, names, definitions, components.aliases)
                 for kind, (table, text) in sections.items()
             },
-            "service": _service(),
+            "service": _service(f"#/$defs/{names[components.telemetry]}"),
             "processors": nothing,
             "connectors": nothing,
         },
@@ -193,7 +197,7 @@ def _section(
     }
 
 
-def _service() -> Schema:
+def _service(telemetry: str) -> Schema:
     ids = {"type": "array", "items": _ID, "minItems": 1}
     pipeline = {
         "type": "object",
@@ -225,6 +229,7 @@ def _service() -> Schema:
                 "properties": {"logs": pipeline},
                 "patternProperties": {"^logs/.+$": pipeline},
             },
+            "telemetry": {"anyOf": [{"$ref": telemetry}, {"type": "null"}]},
         },
     }
 
@@ -294,6 +299,8 @@ def _word(schema: Schema) -> str:
         return f"list of {_plural(_type(schema['items']))}" if "items" in schema else "list"
     if isinstance(schema.get("additionalProperties"), dict):
         return f"mapping of {_plural(_type(schema['additionalProperties']))}"
+    if "$ref" in schema:
+        return "mapping"
     return "text" if schema.get("type") == _TEXT else _WORDS.get(str(schema.get("type")), "anything")
 
 

@@ -15,6 +15,8 @@ def resolved(configuration: Configuration) -> dict[str, Any]:
             for id_, pipeline in configuration.pipelines.items()
         }
     }
+    if telemetry := _escaped(configuration.telemetry.model_dump(mode="json", by_alias=True)):
+        service["telemetry"] = telemetry
     values = {"receivers": _section(configuration.receivers), "exporters": _section(configuration.exporters)}
     if configuration.extensions:
         values["extensions"] = _section(configuration.extensions)

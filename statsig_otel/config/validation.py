@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from statsig_otel.config.errors import Path, Problem, closest, hint_for
-from statsig_otel.config.model import Opaque, Settings
+from statsig_otel.config.model import Opaque, OrList, Settings
 from statsig_otel.config.source import Document, Unknown
 
 _S = TypeVar("_S", bound=Settings)
@@ -212,7 +212,9 @@ def _members(annotation: Any) -> Iterator[Any]:
     """The types that an annotation allows."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        yield from _members(get_args(annotation)[0])
+        first, *markers = get_args(annotation)
+        for form in (first, *(marker.items for marker in markers if isinstance(marker, OrList))):
+            yield from _members(form)
     elif origin in (Union, UnionType):
         for member in get_args(annotation):
             yield from _members(member)
@@ -227,7 +229,7 @@ def _names(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
         choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
         for choice in [*choices, name] if model.model_config.get("populate_by_name") else choices:
             if isinstance(choice, str):
-                yield choice, info.annotation
+                yield choice, info.rebuild_annotation()
 
 
 def _below(annotations: Collection[Any], step: str | int) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from http.client import HTTPException
 from socket import SHUT_RDWR, socket
 from threading import Event, Lock, Thread
 from typing import Final
+from urllib.parse import parse_qsl
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
@@ -125,7 +126,8 @@ class OtlpHttpExporter:
         self._url = settings.url
         self._path = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
         configured = {key: value.reveal() for key, value in settings.headers.items()}
-        self._hide = (*configured.values(), self._url.query)  # a query may hold a key, too
+        query = parse_qsl(self._url.query, keep_blank_values=True)  # may hold a key, too
+        self._hide = (*configured.values(), self._url.query, *(value for _, value in query))
         self._headers = {"Content-Type": PROTOBUF, "User-Agent": f"statsig-otel/{__version__}", **configured}
         if settings.compression == "gzip":
             self._headers["Content-Encoding"] = "gzip"

@@ -12,7 +12,15 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, ClassVar, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 from statsig_otel.config.model import Duration, Opaque, OrList, Settings
 
@@ -257,6 +265,16 @@ class KeepaliveSettings(Settings):
     permit_without_stream: bool = False
 
 
+def _without_query(url: str) -> str:
+    """The URL for people: its query may hold a key."""
+    address, mark, _ = url.partition("?")
+    return f"{address}{mark}{Opaque('')!r}" if mark else url
+
+
+Url = Annotated[str, PlainSerializer(_without_query, when_used="json")]
+"""A URL, printed without its query."""
+
+
 class HeaderSettings(Settings):
     """One of `headers`, written as a list."""
 
@@ -399,8 +417,8 @@ class OtlpHttpSettings(_OtlpSettings):
         "traces_endpoint": _LOGS_ONLY,
     }
 
-    endpoint: str = ""
-    logs_endpoint: str = ""
+    endpoint: Url = ""
+    logs_endpoint: Url = ""
     encoding: Encoding = "proto"
     timeout: Timeout = 30.0
     tls: ClientTlsSettings = Field(default_factory=ClientTlsSettings)

@@ -16,6 +16,7 @@ key or a wrong path says nothing about the data, so the data is kept.
 Reasons are for a person who reads a log: one line of printable characters, bounded, without our own header values.
 """
 
+import html
 import json
 import re
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import quote, quote_plus
 
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
@@ -254,9 +256,22 @@ def printable(text: str, hide: Iterable[str] = ()) -> str:
     }
     secrets.discard("")
     if secrets:
-        longest_first = sorted(secrets, key=len, reverse=True)
-        line = re.sub("|".join(map(_as_pattern, longest_first)), "[REDACTED]", line)
+        longest_first = sorted({form for secret in secrets for form in _spellings(secret)}, key=len, reverse=True)
+        line = re.sub("|".join(map(_as_pattern, longest_first)), "[REDACTED]", line, flags=re.IGNORECASE)
     return line if len(line) <= MAX_MESSAGE_CHARS else line[: MAX_MESSAGE_CHARS - 3] + "..."
+
+
+def _spellings(secret: str) -> set[str]:
+    """How a server may write it: as it is, in JSON, in HTML, in a URL (whose hex digits are of either case)."""
+    return {
+        secret,
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+        html.escape(secret),
+        quote(secret),
+        quote(secret, safe=""),
+        quote_plus(secret),
+    }
 
 
 def _as_pattern(secret: str) -> str:

@@ -17,6 +17,7 @@ _COMMANDS: Final = {
     "demo": "Watch a day of changes arrive behind a real collector. Needs nothing.",
     "queue": "Look at the durable queue, and unblock it.",
     "dead-letters": "List, show, replay or drop what could not be delivered.",
+    "doctor": "Look at all that a service depends on, and say what is wrong with it.",
     "send": "Sign a webhook as Statsig would, and post it.",
 }
 """Each command and its one line of help, so that listing them loads none."""

@@ -13,6 +13,7 @@ from statsig_otel.exporters.otlp_settings import OtlpGrpcSettings, OtlpHttpSetti
 from statsig_otel.plugin.delivery_settings import DeliveryKeys
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 from statsig_otel.plugin.storage import FileStorageSettings
+from statsig_otel.plugin.telemetry_settings import TelemetrySettings
 
 
 class QueuedOtlpGrpcSettings(OtlpGrpcSettings, DeliveryKeys):
@@ -83,6 +84,8 @@ COMPONENTS: Final = Components(
     exporters={name: kind.settings for name, kind in EXPORTERS.items()},
     extensions={"file_storage": FileStorageSettings},
     aliases=ALIASES,
+    telemetry=TelemetrySettings,
+    single=frozenset({"file_storage"}),
 )
 
 

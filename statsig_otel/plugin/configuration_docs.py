@@ -20,6 +20,7 @@ from statsig_otel.plugin.components import COMPONENTS
 from statsig_otel.plugin.delivery_settings import DeliveryKeys
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 from statsig_otel.plugin.storage import FileStorageSettings
+from statsig_otel.plugin.telemetry_settings import TelemetrySettings
 
 TABLES: Final[Mapping[str, type[Settings]]] = {
     "statsig": StatsigReceiverSettings,
@@ -29,6 +30,7 @@ TABLES: Final[Mapping[str, type[Settings]]] = {
     "debug": DebugSettings,
     "every exporter": DeliveryKeys,
     "file_storage": FileStorageSettings,
+    "telemetry": TelemetrySettings,
 }
 """The tables of the page. What every exporter has is said once."""
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from statsig_otel.config.model import Duration, Settings
+from statsig_otel.config.model import Duration, ExtensionOf, Settings
 from statsig_otel.exporters.delivery import DeliverySettings
 from statsig_otel.exporters.retry import RetrySettings
 
@@ -74,7 +74,9 @@ class SendingQueueSettings(Settings):
         description="Log records that may wait; at the limit webhooks are refused. Without it: what the disk holds.",
     )
     sizer: Sizer = Field(default="items", description="What queue_size counts: log records.")
-    storage: str | None = Field(default=None, description="The file_storage extension; there is one for all.")
+    storage: Annotated[str | None, ExtensionOf("file_storage")] = Field(
+        default=None, description="The id of the file_storage extension; there is one for all."
+    )
     start_at: Literal["next", "oldest"] = Field(
         default="next", description="Where an exporter begins that the queue does not know yet."
     )

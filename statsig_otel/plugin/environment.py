@@ -1,17 +1,23 @@
-"""A configuration from the environment alone, for a start without a file.
+"""What the environment says, beside a configuration file and without one.
 
-`STATSIG_SIGNING_SECRET` and the `OTEL_EXPORTER_OTLP_*` variables with their `_LOGS_` forms, which come first, as
-opentelemetry-sdk reads them: gRPC unless the protocol says otherwise, the timeout in seconds.
+Without a file it is the configuration: `STATSIG_SIGNING_SECRET` and the `OTEL_EXPORTER_OTLP_*` variables with their
+`_LOGS_` forms, which come first, as opentelemetry-sdk reads them: gRPC unless the protocol says otherwise, the timeout
+in seconds.
+
+With a file these count only where it names them: `OTEL_EXPORTER_OTLP_HEADERS` holds the key of one backend, and no
+exporter to another may send it. The SDKs do the same beside a file of their own (the specification's "Declarative
+configuration").
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import unquote
 
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.source import Document
 from statsig_otel.plugin.log_record import AttributeValue
+from statsig_otel.plugin.telemetry_settings import LogLevel, named_level
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's name
 
@@ -20,6 +26,69 @@ _logger: Final = logging.getLogger(__name__)
 _EXPORTERS: Final = {"grpc": "otlp_grpc", "http/protobuf": "otlp_http"}
 _TIMEOUT: Final = "10"
 """Seconds: the SDK's default."""
+
+_SETTINGS: Final = (
+    "PROTOCOL", "ENDPOINT", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY",
+    "INSECURE",
+)  # fmt: skip
+
+
+class Environment(Mapping[str, str]):
+    """Environment variables, which remember which of them were asked for.
+
+    Args:
+        variables: The variables.
+    """
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        self._asked_for: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self._asked_for.add(name)
+        return self._variables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+    def unused(self) -> list[str]:
+        """The variables that would be a configuration without a file, are set, and were not asked for."""
+        names = [SECRET_VARIABLE, *(variable for name in _SETTINGS for variable in _variables(name))]
+        return [name for name in names if self._variables.get(name) and name not in self._asked_for]
+
+
+def check_enabled(environ: Mapping[str, str]) -> None:
+    """Refuse to run where `OTEL_SDK_DISABLED` says that nothing is to be exported.
+
+    An SDK does nothing then, and the application goes on. Delivering is all that this service does: to acknowledge
+    webhooks and deliver nothing would be a loss, and so would be to refuse them quietly.
+
+    Raises:
+        ConfigError: It is true.
+    """
+    name, value = "OTEL_SDK_DISABLED", environ.get("OTEL_SDK_DISABLED", "").strip()
+    if value.lower() == "true":
+        hint = "unset it for this service, or do not start the service"
+        raise ConfigError([Problem((name,), "is true, and this service does nothing but export", hint)])
+    if value.lower() not in ("", "false"):
+        _logger.warning("%s is neither true nor false, and counts as false", name)
+
+
+def log_level_from_environment(environ: Mapping[str, str]) -> LogLevel:
+    """`OTEL_LOG_LEVEL`, in any case; info where it is unset, or, with a warning, where it is none of ours."""
+    value = environ.get("OTEL_LOG_LEVEL", "")
+    level = named_level(value)
+    if value.strip() and level is None:
+        _logger.warning("OTEL_LOG_LEVEL is none of debug, info, warn and error, and counts as info")
+    return level or "info"
+
+
+def _variables(name: str) -> tuple[str, str]:
+    """The variables of a setting; the first goes before the second."""
+    return f"OTEL_EXPORTER_OTLP_LOGS_{name}", f"OTEL_EXPORTER_OTLP_{name}"
 
 
 def document_from_environment(environ: Mapping[str, str]) -> Document:
@@ -55,6 +124,13 @@ def _pairs(text: str) -> tuple[dict[str, str], int]:
     return found, broken
 
 
+def _boolean(variable: str, value: str) -> bool:
+    """Nothing but true is true (the specification); to take `1` for it would send in plain text."""
+    if value.lower() not in ("true", "false"):
+        raise ConfigError([Problem((variable,), "must be true or false")])
+    return value.lower() == "true"
+
+
 class _Reader:
     """Builds the document, and remembers which variable each value came from."""
 
@@ -76,7 +152,7 @@ class _Reader:
 
     def _variable(self, name: str) -> tuple[str, str] | None:
         """The variable that is set for a setting, and its value; an empty one counts as unset (the specification)."""
-        for variable in (f"OTEL_EXPORTER_OTLP_LOGS_{name}", f"OTEL_EXPORTER_OTLP_{name}"):
+        for variable in _variables(name):
             if value := self._environ.get(variable, "").strip():
                 return variable, value
         return None
@@ -111,6 +187,7 @@ class _Reader:
                     self._origins[path] = found[0]
 
         take("COMPRESSION", settings, "compression")
+        settings["compression"] = str(settings["compression"]).lower()
         take("CERTIFICATE", tls, "ca_file")
         take("CLIENT_CERTIFICATE", tls, "cert_file")
         take("CLIENT_KEY", tls, "key_file")
@@ -127,6 +204,8 @@ class _Reader:
             endpoint = self._http_endpoint(settings, exporter)
         else:
             take("INSECURE", tls, "insecure")
+            if found := self._variable("INSECURE"):
+                tls["insecure"] = _boolean(*found)
             endpoint = self._grpc_endpoint(settings, exporter)
         if tls and not endpoint.startswith("http://"):  # which is plain text, whatever else is set
             settings["tls"] = tls

@@ -35,20 +35,39 @@ def check_machine(configuration: Configuration, document: Document, directory: F
         directory: The queue's directory.
     """
     return [
-        *_receivers(cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers), document),
+        *check_certificates(configuration, document),
+        *check_ports(configuration, document),
         *_exporters(configuration, document),
         *_queue(configuration, document, directory),
     ]
 
 
-def _receivers(receivers: Mapping[str, StatsigReceiverSettings], document: Document) -> Iterator[Problem]:
+def check_certificates(configuration: Configuration, document: Document) -> list[Problem]:
+    """All that is wrong with the certificates of the receivers' servers; see `check_machine`."""
+    return [
+        problem
+        for name, settings in _servers(configuration).items()
+        if settings.tls is not None
+        for problem in _server_tls(settings.tls, ("receivers", name, "tls"), document)
+    ]
+
+
+def check_ports(configuration: Configuration, document: Document) -> list[Problem]:
+    """Which of the receivers' addresses can't be listened on; see `check_machine`."""
+    return list(_ports(configuration, document))
+
+
+def _servers(configuration: Configuration) -> dict[str, StatsigReceiverSettings]:
+    """The first receiver of each server."""
+    first: dict[str, tuple[str, StatsigReceiverSettings]] = {}
+    for name, settings in cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers).items():
+        first.setdefault(settings.endpoint, (name, settings))
+    return dict(first.values())
+
+
+def _ports(configuration: Configuration, document: Document) -> Iterator[Problem]:
     with ExitStack() as bound:  # all at once: two may name the same port in different words
-        for endpoint in dict.fromkeys(settings.endpoint for settings in receivers.values()):
-            name = next(name for name, settings in receivers.items() if settings.endpoint == endpoint)
-            path: Path = ("receivers", name)
-            settings = receivers[name]
-            if settings.tls is not None:
-                yield from _server_tls(settings.tls, (*path, "tls"), document)
+        for name, settings in _servers(configuration).items():
             host, port = settings.address
             server = HttpServer(_no_app, host=host, port=port)
             bound.callback(server.stop)
@@ -56,7 +75,7 @@ def _receivers(receivers: Mapping[str, StatsigReceiverSettings], document: Docum
                 server.bind()
             except OSError as error:
                 message, _, hint = str(error.strerror).partition("; ")
-                yield document.problem((*path, "endpoint"), message, hint or None)
+                yield document.problem(("receivers", name, "endpoint"), message, hint or None)
 
 
 async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,22 +137,34 @@ def _unreadable(files: Mapping[str, FilePath], path: Path, document: Document) -
 
 
 def _file(file: FilePath, path: Path, document: Document) -> Iterator[Problem]:
-    if not file.parent.is_dir():
+    if nearest(file.parent) != file.parent.absolute() or not file.parent.is_dir():
         yield document.problem(path, f"there is no directory {file.parent}", "make it: the exporter does not")
-    elif file.exists() and not file.is_file():
+    elif _is_there(file) and not file.is_file():
         yield document.problem(path, f"{file} is no regular file", "only a regular file can be synced and cut")
-    elif not os.access(file if file.exists() else file.parent, os.W_OK):
+    elif not os.access(file if _is_there(file) else file.parent, os.W_OK):
         yield document.problem(path, f"{file} can't be written", _WRITABLE_HINT)
+
+
+def nearest(directory: FilePath) -> FilePath:
+    """The directory, or the first one above it that is there, as far as this user may look."""
+    return next(place for place in (directory.absolute(), *directory.absolute().parents) if _is_there(place))
+
+
+def _is_there(place: FilePath) -> bool:
+    try:
+        return place.exists()
+    except PermissionError:
+        return False
 
 
 def _queue(configuration: Configuration, document: Document, directory: FilePath) -> Iterator[Problem]:
     if not queued_exporters(configuration):
         return
-    nearest = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
-    if not nearest.is_dir():
-        message = f"{nearest} is no directory"
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        message = f"{nearest} can't be written"
+    place = nearest(directory)
+    if not place.is_dir():
+        message = f"{place} is no directory"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        message = f"{place} can't be written"
     else:
         return
     if file_storage(configuration) is None:

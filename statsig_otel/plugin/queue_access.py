@@ -28,16 +28,16 @@ class QueueAccess:
 
     Args:
         directory: The queue's directory; None for the configuration's, or the default one.
-        config: The service's configuration file; None for none.
+        locations: The locations of the service's configuration; empty for none.
         environ: The environment variables.
 
     Raises:
-        ConfigError: The file is wrong.
+        ConfigError: The configuration is wrong.
         ControlError: There is no queue.
     """
 
-    def __init__(self, *, directory: Path | None, config: Path | None, environ: Mapping[str, str]) -> None:
-        self._configuration = _read(config, environ) if config is not None else None
+    def __init__(self, *, directory: Path | None, locations: tuple[str, ...], environ: Mapping[str, str]) -> None:
+        self._configuration = _read(locations, environ) if locations else None
         self.directory = directory or _directory(self._configuration, environ)
         try:
             found = (self.directory / DATABASE).exists()
@@ -50,7 +50,7 @@ class QueueAccess:
 
     @property
     def configured(self) -> tuple[str, ...] | None:
-        """The queued exporters of the configuration file; None without one."""
+        """The queued exporters of the configuration; None without one."""
         return None if self._configuration is None else self._configuration.exporters
 
     @contextmanager
@@ -134,10 +134,10 @@ class QueueAccess:
         return f"the queue in {self.directory} can't be read: {error}"
 
 
-def _read(file: Path, environ: Mapping[str, str]) -> "QueueConfiguration":
+def _read(locations: tuple[str, ...], environ: Mapping[str, str]) -> "QueueConfiguration":
     from statsig_otel.plugin.queue_configuration import read  # noqa: PLC0415 - takes longer to load than all else
 
-    return read(file, environ)
+    return read(locations, environ)
 
 
 def _directory(configuration: "QueueConfiguration | None", environ: Mapping[str, str]) -> Path:

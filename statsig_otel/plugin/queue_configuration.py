@@ -35,13 +35,13 @@ class QueueConfiguration:
     mappers: Mapping[str, Mapper]
 
 
-def read(file: Path, environ: Mapping[str, str]) -> QueueConfiguration:
-    """Read a configuration file.
+def read(locations: tuple[str, ...], environ: Mapping[str, str]) -> QueueConfiguration:
+    """Read the locations of a configuration.
 
     Raises:
         ConfigError: All that is wrong with it.
     """
-    configuration = load(file, components=COMPONENTS, environ=environ)
+    configuration = load(*locations, components=COMPONENTS, environ=environ)
     resource = resource_from_environment(environ)
     settings = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
     return QueueConfiguration(

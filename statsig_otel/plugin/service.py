@@ -260,6 +260,8 @@ def _needing_restart(before: Configuration, after: Configuration) -> Iterable[st
                 yield f"receivers::{name}::{key}"
     if file_storage(before) != file_storage(after):
         yield "extensions::file_storage"
+    if before.telemetry != after.telemetry:
+        yield "service::telemetry"
 
 
 def _check_endpoints(configuration: Configuration) -> None:

@@ -35,10 +35,10 @@ def models(annotation: Any) -> Iterator[type[Settings]]:
         yield from models(argument)
 
 
+TABLES: Final = (COMPONENTS.receivers, COMPONENTS.exporters, COMPONENTS.extensions)
 ALL: Final = {
     found
-    for table in (COMPONENTS.receivers, COMPONENTS.exporters, COMPONENTS.extensions)
-    for model in table.values()
+    for model in [*(model for table in TABLES for model in table.values()), COMPONENTS.telemetry]
     for found in models(model)
 }
 

@@ -1,6 +1,7 @@
 """`validate`, `print-config`, `components` and `schema`, and `run` with several `--config`."""
 
 import json
+import os
 import re
 import socket
 from collections.abc import Mapping
@@ -12,10 +13,12 @@ from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 
 import statsig_otel
-from statsig_otel.config import parse
+from statsig_otel.config import check, parse, read
+from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.cli import main
 from statsig_otel.plugin.commands.components import list_components
 from statsig_otel.plugin.components import COMPONENTS
+from statsig_otel.plugin.machine_checks import nearest
 from tests.e2e.service_process import ServiceProcess
 from tests.peers.certs import Authority
 
@@ -455,7 +458,10 @@ def test_what_the_schema_refuses(schema: Any, text: str, path: str) -> None:
     assert any(found.startswith(path) for found in wrong(schema, text))
 
 
-@pytest.mark.parametrize("path", sorted(CASES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    # What needs two places to be seen is the reader's alone.
+    "path", sorted(set(CASES.glob("*.yaml")) - set(CASES.glob("storage*"))), ids=lambda path: path.stem
+)  # fmt: skip
 def test_keys_and_words_that_the_reader_refuses_are_refused_by_the_schema(schema: Any, path: Path) -> None:
     assert wrong(schema, path.read_text())
 
@@ -476,7 +482,7 @@ def test_the_schema_tells_what_a_key_is(schema: Any) -> None:
     assert set(exporters["patternProperties"]) == {f"^{type_}/.+$" for type_ in exporters["properties"]}
 
 
-@pytest.mark.parametrize("name", ["validate", "print-config", "components", "schema"])
+@pytest.mark.parametrize("name", ["validate", "print-config", "components", "schema", "doctor"])
 def test_each_command_has_its_help(name: str) -> None:
     result = call(name, "--help")
     assert result.exit_code == 0
@@ -491,3 +497,70 @@ def test_what_has_no_effect_is_said(caplog: pytest.LogCaptureFixture) -> None:
         "sending_queue::block_on_overflow is not used: a full queue answers the webhook with 503",
         "sending_queue::num_consumers: 4 is not used: one sender keeps the order",
     ]
+
+
+def test_what_depends_on_the_machine_can_be_left_out() -> None:
+    """As on another machine, or beside the running service."""
+    Path("taken").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config(
+            f"endpoint: 127.0.0.1:{port}\n    tls: " + tls(cert_file="no.pem", key_file="no.key"),
+            "otlp_http: {endpoint: 'https://h', tls: {ca_file: no.pem}}",
+            "otlp_http",
+            more=STORAGE % "taken/queue",
+        )
+        both = ("--config", "config.yaml", "--config", "yaml:service::extensions: [file_storage]")
+        assert len([line for line in errors(*both).splitlines() if "(config.yaml:" in line]) == 5
+        found = call("validate", "--no-machine", *both)
+    assert found.exit_code == 0, found.output
+    assert "tolerance: unknown key" in errors("--no-machine", "--config", config("tolerance: 5m"))
+
+
+def test_receivers_that_can_not_share_a_server_are_told_without_the_machine_too() -> None:
+    more = "yaml:receivers::statsig/b: {endpoint: 'localhost:0', signing_secrets: []}"
+    more_pipeline = "yaml:service::pipelines::logs::receivers: [statsig, statsig/b]"
+    text = errors("--no-machine", "--config", config(), "--config", more, "--config", more_pipeline)
+    assert "receivers::statsig/b::path: is the path of receivers::statsig too" in text
+
+
+def test_a_disabled_sdk_is_not_valid() -> None:
+    result = call("validate", "--config", config(), env={"OTEL_SDK_DISABLED": "true"})
+    assert result.exit_code == 1
+    assert "OTEL_SDK_DISABLED: is true" in result.output
+
+
+HEADER_FORMS = ["{x-key: '007', b: z}", "[{name: x-key, value: 007}, {name: b, value: z}]"]
+
+
+@pytest.mark.parametrize("headers", HEADER_FORMS)
+def test_headers_are_a_mapping_or_a_list(schema: Any, headers: str) -> None:
+    """Newer Collectors write them as a list."""
+    path = config(
+        exporters=f"otlp_grpc: {{endpoint: 'h:1', headers: {headers}}}\n"
+        f"  otlp_http: {{endpoint: 'http://h', headers: {headers}}}",
+        names="otlp_grpc, otlp_http",
+    )
+    document = read(Path(path), environ={})
+    for settings in check(document, COMPONENTS).exporters.values():
+        assert isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings)
+        assert {name: value.reveal() for name, value in settings.headers.items()} == {"x-key": "007", "b": "z"}
+    assert wrong(schema, Path(path).read_text()) == []
+    printed = call("print-config", "--config", path).output
+    assert printed.count('    headers:\n      x-key: "[REDACTED]"\n      b: "[REDACTED]"\n') == 2
+
+
+def test_a_place_that_this_user_may_not_look_into_is_none_that_is_there(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "queue").mkdir(parents=True)
+    closed.chmod(0)
+    try:
+        if os.geteuid() == 0:
+            os.seteuid(65534)  # root may look everywhere
+        assert nearest(closed / "queue" / "a") in closed.parents or nearest(closed / "queue" / "a") == closed
+    finally:
+        os.seteuid(os.getuid())
+        closed.chmod(0o700)
+    assert nearest(closed / "queue" / "a") == closed / "queue"

@@ -1,13 +1,19 @@
-"""The start without a file: the SDK's variables, read as the SDK reads them."""
+"""The SDK's variables: without a file they are the configuration, read as the SDK reads them."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
-from statsig_otel.config import ConfigError, Configuration, check
+from statsig_otel.config import ConfigError, Configuration, check, parse
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.components import COMPONENTS
-from statsig_otel.plugin.environment import document_from_environment, resource_from_environment
+from statsig_otel.plugin.environment import (
+    Environment,
+    check_enabled,
+    document_from_environment,
+    resource_from_environment,
+)
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 
 HTTP = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
@@ -142,3 +148,60 @@ def test_a_logs_endpoint_with_a_query_is_used_as_it_is() -> None:
 def test_nothing_is_compressed_unless_it_is_asked_for() -> None:
     assert grpc().compression == "none"
     assert grpc(OTEL_EXPORTER_OTLP_COMPRESSION="gzip").compression == "gzip"
+
+
+def test_compression_is_understood_in_any_case() -> None:
+    assert grpc(OTEL_EXPORTER_OTLP_COMPRESSION="GZIP").compression == "gzip"
+
+
+@pytest.mark.parametrize("value", ["1", "yes", "on"])
+def test_nothing_but_true_sends_in_plain_text(value: str) -> None:
+    """The specification: no other value may count as true."""
+    with pytest.raises(ConfigError, match="OTEL_EXPORTER_OTLP_INSECURE: must be true or false"):
+        grpc(OTEL_EXPORTER_OTLP_ENDPOINT="x:1", OTEL_EXPORTER_OTLP_INSECURE=value)
+    assert not grpc(OTEL_EXPORTER_OTLP_ENDPOINT="x:1", OTEL_EXPORTER_OTLP_INSECURE="TRUE").uses_tls
+    assert grpc(OTEL_EXPORTER_OTLP_ENDPOINT="x:1", OTEL_EXPORTER_OTLP_INSECURE="False").uses_tls
+
+
+@pytest.mark.parametrize("value", ["false", "", " FALSE "])
+def test_an_sdk_that_is_not_disabled_says_nothing(value: str, caplog: pytest.LogCaptureFixture) -> None:
+    check_enabled({"OTEL_SDK_DISABLED": value})
+    check_enabled({})
+    assert caplog.text == ""
+
+
+def test_only_true_disables_the_sdk(caplog: pytest.LogCaptureFixture) -> None:
+    check_enabled({"OTEL_SDK_DISABLED": "1"})
+    assert "OTEL_SDK_DISABLED is neither true nor false, and counts as false" in caplog.text
+    with pytest.raises(ConfigError, match="OTEL_SDK_DISABLED: is true"):
+        check_enabled({"OTEL_SDK_DISABLED": "TRUE"})
+
+
+FILE = """\
+receivers: {statsig: {signing_secrets: ["${env:STATSIG_SIGNING_SECRET}"]}}
+exporters:
+  otlp_grpc: {endpoint: "first:4317"}
+  otlp_http: {endpoint: "${OTEL_EXPORTER_OTLP_ENDPOINT:-http://second:4318}"}
+service: {pipelines: {logs: {receivers: [statsig], exporters: [otlp_grpc, otlp_http]}}}
+"""
+VARIABLES = {
+    "STATSIG_SIGNING_SECRET": "webhook-x",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://third:4318",
+    "OTEL_EXPORTER_OTLP_HEADERS": "api-key=s3cr3t",
+    "OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE": "/ca.pem",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://traces:4318",
+    "OTEL_EXPORTER_OTLP_COMPRESSION": "",
+}
+
+
+def test_beside_a_file_variables_count_only_where_it_names_them() -> None:
+    """The key of one backend must not go to another."""
+    environ = Environment(VARIABLES)
+    found = check(parse(FILE.encode(), file="f", directory=Path(), environ=environ), COMPONENTS).exporters
+    first, second = found["otlp_grpc"], found["otlp_http"]
+    assert isinstance(first, OtlpGrpcSettings)
+    assert isinstance(second, OtlpHttpSettings)
+    assert first.headers == second.headers == {}
+    assert (first.endpoint, first.timeout, first.tls.ca_file) == ("first:4317", 5.0, "")
+    assert second.endpoint == "http://third:4318"
+    assert environ.unused() == ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE"]

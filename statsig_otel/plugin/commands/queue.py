@@ -31,8 +31,8 @@ _NUMBERS: Final = frozenset({"WAITING", "BYTES", "ATTEMPTS", "ID", "RECORDS"})
 _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
-def _remember(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
-    if value is not None:
+def _remember(context: click.Context, parameter: click.Parameter, value: Path | tuple[str, ...] | None) -> None:
+    if value:
         context.meta[f"{__name__}.{parameter.name}"] = value
 
 
@@ -47,10 +47,11 @@ def location_options(function: _F) -> _F:
     )
     config = click.option(
         "--config",
-        type=click.Path(path_type=Path),
+        multiple=True,
+        metavar="LOCATION",
         expose_value=False,
         callback=_remember,
-        help="The service's configuration file, which names the directory.",
+        help="The service's configuration, which names the directory; as for `statsig-otel run`.",
     )
     return directory(config(function))
 
@@ -61,7 +62,7 @@ def queue_access() -> Iterator[QueueAccess]:
     meta = click.get_current_context().meta
     directory = meta.get(_DIRECTORY)
     try:
-        yield QueueAccess(directory=directory, config=meta.get(_CONFIG), environ=os.environ)
+        yield QueueAccess(directory=directory, locations=meta.get(_CONFIG, ()), environ=os.environ)
     except ConfigError as error:
         raise click.ClickException(
             f"the configuration has errors\n{error}\nhint: --directory DIR, without --config, needs no configuration"

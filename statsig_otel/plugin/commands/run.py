@@ -9,21 +9,30 @@ import signal
 import sqlite3
 import sys
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import click
 
 from statsig_otel import __version__
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.config.grammar import check
+from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.control import ControlError
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.components import COMPONENTS
 from statsig_otel.plugin.config_option import config_option, read_document
-from statsig_otel.plugin.environment import SECRET_VARIABLE, resource_from_environment
+from statsig_otel.plugin.environment import (
+    SECRET_VARIABLE,
+    Environment,
+    check_enabled,
+    log_level_from_environment,
+    resource_from_environment,
+)
+from statsig_otel.plugin.log_output import held_back
 from statsig_otel.plugin.reload import Reloader, ReloadError
 from statsig_otel.plugin.service import Service
 from statsig_otel.plugin.storage import find_directory
+from statsig_otel.plugin.telemetry_settings import TelemetrySettings, named_level
 
 _logger: Final = logging.getLogger("statsig_otel")
 
@@ -49,12 +58,10 @@ Until then everything but the verification is refused with 401."""
 @config_option
 @click.option(
     "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="What is logged, on standard error.",
+    type=click.Choice(["debug", "info", "warn", "warning", "error"], case_sensitive=False),
+    help="What is logged, on standard error. Goes before the configuration's level and OTEL_LOG_LEVEL. [default: info]",
 )
-def command(locations: tuple[str, ...], log_level: str) -> None:
+def command(locations: tuple[str, ...], log_level: str | None) -> None:
     """Run the service until SIGTERM or Ctrl-C; a second one, half a second later, ends it at once.
 
     SIGHUP has it read its configuration again, as `statsig-otel reload` does.
@@ -62,14 +69,10 @@ def command(locations: tuple[str, ...], log_level: str) -> None:
     Without --config it listens on localhost:8080 and takes its signing secret from STATSIG_SIGNING_SECRET and its
     exporter from the OTEL_EXPORTER_OTLP_* variables.
     """
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
     _raise_open_files()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc-core writes to standard error past the log
     try:
-        document = read_document(locations, os.environ)
-        configuration = check(document, COMPONENTS)
+        document, configuration = _read(locations, log_level)
         service = Service(
             configuration,
             directory=find_directory(configuration, os.environ),
@@ -92,6 +95,23 @@ def command(locations: tuple[str, ...], log_level: str) -> None:
     finally:
         service.shutdown()
     _logger.info("Stopped")
+
+
+def _read(locations: tuple[str, ...], log_level: str | None) -> tuple[Document, Configuration]:
+    """What to run. From here on the log is as the configuration wants it."""
+    environ = Environment(os.environ)
+    with held_back(sys.stderr) as log:
+        check_enabled(environ)
+        document = read_document(locations, environ)
+        configuration = check(document, COMPONENTS)
+        logs = cast("TelemetrySettings", configuration.telemetry).logs
+        log.begin(named_level(log_level) or logs.level or log_level_from_environment(os.environ), logs.encoding)
+    unused = environ.unused() if locations else []
+    if unused:
+        _logger.warning(
+            "There is a configuration, so these variables count only where it names them: %s", ", ".join(unused)
+        )
+    return document, configuration
 
 
 def _message(error: Exception) -> str:

@@ -11,7 +11,7 @@ from statsig_otel.config.grammar import Configuration, check
 from statsig_otel.config.source import Document
 from statsig_otel.plugin.components import COMPONENTS
 from statsig_otel.plugin.config_option import config_option, read_document
-from statsig_otel.plugin.environment import resource_from_environment
+from statsig_otel.plugin.environment import check_enabled, resource_from_environment
 from statsig_otel.plugin.machine_checks import check_machine
 from statsig_otel.plugin.queue_configuration import queued_exporters
 from statsig_otel.plugin.service import Service
@@ -20,11 +20,17 @@ from statsig_otel.plugin.storage import find_directory
 
 @click.command()
 @config_option
-def command(locations: tuple[str, ...]) -> None:
+@click.option(
+    "--no-machine",
+    is_flag=True,
+    help="Leave out what depends on the machine: certificates, directories and ports.",
+)
+def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
     """Check a configuration, and start nothing.
 
     All that is wrong is told at once, each with its file, its line and what to do. Certificates are read, directories
-    looked at, and ports bound for a moment; a port that a running service holds is in use.
+    looked at, and ports bound for a moment; a port that a running service holds is in use. With --no-machine it can be
+    checked anywhere, beside a running service too.
 
     \b
     Exit codes:
@@ -33,7 +39,8 @@ def command(locations: tuple[str, ...]) -> None:
       2  an option is wrong
     """  # noqa: D301 - click wants the character itself
     try:
-        configuration, directory = _check(read_document(locations, os.environ))
+        check_enabled(os.environ)
+        configuration, directory = _check(read_document(locations, os.environ), on_machine=not no_machine)
     except ConfigError as error:
         raise click.ClickException(f"the configuration has errors\n{error}") from error
     click.echo("The configuration is valid.")
@@ -41,7 +48,7 @@ def command(locations: tuple[str, ...]) -> None:
         click.echo(f"  {title:<11}{', '.join(names) or '-'}")
 
 
-def _check(document: Document) -> tuple[Configuration, Path]:
+def _check(document: Document, *, on_machine: bool) -> tuple[Configuration, Path]:
     """The configuration and the queue's directory.
 
     Raises:
@@ -51,7 +58,7 @@ def _check(document: Document) -> tuple[Configuration, Path]:
     directory = find_directory(configuration, os.environ)
     problems = [
         *_disagreements(configuration, document, directory),
-        *check_machine(configuration, document, directory),
+        *(check_machine(configuration, document, directory) if on_machine else ()),
     ]
     if problems:
         raise ConfigError(problems)

@@ -1,0 +1,78 @@
+"""All checks, for a configuration that may be wrong or missing, beside a service that may be running."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import cast
+
+from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.grammar import Configuration, examine
+from statsig_otel.config.source import Document
+from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
+from statsig_otel.plugin.components import COMPONENTS
+from statsig_otel.plugin.config_option import read_document
+from statsig_otel.plugin.doctor import machine, storage
+from statsig_otel.plugin.doctor.endpoints import check_endpoints
+from statsig_otel.plugin.doctor.finding import Finding, Status, of_problem
+from statsig_otel.plugin.environment import Environment, check_enabled
+from statsig_otel.plugin.machine_checks import check_certificates, check_exporters, check_ports
+from statsig_otel.plugin.queue_configuration import queued_exporters
+from statsig_otel.plugin.settings import StatsigReceiverSettings
+from statsig_otel.plugin.storage import file_storage, find_directory
+
+
+def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Everything that a service depends on.
+
+    Args:
+        locations: Of its configuration; without any the environment is.
+        environ: The environment variables.
+    """
+    yield from machine.versions()
+    yield from machine.sqlite()
+    offsets: list[tuple[str, float]] = []
+    try:
+        check_enabled(environ)
+    except ConfigError as error:
+        yield from (of_problem("environment", problem) for problem in error.problems)
+    try:
+        variables = Environment(environ)
+        document = read_document(locations, variables)
+    except ConfigError as error:
+        yield from (of_problem("configuration", problem) for problem in error.problems)
+    else:
+        unused = variables.unused() if locations else []
+        if unused:
+            detail = f"not used, since the configuration does not name them: {', '.join(unused)}"
+            yield Finding("environment", "warning", detail, "name them as ${env:NAME} where they are meant")
+        configuration, problems = examine(document, COMPONENTS)
+        yield from (of_problem("configuration", problem) for problem in ConfigError(problems).problems)
+        if not problems:
+            yield Finding("configuration", "ok", "valid")
+        there = tuple(name for name in configuration.service_extensions if name in configuration.extensions)
+        configuration = replace(configuration, service_extensions=there)
+        yield from _on_this_machine(configuration, document, environ)
+        findings, offsets = check_endpoints(configuration.exporters)
+        yield from findings
+    yield machine.clock(machine.clock_is_kept(), offsets)
+
+
+def _on_this_machine(configuration: Configuration, document: Document, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """What of the machine a configuration asks for. One that is wrong is looked at as far as it is right."""
+    receivers = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
+    servers = {settings.endpoint: settings.max_connections for settings in receivers.values()}
+    yield machine.open_files(sum(servers.values()))
+    for problem in [*check_certificates(configuration, document), *check_exporters(configuration, document)]:
+        yield of_problem("this machine", problem)
+    is_running: bool | None = None
+    if queued_exporters(configuration):
+        directory = find_directory(configuration, environ)
+        settings = file_storage(configuration)
+        yield from storage.queue(directory, settings.min_free_bytes if settings else DEFAULT_MIN_FREE)
+        with suppress(OSError):
+            is_running = storage.owner(directory) is not None
+    if not is_running:
+        # Where nothing tells whether the service runs, it may well be the one that listens.
+        status: Status = "failed" if is_running is False else "warning"
+        for problem in check_ports(configuration, document):
+            yield of_problem("this machine", problem, status)

@@ -1,0 +1,164 @@
+"""Whether the exporters' endpoints answer: name, connection, TLS. No record is sent, nor any configured header."""
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from typing import Final
+
+from statsig_otel.config.model import Settings
+from statsig_otel.exporters.otlp_settings import ClientTlsSettings, OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp_status import server_time
+from statsig_otel.plugin.doctor.finding import Finding, Status
+
+TIMEOUT: Final = 5.0
+"""Seconds for a connection, and as many for TLS."""
+
+_ALL_OF_IT: Final = 3 * TIMEOUT
+"""Seconds for one endpoint: a name's look-up has no limit of its own."""
+
+_TLS_PORT: Final = 443
+_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
+
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    """Where an exporter connects to. `path` is that of a Unix socket, and then there is no host."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    tls: ClientTlsSettings | None = None
+    protocol: str = "h2"
+
+    def __str__(self) -> str:
+        return self.path or f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def check_endpoints(exporters: Mapping[str, Settings]) -> tuple[list[Finding], list[tuple[str, float]]]:
+    """Look at all endpoints at the same time.
+
+    Returns:
+        What was found, and by how many seconds the servers that say their time are ahead of us, each with its exporter.
+    """
+    probes = [_Probe(name, settings) for name, settings in exporters.items() if _is_otlp(settings)]
+    for probe in probes:
+        probe.start()
+    deadline = time.monotonic() + _ALL_OF_IT
+    for probe in probes:
+        probe.join(max(deadline - time.monotonic(), 0))
+    offsets = [(probe.exporter, probe.ahead) for probe in probes if probe.ahead is not None]
+    return [probe.finding for probe in probes], offsets
+
+
+def _is_otlp(settings: Settings) -> bool:
+    return isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings)
+
+
+def _address(settings: Settings) -> _Address | None:
+    """None for a name that only grpcio can look up."""
+    if isinstance(settings, OtlpHttpSettings):
+        url = settings.url
+        is_secure = url.scheme == "https"
+        port = url.port or (_TLS_PORT if is_secure else 80)
+        return _Address(url.hostname or "", port, tls=settings.tls if is_secure else None, protocol="http/1.1")
+    if not isinstance(settings, OtlpGrpcSettings):
+        return None
+    tls = settings.tls if settings.uses_tls else None
+    scheme, _, rest = settings.target.partition(":")
+    if scheme == "unix":
+        return _Address(path=rest.removeprefix("//"), tls=tls)
+    if scheme not in ("dns", "ipv4", "ipv6"):
+        return None
+    first = rest.rpartition("/")[2].partition(",")[0]
+    host, colon, number = first.rpartition(":")
+    if not colon or number.endswith("]") or (":" in host and not host.startswith("[")):
+        host, number = first, str(_TLS_PORT)
+    return _Address(host.strip("[]"), int(number), tls=tls)
+
+
+class _Probe(threading.Thread):
+    """Looks at one endpoint. A thread of its own, which is left behind where nothing comes back."""
+
+    def __init__(self, exporter: str, settings: Settings) -> None:
+        super().__init__(name=f"probe {exporter}", daemon=True)
+        self.exporter = f"exporters::{exporter}"
+        self._address = _address(settings)
+        self.ahead: float | None = None
+        self.finding = self._found("failed", f"no answer within {_ALL_OF_IT:g} s", "look at the name service")
+
+    def run(self) -> None:
+        if self._address is None:
+            self.finding = self._found("unknown", "can't be told of this kind of target")
+            return
+        try:
+            with self._connect(self._address) as connection:
+                self.finding = self._answered(self._address, connection)
+        except socket.gaierror as error:
+            self.finding = self._found("failed", f"the name is not known: {error.strerror}", "look at the endpoint")
+        except OSError as error:
+            reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+            hint = "look whether the backend listens there, and at firewalls"
+            self.finding = self._found("failed", f"no connection: {reason}", hint)
+
+    def _connect(self, address: _Address) -> socket.socket:
+        if not address.path:
+            return socket.create_connection((address.host, address.port), TIMEOUT)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(TIMEOUT)
+        try:
+            connection.connect(address.path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _answered(self, address: _Address, connection: socket.socket) -> Finding:
+        if address.tls is None:
+            self._ask_for_the_time(address, connection)
+            return self._found("ok", "answers, without TLS")
+        try:
+            context = address.tls.context(address.tls.read())
+        except (OSError, ValueError):
+            return self._found("unknown", "answers; TLS can't be tried, since its files can't be used")
+        context.set_alpn_protocols([address.protocol])
+        name = address.tls.server_name_override or address.host
+        try:
+            with context.wrap_socket(connection, server_hostname=name or None) as secure:
+                if address.protocol == "h2" and secure.selected_alpn_protocol() != "h2":
+                    hint = "gRPC needs it: look whether this is a port for OTLP/HTTP, and use otlp_http"
+                    return self._found("warning", "answers with TLS, but not with HTTP/2", hint)
+                found = self._found("ok", f"answers with {secure.version()}")
+                self._ask_for_the_time(address, secure)
+                return found
+        except ssl.SSLCertVerificationError as error:
+            hint = "name its CA in tls::ca_file, its name in tls::server_name_override"
+            return self._found("failed", f"its certificate is not trusted: {error.verify_message}", hint)
+        except ssl.SSLError as error:
+            if error.reason in _NO_TLS:
+                hint = "write http:// for it, or tls: {insecure: true}, if it is a server without TLS"
+                return self._found("failed", "answers, but not with TLS", hint)
+            return self._found("failed", f"no TLS: {error.reason or error}", "look at the server's log")
+
+    def _ask_for_the_time(self, address: _Address, connection: socket.socket) -> None:
+        """A HEAD of `/`; its Date has whole seconds, so only more than one of them is a difference."""
+        if address.protocol == "h2":
+            return
+        client = HTTPConnection(address.host, address.port)
+        client.sock = connection
+        with suppress(OSError, HTTPException):  # a server that does not like it says nothing of the time
+            asked = time.time()
+            client.request("HEAD", "/", headers={"Connection": "close"})
+            with client.getresponse() as response:
+                date = server_time(response.headers.get("Date", ""))
+            answered = time.time()
+            if date is not None:
+                self.ahead = max(date - answered, 0.0) + min(date + 1 - asked, 0.0)
+
+    def _found(self, status: Status, detail: str, hint: str | None = None) -> Finding:
+        where = f"{self._address} " if self._address else ""
+        return Finding(self.exporter, status, f"{where}{detail}", hint)

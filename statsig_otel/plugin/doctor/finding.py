@@ -1,0 +1,32 @@
+"""What a check has found."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from statsig_otel.config.errors import Problem
+
+Status = Literal["ok", "warning", "failed", "unknown"]
+"""`unknown` where it can't be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        check: What was looked at.
+        status: How it is.
+        detail: What was found. No secret.
+        hint: What to do about it.
+    """
+
+    check: str
+    status: Status
+    detail: str
+    hint: str | None = None
+
+
+def of_problem(check: str, problem: Problem, status: Status = "failed") -> Finding:
+    """A problem of the configuration as a finding."""
+    text = str(Problem(problem.path, problem.message, None, problem.file, problem.line))
+    return Finding(check, status, text, problem.hint)

@@ -1,0 +1,153 @@
+"""The queue's directory: what it is on, whose it is, and in which order it was left. Nothing in it is changed."""
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from statsig_otel.config.model import format_size
+from statsig_otel.exporters.queue.control import ControlError, ServiceNotRunningError, call
+from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, QueueDirectory
+from statsig_otel.plugin.doctor.finding import Finding
+from statsig_otel.plugin.machine_checks import nearest
+
+_LOCK: Final = "lock"
+_ASIDE: Final = re.compile(rf"{re.escape(DATABASE)}\.(corrupt|salvaged|unreadable)-[0-9TZ]+-[0-9]+")
+_OWNER: Final = "run this as the service's own user, or as root"
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+
+# "WAL does not work over a network filesystem": https://sqlite.org/wal.html
+_NETWORK: Final = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gpfs", "lustre", "ncpfs",
+    "nfs", "nfs4", "smb3", "smbfs", "virtiofs",
+})  # fmt: skip
+_MEMORY: Final = frozenset({"ramfs", "tmpfs"})
+
+
+def owner(directory: Path) -> str | None:
+    """Who owns the queue now, in words; None for nobody.
+
+    Raises:
+        OSError: That can't be told.
+    """
+    with suppress(ServiceNotRunningError, ControlError):
+        return f"process {call(directory / CONTROL, 'queue')['pid']}"
+    try:
+        descriptor = os.open(directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        # For a moment, and shared: only a service that starts in this very moment would see it.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return (
+            f"process {os.pread(descriptor, 32, 0).decode(errors='replace').strip() or 'unknown'}, starting or stopping"
+        )
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def queue(directory: Path, min_free_bytes: int) -> Iterator[Finding]:
+    """All about a queue's directory.
+
+    Args:
+        directory: The directory; it need not be there.
+        min_free_bytes: What has to be free on its disk.
+    """
+    place = nearest(directory)
+    yield _access(directory, place)
+    yield _space(place, min_free_bytes)
+    yield _file_system(place)
+    try:
+        yield from _state(directory)
+    except PermissionError:
+        yield Finding("queue state", "unknown", f"{directory} can't be read", _OWNER)
+
+
+def _access(directory: Path, place: Path) -> Finding:
+    if not place.is_dir():
+        return Finding("queue directory", "failed", f"{place} is no directory", "name another in file_storage")
+    if not os.access(place, os.W_OK | os.X_OK):
+        return Finding("queue directory", "failed", f"{place} can't be written by this user", _OWNER)
+    if place == directory.absolute():
+        return Finding("queue directory", "ok", str(directory))
+    return Finding("queue directory", "ok", f"{directory}, which is not there yet, and can be made")
+
+
+def _space(place: Path, min_free_bytes: int) -> Finding:
+    found = os.statvfs(place)
+    free = found.f_bavail * found.f_frsize
+    detail = f"{free >> 20} MiB free; webhooks are refused below {format_size(min_free_bytes)}"
+    if free < min_free_bytes:
+        return Finding("disk space", "failed", detail, "make room: webhooks are refused with 503")
+    if found.f_files and not found.f_favail:
+        return Finding("disk space", "failed", "no file can be made any more (no inodes)", "delete files")
+    return Finding("disk space", "ok", detail)
+
+
+def file_system(place: Path, mounts: str) -> str | None:
+    """The type of the file system that a place is on.
+
+    Args:
+        place: The place, without symbolic links.
+        mounts: The text of mountinfo (proc_pid_mountinfo(5)).
+    """
+    best, found = -1, None
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        # Blanks and the like stand as octal escapes.
+        point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), left.split(" ")[4]))
+        if place.is_relative_to(point) and len(point.parts) >= best:  # the last one covers those before it
+            best, found = len(point.parts), right.split(" ")[0]
+    return found
+
+
+def _file_system(place: Path) -> Finding:
+    try:
+        found = file_system(place.resolve(), _MOUNTS.read_text())
+    except OSError:
+        found = None
+    if found is None:
+        return Finding("file system", "unknown", "can't be told", "the queue needs a local disk")
+    if found in _NETWORK:
+        hint = "put the queue on a local disk: SQLite's log (WAL) does not work over a network"
+        return Finding("file system", "warning", f"{found}, which is not on this machine", hint)
+    if found in _MEMORY:
+        hint = "put the queue on a disk: what was acknowledged is gone after a restart of the machine"
+        return Finding("file system", "warning", f"{found}, which is in memory", hint)
+    if found == "overlay":
+        hint = "mount a volume for the queue: what was acknowledged goes with the container"
+        return Finding("file system", "warning", "overlay, most likely a container's own layer", hint)
+    return Finding("file system", "ok", found)
+
+
+def _state(directory: Path) -> Iterator[Finding]:
+    who = owner(directory)
+    held = QueueDirectory(directory)
+    if who is not None:
+        yield Finding("queue state", "ok", f"in use by {who}")
+    elif not (directory / DATABASE).exists():
+        yield Finding("queue state", "ok", "no queue yet")
+    elif held.wal_is_missing():
+        hint = "bring queue.db-wal back from where it was moved before the service starts"
+        detail = "no service runs; it was not closed in order, and its log (queue.db-wal) is gone"
+        yield Finding("queue state", "failed", detail, hint)
+    elif not held.was_left_clean():
+        hint = "nothing: the next start takes up what was acknowledged"
+        yield Finding("queue state", "warning", "no service runs; it was not closed in order", hint)
+    else:
+        yield Finding("queue state", "ok", "no service runs; closed in order")
+    for kind, hint in (
+        ("corrupt", "the next start, or the running service, carries over what can be read"),
+        ("salvaged", "what could be read was carried over; delete it once the log has been looked at"),
+        ("unreadable", "nothing could be read: keep it for a closer look, or delete it"),
+    ):
+        files = sorted(directory.iterdir()) if directory.is_dir() else []
+        names = [file.name for file in files if (match := _ASIDE.fullmatch(file.name)) and match[1] == kind]
+        if names:
+            yield Finding("set aside", "warning", ", ".join(names), hint)

@@ -1,0 +1,87 @@
+"""What the configuration file says in `service::telemetry`, with the Collector's names."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from statsig_otel.config.model import Settings
+
+LogLevel = Literal["debug", "info", "warn", "error"]
+LogEncoding = Literal["console", "json"]
+
+_METRICS_HINT: Final = "leave it out, or write level: none; docs/queue.md, Metrics, says how to get them"
+_STDERR: Final = "leave it out: the log goes to standard error; let the supervisor of the service send it elsewhere"
+
+
+_LEVELS: Final[Mapping[str, LogLevel]] = {
+    "debug": "debug", "info": "info", "warn": "warn", "warning": "warn", "error": "error"
+}  # fmt: skip
+
+
+_LEVEL_SCHEMA: Final = {
+    "anyOf": [
+        {"enum": ["debug", "info", "warn", "error"]},
+        {"enum": ["warning", *map(str.upper, _LEVELS)], "title": "the same in capitals"},
+        {"type": "null"},
+    ]
+}
+
+
+def named_level(word: str | None) -> LogLevel | None:
+    """The level that a word means, in any case; None for any other."""
+    return _LEVELS.get((word or "").strip().lower())
+
+
+def _log_level(value: object) -> object:
+    if isinstance(value, str) and value.lower() in ("dpanic", "panic", "fatal"):
+        raise ValueError(f"there is no level {value.lower()} here\nhint: use error, the highest")
+    return named_level(value) or value if isinstance(value, str) else value
+
+
+def _no_metrics(value: object) -> object:
+    if isinstance(value, str) and value.lower() == "none":
+        return "none"
+    raise ValueError(f"metrics are made with the OpenTelemetry API, and not exported from here\nhint: {_METRICS_HINT}")
+
+
+class LogsSettings(Settings):
+    """`service::telemetry::logs`: the service's own log."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "development": "leave it out: level: debug says the most there is",
+        "disable_caller": "leave it out: lines name the part of the service, not the caller",
+        "disable_stacktrace": "leave it out: only what nobody expected has a stack trace",
+        "error_output_paths": _STDERR,
+        "initial_fields": "leave it out: what collects the log can add fields",
+        "output_paths": _STDERR,
+        "processors": "leave it out: the log goes to standard error; a Collector's filelog receiver can read it",
+        "sampling": "leave it out: what repeats itself is throttled",
+    }
+
+    level: Annotated[LogLevel | None, BeforeValidator(_log_level), WithJsonSchema(_LEVEL_SCHEMA)] = Field(
+        default=None, description="What is logged. Without it: OTEL_LOG_LEVEL, else info."
+    )
+    encoding: LogEncoding = Field(default="console", description="Lines for people, or one JSON object a line.")
+
+
+class MetricsSettings(Settings):
+    """`service::telemetry::metrics`."""
+
+    refused: ClassVar[Mapping[str, str]] = dict.fromkeys(("address", "readers", "views"), _METRICS_HINT)
+
+    level: Annotated[Literal["none"], BeforeValidator(_no_metrics)] = Field(
+        default="none", description="Always none: metrics are made with the OpenTelemetry API, for a MeterProvider."
+    )
+
+
+class TelemetrySettings(Settings):
+    """`service::telemetry`: what the service says of itself."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "resource": "use the receiver's resource key, or OTEL_RESOURCE_ATTRIBUTES, for the records' resource",
+        "traces": "leave it out: no traces are made",
+    }
+
+    logs: LogsSettings = Field(default_factory=LogsSettings, description="The service's own log, on standard error.")
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings, description="The service's own metrics.")

@@ -1,0 +1,282 @@
+"""No output of any command, and no line of the log, holds a secret of the configuration.
+
+The service says as much as it can: debug level, backends that quote the headers which they were sent, failing TLS,
+forged webhooks, a reload with errors.
+"""
+
+import base64
+import html
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+import grpc
+import pytest
+import urllib3
+from click.testing import CliRunner
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # the package has no py.typed
+
+from statsig_otel.plugin.cli import main
+from statsig_otel.plugin.webhook import sign
+from tests.e2e.service_process import ServiceProcess, run_to_end
+from tests.e2e.statsig_client import change, wait_until
+from tests.peers.certs import Authority, ServerTls
+from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink, Received, partial_success
+
+http = urllib3.PoolManager(retries=False, timeout=20)
+
+SECRETS = {
+    name: f"s3cr3t-{name}-0123456789abcdef"
+    for name in ("environment", "file", "inline", "hash", "bearer", "header", "listed", "unused")
+}
+SPECIAL = 's3cr3t "with" <signs> & +/='
+"""A text that is written otherwise in JSON, in HTML and in a URL."""
+
+QUERY = "s3cr3t-query-0123456789abcdef"
+"""Stands in a URL: `https://host/v1/logs?key=...`."""
+
+SIGNING = [SECRETS["environment"], SECRETS["file"], SECRETS["inline"]]
+ENV = {
+    "STATSIG_SIGNING_SECRET": SECRETS["environment"],
+    "OTEL_EXPORTER_OTLP_HEADERS": f"api-key={SECRETS['unused']}",
+    "OTEL_LOG_LEVEL": "debug",
+}
+
+
+def quoting(received: Received, spell: Callable[[str], str] = str) -> str:
+    """What was sent, as some backends tell it."""
+    return "not allowed: " + "; ".join(spell(value) for value in received.headers.values() if "s3cr3t" in value)
+
+
+def as_text(status: int, spell: Callable[[str], str]) -> Callable[[Received], HttpAnswer]:
+    return lambda received: HttpAnswer(status, {"Content-Type": "text/plain"}, quoting(received, spell).encode())
+
+
+def as_status(received: Received) -> HttpAnswer:
+    return HttpAnswer(400, body=Status(message=quoting(received)).SerializeToString())
+
+
+def as_grpc(received: Received) -> GrpcAnswer:
+    text = quoting(received)
+    details = Status(code=16, message=text).SerializeToString()
+    return GrpcAnswer(grpc.StatusCode.UNAUTHENTICATED, text, (("grpc-status-details-bin", details),))
+
+
+HTTP_ANSWERS: Mapping[str, Callable[[Received], HttpAnswer]] = {
+    "blocked": as_text(401, json.dumps),
+    "retried": as_text(503, html.escape),
+    "elsewhere": as_text(404, quote),
+    "rejected": as_status,
+    "query": lambda received: HttpAnswer(
+        403, {"Content-Type": "text/plain"}, received.path.rpartition("=")[2].encode()
+    ),
+    "partly": lambda received: HttpAnswer(body=partial_success(1, quoting(received))),
+    "warning": lambda received: HttpAnswer(body=partial_success(0, quoting(received))),
+}
+
+
+@dataclass
+class Site:
+    """A configuration with a secret of each kind, and all that was said about it.
+
+    Attributes:
+        folder: Where its files are.
+        config: The configuration's file.
+        exporters: The exporters' settings.
+        key: Lines of the private key that stands in it.
+        said: All output so far, by what made it.
+    """
+
+    folder: Path
+    exporters: dict[str, dict[str, object]]
+    key: list[str]
+    said: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    def write(self, *, wrong: bool = False) -> None:
+        exporters = dict(self.exporters)
+        secrets = ["${env:STATSIG_SIGNING_SECRET}", "${file:secret}", SECRETS["inline"]]
+        if wrong:  # next to secrets, and with secrets where they can't be
+            secrets += ["", f" {SECRETS['inline']}"]
+            exporters["otlp_http/a"] = {
+                "endpoint": f"http://user:{SECRETS['bearer']}@localhost:1",
+                "headers": {"api-key": f"{SECRETS['header']}\n", "nested": [SECRETS["header"]]},
+                "hedaers": {"api-key": SECRETS["header"]},
+            }
+            exporters["otlp_grpc/a"] = {
+                "endpoint": "localhost:1",
+                "headers": [{"name": "x", "valeu": SECRETS["listed"]}, {"name": "y", "value": [SECRETS["listed"]]}],
+                "tls": {"key_pem": "\n".join(self.key)},
+            }
+        receiver = {"endpoint": "127.0.0.1:0", "signing_secrets": secrets, "user": "hash", "hash_key": SECRETS["hash"]}
+        if wrong:
+            receiver["hash_kye"] = SECRETS["hash"]
+        (self.folder / "secret").write_text(SECRETS["file"] + "\n")
+        configuration = {
+            "receivers": {"statsig": receiver},
+            "exporters": exporters,
+            "extensions": {"file_storage": {"directory": str(self.folder / "queue"), "min_free_bytes": 0}},
+            "service": {
+                "telemetry": {"logs": {"level": "debug"}},
+                "extensions": ["file_storage"],
+                "pipelines": {"logs": {"receivers": ["statsig"], "exporters": list(exporters)}},
+            },
+        }
+        self.config.write_text(json.dumps(configuration, indent=2))
+
+    def give(self, *args: str, env: Mapping[str, str] | None = None) -> str:
+        """Give a command, in this process: that is quicker."""
+        done = CliRunner().invoke(main, args, env={**ENV, **(env or {})}, catch_exceptions=True)
+        text = f"{done.output}\n{done.exception!r}"
+        self.said[f"{' '.join(args)} {len(self.said)}"] = text
+        return text
+
+    def with_config(self, *args: str) -> str:
+        return self.give(*args, "--config", str(self.config))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """After everything has been said."""
+    folder = tmp_path_factory.mktemp("secrets")
+    authority = Authority()
+    identity = authority.issue("client")
+    tls = ServerTls(Authority().issue("localhost"))
+    sinks = {name: HttpSink() for name in HTTP_ANSWERS}
+    for name, sink in sinks.items():
+        sink.answer = HTTP_ANSWERS[name]
+    with GrpcSink() as first, HttpSink(tls=tls) as second, GrpcSink(tls=tls) as third:
+        first.answer = as_grpc
+        headers = {"authorization": f"Bearer {SECRETS['bearer']}", "api-key": SECRETS["header"], "special": SPECIAL}
+        mutual = {"cert_pem": identity.chain.decode(), "key_pem": identity.key.decode()}
+        common = {"headers": headers, "retry_on_failure": {"initial_interval": "50ms", "max_interval": "100ms"}}
+        listed = {
+            **common,
+            "headers": [{"name": "api-key", "value": SECRETS["listed"]}, {"name": "s", "value": SPECIAL}],
+        }
+        exporters: dict[str, dict[str, object]] = {
+            **{f"otlp_http/{name}": {"endpoint": sink.url, **common} for name, sink in sinks.items()},
+            "otlp_http/query": {"logs_endpoint": f"{sinks['query'].url}/v1/logs?key={QUERY}"},
+            "otlp_http/untrusted": {"endpoint": second.url, "tls": mutual, **common},
+            "otlp_grpc/blocked": {"endpoint": first.address, "tls": {"insecure": True}, **listed},
+            "otlp_grpc/untrusted": {"endpoint": third.address, "tls": mutual, **listed},
+        }
+        found = Site(folder, exporters, identity.key.decode().splitlines()[1:-1])
+        found.write()
+        for sink in sinks.values():
+            sink.__enter__()
+        try:
+            _say_everything(found)
+        finally:
+            for sink in sinks.values():
+                sink.close()
+        yield found
+
+
+def _say_everything(site: Site) -> None:
+    about_queue = ("--directory", str(site.folder / "queue"))
+    with ServiceProcess(site.config, env=ENV) as service:
+        process = Path(f"/proc/{service.process.pid}/cmdline")
+        site.said["the command line"] = process.read_text() if process.exists() else ""
+        body = json.dumps({"data": [change(1), {**change(2), "timestamp": "never"}]}).encode()
+        now = time.time_ns() // 1_000_000
+        for secret, moment, status in [
+            *((secret, now, 200) for secret in SIGNING),
+            ("s3cr3t-of-somebody-else", now, 401),
+            (SECRETS["inline"], now - 10**9, 401),
+        ]:
+            answer = http.request(
+                "POST", service.url, body=body, headers=sign(body, secret=secret, timestamp_ms=moment)
+            )
+            assert answer.status == status
+            site.said[f"answer {status} {moment} {len(site.said)}"] = answer.data.decode()
+        wait_until(lambda: _all_tried(site.give("queue", "--json", *about_queue)), "every exporter has said something")
+        for arguments in (("queue",), ("dead-letters", "list"), ("dead-letters", "list", "--json"), ("reload",)):
+            site.give(*arguments, *about_queue)
+        for number in range(1, 4):
+            site.give("dead-letters", "show", str(number), *about_queue)
+        site.give("send", service.url, env={"STATSIG_SIGNING_SECRET": SECRETS["header"]})
+        for arguments in (("doctor",), ("doctor", "--json"), ("validate",), ("print-config",), ("queue",)):
+            site.with_config(*arguments)
+        site.write(wrong=True)
+        site.give("reload", *about_queue)
+        service.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: sum("Reload: " in line for line in service.log) >= 3, "it was told that nothing changes")
+        for arguments in (("doctor",), ("validate",), ("print-config",), ("queue",)):
+            site.with_config(*arguments)
+    site.said["the log"] = "\n".join(service.log)
+    site.said["the output"] = "\n".join(service.output)
+    done = run_to_end("run", "--config", str(site.config), env=ENV)
+    assert done.returncode == 1
+    site.said["a start that fails"] = done.stdout + done.stderr
+    for name, value in (
+        ("HEADERS", f"api key={SECRETS['unused']}"),
+        ("HEADERS", SECRETS["unused"]),
+        ("HEADERS", f"api-key={SECRETS['unused']}%0A"),
+        ("ENDPOINT", f"http://user:{SECRETS['unused']}@localhost:1"),
+    ):
+        for command in ("validate", "doctor"):
+            site.give(command, env={f"OTEL_EXPORTER_OTLP_{name}": value})
+    for command in ("components", "schema"):
+        site.give(command)
+
+
+def _all_tried(report: str) -> bool:
+    """Whether each exporter has delivered all, or has an error."""
+    found = json.loads(report.rpartition("\n")[0])["exporters"]
+    return all(one["last_error"] or not one["waiting"] for one in found)
+
+
+def spellings(secret: str) -> set[str]:
+    """How a program may write it."""
+    encoded = secret.encode()
+    return {secret, repr(secret)[1:-1], base64.b64encode(encoded).decode(), encoded.hex()}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_no_secret_is_said(site: Site, name: str) -> None:
+    for where, text in site.said.items():
+        for spelling in spellings(SECRETS[name]):
+            assert spelling not in text, where
+
+
+def test_no_line_of_a_private_key_is_said(site: Site) -> None:
+    assert len(site.key) > 1
+    for where, text in site.said.items():
+        for line in site.key:
+            assert line not in text, where
+
+
+def test_no_header_is_said_in_the_spelling_of_json_html_or_a_url(site: Site) -> None:
+    for where, text in site.said.items():
+        for spelling in {*spellings(SPECIAL), json.dumps(SPECIAL)[1:-1], html.escape(SPECIAL), quote(SPECIAL)}:
+            assert spelling not in text, where
+
+
+def test_no_value_of_a_url_s_query_is_said(site: Site) -> None:
+    for where, text in site.said.items():
+        assert QUERY not in text, where
+
+
+def test_all_of_it_was_said(site: Site) -> None:
+    """The tests above have something to look at: each backend has quoted, and been quoted."""
+    log = site.said["the log"]
+    for exporter in ("otlp_http/blocked", "otlp_http/retried", "otlp_http/rejected", "otlp_grpc/blocked"):
+        assert any(exporter in line and "not allowed: " in line for line in log.splitlines()), exporter
+    for exporter in ("otlp_http/untrusted", "otlp_grpc/untrusted"):
+        assert any(exporter in line and "is not trusted" in line for line in log.splitlines()), exporter
+    assert " DEBUG " in log
+    assert "otlp_http/warning: the backend took the records, and says: not allowed: " in log
+    assert "OTEL_EXPORTER_OTLP_HEADERS" in log
+    assert log.count("Reload: the configuration has errors") >= 2
+    letters = "".join(text for where, text in site.said.items() if where.startswith("dead-letters"))
+    assert letters.count("not allowed: ") >= 2
+    assert "[REDACTED]" in letters
+    assert all("Traceback" not in text for text in site.said.values())

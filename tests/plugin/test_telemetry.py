@@ -1,0 +1,176 @@
+"""`service::telemetry` and the log that it describes; the wrong ones are in config_cases/."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from statsig_otel.config import check, parse
+from statsig_otel.config.resolved import resolved
+from statsig_otel.plugin.cli import main
+from statsig_otel.plugin.commands import run
+from statsig_otel.plugin.components import COMPONENTS
+from statsig_otel.plugin.log_output import held_back
+from statsig_otel.plugin.telemetry_settings import TelemetrySettings, named_level
+
+REST = (
+    "receivers: {statsig: {endpoint: 'localhost:0', signing_secrets: []}}\nexporters: {debug: {}}\n"
+    "service: {pipelines: {logs: {receivers: [statsig], exporters: [debug]}}%s}\n"
+)
+
+
+def telemetry(text: str) -> TelemetrySettings:
+    document = parse((REST % text).encode(), file="config.yaml", directory=Path(), environ={})
+    found = check(document, COMPONENTS).telemetry
+    assert isinstance(found, TelemetrySettings)
+    return found
+
+
+@pytest.mark.parametrize("text", ["", ", telemetry: ", ", telemetry: {}", ", telemetry: {logs: {}, metrics: {}}"])
+def test_nothing_said_is_the_defaults(text: str) -> None:
+    assert telemetry(text) == TelemetrySettings()
+
+
+@pytest.mark.parametrize(
+    ("word", "level"),
+    [("debug", "debug"), ("INFO", "info"), ("Warn", "warn"), ("WARNING", "warn"), ("error", "error"), ("", None)],
+)
+def test_levels_are_the_collector_s_in_any_case(word: str, level: str | None) -> None:
+    assert named_level(word) == level
+    if word:
+        assert telemetry(f", telemetry: {{logs: {{level: {word}}}}}").logs.level == level
+
+
+def test_no_metrics_is_what_there_is() -> None:
+    assert telemetry(", telemetry: {metrics: {level: None}}").metrics.level == "none"
+
+
+def test_it_is_in_the_whole_configuration() -> None:
+    text = REST % ", telemetry: {logs: {level: DEBUG}}"
+    configuration = check(parse(text.encode(), file="c", directory=Path(), environ={}), COMPONENTS)
+    assert resolved(configuration)["service"]["telemetry"] == {
+        "logs": {"level": "debug", "encoding": "console"},
+        "metrics": {"level": "none"},
+    }
+
+
+@pytest.fixture
+def _root_logger() -> Iterator[None]:
+    """Gives the process its handlers back."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+log = logging.getLogger("statsig_otel.test")
+
+
+@pytest.mark.usefixtures("_root_logger")
+def test_what_is_logged_before_the_log_begins_is_held_back() -> None:
+    stream = io.StringIO()
+    with held_back(stream) as output:
+        log.info("too little")
+        log.warning("early")
+        assert stream.getvalue() == ""
+        output.begin("warn", "json")
+        log.info("too little")
+        log.warning("late")
+    assert [json.loads(line)["msg"] for line in stream.getvalue().splitlines()] == ["early", "late"]
+
+
+@pytest.mark.usefixtures("_root_logger")
+def test_what_is_held_back_is_written_where_nothing_begins() -> None:
+    stream = io.StringIO()
+    with held_back(stream):
+        log.debug("too little")
+        log.info("early")
+    assert stream.getvalue().endswith(" INFO    statsig_otel.test: early\n")
+    assert stream.getvalue().count("\n") == 1
+
+
+@pytest.mark.usefixtures("_root_logger")
+def test_a_line_of_json_holds_all_of_a_record() -> None:
+    stream = io.StringIO()
+    with held_back(stream) as output:
+        output.begin("debug", "json")
+        try:
+            int("one\ntwo")
+        except ValueError:
+            log.warning("it %s", "broke\n", exc_info=True)
+    (line,) = stream.getvalue().splitlines()
+    found = json.loads(line)
+    assert found["ts"].endswith("+00:00")
+    assert found["stacktrace"].startswith("Traceback ")
+    assert found["stacktrace"].endswith("'one\\ntwo'")
+    assert (found["level"], found["logger"], found["msg"]) == ("warn", "statsig_otel.test", "it broke\n")
+
+
+def read(config: Path | None = None, log_level: str | None = None) -> logging.Logger:
+    """Read a configuration as `run` does; the log that it begins."""
+    run._read((str(config),) if config else (), log_level)
+    return logging.root
+
+
+@pytest.mark.usefixtures("_root_logger")
+def test_the_command_line_decides_over_the_file_and_the_file_over_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet, silent = tmp_path / "quiet.yaml", tmp_path / "silent.yaml"
+    quiet.write_text(REST % ", telemetry: {logs: {level: error, encoding: json}}")
+    silent.write_text(REST % "")
+    monkeypatch.delenv("OTEL_LOG_LEVEL", raising=False)
+    assert read(silent).level == logging.INFO
+    monkeypatch.setenv("OTEL_LOG_LEVEL", " Debug")
+    assert read(silent).level == logging.DEBUG
+    assert read(quiet).level == logging.ERROR
+    assert read(quiet, "WARNING").level == logging.WARNING
+    assert capsys.readouterr().err == ""
+    logging.getLogger("statsig_otel").warning("so")
+    assert json.loads(capsys.readouterr().err)["msg"] == "so"
+
+
+@pytest.mark.usefixtures("_root_logger")
+def test_a_level_that_is_none_is_told_in_the_form_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(REST % ", telemetry: {logs: {encoding: json}}")
+    monkeypatch.setenv("OTEL_LOG_LEVEL", "loud")
+    assert read(config).level == logging.INFO
+    told = json.loads(capsys.readouterr().err)
+    assert told["msg"] == "OTEL_LOG_LEVEL is none of debug, info, warn and error, and counts as info"
+
+
+@pytest.mark.usefixtures("_root_logger")
+def test_variables_that_a_file_does_not_name_are_told_by_their_names_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(REST % "")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=s3cr3t")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "5")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "7")
+    read(config, "warn")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        " WARNING statsig_otel: There is a configuration, so these variables count only where it names them: "
+        "OTEL_EXPORTER_OTLP_HEADERS, OTEL_EXPORTER_OTLP_LOGS_TIMEOUT, OTEL_EXPORTER_OTLP_TIMEOUT"
+    )
+    read(None, "warn")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("_root_logger")
+def test_a_disabled_sdk_starts_nothing() -> None:
+    done = CliRunner().invoke(main, ["run"], env={"OTEL_SDK_DISABLED": "True", "STATSIG_SIGNING_SECRET": ""})
+    assert done.exit_code == 1
+    assert done.stderr == (
+        "Error: the configuration has errors\n"
+        "OTEL_SDK_DISABLED: is true, and this service does nothing but export\n"
+        "  hint: unset it for this service, or do not start the service\n"
+    )
