@@ -5,13 +5,22 @@ well. The queue comes last and alone remembers the uids: a synchronous exporter 
 redelivery reaches all.
 """
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from statsig_otel.exporters.consumer import Batch, Receipt
+from statsig_otel.exporters.queue.plan import Plan
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.synchronous import SynchronousConsumer
+
+
+@dataclass(frozen=True, slots=True)
+class _Routes:
+    """Whom a batch is for, of one moment."""
+
+    delivered: Mapping[str, Sequence[str]]
+    plan: Plan
 
 
 class Pipeline:
@@ -20,8 +29,7 @@ class Pipeline:
     Args:
         synchronous: Takes the batches of receivers with synchronous exporters.
         queue: Takes the batches of receivers with queued ones; None where there is no such exporter.
-        delivered: The receivers with a synchronous exporter.
-        queued: The receivers with a queued one.
+        delivered: The synchronous exporters of each receiver that has any.
     """
 
     def __init__(
@@ -29,25 +37,26 @@ class Pipeline:
         synchronous: SynchronousConsumer,
         queue: DurableQueue | None,
         *,
-        delivered: Collection[str],
-        queued: Collection[str],
+        delivered: Mapping[str, Sequence[str]],
     ) -> None:
         self._synchronous = synchronous
         self._queue = queue
-        self._routes = (frozenset(delivered), frozenset(queued))
+        self._routes = _Routes(dict(delivered), queue.plan if queue else Plan({}, {}))
 
-    def reconfigure(self, *, delivered: Collection[str], queued: Collection[str]) -> None:
-        """Take over other receivers, as in the constructor, while it runs."""
-        self._routes = (frozenset(delivered), frozenset(queued))
+    def reconfigure(self, *, delivered: Mapping[str, Sequence[str]]) -> None:
+        """Take over other exporters while it runs, and what the queue was told: both at once."""
+        self._routes = _Routes(dict(delivered), self._queue.plan if self._queue else Plan({}, {}))
 
     def consume(self, batch: Batch) -> Future[Receipt]:
         """Take over one batch; see `Consumer.consume`."""
-        delivered, queued = self._routes
-        queue = self._queue if batch.receiver in queued else None
+        # Looked up once. While the configuration changes both consumers serve the exporters of before and after.
+        routes = self._routes
+        exporters = routes.delivered.get(batch.receiver, ())
+        queue = self._queue if batch.receiver in routes.plan.receivers else None
         if queue is None:
-            return self._synchronous.consume(batch)
-        if batch.receiver not in delivered:
-            return queue.consume(batch)
+            return self._synchronous.consume(batch, exporters)
+        if not exporters:
+            return queue.consume(batch, routes.plan)
         answer: Future[Receipt] = Future()
         answer.set_running_or_notify_cancel()
 
@@ -55,7 +64,7 @@ class Pipeline:
             if error := delivered.exception():
                 answer.set_exception(error)
                 return
-            queue.consume(batch).add_done_callback(finish)
+            queue.consume(batch, routes.plan).add_done_callback(finish)
 
         def finish(stored: Future[Receipt]) -> None:
             if error := stored.exception():
@@ -64,5 +73,5 @@ class Pipeline:
                 answer.set_result(stored.result())
 
         # The invalid items go to the queue's dead letters alone.
-        self._synchronous.consume(replace(batch, invalid=())).add_done_callback(store)
+        self._synchronous.consume(replace(batch, invalid=()), exporters).add_done_callback(store)
         return answer

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
@@ -51,6 +51,7 @@ _WORDS: Final = {
     Blocked: "blocked",
 }
 _SHUTTING_DOWN: Final = RetryLater("shutting down")
+_RELOADED: Final = RetryLater("the configuration has just changed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class SynchronousConsumer:
     ) -> None:
         lanes = {name: _Lane(name, route) for name, route in routes.items()}
         self._plan = _Plan(lanes, dict(receivers), frozenset(private))
+        self._leaving: Sequence[_Lane] = ()  # of a reload that is under way
 
     def start(self) -> None:
         """Start the exporters and their threads, once. Where one fails, those before it are closed again."""
@@ -96,7 +98,13 @@ class SynchronousConsumer:
             raise
 
     def reconfigure(
-        self, routes: Mapping[str, Route], receivers: Mapping[str, Sequence[str]], *, private: Collection[str] = ()
+        self,
+        routes: Mapping[str, Route],
+        receivers: Mapping[str, Sequence[str]],
+        *,
+        private: Collection[str] = (),
+        switch: Callable[[], None] = lambda: None,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         """Take over other exporters and receivers while it runs. Batches on their way are finished as they began.
 
@@ -104,6 +112,8 @@ class SynchronousConsumer:
             routes: All exporters, by id. One whose route is the same object goes on as it is.
             receivers: As in the constructor.
             private: As in the constructor.
+            switch: Called once those that are new take batches, and those that go still do: have them sent elsewhere.
+            release: Called before exclusive exporters are started: somebody else may have had their files.
 
         Raises:
             OSError: An exporter can't open a file. Its batches are refused; all else has been taken over.
@@ -117,25 +127,12 @@ class SynchronousConsumer:
         fresh = {name: lane for name, lane in lanes.items() if lane is not before.get(name)}
         for lane in fresh.values():
             lane.open()
+        self._plan = _Plan({**before, **lanes}, dict(receivers), frozenset(private))
+        switch()
         self._plan = _Plan(lanes, dict(receivers), frozenset(private))
-        gone = {name: lane for name, lane in before.items() if lane is not lanes.get(name)}
-        changing = [
-            threading.Thread(target=lane.finish, name=f"finish {name}", daemon=True) for name, lane in gone.items()
-        ]
-        for thread in changing:
-            thread.start()
-        failures: list[Exception] = []
-        for exclusive in (False, True):
-            if exclusive:
-                for thread in changing:
-                    thread.join()
-            for lane in fresh.values():
-                if lane.route.exclusive is exclusive:
-                    try:
-                        lane.start()
-                    except (OSError, ValueError) as error:
-                        lane.close(0.0)
-                        failures.append(error)
+        self._leaving = [lane for name, lane in before.items() if lane is not lanes.get(name)]
+        failures = _exchange(self._leaving, list(fresh.values()), release)
+        self._leaving = ()
         if failures:
             raise failures[0]
 
@@ -144,7 +141,7 @@ class SynchronousConsumer:
 
         What is not delivered is refused with the reason `shutting_down`.
         """
-        for lane in self._plan.lanes.values():
+        for lane in [*self._plan.lanes.values(), *self._leaving]:
             lane.close(grace)
 
     def shutdown(self, grace: float = 3.0) -> None:
@@ -157,7 +154,7 @@ class SynchronousConsumer:
         for lane in self._plan.lanes.values():
             lane.join()
 
-    def consume(self, batch: Batch) -> Future[Receipt]:
+    def consume(self, batch: Batch, exporters: Sequence[str] | None = None) -> Future[Receipt]:
         """Send one batch to all exporters at once; the future fails with `RefusedError` unless all have it.
 
         It is answered once all exporters are through: each takes at most 10 s until it is the batch's turn, then its
@@ -166,10 +163,15 @@ class SynchronousConsumer:
         plan = self._plan
         self._log_invalid(batch, hidden=batch.receiver in plan.private)
         records = tuple(record for change in batch.changes for record in change.records)
-        exporters = plan.receivers[batch.receiver] if records else ()
+        if exporters is None:
+            exporters = plan.receivers.get(batch.receiver, ())
+        exporters = exporters if records else ()
         delivery = _Delivery(records, Receipt(len(batch.changes)), exporters)
         for name in exporters:
-            plan.lanes[name].submit(delivery)
+            if name in plan.lanes:
+                plan.lanes[name].submit(delivery)
+            else:
+                delivery.done(name, _RELOADED)
         return delivery.future
 
     def longest_answer(self, receiver: str) -> float:
@@ -241,7 +243,7 @@ class _Lane:
 
     def __init__(self, name: str, route: Route) -> None:
         self.route = route
-        self._name = name
+        self.name = name
         self._exporter = route.exporter
         self._timeout = route.timeout
         self._threads: list[threading.Thread] = []
@@ -260,7 +262,7 @@ class _Lane:
         self.open()
         for role, target in (("exporter", self._send_all), ("deadlines of", self._keep_time)):
             # A daemon, for a send that hangs would keep the process from its end.
-            thread = threading.Thread(target=target, name=f"{role} {self._name}", daemon=True)
+            thread = threading.Thread(target=target, name=f"{role} {self.name}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
@@ -270,7 +272,7 @@ class _Lane:
                 self._waiting.append(delivery)
                 self._changed.notify_all()
         if not running:
-            delivery.done(self._name, _SHUTTING_DOWN)
+            delivery.done(self.name, _SHUTTING_DOWN)
 
     def close(self, grace: float) -> None:
         with self._changed:
@@ -296,11 +298,11 @@ class _Lane:
         for thread in self._threads:
             thread.join(max(0.0, latest - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
-            _logger.error("%s: a send or the shutdown hangs; it is left behind", self._name)
+            _logger.error("%s: a send or the shutdown hangs; it is left behind", self.name)
 
     def _answer(self, deliveries: Iterable[_Delivery], outcome: Outcome) -> None:
         for delivery in deliveries:
-            delivery.done(self._name, outcome)
+            delivery.done(self.name, outcome)
 
     def _keep_time(self) -> None:
         while self._refuse_late():
@@ -318,6 +320,7 @@ class _Lane:
                 unsent.append(self._waiting.popleft())
             if ends or now >= self._answer_by:
                 unanswered, self._sending = self._sending, []
+                self._changed.notify_all()
             if not unsent and not unanswered:
                 if self._end_by < math.inf and not self._sending:
                     return False
@@ -340,7 +343,7 @@ class _Lane:
         if len(group) > 1 and isinstance(outcome, Rejected | PartiallyRejected):
             # One bad batch must not refuse the others.
             for delivery in group:
-                delivery.done(self._name, self._send(delivery.records, latest))
+                delivery.done(self.name, self._send(delivery.records, latest))
         self._answer(group, outcome)
         return bool(group)
 
@@ -376,14 +379,45 @@ class _Lane:
             outcome = self._exporter.send(b"".join(part), len(part), timeout)
         except Exception as error:
             # A mistake of ours must not leave the request without an answer.
-            _logger.exception("%s: unexpected error of the exporter", self._name)
+            _logger.exception("%s: unexpected error of the exporter", self.name)
             outcome = Blocked(f"unexpected {type(error).__name__}")
         failed = 0 if isinstance(outcome, Delivered) else len(part)
         if isinstance(outcome, PartiallyRejected):
             failed = min(outcome.count, failed)
-        _telemetry.exporter_sent.add(len(part) - failed, {"exporter": self._name})
-        _telemetry.exporter_send_failed.add(failed, {"exporter": self._name})
+        _telemetry.exporter_sent.add(len(part) - failed, {"exporter": self.name})
+        _telemetry.exporter_send_failed.add(failed, {"exporter": self.name})
         return outcome
+
+
+def _exchange(
+    leaving: Sequence[_Lane], coming: Sequence[_Lane], release: Callable[[], None]
+) -> list[OSError | ValueError]:
+    """Finish lanes and start others, but no exclusive one before what may have its file is at its end."""
+    finishing = [
+        (lane, threading.Thread(target=lane.finish, name=f"finish {lane.name}", daemon=True)) for lane in leaving
+    ]
+    for _, thread in finishing:
+        thread.start()
+    failures = _start([lane for lane in coming if not lane.route.exclusive])
+    for lane, thread in finishing:
+        if lane.route.exclusive:
+            thread.join()
+    release()
+    failures += _start([lane for lane in coming if lane.route.exclusive])
+    for _, thread in finishing:
+        thread.join()
+    return failures
+
+
+def _start(lanes: Iterable[_Lane]) -> list[OSError | ValueError]:
+    failures: list[OSError | ValueError] = []
+    for lane in lanes:
+        try:
+            lane.start()
+        except (OSError, ValueError) as error:
+            lane.close(0.0)
+            failures.append(error)
+    return failures
 
 
 def _parts(records: Iterable[bytes]) -> Iterator[list[bytes]]:

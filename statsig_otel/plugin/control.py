@@ -202,7 +202,7 @@ class _RunningExporters:
     def remove(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Forget an exporter that is not in the running configuration."""
         given = _read(arguments, _Exporter)
-        if given.exporter in self._senders:
+        if given.exporter in self._senders or self._queue.serves(given.exporter):
             raise ControlError(
                 f"{given.exporter} is in the running configuration: take it out there and restart, then remove it"
             )

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, cast
 
@@ -74,10 +74,9 @@ class Delivery:
             if self._queue
             else {}
         )
-        self._pipeline = Pipeline(
-            self._synchronous, self._queue, delivered=delivered, queued=queued_receivers(configuration)
-        )
+        self._pipeline = Pipeline(self._synchronous, self._queue, delivered=delivered)
         self._failed: frozenset[str] = frozenset()  # what could not be started at the last reload
+        self._leaving: tuple[Sender, ...] = ()  # of a reload that is under way
 
     @property
     def configuration(self) -> Configuration:
@@ -130,11 +129,15 @@ class Delivery:
             self.shutdown(drain=0.0)
             raise
 
-    def reconfigure(self, configuration: Configuration) -> list[str]:
+    def reconfigure(self, configuration: Configuration, *, taken: Callable[[], None] = lambda: None) -> list[str]:
         """Take over other exporters and pipelines while it runs; what the changes are, for people.
 
         An exporter that changed finishes its batch, and another one starts at its place. All others try at once what
         they could not deliver.
+
+        Args:
+            configuration: A checked configuration.
+            taken: Called once nothing can go back any more, before exporters that may hang are waited for.
 
         Raises:
             RestartNeededError: It needs a restart. Nothing has changed.
@@ -149,51 +152,74 @@ class Delivery:
         same = {name for name, keys in configuration.exporters.items() if before.exporters.get(name) == keys}
         same -= self._failed
         exporters = _created(configuration, [name for name in configuration.exporters if name not in same])
-        routes = {
-            name: self._routes[name] if name in same else _route(configuration, name, exporters[name])
-            for name in _unqueued_exporters(configuration)
-        }
-        senders: dict[str, Sender] = {}
         if self._queue is not None:
             # First of all: it alone can fail, and a new sender needs its place.
             self._queue.reconfigure(receivers=queued_receivers(configuration), exporters=_queued(configuration))
-            senders = {
-                name: self._senders[name]
-                if name in same
-                else _sender(self._queue, configuration, name, exporters[name])
-                for name in queued
-            }
-        gone = [sender for name, sender in self._senders.items() if senders.get(name) is not sender]
-        fresh = [sender for name, sender in senders.items() if self._senders.get(name) is not sender]
-        self._configuration, self._routes, self._senders = configuration, routes, senders
-        failures: list[Exception] = []
-        delivered = synchronous_exporters(configuration)
-        try:
-            self._synchronous.reconfigure(routes, delivered, private=_private(configuration))
-        except (OSError, ValueError) as error:
-            failures.append(error)
-        self._pipeline.reconfigure(delivered=delivered, queued=queued_receivers(configuration))
-        _stop(gone, finish=_FINISH)
-        for sender in fresh:
+        leaving, coming = self._exchange_senders(configuration, exporters)
+        taken()
+        failures = self._exchange_routes(configuration, exporters, leaving)
+        _stop(leaving.values(), finish=_FINISH)
+        self._leaving = ()
+        for sender in coming:
             try:
                 sender.start()
             except (OSError, ValueError) as error:
                 failures.append(error)
-        for name in same & set(senders):
-            senders[name].resume()
+        for name in same & set(self._senders):
+            self._senders[name].resume()
+        if self._queue is not None:
+            self._tell_of_forgotten(self._queue)
         self._failed = frozenset(exporters if failures else ())
         if failures:
             raise failures[0]
-        return [
-            *(f"exporters::{name}: is new" for name in configuration.exporters if name not in before.exporters),
-            *(f"exporters::{name}: has changed" for name in before.exporters if _changed(before, configuration, name)),
-            *(f"exporters::{name}: is gone" for name in before.exporters if name not in configuration.exporters),
-            *(["service::pipelines: have changed"] if before.pipelines != configuration.pipelines else []),
-        ]
+        return list(_changes(before, configuration))
 
     def close(self) -> None:
-        """Refuse what waits for a synchronous exporter; sends under way get a few seconds more. Returns at once."""
+        """Refuse what waits for a synchronous exporter; sends under way get a few seconds more. Returns at once.
+
+        What a reload is waiting for ends, too.
+        """
         self._synchronous.close()
+        for sender in self._leaving:
+            threading.Thread(target=sender.shutdown, name="stop sender", daemon=True).start()
+
+    def _exchange_senders(
+        self, configuration: Configuration, exporters: Mapping[str, Exporter]
+    ) -> tuple[dict[str, Sender], list[Sender]]:
+        """Take the configuration over, with senders that are not yet started; those that leave, and those that come."""
+        before = self._senders
+        senders: dict[str, Sender] = {}
+        if self._queue is not None:
+            for name in queued_exporters(configuration):
+                came = exporters.get(name)
+                senders[name] = _sender(self._queue, configuration, name, came) if came else before[name]
+        self._configuration, self._senders = configuration, senders
+        leaving = {name: sender for name, sender in before.items() if senders.get(name) is not sender}
+        self._leaving = tuple(leaving.values())
+        return leaving, [sender for name, sender in senders.items() if before.get(name) is not sender]
+
+    def _exchange_routes(
+        self, configuration: Configuration, exporters: Mapping[str, Exporter], leaving: Mapping[str, Sender]
+    ) -> list[Exception]:
+        """Take over other synchronous exporters; why some could not be started."""
+        self._routes = {
+            name: _route(configuration, name, exporters[name]) if name in exporters else self._routes[name]
+            for name in _unqueued_exporters(configuration)
+        }
+        delivered = synchronous_exporters(configuration)
+        # A file that was behind the queue is let go before somebody else opens it.
+        files = [leaving[name] for name, route in self._routes.items() if route.exclusive and name in leaving]
+        try:
+            self._synchronous.reconfigure(
+                self._routes,
+                delivered,
+                private=_private(configuration),
+                switch=lambda: self._pipeline.reconfigure(delivered=delivered),
+                release=lambda: _stop(files, finish=_FINISH),
+            )
+        except (OSError, ValueError) as error:
+            return [error]
+        return []
 
     def shutdown(self, drain: float = _DRAIN) -> None:
         """Send what waits for a while, stop the exporters, close the queue. Safe to call twice."""
@@ -205,6 +231,9 @@ class Delivery:
     def _tell_of(self, queue: DurableQueue) -> None:
         waiting = sum(queue.lane(name).waiting for name in self._senders)
         _logger.info("The queue is in %s; %d records wait", self._directory, waiting)
+        self._tell_of_forgotten(queue)
+
+    def _tell_of_forgotten(self, queue: DurableQueue) -> None:
         for state in queue.forgotten_exporters():
             _logger.warning(
                 "%s %s; the queue keeps its place, with %d records of %d bytes, until `statsig-otel queue remove %s`",
@@ -220,8 +249,18 @@ def _settings(configuration: Configuration) -> "Mapping[str, DeliveryKeys]":
     return cast("Mapping[str, DeliveryKeys]", configuration.exporters)
 
 
-def _changed(before: Configuration, after: Configuration, name: str) -> bool:
-    return name in after.exporters and before.exporters[name] != after.exporters[name]
+def _changes(before: Configuration, after: Configuration) -> Iterator[str]:
+    """What differs, for people."""
+    for name, keys in after.exporters.items():
+        if name not in before.exporters:
+            yield f"exporters::{name}: is new"
+        elif keys != before.exporters[name]:
+            yield f"exporters::{name}: has changed"
+    for name in before.exporters:
+        if name not in after.exporters:
+            yield f"exporters::{name}: is gone"
+    if before.pipelines != after.pipelines:
+        yield "service::pipelines: have changed"
 
 
 def _unqueued_exporters(configuration: Configuration) -> tuple[str, ...]:

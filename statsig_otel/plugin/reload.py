@@ -66,22 +66,28 @@ class Reloader:
         Nothing else is read: a configuration that somebody is just writing is not applied by a rotation.
         """
         with self._lock:
+            before = self._service.configuration
+            problem = ""
             try:
-                configuration = self._with_secrets(self._service.configuration)
-                if configuration != self._service.configuration:
+                configuration = self._with_secrets(before)
+                if configuration != before:
                     self._service.reconfigure(configuration)
-                    _logger.info("The signing secrets have changed, and count from now on")
-            except (ValueError, QueueError) as error:
-                if str(error) != self._unusable:
-                    _logger.error("%s; the secrets stay as they were", error)  # noqa: TRY400
-                self._unusable = str(error)
-            else:
-                self._unusable = ""
+            except (ValueError, OSError, QueueError) as error:
+                problem = str(error)
+            if self._service.configuration is not before:  # also where an exporter still can't be started
+                _logger.info("The signing secrets have changed, and count from now on")
+            elif problem and problem != self._unusable:
+                _logger.error("%s; the secrets stay as they were", problem)
+            self._unusable = problem
 
     def _take_over(self) -> list[str]:
         try:
             document, configuration = self._checked()
-            changes = self._service.reconfigure(configuration)
+            try:
+                return self._service.reconfigure(configuration)
+            finally:
+                if self._service.configuration is configuration:
+                    self._document = document  # also where an exporter could not be started
         except ConfigError as error:
             raise ReloadError(f"the configuration has errors, and nothing has changed\n{error}") from error
         except RestartNeededError as error:
@@ -90,8 +96,6 @@ class Reloader:
             raise ReloadError(f"nothing has changed, since the queue can't be written now: {error}") from error
         except (OSError, ValueError) as error:
             raise ReloadError(f"all is taken over but for an exporter that can't be started: {error}") from error
-        self._document = document
-        return changes
 
     def _checked(self) -> tuple[Document, Configuration]:
         document = self._read()

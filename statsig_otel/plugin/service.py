@@ -158,17 +158,19 @@ class Service:
         before, after = _receivers(self._configuration), _receivers(configuration)
         verifiers = {name: _verifier(settings) for name, settings in after.items()}
         mappers = {name: create_mapper(settings, self._resource) for name, settings in after.items()}
+
+        def take_over() -> None:
+            self._configuration = configuration
+            for name, intake in self._intakes.items():
+                intake.verifier, intake.mapper = verifiers[name], mappers[name]
+            self._renew_handlers()
+
         try:
-            changes = self._delivery.reconfigure(configuration)
+            changes = self._delivery.reconfigure(configuration, taken=take_over)
         finally:
-            if self._delivery.configuration is configuration:
-                self._configuration = configuration
-                for name, intake in self._intakes.items():
-                    intake.verifier, intake.mapper = verifiers[name], mappers[name]
-                for endpoint in self._endpoints.values():
-                    for name, receiver in endpoint.receivers.items():
-                        receiver.patience = self._delivery.patience(name)
-                self._renew_handlers()
+            for endpoint in self._endpoints.values():
+                for name, receiver in endpoint.receivers.items():
+                    receiver.patience = self._delivery.patience(name)
         return [*(f"receivers::{name}: has changed" for name in after if before[name] != after[name]), *changes]
 
     async def serve(self) -> None:

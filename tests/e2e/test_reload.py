@@ -1,5 +1,6 @@
 """A running service takes its configuration over anew: no request is refused, no event lost."""
 
+import fcntl
 import json
 import re
 import signal
@@ -291,3 +292,88 @@ def test_without_a_service_a_reload_says_so(tmp_path: Path) -> None:
             pass
     done = run_to_end("reload", "--directory", str(tmp_path / "queue"), env=ENV)
     assert (done.returncode, done.stderr) == (1, f"Error: no service is running on {tmp_path / 'queue'}\n")
+
+
+def test_an_exporter_that_is_moved_to_and_fro_in_front_of_the_queue_misses_nothing(tmp_path: Path) -> None:
+    """Under load, each change reaches both, and nobody is refused while the plans of several parts are exchanged."""
+    with GrpcSink() as moved, GrpcSink() as stays:
+        exporters = {"otlp_grpc/moved": grpc_exporter(moved), "otlp_grpc/stays": grpc_exporter(stays)}
+        config = write_config(tmp_path, exporters, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            senders = Senders(service.url)
+            with senders.sending(8):
+                for number in range(1, 9):
+                    senders.wait_for_more()
+                    exporters["otlp_grpc/moved"] = grpc_exporter(moved, sending_queue={"enabled": number % 2 == 0})
+                    write_config(tmp_path, exporters, queued=True)
+                    service.process.send_signal(signal.SIGHUP)
+                    done = number
+                    wait_until(
+                        lambda done=done: sum("moved: has changed" in line for line in service.log) == done,  # type: ignore[misc]
+                        "it is taken over",
+                    )
+                senders.wait_for_more()
+            assert set(senders.statuses) == {200}
+            for sink in (moved, stays):
+                wait_until(
+                    lambda sink=sink: set(senders.acknowledged) <= set(uids(sink.requests)),  # type: ignore[misc]
+                    "all is delivered",
+                )
+
+
+def test_a_file_is_let_go_by_the_queue_before_it_is_opened_in_front_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "changes.jsonl"
+    config = write_config(tmp_path, {"file": {"path": str(path)}}, queued=True)
+    with ServiceProcess(config, env=ENV) as service:
+        for number, queued in enumerate((False, True, False)):
+            keys = {"path": str(path), "sending_queue": {"enabled": queued}}
+            write_config(tmp_path, {"file": keys}, queued=True)
+            assert "exporters::file: has changed" in reload(service, tmp_path)
+            assert post(service.url, change(number)).status == 200
+        assert len(path.read_text().splitlines()) == 3
+
+
+def test_where_an_exporter_can_not_start_the_rest_counts_and_secrets_are_still_watched(tmp_path: Path) -> None:
+    secret, locked = tmp_path / "secret", tmp_path / "locked.jsonl"
+    secret.write_text(SECRET)
+    with GrpcSink() as sink, locked.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        exporters: dict[str, dict[str, object]] = {"otlp_grpc": grpc_exporter(sink)}
+        config = write_config(tmp_path, exporters, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            exporters["file"] = {"path": str(locked)}
+            write_config(tmp_path, exporters, queued=True, signing_secrets=[f"${{file:{secret}}}"])
+            done = run_to_end("reload", "--directory", str(tmp_path / "queue"), env=ENV)
+            assert done.returncode == 1
+            assert "all is taken over but for an exporter that can't be started" in done.stderr
+            for text in (OTHER_SECRET, SECRET, OTHER_SECRET):
+                secret.write_text(text)
+                wait_until(lambda text=text: status_with(service.url, text) == 200, "it is taken")  # type: ignore[misc]
+            fcntl.flock(held, fcntl.LOCK_UN)
+            reload(service, tmp_path)
+            body = json.dumps({"data": [change(1)]}).encode()
+            answer = http.request("POST", service.url, body=body, headers=signed(body, secret=OTHER_SECRET))
+            assert answer.status == 200
+            wait_until(lambda: len(locked.read_text().splitlines()) == 1, "it is delivered there, too")
+    assert not any("the secrets stay as they were" in line for line in service.log)
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_stop_waits_for_no_reload_whose_exporter_hangs(tmp_path: Path, *, queued: bool) -> None:
+    with GrpcSink() as hanging, GrpcSink() as other:
+        hanging.answer = GrpcAnswer(hang=True)
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(hanging, timeout="60s")}, queued=queued)
+        with ServiceProcess(config, env=ENV) as service:
+            answers: list[int] = []
+            posting = threading.Thread(target=lambda: answers.append(post(service.url, change(1)).status))
+            posting.start()
+            hanging.wait_for(1)
+            write_config(tmp_path, {"otlp_grpc": grpc_exporter(other)}, queued=queued)
+            service.process.send_signal(signal.SIGHUP)
+            time.sleep(0.5)
+            began = time.monotonic()
+            service.process.send_signal(signal.SIGTERM)
+            assert service.wait() == 0
+            assert time.monotonic() - began < 20, "what a supervisor grants"
+            posting.join()
+            assert answers == [200 if queued else 503]

@@ -2,13 +2,11 @@
 
 import logging
 import random
-import resource
 import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -40,6 +38,7 @@ from tests.exporters.delivery_helpers import (
     settings,
     until,
 )
+from tests.exporters.queue.helpers import failing_disk
 from tests.peers.otlp_servers import free_port
 
 LOGGER = "statsig_otel.exporters.delivery"
@@ -741,17 +740,6 @@ def test_damaged_records_leave_a_blocked_queue_as_well(tmp_path: Path, http: Bac
         http.rule = lambda names: "delivered"
         made.drained()
         assert http.taken == named(3)[1:]
-
-
-@contextmanager
-def failing_disk() -> Iterator[None]:
-    """Every write to a file of this process fails, by the operating system; reading goes on."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_while_nothing_can_be_ticked_off_nothing_is_sent_again_and_nothing_is_lost(

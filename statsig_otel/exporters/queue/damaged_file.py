@@ -1,6 +1,7 @@
 """Reads what can still be read of a database that the queue can't use any more. The file itself is never changed."""
 
 import contextlib
+import errno
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -39,18 +40,22 @@ class Row:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[sqlite3.Connection]:
+def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
     """A connection for reading a damaged file; where its first page is damaged, a copy with a new one.
+
+    Args:
+        path: The file.
+        room: Bytes that a copy may have.
 
     Raises:
         UnreadableError: There is nothing in it that can be read.
-        OSError: The copy can't be written.
+        OSError: The copy can't be written, or there is no room for it.
     """
     copy = path.with_name(path.name + _COPY)
     try:
         connection = _connect(path)
         if connection is None:
-            _copy(path, copy)
+            _copy(path, copy, room)
             connection = _connect(copy)
         if connection is None:
             raise UnreadableError(f"nothing in {path.name} can be read")
@@ -64,6 +69,7 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 def places(connection: sqlite3.Connection) -> dict[int, store.ExporterState] | None:
     """Every exporter's place, by its number; None where one of them can't be trusted."""
     try:
+        store.check(connection, "exporters")
         states = store.exporter_states(connection)
         last = store.last_seq(connection)
     except sqlite3.Error:
@@ -75,9 +81,11 @@ def places(connection: sqlite3.Connection) -> dict[int, store.ExporterState] | N
 def routes(connection: sqlite3.Connection) -> dict[int, tuple[str, tuple[int, ...]]] | None:
     """Every route's receiver and exporters, by its number; None where one of them can't be read."""
     try:
-        return store.routes(connection)
+        store.check(connection, "routes")
+        found = store.routes(connection)
     except sqlite3.Error:
         return None
+    return found if all(type(receiver) is str for receiver, _ in found.values()) else None
 
 
 def records(connection: sqlite3.Connection, after: int) -> Iterator[Row]:
@@ -128,7 +136,9 @@ def _connect(path: Path) -> sqlite3.Connection | None:
     return None
 
 
-def _copy(path: Path, copy: Path) -> None:
+def _copy(path: Path, copy: Path, room: int) -> None:
+    if path.stat().st_size > room:
+        raise OSError(errno.ENOSPC, "the disk has no room for a copy with a new first page", str(path))
     first = schema.first_page(pages=0)
     pages = path.stat().st_size // len(first)
     shutil.copyfile(path, copy)
@@ -154,7 +164,12 @@ def _rows(connection: sqlite3.Connection, columns: str, table: str, after: int) 
             else:
                 return
         except sqlite3.Error as error:
-            if schema.will_pass(error):
+            # What the disk can't read of a file that nobody writes to any more is damage.
+            if schema.will_pass(error) and not _is_unreadable(error):
                 raise
         failures += 1
         following += 1 + failures // _FAILURES_PER_STEP
+
+
+def _is_unreadable(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR

@@ -129,6 +129,11 @@ class QueueDirectory:
             number += 1
         return self.path / f"{DATABASE}.corrupt-{stamp}-{number}"
 
+    def discard(self, aside: Path) -> None:
+        """Delete a copy that could not be written to its end."""
+        for suffix in (*_SUFFIXES, "-journal"):
+            Path(f"{aside}{suffix}").unlink(missing_ok=True)
+
     def set_aside_files(self) -> list[Path]:
         """The databases that were set aside and not yet salvaged, the oldest first."""
         return sorted(file for file in self.path.iterdir() if _ASIDE.fullmatch(file.name))

@@ -54,11 +54,11 @@ class Plan:
         found = self.receivers.get(receiver)
         return found.exporters if found else ()
 
-    def find_routes(self, connection: sqlite3.Connection) -> dict[str, int]:
+    def find_places(self, connection: sqlite3.Connection) -> dict[str, int]:
         """Give every exporter a place, where it has none. For the writer, inside a transaction.
 
         Returns:
-            The number of each receiver's route.
+            The number of each exporter.
         """
         numbers: dict[str, int] = {}
         for name, exporter in self.exporters.items():
@@ -67,7 +67,4 @@ class Plan:
                 connection, name, from_oldest=exporter.from_oldest, receivers=receivers
             )
             store.ensure_route(connection, [numbers[name]])  # for what is replayed for it alone
-        return {
-            name: store.ensure_route(connection, [numbers[exporter] for exporter in receiver.exporters], name)
-            for name, receiver in self.receivers.items()
-        }
+        return numbers

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
@@ -40,6 +40,10 @@ _SHARE_UNCHECKED: Final = 8
 
 _PAGES_AT_ONCE: Final = 256
 _PAGES_WORTH_IT: Final = 1024
+
+
+_Routes: TypeAlias = dict[tuple[str, tuple[str, ...]], tuple[int, list[int]]]
+"""By a receiver and its exporters: the number of the route, and those of the exporters."""
 
 
 class DurableQueue:
@@ -82,11 +86,12 @@ class DurableQueue:
             min_free_bytes=min_free_bytes,
         )
         self._lanes = {name: Lane(self, name) for name in exporters}
-        self._routes: dict[str, int] = {}
         self._pid = 0
         self._generation = 0
         self._bodies_full = False
         self._disk_checked_at, self._room = 0.0, 0
+        self._coming: Plan | None = None  # what `reconfigure` is writing down
+        self._routes: _Routes = {}
 
     def start(self) -> None:
         """Own the directory, open the database, and know every exporter's place.
@@ -131,19 +136,40 @@ class DurableQueue:
         """
         plan = Plan(dict(receivers), dict(exporters))
 
-        def work(connection: sqlite3.Connection) -> tuple[dict[str, int], list[ExporterState]]:
-            return plan.find_routes(connection), store.exporter_states(connection)
+        def work(connection: sqlite3.Connection) -> list[ExporterState]:
+            store.forget_routes(connection)
+            self._find_places(connection, plan)
+            return store.exporter_states(connection)
 
-        def take(found: tuple[dict[str, int], list[ExporterState]]) -> None:
-            self._plan, self._routes = plan, found[0]
+        def take(states: list[ExporterState]) -> None:
+            self._plan, self._coming = plan, None
             self._lanes = {name: self._lanes.get(name) or Lane(self, name) for name in plan.exporters}
-            self._found(found[1])
+            self._found(states)
 
         # In the writer's thread, so that no batch is stored in between.
-        self._writer.submit(work, take).result()
+        self._coming = plan
+        try:
+            self._writer.submit(work, take).result()
+        finally:
+            self._coming = None
 
-    def consume(self, batch: Batch) -> Future[Receipt]:
+    @property
+    def plan(self) -> Plan:
+        """Whose records are for whom, as configured now."""
+        return self._plan
+
+    def serves(self, exporter: str) -> bool:
+        """Whether an exporter is configured, or is just about to be."""
+        coming = self._coming
+        return exporter in self._plan.exporters or (coming is not None and exporter in coming.exporters)
+
+    def consume(self, batch: Batch, plan: Plan | None = None) -> Future[Receipt]:
         """Store a batch. Its future has the receipt once it is on disk.
+
+        Args:
+            batch: The batch.
+            plan: What was configured when it came in; None for now. It is for the exporters of that moment, also where
+                the configuration changes in between: somebody else may count on it.
 
         Raises:
             RuntimeError: In a forked child: the queue belongs to the process that started it.
@@ -151,7 +177,7 @@ class DurableQueue:
         self._writer.check_process()
         answer: Future[Receipt] = Future()
         answer.set_running_or_notify_cancel()
-        plan = self._plan
+        plan = plan or self._plan
 
         def refuse(refusal: RefusedError) -> None:
             records = sum(len(change.records) for change in batch.changes)
@@ -172,26 +198,33 @@ class DurableQueue:
         except RefusedError as refusal:
             refuse(refusal)
         else:
-            append = partial(self._append, batch, self.now_ms())
+            append = partial(self._append, batch, plan, self.now_ms())
             self._writer.submit(append, partial(self._count, batch)).add_done_callback(done)
         return answer
 
-    def _append(self, batch: Batch, now_ms: int, connection: sqlite3.Connection) -> "_Taken":
-        receiver = self._plan.receivers.get(batch.receiver)
+    def _append(self, batch: Batch, plan: Plan, now_ms: int, connection: sqlite3.Connection) -> "_Taken":
+        receiver = plan.receivers.get(batch.receiver)
         if receiver is None:  # it has no queued exporter any more
             raise RefusedError("the configuration has just changed", reason="reloaded", retry_after=1)
-        route, window_ms = self._routes[batch.receiver], int(receiver.window * 1000)
+        key, known = (batch.receiver, receiver.exporters), self._routes
+        found = known.get(key)
+        if found is None:
+            numbers = [store.ensure_exporter(connection, name) for name in receiver.exporters]
+            found = store.ensure_route(connection, numbers, batch.receiver), numbers
+        route, numbers = found
+        window_ms = int(receiver.window * 1000)
         appended = store.append_batch(connection, batch, route=route, now_ms=now_ms, window_ms=window_ms)
-        lanes = [self._lanes[name] for name in receiver.exporters]
         if appended.records:
             # Once more, where all before it are counted: many can pass the first check at the same time.
-            self._check_size(self._plan, batch.receiver, lambda lane: store.waiting_of(connection, lane.id))
-            store.add_waiting(connection, [lane.id for lane in lanes], appended.records, appended.size)
-        return _Taken(appended, lanes)
+            self._check_size(plan, batch.receiver, lambda lane: store.waiting_of(connection, lane.id))
+            store.add_waiting(connection, numbers, appended.records, appended.size)
+        return _Taken(appended, receiver.exporters, partial(known.setdefault, key, found))
 
     def _count(self, batch: Batch, taken: "_Taken") -> None:
-        for lane in taken.lanes if taken.appended.records else ():
-            lane.added(taken.appended.records)
+        taken.remember()
+        for name in taken.exporters if taken.appended.records else ():
+            if name in self._lanes:  # it may just have left
+                self._lanes[name].added(taken.appended.records)
         if batch.invalid:
             self._count_invalid(batch, taken.appended)
 
@@ -274,8 +307,14 @@ class DurableQueue:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Look at the schema and at both ends, and find every exporter's place."""
         store.look(connection)
-        self._routes = self._plan.find_routes(connection)
+        self._find_places(connection, self._plan)
         self._found(store.exporter_states(connection))
+
+    def _find_places(self, connection: sqlite3.Connection, plan: Plan) -> None:
+        # A new exporter that begins at the oldest record widens routes: what was known of them is void, also where
+        # this transaction is undone.
+        self._routes = {}
+        plan.find_places(connection)
 
     def _found(self, states: Iterable[ExporterState]) -> None:
         for state in states:
@@ -297,8 +336,12 @@ class DurableQueue:
         """Write a database that is in its place no more, but still open, to a file that is set aside."""
         self._directory.reclaim()
         aside = self._directory.place_aside()
-        with contextlib.closing(schema.create(aside)) as copy:
-            connection.backup(copy)
+        try:
+            with contextlib.closing(schema.create(aside)) as copy:
+                connection.backup(copy)
+        except BaseException:
+            self._directory.discard(aside)  # a part of it would be taken for all, and its space is what is missing
+            raise
         self._begin_anew()
         _logger.error(
             "Somebody deleted or replaced %s while it was in use. What it held is kept as %s, and will be carried over",
@@ -332,7 +375,7 @@ class DurableQueue:
     def _check_size(self, plan: Plan, receiver: str, waiting: Callable[[Lane], int]) -> None:
         for name in plan.exporters_of(receiver):
             most = plan.exporters[name].queue_size
-            if most is not None and waiting(self._lanes[name]) >= most:
+            if most is not None and name in self._lanes and waiting(self._lanes[name]) >= most:
                 raise RefusedError(
                     f"the queue of {name} holds {most} records, its queue_size",
                     reason="queue_full",
@@ -373,10 +416,17 @@ class DurableQueue:
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    """What was stored of a batch, and for whom."""
+    """What was stored of a batch, and for whom.
+
+    Attributes:
+        appended: What was stored.
+        exporters: For whom.
+        remember: Keeps the route that was looked up, now that it is on disk.
+    """
 
     appended: Appended
-    lanes: Sequence[Lane]
+    exporters: Sequence[str]
+    remember: Callable[[], object]
 
 
 def _refusal(error: BaseException) -> RefusedError:

@@ -9,7 +9,7 @@ import logging
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,11 @@ _PAUSE: Final = 5.0
 """Seconds before storage that fails, or a disk that is short, is tried again."""
 
 _DAMAGED: Final = "damaged on disk: its checksum is wrong"
+
+_MISSING: Final[Mapping[int | None, str]] = {
+    None: "How many records are missing can't be told",
+    0: "No record that waited is missing",
+}
 
 Taken: TypeAlias = Counter[tuple[Literal["record", "damaged", "letter"], str]]
 """How many records of which exporter, damaged ones apart, and how many dead letters of which owner."""
@@ -97,7 +102,7 @@ class Salvager:
                 self._more.wait()
             except NotRunningError:
                 return
-            except (sqlite3.Error, OSError) as error:
+            except (sqlite3.Error, OSError, StorageError) as error:
                 if not failing:
                     _logger.error("What was set aside can't be carried over now: %s", error)  # noqa: TRY400
                 failing = True
@@ -105,7 +110,8 @@ class Salvager:
 
     def _empty(self, file: Path) -> None:
         try:
-            with damaged_file.opened(file) as connection:
+            room = self._directory.free_bytes() - self._min_free
+            with damaged_file.opened(file, room=room) as connection:
                 salvage = _Salvage(file.name, connection, exporters_of=self._exporters_of, now_ms=self._now_ms)
                 for work in salvage.steps():
                     salvage.taken += self._do(work)
@@ -116,8 +122,8 @@ class Salvager:
             _logger.error("%s, and what waited in it is lost. It is kept as %s", error, kept)  # noqa: TRY400
         else:
             kept = self._directory.rename_aside(file, "salvaged")
-            self._submit(salvage.forget).result()
             salvage.say(kept)
+            self._submit(salvage.forget).result()
 
     def _do(self, work: Work[Taken]) -> Taken:
         """Carry out one step, once there is room and the storage works, which others speak of."""
@@ -157,8 +163,6 @@ class _Salvage:
     def steps(self) -> Iterator[Work[Taken]]:
         """All steps that are still to be done, in order."""
         yield self._resume
-        for seen in _pages(damaged_file.seen(self._connection), lambda _: 0):
-            yield partial(self._take_seen, seen)
         done = min((place.cursor for place in self._places.values()), default=0) if self._places else 0
         records = damaged_file.records(self._connection, max(done, self._after.get("records", 0)))
         for rows in _pages(records, lambda row: len(row.record.payload)):
@@ -166,6 +170,9 @@ class _Salvage:
         letters = damaged_file.dead_letters(self._connection, self._after.get("dead_letters", 0))
         for found in _pages(letters, lambda numbered: len(numbered[2].content)):
             yield partial(self._take_letters, found)
+        if self._missing() == 0:  # else a redelivery can mend the loss
+            for seen in _pages(damaged_file.seen(self._connection), lambda _: 0):
+                yield partial(self._take_seen, seen)
 
     def forget(self, connection: sqlite3.Connection) -> Taken:
         """The last step, once the file is renamed."""
@@ -188,18 +195,18 @@ class _Salvage:
             count["record"],
             count["damaged"],
             count["letter"],
-            self._missing(),
+            _MISSING.get(missing := self._missing(), f"{missing} records that waited are missing"),
             kept,
         )
 
-    def _missing(self) -> str:
+    def _missing(self) -> int | None:
+        """How many records that waited could not be taken; None where that can't be told."""
         if self._places is None or self._after:
-            return "How many records are missing can't be told"
-        missing = sum(
+            return None
+        return sum(
             max(place.waiting - self.taken["record", place.name] - self.taken["damaged", place.name], 0)
             for place in self._places.values()
         )
-        return f"{missing} records that waited are missing" if missing else "No record that waited is missing"
 
     def _resume(self, connection: sqlite3.Connection) -> Taken:
         """Where it was left off."""

@@ -22,6 +22,7 @@ CREATE TABLE exporters (
     id      INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice: routes name it also after it was removed
     name    TEXT NOT NULL UNIQUE,
     cursor  INTEGER NOT NULL,            -- the last seq that is done
+    again   INTEGER NOT NULL DEFAULT 0,  -- the same: a flipped bit must not pass records over
     waiting INTEGER NOT NULL DEFAULT 0,  -- records after the cursor that are for it
     bytes   INTEGER NOT NULL DEFAULT 0   -- their payloads together
 );

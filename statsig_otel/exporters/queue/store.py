@@ -124,7 +124,9 @@ def ensure_exporter(
     if row is not None:
         return int(row[0])
     cursor = 0 if from_oldest else last_seq(connection)
-    found = connection.execute("INSERT INTO exporters (name, cursor) VALUES (?, ?)", (name, cursor)).lastrowid
+    found = connection.execute(
+        "INSERT INTO exporters (name, cursor, again) VALUES (?1, ?2, ?2)", (name, cursor)
+    ).lastrowid
     if found is None:
         raise sqlite3.DatabaseError("an exporter could not be stored")
     if from_oldest:
@@ -144,6 +146,11 @@ def _claim(connection: sqlite3.Connection, exporter: int, receiver: str) -> None
             "SELECT count(*), coalesce(sum(length(payload)), 0) FROM records WHERE route = ?", (route,)
         ).fetchone()
         add_waiting(connection, [exporter], records, size)
+
+
+def forget_routes(connection: sqlite3.Connection) -> None:
+    """Delete the routes that no record is on: each reload with another set of exporters makes some."""
+    connection.execute("DELETE FROM routes WHERE NOT EXISTS (SELECT 1 FROM records WHERE route = routes.id)")
 
 
 def ensure_route(connection: sqlite3.Connection, exporters: Iterable[int], receiver: str = "") -> int:
@@ -235,7 +242,7 @@ def advance(connection: sqlite3.Connection, exporter: int, *, cursor: int, recor
     """
     # Of a record that can't be read nobody knows the size: with the last one the sum is right again.
     connection.execute(
-        "UPDATE exporters SET cursor = max(cursor, ?1), waiting = waiting - ?2, "
+        "UPDATE exporters SET cursor = max(cursor, ?1), again = max(cursor, ?1), waiting = waiting - ?2, "
         "bytes = CASE WHEN waiting > ?2 THEN max(bytes - ?3, 0) ELSE 0 END WHERE id = ?4",
         (cursor, records, size, exporter),
     )
@@ -311,6 +318,22 @@ def look(connection: sqlite3.Connection) -> None:
     for table, column in (("records", "seq"), ("seen", "at"), ("dead_letters", "id"), ("exporters", "id")):
         for order in ("ASC", "DESC"):
             connection.execute(f"SELECT * FROM {table} ORDER BY {column} {order} LIMIT 1").fetchall()  # noqa: S608 - ours
+    check(connection, "exporters")
+    check(connection, "routes")
+    last = last_seq(connection)
+    if any(not 0 <= state.cursor <= last or state.waiting < 0 for state in exporter_states(connection)):
+        raise schema.DamagedError("an exporter's place can't be")
+
+
+def check(connection: sqlite3.Connection, table: Literal["exporters", "routes"]) -> None:
+    """Check one of the small tables that say who gets what, with its indexes, whole: all else hangs on them.
+
+    Raises:
+        DamagedError: It contradicts itself.
+    """
+    verdict = connection.execute(f"PRAGMA integrity_check('{table}')").fetchone()[0]
+    if verdict != "ok":
+        raise schema.DamagedError(verdict)
 
 
 # --- for anybody ----------------------------------------------------------------------------------------------------
@@ -318,8 +341,10 @@ def look(connection: sqlite3.Connection) -> None:
 
 def exporter_states(connection: sqlite3.Connection) -> list[ExporterState]:
     """Every exporter that the queue knows, in the order in which they came."""
-    rows = connection.execute("SELECT id, name, cursor, waiting, bytes FROM exporters ORDER BY id")
-    states = [ExporterState(*row) for row in rows]
+    rows = connection.execute("SELECT id, name, cursor, waiting, bytes, again FROM exporters ORDER BY id").fetchall()
+    states = [ExporterState(*row[:5]) for row in rows]
+    if any(row[2] != row[5] for row in rows):
+        raise schema.DamagedError("an exporter's place contradicts itself")
     if any(type(value) is not int for state in states for value in (state.cursor, state.waiting, state.bytes)):
         raise schema.DamagedError("an exporter's place can't be read")
     return states
@@ -353,17 +378,43 @@ def read_records(
     """
     with snapshot(connection):
         try:
-            return _fill(_rows(connection, routes, after, count), count, size)
+            found = _fill(_rows(connection, routes, after, count), count, size)
         except sqlite3.DatabaseError as error:
             if not schema.is_damage(error):
                 raise
+        else:
+            if found:
+                _check_index(connection, routes, after, found)
+            return found
         try:
             seqs = _seqs(connection, "records", routes, after, count)
         except sqlite3.DatabaseError as error:
             if not schema.is_damage(error):
                 raise
             seqs = _seqs(connection, "records NOT INDEXED", routes, after, count)
+        if len(set(seqs)) < len(seqs) or (seqs and seqs[0] <= after):
+            raise schema.DamagedError("the index of the records leads back")
         return _fill(_one_by_one(connection, seqs), count, size)
+
+
+def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: int, found: Sequence[Stored]) -> None:
+    """See that the index has led to each record once: one that it leads past would be ticked off with the others.
+
+    The table's pages are in memory, since they hold what was just read.
+
+    Raises:
+        DamagedError: It has not.
+    """
+    marks = ", ".join("?" * len(routes))
+    query = f"SELECT seq FROM records NOT INDEXED WHERE seq > ? AND seq <= ? AND route IN ({marks}) ORDER BY seq"  # noqa: S608 - ours
+    try:
+        there = [seq for (seq,) in connection.execute(query, (after, found[-1].seq, *routes))]
+    except sqlite3.DatabaseError as error:
+        if not schema.is_damage(error):
+            raise
+        return  # a page in between can't be read: its records may be anybody's
+    if [record.seq for record in found] != there:
+        raise schema.DamagedError("the index of the records leads past some of them, or to some twice")
 
 
 def find_records(
@@ -482,7 +533,9 @@ def _checksum(uid: bytes, payload: bytes) -> int:
 def last_seq(connection: sqlite3.Connection) -> int:
     """The last seq that was ever given out; 0 for none."""
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
-    return int(row[0]) if row else 0
+    if row is not None and type(row[0]) is not int:
+        raise schema.DamagedError("the last seq can't be read")
+    return row[0] if row else 0
 
 
 def oldest_seq(connection: sqlite3.Connection) -> int | None:
@@ -494,7 +547,7 @@ def oldest_seq(connection: sqlite3.Connection) -> int | None:
 def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in text.split(",") if number)
-    except (AttributeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise schema.DamagedError(f"a route can't be read: {text!r}") from error
 
 

@@ -8,6 +8,7 @@ the disk can't be known. The file is opened anew, which looks at it, before anyt
 turns out to be damaged, twice, is set aside, and what waits is written to a new one.
 """
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -103,6 +104,7 @@ class Writer:
         self._accepting = False
         self._connection: sqlite3.Connection | None = None
         self._opened: os.stat_result | None = None  # the file that the connection is to
+        self._beside: dict[Path, os.stat_result] = {}  # its log and the log's index
         self._failing = False
         self._untidy = False
         self._unfolded = True
@@ -256,11 +258,23 @@ class Writer:
         try:
             self._rescue(self._connection)
             self._close()
+            self._clear_place()
             self._open()
         except (QueueError, sqlite3.Error, OSError) as error:
             self._say_failing(error)  # the connection stays open: its content would end with it
             return error
         return None
+
+    def _clear_place(self) -> None:
+        """Take away what belonged to the file that is gone: it is no log, and no index, of the one that comes.
+
+        Both stay where only the database was moved. A new one would find frames of another in its log; and to begin the
+        index anew means to cut it, under a sender that still reads by it: that ends the process (SIGBUS).
+        """
+        for place, opened in self._beside.items():
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(place.stat(), opened):
+                    place.unlink()
 
     def _is_in_place(self) -> bool:
         try:
@@ -305,6 +319,9 @@ class Writer:
                 raise
             self._connection = connection
             self._opened = self._path.stat()
+            self._beside = {
+                place: place.stat() for suffix in ("-wal", "-shm") if (place := Path(f"{self._path}{suffix}")).exists()
+            }
         return self._connection
 
     def _close(self) -> None:
@@ -316,7 +333,16 @@ class Writer:
                 _logger.warning("The queue's file could not be closed: %s", error)
 
     def _fail(self, error: Exception) -> None:
-        self._close()
+        connection = self._connection
+        if self._rescue is not None and connection is not None and not self._is_in_place():
+            # It is all that is left of the file: its content would end with it.
+            try:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                _logger.exception("The queue's deleted file can't be rolled back")
+        else:
+            self._close()
         self._say_failing(error)
 
     def _say_failing(self, error: Exception) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -143,6 +144,24 @@ def tidied(queue: DurableQueue, rounds: int = 400) -> None:
 def kept(directory: Path) -> list[Path]:
     """The databases that were set aside, whatever became of them."""
     return sorted(directory.glob("queue.db.*-*-[0-9]"))
+
+
+@contextlib.contextmanager
+def failing_disk() -> Iterator[None]:
+    """Every write to a file of this process fails, by the operating system; reading goes on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
 
 
 def settled(directory: Path) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import resource
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from tests.exporters.queue.helpers import (
     count,
     delivered,
     errors,
+    failing_disk,
     letters,
     line_of,
     numbers_of,
@@ -37,6 +37,7 @@ from tests.exporters.queue.helpers import (
     state_of,
     tidied,
     uid,
+    wait_until,
 )
 
 DAY = 24 * 3600.0
@@ -457,15 +458,69 @@ def test_a_lane_that_is_closed_has_settled(tmp_path: Path) -> None:
         assert delivered(queue.lane("otlp")) == [3]
 
 
-@contextlib.contextmanager
-def failing_disk() -> Iterator[None]:
-    """Every write to a file of this process fails, by the operating system; reading goes on."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+# --- another plan while it runs -------------------------------------------------------------------------------------
+
+
+def test_exporters_that_begin_at_the_oldest_record_come_under_load_and_every_count_stays_true(tmp_path: Path) -> None:
+    with running(tmp_path, exporters=("a",)) as queue:
+        put(queue, *range(50))
+        names = ["a"]
+        stopping = threading.Event()
+        taken = [0] * 6
+
+        def load(thread: int) -> None:
+            while not stopping.is_set():
+                taken[thread] += 1
+                put(queue, 1000 * (thread + 1) + taken[thread])
+
+        with ThreadPoolExecutor(len(taken)) as threads:
+            loading = [threads.submit(load, thread) for thread in range(len(taken))]
+            for number in range(10):
+                names.append(f"new {number}")
+                exporters = {name: QueuedExporter(from_oldest=True) for name in names}
+                queue.reconfigure(receivers={"statsig": QueuedReceiver(tuple(names))}, exporters=exporters)
+            stopping.set()
+            for one in loading:
+                one.result(PATIENCE)
+        check_counters(queue)
+        waiting = {state.name: state.waiting for state in queue.states()}
+        assert waiting["a"] == 50 + sum(taken)
+        for name in names:
+            assert len(delivered(queue.lane(name))) == waiting[name] >= 50
+            queue.lane(name).close()
+
+
+def test_an_exporter_that_is_just_coming_back_counts_as_configured(tmp_path: Path) -> None:
+    """A command that would forget it asks here."""
+    with running(tmp_path, exporters=("a",)) as queue:
+        assert queue.serves("a")
+        assert not queue.serves("b")
+        exporters = {name: QueuedExporter() for name in ("a", "b")}
+        with ThreadPoolExecutor(1) as thread:
+            with blocked(queue):
+                coming = thread.submit(lambda: queue.reconfigure(receivers={}, exporters=exporters))
+                wait_until(lambda: queue.serves("b"), "it is told")
+                assert "b" not in queue.plan.exporters
+            coming.result(PATIENCE)
+        assert queue.serves("b")
+        queue.lane("b").close()
+
+
+def test_routes_that_no_record_is_on_are_forgotten(tmp_path: Path) -> None:
+    with running(tmp_path, exporters=("a",)) as queue:
+        put(queue, 1)
+        for number in range(30):
+            name = f"e{number}"
+            queue.reconfigure(
+                receivers={"statsig": QueuedReceiver((name,))},
+                exporters={name: QueuedExporter(), "a": QueuedExporter()},
+            )
+            put(queue, 100 + number)
+            read_all(queue.lane(name))
+            queue.lane(name).close()
+            tidied(queue)
+        assert count(queue.database, "routes") < 10
+        assert delivered(queue.lane("a")) == [1]
 
 
 @contextlib.contextmanager
@@ -632,7 +687,7 @@ def test_a_start_with_many_waiting_records_takes_no_more_steps(tmp_path: Path, m
                     "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2) "
                     "INSERT INTO records (route, uid, payload, checksum) "
                     "SELECT ?1, zeroblob(16), zeroblob(50), 0 FROM n",
-                    (queue._routes["statsig"], size),
+                    (store.ensure_route(connection, [1], "statsig"), size),
                 )
                 store.add_waiting(connection, [queue.lane("otlp").id], size, 50 * size)
 

@@ -22,6 +22,7 @@ from tests.exporters.queue.helpers import (
     copy_of,
     count,
     delivered,
+    failing_disk,
     kept,
     letters,
     line_of,
@@ -31,6 +32,7 @@ from tests.exporters.queue.helpers import (
     said,
     settled,
     state_of,
+    wait_until,
 )
 
 PAGE = 4096
@@ -40,13 +42,6 @@ def spoil(directory: Path) -> None:
     """Make a database unusable, without harm to what it holds."""
     with (directory / "queue.db").open("r+b") as file:
         file.write(bytes(PAGE))
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
 
 
 def test_each_exporter_gets_what_it_was_not_done_with(tmp_path: Path) -> None:
@@ -311,3 +306,52 @@ def test_a_file_that_can_not_be_rescued_now_is_rescued_later_and_nobody_gets_a_p
         assert sent_again(queue, 4) == Receipt(1)
         settled(directory)
         assert {1, 2, 4} <= set(delivered(queue.lane("otlp")))
+
+
+def test_while_there_is_no_room_for_a_copy_the_deleted_file_is_kept_open_and_nothing_is_left_lying(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tmp_path) as queue:
+        put(queue, *range(1, 201), size=500)
+        with failing_disk():
+            delete_all(tmp_path)
+            for number in range(300, 304):
+                assert queue.consume(batch(number)).exception(PATIENCE) is not None
+            assert kept(tmp_path) == []
+        wait_until(lambda: queue.consume(batch(400)).exception(PATIENCE) is None, "it is rescued in the end")
+        settled(tmp_path)
+        assert set(range(1, 201)) <= set(delivered(queue.lane("otlp")))
+        assert len(kept(tmp_path)) == 1
+    assert said(caplog, logging.WARNING, "No record that waited is missing") == 1
+
+
+def test_a_place_of_which_a_bit_was_flipped_passes_nothing_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tmp_path) as queue:
+        put(queue, *range(1, 11))
+        lane = queue.lane("otlp")
+        lane.finish(lane.read(2, 1000))
+    with sqlite3.connect(tmp_path / "queue.db") as connection:
+        connection.execute("UPDATE exporters SET cursor = cursor | 4")
+    connection.close()
+    with running(tmp_path) as queue:
+        settled(tmp_path)
+        assert set(delivered(queue.lane("otlp"))) >= set(range(3, 11))
+    assert said(caplog, logging.ERROR, "an exporter's place contradicts itself") == 1
+
+
+def test_after_a_loss_a_redelivery_is_no_duplicate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with running(tmp_path) as queue:
+        put(queue, *range(1, 101), size=500)
+    with reading(tmp_path / "queue.db") as connection:
+        leaves = [page for (page,) in connection.execute("SELECT pageno FROM dbstat WHERE name = 'records'")]
+    with (tmp_path / "queue.db").open("r+b") as file:
+        file.seek((leaves[5] - 1) * PAGE)
+        file.write(bytes(PAGE))
+    spoil(tmp_path)
+    with running(tmp_path) as queue:
+        settled(tmp_path)
+        missing = set(range(1, 101)) - set(delivered(queue.lane("otlp")))
+        assert missing
+        assert put(queue, *missing, size=500) == Receipt(len(missing))
