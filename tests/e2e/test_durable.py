@@ -54,13 +54,16 @@ def test_the_same_change_sent_many_times_is_stored_and_delivered_once(tmp_path: 
     with GrpcSink() as sink:
         config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
         counts: list[dict[str, int]] = []
-        for _ in range(2):
+        for _ in range(4):
             with ServiceProcess(config, env=ENV) as service:
-                with ThreadPoolExecutor(20) as clients:
-                    counts += clients.map(lambda url: post(url, change(7)).json(), [service.url] * 20)
+                now_ms = time.time_ns() // 1_000_000
+                # Each is signed at another time, so that no two requests are the same.
+                times = [now_ms + 10_000 * number for number in range(-12, 13)]
+                with ThreadPoolExecutor(25) as clients:
+                    counts += clients.map(lambda at, url=service.url: post(url, change(7), now_ms=at).json(), times)
                 wait_until(lambda: waiting(tmp_path) == {"otlp_grpc": 0}, "it is delivered")
         assert sum(count["accepted"] for count in counts) == 1
-        assert sum(count["duplicates"] for count in counts) == 39
+        assert sum(count["duplicates"] for count in counts) == 99
         assert uids(sink.requests) == [uid(change(7))]
 
 
