@@ -116,7 +116,7 @@ def _required(metadata: Mapping[str, object], name: str) -> str:
     value = metadata.get(name)
     if not isinstance(value, str) or not value:
         raise InvalidItemError(f"metadata.{name}: must be a text that is not empty, is {_kind(value)}")
-    return _valid(value)
+    return valid(value)
 
 
 class _Fields:
@@ -150,9 +150,9 @@ class _Fields:
 
 def _as_text(value: object) -> str:
     if isinstance(value, str):
-        return _valid(value)
+        return valid(value)
     try:
-        return _valid(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+        return valid(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
     except RecursionError:
         raise InvalidItemError("an element is nested too deeply") from None
 
@@ -162,7 +162,7 @@ def _split(environments: str | None) -> tuple[str, ...]:
     return tuple(part for part in parts if part)
 
 
-def _valid(text: str) -> str:
+def valid(text: str) -> str:
     """JSON can escape half of a surrogate pair; protobuf's strings, UTF-8, can't hold one."""
     return _LONE_SURROGATE.sub("\ufffd", text)
 

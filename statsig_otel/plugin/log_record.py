@@ -8,15 +8,17 @@ encoder drops an attribute that holds a surrogate, is private, and takes several
 import hmac
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, Protocol, TypeAlias, get_args
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO, LogRecord
 
 from statsig_otel import __version__
+from statsig_otel.plugin import change_description
 from statsig_otel.plugin.change_event import ChangeEvent, InvalidItemError
 
 EVENT_NAME: Final = "statsig.config_change"
@@ -33,6 +35,8 @@ UserMode = Literal["full", "hash", "drop"]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_NANOSECONDS: Final = (1 << 64) - 1
 """What `fixed64 time_unix_nano` holds: up to July 2554."""
+
+_NO_ITEM: Final[Mapping[str, object]] = {}
 
 
 def uid(item: Mapping[str, object]) -> str:
@@ -54,6 +58,29 @@ def uid(item: Mapping[str, object]) -> str:
     return sha256(b"statsig-otel/1\n" + canonical.encode("ascii")).hexdigest()[:32]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordFields:
+    """What of a record a mapping decides.
+
+    Attributes:
+        event_name: The EventName.
+        body: The body.
+        attributes: The attributes, in their order.
+    """
+
+    event_name: str
+    body: str
+    attributes: Mapping[str, AttributeValue]
+
+
+class Remapping(Protocol):
+    """What makes another record of the default one."""
+
+    def apply(self, record: RecordFields, event: ChangeEvent, item: Mapping[str, object]) -> RecordFields:
+        """The record that goes out. It must not raise."""
+        ...
+
+
 class LogRecordEncoder:
     """Makes encoded log records of change events.
 
@@ -63,6 +90,8 @@ class LogRecordEncoder:
             touched by it.
         hash_key: The key for `hash`: each value becomes the hex digits of its HMAC-SHA256.
         include_original: Whether the item's own JSON text becomes `log.record.original`.
+        include_change_details: Whether what is recognised in the description becomes `statsig.change.*` attributes.
+        mapping: Changes each record; None for the default ones.
 
     Raises:
         ValueError: `user` is none of the three, `hash` has no key, or the original would show users that are to be
@@ -76,6 +105,8 @@ class LogRecordEncoder:
         user: UserMode = "full",
         hash_key: str | None = None,
         include_original: bool = False,
+        include_change_details: bool = False,
+        mapping: Remapping | None = None,
     ) -> None:
         if user not in get_args(UserMode):
             raise ValueError(f"user: {user!r} is none of {', '.join(get_args(UserMode))}")
@@ -86,6 +117,8 @@ class LogRecordEncoder:
         self._user = user
         self._hash_key = (hash_key or "").encode()
         self._include_original = include_original
+        self._include_change_details = include_change_details
+        self._mapping = mapping
         self._template = ExportLogsServiceRequest()
         resource_logs = self._template.resource_logs.add()
         resource_logs.resource.attributes.extend(
@@ -95,7 +128,15 @@ class LogRecordEncoder:
         scope_logs.scope.name = SCOPE_NAME
         scope_logs.scope.version = __version__
 
-    def encode(self, event: ChangeEvent, *, uid: str, observed_ns: int, original: str) -> bytes:
+    def encode(
+        self,
+        event: ChangeEvent,
+        *,
+        uid: str,
+        observed_ns: int,
+        original: str,
+        item: Mapping[str, object] = _NO_ITEM,
+    ) -> bytes:
         """One serialised `ExportLogsServiceRequest` that holds just this event's record.
 
         Args:
@@ -103,6 +144,7 @@ class LogRecordEncoder:
             uid: The item's `uid`.
             observed_ns: When its request arrived, in nanoseconds since the epoch.
             original: The item's own JSON text.
+            item: The item, for what a mapping takes from it beside the event.
         """
         request = ExportLogsServiceRequest()
         request.CopyFrom(self._template)
@@ -120,8 +162,13 @@ class LogRecordEncoder:
         )
         record.body.string_value = event.title
         self._add_attributes(record, event, uid)
+        if self._include_change_details and event.description is not None:
+            found = change_description.attributes(event.description)
+            record.attributes.extend(KeyValue(key=key, value=_any_value(value)) for key, value in found.items())
         if self._include_original:
             _add(record, "log.record.original", original)
+        if self._mapping is not None:
+            _remap(record, self._mapping, event, item)
         return request.SerializeToString()
 
     def _add_attributes(self, record: LogRecord, event: ChangeEvent, uid: str) -> None:
@@ -168,6 +215,23 @@ def _add(record: LogRecord, key: str, value: str | tuple[str, ...] | None) -> No
     elements = attribute.value.array_value.values
     for element in value:
         elements.add(string_value=element)
+
+
+def _remap(record: LogRecord, mapping: Remapping, event: ChangeEvent, item: Mapping[str, object]) -> None:
+    attributes = {attribute.key: _plain(attribute.value) for attribute in record.attributes}
+    default = RecordFields(event_name=record.event_name, body=record.body.string_value, attributes=attributes)
+    mapped = mapping.apply(default, event, item)
+    record.event_name = mapped.event_name
+    record.body.string_value = mapped.body
+    del record.attributes[:]
+    record.attributes.extend(KeyValue(key=key, value=_any_value(value)) for key, value in mapped.attributes.items())
+
+
+def _plain(value: AnyValue) -> AttributeValue:
+    """The value of an attribute of the default record: a text, an array of texts, or a fraction."""
+    if value.HasField("array_value"):
+        return [element.string_value for element in value.array_value.values]
+    return value.double_value if value.HasField("double_value") else value.string_value
 
 
 def _any_value(value: AttributeValue) -> AnyValue:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from statsig_otel.exporters.consumer import Change, Invalid
 from statsig_otel.plugin.change_event import ChangeEvent, InvalidItemError
+from statsig_otel.plugin.filter import ChangeFilter
 from statsig_otel.plugin.lenient_json import Item
 from statsig_otel.plugin.log_record import LogRecordEncoder, uid
 from statsig_otel.plugin.webhook import Payload
@@ -11,12 +12,12 @@ from statsig_otel.plugin.webhook import Payload
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """What became of the config changes of one payload: each is in exactly one of `changes` and `invalid`.
+    """What became of the config changes of one payload: each is in `changes`, in `invalid`, or ignored.
 
     Attributes:
         changes: Those that a record was made of, in order.
         invalid: Those that none could be made of.
-        ignored: How many items of the payload are no config change.
+        ignored: How many items of the payload are no config change, or one that the filter drops.
         left_out: The optional fields that had an unusable type, one entry for each time.
     """
 
@@ -27,10 +28,16 @@ class Mapped:
 
 
 class Mapper:
-    """Maps payloads with one encoder. Does no I/O, reads no clock, never raises for anything that a payload holds."""
+    """Maps payloads. Does no I/O, reads no clock, never raises for anything that a payload holds.
 
-    def __init__(self, encoder: LogRecordEncoder | None = None) -> None:
+    Args:
+        encoder: Makes the records; the default ones without it.
+        change_filter: Tells which changes one is made of; all without it.
+    """
+
+    def __init__(self, encoder: LogRecordEncoder | None = None, change_filter: ChangeFilter | None = None) -> None:
         self._encoder = encoder or LogRecordEncoder()
+        self._filter = change_filter
 
     def map(self, payload: Payload, observed_ns: int) -> Mapped:
         """Map all config changes of a payload.
@@ -42,20 +49,28 @@ class Mapper:
         changes: list[Change] = []
         invalid: list[Invalid] = []
         left_out: list[str] = []
+        ignored = payload.ignored
         for item in payload.changes:
             try:
-                change, fields = self._map_item(item, observed_ns)
+                mapped = self._map_item(item, observed_ns)
             except InvalidItemError as error:
                 invalid.append(Invalid(item.text.encode(), str(error)))
-            else:
-                changes.append(change)
-                left_out.extend(fields)
-        return Mapped(tuple(changes), tuple(invalid), payload.ignored, tuple(left_out))
+                continue
+            if mapped is None:
+                ignored += 1
+                continue
+            change, fields = mapped
+            changes.append(change)
+            left_out.extend(fields)
+        return Mapped(tuple(changes), tuple(invalid), ignored, tuple(left_out))
 
-    def _map_item(self, item: Item, observed_ns: int) -> tuple[Change, tuple[str, ...]]:
+    def _map_item(self, item: Item, observed_ns: int) -> tuple[Change, tuple[str, ...]] | None:
+        """One item's change and the fields that were left out of it; None where the filter drops it."""
         if item.problem is not None or not isinstance(item.value, dict):
             raise InvalidItemError(item.problem or "is no object")
         item_uid = uid(item.value)
         event = ChangeEvent.from_item(item.value)
-        record = self._encoder.encode(event, uid=item_uid, observed_ns=observed_ns, original=item.text)
+        if self._filter is not None and self._filter.why_dropped(event) is not None:
+            return None
+        record = self._encoder.encode(event, uid=item_uid, observed_ns=observed_ns, original=item.text, item=item.value)
         return Change(item_uid, (record,)), event.left_out

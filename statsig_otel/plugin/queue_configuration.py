@@ -105,5 +105,7 @@ def create_mapper(settings: StatsigReceiverSettings, resource: Mapping[str, Attr
         user=settings.user,
         hash_key=settings.hash_key.reveal() if settings.hash_key else None,
         include_original=settings.include_original,
+        include_change_details=settings.include_change_details,
+        mapping=settings.mapping.create() if settings.mapping else None,
     )
-    return Mapper(encoder)
+    return Mapper(encoder, settings.filter.create() if settings.filter else None)

@@ -9,7 +9,9 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from statsig_otel.config.model import Duration, Opaque, Settings, Size
 from statsig_otel.exporters.queue.plan import DEFAULT_WINDOW
+from statsig_otel.plugin.filter_settings import FilterSettings
 from statsig_otel.plugin.log_record import UserMode
+from statsig_otel.plugin.mapping_settings import MappingSettings
 from statsig_otel.plugin.receiver import DEFAULT_PATH
 
 _ENDPOINT: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
@@ -127,6 +129,15 @@ class StatsigReceiverSettings(Settings):
         default_factory=DeduplicationSettings, description="Redeliveries that are answered, and not sent on."
     )
     include_original: bool = Field(default=False, description="Add the item's own JSON text as log.record.original.")
+    include_change_details: bool = Field(
+        default=False, description="Add what the description says as statsig.change.* attributes: rules, rollouts, ..."
+    )
+    filter: FilterSettings | None = Field(
+        default=None, description="Which changes go on; all without it. The others are answered as ignored."
+    )
+    mapping: MappingSettings | None = Field(
+        default=None, description="How the records look; as the reference mapping has them without it."
+    )
 
     @field_validator("endpoint")
     @classmethod

@@ -1,0 +1,95 @@
+"""What a description says, in fields. Statsig tells rollouts and rules as text only, a line for each change.
+
+    Updated Config Conditions
+        - Updated rule test pass percentage from 100 to 50
+
+The wording is nowhere promised: what is not recognised is left alone, and never fails.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+_NUMBER: Final = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
+_FROM_TO: Final = rf"from (?P<before>{_NUMBER})%? to (?P<after>{_NUMBER})%?"
+_LINES: Final = {
+    kind: re.compile(pattern, re.IGNORECASE)
+    for kind, pattern in {
+        "rule_rollout": rf"updated rule (?P<rule>.+) rollout {_FROM_TO}",
+        "rule_pass_percentage": rf"updated rule (?P<rule>.+) pass percentage {_FROM_TO}",
+        "rule_added": r"added rule (?P<rule>.+)",
+        "rule_removed": r"removed rule (?P<rule>.+)",
+        "rule_deleted": r"deleted rule (?P<rule>.+)",
+        "groups_added": r"groups added: (?P<names>.+)",
+        "groups_updated": r"groups updated: (?P<names>.+)",
+        "groups_removed": r"groups removed: (?P<names>.+)",
+        "parameters_added": r"parameters added: (?P<names>.+)",
+        "parameters_updated": r"parameters updated: (?P<names>.+)",
+        "parameters_removed": r"parameters removed: (?P<names>.+)",
+    }.items()
+}
+_BULLETS: Final = "-*• \t"
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """One change that a description tells.
+
+    Attributes:
+        kind: What was done, such as `rule_rollout`.
+        rule: The rule that it was done to.
+        before: The percentage before.
+        after: The percentage after.
+        names: The groups or parameters that it was done to.
+    """
+
+    kind: str
+    rule: str | None = None
+    before: float | None = None
+    after: float | None = None
+    names: tuple[str, ...] = ()
+
+
+def details(description: str) -> Iterator[Detail]:
+    """The changes that are recognised in a description, in their order."""
+    for line in description.splitlines():
+        text = line.strip().lstrip(_BULLETS)
+        for kind, expression in _LINES.items():
+            match = expression.fullmatch(text)
+            if match:
+                yield _detail(kind, match.groupdict())
+                break
+
+
+def _detail(kind: str, found: dict[str, str | None]) -> Detail:
+    before, after = found.get("before"), found.get("after")
+    names = (name.strip() for name in (found.get("names") or "").split(","))
+    return Detail(
+        kind,
+        rule=found.get("rule"),
+        before=None if before is None else float(before),
+        after=None if after is None else float(after),
+        names=tuple(name for name in names if name),
+    )
+
+
+def attributes(description: str) -> dict[str, str | float | list[str]]:
+    """The `statsig.change.*` attributes of a description.
+
+    What may be told several times is an array. `kind`, `rule`, `from` and `to` are there where exactly one change is
+    told.
+    """
+    found = list(details(description))
+    arrays = {
+        "statsig.change.kinds": [one.kind for one in found],
+        "statsig.change.rules": [one.rule for one in found if one.rule],
+        "statsig.change.groups": [name for one in found if one.kind.startswith("groups") for name in one.names],
+        "statsig.change.parameters": [name for one in found if one.kind.startswith("parameters") for name in one.names],
+    }
+    made: dict[str, str | float | list[str]] = {}
+    if len(found) == 1:
+        only = found[0]
+        scalars = {"kind": only.kind, "rule": only.rule, "from": only.before, "to": only.after}
+        made = {f"statsig.change.{name}": value for name, value in scalars.items() if value is not None}
+    return made | {name: list(dict.fromkeys(values)) for name, values in arrays.items() if values}

@@ -1,0 +1,27 @@
+"""What tests of filter and mapping share: a mapper as the service makes it of a receiver's keys."""
+
+from pathlib import Path
+from typing import Final
+
+from statsig_otel.config import parse
+from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.validation import validate
+from statsig_otel.plugin.mapper import Mapper
+from statsig_otel.plugin.queue_configuration import create_mapper
+from statsig_otel.plugin.settings import StatsigReceiverSettings
+
+OBSERVED: Final = 1_739_400_185_400_123_456
+
+
+def mapper_of(keys: str) -> Mapper:
+    """The mapper of a receiver with these keys.
+
+    Raises:
+        ConfigError: They are wrong.
+    """
+    document = parse(keys.encode(), file="config.yaml", directory=Path(), environ={})
+    values = {"signing_secrets": [], **document.values}
+    settings, problems = validate(StatsigReceiverSettings, values, (), document)
+    if settings is None:
+        raise ConfigError(problems)
+    return create_mapper(settings, {})

@@ -1,0 +1,47 @@
+"""Each case in mapping_cases/: a webhook's body, a receiver's keys, and the records that come out as OTLP/JSON."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from statsig_otel.exporters.otlp_json import to_json_line
+from statsig_otel.plugin.mapper import Mapper
+from statsig_otel.plugin.webhook import Payload, parse
+from tests.plugin.mapping_helpers import OBSERVED, mapper_of
+
+CASES: Final = Path(__file__).parent / "mapping_cases"
+NAMES: Final = sorted(path.stem for path in CASES.glob("*.yaml"))
+
+
+def records(body: bytes, mapper: Mapper) -> dict[str, Any]:
+    """The log records of a body, with what no record was made of."""
+    payload = parse(body)
+    assert isinstance(payload, Payload)
+    mapped = mapper.map(payload, OBSERVED)
+    assert len(mapped.changes) + len(mapped.invalid) + mapped.ignored == payload.count
+    found = []
+    for change in mapped.changes:
+        (encoded,) = change.records
+        whole = json.loads(to_json_line(ExportLogsServiceRequest.FromString(encoded)))
+        (record,) = whole["resourceLogs"][0]["scopeLogs"][0]["logRecords"]
+        assert {"key": "log.record.uid", "value": {"stringValue": change.uid}} in record["attributes"]
+        found.append(record)
+    return {"ignored": mapped.ignored, "invalid": len(mapped.invalid), "logRecords": found}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_makes_exactly_these_records(name: str, update_golden: bool) -> None:  # noqa: FBT001 - a fixture
+    """`pytest --update-golden` writes them anew: then read the difference."""
+    made = records((CASES / f"{name}.input.json").read_bytes(), mapper_of((CASES / f"{name}.yaml").read_text()))
+    expected = CASES / f"{name}.record.json"
+    if update_golden:
+        expected.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    assert made == json.loads(expected.read_text())
+
+
+def test_every_case_is_complete() -> None:
+    for kind in ("input", "record"):
+        assert sorted(path.name.removesuffix(f".{kind}.json") for path in CASES.glob(f"*.{kind}.json")) == NAMES

@@ -1,0 +1,67 @@
+"""The examples of docs/mapping.md do what stands below them, and its tables name what there is."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+
+from statsig_otel.plugin.change_description import details
+from statsig_otel.plugin.filter import FIELDS
+from statsig_otel.plugin.mapping import ATTRIBUTES, METADATA, SHORT_NAMES, TIMESTAMP
+from statsig_otel.plugin.webhook import Payload, parse
+from tests.plugin.mapping_helpers import OBSERVED, mapper_of
+
+PAGE: Final = (Path(__file__).parent.parent / "docs" / "mapping.md").read_text(encoding="utf-8")
+SAMPLE: Final = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0]
+EXAMPLES: Final = re.findall(r"```yaml\n(.*?)```\n\n```json\n(.*?)```", PAGE, re.DOTALL)
+
+
+def plain(value: AnyValue) -> object:
+    kind = value.WhichOneof("value")
+    return [plain(one) for one in value.array_value.values] if kind == "array_value" else getattr(value, str(kind))
+
+
+def table(title: str) -> Iterable[str]:
+    """The names in the first column of the table below a heading."""
+    section = PAGE.partition(f"# {title}\n")[2].partition("\n#")[0]
+    for line in section.splitlines():
+        if line.startswith("| "):
+            yield from re.findall(r"`([^`]+)`", line.split("|")[1])
+
+
+@pytest.mark.parametrize(("keys", "expected"), EXAMPLES)
+def test_an_example_makes_what_stands_below_it(keys: str, expected: str) -> None:
+    """`null` is for no such attribute, or for no record."""
+    payload = parse(f"[{SAMPLE}]".encode())
+    assert isinstance(payload, Payload)
+    mapped = mapper_of(keys).map(payload, OBSERVED)
+    wanted: dict[str, Any] | None = json.loads(expected)
+    if wanted is None:
+        assert (mapped.changes, mapped.ignored) == ((), 1)
+        return
+    (change,) = mapped.changes
+    record = ExportLogsServiceRequest.FromString(change.records[0]).resource_logs[0].scope_logs[0].log_records[0]
+    attributes = {attribute.key: plain(attribute.value) for attribute in record.attributes}
+    found = {"event_name": record.event_name, "body": plain(record.body)}
+    found["attributes"] = {name: attributes.get(name) for name in wanted.get("attributes", {})}
+    assert wanted == {name: found[name] for name in wanted}
+
+
+def test_every_yaml_is_an_example() -> None:
+    assert len(EXAMPLES) == PAGE.count("```yaml") == 6
+
+
+def test_the_tables_name_all_there_is() -> None:
+    assert list(table("Filter")) == list(FIELDS)
+    assert list(table("The default record")) == list(ATTRIBUTES)
+    for line in table("What the description says"):
+        assert list(details(line)), line
+    users = {"user.id", "user.name", "user.email"}
+    assert set(table("Templates")) - {"{FIELD}", "{FIELD:-TEXT}", "{{", "}}"} == {
+        *SHORT_NAMES, *users, TIMESTAMP, f"{METADATA}NAME",
+    }  # fmt: skip
