@@ -178,7 +178,7 @@ class _Checker:
         model = models.get(self._components.type_of(id_))
         if model is None:
             type_ = id_.partition("/")[0]
-            near = closest(type_, models)
+            near = closest(type_, [*models, *(old for old, new in self._components.aliases.items() if new in models)])
             known = list_of(models)
             hint = f"did you mean {near}? {known}" if near else known
             self._say(path, f"there is no {_KINDS[kind]} of the type {quoted(type_)}", hint)

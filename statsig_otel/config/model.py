@@ -5,9 +5,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, PlainSerializer, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 _REDACTED: Final = "[REDACTED]"
@@ -37,6 +46,18 @@ class Settings(BaseModel):
 
     # pydantic's own messages would show what was written, which may be a secret.
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """Python takes `true` for 1; whoever writes it means something else."""
+        field = cls.model_fields.get(info.field_name or "")
+        if field is None or any(isinstance(one, BeforeValidator) for one in field.metadata):
+            return value  # a type with words of its own
+        types = (field.annotation, *get_args(field.annotation))
+        if isinstance(value, bool) and {int, float} & set(types) and bool not in types:
+            raise ValueError(f"must be a {'whole ' if int in types else ''}number")
+        return value
 
     @classmethod
     def all_refused(cls) -> dict[str, str]:

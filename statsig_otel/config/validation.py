@@ -3,6 +3,7 @@
 One problem per place: where a model allows several types, pydantic says for each what is wrong with it.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
@@ -13,6 +14,8 @@ from pydantic_core import ErrorDetails
 from statsig_otel.config.errors import Path, Problem, closest, hint_for
 from statsig_otel.config.model import Opaque, OrList, Settings
 from statsig_otel.config.source import Document, Unknown
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 _S = TypeVar("_S", bound=Settings)
 
@@ -138,6 +141,9 @@ def _problems(
                 meant.add((*below[:-1], near))
         else:
             problems[below] = _words(found)
+    for below in [one for one in problems if _may_be_secret(model, one)]:
+        del problems[below]
+        problems[below[:-1]] = ("holds a key that is no name", "write NAME: VALUE, with a blank behind the colon")
     secrets = tuple(_secrets(body, (model,)))
     return [
         document.problem(path + below, _without(secrets, message), hint and _without(secrets, hint))
@@ -145,6 +151,14 @@ def _problems(
         # What is missing because its key is misspelt is one mistake, not two.
         if not (below in meant and message == _WORDS["missing"])
     ]
+
+
+def _may_be_secret(model: type[Settings], below: Path) -> bool:
+    """Whether the last key is one of a mapping of secrets, and no name, such as `{authorization:Bearer TOKEN}`."""
+    key = below[-1] if below else None
+    if not isinstance(key, str) or _NAME.fullmatch(key):
+        return False
+    return any(Opaque in tuple(_members(kind)) for kind in _types(model, below))
 
 
 def _has(value: object, step: str | int) -> bool:

@@ -250,6 +250,15 @@ def _sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def begins_as_ours(path: Path) -> bool:
+    """Whether a file is empty or begins with a line of ours; one that can't be read counts as ours."""
+    try:
+        with path.open("rb") as file:
+            return _LINE_BEGINNING.startswith(file.read(len(_LINE_BEGINNING)))
+    except OSError:
+        return True
+
+
 def _cut_torn_line(fd: int, path: Path) -> int:
     """Cut the file back to its last line feed, and return how many bytes went.
 

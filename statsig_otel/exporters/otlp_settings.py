@@ -68,7 +68,7 @@ def _tls_version(value: object) -> object:
     text = str(value) if isinstance(value, float) else value  # YAML reads 1.3 without quotes as a number
     if text in ("1.0", "1.1"):
         raise ValueError(f"TLS {text} is not supported any more; use 1.2 or 1.3")
-    return text or None
+    return None if text in (None, "") else text
 
 
 Compression = Annotated[Literal["gzip", "none"], BeforeValidator(_compression)]
@@ -260,8 +260,8 @@ class KeepaliveSettings(Settings):
         permit_without_stream: Ping while nothing is being sent, too.
     """
 
-    time: Timeout
-    timeout: Timeout = 20.0
+    time: Annotated[Timeout, Field(le=86400)]  # gRPC counts milliseconds in 32 bits
+    timeout: Annotated[Timeout, Field(le=86400)] = 20.0
     permit_without_stream: bool = False
 
 
@@ -269,6 +269,14 @@ def _without_query(url: str) -> str:
     """The URL for people: its query may hold a key."""
     address, mark, _ = url.partition("?")
     return f"{address}{mark}{Opaque('')!r}" if mark else url
+
+
+def _shown(endpoint: str) -> str:
+    """An endpoint for messages: neither its query nor what stands before an @, which may be a password."""
+    address = _without_query(endpoint)
+    before, at, after = address.rpartition("@")
+    scheme, separator, _ = before.partition("://")
+    return repr(f"{scheme + separator if separator else ''}{Opaque('')!r}@{after}" if at else address)
 
 
 Url = Annotated[str, PlainSerializer(_without_query, when_used="json")]
@@ -349,7 +357,7 @@ class OtlpGrpcSettings(_OtlpSettings):
             _check_host_port(parts.netloc, usual_port=4317)
         elif not _GRPC_TARGET.fullmatch(value):
             if "://" in value:
-                raise ValueError(f"{value!r} has an unknown scheme; write host:port, such as localhost:4317")
+                raise ValueError(f"{_shown(value)} has an unknown scheme; write host:port, such as localhost:4317")
             _check_host_port(value, usual_port=4317)
         return value
 
@@ -429,7 +437,7 @@ class OtlpHttpSettings(_OtlpSettings):
         if not value:
             return value
         if not value.startswith(("http://", "https://")):
-            raise ValueError(f"{value!r} has no scheme; write http://HOST:PORT (plain text) or https://HOST:PORT")
+            raise ValueError(f"{_shown(value)} has no scheme; write http://HOST:PORT (plain text) or https://HOST:PORT")
         parts = _split_url(value)
         host, port = _host_and_port(parts.netloc)
         if not _HOST.fullmatch(host) or (port and not _is_port(port)):
@@ -493,9 +501,9 @@ def _is_port(value: str) -> bool:
 def _check_host_port(value: str, *, usual_port: int) -> None:
     host, port = _host_and_port(value)
     if not port and _HOST.fullmatch(host):
-        raise ValueError(f"{value!r} has no port; write {host}:{usual_port} if the server uses the usual one")
+        raise ValueError(f"{_shown(value)} has no port; write {host}:{usual_port} if the server uses the usual one")
     if not _HOST.fullmatch(host) or not _is_port(port):
-        raise ValueError(f"{value!r} is no host:port, such as localhost:{usual_port} or [::1]:{usual_port}")
+        raise ValueError(f"{_shown(value)} is no host:port, such as localhost:{usual_port} or [::1]:{usual_port}")
 
 
 def _legal_headers(
@@ -505,7 +513,11 @@ def _legal_headers(
     for key, opaque in headers.items():
         value = opaque.reveal()
         if not key_grammar.fullmatch(key):
-            raise ValueError(f"{key!r} is no name of a header: letters, digits, - and _ only")
+            # The key stays out of the message: `NAME:VALUE` without a blank is one, too.
+            raise ValueError(
+                "holds a key that is no name of a header: letters, digits, - and _ only\n"
+                "hint: write NAME: VALUE, with a blank behind the colon"
+            )
         if key.lower() in reserved:
             raise ValueError(f"the header {key!r} is set by the exporter itself; leave it out")
         if not value_grammar.fullmatch(value):

@@ -3,29 +3,14 @@
 The defaults differ from the Collector's where losing nothing asks for it: the queue is on disk, nothing is given up.
 """
 
-import logging
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Final, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from statsig_otel.config.model import Duration, ExtensionOf, Settings
 from statsig_otel.exporters.delivery import DeliverySettings
 from statsig_otel.exporters.retry import RetrySettings
-
-_logger: Final = logging.getLogger(__name__)
-
-
-def _one_consumer(value: int) -> int:
-    if value != 1:
-        _logger.warning("sending_queue::num_consumers: %d is not used: one sender keeps the order", value)
-    return value
-
-
-def _no_blocking(value: bool) -> bool:  # noqa: FBT001 - a validator's signature
-    if value:
-        _logger.warning("sending_queue::block_on_overflow is not used: a full queue answers the webhook with 503")
-    return value
 
 
 def _items_only(value: object) -> object:
@@ -49,12 +34,6 @@ class BatchSettings(Settings):
     sizer: Sizer = Field(default="items", description="What max_size counts: log records.")
     min_size: int = Field(default=0, ge=0, description="Not used: what waits is sent at once.")
     flush_timeout: Duration = Field(default=0.0, ge=0, description="Not used: what waits is sent at once.")
-
-    @model_validator(mode="after")
-    def _no_waiting(self) -> Self:
-        if self.min_size or self.flush_timeout:
-            _logger.warning("sending_queue::batch::min_size and flush_timeout are not used: what waits is sent at once")
-        return self
 
 
 class SendingQueueSettings(Settings):
@@ -81,8 +60,8 @@ class SendingQueueSettings(Settings):
         default="next", description="Where an exporter begins that the queue does not know yet."
     )
     batch: BatchSettings = Field(default_factory=BatchSettings, description="What is sent together.")
-    num_consumers: Annotated[int, AfterValidator(_one_consumer)] = Field(default=1, gt=0, description="Always 1.")
-    block_on_overflow: Annotated[bool, AfterValidator(_no_blocking)] = Field(default=False, description="Always false.")
+    num_consumers: int = Field(default=1, gt=0, description="Always 1.")
+    block_on_overflow: bool = Field(default=False, description="Always false.")
 
 
 class RetryOnFailureSettings(Settings):
@@ -120,3 +99,21 @@ class DeliveryKeys(Settings):
         """The sender's settings."""
         retry = RetrySettings(**dict(self.retry_on_failure))
         return DeliverySettings(max_records=self.sending_queue.batch.max_size, timeout=timeout, retry=retry)
+
+
+def unused_keys(exporters: "Mapping[str, DeliveryKeys]") -> Iterator[str]:
+    """What is written, is right, and has no effect: a sentence each, with its place."""
+    for name, keys in exporters.items():
+        queue, where = keys.sending_queue, f"exporters::{name}::sending_queue"
+        if not queue.enabled:
+            written = [f"sending_queue::{key}" for key in sorted(queue.model_fields_set - {"enabled"})]
+            written += ["retry_on_failure"] if "retry_on_failure" in keys.model_fields_set else []
+            if written:
+                yield f"exporters::{name}: not used while sending_queue::enabled is false: {', '.join(written)}"
+            continue
+        if queue.num_consumers != 1:
+            yield f"{where}::num_consumers: {queue.num_consumers} is not used: one sender keeps the order"
+        if queue.block_on_overflow:
+            yield f"{where}::block_on_overflow: not used: a full queue answers the webhook with 503"
+        if queue.batch.min_size or queue.batch.flush_timeout:
+            yield f"{where}::batch: min_size and flush_timeout are not used: what waits is sent at once"

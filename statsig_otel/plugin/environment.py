@@ -10,6 +10,7 @@ configuration").
 """
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import unquote
@@ -26,6 +27,8 @@ _logger: Final = logging.getLogger(__name__)
 _EXPORTERS: Final = {"grpc": "otlp_grpc", "http/protobuf": "otlp_http"}
 _TIMEOUT: Final = "10"
 """Seconds: the SDK's default."""
+
+_SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 
 _SETTINGS: Final = (
     "PROTOCOL", "ENDPOINT", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY",
@@ -131,6 +134,13 @@ def _boolean(variable: str, value: str) -> bool:
     return value.lower() == "true"
 
 
+def _seconds(variable: str, value: str) -> str:
+    """The duration of a number of seconds."""
+    if not _SECONDS.fullmatch(value):
+        raise ConfigError([Problem((variable,), "must be a number of seconds, without a unit, such as 10")])
+    return f"{value}s"
+
+
 class _Reader:
     """Builds the document, and remembers which variable each value came from."""
 
@@ -192,8 +202,8 @@ class _Reader:
         take("CLIENT_CERTIFICATE", tls, "cert_file")
         take("CLIENT_KEY", tls, "key_file")
         take("TIMEOUT", settings, "timeout")
-        if self._variable("TIMEOUT"):
-            settings["timeout"] = f"{settings['timeout']}s"
+        if found := self._variable("TIMEOUT"):
+            settings["timeout"] = _seconds(*found)
         if found := self._variable("HEADERS"):
             headers, broken = _pairs(found[1])
             if broken:

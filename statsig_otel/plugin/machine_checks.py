@@ -12,7 +12,7 @@ from typing import Final, cast
 from statsig_otel.config.errors import Path, Problem
 from statsig_otel.config.grammar import Configuration
 from statsig_otel.config.source import Document
-from statsig_otel.exporters.file import FileSettings
+from statsig_otel.exporters.file import FileSettings, begins_as_ours
 from statsig_otel.exporters.otlp_settings import ClientTlsSettings, OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.asgi import Receive, Scope, Send
 from statsig_otel.plugin.queue_configuration import queued_exporters
@@ -22,6 +22,7 @@ from statsig_otel.plugin.storage import FileStorageSettings, file_storage
 
 _READABLE_HINT: Final = "the service reads it as its own user; look at the path and at the permissions"
 _WRITABLE_HINT: Final = "let the service's own user write there, or name another place"
+_NO_PATH: Final = "holds a NUL, and is no path that a file can have"
 _SERVER_FILES: Final = ("cert_file", "key_file", "client_ca_file")
 _CLIENT_FILES: Final = ("ca_file", "cert_file", "key_file")
 
@@ -103,6 +104,7 @@ def check_exporters(configuration: Configuration, document: Document) -> list[Pr
 
 
 def _exporters(configuration: Configuration, document: Document) -> Iterator[Problem]:
+    files: dict[FilePath, str] = {}
     for name, settings in configuration.exporters.items():
         path: Path = ("exporters", name)
         if isinstance(settings, OtlpGrpcSettings):
@@ -112,6 +114,10 @@ def _exporters(configuration: Configuration, document: Document) -> Iterator[Pro
             if settings.url.scheme == "https":
                 yield from _client_tls(settings.tls, (*path, "tls"), document)
         elif isinstance(settings, FileSettings):
+            first = files.setdefault(settings.path.absolute(), name)
+            if first != name:
+                message = f"is the file of exporters::{first} too"
+                yield document.problem((*path, "path"), message, "give each its own: only one can write to it")
             yield from _file(settings.path, (*path, "path"), document)
 
 
@@ -134,15 +140,22 @@ def _unreadable(files: Mapping[str, FilePath], path: Path, document: Document) -
                 pass
         except OSError as error:
             yield document.problem((*path, key), f"{file} can't be read: {error.strerror}", _READABLE_HINT)
+        except ValueError:
+            yield document.problem((*path, key), _NO_PATH)
 
 
 def _file(file: FilePath, path: Path, document: Document) -> Iterator[Problem]:
-    if nearest(file.parent) != file.parent.absolute() or not file.parent.is_dir():
+    if "\0" in str(file):
+        yield document.problem(path, _NO_PATH)
+    elif nearest(file.parent) != file.parent.absolute() or not file.parent.is_dir():
         yield document.problem(path, f"there is no directory {file.parent}", "make it: the exporter does not")
     elif _is_there(file) and not file.is_file():
         yield document.problem(path, f"{file} is no regular file", "only a regular file can be synced and cut")
     elif not os.access(file if _is_there(file) else file.parent, os.W_OK):
         yield document.problem(path, f"{file} can't be written", _WRITABLE_HINT)
+    elif _is_there(file) and not begins_as_ours(file):
+        message = f"{file} holds something else than OTLP/JSON lines of logs"
+        yield document.problem(path, message, "move it away, or name another")
 
 
 def nearest(directory: FilePath) -> FilePath:
@@ -153,7 +166,7 @@ def nearest(directory: FilePath) -> FilePath:
 def _is_there(place: FilePath) -> bool:
     try:
         return place.exists()
-    except PermissionError:
+    except OSError:  # not ours to look at, or longer than any name
         return False
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, cast
 
-from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.errors import ConfigError, render
 from statsig_otel.config.grammar import Configuration, check
 from statsig_otel.config.model import Opaque
 from statsig_otel.config.source import Document
@@ -58,6 +58,8 @@ class Reloader:
                 _logger.error("Reload: %s", error)  # noqa: TRY400 - the message says it all
                 raise
             _logger.info("Reload: %s", "; ".join(changes) or "nothing has changed")
+            for sentence in self._service.unused_keys() if changes else ():
+                _logger.warning("%s", sentence)
             return changes
 
     def look_at_secrets(self) -> None:
@@ -66,19 +68,17 @@ class Reloader:
         Nothing else is read: a configuration that somebody is just writing is not applied by a rotation.
         """
         with self._lock:
-            before = self._service.configuration
-            problem = ""
             try:
-                configuration = self._with_secrets(before)
-                if configuration != before:
-                    self._service.reconfigure(configuration)
-            except (ValueError, OSError, QueueError) as error:
-                problem = str(error)
-            if self._service.configuration is not before:  # also where an exporter still can't be started
+                configuration = self._with_secrets(self._service.configuration)
+            except ValueError as error:
+                if str(error) != self._unusable:
+                    _logger.error("%s; the secrets stay as they were", error)  # noqa: TRY400
+                self._unusable = str(error)
+                return
+            self._unusable = ""
+            if configuration != self._service.configuration:
+                self._service.renew_secrets(configuration)
                 _logger.info("The signing secrets have changed, and count from now on")
-            elif problem and problem != self._unusable:
-                _logger.error("%s; the secrets stay as they were", problem)
-            self._unusable = problem
 
     def _take_over(self) -> list[str]:
         try:
@@ -123,7 +123,7 @@ class Reloader:
         if template is None:
             return before
         text, faults = template.expand()
-        where = "::".join(map(str, path))
+        where = render(path)
         if faults:
             raise ValueError(f"{where}: {faults[0][0]}")
         try:

@@ -10,6 +10,7 @@ from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import Configuration
 from statsig_otel.exporters.queue.control import ControlServer, Handler
 from statsig_otel.plugin.delivery import Delivery, RestartNeededError
+from statsig_otel.plugin.delivery_settings import DeliveryKeys, unused_keys
 from statsig_otel.plugin.intake import Intake, Limits
 from statsig_otel.plugin.log_record import AttributeValue
 from statsig_otel.plugin.queue_configuration import create_mapper
@@ -88,6 +89,10 @@ class Service:
         self._commands: dict[str, Handler] = {}
         socket = self._delivery.socket
         self._control = ControlServer(socket, self._delivery.handlers(self._intakes)) if socket else None
+
+    def unused_keys(self) -> list[str]:
+        """What the configuration says without effect, for people."""
+        return list(unused_keys(cast("Mapping[str, DeliveryKeys]", self._configuration.exporters)))
 
     @property
     def configuration(self) -> Configuration:
@@ -172,6 +177,12 @@ class Service:
                 for name, receiver in endpoint.receivers.items():
                     receiver.patience = self._delivery.patience(name)
         return [*(f"receivers::{name}: has changed" for name in after if before[name] != after[name]), *changes]
+
+    def renew_secrets(self, configuration: Configuration) -> None:
+        """Take over the signing secrets of a configuration that differs in nothing else. No exporter is touched."""
+        self._configuration = configuration
+        for name, settings in _receivers(configuration).items():
+            self._intakes[name].verifier = _verifier(settings)
 
     async def serve(self) -> None:
         """Answer requests until `stop`; then finish those in flight. After `start`."""

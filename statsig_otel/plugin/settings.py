@@ -38,6 +38,11 @@ def check_secret(secret: Opaque) -> Opaque:
         raise ValueError(
             "begins or ends with white space\nhint: copy the secret alone, from webhook- to its last letter"
         )
+    if not secret.reveal().isprintable() or secret.reveal() == repr(secret):
+        raise ValueError(
+            "holds what no secret has: a byte order mark, a line end, or [REDACTED] itself\n"
+            "hint: copy the secret alone, from webhook- to its last letter"
+        )
     return secret
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Final
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from statsig_otel.config.grammar import Configuration
 from statsig_otel.config.model import Settings, Size
@@ -30,6 +30,14 @@ class FileStorageSettings(Settings):
     directory: Path = Field(
         description="The directory; it is made where it is missing.", examples=["/var/lib/statsig-otel"]
     )
+
+    @field_validator("directory", mode="before")
+    @classmethod
+    def _name_one(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("is empty\nhint: name a directory, such as /var/lib/statsig-otel")
+        return value
+
     min_free_bytes: Size = Field(
         default=DEFAULT_MIN_FREE, ge=0, description="Refuse webhooks with 503 while the disk has less than this."
     )

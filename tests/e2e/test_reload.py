@@ -378,3 +378,20 @@ def test_a_stop_waits_for_no_reload_whose_exporter_hangs(tmp_path: Path, *, queu
             assert time.monotonic() - began < 20, "what a supervisor grants"
             posting.join()
             assert answers == [200 if queued else 503]
+
+
+def test_a_signal_to_reload_during_the_stop_changes_nothing(tmp_path: Path) -> None:
+    with GrpcSink() as hanging:
+        hanging.answer = GrpcAnswer(hang=True)
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(hanging)}, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            assert post(service.url, change(1)).status == 200
+            hanging.wait_for(1)
+            service.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: any("SIGTERM" in line for line in service.log), "it stops")
+            for _ in range(20):
+                if service.process.poll() is None:
+                    service.process.send_signal(signal.SIGHUP)
+                time.sleep(0.1)
+            assert service.wait() == 0
+        assert any("Stopped" in line for line in service.log)

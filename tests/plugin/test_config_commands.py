@@ -489,14 +489,23 @@ def test_each_command_has_its_help(name: str) -> None:
     assert result.output.startswith(f"Usage: main {name} ")
 
 
-def test_what_has_no_effect_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_has_no_effect_is_said_with_its_place() -> None:
     queue = "{num_consumers: 4, block_on_overflow: true, batch: {min_size: 8192, flush_timeout: 200ms}}"
-    assert call("validate", "--config", config(exporters=f"debug: {{sending_queue: {queue}}}")).exit_code == 0
-    assert sorted(set(caplog.messages)) == [
-        "sending_queue::batch::min_size and flush_timeout are not used: what waits is sent at once",
-        "sending_queue::block_on_overflow is not used: a full queue answers the webhook with 503",
-        "sending_queue::num_consumers: 4 is not used: one sender keeps the order",
+    result = call("validate", "--config", config(exporters=f"debug: {{sending_queue: {queue}}}"))
+    assert result.exit_code == 0
+    assert result.output.splitlines()[-3:] == [
+        "  warning: exporters::debug::sending_queue::num_consumers: 4 is not used: one sender keeps the order",
+        "  warning: exporters::debug::sending_queue::block_on_overflow: not used: a full queue answers the webhook with "
+        "503",
+        "  warning: exporters::debug::sending_queue::batch: min_size and flush_timeout are not used: what waits is sent "
+        "at once",
     ]
+    keys = "{sending_queue: {enabled: false, queue_size: 5}, retry_on_failure: {enabled: true}}"
+    result = call("validate", "--config", config(exporters=f"debug: {keys}"))
+    assert result.output.splitlines()[-1] == (
+        "  warning: exporters::debug: not used while sending_queue::enabled is false: sending_queue::queue_size, "
+        "retry_on_failure"
+    )
 
 
 def test_what_depends_on_the_machine_can_be_left_out() -> None:

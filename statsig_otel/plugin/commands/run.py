@@ -69,6 +69,8 @@ def command(locations: tuple[str, ...], log_level: str | None) -> None:
     Without --config it listens on localhost:8080 and takes its signing secret from STATSIG_SIGNING_SECRET and its
     exporter from the OTEL_EXPORTER_OTLP_* variables.
     """
+    # By itself it ends the process; `_serve` gives it its meaning, for as long as there is something to reload.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _raise_open_files()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc-core writes to standard error past the log
     try:
@@ -78,6 +80,8 @@ def command(locations: tuple[str, ...], log_level: str | None) -> None:
             directory=find_directory(configuration, os.environ),
             resource=resource_from_environment(os.environ),
         )
+        for sentence in service.unused_keys():
+            _logger.warning("%s", sentence)
         service.start()
     except ConfigError as error:
         raise click.ClickException(f"the configuration has errors\n{error}") from error
@@ -170,6 +174,8 @@ async def _serve(service: Service, reloader: Reloader, *, where: str) -> None:
         await service.serve()
     finally:
         watching.cancel()
+        loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _reload_logged(reloader: Reloader) -> None:

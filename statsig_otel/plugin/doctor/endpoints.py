@@ -22,6 +22,7 @@ _ALL_OF_IT: Final = 3 * TIMEOUT
 """Seconds for one endpoint: a name's look-up has no limit of its own."""
 
 _TLS_PORT: Final = 443
+_MAX_PORT: Final = 65535
 _NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
 
 
@@ -78,6 +79,8 @@ def _address(settings: Settings) -> _Address | None:
     host, colon, number = first.rpartition(":")
     if not colon or number.endswith("]") or (":" in host and not host.startswith("[")):
         host, number = first, str(_TLS_PORT)
+    if not number.isascii() or not number.isdigit() or int(number) > _MAX_PORT:
+        return None
     return _Address(host.strip("[]"), int(number), tls=tls)
 
 
