@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.exporter import Exporter as Exporter
     from statsig_otel.exporters.file import FileExporter as FileExporter
     from statsig_otel.exporters.file import FileSettings as FileSettings
+    from statsig_otel.exporters.logger_provider import LoggerProviderConsumer as LoggerProviderConsumer
     from statsig_otel.exporters.otlp_grpc import OtlpGrpcExporter as OtlpGrpcExporter
     from statsig_otel.exporters.otlp_http import OtlpHttpExporter as OtlpHttpExporter
     from statsig_otel.exporters.otlp_settings import OtlpGrpcSettings as OtlpGrpcSettings
@@ -46,6 +47,7 @@ __getattr__, __dir__ = exports(
         "FileExporter": "file",
         "FileSettings": "file",
         "Invalid": "consumer",
+        "LoggerProviderConsumer": "logger_provider",
         "OtlpGrpcExporter": "otlp_grpc",
         "OtlpGrpcSettings": "otlp_settings",
         "OtlpHttpExporter": "otlp_http",

@@ -18,8 +18,8 @@ from typing import Final
 from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.exporter import Exporter
+from statsig_otel.exporters.invalid_items import log_invalid
 from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
-from statsig_otel.exporters.terminal import printable
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -38,11 +38,6 @@ _MAX_BYTES: Final = 2 << 20
 
 _RETRY_AFTER: Final = 10
 _MAX_RETRY_AFTER: Final = 3600
-
-_MAX_LOGGED: Final = 10
-"""Invalid items of a batch that go into the log. Without a queue it is the only place that keeps them."""
-
-_MAX_LOGGED_TEXT: Final = 2048
 
 _WORDS: Final = {
     RetryLater: "retry later",
@@ -161,7 +156,7 @@ class SynchronousConsumer:
         timeout, and a second.
         """
         plan = self._plan
-        self._log_invalid(batch, hidden=batch.receiver in plan.private)
+        log_invalid(_logger, batch, hidden=batch.receiver in plan.private)
         records = tuple(record for change in batch.changes for record in change.records)
         if exporters is None:
             exporters = plan.receivers.get(batch.receiver, ())
@@ -178,19 +173,6 @@ class SynchronousConsumer:
         """Seconds within which each batch of a receiver is answered."""
         exporters = self._plan.receivers.get(receiver, ())
         return max((_MAX_WAIT + self._plan.lanes[name].route.timeout + _MARGIN for name in exporters), default=0.0)
-
-    def _log_invalid(self, batch: Batch, *, hidden: bool) -> None:
-        for invalid in batch.invalid[:_MAX_LOGGED]:
-            text = "its text is not shown"
-            if not hidden:
-                # In this order: escaping may lengthen it, and one of 20 MiB is not worth it.
-                text = invalid.text[:_MAX_LOGGED_TEXT].decode(errors="backslashreplace")
-                text = printable(text)[:_MAX_LOGGED_TEXT]
-            kind = "body" if invalid.whole_body else "item"
-            message = "%s: an invalid %s of %d bytes is in no queue, only here: %s: %s"
-            _logger.warning(message, batch.receiver, kind, len(invalid.text), printable(invalid.reason), text)
-        if (more := len(batch.invalid) - _MAX_LOGGED) > 0:
-            _logger.warning("%s: and %d more invalid items in the same request", batch.receiver, more)
 
 
 @dataclass(frozen=True, slots=True)

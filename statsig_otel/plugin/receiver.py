@@ -2,29 +2,36 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from http import HTTPStatus
-from typing import Final
+from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
-from falcon import HTTPError
 from falcon.asgi import App, Request, Response
 
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin import intake
-from statsig_otel.plugin.asgi import AsgiApp, Message, Receive, Scope, Send
-from statsig_otel.plugin.intake import Answer, AnsweredError, Intake, refusal
+from statsig_otel.plugin.asgi import AsgiApp, Message, Receive, Send
+from statsig_otel.plugin.falcon_answers import (
+    fill,
+    serialize_error,
+    shutting_down,
+    slow_body,
+    slow_consumer,
+    unexpected,
+    wrong_method,
+)
+from statsig_otel.plugin.intake import Answer, AnsweredError, Intake
 
 DEFAULT_PATH: Final = "/api/v1/data/events/receiver/statsig"
 """Chronosphere's path for the same webhook: moving from there means changing the host."""
 
-_logger: Final = logging.getLogger(__name__)
+MountableApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+"""An ASGI 3 application by the types of this package's server, and by Starlette's and FastAPI's."""
 
 
 class StatsigReceiver:
@@ -34,14 +41,19 @@ class StatsigReceiver:
         intake: The receiver's secrets, mapping and limits.
         consumer: Where the records go. A request is answered with 200 only after it has taken them over.
         patience: Seconds after which a request is answered with 503 without a word of the consumer's. It may still take
-            over what it was handed.
+            over what it was handed. None to wait for as long as it takes.
         clock: The time now, in nanoseconds since the epoch; read once a request.
 
     Attributes:
         patience: As above; it may change.
 
     Example:
-        `app.add_route(DEFAULT_PATH, StatsigReceiver(Intake(verifier=Verifier([secret])), consumer))`
+        >>> import falcon.asgi
+        >>> from statsig_otel.exporters import LoggerProviderConsumer
+        >>> from statsig_otel.plugin import Intake, Verifier
+        >>> receiver = StatsigReceiver(Intake(verifier=Verifier(["webhook-..."])), LoggerProviderConsumer())
+        >>> app = falcon.asgi.App()
+        >>> app.add_route(DEFAULT_PATH, receiver)
     """
 
     def __init__(
@@ -84,14 +96,13 @@ class StatsigReceiver:
 
     async def on_options(self, req: Request, resp: Response) -> None:  # noqa: ARG002 - Falcon's signature
         """Refuse every other method; OPTIONS too, which Falcon by itself would answer with 200."""
-        resp.set_header("Allow", "POST")
-        self._send(resp, refusal(HTTPStatus.METHOD_NOT_ALLOWED, "method"))
+        self._send(resp, wrong_method(resp))
 
     on_delete = on_get = on_head = on_patch = on_put = on_options
 
     async def _answer(self, req: Request) -> Answer:
         if self._closed:
-            return _shutting_down()
+            return shutting_down()
         request = self._intake.begin(req.scope["headers"], self._clock())
         taking: asyncio.Future[Receipt] | None = None
         try:
@@ -99,15 +110,17 @@ class StatsigReceiver:
             if isinstance(outcome, Answer):
                 return outcome
             taking = self._wait_for(self._consumer.consume(outcome))
+            patience = self.patience
             try:
-                async with asyncio.timeout(self.patience):
+                async with asyncio.timeout(patience):
                     # Shielded: what was handed over is stored, also where nobody waits for the answer any more.
                     return request.taken(await asyncio.shield(taking))
             except RefusedError as error:
                 return request.refused(error)
             except TimeoutError:
-                message = f"the consumer has not answered within {self.patience:g} s"
-                return request.refused(RefusedError(message, reason="slow_consumer"))
+                if patience is None:  # it is the consumer's own
+                    raise
+                return request.refused(slow_consumer(patience))
         finally:
             if taking is None or taking.done():
                 request.close()
@@ -142,13 +155,13 @@ class StatsigReceiver:
                 finally:
                     self._reading.discard(reading)
         except TimeoutError:
-            answer = _shutting_down() if self._closed else refusal(HTTPStatus.REQUEST_TIMEOUT, "slow_body")
+            answer = shutting_down() if self._closed else slow_body()
             raise AnsweredError(answer) from None
         return not left.is_set()
 
     def _send(self, resp: Response, answer: Answer) -> None:
         self._intake.report(answer)
-        _fill(resp, answer)
+        fill(resp, answer)
 
 
 class _Answers:
@@ -191,21 +204,31 @@ class _Answers:
                 waiter.set_result(answer.result())
 
 
-def create_app(receivers: Mapping[str, StatsigReceiver]) -> AsgiApp:
+def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
     """An ASGI application that serves receivers at their paths, and answers all else as the contract says.
 
+    It may be mounted below a prefix: the paths are compared with what follows the scope's `root_path`. It takes part in
+    the lifespan protocol where it is served by itself; it needs nothing of it. Before the loop ends, `close` the
+    receivers.
+
     Args:
-        receivers: The receivers by path.
+        receivers: The receivers by path, each beginning with `/`.
+
+    Example:
+        >>> from statsig_otel.exporters import LoggerProviderConsumer
+        >>> from statsig_otel.plugin import Intake, StatsigReceiver, Verifier
+        >>> receiver = StatsigReceiver(Intake(verifier=Verifier(["webhook-..."])), LoggerProviderConsumer())
+        >>> app = create_app({"/statsig": receiver})
     """
     app = App()
-    app.set_error_serializer(_serialize_error)
+    app.set_error_serializer(serialize_error)
     app.add_error_handler(Exception, _handle_unexpected)
     for path, receiver in receivers.items():
         app.add_route(path, receiver)
     return _start_at_headers(app)
 
 
-def _start_at_headers(app: AsgiApp) -> AsgiApp:
+def _start_at_headers(app: AsgiApp) -> MountableApp:
     """Let an application start once the headers are there, and with a method that it knows.
 
     Falcon waits for the first bytes of the body before it routes: a sender who declares a body and stays silent would
@@ -213,7 +236,7 @@ def _start_at_headers(app: AsgiApp) -> AsgiApp:
     itself, with 400 or with a list of all others: so every wrong one takes the same way.
     """
 
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         started = False
 
         async def receive_after_start() -> Message:
@@ -223,16 +246,22 @@ def _start_at_headers(app: AsgiApp) -> AsgiApp:
                 return {"type": "http.request", "body": b"", "more_body": True}
             return await receive()
 
+        routed = dict(scope)
         if scope["type"] == "http" and scope["method"] != "POST":
-            scope = {**scope, "method": "OPTIONS"}
-        await app(scope, receive_after_start, send)
+            routed["method"] = "OPTIONS"
+        if root := scope.get("root_path"):
+            routed["path"] = _below(root, scope["path"])
+        await app(routed, receive_after_start, send)
 
     return serve
 
 
-def _serialize_error(req: Request, resp: Response, error: HTTPError) -> None:  # noqa: ARG001 - Falcon's signature
-    """Falcon's own errors, a wrong path above all, in the same form as ours."""
-    resp.media = refusal(HTTPStatus(error.status_code), "framework").body
+def _below(root: str, path: str) -> str:
+    """The path that Falcon has to route by: by the ASGI specification `path` has `root_path` in front."""
+    root = root.rstrip("/")
+    if not path.startswith(root) or path[len(root) :][:1] not in ("", "/"):  # a server that has cut it off already
+        return path
+    return path[len(root) :]
 
 
 async def _handle_unexpected(
@@ -241,26 +270,13 @@ async def _handle_unexpected(
     error: Exception,
     params: dict[str, object],  # noqa: ARG001
 ) -> None:
-    """A fault of ours is never a 2xx: the sender is told to come again."""
-    _logger.error("A webhook could not be handled", exc_info=error)
-    _fill(resp, refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected", retry_after=10))
-
-
-def _fill(resp: Response, answer: Answer) -> None:
-    resp.status = answer.status
-    resp.media = answer.body
-    if answer.retry_after is not None:
-        resp.set_header("Retry-After", str(answer.retry_after))
+    fill(resp, unexpected(error))
 
 
 def _close(request: intake.Request, taken: "asyncio.Future[Receipt]") -> None:
     request.close()
     if not taken.cancelled():
         taken.exception()  # nobody else asks for it
-
-
-def _shutting_down() -> Answer:
-    return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "shutting_down", retry_after=10)
 
 
 def _watch_disconnect(req: Request) -> asyncio.Event:
