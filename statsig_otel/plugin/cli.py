@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "dead-letters": "List, show, replay or drop what could not be delivered.",
     "doctor": "Look at all that a service depends on, and say what is wrong with it.",
     "send": "Sign a webhook as Statsig would, and post it.",
+    "explain": "Say what becomes of a payload, and why. Sends nothing.",
 }
 """Each command and its one line of help, so that listing them loads none."""
 

@@ -482,7 +482,7 @@ def test_the_schema_tells_what_a_key_is(schema: Any) -> None:
     assert set(exporters["patternProperties"]) == {f"^{type_}/.+$" for type_ in exporters["properties"]}
 
 
-@pytest.mark.parametrize("name", ["validate", "print-config", "components", "schema", "doctor"])
+@pytest.mark.parametrize("name", ["validate", "print-config", "components", "schema", "doctor", "explain"])
 def test_each_command_has_its_help(name: str) -> None:
     result = call(name, "--help")
     assert result.exit_code == 0
