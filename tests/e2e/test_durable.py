@@ -67,6 +67,7 @@ def test_the_same_change_sent_many_times_is_stored_and_delivered_once(tmp_path: 
         assert uids(sink.requests) == [uid(change(7))]
 
 
+@pytest.mark.slow
 def test_one_dead_exporter_does_not_delay_the_other(tmp_path: Path) -> None:
     with GrpcSink() as good, GrpcSink() as dead:
         dead.answer = GrpcAnswer(hang=True)

@@ -167,6 +167,7 @@ def wait_for_answers(clients: list[Client], status: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_nothing_acknowledged_is_lost_while_the_disk_fails_and_works_by_turns(
     tmp_path: Path, machine: FaultyMachine
 ) -> None:
@@ -304,6 +305,7 @@ def check_pace(failing: HttpSink) -> None:
     assert attempts <= (time.monotonic() - start) / SHORTEST_WAIT + 2
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_under_a_running_service_stalls_nothing_and_repeats_nothing(
     tmp_path: Path, machine: FaultyMachine
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 import urllib3
 from click.testing import CliRunner, Result
 
@@ -221,6 +222,7 @@ def test_an_exporter_that_left_the_configuration_is_removed_by_command_alone(tmp
         assert any("Command queue remove: otlp_grpc is forgotten, and 1 record of" in line for line in service.log)
 
 
+@pytest.mark.slow
 def test_a_service_killed_during_a_replay_loses_and_doubles_no_letter(tmp_path: Path) -> None:
     """Every record is delivered in the end; twice only what was on its way when the service was killed."""
     total, size, kills = 800, 20, 2

@@ -271,6 +271,7 @@ def test_exporters_come_and_go_with_a_reload(tmp_path: Path) -> None:
             wait_until(lambda: uids(second.requests) == [uid(change(3))], "what waited for it")
 
 
+@pytest.mark.slow
 def test_many_reloads_in_a_hurry_lose_nothing(tmp_path: Path) -> None:
     with GrpcSink() as sink:
         config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
@@ -334,6 +335,7 @@ def test_a_file_is_let_go_by_the_queue_before_it_is_opened_in_front_of_it(tmp_pa
         assert len(path.read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_where_an_exporter_can_not_start_the_rest_counts_and_secrets_are_still_watched(tmp_path: Path) -> None:
     secret, locked = tmp_path / "secret", tmp_path / "locked.jsonl"
     secret.write_text(SECRET)
@@ -359,6 +361,7 @@ def test_where_an_exporter_can_not_start_the_rest_counts_and_secrets_are_still_w
     assert not any("the secrets stay as they were" in line for line in service.log)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queued", [True, False])
 def test_a_stop_waits_for_no_reload_whose_exporter_hangs(tmp_path: Path, *, queued: bool) -> None:
     with GrpcSink() as hanging, GrpcSink() as other:
@@ -380,6 +383,7 @@ def test_a_stop_waits_for_no_reload_whose_exporter_hangs(tmp_path: Path, *, queu
             assert answers == [200 if queued else 503]
 
 
+@pytest.mark.slow
 def test_a_signal_to_reload_during_the_stop_changes_nothing(tmp_path: Path) -> None:
     with GrpcSink() as hanging:
         hanging.answer = GrpcAnswer(hang=True)

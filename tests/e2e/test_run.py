@@ -292,7 +292,7 @@ def test_a_port_in_use_is_one_clear_error(tmp_path: Path) -> None:
     [
         ({"STATSIG_SIGNING_SECRET": ""}, "signing_secrets[0]: is empty (STATSIG_SIGNING_SECRET)"),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "OTEL_EXPORTER_OTLP_PROTOCOL: is no protocol"),
-        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "(OTEL_EXPORTER_OTLP_TIMEOUT)"),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "OTEL_EXPORTER_OTLP_TIMEOUT: must be a number of seconds"),
         ({"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "ftp://x"}, "(OTEL_EXPORTER_OTLP_LOGS_ENDPOINT)"),
         ({"OTEL_EXPORTER_OTLP_HEADERS": "hidden-key"}, "OTEL_EXPORTER_OTLP_HEADERS: holds an entry"),
         ({"OTEL_EXPORTER_OTLP_COMPRESSION": "zstd"}, "(OTEL_EXPORTER_OTLP_COMPRESSION)"),
