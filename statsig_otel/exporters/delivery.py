@@ -29,6 +29,12 @@ _logger: Final = logging.getLogger(__name__)
 _IDLE: Final = 60.0
 """Seconds after which an idle sender looks by itself; normally it is woken."""
 
+_GATHERING: Final = 3.0
+"""For how many times the length of its last delivery a sender leaves what comes in meanwhile to gather."""
+
+_LONGEST_GATHERING: Final = 0.02
+"""Seconds for which it does so at most."""
+
 BLOCKED: Final = RetrySettings(initial_interval=30.0, multiplier=2.0, max_interval=240.0, randomization_factor=0.25)
 """How the head is tried again while somebody has to mend something: at most five minutes apart."""
 
@@ -207,6 +213,7 @@ class Sender:
 
     def _deliver(self, batch: Sequence[Stored]) -> None:
         """Send a batch, in parts where it is refused, and tick off from its beginning what is decided."""
+        began = time.monotonic()
         run = Halving(batch, settled=self._is_judged_alone(batch), attempts=self.attempts)
         buried: list[DeadLetter] = []
         while (segment := run.next_segment()) is not None and self._decide(run, segment):
@@ -215,6 +222,15 @@ class Sender:
                 break
             buried += letters
         self._say_buried(buried)
+        self._let_gather(time.monotonic() - began)
+
+    def _let_gather(self, took: float) -> None:
+        """Leave a stream some time to become a batch: each costs the same, and whoever answers webhooks pays for it.
+
+        What comes alone never waits, and neither does a full batch.
+        """
+        if not self._outage and not self._stopping and 0 < self._lane.waiting < self._settings.max_records:
+            time.sleep(min(took * _GATHERING, _LONGEST_GATHERING))
 
     def _decide(self, run: Halving, segment: Sequence[Stored]) -> bool:
         """Send a segment and do what its outcome asks for; False where the rest of the batch has to wait."""
