@@ -203,7 +203,14 @@ def test_a_collector_that_dies_shows_its_last_lines(folder: Path, no_rotel: Path
     check_nothing_is_left(folder, [])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_the_listening_demo_ends_on_a_signal_and_leaves_nothing(folder: Path, number: signal.Signals) -> None:
     with demo(folder) as running:
         running.wait_for(LISTENING)

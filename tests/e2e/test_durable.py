@@ -120,6 +120,7 @@ def test_a_second_service_on_the_same_directory_is_refused(tmp_path: Path) -> No
             assert "Traceback" not in second.stderr
 
 
+@pytest.mark.slow
 def test_an_exporter_that_left_the_configuration_keeps_its_place(tmp_path: Path) -> None:
     with GrpcSink() as stays, GrpcSink() as leaves:
         leaves.answer = GrpcAnswer(grpc.StatusCode.UNAVAILABLE, "down")

@@ -174,6 +174,7 @@ def test_a_stopped_service_is_looked_at_and_replayed_for_its_next_start(tmp_path
         assert not [line for line in service.log if " ERROR " in line]
 
 
+@pytest.mark.slow
 def test_a_killed_service_counts_as_stopped_and_starts_again(tmp_path: Path) -> None:
     """Its socket and its log are still there: neither is in the way, and nothing of the log is lost."""
     with GrpcSink() as sink:
@@ -197,6 +198,7 @@ def test_a_killed_service_counts_as_stopped_and_starts_again(tmp_path: Path) -> 
             eventually(lambda: delivered(sink) == ["gate_2", "gate_1"], "the first one is delivered")
 
 
+@pytest.mark.slow
 def test_an_exporter_that_left_the_configuration_is_removed_by_command_alone(tmp_path: Path) -> None:
     with GrpcSink() as sink, GrpcSink() as other:
         sink.answer = EXPIRED
@@ -250,6 +252,7 @@ def test_a_service_killed_during_a_replay_loses_and_doubles_no_letter(tmp_path: 
         assert as_json(tmp_path, "dead-letters", "list") == []
 
 
+@pytest.mark.slow
 def test_several_people_replay_at_once_and_nothing_is_doubled(tmp_path: Path) -> None:
     with GrpcSink() as sink:
         config = write_config(tmp_path, {"otlp_grpc": exporter(sink)}, queued=True)

@@ -119,7 +119,7 @@ def test_a_secret_is_rotated_under_load_and_no_valid_request_is_refused(tmp_path
     assert OTHER_SECRET not in log
 
 
-@pytest.mark.parametrize("content", [None, "\n"])
+@pytest.mark.parametrize("content", [None, pytest.param("\n", marks=pytest.mark.slow)])
 def test_a_secret_s_file_that_is_gone_or_empty_changes_nothing(tmp_path: Path, content: str | None) -> None:
     secret = tmp_path / "secret"
     secret.write_text(SECRET)
@@ -162,6 +162,7 @@ def test_an_exporter_is_replaced_under_load_and_nothing_is_lost_or_refused(tmp_p
         assert len(uids(after.requests)) >= 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queued", [True, False])
 def test_a_file_is_never_written_by_two_exporters(tmp_path: Path, *, queued: bool) -> None:
     path = tmp_path / "changes.jsonl"
@@ -323,6 +324,7 @@ def test_an_exporter_that_is_moved_to_and_fro_in_front_of_the_queue_misses_nothi
                 )
 
 
+@pytest.mark.slow
 def test_a_file_is_let_go_by_the_queue_before_it_is_opened_in_front_of_it(tmp_path: Path) -> None:
     path = tmp_path / "changes.jsonl"
     config = write_config(tmp_path, {"file": {"path": str(path)}}, queued=True)

@@ -38,10 +38,13 @@ def hold(directory: str) -> None:
 def fork_and_hold(directory: str) -> None:
     """Own a directory, with a forked child that lives longer."""
     QueueDirectory(Path(directory)).acquire()
+    reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.write(writing, b"forked")  # and so it has let go
         time.sleep(PATIENCE)
         os._exit(0)
+    os.read(reading, 6)
     say(f"held\n{pid}")
     time.sleep(PATIENCE)
 
