@@ -6,6 +6,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,14 +67,23 @@ def split(command: str) -> tuple[dict[str, str], list[str]]:
 def documented_ports() -> Iterator[GrpcSink]:
     """A backend at the collector's usual port, and the receiver's own free."""
     for port in (COLLECTOR_PORT, RECEIVER_PORT):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
+        deadline = time.monotonic() + 10  # the test before may just be letting it go
+        while not _is_free(port):
+            if time.monotonic() > deadline:
                 pytest.skip(f"PORT {port} IS IN USE ON THIS MACHINE: the README's commands can't be run as they stand")
+            time.sleep(0.1)
     with GrpcSink(port=COLLECTOR_PORT) as backend:
         yield backend
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @documented
