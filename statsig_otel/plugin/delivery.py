@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 from statsig_otel.config.grammar import Configuration
 from statsig_otel.exporters.consumer import Consumer
@@ -22,11 +22,12 @@ from statsig_otel.plugin.control import handlers
 from statsig_otel.plugin.delivery_settings import DeliveryKeys
 from statsig_otel.plugin.intake import Intake
 from statsig_otel.plugin.queue_configuration import (
+    exporter_settings,
     queued_exporters,
     queued_receivers,
+    receiver_settings,
     synchronous_exporters,
 )
-from statsig_otel.plugin.settings import StatsigReceiverSettings
 from statsig_otel.plugin.storage import file_storage
 
 _logger: Final = logging.getLogger(__name__)
@@ -245,10 +246,6 @@ class Delivery:
             )
 
 
-def _settings(configuration: Configuration) -> "Mapping[str, DeliveryKeys]":
-    return cast("Mapping[str, DeliveryKeys]", configuration.exporters)
-
-
 def _changes(before: Configuration, after: Configuration) -> Iterator[str]:
     """What differs, for people."""
     for name, keys in after.exporters.items():
@@ -269,12 +266,11 @@ def _unqueued_exporters(configuration: Configuration) -> tuple[str, ...]:
 
 def _private(configuration: Configuration) -> list[str]:
     """The receivers that hide something in their records: it must not be in the log instead."""
-    receivers = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
-    return [name for name, receiver in receivers.items() if receiver.user != "full"]
+    return [name for name, receiver in receiver_settings(configuration).items() if receiver.user != "full"]
 
 
 def _queued(configuration: Configuration) -> dict[str, QueuedExporter]:
-    queues = {name: _settings(configuration)[name].sending_queue for name in queued_exporters(configuration)}
+    queues = {name: exporter_settings(configuration)[name].sending_queue for name in queued_exporters(configuration)}
     return {name: QueuedExporter(queue.queue_size, queue.start_at == "oldest") for name, queue in queues.items()}
 
 
@@ -293,12 +289,12 @@ def _created(configuration: Configuration, names: Iterable[str]) -> dict[str, Ex
 
 
 def _route(configuration: Configuration, name: str, exporter: Exporter) -> Route:
-    settings = _settings(configuration)[name]
+    settings = exporter_settings(configuration)[name]
     return Route(exporter, _timeout(settings), exclusive=isinstance(settings, FileSettings))
 
 
 def _sender(queue: DurableQueue, configuration: Configuration, name: str, exporter: Exporter) -> Sender:
-    settings = _settings(configuration)[name]
+    settings = exporter_settings(configuration)[name]
     return Sender(queue.lane(name), exporter, settings.delivery(_timeout(settings)))
 
 

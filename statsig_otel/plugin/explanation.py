@@ -14,7 +14,7 @@ from statsig_otel.plugin.filter import ChangeFilter
 from statsig_otel.plugin.lenient_json import Item
 from statsig_otel.plugin.log_record import AttributeValue
 from statsig_otel.plugin.mapper import Mapper
-from statsig_otel.plugin.queue_configuration import create_mapper
+from statsig_otel.plugin.queue_configuration import create_mapper, create_verifier
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 from statsig_otel.plugin.webhook import (
     CONFIG_CHANGE,
@@ -22,7 +22,6 @@ from statsig_otel.plugin.webhook import (
     Payload,
     UnauthorizedError,
     UrlVerification,
-    Verifier,
     parse,
 )
 
@@ -135,10 +134,8 @@ def explain(
 
 
 def _verify(body: bytes, headers: SignatureHeaders, settings: StatsigReceiverSettings, at_ms: int) -> Verdict:
-    secrets = [secret.reveal() for secret in settings.signing_secrets]
-    verifier = Verifier(secrets, tolerance=settings.timestamp_tolerance)
     try:
-        verification = verifier.begin(_values(headers.signature), _values(headers.timestamp), at_ms)
+        verification = create_verifier(settings).begin(_values(headers.signature), _values(headers.timestamp), at_ms)
         verification.update(body)
         verification.finish()
     except UnauthorizedError as error:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path as FilePath
-from typing import Final, cast
+from typing import Final
 
 from statsig_otel.config.errors import Path, Problem
 from statsig_otel.config.grammar import Configuration
@@ -15,7 +15,7 @@ from statsig_otel.config.source import Document
 from statsig_otel.exporters.file import FileSettings, begins_as_ours
 from statsig_otel.exporters.otlp_settings import ClientTlsSettings, OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.asgi import Receive, Scope, Send
-from statsig_otel.plugin.queue_configuration import queued_exporters
+from statsig_otel.plugin.queue_configuration import queued_exporters, receiver_settings
 from statsig_otel.plugin.server import HttpServer, ServerTls
 from statsig_otel.plugin.settings import ServerTlsSettings, StatsigReceiverSettings
 from statsig_otel.plugin.storage import FileStorageSettings, file_storage
@@ -61,7 +61,7 @@ def check_ports(configuration: Configuration, document: Document) -> list[Proble
 def _servers(configuration: Configuration) -> dict[str, StatsigReceiverSettings]:
     """The first receiver of each server."""
     first: dict[str, tuple[str, StatsigReceiverSettings]] = {}
-    for name, settings in cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers).items():
+    for name, settings in receiver_settings(configuration).items():
         first.setdefault(settings.endpoint, (name, settings))
     return dict(first.values())
 

@@ -14,6 +14,7 @@ from statsig_otel.plugin.log_record import DEFAULT_RESOURCE, AttributeValue, Log
 from statsig_otel.plugin.mapper import Mapper
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 from statsig_otel.plugin.storage import find_directory
+from statsig_otel.plugin.webhook import Verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +44,28 @@ def read(locations: tuple[str, ...], environ: Mapping[str, str]) -> QueueConfigu
     """
     configuration = load(*locations, components=COMPONENTS, environ=environ)
     resource = resource_from_environment(environ)
-    settings = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
     return QueueConfiguration(
         directory=find_directory(configuration, environ),
         exporters=queued_exporters(configuration),
         receivers=queued_receivers(configuration),
         delivered=synchronous_exporters(configuration),
-        mappers={name: create_mapper(one, resource) for name, one in settings.items()},
+        mappers={name: create_mapper(one, resource) for name, one in receiver_settings(configuration).items()},
     )
+
+
+def receiver_settings(configuration: Configuration) -> Mapping[str, StatsigReceiverSettings]:
+    """The settings of each receiver: there is one type of them."""
+    return cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
+
+
+def exporter_settings(configuration: Configuration) -> Mapping[str, DeliveryKeys]:
+    """The settings of each exporter, by what those of all types have."""
+    return cast("Mapping[str, DeliveryKeys]", configuration.exporters)
 
 
 def queued_exporters(configuration: Configuration) -> tuple[str, ...]:
     """The exporters behind the queue."""
-    settings = cast("Mapping[str, DeliveryKeys]", configuration.exporters)
-    return tuple(name for name, keys in settings.items() if keys.sending_queue.enabled)
+    return tuple(name for name, keys in exporter_settings(configuration).items() if keys.sending_queue.enabled)
 
 
 def exporters_by_receiver(configuration: Configuration) -> dict[str, tuple[str, ...]]:
@@ -81,7 +90,7 @@ def synchronous_exporters(configuration: Configuration) -> dict[str, tuple[str, 
 def queued_receivers(configuration: Configuration) -> dict[str, QueuedReceiver]:
     """What the queue has to know of each receiver that has a queued exporter."""
     queued = queued_exporters(configuration)
-    settings = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
+    settings = receiver_settings(configuration)
     behind_queue = {
         name: tuple(exporter for exporter in exporters if exporter in queued)
         for name, exporters in exporters_by_receiver(configuration).items()
@@ -109,3 +118,9 @@ def create_mapper(settings: StatsigReceiverSettings, resource: Mapping[str, Attr
         mapping=settings.mapping.create() if settings.mapping else None,
     )
     return Mapper(encoder, settings.filter.create() if settings.filter else None)
+
+
+def create_verifier(settings: StatsigReceiverSettings) -> Verifier:
+    """What checks a receiver's signatures."""
+    secrets = [secret.reveal() for secret in settings.signing_secrets]
+    return Verifier(secrets, tolerance=settings.timestamp_tolerance)

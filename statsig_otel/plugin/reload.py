@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, cast
+from typing import Final
 
 from statsig_otel.config.errors import ConfigError, render
 from statsig_otel.config.grammar import Configuration, check
@@ -14,8 +14,9 @@ from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.components import COMPONENTS
 from statsig_otel.plugin.delivery import RestartNeededError
 from statsig_otel.plugin.machine_checks import check_exporters
+from statsig_otel.plugin.queue_configuration import receiver_settings
 from statsig_otel.plugin.service import Service
-from statsig_otel.plugin.settings import StatsigReceiverSettings, check_secret
+from statsig_otel.plugin.settings import check_secret
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Reloader:
                 configuration = self._with_secrets(self._service.configuration)
             except ValueError as error:
                 if str(error) != self._unusable:
-                    _logger.error("%s; the secrets stay as they were", error)  # noqa: TRY400
+                    _logger.error("%s; the secrets stay as they were", error)  # noqa: TRY400 - the message says it all
                 self._unusable = str(error)
                 return
             self._unusable = ""
@@ -111,7 +112,7 @@ class Reloader:
             ValueError: One can't be used.
         """
         receivers = dict(configuration.receivers)
-        for name, settings in cast("dict[str, StatsigReceiverSettings]", configuration.receivers).items():
+        for name, settings in receiver_settings(configuration).items():
             path = ("receivers", name, "signing_secrets")
             secrets = [self._secret((*path, index), secret) for index, secret in enumerate(settings.signing_secrets)]
             if secrets != settings.signing_secrets:

@@ -4,21 +4,25 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import Configuration
 from statsig_otel.exporters.queue.control import ControlServer, Handler
 from statsig_otel.plugin.delivery import Delivery, RestartNeededError
-from statsig_otel.plugin.delivery_settings import DeliveryKeys, unused_keys
+from statsig_otel.plugin.delivery_settings import unused_keys
 from statsig_otel.plugin.intake import Intake, Limits
 from statsig_otel.plugin.log_record import AttributeValue
-from statsig_otel.plugin.queue_configuration import create_mapper
+from statsig_otel.plugin.queue_configuration import (
+    create_mapper,
+    create_verifier,
+    exporter_settings,
+    receiver_settings,
+)
 from statsig_otel.plugin.receiver import StatsigReceiver, create_app
 from statsig_otel.plugin.server import HttpServer, ServerTls
 from statsig_otel.plugin.settings import ServerTlsSettings, StatsigReceiverSettings
 from statsig_otel.plugin.storage import file_storage
-from statsig_otel.plugin.webhook import Verifier
 
 _BODY_GRACE: Final = 5.0
 """Seconds after a stop for the bodies that are still being read. Well below the server's drain."""
@@ -72,14 +76,14 @@ class Service:
         _check_endpoints(configuration)
         self._intakes = {
             name: Intake(
-                verifier=_verifier(settings),
+                verifier=create_verifier(settings),
                 mapper=create_mapper(settings, self._resource),
                 name=name,
                 limits=_limits(settings),
             )
-            for name, settings in _receivers(configuration).items()
+            for name, settings in receiver_settings(configuration).items()
         }
-        for name, settings in _receivers(configuration).items():
+        for name, settings in receiver_settings(configuration).items():
             endpoint = self._endpoints.setdefault(settings.endpoint, _Endpoint(settings))
             endpoint.receivers[name] = StatsigReceiver(
                 self._intakes[name], self._delivery.consumer, patience=self._delivery.patience(name)
@@ -92,7 +96,7 @@ class Service:
 
     def unused_keys(self) -> list[str]:
         """What the configuration says without effect, for people."""
-        return list(unused_keys(cast("Mapping[str, DeliveryKeys]", self._configuration.exporters)))
+        return list(unused_keys(exporter_settings(self._configuration)))
 
     @property
     def configuration(self) -> Configuration:
@@ -113,7 +117,9 @@ class Service:
     @property
     def without_secret(self) -> list[str]:
         """The receivers in set-up mode: they answer URL verifications, and refuse all else."""
-        return [name for name, settings in _receivers(self._configuration).items() if not settings.signing_secrets]
+        return [
+            name for name, settings in receiver_settings(self._configuration).items() if not settings.signing_secrets
+        ]
 
     def offer(self, command: str, handler: Handler) -> None:
         """Answer one more command at the control socket, where there is one."""
@@ -160,8 +166,8 @@ class Service:
         needing = list(_needing_restart(self._configuration, configuration))
         if needing:
             raise RestartNeededError("; ".join(needing))
-        before, after = _receivers(self._configuration), _receivers(configuration)
-        verifiers = {name: _verifier(settings) for name, settings in after.items()}
+        before, after = receiver_settings(self._configuration), receiver_settings(configuration)
+        verifiers = {name: create_verifier(settings) for name, settings in after.items()}
         mappers = {name: create_mapper(settings, self._resource) for name, settings in after.items()}
 
         def take_over() -> None:
@@ -181,8 +187,8 @@ class Service:
     def renew_secrets(self, configuration: Configuration) -> None:
         """Take over the signing secrets of a configuration that differs in nothing else. No exporter is touched."""
         self._configuration = configuration
-        for name, settings in _receivers(configuration).items():
-            self._intakes[name].verifier = _verifier(settings)
+        for name, settings in receiver_settings(configuration).items():
+            self._intakes[name].verifier = create_verifier(settings)
 
     async def serve(self) -> None:
         """Answer requests until `stop`; then finish those in flight. After `start`."""
@@ -217,15 +223,6 @@ class Service:
     def _renew_handlers(self) -> None:
         if self._control is not None:
             self._control.handlers = {**self._delivery.handlers(self._intakes), **self._commands}
-
-
-def _receivers(configuration: Configuration) -> Mapping[str, StatsigReceiverSettings]:
-    return cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
-
-
-def _verifier(settings: StatsigReceiverSettings) -> Verifier:
-    secrets = [secret.reveal() for secret in settings.signing_secrets]
-    return Verifier(secrets, tolerance=settings.timestamp_tolerance)
 
 
 def _limits(settings: StatsigReceiverSettings) -> Limits:
@@ -267,7 +264,7 @@ def _needing_restart(before: Configuration, after: Configuration) -> Iterable[st
     for name in [*before.receivers, *after.receivers]:
         if (name in before.receivers) is not (name in after.receivers):
             yield f"receivers::{name}: {'is new' if name in after.receivers else 'is gone'}"
-    for name, settings in _receivers(after).items():
+    for name, settings in receiver_settings(after).items():
         for key in _FIXED_KEYS if name in before.receivers else ():
             if getattr(settings, key) != getattr(before.receivers[name], key):
                 yield f"receivers::{name}::{key}"
@@ -278,7 +275,7 @@ def _needing_restart(before: Configuration, after: Configuration) -> Iterable[st
 
 
 def _check_endpoints(configuration: Configuration) -> None:
-    problems = list(_disagreements(_receivers(configuration)))
+    problems = list(_disagreements(receiver_settings(configuration)))
     if problems:
         raise ConfigError(problems)
 

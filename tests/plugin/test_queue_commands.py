@@ -3,7 +3,6 @@
 import base64
 import json
 import logging
-import resource
 import sqlite3
 import threading
 import time
@@ -37,6 +36,7 @@ from statsig_otel.plugin.intake import Intake
 from statsig_otel.plugin.log_record import uid
 from statsig_otel.plugin.mapper import Mapper
 from statsig_otel.plugin.webhook import Verifier, parse
+from tests.exporters.queue.helpers import failing_disk
 
 WAIT = 20.0
 RECEIVERS = {"statsig": QueuedReceiver(("good", "bad"))}
@@ -852,17 +852,6 @@ def test_what_reached_a_synchronous_exporter_alone_comes_again_with_the_same_uid
         ok(tmp_path, "dead-letters", "replay", "1")
         assert served.now.received == ["x", "x"]
         served.good.wait(lambda: served.good.received == ["x"])
-
-
-@contextmanager
-def failing_disk() -> Iterator[None]:
-    """Every write to a file of this process fails, by the operating system; reading goes on."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # What was damaged on disk

@@ -21,7 +21,7 @@ from statsig_otel.exporters.queue.errors import QueueError
 
 DATABASE: Final = "queue.db"
 CONTROL: Final = "control.sock"
-_LOCK: Final = "lock"
+LOCK: Final = "lock"
 _STATE: Final = "state.json"
 _SUFFIXES: Final = ("", "-wal", "-shm")
 _ASIDE: Final = re.compile(r"queue\.db\.corrupt-[0-9TZ]+-[0-9]+")
@@ -57,7 +57,7 @@ class QueueDirectory:
             OSError: The directory can't be made or written.
         """
         self._make()
-        descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
+        descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -149,7 +149,7 @@ class QueueDirectory:
             DirectoryInUseError: Another process was faster.
             OSError: The directory can't be made or written.
         """
-        if self._lock is None or _is_at(self.path / _LOCK, self._lock):
+        if self._lock is None or _is_at(self.path / LOCK, self._lock):
             return
         before = self._lock
         self.acquire()

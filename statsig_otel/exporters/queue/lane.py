@@ -229,7 +229,7 @@ class Lane:
         with self._lock:
             self._unsettled = tick
             self.cursor, self.waiting = tick.last, self.waiting - tick.count
-        self._submit(tick)
+        tick.written = self._submit(tick)
 
     def settle(self) -> None:
         """Wait until all that counts as done is on disk.
@@ -242,21 +242,18 @@ class Lane:
         if tick is None:
             return
         if tick.generation == self._queue.generation:  # else its records went with the database, and come again
-            if tick.written is None:
-                self._submit(tick)
-            written, tick.written = tick.written, None
-            if written is not None:
-                written.result()
+            written, tick.written = tick.written or self._submit(tick), None
+            written.result()
         with self._lock:
             self._unsettled = None
 
-    def _submit(self, tick: "_Tick") -> None:
+    def _submit(self, tick: "_Tick") -> "Future[tuple[int, int] | None]":
         def count(done: tuple[int, int] | None) -> None:
             with self._lock:
                 self.waiting += tick.ahead - (done[1] if done else tick.ahead)
                 tick.ahead = 0
 
-        tick.written = self._queue.finish(tick.work, count)
+        return self._queue.finish(tick.work, count)
 
     def _ticking(
         self, records: Sequence[Stored], letters: Sequence[DeadLetter]

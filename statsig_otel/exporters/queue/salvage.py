@@ -104,7 +104,7 @@ class Salvager:
                 return
             except (sqlite3.Error, OSError, StorageError) as error:
                 if not failing:
-                    _logger.error("What was set aside can't be carried over now: %s", error)  # noqa: TRY400
+                    _logger.error("What was set aside can't be carried over now: %s", error)  # noqa: TRY400 - the message says it all
                 failing = True
                 self._stopping.wait(_PAUSE)
 
@@ -119,7 +119,7 @@ class Salvager:
                         return
         except damaged_file.UnreadableError as error:
             kept = self._directory.rename_aside(file, "unreadable")
-            _logger.error("%s, and what waited in it is lost. It is kept as %s", error, kept)  # noqa: TRY400
+            _logger.error("%s, and what waited in it is lost. It is kept as %s", error, kept)  # noqa: TRY400 - the message says it all
         else:
             kept = self._directory.rename_aside(file, "salvaged")
             salvage.say(kept)

@@ -297,7 +297,7 @@ class Writer:
             # What is delivered stays on the disk for longer. It is no reason to refuse anything.
             if not self._untidy and not self._failing:
                 self._untidy = True
-                _logger.error("The space of what is delivered can't be given back now: %s", error)  # noqa: TRY400
+                _logger.error("The space of what is delivered can't be given back now: %s", error)  # noqa: TRY400 - as above
             self._tidy_at = time.monotonic() + _IDLE
             return False
         if self._untidy:

@@ -1,9 +1,8 @@
 """`statsig-otel validate`: whether a configuration is right, and whether this machine has what it asks for."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import click
 
@@ -12,10 +11,10 @@ from statsig_otel.config.grammar import Configuration, check
 from statsig_otel.config.source import Document
 from statsig_otel.plugin.components import COMPONENTS
 from statsig_otel.plugin.config_option import config_option, read_document
-from statsig_otel.plugin.delivery_settings import DeliveryKeys, unused_keys
+from statsig_otel.plugin.delivery_settings import unused_keys
 from statsig_otel.plugin.environment import check_enabled, resource_from_environment
 from statsig_otel.plugin.machine_checks import check_machine
-from statsig_otel.plugin.queue_configuration import queued_exporters
+from statsig_otel.plugin.queue_configuration import exporter_settings, queued_exporters
 from statsig_otel.plugin.service import Service
 from statsig_otel.plugin.storage import find_directory
 
@@ -48,7 +47,7 @@ def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
     click.echo("The configuration is valid.")
     for title, names in _found(configuration, directory).items():
         click.echo(f"  {title:<11}{', '.join(names) or '-'}")
-    for sentence in unused_keys(cast("Mapping[str, DeliveryKeys]", configuration.exporters)):
+    for sentence in unused_keys(exporter_settings(configuration)):
         click.echo(f"  warning: {sentence}")
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import cast
 
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import Configuration, examine
@@ -16,8 +15,7 @@ from statsig_otel.plugin.doctor.endpoints import check_endpoints
 from statsig_otel.plugin.doctor.finding import Finding, Status, of_problem
 from statsig_otel.plugin.environment import Environment, check_enabled
 from statsig_otel.plugin.machine_checks import check_certificates, check_exporters, check_ports
-from statsig_otel.plugin.queue_configuration import queued_exporters
-from statsig_otel.plugin.settings import StatsigReceiverSettings
+from statsig_otel.plugin.queue_configuration import queued_exporters, receiver_settings
 from statsig_otel.plugin.storage import file_storage, find_directory
 
 
@@ -59,7 +57,7 @@ def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator
 
 def _on_this_machine(configuration: Configuration, document: Document, environ: Mapping[str, str]) -> Iterator[Finding]:
     """What of the machine a configuration asks for. One that is wrong is looked at as far as it is right."""
-    receivers = cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
+    receivers = receiver_settings(configuration)
     servers = {settings.endpoint: settings.max_connections for settings in receivers.values()}
     yield machine.open_files(sum(servers.values()))
     for problem in [*check_certificates(configuration, document), *check_exporters(configuration, document)]:

@@ -10,11 +10,10 @@ from typing import Final
 
 from statsig_otel.config.model import format_size
 from statsig_otel.exporters.queue.control import ControlError, ServiceNotRunningError, call
-from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, QueueDirectory
+from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, LOCK, QueueDirectory
 from statsig_otel.plugin.doctor.finding import Finding
 from statsig_otel.plugin.machine_checks import nearest
 
-_LOCK: Final = "lock"
 _ASIDE: Final = re.compile(rf"{re.escape(DATABASE)}\.(corrupt|salvaged|unreadable)-[0-9TZ]+-[0-9]+")
 _OWNER: Final = "run this as the service's own user, or as root"
 _MOUNTS: Final = Path("/proc/self/mountinfo")
@@ -36,7 +35,7 @@ def owner(directory: Path) -> str | None:
     with suppress(ServiceNotRunningError, ControlError):
         return f"process {call(directory / CONTROL, 'queue')['pid']}"
     try:
-        descriptor = os.open(directory / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
