@@ -233,15 +233,18 @@ def serve_waitress(app: WSGIApplication) -> Iterator[Address]:
     try:
         yield "127.0.0.1", int(server.effective_port)
     finally:
+        left: list[Any] = []
 
-        def close() -> None:
-            for one in list(sockets.values()):
-                with contextlib.suppress(OSError):
-                    one.close()
+        def end() -> None:
+            """End the loop, which runs while it has sockets. The trigger is one: this thread may be writing to it."""
+            left.extend(sockets.values())
             sockets.clear()
 
-        server.trigger.pull_trigger(close)
+        server.trigger.pull_trigger(end)
         thread.join()
+        for one in left:
+            with contextlib.suppress(OSError):
+                one.close()
         server.task_dispatcher.shutdown()
 
 
