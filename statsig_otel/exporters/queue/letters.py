@@ -286,13 +286,12 @@ def replay(
 
 def _accept(connection: sqlite3.Connection, plan: Remap, receiver: QueuedReceiver, now_ms: int) -> Replayed:
     lanes = [store.ensure_exporter(connection, name) for name in receiver.exporters]
-    appended = store.append_batch(
-        connection,
+    entry = store.Entry(
         plan.batch if lanes else replace(plan.batch, changes=()),  # all have it, and nobody remembers a uid
         route=store.ensure_route(connection, lanes, plan.batch.receiver) if lanes else 0,
-        now_ms=now_ms,
         window_ms=int(receiver.window * 1000),
     )
+    (appended,) = store.append_batches(connection, [entry], now_ms=now_ms)
     store.add_waiting(connection, lanes, appended.records, appended.size)
     return Replayed(
         plan.letter,

@@ -5,12 +5,13 @@ import logging
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
@@ -22,7 +23,7 @@ from statsig_otel.exporters.queue.plan import Plan, QueuedExporter, QueuedReceiv
 from statsig_otel.exporters.queue.salvage import Salvager
 from statsig_otel.exporters.queue.session import Session
 from statsig_otel.exporters.queue.store import Appended, ExporterState
-from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Work, Writer
+from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Work, Writer
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ _PAGES_AT_ONCE: Final = 256
 _PAGES_WORTH_IT: Final = 1024
 
 
-_Routes: TypeAlias = dict[tuple[str, tuple[str, ...]], tuple[int, list[int]]]
+_Routes = dict[tuple[str, tuple[str, ...]], tuple[int, list[int]]]
 """By a receiver and its exporters: the number of the route, and those of the exporters."""
 
 
@@ -77,6 +78,7 @@ class DurableQueue:
             set_aside=self._set_aside,
             rescue=self._rescue,
         )
+        self._appending = Bulk(self._append, self._count)
         self._session = Session(self._directory, self._writer)
         self._salvager = Salvager(
             self._directory,
@@ -175,58 +177,65 @@ class DurableQueue:
             RuntimeError: In a forked child: the queue belongs to the process that started it.
         """
         self._writer.check_process()
-        answer: Future[Receipt] = Future()
-        answer.set_running_or_notify_cancel()
-        plan = plan or self._plan
-
-        def refuse(refusal: RefusedError) -> None:
-            records = sum(len(change.records) for change in batch.changes)
-            for name in plan.exporters_of(batch.receiver):
-                _telemetry.exporter_enqueue_failed.add(records, {"exporter": name})
-            answer.set_exception(refusal)
-
-        def done(stored: Future[_Taken]) -> None:
-            error = stored.exception()
-            if error is None:
-                answer.set_result(stored.result().appended.receipt)
-            else:
-                refuse(_refusal(error))
-
+        append = _Append(batch, plan or self._plan)
         try:
-            self._check_size(plan, batch.receiver, lambda lane: lane.waiting)
+            self._check_size(append, lambda lane: lane.waiting)
             self._check_disk(batch)
         except RefusedError as refusal:
-            refuse(refusal)
+            append.settle(None, refusal)
         else:
-            append = partial(self._append, batch, plan, self.now_ms())
-            self._writer.submit(append, partial(self._count, batch)).add_done_callback(done)
-        return answer
+            self._writer.submit_item(self._appending, append, append.settle)
+        return append.answer
 
-    def _append(self, batch: Batch, plan: Plan, now_ms: int, connection: sqlite3.Connection) -> "_Taken":
-        receiver = plan.receivers.get(batch.receiver)
-        if receiver is None:  # it has no queued exporter any more
-            raise RefusedError("the configuration has just changed", reason="reloaded", retry_after=1)
-        key, known = (batch.receiver, receiver.exporters), self._routes
-        found = known.get(key)
-        if found is None:
-            numbers = [store.ensure_exporter(connection, name) for name in receiver.exporters]
-            found = store.ensure_route(connection, numbers, batch.receiver), numbers
-        route, numbers = found
-        window_ms = int(receiver.window * 1000)
-        appended = store.append_batch(connection, batch, route=route, now_ms=now_ms, window_ms=window_ms)
-        if appended.records:
-            # Once more, where all before it are counted: many can pass the first check at the same time.
-            self._check_size(plan, batch.receiver, lambda lane: store.waiting_of(connection, lane.id))
-            store.add_waiting(connection, numbers, appended.records, appended.size)
-        return _Taken(appended, receiver.exporters, partial(known.setdefault, key, found))
+    def _append(self, connection: sqlite3.Connection, appends: "Sequence[_Append]") -> "list[_Taken]":
+        """Store batches, or none of them where one is refused."""
+        known, looked_up = self._routes, _Routes()
+        entries: list[store.Entry] = []
+        for append in appends:
+            receiver = append.plan.receivers.get(append.batch.receiver)
+            if receiver is None:  # it has no queued exporter any more
+                raise RefusedError("the configuration has just changed", reason="reloaded", retry_after=1)
+            key = append.batch.receiver, receiver.exporters
+            found = known.get(key) or looked_up.get(key)
+            if found is None:
+                numbers = [store.ensure_exporter(connection, name) for name in receiver.exporters]
+                found = looked_up[key] = store.ensure_route(connection, numbers, append.batch.receiver), numbers
+            append.exporters = found[1]
+            entries.append(store.Entry(append.batch, found[0], int(receiver.window * 1000)))
+        stored = store.append_batches(connection, entries, now_ms=self.now_ms())
+        self._add_waiting(connection, appends, stored)
+        return [
+            _Taken(append, appended, partial(known.update, looked_up))
+            for append, appended in zip(appends, stored, strict=True)
+        ]
 
-    def _count(self, batch: Batch, taken: "_Taken") -> None:
-        taken.remember()
-        for name in taken.exporters if taken.appended.records else ():
-            if name in self._lanes:  # it may just have left
-                self._lanes[name].added(taken.appended.records)
-        if batch.invalid:
-            self._count_invalid(batch, taken.appended)
+    def _add_waiting(
+        self, connection: sqlite3.Connection, appends: "Sequence[_Append]", stored: Sequence[Appended]
+    ) -> None:
+        records: Counter[int] = Counter()
+        size: Counter[int] = Counter()
+        for append, appended in zip(appends, stored, strict=True):
+            if appended.records:
+                # Once more, where all before it are counted: many can pass the first check at the same time.
+                self._check_size(append, lambda lane: store.waiting_of(connection, lane.id) + records[lane.id])
+            for number in append.exporters:
+                records[number] += appended.records
+                size[number] += appended.size
+        for number, count in records.items():
+            if count:
+                store.add_waiting(connection, [number], count, size[number])
+
+    def _count(self, taken: "Sequence[_Taken]") -> None:
+        taken[0].remember()
+        records: Counter[str] = Counter()
+        for append, appended in ((one.append, one.appended) for one in taken):
+            for name in append.plan.exporters_of(append.batch.receiver):
+                records[name] += appended.records
+            if append.batch.invalid:
+                self._count_invalid(append.batch, appended)
+        for name, count in records.items():
+            if count and name in self._lanes:  # it may just have left
+                self._lanes[name].added(count)
 
     @property
     def database(self) -> Path:
@@ -372,9 +381,9 @@ class DurableQueue:
             )
         self._bodies_full = bool(left_out)
 
-    def _check_size(self, plan: Plan, receiver: str, waiting: Callable[[Lane], int]) -> None:
-        for name in plan.exporters_of(receiver):
-            most = plan.exporters[name].queue_size
+    def _check_size(self, append: "_Append", waiting: Callable[[Lane], int]) -> None:
+        for name in append.plan.exporters_of(append.batch.receiver):
+            most = append.plan.exporters[name].queue_size
             if most is not None and name in self._lanes and waiting(self._lanes[name]) >= most:
                 raise RefusedError(
                     f"the queue of {name} holds {most} records, its queue_size",
@@ -414,22 +423,52 @@ class DurableQueue:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """What was stored of a batch, and for whom.
+class _Append:
+    """A batch on its way to the disk.
 
     Attributes:
-        appended: What was stored.
-        exporters: For whom.
-        remember: Keeps the route that was looked up, now that it is on disk.
+        batch: The batch.
+        plan: What was configured when it came in.
+        answer: The promise.
+        exporters: The numbers of those that its records are for, once they are known.
     """
 
+    __slots__ = ("answer", "batch", "exporters", "plan")
+
+    def __init__(self, batch: Batch, plan: Plan) -> None:
+        self.batch = batch
+        self.plan = plan
+        self.answer: Future[Receipt] = Future()
+        self.answer.set_running_or_notify_cancel()
+        self.exporters: Sequence[int] = ()
+
+    def settle(self, taken: "_Taken | None", error: Exception | None) -> None:
+        """Give the promise, or refuse it."""
+        if taken is not None:
+            self.answer.set_result(taken.appended.receipt)
+            return
+        records = sum(len(change.records) for change in self.batch.changes)
+        for name in self.plan.exporters_of(self.batch.receiver):
+            _telemetry.exporter_enqueue_failed.add(records, {"exporter": name})
+        self.answer.set_exception(_refusal(error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A batch that was stored.
+
+    Attributes:
+        append: The batch.
+        appended: What was stored of it.
+        remember: Keeps the routes that were looked up, once they are on disk.
+    """
+
+    append: _Append
     appended: Appended
-    exporters: Sequence[str]
     remember: Callable[[], object]
 
 
-def _refusal(error: BaseException) -> RefusedError:
+def _refusal(error: Exception | None) -> RefusedError:
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, NotRunningError):

@@ -10,7 +10,7 @@ import logging
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 from zlib import crc32
 
 from statsig_otel.exporters.consumer import Batch, Receipt
@@ -28,6 +28,17 @@ MOST_BODY_BYTES: Final = 256 << 20
 
 _COLLECTED_AT_ONCE: Final = 5000
 """Rows that one transaction deletes at most, so that nobody waits long for it."""
+
+
+_ROWS_AT_ONCE: Final = 32
+"""Rows of one statement at most."""
+
+_REMEMBER: Final = (
+    "INSERT INTO seen (receiver, uid, at) VALUES {} "
+    "ON CONFLICT (receiver, uid) DO UPDATE SET at = excluded.at WHERE at <= excluded.at - ?"
+)
+
+_T = TypeVar("_T")
 
 
 class Stored(NamedTuple):
@@ -106,6 +117,28 @@ class Appended:
     bodies_left_out: int
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A batch that is to be stored.
+
+    Attributes:
+        batch: The batch.
+        route: Whom its records are for.
+        window_ms: For how long a change that was seen is a duplicate; 0 for never.
+    """
+
+    batch: Batch
+    route: int
+    window_ms: int
+
+
+_NewRow: TypeAlias = tuple[int, bytes, bytes, int]
+"""route, uid, payload and checksum."""
+
+_Sight: TypeAlias = tuple[str, bytes, int, int]
+"""receiver, uid, now and its window, both in milliseconds."""
+
+
 # --- for the writer, inside a transaction ---------------------------------------------------------------------------
 
 
@@ -160,38 +193,94 @@ def ensure_route(connection: sqlite3.Connection, exporters: Iterable[int], recei
     return int(connection.execute("SELECT id FROM routes WHERE receiver = ? AND exporters = ?", key).fetchone()[0])
 
 
-def append_batch(connection: sqlite3.Connection, batch: Batch, *, route: int, now_ms: int, window_ms: int) -> Appended:
-    """Store what one request brought: its new changes, and its invalid items as dead letters.
+def append_batches(connection: sqlite3.Connection, entries: Sequence[Entry], *, now_ms: int) -> list[Appended]:
+    """Store what requests brought: their new changes, and their invalid items as dead letters.
 
     Args:
         connection: The writer's connection.
-        batch: The batch.
-        route: Whom its records are for.
+        entries: The requests' batches, in order.
         now_ms: The time now, in milliseconds since the epoch.
-        window_ms: For how long a change that was seen is a duplicate; 0 for never.
 
     Returns:
-        What was stored.
+        What was stored of each.
     """
-    rows: list[tuple[int, bytes, bytes, int]] = []
-    accepted = 0
-    for change in batch.changes:
-        uid = bytes.fromhex(change.uid)
-        if window_ms and not _first_sight(connection, batch.receiver, uid, now_ms, window_ms):
+    uids = [[bytes.fromhex(change.uid) for change in entry.batch.changes] for entry in entries]
+    fresh = iter(_first_sights(connection, entries, uids, now_ms))
+    rows: list[_NewRow] = []
+    stored: list[Appended] = []
+    for entry, its_uids in zip(entries, uids, strict=True):
+        accepted, before = 0, len(rows)
+        for change, uid in zip(entry.batch.changes, its_uids, strict=True):
+            if next(fresh):
+                accepted += 1
+                rows += [(entry.route, uid, payload, _checksum(uid, payload)) for payload in change.records]
+        receipt = Receipt(accepted, len(its_uids) - accepted)
+        left_out = _bury_invalid(connection, entry.batch, now_ms) if entry.batch.invalid else 0
+        size = sum(len(row[2]) for row in rows[before:])
+        stored.append(Appended(receipt, records=len(rows) - before, size=size, bodies_left_out=left_out))
+    for some in _chunks(rows):
+        marks = ", ".join(["(?, ?, ?, ?)"] * len(some))
+        query = f"INSERT INTO records (route, uid, payload, checksum) VALUES {marks}"  # noqa: S608 - ours
+        connection.execute(query, [*itertools.chain.from_iterable(some)])
+    return stored
+
+
+def _first_sights(
+    connection: sqlite3.Connection, entries: Sequence[Entry], uids: Sequence[Sequence[bytes]], now_ms: int
+) -> list[bool]:
+    """Remember uids; for each, in order, whether it was unknown, or known for longer than its window."""
+    windows = {entry.window_ms for entry in entries}
+    sights = [
+        (entry.batch.receiver, uid, now_ms, entry.window_ms)
+        for entry, its_uids in zip(entries, uids, strict=True)
+        for uid in its_uids
+    ]
+    if len(sights) > 1 and len(windows) == 1 and all(windows) and _all_first_sights(connection, sights):
+        return [True] * len(sights)
+    return [not sight[3] or _first_sight(connection, sight) for sight in sights]
+
+
+def _all_first_sights(connection: sqlite3.Connection, sights: Sequence[_Sight]) -> bool:
+    """Remember uids with the same window; where one of them is a duplicate, remember none."""
+    connection.execute("SAVEPOINT sights")
+    new = 0
+    for some in _chunks(sights):
+        marks = ", ".join(["(?, ?, ?)"] * len(some))
+        values = [value for sight in some for value in sight[:3]]
+        new += connection.execute(_REMEMBER.format(marks), (*values, some[0][3])).rowcount
+    if new < len(sights):
+        connection.execute("ROLLBACK TO sights")
+    connection.execute("RELEASE sights")
+    return new == len(sights)
+
+
+def _first_sight(connection: sqlite3.Connection, sight: _Sight) -> bool:
+    """Remember a uid; whether it was unknown, or known for longer than the window."""
+    return connection.execute(_REMEMBER.format("(?, ?, ?)"), sight).rowcount > 0
+
+
+def _chunks(rows: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    """Rows for one statement each: the interpreter's lock changes hands for every statement.
+
+    Their numbers are powers of two, so that there are few texts of statements, which the connection keeps compiled.
+    """
+    begin = 0
+    while begin < len(rows):
+        size = min(1 << (len(rows) - begin).bit_length() - 1, _ROWS_AT_ONCE)
+        yield rows[begin : begin + size]
+        begin += size
+
+
+def _bury_invalid(connection: sqlite3.Connection, batch: Batch, now_ms: int) -> int:
+    """Keep a batch's invalid items; how many whole bodies there was no room for."""
+    left_out = 0
+    for invalid in batch.invalid:
+        if invalid.whole_body and not _has_room_for(connection, invalid.text):
+            left_out += 1
             continue
-        accepted += 1
-        rows += [(route, uid, payload, _checksum(uid, payload)) for payload in change.records]
-    connection.executemany("INSERT INTO records (route, uid, payload, checksum) VALUES (?, ?, ?, ?)", rows)
-    kept = [invalid for invalid in batch.invalid if not invalid.whole_body or _has_room_for(connection, invalid.text)]
-    for invalid in kept:
         kind: DeadLetterKind = "body" if invalid.whole_body else "item"
         bury(connection, DeadLetter(kind, batch.receiver, invalid.reason, invalid.text), now_ms)
-    return Appended(
-        Receipt(accepted, len(batch.changes) - accepted),
-        records=len(rows),
-        size=sum(len(row[2]) for row in rows),
-        bodies_left_out=len(batch.invalid) - len(kept),
-    )
+    return left_out
 
 
 def _has_room_for(connection: sqlite3.Connection, body: bytes) -> bool:
@@ -200,18 +289,6 @@ def _has_room_for(connection: sqlite3.Connection, body: bytes) -> bool:
         "SELECT count(*), coalesce(sum(length(content)), 0) FROM dead_letters INDEXED BY bodies WHERE kind = 'body'"
     ).fetchone()
     return bool(row[0] < MOST_BODIES and row[1] + len(body) <= MOST_BODY_BYTES)
-
-
-def _first_sight(connection: sqlite3.Connection, receiver: str, uid: bytes, now_ms: int, window_ms: int) -> bool:
-    """Remember a uid; whether it was unknown, or known for longer than the window."""
-    return (
-        connection.execute(
-            "INSERT INTO seen (receiver, uid, at) VALUES (?1, ?2, ?3) "
-            "ON CONFLICT (receiver, uid) DO UPDATE SET at = ?3 WHERE at <= ?3 - ?4",
-            (receiver, uid, now_ms, window_ms),
-        ).rowcount
-        > 0
-    )
 
 
 def add_waiting(connection: sqlite3.Connection, exporters: Iterable[int], records: int, size: int) -> None:

@@ -9,17 +9,19 @@ turns out to be damaged, twice, is set aside, and what waits is written to a new
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.errors import QueueError
@@ -27,6 +29,7 @@ from statsig_otel.exporters.queue.errors import QueueError
 _logger: Final = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+_I = TypeVar("_I")
 Work = Callable[[sqlite3.Connection], _T]
 
 _MOST_AT_ONCE: Final = 1024
@@ -63,11 +66,34 @@ class NotRunningError(QueueError):
     """The writer was not started, or is stopped."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Bulk(Generic[_I, _T]):
+    """Work that is done at once for all items that wait together: a statement for each costs more than what it does.
+
+    Attributes:
+        work: Returns a result for each item, in order. Where it raises for several, each is worked on by itself.
+        then: Run with the results after the commit and before any item is answered, in the writer's thread.
+    """
+
+    work: Callable[[sqlite3.Connection, Sequence[_I]], Sequence[_T]]
+    then: Callable[[Sequence[_T]], None]
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
-    work: Work[Any]
-    then: Callable[[Any], None] | None
-    future: Future[Any]
+    bulk: Bulk[Any, Any]
+    item: Any
+    answer: Callable[[Any, Exception | None], None]
+    """Told the result; or None, and the error."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What became of jobs that were worked on at once."""
+
+    jobs: Sequence[_Job]
+    results: Sequence[Any]
+    failure: Exception | None = None
 
 
 class Writer:
@@ -153,15 +179,40 @@ class Writer:
         Raises:
             RuntimeError: In a forked child: the writer's thread is not in it.
         """
-        self.check_process()
         future: Future[_T] = Future()
         future.set_running_or_notify_cancel()  # no caller can cancel what is being written
-        with self._lock:
-            if self._accepting:
-                self._jobs.put(_Job(work, then, future))
-                return future
-        future.set_exception(NotRunningError("the queue is not running"))
+
+        def answer(result: Any, failure: Exception | None) -> None:
+            if failure is None:
+                future.set_result(result)
+            else:
+                future.set_exception(failure)
+
+        alone: Bulk[None, _T] = Bulk(
+            lambda connection, _: [work(connection)], lambda results: then(results[0]) if then is not None else None
+        )
+        self.submit_item(alone, None, answer)
         return future
+
+    def submit_item(self, bulk: Bulk[_I, _T], item: _I, answer: Callable[[_T | None, Exception | None], None]) -> None:
+        """Hand over an item; those of the same `bulk` that wait together are worked on at once.
+
+        Args:
+            bulk: The work.
+            item: The item.
+            answer: Called with the result once that is committed, or with None and one of the errors of `submit`, in
+                the writer's thread; at once where that is not running.
+
+        Raises:
+            RuntimeError: In a forked child: the writer's thread is not in it.
+        """
+        self.check_process()
+        with self._lock:
+            accepting = self._accepting
+            if accepting:
+                self._jobs.put(_Job(bulk, item, answer))
+        if not accepting:
+            answer(None, NotRunningError("the queue is not running"))
 
     def check_process(self) -> None:
         """Refuse to work in a forked child.
@@ -215,21 +266,22 @@ class Writer:
         """Run jobs in one transaction, and answer them."""
         if not jobs:
             return
-        outcomes = self._commit(jobs)
-        if isinstance(outcomes, Exception):
+        outcome = self._commit(jobs)
+        if isinstance(outcome, Exception):
             for job in jobs:
-                job.future.set_exception(StorageError(str(outcomes)))
+                job.answer(None, StorageError(str(outcome)))
             return
-        for job, (result, failure) in zip(jobs, outcomes, strict=True):
-            if failure is not None:
-                job.future.set_exception(failure)
+        for done in outcome:
+            if done.failure is not None:
+                for job in done.jobs:
+                    job.answer(None, done.failure)
                 continue
-            if job.then is not None:
-                job.then(result)
-            job.future.set_result(result)
+            done.jobs[0].bulk.then(done.results)
+            for job, result in zip(done.jobs, done.results, strict=True):
+                job.answer(result, None)
 
-    def _commit(self, jobs: list[_Job]) -> "list[_Outcome] | Exception":
-        """What each job returned or raised, once all is on disk; or the error for which nothing is."""
+    def _commit(self, jobs: list[_Job]) -> list[_Done] | Exception:
+        """What the jobs returned or raised, once all is on disk; or the error for which nothing is."""
         damage: list[Exception] = []
         while True:
             try:
@@ -237,7 +289,7 @@ class Writer:
                     self._set_aside(damage[-1])
                 connection = self._open()
                 connection.execute("BEGIN IMMEDIATE")
-                outcomes = [_attempt(connection, job.work) for job in jobs]
+                outcome = list(_attempt_all(connection, jobs))
                 connection.execute("COMMIT")
             except Exception as error:  # noqa: BLE001 - handed to all who wait
                 self._fail(error)
@@ -249,7 +301,7 @@ class Writer:
                 if (error_of_rescue := self._keep_place()) is not None:
                     return error_of_rescue
                 self._succeed()
-                return outcomes
+                return outcome
 
     def _keep_place(self) -> Exception | None:
         """See that what is committed can be found after a restart; the error where it can't."""
@@ -356,22 +408,29 @@ class Writer:
             _logger.warning("The queue can be written again")
 
 
-_Outcome = tuple[Any, Exception | None]
+def _attempt_all(connection: sqlite3.Connection, jobs: Sequence[_Job]) -> Iterator[_Done]:
+    for _, together in itertools.groupby(jobs, attrgetter("bulk")):
+        same = list(together)
+        done = _attempt(connection, same)
+        if done.failure is None or len(same) == 1:
+            yield done
+        else:  # one of them is to blame
+            yield from (_attempt(connection, [job]) for job in same)
 
 
-def _attempt(connection: sqlite3.Connection, work: Work[_T]) -> tuple[_T | None, Exception | None]:
-    """Run one job of a transaction; what it raises undoes it alone, but for an error of the database."""
-    connection.execute("SAVEPOINT job")
+def _attempt(connection: sqlite3.Connection, jobs: Sequence[_Job]) -> _Done:
+    """Run jobs of one kind; what this raises undoes them alone, but for an error of the database."""
+    connection.execute("SAVEPOINT jobs")
     try:
-        result = work(connection)
+        results = jobs[0].bulk.work(connection, [job.item for job in jobs])
     except Exception as error:
         if isinstance(error, sqlite3.Error) and not isinstance(error, _JOBS_OWN):
             raise
-        connection.execute("ROLLBACK TO job")
-        connection.execute("RELEASE job")
-        return None, error
-    connection.execute("RELEASE job")
-    return result, None
+        connection.execute("ROLLBACK TO jobs")
+        connection.execute("RELEASE jobs")
+        return _Done(jobs, (), error)
+    connection.execute("RELEASE jobs")
+    return _Done(jobs, results)
 
 
 def _transact(connection: sqlite3.Connection, work: Work[_T]) -> _T:

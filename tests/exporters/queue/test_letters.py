@@ -164,7 +164,7 @@ def test_a_record_is_sent_again_to_its_exporter_alone_though_it_was_seen(databas
     def accept(connection: sqlite3.Connection) -> None:
         lanes = [store.ensure_exporter(connection, name) for name in EXPORTERS]
         route = store.ensure_route(connection, lanes, "statsig")
-        store.append_batch(connection, batch, route=route, now_ms=NOW, window_ms=1000)
+        store.append_batches(connection, [store.Entry(batch, route, 1000)], now_ms=NOW)
         store.add_waiting(connection, lanes, 1, len(sent))
 
     database(accept)

@@ -3,16 +3,17 @@
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from statsig_otel.exporters.queue import schema
-from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Writer
+from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Writer
 from tests.exporters.queue.helpers import PATIENCE, errors, reading
 
 
@@ -157,6 +158,80 @@ def test_a_job_that_raises_undoes_itself_alone(watched: Watched) -> None:
     assert names(watched.path) == ["a", "b", "c"]
     assert watched.transactions() == [5]
     assert not watched.writer.failing
+
+
+class Names:
+    """Bulk work that stores names, and what became of each."""
+
+    def __init__(self) -> None:
+        self.bulk = Bulk(self._work, self._then)
+        self.at_once: list[list[str]] = []
+        self.committed: list[list[str]] = []
+        self.answers: dict[str, str | Exception | None] = {}
+
+    def _work(self, connection: sqlite3.Connection, items: Sequence[str]) -> list[str]:
+        self.at_once.append(list(items))
+        for name in items:
+            insert(name)(connection)
+            if name.startswith("bad"):
+                raise ValueError(name)
+        return [name.upper() for name in items]
+
+    def _then(self, results: Sequence[str]) -> None:
+        assert not any(self.answers.get(result.lower()) for result in results), "answered too early"
+        self.committed.append(list(results))
+
+    def submit(self, writer: Writer, *items: str) -> None:
+        for name in items:
+            writer.submit_item(self.bulk, name, partial(self._settle, name))
+
+    def _settle(self, name: str, result: str | None, failure: Exception | None) -> None:
+        self.answers[name] = failure or result
+
+
+def test_items_that_wait_together_are_worked_on_at_once_in_the_order_of_all_jobs(watched: Watched) -> None:
+    some = Names()
+    with held(watched.writer):
+        some.submit(watched.writer, "a", "b")
+        between = watched.writer.submit(insert("c"))
+        some.submit(watched.writer, "d", "e")
+    assert between.result(PATIENCE) == "c"
+    watched.writer.stop()
+    assert some.at_once == [["a", "b"], ["d", "e"]]
+    assert some.committed == [["A", "B"], ["D", "E"]]
+    assert some.answers == {"a": "A", "b": "B", "d": "D", "e": "E"}
+    assert names(watched.path) == ["a", "b", "c", "d", "e"]
+    assert watched.transactions() == [5]
+
+
+def test_an_item_that_is_to_blame_is_undone_alone(watched: Watched) -> None:
+    some = Names()
+    with held(watched.writer):
+        some.submit(watched.writer, "a", "bad", "b", "a", "c")
+    watched.writer.stop()
+    assert some.at_once == [["a", "bad", "b", "a", "c"], ["a"], ["bad"], ["b"], ["a"], ["c"]]
+    assert some.committed == [["A"], ["B"], ["C"]]
+    assert isinstance(some.answers.pop("bad"), ValueError)
+    assert isinstance(some.answers.pop("a"), sqlite3.IntegrityError), "the second one of that name"
+    assert some.answers == {"b": "B", "c": "C"}
+    assert names(watched.path) == ["a", "b", "c"]
+
+
+def test_items_are_refused_with_all_else_where_nothing_is_stored_and_after_the_end(watched: Watched) -> None:
+    def broken(_: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    some = Names()
+    with held(watched.writer):
+        some.submit(watched.writer, "a", "b")
+        watched.writer.submit(broken)
+    watched.writer.stop()
+    some.submit(watched.writer, "c")
+    assert {name: type(outcome) for name, outcome in some.answers.items()} == {
+        "a": StorageError, "b": StorageError, "c": NotRunningError
+    }  # fmt: skip
+    assert some.committed == []
+    assert names(watched.path) == []
 
 
 def test_an_error_of_the_database_refuses_all_who_wait_and_the_file_is_looked_at_anew(
