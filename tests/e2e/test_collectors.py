@@ -223,6 +223,7 @@ def otelcol_binary() -> Path:
         pytest.skip(f"{UNAVAILABLE} an OpenTelemetry Collector: {' | '.join(str(error).splitlines())}")
 
 
+OTHER_WAYS = (("grpc", "none"), ("http", "gzip"), ("http", "none"))
 SLOW = (pytest.mark.slow, pytest.mark.timeout(otelcol.TEST_TIMEOUT))
 
 
@@ -285,8 +286,10 @@ def uids(requests: Sequence[Received]) -> list[str]:
     return [record["attributes"]["log.record.uid"]["stringValue"] for record in flat(requests)]
 
 
-@pytest.mark.parametrize("compression", ["gzip", "none"])
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize(
+    ("protocol", "compression"),
+    [("grpc", "gzip"), *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHER_WAYS)],
+)
 def test_every_field_arrives_behind_the_collector(
     start_collector: StartCollector, protocol: Protocol, compression: str, tmp_path: Path
 ) -> None:
@@ -319,7 +322,7 @@ def test_every_field_arrives_behind_the_collector(
         assert record == {**expected, **CONTEXT}
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("protocol", ["grpc", pytest.param("http", marks=pytest.mark.slow)])
 def test_a_webhook_is_refused_while_the_collector_is_down_and_taken_once_it_is_up(
     start_collector: StartCollector, protocol: Protocol, tmp_path: Path
 ) -> None:

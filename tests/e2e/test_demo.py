@@ -180,6 +180,7 @@ def test_once_shows_the_day_behind_a_collector_and_ends(folder: Path) -> None:
     check_nothing_is_left(folder, children)
 
 
+@pytest.mark.slow
 def test_without_rotel_it_says_so_and_goes_straight_to_the_backend(folder: Path, no_rotel: Path) -> None:
     with demo(folder, "--once", path=no_rotel) as running:
         assert running.end() == 0, running.output
@@ -188,6 +189,7 @@ def test_without_rotel_it_says_so_and_goes_straight_to_the_backend(folder: Path,
     check_nothing_is_left(folder, [])
 
 
+@pytest.mark.slow
 def test_a_rotel_for_another_machine_counts_as_none(folder: Path, no_rotel: Path) -> None:
     with demo(folder, "--once", path=with_binary(no_rotel, "\x7fnot a program of this machine")) as running:
         assert running.end() == 0, running.output
@@ -195,6 +197,7 @@ def test_a_rotel_for_another_machine_counts_as_none(folder: Path, no_rotel: Path
     check_day(running.output)
 
 
+@pytest.mark.slow
 def test_a_collector_that_dies_shows_its_last_lines(folder: Path, no_rotel: Path) -> None:
     with demo(folder, "--once", path=with_binary(no_rotel, "#!/bin/sh\necho no room left; exit 7\n")) as running:
         assert running.end() == 1
@@ -231,6 +234,7 @@ def test_a_signal_before_the_end_of_the_day_leaves_nothing(folder: Path) -> None
     check_nothing_is_left(folder, [])
 
 
+@pytest.mark.slow
 def test_a_receiver_that_dies_ends_the_demo(folder: Path, no_rotel: Path) -> None:
     with demo(folder, path=no_rotel) as running:
         running.wait_for(LISTENING)
@@ -275,7 +279,7 @@ def test_what_it_prints_to_try_works_as_it_is_printed(folder: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize("protocol", ["grpc", pytest.param("http/protobuf", marks=pytest.mark.slow)])
 def test_a_collector_of_the_users_own_gets_the_day(folder: Path, protocol: str) -> None:
     with GrpcSink() if protocol == "grpc" else HttpSink() as collector:
         endpoint = f"http://{collector.address}"
@@ -290,6 +294,7 @@ def test_a_collector_of_the_users_own_gets_the_day(folder: Path, protocol: str) 
     check_nothing_is_left(folder, [])
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_not_there_is_exit_code_1_with_the_reason(folder: Path) -> None:
     with GrpcSink() as collector:
         endpoint = f"http://{collector.address}"

@@ -50,6 +50,7 @@ def test_what_waits_at_the_end_is_delivered_after_the_next_start(tmp_path: Path)
         assert waiting(tmp_path) == {"otlp_grpc": 0}
 
 
+@pytest.mark.slow
 def test_the_same_change_sent_many_times_is_stored_and_delivered_once(tmp_path: Path) -> None:
     with GrpcSink() as sink:
         config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)

@@ -215,6 +215,7 @@ def check_outages(folder: Path, *, count: int, one_in: int) -> None:
     assert left_out in give(folder, "dead-letters", "show", str(batch["id"]), "--json")
 
 
+@pytest.mark.slow
 def test_each_exporter_of_many_gets_what_it_should_whatever_befalls_the_others(tmp_path: Path) -> None:
     check_outages(tmp_path, count=300, one_in=100)
 

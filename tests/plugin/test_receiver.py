@@ -28,6 +28,7 @@ def judging() -> bool:
     return any(thread.name.startswith("statsig-otel-judge") for thread in threading.enumerate())
 
 
+@pytest.mark.slow
 def test_small_webhooks_are_answered_while_a_large_one_is_judged() -> None:
     many = (2 << 20) // (len(TINY) + 1)
     large = b"[" + b",".join([TINY] * many) + b"]"
