@@ -12,7 +12,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
 from statsig_otel.plugin.change_description import details
 from statsig_otel.plugin.filter import FIELDS
-from statsig_otel.plugin.mapping import ATTRIBUTES, METADATA, SHORT_NAMES, TIMESTAMP
+from statsig_otel.plugin.impacted_services_settings import ServiceRuleSettings
+from statsig_otel.plugin.mapping import ATTRIBUTES, METADATA, SERVICE_FIELDS, SHORT_NAMES, TIMESTAMP
 from statsig_otel.plugin.webhook import Payload, parse
 from tests.plugin.mapping_helpers import OBSERVED, mapper_of
 
@@ -36,24 +37,35 @@ def table(title: str) -> Iterable[str]:
 
 @pytest.mark.parametrize(("keys", "expected"), EXAMPLES)
 def test_an_example_makes_what_stands_below_it(keys: str, expected: str) -> None:
-    """`null` is for no such attribute, or for no record."""
+    """`null` is for no such attribute, or for no record; an array is for several records."""
     payload = parse(f"[{SAMPLE}]".encode())
     assert isinstance(payload, Payload)
     mapped = mapper_of(keys).map(payload, OBSERVED)
-    wanted: dict[str, Any] | None = json.loads(expected)
+    wanted: list[dict[str, Any]] | dict[str, Any] | None = json.loads(expected)
     if wanted is None:
         assert (mapped.changes, mapped.ignored) == ((), 1)
         return
     (change,) = mapped.changes
-    record = ExportLogsServiceRequest.FromString(change.records[0]).resource_logs[0].scope_logs[0].log_records[0]
+    each = wanted if isinstance(wanted, list) else [wanted]
+    assert [shown(record, one) for record, one in zip(change.records, each, strict=True)] == each
+
+
+def shown(encoded: bytes, wanted: dict[str, Any]) -> dict[str, object]:
+    """Of a record what a page shows of it."""
+    (resource_logs,) = ExportLogsServiceRequest.FromString(encoded).resource_logs
+    (record,) = resource_logs.scope_logs[0].log_records
     attributes = {attribute.key: plain(attribute.value) for attribute in record.attributes}
-    found = {"event_name": record.event_name, "body": plain(record.body)}
-    found["attributes"] = {name: attributes.get(name) for name in wanted.get("attributes", {})}
-    assert wanted == {name: found[name] for name in wanted}
+    found = {
+        "event_name": record.event_name,
+        "body": plain(record.body),
+        "resource": {attribute.key: plain(attribute.value) for attribute in resource_logs.resource.attributes},
+        "attributes": {name: attributes.get(name) for name in wanted.get("attributes", {})},
+    }
+    return {name: found[name] for name in wanted}
 
 
 def test_every_yaml_is_an_example() -> None:
-    assert len(EXAMPLES) == PAGE.count("```yaml") == 6
+    assert len(EXAMPLES) == PAGE.count("```yaml") == 8
 
 
 def test_the_tables_name_all_there_is() -> None:
@@ -61,7 +73,8 @@ def test_the_tables_name_all_there_is() -> None:
     assert list(table("The default record")) == list(ATTRIBUTES)
     for line in table("What the description says"):
         assert list(details(line)), line
+    assert list(table("Impacted services")) == list(ServiceRuleSettings.model_fields)
     users = {"user.id", "user.name", "user.email"}
     assert set(table("Templates")) - {"{FIELD}", "{FIELD:-TEXT}", "{{", "}}"} == {
-        *SHORT_NAMES, *users, TIMESTAMP, f"{METADATA}NAME",
+        *SHORT_NAMES, *users, *SERVICE_FIELDS, TIMESTAMP, f"{METADATA}NAME",
     }  # fmt: skip

@@ -20,7 +20,16 @@ _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class InvalidItemError(Exception):
-    """A config change that no record can be made of. The message says what is wrong, and where."""
+    """A config change that no record can be made of. The message says what is wrong, and where.
+
+    Example:
+        >>> from statsig_otel.plugin import ChangeEvent, InvalidItemError
+        >>> try:
+        ...     ChangeEvent.from_item({"timestamp": 1739400185198})
+        ... except InvalidItemError as error:
+        ...     print(error)
+        metadata: must be an object, is missing or null
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +51,13 @@ class ChangeEvent:
         user_name: The same person's name.
         user_email: The same person's address.
         left_out: The fields whose value had an unusable type.
+
+    Example:
+        >>> from statsig_otel.plugin import ChangeEvent
+        >>> event = {"timestamp": 1739400185198, "metadata": {"type": "Gate", "name": "layout_v2", "action": "updated"}}
+        >>> change = ChangeEvent.from_item(event)
+        >>> (change.title, change.type)
+        ('layout_v2 updated', 'gate_updated')
     """
 
     happened_at: int

@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeAlias
 
 from statsig_otel.plugin.change_event import ChangeEvent
 from statsig_otel.plugin.filter import ChangeFilter
+from statsig_otel.plugin.impacted_services import Concerned
 from statsig_otel.plugin.lenient_json import Item
 from statsig_otel.plugin.log_record import AttributeValue
 from statsig_otel.plugin.mapper import Mapper
@@ -61,7 +62,9 @@ class ExplainedItem:
         reason: Why; None for a change.
         uid: A change's uid.
         left_out: The optional fields of a change that had an unusable type.
-        records: A change's records, each a serialised `ExportLogsServiceRequest`, as they would be sent.
+        concerned: What `impacted_services` says of a change; None where the receiver has none.
+        records: A change's records, each a serialised `ExportLogsServiceRequest`, as they would be sent: one, or one
+            for each service.
     """
 
     index: int
@@ -69,6 +72,7 @@ class ExplainedItem:
     reason: str | None = None
     uid: str | None = None
     left_out: tuple[str, ...] = ()
+    concerned: Concerned | None = None
     records: tuple[bytes, ...] = ()
 
 
@@ -187,7 +191,12 @@ def _explain_change(
         return ExplainedItem(index=index, outcome="invalid", reason=invalid.reason)
     for change in mapped.changes:
         return ExplainedItem(
-            index=index, outcome="change", uid=change.uid, left_out=mapped.left_out, records=change.records
+            index=index,
+            outcome="change",
+            uid=change.uid,
+            left_out=mapped.left_out,
+            concerned=mapper.concerned(item),
+            records=change.records,
         )
     return ExplainedItem(index=index, outcome="filtered", reason=_why_dropped(item, change_filter))
 

@@ -46,6 +46,7 @@ FIELDS: Final[Mapping[str, Field]] = {
     "names": Field(lambda event: (event.name,)),
     "projects": Field(lambda event: (event.project_id, event.project_name)),
     "tags": Field(lambda event: event.tags),
+    "target_apps": Field(lambda event: event.target_apps),
     "actors": Field(lambda event: (event.user_id, event.user_name, event.user_email), str.lower),
 }
 """The fields that a block can have."""
@@ -80,6 +81,13 @@ class ChangeFilter:
 
     Raises:
         ValueError: A block names a field that there is not, or none at all.
+
+    Example:
+        >>> from statsig_otel.plugin import ChangeEvent, ChangeFilter
+        >>> change_filter = ChangeFilter(include=[{"environments": ["prod*"]}], exclude=[{"names": ["test_*"]}])
+        >>> change = ChangeEvent(happened_at=1739400185198, entity_type="Gate", name="a", environments=("production",))
+        >>> change_filter.why_dropped(change) is None
+        True
     """
 
     def __init__(self, *, include: Sequence[Block] = (), exclude: Sequence[Block] = ()) -> None:

@@ -9,7 +9,13 @@ from statsig_otel.plugin.filter import Block, ChangeFilter
 
 
 class ChangeMatchSettings(Settings):
-    """A block: patterns by field. Each field has to match, by one of its patterns."""
+    """A block: patterns by field. Each field has to match, by one of its patterns.
+
+    Example:
+        >>> from statsig_otel.plugin import ChangeMatchSettings
+        >>> ChangeMatchSettings(types=["gate"], environments=["prod*"]).types
+        ['gate']
+    """
 
     types: list[str] | None = Field(
         default=None,
@@ -36,6 +42,9 @@ class ChangeMatchSettings(Settings):
         default=None, min_length=1, description="Patterns of the project's id or name.", examples=[["Web"]]
     )
     tags: list[str] | None = Field(default=None, min_length=1, description="Patterns of tags.", examples=[["core"]])
+    target_apps: list[str] | None = Field(
+        default=None, min_length=1, description="Patterns of target apps.", examples=[["web"]]
+    )
     actors: list[str] | None = Field(
         default=None,
         min_length=1,
@@ -54,25 +63,34 @@ class ChangeMatchSettings(Settings):
         return self.model_dump(exclude_none=True)
 
 
-_Blocks = ChangeMatchSettings | Annotated[list[ChangeMatchSettings], Field(min_length=1)] | None
+Blocks = ChangeMatchSettings | Annotated[list[ChangeMatchSettings], Field(min_length=1)] | None
+"""A block, or a list of them."""
 
 
 class FilterSettings(Settings):
-    """Which changes go on."""
+    """Which changes go on.
 
-    include: _Blocks = Field(
+    Example:
+        >>> from statsig_otel.plugin import ChangeEvent, ChangeMatchSettings, FilterSettings
+        >>> change_filter = FilterSettings(exclude=ChangeMatchSettings(names=["test_*"])).create()
+        >>> change_filter.why_dropped(ChangeEvent(happened_at=1739400185198, entity_type="Gate", name="test_a"))
+        'exclude[0] matches'
+    """
+
+    include: Blocks = Field(
         default=None, description="Only these changes go on. A mapping; or a list of them, of which one has to match."
     )
-    exclude: _Blocks = Field(
+    exclude: Blocks = Field(
         default=None, description="These changes don't go on, whatever include says. A mapping, or a list of them."
     )
 
     def create(self) -> ChangeFilter:
         """The filter itself."""
-        return ChangeFilter(include=_blocks(self.include), exclude=_blocks(self.exclude))
+        return ChangeFilter(include=blocks_of(self.include), exclude=blocks_of(self.exclude))
 
 
-def _blocks(written: _Blocks) -> list[Block]:
+def blocks_of(written: Blocks) -> list[Block]:
+    """The blocks, as a filter takes them."""
     if written is None:
         return []
     return [one.block() for one in (written if isinstance(written, list) else [written])]

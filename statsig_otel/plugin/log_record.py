@@ -8,7 +8,7 @@ encoder drops an attribute that holds a surrogate, is private, and takes several
 import hmac
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final, Literal, Protocol, TypeAlias, get_args
@@ -48,6 +48,11 @@ def uid(item: Mapping[str, object]) -> str:
 
     Raises:
         InvalidItemError: The item has no canonical JSON: it holds NaN or is nested too deeply.
+
+    Example:
+        >>> from statsig_otel.plugin import uid
+        >>> uid({"timestamp": 1, "metadata": {"name": "a"}}) == uid({"metadata": {"name": "a"}, "timestamp": 1})
+        True
     """
     try:
         canonical = json.dumps(item, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -66,18 +71,36 @@ class RecordFields:
         event_name: The EventName.
         body: The body.
         attributes: The attributes, in their order.
+        service: Of a record that is about one service, that service as `service.name` and `service.namespace`: for the
+            mapping to read, it is in the resource.
     """
 
     event_name: str
     body: str
     attributes: Mapping[str, AttributeValue]
+    service: Mapping[str, str] = field(default_factory=dict)
 
 
 class Remapping(Protocol):
-    """What makes another record of the default one."""
+    """What makes another record of the default one.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from statsig_otel.plugin import LogRecordEncoder, Mapper
+        >>> class Shouting:
+        ...     def apply(self, record, event, item):
+        ...         return replace(record, body=record.body.upper())
+        >>> mapper = Mapper(LogRecordEncoder(mapping=Shouting()))
+    """
 
     def apply(self, record: RecordFields, event: ChangeEvent, item: Mapping[str, object]) -> RecordFields:
-        """The record that goes out. It must not raise."""
+        """The record that goes out. It must not raise.
+
+        Args:
+            record: The default record; `dataclasses.replace` makes another one of it.
+            event: The change.
+            item: The item as Statsig sent it, decoded.
+        """
         ...
 
 
@@ -96,6 +119,16 @@ class LogRecordEncoder:
     Raises:
         ValueError: `user` is none of the three, `hash` has no key, or the original would show users that are to be
             hashed or left out.
+
+    Example:
+        >>> from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+        >>> from statsig_otel.plugin import LogRecordEncoder, Mapper, parse
+        >>> encoder = LogRecordEncoder(resource={"service.name": "flags"}, user="drop")
+        >>> body = b'{"eventName": "statsig::config_change", "timestamp": 1, "metadata": {"type": "Gate", "name": "a"}}'
+        >>> (change,) = Mapper(encoder).map(parse(body), observed_ns=2).changes
+        >>> (resource_logs,) = ExportLogsServiceRequest.FromString(change.records[0]).resource_logs
+        >>> resource_logs.scope_logs[0].log_records[0].event_name
+        'statsig.config_change'
     """
 
     def __init__(
@@ -146,6 +179,11 @@ class LogRecordEncoder:
             original: The item's own JSON text.
             item: The item, for what a mapping takes from it beside the event.
         """
+        request = self.default(event, uid=uid, observed_ns=observed_ns, original=original)
+        return request.SerializeToString() if self._mapping is None else self.finish(request, event, item)
+
+    def default(self, event: ChangeEvent, *, uid: str, observed_ns: int, original: str) -> ExportLogsServiceRequest:
+        """The request of `encode`, as it is before the mapping. For the parameters see `encode`."""
         request = ExportLogsServiceRequest()
         request.CopyFrom(self._template)
         happened_ns = event.happened_at * 1_000_000
@@ -167,8 +205,26 @@ class LogRecordEncoder:
             record.attributes.extend(KeyValue(key=key, value=_any_value(value)) for key, value in found.items())
         if self._include_original:
             _add(record, "log.record.original", original)
+        return request
+
+    def finish(
+        self,
+        request: ExportLogsServiceRequest,
+        event: ChangeEvent,
+        item: Mapping[str, object],
+        service: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """Apply the mapping to a default request, and serialise it. The request is changed by it.
+
+        Args:
+            request: What `default` made.
+            event: The change event.
+            item: The item.
+            service: The service that the record is about, as a mapping reads it.
+        """
         if self._mapping is not None:
-            _remap(record, self._mapping, event, item)
+            record = request.resource_logs[0].scope_logs[0].log_records[0]
+            _remap(record, self._mapping, event, item, service or {})
         return request.SerializeToString()
 
     def _add_attributes(self, record: LogRecord, event: ChangeEvent, uid: str) -> None:
@@ -217,10 +273,18 @@ def _add(record: LogRecord, key: str, value: str | tuple[str, ...] | None) -> No
         elements.add(string_value=element)
 
 
-def _remap(record: LogRecord, mapping: Remapping, event: ChangeEvent, item: Mapping[str, object]) -> None:
+def fields_in(record: LogRecord, service: Mapping[str, str]) -> RecordFields:
+    """What a default record says."""
     attributes = {attribute.key: _plain(attribute.value) for attribute in record.attributes}
-    default = RecordFields(event_name=record.event_name, body=record.body.string_value, attributes=attributes)
-    mapped = mapping.apply(default, event, item)
+    return RecordFields(
+        event_name=record.event_name, body=record.body.string_value, attributes=attributes, service=service
+    )
+
+
+def _remap(
+    record: LogRecord, mapping: Remapping, event: ChangeEvent, item: Mapping[str, object], service: Mapping[str, str]
+) -> None:
+    mapped = mapping.apply(fields_in(record, service), event, item)
     record.event_name = mapped.event_name
     record.body.string_value = mapped.body
     del record.attributes[:]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statsig_otel.exporters.consumer import Change, Invalid
 from statsig_otel.plugin.change_event import ChangeEvent, InvalidItemError
 from statsig_otel.plugin.filter import ChangeFilter
+from statsig_otel.plugin.impacted_services import Concerned, ImpactedServices
 from statsig_otel.plugin.lenient_json import Item
 from statsig_otel.plugin.log_record import LogRecordEncoder, uid
 from statsig_otel.plugin.webhook import Payload
@@ -19,6 +20,12 @@ class Mapped:
         invalid: Those that none could be made of.
         ignored: How many items of the payload are no config change, or one that the filter drops.
         left_out: The optional fields that had an unusable type, one entry for each time.
+
+    Example:
+        >>> from statsig_otel.plugin import Mapper, parse
+        >>> mapped = Mapper().map(parse(b'[{"eventName": "statsig::gate_exposure"}]'), observed_ns=0)
+        >>> (mapped.changes, mapped.ignored)
+        ((), 1)
     """
 
     changes: tuple[Change, ...]
@@ -33,11 +40,25 @@ class Mapper:
     Args:
         encoder: Makes the records; the default ones without it.
         change_filter: Tells which changes one is made of; all without it.
+        services: Makes the records of the changes that concern services; all have one record without it.
+
+    Example:
+        >>> from statsig_otel.plugin import Mapper, parse
+        >>> body = b'{"eventName": "statsig::config_change", "timestamp": 1, "metadata": {"type": "Gate"}}'
+        >>> mapped = Mapper().map(parse(body), observed_ns=1739400185198000000)
+        >>> [invalid.reason for invalid in mapped.invalid]
+        ['metadata.name: must be a text that is not empty, is missing or null']
     """
 
-    def __init__(self, encoder: LogRecordEncoder | None = None, change_filter: ChangeFilter | None = None) -> None:
+    def __init__(
+        self,
+        encoder: LogRecordEncoder | None = None,
+        change_filter: ChangeFilter | None = None,
+        services: ImpactedServices | None = None,
+    ) -> None:
         self._encoder = encoder or LogRecordEncoder()
         self._filter = change_filter
+        self._services = services
 
     def map(self, payload: Payload, observed_ns: int) -> Mapped:
         """Map all config changes of a payload.
@@ -72,5 +93,22 @@ class Mapper:
         event = ChangeEvent.from_item(item.value)
         if self._filter is not None and self._filter.why_dropped(event) is not None:
             return None
+        if self._services is not None:
+            records = self._services.encode(
+                self._encoder, event, uid=item_uid, observed_ns=observed_ns, original=item.text, item=item.value
+            )
+            return Change(item_uid, records), event.left_out
         record = self._encoder.encode(event, uid=item_uid, observed_ns=observed_ns, original=item.text, item=item.value)
         return Change(item_uid, (record,)), event.left_out
+
+    def concerned(self, item: Item) -> Concerned | None:
+        """What the rules say of the services of a change; None where there are no rules.
+
+        Args:
+            item: An item that `map` makes a record of.
+        """
+        if self._services is None or not isinstance(item.value, dict):
+            return None
+        event = ChangeEvent.from_item(item.value)
+        default = self._encoder.default(event, uid=uid(item.value), observed_ns=0, original=item.text)
+        return self._services.find(default, event, original=item.text, item=item.value)

@@ -48,6 +48,8 @@ ATTRIBUTES: Final = (
     "statsig.change.rules",
     "statsig.change.groups",
     "statsig.change.parameters",
+    "statsig.config_change.uid",
+    "statsig.impacted_services",
     "log.record.original",
 )
 """The attributes that the default record can have."""
@@ -68,12 +70,17 @@ SHORT_NAMES: Final[Mapping[str, str]] = {
 """Fields of a template that are attributes by another name."""
 
 _ARRAYS: Final = {
-    "statsig.environments", "statsig.tags", "statsig.target_apps",
+    "statsig.environments", "statsig.tags", "statsig.target_apps", "statsig.impacted_services",
     "statsig.change.kinds", "statsig.change.rules", "statsig.change.groups", "statsig.change.parameters",
 }  # fmt: skip
 
+SERVICE_FIELDS: Final = ("service.name", "service.namespace")
+"""Fields of a record that is about one service: what its resource says."""
+
 TIMESTAMP: Final = "timestamp"
 METADATA: Final = "metadata."
+
+_FIELDS: Final = (*SHORT_NAMES, TIMESTAMP, *ATTRIBUTES, *SERVICE_FIELDS)
 
 _MAX_INT: Final = 2**63 - 1
 
@@ -88,8 +95,8 @@ def parse_template(text: str) -> Template:
         raise TemplateError("is empty\nhint: leave the key out")
     template = Template.parse(text)
     for name in template.names:
-        if not (name in SHORT_NAMES or name in ATTRIBUTES or name == TIMESTAMP or _is_metadata(name)):
-            near = hint_for(name, [*SHORT_NAMES, TIMESTAMP, *ATTRIBUTES, f"{METADATA}NAME"])
+        if not (name in _FIELDS or _is_metadata(name)):
+            near = hint_for(name, [*_FIELDS, f"{METADATA}NAME"])
             raise TemplateError(f"has {{{name}}}, which is no field of a change\nhint: {near}")
     return template
 
@@ -121,7 +128,7 @@ class Texts:
 
     def value(self, fields: FieldsOf) -> AttributeValue | None:
         """The value for one change."""
-        return tuple(_texts(template.value(fields) for template in self.templates)) or None
+        return tuple(texts_of(template.value(fields) for template in self.templates)) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,16 +223,7 @@ class RecordMapping:
             event: The change that it is of.
             item: The item that it was made of.
         """
-        metadata = item.get("metadata")
-        metadata = metadata if isinstance(metadata, dict) else {}
-
-        def fields(name: str) -> AttributeValue | None:
-            if name == TIMESTAMP:
-                return event.happened_at
-            if name.startswith(METADATA):
-                return _of_json(metadata.get(name.removeprefix(METADATA)))
-            return record.attributes.get(SHORT_NAMES.get(name, name))
-
+        fields = fields_of(record, event, item)
         attributes = {
             self.rename.get(name, name): value for name, value in record.attributes.items() if name not in self._dropped
         }
@@ -240,6 +238,29 @@ class RecordMapping:
             body=(self.body and self.body.text(fields)) or record.body,
             attributes=attributes,
         )
+
+
+def fields_of(record: RecordFields, event: ChangeEvent, item: Mapping[str, object]) -> FieldsOf:
+    """The fields of one change, as templates read them.
+
+    Args:
+        record: The default record.
+        event: The change that it is of.
+        item: The item that it was made of.
+    """
+    metadata = item.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+
+    def value(name: str) -> AttributeValue | None:
+        if name == TIMESTAMP:
+            return event.happened_at
+        if name.startswith(METADATA):
+            return _of_json(metadata.get(name.removeprefix(METADATA)))
+        if name in SERVICE_FIELDS:
+            return record.service.get(name)
+        return record.attributes.get(SHORT_NAMES.get(name, name))
+
+    return value
 
 
 def check_new_name(name: str) -> None:
@@ -311,7 +332,8 @@ def _flat(values: Iterable[AttributeValue]) -> Iterable[str | bool | int | float
             yield from value
 
 
-def _texts(values: Iterable[AttributeValue | None]) -> Iterable[str]:
+def texts_of(values: Iterable[AttributeValue | None]) -> Iterable[str]:
+    """Each value as a text, those of arrays one by one."""
     return (as_text(value) for value in _flat(value for value in values if value is not None))
 
 

@@ -71,7 +71,13 @@ _Scalar = Annotated[_Template | bool | int | float, BeforeValidator(_check_integ
 
 
 class LookupSettings(Settings):
-    """A value by another one, such as a team by a project."""
+    """A value by another one, such as a team by a project.
+
+    Example:
+        >>> from statsig_otel.plugin import LookupSettings
+        >>> LookupSettings(lookup="{project.name}", table={"Shop": "team-shop"}, default="nobody").default
+        'nobody'
+    """
 
     lookup: _Template = Field(description="What is looked up, a template.", examples=["{project.name}"])
     table: dict[str, _Scalar] = Field(description="The values, by the text that is looked up.", min_length=1)
@@ -93,7 +99,13 @@ _Written = _Scalar | _List | LookupSettings
 
 
 class MappingSettings(Settings):
-    """How a receiver's records look, where they are not to look as they do by default."""
+    """How a receiver's records look, where they are not to look as they do by default.
+
+    Example:
+        >>> from statsig_otel.plugin import LogRecordEncoder, Mapper, MappingSettings
+        >>> mapping = MappingSettings(body="{name} was {action}", attributes={"team": "shop"})
+        >>> mapper = Mapper(LogRecordEncoder(mapping=mapping.create()))
+    """
 
     event_name: _Template | None = Field(
         default=None, description="The EventName, a template.", examples=["statsig.{change_event.type}"]

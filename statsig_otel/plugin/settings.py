@@ -10,9 +10,10 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from statsig_otel.config.model import Duration, Opaque, Settings, Size
 from statsig_otel.exporters.queue.plan import DEFAULT_WINDOW
 from statsig_otel.plugin.filter_settings import FilterSettings
+from statsig_otel.plugin.impacted_services_settings import ImpactedServicesSettings
 from statsig_otel.plugin.log_record import UserMode
 from statsig_otel.plugin.mapping_settings import MappingSettings
-from statsig_otel.plugin.receiver import DEFAULT_PATH
+from statsig_otel.plugin.webhook import DEFAULT_PATH
 
 _ENDPOINT: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
 _PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
@@ -21,7 +22,8 @@ _MAX_PORT: Final = 65535
 _MAX_INT: Final = 2**63 - 1
 """What an OTLP integer holds."""
 
-_RESTART: Final = "leave it out: PEM files are read at the start; restart the service after a change"
+_SET_UP: Final = "write signing_secrets: [] to set the webhook up before there is a secret"
+_RELOAD: Final = "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)"
 
 ResourceValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
 
@@ -33,7 +35,7 @@ def check_secret(secret: Opaque) -> Opaque:
         ValueError: It is empty, or has white space around it.
     """
     if not secret.reveal():
-        raise ValueError("is empty\nhint: write signing_secrets: [] to set the webhook up before there is a secret")
+        raise ValueError(f"is empty\nhint: {_SET_UP}")
     if secret.reveal() != secret.reveal().strip():
         raise ValueError(
             "begins or ends with white space\nhint: copy the secret alone, from webhook- to its last letter"
@@ -47,21 +49,32 @@ def check_secret(secret: Opaque) -> Opaque:
 
 
 class ServerTlsSettings(Settings):
-    """`tls` of a server, with the Collector's names (configtls)."""
+    """`tls` of a server, with the Collector's names (configtls).
+
+    Example:
+        >>> from statsig_otel.plugin import ServerTlsSettings
+        >>> ServerTlsSettings.model_validate({"cert_file": "chain.pem", "key_file": "key.pem"}).min_version
+        '1.2'
+    """
 
     refused: ClassVar[Mapping[str, str]] = {
         "ca_file": "write client_ca_file for the authorities of clients; a server needs no other",
         "ca_pem": "write the authorities of clients to a file, and name it in client_ca_file",
         "cert_pem": "write it to a file, and name that in cert_file",
         "key_pem": "write it to a file, and name that in key_file",
-        "client_ca_file_reload": _RESTART,
-        "reload_interval": _RESTART,
+        "client_ca_file_reload": _RELOAD,
+        "reload_interval": _RELOAD,
         "include_system_ca_certs_pool": "name the authorities of clients in client_ca_file",
         "max_version": "leave it out: the newest version that both sides know is used",
         "cipher_suites": 'leave it out: OpenSSL\'s own are used; min_version: "1.3" has the strongest only',
         "curve_preferences": "leave it out: OpenSSL's own are used",
         "include_insecure_cipher_suites": "leave it out: OpenSSL's own are used",
         "tpm": "write the key to a file, and name that in key_file",
+    }
+
+    needed: ClassVar[Mapping[str, str]] = {
+        "cert_file": "name the file of the certificate chain, or leave tls out to serve plain HTTP",
+        "key_file": "name the file of the certificate's private key",
     }
 
     cert_file: Path = Field(description="The certificate chain, PEM.", examples=["/etc/statsig-otel/tls.crt"])
@@ -73,7 +86,13 @@ class ServerTlsSettings(Settings):
 
 
 class DeduplicationSettings(Settings):
-    """`deduplication` of a receiver."""
+    """`deduplication` of a receiver.
+
+    Example:
+        >>> from statsig_otel.plugin import DeduplicationSettings
+        >>> DeduplicationSettings.model_validate({"window": "1h"}).window
+        3600.0
+    """
 
     window: Duration = Field(
         default=DEFAULT_WINDOW, ge=0, description="For how long a change that was seen is a duplicate; 0 is never."
@@ -81,7 +100,14 @@ class DeduplicationSettings(Settings):
 
 
 class StatsigReceiverSettings(Settings):
-    """One receiver: an address, a path, its secrets, and how its records look."""
+    """One receiver: an address, a path, its secrets, and how its records look.
+
+    Example:
+        >>> from statsig_otel.plugin import StatsigReceiverSettings
+        >>> settings = StatsigReceiverSettings.model_validate({"signing_secrets": ["webhook-..."], "user": "drop"})
+        >>> (settings.endpoint, settings.signing_secrets)
+        ('localhost:8080', [[REDACTED]])
+    """
 
     refused: ClassVar[Mapping[str, str]] = {
         "auth": "leave it out: every request is checked against signing_secrets",
@@ -97,6 +123,21 @@ class StatsigReceiverSettings(Settings):
         "transport": "leave it out: it listens on TCP",
         "write_timeout": "leave it out: an answer has a few bytes",
     }
+
+    meant: ClassVar[Mapping[str, str]] = {
+        "dedup": "deduplication::window",
+        "deduplication_window": "deduplication::window",
+        "max_body_size": "max_request_body_size",
+        "secret": "signing_secrets",
+        "secrets": "signing_secrets",
+        "timeout": "read_timeout",
+        "tolerance": "timestamp_tolerance",
+        "url": "endpoint",
+    }
+    needed: ClassVar[Mapping[str, str]] = {
+        "signing_secrets": 'write ["${env:STATSIG_SIGNING_SECRET}"], or [] until Statsig has shown the secret',
+    }
+    without: ClassVar[Mapping[str, str]] = {"signing_secrets": _SET_UP}
 
     endpoint: str = Field(
         default="localhost:8080", description="Where to listen, as host:port.", examples=["0.0.0.0:8080"]
@@ -142,6 +183,9 @@ class StatsigReceiverSettings(Settings):
     )
     mapping: MappingSettings | None = Field(
         default=None, description="How the records look; as the reference mapping has them without it."
+    )
+    impacted_services: ImpactedServicesSettings | None = Field(
+        default=None, description="Which services a change concerns; none without it."
     )
 
     @field_validator("endpoint")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from statsig_otel.plugin.impacted_services import ImpactedService, service_uid
 from statsig_otel.plugin.log_record import uid
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, run_to_end
@@ -10,7 +11,10 @@ from tests.peers.otlp_servers import GrpcSink
 
 
 def test_filter_and_mapping_count_from_the_next_request_after_a_reload(tmp_path: Path) -> None:
-    """What the filter drops is ignored, and is no duplicate later; a duplicate is one behind every mapping."""
+    """What the filter drops is ignored, and is no duplicate later; a duplicate is one behind every mapping.
+
+    What is accepted are changes: one that concerns two services is one, and comes as two records.
+    """
     kept, dropped = change(1, environments="production"), change(2, environments="development")
     with GrpcSink() as sink:
         keys = {
@@ -22,11 +26,16 @@ def test_filter_and_mapping_count_from_the_next_request_after_a_reload(tmp_path:
             receipt = {"accepted": 1, "duplicates": 0, "ignored": 1, "invalid": 0}
             assert post(service.url, kept, dropped).json() == receipt
             assert post(service.url, dropped).json() == {**receipt, "accepted": 0}
-            write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True, mapping={"body": "{name}"})
+            keys = {
+                "mapping": {"body": "{name} of {service.name}"},
+                "impacted_services": {"rules": {"name": ["a", "b"]}},
+            }
+            write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True, **keys)
             done = run_to_end("reload", "--directory", str(tmp_path / "queue"), env=ENV)
             assert done.returncode == 0, done.stderr
             assert post(service.url, kept, dropped).json() == {**receipt, "duplicates": 1, "ignored": 0}
-            wait_until(lambda: len(uids(sink.requests)) == 2, "both are delivered")
-        assert uids(sink.requests) == [uid(kept), uid(dropped)]
+            wait_until(lambda: len(uids(sink.requests)) == 3, "all are delivered")
+        of_services = [service_uid(uid(dropped), ImpactedService(name)) for name in ("a", "b")]
+        assert uids(sink.requests) == [uid(kept), *of_services]
         bodies = [record.body.string_value for request in sink.requests for record in request.records]
-        assert bodies == ["gate_1 in production", "gate_2"]
+        assert bodies == ["gate_1 in production", "gate_2 of a", "gate_2 of b"]

@@ -283,6 +283,60 @@ def test_the_record_is_the_mapped_one_with_the_resource() -> None:
     assert {"key": "team", "value": {"stringValue": "flags"}} in resource
 
 
+SERVICES: Final = (
+    "impacted_services: {split: %s, rules: [{name: ['{tags}', x], match: {names: [checkout_v2]}}, "
+    "{name: payments, namespace: shop, match: {tags: [core]}}, {name: core}]}"
+)
+
+
+def test_the_services_of_a_change_are_told_with_their_rules() -> None:
+    explained = as_json([SAMPLE, change(name="cart")], keys=SERVICES % "true")
+    first, second = explained["items"]
+    assert first["services"] == [
+        {"name": "core", "namespace": None, "rules": [0, 2]},
+        {"name": "payments", "namespace": None, "rules": [0]},
+        {"name": "x", "namespace": None, "rules": [0]},
+        {"name": "payments", "namespace": "shop", "rules": [1]},
+    ]
+    resources = [one["resourceLogs"][0]["resource"]["attributes"][0] for one in first["records"]]
+    assert [one["value"]["stringValue"] for one in resources] == ["core", "payments", "x", "payments"]
+    assert [one["rules"] for one in second["services"]] == [[1], [2]]
+    assert as_json([SAMPLE, EXPOSURE])["items"][0]["services"] is None
+
+
+def test_each_record_stands_below_its_service() -> None:
+    lines = explain([SAMPLE, change(name="cart", tags=[])], keys=SERVICES % "true").output.splitlines()
+    found = [
+        line.strip() for line in lines if line.startswith(("Item", "  for", "  concerns")) or "service.name" in line
+    ]
+    assert [re.sub(r"[0-9a-f]{32}", "UID", re.sub(" +", " ", line)) for line in found] == [
+        "Item 0: change: UID",
+        "for the service core, by rules[0], rules[2] of impacted_services", "-> service.name core",
+        "for the service payments, by rules[0] of impacted_services", "-> service.name payments",
+        "for the service x, by rules[0] of impacted_services", "-> service.name x",
+        "for the service shop/payments, by rules[1] of impacted_services",
+        "-> service.name payments", "-> service.namespace shop",
+        "Item 1: change: UID",
+        "for the service core, by rules[2] of impacted_services", "-> service.name core",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (SERVICES % "false", "concerns the service shop/payments, by rules[1] of impacted_services"),
+        ("impacted_services: {rules: {name: a, match: {names: [b]}}}", "concerns no service: no rule of "),
+        ("impacted_services: {rules: {name: '{metadata.many}'}}", "concerns 101 services, too many for a record of"),
+    ],
+)
+def test_one_record_of_several_services_or_of_none_is_told(keys: str, told: str) -> None:
+    body = [change(many=[f"a{index}" for index in range(101)])]
+    output = explain(body, keys=keys).output
+    assert f"\n  {told}" in output
+    assert "\n  for " not in output
+    assert len(as_json(body, keys=keys)["items"][0]["records"]) == 1
+
+
 def test_nothing_of_a_payload_acts_on_the_terminal() -> None:
     evil = "\x1b[2J\u202e\u009b\ud800"
     items = [{"eventName": evil}, change(name=evil, description=f"a\n{evil}")]

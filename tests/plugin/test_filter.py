@@ -23,6 +23,7 @@ FULL: Final[Mapping[str, Any]] = {
     "project_id": "p1",
     "project_name": "Web",
     "tags": ("core", "ui"),
+    "target_apps": ("web", "iOS"),
     "user_id": "u1",
     "user_name": "Test User",
     "user_email": "Test.User@example.com",
@@ -59,6 +60,8 @@ MATCHING: Final = [
     ("projects", "Web"),
     ("tags", "core"),
     ("tags", "u?"),
+    ("target_apps", "web"),
+    ("target_apps", "i*"),
     ("actors", "u1"),
     ("actors", "test user"),
     ("actors", "*@EXAMPLE.com"),
@@ -75,6 +78,7 @@ OTHERS: Final = [
     ("projects", "web"),
     ("tags", "Core"),
     ("tags", ""),
+    ("target_apps", "ios"),
     ("actors", "@example.com"),
 ]
 
@@ -120,8 +124,9 @@ def test_a_change_is_excluded_for_its_environments_only_where_all_match() -> Non
     assert excludes({"environments": ["development"]}, event(environments=("development",)))
 
 
-def test_one_of_several_tags_is_enough_to_exclude() -> None:
-    assert excludes({"tags": ["ui"]}, event())
+@pytest.mark.parametrize("block", [{"tags": ["ui"]}, {"target_apps": ["iOS"]}])
+def test_one_of_several_tags_or_apps_is_enough_to_exclude(block: Block) -> None:
+    assert excludes(block, event())
 
 
 def test_all_fields_of_a_block_have_to_match() -> None:

@@ -18,11 +18,19 @@ from pydantic import ValidationError
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.plugin.change_event import ChangeEvent
 from statsig_otel.plugin.filter import FIELDS, ChangeFilter
+from statsig_otel.plugin.impacted_services import (
+    CHANGE_UID,
+    IMPACTED_SERVICES,
+    MAX_RECORDS,
+    ImpactedServices,
+    ServiceRule,
+)
 from statsig_otel.plugin.log_record import LogRecordEncoder
 from statsig_otel.plugin.mapper import Mapped, Mapper
 from statsig_otel.plugin.mapping import (
     ATTRIBUTES,
     METADATA,
+    SERVICE_FIELDS,
     SHORT_NAMES,
     TIMESTAMP,
     UID,
@@ -88,15 +96,20 @@ class TestDefault:
         mapper = Mapper(LogRecordEncoder(include_original=True, include_change_details=True))
         details = b"Groups updated: a", b"Parameters added: a", b"Updated rule a rollout from 1% to 2%"
         told = [EVERY_FIELD.replace(b"Archived Config", text) for text in details]
+        of_service = Mapper(services=ImpactedServices([ServiceRule(Constant("a"))]))
         records = [
             record_in(mapped(mapper, body).changes[0].records[0]) for body in (*told, bodies()["one_environment"])
         ]
+        records.append(record_in(mapped(of_service, EVERY_FIELD).changes[0].records[0]))
         assert {attribute.key for record in records for attribute in record.attributes} == set(ATTRIBUTES)
         assert set(SHORT_NAMES.values()) <= set(ATTRIBUTES)
+        assert not set(SERVICE_FIELDS) & set(ATTRIBUTES)
 
 
 class TestChecks:
-    @pytest.mark.parametrize("name", [*SHORT_NAMES, *ATTRIBUTES, TIMESTAMP, f"{METADATA}x", f"{METADATA}a b.c"])
+    @pytest.mark.parametrize(
+        "name", [*SHORT_NAMES, *ATTRIBUTES, *SERVICE_FIELDS, TIMESTAMP, f"{METADATA}x", f"{METADATA}a b.c"]
+    )
     def test_a_field_that_there_is(self, name: str) -> None:
         assert list(parse_template(f"-{{{name}}}").names) == [name]
 
@@ -166,7 +179,7 @@ class TestChecks:
 
 
 NAMES: Final = (
-    *SHORT_NAMES, *ATTRIBUTES, TIMESTAMP,
+    *SHORT_NAMES, *ATTRIBUTES, *SERVICE_FIELDS, TIMESTAMP,
     *(f"{METADATA}{name}" for name in ("name", "description", "environments", "tags", "targetApps", "x")),
 )  # fmt: skip
 PIECES: Final = st.sampled_from(("text ", "{{", "}}", "é")) | st.sampled_from(NAMES).flatmap(
@@ -213,21 +226,35 @@ BLOCKS: Final = st.dictionaries(
 FILTERS: Final = st.builds(ChangeFilter, include=st.lists(BLOCKS, max_size=2), exclude=st.lists(BLOCKS, max_size=1))
 
 
+RULES: Final = st.builds(
+    ServiceRule, SOURCES, st.none() | TEMPLATES, st.lists(BLOCKS | st.just({"names": ["*"]}), max_size=2)
+)
+SERVICES: Final = st.builds(ImpactedServices, st.lists(RULES, min_size=1, max_size=3), split=st.booleans())
+
+
 class TestProperties:
-    @given(mappings(), FILTERS, config_changes(hostile=True))
+    @given(mappings(), FILTERS, st.none() | SERVICES, config_changes(hostile=True))
     def test_a_mapping_never_raises_changes_a_uid_or_loses_an_event(
-        self, mapping: RecordMapping, change_filter: ChangeFilter, item: str
+        self, mapping: RecordMapping, change_filter: ChangeFilter, services: ImpactedServices | None, item: str
     ) -> None:
         body = f"[{item}]".encode()
         default = mapped(Mapper(), body)
-        ours = mapped(Mapper(LogRecordEncoder(mapping=mapping, include_change_details=True), change_filter), body)
+        encoder = LogRecordEncoder(mapping=mapping, include_change_details=True)
+        ours = mapped(Mapper(encoder, change_filter, services), body)
         assert ours.invalid == default.invalid
         kept = [change for change in default.changes if change_filter.why_dropped(event_of(body)) is None]
         assert [change.uid for change in ours.changes] == [change.uid for change in kept]
         assert ours.ignored == default.ignored + len(default.changes) - len(kept)
         for change, before in zip(ours.changes, kept, strict=True):
-            record, was = record_in(change.records[0]), record_in(before.records[0])
-            assert uids_in(record) == [change.uid]
+            uids = [uid for encoded in change.records for uid in uids_in(record_in(encoded))]
+            assert 1 <= len(uids) == len(set(uids)) == len(change.records) <= MAX_RECORDS
+            if services is None:
+                assert uids == [change.uid]
+            self.check_records(change.records, before.records[0])
+
+    def check_records(self, records: tuple[bytes, ...], before: bytes) -> None:
+        was = record_in(before)
+        for record in map(record_in, records):
             names = [attribute.key for attribute in record.attributes]
             assert len(names) == len(set(names))
             assert record.body.string_value
@@ -238,6 +265,29 @@ class TestProperties:
                 assert attribute.value.WhichOneof("value")
                 kinds = {element.WhichOneof("value") for element in attribute.value.array_value.values}
                 assert len(kinds) <= 1
+
+    @given(SERVICES, config_changes(hostile=True))
+    def test_services_are_told_by_resource_and_list_alike(self, services: ImpactedServices, item: str) -> None:
+        """A change keeps its uid where its record is about no service alone, and is named where it is."""
+        for change in mapped(Mapper(services=services), f"[{item}]".encode()).changes:
+            for encoded in change.records:
+                (resource_logs,) = ExportLogsServiceRequest.FromString(encoded).resource_logs
+                resource = {one.key: one.value.string_value for one in resource_logs.resource.attributes}
+                record = {one.key: one.value for one in record_in(encoded).attributes}
+                listed = (
+                    [one.string_value for one in record[IMPACTED_SERVICES].array_value.values]
+                    if (IMPACTED_SERVICES in record)
+                    else []
+                )
+                if CHANGE_UID in record:
+                    assert record[CHANGE_UID].string_value == change.uid != record[UID].string_value
+                    named = [resource[name] for name in reversed(SERVICE_FIELDS) if name in resource]
+                    assert listed == ["/".join(named)]
+                    assert resource["service.name"].strip()
+                else:
+                    assert record[UID].string_value == change.uid
+                    assert resource == {"service.name": "statsig"}
+                    assert len(listed) == len(set(listed)) or "/" in "".join(listed)
 
     def test_metadata_close_to_the_limit_of_nesting(self) -> None:
         """What is too deep for a text of its own is left out; the record is delivered as without the mapping."""
@@ -258,7 +308,7 @@ class TestProperties:
 
 def test_it_loads_no_server_and_no_exporter() -> None:
     """It is what an embedder imports into a process of its own."""
-    modules = ("filter", "mapping", "template")
+    modules = ("filter", "mapping", "template", "impacted_services")
     script = (
         f"import sys, {', '.join(f'statsig_otel.plugin.{name}' for name in modules)}; print(*sys.modules, sep='\\n')"
     )

@@ -1,4 +1,7 @@
-"""Each case in mapping_cases/: a webhook's body, a receiver's keys, and the records that come out as OTLP/JSON."""
+"""Each case in mapping_cases/: a webhook's body, a receiver's keys, and the records that come out as OTLP/JSON.
+
+A record is shown with its resource. Where a change has several, they stand in the order in which they are sent.
+"""
 
 import json
 from pathlib import Path
@@ -17,19 +20,27 @@ NAMES: Final = sorted(path.stem for path in CASES.glob("*.yaml"))
 
 
 def records(body: bytes, mapper: Mapper) -> dict[str, Any]:
-    """The log records of a body, with what no record was made of."""
+    """The log records of a body, with what no record was made of. Each bears the uid of its change."""
     payload = parse(body)
     assert isinstance(payload, Payload)
     mapped = mapper.map(payload, OBSERVED)
     assert len(mapped.changes) + len(mapped.invalid) + mapped.ignored == payload.count
     found = []
     for change in mapped.changes:
-        (encoded,) = change.records
-        whole = json.loads(to_json_line(ExportLogsServiceRequest.FromString(encoded)))
-        (record,) = whole["resourceLogs"][0]["scopeLogs"][0]["logRecords"]
-        assert {"key": "log.record.uid", "value": {"stringValue": change.uid}} in record["attributes"]
-        found.append(record)
+        assert change.records
+        for encoded in change.records:
+            whole = json.loads(to_json_line(ExportLogsServiceRequest.FromString(encoded)))
+            (resource_logs,) = whole["resourceLogs"]
+            (record,) = resource_logs["scopeLogs"][0]["logRecords"]
+            uid = {"key": "log.record.uid", "value": {"stringValue": change.uid}}
+            assert (uid in record["attributes"]) is (len(change.records) == 1 and not of_one_service(record))
+            found.append({"resource": resource_logs["resource"], **record})
     return {"ignored": mapped.ignored, "invalid": len(mapped.invalid), "logRecords": found}
+
+
+def of_one_service(record: dict[str, Any]) -> bool:
+    """Whether a record was split off its change."""
+    return any(attribute["key"] == "statsig.config_change.uid" for attribute in record["attributes"])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -23,6 +23,7 @@ from statsig_otel.plugin.components import COMPONENTS
 from statsig_otel.plugin.config_option import config_option, read_document
 from statsig_otel.plugin.environment import resource_from_environment
 from statsig_otel.plugin.explanation import ExplainedItem, Explanation, SignatureHeaders, Verdict, explain
+from statsig_otel.plugin.impacted_services import Concerned, Found
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 
 _NOT_UNDERSTOOD: Final = 1
@@ -141,7 +142,10 @@ def _print(receiver: str, explanation: Explanation) -> None:
         _write("")
         for line in _item(alike):
             _write(line)
-        for record in alike[0].records:
+        concerned = alike[0].concerned
+        for index, record in enumerate(alike[0].records):
+            if concerned is not None and concerned.split:
+                _write(f"  for {_service(concerned.found[index])}")
             printer.send(record, 1, 0)
 
 
@@ -170,12 +174,31 @@ def _shape(explanation: Explanation) -> str:
     return f"malformed: {explanation.problem}"
 
 
+def _services(concerned: Concerned) -> Iterator[str]:
+    """What is to be said of the services before the records."""
+    if not concerned.found:
+        yield "concerns no service: no rule of impacted_services finds one"
+    elif concerned.too_many:
+        yield f"concerns {len(concerned.found)} services, too many for a record of each: one record lists them"
+    elif not concerned.split:
+        for found in concerned.found:
+            yield f"concerns {_service(found)}"
+
+
+def _service(found: Found) -> str:
+    rules = ", ".join(f"rules[{index}]" for index in found.rules)
+    return f"the service {found.service}, by {rules} of impacted_services"
+
+
 def _item(alike: Sequence[ExplainedItem]) -> Iterator[str]:
     first, last = alike[0], alike[-1]
     place = f"Item {first.index}" if first is last else f"Items {first.index} to {last.index}"
     yield f"{place}: {first.outcome}: {first.uid or first.reason}"
     if first.left_out:
         yield f"  left out, for a type that is of no use: {', '.join(first.left_out)}"
+    if first.concerned is not None:
+        for line in _services(first.concerned):
+            yield f"  {line}"
 
 
 def _as_json(receiver: str, explanation: Explanation) -> dict[str, object]:
@@ -206,5 +229,15 @@ def _item_as_json(item: ExplainedItem) -> dict[str, object]:
         "reason": item.reason,
         "uid": item.uid,
         "left_out": item.left_out,
+        "services": _services_as_json(item.concerned),
         "records": [json.loads(to_json_line(ExportLogsServiceRequest.FromString(record))) for record in item.records],
     }
+
+
+def _services_as_json(concerned: Concerned | None) -> list[dict[str, object]] | None:
+    if concerned is None:
+        return None
+    return [
+        {"name": found.service.name, "namespace": found.service.namespace or None, "rules": found.rules}
+        for found in concerned.found
+    ]
