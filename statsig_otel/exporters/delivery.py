@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.exporter import Exporter
+from statsig_otel.exporters.guarded import Guarded
 from statsig_otel.exporters.halving import Halving
 from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.queue.lane import Lane
@@ -34,6 +35,9 @@ _GATHERING: Final = 3.0
 
 _LONGEST_GATHERING: Final = 0.02
 """Seconds for which it does so at most."""
+
+_LEFT_BEHIND: Final = 3.0
+"""Seconds after the exporter's shutdown for a send to end; one that hangs must not keep the service from its end."""
 
 BLOCKED: Final = RetrySettings(initial_interval=30.0, multiplier=2.0, max_interval=240.0, randomization_factor=0.25)
 """How the head is tried again while somebody has to mend something: at most five minutes apart."""
@@ -79,12 +83,15 @@ class Sender:
 
     def __init__(self, lane: Lane, exporter: Exporter, settings: DeliverySettings | None = None) -> None:
         self.state: State = "stopped"
-        self.attempts = 0
-        self.last_error = ""
+        self.attempts: int = 0
+        self.last_error: str = ""
         self._lane = lane
-        self._exporter = exporter
+        self._exporter = Guarded(lane.name, exporter)
         self._settings = settings or DeliverySettings()
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # over the next two
+        self._in_send = False
+        self._left_behind = False  # by a shutdown: the thread touches the lane no more
         self._stopping = False
         self._closed = False  # the exporter is shut down: what it answers from now on says nothing
         self._drain_until = 0.0
@@ -105,7 +112,10 @@ class Sender:
         Raises:
             OSError: The exporter can't open a file.
             ValueError: A file of the exporter's holds something else than it should.
+            RuntimeError: A `send` was left behind by `shutdown`.
         """
+        if self._left_behind:
+            raise RuntimeError(f"{self._lane.name}: a send of before hangs still: make another sender")
         self._exporter.start()
         self.state = "idle"
         self._stopping = self._closed = False
@@ -134,6 +144,9 @@ class Sender:
     def shutdown(self, drain: float = 0.0, *, finish: float = 0.0) -> None:
         """Stop, and shut the exporter down. Safe to call twice.
 
+        A `send` that ignores its exporter's shutdown is left behind after three seconds, in a daemon thread, and the
+        log says so; its batch stays in the queue.
+
         Args:
             drain: Seconds in which what waits is still sent, unless the backend is away.
             finish: Seconds for the batch that is under way.
@@ -145,17 +158,40 @@ class Sender:
         if thread is not None:
             thread.join(max(finish, 0.0 if self._outage else drain))
         self._closed = True
-        self._exporter.shutdown()  # ends a send that is under way
+        latest = time.monotonic() + _LEFT_BEHIND
+        closing = threading.Thread(target=self._exporter.shutdown, name=f"shutdown {self._lane.name}", daemon=True)
+        try:
+            closing.start()  # ends a send that is under way
+        except RuntimeError:  # the interpreter ends, and starts no thread any more
+            self._exporter.shutdown()
+        else:
+            closing.join(_LEFT_BEHIND)
         if thread is not None:
-            thread.join()
+            thread.join(max(0.0, latest - time.monotonic()))
+            while thread.is_alive() and not self._leave_behind():
+                thread.join(_LEFT_BEHIND)  # what it does between two sends is in our hands
+        if closing.is_alive() or self._left_behind:
+            _logger.error("%s: a send or the shutdown hangs; it is left behind", self._lane.name)
+
+    def _leave_behind(self) -> bool:
+        """Give up a send that does not end; False where none is under way."""
+        with self._lock:
+            self._left_behind = self._in_send
+        if self._left_behind:
+            self.state = "stopped"
+            self._lane.close()
+        return self._left_behind
 
     def _run(self) -> None:
         try:
             while self._goes_on() and self._step():
                 pass
+        except _LeftBehind:
+            return
         finally:
-            self.state = "stopped"
-            self._lane.close()
+            if not self._left_behind:  # else it is somebody else's lane by now
+                self.state = "stopped"
+                self._lane.close()
 
     def _goes_on(self) -> bool:
         """Whether to do another step; while stopping, only to drain towards a backend that answers."""
@@ -330,7 +366,13 @@ class Sender:
         if self.state == "idle":
             self.state = "sending"
         payload = b"".join(record.payload for record in segment)
+        with self._lock:
+            self._in_send = True
         outcome = self._exporter.send(payload, len(segment), self._settings.timeout)
+        with self._lock:
+            self._in_send = False
+            if self._left_behind:
+                raise _LeftBehind
         match outcome:
             case Delivered():
                 failed = 0
@@ -412,6 +454,10 @@ class Sender:
             self.last_error = ""
             self.state = "sending"
             _logger.warning("%s: the queue can be read and ticked off again", self._lane.name)
+
+
+class _LeftBehind(BaseException):
+    """The send has ended after all, and nobody waits for it any more."""
 
 
 @dataclass(slots=True)

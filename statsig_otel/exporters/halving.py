@@ -24,9 +24,9 @@ class Halving:
     """
 
     def __init__(self, batch: Sequence[Stored], *, settled: bool, attempts: int = 0) -> None:
-        self.records = list(batch)
-        self.settled = settled
-        self.attempts = attempts
+        self.records: list[Stored] = list(batch)
+        self.settled: bool = settled
+        self.attempts: int = attempts
         self._segments = [(0, len(self.records), attempts)]  # beginning, end, attempts; the last one is the first
         self._unsure: list[tuple[int, int, int]] = []  # segments that were refused before it was settled
         self._letters: list[tuple[int, DeadLetter]] = []  # each with the end of its segment

@@ -18,6 +18,7 @@ from typing import Final
 from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.exporter import Exporter
+from statsig_otel.exporters.guarded import Guarded
 from statsig_otel.exporters.invalid_items import log_invalid
 from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 
@@ -57,6 +58,11 @@ class Route:
         exporter: The exporter.
         timeout: Seconds for a batch, however many sends it takes.
         exclusive: Whether there must never be two such exporters at a time: of a file.
+
+    Example:
+        >>> from statsig_otel.exporters import DebugExporter, DebugSettings, Route
+        >>> Route(DebugExporter("debug", DebugSettings()), timeout=5).exclusive
+        False
     """
 
     exporter: Exporter
@@ -74,6 +80,16 @@ class SynchronousConsumer:
         routes: The exporters, by id.
         receivers: For each receiver the ids of the exporters that its batches are for.
         private: The receivers whose invalid items may hold what must not be shown: the log tells their size alone.
+
+    Example:
+        >>> import io
+        >>> from statsig_otel.exporters import Batch, DebugExporter, DebugSettings, Route, SynchronousConsumer
+        >>> route = Route(DebugExporter("debug", DebugSettings(), io.StringIO()), timeout=5)
+        >>> consumer = SynchronousConsumer({"debug": route}, {"statsig": ["debug"]})
+        >>> consumer.start()
+        >>> consumer.consume(Batch("statsig")).result(timeout=10)
+        Receipt(accepted=0, duplicates=0)
+        >>> consumer.shutdown()
     """
 
     def __init__(
@@ -226,7 +242,7 @@ class _Lane:
     def __init__(self, name: str, route: Route) -> None:
         self.route = route
         self.name = name
-        self._exporter = route.exporter
+        self._exporter = Guarded(name, route.exporter)
         self._timeout = route.timeout
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # of all below
@@ -354,15 +370,9 @@ class _Lane:
         return next((outcome for outcome in outcomes if not isinstance(outcome, Delivered)), Delivered())
 
     def _send_part(self, part: Sequence[bytes], timeout: float) -> Outcome:
-        outcome: Outcome
         if timeout <= 0:
             return RetryLater(f"not all was sent within {self._timeout:g} s")
-        try:
-            outcome = self._exporter.send(b"".join(part), len(part), timeout)
-        except Exception as error:
-            # A mistake of ours must not leave the request without an answer.
-            _logger.exception("%s: unexpected error of the exporter", self.name)
-            outcome = Blocked(f"unexpected {type(error).__name__}")
+        outcome = self._exporter.send(b"".join(part), len(part), timeout)
         failed = 0 if isinstance(outcome, Delivered) else len(part)
         if isinstance(outcome, PartiallyRejected):
             failed = min(outcome.count, failed)
