@@ -5,52 +5,43 @@ from typing import TYPE_CHECKING
 from statsig_otel._lazy import exports
 
 if TYPE_CHECKING:
-    from statsig_otel.config.errors import ConfigError, Problem
-    from statsig_otel.config.grammar import Components, Configuration, Pipeline, check, load
-    from statsig_otel.config.locations import read_all
-    from statsig_otel.config.merging import merge
-    from statsig_otel.config.model import Duration, Opaque, Settings, Size
-    from statsig_otel.config.source import Document, Place, parse, read
-
-__all__ = [
-    "Components",
-    "ConfigError",
-    "Configuration",
-    "Document",
-    "Duration",
-    "Opaque",
-    "Pipeline",
-    "Place",
-    "Problem",
-    "Settings",
-    "Size",
-    "check",
-    "load",
-    "merge",
-    "parse",
-    "read",
-    "read_all",
-]
-
-__getattr__, __dir__ = exports(
-    __name__,
-    {
-        "Components": "grammar",
-        "ConfigError": "errors",
-        "Configuration": "grammar",
-        "Document": "source",
-        "Duration": "model",
-        "Opaque": "model",
-        "Pipeline": "grammar",
-        "Place": "source",
-        "Problem": "errors",
-        "Settings": "model",
-        "Size": "model",
-        "check": "grammar",
-        "load": "grammar",
-        "merge": "merging",
-        "parse": "source",
-        "read": "source",
-        "read_all": "locations",
-    },
-)
+    from statsig_otel.config.errors import ConfigError as ConfigError
+    from statsig_otel.config.errors import Problem as Problem
+    from statsig_otel.config.grammar import Components as Components
+    from statsig_otel.config.grammar import Configuration as Configuration
+    from statsig_otel.config.grammar import Pipeline as Pipeline
+    from statsig_otel.config.grammar import check as check
+    from statsig_otel.config.grammar import load as load
+    from statsig_otel.config.locations import read_all as read_all
+    from statsig_otel.config.merging import merge as merge
+    from statsig_otel.config.model import Duration as Duration
+    from statsig_otel.config.model import Opaque as Opaque
+    from statsig_otel.config.model import Settings as Settings
+    from statsig_otel.config.model import Size as Size
+    from statsig_otel.config.source import Document as Document
+    from statsig_otel.config.source import Place as Place
+    from statsig_otel.config.source import parse as parse
+    from statsig_otel.config.source import read as read
+else:  # a checker would take whatever name for one that there is
+    __getattr__, __dir__ = exports(
+        __name__,
+        {
+            "Components": "grammar",
+            "ConfigError": "errors",
+            "Configuration": "grammar",
+            "Document": "source",
+            "Duration": "model",
+            "Opaque": "model",
+            "Pipeline": "grammar",
+            "Place": "source",
+            "Problem": "errors",
+            "Settings": "model",
+            "Size": "model",
+            "check": "grammar",
+            "load": "grammar",
+            "merge": "merging",
+            "parse": "source",
+            "read": "source",
+            "read_all": "locations",
+        },
+    )

@@ -29,6 +29,12 @@ class Problem:
         hint: What to do about it.
         file: The file, or whatever else the value comes from.
         line: The line in the file, from 1.
+
+    Example:
+        >>> from statsig_otel.config import Problem
+        >>> print(Problem(("receivers", "statsig", "signing_secrets", 0), "is empty", "remove it", "config.yaml", 4))
+        receivers::statsig::signing_secrets[0]: is empty (config.yaml:4)
+          hint: remove it
     """
 
     path: Path
@@ -49,6 +55,11 @@ class ConfigError(Exception):
 
     Attributes:
         problems: Each once, sorted by file and line.
+
+    Example:
+        >>> from statsig_otel.config import ConfigError, Problem
+        >>> str(ConfigError([Problem(("exporters",), "is required")]))
+        'exporters: is required'
     """
 
     def __init__(self, problems: Iterable[Problem]) -> None:

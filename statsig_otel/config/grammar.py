@@ -5,7 +5,7 @@ The components' models are handed over as a table, so that this floor knows none
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Final, TypeAlias
 from unicodedata import category
@@ -14,7 +14,8 @@ from statsig_otel.config.errors import ConfigError, Path, Problem, closest, hint
 from statsig_otel.config.locations import read_all
 from statsig_otel.config.model import Settings, extensions_of
 from statsig_otel.config.source import Document, Unknown
-from statsig_otel.config.validation import LIST_HINT, validate
+from statsig_otel.config.substitution import hint_for_secret
+from statsig_otel.config.validation import LIST_HINT, is_secret, validate
 
 _KINDS: Final = {"receivers": "receiver", "exporters": "exporter", "extensions": "extension"}
 _SIGNALS: Final = ("traces", "metrics", "profiles")
@@ -24,9 +25,14 @@ _ADVICE: Final = {
 }
 
 # The Collector's component package, id.go: typeRegexp and nameRegexp.
-_TYPE: Final = re.compile(r"[a-zA-Z][0-9a-zA-Z_]{0,62}")
+TYPE: Final = re.compile(r"[a-zA-Z][0-9a-zA-Z_]{0,62}")
+"""The name of a component's type."""
+
 _LONGEST_NAME: Final = 1024
 _SERVICE_HINT: Final = "write service: {pipelines: {logs: {receivers: [...], exporters: [...]}}}"
+_SECTION_HINT: Final = "write a line for each, its id and a colon; lists of ids stand below service alone"
+_PIPELINE_HINT: Final = "move it below service::pipelines::logs"
+_KEY_OF_COMPONENT: Final = 2
 _ID_HINT: Final = "an id is TYPE or TYPE/NAME, such as otlp_grpc/backup"
 
 
@@ -40,7 +46,17 @@ class Components:
         extensions: Of the extensions.
         aliases: Older names of types, and the names that they have now.
         telemetry: `service::telemetry`; a model that needs no key.
+        elsewhere: The Collector's types that are not here, by section, each with what to do instead.
         single: The types of extensions of which a service has one.
+
+    Example:
+        >>> from statsig_otel.config import Components, Settings
+        >>> class Postbox(Settings):
+        ...     street: str
+        >>> exporters = {"postbox": Postbox}
+        >>> components = Components(receivers={"door": Settings}, exporters=exporters, aliases={"mail": "postbox"})
+        >>> components.type_of("mail/backup")
+        'postbox'
     """
 
     receivers: Mapping[str, type[Settings]]
@@ -49,6 +65,11 @@ class Components:
     aliases: Mapping[str, str] = field(default_factory=dict)
     telemetry: type[Settings] = Settings
     single: frozenset[str] = frozenset()
+    elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def of(self, kind: str) -> Mapping[str, type[Settings]] | None:
+        """The models of a section, such as `receivers`; None for what is none."""
+        return {"receivers": self.receivers, "exporters": self.exporters, "extensions": self.extensions}.get(kind)
 
     def type_of(self, id_: str) -> str:
         """The type of an id, `otlp_grpc` of `otlp/backup`."""
@@ -58,7 +79,13 @@ class Components:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Which receivers feed which exporters, by their ids."""
+    """Which receivers feed which exporters, by their ids.
+
+    Example:
+        >>> from statsig_otel.config import Pipeline
+        >>> Pipeline(receivers=("statsig",), exporters=("otlp_grpc", "debug")).exporters
+        ('otlp_grpc', 'debug')
+    """
 
     receivers: tuple[str, ...]
     exporters: tuple[str, ...]
@@ -75,6 +102,13 @@ class Configuration:
         pipelines: The pipelines.
         service_extensions: The ids of the extensions to start, in their order.
         telemetry: What the service says of itself.
+
+    Example:
+        >>> from statsig_otel.config import Configuration, Pipeline, Settings
+        >>> pipelines = {"logs": Pipeline(("door",), ("log",))}
+        >>> configuration = Configuration({"door": Settings()}, {"log": Settings()}, {}, pipelines)
+        >>> list(configuration.exporters)
+        ['log']
     """
 
     receivers: dict[str, Settings]
@@ -95,6 +129,14 @@ def load(*locations: FilePath | str, components: Components, environ: Mapping[st
 
     Raises:
         ConfigError: All that is wrong.
+
+    Example:
+        >>> from statsig_otel.config import Components, Settings, load
+        >>> components = Components(receivers={"door": Settings}, exporters={"log": Settings})
+        >>> ends = "yaml:{receivers: {door: }, exporters: {log: }}"
+        >>> service = "yaml:service: {pipelines: {logs: {receivers: [door], exporters: [log]}}}"
+        >>> load(ends, service, components=components, environ={}).pipelines
+        {'logs': Pipeline(receivers=('door',), exporters=('log',))}
     """
     return check(read_all(locations, environ=environ), components)
 
@@ -102,8 +144,24 @@ def load(*locations: FilePath | str, components: Components, environ: Mapping[st
 def check(document: Document, components: Components) -> Configuration:
     """Check what was written.
 
+    Args:
+        document: What was written.
+        components: What there is to configure.
+
     Raises:
         ConfigError: All that is wrong, with what was wrong in reading single values.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from statsig_otel.config import Components, ConfigError, Settings, check, parse
+        >>> components = Components(receivers={"door": Settings}, exporters={"log": Settings})
+        >>> document = parse(b"receivers: {dor: }", file="config.yaml", directory=Path(), environ={})
+        >>> try:
+        ...     check(document, components)
+        ... except ConfigError as error:
+        ...     print(error.problems[0])
+        receivers::dor: there is no receiver of the type 'dor' (config.yaml:1)
+          hint: did you mean door? there are: door
     """
     configuration, problems = examine(document, components)
     if problems:
@@ -118,7 +176,19 @@ def examine(document: Document, components: Components) -> tuple[Configuration, 
     """
     checker = _Checker(document, components)
     configuration = checker.configuration()
-    return configuration, [*document.problems, *document.unresolved, *checker.problems]
+    unresolved = [_for_secret(problem, components) for problem in document.unresolved]
+    return configuration, [*document.problems, *unresolved, *checker.problems]
+
+
+def _for_secret(problem: Problem, components: Components) -> Problem:
+    """A reference that can't be resolved; where a secret stands, without the advice to write it into the file."""
+    kind, id_, *below = problem.path if len(problem.path) > _KEY_OF_COMPONENT else ("", "", "")
+    models = components.of(str(kind))
+    model = models.get(components.type_of(str(id_))) if models else None
+    if model is None or not is_secret(model, tuple(below)):
+        return problem
+    hint, without = hint_for_secret(problem.hint), model.without.get(str(below[0]))
+    return replace(problem, hint=f"{hint}; {without}" if hint != problem.hint and without else hint)
 
 
 _Section: TypeAlias = dict[str, Settings | None]
@@ -180,7 +250,8 @@ class _Checker:
             type_ = id_.partition("/")[0]
             near = closest(type_, [*models, *(old for old, new in self._components.aliases.items() if new in models)])
             known = list_of(models)
-            hint = f"did you mean {near}? {known}" if near else known
+            advice = self._components.elsewhere.get(kind, {}).get(type_)
+            hint = advice or (f"did you mean {near}? {known}" if near else known)
             self._say(path, f"there is no {_KINDS[kind]} of the type {quoted(type_)}", hint)
             return None
         return self._settings(path, body, model)
@@ -188,8 +259,13 @@ class _Checker:
     def _settings(self, path: Path, body: object, model: type[Settings]) -> Settings | None:
         if isinstance(body, Unknown):
             return None
+        if isinstance(body, model):  # made in code, and checked then
+            return body
         if body is None:
             body = {}
+        if isinstance(body, Settings):
+            self._say(path, f"has {type(body).__name__}, which are no settings of its type")
+            return None
         if not isinstance(body, Mapping):
             self._say(path, "must be a mapping")
             return None
@@ -325,7 +401,7 @@ class _Checker:
         if value is None:
             return None
         if not isinstance(value, Mapping):
-            self._say(path, "must be a mapping")
+            self._say(path, "must be a mapping", hint if path[0] == "service" else _SECTION_HINT)
             return None
         return value
 
@@ -355,10 +431,11 @@ class _Checker:
         """
         for key, value in values.items():
             if key in refused:
-                if value and not isinstance(value, Unknown):
+                if value not in (None, [], {}) and not isinstance(value, Unknown):
                     self._say((*path, key), f"{key} are not supported", _ADVICE[key])
             elif key not in known:
-                self._say((*path, key), "unknown key", hint_for(key, known))
+                is_of_pipeline = path == ("service",) and key in ("receivers", "exporters")
+                self._say((*path, key), "unknown key", _PIPELINE_HINT if is_of_pipeline else hint_for(key, known))
                 near = closest(key, known)
                 if near is not None:
                     self._meant.add((*path, near))
@@ -372,7 +449,7 @@ def _id_fault(id_: str) -> str | None:
     type_, slash, name = id_.partition("/")
     if not type_:
         return "has no type before the /" if slash else "has no type"
-    if not _TYPE.fullmatch(type_):
+    if not TYPE.fullmatch(type_):
         return "a type has letters, digits and _ only, begins with a letter and has at most 63 of them"
     if slash and not name:
         return "has no name after the /"

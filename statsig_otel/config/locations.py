@@ -34,6 +34,12 @@ def read_all(locations: Iterable[FilePath | str], *, environ: Mapping[str, str])
 
     Raises:
         ConfigError: What is wrong with those that can't be read, all at once.
+
+    Example:
+        >>> from statsig_otel.config import read_all
+        >>> environ = {"MORE": "{receivers: {}}"}
+        >>> read_all(["yaml:exporters::debug::verbosity: basic", "env:MORE"], environ=environ).values
+        {'exporters': {'debug': {'verbosity': 'basic'}}, 'receivers': {}}
     """
     documents: list[Document] = []
     problems: list[Problem] = []

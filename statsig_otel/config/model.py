@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Final, get_args
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Final, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -19,6 +21,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from statsig_otel.config.scalars import resolve
+
 _REDACTED: Final = "[REDACTED]"
 _DURATION: Final = re.compile(r"(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+")
 _NO_DURATION: Final = "must be a duration such as 30s, 500ms or 1h30m"
@@ -27,12 +31,35 @@ _SECONDS: Final = {
     "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0,
 }  # fmt: skip
 _LONGEST: Final = 9_223_372_036.0  # what Go's durations and the waits of Python's threads can hold
-_SIZE: Final = re.compile(r"([0-9]{1,18})[ ]?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?", re.IGNORECASE)
+_TOO_LONG: Final = "is longer than 292 years, which no duration can be"
+_LIKE_A_DURATION: Final = re.compile(r"([-+]?)([0-9]{1,9}(?:\.[0-9]{1,9})?) *([a-z]*)")
+_UNIT_WORDS: Final = {
+    "": "s", "s": "s", "sec": "s", "second": "s", "m": "m", "min": "m", "minute": "m", "h": "h", "hr": "h", "hour": "h",
+    "ms": "ms", "milli": "ms", "msec": "ms", "millisecond": "ms", "us": "us", "microsecond": "us", "ns": "ns",
+    "nanosecond": "ns",
+}  # fmt: skip
+_NO_SIZE: Final = "must be a size such as 20MiB, 512KiB or a number of bytes"
+_LIKE_A_SIZE: Final = re.compile(r"([-+]?)([0-9]{1,9}(?:\.[0-9]{1,9})?) *([kmgt]?)(i?)(?:b|bytes?)?", re.IGNORECASE)
+_SIZE: Final = re.compile(r"([0-9]{1,18})(?:[ ]?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB))?", re.IGNORECASE)
 _BYTES: Final = {
     "": 1, "b": 1,
     "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
 }  # fmt: skip
+
+AS_WRITTEN: Final = object()
+"""The context of a validation whose values somebody wrote in a file, where a unit is asked for."""
+
+
+_YAML_1_1: Final = {"y": "true", "yes": "true", "on": "true", "n": "false", "no": "false", "off": "false"}
+_BOOLEANS: Final = {**_YAML_1_1, "t": "true", "1": "true", "f": "false", "0": "false"}
+
+
+def _boolean_hint(value: object) -> str:
+    word = _BOOLEANS.get(str(value).lower())
+    if word is None:
+        return ""
+    return f"\nhint: write {word}{f': to YAML 1.2 {value} is a text' if str(value).lower() in _YAML_1_1 else ''}"
 
 
 class Settings(BaseModel):
@@ -40,34 +67,86 @@ class Settings(BaseModel):
 
     Attributes:
         refused: Keys that the Collector has here and this component does not, each with what to do instead.
+        meant: Keys that are often written here, and what is meant by each: `{"insecure": "tls::insecure"}`.
+        needed: Keys that have to be there, each with what to write.
+        without: Secrets that need not be there yet, each with what to write until then.
+
+    Example:
+        >>> from statsig_otel.config import Duration, Opaque, Settings, Size
+        >>> class ChatSettings(Settings):
+        ...     url: Opaque
+        ...     timeout: Duration = 10.0
+        ...     max_message: Size = 4096
+        >>> ChatSettings.model_validate({"url": "https://chat/secret", "timeout": "1m30s", "max_message": "2KiB"})
+        ChatSettings(url=[REDACTED], timeout=90.0, max_message=2048)
     """
 
     refused: ClassVar[Mapping[str, str]] = {}
+    meant: ClassVar[Mapping[str, str]] = {}
+    needed: ClassVar[Mapping[str, str]] = {}
+    without: ClassVar[Mapping[str, str]] = {}
 
     # pydantic's own messages would show what was written, which may be a secret.
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_boolean_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        """Python takes `true` for 1; whoever writes it means something else."""
+        """Python takes `true` for 1 and pydantic 1 for `true`; whoever writes one means something else.
+
+        A text, which may come from a variable, is what YAML makes of it.
+        """
         field = cls.model_fields.get(info.field_name or "")
         if field is None or any(isinstance(one, BeforeValidator) for one in field.metadata):
             return value  # a type with words of its own
-        types = (field.annotation, *get_args(field.annotation))
-        if isinstance(value, bool) and {int, float} & set(types) and bool not in types:
+        is_union = get_origin(field.annotation) in (Union, UnionType)
+        types = set(get_args(field.annotation) if is_union else [field.annotation]) - {type(None)}
+        is_plain = types <= {bool, int, float}
+        if is_plain and isinstance(value, str) and (read := resolve(value.strip())) is not None:
+            value = read
+        if isinstance(value, bool) and {int, float} & types and bool not in types:
             raise ValueError(f"must be a {'whole ' if int in types else ''}number")
+        if not isinstance(value, bool | None) and types == {bool}:
+            raise ValueError(f"must be true or false{_boolean_hint(value)}")
         return value
+
+    @property
+    def own_files(self) -> tuple[Path, ...]:
+        """The files whose content belongs to the settings: where it changes, they count as changed at a reload."""
+        return ()
 
     @classmethod
     def all_refused(cls) -> dict[str, str]:
         """`refused` of this model and of those that it is built on."""
-        tables = [vars(base).get("refused", {}) for base in reversed(cls.__mro__)]
-        return {key: advice for table in tables for key, advice in table.items()}
+        return cls._of_all("refused")
+
+    @classmethod
+    def all_meant(cls) -> dict[str, str]:
+        """`meant`, likewise."""
+        return cls._of_all("meant")
+
+    @classmethod
+    def all_needed(cls) -> dict[str, str]:
+        """`needed`, likewise."""
+        return cls._of_all("needed")
+
+    @classmethod
+    def _of_all(cls, name: str) -> dict[str, str]:
+        tables = [vars(base).get(name, {}) for base in reversed(cls.__mro__)]
+        return {key: text for table in tables for key, text in table.items()}
 
 
 class Opaque:
-    """A text that must not be seen: prints as `[REDACTED]` everywhere, like the Collector's `configopaque.String`."""
+    """A text that must not be seen: prints as `[REDACTED]` everywhere, like the Collector's `configopaque.String`.
+
+    Example:
+        >>> from statsig_otel.config import Opaque
+        >>> secret = Opaque("webhook-123")
+        >>> print(secret, secret.reveal())
+        [REDACTED] webhook-123
+    """
 
     __slots__ = ("_text",)
 
@@ -145,6 +224,22 @@ class OrList:
         )
 
 
+def _duration_hint(value: str) -> str:
+    """What to write instead of what people write for a duration."""
+    match = _LIKE_A_DURATION.fullmatch(value.strip().lower())
+    if match is None:
+        return ""
+    sign, number, unit = match.groups()
+    if sign == "-":
+        return "\nhint: it can't be negative"
+    if not unit:
+        return f"\nhint: it needs a unit, such as {number}s or {number}ms"
+    if unit[0] in "dw":
+        return f"\nhint: write hours: {float(number) * (24 if unit[0] == 'd' else 168):g}h"
+    known = _UNIT_WORDS.get(unit.rstrip("s") if unit not in ("s", "ms", "us", "ns") else unit)
+    return f"\nhint: write {number}{known}" if known else ""
+
+
 def parse_duration(value: object) -> object:
     """Seconds of a duration in Go's grammar: `300ms`, `1.5h`, `2h45m`, `0`. Code may pass a `timedelta`.
 
@@ -162,11 +257,35 @@ def parse_duration(value: object) -> object:
     if value == "0":
         return 0.0
     if not _DURATION.fullmatch(value):
-        raise ValueError(_NO_DURATION)
+        raise ValueError(f"{_NO_DURATION}{_duration_hint(value)}")
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value))
     if seconds > _LONGEST:
-        raise ValueError("is longer than 292 years, which no duration can be")
+        raise ValueError(_TOO_LONG)
     return seconds
+
+
+def _duration(value: object, info: ValidationInfo) -> object:
+    """As `parse_duration`; in code, whose types say what is meant, a number is seconds."""
+    if info.context is AS_WRITTEN or isinstance(value, bool) or not isinstance(value, float | int):
+        return parse_duration(value)
+    if not value <= _LONGEST:  # so no NaN either
+        raise ValueError(_TOO_LONG)
+    return value
+
+
+def _size_hint(value: object) -> str:
+    """What to write instead of what people write for a size."""
+    match = _LIKE_A_SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        return ""
+    sign, number, prefix, binary = match.groups()
+    if sign == "-":
+        return "\nhint: it can't be negative"
+    unit = prefix.upper() + ("iB" if binary else "B") if prefix else ""
+    if "." not in number:
+        return f"\nhint: write {number}{unit}"
+    size = float(number) * _BYTES[unit.lower()]
+    return f"\nhint: write whole numbers: {format_size(int(size))}" if size.is_integer() else ""
 
 
 def parse_size(value: object) -> object:
@@ -175,13 +294,15 @@ def parse_size(value: object) -> object:
     Raises:
         ValueError: It is none.
     """
+    if isinstance(value, float) and value.is_integer():  # 1e6
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
             raise ValueError("must not be negative")
         return value
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError("must be a size such as 20MiB, 512KiB or a number of bytes")
+        raise ValueError(f"{_NO_SIZE}{_size_hint(value)}")
     return int(match[1]) * _BYTES[(match[2] or "").lower()]
 
 
@@ -198,6 +319,14 @@ def format_duration(seconds: float) -> str:
     return f"{minutes:f}m{text}" if minutes else text
 
 
+def unit_of(annotation: Any) -> Callable[[Any], str | int] | None:
+    """How the values of a type are written, where it is a duration or a size; None for all others."""
+    validators = [one.func for one in get_args(annotation) if isinstance(one, BeforeValidator)]
+    if _duration in validators:
+        return format_duration
+    return format_size if parse_size in validators else None
+
+
 def format_size(size: int) -> str | int:
     """A size with the largest unit that leaves a whole number, such as `20MiB`; without one, the number."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
@@ -211,22 +340,23 @@ _DURATION_SCHEMA: Final = {
     "title": "duration",
     "type": ["string", "number"],
     "pattern": r"^0$|^(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+$|\$\{",
+    "minimum": 0,
     "maximum": 0,
 }
 _SIZE_SCHEMA: Final = {
     "title": "size",
     "type": ["string", "integer"],
-    "pattern": r"^[0-9]{1,18} ?([KkMmGgTt][Ii]?)?[Bb]?$|\$\{",
+    "pattern": r"^[0-9]{1,18}( ?([KkMmGgTt][Ii]?)?[Bb])?$|\$\{",
     "minimum": 0,
 }
 
 Duration = Annotated[
     float,
-    BeforeValidator(parse_duration),
+    BeforeValidator(_duration),
     PlainSerializer(format_duration, when_used="json"),
     WithJsonSchema(_DURATION_SCHEMA),
 ]
-"""Seconds, written in Go's grammar (`5s`, `1m30s`)."""
+"""Seconds, written in Go's grammar (`5s`, `1m30s`); in code a number of them, or a `timedelta`."""
 
 Size = Annotated[
     int,

@@ -2,7 +2,7 @@
 
 The schema is of draft 2020-12, for editors and for the YAML language server. It is a little wider than the reader: a
 check that needs two keys, or the machine, is the reader's alone. A text may be written without quotes, as the reader
-takes it, and wherever a number or a word stands, so may a text that holds a `${...}`.
+takes it, a number or a boolean with them, and wherever one or a word stands, so may a text that holds a `${...}`.
 """
 
 import inspect
@@ -23,9 +23,31 @@ Schema: TypeAlias = dict[str, Any]
 _TEXT: Final = ["string", "number", "boolean"]
 _REFERENCE: Final[Schema] = {"type": "string", "pattern": r"\$\{", "title": "reference"}
 _REFERENCE_PATH: Final[Schema] = {"$ref": "#/$defs/reference"}
+_WHOLE: Final = r"0x[0-9a-fA-F]+|0o[0-7]+|[-+]?[0-9][0-9_]*(\.0*)?|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE]\+?[0-9]+"
+_NUMBER_TEXT: Final = rf"{_WHOLE}|[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?"
+_AS_TEXT: Final[Mapping[str, Schema]] = {
+    "integer": {"type": "string", "pattern": rf"^\s*({_WHOLE})\s*$|\$\{{", "title": "whole number as a text"},
+    "number": {"type": "string", "pattern": rf"^\s*({_NUMBER_TEXT})\s*$|\$\{{", "title": "number as a text"},
+    "boolean": {
+        "type": "string",
+        "pattern": r"^\s*([Tt]rue|TRUE|[Ff]alse|FALSE)\s*$|\$\{",
+        "title": "true or false as a text",
+    },
+}
+"""How a variable brings in a number or a boolean; the reader can't tell it from one in quotes."""
+
+_TEXTS: Final[Mapping[str, Schema]] = {name: {"$ref": f"#/$defs/{name}_text"} for name in _AS_TEXT}
+_OTHER_FORMS: Final = (_REFERENCE_PATH, *_TEXTS.values())
 _ABOUT: Final = ("description", "default", "examples", "deprecated")
 _NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 _ATTRIBUTE: Final = re.compile(r"^    (\w+): (.+(?:\n {8,}.+)*)", re.MULTILINE)
+_NOTHING: Final[Schema] = {
+    "type": ["object", "array", "null"],
+    "maxProperties": 0,
+    "maxItems": 0,
+    "deprecated": True,
+    "description": "Not supported.",
+}
 _ID: Final = {"type": "string", "description": "An id: TYPE or TYPE/NAME."}
 
 
@@ -104,7 +126,7 @@ def _name(reference: Schema) -> str:
 
 
 def _with_references(schema: Schema) -> Schema:
-    """The schema, where a `${...}` may stand for each number, boolean and word."""
+    """The schema, where a `${...}` may stand for each number, boolean and word, and a text for the first two."""
     found: Schema = {}
     for key, value in schema.items():
         if key == "properties":
@@ -120,7 +142,7 @@ def _with_references(schema: Schema) -> Schema:
     if found.get("type") in ("integer", "number", "boolean") or "enum" in found:
         value = {key: item for key, item in found.items() if key not in _ABOUT}
         about: Schema = {key: item for key, item in found.items() if key in _ABOUT}
-        return {"anyOf": [value, _REFERENCE_PATH], **about}
+        return {"anyOf": [value, _TEXTS.get(str(found.get("type")), _REFERENCE_PATH)], **about}
     if "anyOf" in found:
         found["anyOf"] = list(_flat(found["anyOf"]))
     return found
@@ -146,7 +168,6 @@ def json_schema(components: Components) -> Schema:
     models = [model for table, _ in sections.values() for model in table.values()]
     models = list(dict.fromkeys([*models, components.telemetry]))
     names, definitions = _definitions(models)
-    nothing = {"type": ["object", "null"], "maxProperties": 0, "deprecated": True, "description": "Not supported."}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "statsig-otel",
@@ -156,18 +177,19 @@ def json_schema(components: Components) -> Schema:
         "additionalProperties": False,
         "properties": {
             **{
-                kind: _section(table, text, names, definitions, components.aliases)
+                kind: _section(table, text, names, definitions, components.aliases, may_be_empty=kind == "extensions")
                 for kind, (table, text) in sections.items()
             },
             "service": _service(f"#/$defs/{names[components.telemetry]}"),
-            "processors": nothing,
-            "connectors": nothing,
+            "processors": _NOTHING,
+            "connectors": _NOTHING,
         },
         "$defs": {
             "reference": {
                 **_REFERENCE,
                 "description": "A text with ${env:NAME}, ${env:NAME:-default} or ${file:PATH}.",
             },
+            **{f"{name}_text": schema for name, schema in _AS_TEXT.items()},
             **definitions,
         },
     }
@@ -179,6 +201,8 @@ def _section(
     names: Mapping[type[Settings], str],
     definitions: Mapping[str, Schema],
     aliases: Mapping[str, str],
+    *,
+    may_be_empty: bool,
 ) -> Schema:
     bodies: dict[str, Schema] = {}
     for type_, model in table.items():
@@ -190,7 +214,7 @@ def _section(
             bodies[alias] = {**bodies[type_], "deprecated": True, "description": f"The older name of {type_}."}
     return {
         "description": description,
-        "type": "object",
+        "type": ["object", "null"] if may_be_empty else "object",
         "additionalProperties": False,
         "properties": bodies,  # for completion; the patterns below would do for checking
         "patternProperties": {f"^{type_}/.+$": body for type_, body in bodies.items()},
@@ -206,12 +230,7 @@ def _service(telemetry: str) -> Schema:
         "properties": {
             "receivers": {**ids, "description": "The receivers whose records come in."},
             "exporters": {**ids, "description": "The exporters that get each record."},
-            "processors": {
-                "type": ["array", "null"],
-                "maxItems": 0,
-                "deprecated": True,
-                "description": "Not supported.",
-            },
+            "processors": _NOTHING,
         },
     }
     return {
@@ -263,7 +282,7 @@ def _keys(model: str, definitions: Mapping[str, Schema], above: str) -> Iterator
     definition = definitions[model]
     for name, schema in definition.get("properties", {}).items():
         path = f"{above}{name}"
-        models = [_name(one) for one in _choices(schema) if "$ref" in one and one != _REFERENCE_PATH]
+        models = [_name(one) for one in _choices(schema) if "$ref" in one and one not in _OTHER_FORMS]
         yield Key(
             path,
             "mapping" if models else _type(schema),
@@ -285,9 +304,15 @@ _WORDS: Final = {"integer": "whole number", "number": "number", "boolean": "true
 
 
 def _type(schema: Schema) -> str:
-    members = [one for one in _choices(schema) if one != _REFERENCE_PATH and one.get("type") != "null"]
+    members = [one for one in _choices(schema) if not _is_other_form(one)]
     words = list(dict.fromkeys(map(_word, members)))
     return " or ".join(words) if 0 < len(words) <= _MOST_WORDS else "value"
+
+
+def _is_other_form(schema: Schema) -> bool:
+    """Whether it only says in how many ways something may be written."""
+    is_spelling = schema.get("type") == "string" and "title" not in schema  # a text has all of `_TEXT`
+    return schema in _OTHER_FORMS or schema.get("type") == "null" or is_spelling
 
 
 def _word(schema: Schema) -> str:

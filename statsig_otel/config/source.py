@@ -36,6 +36,11 @@ class Place:
         file: The file, or whatever else it comes from, such as an environment variable.
         line: The line in the file, from 1.
         text: The text as written, of a plain scalar that is a number or a boolean.
+
+    Example:
+        >>> from statsig_otel.config import Place
+        >>> Place("config.yaml", 4).line
+        4
     """
 
     file: str
@@ -45,7 +50,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What was written, as plain values: mappings with text keys, lists, texts, numbers, booleans and None.
+    r"""What was written, as plain values: mappings with text keys, lists, texts, numbers, booleans and None.
 
     Attributes:
         values: The values. `UNKNOWN` stands for one that could not be read.
@@ -54,6 +59,15 @@ class Document:
         unresolved: What was wrong with the references (`${...}`) of single values. A value that another document
             replaces needs none of its own.
         templates: The values that hold a file's content, by their path.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from statsig_otel.config import parse
+        >>> document = parse(b"receivers:\n  statsig: {path: /hook}", file="config.yaml", directory=Path(), environ={})
+        >>> document.values
+        {'receivers': {'statsig': {'path': '/hook'}}}
+        >>> document.places["receivers", "statsig", "path"].line
+        2
     """
 
     values: Mapping[str, object]
@@ -83,7 +97,13 @@ class Document:
         return self.places.get(path)
 
     def problem(self, path: Path, message: str, hint: str | None = None) -> Problem:
-        """A problem at the value's place."""
+        """A problem at a value's place.
+
+        Args:
+            path: The value's path.
+            message: What is wrong with it.
+            hint: What to do about it.
+        """
         place = self.place(path)
         if place is None:
             return Problem(path, message, hint)
@@ -99,6 +119,16 @@ def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
 
     Raises:
         ConfigError: It can't be read, or is no YAML mapping. What is wrong with single values is in the document.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from statsig_otel.config import read
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder, "config.yaml")
+        ...     _ = file.write_text("receivers: {statsig: }")
+        ...     read(file, environ={}).values
+        {'receivers': {'statsig': None}}
     """
     try:
         with path.open("rb") as file:
@@ -112,7 +142,24 @@ def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
 
 
 def parse(data: bytes, *, file: str, directory: FilePath, environ: Mapping[str, str]) -> Document:
-    """Read the bytes of a file. `file` is its name for messages; for the rest see `read`."""
+    """Read the bytes of a file.
+
+    Args:
+        data: The bytes: UTF-8 YAML.
+        file: The file's name, for messages.
+        directory: Where relative paths in `${file:...}` begin.
+        environ: The environment variables for `${env:...}`.
+
+    Raises:
+        ConfigError: It is no YAML mapping. What is wrong with single values is in the document.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from statsig_otel.config import parse
+        >>> environ = {"HOST": "collector"}
+        >>> parse(b"endpoint: ${env:HOST}:4317", file="config.yaml", directory=Path(), environ=environ).values
+        {'endpoint': 'collector:4317'}
+    """
     if len(data) > MAX_FILE:
         raise ConfigError([Problem((), f"the file is larger than {MAX_FILE >> 20} MiB", file=file)])
     try:

@@ -33,6 +33,7 @@ Fault: TypeAlias = tuple[str, str | None]
 _REFERENCE: Final = re.compile(r"\$(?:\$|\{([^}]*)(\}?))")
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_UNSET_HINT: Final = "set it, or write a default: "
 _ESCAPE_HINT: Final = "write $$ where a $ is meant"
 _FORMS_HINT: Final = f"there are ${{env:NAME}}, ${{env:NAME:-default}} and ${{file:/path}}; {_ESCAPE_HINT}"
 
@@ -109,7 +110,7 @@ class Substitution:
         if value is None:
             raise _FaultError(
                 f"the environment variable {quoted(name)[1:-1]} is not set",
-                f"set it, or write a default: ${{env:{quoted(name)[1:-1]}:-default}}",
+                f"{_UNSET_HINT}${{env:{quoted(name)[1:-1]}:-default}}",
             )
         if not _is_unicode(value):
             raise _FaultError(f"the environment variable {quoted(name)[1:-1]} is not UTF-8")
@@ -138,6 +139,13 @@ class Substitution:
         except UnicodeDecodeError:
             raise _FaultError(f"the file {shown} is not UTF-8") from None
         return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+def hint_for_secret(hint: str | None) -> str | None:
+    """A hint as it fits where a secret stands: a default would be one that everybody can read."""
+    if hint is None or not hint.startswith(_UNSET_HINT):
+        return hint
+    return "set it where the service runs, or write ${file:PATH}, with the secret in a file"
 
 
 @dataclass(frozen=True, slots=True)

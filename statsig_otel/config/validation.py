@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from statsig_otel.config.errors import Path, Problem, closest, hint_for
-from statsig_otel.config.model import Opaque, OrList, Settings
+from statsig_otel.config.model import AS_WRITTEN, Opaque, OrList, Settings, unit_of
 from statsig_otel.config.source import Document, Unknown
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
@@ -49,6 +49,9 @@ _TYPES: Final = {
     "literal_error": "{expected}",
     "enum": "{expected}",
 }
+_A_MAPPING: Final = "must be a mapping"
+_A_TEXT: Final = "must be a text"
+_NO_VALUE: Final = "has no value"
 _WORDS: Final = {
     "missing": "is required",
     "string_unicode": "is not valid Unicode",
@@ -82,14 +85,16 @@ def validate(
     while True:
         try:
             # A value that could not be read has its problem already; the model only finds the others.
-            return model.model_validate(value), []
+            return model.model_validate(value, context=AS_WRITTEN), []
         except ValidationError as error:
             problems = _problems(error, model, value, path, document)
         texts = {
             problem.path: problem for problem in problems if problem.path not in tried and _text(problem, document)
         }
         if not texts:
-            return None, [tried.get(problem.path, problem) for problem in problems]
+            # A number in the place of a text: what is wrong with it as a text says more.
+            first = {place: problem for place, problem in tried.items() if problem.message != _A_TEXT}
+            return None, [first.get(problem.path, problem) for problem in problems]
         tried |= texts
         value = _with_texts(value, path, {place: _text(problem, document) for place, problem in texts.items()})
 
@@ -135,12 +140,13 @@ def _problems(
                 problems[below] = ("is a key of the Collector that is not supported here", advice)
                 continue
             known = _keys(holders)
-            problems[below] = ("unknown key", hint_for(key, known))
-            near = closest(key, known)
+            target = _meant(holders, key)
+            problems[below] = ("unknown key", f"did you mean {target}?" if target else hint_for(key, known))
+            near = target.partition("::")[0] if target else closest(key, known)
             if near is not None:
                 meant.add((*below[:-1], near))
         else:
-            problems[below] = _words(found)
+            problems[below] = _with_hint(_words(found, _types(model, below)), model, below, found)
     for below in [one for one in problems if _may_be_secret(model, one)]:
         del problems[below]
         problems[below[:-1]] = ("holds a key that is no name", "write NAME: VALUE, with a blank behind the colon")
@@ -151,6 +157,37 @@ def _problems(
         # What is missing because its key is misspelt is one mistake, not two.
         if not (below in meant and message == _WORDS["missing"])
     ]
+
+
+def _with_hint(
+    words: tuple[str, str | None], model: type[Settings], below: Path, found: list[ErrorDetails]
+) -> tuple[str, str | None]:
+    """What is wrong in one place, with what the model says to write there."""
+    message, hint = words
+    key = below[-1] if below else None
+    if not isinstance(key, str):
+        return words
+    if message in (_WORDS["missing"], _NO_VALUE):
+        needed = _first(model, below, "all_needed")
+        return message, needed or hint
+    is_switch = all(isinstance(details["input"], bool) for details in found)
+    if message == _A_MAPPING and is_switch and "enabled" in _keys(_types(model, below)):
+        return message, f"write {key}: {{enabled: {'true' if found[0]['input'] else 'false'}}}"
+    return words
+
+
+def _first(model: type[Settings], below: Path, table: str) -> str | None:
+    """What a table of the models that hold a key says of it."""
+    for holder in _models(_types(model, below[:-1])):
+        if issubclass(holder, Settings) and (text := getattr(holder, table)().get(below[-1])):
+            return str(text)
+    return None
+
+
+def is_secret(model: type[Settings], below: Path) -> bool:
+    """Whether a secret stands there, or a list of them."""
+    kinds = _types(model, below)
+    return any(Opaque in tuple(_members(kind)) for kind in (*kinds, *_below(kinds, 0)))
 
 
 def _may_be_secret(model: type[Settings], below: Path) -> bool:
@@ -181,17 +218,17 @@ def _follow(body: Any, details: ErrorDetails) -> tuple[Path, object]:
     return path, value
 
 
-def _words(found: list[ErrorDetails]) -> tuple[str, str | None]:
-    """What is wrong in one place."""
-    if all(details["input"] is None and details["type"] in _TYPES for details in found):
-        return "has no value", "write one, or remove the key"
+def _words(found: list[ErrorDetails], kinds: Collection[Any]) -> tuple[str, str | None]:
+    """What is wrong in one place, where values of these types stand."""
+    if all(details["input"] is None and details["type"] != "missing" for details in found):
+        return _NO_VALUE, "write one, or remove the key"
     wanted = [
         _TYPES[details["type"]].format_map(details.get("ctx", {})) for details in found if details["type"] in _TYPES
     ]
     if len(wanted) == len(found):
         return f"must be {_one_of(list(dict.fromkeys(wanted)))}", LIST_HINT if wanted == ["a list"] else None
     details = next(details for details in found if details["type"] not in _TYPES)
-    kind, context = details["type"], _bounds(details)
+    kind, context = details["type"], _bounds(details, kinds)
     if kind in ("string_too_short", "too_short"):
         least, unit = context["min_length"], "characters" if kind == "string_too_short" else "items"
         return (f"must have at least {least} {unit}" if details["input"] else "is empty"), None
@@ -209,9 +246,12 @@ def _one_of(words: list[str]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _bounds(details: ErrorDetails) -> dict[str, Any]:
-    """An error's context, with whole numbers written as such."""
+def _bounds(details: ErrorDetails, kinds: Collection[Any]) -> dict[str, Any]:
+    """An error's context, with whole numbers written as such, and durations and sizes with their units."""
     context = details.get("ctx", {})
+    units = [unit for kind in kinds if (unit := unit_of(kind))]
+    if units:
+        return {name: units[0](value) if isinstance(value, float | int) else value for name, value in context.items()}
     return {
         name: int(value) if isinstance(value, float) and value.is_integer() else value
         for name, value in context.items()
@@ -275,6 +315,14 @@ def _models(annotations: Collection[Any]) -> Iterator[type[BaseModel]]:
 
 def _keys(annotations: Collection[Any]) -> list[str]:
     return [name for model in _models(annotations) for name, _ in _names(model)]
+
+
+def _meant(annotations: Collection[Any], key: str) -> str | None:
+    """What one of the models says is meant by a key."""
+    for model in _models(annotations):
+        if issubclass(model, Settings) and key in model.all_meant():
+            return model.all_meant()[key]
+    return None
 
 
 def _advice(annotations: Collection[Any], key: str) -> str | None:

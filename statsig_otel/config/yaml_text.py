@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from statsig_otel.config.yaml_tree import resolve
+from statsig_otel.config.scalars import resolve
 
 _PLAIN: Final = re.compile(r"[A-Za-z_/](?:[A-Za-z0-9_./:-]*[A-Za-z0-9_./-])?|[0-9]+[A-Za-z][A-Za-z0-9.]*")
 _YAML_1_1: Final = frozenset({"y", "n", "yes", "no", "on", "off"})

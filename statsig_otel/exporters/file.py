@@ -38,6 +38,11 @@ class FileSettings(Settings):
         append: True keeps what the file holds. That is the default here, unlike the Collector's: what was delivered
             must outlive a restart. False empties the file at each start and each reload that changes the exporter.
         format: `json`, the only one.
+
+    Example:
+        >>> from statsig_otel.exporters import FileSettings
+        >>> FileSettings.model_validate({"path": "/var/log/changes.jsonl"}).append
+        True
     """
 
     refused: ClassVar[Mapping[str, str]] = {
@@ -49,6 +54,8 @@ class FileSettings(Settings):
         "group_by": "leave it out: there is one file; write several exporters for several files",
         "rotation": "let logrotate rename the file (create, not copytruncate): a new one is begun",
     }
+
+    needed: ClassVar[Mapping[str, str]] = {"path": "name a file, such as /var/log/statsig-otel/changes.jsonl"}
 
     path: Path
     append: bool = True
@@ -78,6 +85,23 @@ class FileExporter:
     that is written just then can stand in both. (logrotate's `copytruncate` loses lines by its nature; use `create`.)
 
     The timeout of `send` does not apply: a disk can't be told to hurry.
+
+    Args:
+        name: The exporter's id, such as `file/archive`.
+        settings: Which file, and how it is opened.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from statsig_otel.exporters import FileExporter, FileSettings
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "changes.jsonl")
+        ...     exporter = FileExporter("file", FileSettings(path=path))
+        ...     exporter.start()
+        ...     outcome = exporter.send(b"", count=0, timeout=5)
+        ...     exporter.shutdown()
+        ...     print(outcome, path.read_bytes())
+        Delivered() b''
     """
 
     def __init__(self, name: str, settings: FileSettings) -> None:
@@ -103,7 +127,7 @@ class FileExporter:
             self._running = True
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the seam's signature
-        """Write the batch and sync it to the disk.
+        """Write the batch and sync it to the disk. For the parameters see `Exporter.send`.
 
         Returns:
             `Delivered`: The lines are on the disk.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -71,7 +72,13 @@ def _tls_version(value: object) -> object:
     return None if text in (None, "") else text
 
 
-Compression = Annotated[Literal["gzip", "none"], BeforeValidator(_compression)]
+_NOTHING: Final[list[dict[str, Any]]] = [{"type": "null"}, {"type": "string", "maxLength": 0}]
+
+Compression = Annotated[
+    Literal["gzip", "none"],
+    BeforeValidator(_compression),
+    WithJsonSchema({"anyOf": [{"enum": ["gzip", "none"]}, *_NOTHING]}),
+]
 """`gzip` or `none`."""
 
 Encoding = Annotated[Literal["proto"], BeforeValidator(_encoding)]
@@ -80,7 +87,11 @@ Encoding = Annotated[Literal["proto"], BeforeValidator(_encoding)]
 Timeout = Annotated[Duration, AfterValidator(_above_zero)]
 """Seconds, more than none."""
 
-TlsVersion = Annotated[Literal["1.2", "1.3"] | None, BeforeValidator(_tls_version)]
+TlsVersion = Annotated[
+    Literal["1.2", "1.3"] | None,
+    BeforeValidator(_tls_version),
+    WithJsonSchema({"anyOf": [{"enum": ["1.2", "1.3", 1.2, 1.3]}, *_NOTHING]}),
+]
 """`1.2`, `1.3`, or None for the library's own."""
 
 
@@ -114,16 +125,21 @@ class ClientTlsSettings(Settings):
         server_name_override: The name that the server's certificate has to bear, in place of the endpoint's host.
         insecure_skip_verify: True for TLS with whoever answers.
         min_version: The lowest TLS version to accept.
+
+    Example:
+        >>> from statsig_otel.exporters import ClientTlsSettings
+        >>> ClientTlsSettings(ca_file="/etc/ssl/backend.pem", min_version="1.3").insecure
+        False
     """
 
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
 
     refused: ClassVar[Mapping[str, str]] = {
         "cipher_suites": "leave it out: the library's own are used",
         "curve_preferences": "leave it out: the library's own are used",
         "include_insecure_cipher_suites": "leave it out: the library's own are used",
         "max_version": "leave it out: the newest version that both sides know is used",
-        "reload_interval": "leave it out: PEM files are read at the start; restart the service after a change",
+        "reload_interval": "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)",
         "tpm": "write the key to a file, and name that in key_file",
     }
 
@@ -157,6 +173,11 @@ class ClientTlsSettings(Settings):
         """Whether anything is set that only TLS can honour."""
         return any(getattr(self, key) != field.default for key, field in ClientTlsSettings.model_fields.items()
                    if key != "insecure")  # fmt: skip
+
+    @property
+    def own_files(self) -> tuple[Path, ...]:
+        """The PEM files."""
+        return tuple(Path(file) for file in (self.ca_file, self.cert_file, self.key_file) if file)
 
     def read(self) -> TlsMaterial:
         """Read the files.
@@ -222,7 +243,13 @@ class ClientTlsSettings(Settings):
 
 
 class GrpcTlsSettings(ClientTlsSettings):
-    """What grpcio can do of it."""
+    """What grpcio can do of it.
+
+    Example:
+        >>> from statsig_otel.exporters import GrpcTlsSettings
+        >>> GrpcTlsSettings(insecure=True).insecure
+        True
+    """
 
     @field_validator("insecure_skip_verify")
     @classmethod
@@ -258,6 +285,11 @@ class KeepaliveSettings(Settings):
         time: The time without traffic before a ping.
         timeout: The wait for its answer before the connection counts as dead.
         permit_without_stream: Ping while nothing is being sent, too.
+
+    Example:
+        >>> from statsig_otel.exporters import KeepaliveSettings
+        >>> KeepaliveSettings.model_validate({"time": "5m"}).time
+        300.0
     """
 
     time: Annotated[Timeout, Field(le=86400)]  # gRPC counts milliseconds in 32 bits
@@ -307,7 +339,7 @@ class _OtlpSettings(Settings):
         compression: Of the requests.
     """
 
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
 
     refused: ClassVar[Mapping[str, str]] = {
         "auth": 'put the credentials into headers, such as authorization: "Bearer ${env:TOKEN}"',
@@ -315,6 +347,17 @@ class _OtlpSettings(Settings):
         "middlewares": "leave it out: there are no extensions to call",
         "read_buffer_size": "leave it out: the library chooses its buffers",
         "write_buffer_size": "leave it out: the library chooses its buffers",
+    }
+
+    meant: ClassVar[Mapping[str, str]] = {
+        "ca_file": "tls::ca_file",
+        "cert_file": "tls::cert_file",
+        "insecure": "tls::insecure",
+        "insecure_skip_verify": "tls::insecure_skip_verify",
+        "key_file": "tls::key_file",
+        "server_name_override": "tls::server_name_override",
+        "tls_settings": "tls",
+        "url": "endpoint",
     }
 
     headers: Annotated[dict[str, Opaque], OrList(list[HeaderSettings], _as_mapping)] = Field(default_factory=dict)
@@ -331,6 +374,11 @@ class OtlpGrpcSettings(_OtlpSettings):
         tls: TLS is on unless `insecure` is true or the endpoint says `http://`.
         keepalive: Pings; off by default.
         authority: The `:authority` of the requests, in place of the endpoint's.
+
+    Example:
+        >>> from statsig_otel.exporters import OtlpGrpcSettings
+        >>> OtlpGrpcSettings.model_validate({"endpoint": "collector:4317", "tls": {"insecure": True}}).timeout
+        5.0
     """
 
     refused: ClassVar[Mapping[str, str]] = {
@@ -338,6 +386,7 @@ class OtlpGrpcSettings(_OtlpSettings):
         "user_agent": "leave it out: the service says its own name",
         "wait_for_ready": "leave it out: an attempt that can't connect is made again, for ever",
     }
+    needed: ClassVar[Mapping[str, str]] = {"endpoint": "write host:port, such as localhost:4317"}
 
     endpoint: str
     timeout: Timeout = 5.0
@@ -383,6 +432,11 @@ class OtlpGrpcSettings(_OtlpSettings):
         return self
 
     @property
+    def own_files(self) -> tuple[Path, ...]:
+        """The PEM files, where they are used."""
+        return self.tls.own_files if self.uses_tls else ()
+
+    @property
     def target(self) -> str:
         """The endpoint as gRPC wants it."""
         if _GRPC_TARGET.fullmatch(self.endpoint):
@@ -406,6 +460,11 @@ class OtlpHttpSettings(_OtlpSettings):
         encoding: `proto`, the only one.
         timeout: The time for one attempt, connecting included.
         tls: What an `https://` URL uses.
+
+    Example:
+        >>> from statsig_otel.exporters import OtlpHttpSettings
+        >>> OtlpHttpSettings.model_validate({"endpoint": "https://backend", "headers": {"api-key": "k"}}).headers
+        {'api-key': [REDACTED]}
     """
 
     refused: ClassVar[Mapping[str, str]] = {
@@ -437,7 +496,8 @@ class OtlpHttpSettings(_OtlpSettings):
         if not value:
             return value
         if not value.startswith(("http://", "https://")):
-            raise ValueError(f"{_shown(value)} has no scheme; write http://HOST:PORT (plain text) or https://HOST:PORT")
+            fault = "an unknown scheme" if "://" in value else "no scheme"
+            raise ValueError(f"{_shown(value)} has {fault}; write http://HOST:PORT (plain text) or https://HOST:PORT")
         parts = _split_url(value)
         host, port = _host_and_port(parts.netloc)
         if not _HOST.fullmatch(host) or (port and not _is_port(port)):
@@ -449,6 +509,8 @@ class OtlpHttpSettings(_OtlpSettings):
     def _check_base(cls, value: str) -> str:
         if "?" in value:
             raise ValueError("/v1/logs can't be appended to a URL with a query; put the whole URL into logs_endpoint")
+        if value.rstrip("/").endswith("/v1/logs"):
+            raise ValueError("/v1/logs is appended to it; leave that out, or put the whole URL into logs_endpoint")
         return value
 
     @field_validator("headers")
@@ -465,6 +527,11 @@ class OtlpHttpSettings(_OtlpSettings):
         if self.url.scheme == "http" and self.tls.is_configured:
             raise ValueError("the URL says http://, which is plain text, but tls is set: write https://")
         return self
+
+    @property
+    def own_files(self) -> tuple[Path, ...]:
+        """The PEM files, where they are used."""
+        return self.tls.own_files if self.url.scheme == "https" else ()
 
     @property
     def url(self) -> SplitResult:
@@ -500,7 +567,7 @@ def _is_port(value: str) -> bool:
 
 def _check_host_port(value: str, *, usual_port: int) -> None:
     host, port = _host_and_port(value)
-    if not port and _HOST.fullmatch(host):
+    if not port and not value.isdigit() and _HOST.fullmatch(host):
         raise ValueError(f"{_shown(value)} has no port; write {host}:{usual_port} if the server uses the usual one")
     if not _HOST.fullmatch(host) or not _is_port(port):
         raise ValueError(f"{_shown(value)} is no host:port, such as localhost:{usual_port} or [::1]:{usual_port}")

@@ -24,10 +24,22 @@ Sizer = Annotated[Literal["items"], BeforeValidator(_items_only)]
 
 
 class BatchSettings(Settings):
-    """`sending_queue::batch`."""
+    """`sending_queue::batch`.
+
+    Example:
+        >>> from statsig_otel.plugin import BatchSettings
+        >>> BatchSettings(max_size=100).sizer
+        'items'
+    """
 
     refused: ClassVar[Mapping[str, str]] = {
         "partition": "leave it out: an exporter has one queue, and keeps the order",
+    }
+    # The keys of the Collector's batch processor.
+    meant: ClassVar[Mapping[str, str]] = {
+        "send_batch_max_size": "max_size",
+        "send_batch_size": "max_size",
+        "timeout": "flush_timeout",
     }
 
     max_size: int = Field(default=512, gt=0, le=100_000, description="Log records of one request at most.")
@@ -37,7 +49,13 @@ class BatchSettings(Settings):
 
 
 class SendingQueueSettings(Settings):
-    """`sending_queue`."""
+    """`sending_queue`.
+
+    Example:
+        >>> from statsig_otel.plugin import BatchSettings, SendingQueueSettings
+        >>> SendingQueueSettings(queue_size=10_000, batch=BatchSettings(max_size=100)).enabled
+        True
+    """
 
     refused: ClassVar[Mapping[str, str]] = {
         "blocking": "use block_on_overflow, its name today; here it is always false",
@@ -65,12 +83,20 @@ class SendingQueueSettings(Settings):
 
 
 class RetryOnFailureSettings(Settings):
-    """`retry_on_failure`."""
+    """`retry_on_failure`.
+
+    Example:
+        >>> from statsig_otel.plugin import RetryOnFailureSettings
+        >>> RetryOnFailureSettings.model_validate({"initial_interval": "1s", "max_interval": "1m"}).max_interval
+        60.0
+    """
 
     enabled: bool = Field(default=True, description="With false what a passing fault hits becomes a dead letter.")
     initial_interval: Duration = Field(default=5.0, gt=0, description="The wait after the first failure.")
-    randomization_factor: float = Field(default=0.5, ge=0, le=1, description="How far a wait is moved by chance.")
-    multiplier: float = Field(default=1.5, ge=1, description="By what the wait grows.")
+    randomization_factor: float = Field(
+        default=0.5, ge=0, le=1, allow_inf_nan=False, description="How far a wait is moved by chance."
+    )
+    multiplier: float = Field(default=1.5, ge=1, allow_inf_nan=False, description="By what the wait grows.")
     max_interval: Duration = Field(default=30.0, gt=0, description="The longest wait.")
     max_elapsed_time: Duration = Field(default=0.0, ge=0, description="Dead letter after this; 0 is never.")
 
@@ -86,6 +112,11 @@ class DeliveryKeys(Settings):
 
     refused: ClassVar[Mapping[str, str]] = {
         "batcher": "use sending_queue::batch",
+    }
+    meant: ClassVar[Mapping[str, str]] = {
+        "batch": "sending_queue::batch",
+        "queue": "sending_queue",
+        "retry": "retry_on_failure",
     }
 
     sending_queue: SendingQueueSettings = Field(

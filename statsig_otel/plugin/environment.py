@@ -97,7 +97,10 @@ def _variables(name: str) -> tuple[str, str]:
 def document_from_environment(environ: Mapping[str, str]) -> Document:
     """What a configuration file would say, made of environment variables.
 
-    Without a signing secret it is the set-up mode; a secret that is set but empty is an error, found by the check.
+    Without a signing secret it is the set-up mode; a secret that is set but empty is an error.
+
+    Raises:
+        ConfigError: A variable can't be used.
     """
     return _Reader(environ).document()
 
@@ -151,6 +154,9 @@ class _Reader:
     def document(self) -> Document:
         """The whole document."""
         secret = self._environ.get(SECRET_VARIABLE)
+        if secret == "":
+            hint = "set it to the signing secret, or unset it to set the webhook up before there is one"
+            raise ConfigError([Problem((SECRET_VARIABLE,), "is empty", hint)])
         self._origins["receivers", "statsig", "signing_secrets"] = SECRET_VARIABLE
         exporter = self._exporter_type()
         values: dict[str, object] = {

@@ -1,6 +1,6 @@
 """What the configuration file says in `service::telemetry`, with the Collector's names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -19,13 +19,19 @@ _LEVELS: Final[Mapping[str, LogLevel]] = {
 }  # fmt: skip
 
 
+def _in_any_case(words: Iterable[str]) -> str:
+    """A pattern for words; JSON Schema's patterns have no flags."""
+    return "|".join("".join(f"[{letter.upper()}{letter}]" for letter in word) for word in words)
+
+
 _LEVEL_SCHEMA: Final = {
     "anyOf": [
         {"enum": ["debug", "info", "warn", "error"]},
-        {"enum": ["warning", *map(str.upper, _LEVELS)], "title": "the same in capitals"},
+        {"type": "string", "pattern": rf"^\s*({_in_any_case(_LEVELS)})\s*$"},
         {"type": "null"},
     ]
 }
+_NONE_SCHEMA: Final = {"anyOf": [{"enum": ["none"]}, {"type": "string", "pattern": f"^({_in_any_case(['none'])})$"}]}
 
 
 def named_level(word: str | None) -> LogLevel | None:
@@ -70,7 +76,7 @@ class MetricsSettings(Settings):
 
     refused: ClassVar[Mapping[str, str]] = dict.fromkeys(("address", "readers", "views"), _METRICS_HINT)
 
-    level: Annotated[Literal["none"], BeforeValidator(_no_metrics)] = Field(
+    level: Annotated[Literal["none"], BeforeValidator(_no_metrics), WithJsonSchema(_NONE_SCHEMA)] = Field(
         default="none", description="Always none: metrics are made with the OpenTelemetry API, for a MeterProvider."
     )
 

@@ -19,16 +19,7 @@ def test_imports_nothing_from_the_floors_above() -> None:
 def test_the_package_loads_nothing_before_it_is_used() -> None:
     program = (
         "import sys, statsig_otel.config as c; assert not {'pydantic', 'ruamel.yaml'} & set(sys.modules); "
-        "[getattr(c, name) for name in c.__all__]; "
+        "[getattr(c, name) for name in dir(c)]; "
         "assert not [n for n in sys.modules if n.startswith(('statsig_otel.plugin', 'statsig_otel.exporters'))]"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
-
-
-def test_public_names() -> None:
-    """Each is there, and nothing else is shown."""
-    assert sorted(package.__all__) == sorted(name for name in dir(package) if not name.startswith("_"))
-    assert package.__all__ == [
-        "Components", "ConfigError", "Configuration", "Document", "Duration", "Opaque", "Pipeline", "Place", "Problem",
-        "Settings", "Size", "check", "load", "merge", "parse", "read", "read_all",
-    ]  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from statsig_otel.config import Duration, Opaque, Settings, Size
+from statsig_otel.config.model import AS_WRITTEN
 
 SECRET = "s3cr3t-value"
 
@@ -60,6 +61,69 @@ def test_a_check_of_a_secret_sees_it() -> None:
     assert TypeAdapter(Annotated[Opaque, AfterValidator(check)]).validate_python(SECRET) == Opaque(SECRET)
 
 
+class Plain(Settings):
+    number: int = 0
+    ratio: float = 0.0
+    switch: bool = False
+    limit: int | None = None
+    switches: list[bool] = Field(default_factory=list)
+    words: bool | list[str] = False
+    either: int | str = 0
+    numbers: dict[str, int] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("key", "texts", "value"),
+    [
+        ("number", ["5", " 5 ", "+5", "0x5", "0o5", "5.0", "5e0", 5, 5.0], 5),
+        ("number", ["1_000", "1e3", 1000.0], 1000),
+        ("limit", ["5", 5], 5),
+        ("limit", [None], None),
+        ("ratio", ["0.5", ".5", "5e-1", 0.5], 0.5),
+        ("ratio", ["2", 2], 2.0),
+        ("switch", ["true", "True", "TRUE", " true\n", True], True),
+        ("switch", ["false", "False", "FALSE", False], False),
+        ("either", ["5"], "5"),
+        ("switches", [[True]], [True]),
+        ("words", [["a"]], ["a"]),
+        ("numbers", [{"a": 1}], {"a": 1}),
+    ],
+)
+def test_a_text_is_what_yaml_makes_of_it(key: str, texts: list[object], value: object) -> None:
+    """It may come from a variable."""
+    for text in texts:
+        found = getattr(Plain.model_validate({key: text}), key)
+        assert (found, type(found)) == (value, type(value)), text
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [
+        ("number", ["", "~", "null", "five", "0b1", "true", True, "5.5", "5s"], "number|integer"),
+        ("limit", ["", "~", "null", "false", False], "number|integer"),
+        ("either", [True], "whole number"),
+        ("ratio", ["", "true", True, "half"], "number"),
+        ("switch", ["", "~", "yes", "Yes", "on", "y", "t", "1", 1, "0", 0, 1.0, "tRuE", "enabled"], "true or false"),
+    ],
+)
+def test_no_other_text_is_a_number_or_a_boolean(key: str, values: list[object], message: str) -> None:
+    for value in values:
+        with pytest.raises(ValidationError, match=message):
+            Plain.model_validate({key: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [("yes", "write true: to YAML 1.2 yes is a text"), ("Off", "write false: to YAML 1.2 Off is a text"),
+     ("1", "write true"), (0, "write false"), ("maybe", None)],
+)  # fmt: skip
+def test_what_means_a_boolean_elsewhere_gets_a_hint(value: object, hint: str | None) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Plain.model_validate({"switch": value})
+    message = caught.value.errors()[0]["msg"]
+    assert message.partition("\nhint: ")[2] == (hint or "")
+
+
 DURATION = TypeAdapter(Duration)
 SIZE = TypeAdapter(Size)
 
@@ -71,6 +135,7 @@ SIZE = TypeAdapter(Size)
 )  # fmt: skip
 def test_durations(written: object, seconds: float) -> None:
     assert math.isclose(DURATION.validate_python(written), seconds)
+    assert math.isclose(DURATION.validate_python(written, context=AS_WRITTEN), seconds)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +145,18 @@ def test_durations(written: object, seconds: float) -> None:
 )  # fmt: skip
 def test_no_durations(written: object) -> None:
     with pytest.raises(ValidationError):
-        DURATION.validate_python(written)
+        DURATION.validate_python(written, context=AS_WRITTEN)
+
+
+@pytest.mark.parametrize("seconds", [5, 1.5, 0, 9e9])
+def test_in_code_a_number_is_seconds(seconds: float) -> None:
+    assert DURATION.validate_python(seconds) == seconds
+
+
+@pytest.mark.parametrize("given", ["5", True, None, math.inf, math.nan, pytest.param(10**5000, id="huge")])
+def test_what_is_no_duration_in_code_either(given: object) -> None:
+    with pytest.raises(ValidationError):
+        DURATION.validate_python(given)
 
 
 @pytest.mark.parametrize(

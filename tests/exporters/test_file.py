@@ -653,7 +653,7 @@ def test_settings_defaults() -> None:
         ({"path": "x", "format": "xml"}, "should be 'json'"),
         ({"path": "x", "rotation": {"max_megabytes": 10}}, "Extra inputs are not permitted"),
         ({"path": "x", "compression": "zstd"}, "Extra inputs are not permitted"),
-        ({"path": "x", "append": "perhaps"}, "valid boolean"),
+        ({"path": "x", "append": "perhaps"}, "must be true or false"),
     ],
 )
 def test_settings_that_are_refused(settings: dict[str, object], message: str) -> None:

@@ -103,7 +103,8 @@ def test_http_url(keys: dict[str, str], url: str) -> None:
     [
         ({}, "needs an endpoint, such as http://localhost:4318"),
         ({"endpoint": "h:4318"}, "write http://HOST:PORT (plain text) or https://HOST:PORT"),
-        ({"endpoint": "ftp://h"}, "has no scheme"),
+        ({"endpoint": "ftp://h"}, "has an unknown scheme"),
+        ({"endpoint": "http://h/v1/logs"}, "/v1/logs is appended to it"),
         ({"endpoint": "http://"}, "is no host"),
         ({"endpoint": "http://h:"}, "is no host"),
         ({"endpoint": "http://h:x"}, "is no host"),

@@ -1,0 +1,147 @@
+"""The JSON Schema and the reader agree: what one takes, the other takes, as far as a schema can know."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statsig_otel.config import ConfigError, Problem, Settings, check, parse
+from statsig_otel.config.reference import json_schema, keys
+from statsig_otel.plugin.components import BUILT_IN
+
+jsonschema: Any = pytest.importorskip("jsonschema")
+
+SCHEMA: Final = jsonschema.Draft202012Validator(json_schema(BUILT_IN))
+
+COMPONENTS: Final[dict[tuple[str, str], type[Settings]]] = {
+    **{("receivers", name): model for name, model in BUILT_IN.receivers.items()},
+    **{("exporters", name): model for name, model in BUILT_IN.exporters.items()},
+    **{("extensions", name): model for name, model in BUILT_IN.extensions.items()},
+    ("service", "telemetry"): BUILT_IN.telemetry,
+}
+PLACES: Final = [(kind, key.path) for kind, model in COMPONENTS.items() for key in keys(model)]
+
+LEAST: Final[dict[str, dict[str, Any]]] = {
+    "statsig": {"signing_secrets": ["webhook-x"]},
+    "otlp_grpc": {"endpoint": "h:1"},
+    "otlp_http": {"endpoint": "https://h"},
+    "file": {"path": "changes"},
+    "file_storage": {"directory": "/x"},
+}
+"""What the components need."""
+
+LEAST_BELOW: Final[dict[tuple[str, str], dict[str, Any]]] = {
+    ("statsig", "tls"): {"cert_file": "a", "key_file": "b"},
+    ("otlp_grpc", "keepalive"): {"time": "1m"},
+}
+
+TEXTS: Final = [
+    "", " ", "true", "True", "tRuE", "yes", "on", "off", "y", "1", "0", " 5 ", "5", "+5", "-5", "1_000", "0x10", "0o7",
+    "1e3", "5.0", ".5", "5.5", "1.5e1", "5s", "0s", "-5s", "5 s", "1h30m", "10MB", "10 MiB", "10M", "10mi", "5 ",
+    "gzip", "GZIP", "none", "NONE", "INFO", "Info", " debug ", "warning", "full", "Full", "auto", "items", "requests",
+    "proto", "1.2", "1.3", "1.30", "next", "localhost:1", "http://h", "https://h/x", "/x", "a", "inf", ".inf", "nan",
+    "~", "null",
+]  # fmt: skip
+VALUES: Final[list[Any]] = [
+    None, True, False, 0, 1, -1, 5, 1000, 5.0, 1e3, 0.5, 1.2, 1.3, 1.5, 1e6, [], {}, ["a"], [1], [1, "a"], [True],
+    [None], {"a": 1}, {"a": "b"}, {"a": None}, [{"name": "a", "value": "b"}], [{}],
+]  # fmt: skip
+
+TYPE_ERRORS: Final = (
+    "must be a whole number", "must be a number", "must be true or false", "must be a text", "must be a list",
+    "must be a mapping", "must be a duration", "a duration needs a unit", "must be a size", "must be '", "unknown key",
+    "is required", "has no value", "is a key of the Collector",
+)  # fmt: skip
+
+
+def written(place: tuple[tuple[str, str], str], value: Any) -> dict[str, Any]:
+    """A configuration with a value in one place."""
+    (kind, type_), path = place
+    exporter = type_ if kind == "exporters" else "debug"
+    file: dict[str, Any] = {
+        "receivers": {"statsig": dict(LEAST["statsig"])},
+        "exporters": {exporter: dict(LEAST.get(exporter, {}))},
+        "service": {"pipelines": {"logs": {"receivers": ["statsig"], "exporters": [exporter]}}},
+    }
+    if kind == "extensions":
+        file[kind] = {type_: dict(LEAST[type_])}
+        file["service"][kind] = [type_]
+    holder = file[kind].setdefault(type_, {})
+    *above, key = path.split("::")
+    for index, step in enumerate(above):
+        below = LEAST_BELOW.get((type_, "::".join(above[: index + 1])), {})
+        holder[step] = holder = {**below}
+    holder[key] = value
+    return file
+
+
+def problems(file: dict[str, Any], environ: dict[str, str]) -> Iterator[Problem]:
+    """What the reader says."""
+    try:
+        check(parse(json.dumps(file).encode(), file="f", directory=Path(), environ=environ), BUILT_IN)
+    except ConfigError as error:
+        yield from error.problems
+
+
+def agree(place: tuple[tuple[str, str], str], value: Any) -> None:
+    """Assert that both take a value, or that none does, where its type is what is wrong with it."""
+    file = written(place, value)
+    said = list(problems(file, {}))
+    if not said:
+        assert [error.message for error in SCHEMA.iter_errors(file)] == [], f"the schema is stricter: {value!r}"
+    elif all(problem.message.startswith(TYPE_ERRORS) for problem in said):
+        assert not SCHEMA.is_valid(file), f"the schema is wider: {said}"
+
+
+KINDS: Final = [
+    (component, path)
+    for component, path in PLACES
+    if (component[1], path) in {
+        ("statsig", "max_connections"), ("statsig", "include_original"), ("statsig", "read_timeout"),
+        ("statsig", "max_request_body_size"), ("statsig", "user"), ("debug", "retry_on_failure::multiplier"),
+        ("telemetry", "logs::level"), ("telemetry", "metrics::level"), ("otlp_http", "compression"),
+        ("otlp_http", "tls::min_version"), ("file", "path"),
+    }
+]  # fmt: skip
+"""One place of each kind of value."""
+
+
+@pytest.mark.parametrize("place", KINDS, ids=lambda place: place[1])
+def test_both_say_the_same_of_every_value(place: tuple[tuple[str, str], str]) -> None:
+    for value in [*VALUES, *TEXTS]:
+        agree(place, value)
+
+
+@given(st.sampled_from(PLACES), st.sampled_from(VALUES) | st.sampled_from(TEXTS))
+def test_both_say_the_same_of_a_value(place: tuple[tuple[str, str], str], value: Any) -> None:
+    agree(place, value)
+
+
+@given(st.sampled_from(PLACES), st.sampled_from(TEXTS), st.sampled_from(["${env:A}", "${A}", "${env:NO:-%s}"]))
+def test_what_a_variable_may_bring_in_the_schema_allows(
+    place: tuple[tuple[str, str], str], text: str, form: str
+) -> None:
+    file = written(place, form.replace("%s", text))
+    if not list(problems(file, {"A": text})):
+        assert [error.message for error in SCHEMA.iter_errors(file)] == []
+
+
+def test_every_place_is_one_that_the_reader_knows() -> None:
+    """Else the tests above would test nothing there."""
+    for (kind, type_), path in PLACES:
+        said = list(problems(written(((kind, type_), path), "${NO}"), {}))
+        assert not [problem for problem in said if problem.message == "unknown key"]
+        wanted = (kind, type_, *path.split("::"))
+        assert [problem.path for problem in said if "NO is not set" in problem.message] == [wanted]
+
+
+def test_a_schema_that_is_stricter_or_wider_would_be_seen() -> None:
+    place = next(place for place in PLACES if place[1] == "max_connections")
+    assert not list(problems(written(place, "5"), {}))
+    assert [problem.message for problem in problems(written(place, True), {})] == ["must be a whole number"]
+    assert list(SCHEMA.iter_errors(written(place, True)))
+    assert not list(SCHEMA.iter_errors(written(place, "5")))
