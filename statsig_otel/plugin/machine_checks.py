@@ -3,7 +3,7 @@
 Nothing is changed: ports are bound and let go again, files and directories are looked at only.
 """
 
-import os
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path as FilePath
@@ -12,35 +12,56 @@ from typing import Final
 from statsig_otel.config.errors import Path, Problem
 from statsig_otel.config.grammar import Configuration
 from statsig_otel.config.source import Document
-from statsig_otel.exporters.file import FileSettings, begins_as_ours
+from statsig_otel.exporters.file import FileSettings
 from statsig_otel.exporters.otlp_settings import ClientTlsSettings, OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.asgi import Receive, Scope, Send
+from statsig_otel.plugin.places import file_fault, is_locked, is_of_queue, owner, queue_fault, same_file
 from statsig_otel.plugin.queue_configuration import queued_exporters, receiver_settings
 from statsig_otel.plugin.server import HttpServer, ServerTls
 from statsig_otel.plugin.settings import ServerTlsSettings, StatsigReceiverSettings
-from statsig_otel.plugin.storage import FileStorageSettings, file_storage
+from statsig_otel.plugin.storage import FileStorageSettings
 
 _READABLE_HINT: Final = "the service reads it as its own user; look at the path and at the permissions"
-_WRITABLE_HINT: Final = "let the service's own user write there, or name another place"
 _NO_PATH: Final = "holds a NUL, and is no path that a file can have"
 _SERVER_FILES: Final = ("cert_file", "key_file", "client_ca_file")
 _CLIENT_FILES: Final = ("ca_file", "cert_file", "key_file")
 
 
-def check_machine(configuration: Configuration, document: Document, directory: FilePath) -> list[Problem]:
+def check_machine(
+    configuration: Configuration, document: Document, directory: FilePath
+) -> tuple[list[Problem], list[Problem]]:
     """All that would keep a service from starting here.
+
+    Where the queue belongs to a process, that is the running service, most likely of this very configuration: then
+    what it has in use is no fault of the configuration.
 
     Args:
         configuration: What is to run.
         document: Where it was written.
         directory: The queue's directory.
+
+    Returns:
+        What is wrong, and what is only in use.
     """
-    return [
+    who = _owner(directory) if queued_exporters(configuration) else None
+    ports = _ports(configuration, document)
+    busy = [*(problem for problem, is_used in ports if is_used), *check_locks(configuration, document)]
+    wrong = [
         *check_certificates(configuration, document),
-        *check_ports(configuration, document),
+        *(problem for problem, is_used in ports if not is_used),
         *_exporters(configuration, document),
-        *_queue(configuration, document, directory),
+        *_queue_files(configuration, document, directory),
     ]
+    if who is None:
+        return [*wrong, *busy, *_queue(configuration, document, directory)], []
+    return wrong, [_in_use(configuration, document, f"{directory} is in use by {who}"), *busy]
+
+
+def _owner(directory: FilePath) -> str | None:
+    try:
+        return owner(directory)
+    except (OSError, ValueError):  # what is wrong with the directory is said by the other checks
+        return None
 
 
 def check_certificates(configuration: Configuration, document: Document) -> list[Problem]:
@@ -55,7 +76,20 @@ def check_certificates(configuration: Configuration, document: Document) -> list
 
 def check_ports(configuration: Configuration, document: Document) -> list[Problem]:
     """Which of the receivers' addresses can't be listened on; see `check_machine`."""
-    return list(_ports(configuration, document))
+    return [problem for problem, _ in _ports(configuration, document)]
+
+
+def check_locks(configuration: Configuration, document: Document) -> list[Problem]:
+    """Which of the exporters' files somebody writes to now. Not for the process that does."""
+    return [
+        document.problem(
+            ("exporters", name, "path"),
+            f"{settings.path} is locked: another process writes to it",
+            "stop that one, or give this exporter a file of its own",
+        )
+        for name, settings in configuration.exporters.items()
+        if isinstance(settings, FileSettings) and is_locked(settings.path)
+    ]
 
 
 def _servers(configuration: Configuration) -> dict[str, StatsigReceiverSettings]:
@@ -66,7 +100,9 @@ def _servers(configuration: Configuration) -> dict[str, StatsigReceiverSettings]
     return dict(first.values())
 
 
-def _ports(configuration: Configuration, document: Document) -> Iterator[Problem]:
+def _ports(configuration: Configuration, document: Document) -> list[tuple[Problem, bool]]:
+    """The addresses that can't be listened on, each with whether somebody else listens there."""
+    found: list[tuple[Problem, bool]] = []
     with ExitStack() as bound:  # all at once: two may name the same port in different words
         for name, settings in _servers(configuration).items():
             host, port = settings.address
@@ -76,7 +112,9 @@ def _ports(configuration: Configuration, document: Document) -> Iterator[Problem
                 server.bind()
             except OSError as error:
                 message, _, hint = str(error.strerror).partition("; ")
-                yield document.problem(("receivers", name, "endpoint"), message, hint or None)
+                problem = document.problem(("receivers", name, "endpoint"), message, hint or None)
+                found.append((problem, error.errno == errno.EADDRINUSE))
+    return found
 
 
 async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,7 +142,7 @@ def check_exporters(configuration: Configuration, document: Document) -> list[Pr
 
 
 def _exporters(configuration: Configuration, document: Document) -> Iterator[Problem]:
-    files: dict[FilePath, str] = {}
+    files: dict[object, str] = {}
     for name, settings in configuration.exporters.items():
         path: Path = ("exporters", name)
         if isinstance(settings, OtlpGrpcSettings):
@@ -114,11 +152,13 @@ def _exporters(configuration: Configuration, document: Document) -> Iterator[Pro
             if settings.url.scheme == "https":
                 yield from _client_tls(settings.tls, (*path, "tls"), document)
         elif isinstance(settings, FileSettings):
-            first = files.setdefault(settings.path.absolute(), name)
+            first = files.setdefault(same_file(settings.path), name)
             if first != name:
                 message = f"is the file of exporters::{first} too"
                 yield document.problem((*path, "path"), message, "give each its own: only one can write to it")
-            yield from _file(settings.path, (*path, "path"), document)
+            fault = file_fault(settings.path)
+            if fault is not None:
+                yield document.problem((*path, "path"), *fault)
 
 
 def _client_tls(settings: ClientTlsSettings, path: Path, document: Document) -> Iterator[Problem]:
@@ -144,49 +184,38 @@ def _unreadable(files: Mapping[str, FilePath], path: Path, document: Document) -
             yield document.problem((*path, key), _NO_PATH)
 
 
-def _file(file: FilePath, path: Path, document: Document) -> Iterator[Problem]:
-    if "\0" in str(file):
-        yield document.problem(path, _NO_PATH)
-    elif nearest(file.parent) != file.parent.absolute() or not file.parent.is_dir():
-        yield document.problem(path, f"there is no directory {file.parent}", "make it: the exporter does not")
-    elif _is_there(file) and not file.is_file():
-        yield document.problem(path, f"{file} is no regular file", "only a regular file can be synced and cut")
-    elif not os.access(file if _is_there(file) else file.parent, os.W_OK):
-        yield document.problem(path, f"{file} can't be written", _WRITABLE_HINT)
-    elif _is_there(file) and not begins_as_ours(file):
-        message = f"{file} holds something else than OTLP/JSON lines of logs"
-        yield document.problem(path, message, "move it away, or name another")
-
-
-def nearest(directory: FilePath) -> FilePath:
-    """The directory, or the first one above it that is there, as far as this user may look."""
-    return next(place for place in (directory.absolute(), *directory.absolute().parents) if _is_there(place))
-
-
-def _is_there(place: FilePath) -> bool:
-    try:
-        return place.exists()
-    except OSError:  # not ours to look at, or longer than any name
-        return False
-
-
 def _queue(configuration: Configuration, document: Document, directory: FilePath) -> Iterator[Problem]:
     if not queued_exporters(configuration):
         return
-    place = nearest(directory)
-    if not place.is_dir():
-        message = f"{place} is no directory"
-    elif not os.access(place, os.W_OK | os.X_OK):
-        message = f"{place} can't be written"
-    else:
+    fault = queue_fault(directory)
+    if fault is not None:
+        message, hint = fault
+        if path := _storage_path(configuration):
+            yield document.problem(path, message, hint)
+        else:
+            hint = "name another with extensions: {file_storage: {directory: ...}}"
+            yield Problem((), f"the queue can't be in {directory}: {message}", hint)
+
+
+def _queue_files(configuration: Configuration, document: Document, directory: FilePath) -> Iterator[Problem]:
+    if not queued_exporters(configuration):
         return
-    if file_storage(configuration) is None:
-        hint = "name another with extensions: {file_storage: {directory: ...}}"
-        yield Problem((), f"the queue can't be in {directory}: {message}", hint)
-        return
-    id_ = next(
-        id_
-        for id_ in configuration.service_extensions
-        if isinstance(configuration.extensions[id_], FileStorageSettings)
-    )
-    yield document.problem(("extensions", id_, "directory"), message, _WRITABLE_HINT)
+    for name, settings in configuration.exporters.items():
+        if not isinstance(settings, FileSettings) or file_fault(settings.path):
+            continue
+        if is_of_queue(settings.path, directory):
+            message = f"{settings.path} is a file of the queue"
+            yield document.problem(("exporters", name, "path"), message, "choose another name")
+
+
+def _in_use(configuration: Configuration, document: Document, message: str) -> Problem:
+    path = _storage_path(configuration)
+    return document.problem(path, message) if path else Problem((), message)
+
+
+def _storage_path(configuration: Configuration) -> Path:
+    """Where the queue's directory is written; empty where it is the default one."""
+    for id_ in configuration.service_extensions:
+        if isinstance(configuration.extensions[id_], FileStorageSettings):
+            return ("extensions", id_, "directory")
+    return ()

@@ -38,7 +38,7 @@ class QueueAccess:
 
     def __init__(self, *, directory: Path | None, locations: tuple[str, ...], environ: Mapping[str, str]) -> None:
         self._configuration = _read(locations, environ) if locations else None
-        self.directory = directory or _directory(self._configuration, environ)
+        self.directory: Path = directory or _directory(self._configuration, environ)
         try:
             found = (self.directory / DATABASE).exists()
         except PermissionError as error:

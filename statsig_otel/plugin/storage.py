@@ -27,6 +27,8 @@ class FileStorageSettings(Settings):
         "timeout": "leave it out: one service owns the directory, and a second one says so at once",
     }
 
+    needed: ClassVar[Mapping[str, str]] = {"directory": "name a directory, such as /var/lib/statsig-otel"}
+
     directory: Path = Field(
         description="The directory; it is made where it is missing.", examples=["/var/lib/statsig-otel"]
     )
@@ -36,6 +38,8 @@ class FileStorageSettings(Settings):
     def _name_one(cls, value: object) -> object:
         if value == "":
             raise ValueError("is empty\nhint: name a directory, such as /var/lib/statsig-otel")
+        if "\0" in str(value):
+            raise ValueError("holds a NUL, and is no path that a directory can have")
         return value
 
     min_free_bytes: Size = Field(

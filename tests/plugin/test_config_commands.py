@@ -1,9 +1,12 @@
 """`validate`, `print-config`, `components` and `schema`, and `run` with several `--config`."""
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import socket
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,12 @@ from ruamel.yaml import YAML
 import statsig_otel
 from statsig_otel.config import check, parse, read
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.queue import schema as schema_of_queue
+from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.plugin.cli import main
 from statsig_otel.plugin.commands.components import list_components
 from statsig_otel.plugin.components import COMPONENTS
-from statsig_otel.plugin.machine_checks import nearest
+from statsig_otel.plugin.places import nearest
 from tests.e2e.service_process import ServiceProcess
 from tests.peers.certs import Authority
 
@@ -79,7 +84,7 @@ def test_a_valid_configuration_is_told_with_what_it_holds() -> None:
 
 def test_without_a_file_the_environment_is_checked() -> None:
     result = call("validate", env={"STATSIG_SIGNING_SECRET": ""})
-    assert "is empty (STATSIG_SIGNING_SECRET)" in result.output
+    assert "STATSIG_SIGNING_SECRET: is empty\n  hint: set it to the signing secret, or unset it" in result.output
     assert result.exit_code == 1
 
 
@@ -90,6 +95,7 @@ def test_all_problems_of_all_files_at_once() -> None:
         "  hint: did you mean timestamp_tolerance?\n"
         "exporters::debug::verbosity: must be 'basic', 'normal' or 'detailed' (more.yaml:2)\n"
         "exporters::otlp::endpoint: is required (more.yaml:3)\n"
+        "  hint: write host:port, such as localhost:4317\n"
         "exporters::otlp: is not used by any pipeline (more.yaml:3)\n"
         "  hint: add it to service::pipelines::logs::exporters, or remove it"
     )
@@ -215,6 +221,57 @@ def test_where_a_file_exporter_can_not_write() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("x" * 300, (f"{'x' * 120}... is longer than a path, or a name in it, may be (config.yaml:7)\n"
+         "  hint: choose a shorter one")),
+        ("in-a-circle", ("in-a-circle is a symbolic link that leads in a circle (config.yaml:7)\n"
+         "  hint: remove the link, or name another place")),
+        ("away", "there is no directory /nowhere (config.yaml:7)\n  hint: make it: the exporter does not"),
+        ("no-otlp", ("no-otlp holds something else than OTLP/JSON lines of logs (config.yaml:7)\n"
+         "  hint: move it away, or name another")),
+        ("state/lock", "state/lock is a file of the queue (config.yaml:7)\n  hint: choose another name"),
+    ],
+)  # fmt: skip
+def test_what_no_file_exporter_can_write_to(name: str, said: str) -> None:
+    Path("state").mkdir()
+    Path("in-a-circle").symlink_to("in-a-circle")
+    Path("away").symlink_to("/nowhere/changes.jsonl")
+    Path("no-otlp").write_text("hello")
+    assert errors("--config", config(exporters=f"file: {{path: {name}}}", names="file")) == (
+        f"exporters::file::path: {said}"
+    )
+
+
+def test_a_link_to_a_file_that_is_still_to_be_made() -> None:
+    Path("link").symlink_to("changes.jsonl")
+    assert call("validate", "--config", config(exporters="file: {path: link}", names="file")).exit_code == 0
+    assert not Path("changes.jsonl").exists()
+
+
+@pytest.mark.parametrize("other", ["./state/../first", "symbolic", "hard"])
+def test_one_file_under_two_names(other: str) -> None:
+    Path("state").mkdir()
+    Path("first").touch()
+    Path("symbolic").symlink_to("first")
+    Path("hard").hardlink_to("first")
+    path = config(exporters=f"file: {{path: first}}\n  file/b: {{path: {other}}}", names="file, file/b")
+    assert errors("--config", path) == (
+        "exporters::file/b::path: is the file of exporters::file too (config.yaml:8)\n"
+        "  hint: give each its own: only one can write to it"
+    )
+
+
+def test_a_file_that_another_process_writes_to() -> None:
+    with Path("changes.jsonl").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert errors("--config", config(exporters="file: {path: changes.jsonl}", names="file")) == (
+            "exporters::file::path: changes.jsonl is locked: another process writes to it (config.yaml:7)\n"
+            "  hint: stop that one, or give this exporter a file of its own"
+        )
+
+
 STORAGE = "extensions: {file_storage: {directory: %s}}\n"
 
 
@@ -226,6 +283,93 @@ def test_where_a_queue_can_not_be() -> None:
         f"extensions::file_storage::directory: {Path('taken').absolute()} is no directory (config.yaml:10)\n"
         "  hint: let the service's own user write there, or name another place"
     )
+
+
+def in_queue(directory: str) -> str:
+    """What `validate` says of a queue in a directory."""
+    config(more=STORAGE % directory)
+    text = errors("--config", "config.yaml", "--config", "yaml:service::extensions: [file_storage]")
+    return text.removeprefix("extensions::file_storage::directory: ")
+
+
+@pytest.mark.parametrize("name", ["queue.db", "queue.db-wal", "lock", "state.json", "control.sock"])
+def test_a_directory_where_a_queue_has_a_file(name: str) -> None:
+    Path("queue", name).mkdir(parents=True)
+    assert in_queue("queue") == (
+        f"queue/{name} is a directory, where the queue has a file (config.yaml:10)\n"
+        "  hint: name another directory, or move what is there away"
+    )
+
+
+def test_a_directory_that_no_queue_can_have() -> None:
+    Path("away").symlink_to("/nowhere/queue")
+    elsewhere = "\n  hint: name another directory, or move what is there away"
+    too_long = "... is longer than a path, or a name in it, may be (config.yaml:10)\n  hint: choose a shorter one"
+    assert in_queue("away/queue") == (
+        f"{Path('away').absolute()} is a symbolic link that leads nowhere (config.yaml:10){elsewhere}"
+    )
+    assert in_queue("a/b" * 50 + "x" * 300).endswith(too_long)
+    assert in_queue("abcdefg/" * 600).endswith(too_long)
+    there = f"{Path.cwd()}/"
+    assert in_queue(there + "a/" * ((4080 - len(there)) // 2)).endswith(too_long), "with its files"
+    assert in_queue('"a\\0b"') == "holds a NUL, and is no path that a directory can have (config.yaml:10)"
+
+
+def test_a_database_that_is_another_program_s_or_a_newer_version_s() -> None:
+    Path("queue").mkdir()
+    with contextlib.closing(sqlite3.connect("queue/queue.db")) as connection:
+        connection.execute("CREATE TABLE a (b)")
+    assert in_queue("queue").startswith("queue/queue.db is a database of another program (config.yaml:10)\n  hint: ")
+    Path("queue/queue.db").unlink()
+    with contextlib.closing(schema_of_queue.connect(Path("queue/queue.db"))) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    before = Path("queue/queue.db").read_bytes()
+    assert "queue/queue.db has schema version 99, and this version of statsig-otel knows" in in_queue("queue")
+    assert Path("queue/queue.db").read_bytes() == before
+    assert [file.name for file in Path("queue").iterdir()] == ["queue.db"]
+
+
+def test_a_damaged_database_is_no_fault_of_the_configuration() -> None:
+    """The service sets it aside, and starts."""
+    Path("state").mkdir()
+    Path("state/queue.db").write_bytes(b"no database" * 1000)
+    assert call("validate", "--config", config()).exit_code == 0
+
+
+def test_beside_the_running_service_what_it_has_in_use_is_a_warning() -> None:
+    """Told by the owner of its queue. Another's port is as good as its own then; what is wrong stays an error."""
+    with socket.socket() as taken, Path("changes.jsonl").open("a") as file:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        port = taken.getsockname()[1]
+        path = config(f"endpoint: 127.0.0.1:{port}", "file: {path: changes.jsonl}", "file", STORAGE % "queue")
+        both = ("--config", path, "--config", "yaml:service::extensions: [file_storage]")
+        held = QueueDirectory(Path("queue"))
+        held.acquire()
+        try:
+            result = call("validate", *both)
+            wrong = errors(*both, "--config", "yaml:receivers::statsig::endpoint: 192.0.2.1:80")
+            doctor = call("doctor", *both).output
+        finally:
+            held.release()
+        assert len(errors(*both).splitlines()) == 4, "without the service they are errors"
+    assert result.exit_code == 0
+    assert result.output.splitlines()[-4:] == [
+        (
+            f"  warning: extensions::file_storage::directory: queue is in use by process {os.getpid()}, starting or "
+            "stopping (config.yaml:10)"
+        ),
+        (
+            f"  warning: receivers::statsig::endpoint: cannot listen on 127.0.0.1:{port}: the port is in use "
+            "(config.yaml:5)"
+        ),
+        "  warning: exporters::file::path: changes.jsonl is locked: another process writes to it (config.yaml:7)",
+        "  hint: that is the running service, most likely: it has to end before another one starts here",
+    ]
+    assert wrong.startswith("receivers::statsig::endpoint: cannot listen on 192.0.2.1:80: 192.0.2.1 is not an address")
+    assert "locked" not in doctor
+    assert f"in use by process {os.getpid()}" in doctor
 
 
 def test_where_the_default_queue_can_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,12 +556,15 @@ REST = "exporters: {debug: }\nservice: {pipelines: {logs: {receivers: [statsig],
                 "max_connections: '${env:N}'", "read_timeout: '${N}ms'", "max_request_body_size: '${N}MiB'",
                 "include_original: '${B}'", "user: '${U}'", "tls: {cert_file: a, key_file: b, min_version: 1.3}",
                 "read_timeout: 0", "read_timeout: 1h30m", "max_in_flight_bytes: 5 MiB", "max_in_flight_bytes: 5",
+                "max_connections: '5'", "max_connections: 5.0", "max_connections: 0x10", "max_connections: 1_000",
+                "include_original: 'true'", "include_original: True", "max_in_flight_bytes: 1e9",
                 "endpoint: 007", "tls: ", "tls: {cert_file: 1, key_file: b}", "resource: {a: x, b: [1, 2], c: true}",
             ]
         ),
         RECEIVER % "" + "exporters: {otlp/old: {endpoint: 'h:1', headers: {a: b, c: 7}}, otlphttp: }\n"
         "service: {extensions: , pipelines: {logs/x: {receivers: [statsig], exporters: [otlp/old, otlphttp]}}}\n",
         RECEIVER % "" + REST + "processors: {}\nconnectors:\n",
+        RECEIVER % "" + REST + "processors: []\nextensions:\n",
     ],
 )  # fmt: skip
 def test_what_the_schema_allows(schema: Any, text: str) -> None:
@@ -436,6 +583,11 @@ def test_what_the_schema_allows(schema: Any, text: str) -> None:
         (RECEIVER % "read_timeout: -5s" + REST, "receivers::statsig::read_timeout"),
         (RECEIVER % "max_request_body_size: 5 apples" + REST, "receivers::statsig::max_request_body_size"),
         (RECEIVER % "include_original: on" + REST, "receivers::statsig::include_original"),
+        (RECEIVER % "include_original: 1" + REST, "receivers::statsig::include_original"),
+        (RECEIVER % "max_connections: '5.5'" + REST, "receivers::statsig::max_connections"),
+        (RECEIVER % "max_connections: true" + REST, "receivers::statsig::max_connections"),
+        (RECEIVER % "read_timeout: -1" + REST, "receivers::statsig::read_timeout"),
+        (RECEIVER % "max_request_body_size: 5M" + REST, "receivers::statsig::max_request_body_size"),
         (RECEIVER % "user: nobody" + REST, "receivers::statsig::user"),
         (RECEIVER % "tls: {cert_file: a}" + REST, "receivers::statsig::tls"),
         (RECEIVER % "tls: yes" + REST, "receivers::statsig::tls"),
@@ -532,6 +684,29 @@ def test_receivers_that_can_not_share_a_server_are_told_without_the_machine_too(
     more_pipeline = "yaml:service::pipelines::logs::receivers: [statsig, statsig/b]"
     text = errors("--no-machine", "--config", config(), "--config", more, "--config", more_pipeline)
     assert "receivers::statsig/b::path: is the path of receivers::statsig too" in text
+
+
+def test_a_secret_s_variable_that_is_not_set_is_not_given_a_default() -> None:
+    path = Path("config.yaml")
+    path.write_text(
+        'receivers: {statsig: {signing_secrets: ["${env:NO}"], user: hash, hash_key: "${NO}"}}\n'
+        'exporters: {otlp_grpc: {endpoint: "${NO}", headers: {a: "${NO}"}}}\n'
+        "service: {pipelines: {logs: {receivers: [statsig], exporters: [otlp_grpc]}}}\n"
+    )
+    unset, secret = (
+        "the environment variable NO is not set (config.yaml:%d)",
+        ("set it where the service runs, or write ${file:PATH}, with the secret in a file"),
+    )
+    assert errors("--config", str(path)).splitlines() == [
+        f"receivers::statsig::signing_secrets[0]: {unset % 1}",
+        f"  hint: {secret}; write signing_secrets: [] to set the webhook up before there is a secret",
+        f"receivers::statsig::hash_key: {unset % 1}",
+        f"  hint: {secret}",
+        f"exporters::otlp_grpc::endpoint: {unset % 2}",
+        "  hint: set it, or write a default: ${env:NO:-default}",
+        f"exporters::otlp_grpc::headers::a: {unset % 2}",
+        f"  hint: {secret}",
+    ]
 
 
 def test_a_disabled_sdk_is_not_valid() -> None:

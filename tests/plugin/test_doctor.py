@@ -1,5 +1,6 @@
 """`statsig-otel doctor`: each check against something real, and the command with all of them."""
 
+import fcntl
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.plugin.cli import main
 from statsig_otel.plugin.doctor import endpoints, machine, storage
 from statsig_otel.plugin.doctor.finding import Finding
+from statsig_otel.plugin.places import owner
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, change, post
@@ -259,15 +261,22 @@ def test_a_directory_that_is_none(tmp_path: Path) -> None:
     assert queue(tmp_path / "file")["queue directory"].status == "failed"
 
 
+def test_a_directory_where_something_else_is(directory: Path) -> None:
+    (directory / "queue.db").unlink()
+    (directory / "queue.db").mkdir()
+    found = queue(directory)["queue directory"]
+    assert (found.status, found.detail.endswith("is a directory, where the queue has a file")) == ("failed", True)
+
+
 def test_an_owner_that_does_not_answer_is_told_and_keeps_its_lock(directory: Path) -> None:
     """It starts, or it stops."""
     held = QueueDirectory(directory)
     held.acquire()
     try:
-        assert storage.owner(directory) == f"process {os.getpid()}, starting or stopping"
+        assert owner(directory) == f"process {os.getpid()}, starting or stopping"
     finally:
         held.release()
-    assert storage.owner(directory) is None
+    assert owner(directory) is None
 
 
 # --- the command ---
@@ -355,6 +364,16 @@ def test_a_port_that_another_process_has(tmp_path: Path) -> None:
         assert (found["status"], "the port is in use" in found["detail"]) == ("failed", True)
         direct = write_config(tmp_path, {"debug": {}}, endpoint=endpoint)
         assert checks("--config", str(direct), env=ENV)["this machine"]["status"] == "warning"
+
+
+def test_a_file_that_another_process_writes_to(tmp_path: Path) -> None:
+    path = tmp_path / "changes.jsonl"
+    config = write_config(tmp_path, {"file": {"path": str(path)}}, queued=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        found = checks("--config", str(config), env=ENV, exit_code=1)["this machine"]
+        assert (found["status"], "another process writes to it" in found["detail"]) == ("failed", True)
+    checks("--config", str(config), env=ENV)
 
 
 def test_a_running_service_is_not_disturbed(tmp_path: Path, sink: HttpSink) -> None:

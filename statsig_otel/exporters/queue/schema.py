@@ -224,6 +224,20 @@ def connect_reading(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def look(path: Path) -> None:
+    """Look at whose file it is, and change nothing. For a file that nobody has open, and that has no log beside it.
+
+    Raises:
+        NewerSchemaError: It was written by a newer version.
+        ForeignFileError: It is something else's database.
+        sqlite3.Error: It is damaged, or can't be read now.
+    """
+    # "immutable": no lock is taken, and no file is made beside it.
+    uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection, opening(path):
+        _check(connection, path)
+
+
 def has_all_tables(connection: sqlite3.Connection) -> bool:
     """Whether the tables and indexes are those of some version, whatever else the file's header says.
 

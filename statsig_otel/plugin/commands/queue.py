@@ -56,13 +56,18 @@ def location_options(function: _F) -> _F:
     return directory(config(function))
 
 
+def named_locations() -> tuple[Path | None, tuple[str, ...]]:
+    """What `--directory` and `--config` say."""
+    meta = click.get_current_context().meta
+    return meta.get(_DIRECTORY), meta.get(_CONFIG, ())
+
+
 @contextmanager
 def queue_access() -> Iterator[QueueAccess]:
     """The queue that the options name; what is wrong ends the command with exit code 1."""
-    meta = click.get_current_context().meta
-    directory = meta.get(_DIRECTORY)
+    directory, locations = named_locations()
     try:
-        yield QueueAccess(directory=directory, locations=meta.get(_CONFIG, ()), environ=os.environ)
+        yield QueueAccess(directory=directory, locations=locations, environ=os.environ)
     except ConfigError as error:
         raise click.ClickException(
             f"the configuration has errors\n{error}\nhint: --directory DIR, without --config, needs no configuration"

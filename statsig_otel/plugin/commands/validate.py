@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -30,8 +31,8 @@ def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
     """Check a configuration, and start nothing.
 
     All that is wrong is told at once, each with its file, its line and what to do. Certificates are read, directories
-    looked at, and ports bound for a moment; a port that a running service holds is in use. With --no-machine it can be
-    checked anywhere, beside a running service too.
+    looked at, and ports bound for a moment. Beside the running service, which is known by its queue, what that one has
+    in use is a warning. With --no-machine a configuration can be checked anywhere.
 
     \b
     Exit codes:
@@ -41,7 +42,7 @@ def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
     """  # noqa: D301 - click wants the character itself
     try:
         check_enabled(os.environ)
-        configuration, directory = _check(read_document(locations, os.environ), on_machine=not no_machine)
+        configuration, directory, in_use = _check(read_document(locations, os.environ), on_machine=not no_machine)
     except ConfigError as error:
         raise click.ClickException(f"the configuration has errors\n{error}") from error
     click.echo("The configuration is valid.")
@@ -49,29 +50,31 @@ def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
         click.echo(f"  {title:<11}{', '.join(names) or '-'}")
     for sentence in unused_keys(exporter_settings(configuration)):
         click.echo(f"  warning: {sentence}")
+    for problem in in_use:
+        click.echo(f"  warning: {replace(problem, hint=None)}")
+    if in_use:
+        click.echo("  hint: that is the running service, most likely: it has to end before another one starts here")
 
 
-def _check(document: Document, *, on_machine: bool) -> tuple[Configuration, Path]:
-    """The configuration and the queue's directory.
+def _check(document: Document, *, on_machine: bool) -> tuple[Configuration, Path, list[Problem]]:
+    """The configuration, the queue's directory, and what another process has in use.
 
     Raises:
         ConfigError: All that is wrong with either, or with the machine.
     """
     configuration = check(document, COMPONENTS)
     directory = find_directory(configuration, os.environ)
-    problems = [
-        *_disagreements(configuration, document, directory),
-        *(check_machine(configuration, document, directory) if on_machine else ()),
-    ]
+    wrong, in_use = check_machine(configuration, document, directory) if on_machine else ([], [])
+    problems = [*_disagreements(configuration, document, directory), *wrong]
     if problems:
         raise ConfigError(problems)
-    return configuration, directory
+    return configuration, directory, in_use
 
 
 def _disagreements(configuration: Configuration, document: Document, directory: Path) -> Iterator[Problem]:
     """What the service itself finds, once it sees all of its components; each where it was written."""
     try:
-        Service(configuration, directory=directory, resource=resource_from_environment(os.environ))
+        Service.from_configuration(configuration, directory=directory, resource=resource_from_environment(os.environ))
     except ConfigError as error:
         for problem in error.problems:
             yield document.problem(problem.path, problem.message, problem.hint)

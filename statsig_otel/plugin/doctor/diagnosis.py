@@ -14,7 +14,8 @@ from statsig_otel.plugin.doctor import machine, storage
 from statsig_otel.plugin.doctor.endpoints import check_endpoints
 from statsig_otel.plugin.doctor.finding import Finding, Status, of_problem
 from statsig_otel.plugin.environment import Environment, check_enabled
-from statsig_otel.plugin.machine_checks import check_certificates, check_exporters, check_ports
+from statsig_otel.plugin.machine_checks import check_certificates, check_exporters, check_locks, check_ports
+from statsig_otel.plugin.places import owner
 from statsig_otel.plugin.queue_configuration import queued_exporters, receiver_settings
 from statsig_otel.plugin.storage import file_storage, find_directory
 
@@ -68,9 +69,9 @@ def _on_this_machine(configuration: Configuration, document: Document, environ: 
         settings = file_storage(configuration)
         yield from storage.queue(directory, settings.min_free_bytes if settings else DEFAULT_MIN_FREE)
         with suppress(OSError):
-            is_running = storage.owner(directory) is not None
+            is_running = owner(directory) is not None
     if not is_running:
         # Where nothing tells whether the service runs, it may well be the one that listens.
         status: Status = "failed" if is_running is False else "warning"
-        for problem in check_ports(configuration, document):
+        for problem in [*check_ports(configuration, document), *check_locks(configuration, document)]:
             yield of_problem("this machine", problem, status)

@@ -1,18 +1,15 @@
 """The queue's directory: what it is on, whose it is, and in which order it was left. Nothing in it is changed."""
 
-import fcntl
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from statsig_otel.config.model import format_size
-from statsig_otel.exporters.queue.control import ControlError, ServiceNotRunningError, call
-from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, LOCK, QueueDirectory
+from statsig_otel.exporters.queue.directory import DATABASE, QueueDirectory
 from statsig_otel.plugin.doctor.finding import Finding
-from statsig_otel.plugin.machine_checks import nearest
+from statsig_otel.plugin.places import nearest, owner, queue_fault
 
 _ASIDE: Final = re.compile(rf"{re.escape(DATABASE)}\.(corrupt|salvaged|unreadable)-[0-9TZ]+-[0-9]+")
 _OWNER: Final = "run this as the service's own user, or as root"
@@ -24,31 +21,6 @@ _NETWORK: Final = frozenset({
     "nfs", "nfs4", "smb3", "smbfs", "virtiofs",
 })  # fmt: skip
 _MEMORY: Final = frozenset({"ramfs", "tmpfs"})
-
-
-def owner(directory: Path) -> str | None:
-    """Who owns the queue now, in words; None for nobody.
-
-    Raises:
-        OSError: That can't be told.
-    """
-    with suppress(ServiceNotRunningError, ControlError):
-        return f"process {call(directory / CONTROL, 'queue')['pid']}"
-    try:
-        descriptor = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        # For a moment, and shared: only a service that starts in this very moment would see it.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return (
-            f"process {os.pread(descriptor, 32, 0).decode(errors='replace').strip() or 'unknown'}, starting or stopping"
-        )
-    else:
-        return None
-    finally:
-        os.close(descriptor)
 
 
 def queue(directory: Path, min_free_bytes: int) -> Iterator[Finding]:
@@ -73,6 +45,8 @@ def _access(directory: Path, place: Path) -> Finding:
         return Finding("queue directory", "failed", f"{place} is no directory", "name another in file_storage")
     if not os.access(place, os.W_OK | os.X_OK):
         return Finding("queue directory", "failed", f"{place} can't be written by this user", _OWNER)
+    if (fault := queue_fault(directory)) is not None:
+        return Finding("queue directory", "failed", *fault)
     if place == directory.absolute():
         return Finding("queue directory", "ok", str(directory))
     return Finding("queue directory", "ok", f"{directory}, which is not there yet, and can be made")
