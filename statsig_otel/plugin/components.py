@@ -1,8 +1,8 @@
 """What a configuration file can name: every component's settings, and how it is made of them."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
 
 from statsig_otel.config.grammar import Components
 from statsig_otel.config.model import Settings
@@ -11,6 +11,8 @@ from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.file import FileSettings
 from statsig_otel.exporters.otlp_settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.delivery_settings import DeliveryKeys
+from statsig_otel.plugin.exporter_types import ExporterTypes, Kind
+from statsig_otel.plugin.other_components import ELSEWHERE
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 from statsig_otel.plugin.storage import FileStorageSettings
 from statsig_otel.plugin.telemetry_settings import TelemetrySettings
@@ -30,19 +32,6 @@ class QueuedFileSettings(FileSettings, DeliveryKeys):
 
 class QueuedDebugSettings(DebugSettings, DeliveryKeys):
     """`debug` in a configuration file."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExporterType:
-    """A kind of exporter.
-
-    Attributes:
-        settings: The model of its settings.
-        create: Makes one of its id and its checked settings. Loads the libraries that it needs, and opens nothing.
-    """
-
-    settings: type[DeliveryKeys]
-    create: Callable[[str, Any], Exporter]
 
 
 def _otlp_grpc(name: str, settings: OtlpGrpcSettings) -> Exporter:
@@ -69,27 +58,38 @@ def _debug(name: str, settings: DebugSettings) -> Exporter:
     return DebugExporter(name, settings)
 
 
-EXPORTERS: Final[Mapping[str, ExporterType]] = {
-    "otlp_grpc": ExporterType(QueuedOtlpGrpcSettings, _otlp_grpc),
-    "otlp_http": ExporterType(QueuedOtlpHttpSettings, _otlp_http),
-    "file": ExporterType(QueuedFileSettings, _file),
-    "debug": ExporterType(QueuedDebugSettings, _debug),
+_BUILT_IN: Final[Mapping[str, Kind]] = {
+    "otlp_grpc": Kind(QueuedOtlpGrpcSettings, _otlp_grpc),
+    "otlp_http": Kind(QueuedOtlpHttpSettings, _otlp_http),
+    "file": Kind(QueuedFileSettings, _file, exclusive=True),
+    "debug": Kind(QueuedDebugSettings, _debug),
 }
 
 ALIASES: Final[Mapping[str, str]] = {"otlp": "otlp_grpc", "otlphttp": "otlp_http"}
 """The Collector's older names."""
 
-COMPONENTS: Final = Components(
+EXPORTERS: Final = ExporterTypes(_BUILT_IN, ALIASES)
+"""All types of exporters, those of installed distributions too."""
+
+BUILT_IN: Final = Components(
     receivers={"statsig": StatsigReceiverSettings},
-    exporters={name: kind.settings for name, kind in EXPORTERS.items()},
+    exporters={name: kind.settings for name, kind in _BUILT_IN.items()},
     extensions={"file_storage": FileStorageSettings},
     aliases=ALIASES,
     telemetry=TelemetrySettings,
     single=frozenset({"file_storage"}),
+    elsewhere=ELSEWHERE,
 )
+"""What comes with this distribution."""
+
+COMPONENTS: Final = replace(BUILT_IN, exporters=EXPORTERS)
+"""What a configuration file can name."""
 
 
 def create_exporter(name: str, settings: Settings) -> Exporter:
-    """Make the exporter of an id such as `otlp_grpc/backend`; nothing is opened."""
-    kind = name.partition("/")[0]
-    return EXPORTERS[ALIASES.get(kind, kind)].create(name, settings)
+    """Make the exporter of an id such as `otlp_grpc/backend`; nothing is opened.
+
+    Raises:
+        ConfigError: It is from an installed distribution, which can't make one of these settings.
+    """
+    return EXPORTERS.create(name, settings)

@@ -16,7 +16,7 @@ from statsig_otel.config.reference import Key, json_schema, keys
 from statsig_otel.exporters.debug import DebugSettings
 from statsig_otel.exporters.file import FileSettings
 from statsig_otel.exporters.otlp_settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.plugin.components import COMPONENTS
+from statsig_otel.plugin.components import BUILT_IN
 from statsig_otel.plugin.delivery_settings import DeliveryKeys
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 from statsig_otel.plugin.storage import FileStorageSettings
@@ -49,7 +49,7 @@ def fill(page: str) -> str:
 
 def schema() -> str:
     """The text of the JSON Schema."""
-    return json.dumps(json_schema(COMPONENTS), indent=2) + "\n"
+    return json.dumps(json_schema(BUILT_IN), indent=2) + "\n"
 
 
 def _part(name: str) -> str:

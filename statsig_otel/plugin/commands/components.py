@@ -7,7 +7,8 @@ import click
 
 from statsig_otel import __version__
 from statsig_otel.config.yaml_text import to_yaml
-from statsig_otel.plugin.components import COMPONENTS
+from statsig_otel.plugin.components import BUILT_IN, EXPORTERS
+from statsig_otel.plugin.exporter_types import Installed
 
 _STABILITY: Final = "Alpha"
 """The Collector's word for what may still change; it is that of the whole package."""
@@ -16,6 +17,9 @@ _STABILITY: Final = "Alpha"
 @click.command()
 def command() -> None:
     """List the receivers, exporters and extensions that a configuration can name, as YAML.
+
+    Exporters of other installed distributions are there too, each with the distribution and its version. They are
+    imported for it: one that can't be used has the reason as its problem.
 
     The output is for people, and may change with any version.
     """
@@ -26,9 +30,12 @@ def command() -> None:
 def list_components() -> dict[str, list[dict[str, object]]]:
     """All components, by kind: the type, where it comes from, its stability."""
     return {
-        "receivers": [_entry(type_, "logs") for type_ in COMPONENTS.receivers],
-        "exporters": [_entry(type_, "logs") for type_ in COMPONENTS.exporters],
-        "extensions": [_entry(type_, "extension") for type_ in COMPONENTS.extensions],
+        "receivers": [_entry(type_, "logs") for type_ in BUILT_IN.receivers],
+        "exporters": [
+            *(_entry(type_, "logs") for type_ in BUILT_IN.exporters),
+            *(_installed_entry(one) for one in EXPORTERS.installed()),
+        ],
+        "extensions": [_entry(type_, "extension") for type_ in BUILT_IN.extensions],
     }
 
 
@@ -43,5 +50,16 @@ def _entry(type_: str, signal: str) -> dict[str, object]:
     }
 
 
+def _installed_entry(one: Installed) -> dict[str, object]:
+    fault = EXPORTERS.fault(one)
+    return {
+        "name": one.name,
+        "module": one.distribution,
+        "built_in": False,
+        "entry_point": one.value,
+        **({"problem": fault.reason, "hint": fault.hint} if fault else {}),
+    }
+
+
 def _aliases(type_: str) -> Iterator[str]:
-    return (alias for alias, name in COMPONENTS.aliases.items() if name == type_)
+    return (alias for alias, name in BUILT_IN.aliases.items() if name == type_)

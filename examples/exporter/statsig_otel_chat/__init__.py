@@ -1,0 +1,144 @@
+"""An exporter of one's own: config changes as messages, through a chat's incoming webhook.
+
+What Slack takes, Mattermost, Rocket.Chat and Discord (below `/slack`) take as well: a JSON object with a `text`.
+"""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Final
+from urllib.parse import urlsplit
+
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from pydantic import Field, field_validator
+
+from statsig_otel.config import Duration, Opaque, Settings
+from statsig_otel.exporters import Blocked, Delivered, ExporterType, Outcome, Rejected, RetryLater
+
+_LONGEST: Final = 300
+"""Characters of one change: a message has an end, and one change must always fit into it."""
+
+_ESCAPED: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+"""A flag's name must not call the whole channel (`<!channel>`)."""
+
+
+class ChatSettings(Settings):
+    """Posts changes to a chat's incoming webhook.
+
+    Attributes:
+        url: The webhook's address. Whoever knows it can write to the channel, so it is a secret.
+        timeout: For one message, connecting included.
+    """
+
+    url: Opaque
+    timeout: Duration = Field(default=10.0, gt=0)
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: Opaque) -> Opaque:
+        parts = urlsplit(url.reveal())
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be a URL\nhint: copy the whole of it, from https:// on")
+        _ = parts.port  # raises a ValueError where it is none
+        return url
+
+
+class ChatExporter:
+    """One channel. Keeps the protocol `statsig_otel.exporters.Exporter`.
+
+    Args:
+        name: The id in the configuration, such as `chat/releases`.
+        settings: What stands there.
+    """
+
+    def __init__(self, name: str, settings: ChatSettings) -> None:
+        self._name = name
+        self._url = urlsplit(settings.url.reveal())
+        self._lock = threading.Lock()  # over both: `shutdown` comes from another thread
+        self._socket: socket.socket | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Nothing has to be opened: changes are rare, and each message has a connection of its own."""
+
+    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the protocol's signature
+        """Post the batch as one message: it is taken as a whole or not at all, so that nothing comes twice."""
+        message = json.dumps({"text": "\n".join(_lines(payload))}).encode()
+        deadline = threading.Timer(timeout, self._cut)  # the connection's own timeout begins anew with each byte
+        deadline.daemon = True
+        deadline.start()
+        try:
+            return self._post(message, timeout)
+        except (OSError, HTTPException) as error:
+            # The error's text may hold the URL, which is a secret.
+            return RetryLater(f"no answer: {type(error).__name__}")
+        finally:
+            deadline.cancel()
+
+    def shutdown(self) -> None:
+        """End a `send` that is under way."""
+        self._closed = True
+        self._cut()
+
+    def _post(self, message: bytes, timeout: float) -> Outcome:
+        kind = HTTPSConnection if self._url.scheme == "https" else HTTPConnection
+        connection = kind(self._url.hostname or "", self._url.port, timeout=timeout)
+        try:
+            connection.connect()
+            with self._lock:
+                self._socket = connection.sock  # the connection may let go of it before the answer is read
+            if self._closed:
+                return RetryLater("shut down")
+            path = f"{self._url.path or '/'}{f'?{self._url.query}' if self._url.query else ''}"
+            connection.request("POST", path, message, {"Content-Type": "application/json"})
+            with connection.getresponse() as response:
+                said = response.read(200).decode(errors="replace").strip()
+                return _outcome(response.status, said, response.headers.get("Retry-After", ""))
+        finally:
+            with self._lock:
+                self._socket = None
+                connection.close()
+
+    def _cut(self) -> None:
+        with self._lock:
+            if self._socket is not None:
+                with suppress(OSError):  # it may have ended by itself
+                    # The plain socket's method: a TLS socket's would drop its state under the thread that reads.
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+def _outcome(status: int, said: str, retry_after: str) -> Outcome:
+    """What an answer means for the batch."""
+    reason = f"{status} {said}".rstrip()
+    if status // 100 == 2:  # noqa: PLR2004 - the class of success
+        return Delivered()
+    if status in (408, 425, 429) or status // 100 == 5:  # noqa: PLR2004 - the class of the server's own faults
+        return RetryLater(reason, float(retry_after) if retry_after.isdecimal() else None)
+    if status in (400, 413, 422):  # about the message: smaller batches are tried, down to the change that is refused
+        return Rejected(reason)
+    return Blocked(reason)  # a channel or a webhook that is gone: somebody has to mend it
+
+
+def _lines(payload: bytes) -> Iterator[str]:
+    """A line for each change."""
+    for resource_logs in ExportLogsServiceRequest.FromString(payload).resource_logs:
+        for scope_logs in resource_logs.scope_logs:
+            yield from map(_line, scope_logs.log_records)
+
+
+def _line(record: LogRecord) -> str:
+    texts = {attribute.key: attribute.value.string_value for attribute in record.attributes}
+    who = texts.get("user.name") or texts.get("user.email")
+    by = f" by {who}" if who else ""
+    description = texts.get("change_event.label.description", "")
+    line = " ".join(f"{record.body.string_value}{by}{f': {description}' if description else ''}".split())
+    shown = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+    return shown.translate(_ESCAPED)
+
+
+EXPORTER: Final = ExporterType(ChatSettings, ChatExporter)
+"""What the entry point in pyproject.toml names."""
