@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import resource
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -23,6 +25,7 @@ from uvicorn.server import ServerState
 
 from statsig_otel.plugin.asgi import AsgiApp, Receive, Scope, Send
 from statsig_otel.plugin.connection import MAX_HEADER_BYTES, HttpConnection
+from statsig_otel.plugin.pem_files import digest
 
 __all__ = ["MAX_HEADER_BYTES", "AsgiApp", "HttpServer", "Receive", "Scope", "Send", "ServerTls"]
 
@@ -37,15 +40,30 @@ _TLS_SHUTDOWN: Final = 5.0  # seconds for the other side to confirm the end of a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerTls:
-    """What a TLS server needs, named as in the Collector's configtls. Keys must not be encrypted.
+    """What a TLS server needs, named as in the Collector's configtls.
 
-    With `client_ca_file` a client must present a certificate that one of its authorities has signed (mTLS).
+    Attributes:
+        cert_file: The certificate and what it is chained to, as PEM.
+        key_file: Its private key, as PEM; not encrypted.
+        client_ca_file: With it a client must present a certificate that one of its authorities has signed (mTLS).
+        min_version: The lowest TLS version that is accepted.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from statsig_otel.plugin import ServerTls
+        >>> ServerTls(cert_file=Path("chain.pem"), key_file=Path("key.pem")).min_version
+        '1.2'
     """
 
     cert_file: Path
     key_file: Path
     client_ca_file: Path | None = None
     min_version: Literal["1.2", "1.3"] = "1.2"
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        """The files, by which a change of their content can be seen."""
+        return self.cert_file, self.key_file, self.client_ca_file
 
     def check(self) -> None:
         """Read the files once, as the server will.
@@ -110,6 +128,19 @@ class HttpServer:
             backlog. Bounded further, with a warning, by the process's limit of open files.
         tls: Serve HTTPS.
         drain_timeout: Seconds that `serve` gives requests in flight after a stop, before it cuts them off.
+
+    Example:
+        >>> from statsig_otel.plugin import HttpServer
+        >>> async def app(scope, receive, send):
+        ...     await send({"type": "http.response.start", "status": 204, "headers": []})
+        ...     await send({"type": "http.response.body"})
+        >>> server = HttpServer(app, host="127.0.0.1", port=0)
+        >>> server.bind()
+        >>> server.address[0]
+        '127.0.0.1'
+        >>> import asyncio
+        >>> server.stop()  # from any thread; `serve` finishes what is in flight
+        >>> asyncio.run(server.serve())
     """
 
     def __init__(
@@ -136,7 +167,9 @@ class HttpServer:
         self._stopped = asyncio.Event()
         self._stopping = False
         self._address: tuple[str, int] | None = None
+        self._pid = 0  # of the process that has bound it
         self._context: ssl.SSLContext | None = None
+        self._pem = b""  # what the TLS files held when they were read
 
     @property
     def address(self) -> tuple[str, int]:
@@ -157,16 +190,36 @@ class HttpServer:
             ValueError: The TLS files do not fit.
             RuntimeError: The server is bound already.
         """
+        pem = b"" if self._tls is None else digest(self._tls.files)  # first: a later change is seen by `renewed_tls`
         context = None if self._tls is None else self._tls.context()
         with self._lock:
             if self._socket is not None or self._loop is not None:
                 raise RuntimeError("the server is bound already")
             self._socket = listening = _listen(self._host, self._port)
-            self._context = context
+            self._context, self._pem = context, pem
             self._stopped = asyncio.Event()
             self._stopping = False
+        self._pid = os.getpid()
         name = listening.getsockname()
         self._address = (name[0], name[1])
+
+    def renewed_tls(self) -> Callable[[], None] | None:
+        """Read the TLS files again. What takes them over for new connections; None where they hold what they held.
+
+        Connections that are open stay as they are.
+
+        Raises:
+            OSError: A file cannot be read.
+            ValueError: The files do not fit.
+        """
+        if self._tls is None or (pem := digest(self._tls.files)) == self._pem:
+            return None
+        context = self._tls.context()
+
+        def take_over() -> None:
+            self._context, self._pem = context, pem
+
+        return take_over
 
     async def serve(self) -> None:
         """Serve until `stop`, then let the requests in flight finish; the port is free when this returns.
@@ -189,7 +242,8 @@ class HttpServer:
                 listening,
                 header_timeout=self._read_header_timeout,
                 max_connections=_within_open_files(self._max_connections),
-                context=self._context,
+                context=lambda: self._context,
+                release=lambda: self._release(listening),
             )
             try:
                 connections.accept()
@@ -198,19 +252,32 @@ class HttpServer:
             finally:
                 await connections.cut_off()
         finally:
-            listening.close()
+            self._release(listening)
             with self._lock:
                 self._loop = None
 
-    def stop(self) -> None:
-        """Stop accepting and let `serve` come to its end. From any thread, any number of times."""
+    def stop(self, drain_timeout: float | None = None) -> None:
+        """Stop accepting and let `serve` come to its end. From any thread, any number of times.
+
+        Args:
+            drain_timeout: Seconds for the requests in flight, if not those of the constructor; the first stop's count.
+        """
         with self._lock:
+            if drain_timeout is not None and not self._stopping:
+                self._drain_timeout = drain_timeout
             self._stopping = True
             listening, self._socket = self._socket, None
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._stopped.set)
         if listening is not None:  # bound and never served
-            listening.close()
+            self._release(listening)
+
+    def _release(self, listening: socket.socket) -> None:
+        """Close it; also in children that were forked since, where it would take connections that nobody serves."""
+        if self._pid == os.getpid():
+            with contextlib.suppress(OSError):  # closed already; or a system that does not do it
+                listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
 
 
 class _Connections:
@@ -223,7 +290,8 @@ class _Connections:
         *,
         header_timeout: float,
         max_connections: int,
-        context: ssl.SSLContext | None,
+        context: Callable[[], ssl.SSLContext | None],
+        release: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._app = app
@@ -231,6 +299,7 @@ class _Connections:
         self._header_timeout = header_timeout
         self._max_connections = max_connections
         self._context = context
+        self._release = release
         self._config = Config(
             _unused,
             interface="asgi3",
@@ -273,7 +342,7 @@ class _Connections:
                 _log.warning("%d requests in flight were cut off: the drain timeout is over", len(tasks))
                 return
             await asyncio.wait(tasks, timeout=left)
-        await self._wait_until_none_left(_LINGER)
+        await self._wait_until_none_left(min(_LINGER, seconds))
 
     async def cut_off(self) -> None:
         """Close whatever is open, at once."""
@@ -292,7 +361,7 @@ class _Connections:
     def _stop_accepting(self) -> None:
         self._stopping = True
         self._pause()
-        self._listening.close()
+        self._release()
 
     def _pause(self) -> None:
         if self._accepting:
@@ -340,11 +409,12 @@ class _Connections:
         handshake.add_done_callback(done)
 
     async def _handshake(self, connection: HttpConnection, accepted: socket.socket) -> None:
-        tls = self._context is not None
+        context = self._context()
+        tls = context is not None
         await self._loop.connect_accepted_socket(
             lambda: connection,
             accepted,
-            ssl=self._context,
+            ssl=context,
             ssl_handshake_timeout=self._header_timeout if tls else None,
             ssl_shutdown_timeout=_TLS_SHUTDOWN if tls else None,
         )

@@ -19,6 +19,7 @@ from statsig_otel.plugin.log_record import uid
 from tests.e2e.processes import signed, write_config
 from tests.e2e.service_process import ServiceProcess, run_to_end
 from tests.e2e.statsig_client import ENV, SECRET, change, grpc_exporter, post, uids, wait_until, waiting
+from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink
 
 OTHER_SECRET = "webhook-ffffffffffffffffffffffffffffffff"
@@ -294,7 +295,72 @@ def test_without_a_service_a_reload_says_so(tmp_path: Path) -> None:
         with ServiceProcess(config, env=ENV):
             pass
     done = run_to_end("reload", "--directory", str(tmp_path / "queue"), env=ENV)
-    assert (done.returncode, done.stderr) == (1, f"Error: no service is running on {tmp_path / 'queue'}\n")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: no service is running on {tmp_path / 'queue'}\nhint: ")
+
+
+def test_a_reload_reaches_the_service_from_an_environment_that_lacks_its_variables(tmp_path: Path) -> None:
+    """As from a shell on the machine: only the service knows its secrets. What is wrong, the service says."""
+    with GrpcSink() as sink:
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink, timeout="7s")}, queued=True)
+            done = run_to_end("reload", "--config", str(config))
+            assert (done.stdout, done.returncode) == ("exporters::otlp_grpc: has changed\n", 0), done.stderr
+            write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink, timeout="7")}, queued=True)
+            done = run_to_end("reload", "--config", str(config))
+            assert done.returncode == 1
+            assert "nothing has changed\nexporters::otlp_grpc::timeout: must be a duration" in done.stderr
+            assert "STATSIG_SIGNING_SECRET" not in done.stderr
+            assert post(service.url, change(1)).status == 200
+
+
+@pytest.mark.parametrize("queued", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_certificates_that_were_renewed_count_after_a_reload(tmp_path: Path, *, queued: bool) -> None:
+    """Under the same names: those of the server from the next connection on, those of an exporter at once."""
+    first, second = Authority(), Authority()
+    cert_file, key_file = first.issue("127.0.0.1").write(tmp_path, "server")
+    ca_file = first.write(tmp_path)
+
+    def backend(authority: Authority, port: int = 0) -> GrpcSink:
+        return GrpcSink(port=port, tls=ServerTls(authority.issue("127.0.0.1")))
+
+    def trusting(authority: Authority) -> urllib3.PoolManager:
+        return urllib3.PoolManager(retries=False, timeout=20, ca_certs=authority.write(tmp_path, "trusted"))
+
+    def send(authority: Authority, url: str, number: int) -> int:
+        body = json.dumps({"data": [change(number)]}).encode()
+        return trusting(authority).request("POST", url, body=body, headers=signed(body, secret=SECRET)).status
+
+    with backend(first) as sink:
+        exporter = grpc_exporter(sink, tls={"ca_file": ca_file})
+        config = write_config(
+            tmp_path, {"otlp_grpc": exporter}, queued=queued, tls={"cert_file": cert_file, "key_file": key_file}
+        )
+        with ServiceProcess(config, env=ENV) as service:
+            assert send(first, service.url, 1) == 200
+            sink.wait_for(1)
+            sink.close()
+            with backend(second, sink.port) as renewed:
+                second.issue("127.0.0.1").write(tmp_path, "server")
+                second.write(tmp_path)
+                service.process.send_signal(signal.SIGHUP)
+                wait_until(lambda: any("Reload: " in line for line in service.log), "it is said")
+                said = next(line for line in service.log if "Reload: " in line)
+                assert said.endswith(
+                    "receivers::statsig::tls: its files have changed; exporters::otlp_grpc::tls: its files have changed"
+                )
+                with pytest.raises(urllib3.exceptions.SSLError):
+                    send(first, service.url, 2)
+                assert send(second, service.url, 2) == 200
+                wait_until(lambda: uids(renewed.requests) == [uid(change(2))], "it is delivered")
+                Path(key_file).write_text("no key")
+                service.process.send_signal(signal.SIGHUP)
+                refused = "receivers::statsig::tls: "
+                wait_until(
+                    lambda: any(line.startswith(refused) for line in service.log), "it is refused, with its place"
+                )
+                assert send(second, service.url, 3) == 200
 
 
 def test_an_exporter_that_is_moved_to_and_fro_in_front_of_the_queue_misses_nothing(tmp_path: Path) -> None:

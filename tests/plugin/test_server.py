@@ -812,6 +812,55 @@ def test_a_client_without_a_certificate_or_with_a_foreign_one_is_refused(
     assert not app.entered.is_set()
 
 
+def _renew(tls: ServerTls, authority: trustme.CA) -> None:
+    """Write another certificate and its key under the same names."""
+    certificate = authority.issue_cert("127.0.0.1")
+    tls.cert_file.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    tls.key_file.write_bytes(certificate.private_key_pem.bytes())
+
+
+def test_renewed_tls_files_count_for_new_connections_alone(authority: trustme.CA, tmp_path: Path) -> None:
+    """As certbot renews them. A connection that is open goes on; a pair that does not fit changes nothing."""
+    tls = ServerTls(cert_file=tmp_path / "cert.pem", key_file=tmp_path / "key.pem")
+    _renew(tls, authority)
+    server = _server(tls=tls)
+    with _running(server) as running:
+
+        def connect() -> ssl.SSLSocket:
+            return _context(authority).wrap_socket(running.connect(), server_hostname="127.0.0.1")
+
+        with connect() as first:
+            before = first.getpeercert(binary_form=True)
+            assert server.renewed_tls() is None, "nothing has changed"
+            _renew(tls, authority)
+            take_over = server.renewed_tls()
+            assert take_over is not None
+            with connect() as second:
+                assert second.getpeercert(binary_form=True) == before, "it is not taken over yet"
+            take_over()
+            assert server.renewed_tls() is None
+            with connect() as third:
+                after = third.getpeercert(binary_form=True)
+                assert after != before
+                assert _post(third, b"", b"new") == (200, b"new")
+            tls.key_file.write_bytes(authority.issue_cert("127.0.0.1").private_key_pem.bytes())
+            with pytest.raises(ValueError, match="is not that of the certificate"):
+                server.renewed_tls()
+            tls.key_file.unlink()
+            with pytest.raises(OSError, match="key_file: cannot read"):
+                server.renewed_tls()
+            with connect() as fourth:
+                assert fourth.getpeercert(binary_form=True) == after
+            assert _post(first, b"", b"old") == (200, b"old")
+
+
+def test_a_server_without_tls_has_none_to_renew() -> None:
+    server = _server()
+    server.bind()
+    assert server.renewed_tls() is None
+    server.stop()
+
+
 def test_a_handshake_that_never_ends_holds_neither_others_nor_the_stop_up(
     authority: trustme.CA, tls: ServerTls
 ) -> None:
