@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -10,17 +11,19 @@ from statsig_otel.config.grammar import Configuration
 from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.exporters.delivery import Sender
 from statsig_otel.exporters.exporter import Exporter
-from statsig_otel.exporters.file import FileSettings
 from statsig_otel.exporters.pipeline import Pipeline
 from statsig_otel.exporters.queue.control import Handler
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.plan import QueuedExporter
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE, DurableQueue
 from statsig_otel.exporters.synchronous import Route, SynchronousConsumer
-from statsig_otel.plugin.components import create_exporter
+from statsig_otel.plugin.components import EXPORTERS, create_exporter
 from statsig_otel.plugin.control import handlers
 from statsig_otel.plugin.delivery_settings import DeliveryKeys
 from statsig_otel.plugin.intake import Intake
+from statsig_otel.plugin.lifecycle import in_thread
+from statsig_otel.plugin.own_exporter import OwnExporterSettings
+from statsig_otel.plugin.pem_files import digests
 from statsig_otel.plugin.queue_configuration import (
     exporter_settings,
     queued_exporters,
@@ -41,8 +44,8 @@ _COMMIT: Final = 10.0
 _FINISH: Final = 30.0
 """Seconds for the batch of an exporter that a reload replaces; its backend may be what hangs."""
 
-_DRAIN: Final = 5.0
-"""Seconds after the last request in which what waits is still sent; the rest is sent after the next start."""
+_GRACE: Final = 3.0
+"""Seconds for the send of a synchronous exporter that is under way at the end."""
 
 
 class RestartNeededError(Exception):
@@ -76,6 +79,7 @@ class Delivery:
             else {}
         )
         self._pipeline = Pipeline(self._synchronous, self._queue, delivered=delivered)
+        self._pem: dict[str, bytes] = {}  # what the exporters' certificates and keys were
         self._failed: frozenset[str] = frozenset()  # what could not be started at the last reload
         self._leaving: tuple[Sender, ...] = ()  # of a reload that is under way
 
@@ -119,6 +123,7 @@ class Delivery:
             OSError: A file can't be opened.
             ValueError: A file holds something else than it should.
         """
+        self._pem = digests(self._configuration.exporters)  # first: what changes from here on is seen by a reload
         try:
             self._synchronous.start()
             if self._queue is not None:
@@ -133,8 +138,8 @@ class Delivery:
     def reconfigure(self, configuration: Configuration, *, taken: Callable[[], None] = lambda: None) -> list[str]:
         """Take over other exporters and pipelines while it runs; what the changes are, for people.
 
-        An exporter that changed finishes its batch, and another one starts at its place. All others try at once what
-        they could not deliver.
+        An exporter that changed, or whose certificates did, finishes its batch, and another one starts at its place.
+        All others try at once what they could not deliver.
 
         Args:
             configuration: A checked configuration.
@@ -151,12 +156,15 @@ class Delivery:
             raise RestartNeededError(f"exporters::{queued[0]}::sending_queue: there has been no queue so far")
         before = self._configuration
         same = {name for name, keys in configuration.exporters.items() if before.exporters.get(name) == keys}
-        same -= self._failed
+        pem = digests(configuration.exporters)
+        renewed = {name for name in same if pem.get(name) != self._pem.get(name)}
+        same -= self._failed | renewed
         exporters = _created(configuration, [name for name in configuration.exporters if name not in same])
         if self._queue is not None:
             # First of all: it alone can fail, and a new sender needs its place.
             self._queue.reconfigure(receivers=queued_receivers(configuration), exporters=_queued(configuration))
         leaving, coming = self._exchange_senders(configuration, exporters)
+        self._pem = pem
         taken()
         failures = self._exchange_routes(configuration, exporters, leaving)
         _stop(leaving.values(), finish=_FINISH)
@@ -173,16 +181,16 @@ class Delivery:
         self._failed = frozenset(exporters if failures else ())
         if failures:
             raise failures[0]
-        return list(_changes(before, configuration))
+        return list(_changes(before, configuration, renewed))
 
-    def close(self) -> None:
-        """Refuse what waits for a synchronous exporter; sends under way get a few seconds more. Returns at once.
+    def close(self, grace: float = _GRACE) -> None:
+        """Refuse what waits for a synchronous exporter; sends under way get `grace` seconds more. Returns at once.
 
         What a reload is waiting for ends, too.
         """
-        self._synchronous.close()
+        self._synchronous.close(grace)
         for sender in self._leaving:
-            threading.Thread(target=sender.shutdown, name="stop sender", daemon=True).start()
+            in_thread(sender.shutdown, "stop sender")
 
     def _exchange_senders(
         self, configuration: Configuration, exporters: Mapping[str, Exporter]
@@ -222,12 +230,26 @@ class Delivery:
             return [error]
         return []
 
-    def shutdown(self, drain: float = _DRAIN) -> None:
-        """Send what waits for a while, stop the exporters, close the queue. Safe to call twice."""
+    def shutdown(self, drain: float = 0.0, *, grace: float = _GRACE) -> bool:
+        """Send what waits for a while, stop the exporters, close the queue. Safe to call twice.
+
+        Args:
+            drain: Seconds in which what waits is still sent; the rest is sent after the next start.
+            grace: Seconds for what synchronous exporters are sending.
+
+        Returns:
+            Whether nothing waits any more.
+        """
         _stop(self._senders.values(), drain=drain)
-        self._synchronous.shutdown()
-        if self._queue is not None:
-            self._queue.shutdown()
+        self._synchronous.shutdown(grace)
+        if self._queue is None:
+            return True
+        sizes = self._queue.sizes()
+        waiting = {name: sizes[name] for name in self._senders if sizes[name]}
+        self._queue.shutdown()
+        for name, records in waiting.items():
+            _logger.info("%s: %d records stay in the queue, and are sent after the next start", name, records)
+        return not waiting
 
     def _tell_of(self, queue: DurableQueue) -> None:
         waiting = sum(queue.lane(name).waiting for name in self._senders)
@@ -246,13 +268,15 @@ class Delivery:
             )
 
 
-def _changes(before: Configuration, after: Configuration) -> Iterator[str]:
-    """What differs, for people."""
+def _changes(before: Configuration, after: Configuration, renewed: Collection[str]) -> Iterator[str]:
+    """What differs, for people; `renewed` are the exporters of which only the certificates do."""
     for name, keys in after.exporters.items():
         if name not in before.exporters:
             yield f"exporters::{name}: is new"
         elif keys != before.exporters[name]:
             yield f"exporters::{name}: has changed"
+        elif name in renewed:
+            yield f"exporters::{name}::tls: its files have changed"
     for name in before.exporters:
         if name not in after.exporters:
             yield f"exporters::{name}: is gone"
@@ -285,12 +309,20 @@ def _queue(configuration: Configuration, directory: Path) -> DurableQueue:
 
 
 def _created(configuration: Configuration, names: Iterable[str]) -> dict[str, Exporter]:
-    return {name: create_exporter(name, configuration.exporters[name]) for name in names}
+    settings = configuration.exporters
+    return {
+        name: own.exporter if isinstance(own := settings[name], OwnExporterSettings) else create_exporter(name, own)
+        for name in names
+    }
 
 
 def _route(configuration: Configuration, name: str, exporter: Exporter) -> Route:
     settings = exporter_settings(configuration)[name]
-    return Route(exporter, _timeout(settings), exclusive=isinstance(settings, FileSettings))
+    return Route(
+        exporter,
+        _timeout(settings),
+        exclusive=not isinstance(settings, OwnExporterSettings) and EXPORTERS.is_exclusive(name),
+    )
 
 
 def _sender(queue: DurableQueue, configuration: Configuration, name: str, exporter: Exporter) -> Sender:
@@ -304,11 +336,16 @@ def _timeout(settings: DeliveryKeys) -> float:
 
 def _stop(senders: Iterable[Sender], *, drain: float = 0.0, finish: float = 0.0) -> None:
     """Stop senders, all at the same time."""
-    stopping = [
-        threading.Thread(target=sender.shutdown, args=(drain,), kwargs={"finish": finish}, name="stop sender")
-        for sender in senders
-    ]
-    for thread in stopping:
-        thread.start()
-    for thread in stopping:
-        thread.join()
+    stopped = []
+    for sender in senders:
+        stopped.append(done := threading.Event())
+        in_thread(partial(_stop_one, sender, done, drain, finish), "stop sender")
+    for one in stopped:
+        one.wait()
+
+
+def _stop_one(sender: Sender, done: threading.Event, drain: float, finish: float) -> None:
+    try:
+        sender.shutdown(drain, finish=finish)
+    finally:
+        done.set()

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from statsig_otel.config.grammar import Configuration, load
+from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.grammar import Configuration, examine, load
+from statsig_otel.config.locations import read_all
 from statsig_otel.exporters.queue.plan import QueuedReceiver
 from statsig_otel.plugin.components import COMPONENTS
 from statsig_otel.plugin.delivery_settings import DeliveryKeys
@@ -13,7 +15,7 @@ from statsig_otel.plugin.environment import resource_from_environment
 from statsig_otel.plugin.log_record import DEFAULT_RESOURCE, AttributeValue, LogRecordEncoder
 from statsig_otel.plugin.mapper import Mapper
 from statsig_otel.plugin.settings import StatsigReceiverSettings
-from statsig_otel.plugin.storage import find_directory
+from statsig_otel.plugin.storage import FileStorageSettings, find_directory
 from statsig_otel.plugin.webhook import Verifier
 
 
@@ -51,6 +53,28 @@ def read(locations: tuple[str, ...], environ: Mapping[str, str]) -> QueueConfigu
         delivered=synchronous_exporters(configuration),
         mappers={name: create_mapper(one, resource) for name, one in receiver_settings(configuration).items()},
     )
+
+
+def read_directory(locations: tuple[str, ...], environ: Mapping[str, str]) -> Path:
+    """The queue's directory that the locations of a configuration name, whatever else is wrong with them.
+
+    For commands that only have to reach the service: it alone has its environment, and its files.
+
+    Raises:
+        ConfigError: The directory can't be told; all that is wrong with what names it.
+    """
+    configuration, problems = examine(read_all(locations, environ=environ), COMPONENTS)
+    found = [one.directory for one in configuration.extensions.values() if isinstance(one, FileStorageSettings)]
+    if found:
+        return found[0]
+    unknown = [
+        problem
+        for problem in problems
+        if problem.path[:1] in ((), ("extensions",)) or problem.path[:2] == ("service", "extensions")
+    ]
+    if unknown:
+        raise ConfigError(unknown)
+    return find_directory(None, environ)
 
 
 def receiver_settings(configuration: Configuration) -> Mapping[str, StatsigReceiverSettings]:
@@ -117,7 +141,11 @@ def create_mapper(settings: StatsigReceiverSettings, resource: Mapping[str, Attr
         include_change_details=settings.include_change_details,
         mapping=settings.mapping.create() if settings.mapping else None,
     )
-    return Mapper(encoder, settings.filter.create() if settings.filter else None)
+    return Mapper(
+        encoder,
+        settings.filter.create() if settings.filter else None,
+        settings.impacted_services.create() if settings.impacted_services else None,
+    )
 
 
 def create_verifier(settings: StatsigReceiverSettings) -> Verifier:

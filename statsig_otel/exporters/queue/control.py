@@ -73,7 +73,7 @@ class ControlServer:
         self._path = path
         self.handlers = handlers
         self._thread: threading.Thread | None = None
-        self._stop: socket.socket | None = None  # its other end wakes the thread when this one is closed
+        self._stop: socket.socket | None = None  # its other end wakes the thread when this one is shut down
         self._stopped = threading.Event()
         self._pid = 0
 
@@ -97,6 +97,7 @@ class ControlServer:
             return  # never started; or a forked child, which owns nothing
         self._path.unlink(missing_ok=True)
         self._stopped.set()
+        stop.shutdown(socket.SHUT_RDWR)  # to close it would wake nobody as long as a forked child has a copy
         stop.close()
         if self._thread is not None:
             self._thread.join()

@@ -30,7 +30,20 @@ _PRIVATE_DIRECTORY: Final = 0o700
 
 
 class DirectoryInUseError(QueueError):
-    """Another process owns the directory."""
+    """The directory has an owner already; the message names it and the ways out.
+
+    Attributes:
+        is_own: Whether that is this process itself.
+
+    Example:
+        >>> from statsig_otel.exporters import DirectoryInUseError
+        >>> str(DirectoryInUseError("the queue in q belongs to the process 4711"))
+        'the queue in q belongs to the process 4711'
+    """
+
+    def __init__(self, message: str, *, is_own: bool = False) -> None:
+        super().__init__(message)
+        self.is_own = is_own
 
 
 class QueueDirectory:
@@ -63,9 +76,11 @@ class QueueDirectory:
         except BlockingIOError:
             owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
+            is_own = owner == str(os.getpid())
+            who = "another service of this process" if is_own else f"the process {owner}"
             raise DirectoryInUseError(
-                f"{self.path} is in use by the process {owner}: stop that one, or give each service its own "
-                "file_storage directory"
+                f"{self.path} is in use by {who}: stop that one, or give each service its own file_storage directory",
+                is_own=is_own,
             ) from None
         except OSError:
             os.close(descriptor)

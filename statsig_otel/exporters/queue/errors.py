@@ -10,4 +10,10 @@ QueueError
 
 
 class QueueError(Exception):
-    """The queue can't do what it was asked."""
+    """The queue can't do what it was asked.
+
+    Example:
+        >>> from statsig_otel.exporters import DirectoryInUseError, QueueError
+        >>> issubclass(DirectoryInUseError, QueueError)
+        True
+    """

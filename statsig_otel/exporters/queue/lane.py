@@ -88,9 +88,9 @@ class Lane:
 
     def __init__(self, queue: LaneOwner, name: str) -> None:
         self.name = name
-        self.id = 0
-        self.cursor = 0
-        self.waiting = 0
+        self.id: int = 0
+        self.cursor: int = 0
+        self.waiting: int = 0
         self._queue = queue
         self._more = threading.Event()
         self._lock = threading.Lock()  # over what the writer's thread changes too
@@ -174,7 +174,8 @@ class Lane:
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"reader {self.name}")
         place = _Place(after, count, size, self._generation)
-        self._ahead = place, self._reader.submit(self._look, place, self._reading)
+        with contextlib.suppress(RuntimeError):  # the interpreter is about to end, and starts nothing more
+            self._ahead = place, self._reader.submit(self._look, place, self._reading)
 
     def _read_before(self, place: _Place) -> list[Stored]:
         """What was read ahead for this place; nothing where it can't be used. The connection is free afterwards."""

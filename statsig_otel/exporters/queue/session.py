@@ -23,7 +23,7 @@ class Session:
     """
 
     def __init__(self, directory: QueueDirectory, writer: Writer) -> None:
-        self.log_was_missing = False
+        self.log_was_missing: bool = False
         self._directory = directory
         self._writer = writer
 

@@ -69,13 +69,13 @@ def command(locations: tuple[str, ...], log_level: str | None) -> None:
     Without --config it listens on localhost:8080 and takes its signing secret from STATSIG_SIGNING_SECRET and its
     exporter from the OTEL_EXPORTER_OTLP_* variables.
     """
-    # By itself it ends the process; `_serve` gives it its meaning, for as long as there is something to reload.
+    # By itself it ends the process; `_run` gives it its meaning, for as long as there is something to reload.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _raise_open_files()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc-core writes to standard error past the log
     try:
         document, configuration = _read(locations, log_level)
-        service = Service(
+        service = Service.from_configuration(
             configuration,
             directory=find_directory(configuration, os.environ),
             resource=resource_from_environment(os.environ),
@@ -95,7 +95,7 @@ def command(locations: tuple[str, ...], log_level: str | None) -> None:
             if locations
             else f"as {SECRET_VARIABLE}, and start again"
         )
-        asyncio.run(_serve(service, reloader, where=where))
+        asyncio.run(_run(service, reloader, where=where))
     finally:
         service.shutdown()
     _logger.info("Stopped")
@@ -140,8 +140,10 @@ def _reload(reloader: Reloader, _: dict[str, Any]) -> dict[str, Any]:
         raise ControlError(str(error)) from error
 
 
-async def _serve(service: Service, reloader: Reloader, *, where: str) -> None:
+async def _run(service: Service, reloader: Reloader, *, where: str) -> None:
+    """Have the service reloaded and stopped by signals; it answers in threads of its own."""
     loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
 
     first = 0.0
     reloads: set[asyncio.Task[None]] = set()
@@ -156,7 +158,7 @@ async def _serve(service: Service, reloader: Reloader, *, where: str) -> None:
         if not first:
             first = loop.time()
             _logger.info("%s: finishing what is in flight; a second signal ends at once", number.name)
-            service.stop()
+            stopping.set()
         elif loop.time() - first >= _SAME_SIGNAL:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -170,12 +172,17 @@ async def _serve(service: Service, reloader: Reloader, *, where: str) -> None:
         if name in service.without_secret:
             click.echo(_SET_UP.format(name=name, url=url, where=where))
     watching = loop.create_task(_watch(reloader))
+    ended = asyncio.wrap_future(service.ended)
+    ended.add_done_callback(lambda _: stopping.set())
     try:
-        await service.serve()
+        await stopping.wait()
     finally:
         watching.cancel()
         loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        await service.ashutdown()
+    if ended.done():
+        ended.result()  # where a server has failed
 
 
 def _reload_logged(reloader: Reloader) -> None:

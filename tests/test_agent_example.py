@@ -1,0 +1,64 @@
+"""examples/agent: run as it stands, against a real OTLP receiver."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+from tests.e2e.processes import SECRET, Process, clean_environment, post, signed
+from tests.peers.otlp_servers import HttpSink
+from tests.plugin.services import body_of, names_in
+
+AGENT = Path(__file__).parents[1] / "examples" / "agent" / "agent.py"
+
+
+def metrics_in(payload: bytes) -> set[str]:
+    message = ExportMetricsServiceRequest.FromString(payload)
+    return {
+        metric.name
+        for resource in message.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+
+
+def agent(sink: HttpSink, directory: Path, listen: str = "127.0.0.1:0") -> Process:
+    options = ["--listen", listen, "--directory", str(directory)]
+    env = clean_environment(
+        STATSIG_SIGNING_SECRET=SECRET, OTEL_EXPORTER_OTLP_ENDPOINT=sink.url, OTEL_METRIC_EXPORT_INTERVAL="60000"
+    )
+    return Process([sys.executable, str(AGENT), *options], env)
+
+
+def test_the_agent_sends_its_host_s_metrics_and_a_change_to_one_endpoint_and_ends_on_sigterm(tmp_path: Path) -> None:
+    with HttpSink() as sink, agent(sink, tmp_path) as process:
+        url = process.wait_for(r"^Webhook URL: (\S+)$")[1]
+        body = body_of("layout_v2")
+        assert post(url, body, signed(body)).status == 200
+        assert process.stop() == 0
+        received = list(sink.requests)
+    changes = [name for one in received if one.path == "/v1/logs" for name in names_in(one.payload)]
+    metrics = {name for one in received if one.path == "/v1/metrics" for name in metrics_in(one.payload)}
+    assert {one.path for one in received} == {"/v1/logs", "/v1/metrics"}
+    assert changes == ["layout_v2"]
+    assert {"system.cpu.load_average.1m", "system.filesystem.usage", "system.memory.limit"} <= metrics
+    assert {"statsig_otel_receiver_requests", "otelcol_exporter_sent_log_records"} <= metrics
+    assert "agent: Stopped" in process.output
+
+
+@pytest.mark.slow
+def test_an_option_that_can_not_be_used_is_one_line(tmp_path: Path) -> None:
+    with HttpSink() as sink, agent(sink, tmp_path / "file" / "queue") as process:
+        process.wait_for(r"^Webhook URL: ")
+        with agent(sink, tmp_path / "file" / "queue") as second:
+            line = second.wait_for(r"^agent: (.*)$")[1]
+        assert "is in use by the process" in line
+        assert "Traceback" not in second.output
+
+
+def test_the_readme_names_what_there_is() -> None:
+    readme = AGENT.with_name("README.md").read_text()
+    for option in re.findall(r"`(--[a-z-]+)`", readme):
+        assert f'"{option}"' in AGENT.read_text()
