@@ -31,8 +31,15 @@ from statsig_otel.plugin import lenient_json
 from statsig_otel.plugin.lenient_json import Item, Items, Members
 
 CONFIG_CHANGE: Final = "statsig::config_change"
+DEFAULT_PATH: Final = "/api/v1/data/events/receiver/statsig"
+"""Chronosphere's path for the same webhook: moving from there means changing the host."""
+
 SIGNATURE_HEADER: Final = "X-Statsig-Signature"
+"""The request header with the signature: `v0=` and 64 hexadecimal digits in lower case."""
+
 TIMESTAMP_HEADER: Final = "X-Statsig-Request-Timestamp"
+"""The request header with the time of the signature: 13 digits, milliseconds since the epoch."""
+
 MAX_URL_VERIFICATION_SIZE: Final = 4096
 """Bytes. A longer body is no URL verification, so it need not be read before its sender is known."""
 
@@ -49,9 +56,21 @@ _MANY_ITEMS: Final = 1 << 18
 class WebhookError(Exception):
     """A request that is not accepted.
 
+    Args:
+        reason: As below.
+        message: What is wrong, for the log; the reason without it.
+
     Attributes:
         status: The HTTP status to answer.
         reason: A short word for a counter and the log. The caller is told nothing of it.
+
+    Example:
+        >>> from statsig_otel.plugin import WebhookError, parse
+        >>> try:
+        ...     parse(b"{")
+        ... except WebhookError as error:
+        ...     (error.status, error.reason)
+        (400, 'not_json')
     """
 
     status: ClassVar[int]
@@ -62,13 +81,31 @@ class WebhookError(Exception):
 
 
 class UnauthorizedError(WebhookError):
-    """The request can't be proven to come from Statsig."""
+    """The request can't be proven to come from Statsig.
+
+    Example:
+        >>> from statsig_otel.plugin import UnauthorizedError, verify
+        >>> try:
+        ...     verify(b"", signature="v0=", timestamp="1739400185198", secrets=["webhook-..."], now_ms=1739400185198)
+        ... except UnauthorizedError as error:
+        ...     (error.status, error.reason)
+        (401, 'signature_malformed')
+    """
 
     status = 401
 
 
 class MalformedBodyError(WebhookError):
-    """The request is Statsig's, but its body is no UTF-8 JSON of a known shape."""
+    """The request is Statsig's, but its body is no UTF-8 JSON of a known shape.
+
+    Example:
+        >>> from statsig_otel.plugin import MalformedBodyError, parse
+        >>> try:
+        ...     parse(b'"a text"')
+        ... except MalformedBodyError as error:
+        ...     error.status
+        400
+    """
 
     status = 400
 
@@ -87,6 +124,15 @@ class Verifier:
     Raises:
         ValueError: A secret is empty, or the tolerance is no number of seconds.
         TypeError: The secrets are one string: each of its characters would be a secret.
+
+    Example:
+        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign
+        >>> verifier = Verifier(["webhook-old", "webhook-new"])
+        >>> headers = sign(b"{}", secret="webhook-new", timestamp_ms=1739400185198)
+        >>> signatures, timestamps = [headers[SIGNATURE_HEADER].encode()], [headers[TIMESTAMP_HEADER].encode()]
+        >>> verification = verifier.begin(signatures, timestamps, now_ms=1739400185198)
+        >>> verification.update(b"{}")
+        >>> verification.finish()  # raises UnauthorizedError where no secret fits
     """
 
     def __init__(self, secrets: Sequence[str], *, tolerance: float = 300.0) -> None:
@@ -143,7 +189,20 @@ def _only(values: Sequence[bytes], name: str) -> bytes:
 
 
 class Verification:
-    """One request's signature, computed while its body comes in. Made by `Verifier.begin`."""
+    """One request's signature, computed while its body comes in. Made by `Verifier.begin`.
+
+    Example:
+        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, UnauthorizedError, Verifier, sign
+        >>> headers = sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)
+        >>> signatures, timestamps = [headers[SIGNATURE_HEADER].encode()], [headers[TIMESTAMP_HEADER].encode()]
+        >>> verification = Verifier(["webhook-..."]).begin(signatures, timestamps, now_ms=1739400185198)
+        >>> verification.update(b"{ }")
+        >>> try:
+        ...     verification.finish()
+        ... except UnauthorizedError as error:
+        ...     error.reason
+        'signature_wrong'
+    """
 
     def __init__(self, digests: list["hmac.HMAC"], expected: bytes) -> None:
         self._digests = digests
@@ -183,6 +242,17 @@ def verify(
     Raises:
         UnauthorizedError: The request can't be proven to come from Statsig.
         ValueError: A secret is empty.
+
+    Example:
+        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign, verify
+        >>> headers = sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)
+        >>> verify(
+        ...     b"{}",
+        ...     signature=headers[SIGNATURE_HEADER],
+        ...     timestamp=headers[TIMESTAMP_HEADER],
+        ...     secrets=["webhook-..."],
+        ...     now_ms=1739400185198,
+        ... )
     """
     headers = [signature.encode(errors="replace")], [timestamp.encode(errors="replace")]
     verification = Verifier(secrets, tolerance=tolerance).begin(*headers, now_ms)
@@ -191,7 +261,18 @@ def verify(
 
 
 def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
-    """The two headers that Statsig would send with this body."""
+    """The two headers that Statsig would send with this body.
+
+    Args:
+        body: The raw body.
+        secret: The signing secret, whole.
+        timestamp_ms: The time of the request, in milliseconds since the epoch.
+
+    Example:
+        >>> from statsig_otel.plugin import sign
+        >>> sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)["X-Statsig-Request-Timestamp"]
+        '1739400185198'
+    """
     timestamp = f"{timestamp_ms:013d}"
     digest = hmac.new(secret.encode(), b"v0:" + timestamp.encode() + b":" + body, sha256).hexdigest()
     return {TIMESTAMP_HEADER: timestamp, SIGNATURE_HEADER: f"v0={digest}"}
@@ -203,6 +284,11 @@ class UrlVerification:
 
     Attributes:
         code: 1 to 256 printable ASCII characters.
+
+    Example:
+        >>> from statsig_otel.plugin import parse
+        >>> parse(b'{"data": {"event": "url_verification", "verification_code": "abc123"}}')
+        UrlVerification(code='abc123')
     """
 
     code: str
@@ -215,6 +301,12 @@ class Payload:
     Attributes:
         count: How many items the body holds.
         changes: Those that are config changes, in order. The others are counted and ignored.
+
+    Example:
+        >>> from statsig_otel.plugin import parse
+        >>> payload = parse(b'[{"eventName": "statsig::config_change"}, {"eventName": "statsig::gate_exposure"}]')
+        >>> (payload.count, len(payload.changes))
+        (2, 1)
     """
 
     count: int
@@ -268,7 +360,15 @@ _any: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder()
 
 
 def parse_url_verification(body: bytes) -> UrlVerification | None:
-    """The URL verification that the body is, exactly; None where it is anything else."""
+    """The URL verification that the body is, exactly; None where it is anything else.
+
+    Example:
+        >>> from statsig_otel.plugin import parse_url_verification
+        >>> parse_url_verification(b'{"data": {"event": "url_verification", "verification_code": "abc123"}}')
+        UrlVerification(code='abc123')
+        >>> parse_url_verification(b"[]") is None
+        True
+    """
     if len(body) > MAX_URL_VERIFICATION_SIZE:
         return None
     try:
@@ -283,6 +383,12 @@ def parse(body: bytes) -> UrlVerification | Payload:
 
     Raises:
         MalformedBodyError: The body is no UTF-8 JSON of a known shape.
+
+    Example:
+        >>> from statsig_otel.plugin import Payload, parse
+        >>> payload = parse(b'{"data": [{"eventName": "statsig::config_change"}]}')
+        >>> isinstance(payload, Payload) and payload.count
+        1
     """
     try:
         # Over the whole body, since msgspec does not look into the texts that it skips.
@@ -313,12 +419,17 @@ def _parse_strictly(body: bytes) -> Payload | None:
 def _may_hold_change(body: bytes) -> bool:
     """Whether the event's name stands anywhere in the body, or could, spelled with escapes."""
     # rfind takes half the time of `in` or less.
-    return body.rfind(_CHANGE_BYTES) >= 0 or (b"\\" in body and body.rfind(b"\\u00") >= 0)
+    return body.rfind(_CHANGE_BYTES) >= 0 or _may_escape_names(body)
+
+
+def _may_escape_names(text: bytes) -> bool:
+    """Whether a name of ASCII letters, `:` and `_` could be spelled with escapes in it (RFC 8259, section 7)."""
+    return b"\\" in text and text.rfind(b"\\u00") >= 0
 
 
 def _parse_array(text: bytes) -> Payload | None:
     heads = _heads.decode(text)
-    is_name = _is_name if b"\\" in text else _CHANGE_NAME.__eq__
+    is_name = _is_name if _may_escape_names(text) else _CHANGE_NAME.__eq__
     wanted = [index for index, head in enumerate(heads) if isinstance(head, _Head) and is_name(head.eventName)]
     if not wanted:
         return Payload(len(heads), ())
