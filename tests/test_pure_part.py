@@ -13,7 +13,8 @@ import pytest
 import statsig_otel
 
 PURE = (
-    "SIGNATURE_HEADER, TIMESTAMP_HEADER, Answer, AnsweredError, ChangeEvent, Intake, InvalidItemError, Limits, "
+    "DEFAULT_PATH, SIGNATURE_HEADER, TIMESTAMP_HEADER, "
+    "Answer, AnsweredError, ChangeEvent, Intake, InvalidItemError, Limits, "
     "LogRecordEncoder, MalformedBodyError, Mapped, Mapper, Payload, UnauthorizedError, UrlVerification, Verifier, "
     "WebhookError, parse, parse_url_verification, sign, uid, verify"
 )
@@ -54,6 +55,88 @@ def loaded_by(statement: str) -> set[str]:
 def test_an_import_loads_these_packages_and_no_others(statement: str, packages: set[str]) -> None:
     """Above all neither falcon nor grpc nor the SDK, where they are not named."""
     assert loaded_by(statement) == packages
+
+
+FALCON = "falcon msgspec opentelemetry.metrics opentelemetry.proto"
+MODEL = "pydantic"
+RECORD_MODEL = "pydantic opentelemetry.proto"
+MAY_LOAD = {
+    "config": {
+        "": "ConfigError Problem",
+        MODEL: "Duration Opaque Settings Size",
+        "ruamel": "Document Place merge parse read read_all",
+        "pydantic ruamel": "Components Configuration Pipeline check load",
+    },
+    "exporters": {
+        "": "Batch Blocked Change Consumer Delivered DirectoryInUseError Exporter Invalid Outcome PartiallyRejected "
+        "QueueError Receipt RefusedError Rejected RetryLater",
+        MODEL: "ClientTlsSettings ExporterType GrpcTlsSettings KeepaliveSettings OtlpGrpcSettings OtlpHttpSettings",
+        "opentelemetry.metrics": "Route SynchronousConsumer",
+        "opentelemetry._logs opentelemetry.proto": "LoggerProviderConsumer",
+        RECORD_MODEL: "DebugExporter DebugSettings FileExporter FileSettings",
+        f"{RECORD_MODEL} grpc": "OtlpGrpcExporter",
+        f"{RECORD_MODEL} urllib3": "OtlpHttpExporter",
+    },
+    "plugin": {
+        "": "ChangeEvent ChangeFilter InvalidItemError Item",
+        "msgspec": "DEFAULT_PATH MalformedBodyError Payload SIGNATURE_HEADER TIMESTAMP_HEADER UnauthorizedError "
+        "UrlVerification Verification Verifier WebhookError parse parse_url_verification sign verify",
+        "opentelemetry.proto": "LogRecordEncoder Remapping uid",
+        "msgspec opentelemetry.proto": "Mapped Mapper",
+        "msgspec opentelemetry.metrics opentelemetry.proto": "Answer AnsweredError Intake Limits Request",
+        MODEL: "ChangeMatchSettings FilterSettings",
+        f"{MODEL} opentelemetry.metrics": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
+        RECORD_MODEL: "ImpactedServicesSettings LookupSettings MappingSettings ServiceRuleSettings",
+        f"{RECORD_MODEL} msgspec": "DeduplicationSettings ServerTlsSettings StatsigReceiverSettings",
+        FALCON: "StatsigReceiver StatsigWsgiReceiver create_app create_wsgi_app",
+        "uvicorn click httptools pydantic": "HttpServer ServerTls",
+        f"{FALCON} pydantic ruamel uvicorn click httptools": "Destination Service",
+    },
+}
+"""For each public name the packages that its import may load. What is not here is not looked at."""
+
+WATCHED = {package for table in MAY_LOAD.values() for packages in table for package in packages.split()} | {
+    "opentelemetry.exporter",
+    "opentelemetry.sdk",
+}
+IMPORTS = """
+import json, os, sys
+from importlib import import_module
+for line in sys.stdin:
+    package, name = line.split()
+    reading, writing = os.pipe()
+    if not os.fork():
+        getattr(import_module(package), name)
+        os.write(writing, json.dumps(list(sys.modules)).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as answer:
+        print(package, name, *json.loads(answer.read()))
+    os.wait()
+"""
+"""Imports each name in a fork of its own, of a process that has imported nothing."""
+
+
+@pytest.mark.slow
+def test_each_public_name_loads_no_more_than_is_written_down() -> None:
+    allowed = {
+        (f"statsig_otel.{floor}", name): set(packages.split())
+        for floor, table in MAY_LOAD.items()
+        for packages, names in table.items()
+        for name in names.split()
+    }
+    public = [
+        (f"statsig_otel.{floor}", name) for floor in MAY_LOAD for name in dir(import_module(f"statsig_otel.{floor}"))
+    ]
+    assert sorted(allowed) == sorted(public)
+    asked = "".join(f"{package} {name}\n" for package, name in public)
+    ran = subprocess.run([sys.executable, "-c", IMPORTS], input=asked, capture_output=True, text=True, check=True)
+    answers = ran.stdout.splitlines()
+    assert len(answers) == len(public)
+    for answer in answers:
+        package, name, *modules = answer.split()
+        loaded = {one for one in WATCHED if any(f"{module}.".startswith(f"{one}.") for module in modules)}
+        assert loaded <= allowed[package, name], name
 
 
 def modules() -> list[str]:

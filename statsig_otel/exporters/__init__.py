@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.debug import DebugExporter as DebugExporter
     from statsig_otel.exporters.debug import DebugSettings as DebugSettings
     from statsig_otel.exporters.exporter import Exporter as Exporter
+    from statsig_otel.exporters.exporter_type import ExporterType as ExporterType
     from statsig_otel.exporters.file import FileExporter as FileExporter
     from statsig_otel.exporters.file import FileSettings as FileSettings
     from statsig_otel.exporters.logger_provider import LoggerProviderConsumer as LoggerProviderConsumer
     from statsig_otel.exporters.otlp_grpc import OtlpGrpcExporter as OtlpGrpcExporter
     from statsig_otel.exporters.otlp_http import OtlpHttpExporter as OtlpHttpExporter
+    from statsig_otel.exporters.otlp_settings import ClientTlsSettings as ClientTlsSettings
+    from statsig_otel.exporters.otlp_settings import GrpcTlsSettings as GrpcTlsSettings
+    from statsig_otel.exporters.otlp_settings import KeepaliveSettings as KeepaliveSettings
     from statsig_otel.exporters.otlp_settings import OtlpGrpcSettings as OtlpGrpcSettings
     from statsig_otel.exporters.otlp_settings import OtlpHttpSettings as OtlpHttpSettings
     from statsig_otel.exporters.outcome import Blocked as Blocked
@@ -30,35 +34,43 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.outcome import PartiallyRejected as PartiallyRejected
     from statsig_otel.exporters.outcome import Rejected as Rejected
     from statsig_otel.exporters.outcome import RetryLater as RetryLater
+    from statsig_otel.exporters.queue.directory import DirectoryInUseError as DirectoryInUseError
+    from statsig_otel.exporters.queue.errors import QueueError as QueueError
     from statsig_otel.exporters.synchronous import Route as Route
     from statsig_otel.exporters.synchronous import SynchronousConsumer as SynchronousConsumer
-
-__getattr__, __dir__ = exports(
-    __name__,
-    {
-        "Batch": "consumer",
-        "Blocked": "outcome",
-        "Change": "consumer",
-        "Consumer": "consumer",
-        "DebugExporter": "debug",
-        "DebugSettings": "debug",
-        "Delivered": "outcome",
-        "Exporter": "exporter",
-        "FileExporter": "file",
-        "FileSettings": "file",
-        "Invalid": "consumer",
-        "LoggerProviderConsumer": "logger_provider",
-        "OtlpGrpcExporter": "otlp_grpc",
-        "OtlpGrpcSettings": "otlp_settings",
-        "OtlpHttpExporter": "otlp_http",
-        "OtlpHttpSettings": "otlp_settings",
-        "Outcome": "outcome",
-        "PartiallyRejected": "outcome",
-        "Receipt": "consumer",
-        "RefusedError": "consumer",
-        "Rejected": "outcome",
-        "RetryLater": "outcome",
-        "Route": "synchronous",
-        "SynchronousConsumer": "synchronous",
-    },
-)
+else:  # a checker would take whatever name for one that there is
+    __getattr__, __dir__ = exports(
+        __name__,
+        {
+            "Batch": "consumer",
+            "Blocked": "outcome",
+            "Change": "consumer",
+            "ClientTlsSettings": "otlp_settings",
+            "Consumer": "consumer",
+            "DebugExporter": "debug",
+            "DebugSettings": "debug",
+            "Delivered": "outcome",
+            "DirectoryInUseError": "queue.directory",
+            "Exporter": "exporter",
+            "ExporterType": "exporter_type",
+            "FileExporter": "file",
+            "FileSettings": "file",
+            "GrpcTlsSettings": "otlp_settings",
+            "Invalid": "consumer",
+            "KeepaliveSettings": "otlp_settings",
+            "LoggerProviderConsumer": "logger_provider",
+            "OtlpGrpcExporter": "otlp_grpc",
+            "OtlpGrpcSettings": "otlp_settings",
+            "OtlpHttpExporter": "otlp_http",
+            "OtlpHttpSettings": "otlp_settings",
+            "Outcome": "outcome",
+            "PartiallyRejected": "outcome",
+            "QueueError": "queue.errors",
+            "Receipt": "consumer",
+            "RefusedError": "consumer",
+            "Rejected": "outcome",
+            "RetryLater": "outcome",
+            "Route": "synchronous",
+            "SynchronousConsumer": "synchronous",
+        },
+    )

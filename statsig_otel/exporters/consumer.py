@@ -16,6 +16,11 @@ class Change:
     Attributes:
         uid: Its `log.record.uid`, 32 hex digits: the same for every delivery of the same change.
         records: Its log records, each a serialised `ExportLogsServiceRequest` that holds just that one.
+
+    Example:
+        >>> from statsig_otel.exporters import Change
+        >>> Change("3f2a0c9d5e8b4f6a7c1d2e3f4a5b6c7d", records=(b"an encoded record",)).uid
+        '3f2a0c9d5e8b4f6a7c1d2e3f4a5b6c7d'
     """
 
     uid: str
@@ -30,6 +35,11 @@ class Invalid:
         text: The item as it was sent, or the whole body where the body could not be told apart into items.
         reason: What is wrong with it, and where.
         whole_body: True for a body, False for an item.
+
+    Example:
+        >>> from statsig_otel.exporters import Invalid
+        >>> Invalid(b'{"eventName": "statsig::config_change"}', "metadata is missing").whole_body
+        False
     """
 
     text: bytes
@@ -45,6 +55,12 @@ class Batch:
         receiver: The id of the receiver, such as `statsig` or `statsig/eu`.
         changes: The accepted changes, in the order of the request.
         invalid: What has to be kept as a dead letter, in the same transaction.
+
+    Example:
+        >>> from statsig_otel.exporters import Batch, Change, Invalid
+        >>> batch = Batch("statsig/eu", (Change("0" * 32, (b"record",)),), (Invalid(b"{}", "metadata is missing"),))
+        >>> batch.size
+        8
     """
 
     receiver: str
@@ -65,6 +81,11 @@ class Receipt:
     Attributes:
         accepted: How many changes are new.
         duplicates: How many it had already; `accepted + duplicates` is the number of changes.
+
+    Example:
+        >>> from statsig_otel.exporters import Receipt
+        >>> Receipt(accepted=2, duplicates=1)
+        Receipt(accepted=2, duplicates=1)
     """
 
     accepted: int
@@ -77,6 +98,12 @@ class RefusedError(Exception):
     Attributes:
         reason: A short word for the counter, such as `exporter_failed`; the message is for the log.
         retry_after: Seconds until another try makes sense.
+
+    Example:
+        >>> from statsig_otel.exporters import RefusedError
+        >>> error = RefusedError("the disk is full", reason="storage", retry_after=60)
+        >>> (str(error), error.reason, error.retry_after)
+        ('the disk is full', 'storage', 60)
     """
 
     def __init__(self, message: str, *, reason: str, retry_after: int = 10) -> None:
@@ -86,11 +113,60 @@ class RefusedError(Exception):
 
 
 class Consumer(Protocol):
-    """Takes batches over. May be called from any thread, and for several batches at a time."""
+    """Takes batches over: a queue, a table, a LoggerProvider. Receivers hand it all that one request brought.
+
+    **Threads.** `consume` is called from any thread, for several batches at a time, and before the futures of earlier
+    ones are answered. Under ASGI it is called in the event loop's own thread: it must not wait for anything, but hand
+    the batch to a thread of the consumer's and return the future at once.
+
+    **Outcomes.** The future's result, a `Receipt`, is the promise that the webhook's 200 passes on: all of the batch is
+    taken over, as durably as the consumer takes things, its invalid items too. `RefusedError` is "not now": nothing of
+    the batch was taken over, or it does no harm that it comes again, with the same uids; Statsig is told 503 and when
+    to come again. A `Receipt` counts changes, and not their records.
+
+    **Mistakes.** Any other exception, out of the future or out of `consume` itself, is answered with 500 and logged
+    with its traceback: never a 2xx.
+
+    **Time.** A receiver waits for the future as long as its `patience` says, and answers 503 then; without one it waits
+    as long as it takes. Nobody cancels the future: what was handed over may be taken over all the same, and is a
+    duplicate when it comes again.
+
+    **Lifecycle.** There is none: whoever makes a consumer starts and closes it. It has to work before the receiver's
+    first request and until its last one is answered, which is after `close` of the receiver or `stop` of the server.
+
+    Example:
+        >>> from concurrent.futures import Future
+        >>> from statsig_otel.exporters import Batch, Change, Consumer, Receipt, RefusedError
+        >>> class Shelf:
+        ...     def __init__(self, room: int) -> None:
+        ...         self.changes: dict[str, Change] = {}
+        ...         self._room = room
+        ...     def consume(self, batch: Batch) -> Future[Receipt]:
+        ...         future: Future[Receipt] = Future()
+        ...         new = {change.uid: change for change in batch.changes if change.uid not in self.changes}
+        ...         if len(self.changes) + len(new) > self._room:
+        ...             future.set_exception(RefusedError("the shelf is full", reason="full", retry_after=60))
+        ...         else:
+        ...             self.changes |= new
+        ...             future.set_result(Receipt(len(new), duplicates=len(batch.changes) - len(new)))
+        ...         return future
+        >>> consumer: Consumer = Shelf(room=1)
+        >>> first, second = (Change(digit * 32, (b"record",)) for digit in "12")
+        >>> consumer.consume(Batch("statsig", (first,))).result()
+        Receipt(accepted=1, duplicates=0)
+        >>> consumer.consume(Batch("statsig", (first,))).result()
+        Receipt(accepted=0, duplicates=1)
+        >>> consumer.consume(Batch("statsig", (second,))).exception().reason
+        'full'
+    """
 
     def consume(self, batch: Batch) -> Future[Receipt]:
         """Take over one batch, as a whole or not at all.
 
-        The future is answered from a thread of the consumer's. It fails with `RefusedError` where the batch can't be
-        taken now, and is never cancelled by a caller who no longer waits.
+        Args:
+            batch: What one request brought. It is never empty, but may hold invalid items alone.
+
+        Returns:
+            A future of the consumer's, answered from whichever thread: with a `Receipt` once the batch is taken over,
+            or with a `RefusedError` where it can't be now.
         """

@@ -44,6 +44,11 @@ class DebugSettings(Settings):
             words are the Collector's; its default is `basic`.
         color: `auto` colours where a terminal shows it, unless NO_COLOR or TERM=dumb says otherwise; FORCE_COLOR
             colours without a terminal too. `always` and `never` ask nobody.
+
+    Example:
+        >>> from statsig_otel.exporters import DebugSettings
+        >>> DebugSettings(verbosity="detailed").color
+        'auto'
     """
 
     refused: ClassVar[Mapping[str, str]] = {
@@ -63,6 +68,23 @@ class DebugExporter:
 
     Everything that came from outside is made harmless first: characters that do not print are shown as escapes such
     as `\x1b`. The timeout of `send` does not apply: a stopped terminal holds it up.
+
+    Args:
+        name: The exporter's id, such as `debug/all`.
+        settings: How much is printed, and how.
+        stream: Where to; the standard output without it. It is not closed.
+
+    Example:
+        >>> import io
+        >>> from statsig_otel.exporters import DebugExporter, DebugSettings
+        >>> output = io.StringIO()
+        >>> exporter = DebugExporter("debug", DebugSettings(verbosity="basic"), output)
+        >>> exporter.start()
+        >>> exporter.send(b"", count=0, timeout=5)
+        Delivered()
+        >>> output.getvalue()
+        'debug: 0 log records\n'
+        >>> exporter.shutdown()
     """
 
     def __init__(self, name: str, settings: DebugSettings, stream: TextIO | None = None) -> None:
@@ -86,7 +108,7 @@ class DebugExporter:
         self._stream = stream
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the seam's signature
-        """Print the batch.
+        """Print the batch. For the parameters see `Exporter.send`.
 
         Returns:
             `Delivered`: It was written and flushed.

@@ -34,6 +34,13 @@ class OtlpGrpcExporter:
 
     The channel connects by itself when it is needed, and again after a failure. A connection that has silently died
     answers nothing: after two calls in a row that ran into their deadline, the next one gets a new channel.
+
+    Example:
+        >>> from statsig_otel.exporters import OtlpGrpcExporter, OtlpGrpcSettings
+        >>> settings = OtlpGrpcSettings.model_validate({"endpoint": "127.0.0.1:1", "tls": {"insecure": True}})
+        >>> exporter = OtlpGrpcExporter("otlp_grpc", settings)
+        >>> exporter.start()  # a backend that does not answer is no error yet
+        >>> exporter.shutdown()
     """
 
     def __init__(self, name: str, settings: OtlpGrpcSettings) -> None:
@@ -69,7 +76,7 @@ class OtlpGrpcExporter:
             self._channel = channel
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
-        """Export one batch. See `Exporter.send`."""
+        """Export one batch. For the parameters and outcomes see `Exporter.send`."""
         with self._lock:
             channel = self._channel
         if channel is None:

@@ -112,6 +112,12 @@ class OtlpHttpExporter:
     One connection is kept between batches. Where the server has closed it meanwhile, a new one is made; where it
     closes it in the very moment of the next request, that is a `RetryLater` like any broken connection. Redirects are
     not followed, and the environment's proxies are not used.
+
+    Example:
+        >>> from statsig_otel.exporters import OtlpHttpExporter, OtlpHttpSettings
+        >>> exporter = OtlpHttpExporter("otlp_http", OtlpHttpSettings(endpoint="http://127.0.0.1:1"))
+        >>> exporter.start()  # a backend that does not answer is no error yet
+        >>> exporter.shutdown()
     """
 
     def __init__(self, name: str, settings: OtlpHttpSettings) -> None:
@@ -158,7 +164,7 @@ class OtlpHttpExporter:
             self._running = True
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
-        """Post one batch. See `Exporter.send`."""
+        """Post one batch. For the parameters and outcomes see `Exporter.send`."""
         deadline = time.monotonic() + timeout
         exchange, in_time = None, False
         try:

@@ -10,7 +10,13 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The backend has the batch; it is done."""
+    """The backend has the batch; it is done.
+
+    Example:
+        >>> from statsig_otel.exporters import Delivered
+        >>> Delivered()
+        Delivered()
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +26,11 @@ class RetryLater:
     Attributes:
         reason: What happened, for the log.
         after: Seconds that the backend asks to wait at least; None where it named none.
+
+    Example:
+        >>> from statsig_otel.exporters import RetryLater
+        >>> RetryLater("503 out for lunch", after=30)
+        RetryLater(reason='503 out for lunch', after=30)
     """
 
     reason: str
@@ -32,6 +43,11 @@ class Rejected:
 
     Attributes:
         reason: What the backend said, for the log.
+
+    Example:
+        >>> from statsig_otel.exporters import Rejected
+        >>> Rejected("400 no such field")
+        Rejected(reason='400 no such field')
     """
 
     reason: str
@@ -46,6 +62,11 @@ class PartiallyRejected:
     Attributes:
         count: How many log records were refused, at least 1.
         reason: What the backend said, for the log.
+
+    Example:
+        >>> from statsig_otel.exporters import PartiallyRejected
+        >>> PartiallyRejected(2, "too old")
+        PartiallyRejected(count=2, reason='too old')
     """
 
     count: int
@@ -58,6 +79,11 @@ class Blocked:
 
     Attributes:
         reason: What the backend or the library said, for the log.
+
+    Example:
+        >>> from statsig_otel.exporters import Blocked
+        >>> Blocked("401 the key has expired")
+        Blocked(reason='401 the key has expired')
     """
 
     reason: str

@@ -58,7 +58,8 @@ class HttpConnection(HttpToolsProtocol):
         self, config: Config, state: ServerState, *, app: AsgiApp, header_timeout: float, on_lost: Callable[[], None]
     ) -> None:
         super().__init__(config, state, {})
-        self.parser = httptools.HttpRequestParser(self)  # uvicorn's own parses on behind a request that said "close"
+        # uvicorn's own parses on behind a request that said "close".
+        self.parser: httptools.HttpRequestParser = httptools.HttpRequestParser(self)
         self.access_log = False
         self.timeout_keep_alive = header_timeout  # type: ignore[assignment]  # fractions are as good
         self._application = app
@@ -80,7 +81,7 @@ class HttpConnection(HttpToolsProtocol):
         """Begin, with the deadline for the first header."""
         self._raw = transport = cast("asyncio.Transport", transport)
         super().connection_made(_LingeringTransport(transport, self))
-        self.flow = _PipelineFlowControl(transport, self.pipeline)
+        self.flow: _PipelineFlowControl = _PipelineFlowControl(transport, self.pipeline)
         self._expire_after(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -159,7 +160,7 @@ class HttpConnection(HttpToolsProtocol):
         # A client that waits for "100 Continue" may send its body or not, when it gets another answer.
         if self.expect_100_continue or self._last:
             self.cycle.keep_alive = False
-        self.headers = []  # trailers go here: the scope has its own
+        self.headers: list[tuple[bytes, bytes]] = []  # trailers go here: the scope has its own
 
     def on_body(self, body: bytes) -> None:
         """Hand a piece of the body on."""

@@ -63,6 +63,12 @@ class Answer:
         reason: A short word for the counter and the log.
         detail: What happened, for the log alone.
         retry_after: Seconds for the Retry-After header, None for no header.
+
+    Example:
+        >>> from http import HTTPStatus
+        >>> from statsig_otel.plugin import Answer
+        >>> Answer(HTTPStatus.OK, {"accepted": 1}, reason="accepted").retry_after is None
+        True
     """
 
     status: HTTPStatus
@@ -79,7 +85,16 @@ def refusal(status: HTTPStatus, reason: str, detail: str = "", retry_after: int 
 
 
 class AnsweredError(Exception):
-    """The request has its answer before its body was read to the end."""
+    """The request has its answer before its body was read to the end.
+
+    Example:
+        >>> from statsig_otel.plugin import AnsweredError, Intake, Verifier
+        >>> try:
+        ...     Intake(verifier=Verifier(["webhook-..."])).begin([(b"content-encoding", b"gzip")], now_ns=0)
+        ... except AnsweredError as error:
+        ...     error.answer.status.value
+        415
+    """
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.reason)
@@ -100,6 +115,11 @@ class Limits:
             of at most 256 KiB, which all real webhooks are: unsigned large ones, which are read before their signature
             is known, can't shut them out.
         read_timeout: Seconds for one whole body.
+
+    Example:
+        >>> from statsig_otel.plugin import Limits
+        >>> Limits(max_request_body_size=1 << 20).read_timeout
+        30.0
     """
 
     max_request_body_size: int = 20 << 20
@@ -120,15 +140,27 @@ class Intake:
         mapper: Makes the records.
         name: The receiver's id, such as `statsig` or `statsig/eu`.
         limits: What it takes before it knows the sender.
+
+    Example:
+        >>> import time
+        >>> from statsig_otel.plugin import Intake, Verifier, sign
+        >>> intake = Intake(verifier=Verifier(["webhook-..."]))
+        >>> body, now_ns = b'{"data": [{"eventName": "statsig::gate_exposure"}]}', time.time_ns()
+        >>> headers = sign(body, secret="webhook-...", timestamp_ms=now_ns // 1_000_000)
+        >>> request = intake.begin([(name.lower().encode(), value.encode()) for name, value in headers.items()], now_ns)
+        >>> request.feed(body)
+        >>> request.finish(complete=True).body  # or a Batch for a consumer, where there is something to store
+        {'accepted': 0, 'duplicates': 0, 'ignored': 1, 'invalid': 0}
+        >>> request.close()
     """
 
     def __init__(
         self, *, verifier: Verifier, mapper: Mapper | None = None, name: str = "statsig", limits: Limits | None = None
     ) -> None:
         self.verifier = verifier
-        self.mapper = mapper or Mapper()
+        self.mapper: Mapper = mapper or Mapper()
         self.name = name
-        self.limits = limits or Limits()
+        self.limits: Limits = limits or Limits()
         self._in_flight = 0
         self._large_in_flight = 0
         self._lock = threading.Lock()
@@ -195,7 +227,16 @@ class Intake:
 
 
 class Request:
-    """One request whose headers passed. Made by `Intake.begin`; `close` it in the end, whatever became of it."""
+    """One request whose headers passed. Made by `Intake.begin`; `close` it in the end, whatever became of it.
+
+    Example:
+        >>> from statsig_otel.plugin import Intake, Verifier
+        >>> request = Intake(verifier=Verifier(["webhook-..."])).begin([(b"content-length", b"3")], now_ns=0)
+        >>> request.feed(b"abc")
+        >>> request.finish(complete=True).reason
+        'signature_missing'
+        >>> request.close()
+    """
 
     def __init__(
         self, intake: Intake, now_ns: int, length: int | None, signature: Verification | UnauthorizedError

@@ -38,6 +38,13 @@ class Item:
         text: The item's own JSON text.
         value: The item, decoded.
         problem: Why no record can be made of it, whatever it is; None where nothing stands against it.
+
+    Example:
+        >>> from statsig_otel.plugin import Payload, parse
+        >>> payload = parse(b'[{"eventName": "statsig::config_change"}]')
+        >>> assert isinstance(payload, Payload)
+        >>> [item.text for item in payload.changes]
+        ['{"eventName": "statsig::config_change"}']
     """
 
     text: str

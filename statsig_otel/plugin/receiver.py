@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from falcon.asgi import App, Request, Response
@@ -26,9 +26,6 @@ from statsig_otel.plugin.falcon_answers import (
     wrong_method,
 )
 from statsig_otel.plugin.intake import Answer, AnsweredError, Intake
-
-DEFAULT_PATH: Final = "/api/v1/data/events/receiver/statsig"
-"""Chronosphere's path for the same webhook: moving from there means changing the host."""
 
 MountableApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 """An ASGI 3 application by the types of this package's server, and by Starlette's and FastAPI's."""
@@ -50,7 +47,7 @@ class StatsigReceiver:
     Example:
         >>> import falcon.asgi
         >>> from statsig_otel.exporters import LoggerProviderConsumer
-        >>> from statsig_otel.plugin import Intake, Verifier
+        >>> from statsig_otel.plugin import DEFAULT_PATH, Intake, Verifier
         >>> receiver = StatsigReceiver(Intake(verifier=Verifier(["webhook-..."])), LoggerProviderConsumer())
         >>> app = falcon.asgi.App()
         >>> app.add_route(DEFAULT_PATH, receiver)
@@ -68,7 +65,7 @@ class StatsigReceiver:
         self._consumer = consumer
         self.patience = patience
         self._clock = clock
-        self._reading: set[asyncio.Timeout] = set()
+        self._reading: WeakKeyDictionary[asyncio.AbstractEventLoop, set[asyncio.Timeout]] = WeakKeyDictionary()
         self._judge: ThreadPoolExecutor | None = None
         self._answers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Answers] = WeakKeyDictionary()
         self._closed = False
@@ -76,15 +73,21 @@ class StatsigReceiver:
     def close(self, grace: float = 0.0) -> None:
         """Refuse new requests with 503, and those whose body is not there within `grace` seconds; finish the rest.
 
-        Call it in the thread of the event loop that serves this resource.
+        From any thread, any number of times.
         """
         self._closed = True
-        latest = asyncio.get_running_loop().time() + grace
-        for reading in self._reading:
-            when = reading.when()
-            reading.reschedule(latest if when is None else min(when, latest))
+        for reference in self._reading.keyrefs():
+            loop = reference()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._hurry, loop, loop.time() + grace)
         if self._judge is not None:
             self._judge.shutdown(wait=False)  # what it was given is finished all the same
+
+    def _hurry(self, loop: asyncio.AbstractEventLoop, latest: float) -> None:
+        for reading in self._reading[loop]:
+            when = reading.when()
+            reading.reschedule(latest if when is None else min(when, latest))
 
     async def on_post(self, req: Request, resp: Response) -> None:
         """Answer one webhook."""
@@ -98,9 +101,14 @@ class StatsigReceiver:
         """Refuse every other method; OPTIONS too, which Falcon by itself would answer with 200."""
         self._send(resp, wrong_method(resp))
 
-    on_delete = on_get = on_head = on_patch = on_put = on_options
+    on_delete = on_options
+    on_get = on_options
+    on_head = on_options
+    on_patch = on_options
+    on_put = on_options
 
     async def _answer(self, req: Request) -> Answer:
+        self._reading.setdefault(asyncio.get_running_loop(), set())  # before the look at what `close` has set
         if self._closed:
             return shutting_down()
         request = self._intake.begin(req.scope["headers"], self._clock())
@@ -140,20 +148,25 @@ class StatsigReceiver:
             return request.finish(complete=complete)
         if self._judge is None:
             self._judge = ThreadPoolExecutor(1, thread_name_prefix="statsig-otel-judge")
-        judged = asyncio.get_running_loop().run_in_executor(self._judge, partial(request.finish, complete=complete))
+        finish = partial(request.finish, complete=complete)
+        try:
+            judged = asyncio.get_running_loop().run_in_executor(self._judge, finish)
+        except RuntimeError:  # another thread has just closed it, or the interpreter is about to end
+            return finish()
         return await judged
 
     async def _read(self, req: Request, request: intake.Request) -> bool:
         """Feed the body to the request; whether it came to its end."""
         left = _watch_disconnect(req)
+        all_reading = self._reading[asyncio.get_running_loop()]
         try:
             async with asyncio.timeout(self._intake.limits.read_timeout) as reading:
-                self._reading.add(reading)
+                all_reading.add(reading)
                 try:
                     async for chunk in req.stream:
                         request.feed(chunk)
                 finally:
-                    self._reading.discard(reading)
+                    all_reading.discard(reading)
         except TimeoutError:
             answer = shutting_down() if self._closed else slow_body()
             raise AnsweredError(answer) from None

@@ -99,7 +99,11 @@ class StatsigWsgiReceiver:
         """Refuse every other method; OPTIONS too, which Falcon by itself would answer with 200."""
         self._send(resp, wrong_method(resp))
 
-    on_delete = on_get = on_head = on_patch = on_put = on_options
+    on_delete = on_options
+    on_get = on_options
+    on_head = on_options
+    on_patch = on_options
+    on_put = on_options
 
     def _answer(self, environ: WSGIEnvironment) -> Answer:
         if self._closed:

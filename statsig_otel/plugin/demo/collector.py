@@ -44,7 +44,7 @@ class Collector(Child):
         tell: Callable[[Said | Ended], None],
     ) -> None:
         grpc_port, http_port = _free_ports()
-        self.endpoint = f"{_LOOPBACK}:{grpc_port}"
+        self.endpoint: str = f"{_LOOPBACK}:{grpc_port}"
         self._address = (_LOOPBACK, grpc_port)
         arguments = {
             "--otlp-grpc-endpoint": self.endpoint,

@@ -38,7 +38,7 @@ class Sink:
     def __init__(self, tell: Callable[[Arrived], None]) -> None:
         self._tell = tell
         self._server: grpc.Server | None = None
-        self.endpoint = ""
+        self.endpoint: str = ""
 
     def start(self) -> None:
         """Listen; `endpoint` is host:port from now on.
