@@ -49,13 +49,18 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@echo "basedpyright --verifytypes: what the types are for those who import them"
+	@out=$$(PATH="$(CURDIR)/$(BIN):$$PATH" basedpyright --verifytypes statsig_otel --ignoreexternal) || \
+		{ echo "$$out"; exit 1; }
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Each prints a report and keeps it in benchmarks/results. ARGS are for all that run.
-BENCHMARKS ?= http_servers durable_answers drain backlog_start
+# Each prints a report and keeps it in benchmarks/results. ARGS are for all that run. against_collector and memory build an
+# OpenTelemetry Collector first, with Go, once; where that can't be had their reports say so.
+BENCHMARKS ?= http_servers against_collector core_cost durable_answers drain backlog_start latency memory startup growth \
+	mapping_cost
 bench: $(VENV)/.dev
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) $(ARGS); echo; done

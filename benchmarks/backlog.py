@@ -1,12 +1,15 @@
 """A queue in which records wait, and the configuration of the service that it belongs to."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 from benchmarks.measure import HOST
 from statsig_otel.exporters.consumer import Batch, Change
+from statsig_otel.exporters.delivery import DeliverySettings, Sender
+from statsig_otel.exporters.outcome import Delivered, Outcome
 from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.plugin.change_event import ChangeEvent
@@ -36,18 +39,41 @@ def event(description: str) -> dict[str, object]:
     )
 
 
-def configuration(*, directory: Path, backend: str, port: int = 0, compression: str = "gzip") -> str:
-    """A service with one receiver, and one exporter with the defaults. JSON is YAML too."""
-    exporter = {"endpoint": backend, "tls": {"insecure": True}, "compression": compression}
-    receiver = {"endpoint": f"{HOST}:{port}", "signing_secrets": [SECRET]}
+def configuration(
+    *,
+    directory: Path,
+    backend: str,
+    port: int = 0,
+    compression: str = "gzip",
+    more: Sequence[str] = (),
+    receiver: Mapping[str, object] | None = None,
+) -> str:
+    """A service with one receiver, and exporters with the defaults. JSON is YAML too.
+
+    Args:
+        directory: Where its queue is.
+        backend: Where its exporter delivers to, as host:port.
+        port: Where it takes webhooks.
+        compression: Of all exporters.
+        more: Backends of further exporters.
+        receiver: Other settings of the receiver.
+    """
+    exporters = {
+        EXPORTER if number == 0 else f"{EXPORTER}/{number}": {
+            "endpoint": each,
+            "tls": {"insecure": True},
+            "compression": compression,
+        }
+        for number, each in enumerate((backend, *more))
+    }
     return json.dumps(
         {
-            "receivers": {RECEIVER: receiver},
-            "exporters": {EXPORTER: exporter},
+            "receivers": {RECEIVER: {"endpoint": f"{HOST}:{port}", "signing_secrets": [SECRET], **(receiver or {})}},
+            "exporters": exporters,
             "extensions": {"file_storage": {"directory": str(directory)}},
             "service": {
                 "extensions": ["file_storage"],
-                "pipelines": {"logs": {"receivers": [RECEIVER], "exporters": [EXPORTER]}},
+                "pipelines": {"logs": {"receivers": [RECEIVER], "exporters": list(exporters)}},
             },
         }
     )
@@ -71,13 +97,39 @@ def records(count: int) -> Iterator[tuple[str, bytes]]:
         yield uid, before + uid.encode() + behind
 
 
-def fill(directory: Path, count: int) -> None:
-    """Let so many records wait in a queue, and close it in order."""
+class _Taken:
+    """An exporter whose backend takes everything."""
+
+    def start(self) -> None:
+        """Nothing to open."""
+
+    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - an exporter's signature
+        return Delivered()
+
+    def shutdown(self) -> None:
+        """Nothing to close."""
+
+
+def fill(directory: Path, count: int, *, delivered: bool = False) -> None:
+    """Let so many records wait in a queue, and close it in order.
+
+    Args:
+        directory: Where the queue is.
+        count: How many.
+        delivered: They wait no longer: the queue only remembers that it has seen them.
+    """
     queue = open_queue(directory)
     queue.start()
     try:
         left = records(count)
         while changes := tuple(Change(uid, (record,)) for uid, record in islice(left, _IN_ONE_COMMIT)):
             assert queue.consume(Batch(RECEIVER, changes)).result().accepted == len(changes)
+        if delivered:
+            settings = DeliverySettings(max_records=_IN_ONE_COMMIT, max_bytes=64 << 20)
+            sender = Sender(queue.lane(EXPORTER), _Taken(), settings)
+            sender.start()
+            while queue.lane(EXPORTER).waiting:
+                time.sleep(0.01)
+            sender.shutdown()
     finally:
         queue.shutdown()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import backlog, measure
-from statsig_otel.plugin.receiver import DEFAULT_PATH
+from statsig_otel.plugin import DEFAULT_PATH
 
 FULL, EMPTY = "full", "empty"
 _MOMENT = 2.0
@@ -107,13 +107,10 @@ def compare(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = measure.parser(__doc__, rounds=7)
+    parser = measure.parser(__doc__, rounds=7, quick={"rounds": 3, "records": 100_000})
     parser.add_argument("--records", type=int, default=1_000_000, help="how many wait (default: %(default)s)")
     measure.add_directory(parser)
-    given = parser.parse_args()
-    if given.quick:
-        given.rounds, given.records = 3, 100_000
-    compare(given)
+    compare(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -83,12 +83,12 @@ def drain_sdk(count: int, backend: str, compression: str) -> float:
     processor = BatchLogRecordProcessor(exporter, max_queue_size=count)
     _, first = next(backlog.records(1))
     logs = ExportLogsServiceRequest.FromString(first).resource_logs[0]
-    provider = LoggerProvider(Resource(_attributes(logs.resource.attributes)), shutdown_on_exit=False)
+    provider = LoggerProvider(Resource(attributes_of(logs.resource.attributes)), shutdown_on_exit=False)
     provider.add_log_record_processor(processor)
     scope = logs.scope_logs[0]
     logger = provider.get_logger(scope.scope.name, scope.scope.version, scope.schema_url)
     for _, record in backlog.records(count):
-        logger.emit(_sdk_record(record))
+        logger.emit(sdk_record(record))
     began = time.perf_counter()
     exporter.may.set()
     provider.force_flush()
@@ -97,7 +97,7 @@ def drain_sdk(count: int, backend: str, compression: str) -> float:
     return took
 
 
-def _sdk_record(encoded: bytes) -> LogRecord:
+def sdk_record(encoded: bytes) -> LogRecord:
     """The same record as the SDK takes it."""
     record = ExportLogsServiceRequest.FromString(encoded).resource_logs[0].scope_logs[0].log_records[0]
     return LogRecord(
@@ -105,12 +105,12 @@ def _sdk_record(encoded: bytes) -> LogRecord:
         observed_timestamp=record.observed_time_unix_nano,
         severity_number=SeverityNumber(record.severity_number),
         body=record.body.string_value,
-        attributes=_attributes(record.attributes),
+        attributes=attributes_of(record.attributes),
         event_name=record.event_name,
     )
 
 
-def _attributes(pairs: Sequence[KeyValue]) -> dict[str, Value]:
+def attributes_of(pairs: Sequence[KeyValue]) -> dict[str, Value]:
     return {pair.key: _value(pair.value) for pair in pairs}
 
 
@@ -160,15 +160,13 @@ def compare(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = measure.parser(__doc__, rounds=5)
+    parser = measure.parser(__doc__, rounds=5, quick={"rounds": 3, "records": 20_000})
     parser.add_argument("--records", type=int, default=100_000, help="how many wait (default: %(default)s)")
     measure.add_directory(parser)
     for hidden in ("--backend", "--compression"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--drain", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.quick:
-        given.rounds, given.records = 3, 20_000
     if given.drain is not None:
         print(drain_queue(given.drain, given.backend, given.compression))
     elif given.backend is not None:

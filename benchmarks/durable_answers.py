@@ -19,58 +19,25 @@ import os
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import Future
-from itertools import chain, count, islice
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from benchmarks import backlog, measure
-from benchmarks.load import Load
+from benchmarks.load import post
 from benchmarks.sink import Sink, sink
+from benchmarks.webhooks import CHANGE
 from statsig_otel.exporters.consumer import Batch, Receipt
+from statsig_otel.plugin import DEFAULT_PATH
 from statsig_otel.plugin.intake import Intake
-from statsig_otel.plugin.receiver import DEFAULT_PATH, StatsigReceiver, create_app
-from statsig_otel.plugin.samples import enveloped
+from statsig_otel.plugin.receiver import StatsigReceiver, create_app
 from statsig_otel.plugin.server import HttpServer
-from statsig_otel.plugin.webhook import Verifier, sign
+from statsig_otel.plugin.webhook import Verifier
 
 CLIENTS = (1, 8, 64)
 DURABLE, AT_ONCE, LOOP = "durable", "at once", "loop"
-_PREPARED = 10_000
-"""Requests a second that are signed before the clock runs: more than any server here answers."""
-
-_SETTLE = 60.0
-"""Seconds in which the sink has everything; reached only where something is lost."""
-
-
-_ACCEPTED = b'"accepted": 1'
 _PATIENCE = 10.0
 """Seconds that a service gives its queue; B has the same timer for every request."""
-
-
-# The load.
-
-
-def requests() -> Iterator[bytes]:
-    """Signed requests, each with a change that nobody has sent before."""
-    run = token_hex(8)
-    body = enveloped([backlog.event(f"{run}-NUMBER..")])
-    for number in count():
-        one = body.replace(b"NUMBER..", b"%08d" % number)
-        headers = sign(one, secret=backlog.SECRET, timestamp_ms=time.time_ns() // 1_000_000)
-        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        head = f"POST {DEFAULT_PATH} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n{fields}"
-        yield b"%scontent-length: %d\r\n\r\n%s" % (head.encode(), len(one), one)
-
-
-def load(port: int, clients: int, seconds: float) -> None:
-    signed = requests()
-    prepared = list(islice(signed, round(seconds * _PREPARED)))
-    posting = Load(chain(prepared, signed), lambda head, body: head.startswith(b"HTTP/1.1 200") and _ACCEPTED in body)
-    asyncio.run(posting.run(port, clients=clients, seconds=seconds))
-    print(json.dumps({name: getattr(posting, name) for name in ("rate", "good", "failures", "busy")}))
 
 
 # The peers.
@@ -127,14 +94,13 @@ class Peers:
             group = str(max(1, round(self.group)))
             return float(self._child("--append", str(self._directory / "appended"), "--group", group)["rate"])
         before = self._commits()
-        result = self._child("--load", str(self._ports[name]), "--clients", str(clients))
-        if result["failures"]:
-            raise RuntimeError(f"{name}: {result['failures']} requests were not answered as they should be")
-        self.busiest = max(self.busiest, result["busy"])
+        posted = post(self._ports[name], CHANGE, clients=clients, seconds=self._seconds)
+        self.busiest = max(self.busiest, posted.busy)
         if name == DURABLE:
-            self.group = result["good"] / (self._commits() - before)
-            self._settle(result["good"])
-        return float(result["rate"])
+            self.group = posted.good / (self._commits() - before)
+            # What A has still to deliver must not slow B down.
+            self._backend.settle(posted.good)
+        return posted.rate
 
     def _child(self, *arguments: str) -> dict[str, Any]:
         printed = measure.output(
@@ -147,14 +113,6 @@ class Peers:
         """How many transactions the service has committed: `iChange` of the WAL index (sqlite.org/walformat.html)."""
         with (self._directory / "queue.db-shm").open("rb") as index:
             return int(struct.unpack_from("=I", index.read(12), 8)[0])
-
-    def _settle(self, expected: int) -> None:
-        """Wait until the sink has all of it: what A has still to deliver must not slow B down. None may be lost."""
-        deadline = time.monotonic() + _SETTLE
-        while (expected := expected - self._backend.take().uids) > 0:
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"{expected} acknowledged changes did not reach the sink")
-            time.sleep(0.1)
 
 
 def compare(given: argparse.Namespace) -> None:
@@ -194,19 +152,15 @@ def compare(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = measure.parser(__doc__, rounds=5)
+    parser = measure.parser(__doc__, rounds=5, quick={"rounds": 3, "seconds": 1.0})
     parser.add_argument("--seconds", type=float, default=3.0, help="the length of one measurement")
     measure.add_directory(parser)
-    for hidden in ("--at-once", "--load", "--clients", "--group"):
+    for hidden in ("--at-once", "--group"):
         parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--append", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.quick:
-        given.rounds, given.seconds = 3, 1.0
     if given.at_once is not None:
         serve_at_once(given.at_once)
-    elif given.load is not None:
-        load(given.load, given.clients, given.seconds)
     elif given.append is not None:
         append(given.append, given.group, given.seconds)
     else:

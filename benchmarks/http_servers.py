@@ -305,15 +305,13 @@ def compare(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = measure.parser(__doc__, rounds=3)
+    parser = measure.parser(__doc__, rounds=3, quick={"rounds": 2, "seconds": 0.5})
     parser.add_argument("--seconds", type=float, default=2.0, help="the length of one measurement")
     parser.add_argument("--clients", type=int, default=16)
     for hidden in ("--serve", "--port", "--load"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--probed", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.quick:
-        given.rounds, given.seconds = 2, 0.5
     if given.serve is not None:
         serve, options, _ = SERVERS[given.serve]
         serve(int(given.port), probed=given.probed, **options)

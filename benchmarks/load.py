@@ -1,11 +1,30 @@
-"""An HTTP load: keep-alive clients that post as soon as they have an answer; raw sockets, to cost little."""
+"""An HTTP load: keep-alive clients that post as soon as they have an answer; raw sockets, to cost little.
 
+By itself it posts webhooks, from a process of its own, and prints what came of them:
+
+    python -m benchmarks.load PORT [--shape EXPOSURES:CHANGES ...] [--clients N] [--seconds S | --requests N]
+"""
+
+import argparse
 import asyncio
+import json
+import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain, islice
 
+from benchmarks import measure, webhooks
 from benchmarks.measure import HOST
+
+_PREPARED = 10_000
+"""Requests a second that are made before the clock runs: more than any server here answers."""
+
+_PREPARED_BYTES = 256 << 20
+"""Of them in all; more are made while they are sent."""
+
+_PREPARED_REQUESTS = 30_000
+"""Likewise: a receiver takes a signature for five minutes."""
 
 
 @dataclass
@@ -13,12 +32,13 @@ class Load:
     """What all clients of a load share, and count.
 
     Attributes:
-        requests: Where a client gets its next request from, head and body.
+        requests: Where a client gets its next request from, head and body. A client stops where there is none.
         is_good: Whether an answer is as it should be, by its head and its body.
         good: How many good answers there were, in all.
         failures: Other answers, and connections that were lost.
         rate: Good answers a second.
         busy: The share of that time in which this process used a CPU. Near 1 it measures itself.
+        took: Seconds for each answer in that time, good ones and others.
     """
 
     requests: Iterator[bytes]
@@ -27,20 +47,35 @@ class Load:
     failures: int = 0
     rate: float = 0.0
     busy: float = 0.0
+    took: list[float] = field(default_factory=list)
     stopping: bool = False
 
-    async def run(self, port: int, *, clients: int, seconds: float) -> None:
-        """Post for a while, a fifth of it to warm up; returns when every request that was begun is answered."""
+    async def run(self, port: int, *, clients: int, seconds: float | None) -> None:
+        """Post for a while, a fifth of it to warm up; returns when every request that was begun is answered.
+
+        Args:
+            port: Where to.
+            clients: How many connections.
+            seconds: How long; None for as long as there are requests, with no time to warm up.
+        """
         loop = asyncio.get_running_loop()
         made = [await loop.create_connection(lambda: _Client(self), HOST, port) for _ in range(clients)]
-        await asyncio.sleep(seconds / 5)
+        if seconds is not None:
+            await asyncio.sleep(seconds / 5)
+            self.took.clear()
         good, began, used = self.good, time.perf_counter(), time.process_time()
-        await asyncio.sleep(seconds)
+        if seconds is not None:
+            await asyncio.sleep(seconds)
+        else:
+            await asyncio.gather(*(client.ended for _, client in made))
         took = time.perf_counter() - began
         self.rate = (self.good - good) / took
         self.busy = (time.process_time() - used) / took
+        answered = len(self.took)
         self.stopping = True
         await asyncio.gather(*(client.ended for _, client in made))
+        if seconds is not None:
+            del self.took[answered:]
 
 
 class _Client(asyncio.Protocol):
@@ -48,11 +83,12 @@ class _Client(asyncio.Protocol):
         self.ended = asyncio.get_running_loop().create_future()
         self._load = load
         self._received = b""
+        self._sent = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.write(next(self._load.requests))
+        self._next()
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -60,6 +96,7 @@ class _Client(asyncio.Protocol):
         if not end or len(body) < int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]):
             return
         self._received = b""
+        self._load.took.append(time.perf_counter() - self._sent)
         if self._load.is_good(head, body):
             self._load.good += 1
         else:
@@ -67,13 +104,103 @@ class _Client(asyncio.Protocol):
         if self._load.stopping:
             self._end()
         else:
-            self._transport.write(next(self._load.requests))
+            self._next()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         if not self.ended.done():
             self._load.failures += 1
             self._end()
 
+    def _next(self) -> None:
+        request = next(self._load.requests, None)
+        if request is None:
+            self._end()
+        else:
+            self._sent = time.perf_counter()
+            self._transport.write(request)
+
     def _end(self) -> None:
         self.ended.set_result(None)
         self._transport.close()
+
+
+def quantile(values: list[float], hundredths: int) -> float:
+    """The smallest value that so many hundredths of all values don't exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * hundredths // 100) - 1)]
+
+
+@dataclass(frozen=True)
+class Posted:
+    """What came of a load that ran in a process of its own.
+
+    Attributes:
+        good: How many requests were answered with 200, those before and after the time that counts too.
+        failures: How many were not.
+        rate: Good answers a second.
+        busy: The share of the time in which the load used a CPU.
+        p50, p99: Seconds for an answer.
+    """
+
+    good: int
+    failures: int
+    rate: float
+    busy: float
+    p50: float
+    p99: float
+
+
+def post(
+    port: int,
+    *shapes: webhooks.Shape,
+    clients: int,
+    seconds: float | None = None,
+    number: int | None = None,
+    wire: webhooks.Wire = "webhook",
+    secret: str = "",
+) -> Posted:
+    """Post webhooks from a process of its own: for some seconds, or so many of them. All have to be answered with 200.
+
+    Raises:
+        RuntimeError: Some were not.
+    """
+    command = ["-m", "benchmarks.load", str(port), "--clients", str(clients), "--wire", wire]
+    for shape in shapes:
+        command += ["--shape", str(shape)]
+    command += ["--seconds", str(seconds)] if seconds is not None else ["--requests", str(number)]
+    command += ["--secret", secret] if secret else []
+    timeout = measure.START_TIMEOUT + (seconds * 3 + 30 if seconds is not None else 60 + (number or 0) / 20)
+    posted = Posted(**json.loads(measure.output(*command, timeout=timeout)))
+    if posted.failures:
+        raise RuntimeError(f"{posted.failures} requests were not answered with 200")
+    return posted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("port", type=int)
+    parser.add_argument("--shape", type=webhooks.Shape.read, action="append")
+    parser.add_argument("--clients", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=None)
+    parser.add_argument("--requests", type=int, default=None)
+    parser.add_argument("--wire", choices=("webhook", "otlp"), default="webhook")
+    parser.add_argument("--secret", default="")
+    given = parser.parse_args()
+    shapes = given.shape or [webhooks.CHANGE]
+    secret = {"secret": given.secret} if given.secret else {}
+    one = len(shapes) == 1
+    made = webhooks.requests(shapes[0], wire=given.wire, **secret) if one else webhooks.mixed(shapes, wire=given.wire)
+    if given.requests is not None:
+        made = islice(made, given.requests)
+    first = next(made)
+    ahead = given.requests or round((given.seconds or 0) * _PREPARED)
+    prepared = list(islice(made, min(ahead, _PREPARED_REQUESTS, _PREPARED_BYTES // len(first))))
+    load = Load(chain([first], prepared, made), lambda head, _: head.startswith(b"HTTP/1.1 200"))
+    asyncio.run(load.run(given.port, clients=given.clients, seconds=given.seconds))
+    took = load.took or [0.0]
+    posted = Posted(load.good, load.failures, load.rate, load.busy, p50=statistics.median(took), p99=quantile(took, 99))
+    print(json.dumps(vars(posted)))
+
+
+if __name__ == "__main__":
+    main()

@@ -25,18 +25,38 @@ HOST = "127.0.0.1"
 START_TIMEOUT = 30.0
 """Seconds until a process listens; reached only where it hangs."""
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 
 
 # The command line.
 
 
-def parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+def parser(
+    description: str | None, *, rounds: int, quick: Mapping[str, object] | None = None
+) -> argparse.ArgumentParser:
+    """The options that every benchmark has.
+
+    Args:
+        description: The module's docstring.
+        rounds: How often each thing is measured, by default.
+        quick: The options that `--quick` sets. Options after it count.
+    """
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--rounds", type=int, default=rounds, help="how often each is measured (default: %(default)s)")
-    made.add_argument("--quick", action="store_true", help="smaller sizes, for a first look")
+    made.add_argument("--quick", action=_Quick, const=quick or {}, help="smaller sizes, for a first look")
     return made
+
+
+class _Quick(argparse.Action):
+    """Sets other options, in the order of the command line."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, const: Mapping[str, object], **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, const=const, default=False, **options)
+
+    def __call__(self, _: Any, namespace: argparse.Namespace, *__: Any) -> None:
+        setattr(namespace, self.dest, True)
+        for name, value in self.const.items():
+            setattr(namespace, name, value)
 
 
 def add_directory(to: argparse.ArgumentParser) -> None:
@@ -117,16 +137,24 @@ class Memory:
     Attributes:
         now: VmRSS.
         peak: VmHWM, the most that it had so far.
+        anonymous: RssAnon, what of it is no mapped file.
     """
 
     now: int
     peak: int
+    anonymous: int
 
 
 def memory(pid: int) -> Memory:
     """Read a process's resident memory, as Linux tells it (proc_pid_status(5))."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return Memory(*(int(fields[name].split()[0]) << 10 for name in ("VmRSS", "VmHWM")))
+    return Memory(*(int(fields[name].split()[0]) << 10 for name in ("VmRSS", "VmHWM", "RssAnon")))
+
+
+def processor_time(pid: int) -> float:
+    """Seconds that all threads of a process have used a CPU, by proc_pid_stat(5): in steps of 10 ms."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # Disks.

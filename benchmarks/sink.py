@@ -1,5 +1,8 @@
 """An OTLP/gRPC sink, a process of its own: takes every export without decoding it, and tells afterwards what it got.
 
+It can also tell when it got each record, by the monotonic clock, which all processes of a machine share, and how
+records of two senders differ.
+
 python benchmarks/sink.py PORT
 """
 
@@ -8,18 +11,29 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.json_format import MessageToDict
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
 from benchmarks.measure import HOST, free_port, running
 
 _SERVICE = "opentelemetry.proto.collector.logs.v1.LogsService"
 _TAKE = "benchmark.Sink"
+_LARGEST = 256 << 20
+"""Bytes of a message."""
+
+_SETTLE = 60.0
+"""Seconds in which a sink has everything; reached only where something is lost."""
+
+Record = dict[str, Any]
+"""What a record says, by field: its resource's and its own attributes as dictionaries."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +58,45 @@ class Sink:
         self.address = f"{HOST}:{port}"
 
     def take(self) -> Got:
-        """What it got since this was asked last."""
-        with grpc.insecure_channel(self.address) as channel:
-            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{_TAKE}/Take")
-            return Got(**json.loads(call(b"")))
+        """What it got since it was asked last."""
+        return Got(**self._ask("Take"))
+
+    def arrivals(self) -> Mapping[str, float]:
+        """When each record came in since it was asked last, in seconds of time.monotonic(), by `log.record.uid`."""
+        return dict(self._ask("Arrivals"))
+
+    def records(self) -> list[Record]:
+        """The records since it was asked last."""
+        return list(self._ask("Records"))
+
+    def settle(self, expected: int, *, copies: int = 1, seconds: float = _SETTLE) -> Got:
+        """Wait until it has so many different records, so that what is still delivered slows nothing else down.
+
+        Args:
+            expected: How many.
+            copies: How often each, by as many exporters.
+            seconds: For how long at most.
+
+        Raises:
+            RuntimeError: They don't come.
+        """
+        requests = records = uids = 0
+        deadline = time.monotonic() + seconds
+        while True:
+            got = self.take()
+            requests, records, uids = requests + got.requests, records + got.records, uids + got.uids
+            missing = expected - uids if copies == 1 else expected * copies - records
+            if missing <= 0:
+                return Got(requests, records, uids)
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{missing} acknowledged changes did not reach the sink")
+            time.sleep(0.1)
+
+    def _ask(self, what: str) -> Any:
+        options = [("grpc.max_receive_message_length", _LARGEST)]
+        with grpc.insecure_channel(self.address, options=options) as channel:
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{_TAKE}/{what}")
+            return json.loads(call(b""))
 
 
 @contextlib.contextmanager
@@ -59,23 +108,38 @@ def sink() -> Iterator[Sink]:
 
 
 def serve(port: int) -> None:
-    payloads: list[bytes] = []
+    payloads: list[tuple[float, bytes]] = []
     lock = threading.Lock()
 
     def export(request: bytes, _: Any) -> bytes:
         with lock:
-            payloads.append(request)
+            payloads.append((time.monotonic(), request))
         return b""
 
-    def take(_: bytes, __: Any) -> bytes:
+    def taken() -> list[tuple[float, bytes]]:
         with lock:
-            taken = payloads.copy()
+            got = payloads.copy()
             payloads.clear()
-        uids = [uid for payload in taken for uid in _uids(payload)]
-        return json.dumps({"requests": len(taken), "records": len(uids), "uids": len(set(uids))}).encode()
+        return got
 
-    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", 64 << 20)])
-    for service, name, method in ((_SERVICE, "Export", export), (_TAKE, "Take", take)):
+    def take(_: bytes, __: Any) -> bytes:
+        got = taken()
+        uids = [uid for _, payload in got for uid in _uids(payload)]
+        return json.dumps({"requests": len(got), "records": len(uids), "uids": len(set(uids))}).encode()
+
+    def arrivals(_: bytes, __: Any) -> bytes:
+        return json.dumps([[uid, at] for at, payload in taken() for uid in _uids(payload)]).encode()
+
+    def records(_: bytes, __: Any) -> bytes:
+        return json.dumps([record for _, payload in taken() for record in _records(payload)]).encode()
+
+    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", _LARGEST)])
+    for service, name, method in (
+        (_SERVICE, "Export", export),
+        (_TAKE, "Take", take),
+        (_TAKE, "Arrivals", arrivals),
+        (_TAKE, "Records", records),
+    ):
         # Without serialisers: bytes in, bytes out.
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(method)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
@@ -89,6 +153,26 @@ def _uids(payload: bytes) -> Iterator[str]:
         for scope in resource.scope_logs:
             for record in scope.log_records:
                 yield next(pair.value.string_value for pair in record.attributes if pair.key == "log.record.uid")
+
+
+def _records(payload: bytes) -> Iterator[Record]:
+    for resource in ExportLogsServiceRequest.FromString(payload).resource_logs:
+        for scope in resource.scope_logs:
+            for record in scope.log_records:
+                fields: Record = MessageToDict(record)
+                fields["body"] = record.body.string_value
+                fields["attributes"] = _attributes(record.attributes)
+                yield fields | {"resource": _attributes(resource.resource.attributes), "scope": scope.scope.name}
+
+
+def _attributes(pairs: Iterable[KeyValue]) -> dict[str, object]:
+    """Attributes by name: texts, and arrays of texts."""
+    return {
+        pair.key: [element.string_value for element in pair.value.array_value.values]
+        if pair.value.HasField("array_value")
+        else pair.value.string_value
+        for pair in pairs
+    }
 
 
 if __name__ == "__main__":

@@ -34,36 +34,39 @@ class UnavailableError(Exception):
     """This machine has no Go, or can't get the modules."""
 
 
-def build() -> Path:
+def build(manifest_file: Path = _MANIFEST) -> Path:
     """The Collector's binary, built where that has not been done yet. Several processes may ask at a time.
+
+    Args:
+        manifest_file: What to build. Manifests of one version differ in their file's name and in `dist.name`.
 
     Raises:
         UnavailableError: There is no Go, or the modules can't be had.
         AssertionError: The modules are there, but don't compile.
     """
-    manifest = _MANIFEST.read_bytes()
+    manifest = manifest_file.read_bytes()
     dist: dict[str, str] = YAML(typ="safe").load(manifest)["dist"]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "statsig-otel-tests" / f"otelcol-{dist['version']}"
     binary = folder / dist["name"]
-    built_from = folder / _MANIFEST.name
+    built_from = folder / manifest_file.name
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / "lock"):
         if not (binary.exists() and built_from.exists() and built_from.read_bytes() == manifest):
             built_from.unlink(missing_ok=True)
             with TemporaryDirectory(prefix="build-", dir=folder) as name:
-                _build(Path(name), version=dist["version"])
+                _build(manifest_file, Path(name), version=dist["version"])
                 Path(name, "build", dist["name"]).replace(binary)
             built_from.write_bytes(manifest)
     return binary
 
 
-def _build(folder: Path, *, version: str) -> None:
+def _build(manifest_file: Path, folder: Path, *, version: str) -> None:
     """Run the builder in two steps, since only the first may fail for what is not the project's fault."""
     go = shutil.which("go")
     if go is None:
         raise UnavailableError("go is not on the PATH")
-    builder = [go, "run", f"go.opentelemetry.io/collector/cmd/builder@v{version}", "--config", str(_MANIFEST)]
+    builder = [go, "run", f"go.opentelemetry.io/collector/cmd/builder@v{version}", "--config", str(manifest_file)]
     deadline = time.monotonic() + _BUILD_TIMEOUT
     ok, output = _run([*builder, "--skip-compilation"], folder, deadline)
     if not ok:

@@ -1,0 +1,98 @@
+"""How fast are webhooks stored and delivered, next to an OpenTelemetry Collector that makes the same records?
+
+A is `statsig-otel run`, B the Collector of benchmarks/collector.py: both answer with 200 once a change is on disk, and
+deliver it to the same sink over OTLP/gRPC. The load comes from a process of its own; after each measurement everything
+that was acknowledged has to be in the sink before the next one begins. B verifies no signatures.
+Wanted: A / B of at least 2 for single changes at 64 clients, and of at least 10 for batches of exposures with a change.
+
+    python benchmarks/against_collector.py [--rounds N] [--seconds S] [--collector PATH] [--directory DIR] [--quick]
+"""
+
+import argparse
+import contextlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import collector, measure
+from benchmarks.collector import Collector
+from benchmarks.load import Posted, post
+from benchmarks.service import Running, service
+from benchmarks.sink import Sink, sink
+from benchmarks.webhooks import BATCH, CHANGE, Shape
+
+OURS, THEIRS = "statsig-otel", "Collector"
+BATCH_CLIENTS = 8
+
+
+class Peers:
+    """Both, running, with one sink."""
+
+    def __init__(self, directory: Path, backend: Sink, found: Collector, stack: contextlib.ExitStack) -> None:
+        self._backend = backend
+        self._wires = {OURS: "webhook", THEIRS: found.wire}
+        self._running: dict[str, Running] = {
+            OURS: stack.enter_context(service(directory / "ours", backend.address)),
+            THEIRS: stack.enter_context(found.running(directory / "theirs", backend.address)),
+        }
+        self.busiest = 0.0
+
+    def measure(self, name: str, shape: Shape, clients: int, seconds: float) -> Posted:
+        """Post for a while, and wait until the sink has all of it."""
+        wire = self._wires[name]
+        posted = post(self._running[name].port, shape, clients=clients, seconds=seconds, wire=wire)
+        self.busiest = max(self.busiest, posted.busy)
+        self._backend.settle(posted.good * shape.changes)
+        return posted
+
+    def row(self, label: str, shape: Shape, clients: int, given: argparse.Namespace, events: int) -> list[str]:
+        """One row: events a second, and how long an answer took."""
+        rates: dict[str, list[float]] = defaultdict(list)
+        slowest: dict[str, list[float]] = defaultdict(list)
+        for name in measure.alternating((OURS, THEIRS), given.rounds):
+            posted = self.measure(name, shape, clients, given.seconds)
+            rates[name].append(posted.rate * events)
+            slowest[name].append(posted.p99 * 1000)
+        p99 = " / ".join(measure.spread(slowest[name], ".1f")[1] for name in (OURS, THEIRS))
+        return [*measure.comparison(label, rates[OURS], rates[THEIRS]), p99]
+
+
+def compare(given: argparse.Namespace) -> None:
+    found, said = collector.find(given.collector, given.directory)
+    rows: list[Sequence[str]] = []
+    busiest, disk = 0.0, ""
+    if found is not None:
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(measure.working_directory(given.directory))
+            disk = f" On {measure.file_system(directory)}."
+            peers = Peers(directory, stack.enter_context(sink()), found, stack)
+            rows += [
+                peers.row(f"one change, 1 KB; clients: {clients}", CHANGE, clients, given, 1)
+                for clients in given.clients
+            ]
+            events = BATCH.exposures + BATCH.changes
+            label = f"{BATCH.exposures} exposures and 1 change; clients: {BATCH_CLIENTS}"
+            rows.append(peers.row(label, BATCH, BATCH_CLIENTS, given, events))
+            busiest = peers.busiest
+    measure.publish(
+        "against_collector",
+        "Events a second whose request was answered with 200, all of them on disk, and delivered to the sink later. "
+        "A: statsig-otel; B: the Collector.",
+        said,
+        f"{measure.machine()}.{disk} The load used {busiest:.0%} of a CPU at most.",
+        measure.arguments(given, ("rounds", "seconds")),
+        *([measure.table([*measure.COMPARISON, "p99 of an answer, ms, A / B"], rows)] if rows else []),
+    )
+
+
+def main() -> None:
+    parser = measure.parser(__doc__, rounds=5, quick={"rounds": 2, "seconds": 1.0})
+    parser.add_argument("--seconds", type=float, default=3.0, help="the length of one measurement")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64, 256], help="for single changes")
+    collector.add_option(parser)
+    measure.add_directory(parser)
+    compare(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""What does the code itself cost, in processor time?
+
+Four comparisons, of what one process does by turns:
+
+- A batch of 500 exposures (150 KB) through the core, from headers and bytes to the answer, against an HMAC-SHA256 and
+  one JSON validation of the same bytes. Wanted: at most 1.3.
+- The same batch as a whole request to `statsig-otel run`, against the same HTTP server before an ASGI application that
+  reads the body, drops it and answers 200. Wanted: at most 2.5. For scale, also against a Falcon resource that does so.
+- One change of 1 KB, likewise, for scale: a durable answer has a commit and a delivery in it.
+- A log record from a change event to encoded bytes, against `encode_logs` of opentelemetry-exporter-otlp-proto-common
+  and its serialisation, of a record that the SDK's classes hold already. Wanted: at most 0.4.
+
+A whole request's processor time is that of all threads of the server's process, divided by the requests answered.
+
+    python benchmarks/core_cost.py [--rounds N] [--seconds S] [--directory DIR] [--quick]
+"""
+
+import argparse
+import asyncio
+import contextlib
+import hmac
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any
+
+import falcon.asgi
+import msgspec
+from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from benchmarks import backlog, measure, webhooks
+from benchmarks.drain import attributes_of, sdk_record
+from benchmarks.load import post
+from benchmarks.service import service
+from benchmarks.sink import sink
+from benchmarks.webhooks import CHANGE, EXPOSURES, Shape
+from statsig_otel.plugin import DEFAULT_PATH
+from statsig_otel.plugin.change_event import ChangeEvent
+from statsig_otel.plugin.intake import Answer, Intake
+from statsig_otel.plugin.log_record import LogRecordEncoder
+from statsig_otel.plugin.server import HttpServer
+from statsig_otel.plugin.webhook import Verifier
+
+SERVICE, DROP, FALCON = "service", "drop", "falcon"
+_CLIENTS = 4
+_ANSWER = b'{"accepted": 0, "duplicates": 0, "ignored": 500, "invalid": 0}'
+
+
+# Within one process.
+
+
+def per_call(function: Callable[[], object], seconds: float) -> float:
+    """Microseconds of processor time that a call takes, over at least so many seconds of it."""
+    calls, used = 0, 0.0
+    while used < seconds:
+        began = time.process_time()
+        for _ in range(20):
+            function()
+        used += time.process_time() - began
+        calls += 20
+    return used / calls * 1e6
+
+
+def core() -> tuple[Callable[[], object], Callable[[], object]]:
+    """The core, and what it is compared with, for the same batch."""
+    body = next(webhooks.bodies(EXPOSURES))
+    now_ns = time.time_ns()
+    fields, _ = webhooks.headers_and_body(body, "webhook")
+    headers = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+    headers.append((b"content-length", str(len(body)).encode()))
+    intake = Intake(verifier=Verifier([backlog.SECRET]))
+    chunks = [body[at : at + (64 << 10)] for at in range(0, len(body), 64 << 10)]  # as a socket gives it
+
+    def ours() -> object:
+        request = intake.begin(headers, now_ns)
+        for chunk in chunks:
+            request.feed(chunk)
+        answer = request.finish(complete=True)
+        request.close()
+        return answer
+
+    validate = msgspec.json.Decoder(msgspec.Raw)
+    key = hmac.new(backlog.SECRET.encode(), digestmod=sha256)
+    items = msgspec.json.Decoder(list[msgspec.Raw])
+
+    def bare() -> object:
+        digest = key.copy()
+        digest.update(body)
+        digest.hexdigest()
+        return validate.decode(body)
+
+    answer = ours()
+    assert isinstance(answer, Answer)
+    assert answer.body["ignored"] == len(items.decode(body)) == EXPOSURES.exposures
+    return ours, bare
+
+
+def record() -> tuple[Callable[[], object], Callable[[], object]]:
+    """Our encoder and the SDK's, for the same record."""
+    event = ChangeEvent.from_item(backlog.event("A record of a benchmark"))
+    encoder, uid = LogRecordEncoder(), "0123456789abcdef" * 2
+
+    def ours() -> bytes:
+        return encoder.encode(event, uid=uid, observed_ns=backlog.OBSERVED_NS, original="")
+
+    logs = ExportLogsServiceRequest.FromString(ours()).resource_logs[0]
+    scope = logs.scope_logs[0]
+    readable = ReadableLogRecord(
+        sdk_record(ours()),
+        Resource(attributes_of(logs.resource.attributes)),
+        InstrumentationScope(scope.scope.name, scope.scope.version, scope.schema_url),
+    )
+
+    def sdk() -> bytes:
+        return encode_logs([readable]).SerializeToString()
+
+    mine, its = (
+        ExportLogsServiceRequest.FromString(encoded).resource_logs[0].scope_logs[0].log_records[0]
+        for encoded in (ours(), sdk())
+    )
+    assert sorted(map(str, mine.attributes)) == sorted(map(str, its.attributes))
+    assert (mine.body, mine.event_name, mine.time_unix_nano) == (its.body, its.event_name, its.time_unix_nano)
+    return ours, sdk
+
+
+def within(label: str, ours: Callable[[], object], other: Callable[[], object], given: argparse.Namespace) -> list[str]:
+    """The row of two functions that run by turns."""
+    functions = {"A": ours, "B": other}
+    times: dict[str, list[float]] = defaultdict(list)
+    for name in measure.alternating(tuple(functions), given.rounds):
+        times[name].append(per_call(functions[name], given.seconds / 2))
+    return measure.comparison(label, times["A"], times["B"], ".1f")
+
+
+# Whole requests.
+
+
+class Dropping:
+    """A Falcon resource that reads the body, drops it and answers."""
+
+    async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        async for _ in req.stream:
+            pass
+        resp.data = _ANSWER
+        resp.content_type = "application/json"
+
+
+async def dropping(_: Any, receive: Any, send: Any) -> None:
+    """An ASGI application that does the same."""
+    while (await receive()).get("more_body"):
+        pass
+    length = str(len(_ANSWER)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": _ANSWER})
+
+
+def serve(name: str, port: int) -> None:
+    application: Any = dropping
+    if name == FALCON:
+        application = falcon.asgi.App()
+        application.add_route(DEFAULT_PATH, Dropping())
+    server = HttpServer(application, host=measure.HOST, port=port)
+    server.bind()
+    asyncio.run(server.serve())
+
+
+def whole(given: argparse.Namespace) -> dict[tuple[str, Shape], list[float]]:
+    """Microseconds of a server's processor time for a request, by server and kind of request."""
+    found: dict[tuple[str, Shape], list[float]] = defaultdict(list)
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(measure.working_directory(given.directory))
+        backend = stack.enter_context(sink())
+        ours = stack.enter_context(service(directory / "queue", backend.address))
+        peers = {SERVICE: (ours.pid, ours.port)}
+        for name in (DROP, FALCON):
+            port = measure.free_port()
+            process = stack.enter_context(
+                measure.running("-m", "benchmarks.core_cost", "--serve", name, "--port", str(port), port=port)
+            )
+            peers[name] = (process.pid, port)
+        for shape in (EXPOSURES, CHANGE):
+            for name in measure.alternating(tuple(peers), given.rounds):
+                pid, port = peers[name]
+                began = measure.processor_time(pid)
+                posted = post(port, shape, clients=_CLIENTS, seconds=given.seconds)
+                if name == SERVICE:
+                    backend.settle(posted.good * shape.changes)
+                found[name, shape].append((measure.processor_time(pid) - began) / posted.good * 1e6)
+    return found
+
+
+def compare(given: argparse.Namespace) -> None:
+    requests = whole(given)
+    rows = [
+        within("core; B: HMAC, validation", *core(), given),
+        *(
+            measure.comparison(f"{label}; B: {against}", requests[SERVICE, shape], requests[name, shape])
+            for shape, label in ((EXPOSURES, "request, 500 exposures"), (CHANGE, "request, one change"))
+            for name, against in ((DROP, "read and dropped"), (FALCON, "dropped, Falcon"))
+        ),
+        within("record; B: encode_logs", *record(), given),
+    ]
+    packages = ("msgspec", "opentelemetry-exporter-otlp-proto-common")
+    measure.publish(
+        "core_cost",
+        "Microseconds of processor time. A: ours. The core and the whole request, for a batch of 500 exposures, of "
+        f"{len(next(webhooks.bodies(EXPOSURES))) / 1000:.0f} KB; the record, from a change event to encoded bytes.",
+        f"{measure.machine(packages)}.",
+        measure.arguments(given, ("rounds", "seconds")),
+        measure.table(measure.COMPARISON, rows),
+    )
+
+
+def main() -> None:
+    parser = measure.parser(__doc__, rounds=7, quick={"rounds": 3, "seconds": 0.5})
+    parser.add_argument("--seconds", type=float, default=2.0, help="the length of one measurement")
+    measure.add_directory(parser)
+    parser.add_argument("--serve", choices=(DROP, FALCON), help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve is not None:
+        serve(given.serve, given.port)
+    else:
+        compare(given)
+
+
+if __name__ == "__main__":
+    main()

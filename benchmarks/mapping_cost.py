@@ -1,0 +1,151 @@
+"""What does the mapping cost, and has the default one become slower for all that it can be told?
+
+First against an earlier commit: by default the last one before there was any mapping of a team's own. Then what a
+mapping and impacted services cost, against none. A and B map the same batch of changes, each in a process of its own,
+by turns; what is counted is processor time, so that other work on the machine counts little.
+Wanted: A / B of at most 1.05 in the first row.
+
+    python benchmarks/mapping_cost.py [--rounds N] [--seconds S] [--against COMMIT] [--quick]
+"""
+
+import argparse
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks import measure
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT = 600.0
+"""Seconds for one process; reached only where it hangs."""
+
+CHANGES = 100
+MAPPING = {
+    "mapping": {
+        "body": "{name} {action:-changed} in {environments}",
+        "attributes": {"team": "web", "ticket": "{metadata.ticket}", "tags": ["{tags}", "statsig"]},
+        "rename": {"user.email": "enduser.id"},
+        "drop": ["change_event.*"],
+    }
+}
+SERVICES = {
+    "impacted_services": {
+        "namespace": "shop",
+        "rules": [{"match": {"names": ["checkout_*"]}, "name": "checkout"}, {"name": "{tags}"}],
+    }
+}
+"""Three services for each change: three records."""
+
+MEASURE = """
+import gc, json, sys, time
+tree, file, keys, seconds = sys.argv[1:]
+sys.path.insert(0, tree)
+import statsig_otel
+assert statsig_otel.__file__.startswith(tree), statsig_otel.__file__
+from statsig_otel.plugin.mapper import Mapper
+from statsig_otel.plugin.webhook import parse
+mapper = Mapper()
+if keys != "{}":
+    from statsig_otel.plugin.queue_configuration import create_mapper
+    from statsig_otel.plugin.settings import StatsigReceiverSettings
+    mapper = create_mapper(StatsigReceiverSettings.model_validate({"signing_secrets": [], **json.loads(keys)}), {})
+payload = parse(open(file, "rb").read())
+assert len(mapper.map(payload, 1).changes) == payload.count
+best, end = float("inf"), time.monotonic() + float(seconds)
+while time.monotonic() < end:
+    gc.collect()
+    began = time.process_time_ns()
+    for _ in range(10):
+        mapper.map(payload, 1_739_400_185_400_000_000)
+    best = min(best, time.process_time_ns() - began)
+print(best / 10 / payload.count / 1000)
+"""
+"""Runs with the code of either commit, so that it uses only what both have. Prints microseconds."""
+
+
+def batch() -> bytes:
+    """Changes as Statsig sends them, of different lengths."""
+    changes = [
+        {
+            "eventName": "statsig::config_change",
+            "timestamp": 1739400185198 + number,
+            "user": {"name": "Test User", "email": "test.user@example.com", "userID": f"user_{number % 7}"},
+            "metadata": {
+                "type": "Gate" if number % 3 else "Dynamic Config",
+                "name": f"checkout_{number}",
+                "action": "updated",
+                "description": "\n".join(["Updated Config Conditions"] * (1 + number % 5)),
+                "environments": "production,staging" if number % 2 else "production",
+                "projectName": "Web",
+                "projectID": "project_1",
+                "tags": ["core", "payments"],
+                "targetApps": [],
+                "ticket": f"FLAG-{number}",
+            },
+        }
+        for number in range(CHANGES)
+    ]
+    return json.dumps({"data": changes}).encode()
+
+
+def git(*arguments: str) -> bytes:
+    """What a git command prints. None of them changes anything."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True).stdout
+
+
+def before_mapping() -> str:
+    """The commit before the first one that had a mapping."""
+    added = git("log", "--diff-filter=A", "--format=%H", "--", "statsig_otel/plugin/mapping.py").split()
+    return f"{added[-1].decode()}^"
+
+
+def unpack(commit: str, directory: Path) -> None:
+    """The package as a commit has it."""
+    with tarfile.open(fileobj=io.BytesIO(git("archive", commit, "statsig_otel"))) as archive:
+        archive.extractall(directory, filter="data")
+
+
+def compare(given: argparse.Namespace) -> None:
+    commit = git("rev-parse", "--short", given.against or before_mapping()).decode().strip()
+    rows = []
+    with measure.working_directory(given.directory) as directory:
+        before, body = directory / "before", directory / "body.json"
+        unpack(commit, before)
+        body.write_bytes(batch())
+
+        def cost(tree: Path, keys: Mapping[str, object]) -> float:
+            arguments = (str(tree.resolve()), str(body), json.dumps(keys), str(given.seconds))
+            return float(measure.output("-c", MEASURE, *arguments, timeout=TIMEOUT))
+
+        for label, one, other in (
+            (f"default mapping: now, {commit}", (ROOT, {}), (before, {})),
+            ("now: a mapping, none", (ROOT, MAPPING), (ROOT, {})),
+            ("now: 3 services, none", (ROOT, SERVICES), (ROOT, {})),
+        ):
+            costs: dict[str, list[float]] = {"A": [], "B": []}
+            for name in measure.alternating(("A", "B"), given.rounds):
+                costs[name].append(cost(*(one if name == "A" else other)))
+            rows.append(measure.comparison(label, costs["A"], costs["B"], ".1f"))
+    measure.publish(
+        "mapping_cost",
+        f"Microseconds of processor time that the mapping of one change takes, in batches of {CHANGES}. The first "
+        f"row compares this tree with the commit {commit}, the others compare settings.",
+        f"{measure.machine(('protobuf',))}.",
+        measure.arguments(given, ("rounds", "seconds")),
+        measure.table(measure.COMPARISON, rows),
+    )
+
+
+def main() -> None:
+    parser = measure.parser(__doc__, rounds=15, quick={"rounds": 3, "seconds": 0.5})
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--against", metavar="COMMIT", help="compare with this one (default: before any mapping)")
+    measure.add_directory(parser)
+    compare(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
