@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 
-from statsig_otel.plugin.receiver import DEFAULT_PATH
-from tests.peers.otlp_servers import GrpcSink, free_port
-from tests.plugin.adapters import CHANGE, SECRET, VERIFICATION, assert_refused, body_of, signed
+from statsig_otel.plugin.webhook import DEFAULT_PATH
+from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, free_port
+from tests.plugin.adapters import CHANGE, SECRET, VERIFICATION, assert_refused, body_of, signed, wait_until
 from tests.plugin.http_client import Address, connect, exchange, request
 
 PAGE = (Path(__file__).parents[1] / "docs" / "embedding.md").read_text()
@@ -45,15 +47,17 @@ def programs() -> dict[str, Program]:
 
 PROGRAMS = programs()
 PURE = "Only the pure part"
-FALCON, STARLETTE, FLASK, SDK, OWN, THREAD = (heading for heading in PROGRAMS if heading != PURE)
+MOUNTED, SERVICE, FALCON, STARLETTE, FLASK, SDK, OWN, EXPORTER, THREAD = (
+    heading for heading in PROGRAMS if heading != PURE
+)
 
 
 def test_every_block_of_code_is_a_program_with_its_command() -> None:
-    assert len(PROGRAMS) == len(re.findall(r"```python\n", PAGE)) == len(re.findall(r"```sh\n", PAGE)) == 7
+    assert len(PROGRAMS) == len(re.findall(r"```python\n", PAGE)) == len(re.findall(r"```sh\n", PAGE)) == 10
 
 
 def arguments(program: Program, port: int) -> list[str]:
-    assert ("8080" in program.command) is not ("port=8080" in program.code)
+    assert ("8080" in program.command) is not ("8080" in program.code)
     command, *rest = shlex.split(program.command.replace("8080", str(port)))
     return [sys.executable if command == "python" else str(BIN / command), *rest]
 
@@ -64,10 +68,12 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @contextmanager
-def running(program: Program, folder: Path, **variables: str) -> Iterator[Address]:
-    """The program until SIGTERM, which it has to obey."""
+def running(
+    program: Program, folder: Path, end: signal.Signals = signal.SIGTERM, /, **variables: str
+) -> Iterator[Address]:
+    """The program until SIGTERM, which it has to obey; or until what a test ends it with."""
     port = free_port()
-    (folder / "program.py").write_text(program.code.replace("port=8080", f"port={port}"))
+    (folder / "program.py").write_text(program.code.replace("8080", str(port)))
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(
             arguments(program, port), cwd=folder, env=environment(**variables), stdout=output, stderr=output
@@ -76,7 +82,7 @@ def running(program: Program, folder: Path, **variables: str) -> Iterator[Addres
         wait_for_port(port, process, folder)
         yield "127.0.0.1", port
     finally:
-        process.terminate()
+        process.send_signal(end)
         try:
             process.wait(20)
         finally:
@@ -130,6 +136,27 @@ def test_a_program_sends_what_it_takes(heading: str, prefix: str, ends: bool, tm
         assert [record.event_name for record in sink.records] == ["statsig.config_change"]
 
 
+@pytest.mark.parametrize(
+    ("heading", "prefix"), [(MOUNTED, "/statsig"), pytest.param(SERVICE, "", marks=pytest.mark.slow)]
+)
+def test_with_the_durable_queue_what_was_acknowledged_survives_a_kill(
+    heading: str, prefix: str, tmp_path: Path
+) -> None:
+    """Also where the backend was away all the time; and an orderly end after it sends what waits."""
+    with GrpcSink() as sink:
+        sink.answer = GrpcAnswer(grpc.StatusCode.UNAVAILABLE)
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{sink.address}"}
+        with running(PROGRAMS[heading], tmp_path, signal.SIGKILL, **variables) as address:
+            assert_takes_webhooks(address, prefix)
+            sink.wait_for(1)
+        sink.answer = GrpcAnswer()
+        sink.requests.clear()
+        with running(PROGRAMS[heading], tmp_path, **variables) as address:
+            again = exchange(address, request(BODY, path=prefix + DEFAULT_PATH, headers=signed(BODY)))
+            assert (again.json["accepted"], again.json["duplicates"]) == (0, 1)
+        assert [record.event_name for record in sink.records] == ["statsig.config_change"]
+
+
 def test_the_consumer_of_ones_own_keeps_each_change_once(tmp_path: Path) -> None:
     with running(PROGRAMS[OWN], tmp_path) as address:
         assert_takes_webhooks(address, "")
@@ -147,6 +174,12 @@ def test_the_consumer_of_ones_own_keeps_each_change_once(tmp_path: Path) -> None
     connection.close()
 
 
+def test_the_exporter_of_ones_own_writes_what_is_taken(tmp_path: Path) -> None:
+    with running(PROGRAMS[EXPORTER], tmp_path) as address:
+        assert_takes_webhooks(address, "")
+        wait_until(lambda: (tmp_path / "titles.txt").read_text() == "layout_v2 updated\n")
+
+
 def test_the_pure_part_prints_what_it_mapped(tmp_path: Path) -> None:
     program = PROGRAMS[PURE]
     (tmp_path / "program.py").write_text(program.code)
@@ -159,4 +192,4 @@ def test_the_pure_part_prints_what_it_mapped(tmp_path: Path) -> None:
 def test_a_program_uses_public_names_only(heading: str) -> None:
     imports = re.findall(r"(?m)^from (statsig_otel\S*) import", PROGRAMS[heading].code)
     assert imports
-    assert set(imports) <= {"statsig_otel.exporters", "statsig_otel.plugin"}
+    assert set(imports) <= {"statsig_otel.config", "statsig_otel.exporters", "statsig_otel.plugin"}
