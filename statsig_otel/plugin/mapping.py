@@ -13,7 +13,7 @@ from typing import Final, TypeAlias, cast
 from statsig_otel.config.errors import hint_for
 from statsig_otel.plugin.change_event import ChangeEvent, valid
 from statsig_otel.plugin.log_record import AttributeValue, RecordFields
-from statsig_otel.plugin.template import FieldsOf, Template, TemplateError, as_text
+from statsig_otel.plugin.template import FieldsOf, Placeholder, Template, TemplateError, as_text
 
 UID: Final = "log.record.uid"
 
@@ -98,7 +98,15 @@ def parse_template(text: str) -> Template:
         if not (name in _FIELDS or _is_metadata(name)):
             near = hint_for(name, [*_FIELDS, f"{METADATA}NAME"])
             raise TemplateError(f"has {{{name}}}, which is no field of a change\nhint: {near}")
+    only = template.only
+    if only is not None and isinstance(only.default, str) and _is_array(only.name):
+        # An attribute is not of two types.
+        return Template((Placeholder(only.name, (only.default,)),))
     return template
+
+
+def _is_array(name: str) -> bool:
+    return SHORT_NAMES.get(name, name) in _ARRAYS
 
 
 def _is_metadata(name: str) -> bool:
@@ -148,22 +156,21 @@ class Lookup:
     def value(self, fields: FieldsOf) -> AttributeValue | None:
         """The value for one change."""
         key = self.key.value(fields)
-        if key is None and self._is_of_array():
-            default = self._find(None, fields)
-            return None if default is None else array(_flat([default]))
-        if key is None or isinstance(key, str | bool | int | float):
-            return self._find(key, fields)
-        found = [value for value in (self._find(element, fields) for element in key) if value is not None]
-        return array(dict.fromkeys(_flat(found)))
+        if isinstance(key, str | bool | int | float) or (key is None and not self._is_of_array()):
+            source = self._source(key)
+            return None if source is None else source.value(fields)
+        # Each source once: the default of a thousand tags would else be made a thousand times.
+        sources = {id(source): source for source in map(self._source, [None] if key is None else key)}
+        values = [source.value(fields) for source in sources.values() if source is not None]
+        return array(dict.fromkeys(_flat(value for value in values if value is not None)))
 
     def _is_of_array(self) -> bool:
         """Whether an array is looked up, even where a change has none: an attribute is not of two types."""
         only = self.key.only
-        return only is not None and SHORT_NAMES.get(only.name, only.name) in _ARRAYS
+        return only is not None and _is_array(only.name)
 
-    def _find(self, key: AttributeValue | None, fields: FieldsOf) -> AttributeValue | None:
-        source = self.default if key is None else self.table.get(as_text(key), self.default)
-        return None if source is None else source.value(fields)
+    def _source(self, key: AttributeValue | None) -> "Template | Constant | None":
+        return self.default if key is None else self.table.get(as_text(key), self.default)
 
 
 Source: TypeAlias = Template | Constant | Texts | Lookup

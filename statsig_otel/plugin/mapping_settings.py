@@ -89,9 +89,14 @@ class LookupSettings(Settings):
         return self
 
     def source(self) -> Lookup:
-        """What looks it up."""
-        table = {key: _single(value) for key, value in self.table.items()}
-        return Lookup(parse_template(self.lookup), table, None if self.default is None else _single(self.default))
+        """What looks it up. Of whole numbers and fractions all become fractions: an attribute is of one type."""
+        fractions = any(isinstance(value, float) for value in (*self.table.values(), self.default))
+
+        def source(value: str | float) -> Template | Constant:
+            return _single(float(value) if fractions else value)
+
+        table = {key: source(value) for key, value in self.table.items()}
+        return Lookup(parse_template(self.lookup), table, None if self.default is None else source(self.default))
 
 
 _List = Annotated[list[_Scalar], Field(min_length=1), AfterValidator(_check_list)]

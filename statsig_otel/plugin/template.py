@@ -27,11 +27,11 @@ class Placeholder:
 
     Attributes:
         name: The field's name.
-        default: What stands there where a change has no such field.
+        default: What stands there where a change has no such field; in a tuple where the field is an array.
     """
 
     name: str
-    default: str | None = None
+    default: str | tuple[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

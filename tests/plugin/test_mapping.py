@@ -25,7 +25,7 @@ from statsig_otel.plugin.impacted_services import (
     ImpactedServices,
     ServiceRule,
 )
-from statsig_otel.plugin.log_record import LogRecordEncoder
+from statsig_otel.plugin.log_record import AttributeValue, LogRecordEncoder
 from statsig_otel.plugin.mapper import Mapped, Mapper
 from statsig_otel.plugin.mapping import (
     ATTRIBUTES,
@@ -42,7 +42,7 @@ from statsig_otel.plugin.mapping import (
     parse_template,
 )
 from statsig_otel.plugin.mapping_settings import MappingSettings
-from statsig_otel.plugin.template import TemplateError
+from statsig_otel.plugin.template import Template, TemplateError
 from statsig_otel.plugin.webhook import MalformedBodyError, Payload, parse
 from tests.plugin.mapping_helpers import OBSERVED, mapper_of
 from tests.plugin.strategies import config_changes
@@ -230,6 +230,50 @@ RULES: Final = st.builds(
     ServiceRule, SOURCES, st.none() | TEMPLATES, st.lists(BLOCKS | st.just({"names": ["*"]}), max_size=2)
 )
 SERVICES: Final = st.builds(ImpactedServices, st.lists(RULES, min_size=1, max_size=3), split=st.booleans())
+
+
+class TestTypes:
+    @pytest.mark.parametrize("tags", [b"", b', "tags": ["core"]'])
+    @pytest.mark.parametrize(
+        "written",
+        [
+            "'{tags:-none}'",
+            "{lookup: '{tags:-none}', table: {core: platform, none: nobody}}",
+            "{lookup: '{tags}', table: {core: platform}, default: nobody}",
+        ],
+    )
+    def test_what_is_made_of_an_array_is_an_array_in_each_record(self, written: str, tags: bytes) -> None:
+        change = b'{"eventName": "statsig::config_change", "timestamp": 1, "metadata": {"type": "Gate", "name": "a"%s}}'
+        mapper = mapper_of(f"mapping: {{attributes: {{made: {written}}}}}")
+        record = record_in(mapped(mapper, change % tags).changes[0].records[0])
+        (value,) = [attribute.value for attribute in record.attributes if attribute.key == "made"]
+        assert value.WhichOneof("value") == "array_value"
+
+    @pytest.mark.parametrize("action", [b"created", b"updated", b"deleted"])
+    def test_of_whole_numbers_and_fractions_all_are_fractions(self, action: bytes) -> None:
+        table = "{lookup: '{action}', table: {created: 1, updated: 2.5}, default: 0}"
+        body = EVERY_FIELD.replace(b'"archived"', b'"%s"' % action)
+        assert body != EVERY_FIELD
+        record = record_in(mapped(mapper_of(f"mapping: {{attributes: {{made: {table}}}}}"), body).changes[0].records[0])
+        (value,) = [attribute.value for attribute in record.attributes if attribute.key == "made"]
+        assert value.WhichOneof("value") == "double_value"
+
+    def test_in_a_text_the_default_of_an_array_is_a_text(self) -> None:
+        assert parse_template("{tags:-none}").text(lambda _: None) == "none"
+
+
+class TestLookup:
+    def test_each_value_is_made_once_however_long_the_array_is(self) -> None:
+        asked: list[str] = []
+
+        def fields(name: str) -> AttributeValue:
+            asked.append(name)
+            return [f"tag {number}" for number in range(100)] if name == "tags" else "text"
+
+        table: dict[str, Template | Constant] = {"tag 1": parse_template("{name}"), "tag 2": Constant("two")}
+        lookup = Lookup(parse_template("{tags}"), table, parse_template("<{description}>"))
+        assert lookup.value(fields) == ["<text>", "text", "two"]
+        assert asked == ["tags", "description", "name"]
 
 
 class TestProperties:
