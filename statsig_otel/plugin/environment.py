@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.source import Document
+from statsig_otel.plugin.change_event import valid
 from statsig_otel.plugin.log_record import AttributeValue
 from statsig_otel.plugin.telemetry_settings import LogLevel, named_level
 
@@ -108,13 +109,14 @@ def document_from_environment(environ: Mapping[str, str]) -> Document:
 def resource_from_environment(environ: Mapping[str, str]) -> dict[str, AttributeValue]:
     """The attributes of `OTEL_RESOURCE_ATTRIBUTES`, and over them `OTEL_SERVICE_NAME`.
 
-    Pairs that are none are left out with a warning, as in the SDK.
+    Pairs that are none are left out with a warning, as in the SDK. Bytes that are no UTF-8, plain or
+    percent-encoded, become U+FFFD.
     """
     pairs, broken = _pairs(environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
     if broken:
         _logger.warning("OTEL_RESOURCE_ATTRIBUTES: %d of its entries are no key=value and are left out", broken)
     name = environ.get("OTEL_SERVICE_NAME")
-    return {**pairs, **({"service.name": name} if name else {})}
+    return {**pairs, **({"service.name": valid(name)} if name else {})}
 
 
 def _pairs(text: str) -> tuple[dict[str, str], int]:
@@ -124,7 +126,7 @@ def _pairs(text: str) -> tuple[dict[str, str], int]:
     for entry in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = entry.partition("=")
         if equals and key.strip():
-            found[unquote(key.strip())] = unquote(value.strip())
+            found[valid(unquote(key.strip()))] = valid(unquote(value.strip()))
         else:
             broken += 1
     return found, broken

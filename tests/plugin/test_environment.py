@@ -1,6 +1,7 @@
 """The SDK's variables: without a file they are the configuration, read as the SDK reads them."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from statsig_otel.plugin.environment import (
     document_from_environment,
     resource_from_environment,
 )
+from statsig_otel.plugin.log_record import LogRecordEncoder
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 
 HTTP = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
@@ -127,6 +129,14 @@ def test_resource_attributes_are_percent_decoded_and_the_service_name_goes_over_
     assert resource_from_environment(environ) == {"a": "1 2", "b": "c", "service.name": "kept"}
     assert resource_from_environment({}) == {}
     assert resource_from_environment({"OTEL_SERVICE_NAME": ""}) == {}
+
+
+def test_bytes_of_the_resource_that_are_no_utf8_are_replaced() -> None:
+    latin1 = os.fsdecode(b"caf\xe9")
+    environ = {"OTEL_RESOURCE_ATTRIBUTES": f"a={latin1},b=caf%E9,{latin1}=c", "OTEL_SERVICE_NAME": latin1}
+    found = resource_from_environment(environ)
+    assert found == {"a": "caf\ufffd", "b": "caf\ufffd", "caf\ufffd": "c", "service.name": "caf\ufffd"}
+    LogRecordEncoder(resource=found)
 
 
 def test_what_a_plain_text_endpoint_does_not_use_is_no_error() -> None:
