@@ -50,6 +50,18 @@ def test_an_example_makes_what_stands_below_it(keys: str, expected: str) -> None
     assert [shown(record, one) for record, one in zip(change.records, each, strict=True)] == each
 
 
+@pytest.mark.parametrize("keys", [keys for keys, _ in EXAMPLES])
+def test_the_body_of_an_example_has_no_gaps_where_a_change_says_little(keys: str) -> None:
+    payload = parse(
+        b'{"eventName": "statsig::config_change", "timestamp": 1, "metadata": {"type": "Gate", "name": "a"}}'
+    )
+    assert isinstance(payload, Payload)
+    for change in mapper_of(keys).map(payload, OBSERVED).changes:
+        body = shown(change.records[0], {"body": None})["body"]
+        assert isinstance(body, str)
+        assert body.split(" ") == body.split()
+
+
 def shown(encoded: bytes, wanted: dict[str, Any]) -> dict[str, object]:
     """Of a record what a page shows of it."""
     (resource_logs,) = ExportLogsServiceRequest.FromString(encoded).resource_logs
@@ -65,7 +77,7 @@ def shown(encoded: bytes, wanted: dict[str, Any]) -> dict[str, object]:
 
 
 def test_every_yaml_is_an_example() -> None:
-    assert len(EXAMPLES) == PAGE.count("```yaml") == 8
+    assert len(EXAMPLES) == PAGE.count("```yaml") == 9
 
 
 def test_the_tables_name_all_there_is() -> None:

@@ -44,6 +44,20 @@ def test_every_preset_has_a_case() -> None:
         assert sorted(path.name.removesuffix(f".{kind}.json") for path in CASES.glob(f"*.{kind}.json")) == NAMES
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_takes_the_place_of_a_list_of_ones_own_is_told(name: str, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("receivers: {statsig: {mapping: {drop: [user.email]}}}")
+    base, preset = EXAMPLES / "collector" / "statsig-otel.yaml", EXAMPLES / "presets" / f"{name}.yaml"
+    document = read_document((str(base), str(own), str(preset)), {"STATSIG_SIGNING_SECRET": "webhook-x"})
+    (receiver,) = check(document, COMPONENTS).receivers.values()
+    mapping = cast("StatsigReceiverSettings", receiver).mapping
+    assert mapping is not None
+    readme = (EXAMPLES / "presets" / "README.md").read_text(encoding="utf-8")
+    _, _, told = readme.partition("the `drop` of\n")
+    assert (f"{name}.yaml" in told.partition(" takes the place of yours")[0]) is ("user.email" not in mapping.drop)
+
+
 def attributes(name: str) -> set[str]:
     """The names of all attributes in the records of a case."""
     found = json.loads((CASES / f"{name}.record.json").read_text())["logRecords"]
