@@ -397,6 +397,8 @@ def _map_anew(letter: Letter, content: bytes, mapper: Mapper) -> Plan:
     mapped = mapper.map(payload, observed_ns)
     if letter.kind == "item" and mapped.invalid:
         return Keep(letter.id, mapped.invalid[0].reason, new_reason=True)
+    if not mapped.changes and not mapped.invalid and mapped.ignored > payload.ignored:  # it may be the only copy
+        return Keep(letter.id, "the receiver's filter keeps nothing of it: change the filter, or drop it")
     return Remap(letter.id, Batch(letter.owner, mapped.changes, mapped.invalid))
 
 

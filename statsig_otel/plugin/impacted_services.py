@@ -28,7 +28,8 @@ MAX_RECORDS: Final = 100
 """Records of one change. Of more services than this a change becomes one record, with the list."""
 
 MAX_CHARACTERS: Final = 8_000_000
-"""Of a change's text times its records, likewise: a long description is not to be held a hundred times."""
+"""Of a change's text, as it was sent, times its records, likewise: a long description is not to be held a hundred
+times."""
 
 _OWN_RESOURCE: Final = "service."
 """Attributes of a resource that say something of one service: those of another are wrong beside its name."""

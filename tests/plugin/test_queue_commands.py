@@ -675,6 +675,19 @@ def test_a_body_is_read_anew_and_what_is_invalid_in_it_stays(tmp_path: Path) -> 
     assert "timestamp" in left[3]["reason"]
 
 
+def test_what_the_filter_drops_now_stays(tmp_path: Path) -> None:
+    directory = tmp_path / "queue"
+    directory.mkdir()
+    body = json.dumps([item("x"), {"eventName": "other"}]).encode()
+    bury(directory, letter_of_item("x"), DeadLetter("body", "statsig", "?", body), letter_of_item("y"))
+    config = config_file(tmp_path, directory, filter={"exclude": {"names": ["x"]}})
+    done = CliRunner().invoke(dead_letters.command, ["--config", str(config), "replay", "--all"])
+    assert done.exit_code == 1
+    for number in (1, 2):
+        assert f"{number} stays: the receiver's filter keeps nothing of it" in done.output
+    assert [one["id"] for one in as_json(directory, "dead-letters", "list")] == [1, 2]
+
+
 def test_an_item_of_a_stopped_service_needs_its_configuration(tmp_path: Path) -> None:
     """And is mapped as the configuration says, for the exporters that it names."""
     directory = tmp_path / "queue"
