@@ -15,7 +15,7 @@ from statsig_otel.config.locations import read_all
 from statsig_otel.config.model import Settings, extensions_of
 from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.substitution import hint_for_secret
-from statsig_otel.config.validation import LIST_HINT, is_secret, validate
+from statsig_otel.config.validation import LIST_HINT, NO_NAME, NO_NAME_HINT, is_secret, may_be_secret, validate
 
 _KINDS: Final = {"receivers": "receiver", "exporters": "exporter", "extensions": "extension"}
 _SIGNALS: Final = ("traces", "metrics", "profiles")
@@ -176,16 +176,26 @@ def examine(document: Document, components: Components) -> tuple[Configuration, 
     """
     checker = _Checker(document, components)
     configuration = checker.configuration()
-    unresolved = [_for_secret(problem, components) for problem in document.unresolved]
-    return configuration, [*document.problems, *unresolved, *checker.problems]
+    read = [_for_secret(problem, components) for problem in (*document.problems, *document.unresolved)]
+    return configuration, [*read, *checker.problems]
 
 
 def _for_secret(problem: Problem, components: Components) -> Problem:
-    """A reference that can't be resolved; where a secret stands, without the advice to write it into the file."""
+    """A problem of the reading; where a secret stands, without the advice to write it into the file.
+
+    Nor with a key that is no name: of `{authorization:Bearer TOKEN}` all is the key.
+    """
     kind, id_, *below = problem.path if len(problem.path) > _KEY_OF_COMPONENT else ("", "", "")
     models = components.of(str(kind))
     model = models.get(components.type_of(str(id_))) if models else None
-    if model is None or not is_secret(model, tuple(below)):
+    if model is None:
+        return problem
+    for end in range(1, len(below) + 1):
+        if may_be_secret(model, tuple(below[:end])):
+            return replace(
+                problem, path=problem.path[: _KEY_OF_COMPONENT + end - 1], message=NO_NAME, hint=NO_NAME_HINT
+            )
+    if not is_secret(model, tuple(below)):
         return problem
     hint, without = hint_for_secret(problem.hint), model.without.get(str(below[0]))
     return replace(problem, hint=f"{hint}; {without}" if hint != problem.hint and without else hint)
@@ -207,6 +217,7 @@ class _Checker:
         self._components = components
         self._meant: set[Path] = set()
         self._used: dict[str, set[str] | None] = {kind: set() for kind in _KINDS}
+        self._misspelt: dict[Path, str] = {}  # ids by those that were meant
 
     def configuration(self) -> Configuration:
         values = self._document.values
@@ -253,6 +264,10 @@ class _Checker:
             advice = self._components.elsewhere.get(kind, {}).get(type_)
             hint = advice or (f"did you mean {near}? {known}" if near else known)
             self._say(path, f"there is no {_KINDS[kind]} of the type {quoted(type_)}", hint)
+            if near and not advice:
+                self._misspelt[kind, near + id_.removeprefix(type_)] = id_
+            if (used := self._used[kind]) is not None:
+                used.add(id_)  # whether it is used does not matter
             return None
         return self._settings(path, body, model)
 
@@ -376,6 +391,8 @@ class _Checker:
         used = self._used[kind]
         if section is None:
             return
+        if id_ not in section:
+            id_ = self._misspelt.get((kind, id_), id_)
         if id_ not in section:
             hint = hint_for(id_, section) or f"add it to {kind}"
             self._say(path, f"there is no {_KINDS[kind]} {quoted(id_)}", hint)

@@ -1,5 +1,6 @@
 """What the components' settings are built from: a strict base model and the types of their values."""
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -251,7 +252,10 @@ def parse_duration(value: object) -> object:
     if isinstance(value, float | int) and not isinstance(value, bool):
         if value == 0:
             return 0.0
-        raise ValueError(f"a duration needs a unit, such as {value}s or {value}ms")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(_NO_DURATION)
+        number = int(value) if isinstance(value, float) and value.is_integer() else value  # 1e3 is a float
+        raise ValueError(f"a duration needs a unit, such as {number}s or {number}ms")
     if not isinstance(value, str):
         raise ValueError(_NO_DURATION)  # noqa: TRY004 - pydantic reports ValueErrors
     if value == "0":

@@ -20,6 +20,8 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _S = TypeVar("_S", bound=Settings)
 
 LIST_HINT: Final = "write [A, B], or a line with - A for each"
+NO_NAME: Final = "holds a key that is no name"
+NO_NAME_HINT: Final = "write NAME: VALUE, with a blank behind the colon"
 
 # By pydantic's error types. In braces: what the error's context holds.
 _TYPES: Final = {
@@ -147,9 +149,9 @@ def _problems(
                 meant.add((*below[:-1], near))
         else:
             problems[below] = _with_hint(_words(found, _types(model, below)), model, below, found)
-    for below in [one for one in problems if _may_be_secret(model, one)]:
+    for below in [one for one in problems if may_be_secret(model, one)]:
         del problems[below]
-        problems[below[:-1]] = ("holds a key that is no name", "write NAME: VALUE, with a blank behind the colon")
+        problems[below[:-1]] = (NO_NAME, NO_NAME_HINT)
     secrets = tuple(_secrets(body, (model,)))
     return [
         document.problem(path + below, _without(secrets, message), hint and _without(secrets, hint))
@@ -190,7 +192,7 @@ def is_secret(model: type[Settings], below: Path) -> bool:
     return any(Opaque in tuple(_members(kind)) for kind in (*kinds, *_below(kinds, 0)))
 
 
-def _may_be_secret(model: type[Settings], below: Path) -> bool:
+def may_be_secret(model: type[Settings], below: Path) -> bool:
     """Whether the last key is one of a mapping of secrets, and no name, such as `{authorization:Bearer TOKEN}`."""
     key = below[-1] if below else None
     if not isinstance(key, str) or _NAME.fullmatch(key):

@@ -305,10 +305,12 @@ def _without_query(url: str) -> str:
 
 def _shown(endpoint: str) -> str:
     """An endpoint for messages: neither its query nor what stands before an @, which may be a password."""
-    address = _without_query(endpoint)
-    before, at, after = address.rpartition("@")
-    scheme, separator, _ = before.partition("://")
-    return repr(f"{scheme + separator if separator else ''}{Opaque('')!r}@{after}" if at else address)
+    scheme, separator, _ = endpoint.partition("://")
+    start = scheme + separator if separator and scheme.isalnum() else ""
+    before, at, after = endpoint.removeprefix(start).rpartition("@")
+    if "?" in before:  # where the password ends, or the query begins, can't be told
+        return repr(f"{start}{Opaque('')!r}")
+    return repr(_without_query(f"{start}{Opaque('')!r}@{after}" if at else endpoint))
 
 
 Url = Annotated[str, PlainSerializer(_without_query, when_used="json")]
@@ -403,7 +405,7 @@ class OtlpGrpcSettings(_OtlpSettings):
             parts = _split_url(value)
             if parts.path not in ("", "/") or parts.query:
                 raise ValueError("gRPC takes no path: write host:port, or use the otlp_http exporter")
-            _check_host_port(parts.netloc, usual_port=4317)
+            _check_host_port(parts.netloc, usual_port=4317, scheme=f"{parts.scheme}://")
         elif not _GRPC_TARGET.fullmatch(value):
             if "://" in value:
                 raise ValueError(f"{_shown(value)} has an unknown scheme; write host:port, such as localhost:4317")
@@ -501,7 +503,7 @@ class OtlpHttpSettings(_OtlpSettings):
         parts = _split_url(value)
         host, port = _host_and_port(parts.netloc)
         if not _HOST.fullmatch(host) or (port and not _is_port(port)):
-            raise ValueError(f"{parts.netloc!r} is no host with an optional port, such as localhost:4318")
+            raise ValueError(f"{_shown(value)} has no host with an optional port, such as localhost:4318")
         return value
 
     @field_validator("endpoint")
@@ -565,10 +567,11 @@ def _is_port(value: str) -> bool:
     return bool(_PORT.fullmatch(value)) and 0 < int(value) <= _MAX_PORT
 
 
-def _check_host_port(value: str, *, usual_port: int) -> None:
+def _check_host_port(value: str, *, usual_port: int, scheme: str = "") -> None:
     host, port = _host_and_port(value)
     if not port and not value.isdigit() and _HOST.fullmatch(host):
-        raise ValueError(f"{_shown(value)} has no port; write {host}:{usual_port} if the server uses the usual one")
+        address = f"{scheme}{host}:{usual_port}"
+        raise ValueError(f"{_shown(scheme + value)} has no port; write {address} if the server uses the usual one")
     if not _HOST.fullmatch(host) or not _is_port(port):
         raise ValueError(f"{_shown(value)} is no host:port, such as localhost:{usual_port} or [::1]:{usual_port}")
 
