@@ -12,11 +12,12 @@ configuration").
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 from urllib.parse import unquote
 
 from statsig_otel.config.errors import ConfigError, Problem
-from statsig_otel.config.source import Document
+from statsig_otel.config.source import UNKNOWN, Document, Unknown
 from statsig_otel.plugin.change_event import valid
 from statsig_otel.plugin.log_record import AttributeValue
 from statsig_otel.plugin.telemetry_settings import LogLevel, named_level
@@ -30,6 +31,8 @@ _TIMEOUT: Final = "10"
 """Seconds: the SDK's default."""
 
 _SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
+_LIKE_MILLISECONDS: Final = 1000
+"""Nobody waits for so many seconds: the specification, and other languages' SDKs, count milliseconds."""
 
 _SETTINGS: Final = (
     "PROTOCOL", "ENDPOINT", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY",
@@ -98,10 +101,8 @@ def _variables(name: str) -> tuple[str, str]:
 def document_from_environment(environ: Mapping[str, str]) -> Document:
     """What a configuration file would say, made of environment variables.
 
-    Without a signing secret it is the set-up mode; a secret that is set but empty is an error.
-
-    Raises:
-        ConfigError: A variable can't be used.
+    Without a signing secret it is the set-up mode; a secret that is set but empty is an error. What is wrong with the
+    variables is in the document.
     """
     return _Reader(environ).document()
 
@@ -132,41 +133,49 @@ def _pairs(text: str) -> tuple[dict[str, str], int]:
     return found, broken
 
 
-def _boolean(variable: str, value: str) -> bool:
-    """Nothing but true is true (the specification); to take `1` for it would send in plain text."""
-    if value.lower() not in ("true", "false"):
-        raise ConfigError([Problem((variable,), "must be true or false")])
-    return value.lower() == "true"
-
-
-def _seconds(variable: str, value: str) -> str:
-    """The duration of a number of seconds."""
-    if not _SECONDS.fullmatch(value):
-        raise ConfigError([Problem((variable,), "must be a number of seconds, without a unit, such as 10")])
-    return f"{value}s"
-
-
 class _Reader:
     """Builds the document, and remembers which variable each value came from."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self._origins: dict[tuple[str | int, ...], str] = {}
+        self._problems: list[Problem] = []
 
     def document(self) -> Document:
         """The whole document."""
         secret = self._environ.get(SECRET_VARIABLE)
         if secret == "":
             hint = "set it to the signing secret, or unset it to set the webhook up before there is one"
-            raise ConfigError([Problem((SECRET_VARIABLE,), "is empty", hint)])
+            self._fault(SECRET_VARIABLE, "is empty", hint)
         self._origins["receivers", "statsig", "signing_secrets"] = SECRET_VARIABLE
-        exporter = self._exporter_type()
+        known = self._exporter_type()
+        exporter = known or "otlp_grpc"
+        settings = self._exporter(exporter)
         values: dict[str, object] = {
-            "receivers": {"statsig": {"signing_secrets": [] if secret is None else [secret]}},
-            "exporters": {exporter: self._exporter(exporter)},
+            "receivers": {"statsig": {"signing_secrets": [secret] if secret else []}},
+            "exporters": {exporter: settings if known else UNKNOWN},
             "service": {"pipelines": {"logs": {"receivers": ["statsig"], "exporters": [exporter]}}},
         }
-        return Document.from_values(values, origin="environment", origins=self._origins)
+        document = Document.from_values(values, origin="environment", origins=self._origins)
+        return replace(document, problems=tuple(self._problems))
+
+    def _fault(self, variable: str, message: str, hint: str | None = None) -> Unknown:
+        self._problems.append(Problem((variable,), message, hint))
+        return UNKNOWN
+
+    def _boolean(self, variable: str, value: str) -> bool | Unknown:
+        """Nothing but true is true (the specification); to take `1` for it would send in plain text."""
+        if value.lower() not in ("true", "false"):
+            return self._fault(variable, "must be true or false")
+        return value.lower() == "true"
+
+    def _seconds(self, variable: str, value: str) -> str | Unknown:
+        """The duration of a number of seconds."""
+        if not _SECONDS.fullmatch(value):
+            return self._fault(variable, "must be a number of seconds, without a unit, such as 10")
+        if float(value) >= _LIKE_MILLISECONDS:
+            _logger.warning("%s counts seconds here, as in the SDK for Python: %s are very many", variable, value)
+        return f"{value}s"
 
     def _variable(self, name: str) -> tuple[str, str] | None:
         """The variable that is set for a setting, and its value; an empty one counts as unset (the specification)."""
@@ -175,7 +184,8 @@ class _Reader:
                 return variable, value
         return None
 
-    def _exporter_type(self) -> str:
+    def _exporter_type(self) -> str | None:
+        """None where it can't be known."""
         found = self._variable("PROTOCOL")
         if found is None:
             endpoint = self._variable("ENDPOINT")
@@ -188,8 +198,8 @@ class _Reader:
             return "otlp_grpc"
         variable, protocol = found
         if protocol not in _EXPORTERS:
-            raise ConfigError([Problem((variable,), "is no protocol of this service", "use grpc or http/protobuf")])
-        return _EXPORTERS[protocol]
+            self._fault(variable, "is no protocol of this service", "use grpc or http/protobuf")
+        return _EXPORTERS.get(protocol)
 
     def _exporter(self, exporter: str) -> dict[str, object]:
         tls: dict[str, object] = {}
@@ -211,19 +221,17 @@ class _Reader:
         take("CLIENT_KEY", tls, "key_file")
         take("TIMEOUT", settings, "timeout")
         if found := self._variable("TIMEOUT"):
-            settings["timeout"] = _seconds(*found)
+            settings["timeout"] = self._seconds(*found)
         if found := self._variable("HEADERS"):
             headers, broken = _pairs(found[1])
-            if broken:
-                raise ConfigError([Problem((found[0],), "holds an entry that is no key=value")])
-            settings["headers"] = headers
+            settings["headers"] = self._fault(found[0], "holds an entry that is no key=value") if broken else headers
             self._origins["exporters", exporter, "headers"] = found[0]
         if exporter == "otlp_http":
             endpoint = self._http_endpoint(settings, exporter)
         else:
             take("INSECURE", tls, "insecure")
             if found := self._variable("INSECURE"):
-                tls["insecure"] = _boolean(*found)
+                tls["insecure"] = self._boolean(*found)
             endpoint = self._grpc_endpoint(settings, exporter)
         if tls and not endpoint.startswith("http://"):  # which is plain text, whatever else is set
             settings["tls"] = tls

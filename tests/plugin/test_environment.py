@@ -124,6 +124,44 @@ def test_an_error_names_its_variable(environ: dict[str, str]) -> None:
         configuration(**{"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:1", **environ})
 
 
+def test_all_errors_are_said_at_once() -> None:
+    names = ("PROTOCOL", "TIMEOUT", "HEADERS", "INSECURE")
+    with pytest.raises(ConfigError) as caught:
+        configuration(STATSIG_SIGNING_SECRET="", **{f"OTEL_EXPORTER_OTLP_{name}": "x" for name in names})
+    assert str(caught.value).splitlines() == [
+        "STATSIG_SIGNING_SECRET: is empty",
+        "  hint: set it to the signing secret, or unset it to set the webhook up before there is one",
+        "OTEL_EXPORTER_OTLP_PROTOCOL: is no protocol of this service",
+        "  hint: use grpc or http/protobuf",
+        "OTEL_EXPORTER_OTLP_TIMEOUT: must be a number of seconds, without a unit, such as 10",
+        "OTEL_EXPORTER_OTLP_HEADERS: holds an entry that is no key=value",
+        "OTEL_EXPORTER_OTLP_INSECURE: must be true or false",
+    ]
+
+
+def test_the_errors_of_values_are_said_beside_those_of_variables() -> None:
+    with pytest.raises(ConfigError) as caught:
+        configuration(
+            **HTTP,
+            OTEL_EXPORTER_OTLP_TIMEOUT="5s",
+            OTEL_EXPORTER_OTLP_COMPRESSION="zstd",
+            OTEL_EXPORTER_OTLP_ENDPOINT="localhost:4318",
+        )
+    assert [(problem.path[-1], problem.file) for problem in caught.value.problems] == [
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", None),
+        ("compression", "OTEL_EXPORTER_OTLP_COMPRESSION"),
+        ("endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    ]
+
+
+@pytest.mark.parametrize(("value", "warned"), [("10", False), ("999", False), ("1000", True), ("10000", True)])
+def test_a_timeout_in_milliseconds_is_warned_about(
+    value: str, caplog: pytest.LogCaptureFixture, *, warned: bool
+) -> None:
+    assert grpc(OTEL_EXPORTER_OTLP_TIMEOUT=value).timeout == float(value)
+    assert ("OTEL_EXPORTER_OTLP_TIMEOUT counts seconds" in caplog.text) is warned
+
+
 def test_resource_attributes_are_percent_decoded_and_the_service_name_goes_over_them() -> None:
     environ = {"OTEL_RESOURCE_ATTRIBUTES": "a=1%202,service.name=lost, b = c ,", "OTEL_SERVICE_NAME": "kept"}
     assert resource_from_environment(environ) == {"a": "1 2", "b": "c", "service.name": "kept"}
