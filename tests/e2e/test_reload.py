@@ -452,6 +452,24 @@ def test_a_stop_waits_for_no_reload_whose_exporter_hangs(tmp_path: Path, *, queu
 
 
 @pytest.mark.slow
+def test_signals_that_come_during_a_reload_are_one_reload_more(tmp_path: Path) -> None:
+    with GrpcSink() as hanging, GrpcSink() as other:
+        hanging.answer = GrpcAnswer(hang=True)
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(hanging, timeout="3s")}, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            assert post(service.url, change(1)).status == 200
+            hanging.wait_for(1)
+            write_config(tmp_path, {"otlp_grpc": grpc_exporter(other)}, queued=True)
+            for _ in range(40):  # the first of them waits for the exporter that hangs
+                service.process.send_signal(signal.SIGHUP)
+                time.sleep(0.01)
+            other.wait_for(1)
+            wait_until(lambda: any("Reload: nothing" in line for line in service.log), "the last one is done, too")
+        reloads = [line.partition("Reload: ")[2] for line in service.log if "Reload: " in line]
+    assert reloads == ["exporters::otlp_grpc: has changed", "nothing has changed"]
+
+
+@pytest.mark.slow
 def test_a_signal_to_reload_during_the_stop_changes_nothing(tmp_path: Path) -> None:
     with GrpcSink() as hanging:
         hanging.answer = GrpcAnswer(hang=True)

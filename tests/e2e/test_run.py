@@ -352,11 +352,22 @@ def test_no_secret_is_ever_printed(tmp_path: Path) -> None:
     assert "hidden-key" not in written
 
 
-def test_the_tls_files_are_checked_at_the_start(tmp_path: Path) -> None:
-    config = write_config(tmp_path, {"debug": {}}, tls={"cert_file": "/no/cert.pem", "key_file": "/no/key.pem"})
+def test_files_are_checked_at_the_start_all_at_once_and_with_their_places(tmp_path: Path) -> None:
+    tls = {"ca_file": "/no/ca.pem"}
+    exporters: dict[str, dict[str, object]] = {
+        "otlp_http": {"endpoint": "https://x", "tls": tls},
+        "file": {"path": "/no/x"},
+    }
+    config = write_config(tmp_path, exporters, tls={"cert_file": "/no/cert.pem", "key_file": "/no/key.pem"})
     ended = run_to_end("run", "--config", str(config), env=SECRET_ENV)
     assert ended.returncode == 1
-    assert "/no/cert.pem" in ended.stderr
+    for problem in (
+        "receivers::statsig::tls::cert_file: /no/cert.pem can't be read: No such file or directory",
+        "receivers::statsig::tls::key_file: /no/key.pem can't be read: No such file or directory",
+        "exporters::otlp_http::tls::ca_file: /no/ca.pem can't be read: No such file or directory",
+        "exporters::file::path: there is no directory /no",
+    ):
+        assert f"{problem} ({config}:" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

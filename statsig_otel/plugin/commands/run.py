@@ -29,6 +29,7 @@ from statsig_otel.plugin.environment import (
     resource_from_environment,
 )
 from statsig_otel.plugin.log_output import held_back
+from statsig_otel.plugin.machine_checks import check_certificates, check_exporters
 from statsig_otel.plugin.reload import Reloader, ReloadError
 from statsig_otel.plugin.service import Service
 from statsig_otel.plugin.storage import find_directory
@@ -108,6 +109,8 @@ def _read(locations: tuple[str, ...], log_level: str | None) -> tuple[Document, 
         check_enabled(environ)
         document = read_document(locations, environ)
         configuration = check(document, COMPONENTS)
+        if problems := [*check_certificates(configuration, document), *check_exporters(configuration, document)]:
+            raise ConfigError(problems)
         logs = cast("TelemetrySettings", configuration.telemetry).logs
         log.begin(named_level(log_level) or logs.level or log_level_from_environment(os.environ), logs.encoding)
     unused = environ.unused() if locations else []
@@ -144,14 +147,9 @@ async def _run(service: Service, reloader: Reloader, *, where: str) -> None:
     """Have the service reloaded and stopped by signals; it answers in threads of its own."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
+    asked = asyncio.Event()
 
     first = 0.0
-    reloads: set[asyncio.Task[None]] = set()
-
-    def reload() -> None:
-        reloading = loop.create_task(asyncio.to_thread(_reload_logged, reloader))
-        reloads.add(reloading)
-        reloading.add_done_callback(reloads.discard)
 
     def stop(number: signal.Signals) -> None:
         nonlocal first
@@ -165,24 +163,33 @@ async def _run(service: Service, reloader: Reloader, *, where: str) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(signal.SIGHUP, reload)
+    loop.add_signal_handler(signal.SIGHUP, asked.set)
     _logger.info("statsig-otel %s listens", __version__)
     for name, url in service.urls.items():
         click.echo(f"Webhook URL: {url}")
         if name in service.without_secret:
             click.echo(_SET_UP.format(name=name, url=url, where=where))
-    watching = loop.create_task(_watch(reloader))
+    tasks = [loop.create_task(_watch(reloader)), loop.create_task(_reload_when(asked, reloader))]
     ended = asyncio.wrap_future(service.ended)
     ended.add_done_callback(lambda _: stopping.set())
     try:
         await stopping.wait()
     finally:
-        watching.cancel()
+        for task in tasks:
+            task.cancel()
         loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         await service.ashutdown()
     if ended.done():
         ended.result()  # where a server has failed
+
+
+async def _reload_when(asked: asyncio.Event, reloader: Reloader) -> None:
+    """Reload for each signal; for those that come during a reload, once more after it."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        await asyncio.to_thread(_reload_logged, reloader)
 
 
 def _reload_logged(reloader: Reloader) -> None:
