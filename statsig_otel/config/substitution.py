@@ -89,7 +89,10 @@ class Substitution:
 
     def _resolve(self, reference: str) -> str:
         if "${" in reference:
-            raise _FaultError("holds a ${ within a ${...}", f"close the first with a }}; {_ESCAPE_HINT}")
+            raise _FaultError(
+                "holds a ${ within a ${...}",
+                f"close the first with a }}; a default can't hold another reference; {_ESCAPE_HINT}",
+            )
         if reference.startswith("file:"):
             return self._file(reference.removeprefix("file:"))
         if reference.startswith(("yaml:", "http:", "https:")):

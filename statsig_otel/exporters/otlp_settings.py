@@ -328,7 +328,9 @@ def _as_mapping(headers: list[HeaderSettings]) -> dict[str, Opaque]:
     found: dict[str, Opaque] = {}
     for header in headers:
         if header.name in found:
-            raise ValueError(f"the header {header.name!r} is there twice")
+            # What is no name may be a secret in the wrong place.
+            shown = repr(header.name) if header.name.replace("-", "").isalnum() else "without a proper name"
+            raise ValueError(f"the header {shown} is there twice")
         found[header.name] = header.value
     return found
 

@@ -1,5 +1,6 @@
 """What the configuration file says of a `statsig` receiver."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -212,7 +213,11 @@ class StatsigReceiverSettings(Settings):
     @classmethod
     def _check_resource(cls, resource: object) -> object:
         for key, value in resource.items() if isinstance(resource, dict) else ():
+            if not key:
+                raise ValueError("has an attribute without a name")
             for element in value if isinstance(value, list) else [value]:
+                if isinstance(element, float) and not math.isfinite(element):
+                    raise ValueError(f"{key} is no finite number\nhint: write it as a text")
                 if isinstance(element, int) and not -_MAX_INT - 1 <= element <= _MAX_INT:
                     raise ValueError(f"{key} is larger than the 64 bits of an attribute\nhint: write it as a text")
         return resource

@@ -341,3 +341,9 @@ def test_the_models_can_be_extended() -> None:
 
     settings = Extended.model_validate({"endpoint": "http://h:1", "more": 2})
     assert (settings.more, settings.target) == (2, "dns:///h:1")
+
+
+@pytest.mark.parametrize(("name", "shown"), [("api-key", "'api-key'"), ("Bearer SECRET", "without a proper name")])
+def test_a_header_that_is_there_twice_is_named_where_it_is_a_name(name: str, shown: str) -> None:
+    said = refusal(OtlpHttpSettings, **HTTP, headers=[{"name": name, "value": "x"}] * 2)
+    assert said.endswith(f"the header {shown} is there twice")

@@ -78,6 +78,9 @@ def test_secrets_are_not_shown() -> None:
         ({"resource": {"a": 2**63}}, "resource"),
         ({"resource": {"a": [-(2**63) - 1]}}, "resource"),
         ({"resource": {"a": {"b": 1}}}, "resource"),
+        ({"resource": {"": "x"}}, "resource"),
+        ({"resource": {"a": float("nan")}}, "resource"),
+        ({"resource": {"a": [1.0, float("inf")]}}, "resource"),
         ({"tls": {"cert_file": "x"}}, "key_file"),
     ],
 )

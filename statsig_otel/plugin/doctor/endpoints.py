@@ -122,8 +122,9 @@ class _Probe(threading.Thread):
 
     def _answered(self, address: _Address, connection: socket.socket) -> Finding:
         if address.tls is None:
+            self.finding = found = self._found("ok", "answers, without TLS")
             self._ask_for_the_time(address, connection)
-            return self._found("ok", "answers, without TLS")
+            return found
         try:
             context = address.tls.context(address.tls.read())
         except (OSError, ValueError):
@@ -135,7 +136,7 @@ class _Probe(threading.Thread):
                 if address.protocol == "h2" and secure.selected_alpn_protocol() != "h2":
                     hint = "gRPC needs it: look whether this is a port for OTLP/HTTP, and use otlp_http"
                     return self._found("warning", "answers with TLS, but not with HTTP/2", hint)
-                found = self._found("ok", f"answers with {secure.version()}")
+                self.finding = found = self._found("ok", f"answers with {secure.version()}")
                 self._ask_for_the_time(address, secure)
                 return found
         except ssl.SSLCertVerificationError as error:
