@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Build requirements are pinned too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The tests start many processes, and each begins a tenth of a second earlier where the modules are compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-slow test-all check format bench docs clean
 

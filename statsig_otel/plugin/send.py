@@ -5,6 +5,7 @@ import os
 import ssl
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -169,10 +170,11 @@ class Sender:
                     timeout=urllib3.Timeout(total=self._timeout), preload_content=False,
                 )  # fmt: skip
                 content = b""
-                while len(content) < _MAX_ANSWER and (chunk := response.read1(_MAX_ANSWER - len(content))):
-                    content += chunk
-                    if time.monotonic() > deadline:
-                        raise SendError(self._too_slow())
+                with closing(response):
+                    while len(content) < _MAX_ANSWER and (chunk := response.read1(_MAX_ANSWER - len(content))):
+                        content += chunk
+                        if time.monotonic() > deadline:
+                            raise SendError(self._too_slow())
             except http.HTTPError as error:
                 raise SendError(self._explain(error)) from error
         location = response.headers.get("Location") if 300 <= response.status < 400 else None  # noqa: PLR2004 - RFC 9110

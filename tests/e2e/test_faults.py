@@ -262,6 +262,7 @@ def test_a_disk_that_the_queue_filled_up_to_its_reserve_is_refused_and_delivered
         assert acknowledged | {uid(large(refused))} == set(uids(sink.requests))
 
 
+@pytest.mark.slow
 def test_a_disk_that_somebody_else_filled_costs_no_change_and_repeats_none(disk: Path) -> None:
     with GrpcSink() as works, GrpcSink() as down:
         down.answer = outage = Outage()

@@ -266,6 +266,7 @@ def test_several_people_replay_at_once_and_nothing_is_doubled(tmp_path: Path) ->
         assert sorted(delivered(sink)) == sorted(f"gate_{number}" for number in range(500))
 
 
+@pytest.mark.slow
 def test_a_replayed_item_reaches_synchronous_exporters_too(tmp_path: Path) -> None:
     """All or nothing: while the synchronous one can't be reached, the queued one gets nothing either."""
     with GrpcSink() as queued, HttpSink() as at_once:
@@ -302,6 +303,7 @@ def test_a_replayed_item_reaches_synchronous_exporters_too(tmp_path: Path) -> No
         assert as_json(tmp_path, "dead-letters", "list") == []
 
 
+@pytest.mark.slow
 def test_a_record_that_is_damaged_on_disk_is_shown_and_dropped_and_never_sent(tmp_path: Path) -> None:
     with GrpcSink() as sink:
         sink.answer = EXPIRED

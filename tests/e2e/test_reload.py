@@ -80,7 +80,7 @@ def status_with(url: str, secret: str) -> int:
     return http.request("POST", url, body=body, headers=signed(body, secret=secret)).status
 
 
-@pytest.mark.parametrize("how", ["file", "reload"])
+@pytest.mark.parametrize("how", [pytest.param("file", marks=pytest.mark.slow), "reload"])
 def test_a_secret_is_rotated_under_load_and_no_valid_request_is_refused(tmp_path: Path, how: str) -> None:
     """First both are taken, then everybody signs with the new one, then the old one is taken no more."""
     current, following = tmp_path / "current", tmp_path / "following"
@@ -120,7 +120,8 @@ def test_a_secret_is_rotated_under_load_and_no_valid_request_is_refused(tmp_path
     assert OTHER_SECRET not in log
 
 
-@pytest.mark.parametrize("content", [None, pytest.param("\n", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [None, "\n"])
 def test_a_secret_s_file_that_is_gone_or_empty_changes_nothing(tmp_path: Path, content: str | None) -> None:
     secret = tmp_path / "secret"
     secret.write_text(SECRET)
@@ -140,7 +141,7 @@ def test_a_secret_s_file_that_is_gone_or_empty_changes_nothing(tmp_path: Path, c
     assert sum("the secrets stay as they were" in line for line in service.log) == 1
 
 
-@pytest.mark.parametrize("queued", [True, False])
+@pytest.mark.parametrize("queued", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_exporter_is_replaced_under_load_and_nothing_is_lost_or_refused(tmp_path: Path, *, queued: bool) -> None:
     with GrpcSink() as before, GrpcSink() as after:
         config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(before)}, queued=queued)
@@ -207,8 +208,8 @@ def test_a_reload_with_an_error_changes_nothing_and_says_why(tmp_path: Path) -> 
     ("receiver", "said"),
     [
         ({"endpoint": "127.0.0.1:1"}, "receivers::statsig::endpoint"),
-        ({"path": "/other"}, "receivers::statsig::path"),
-        ({"max_connections": 7}, "receivers::statsig::max_connections"),
+        pytest.param({"path": "/other"}, "receivers::statsig::path", marks=pytest.mark.slow),
+        pytest.param({"max_connections": 7}, "receivers::statsig::max_connections", marks=pytest.mark.slow),
     ],
 )
 def test_what_needs_a_restart_is_said_and_nothing_else_is_applied(
@@ -225,6 +226,7 @@ def test_what_needs_a_restart_is_said_and_nothing_else_is_applied(
             wait_until(lambda: uids(sink.requests) == [uid(change(1))], "by the exporter as it was")
 
 
+@pytest.mark.slow
 def test_a_blocked_exporter_is_tried_at_once_after_a_reload(tmp_path: Path) -> None:
     """The key is mended in the file; the backend that was not touched is asked again as well."""
     with GrpcSink() as mended, GrpcSink() as same:
@@ -363,6 +365,7 @@ def test_certificates_that_were_renewed_count_after_a_reload(tmp_path: Path, *, 
                 assert send(second, service.url, 3) == 200
 
 
+@pytest.mark.slow
 def test_an_exporter_that_is_moved_to_and_fro_in_front_of_the_queue_misses_nothing(tmp_path: Path) -> None:
     """Under load, each change reaches both, and nobody is refused while the plans of several parts are exchanged."""
     with GrpcSink() as moved, GrpcSink() as stays:

@@ -85,7 +85,7 @@ def test_the_set_up_in_its_true_order() -> None:
 
 
 @default_port
-@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize("protocol", ["grpc", pytest.param("http/protobuf", marks=pytest.mark.slow)])
 def test_the_environment_alone_configures_the_exporter_and_the_resource(protocol: str) -> None:
     with GrpcSink() as over_grpc, HttpSink() as over_http:
         sink = over_grpc if protocol == "grpc" else over_http
@@ -112,6 +112,7 @@ def test_the_environment_alone_configures_the_exporter_and_the_resource(protocol
 
 
 @default_port
+@pytest.mark.slow
 def test_the_logs_endpoint_of_the_environment_is_used_as_it_is() -> None:
     with HttpSink() as backend:
         env = {
@@ -124,6 +125,7 @@ def test_the_logs_endpoint_of_the_environment_is_used_as_it_is() -> None:
         assert backend.requests[0].path == "/own/path"
 
 
+@pytest.mark.slow
 def test_a_receiver_resource_goes_over_the_environment(tmp_path: Path) -> None:
     with GrpcSink() as backend:
         resource = {"service.name": "own", "shards": [1, 2], "primary": True}
@@ -153,6 +155,7 @@ def test_a_backend_that_is_down_is_503_and_its_return_needs_no_restart(tmp_path:
     assert any("exporter_failed" in line and "otlp_grpc" in line for line in service.log)
 
 
+@pytest.mark.slow
 def test_one_of_two_backends_down_is_503_and_a_redelivery_has_the_same_uid(tmp_path: Path) -> None:
     with GrpcSink() as good, GrpcSink() as bad:
         bad.answer = GrpcAnswer(grpc.StatusCode.UNAUTHENTICATED, "the key has expired")
@@ -170,6 +173,7 @@ def test_one_of_two_backends_down_is_503_and_a_redelivery_has_the_same_uid(tmp_p
         assert (len(good.records), len(bad.records), len(uids)) == (2, 2, 1)
 
 
+@pytest.mark.slow
 def test_several_receivers_share_an_endpoint_and_keep_to_themselves(tmp_path: Path) -> None:
     port = free_port()
     with GrpcSink() as all_changes, GrpcSink() as eu_changes:
@@ -251,6 +255,7 @@ def test_sigterm_finishes_what_is_in_flight(tmp_path: Path) -> None:
         assert answers == [200]
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once_but_one_sent_twice_does_not(tmp_path: Path) -> None:
     with GrpcSink() as backend:
         backend.answer = GrpcAnswer(hang=True)

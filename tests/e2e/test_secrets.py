@@ -29,6 +29,7 @@ from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink,
 
 http = urllib3.PoolManager(retries=False, timeout=20)
 
+pytestmark = pytest.mark.xdist_group("secrets")  # one run of the site is enough
 SECRETS = {
     name: f"s3cr3t-{name}-0123456789abcdef"
     for name in ("environment", "file", "inline", "hash", "bearer", "header", "listed", "unused")

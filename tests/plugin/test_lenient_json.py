@@ -127,7 +127,10 @@ class TestSplit:
     @pytest.mark.parametrize("blank", ["", " ", "\n\t"])
     @pytest.mark.parametrize(
         "element",
-        ["0", "-1.5e3", "null", "true", '"a"', '""', '"a,b"', r'"\n"', "[]", "{}", "[ ]", "[0]", "NaN", "-Infinity"],
+        [
+            *("0", "-1.5e3", "null", "true", '"a"', '""', "[]", "{}", "[ ]", "NaN", "-Infinity"),
+            *(pytest.param(longer, marks=pytest.mark.slow) for longer in ('"a,b"', r'"\n"', "[0]")),
+        ],
     )
     def test_thousands_of_small_items(self, element: str, blank: str) -> None:
         """They are counted in runs, which end within the array, at its end, and at what has to be looked at."""

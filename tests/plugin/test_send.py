@@ -1,4 +1,4 @@
-"""`statsig-otel send` as a process, against real HTTP servers."""
+"""`statsig-otel send` against real HTTP servers, mostly in this process."""
 
 import json
 import os
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+from click.testing import CliRunner
 
 from statsig_otel.plugin import webhook
 from statsig_otel.plugin.change_event import ChangeEvent
+from statsig_otel.plugin.cli import main
 from statsig_otel.plugin.log_record import uid
 from statsig_otel.plugin.samples import SAMPLES
 from statsig_otel.plugin.send import Answer, SendError, read_secret
@@ -96,9 +98,14 @@ class Result:
 
 
 def send(*arguments: str | Path, secret: str | None = SECRET, stdin: bytes = b"") -> Result:
-    environment = {key: value for key, value in os.environ.items() if key != "STATSIG_SIGNING_SECRET"}
-    if secret is not None:
-        environment["STATSIG_SIGNING_SECRET"] = secret
+    environment = {"STATSIG_SIGNING_SECRET": secret}
+    done = CliRunner().invoke(main, ["send", *map(str, arguments)], env=environment, input=stdin)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return Result(done.exit_code, done.stdout, done.stderr)
+
+
+def send_as_process(*arguments: str | Path, stdin: bytes = b"") -> Result:
+    environment = {**os.environ, "STATSIG_SIGNING_SECRET": SECRET}
     command = [sys.executable, "-m", "statsig_otel", "send", *map(str, arguments)]
     done = subprocess.run(command, env=environment, input=stdin, capture_output=True, timeout=60, check=False)
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -225,6 +232,17 @@ def test_redirects_are_not_followed(receiver: Receiver) -> None:
     assert result.code == 1
     assert receiver.url in result.err
     assert receiver.requests == []
+
+
+def test_as_a_process_it_is_the_same(receiver: Receiver) -> None:
+    body = b'{"data": [{"eventName": "statsig::config_change"}]}'
+    told = [sender("-", "--url", receiver.url, stdin=body) for sender in (send, send_as_process)]
+    assert told[0] == told[1]
+    assert told[0].code == 0
+    assert [received.body for received in receiver.requests] == [body, body]
+    check_signed(receiver.requests[1])
+    wrong = send_as_process("--url", receiver.url, "--sample", "nothing")
+    assert (wrong.code, "There are" in wrong.err, wrong.out) == (2, True, "")
 
 
 def test_nobody_listens_is_exit_code_2() -> None:
