@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 from typing import Final
 
 from statsig_otel.exporters.exporter import Exporter
@@ -47,7 +48,7 @@ class Guarded:
         if not _is_outcome(outcome):
             return self._mistaken(f"the exporter answered with no outcome but with {_described(outcome)}")
         self._said = ""
-        return outcome
+        return _storable(outcome)
 
     def shutdown(self) -> None:
         """Shut the exporter down. Never raises."""
@@ -73,10 +74,17 @@ def _is_outcome(value: object) -> bool:
         case Delivered() | Rejected(str()) | Blocked(str()) | RetryLater(str(), None):
             return True
         case RetryLater(str(), int() | float() as after):
-            return math.isfinite(after)
+            return -math.inf < after < math.inf  # math.isfinite raises for a large integer
         case PartiallyRejected(int() as count, str()):
             return count > 0
     return False
+
+
+def _storable(outcome: Outcome) -> Outcome:
+    """The same outcome with a reason that a dead letter can bear: bytes of a backend's may have become surrogates."""
+    if isinstance(outcome, Delivered) or outcome.reason.isascii():
+        return outcome
+    return replace(outcome, reason=outcome.reason.encode(errors="replace").decode())
 
 
 def _described(value: object) -> str:

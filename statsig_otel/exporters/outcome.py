@@ -25,7 +25,7 @@ class RetryLater:
 
     Attributes:
         reason: What happened, for the log.
-        after: Seconds that the backend asks to wait at least; None where it named none.
+        after: Seconds that the backend asks to wait at least, an hour at most; None where it named none.
 
     Example:
         >>> from statsig_otel.exporters import RetryLater

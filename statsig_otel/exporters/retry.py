@@ -6,6 +6,9 @@ from typing import Final
 SHORTEST_WAIT: Final = 0.05
 """Seconds between two attempts at least, whatever the settings say: a dead backend is no reason for a busy loop."""
 
+LONGEST_ASKED: Final = 3600.0
+"""Seconds that a backend may ask for: nobody may silence an exporter for good."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrySettings:
@@ -46,7 +49,7 @@ class Backoff:
 
         Args:
             chance: A number from 0 to 1, the caller's.
-            asked: Seconds that the backend wants to be left alone for.
+            asked: Seconds that the backend wants to be left alone for; at most `LONGEST_ASKED` are granted.
         """
         settings = self.settings
         # Grown step by step: a power of the number of attempts would overflow in a long outage.
@@ -54,7 +57,7 @@ class Backoff:
         self._interval = min(grown, settings.max_interval)
         self.attempts += 1
         jitter = settings.randomization_factor * (2 * chance - 1)
-        return max(self._interval * (1 + jitter), asked or 0.0, SHORTEST_WAIT)
+        return max(self._interval * (1 + jitter), min(asked or 0.0, LONGEST_ASKED), SHORTEST_WAIT)
 
     def reset(self) -> None:
         """The outage is over: the next wait is the first one."""

@@ -123,6 +123,37 @@ def test_a_record_that_an_exporter_can_not_bear_holds_up_none_before_it_and_can_
         assert made.buried() == ["r0002"]
 
 
+@pytest.mark.parametrize("outcome", [Rejected("no \udcff"), PartiallyRejected(1, "no \udcff")])
+def test_a_reason_that_is_no_text_is_kept_with_its_dead_letter(tmp_path: Path, outcome: Outcome) -> None:
+    with rig(tmp_path, Mistaken(lambda names: outcome)) as made:
+        made.put("a")
+        made.start()
+        made.drained()
+        assert [letter.reason.endswith("no ?") for letter in made.letters()] == [True]
+
+
+@pytest.mark.parametrize("after", [1e10, 10**400])
+def test_a_wait_that_nobody_lives_to_see_ends_neither_the_sender_nor_the_exporter(tmp_path: Path, after: float) -> None:
+    answers = iter([RetryLater("later", after)])
+    with rig(tmp_path, exporter := Mistaken(lambda names: next(answers, Delivered()))) as made:
+        made.put("a")
+        made.start()
+        until(lambda: made.sender.state == "retrying")
+        made.sender.resume()
+        made.drained()
+        assert exporter.taken == ["a"]
+    answers = iter([RetryLater("later", after)])
+    without = SynchronousConsumer({"out": Route(exporter, 5.0)}, {"statsig": ["out"]})
+    without.start()
+    try:
+        refused = without.consume(Batch("statsig", (Change("a", (b"",)),))).exception(10)
+        assert isinstance(refused, RefusedError)
+        assert refused.retry_after == 3600
+        assert without.consume(Batch("statsig", (Change("a", (b"",)),))).result(10) == Receipt(1)
+    finally:
+        without.shutdown()
+
+
 def test_a_mistake_that_repeats_is_one_traceback(caplog: pytest.LogCaptureFixture) -> None:
     exporter = Mistaken(raising(Odd("first")))
     guarded = Guarded("out", exporter)
