@@ -106,7 +106,7 @@ class FileExporter:
 
     def __init__(self, name: str, settings: FileSettings) -> None:
         self._name = name
-        self._path = settings.path
+        self._path = settings.path.absolute()  # the program may go elsewhere: that is no rotation
         self._append = settings.append
         self._lock = threading.Lock()  # `shutdown` must not take the descriptor away from under a write
         self._running = False

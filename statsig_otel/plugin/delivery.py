@@ -57,13 +57,13 @@ class Delivery:
 
     Args:
         configuration: A checked configuration.
-        directory: The queue's directory.
+        directory: The queue's directory. A relative one is that of now, wherever the program may go later.
     """
 
     def __init__(self, configuration: Configuration, directory: Path) -> None:
         self._configuration = configuration
-        self._directory = directory
-        self._queue = _queue(configuration, directory) if queued_exporters(configuration) else None
+        self._directory = directory.absolute()
+        self._queue = _queue(configuration, self._directory) if queued_exporters(configuration) else None
         exporters = _created(configuration, configuration.exporters)
         self._routes = {
             name: _route(configuration, name, exporters[name]) for name in _unqueued_exporters(configuration)
@@ -244,9 +244,9 @@ class Delivery:
         self._synchronous.shutdown(grace)
         if self._queue is None:
             return True
+        self._queue.shutdown()  # first: it finishes what was handed to it
         sizes = self._queue.sizes()
         waiting = {name: sizes[name] for name in self._senders if sizes[name]}
-        self._queue.shutdown()
         for name, records in waiting.items():
             _logger.info("%s: %d records stay in the queue, and are sent after the next start", name, records)
         return not waiting

@@ -550,6 +550,18 @@ def test_a_renamed_file_is_left_and_a_new_one_opened(path: Path, opened: Callabl
         opened(path)
 
 
+def test_a_relative_path_is_that_of_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that goes to another directory has rotated nothing."""
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    exporter = FileExporter("file", FileSettings(path=Path("changes.jsonl")))
+    exporter.start()
+    monkeypatch.chdir(tmp_path / "there")
+    assert exporter.send(b"", count=0, timeout=5) == Delivered()
+    exporter.shutdown()
+    assert list((tmp_path / "there").iterdir()) == []
+
+
 def test_a_file_that_logrotate_made_is_used(path: Path, opened: Callable[..., FileExporter]) -> None:
     """logrotate with `create`."""
     exporter = opened(path)

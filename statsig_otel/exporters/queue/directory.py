@@ -75,9 +75,10 @@ class QueueDirectory:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            is_own = _is_held(descriptor)
             os.close(descriptor)
-            is_own = owner == str(os.getpid())
-            who = "another service of this process" if is_own else f"the process {owner}"
+            elsewhere = " of another container" if owner == str(os.getpid()) else ""
+            who = "another service of this process" if is_own else f"the process {owner}{elsewhere}"
             raise DirectoryInUseError(
                 f"{self.path} is in use by {who}: stop that one, or give each service its own file_storage directory",
                 is_own=is_own,
@@ -198,6 +199,15 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+def _is_held(descriptor: int) -> bool:
+    """Whether a lock of this process is on the same file. Its number alone tells nothing: each container has a 1."""
+    for held in tuple(_held):
+        with contextlib.suppress(OSError):  # given up just now
+            if os.path.sameopenfile(descriptor, held):
+                return True
+    return False
 
 
 def _sync(directory: Path) -> None:

@@ -45,6 +45,16 @@ def test_a_second_owner_in_this_process_is_refused_until_the_first_lets_go(tmp_p
     second.release()
 
 
+def test_an_owner_in_another_container_may_have_the_same_pid(tmp_path: Path) -> None:
+    """Each container's first process is 1; what they share may be a volume."""
+    with child("hold", tmp_path) as process:
+        assert line_of(process) == "held"
+        (tmp_path / "lock").write_text(f"{os.getpid()}\n")
+        with pytest.raises(DirectoryInUseError, match=f"by the process {os.getpid()} of another container") as raised:
+            QueueDirectory(tmp_path).acquire()
+        assert raised.value.is_own is False
+
+
 def test_the_lock_goes_with_a_process_that_is_killed(tmp_path: Path) -> None:
     with child("hold", tmp_path) as process:
         assert line_of(process) == "held"
