@@ -1,9 +1,10 @@
 """A configuration that is built in code: the same components, checks and words as a file has, without a line."""
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeGuard
 
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import Configuration, Pipeline, examine
@@ -131,7 +132,7 @@ def _settings(name: str, given: object) -> object:
     settings: object = destination.exporter if destination else given
     if own is not None:
         timeout = destination.timeout if destination else None
-        settings = OwnExporterSettings(exporter=own, timeout=timeout if timeout and timeout > 0 else DEFAULT_TIMEOUT)
+        settings = OwnExporterSettings(exporter=own, timeout=timeout if _is_timeout(timeout) else DEFAULT_TIMEOUT)
     model = COMPONENTS.exporters.get(COMPONENTS.type_of(name))
     if isinstance(settings, Settings) and model is not None:
         settings = _queued(settings, model)
@@ -139,6 +140,11 @@ def _settings(name: str, given: object) -> object:
         return settings
     keys = {"sending_queue": destination.sending_queue, "retry_on_failure": destination.retry_on_failure}
     return settings.model_copy(update={key: value for key, value in keys.items() if value is not None})
+
+
+def _is_timeout(seconds: float | None) -> TypeGuard[float]:
+    """Whether it is what the settings allow."""
+    return seconds is not None and 0 < seconds <= threading.TIMEOUT_MAX
 
 
 def _queued(settings: Settings, model: type[Settings]) -> Settings:
@@ -163,8 +169,8 @@ def _unfit(exporters: Exporters) -> Iterable[Problem]:
             message = f"is an id of the type {type_}, which is made of settings"
             yield Problem(("exporters", name), message, "give an exporter of your own an id of its own")
         timeout = given.timeout if isinstance(given, Destination) else None
-        if timeout is not None and not timeout > 0:
-            yield Problem(("exporters", name, "timeout"), "must be more than 0")
+        if timeout is not None and not _is_timeout(timeout):
+            yield Problem(("exporters", name, "timeout"), "must be more than 0, and no more than 292 years")
         missing = [method for method in _METHODS if not callable(getattr(own, method, None))]
         if missing or isinstance(own, type):
             message = f"is no exporter: {type(own).__name__} has no {missing[0]}()" if missing else "is a class"

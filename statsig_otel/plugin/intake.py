@@ -163,7 +163,9 @@ class Intake:
         self.limits: Limits = limits or Limits()
         self._in_flight = 0
         self._large_in_flight = 0
-        self._lock = threading.Lock()
+        self._requests = 0  # that are begun, and not yet closed
+        self._lock = threading.Lock()  # over the three above
+        self._idle = threading.Condition(self._lock)
         self._throttle = LogThrottle(_logger)
 
     def begin(self, headers: Iterable[tuple[bytes, bytes]], now_ns: int) -> "Request":
@@ -192,6 +194,29 @@ class Intake:
                 raise _refuse(HTTPStatus.UNAUTHORIZED, error.reason) from error
             return Request(self, now_ns, length, error)
         return Request(self, now_ns, length, verification)
+
+    def wait_until_idle(self, timeout: float) -> bool:
+        """Wait until each request that was begun is closed; for their end, before what takes their batches ends.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            Whether all are closed.
+        """
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._requests, timeout)
+
+    def count(self, requests: int) -> None:
+        """Count requests that begin; negative for those that are closed. For `Request`.
+
+        Args:
+            requests: How many.
+        """
+        with self._idle:
+            self._requests += requests
+            if not self._requests:
+                self._idle.notify_all()
 
     def reserve(self, size: int, *, large: int = 0) -> None:
         """Count bytes that are held in memory; negative to give them back.
@@ -250,6 +275,8 @@ class Request:
         self._large = 0
         self._malformed: MalformedBodyError | None = None
         self._mapped = _NOTHING
+        self._is_open = True
+        intake.count(1)
 
     @property
     def is_large(self) -> bool:
@@ -340,6 +367,9 @@ class Request:
         self._intake.reserve(-self._size, large=-self._large)
         self._size = self._large = 0
         self._chunks.clear()
+        if self._is_open:
+            self._is_open = False
+            self._intake.count(-1)
 
     def _records(self) -> int:
         return sum(len(change.records) for change in self._mapped.changes)

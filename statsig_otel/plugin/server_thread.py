@@ -4,7 +4,8 @@ import asyncio
 import logging
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Final
 
 from statsig_otel.plugin.server import HttpServer
@@ -42,8 +43,13 @@ class ServerThread:
             server.stop(drain_timeout)
         if self._thread is not None:
             self._thread.join(drain_timeout + _CLOSING)
-        elif not self.ended.done():
-            self.ended.set_result(None)
+        self.end_unstarted()
+
+    def end_unstarted(self) -> None:
+        """Say that all has ended where no server was started, and none will be. Safe to call twice."""
+        if self._thread is None:
+            with suppress(InvalidStateError):
+                self.ended.set_result(None)
 
     def _run(self) -> None:
         try:

@@ -4,8 +4,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -13,6 +14,7 @@ from wsgiref.types import WSGIApplication
 
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import Configuration, Pipeline
+from statsig_otel.config.model import Opaque
 from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.exporters.queue.control import ControlServer, Handler
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
@@ -36,6 +38,7 @@ from statsig_otel.plugin.receiver import MountableApp, StatsigReceiver, create_a
 from statsig_otel.plugin.server_thread import ServerThread
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 from statsig_otel.plugin.storage import file_storage
+from statsig_otel.plugin.webhook import Verifier
 from statsig_otel.plugin.wsgi_receiver import StatsigWsgiReceiver, create_wsgi_app
 
 _logger: Final = logging.getLogger(__name__)
@@ -45,6 +48,9 @@ DEFAULT_TIMEOUT: Final = 20.0
 
 DEFAULT_DRAIN: Final = 5.0
 """Seconds of a shutdown in which what waits in the queue is still sent; the rest is sent after the next start."""
+
+_LONGEST: Final = 365 * 86_400.0
+"""Seconds of a shutdown at most: an infinite number is more than a lock can wait for."""
 
 _CLOSING: Final = 1.0
 """Seconds that a shutdown may take above its timeout, to close what it has stopped."""
@@ -84,8 +90,8 @@ class Service:
             id of its own such as `mine`; a `Destination` around either, which says how it is fed; or a mapping as a
             file has it.
         pipelines: Which receivers feed which exporters; by default all feed all.
-        directory: The queue's directory, which this service has for itself. Made where it is missing. Required unless
-            every exporter is without a queue.
+        directory: The queue's directory, which this service has for itself. Made where it is missing; a relative one is
+            below the working directory of now. Required unless every exporter is without a queue.
         min_free_bytes: Webhooks are refused while the directory's disk has less.
         resource: Attributes of the records' resource; those of a receiver go before them.
         environ: Where OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME are looked up for attributes below `resource`;
@@ -187,6 +193,7 @@ class Service:
         socket = self._delivery.socket
         self._control = ControlServer(socket, self._delivery.handlers(self._intakes)) if socket else None
         self._lifecycle = Lifecycle(self._open, self._close)
+        self._is_open = False
         self._closing = False
         self._reconfiguring = threading.Lock()  # a shutdown waits for a reload that is under way
         self._until = 0.0  # by the monotonic clock: the end of the shutdown
@@ -306,6 +313,7 @@ class Service:
             Whether all was delivered and closed. False says that records stay in the queue, or that something hangs:
             the log says which.
         """
+        timeout = min(_LONGEST, timeout)
         stopped = self._stop(timeout, drain)
         try:
             return stopped.result(max(timeout, 0.0) + _CLOSING)
@@ -318,6 +326,7 @@ class Service:
 
         For the parameters and the result see `shutdown`.
         """
+        timeout = min(_LONGEST, timeout)
         stopped = asyncio.wrap_future(self._stop(timeout, drain))
         try:
             async with asyncio.timeout(max(timeout, 0.0) + _CLOSING):
@@ -359,7 +368,7 @@ class Service:
         Raises:
             ConfigError: Receivers that share an endpoint don't agree, or a server's TLS files can't be used. Nothing
                 has changed.
-            RestartNeededError: A part of it needs a restart. Nothing has changed.
+            RestartNeededError: A part of it needs a restart, or the service is not running. Nothing has changed.
             QueueError: The queue can't be written. Nothing has changed.
             OSError: An exporter can't open a file. All else has been taken over.
             ValueError: A file of an exporter's holds something else than it should. As above.
@@ -367,6 +376,8 @@ class Service:
         with self._reconfiguring:
             if self._closing:
                 raise RestartNeededError("the service is shutting down")
+            if not self._is_open:
+                raise RestartNeededError("the service has not started")
             return self._take_over(configuration)
 
     def _take_over(self, configuration: Configuration) -> list[str]:
@@ -412,6 +423,37 @@ class Service:
         for name, settings in receiver_settings(configuration).items():
             self._intakes[name].verifier = create_verifier(settings)
 
+    def rotate_secrets(self, receiver: str, secrets: Sequence[str]) -> None:
+        """Take over other signing secrets of a receiver, from the next request on. Before `start` too.
+
+        For a rotation that refuses nothing, first the old and the new one, later the new one alone.
+
+        Args:
+            receiver: The receiver's id.
+            secrets: The signing secrets, whole, in any order; none for the set-up mode.
+
+        Raises:
+            KeyError: There is no such receiver.
+            ValueError: A secret is empty. Nothing has changed.
+            TypeError: The secrets are one string. Nothing has changed.
+
+        Example:
+            >>> from statsig_otel.exporters import DebugSettings
+            >>> from statsig_otel.plugin import Service, StatsigReceiverSettings
+            >>> service = Service(
+            ...     receivers={"statsig": StatsigReceiverSettings(signing_secrets=["webhook-old"])},
+            ...     exporters={"debug": DebugSettings()},
+            ...     directory="statsig-queue",
+            ... )
+            >>> service.rotate_secrets("statsig", ["webhook-old", "webhook-new"])
+        """
+        Verifier(secrets)  # says what is wrong with them
+        with self._reconfiguring:
+            settings = receiver_settings(self._configuration)[receiver]
+            renewed = settings.model_copy(update={"signing_secrets": [Opaque(secret) for secret in secrets]})
+            receivers = {**self._configuration.receivers, receiver: renewed}
+            self.renew_secrets(replace(self._configuration, receivers=receivers))
+
     def _path(self, name: str) -> str:
         return receiver_settings(self._configuration)[name].path
 
@@ -425,6 +467,7 @@ class Service:
                 endpoint.server.bind()
             if self._endpoints:
                 self._servers.start()
+            self._is_open = True
         except BaseException as error:
             self._until = time.monotonic()
             self._drain = 0.0
@@ -437,7 +480,9 @@ class Service:
         """Begin to shut down; the first one's times count."""
         if not self._until:
             self._until, self._drain = time.monotonic() + timeout, drain
-        return self._lifecycle.stop()
+        stopped = self._lifecycle.stop()
+        stopped.add_done_callback(lambda _: self._servers.end_unstarted())  # a start that never was closes nothing
+        return stopped
 
     def _left(self) -> float:
         return max(self._until - time.monotonic(), 0.0)
@@ -452,7 +497,10 @@ class Service:
             receiver.close(min(_BODY_GRACE, timeout / 4))
         for wsgi_receiver in self._wsgi_receivers.values():
             wsgi_receiver.close()
-        self._servers.shutdown(min(_SERVER_DRAIN, timeout / 2))
+        drained = time.monotonic() + min(_SERVER_DRAIN, timeout / 2)
+        self._servers.shutdown(max(drained - time.monotonic(), 0.0))
+        for intake in self._intakes.values():  # those of an application that the receivers are mounted in
+            intake.wait_until_idle(max(drained - time.monotonic(), 0.0))
         if self._control is not None:
             self._control.shutdown()  # before the queue, which its handlers wait for
         is_alone = self._reconfiguring.acquire(timeout=self._left() + _CLOSING)

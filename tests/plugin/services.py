@@ -81,10 +81,10 @@ def body_of(name: str) -> bytes:
     return json.dumps({"data": [change]}).encode()
 
 
-def webhook(name: str, path: str = DEFAULT_PATH) -> bytes:
+def webhook(name: str, path: str = DEFAULT_PATH, *, secret: str = SECRET) -> bytes:
     """The bytes of a signed request with one change."""
     body = body_of(name)
-    headers = sign(body, secret=SECRET, timestamp_ms=time.time_ns() // 1_000_000)
+    headers = sign(body, secret=secret, timestamp_ms=time.time_ns() // 1_000_000)
     return request(body, path=path, headers=headers)
 
 
@@ -95,5 +95,5 @@ def address_of(running: Service) -> Address:
     return parts.hostname, parts.port
 
 
-def post(running: Service, name: str) -> Response:
-    return exchange(address_of(running), webhook(name))
+def post(running: Service, name: str, *, secret: str = SECRET) -> Response:
+    return exchange(address_of(running), webhook(name, secret=secret))

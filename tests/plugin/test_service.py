@@ -1,6 +1,7 @@
 """A service as a library has it: its one life, from any thread, under any loop, and what a 200 promises at its end."""
 
 import asyncio
+import math
 import signal
 import socket
 import threading
@@ -27,7 +28,7 @@ from tests.peers.otlp_servers import GrpcSink
 
 from .adapters import wait_until
 from .http_client import connect, read_response
-from .services import Keeper, address_of, post, service, webhook
+from .services import SECRET, Keeper, address_of, post, service, webhook
 
 LIMIT = 30.0
 """Seconds in which all ends that is not to hang."""
@@ -132,6 +133,36 @@ def test_a_service_starts_once(tmp_path: Path) -> None:
     for each in (ended, never):
         with pytest.raises(RuntimeError, match="make another one"):
             each.start()
+
+
+@pytest.mark.parametrize("listen", [True, False])
+def test_a_shutdown_without_a_start_is_an_end_too(tmp_path: Path, listen: bool) -> None:  # noqa: FBT001 - a parameter
+    never = service(tmp_path, {"mine": Keeper()}, listen=listen)
+    assert not never.ended.done()
+    assert never.shutdown() is True
+    assert never.ended.result(LIMIT) is None
+
+
+def test_a_shutdown_may_be_given_all_the_time_there_is(tmp_path: Path) -> None:
+    running = service(tmp_path, {"mine": Keeper()})
+    running.start()
+    assert post(running, "a").status == 200
+    assert running.shutdown(math.inf, drain=math.inf) is True
+    again = service(tmp_path, {"mine": Keeper()})
+    again.start()  # nobody owns the directory any more
+    assert asyncio.run(again.ashutdown(math.inf)) is True
+
+
+def test_a_relative_directory_is_that_of_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon goes to another directory: what is acknowledged then must not be in a queue that nobody opens again."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with service(Path("q"), {"mine": Keeper()}) as running:
+        monkeypatch.chdir(tmp_path / "there")
+        assert post(running, "a").status == 200
+    assert list((tmp_path / "there").iterdir()) == []
+    assert (tmp_path / "here" / "q" / "queue.db").exists()
 
 
 def test_a_port_in_use_closes_all_again(tmp_path: Path) -> None:
@@ -360,3 +391,37 @@ def test_after_its_shutdown_a_service_takes_no_other_configuration_over(tmp_path
         assert running.reconfigure(running.configuration) == []
     with pytest.raises(RestartNeededError, match="shutting down"):
         running.reconfigure(running.configuration)
+
+
+def test_secrets_are_rotated_while_it_runs_and_before(tmp_path: Path) -> None:
+    other = "webhook-another-0123456789"
+    with service(tmp_path, {"mine": Keeper()}) as running:
+        assert post(running, "a", secret=other).status == 401
+        running.rotate_secrets("statsig", [SECRET, other])
+        assert [post(running, "a", secret=secret).status for secret in (SECRET, other)] == [200, 200]
+        running.rotate_secrets("statsig", [other])
+        assert [post(running, "a", secret=secret).status for secret in (SECRET, other)] == [401, 200]
+        with pytest.raises(ValueError, match="is empty"):
+            running.rotate_secrets("statsig", [other, ""])
+        with pytest.raises(TypeError):
+            running.rotate_secrets("statsig", other)
+        with pytest.raises(KeyError):
+            running.rotate_secrets("statsig/eu", [other])
+        assert post(running, "a", secret=other).status == 200
+        assert other not in repr(running.configuration)
+    early = service(tmp_path / "early", {"mine": Keeper()})
+    early.rotate_secrets("statsig", [other])
+    with early:
+        assert [post(early, "a", secret=secret).status for secret in (SECRET, other)] == [401, 200]
+
+
+def test_only_a_running_service_takes_over_another_configuration(tmp_path: Path) -> None:
+    exporter = Keeper()
+    made = service(tmp_path, {"mine": Destination(exporter, sending_queue=SendingQueueSettings(enabled=False))})
+    with pytest.raises(RestartNeededError, match="has not started"):
+        made.reconfigure(made.configuration)
+    made.start()
+    assert made.reconfigure(made.configuration) == []
+    made.shutdown()
+    with pytest.raises(RestartNeededError, match="is shutting down"):
+        made.reconfigure(made.configuration)

@@ -1,5 +1,6 @@
 """What a service is built of, and what is wrong with it: the words of a configuration file, without a line."""
 
+import math
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def build(**arguments: Any) -> Service:
         ({"exporters": {"mine": Keeper}}, ["exporters::mine: is a class"]),
         ({"exporters": {"mine": object()}}, ["exporters::mine: is no exporter: object has no start()"]),
         ({"exporters": {"my own": Keeper()}}, [NO_TYPE]),
-        ({"exporters": {"mine": Destination(KEEPER, timeout=0)}}, ["exporters::mine::timeout: must be more than 0"]),
+        *(({"exporters": {"mine": Destination(KEEPER, timeout=seconds)}},
+           ["exporters::mine::timeout: must be more than 0, and no more than 292 years"])
+          for seconds in (0, math.nan, math.inf)),
         ({"exporters": {"otlp_grpc": Destination(GRPC, timeout=1)}},
          ["exporters::otlp_grpc::timeout: is a key of the exporter's own settings"]),
         ({"pipelines": {"logs": Pipeline(("statsig",), ("otlp_http",))}},

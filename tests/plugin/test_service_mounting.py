@@ -1,5 +1,6 @@
 """The durable path in somebody else's web application: a service without a server of its own."""
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from statsig_otel.plugin import DEFAULT_PATH, Service
 
-from .adapters import serve_werkzeug, serve_wsgiref
+from .adapters import serve_werkzeug, serve_wsgiref, wait_until
 from .http_client import Address, connect, exchange, read_response, serving
 from .services import Keeper, service, webhook
 from .test_mounting import serve_uvicorn
@@ -79,6 +80,26 @@ def test_before_its_start_a_mounted_service_refuses(tmp_path: Path) -> None:
         assert (answer.status, answer.headers["retry-after"]) == (503, "10")
         with running:
             assert exchange(address, webhook("a")).status == 200
+
+
+@pytest.mark.parametrize("kind", ["asgi", "wsgi"])
+def test_a_shutdown_in_another_thread_lets_a_request_finish(tmp_path: Path, kind: str) -> None:
+    """As on the service's own servers: a 503 may be the loss of the change."""
+    keeper = Keeper()
+    running = service(tmp_path, {"mine": keeper}, listen=False)
+    data, stopped = webhook("a"), []
+    server = serving(running.asgi_app()) if kind == "asgi" else serve_werkzeug(running.wsgi_app())
+    with server as address, running, connect(address) as connection:
+        connection.sendall(data[:-5])
+        assert exchange(address, webhook("b")).status == 200  # so the one before it is being read
+        stopping = threading.Thread(target=lambda: stopped.append(running.shutdown()))
+        stopping.start()
+        wait_until(lambda: exchange(address, webhook("c")).status == 503)
+        connection.sendall(data[-5:])
+        assert read_response(connection).status == 200
+        stopping.join()
+    assert stopped == [True]
+    assert keeper.names == ["b", "a"]
 
 
 def test_a_shutdown_in_another_thread_ends_the_wait_for_a_body(tmp_path: Path) -> None:
