@@ -30,10 +30,11 @@ _logger: Final = logging.getLogger(__name__)
 _IDLE: Final = 60.0
 """Seconds after which an idle sender looks by itself; normally it is woken."""
 
-_GATHERING: Final = 3.0
-"""For how many times the length of its last delivery a sender leaves what comes in meanwhile to gather."""
+_GATHERING: Final = 0.5
+"""For so many times the length of its last delivery, times its records, a sender leaves what comes in to gather: the
+denser a stream, the less does the delay matter, and the more does each delivery cost."""
 
-_LONGEST_GATHERING: Final = 0.02
+_LONGEST_GATHERING: Final = 0.05
 """Seconds for which it does so at most."""
 
 _LEFT_BEHIND: Final = 3.0
@@ -258,15 +259,15 @@ class Sender:
                 break
             buried += letters
         self._say_buried(buried)
-        self._let_gather(time.monotonic() - began)
+        self._let_gather(len(batch), time.monotonic() - began)
 
-    def _let_gather(self, took: float) -> None:
+    def _let_gather(self, records: int, took: float) -> None:
         """Leave a stream some time to become a batch: each costs the same, and whoever answers webhooks pays for it.
 
         What comes alone never waits, and neither does a full batch.
         """
         if not self._outage and not self._stopping and 0 < self._lane.waiting < self._settings.max_records:
-            time.sleep(min(took * _GATHERING, _LONGEST_GATHERING))
+            time.sleep(min(took * records * _GATHERING, _LONGEST_GATHERING))
 
     def _decide(self, run: Halving, segment: Sequence[Stored]) -> bool:
         """Send a segment and do what its outcome asks for; False where the rest of the batch has to wait."""

@@ -112,17 +112,17 @@ class StatsigReceiver:
         if self._closed:
             return shutting_down()
         request = self._intake.begin(req.scope["headers"], self._clock())
-        taking: asyncio.Future[Receipt] | None = None
+        taking: Future[Receipt] | None = None
         try:
             outcome = await self._finish(request, complete=await self._read(req, request))
             if isinstance(outcome, Answer):
                 return outcome
-            taking = self._wait_for(self._consumer.consume(outcome))
+            taking = self._consumer.consume(outcome)
             patience = self.patience
             try:
                 async with asyncio.timeout(patience):
-                    # Shielded: what was handed over is stored, also where nobody waits for the answer any more.
-                    return request.taken(await asyncio.shield(taking))
+                    # What was handed over is stored, also where nobody waits for the answer any more.
+                    return request.taken(await self._wait_for(taking))
             except RefusedError as error:
                 return request.refused(error)
             except TimeoutError:
@@ -133,7 +133,7 @@ class StatsigReceiver:
             if taking is None or taking.done():
                 request.close()
             else:  # the body is in memory for as long as the consumer has it
-                taking.add_done_callback(partial(_close, request))
+                taking.add_done_callback(lambda _: request.close())
 
     def _wait_for(self, answer: Future[Receipt]) -> "asyncio.Future[Receipt]":
         loop = asyncio.get_running_loop()
@@ -284,12 +284,6 @@ async def _handle_unexpected(
     params: dict[str, object],  # noqa: ARG001
 ) -> None:
     fill(resp, unexpected(error))
-
-
-def _close(request: intake.Request, taken: "asyncio.Future[Receipt]") -> None:
-    request.close()
-    if not taken.cancelled():
-        taken.exception()  # nobody else asks for it
 
 
 def _watch_disconnect(req: Request) -> asyncio.Event:
