@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -110,4 +111,66 @@ async def lifespan(app):
         yield
 
 app = Starlette(routes=[Mount("/", app=running.asgi_app())], lifespan=lifespan)
+"""
+
+
+@pytest.mark.slow
+def test_gunicorn_starts_a_service_in_its_worker_after_the_fork(tmp_path: Path) -> None:
+    """Made before it (`--preload`), started by `post_fork`, ended by `worker_exit`: what a 200 said is delivered."""
+    kept = tmp_path / "kept.jsonl"
+    (tmp_path / "program.py").write_text(
+        GUNICORN.format(root=str(ROOT), directory=str(tmp_path / "queue"), kept=str(kept))
+    )
+    (tmp_path / "gunicorn.conf.py").write_text(HOOKS)
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "--preload",
+        "--config",
+        str(tmp_path / "gunicorn.conf.py"),
+        "--workers",
+        "1",
+        "--threads",
+        "8",
+    ]
+    where = ["--bind", f"127.0.0.1:{port}", "--chdir", str(tmp_path), "program:app"]
+    with Process([*command, *where], environment()) as process:
+        process.wait_for(r"Booting worker")
+        with ThreadPoolExecutor(8) as clients:
+            answers = list(clients.map(lambda name: exchange(("127.0.0.1", port), webhook(name)), "abcdefgh"))
+        assert [answer.status for answer in answers] == [200] * 8
+        assert process.stop() == 0
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    bodies = [
+        record["body"]["stringValue"]
+        for line in lines
+        for resource in line["resourceLogs"]
+        for scope in resource["scopeLogs"]
+        for record in scope["logRecords"]
+    ]
+    assert sorted(bodies) == [f"{name} updated" for name in "abcdefgh"]
+
+
+GUNICORN = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {root!r})
+from statsig_otel.exporters import FileSettings
+from tests.plugin.services import service
+
+running = service(Path({directory!r}), {{"file": FileSettings(path=Path({kept!r}))}}, listen=False)
+app = running.wsgi_app()
+"""
+
+HOOKS = """
+def post_fork(server, worker):
+    import program
+    program.running.start()
+
+def worker_exit(server, worker):
+    import program
+    program.running.shutdown(10)
 """
