@@ -355,7 +355,8 @@ def test_certificates_that_were_renewed_count_after_a_reload(tmp_path: Path, *, 
                 with pytest.raises(urllib3.exceptions.SSLError):
                     send(first, service.url, 2)
                 assert send(second, service.url, 2) == 200
-                wait_until(lambda: uids(renewed.requests) == [uid(change(2))], "it is delivered")
+                # The first one too where its answer was lost with the old backend.
+                wait_until(lambda: uid(change(2)) in uids(renewed.requests), "it is delivered")
                 Path(key_file).write_text("no key")
                 service.process.send_signal(signal.SIGHUP)
                 refused = "receivers::statsig::tls: "
