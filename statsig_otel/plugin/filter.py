@@ -16,11 +16,26 @@ Block: TypeAlias = Mapping[str, Sequence[str]]
 """Patterns by the names in `FIELDS`."""
 
 _SEPARATORS: Final = re.compile(r"[\s_]")
+_SET_OR_SEPARATOR: Final = re.compile(r"\[(?P<not>!?+)(?P<set>.[^\]]*+)\]|[\s_]", re.DOTALL)
+"""A set of a pattern, by the rules of fnmatch; or what does not count outside of one."""
 
 
 def _spelling(text: str) -> str:
     """One spelling of `Dynamic Config`, `DynamicConfig` and `dynamic_config`, which Statsig all sends."""
     return _SEPARATORS.sub("", text.lower())
+
+
+def _spelled_pattern(pattern: str) -> str:
+    """A pattern for values in that spelling. A set of nothing but blanks and _ stands for one, which they have not."""
+
+    def spelled(match: re.Match[str]) -> str:
+        if match["set"] is None:
+            return ""
+        if _spelling(match["set"]):
+            return match[0]
+        return "?" if match["not"] else ""
+
+    return _SET_OR_SEPARATOR.sub(spelled, pattern.lower())
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +44,27 @@ class Field:
 
     Attributes:
         values: What a change has there.
-        spelled: Applied to patterns and values alike.
+        spelled: Applied to values.
+        spelled_pattern: Applied to patterns.
         excludes: Whether a change of several values is excluded for one of them (`any`), or for all only (`all`).
     """
 
     values: Callable[[ChangeEvent], tuple[str | None, ...]]
     spelled: Callable[[str], str] = str
+    spelled_pattern: Callable[[str], str] = str
     excludes: Callable[[Iterable[bool]], bool] = any
 
 
 FIELDS: Final[Mapping[str, Field]] = {
-    "types": Field(lambda event: (event.entity_type,), _spelling),
-    "actions": Field(lambda event: (event.action,), _spelling),
+    "types": Field(lambda event: (event.entity_type,), _spelling, _spelled_pattern),
+    "actions": Field(lambda event: (event.action,), _spelling, _spelled_pattern),
     # What development shares with production is a change of production, too.
-    "environments": Field(lambda event: event.environments, str.lower, all),
+    "environments": Field(lambda event: event.environments, str.lower, str.lower, all),
     "names": Field(lambda event: (event.name,)),
     "projects": Field(lambda event: (event.project_id, event.project_name)),
     "tags": Field(lambda event: event.tags),
     "target_apps": Field(lambda event: event.target_apps),
-    "actors": Field(lambda event: (event.user_id, event.user_name, event.user_email), str.lower),
+    "actors": Field(lambda event: (event.user_id, event.user_name, event.user_email), str.lower, str.lower),
 }
 """The fields that a block can have."""
 
@@ -57,7 +74,7 @@ class _Patterns:
 
     def __init__(self, field: Field, patterns: Iterable[str]) -> None:
         self._field = field
-        self._expressions = [re.compile(translate(field.spelled(pattern))) for pattern in patterns]
+        self._expressions = [re.compile(translate(field.spelled_pattern(pattern))) for pattern in patterns]
 
     def include(self, event: ChangeEvent) -> bool:
         return any(self._matches(event))

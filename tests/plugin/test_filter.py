@@ -103,6 +103,26 @@ def test_a_type_in_any_spelling(type_: str, pattern: str) -> None:
     assert includes({"types": [pattern]}, event(entity_type=type_))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "type_", "matches"),
+    [
+        ("feature[ _]gate", "Feature Gate", True),
+        ("feature[ _]gate", "feature_gate", True),
+        ("feature[ _]gate", "Feature Flag", False),
+        ("[!_]*", "Gate", True),
+        ("[!_]*", "", False),
+        ("[_!g]ate", "Gate", True),
+        ("[_!g]ate", "Late", False),
+        ("[!_g]ate", "Late", True),
+        ("[!_g]ate", "Gate", False),
+        ("[]_]ate", "]ate", True),
+        ("g[ ate", "g[ate", True),
+    ],
+)
+def test_a_set_with_what_does_not_count(pattern: str, type_: str, matches: bool) -> None:  # noqa: FBT001 - a parameter
+    assert includes({"types": [pattern]}, event(entity_type=type_)) is matches
+
+
 @pytest.mark.parametrize("field", [name for name in FIELDS if name not in {"types", "names"}])
 def test_what_is_absent_is_an_empty_text(field: str) -> None:
     assert includes({field: [""]}, MINIMAL)
