@@ -53,8 +53,10 @@ class Session:
             self._directory.mark(clean=False)
             self._directory.make_private()
         except BaseException:
-            self._writer.stop()
-            self._directory.release()
+            try:
+                self._writer.stop()
+            finally:
+                self._directory.release()
             raise
 
     def close(self, *, clean: bool = True) -> None:
@@ -63,9 +65,14 @@ class Session:
         Args:
             clean: Whether to write down that it was left in order.
         """
-        self._writer.stop()
+        try:
+            self._writer.stop()
+            self._mark(clean=clean)
+        finally:
+            self._directory.release()
+
+    def _mark(self, *, clean: bool) -> None:
         try:
             self._directory.mark(clean=clean)
         except OSError as error:
             _logger.warning("%s: can't write down that the queue was closed in order: %s", self._directory.path, error)
-        self._directory.release()

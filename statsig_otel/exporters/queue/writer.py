@@ -151,14 +151,16 @@ class Writer:
             OSError: The file can't be made.
             NewerSchemaError: It was written by a newer version.
             ForeignFileError: It is another program's.
+            RuntimeError: No thread can be started.
         """
         opened: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(opened,), name="queue writer", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, args=(opened,), name="queue writer", daemon=True)
+        thread.start()
+        self._thread = thread  # not before it runs: `stop` waits for its end
         try:
             opened.result()
         except BaseException:
-            self._thread.join()
+            thread.join()
             self._thread = None
             raise
         self._pid = os.getpid()
