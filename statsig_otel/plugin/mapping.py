@@ -82,7 +82,8 @@ METADATA: Final = "metadata."
 
 _FIELDS: Final = (*SHORT_NAMES, TIMESTAMP, *ATTRIBUTES, *SERVICE_FIELDS)
 
-_MAX_INT: Final = 2**63 - 1
+MAX_INT: Final = 2**63 - 1
+"""What an OTLP integer holds."""
 
 
 def parse_template(text: str) -> Template:
@@ -323,7 +324,7 @@ def _scalar(value: object) -> str | bool | int | float | None:
         return valid(value)
     if isinstance(value, bool | float):
         return value
-    if isinstance(value, int) and -_MAX_INT - 1 <= value <= _MAX_INT:
+    if isinstance(value, int) and -MAX_INT - 1 <= value <= MAX_INT:
         return value
     try:
         return valid(json.dumps(value, ensure_ascii=False, separators=(",", ":")))

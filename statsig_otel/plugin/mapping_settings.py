@@ -1,12 +1,13 @@
 """`mapping` of a receiver, as the configuration file has it."""
 
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from statsig_otel.config.model import Settings
 from statsig_otel.plugin.mapping import (
+    MAX_INT,
     Constant,
     Lookup,
     RecordMapping,
@@ -19,9 +20,6 @@ from statsig_otel.plugin.mapping import (
     parse_template,
 )
 from statsig_otel.plugin.template import Template
-
-_MAX_INT: Final = 2**63 - 1
-"""What an OTLP integer holds."""
 
 
 def _check_template(text: str) -> str:
@@ -46,7 +44,7 @@ def _check_pattern(pattern: str) -> str:
 
 def _check_integer(value: object) -> object:
     """Before all else, since a fraction could be made of it."""
-    if isinstance(value, int) and not -_MAX_INT - 1 <= value <= _MAX_INT:
+    if isinstance(value, int) and not -MAX_INT - 1 <= value <= MAX_INT:
         raise ValueError("is larger than the 64 bits of an attribute\nhint: write it as a text")
     return value
 

@@ -6,22 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from statsig_otel.config.model import Duration, Opaque, Settings, Size
 from statsig_otel.exporters.queue.plan import DEFAULT_WINDOW
 from statsig_otel.plugin.filter_settings import FilterSettings
 from statsig_otel.plugin.impacted_services_settings import ImpactedServicesSettings
 from statsig_otel.plugin.log_record import UserMode
+from statsig_otel.plugin.mapping import MAX_INT
 from statsig_otel.plugin.mapping_settings import MappingSettings
+from statsig_otel.plugin.needed_keys import check_fields
 from statsig_otel.plugin.webhook import DEFAULT_PATH
 
 _ENDPOINT: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
 _PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
 _MAX_PORT: Final = 65535
-
-_MAX_INT: Final = 2**63 - 1
-"""What an OTLP integer holds."""
 
 _SET_UP: Final = "write signing_secrets: [] to set the webhook up before there is a secret"
 _RELOAD: Final = "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)"
@@ -78,12 +77,30 @@ class ServerTlsSettings(Settings):
         "key_file": "name the file of the certificate's private key",
     }
 
-    cert_file: Path = Field(description="The certificate chain, PEM.", examples=["/etc/statsig-otel/tls.crt"])
-    key_file: Path = Field(description="Its private key, PEM, unencrypted.", examples=["/etc/statsig-otel/tls.key"])
+    cert_file: Path = Field(
+        description="The certificate chain, PEM.",
+        examples=["/etc/statsig-otel/tls.crt"],
+        json_schema_extra={"minLength": 1},
+    )
+    key_file: Path = Field(
+        description="Its private key, PEM, unencrypted.",
+        examples=["/etc/statsig-otel/tls.key"],
+        json_schema_extra={"minLength": 1},
+    )
     client_ca_file: Path | None = Field(
-        default=None, description="Clients must present a certificate that one of these authorities has signed."
+        default=None,
+        description="Clients must present a certificate that one of these authorities has signed.",
+        json_schema_extra={"minLength": 1},
     )
     min_version: Literal["1.2", "1.3"] = Field(default="1.2", description="The oldest TLS version that is accepted.")
+
+    @field_validator("cert_file", "key_file", "client_ca_file", mode="before")
+    @classmethod
+    def _name_one(cls, value: object, info: ValidationInfo) -> object:
+        if value == "":  # as a path it would be the working directory
+            hint = cls.needed.get(info.field_name or "", "name the file of the authorities of clients, or leave it out")
+            raise ValueError(f"is empty\nhint: {hint}")
+        return value
 
 
 class DeduplicationSettings(Settings):
@@ -218,7 +235,7 @@ class StatsigReceiverSettings(Settings):
             for element in value if isinstance(value, list) else [value]:
                 if isinstance(element, float) and not math.isfinite(element):
                     raise ValueError(f"{key} is no finite number\nhint: write it as a text")
-                if isinstance(element, int) and not -_MAX_INT - 1 <= element <= _MAX_INT:
+                if isinstance(element, int) and not -MAX_INT - 1 <= element <= MAX_INT:
                     raise ValueError(f"{key} is larger than the 64 bits of an attribute\nhint: write it as a text")
         return resource
 
@@ -236,6 +253,13 @@ class StatsigReceiverSettings(Settings):
             raise ValueError("hash_key is used with user: hash only")
         if self.user != "full" and self.include_original:
             raise ValueError(f"include_original: true would show the users that user: {self.user} hides")
+        return self
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> "StatsigReceiverSettings":
+        check_fields(
+            self.mapping, self.impacted_services, details=self.include_change_details, original=self.include_original
+        )
         return self
 
     @property
