@@ -91,6 +91,7 @@ MAY_LOAD = {
         FALCON: "StatsigReceiver StatsigWsgiReceiver create_app create_wsgi_app",
         "uvicorn click httptools pydantic": "HttpServer ServerTls",
         f"{FALCON} pydantic ruamel uvicorn click httptools": "Destination Service",
+        f"{RECORD_MODEL} opentelemetry.metrics msgspec ruamel": "RestartNeededError",
     },
 }
 """For each public name the packages that its import may load. What is not here is not looked at."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.assembly import Destination as Destination
     from statsig_otel.plugin.change_event import ChangeEvent as ChangeEvent
     from statsig_otel.plugin.change_event import InvalidItemError as InvalidItemError
+    from statsig_otel.plugin.delivery import RestartNeededError as RestartNeededError
     from statsig_otel.plugin.delivery_settings import BatchSettings as BatchSettings
     from statsig_otel.plugin.delivery_settings import RetryOnFailureSettings as RetryOnFailureSettings
     from statsig_otel.plugin.delivery_settings import SendingQueueSettings as SendingQueueSettings
@@ -87,6 +88,7 @@ else:  # a checker would take whatever name for one that there is
             "Payload": "webhook",
             "Remapping": "log_record",
             "Request": "intake",
+            "RestartNeededError": "delivery",
             "RetryOnFailureSettings": "delivery_settings",
             "SIGNATURE_HEADER": "webhook",
             "SendingQueueSettings": "delivery_settings",

@@ -10,15 +10,16 @@ from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import Configuration, Pipeline, examine
 from statsig_otel.config.model import Settings
 from statsig_otel.config.source import Document
+from statsig_otel.config.validation import validate
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.plugin.components import COMPONENTS
 from statsig_otel.plugin.delivery_settings import RetryOnFailureSettings, SendingQueueSettings
 from statsig_otel.plugin.endpoints import SERVER_KEYS
-from statsig_otel.plugin.own_exporter import DEFAULT_TIMEOUT, OwnExporterSettings
+from statsig_otel.plugin.log_record import AttributeValue
+from statsig_otel.plugin.own_exporter import DEFAULT_TIMEOUT, OwnExporterSettings, fault_of
 from statsig_otel.plugin.queue_configuration import queued_exporters
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 
-_METHODS: Final = ("start", "send", "shutdown")
 _STORAGE: Final = "file_storage"
 
 
@@ -29,7 +30,8 @@ class Destination:
     Args:
         exporter: The settings of an exporter, or an exporter of your own.
         sending_queue: The queue before it; on disk by default. With `enabled=False` the webhook waits for the exporter.
-        retry_on_failure: The waits after a passing fault; by default nothing is ever given up.
+        retry_on_failure: The waits after a passing fault; by default nothing is ever given up. Either may be a mapping
+            as a file has it, with its units.
         timeout: Seconds for one `send` of an exporter of your own, 30 by default. Settings have their own key for it.
 
     Example:
@@ -41,8 +43,8 @@ class Destination:
     """
 
     exporter: Settings | Exporter
-    sending_queue: SendingQueueSettings | None = None
-    retry_on_failure: RetryOnFailureSettings | None = None
+    sending_queue: SendingQueueSettings | Mapping[str, object] | None = None
+    retry_on_failure: RetryOnFailureSettings | Mapping[str, object] | None = None
     timeout: float | None = None
 
 
@@ -52,12 +54,18 @@ Receivers: TypeAlias = Mapping[str, StatsigReceiverSettings | Mapping[str, objec
 Exporters: TypeAlias = Mapping[str, Destination | Settings | Exporter | Mapping[str, object]]
 """Exporters by id: settings, with a `Destination` around them or not; an exporter; or what a file would say of one."""
 
+Pipelines: TypeAlias = Mapping[str, Pipeline | Mapping[str, object]]
+"""Pipelines by id, or what a file would say of them."""
+
+_NOWHERE: Final = Document({}, places={})
+
 
 def assemble(
     *,
     receivers: Receivers,
     exporters: Exporters,
-    pipelines: Mapping[str, Pipeline] | None,
+    pipelines: Pipelines | None,
+    resource: Mapping[str, AttributeValue] | None,
     directory: Path | str | None,
     min_free_bytes: int,
     listen: bool,
@@ -67,16 +75,22 @@ def assemble(
     Raises:
         ConfigError: All that is wrong, each with its `::` path.
     """
-    problems = [*_unfit(exporters), *([] if listen else _unused_keys(receivers))]
-    every = {"logs": Pipeline(tuple(receivers), tuple(exporters))}
+    arguments = {"receivers": receivers, "exporters": exporters, "pipelines": pipelines, "resource": resource}
+    misshapen = list(_misshapen(arguments))
+    if misshapen:
+        raise ConfigError(misshapen)
+    problems = [*_unfit(exporters), *_unfit_resource(resource or {}), *([] if listen else _unused_keys(receivers))]
+    every: Pipelines = {"logs": Pipeline(tuple(receivers), tuple(exporters))}
     values: dict[str, object] = {
         "receivers": dict(receivers),
-        "exporters": {name: _settings(name, one) for name, one in exporters.items()},
+        "exporters": {name: _settings(name, one, problems) for name, one in exporters.items()},
         "extensions": {_STORAGE: {"directory": directory, "min_free_bytes": min_free_bytes}} if directory else {},
         "service": {
             "extensions": [_STORAGE] if directory else [],
             "pipelines": {
                 name: {"receivers": list(one.receivers), "exporters": list(one.exporters)}
+                if isinstance(one, Pipeline)
+                else one
                 for name, one in (every if pipelines is None else pipelines).items()
             },
         },
@@ -125,8 +139,14 @@ def _exporter_of(given: object) -> Any | None:
     return None if exporter is None or isinstance(exporter, Settings | Mapping) else exporter
 
 
-def _settings(name: str, given: object) -> object:
-    """What a file has in its place: settings with the queue's keys; all else as it is, for the check."""
+def _settings(name: str, given: object, problems: list[Problem]) -> object:
+    """What a file has in its place: settings with the queue's keys; all else as it is, for the check.
+
+    Args:
+        name: The exporter's id.
+        given: What is given for it.
+        problems: Where to add what is wrong with the queue's keys of a destination.
+    """
     destination = given if isinstance(given, Destination) else None
     own = _exporter_of(given)
     settings: object = destination.exporter if destination else given
@@ -136,10 +156,30 @@ def _settings(name: str, given: object) -> object:
     model = COMPONENTS.exporters.get(COMPONENTS.type_of(name))
     if isinstance(settings, Settings) and model is not None:
         settings = _queued(settings, model)
-    if destination is None or not isinstance(settings, Settings):
+    if destination is None:
         return settings
-    keys = {"sending_queue": destination.sending_queue, "retry_on_failure": destination.retry_on_failure}
-    return settings.model_copy(update={key: value for key, value in keys.items() if value is not None})
+    keys = dict(_keys(("exporters", name), destination, problems))
+    if isinstance(settings, Settings):
+        return settings.model_copy(update=keys)
+    return {**settings, **keys} if isinstance(settings, Mapping) else settings
+
+
+def _keys(path: tuple[str, ...], destination: Destination, problems: list[Problem]) -> Iterable[tuple[str, Settings]]:
+    """The queue's keys that a destination has."""
+    models: dict[str, type[Settings]] = {
+        "sending_queue": SendingQueueSettings, "retry_on_failure": RetryOnFailureSettings
+    }  # fmt: skip
+    for key, model in models.items():
+        value: object = getattr(destination, key)
+        if isinstance(value, model):
+            yield key, value
+        elif isinstance(value, Mapping):
+            settings, found = validate(model, value, (*path, key), _NOWHERE)
+            problems += found
+            if settings is not None:
+                yield key, settings
+        elif value is not None:
+            problems.append(Problem((*path, key), "must be a mapping", f"give {model.__name__}, or a mapping"))
 
 
 def _is_timeout(seconds: float | None) -> TypeGuard[float]:
@@ -153,6 +193,28 @@ def _queued(settings: Settings, model: type[Settings]) -> Settings:
         return settings
     values: dict[str, Any] = {key: getattr(settings, key) for key in type(settings).model_fields}
     return model.model_construct(settings.model_fields_set, **values)
+
+
+def _misshapen(arguments: Mapping[str, object]) -> Iterable[Problem]:
+    """What is no mapping with texts as its keys, and so can't be looked at any further."""
+    for name, given in arguments.items():
+        path = ("service", "pipelines") if name == "pipelines" else (name,)
+        if given is not None and not isinstance(given, Mapping):
+            yield Problem(path, "must be a mapping")
+        for key in given if isinstance(given, Mapping) else ():
+            if not isinstance(key, str):
+                yield Problem((*path, str(key)), "must have a text as its key")
+        if name == "receivers" and isinstance(given, Mapping):
+            for key, value in given.items():
+                if not isinstance(value, Settings | Mapping):
+                    yield Problem((*path, str(key)), "must be a mapping", "give StatsigReceiverSettings, or a mapping")
+
+
+def _unfit_resource(resource: Mapping[str, object]) -> Iterable[Problem]:
+    """What the resource of a receiver can't have either."""
+    values = {"signing_secrets": [], "resource": dict(resource)}
+    _, problems = validate(StatsigReceiverSettings, values, (), _NOWHERE)
+    return problems
 
 
 def _unfit(exporters: Exporters) -> Iterable[Problem]:
@@ -171,9 +233,11 @@ def _unfit(exporters: Exporters) -> Iterable[Problem]:
         timeout = given.timeout if isinstance(given, Destination) else None
         if timeout is not None and not _is_timeout(timeout):
             yield Problem(("exporters", name, "timeout"), "must be more than 0, and no more than 292 years")
-        missing = [method for method in _METHODS if not callable(getattr(own, method, None))]
-        if missing or isinstance(own, type):
-            message = f"is no exporter: {type(own).__name__} has no {missing[0]}()" if missing else "is a class"
+        fault = fault_of(own)
+        if isinstance(own, type):
+            yield Problem(("exporters", name), "is a class", "give an object of it")
+        elif fault is not None:
+            message = f"is no exporter: {type(own).__name__} {fault}"
             yield Problem(("exporters", name), message, "give settings, or an object that has start, send and shutdown")
         elif first.setdefault(id(own), name) != name:
             message = f"is the same object as exporters::{first[id(own)]}"

@@ -49,7 +49,22 @@ _GRACE: Final = 3.0
 
 
 class RestartNeededError(Exception):
-    """A change of the configuration that a running service can't take over; the message is its place and why."""
+    """A change of the configuration that a running service can't take over; the message is its place and why.
+
+    Example:
+        >>> from statsig_otel.exporters import DebugSettings
+        >>> from statsig_otel.plugin import RestartNeededError, Service, StatsigReceiverSettings
+        >>> service = Service(
+        ...     receivers={"statsig": StatsigReceiverSettings(signing_secrets=["webhook-..."])},
+        ...     exporters={"debug": DebugSettings()},
+        ...     directory="statsig-queue",
+        ... )
+        >>> try:
+        ...     service.reconfigure(service.configuration)
+        ... except RestartNeededError as error:
+        ...     print(error)
+        the service has not started
+    """
 
 
 class Delivery:

@@ -19,13 +19,12 @@ from statsig_otel.config.model import Opaque, Settings
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.exporter_type import ExporterType
 from statsig_otel.plugin.delivery_settings import DeliveryKeys
+from statsig_otel.plugin.own_exporter import fault_of
 
 _logger: Final = logging.getLogger(__name__)
 
 GROUP: Final = "statsig_otel.exporters"
 """The group of the entry points."""
-
-_METHODS: Final = ("start", "send", "shutdown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +176,9 @@ class ExporterTypes(Mapping[str, type[Settings]]):
             said = str(error) if isinstance(error, ValueError) else _said(error)
             reason = _without(_secrets(settings), f"{kind.origin} can't make an exporter of this: {_one_line(said)}")
             raise ConfigError([Problem(("exporters", id_), reason)]) from None
-        missing = [name for name in _METHODS if not callable(getattr(exporter, name, None))]
-        if missing:
-            reason = f"{kind.origin} made no exporter but a {type(exporter).__name__}, which has no {missing[0]}()"
+        fault = fault_of(exporter)
+        if fault is not None:
+            reason = f"{kind.origin} made no exporter but a {type(exporter).__name__}, which {fault}"
             raise ConfigError([Problem(("exporters", id_), reason)])
         return exporter
 

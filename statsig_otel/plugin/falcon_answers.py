@@ -51,6 +51,16 @@ def unexpected(error: Exception) -> Answer:
     return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected", retry_after=10)
 
 
+def handle_unexpected(
+    req: Request,  # noqa: ARG001 - Falcon's signature
+    resp: Response,
+    error: Exception,
+    params: dict[str, object],  # noqa: ARG001
+) -> None:
+    """Falcon's handler of all errors that are not its own."""
+    fill(resp, unexpected(error))
+
+
 def serialize_error(req: Request, resp: Response, error: HTTPError) -> None:  # noqa: ARG001 - Falcon's signature
     """Falcon's own errors, a wrong path above all, in the same form as ours."""
     resp.media = refusal(HTTPStatus(error.status_code), "framework").body

@@ -18,11 +18,11 @@ from statsig_otel.plugin import intake
 from statsig_otel.plugin.asgi import AsgiApp, Message, Receive, Send
 from statsig_otel.plugin.falcon_answers import (
     fill,
+    handle_unexpected,
     serialize_error,
     shutting_down,
     slow_body,
     slow_consumer,
-    unexpected,
     wrong_method,
 )
 from statsig_otel.plugin.intake import Answer, AnsweredError, Intake
@@ -277,13 +277,8 @@ def _below(root: str, path: str) -> str:
     return path[len(root) :]
 
 
-async def _handle_unexpected(
-    req: Request,  # noqa: ARG001 - Falcon's signature
-    resp: Response,
-    error: Exception,
-    params: dict[str, object],  # noqa: ARG001
-) -> None:
-    fill(resp, unexpected(error))
+async def _handle_unexpected(req: Request, resp: Response, error: Exception, params: dict[str, object]) -> None:
+    handle_unexpected(req, resp, error, params)
 
 
 def _watch_disconnect(req: Request) -> asyncio.Event:

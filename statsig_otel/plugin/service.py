@@ -13,13 +13,13 @@ from typing import Final, Self
 from wsgiref.types import WSGIApplication
 
 from statsig_otel.config.errors import ConfigError, Problem
-from statsig_otel.config.grammar import Configuration, Pipeline
+from statsig_otel.config.grammar import Configuration
 from statsig_otel.config.model import Opaque
 from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.exporters.queue.control import ControlServer, Handler
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
-from statsig_otel.plugin.assembly import Exporters, Receivers, assemble
+from statsig_otel.plugin.assembly import Exporters, Pipelines, Receivers, assemble
 from statsig_otel.plugin.delivery import Delivery, RestartNeededError
 from statsig_otel.plugin.delivery_settings import unused_keys
 from statsig_otel.plugin.door import Door
@@ -89,7 +89,7 @@ class Service:
         exporters: The exporters, by id: `otlp_grpc`, `otlp_http/NAME`, ... Settings; an exporter of your own, with an
             id of its own such as `mine`; a `Destination` around either, which says how it is fed; or a mapping as a
             file has it.
-        pipelines: Which receivers feed which exporters; by default all feed all.
+        pipelines: Which receivers feed which exporters, or a mapping as a file has it; by default all feed all.
         directory: The queue's directory, which this service has for itself. Made where it is missing; a relative one is
             below the working directory of now. Required unless every exporter is without a queue.
         min_free_bytes: Webhooks are refused while the directory's disk has less.
@@ -118,7 +118,7 @@ class Service:
         *,
         receivers: Receivers,
         exporters: Exporters,
-        pipelines: Mapping[str, Pipeline] | None = None,
+        pipelines: Pipelines | None = None,
         directory: Path | str | None = None,
         min_free_bytes: int = DEFAULT_MIN_FREE,
         resource: Mapping[str, AttributeValue] | None = None,
@@ -129,6 +129,7 @@ class Service:
             receivers=receivers,
             exporters=exporters,
             pipelines=pipelines,
+            resource=resource,
             directory=directory,
             min_free_bytes=min_free_bytes,
             listen=listen,
@@ -264,7 +265,10 @@ class Service:
         return self._servers.ended
 
     def offer(self, command: str, handler: Handler) -> None:
-        """Answer one more command at the control socket, where there is one; `handler` is told what it is asked."""
+        """Answer one more command at the control socket, where there is one; `handler` is told what it is asked.
+
+        It may shut the service down.
+        """
         self._commands[command] = handler
         self._renew_handlers()
 
@@ -478,6 +482,8 @@ class Service:
 
     def _stop(self, timeout: float, drain: float) -> "Future[bool]":
         """Begin to shut down; the first one's times count."""
+        if self._control is not None:
+            self._control.let_go()  # a command that asks for it would wait for itself
         if not self._until:
             self._until, self._drain = time.monotonic() + timeout, drain
         stopped = self._lifecycle.stop()
@@ -502,7 +508,7 @@ class Service:
         for intake in self._intakes.values():  # those of an application that the receivers are mounted in
             intake.wait_until_idle(max(drained - time.monotonic(), 0.0))
         if self._control is not None:
-            self._control.shutdown()  # before the queue, which its handlers wait for
+            self._control.shutdown(self._left() / 2 + _CLOSING)  # before the queue, which its handlers wait for
         is_alone = self._reconfiguring.acquire(timeout=self._left() + _CLOSING)
         try:
             return self._delivery.shutdown(min(self._drain, self._left()), grace=grace) and is_alone

@@ -18,11 +18,11 @@ from statsig_otel.exporters.consumer import Consumer, Receipt, RefusedError
 from statsig_otel.plugin import intake
 from statsig_otel.plugin.falcon_answers import (
     fill,
+    handle_unexpected,
     serialize_error,
     shutting_down,
     slow_body,
     slow_consumer,
-    unexpected,
     wrong_method,
 )
 from statsig_otel.plugin.intake import Answer, AnsweredError, Intake
@@ -150,7 +150,7 @@ def create_wsgi_app(receivers: Mapping[str, StatsigWsgiReceiver]) -> WSGIApplica
     """
     app = App()
     app.set_error_serializer(serialize_error)
-    app.add_error_handler(Exception, _handle_unexpected)
+    app.add_error_handler(Exception, handle_unexpected)
     for path, receiver in receivers.items():
         app.add_route(path, receiver)
 
@@ -162,15 +162,6 @@ def create_wsgi_app(receivers: Mapping[str, StatsigWsgiReceiver]) -> WSGIApplica
         return body
 
     return serve
-
-
-def _handle_unexpected(
-    req: Request,  # noqa: ARG001 - Falcon's signature
-    resp: Response,
-    error: Exception,
-    params: dict[str, object],  # noqa: ARG001
-) -> None:
-    fill(resp, unexpected(error))
 
 
 def _headers(environ: WSGIEnvironment) -> Iterator[tuple[bytes, bytes]]:

@@ -22,8 +22,9 @@ from statsig_otel.exporters import (
     Outcome,
     RefusedError,
 )
-from statsig_otel.plugin import Destination, SendingQueueSettings, Service
-from statsig_otel.plugin.delivery import RestartNeededError
+from statsig_otel.exporters.queue.control import call
+from statsig_otel.exporters.queue.directory import CONTROL
+from statsig_otel.plugin import Destination, RestartNeededError, SendingQueueSettings, Service
 from tests.peers.otlp_servers import GrpcSink
 
 from .adapters import wait_until
@@ -305,6 +306,20 @@ def test_an_exporter_may_shut_its_service_down(tmp_path: Path) -> None:
     running.ended.result(LIMIT)
     running.shutdown(LIMIT)
     assert answers == [False]
+
+
+@pytest.mark.parametrize("listen", [True, False])
+def test_a_command_may_shut_its_service_down(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    listen: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    running = service(tmp_path, {"mine": Keeper()}, listen=listen)
+    running.offer("end", lambda _: running.shutdown(LIMIT))
+    running.start()
+    assert call(tmp_path / CONTROL, "end") is True
+    assert not (tmp_path / CONTROL).exists()
+    assert "left behind" not in caplog.text  # it has not waited for itself
 
 
 def test_a_shutdown_ends_a_send_and_the_record_comes_after_the_next_start(tmp_path: Path) -> None:

@@ -24,6 +24,17 @@ RECEIVER = StatsigReceiverSettings(signing_secrets=[Opaque(SECRET)])
 OTHER = StatsigReceiverSettings(signing_secrets=[], path="/other", max_connections=5)
 GRPC = OtlpGrpcSettings(endpoint="localhost:4317", tls=GrpcTlsSettings(insecure=True))
 KEEPER = Keeper()
+WRONG: Any = False
+
+
+class AsyncKeeper:
+    def start(self) -> None: ...
+
+    async def send(self, payload: bytes, count: int, timeout: float) -> None: ...  # noqa: ASYNC109 - the protocol's
+
+    def shutdown(self) -> None: ...
+
+
 DIFFERS = (
     "receivers::statsig/b::max_connections: differs from receivers::statsig::max_connections, "
     "which listens on the same endpoint"
@@ -70,6 +81,25 @@ def build(**arguments: Any) -> Service:
         ({"exporters": {"otlp_grpc": GRPC, "otlp_grpc/b": GRPC},
           "pipelines": {"logs": Pipeline(("statsig",), ("otlp_grpc",))}},
          ["exporters::otlp_grpc/b: is not used by any pipeline"]),
+        ({"receivers": {1: RECEIVER}}, ["receivers::1: must have a text as its key"]),
+        ({"receivers": [RECEIVER]}, ["receivers: must be a mapping"]),
+        ({"receivers": {"statsig": 5}}, ["receivers::statsig: must be a mapping"]),
+        ({"exporters": {1: GRPC}}, ["exporters::1: must have a text as its key"]),
+        ({"pipelines": {1: Pipeline(("statsig",), ("otlp_grpc",))}},
+         ["service::pipelines::1: must have a text as its key"]),
+        ({"pipelines": {"logs": {"receivers": ["statsig"], "exporter": ["otlp_grpc"]}}},
+         ["service::pipelines::logs::exporter: unknown key"]),
+        ({"pipelines": {"logs": 5}}, ["service::pipelines::logs: must be a mapping"]),
+        ({"exporters": {"otlp_grpc": Destination(GRPC, sending_queue={"enable": False})}},
+         ["exporters::otlp_grpc::sending_queue::enable: unknown key"]),
+        ({"exporters": {"mine": Destination(KEEPER, retry_on_failure={"max_interval": 5})}},
+         ["exporters::mine::retry_on_failure::max_interval: a duration needs a unit, such as 5s or 5ms"]),
+        ({"exporters": {"mine": Destination(KEEPER, sending_queue=WRONG)}},
+         ["exporters::mine::sending_queue: must be a mapping"]),
+        ({"resource": {"a": None, "b": "x"}}, ["resource::a: has no value"]),
+        ({"resource": {1: "a"}}, ["resource::1: must have a text as its key"]),
+        ({"exporters": {"mine": AsyncKeeper()}},
+         ["exporters::mine: is no exporter: AsyncKeeper has an async send(), and it is called in a thread"]),
         ({"directory": None}, ["directory: is required: what waits for otlp_grpc is kept there"]),
         ({"directory": ""}, ["directory: is required: what waits for otlp_grpc is kept there"]),
         ({"min_free_bytes": -1}, ["min_free_bytes: must not be negative"]),
@@ -132,6 +162,18 @@ def test_settings_and_what_a_file_would_say_are_the_same() -> None:
     )
     assert built.configuration == written.configuration
     assert built.unused_keys() == written.unused_keys() == []
+
+
+def test_a_mapping_does_where_a_file_has_one() -> None:
+    built = build(
+        exporters={"otlp_grpc": Destination(GRPC, DIRECT, RetryOnFailureSettings(max_interval=60))},
+        pipelines={"logs": Pipeline(("statsig",), ("otlp_grpc",))},
+    )
+    written = build(
+        exporters={"otlp_grpc": Destination(GRPC, {"enabled": False}, {"max_interval": "1m"})},
+        pipelines={"logs": {"receivers": ["statsig"], "exporters": ["otlp_grpc"]}},
+    )
+    assert built.configuration == written.configuration
 
 
 def test_pipelines_say_whose_changes_are_for_whom(tmp_path: Path) -> None:

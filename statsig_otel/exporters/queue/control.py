@@ -76,22 +76,41 @@ class ControlServer:
         self._stop: socket.socket | None = None  # its other end wakes the thread when this one is shut down
         self._stopped = threading.Event()
         self._pid = 0
+        self._finished = threading.Event()  # nothing is to be waited for any more
 
     def start(self) -> None:
         """Listen, and answer from now on.
 
         Raises:
             OSError: The socket can't be made.
+            RuntimeError: No thread can be started.
         """
         listener = _listen(self._path)
-        self._stop, woken = socket.socketpair()
+        stop, woken = socket.socketpair()
         self._stopped.clear()
-        self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, args=(listener, woken), name="control", daemon=True)
-        self._thread.start()
+        self._finished.clear()
+        thread = threading.Thread(target=self._run, args=(listener, woken), name="control", daemon=True)
+        self._stop, self._thread, self._pid = stop, thread, os.getpid()  # a command may ask for the end at once
+        try:
+            thread.start()
+        except BaseException:
+            self._stop = self._thread = None
+            self._path.unlink(missing_ok=True)
+            for one in (listener, stop, woken):
+                one.close()
+            raise
 
-    def shutdown(self) -> None:
-        """Finish the command that is being carried out, and remove the socket. Safe to call twice."""
+    def let_go(self) -> None:
+        """Say, in a command, that it waits for the server's end: the end does not wait for it. No-op elsewhere."""
+        if threading.current_thread() is self._thread:
+            self._finished.set()
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Finish the command that is being carried out, and remove the socket. Safe to call twice, and in a command.
+
+        Args:
+            timeout: Seconds for that command; one that takes longer goes on without being waited for. None for all.
+        """
         stop, self._stop = self._stop, None
         if stop is None or self._pid != os.getpid():
             return  # never started; or a forked child, which owns nothing
@@ -99,10 +118,17 @@ class ControlServer:
         self._stopped.set()
         stop.shutdown(socket.SHUT_RDWR)  # to close it would wake nobody as long as a forked child has a copy
         stop.close()
-        if self._thread is not None:
-            self._thread.join()
+        self.let_go()
+        if not self._finished.wait(timeout):
+            _logger.warning("A command takes longer than the shutdown can wait; it is left behind")
 
     def _run(self, listener: socket.socket, woken: socket.socket) -> None:
+        try:
+            self._serve(listener, woken)
+        finally:
+            self._finished.set()
+
+    def _serve(self, listener: socket.socket, woken: socket.socket) -> None:
         clients: dict[socket.socket, _Client] = {}
         with selectors.DefaultSelector() as selector, listener, woken:
             selector.register(listener, selectors.EVENT_READ)

@@ -243,6 +243,67 @@ def test_the_end_waits_for_no_client(tmp_path: Path) -> None:
         assert client.recv(1) == b""
 
 
+def test_a_command_may_end_the_server_and_is_answered(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    handlers: dict[str, Callable[[dict[str, Any]], Any]] = {}
+    server = ControlServer(path, handlers)
+
+    def end(arguments: dict[str, Any]) -> Any:
+        server.shutdown()
+        return "ended"
+
+    def end_elsewhere(arguments: dict[str, Any]) -> Any:
+        server.let_go()
+        ending = threading.Thread(target=server.shutdown)
+        ending.start()
+        ending.join(WAIT)
+        return not ending.is_alive()
+
+    handlers |= {"end": end, "end elsewhere": end_elsewhere}
+    for command, answer in (("end", "ended"), ("end elsewhere", True)):
+        server.start()
+        assert call(path, command) == answer
+        assert not path.exists()
+
+
+def test_the_end_waits_for_a_command_but_not_for_ever(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    carried_out, go_on, finished = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(arguments: dict[str, Any]) -> Any:
+        carried_out.set()
+        go_on.wait(WAIT)
+        finished.set()
+
+    server = ControlServer(tmp_path / "control.sock", {"hold": hold})
+    server.start()
+    calling = threading.Thread(target=call, args=(tmp_path / "control.sock", "hold"))
+    calling.start()
+    assert carried_out.wait(WAIT)
+    server.shutdown(0.0)
+    assert not finished.is_set()
+    assert "left behind" in caplog.text
+    go_on.set()
+    calling.join(WAIT)
+    assert finished.is_set()
+
+
+def test_where_no_thread_starts_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ControlServer(tmp_path / "control.sock", HANDLERS)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="no thread"):
+            server.start()
+    server.shutdown()
+    assert list(tmp_path.iterdir()) == []
+    server.start()
+    assert call(tmp_path / "control.sock", "echo") == {}
+    server.shutdown()
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("no thread can be started")
+
+
 def test_a_service_that_ends_without_an_answer_is_said(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     with socket.socket(socket.AF_UNIX) as listener:
