@@ -48,6 +48,9 @@ _BYTES: Final = {
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
 }  # fmt: skip
 
+_MOST_BYTES: Final = 2**63 - 1
+_TOO_LARGE: Final = "is 8 EiB or more (2^63 bytes), which no size can be"
+
 AS_WRITTEN: Final = object()
 """The context of a validation whose values somebody wrote in a file, where a unit is asked for."""
 
@@ -303,11 +306,17 @@ def parse_size(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
             raise ValueError("must not be negative")
-        return value
+        return _bounded(value)
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f"{_NO_SIZE}{_size_hint(value)}")
-    return int(match[1]) * _BYTES[(match[2] or "").lower()]
+    return _bounded(int(match[1]) * _BYTES[(match[2] or "").lower()])
+
+
+def _bounded(size: int) -> int:
+    if size > _MOST_BYTES:
+        raise ValueError(_TOO_LARGE)
+    return size
 
 
 def format_duration(seconds: float) -> str:
@@ -352,6 +361,7 @@ _SIZE_SCHEMA: Final = {
     "type": ["string", "integer"],
     "pattern": r"^[0-9]{1,18}( ?([KkMmGgTt][Ii]?)?[Bb])?$|\$\{",
     "minimum": 0,
+    "maximum": _MOST_BYTES,
 }
 
 Duration = Annotated[

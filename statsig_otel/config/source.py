@@ -4,6 +4,7 @@ A plain scalar that YAML reads as a number or a boolean keeps its text as writte
 can still be the text `007` where a text is wanted: which of the two is meant, only the component's model knows.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -11,11 +12,15 @@ from typing import Final
 
 from statsig_otel.config import yaml_tree
 from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
-from statsig_otel.config.substitution import Substitution, Template
+from statsig_otel.config.substitution import Substitution, Template, read_regular
 from statsig_otel.config.yaml_tree import MAX_DEPTH, MAX_VALUES, Fault, Node, Scalar, Sequence, TreeError
 
 MAX_FILE: Final = 1 << 20
 """Bytes of a configuration file at most."""
+
+
+_OPENED: Final = re.compile(r"/dev/stdin|(?:/dev|/proc/self)/fd/[0-9]+")
+"""Descriptors of this process, by their names."""
 
 
 class Unknown:
@@ -131,14 +136,24 @@ def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
         {'receivers': {'statsig': None}}
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
+        data = _read(path)
     except OSError as error:
         hint = "name a file, such as config.yaml within it" if isinstance(error, IsADirectoryError) else None
         raise ConfigError([Problem((), f"the file can't be read: {error.strerror}", hint, str(path))]) from None
     except ValueError:  # a NUL, or a surrogate
         raise ConfigError([Problem((), f"{quoted(str(path))} is no path that a file can have")]) from None
     return parse(data, file=str(path), directory=path.parent, environ=environ)
+
+
+def _read(path: FilePath) -> bytes:
+    """The file's bytes, one more than allowed at most.
+
+    A pipe with a name could keep a reload waiting for ever. What a shell has opened for us, such as `<(...)`, is read.
+    """
+    if not _OPENED.fullmatch(str(path)):
+        return read_regular(path, MAX_FILE)
+    with path.open("rb") as file:
+        return file.read(MAX_FILE + 1)
 
 
 def parse(data: bytes, *, file: str, directory: FilePath, environ: Mapping[str, str]) -> Document:
@@ -274,7 +289,8 @@ class _Builder:
         return self._texts[node]
 
     def _fault(self, path: Path, fault: Fault) -> Unknown:
-        self.problems.append(Problem(path, fault.message, fault.hint, self.file, fault.line))
+        message = fault.message if path else f"the file {fault.message}"  # without a path it has no subject
+        self.problems.append(Problem(path, message, fault.hint, self.file, fault.line))
         return UNKNOWN
 
     def _visit(self, path: Path, line: int) -> None:

@@ -129,7 +129,7 @@ class Substitution:
         if not name:
             raise _FaultError("holds a ${file:} without a path", _FORMS_HINT)
         try:
-            content = _read_regular(self._directory / name)
+            content = read_regular(self._directory / name, MAX_FILE)
         except OSError as error:
             reason = error.strerror or "it can't be opened"
             raise _FaultError(f"the file {shown} can't be read: {reason}") from None
@@ -170,14 +170,19 @@ class Template:
         return Substitution(self.environ, self.directory).expand(self.text)
 
 
-def _read_regular(path: Path) -> bytes:
-    """The file's bytes, one more than allowed at most. A pipe or a device could keep the reader waiting for ever."""
+def read_regular(path: Path, most: int) -> bytes:
+    """The file's bytes, one more than allowed at most. A pipe or a device could keep the reader waiting for ever.
+
+    Raises:
+        OSError: It can't be read, or is no regular file.
+        ValueError: No file can have such a path.
+    """
     # Without O_NONBLOCK, opening a pipe that nobody writes to would wait already.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "it is no regular file")
-        return file.read(MAX_FILE + 1)
+        return file.read(most + 1)
 
 
 def _is_unicode(text: str) -> bool:

@@ -17,7 +17,7 @@ from typing import ClassVar, Final, Literal
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.otlp_json import to_json_line
@@ -57,9 +57,16 @@ class FileSettings(Settings):
 
     needed: ClassVar[Mapping[str, str]] = {"path": "name a file, such as /var/log/statsig-otel/changes.jsonl"}
 
-    path: Path
+    path: Path = Field(json_schema_extra={"minLength": 1})
     append: bool = True
     format: Literal["json"] = "json"
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _name_one(cls, value: object) -> object:
+        if value == "":
+            raise ValueError(f"is empty\nhint: {cls.needed['path']}")
+        return value
 
     @field_validator("path")
     @classmethod

@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -42,6 +43,10 @@ _HTTP_RESERVED: Final = frozenset({
 _MAX_PORT: Final = 65535
 _ONE_CONNECTION: Final = "leave it out: there is one connection, opened anew where it was closed"
 _LOGS_ONLY: Final = "leave it out: changes are log records; their URL is endpoint or logs_endpoint"
+_CANNOT_SKIP: Final = (
+    "grpcio can't skip the verification of certificates: name the server's CA in ca_file, or the name in its "
+    "certificate in server_name_override"
+)
 _NEVER_ASK: Final = "-"  # with no password at all, OpenSSL asks for one on the terminal
 
 
@@ -171,8 +176,10 @@ class ClientTlsSettings(Settings):
     @property
     def is_configured(self) -> bool:
         """Whether anything is set that only TLS can honour."""
+        # Without TLS there is nothing to verify; files for the Collector often have both.
+        plain = {"insecure", "insecure_skip_verify"} if self.insecure else {"insecure"}
         return any(getattr(self, key) != field.default for key, field in ClientTlsSettings.model_fields.items()
-                   if key != "insecure")  # fmt: skip
+                   if key not in plain)  # fmt: skip
 
     @property
     def own_files(self) -> tuple[Path, ...]:
@@ -253,12 +260,9 @@ class GrpcTlsSettings(ClientTlsSettings):
 
     @field_validator("insecure_skip_verify")
     @classmethod
-    def _cannot_skip(cls, value: bool) -> bool:  # noqa: FBT001 - a validator's signature
-        if value:
-            raise ValueError(
-                "grpcio can't skip the verification of certificates: name the server's CA in ca_file, "
-                "or the name in its certificate in server_name_override"
-            )
+    def _cannot_skip(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - a validator's signature
+        if value and not info.data.get("insecure"):
+            raise ValueError(_CANNOT_SKIP)
         return value
 
     @field_validator("min_version")
@@ -433,6 +437,8 @@ class OtlpGrpcSettings(_OtlpSettings):
     def _check_scheme(self) -> "OtlpGrpcSettings":
         if self.endpoint.startswith("http://") and self.tls.is_configured:
             raise ValueError("the endpoint says http://, which is plain text, but tls is set: write https://")
+        if self.uses_tls and self.tls.insecure_skip_verify:  # the scheme goes before `insecure`
+            raise ValueError(f"the endpoint says https://, and {_CANNOT_SKIP}")
         return self
 
     @property
@@ -535,7 +541,12 @@ class OtlpHttpSettings(_OtlpSettings):
     @property
     def own_files(self) -> tuple[Path, ...]:
         """The PEM files, where they are used."""
-        return self.tls.own_files if self.url.scheme == "https" else ()
+        return self.tls.own_files if self.uses_tls else ()
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.url.scheme == "https"
 
     @property
     def url(self) -> SplitResult:

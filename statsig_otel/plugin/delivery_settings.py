@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from statsig_otel.config.model import Duration, ExtensionOf, Settings
+from statsig_otel.config.model import Duration, ExtensionOf, Settings, format_duration
 from statsig_otel.exporters.delivery import DeliverySettings
+from statsig_otel.exporters.otlp_settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.retry import RetrySettings
 
 
@@ -103,7 +104,13 @@ class RetryOnFailureSettings(Settings):
     @model_validator(mode="after")
     def _check_intervals(self) -> Self:
         if self.max_interval < self.initial_interval:
-            raise ValueError("max_interval must be at least initial_interval")
+            first, longest = format_duration(self.initial_interval), format_duration(self.max_interval)
+            hint = f"write max_interval: {first}, or longer"
+            if "initial_interval" not in self.model_fields_set:
+                hint = f"write initial_interval: {longest}, or shorter; it is {first} where it is left out"
+            elif "max_interval" not in self.model_fields_set:
+                hint += f"; it is {longest} where it is left out"
+            raise ValueError(f"max_interval must be at least initial_interval\nhint: {hint}")
         return self
 
 
@@ -135,6 +142,12 @@ class DeliveryKeys(Settings):
 def unused_keys(exporters: "Mapping[str, DeliveryKeys]") -> Iterator[str]:
     """What is written, is right, and has no effect: a sentence each, with its place."""
     for name, keys in exporters.items():
+        if (
+            isinstance(keys, OtlpGrpcSettings | OtlpHttpSettings)
+            and not keys.uses_tls
+            and keys.tls.insecure_skip_verify
+        ):
+            yield f"exporters::{name}::tls::insecure_skip_verify: not used: without TLS there is no certificate"
         queue, where = keys.sending_queue, f"exporters::{name}::sending_queue"
         if not queue.enabled:
             written = [f"sending_queue::{key}" for key in sorted(queue.model_fields_set - {"enabled"})]

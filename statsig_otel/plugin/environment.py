@@ -234,8 +234,19 @@ class _Reader:
                 tls["insecure"] = self._boolean(*found)
             endpoint = self._grpc_endpoint(settings, exporter)
         if tls and not endpoint.startswith("http://"):  # which is plain text, whatever else is set
+            self._pair(tls)
             settings["tls"] = tls
         return settings
+
+    def _pair(self, tls: dict[str, object]) -> None:
+        """A client's certificate and its key need each other."""
+        pair = {"cert_file": "CLIENT_CERTIFICATE", "key_file": "CLIENT_KEY"}
+        found = {key: self._variable(name) for key, name in pair.items()}
+        for key, other in zip(pair, reversed(pair), strict=True):
+            if (there := found[key]) and not found[other]:
+                missing = f"{there[0].removesuffix(pair[key])}{pair[other]}"
+                what = ("certificate", "key") if key == "cert_file" else ("key", "certificate")
+                tls[other] = self._fault(there[0], f"a client's {what[0]} needs its {what[1]}", f"set {missing}")
 
     def _http_endpoint(self, settings: dict[str, object], exporter: str) -> str:
         """The general endpoint gets the path appended, the one for logs is used as it is (the specification)."""

@@ -15,7 +15,7 @@ from statsig_otel.config.source import Document
 from statsig_otel.exporters.file import FileSettings
 from statsig_otel.exporters.otlp_settings import ClientTlsSettings, OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.asgi import Receive, Scope, Send
-from statsig_otel.plugin.places import file_fault, is_locked, is_of_queue, owner, queue_fault, same_file
+from statsig_otel.plugin.places import file_fault, is_locked, is_of_queue, owner, queue_fault, same_file, unusable
 from statsig_otel.plugin.queue_configuration import queued_exporters, receiver_settings
 from statsig_otel.plugin.server import HttpServer, ServerTls
 from statsig_otel.plugin.settings import ServerTlsSettings, StatsigReceiverSettings
@@ -90,6 +90,28 @@ def check_locks(configuration: Configuration, document: Document) -> list[Proble
         for name, settings in configuration.exporters.items()
         if isinstance(settings, FileSettings) and is_locked(settings.path)
     ]
+
+
+def start_problem(
+    error: OSError, configuration: Configuration, document: Document, directory: FilePath
+) -> Problem | None:
+    """What kept a service from starting, at its place in the configuration; None where that can't be told.
+
+    Args:
+        error: What the start raised.
+        configuration: What was to run.
+        document: Where it was written.
+        directory: The queue's directory.
+    """
+    said = error.strerror or ""
+    for name, settings in _servers(configuration).items():
+        if said.startswith(f"cannot listen on {settings.endpoint}: "):
+            message, _, hint = said.partition("; ")
+            return document.problem(("receivers", name, "endpoint"), message, hint or None)
+    place = directory.absolute()
+    if isinstance(error.filename, str) and FilePath(error.filename).absolute() in (place, *place.parents):
+        return _no_queue(configuration, document, directory, *unusable(FilePath(error.filename), error))
+    return None
 
 
 def _servers(configuration: Configuration) -> dict[str, StatsigReceiverSettings]:
@@ -189,12 +211,16 @@ def _queue(configuration: Configuration, document: Document, directory: FilePath
         return
     fault = queue_fault(directory)
     if fault is not None:
-        message, hint = fault
-        if path := _storage_path(configuration):
-            yield document.problem(path, message, hint)
-        else:
-            hint = "name another with extensions: {file_storage: {directory: ...}}"
-            yield Problem((), f"the queue can't be in {directory}: {message}", hint)
+        yield _no_queue(configuration, document, directory, *fault)
+
+
+def _no_queue(
+    configuration: Configuration, document: Document, directory: FilePath, message: str, hint: str | None
+) -> Problem:
+    if path := _storage_path(configuration):
+        return document.problem(path, message, hint)
+    hint = "name another with extensions: {file_storage: {directory: ...}}"
+    return Problem((), f"the queue can't be in {directory}: {message}", hint)
 
 
 def _queue_files(configuration: Configuration, document: Document, directory: FilePath) -> Iterator[Problem]:

@@ -89,7 +89,7 @@ def file_fault(file: Path) -> Fault | None:
         # A link may lead to a file that is still to be made.
         folder = Path(os.path.realpath(file)).parent if file.is_symlink() else file.parent
     except OSError as error:
-        return _unusable(file, error)
+        return unusable(file, error)
     if not folder.is_dir():
         return f"there is no directory {folder}", "make it: the exporter does not"
     if is_there and not file.is_file():
@@ -139,7 +139,7 @@ def _unmakeable(directory: Path, place: Path) -> Fault | None:
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except OSError as error:
-        return _unusable(directory, error)
+        return unusable(directory, error)
     return None
 
 
@@ -161,7 +161,8 @@ def _too_long(place: Path) -> Fault:
     return f"{_shown(place)} is longer than a path, or a name in it, may be", "choose a shorter one"
 
 
-def _unusable(place: Path, error: OSError) -> Fault:
+def unusable(place: Path, error: OSError) -> Fault:
+    """What an error of the system says of a place."""
     if error.errno == errno.ENAMETOOLONG:
         return _too_long(place)
     if error.errno == errno.ELOOP:

@@ -461,7 +461,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, address = _resolve(host, port)
     except (socket.gaierror, UnicodeError) as error:
-        raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {shown}: the host is not known: {error}") from error
+        words = error.strerror if isinstance(error, socket.gaierror) else error
+        raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {shown}: the host is not known: {words}") from error
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         # Only for connections of an earlier run that linger in TIME_WAIT; without SO_REUSEPORT a second listener fails.

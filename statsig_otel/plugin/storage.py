@@ -30,7 +30,9 @@ class FileStorageSettings(Settings):
     needed: ClassVar[Mapping[str, str]] = {"directory": "name a directory, such as /var/lib/statsig-otel"}
 
     directory: Path = Field(
-        description="The directory; it is made where it is missing.", examples=["/var/lib/statsig-otel"]
+        description="The directory; it is made where it is missing.",
+        examples=["/var/lib/statsig-otel"],
+        json_schema_extra={"minLength": 1},
     )
 
     @field_validator("directory", mode="before")

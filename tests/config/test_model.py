@@ -162,14 +162,16 @@ def test_what_is_no_duration_in_code_either(given: object) -> None:
 @pytest.mark.parametrize(
     ("written", "size"),
     [("20MiB", 20 << 20), ("512KiB", 512 << 10), ("1 GiB", 1 << 30), ("1tib", 1 << 40), ("1kB", 1000), ("1MB", 10**6),
-     ("7B", 7), ("1048576", 1 << 20), (1048576, 1 << 20), (0, 0)],
+     ("7B", 7), ("1048576", 1 << 20), (1048576, 1 << 20), (0, 0),
+     (2**63 - 1, 2**63 - 1), (str(2**53), 2**53)],
 )  # fmt: skip
 def test_sizes(written: object, size: int) -> None:
     assert SIZE.validate_python(written) == size
 
 
 @pytest.mark.parametrize(
-    "written", ["", "MiB", "-1", "1.5MiB", "1  MiB", "1M", "5\n", "٥", "9" * 5000, -1, 1.5, True, None]
+    "written",
+    ["", "MiB", "-1", "1.5MiB", "1  MiB", "1M", "5\n", "٥", "9" * 5000, -1, 1.5, True, None, 2**63, "8388608TiB", 1e19],
 )
 def test_no_sizes(written: object) -> None:
     with pytest.raises(ValidationError):

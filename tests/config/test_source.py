@@ -113,6 +113,22 @@ def test_a_directory_is_no_file(tmp_path: Path) -> None:
     )
 
 
+def test_a_pipe_with_a_name_is_no_file(tmp_path: Path) -> None:
+    """A reload would wait for a writer for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="the file can't be read: it is no regular file"):
+        read(tmp_path / "pipe", environ={})
+
+
+def test_a_pipe_that_the_shell_has_opened_is_read() -> None:
+    """As `--config <(...)` names it."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader):
+        with os.fdopen(writer, "wb") as file:
+            file.write(b"a: 1")
+        assert read(Path(f"/dev/fd/{reader}"), environ={}).values == {"a": 1}
+
+
 def test_a_path_that_no_file_can_have() -> None:
     with pytest.raises(ConfigError, match=r"'a\\x00b' is no path that a file can have"):
         read(Path("a\0b"), environ={})

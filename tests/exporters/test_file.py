@@ -659,7 +659,7 @@ def test_settings_defaults() -> None:
     ("settings", "message"),
     [
         ({}, "Field required"),
-        ({"path": ""}, "must name a file"),
+        ({"path": ""}, "is empty"),
         ({"path": "/"}, "must name a file"),
         ({"path": "x", "format": "proto"}, "proto is not supported; leave the key out"),
         ({"path": "x", "format": "xml"}, "should be 'json'"),

@@ -257,6 +257,13 @@ def test_what_grpcio_cannot_do_is_an_error(tls: dict[str, Any], hint: str) -> No
     OtlpHttpSettings.model_validate({"endpoint": "https://h", "tls": tls})
 
 
+@pytest.mark.parametrize("endpoint", ["h:1", "http://h:1"])
+def test_without_tls_there_is_nothing_that_grpcio_would_have_to_skip(endpoint: str) -> None:
+    tls = {"insecure": True, "insecure_skip_verify": True}
+    assert not OtlpGrpcSettings.model_validate({"endpoint": endpoint, "tls": tls}).uses_tls
+    assert "grpcio can't skip" in refusal(OtlpGrpcSettings, endpoint="https://h:1", tls=tls)
+
+
 def test_min_version_may_be_a_yaml_number() -> None:
     settings = ClientTlsSettings.model_validate({"min_version": 1.3})
     assert settings.context(settings.read()).minimum_version is ssl.TLSVersion.TLSv1_3

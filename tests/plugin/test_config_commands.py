@@ -28,6 +28,7 @@ from tests.e2e.service_process import ServiceProcess
 from tests.peers.certs import Authority
 
 SECRET = "webhook-s3cr3t"
+STORED = ("--config", "yaml:service::extensions: [file_storage]")
 
 
 @pytest.fixture(autouse=True)
@@ -611,9 +612,15 @@ def test_what_the_schema_refuses(schema: Any, text: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    # What needs two places to be seen is the reader's alone.
-    "path", sorted(set(CASES.glob("*.yaml")) - set(CASES.glob("storage*"))), ids=lambda path: path.stem
-)  # fmt: skip
+    # What needs two places to be seen, or a look into a text, is the reader's alone.
+    "path",
+    sorted(
+        path
+        for path in CASES.glob("*.yaml")
+        if not path.stem.startswith(("storage", "intervals", "verification", "template_fields"))
+    ),
+    ids=lambda path: path.stem,
+)
 def test_keys_and_words_that_the_reader_refuses_are_refused_by_the_schema(schema: Any, path: Path) -> None:
     assert wrong(schema, path.read_text())
 
@@ -656,6 +663,58 @@ def test_what_has_no_effect_is_said_with_its_place() -> None:
     assert result.output.splitlines()[-1] == (
         "  warning: exporters::debug: not used while sending_queue::enabled is false: sending_queue::queue_size, "
         "retry_on_failure"
+    )
+
+
+def test_what_only_tls_uses_is_said_where_there_is_none() -> None:
+    """The Collector takes both, and many of its files have both."""
+    tls = "tls: {insecure: true, insecure_skip_verify: true}"
+    exporters = f"otlp_grpc: {{endpoint: 'h:1', {tls}}}\n  otlp_http: {{endpoint: 'http://h', {tls}}}\n  debug:"
+    result = call("validate", "--config", config(exporters=exporters, names="otlp_grpc, otlp_http, debug"))
+    assert result.exit_code == 0, result.output
+    said = "tls::insecure_skip_verify: not used: without TLS there is no certificate"
+    assert result.output.splitlines()[-2:] == [
+        f"  warning: exporters::otlp_grpc::{said}",
+        f"  warning: exporters::otlp_http::{said}",
+    ]
+
+
+def test_run_says_where_the_port_is_written() -> None:
+    storage = "extensions: {file_storage: {directory: queue}}\n"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = call("run", "--config", config(f"endpoint: 127.0.0.1:{port}", more=storage), *STORED)
+    assert result.exit_code == 1
+    assert result.output.endswith(
+        f"Error: receivers::statsig::endpoint: cannot listen on 127.0.0.1:{port}: the port is in use (config.yaml:5)\n"
+        "  hint: stop the process that listens there, or choose another port\n"
+    )
+
+
+def test_run_says_a_host_s_fault_without_the_system_s_number() -> None:
+    result = call("run", "--config", config("endpoint: host.invalid:80"))
+    said = "Error: receivers::statsig::endpoint: cannot listen on host.invalid:80: the host is not known: "
+    assert said in result.output
+    assert result.output.endswith(" (config.yaml:5)\n")
+    assert "Errno" not in result.output
+
+
+def test_run_says_where_a_directory_is_written_that_can_not_be_made() -> None:
+    storage = "extensions: {file_storage: {directory: /proc/nothing/queue}}\n"
+    result = call("run", "--config", config(more=storage), *STORED)
+    assert result.exit_code == 1
+    assert result.output == (
+        "Error: extensions::file_storage::directory: /proc/nothing can't be used: No such file or directory "
+        "(config.yaml:10)\n  hint: let the service's own user write there, or name another place\n"
+    )
+
+
+def test_run_says_where_no_queue_can_be_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "/proc/nothing/queue")
+    result = call("run", "--config", config())
+    assert result.output == (
+        "Error: the queue can't be in /proc/nothing/queue: /proc/nothing can't be used: No such file or directory\n"
+        "  hint: name another with extensions: {file_storage: {directory: ...}}\n"
     )
 
 

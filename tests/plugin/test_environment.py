@@ -154,6 +154,29 @@ def test_the_errors_of_values_are_said_beside_those_of_variables() -> None:
     ]
 
 
+@pytest.mark.parametrize("prefix", ["OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_LOGS_"])
+@pytest.mark.parametrize(
+    ("there", "missing", "said"),
+    [
+        ("CLIENT_CERTIFICATE", "CLIENT_KEY", "a client's certificate needs its key"),
+        ("CLIENT_KEY", "CLIENT_CERTIFICATE", "a client's key needs its certificate"),
+    ],
+)
+def test_half_a_client_s_identity_names_the_other_variable(prefix: str, there: str, missing: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configuration(**{f"{prefix}{there}": "a.pem", "OTEL_EXPORTER_OTLP_ENDPOINT": "https://h:1"})
+    assert str(caught.value) == f"{prefix}{there}: {said}\n  hint: set {prefix}{missing}"
+
+
+def test_the_two_halves_may_have_names_of_both_forms() -> None:
+    found = grpc(
+        OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE="c.pem",
+        OTEL_EXPORTER_OTLP_LOGS_CLIENT_KEY="k.pem",
+        OTEL_EXPORTER_OTLP_ENDPOINT="https://h:1",
+    )
+    assert (found.tls.cert_file, found.tls.key_file) == ("c.pem", "k.pem")
+
+
 @pytest.mark.parametrize(("value", "warned"), [("10", False), ("999", False), ("1000", True), ("10000", True)])
 def test_a_timeout_in_milliseconds_is_warned_about(
     value: str, caplog: pytest.LogCaptureFixture, *, warned: bool

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, cast
 
 import click
@@ -29,7 +30,7 @@ from statsig_otel.plugin.environment import (
     resource_from_environment,
 )
 from statsig_otel.plugin.log_output import held_back
-from statsig_otel.plugin.machine_checks import check_certificates, check_exporters
+from statsig_otel.plugin.machine_checks import check_certificates, check_exporters, start_problem
 from statsig_otel.plugin.reload import Reloader, ReloadError
 from statsig_otel.plugin.service import Service
 from statsig_otel.plugin.storage import find_directory
@@ -76,14 +77,13 @@ def command(locations: tuple[str, ...], log_level: str | None) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc-core writes to standard error past the log
     try:
         document, configuration = _read(locations, log_level)
+        directory = find_directory(configuration, os.environ)
         service = Service.from_configuration(
-            configuration,
-            directory=find_directory(configuration, os.environ),
-            resource=resource_from_environment(os.environ),
+            configuration, directory=directory, resource=resource_from_environment(os.environ)
         )
         for sentence in service.unused_keys():
             _logger.warning("%s", sentence)
-        service.start()
+        _start(service, configuration, document, directory)
     except ConfigError as error:
         raise click.ClickException(f"the configuration has errors\n{error}") from error
     except (OSError, ValueError, QueueError, sqlite3.Error) as error:
@@ -119,6 +119,16 @@ def _read(locations: tuple[str, ...], log_level: str | None) -> tuple[Document, 
             "There is a configuration, so these variables count only where it names them: %s", ", ".join(unused)
         )
     return document, configuration
+
+
+def _start(service: Service, configuration: Configuration, document: Document, directory: Path) -> None:
+    try:
+        service.start()
+    except OSError as error:
+        problem = start_problem(error, configuration, document, directory)
+        if problem is None:
+            raise
+        raise click.ClickException(str(problem)) from error
 
 
 def _message(error: Exception) -> str:
