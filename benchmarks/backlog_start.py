@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import backlog, measure
-from statsig_otel.plugin import DEFAULT_PATH
+from benchmarks.service import answer
 
 FULL, EMPTY = "full", "empty"
 _MOMENT = 2.0
@@ -45,7 +45,7 @@ def start(config: Path, port: int) -> Started:
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        while (status := _status(port)) is None:
+        while (status := answer(port)) is None:
             if process.poll() is not None or time.perf_counter() - began > measure.START_TIMEOUT:
                 raise RuntimeError("the service did not start")
             time.sleep(0.002)
@@ -60,18 +60,6 @@ def start(config: Path, port: int) -> Started:
         process.kill()
         process.wait()
     return Started(seconds, found)
-
-
-def _status(port: int) -> int | None:
-    """The answer to an unsigned request; None where nobody listens yet."""
-    connection = http.client.HTTPConnection(measure.HOST, port, timeout=measure.START_TIMEOUT)
-    try:
-        connection.request("POST", DEFAULT_PATH, b"{}")
-        return connection.getresponse().status
-    except ConnectionError:
-        return None
-    finally:
-        connection.close()
 
 
 def compare(given: argparse.Namespace) -> None:

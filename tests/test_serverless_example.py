@@ -5,7 +5,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.plugin.webhook import SIGNATURE_HEADER
-from tests.plugin.adapters import CHANGE, EXPOSURE, SECRET, VERIFICATION, body_of, post, signed
+from tests.plugin.adapters import CHANGE, EXPOSURE, SECRET, VERIFICATION, body_of, in_thread, post, signed
 from tests.plugin.http_client import Address, exchange, request
 
 FILE = Path(__file__).parents[1] / "examples" / "serverless" / "handler.py"
@@ -73,14 +72,8 @@ def platform(example: Any, queue: Queue, *, base64_bodies: bool = False) -> Iter
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's signature
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield "127.0.0.1", server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
+    with in_thread(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as address:
+        yield address
 
 
 @pytest.mark.parametrize("base64_bodies", [False, True])

@@ -41,9 +41,7 @@ from statsig_otel.exporters.outcome import (
     Rejected,
     RetryLater,
 )
-
-MAX_RETRY_AFTER: Final = 3600.0
-"""The longest wait, in seconds, that a backend may ask for; what is above it counts as this."""
+from statsig_otel.exporters.retry import LONGEST_ASKED
 
 MAX_RESPONSE_BYTES: Final = (4 << 20) + 1
 """The largest response that is read. One more than the 4 MiB that servers set as their own limit, so that the number in
@@ -210,7 +208,7 @@ def parse_retry_after(value: str, now: float) -> float | None:
         now: Seconds since the epoch, from which a date counts.
 
     Returns:
-        Seconds, at most `MAX_RETRY_AFTER`; None for a date that has passed and for what is neither.
+        Seconds, at most `LONGEST_ASKED`; None for a date that has passed and for what is neither.
     """
     value = value.strip(" \t")
     if _DELAY_SECONDS.fullmatch(value):
@@ -280,7 +278,7 @@ def _as_pattern(secret: str) -> str:
 
 
 def _bounded(seconds: float) -> float | None:
-    return min(seconds, MAX_RETRY_AFTER) if seconds >= 0 else None
+    return min(seconds, LONGEST_ASKED) if seconds >= 0 else None
 
 
 def _join(status: str, message: str) -> str:

@@ -21,6 +21,7 @@ from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.guarded import Guarded
 from statsig_otel.exporters.invalid_items import log_invalid
 from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.retry import LONGEST_ASKED
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -38,7 +39,6 @@ _MAX_BYTES: Final = 2 << 20
 """Bytes of one `send`; a larger record goes alone. A Collector's gRPC receiver takes 4 MiB."""
 
 _RETRY_AFTER: Final = 10
-_MAX_RETRY_AFTER: Final = 3600
 
 _WORDS: Final = {
     RetryLater: "retry later",
@@ -231,7 +231,7 @@ class _Delivery:
             return
         message = "; ".join(f"{name} {_WORDS[type(why)]}: {why.reason}" for name, why in self._failures.items())
         asked = [why.after or 0.0 for why in self._failures.values() if isinstance(why, RetryLater)]
-        retry_after = math.ceil(min(max([_RETRY_AFTER, *asked]), _MAX_RETRY_AFTER))
+        retry_after = math.ceil(min(max([_RETRY_AFTER, *asked]), LONGEST_ASKED))
         reason = "shutting_down" if _SHUTTING_DOWN in self._failures.values() else "exporter_failed"
         self.future.set_exception(RefusedError(message, reason=reason, retry_after=retry_after))
 

@@ -47,7 +47,7 @@ def check_machine(
     ports = _ports(configuration, document)
     busy = [*(problem for problem, is_used in ports if is_used), *check_locks(configuration, document)]
     wrong = [
-        *check_certificates(configuration, document),
+        *_certificates(configuration, document),
         *(problem for problem, is_used in ports if not is_used),
         *_exporters(configuration, document),
         *_queue_files(configuration, document, directory),
@@ -64,7 +64,17 @@ def _owner(directory: FilePath) -> str | None:
         return None
 
 
-def check_certificates(configuration: Configuration, document: Document) -> list[Problem]:
+def check_files(configuration: Configuration, document: Document) -> list[Problem]:
+    """What is wrong with the certificates, and what would keep an exporter from starting here. Writes nothing.
+
+    Args:
+        configuration: The configuration.
+        document: Where it was written.
+    """
+    return [*_certificates(configuration, document), *_exporters(configuration, document)]
+
+
+def _certificates(configuration: Configuration, document: Document) -> list[Problem]:
     """All that is wrong with the certificates of the receivers' servers; see `check_machine`."""
     return [
         problem
@@ -156,11 +166,6 @@ def _server_tls(settings: ServerTlsSettings, path: Path, document: Document) -> 
         ).context()
     except (OSError, ValueError) as error:
         yield document.problem(path, str(error).removeprefix("tls: "))
-
-
-def check_exporters(configuration: Configuration, document: Document) -> list[Problem]:
-    """All that would keep an exporter from starting here; see `check_machine`."""
-    return list(_exporters(configuration, document))
 
 
 def _exporters(configuration: Configuration, document: Document) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.components import COMPONENTS, EXPORTERS
 from statsig_otel.plugin.delivery import RestartNeededError
-from statsig_otel.plugin.machine_checks import check_certificates, check_exporters
+from statsig_otel.plugin.machine_checks import check_files
 from statsig_otel.plugin.queue_configuration import receiver_settings
 from statsig_otel.plugin.service import Service
 from statsig_otel.plugin.settings import check_secret
@@ -102,7 +102,7 @@ class Reloader:
         document = self._read()
         EXPORTERS.refresh()  # an exporter may have been installed meanwhile
         configuration = check(document, COMPONENTS)
-        if problems := [*check_certificates(configuration, document), *check_exporters(configuration, document)]:
+        if problems := check_files(configuration, document):
             raise ConfigError(problems)
         return document, configuration
 

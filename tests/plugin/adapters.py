@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from http.server import HTTPServer
 from socketserver import ThreadingMixIn
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -187,16 +188,9 @@ def _starlette(setting: Setting) -> Serving:
 
 
 @contextmanager
-def serve_wsgiref(app: WSGIApplication, timeout: float | None = None) -> Iterator[Address]:
-    """The standard library's server with threads: chunked bodies are not decoded.
-
-    Args:
-        app: The application.
-        timeout: Seconds of silence after which a read ends with TimeoutError.
-    """
-    handler = type("Handler", (_QuietHandler,), {"timeout": timeout})
-    with _ThreadingServer(("127.0.0.1", 0), handler) as server:
-        server.set_app(app)
+def in_thread(server: HTTPServer) -> Iterator[Address]:
+    """A server that listens on this machine, at work for the time of the block, and closed after it."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -207,20 +201,30 @@ def serve_wsgiref(app: WSGIApplication, timeout: float | None = None) -> Iterato
 
 
 @contextmanager
+def serve_wsgiref(app: WSGIApplication, timeout: float | None = None) -> Iterator[Address]:
+    """The standard library's server with threads: chunked bodies are not decoded.
+
+    Args:
+        app: The application.
+        timeout: Seconds of silence after which a read ends with TimeoutError.
+    """
+    handler = type("Handler", (_QuietHandler,), {"timeout": timeout})
+    server = _ThreadingServer(("127.0.0.1", 0), handler)
+    server.set_app(app)
+    with in_thread(server) as address:
+        yield address
+
+
+@contextmanager
 def serve_werkzeug(app: WSGIApplication, timeout: float | None = None) -> Iterator[Address]:
     """Flask's development server: it decodes chunked bodies as they come, and marks their end."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     base = werkzeug.serving.WSGIRequestHandler
     handler = type("Handler", (base,), {"timeout": timeout, "log": lambda *_: None})
-    server = werkzeug.serving.make_server("127.0.0.1", 0, app, threaded=True, request_handler=handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield "127.0.0.1", server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with in_thread(
+        werkzeug.serving.make_server("127.0.0.1", 0, app, threaded=True, request_handler=handler)
+    ) as address:
+        yield address
 
 
 @contextmanager

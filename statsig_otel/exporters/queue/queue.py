@@ -204,10 +204,8 @@ class DurableQueue:
             entries.append(store.Entry(append.batch, found[0], int(receiver.window * 1000)))
         stored = store.append_batches(connection, entries, now_ms=self.now_ms())
         self._add_waiting(connection, appends, stored)
-        return [
-            _Taken(append, appended, partial(known.update, looked_up))
-            for append, appended in zip(appends, stored, strict=True)
-        ]
+        remember = partial(known.update, looked_up)
+        return [_Taken(append, appended, remember) for append, appended in zip(appends, stored, strict=True)]
 
     def _add_waiting(
         self, connection: sqlite3.Connection, appends: "Sequence[_Append]", stored: Sequence[Appended]

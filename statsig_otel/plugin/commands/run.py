@@ -30,7 +30,7 @@ from statsig_otel.plugin.environment import (
     resource_from_environment,
 )
 from statsig_otel.plugin.log_output import held_back
-from statsig_otel.plugin.machine_checks import check_certificates, check_exporters, start_problem
+from statsig_otel.plugin.machine_checks import check_files, start_problem
 from statsig_otel.plugin.reload import Reloader, ReloadError
 from statsig_otel.plugin.service import Service
 from statsig_otel.plugin.storage import find_directory
@@ -109,7 +109,7 @@ def _read(locations: tuple[str, ...], log_level: str | None) -> tuple[Document, 
         check_enabled(environ)
         document = read_document(locations, environ)
         configuration = check(document, COMPONENTS)
-        if problems := [*check_certificates(configuration, document), *check_exporters(configuration, document)]:
+        if problems := check_files(configuration, document):
             raise ConfigError(problems)
         logs = cast("TelemetrySettings", configuration.telemetry).logs
         log.begin(named_level(log_level) or logs.level or log_level_from_environment(os.environ), logs.encoding)

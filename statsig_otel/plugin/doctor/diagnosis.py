@@ -14,7 +14,7 @@ from statsig_otel.plugin.doctor import machine, storage
 from statsig_otel.plugin.doctor.endpoints import check_endpoints
 from statsig_otel.plugin.doctor.finding import Finding, Status, of_problem
 from statsig_otel.plugin.environment import Environment, check_enabled
-from statsig_otel.plugin.machine_checks import check_certificates, check_exporters, check_locks, check_ports
+from statsig_otel.plugin.machine_checks import check_files, check_locks, check_ports
 from statsig_otel.plugin.places import owner
 from statsig_otel.plugin.queue_configuration import queued_exporters, receiver_settings
 from statsig_otel.plugin.storage import file_storage, find_directory
@@ -61,7 +61,7 @@ def _on_this_machine(configuration: Configuration, document: Document, environ: 
     receivers = receiver_settings(configuration)
     servers = {settings.endpoint: settings.max_connections for settings in receivers.values()}
     yield machine.open_files(sum(servers.values()))
-    for problem in [*check_certificates(configuration, document), *check_exporters(configuration, document)]:
+    for problem in check_files(configuration, document):
         yield of_problem("this machine", problem)
     is_running: bool | None = None
     if queued_exporters(configuration):
