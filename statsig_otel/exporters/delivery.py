@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, Literal
 
 from statsig_otel import _telemetry
@@ -202,6 +203,8 @@ class Sender:
         """Do what is next; False where there is an end to it."""
         try:
             more = self._work()
+            if self._pause:
+                self._lane.settle()
         except NotRunningError:
             return False
         except (sqlite3.Error, StorageError) as error:
@@ -228,13 +231,14 @@ class Sender:
             self.state = "idle"
             self._skip_behind = None
             self._resumed.clear()  # there was nothing to try
+            self._lane.settle()
             self._lane.wait(_IDLE)
         elif not batch[0].intact:  # before a skip, whose letter could be replayed
             self._bury_head(batch[0], "damaged on disk: its checksum is wrong")
         elif self._skip_behind == self._lane.cursor:
             self._bury_head(batch[0], "skipped by command")
         else:
-            self._deliver(list(itertools.takewhile(lambda record: record.intact, batch)))
+            self._deliver(list(itertools.takewhile(attrgetter("intact"), batch)))
         return True
 
     def _read(self) -> list[Stored]:
@@ -264,9 +268,10 @@ class Sender:
     def _let_gather(self, records: int, took: float) -> None:
         """Leave a stream some time to become a batch: each costs the same, and whoever answers webhooks pays for it.
 
-        What comes alone never waits, and neither does a full batch.
+        What comes alone never waits, and neither does a full batch, nor what is left of a backlog behind one.
         """
-        if not self._outage and not self._stopping and 0 < self._lane.waiting < self._settings.max_records:
+        most = self._settings.max_records
+        if not self._outage and not self._stopping and records < most and 0 < self._lane.waiting < most:
             time.sleep(min(took * records * _GATHERING, _LONGEST_GATHERING))
 
     def _decide(self, run: Halving, segment: Sequence[Stored]) -> bool:
@@ -366,7 +371,7 @@ class Sender:
     def _send(self, segment: Sequence[Stored]) -> Outcome:
         if self.state == "idle":
             self.state = "sending"
-        payload = b"".join(record.payload for record in segment)
+        payload = b"".join(map(attrgetter("payload"), segment))
         with self._lock:
             self._in_send = True
         outcome = self._exporter.send(payload, len(segment), self._settings.timeout)

@@ -122,6 +122,18 @@ def test_a_passing_fault_is_tried_again_until_it_has_passed(tmp_path: Path, back
         assert made.letters() == []
 
 
+def test_while_a_backend_is_away_all_that_it_took_before_is_ticked_off_on_disk(tmp_path: Path, http: Backend) -> None:
+    """A restart during an outage repeats nothing."""
+    names = named(20)
+    http.rule = lambda _: "delivered" if len(http.calls) < 7 else "later"
+    with rig(tmp_path, http.exporter(), settings(max_records=2, retry=SLOW)) as made:
+        made.put(*names)
+        made.start()
+        until(lambda: made.sender.state == "retrying")
+        until(lambda: made.queue.states()[0].waiting == 6, "the ticks of seven batches")
+        assert made.waiting() == 6
+
+
 def test_a_backend_that_asks_for_time_gets_it(tmp_path: Path, backend: Backend) -> None:
     backend.rule = lambda names: "delivered" if backend.calls else "later in 1 s"
     with rig(tmp_path, backend.exporter()) as made:

@@ -3,12 +3,14 @@
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import schema, store
@@ -16,6 +18,12 @@ from statsig_otel.exporters.queue.store import DeadLetter, ExporterState, Stored
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Work
 
 _T = TypeVar("_T")
+
+_BETWEEN_TICKS: Final = 0.02
+"""Seconds from one commit of what was delivered ahead to the next: each costs about as much as reading a batch does."""
+
+_MOST_DONE: Final = 16
+"""Batches that wait for such a commit at most, where the disk is slow."""
 
 
 class LaneOwner(Protocol):
@@ -53,27 +61,22 @@ class _Place:
 
 
 @dataclass(slots=True)
-class _Tick:
+class _Done:
     """Records that count as done, and are not yet known to be ticked off on disk.
 
     Attributes:
-        work: What ticks them off.
         last: The last one's seq.
         count: How many they are.
+        size: Their payloads' bytes.
         generation: Of the database that they were read from.
-        ahead: By how many the lane's count is ahead of the database's.
-        written: Has the outcome; None where it has to be handed over once more.
+        ahead: Whether the lane's count is ahead of the database's by them.
     """
 
-    work: Callable[[sqlite3.Connection], tuple[int, int] | None]
     last: int
     count: int
+    size: int
     generation: int
-    ahead: int = field(init=False)
-    written: "Future[tuple[int, int] | None] | None" = None
-
-    def __post_init__(self) -> None:
-        self.ahead = self.count
+    ahead: bool = True
 
 
 class Lane:
@@ -94,7 +97,10 @@ class Lane:
         self._queue = queue
         self._more = threading.Event()
         self._lock = threading.Lock()  # over what the writer's thread changes too
-        self._unsettled: _Tick | None = None
+        self._done: list[_Done] = []
+        self._ticking: tuple[Future[int | None], int] | None = None  # so many of them, from the first on
+        self._tick_at = 0.0  # by the monotonic clock
+        self._tick_failed = False
         self._reading: sqlite3.Connection | None = None  # used by one thread at a time
         self._generation = 0  # of the database that was read
         self._reader: ThreadPoolExecutor | None = None
@@ -104,10 +110,10 @@ class Lane:
         """Take over what the database says. In the writer's thread."""
         with self._lock:
             self.id, self.cursor, self.waiting = state.id, state.cursor, state.waiting
-            tick = self._unsettled
-            if tick is not None and tick.generation == self._queue.generation:
-                tick.ahead = tick.count if state.cursor < tick.last else 0
-                self.cursor, self.waiting = max(self.cursor, tick.last), self.waiting - tick.ahead
+            for done in self._done:
+                if done.generation == self._queue.generation:
+                    done.ahead = state.cursor < done.last
+                    self.cursor, self.waiting = max(self.cursor, done.last), self.waiting - done.ahead * done.count
         self._more.set()
 
     def added(self, records: int) -> None:
@@ -205,6 +211,21 @@ class Lane:
             return
         self.settle()
 
+        now_ms, generation = self._queue.now_ms(), self._generation
+
+        def work(connection: sqlite3.Connection) -> tuple[int, int] | None:
+            place = self._place_in(connection, generation)
+            if place is None:
+                return None  # removed by command
+            # A commit that was said to have failed can have reached the disk, and these were read once more.
+            fresh = [record for record in records if record.seq > place]
+            if fresh:
+                for letter in letters:
+                    store.bury(connection, letter, now_ms)
+                size = sum(len(record.payload) for record in fresh)
+                store.advance(connection, self.id, cursor=fresh[-1].seq, records=len(fresh), size=size)
+            return max(place, records[-1].seq), len(fresh)
+
         def count(done: tuple[int, int] | None) -> None:
             with self._lock:
                 self.cursor, fewer = done or (records[-1].seq, len(records))
@@ -212,25 +233,32 @@ class Lane:
             for letter in letters if fewer else ():
                 _telemetry.dead_letters.add(1, {"kind": letter.kind, "owner": self.name})
 
-        self._queue.finish(self._ticking(records, letters), count).result()
+        self._queue.finish(work, count).result()
 
     def finish_soon(self, records: Sequence[Stored]) -> None:
         """Tick records off without waiting for the disk, so that the next batch can be sent meanwhile.
 
-        They count as done at once, and are not read again. A crash before they are on disk repeats them.
+        They count as done at once, and are not read again. Several calls in a row share a commit. A crash before they
+        are on disk repeats them.
 
         Raises:
-            StorageError: Those of the call before could not be written down. They still count as done, and the next
+            StorageError: Those of the calls before could not be written down. They still count as done, and the next
                 call, or `settle`, tries again.
             NotRunningError: The queue is stopped.
             RuntimeError: In a forked child.
         """
-        self.settle()
-        tick = _Tick(self._ticking(records, ()), records[-1].seq, len(records), self._generation)
+        self._forget_void()
+        if self._tick_failed or len(self._done) >= _MOST_DONE:
+            self.settle()
+        elif self._ticking is not None and self._ticking[0].done():
+            self._end_tick()
+        size = sum(map(len, map(attrgetter("payload"), records)))
+        done = _Done(records[-1].seq, len(records), size, self._generation)
         with self._lock:
-            self._unsettled = tick
-            self.cursor, self.waiting = tick.last, self.waiting - tick.count
-        tick.written = self._submit(tick)
+            self._done.append(done)
+            self.cursor, self.waiting = done.last, self.waiting - done.count
+        if self._ticking is None and time.monotonic() >= self._tick_at:
+            self._begin_tick()
 
     def settle(self) -> None:
         """Wait until all that counts as done is on disk.
@@ -239,45 +267,62 @@ class Lane:
             StorageError: It could not be written down; the next call tries again.
             NotRunningError: The queue is stopped.
         """
-        tick = self._unsettled
-        if tick is None:
-            return
-        if tick.generation == self._queue.generation:  # else its records went with the database, and come again
-            written, tick.written = tick.written or self._submit(tick), None
-            written.result()
-        with self._lock:
-            self._unsettled = None
+        self._forget_void()
+        while self._done:
+            if self._ticking is None:
+                self._begin_tick()
+            self._end_tick()
+            self._forget_void()
 
-    def _submit(self, tick: "_Tick") -> "Future[tuple[int, int] | None]":
-        def count(done: tuple[int, int] | None) -> None:
+    def _forget_void(self) -> None:
+        """Forget what was read from a database that was set aside: its records went with it, and come again."""
+        if self._done and self._done[0].generation != self._queue.generation:
+            self._ticking, self._tick_failed = None, False
             with self._lock:
-                self.waiting += tick.ahead - (done[1] if done else tick.ahead)
-                tick.ahead = 0
+                self._done = [done for done in self._done if done.generation == self._queue.generation]
 
-        return self._queue.finish(tick.work, count)
+    def _begin_tick(self) -> None:
+        """Hand over all that counts as done."""
+        group = [*self._done]
 
-    def _ticking(
-        self, records: Sequence[Stored], letters: Sequence[DeadLetter]
-    ) -> Callable[[sqlite3.Connection], tuple[int, int] | None]:
-        """What ticks records off: the cursor, and how many that were; None for an exporter that was removed."""
-        now_ms, generation = self._queue.now_ms(), self._generation
-
-        def work(connection: sqlite3.Connection) -> tuple[int, int] | None:
-            if generation != self._queue.generation:
-                raise StorageError("the database was set aside since these records were read")
-            place = store.place_of(connection, self.id)
+        def work(connection: sqlite3.Connection) -> int | None:
+            place = self._place_in(connection, group[0].generation)
             if place is None:
                 return None  # removed by command
-            # A commit that was said to have failed can have reached the disk, and these were read once more.
-            fresh = [record for record in records if record.seq > place[0]]
+            # As in `finish`.
+            fresh = [done for done in group if done.last > place]
+            count = sum(done.count for done in fresh)
             if fresh:
-                for letter in letters:
-                    store.bury(connection, letter, now_ms)
-                size = sum(len(record.payload) for record in fresh)
-                store.advance(connection, self.id, cursor=fresh[-1].seq, records=len(fresh), size=size)
-            return max(place[0], records[-1].seq), len(fresh)
+                size = sum(done.size for done in fresh)
+                store.advance(connection, self.id, cursor=fresh[-1].last, records=count, size=size)
+            return count
 
-        return work
+        def count(fewer: int | None) -> None:
+            with self._lock:
+                ahead = sum(done.count for done in group if done.ahead)
+                self.waiting += ahead - (ahead if fewer is None else fewer)
+                for done in group:
+                    done.ahead = False
+
+        self._ticking = self._queue.finish(work, count), len(group)
+        self._tick_at = time.monotonic() + _BETWEEN_TICKS
+
+    def _end_tick(self) -> None:
+        """Wait for what was handed over."""
+        if self._ticking is None:
+            return
+        (ticking, number), self._ticking, self._tick_failed = self._ticking, None, True
+        ticking.result()
+        self._tick_failed = False
+        with self._lock:
+            del self._done[:number]
+
+    def _place_in(self, connection: sqlite3.Connection, generation: int) -> int | None:
+        """The cursor on disk; None for an exporter that was removed."""
+        if generation != self._queue.generation:
+            raise StorageError("the database was set aside since these records were read")
+        place = store.place_of(connection, self.id)
+        return None if place is None else place[0]
 
     def close(self) -> None:
         """Finish what is under way, and close what was opened for reading."""

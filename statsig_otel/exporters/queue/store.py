@@ -8,8 +8,10 @@ import heapq
 import itertools
 import logging
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import eq
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 from zlib import crc32
 
@@ -55,6 +57,10 @@ class Stored(NamedTuple):
     uid: bytes
     payload: bytes
     intact: bool
+
+
+_new_stored: Final[Callable[[Iterable[Any]], Stored]] = partial(tuple.__new__, Stored)
+"""Makes one of its fields; the class itself takes three times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,6 +489,8 @@ def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: i
         DamagedError: It has not.
     """
     seqs = [record.seq for record in found]
+    if seqs == [*range(after + 1, after + 1 + len(seqs))]:
+        return  # there is none in between that it could have led past
     marks = ", ".join("?" * len(routes))
     # In one row: the interpreter's lock changes hands for each.
     query = f"SELECT count(*), sum(seq) FROM records NOT INDEXED WHERE seq > ? AND seq <= ? AND route IN ({marks})"  # noqa: S608 - ours
@@ -553,18 +561,21 @@ _Row: TypeAlias = tuple[int, Any, Any, Any]
 
 
 def _fill(rows: Iterable[_Row], count: int, size: int) -> list[Stored]:
-    # One plain loop: a backlog is delivered as fast as its records are read.
-    found: list[Stored] = []
-    for seq, uid, payload, checksum in rows:
-        if type(uid) is bytes and type(payload) is bytes:
-            record = Stored(seq, uid, payload, crc32(payload, crc32(uid)) == checksum)
-        else:
-            record = as_stored(seq, uid, payload, checksum)
-        size -= len(record.payload)
-        if len(found) == count or (found and size < 0):
+    taken: list[_Row] = []
+    for row in itertools.islice(rows, count):  # row by row: some may be large
+        size -= len(row[2]) if type(row[2]) is bytes else 0
+        if taken and size < 0:
             break
-        found.append(record)
-    return found
+        taken.append(row)
+    if not taken:
+        return []
+    # Column by column, with no step of the interpreter for each: a backlog is delivered as fast as this is.
+    seqs, uids, payloads, checksums = zip(*taken, strict=True)
+    try:
+        intact = map(eq, map(crc32, payloads, map(crc32, uids)), checksums)
+        return [*map(_new_stored, zip(seqs, uids, payloads, intact, strict=True))]
+    except TypeError:
+        return [as_stored(*row) for row in taken]
 
 
 def _rows(connection: sqlite3.Connection, routes: Sequence[int], after: int, count: int) -> Iterable[_Row]:

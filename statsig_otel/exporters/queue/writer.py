@@ -45,7 +45,7 @@ _QUIET: Final = 0.05
 """Seconds without a job after which the writer counts as idle while there is more to tidy up: a sender that delivers a
 backlog hands one over every few milliseconds."""
 
-_TIDYING_SHARE: Final = 10
+_TIDYING_SHARE: Final = 30
 """A busy writer tidies up for one part in so many of its time: deleting costs an fsync, and all wait for it."""
 
 _JOBS_OWN: Final = (

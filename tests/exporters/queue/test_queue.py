@@ -22,6 +22,7 @@ from tests.exporters.queue.helpers import (
     batch,
     check_counters,
     child,
+    copy_of,
     count,
     delivered,
     errors,
@@ -398,6 +399,55 @@ def test_what_can_not_be_ticked_off_ahead_is_told_by_the_next_call_and_is_not_re
         lane.finish_soon(lane.read(2, 1000))
         assert delivered(lane) == [5, 6, 7]
         check_counters(queue)
+
+
+def test_what_is_ticked_off_ahead_waits_for_no_disk_and_shares_commits(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        put(queue, *range(1, 101))
+        lane = queue.lane("otlp")
+        with blocked(queue):
+            for _ in range(10):
+                lane.finish_soon(lane.read(3, 1000))
+            with reading(queue.database) as connection:
+                assert [state.waiting for state in store.exporter_states(connection)] == [100], "nothing is on disk"
+            assert lane.waiting == 70
+        lane.settle()
+        check_counters(queue)
+        assert delivered(lane) == [*range(31, 101)]
+
+
+def test_a_disk_that_hangs_holds_up_what_would_be_done_without_end(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        put(queue, *range(1, 101))
+        lane = queue.lane("otlp")
+
+        def deliver() -> None:
+            while records := lane.read(1, 1000):
+                lane.finish_soon(records)
+            lane.settle()
+
+        with ThreadPoolExecutor(1) as sender:
+            with blocked(queue):
+                delivering = sender.submit(deliver)
+                with pytest.raises(TimeoutError):
+                    delivering.result(0.3)
+                assert 50 < lane.waiting < 90
+            delivering.result(PATIENCE)
+        assert lane.waiting == 0
+        check_counters(queue)
+
+
+def test_a_crash_repeats_what_was_ticked_off_ahead_and_not_written(tmp_path: Path) -> None:
+    with running(tmp_path / "before") as queue:
+        put(queue, *range(1, 8))
+        lane = queue.lane("otlp")
+        lane.finish_soon(lane.read(2, 1000))
+        lane.settle()
+        with blocked(queue):
+            lane.finish_soon(lane.read(2, 1000))
+            left = copy_of(tmp_path / "before", tmp_path / "after")
+    with running(left) as queue:
+        assert delivered(queue.lane("otlp")) == [3, 4, 5, 6, 7]
 
 
 def test_a_command_between_sees_and_changes_nothing_of_what_is_ahead(tmp_path: Path) -> None:
