@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -31,6 +31,11 @@ from statsig_otel.plugin.webhook import (
 )
 
 _logger: Final = logging.getLogger(__name__)
+
+_CONTENT_ENCODING: Final = b"content-encoding"
+_CONTENT_LENGTH: Final = b"content-length"
+_SIGNATURE: Final = SIGNATURE_HEADER.lower().encode()
+_TIMESTAMP: Final = TIMESTAMP_HEADER.lower().encode()
 
 _DIGITS: Final = re.compile(rb"[0-9]{1,19}")
 SMALL_BODY: Final = 256 << 10
@@ -178,14 +183,16 @@ class Intake:
         Raises:
             AnsweredError: The request is refused without its body.
         """
-        fields = [(name.lower(), value) for name, value in headers]
-        if any(value.strip().lower() != b"identity" for value in _values(fields, "Content-Encoding")):
+        fields: dict[bytes, list[bytes]] = {}
+        for name, value in headers:
+            fields.setdefault(name.lower(), []).append(value)
+        if any(value.strip().lower() != b"identity" for value in fields.get(_CONTENT_ENCODING, ())):
             raise _refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content_encoding")
-        length = _content_length(fields)
+        length = _content_length(fields.get(_CONTENT_LENGTH, ()))
         limit = self.limits.max_request_body_size
         if length is not None and length > limit:
             raise _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large")
-        signatures, timestamps = _values(fields, SIGNATURE_HEADER), _values(fields, TIMESTAMP_HEADER)
+        signatures, timestamps = fields.get(_SIGNATURE, ()), fields.get(_TIMESTAMP, ())
         try:
             verification = self.verifier.begin(signatures, timestamps, now_ns // 1_000_000)
         except UnauthorizedError as error:
@@ -346,8 +353,9 @@ class Request:
         _telemetry.items_duplicate.add(receipt.duplicates, receiver)
         _telemetry.items_ignored.add(mapped.ignored, receiver)
         _telemetry.items_invalid.add(len(mapped.invalid), receiver)
-        for field, times in Counter(mapped.left_out).items():
-            _telemetry.fields_left_out.add(times, {**receiver, "field": field})
+        if mapped.left_out:
+            for field, times in Counter(mapped.left_out).items():
+                _telemetry.fields_left_out.add(times, {**receiver, "field": field})
         body: dict[str, object] = {
             "accepted": receipt.accepted,
             "duplicates": receipt.duplicates,
@@ -383,14 +391,8 @@ def _kind(answer: Answer) -> str:
     return f"{answer.reason} {answer.detail.partition(':')[0]}" if answer.reason == "exporter_failed" else answer.reason
 
 
-def _values(fields: list[tuple[bytes, bytes]], name: str) -> list[bytes]:
-    wanted = name.lower().encode()
-    return [value for field, value in fields if field == wanted]
-
-
-def _content_length(fields: list[tuple[bytes, bytes]]) -> int | None:
+def _content_length(values: Sequence[bytes]) -> int | None:
     """The declared size. A server that speaks HTTP correctly lets no other form through."""
-    values = _values(fields, "Content-Length")
     if not values:
         return None
     if len(set(values)) > 1 or not _DIGITS.fullmatch(values[0]):

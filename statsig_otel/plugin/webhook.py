@@ -392,7 +392,8 @@ def parse(body: bytes) -> UrlVerification | Payload:
     """
     try:
         # Over the whole body, since msgspec does not look into the texts that it skips.
-        body.decode()
+        if not body.isascii():
+            body.decode()
     except UnicodeDecodeError as error:
         raise MalformedBodyError("not_utf8", f"the body is no UTF-8 at byte {error.start}") from error
     try:
