@@ -22,7 +22,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from json import JSONDecodeError
+from json import JSONDecodeError, JSONDecoder
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 import msgspec
@@ -49,6 +49,14 @@ _TIMESTAMP: Final = re.compile(rb"[0-9]{13}")
 
 _CHANGE_BYTES: Final = CONFIG_CHANGE.encode()
 _CHANGE_NAME: Final = msgspec.Raw(b'"%s"' % _CHANGE_BYTES)
+_SMALL: Final = 1 << 20
+"""Bytes of a batch in which changes are looked for by their name: what is looked at twice is soon too much."""
+
+_FEW_CHANGES: Final = 8
+"""Of which each costs a copy of the rest."""
+
+_FEW_BRACES: Final = 8
+_FEW_ESCAPES: Final = 64
 _MANY_ITEMS: Final = 1 << 18
 """Items of which no list of texts is made: each would take 50 bytes and more, though it may be sent in two."""
 
@@ -357,6 +365,7 @@ _heads: Final = msgspec.json.Decoder(list[_Head | _Scalar])
 _envelope: Final = msgspec.json.Decoder(_Envelope)
 _texts: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _any: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder()
+_objects: Final = JSONDecoder()
 
 
 def parse_url_verification(body: bytes) -> UrlVerification | None:
@@ -425,10 +434,67 @@ def _may_hold_change(body: bytes) -> bool:
 
 def _may_escape_names(text: bytes) -> bool:
     """Whether a name of ASCII letters, `:` and `_` could be spelled with escapes in it (RFC 8259, section 7)."""
-    return b"\\" in text and text.rfind(b"\\u00") >= 0
+    at = -1
+    for _ in range(_FEW_ESCAPES):
+        at = text.find(b"\\", at + 1)
+        if at < 0 or text.startswith(b"u00", at + 1):
+            return at >= 0
+    return text.find(b"\\u00", at + 1) >= 0
 
 
 def _parse_array(text: bytes) -> Payload | None:
+    return _parse_around(text) or _parse_elements(text)
+
+
+def _parse_around(text: bytes) -> Payload | None:
+    """Step over all but the changes, where these are few and can be found by their name; None where not.
+
+    What stands around them has to be an array with an empty object in the place of each: so each of them is an element,
+    and not a part of one.
+    """
+    if len(text) > _SMALL or _may_escape_names(text):
+        return None
+    characters = text.decode("latin-1")  # one for each byte: only their places count
+    changes: list[bytes] = []
+    count, end = 0, len(text)
+    behind = text  # of the change that was found before, which is the next one in the text
+    try:
+        while (at := text.rfind(_CHANGE_BYTES, 0, end)) >= 0:
+            found = _object_around(characters, at)
+            if found is None or len(changes) == _FEW_CHANGES:
+                return None
+            start, stop = found
+            change = text[start:stop]
+            if _head.decode(change).eventName != _CHANGE_NAME:
+                return None
+            changes.insert(0, change)
+            count += len(_items.decode(b"[{}" + behind[stop:])) - 1
+            end, behind = start, text[:start] + b"{}]"
+        count += len(_items.decode(behind))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return Payload(count, tuple(map(_read, changes)))
+
+
+def _object_around(text: str, at: int) -> tuple[int, int] | None:
+    """Where the innermost object around a place begins and ends; None where too many others begin before the place.
+
+    Raises:
+        ValueError: It is no JSON, or has an integer of too many digits.
+        RecursionError: It is nested past the decoder's limit.
+    """
+    start = at
+    for _ in range(_FEW_BRACES):
+        start = text.rfind("{", 0, start)
+        if start < 0:
+            return None
+        _, end = _objects.raw_decode(text, start)
+        if end > at:
+            return start, end
+    return None
+
+
+def _parse_elements(text: bytes) -> Payload | None:
     heads = _heads.decode(text)
     is_name = _is_name if _may_escape_names(text) else _CHANGE_NAME.__eq__
     wanted = [index for index, head in enumerate(heads) if isinstance(head, _Head) and is_name(head.eventName)]

@@ -23,6 +23,8 @@ from statsig_otel.plugin.webhook import (
     UrlVerification,
     Verifier,
     WebhookError,
+    _parse_around,
+    _parse_elements,
     parse,
     parse_url_verification,
     sign,
@@ -547,6 +549,52 @@ class TestShapes:
         assert payload.count == len(items)
         texts = [item.text for item in payload.changes]
         assert texts == [text for text in items if text in texts]
+
+
+class TestStepsOverAllButChanges:
+    """Where a batch is read around its few changes, it is read as it would be element by element."""
+
+    PIECES: Final = (
+        b'{"eventName":"statsig::config_change"}',
+        b'{"user":{"a":{}}, "eventName" : "statsig::config_change","metadata":{"name":"\xc3\xa9"},"x":[{}]}',
+        b'{"eventName":"statsig::config_change","eventName":"x"}',
+        b'{"eventName":"x","eventName":"statsig::config_change"}',
+        b'{"a":{"eventName":"statsig::config_change"}}',
+        b'{"a":[{"eventName":"statsig::config_change"}],"eventName":"x"}',
+        b'{"a":[{"eventName":"statsig::config_change"}],"eventName":"statsig::config_change"}',
+        b'{"eventName":"statsig::config_change","metadata":{"name":"statsig::config_change"}}',
+        b'{"eventName":"x","value":"a \\"statsig::config_change\\" {"}',
+        b'{"eventName":"statsig::config_change","x":NaN}',
+        b'{"eventName":"statsig::config_chang\\u0065"}',
+        b'"statsig::config_change"',
+        b'{"eventName":"x"}',
+        b"{}",
+        b"null",
+        b"12",
+        b"[]",
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b",",
+        b" ",
+        b'"',
+    )
+
+    @given(pieces=st.lists(st.sampled_from(PIECES), max_size=12), comma=st.sampled_from((b",", b" , ", b"")))
+    @example(pieces=[PIECES[1]] * 8, comma=b",")
+    @example(pieces=[PIECES[0]] * 9, comma=b",")
+    def test_as_element_by_element(self, pieces: list[bytes], comma: bytes) -> None:
+        text = b"[" + comma.join(pieces) + b"]"
+        around = _parse_around(text)
+        if around is not None:
+            assert around == _parse_elements(text)
+
+    def test_few_changes_among_others_are_found_so(self) -> None:
+        items = [*self.PIECES[:2], b'{"eventName":"x","value":"\\\\"}', b"1"] * 4
+        payload = _parse_around(b" [ %s ]\n" % b" ,\n".join(items))
+        assert payload is not None
+        assert (payload.count, [change.text.encode() for change in payload.changes]) == (16, [*self.PIECES[:2]] * 4)
 
 
 class TestFuzz:
