@@ -49,8 +49,9 @@ _TIMESTAMP: Final = re.compile(rb"[0-9]{13}")
 
 _CHANGE_BYTES: Final = CONFIG_CHANGE.encode()
 _CHANGE_NAME: Final = msgspec.Raw(b'"%s"' % _CHANGE_BYTES)
-_SMALL: Final = 1 << 20
-"""Bytes of a batch in which changes are looked for by their name: what is looked at twice is soon too much."""
+_AROUND: Final = range(8 << 10, 1 << 20)
+"""Bytes of a batch in which changes are looked for by their name. A smaller one is read as fast, and a larger one should
+not be looked at twice."""
 
 _FEW_CHANGES: Final = 8
 """Of which each costs a copy of the rest."""
@@ -443,7 +444,8 @@ def _may_escape_names(text: bytes) -> bool:
 
 
 def _parse_array(text: bytes) -> Payload | None:
-    return _parse_around(text) or _parse_elements(text)
+    around = _parse_around(text) if len(text) in _AROUND else None
+    return around or _parse_elements(text)
 
 
 def _parse_around(text: bytes) -> Payload | None:
@@ -452,7 +454,7 @@ def _parse_around(text: bytes) -> Payload | None:
     What stands around them has to be an array with an empty object in the place of each: so each of them is an element,
     and not a part of one.
     """
-    if len(text) > _SMALL or _may_escape_names(text):
+    if _may_escape_names(text):
         return None
     characters = text.decode("latin-1")  # one for each byte: only their places count
     changes: list[bytes] = []
