@@ -62,7 +62,7 @@ format: $(VENV)/.dev
 # Each prints a report and keeps it in benchmarks/results. ARGS are for all that run. against_collector and memory build an
 # OpenTelemetry Collector first, with Go, once; where that can't be had their reports say so.
 BENCHMARKS ?= http_servers against_collector core_cost durable_answers drain backlog_start latency memory startup growth \
-	mapping_cost
+	mapping_cost hot_spots
 bench: $(VENV)/.dev
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) $(ARGS); echo; done

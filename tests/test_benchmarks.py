@@ -9,13 +9,15 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice, repeat
 from pathlib import Path
 
 import pytest
 
-from benchmarks import backlog, measure, webhooks
+from benchmarks import backlog, hot_spots, measure, webhooks
+from benchmarks.hot_spots import Cost, Profile
 from benchmarks.load import Load, quantile
 from benchmarks.webhooks import Shape
 from statsig_otel.exporters import Batch
@@ -33,6 +35,7 @@ TINY = {
     "drain": ["--records", "2000"],
     "durable_answers": ["--seconds", "0.2"],
     "growth": ["--seconds", "0.1", "--largest-body", "10240", "--largest-queue", "10000"],
+    "hot_spots": ["--seconds", "1"],
     "http_servers": ["--seconds", "0.1", "--clients", "2"],
     "latency": ["--seconds", "1"],
     "mapping_cost": ["--seconds", "0.1"],
@@ -158,3 +161,103 @@ def test_the_processor_time_of_a_process_is_what_it_says_itself(work: Callable[[
     while time.process_time() - own < 0.1:
         work()
     assert measure.processor_time(os.getpid()) - began == pytest.approx(time.process_time() - own, abs=0.04)
+
+
+@pytest.mark.parametrize("shape", hot_spots.KINDS, ids=str)
+def test_the_same_work_has_the_same_counts(shape: Shape) -> None:
+    """Whatever the process did before. The table has a row for the sum of those before."""
+    one = hot_spots.agreed(*(hot_spots.count(hot_spots.webhook(shape)) for _ in range(2)))
+    assert one["Request.finish (plugin/intake.py)"].calls == 1
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in hot_spots.count_table(one).splitlines()[2:]]
+    assert len(rows) == hot_spots.ROWS + 2
+    *figures, last = ([int(cell) for cell in row[1:]] for row in rows)
+    assert last == [sum(column) for column in zip(*figures, strict=True)]
+    assert min(last) > 0
+
+
+@pytest.mark.parametrize("other", [{"f": Cost(1, 2, 4, 5)}, {"f": Cost(1, 2, 3, 4), "g": Cost(1)}, {}])
+def test_counts_that_differ_are_none(other: dict[str, Cost]) -> None:
+    """But for the blocks."""
+    one = {"f": Cost(1, 2, 3, 5)}
+    with pytest.raises(RuntimeError, match=r"differ in [fg]$"):
+        hot_spots.agreed(one, other)
+    assert hot_spots.agreed(one, {"f": Cost(1, 2, 3, 4)}) == {"f": Cost(1, 2, 3, 4)}
+
+
+def test_each_function_is_counted_by_itself() -> None:
+    """Not with what it calls; and what it allocates is counted though it is freed again, or something else is."""
+
+    def inner(items: tuple[None, ...]) -> None:
+        for _ in items:
+            object()
+
+    def outer(items: tuple[None, ...]) -> bool:
+        inner(items)
+        return callable(items)
+
+    def costs(number: int) -> list[Cost]:
+        items = (None,) * number
+        found = hot_spots.count(lambda: outer(items))
+        return [
+            next(cost for name, cost in found.items() if f".{function} (" in name) for function in ("outer", "inner")
+        ]
+
+    (outer_10, inner_10), (outer_1010, inner_1010) = costs(10), costs(1010)
+    assert outer_10.instructions == outer_1010.instructions
+    assert (outer_10.calls, outer_10.c_calls, inner_10.calls, inner_10.c_calls) == (1, 1, 1, 0)
+    assert max(outer_10.blocks, outer_1010.blocks) < 5
+    assert inner_1010.blocks - inner_10.blocks == pytest.approx(1000, abs=5)
+    executed = inner_1010.instructions - inner_10.instructions
+    assert executed > 0
+    assert executed % 1000 == 0
+
+
+def test_a_sample_belongs_to_the_innermost_function_of_ours() -> None:
+    """And to the library that runs below it."""
+    server = "thread (7): statsig-otel server"
+    sampled = [
+        f"{server};run (threading.py);A.f (statsig_otel/plugin/a.py);B.g (statsig_otel/b.py);h (falcon/asgi/app.py) 3",
+        f"{server};A.f (statsig_otel/plugin/a.py);B.g (statsig_otel/b.py);k (falcon/http.py) 2",
+        f"{server};A.f (statsig_otel/plugin/a.py);<listcomp> (statsig_otel/b.py) 1",
+        "thread (0x7F): reader otlp_grpc_0;_worker (concurrent/futures/thread.py) 4",
+        "thread (8);wait (threading.py) 5",
+        f"{server} 6",
+    ]
+    assert hot_spots.fold("\n".join(sampled) + "\n") == {
+        ("statsig-otel server", "b.py", "B.g", "falcon"): 5,
+        ("statsig-otel server", "b.py", "<listcomp>", "-"): 1,
+        ("reader otlp_grpc_0", "-", "-", "concurrent"): 4,
+        ("-", "-", "-", "threading"): 5,
+        ("statsig-otel server", "-", "-", "-"): 6,
+    }
+
+
+def test_shares_are_of_each_view_and_nothing_is_left_out() -> None:
+    """A place that only one view has seen is in the table too, and those that find no room are one row."""
+    one = Profile(Counter({("server", "m.py", f"f{number:02}", "-"): 1 for number in range(20)}))
+    other = Profile(Counter({("writer", "n.py", "commit", "-"): 8, ("server", "m.py", "f19", "json"): 2}), failed=3)
+    samples, threads, modules, functions = hot_spots.profile_tables({"lock": one, "runs": other})
+    assert (
+        samples
+        == "Samples of the service: lock: 20, and 0 that could not be read; runs: 10, and 3 that could not be read."
+    )
+    cells = [
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+        for table in (threads, modules, functions)
+    ]
+    assert cells[0][2:] == [["server", "100.0%", "20.0%"], ["writer", "0.0%", "80.0%"]]
+    assert cells[1][2:] == [["server", "m.py", "100.0%", "20.0%"], ["writer", "n.py", "0.0%", "80.0%"]]
+    assert cells[2][2] == ["writer", "n.py", "commit", "-", "0.0%", "80.0%"]
+    assert cells[2][3] == ["server", "m.py", "f19", "json", "0.0%", "20.0%"]
+    assert cells[2][-1] == ["7 others", "", "", "", "35.0%", "0.0%"]
+    assert len(cells[2]) == 2 + hot_spots.ROWS + 1
+
+
+def test_a_profile_that_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has ended can't be looked into by anybody; and a machine may not have py-spy."""
+    ended = measure.spawn("-c", "")
+    ended.wait()
+    said = hot_spots.hindrance(ended.pid)
+    assert said.startswith("LEFT OUT: the profile.")
+    monkeypatch.setattr(hot_spots, "PROGRAMS", str(tmp_path))
+    assert hot_spots.hindrance(os.getpid()) == "LEFT OUT: the profile. py-spy is not installed."

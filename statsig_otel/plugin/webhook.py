@@ -50,8 +50,8 @@ _TIMESTAMP: Final = re.compile(rb"[0-9]{13}")
 _CHANGE_BYTES: Final = CONFIG_CHANGE.encode()
 _CHANGE_NAME: Final = msgspec.Raw(b'"%s"' % _CHANGE_BYTES)
 _AROUND: Final = range(8 << 10, 1 << 20)
-"""Bytes of a batch in which changes are looked for by their name. A smaller one is read as fast, and a larger one should
-not be looked at twice."""
+"""Bytes of a batch in which changes are looked for by their name. A smaller one is read as fast, and a larger one
+should not be looked at twice."""
 
 _FEW_CHANGES: Final = 8
 """Of which each costs a copy of the rest."""
