@@ -24,7 +24,8 @@ CREATE TABLE exporters (
     cursor  INTEGER NOT NULL,            -- the last seq that is done
     again   INTEGER NOT NULL DEFAULT 0,  -- the same: a flipped bit must not pass records over
     waiting INTEGER NOT NULL DEFAULT 0,  -- records after the cursor that are for it
-    bytes   INTEGER NOT NULL DEFAULT 0   -- their payloads together
+    bytes   INTEGER NOT NULL DEFAULT 0,  -- their payloads together
+    both    INTEGER NOT NULL DEFAULT 0   -- waiting + bytes: a flipped bit must not be believed
 );
 CREATE TABLE routes (
     id        INTEGER PRIMARY KEY,

@@ -73,6 +73,7 @@ class ExporterState:
         cursor: The last seq that is done.
         waiting: How many records wait for it.
         bytes: The size of their payloads together.
+        is_sound: Whether these two can be what was counted.
     """
 
     id: int
@@ -80,6 +81,7 @@ class ExporterState:
     cursor: int
     waiting: int
     bytes: int
+    is_sound: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +302,7 @@ def _has_room_for(connection: sqlite3.Connection, body: bytes) -> bool:
 def add_waiting(connection: sqlite3.Connection, exporters: Iterable[int], records: int, size: int) -> None:
     """Count records that were stored for exporters; negative for those that are done."""
     connection.executemany(
-        "UPDATE exporters SET waiting = waiting + ?, bytes = bytes + ? WHERE id = ?",
+        "UPDATE exporters SET waiting = waiting + ?1, bytes = bytes + ?2, both = both + ?1 + ?2 WHERE id = ?3",
         [(records, size, exporter) for exporter in exporters],
     )
 
@@ -323,10 +325,12 @@ def advance(connection: sqlite3.Connection, exporter: int, *, cursor: int, recor
         records: How many records of this exporter that passes.
         size: Their payloads' bytes.
     """
-    # Of a record that can't be read nobody knows the size: with the last one the sum is right again.
+    # Of a record that can't be read nobody knows the size: with the last one the sum is right again. `both` changes by
+    # as much as the two do, and is not made of them: what contradicts itself goes on to do so until it is looked at.
+    left = "CASE WHEN waiting > ?2 THEN max(bytes - ?3, 0) ELSE 0 END"
     connection.execute(
-        "UPDATE exporters SET cursor = max(cursor, ?1), again = max(cursor, ?1), waiting = waiting - ?2, "
-        "bytes = CASE WHEN waiting > ?2 THEN max(bytes - ?3, 0) ELSE 0 END WHERE id = ?4",
+        "UPDATE exporters SET cursor = max(cursor, ?1), again = max(cursor, ?1), waiting = waiting - ?2, "  # noqa: S608 - ours
+        f"bytes = {left}, both = both - ?2 - bytes + {left} WHERE id = ?4",
         (cursor, records, size, exporter),
     )
 
@@ -395,6 +399,9 @@ def remove_exporter(connection: sqlite3.Connection, name: str) -> ExporterState 
 def look(connection: sqlite3.Connection) -> None:
     """Read both ends of every table, as a first sign of damage; a whole check would take a second per million rows.
 
+    A count that contradicts itself is set right, and said: it decides on what `queue_size` refuses. That alone takes
+    such a second.
+
     Raises:
         sqlite3.DatabaseError: Something can't be read.
     """
@@ -403,9 +410,30 @@ def look(connection: sqlite3.Connection) -> None:
             connection.execute(f"SELECT * FROM {table} ORDER BY {column} {order} LIMIT 1").fetchall()  # noqa: S608 - ours
     check(connection, "exporters")
     check(connection, "routes")
-    last = last_seq(connection)
-    if any(not 0 <= state.cursor <= last or state.waiting < 0 for state in exporter_states(connection)):
+    last, states = last_seq(connection), exporter_states(connection)
+    if any(not 0 <= state.cursor <= last for state in states):
         raise schema.DamagedError("an exporter's place can't be")
+    for state in states:
+        if not state.is_sound:
+            _recount(connection, state)
+
+
+def _recount(connection: sqlite3.Connection, state: ExporterState) -> None:
+    """Count what waits for an exporter from the records themselves."""
+    query = "SELECT count(*), coalesce(sum(length(payload)), 0) FROM records WHERE route = ? AND seq > ?"
+    counts = [connection.execute(query, (route, state.cursor)).fetchone() for route in routes_of(connection, state.id)]
+    waiting, size = sum(count[0] for count in counts), sum(count[1] for count in counts)
+    connection.execute(
+        "UPDATE exporters SET waiting = ?1, bytes = ?2, both = ?1 + ?2 WHERE id = ?3", (waiting, size, state.id)
+    )
+    _logger.error(
+        "%s: the count of what waits was damaged: %d records of %d bytes. Counted anew, it is %d records of %d bytes",
+        state.name,
+        state.waiting,
+        state.bytes,
+        waiting,
+        size,
+    )
 
 
 def check(connection: sqlite3.Connection, table: Literal["exporters", "routes"]) -> None:
@@ -424,12 +452,15 @@ def check(connection: sqlite3.Connection, table: Literal["exporters", "routes"])
 
 def exporter_states(connection: sqlite3.Connection) -> list[ExporterState]:
     """Every exporter that the queue knows, in the order in which they came."""
-    rows = connection.execute("SELECT id, name, cursor, waiting, bytes, again FROM exporters ORDER BY id").fetchall()
-    states = [ExporterState(*row[:5]) for row in rows]
-    if any(row[2] != row[5] for row in rows):
-        raise schema.DamagedError("an exporter's place contradicts itself")
-    if any(type(value) is not int for state in states for value in (state.cursor, state.waiting, state.bytes)):
-        raise schema.DamagedError("an exporter's place can't be read")
+    query = "SELECT id, name, cursor, waiting, bytes, again, both FROM exporters ORDER BY id"
+    states: list[ExporterState] = []
+    for number, name, cursor, waiting, size, again, both in connection.execute(query).fetchall():
+        if cursor != again:
+            raise schema.DamagedError("an exporter's place contradicts itself")
+        if any(type(value) is not int for value in (cursor, waiting, size)):
+            raise schema.DamagedError("an exporter's place can't be read")
+        is_sound = min(waiting, size) >= 0 and waiting + size == both
+        states.append(ExporterState(number, name, cursor, waiting, size, is_sound))
     return states
 
 
@@ -535,7 +566,7 @@ def find_records(
     if verdict != "ok":
         raise schema.DamagedError(f"{place[1]} records can't be found: {verdict}")
     _logger.error("%d records are counted as waiting, and are not in the queue: the count is set right", place[1])
-    connection.execute("UPDATE exporters SET waiting = 0, bytes = 0 WHERE id = ?", (exporter,))
+    connection.execute("UPDATE exporters SET waiting = 0, bytes = 0, both = 0 WHERE id = ?", (exporter,))
     return []
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.queue import damaged_file, store
+from statsig_otel.exporters.queue.plan import QueuedExporter
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.schema import ForeignFileError, NewerSchemaError
 from statsig_otel.exporters.queue.store import DeadLetter, Stored
@@ -261,6 +262,22 @@ def test_a_count_that_is_wrong_in_a_sound_file_is_set_right_and_said(
         check_counters(queue)
         assert not kept(directory)
     assert errors(caplog) == ["3 records are counted as waiting, and are not in the queue: the count is set right"]
+
+
+def test_a_count_of_which_a_bit_was_flipped_refuses_nothing_after_the_next_start(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.closing(sqlite3.connect(directory / "queue.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE exporters SET waiting = waiting + (1 << 30)")
+    with running(directory, exporters={"otlp": QueuedExporter(queue_size=1000)}) as queue:
+        check_counters(queue)
+        put(queue, 1000)
+        assert delivered(queue.lane("otlp")) == [*STORED, 1000]
+        assert not kept(directory)
+    with running(directory):
+        pass
+    assert said(caplog, logging.ERROR, "Counted anew, it is 600 records of 300000 bytes") == 1
+    assert len(errors(caplog)) == 1
 
 
 def test_an_index_that_leads_past_records_is_said_loudly_and_none_is_lost(

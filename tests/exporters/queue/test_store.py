@@ -319,6 +319,44 @@ def test_what_is_waiting_is_counted_down_to_nothing(connection: sqlite3.Connecti
     assert store.place_of(connection, 99) is None
 
 
+STEPS = st.lists(st.tuples(st.booleans(), st.integers(0, 4)), max_size=6)
+"""Records that are stored, or ticked off."""
+
+
+@given(before=STEPS, after=STEPS, column=st.sampled_from(["waiting", "bytes", "both"]), bit=st.integers(0, 40))
+def test_a_count_of_which_a_bit_was_flipped_is_set_right_whatever_happened_since(
+    before: list[tuple[bool, int]], after: list[tuple[bool, int]], column: str, bit: int
+) -> None:
+    sizes: list[int] = []  # of what waits for the first one
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for script in schema._MIGRATIONS:
+            connection.executescript(script)
+        a, b = store.ensure_exporter(connection, "a"), store.ensure_exporter(connection, "b")
+        routes = [store.ensure_route(connection, of) for of in ([a, b], [a], [b])]
+
+        def do(steps: list[tuple[bool, int]]) -> None:
+            for stores, count in steps:
+                if stores:
+                    append(connection, routes[count % 3], *range(count), size=10 + count)
+                    sizes.extend([10 + count] * count if count % 3 < 2 else [])
+                elif done := store.read_records(
+                    connection, routes[:2], after=store.exporter_states(connection)[0].cursor, count=count, size=BIG
+                ):
+                    size = sum(sizes[: len(done)])
+                    store.advance(connection, a, cursor=done[-1].seq, records=len(done), size=size)
+                    del sizes[: len(done)]
+
+        do(before)
+        assert store.exporter_states(connection)[0].is_sound
+        (value,) = connection.execute(f"SELECT {column} FROM exporters WHERE id = ?", (a,)).fetchone()
+        connection.execute(f"UPDATE exporters SET {column} = ? WHERE id = ?", (value ^ 1 << bit, a))
+        do(after)
+        store.look(connection)
+        state, other = store.exporter_states(connection)
+        assert (state.waiting, state.bytes, state.is_sound) == (len(sizes), sum(sizes), True)
+        assert other.is_sound
+
+
 def test_a_route_or_a_place_that_is_no_number_is_damage(connection: sqlite3.Connection) -> None:
     number = store.ensure_exporter(connection, "a")
     route = store.ensure_route(connection, [number])
