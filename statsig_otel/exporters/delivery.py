@@ -322,9 +322,11 @@ class Sender:
         if run.next_segment() is not None:
             return
         if len(run.records) == 1 and self._lane.waiting > 1:
-            behind = self._lane.read(2, sys.maxsize)[1:]
-            if behind and behind[0].intact:
-                run.extend(behind[0])
+            found = self._lane.read(2, sys.maxsize)
+            if found[:1] != run.records:
+                raise StorageError("the database was set aside since the head was read")
+            if found[1:] and found[1].intact:
+                run.extend(found[1])
             else:
                 run.settle()  # nothing can tell
             return
@@ -344,7 +346,8 @@ class Sender:
         """
         while records:
             try:
-                if self._storage_fails and self._lane.read(1, 1) != [records[0]]:
+                # All of them: in a new file something else can stand behind a head that is the same.
+                if self._storage_fails and self._lane.read(len(records), sys.maxsize) != list(records):
                     return False  # the failed commit reached the disk after all, or the file was set aside
                 if letters or len(records) >= self._lane.waiting:
                     self._lane.finish(records, letters)

@@ -26,6 +26,9 @@ _MOST_DONE: Final = 16
 """Batches that wait for such a commit at most, where the disk is slow."""
 
 
+_SET_ASIDE: Final = "the database was set aside since these records were read"
+
+
 class LaneOwner(Protocol):
     """The queue that a lane belongs to."""
 
@@ -243,7 +246,7 @@ class Lane:
 
         Raises:
             StorageError: Those of the calls before could not be written down. They still count as done, and the next
-                call, or `settle`, tries again.
+                call, or `settle`, tries again. Or the database was set aside, and these will come again.
             NotRunningError: The queue is stopped.
             RuntimeError: In a forked child.
         """
@@ -255,6 +258,8 @@ class Lane:
         size = sum(map(len, map(attrgetter("payload"), records)))
         done = _Done(records[-1].seq, len(records), size, self._generation)
         with self._lock:
+            if done.generation != self._queue.generation:
+                raise StorageError(_SET_ASIDE)  # the cursor is one of another file by now, or is about to be
             self._done.append(done)
             self.cursor, self.waiting = done.last, self.waiting - done.count
         if self._ticking is None and time.monotonic() >= self._tick_at:
@@ -320,7 +325,7 @@ class Lane:
     def _place_in(self, connection: sqlite3.Connection, generation: int) -> int | None:
         """The cursor on disk; None for an exporter that was removed."""
         if generation != self._queue.generation:
-            raise StorageError("the database was set aside since these records were read")
+            raise StorageError(_SET_ASIDE)
         place = store.place_of(connection, self.id)
         return None if place is None else place[0]
 
