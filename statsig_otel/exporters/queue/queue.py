@@ -154,6 +154,7 @@ class DurableQueue:
             self._writer.submit(work, take).result()
         finally:
             self._coming = None
+        self._salvager.look()
 
     @property
     def plan(self) -> Plan:

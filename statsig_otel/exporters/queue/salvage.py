@@ -40,8 +40,17 @@ _MISSING: Final[Mapping[int | None, str]] = {
     0: "No record that waited is missing",
 }
 
+_NOBODY: Final = (
+    "%s holds records, and does not tell whom they are for: so for every exporter with a sending queue, and none is "
+    "configured. They stay in the file, and are carried over once one is"
+)
+
 Taken: TypeAlias = Counter[tuple[Literal["record", "damaged", "letter"], str]]
 """How many records of which exporter, damaged ones apart, and how many dead letters of which owner."""
+
+
+class _NobodyError(Exception):
+    """A record may be for anybody, and nobody is configured."""
 
 
 class Salvager:
@@ -51,7 +60,8 @@ class Salvager:
         directory: The queue's directory.
         submit: Runs a function on the writing connection; see `DurableQueue.submit`.
         now_ms: The time now, in milliseconds since the epoch.
-        exporters_of: The exporters of a receiver as configured now, or all: for where a file does not tell.
+        exporters_of: The exporters of a receiver as configured now, or all: for where a file does not tell. Where there
+            is none at all, the file waits for the next `look`.
         min_free_bytes: Wait while the disk has less: what comes in goes first.
     """
 
@@ -80,7 +90,7 @@ class Salvager:
         self._thread.start()
 
     def look(self) -> None:
-        """There is something more."""
+        """There is something more, or somebody whom it may be for."""
         self._more.set()
 
     def stop(self) -> None:
@@ -120,6 +130,8 @@ class Salvager:
         except damaged_file.UnreadableError as error:
             kept = self._directory.rename_aside(file, "unreadable")
             _logger.error("%s, and what waited in it is lost. It is kept as %s", error, kept)  # noqa: TRY400 - the message says it all
+        except _NobodyError:
+            _logger.error(_NOBODY, file)  # noqa: TRY400 - as above
         else:
             kept = self._directory.rename_aside(file, "salvaged")
             salvage.say(kept)
@@ -159,6 +171,7 @@ class _Salvage:
         self._places = damaged_file.places(connection)
         self._routes = damaged_file.routes(connection)
         self._after: dict[str, int] = {}
+        self._is_guessed = False  # for whom some records are
 
     def steps(self) -> Iterator[Work[Taken]]:
         """All steps that are still to be done, in order."""
@@ -201,7 +214,9 @@ class _Salvage:
 
     def _missing(self) -> int | None:
         """How many records that waited could not be taken; None where that can't be told."""
-        if self._places is None or self._after:
+        if self._places is None or self._after or self._is_guessed:
+            return None
+        if not all(place.is_sound for place in self._places.values()):
             return None
         return sum(
             max(place.waiting - self.taken["record", place.name] - self.taken["damaged", place.name], 0)
@@ -255,7 +270,11 @@ class _Salvage:
         route = None if self._routes is None or row.route is None else self._routes.get(row.route)
         receiver, numbers = route or ("", None)
         if self._places is None:
-            return receiver, self._exporters_of(receiver)
+            names = self._exporters_of(receiver)
+            if not names:
+                raise _NobodyError
+            return receiver, names
+        self._is_guessed |= numbers is None
         places = self._places.values() if numbers is None else map(self._places.get, numbers)
         return receiver, tuple(place.name for place in places if place and place.cursor < row.record.seq)
 
