@@ -57,6 +57,32 @@ def test_an_import_loads_these_packages_and_no_others(statement: str, packages: 
     assert loaded_by(statement) == packages
 
 
+SERVICE = """
+from statsig_otel.config import Opaque
+from statsig_otel.exporters import OtlpGrpcSettings
+from statsig_otel.plugin import Service, StatsigReceiverSettings
+import statsig_otel.plugin.commands.run
+service = Service(
+    receivers={"statsig": StatsigReceiverSettings(signing_secrets=[Opaque("webhook-1")])},
+    exporters={"otlp_grpc": OtlpGrpcSettings(endpoint="http://127.0.0.1:4317")},
+    directory="nothing-is-made-here",
+)
+print(*sys.modules, end=" ")
+"""
+
+
+def test_a_service_loads_nothing_for_what_is_not_configured() -> None:
+    """Each module stays in memory for as long as the service runs."""
+    ran = subprocess.run([sys.executable, "-c", f"import sys\n{SERVICE}"], capture_output=True, text=True, check=True)
+    loaded = set(ran.stdout.split())
+    assert {"grpc", "statsig_otel.exporters.otlp_grpc"} <= loaded
+    assert not loaded & {
+        "difflib", "html", "opentelemetry.exporter", "opentelemetry.sdk", "requests", "urllib3",
+        "statsig_otel.exporters.otlp_http", "statsig_otel.plugin.demo", "statsig_otel.plugin.doctor",
+        "statsig_otel.plugin.samples",
+    }  # fmt: skip
+
+
 FALCON = "falcon msgspec opentelemetry.metrics opentelemetry.proto"
 MODEL = "pydantic"
 RECORD_MODEL = "pydantic opentelemetry.proto"

@@ -6,7 +6,6 @@
 `ConfigError` holds `Problem`s. No message holds a secret.
 """
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -93,6 +92,8 @@ def quoted(text: str) -> str:
 
 def closest(word: str, words: Iterable[str]) -> str | None:
     """What was probably meant, of the first of the words: comparing takes its time."""
+    import difflib  # noqa: PLC0415 - a service whose configuration is right never needs it
+
     by_lower = {known.lower(): known for known in islice(words, _MOST_WORDS)}
     found = difflib.get_close_matches(word[:_LONGEST].lower(), by_lower, n=1)
     return by_lower[found[0]] if found else None

@@ -16,7 +16,6 @@ key or a wrong path says nothing about the data, so the data is kept.
 Reasons are for a person who reads a log: one line of printable characters, bounded, without our own header values.
 """
 
-import html
 import json
 import re
 from collections.abc import Iterable
@@ -261,6 +260,8 @@ def printable(text: str, hide: Iterable[str] = ()) -> str:
 
 def _spellings(secret: str) -> set[str]:
     """How a server may write it: as it is, in JSON, in HTML, in a URL (whose hex digits are of either case)."""
+    import html  # noqa: PLC0415 - its table of entities stays in memory, and most services never get here
+
     return {
         secret,
         json.dumps(secret)[1:-1],

@@ -4,7 +4,6 @@ Each is a handler that takes its arguments as JSON has them, and answers with wh
 and dropped by the page: an answer has `next`, to be given back as `after`, until it is null.
 """
 
-import difflib
 import logging
 import os
 import sqlite3
@@ -460,6 +459,8 @@ def _no_sender(name: str, synchronous: Collection[str]) -> str:
 def _unknown(name: str, known: Iterable[str], synchronous: Collection[str]) -> ControlError:
     if name in synchronous:
         return ControlError(f"{name} has no sending queue: nothing waits for it")
+    import difflib  # noqa: PLC0415 - only for a mistake at the command line
+
     names = sorted(known)
     close = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names) or 'none'}"
