@@ -15,7 +15,7 @@ from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.plugin.components import COMPONENTS
 from statsig_otel.plugin.delivery_settings import RetryOnFailureSettings, SendingQueueSettings
 from statsig_otel.plugin.endpoints import SERVER_KEYS
-from statsig_otel.plugin.log_record import AttributeValue
+from statsig_otel.plugin.log_encoding import AttributeValue
 from statsig_otel.plugin.own_exporter import DEFAULT_TIMEOUT, OwnExporterSettings, fault_of
 from statsig_otel.plugin.queue_configuration import queued_exporters
 from statsig_otel.plugin.settings import StatsigReceiverSettings

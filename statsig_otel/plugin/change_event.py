@@ -180,7 +180,7 @@ def _split(environments: str | None) -> tuple[str, ...]:
 
 def valid(text: str) -> str:
     """JSON can escape half of a surrogate pair; protobuf's strings, UTF-8, can't hold one."""
-    return _LONE_SURROGATE.sub("\ufffd", text)
+    return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def _kind(value: object) -> str:

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.source import UNKNOWN, Document, Unknown
 from statsig_otel.plugin.change_event import valid
-from statsig_otel.plugin.log_record import AttributeValue
+from statsig_otel.plugin.log_encoding import AttributeValue
 from statsig_otel.plugin.telemetry_settings import LogLevel, named_level
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's name

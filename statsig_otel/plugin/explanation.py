@@ -13,7 +13,7 @@ from statsig_otel.plugin.change_event import ChangeEvent
 from statsig_otel.plugin.filter import ChangeFilter
 from statsig_otel.plugin.impacted_services import Concerned
 from statsig_otel.plugin.lenient_json import Item
-from statsig_otel.plugin.log_record import AttributeValue
+from statsig_otel.plugin.log_encoding import AttributeValue
 from statsig_otel.plugin.mapper import Mapper
 from statsig_otel.plugin.queue_configuration import create_mapper, create_verifier
 from statsig_otel.plugin.settings import StatsigReceiverSettings

@@ -6,18 +6,14 @@ becomes a record for each, with a resource and a uid of its own; or one record t
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final
 
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import KeyValue
-from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
-from opentelemetry.proto.resource.v1.resource_pb2 import Resource
-
 from statsig_otel.plugin.change_event import ChangeEvent
 from statsig_otel.plugin.filter import Block, ChangeFilter
-from statsig_otel.plugin.log_record import LogRecordEncoder, fields_in
+from statsig_otel.plugin.log_encoding import AttributeValue
+from statsig_otel.plugin.log_record import LogRecordEncoder, RecordFields
 from statsig_otel.plugin.mapping import SERVICE_FIELDS, UID, Source, fields_of, parse_template, texts_of
 from statsig_otel.plugin.template import FieldsOf, Template, TemplateError
 
@@ -30,9 +26,6 @@ MAX_RECORDS: Final = 100
 MAX_CHARACTERS: Final = 8_000_000
 """Of a change's text, as it was sent, times its records, likewise: a long description is not to be held a hundred
 times."""
-
-_OWN_RESOURCE: Final = "service."
-"""Attributes of a resource that say something of one service: those of another are wrong beside its name."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -145,19 +138,19 @@ class ImpactedServices:
         self._split = split
 
     def find(
-        self, default: ExportLogsServiceRequest, event: ChangeEvent, *, original: str, item: Mapping[str, object]
+        self, default: RecordFields, event: ChangeEvent, *, original: str, item: Mapping[str, object]
     ) -> Concerned:
         """Find the services of a change. Never raises.
 
         Nothing but the change and the rules counts, so that every delivery of a change gives the same records.
 
         Args:
-            default: The request that `LogRecordEncoder.default` makes of the change.
+            default: The record that `LogRecordEncoder.default` makes of the change.
             event: The change.
             original: The item's own JSON text.
             item: The item.
         """
-        fields = fields_of(fields_in(_record(default), {}), event, item)
+        fields = fields_of(default, event, item)
         found: dict[ImpactedService, dict[int, None]] = {}
         for index, (change_filter, rule) in enumerate(self._rules):
             if change_filter.why_dropped(event) is None:
@@ -183,43 +176,27 @@ class ImpactedServices:
         item: Mapping[str, object],
     ) -> tuple[bytes, ...]:
         """The records of a change, as `LogRecordEncoder.encode` makes the one of a change without services."""
-        default = encoder.default(event, uid=uid, observed_ns=observed_ns, original=original)
+        default = encoder.default(event, uid=uid, original=original)
         concerned = self.find(default, event, original=original, item=item)
         services = [one.service for one in concerned.found]
         if concerned.split:
-            return tuple(
-                encoder.finish(_of_service(default, service, uid), event, item, service.attributes)
-                for service in services
-            )
-        if services:
-            _add_list(_record(default), services)
-        return (encoder.finish(default, event, item),)
+            records = [_of_service(default, service, uid) for service in services]
+        elif services:
+            records = [_with(default, {IMPACTED_SERVICES: _texts(services)})]
+        else:
+            records = [default]
+        return tuple(encoder.finish(record, event, observed_ns=observed_ns, item=item) for record in records)
 
 
-def _record(request: ExportLogsServiceRequest) -> LogRecord:
-    return request.resource_logs[0].scope_logs[0].log_records[0]
+def _of_service(default: RecordFields, service: ImpactedService, uid: str) -> RecordFields:
+    """A default record for one of its services."""
+    own = {UID: service_uid(uid, service), CHANGE_UID: uid, IMPACTED_SERVICES: _texts([service])}
+    return replace(_with(default, own), service=service.attributes)
 
 
-def _of_service(default: ExportLogsServiceRequest, service: ImpactedService, uid: str) -> ExportLogsServiceRequest:
-    """A copy of a default request for one of its services."""
-    request = ExportLogsServiceRequest()
-    request.CopyFrom(default)
-    resource, record = Resource(), _record(request)
-    for key, value in service.attributes.items():
-        resource.attributes.add(key=key).value.string_value = value
-    others = request.resource_logs[0].resource.attributes
-    resource.attributes.extend(one for one in others if not one.key.startswith(_OWN_RESOURCE))
-    request.resource_logs[0].resource.CopyFrom(resource)
-    for attribute in record.attributes:
-        if attribute.key == UID:
-            attribute.value.string_value = service_uid(uid, service)
-    record.attributes.add(key=CHANGE_UID).value.string_value = uid
-    _add_list(record, [service])
-    return request
+def _with(record: RecordFields, attributes: Mapping[str, AttributeValue]) -> RecordFields:
+    return replace(record, attributes={**record.attributes, **attributes})
 
 
-def _add_list(record: LogRecord, services: Sequence[ImpactedService]) -> None:
-    attribute = KeyValue(key=IMPACTED_SERVICES)
-    for service in services:
-        attribute.value.array_value.values.add(string_value=str(service))
-    record.attributes.append(attribute)
+def _texts(services: Sequence[ImpactedService]) -> tuple[str, ...]:
+    return tuple(map(str, services))

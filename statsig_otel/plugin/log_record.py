@@ -1,25 +1,24 @@
 """A change event as an OpenTelemetry log record, encoded.
 
 The record follows the semantic conventions for events: a static EventName, a body of one readable line, no
-SeverityText. opentelemetry-proto's messages are filled directly from values that were checked before: the SDK's
-encoder drops an attribute that holds a surrogate, is private, and takes several times as long.
+SeverityText. It is encoded from values that were checked before: the SDK's encoder drops an attribute that holds a
+surrogate, is private, and takes several times as long.
 """
 
 import hmac
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Final, Literal, Protocol, TypeAlias, get_args
+from typing import Final, Literal, Protocol, get_args
 
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO, LogRecord
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 
 from statsig_otel import __version__
 from statsig_otel.plugin import change_description
 from statsig_otel.plugin.change_event import ChangeEvent, InvalidItemError
+from statsig_otel.plugin.log_encoding import AttributeValue, LogEncoder
 
 EVENT_NAME: Final = "statsig.config_change"
 SCOPE_NAME: Final = "statsig_otel"
@@ -28,13 +27,10 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 
 DEFAULT_RESOURCE: Final[Mapping[str, "AttributeValue"]] = {"service.name": "statsig"}
 
-Scalar: TypeAlias = str | bool | int | float
-AttributeValue: TypeAlias = Scalar | Sequence[str] | Sequence[bool] | Sequence[int] | Sequence[float]
 UserMode = Literal["full", "hash", "drop"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MAX_NANOSECONDS: Final = (1 << 64) - 1
-"""What `fixed64 time_unix_nano` holds: up to July 2554."""
+_canonical: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 _NO_ITEM: Final[Mapping[str, object]] = {}
 
@@ -55,7 +51,7 @@ def uid(item: Mapping[str, object]) -> str:
         True
     """
     try:
-        canonical = json.dumps(item, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        canonical = _canonical.encode(item)
     except ValueError as error:
         raise InvalidItemError("holds a number that is no JSON") from error
     except RecursionError as error:
@@ -152,14 +148,8 @@ class LogRecordEncoder:
         self._include_original = include_original
         self._include_change_details = include_change_details
         self._mapping = mapping
-        self._template = ExportLogsServiceRequest()
-        resource_logs = self._template.resource_logs.add()
-        resource_logs.resource.attributes.extend(
-            KeyValue(key=key, value=_any_value(value)) for key, value in resource.items()
-        )
-        scope_logs = resource_logs.scope_logs.add(schema_url=SCHEMA_URL)
-        scope_logs.scope.name = SCOPE_NAME
-        scope_logs.scope.version = __version__
+        self._resource = resource
+        self._encoder = _encoder_of(resource)
 
     def encode(
         self,
@@ -179,78 +169,67 @@ class LogRecordEncoder:
             original: The item's own JSON text.
             item: The item, for what a mapping takes from it beside the event.
         """
-        request = self.default(event, uid=uid, observed_ns=observed_ns, original=original)
-        return request.SerializeToString() if self._mapping is None else self.finish(request, event, item)
+        default = self.default(event, uid=uid, original=original)
+        return self.finish(default, event, observed_ns=observed_ns, item=item)
 
-    def default(self, event: ChangeEvent, *, uid: str, observed_ns: int, original: str) -> ExportLogsServiceRequest:
-        """The request of `encode`, as it is before the mapping. For the parameters see `encode`."""
-        request = ExportLogsServiceRequest()
-        request.CopyFrom(self._template)
-        happened_ns = event.happened_at * 1_000_000
-        record = (
-            request.resource_logs[0]
-            .scope_logs[0]
-            .log_records.add(
-                # logs.proto: 0 is an unknown time. `change_event.happened_at` tells later ones all the same.
-                time_unix_nano=happened_ns if happened_ns <= _MAX_NANOSECONDS else 0,
-                observed_time_unix_nano=observed_ns,
-                severity_number=SEVERITY_NUMBER_INFO,
-                event_name=EVENT_NAME,
-            )
-        )
-        record.body.string_value = event.title
-        self._add_attributes(record, event, uid)
+    def default(self, event: ChangeEvent, *, uid: str, original: str) -> RecordFields:
+        """The record of `encode`, as it is before the mapping. For the parameters see `encode`."""
+        attributes = self._attributes(event, uid)
         if self._include_change_details and event.description is not None:
-            found = change_description.attributes(event.description)
-            record.attributes.extend(KeyValue(key=key, value=_any_value(value)) for key, value in found.items())
+            attributes.update(change_description.attributes(event.description))
         if self._include_original:
-            _add(record, "log.record.original", original)
-        return request
+            attributes["log.record.original"] = original
+        return RecordFields(event_name=EVENT_NAME, body=event.title, attributes=attributes)
 
     def finish(
-        self,
-        request: ExportLogsServiceRequest,
-        event: ChangeEvent,
-        item: Mapping[str, object],
-        service: Mapping[str, str] | None = None,
+        self, default: RecordFields, event: ChangeEvent, *, observed_ns: int, item: Mapping[str, object]
     ) -> bytes:
-        """Apply the mapping to a default request, and serialise it. The request is changed by it.
+        """Apply the mapping to a default record, and serialise it.
 
         Args:
-            request: What `default` made.
+            default: What `default` made. Where it is about one service, that one takes the place of the resource's.
             event: The change event.
+            observed_ns: As for `encode`.
             item: The item.
-            service: The service that the record is about, as a mapping reads it.
         """
-        if self._mapping is not None:
-            record = request.resource_logs[0].scope_logs[0].log_records[0]
-            _remap(record, self._mapping, event, item, service or {})
-        return request.SerializeToString()
+        record = default if self._mapping is None else self._mapping.apply(default, event, item)
+        encoder = self._encoder if not default.service else _encoder_of(_of_service(default.service, self._resource))
+        return encoder.encode(
+            time_ns=event.happened_at * 1_000_000,
+            observed_ns=observed_ns,
+            event_name=record.event_name,
+            body=record.body,
+            attributes=record.attributes,
+        )
 
-    def _add_attributes(self, record: LogRecord, event: ChangeEvent, uid: str) -> None:
-        _add(record, "change_event.category", "feature_flags")
-        _add(record, "change_event.type", event.type)
-        _add(record, "change_event.source", "statsig")
-        _add(record, "change_event.happened_at", _rfc3339(event.happened_at))
-        _add(record, "change_event.title", event.title)
-        _add(record, "change_event.label.type", event.entity_type)
-        _add(record, "change_event.label.name", event.name)
-        _add(record, "change_event.label.action", event.action)
-        _add(record, "change_event.label.description", event.description)
-        _add(record, "feature_flag.key", event.name)
-        _add(record, "feature_flag.provider.name", "statsig")
-        _add(record, "feature_flag.set.id", event.project_id)
-        if len(event.environments) == 1:
-            _add(record, "deployment.environment.name", event.environments[0])
-        _add(record, "user.name", self._shown(event.user_name))
-        _add(record, "user.email", self._shown(event.user_email))
-        _add(record, "user.id", self._shown(event.user_id))
-        _add(record, "log.record.uid", uid)
-        _add(record, "statsig.environments", event.environments)
-        _add(record, "statsig.project.name", event.project_name)
-        _add(record, "statsig.project.id", event.project_id)
-        _add(record, "statsig.tags", event.tags)
-        _add(record, "statsig.target_apps", event.target_apps)
+    def _attributes(self, event: ChangeEvent, uid: str) -> dict[str, AttributeValue]:
+        """All that there is something to say of."""
+        environments = event.environments
+        attributes: dict[str, AttributeValue | None] = {
+            "change_event.category": "feature_flags",
+            "change_event.type": event.type,
+            "change_event.source": "statsig",
+            "change_event.happened_at": _rfc3339(event.happened_at),
+            "change_event.title": event.title,
+            "change_event.label.type": event.entity_type,
+            "change_event.label.name": event.name,
+            "change_event.label.action": event.action,
+            "change_event.label.description": event.description,
+            "feature_flag.key": event.name,
+            "feature_flag.provider.name": "statsig",
+            "feature_flag.set.id": event.project_id,
+            "deployment.environment.name": environments[0] if len(environments) == 1 else None,
+            "user.name": self._shown(event.user_name),
+            "user.email": self._shown(event.user_email),
+            "user.id": self._shown(event.user_id),
+            "log.record.uid": uid,
+            "statsig.environments": environments,
+            "statsig.project.name": event.project_name,
+            "statsig.project.id": event.project_id,
+            "statsig.tags": event.tags,
+            "statsig.target_apps": event.target_apps,
+        }
+        return {key: value for key, value in attributes.items() if value}
 
     def _shown(self, value: str | None) -> str | None:
         if value is None or self._user == "drop":
@@ -260,56 +239,15 @@ class LogRecordEncoder:
         return value
 
 
-def _add(record: LogRecord, key: str, value: str | tuple[str, ...] | None) -> None:
-    """Add an attribute, unless there is nothing to say."""
-    if not value:
-        return
-    attribute = record.attributes.add(key=key)
-    if isinstance(value, str):
-        attribute.value.string_value = value
-        return
-    elements = attribute.value.array_value.values
-    for element in value:
-        elements.add(string_value=element)
+def _encoder_of(resource: Mapping[str, AttributeValue]) -> LogEncoder:
+    scope = InstrumentationScope(name=SCOPE_NAME, version=__version__)
+    return LogEncoder(resource, scope=scope, schema_url=SCHEMA_URL)
 
 
-def fields_in(record: LogRecord, service: Mapping[str, str]) -> RecordFields:
-    """What a default record says."""
-    attributes = {attribute.key: _plain(attribute.value) for attribute in record.attributes}
-    return RecordFields(
-        event_name=record.event_name, body=record.body.string_value, attributes=attributes, service=service
-    )
-
-
-def _remap(
-    record: LogRecord, mapping: Remapping, event: ChangeEvent, item: Mapping[str, object], service: Mapping[str, str]
-) -> None:
-    mapped = mapping.apply(fields_in(record, service), event, item)
-    record.event_name = mapped.event_name
-    record.body.string_value = mapped.body
-    del record.attributes[:]
-    record.attributes.extend(KeyValue(key=key, value=_any_value(value)) for key, value in mapped.attributes.items())
-
-
-def _plain(value: AnyValue) -> AttributeValue:
-    """The value of an attribute of the default record: a text, an array of texts, or a fraction."""
-    if value.HasField("array_value"):
-        return [element.string_value for element in value.array_value.values]
-    return value.double_value if value.HasField("double_value") else value.string_value
-
-
-def _any_value(value: AttributeValue) -> AnyValue:
-    if isinstance(value, str):
-        return AnyValue(string_value=value)
-    if isinstance(value, bool):
-        return AnyValue(bool_value=value)
-    if isinstance(value, int):
-        return AnyValue(int_value=value)
-    if isinstance(value, float):
-        return AnyValue(double_value=value)
-    array = AnyValue()
-    array.array_value.values.extend(_any_value(element) for element in value)
-    return array
+def _of_service(service: Mapping[str, str], resource: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    """A resource that is one service. What another one says of a service is wrong beside its name."""
+    others = {key: value for key, value in resource.items() if not key.startswith("service.")}
+    return {**service, **others}
 
 
 def _rfc3339(milliseconds: int) -> str:

@@ -110,5 +110,5 @@ class Mapper:
         if self._services is None or not isinstance(item.value, dict):
             return None
         event = ChangeEvent.from_item(item.value)
-        default = self._encoder.default(event, uid=uid(item.value), observed_ns=0, original=item.text)
+        default = self._encoder.default(event, uid=uid(item.value), original=item.text)
         return self._services.find(default, event, original=item.text, item=item.value)

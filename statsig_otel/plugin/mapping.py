@@ -12,7 +12,8 @@ from typing import Final, TypeAlias, cast
 
 from statsig_otel.config.errors import hint_for
 from statsig_otel.plugin.change_event import ChangeEvent, valid
-from statsig_otel.plugin.log_record import AttributeValue, RecordFields
+from statsig_otel.plugin.log_encoding import AttributeValue
+from statsig_otel.plugin.log_record import RecordFields
 from statsig_otel.plugin.template import FieldsOf, Placeholder, Template, TemplateError, as_text
 
 UID: Final = "log.record.uid"

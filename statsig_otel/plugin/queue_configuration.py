@@ -12,7 +12,8 @@ from statsig_otel.exporters.queue.plan import QueuedReceiver
 from statsig_otel.plugin.components import COMPONENTS
 from statsig_otel.plugin.delivery_settings import DeliveryKeys
 from statsig_otel.plugin.environment import resource_from_environment
-from statsig_otel.plugin.log_record import DEFAULT_RESOURCE, AttributeValue, LogRecordEncoder
+from statsig_otel.plugin.log_encoding import AttributeValue
+from statsig_otel.plugin.log_record import DEFAULT_RESOURCE, LogRecordEncoder
 from statsig_otel.plugin.mapper import Mapper
 from statsig_otel.plugin.settings import StatsigReceiverSettings
 from statsig_otel.plugin.storage import FileStorageSettings, find_directory

@@ -27,7 +27,7 @@ from statsig_otel.plugin.endpoints import SERVER_KEYS, Endpoint, check_endpoints
 from statsig_otel.plugin.environment import resource_from_environment
 from statsig_otel.plugin.intake import Intake, Limits
 from statsig_otel.plugin.lifecycle import Lifecycle
-from statsig_otel.plugin.log_record import AttributeValue
+from statsig_otel.plugin.log_encoding import AttributeValue
 from statsig_otel.plugin.queue_configuration import (
     create_mapper,
     create_verifier,

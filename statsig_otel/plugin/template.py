@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from statsig_otel.plugin.log_record import AttributeValue
+from statsig_otel.plugin.log_encoding import AttributeValue
 
 FieldsOf: TypeAlias = Callable[[str], AttributeValue | None]
 """The value of a field of one change; None where it has none."""

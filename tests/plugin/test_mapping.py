@@ -25,7 +25,8 @@ from statsig_otel.plugin.impacted_services import (
     ImpactedServices,
     ServiceRule,
 )
-from statsig_otel.plugin.log_record import AttributeValue, LogRecordEncoder
+from statsig_otel.plugin.log_encoding import AttributeValue
+from statsig_otel.plugin.log_record import LogRecordEncoder
 from statsig_otel.plugin.mapper import Mapped, Mapper
 from statsig_otel.plugin.mapping import (
     ATTRIBUTES,

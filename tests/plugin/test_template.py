@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.plugin.log_record import AttributeValue
+from statsig_otel.plugin.log_encoding import AttributeValue
 from statsig_otel.plugin.template import Placeholder, Template, TemplateError, as_text
 
 FIELDS: Final[Mapping[str, AttributeValue]] = {
