@@ -4,6 +4,7 @@ import logging
 from http import HTTPStatus
 from typing import Final
 
+import msgspec
 from falcon import HTTPError, Request, Response
 
 from statsig_otel.exporters.consumer import RefusedError
@@ -15,7 +16,7 @@ _logger: Final = logging.getLogger(__name__)
 def fill(resp: Response, answer: Answer) -> None:
     """Put an answer into Falcon's response."""
     resp.status = answer.status
-    resp.media = answer.body
+    resp.data = msgspec.json.encode(answer.body)
     if answer.retry_after is not None:
         resp.set_header("Retry-After", str(answer.retry_after))
 
@@ -63,4 +64,4 @@ def handle_unexpected(
 
 def serialize_error(req: Request, resp: Response, error: HTTPError) -> None:  # noqa: ARG001 - Falcon's signature
     """Falcon's own errors, a wrong path above all, in the same form as ours."""
-    resp.media = refusal(HTTPStatus(error.status_code), "framework").body
+    resp.data = msgspec.json.encode(refusal(HTTPStatus(error.status_code), "framework").body)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 import weakref
 from collections import deque
@@ -16,6 +17,7 @@ from falcon.asgi import App, Request, Response
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin import intake
 from statsig_otel.plugin.asgi import AsgiApp, Message, Receive, Send
+from statsig_otel.plugin.deadlines import Deadlines
 from statsig_otel.plugin.falcon_answers import (
     fill,
     handle_unexpected,
@@ -65,9 +67,8 @@ class StatsigReceiver:
         self._consumer = consumer
         self.patience = patience
         self._clock = clock
-        self._reading: WeakKeyDictionary[asyncio.AbstractEventLoop, set[asyncio.Timeout]] = WeakKeyDictionary()
+        self._waits: WeakKeyDictionary[asyncio.AbstractEventLoop, _Waits] = WeakKeyDictionary()
         self._judge: ThreadPoolExecutor | None = None
-        self._answers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Answers] = WeakKeyDictionary()
         self._closed = False
 
     def close(self, grace: float = 0.0) -> None:
@@ -76,18 +77,13 @@ class StatsigReceiver:
         From any thread, any number of times.
         """
         self._closed = True
-        for reference in self._reading.keyrefs():
+        for reference in self._waits.keyrefs():
             loop = reference()
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
                 if loop is not None:
-                    loop.call_soon_threadsafe(self._hurry, loop, loop.time() + grace)
+                    loop.call_soon_threadsafe(self._waits[loop].reading.hasten, grace)
         if self._judge is not None:
             self._judge.shutdown(wait=False)  # what it was given is finished all the same
-
-    def _hurry(self, loop: asyncio.AbstractEventLoop, latest: float) -> None:
-        for reading in self._reading[loop]:
-            when = reading.when()
-            reading.reschedule(latest if when is None else min(when, latest))
 
     async def on_post(self, req: Request, resp: Response) -> None:
         """Answer one webhook."""
@@ -108,44 +104,39 @@ class StatsigReceiver:
     on_put = on_options
 
     async def _answer(self, req: Request) -> Answer:
-        self._reading.setdefault(asyncio.get_running_loop(), set())  # before the look at what `close` has set
+        loop = asyncio.get_running_loop()
+        waits = self._waits.get(loop)  # before the look at what `close` has set
+        if waits is None:
+            waits = self._waits[loop] = _Waits(loop)
         if self._closed:
             return shutting_down()
         request = self._intake.begin(req.scope["headers"], self._clock())
         taking: Future[Receipt] | None = None
         try:
-            outcome = await self._finish(request, complete=await self._read(req, request))
+            complete = await self._read(req, request, waits.reading)
+            if request.is_large and not self._closed:
+                outcome = await self._finish_apart(request, complete=complete)
+            else:
+                outcome = request.finish(complete=complete)
             if isinstance(outcome, Answer):
                 return outcome
             taking = self._consumer.consume(outcome)
             patience = self.patience
             try:
-                async with asyncio.timeout(patience):
-                    # What was handed over is stored, also where nobody waits for the answer any more.
-                    return request.taken(await self._wait_for(taking))
+                # What was handed over is stored, also where nobody waits for the answer any more.
+                return request.taken(await waits.wait_for(taking, patience))
             except RefusedError as error:
-                return request.refused(error)
-            except TimeoutError:
-                if patience is None:  # it is the consumer's own
-                    raise
-                return request.refused(slow_consumer(patience))
+                return request.refused(error.with_traceback(None))  # or it would refer to this frame, which has it
+            except _OutOfPatienceError:
+                return request.refused(slow_consumer(patience or 0.0))
         finally:
             if taking is None or taking.done():
                 request.close()
             else:  # the body is in memory for as long as the consumer has it
                 taking.add_done_callback(lambda _: request.close())
 
-    def _wait_for(self, answer: Future[Receipt]) -> "asyncio.Future[Receipt]":
-        loop = asyncio.get_running_loop()
-        answers = self._answers.get(loop)
-        if answers is None:
-            answers = self._answers[loop] = _Answers(loop)
-        return answers.wait_for(answer)
-
-    async def _finish(self, request: intake.Request, *, complete: bool) -> Answer | Batch:
-        """Judge the body: a large one in a thread of its own, since it may take seconds that the loop has not."""
-        if self._closed or not request.is_large:
-            return request.finish(complete=complete)
+    async def _finish_apart(self, request: intake.Request, *, complete: bool) -> Answer | Batch:
+        """Judge a large body in a thread of its own, since it may take seconds that the loop has not."""
         if self._judge is None:
             self._judge = ThreadPoolExecutor(1, thread_name_prefix="statsig-otel-judge")
         finish = partial(request.finish, complete=complete)
@@ -155,43 +146,55 @@ class StatsigReceiver:
             return finish()
         return await judged
 
-    async def _read(self, req: Request, request: intake.Request) -> bool:
+    async def _read(self, req: Request, request: intake.Request, deadlines: Deadlines[asyncio.Timeout]) -> bool:
         """Feed the body to the request; whether it came to its end."""
-        left = _watch_disconnect(req)
-        all_reading = self._reading[asyncio.get_running_loop()]
+        watched = _Watched(req._receive)  # noqa: SLF001 - there is no public way; a test over a socket holds it
+        req._receive = watched  # noqa: SLF001
         try:
-            async with asyncio.timeout(self._intake.limits.read_timeout) as reading:
-                all_reading.add(reading)
+            async with asyncio.timeout(None) as reading:
+                deadlines.add(reading, self._intake.limits.read_timeout)
                 try:
                     async for chunk in req.stream:
                         request.feed(chunk)
                 finally:
-                    all_reading.discard(reading)
+                    deadlines.discard(reading)
         except TimeoutError:
             answer = shutting_down() if self._closed else slow_body()
             raise AnsweredError(answer) from None
-        return not left.is_set()
+        return not watched.left
 
     def _send(self, resp: Response, answer: Answer) -> None:
         self._intake.report(answer)
         fill(resp, answer)
 
 
-class _Answers:
-    """Brings the consumer's answers to the event loop: all that come together wake it once.
+class _Waits:
+    """What the requests of one event loop wait for: their bodies, and the consumer's answers.
 
-    One commit answers many requests, from the writer's thread. With asyncio's own bridge each of them would write to
-    the loop's pipe, and the two threads would hand the interpreter to and fro.
+    All answers that come together wake the loop once. One commit answers many requests, from the writer's thread: with
+    asyncio's own bridge each of them would write to the loop's pipe, and the two threads would hand the interpreter to
+    and fro.
+
+    Attributes:
+        reading: Ends the bodies that don't come in time.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.reading: Deadlines[asyncio.Timeout] = Deadlines(_end_reading)
         self._loop = weakref.ref(loop)
+        self._patience: Deadlines[asyncio.Future[Receipt]] = Deadlines(_end_waiting)
         self._ready: deque[tuple[asyncio.Future[Receipt], Future[Receipt]]] = deque()
         self._woken = False
 
-    def wait_for(self, answer: Future[Receipt]) -> "asyncio.Future[Receipt]":
-        """The same answer in the loop. Call it in the loop's thread."""
+    def wait_for(self, answer: Future[Receipt], patience: float | None) -> "asyncio.Future[Receipt]":
+        """The same answer in the loop, in whose thread this is called.
+
+        Raises:
+            _OutOfPatienceError: By the future: there is none after so many seconds.
+        """
         waiter: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        if patience is not None:
+            self._patience.add(waiter, patience)
         answer.add_done_callback(partial(self._add, waiter))
         return waiter
 
@@ -209,12 +212,26 @@ class _Answers:
         self._woken = False
         while self._ready:
             waiter, answer = self._ready.popleft()
+            self._patience.discard(waiter)
             if waiter.done():
                 continue
             if error := answer.exception():
                 waiter.set_exception(error)
             else:
                 waiter.set_result(answer.result())
+
+
+def _end_reading(reading: asyncio.Timeout) -> None:
+    reading.reschedule(-math.inf)
+
+
+def _end_waiting(waiter: "asyncio.Future[Receipt]") -> None:
+    if not waiter.done():
+        waiter.set_exception(_OutOfPatienceError)
+
+
+class _OutOfPatienceError(Exception):
+    """The consumer has not answered in time."""
 
 
 def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
@@ -281,20 +298,19 @@ async def _handle_unexpected(req: Request, resp: Response, error: Exception, par
     handle_unexpected(req, resp, error, params)
 
 
-def _watch_disconnect(req: Request) -> asyncio.Event:
-    """An event that is set where the client leaves before the end of the body.
+class _Watched:
+    """Steps between Falcon and the server, for one request, to see whether the client leaves before the body's end.
 
     Falcon's stream ends alike for a whole body and for one cut short, and with chunked encoding nothing else tells:
-    the signature of a cut body would look forged. So this steps between Falcon and the server, for this request.
+    the signature of a cut body would look forged.
     """
-    left = asyncio.Event()
-    receive = req._receive  # noqa: SLF001 - there is no public way; a test over a socket holds it
 
-    async def watch() -> Message:
-        event = await receive()
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.left = False
+
+    async def __call__(self) -> Message:
+        event = await self._receive()
         if event["type"] == "http.disconnect":
-            left.set()
+            self.left = True
         return event
-
-    req._receive = watch  # noqa: SLF001
-    return left
