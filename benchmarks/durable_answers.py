@@ -29,6 +29,7 @@ from benchmarks.sink import Sink, sink
 from benchmarks.webhooks import CHANGE
 from statsig_otel.exporters.consumer import Batch, Receipt
 from statsig_otel.plugin import DEFAULT_PATH
+from statsig_otel.plugin.commands.run import collect_garbage_rarely
 from statsig_otel.plugin.intake import Intake
 from statsig_otel.plugin.receiver import StatsigReceiver, create_app
 from statsig_otel.plugin.server import HttpServer
@@ -56,6 +57,7 @@ def serve_at_once(port: int) -> None:
     receiver = StatsigReceiver(Intake(verifier=Verifier([backlog.SECRET])), AtOnce(), patience=_PATIENCE)
     server = HttpServer(create_app({DEFAULT_PATH: receiver}), host=measure.HOST, port=port)
     server.bind()
+    collect_garbage_rarely()
     asyncio.run(server.serve())
 
 

@@ -199,7 +199,8 @@ class Intake:
             # What is short enough may be a URL verification; anything longer is not even read.
             if length is not None and length > MAX_URL_VERIFICATION_SIZE:
                 raise _refuse(HTTPStatus.UNAUTHORIZED, error.reason) from error
-            return Request(self, now_ns, length, error)
+            # With its traceback it would refer to the request in a circle.
+            return Request(self, now_ns, length, error.with_traceback(None))
         return Request(self, now_ns, length, verification)
 
     def wait_until_idle(self, timeout: float) -> bool:
@@ -280,7 +281,7 @@ class Request:
         self._chunks: list[bytes] = []
         self._size = 0
         self._large = 0
-        self._malformed: MalformedBodyError | None = None
+        self._malformed: tuple[str, str] | None = None  # the reason and the detail; the error holds the body
         self._mapped = _NOTHING
         self._is_open = True
         intake.count(1)
@@ -336,7 +337,7 @@ class Request:
         except UnauthorizedError as error:
             return refusal(HTTPStatus.UNAUTHORIZED, error.reason)
         except MalformedBodyError as error:
-            self._malformed = error
+            self._malformed = error.reason, str(error)
             return Batch(self._intake.name, invalid=(Invalid(body, str(error), whole_body=True),))
         if isinstance(payload, UrlVerification):
             return _url_verified(payload)
@@ -347,7 +348,7 @@ class Request:
     def taken(self, receipt: Receipt) -> Answer:
         """The answer once the consumer has taken the batch over."""
         if self._malformed is not None:
-            return refusal(HTTPStatus.BAD_REQUEST, self._malformed.reason, str(self._malformed))
+            return refusal(HTTPStatus.BAD_REQUEST, *self._malformed)
         mapped, receiver = self._mapped, {"receiver": self._intake.name}
         _telemetry.receiver_accepted.add(self._records(), {**receiver, "transport": "http"})
         _telemetry.items_duplicate.add(receipt.duplicates, receiver)

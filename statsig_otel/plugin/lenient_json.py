@@ -82,6 +82,39 @@ def _keep_all(_: object) -> bool:
     return True
 
 
+class _Numbers:
+    """Reads the numbers of a document.
+
+    No part of the scanner: a decoder refers to itself and to these, and would hold the scanner's text until the garbage
+    collector finds it.
+
+    Attributes:
+        problem: What is wrong with one of them.
+    """
+
+    def __init__(self) -> None:
+        self.problem: str | None = None
+
+    def integer(self, digits: str) -> int:
+        try:
+            if len(digits) <= _MAX_DIGITS:
+                return int(digits)
+        except ValueError:  # this process has a lower bound
+            pass
+        self.problem = f"holds an integer of {len(digits)} digits"
+        return 0
+
+    def fraction(self, digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number):
+            self.problem = "holds a number that is out of range"
+        return number
+
+    def constant(self, name: str) -> float:
+        self.problem = f"holds {name}, which is no JSON"
+        return math.nan
+
+
 class _Scanner:
     """Walks one document. Raises `JSONDecodeError` or `RecursionError` where it is no JSON."""
 
@@ -89,31 +122,15 @@ class _Scanner:
         self._text = text
         self._keep = keep
         self._position = 0
-        self._problem: str | None = None
+        self._numbers = _Numbers()
         self._quick = JSONDecoder(strict=True)
         self._careful = JSONDecoder(
-            parse_int=self._integer, parse_float=self._float, parse_constant=self._constant, strict=True
+            parse_int=self._numbers.integer,
+            parse_float=self._numbers.fraction,
+            parse_constant=self._numbers.constant,
+            strict=True,
         )
         self._skip_blanks()
-
-    def _integer(self, digits: str) -> int:
-        try:
-            if len(digits) <= _MAX_DIGITS:
-                return int(digits)
-        except ValueError:  # this process has a lower bound
-            pass
-        self._problem = f"holds an integer of {len(digits)} digits"
-        return 0
-
-    def _float(self, digits: str) -> float:
-        number = float(digits)
-        if math.isinf(number):
-            self._problem = "holds a number that is out of range"
-        return number
-
-    def _constant(self, name: str) -> float:
-        self._problem = f"holds {name}, which is no JSON"
-        return math.nan
 
     def _skip_blanks(self) -> None:
         if self._text[self._position : self._position + 1] in _BLANK:  # at the end too; a match costs more
@@ -142,9 +159,9 @@ class _Scanner:
             value, end = self._decode(self._careful, start)
         self._position = end
         if self._keep(value):
-            self._problem = None
+            self._numbers.problem = None
             value, _ = self._decode(self._careful, start)
-            value = Item(self._text[start:end], value, self._problem)
+            value = Item(self._text[start:end], value, self._numbers.problem)
         self._skip_blanks()
         return value
 

@@ -3,15 +3,19 @@
 The contract's table is in test_contract.py.
 """
 
+import gc
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 
 import pytest
 
-from statsig_otel.exporters.consumer import Batch, Receipt
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.plugin.intake import Intake
+from statsig_otel.plugin.lenient_json import _Numbers
 from statsig_otel.plugin.receiver import StatsigReceiver, create_app
 from statsig_otel.plugin.webhook import Verifier
 
@@ -139,3 +143,46 @@ def test_several_requests_share_a_connection() -> None:
         for _ in range(3):
             connection.sendall(request(body, headers=signed(body)))
             assert read_response(connection).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (body_of(CHANGE), 200),
+        (body_of({"eventName": "statsig::gate_exposure"}), 200),
+        (b'[{"eventName":"statsig::config_change","timestamp":1,"timestamp":NaN,"metadata":{}}]', 200),
+        (b'{"data":[', 400),
+        (b"", 401),
+        (body_of({**CHANGE, "userID": "refused"}), 503),
+    ],
+)
+def test_a_request_leaves_next_to_nothing_to_the_garbage_collector(body: bytes, status: int) -> None:
+    """`statsig-otel run` looks for cycles rarely: one with a body in it would hold that for long."""
+
+    def answer(_: Batch) -> Receipt:
+        if status == 503:
+            raise RefusedError("full", reason="queue_full", retry_after=1)
+        return Receipt(accepted=1)
+
+    data = request(body, headers=signed(body) if body else {})
+    with ASGI.receiving(Sink(answer)) as address, connect(address) as connection:
+        assert exchange(connection, data) == status  # what is made once is made
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(10):
+                exchange(connection, data)
+            gc.collect()
+            left = {type(thing) for thing in gc.garbage}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    of_ours = {kind for kind in left if kind.__module__.startswith("statsig_otel")}
+    assert not (of_ours - {_Numbers}) | (left & {bytes, FrameType})
+
+
+def exchange(connection: socket.socket, data: bytes) -> int:
+    connection.sendall(data)
+    return read_response(connection).status
