@@ -88,6 +88,8 @@ class HttpConnection(HttpToolsProtocol):
         """Tell the application, and the owner."""
         self._closing = True
         super().connection_lost(exc)
+        if self._request is not None:
+            self.cycle.body = bytearray()  # nobody reads it any more, and the garbage collector may look late
         self._cancel_timer()
         self._on_lost()
 

@@ -215,10 +215,10 @@ class _Waits:
             self._patience.discard(waiter)
             if waiter.done():
                 continue
-            if error := answer.exception():
-                waiter.set_exception(error)
-            else:
+            try:
                 waiter.set_result(answer.result())
+            except Exception as error:  # noqa: BLE001 - the consumer's, or that it was cancelled
+                waiter.set_exception(error)
 
 
 def _end_reading(reading: asyncio.Timeout) -> None:

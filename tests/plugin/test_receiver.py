@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from types import FrameType
 
@@ -186,3 +187,19 @@ def test_a_request_leaves_next_to_nothing_to_the_garbage_collector(body: bytes, 
 def exchange(connection: socket.socket, data: bytes) -> int:
     connection.sendall(data)
     return read_response(connection).status
+
+
+def test_an_answer_that_its_consumer_cancels_is_an_error_and_its_neighbours_have_theirs() -> None:
+    class Cancelling(Sink):
+        def consume(self, batch: Batch) -> Future[Receipt]:
+            future: Future[Receipt] = Future()
+            if not self.batches:
+                future.cancel()
+            else:
+                future.set_result(Receipt(accepted=1))
+            self.batches.append(batch)
+            return future
+
+    data = request(body_of(CHANGE), headers=signed(body_of(CHANGE)))
+    with ASGI.receiving(Cancelling()) as address, connect(address) as connection:
+        assert [exchange(connection, data) for _ in range(2)] == [500, 200]
