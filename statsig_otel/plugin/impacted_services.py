@@ -198,5 +198,5 @@ def _with(record: RecordFields, attributes: Mapping[str, AttributeValue]) -> Rec
     return replace(record, attributes={**record.attributes, **attributes})
 
 
-def _texts(services: Sequence[ImpactedService]) -> tuple[str, ...]:
-    return tuple(map(str, services))
+def _texts(services: Sequence[ImpactedService]) -> list[str]:
+    return list(map(str, services))

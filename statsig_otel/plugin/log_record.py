@@ -148,7 +148,7 @@ class LogRecordEncoder:
         self._include_original = include_original
         self._include_change_details = include_change_details
         self._mapping = mapping
-        self._resource = resource
+        self._resource = dict(resource)
         self._encoder = _encoder_of(resource)
 
     def encode(
@@ -223,11 +223,11 @@ class LogRecordEncoder:
             "user.email": self._shown(event.user_email),
             "user.id": self._shown(event.user_id),
             "log.record.uid": uid,
-            "statsig.environments": environments,
+            "statsig.environments": list(environments),
             "statsig.project.name": event.project_name,
             "statsig.project.id": event.project_id,
-            "statsig.tags": event.tags,
-            "statsig.target_apps": event.target_apps,
+            "statsig.tags": list(event.tags),
+            "statsig.target_apps": list(event.target_apps),
         }
         return {key: value for key, value in attributes.items() if value}
 
