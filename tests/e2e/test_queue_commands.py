@@ -226,8 +226,8 @@ def test_an_exporter_that_left_the_configuration_is_removed_by_command_alone(tmp
 
 @pytest.mark.slow
 def test_a_service_killed_during_a_replay_loses_and_doubles_no_letter(tmp_path: Path) -> None:
-    """Every record is delivered in the end; twice only what was on its way when the service was killed."""
-    total, size, kills = 800, 20, 2
+    """Every record is delivered in the end; twice only what a kill repeats at most (docs/queue.md, Duplicates)."""
+    total, size, kills, repeated = 800, 5, 2, 17
     with GrpcSink() as sink:
         queue = {"enabled": True, "batch": {"max_size": size}}
         config = write_config(tmp_path, {"otlp_grpc": {**exporter(sink), "sending_queue": queue}}, queued=True)
@@ -248,7 +248,7 @@ def test_a_service_killed_during_a_replay_loses_and_doubles_no_letter(tmp_path: 
             eventually(lambda: state(tmp_path)["waiting"] == 0, "all are delivered")
         got = delivered(sink)
         assert set(got) == {f"gate_{number}" for number in range(total)}
-        assert len(got) - len(set(got)) <= kills * size
+        assert len(got) - len(set(got)) <= kills * repeated * size
         assert as_json(tmp_path, "dead-letters", "list") == []
 
 

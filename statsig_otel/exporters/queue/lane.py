@@ -25,7 +25,6 @@ _BETWEEN_TICKS: Final = 0.02
 _MOST_DONE: Final = 16
 """Batches that wait for such a commit at most, where the disk is slow."""
 
-
 _SET_ASIDE: Final = "the database was set aside since these records were read"
 
 
