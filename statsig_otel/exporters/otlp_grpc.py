@@ -24,6 +24,8 @@ _OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
     ("grpc.max_reconnect_backoff_ms", 5000),
     # Without it a channel that is opened anew would share the old one's connection.
     ("grpc.use_local_subchannel_pool", 1),
+    # A batch of a backlog has about a mebibyte; with the library's 64 KiB it goes out in many small steps.
+    ("grpc.http2.write_buffer_size", 1 << 20),
     # The sender alone decides what is sent again.
     ("grpc.enable_retries", 0),
 )

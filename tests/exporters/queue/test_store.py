@@ -2,6 +2,9 @@
 
 import contextlib
 import sqlite3
+import subprocess
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -418,3 +421,34 @@ def test_no_statement_goes_through_a_whole_table_of_records(connection: sqlite3.
 
 def is_walked_from_an_end(plan: str) -> bool:
     return plan in ("SCAN records", "SCAN dead_letters", "SCAN seen USING COVERING INDEX seen_by_time")
+
+
+# --- checksums --------------------------------------------------------------------------------------------------------
+
+
+@given(st.binary(max_size=5000), st.integers(0, 0xFFFFFFFF))
+def test_the_quick_checksum_is_that_of_zlib(data: bytes, before: int) -> None:
+    assert store.quick_crc32(data, before) == zlib.crc32(data, before)
+
+
+def test_a_quick_checksum_that_is_wrong_damages_nothing(
+    connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An instruction set that a library gets wrong must not cost a record: zlib has the last word."""
+    route = store.ensure_route(connection, [store.ensure_exporter(connection, "a")])
+    append(connection, route, *range(5))
+    connection.execute("UPDATE records SET checksum = checksum + 1 WHERE seq = 2")
+    for wrong in (lambda data, value=0: zlib.crc32(data, value) ^ 1, lambda *_: 0):
+        monkeypatch.setattr(store, "quick_crc32", wrong)
+        found = store.read_records(connection, [route], after=0, count=9, size=BIG)
+        assert [record.intact for record in found] == [True, False, True, True, True]
+        assert numbers_of(found) == [*range(5)]
+
+
+def test_without_the_library_zlib_does_it() -> None:
+    """There is no wheel of it for every machine."""
+    script = (
+        "import sys, zlib\nsys.modules['isal'] = None\n"
+        "from statsig_otel.exporters.queue import store\nassert store.quick_crc32 is zlib.crc32"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
