@@ -4,7 +4,6 @@ Order is kept, also where a batch is halved to find the record that a backend re
 delivered, or it is a dead letter with its reason, or it waits.
 """
 
-import itertools
 import logging
 import random
 import sqlite3
@@ -13,7 +12,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Final, Literal
 
 from statsig_otel import _telemetry
@@ -22,7 +20,8 @@ from statsig_otel.exporters.guarded import Guarded
 from statsig_otel.exporters.halving import Halving
 from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.queue.lane import Lane
-from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind, Stored
+from statsig_otel.exporters.queue.records import Records
+from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
 from statsig_otel.exporters.retry import Backoff, RetrySettings
 
@@ -233,26 +232,26 @@ class Sender:
             self._resumed.clear()  # there was nothing to try
             self._lane.settle()
             self._lane.wait(_IDLE)
-        elif not batch[0].intact:  # before a skip, whose letter could be replayed
-            self._bury_head(batch[0], "damaged on disk: its checksum is wrong")
+        elif not batch.intact[0]:  # before a skip, whose letter could be replayed
+            self._bury_head(batch[:1], "damaged on disk: its checksum is wrong")
         elif self._skip_behind == self._lane.cursor:
-            self._bury_head(batch[0], "skipped by command")
+            self._bury_head(batch[:1], "skipped by command")
         else:
-            self._deliver(list(itertools.takewhile(attrgetter("intact"), batch)))
+            self._deliver(batch.until_damage())
         return True
 
-    def _read(self) -> list[Stored]:
+    def _read(self) -> Records:
         count, size = 1 if self._head_only else self._settings.max_records, self._settings.max_bytes
         batch = self._lane.read(count, size)
         self._storage_works()
         if batch and len(batch) < self._lane.waiting and not self._outage:
-            self._lane.read_ahead(batch[-1].seq, count, size)
-        if batch and batch[-1].seq <= self._refused_to:
+            self._lane.read_ahead(batch.seqs[-1], count, size)
+        if batch and batch.seqs[-1] <= self._refused_to:
             # All of these were refused one by one. Two tell whether the backend was mended meanwhile.
             return batch[:2]
         return batch
 
-    def _deliver(self, batch: Sequence[Stored]) -> None:
+    def _deliver(self, batch: Records) -> None:
         """Send a batch, in parts where it is refused, and tick off from its beginning what is decided."""
         began = time.monotonic()
         run = Halving(batch, settled=self._is_judged_alone(batch), attempts=self.attempts)
@@ -274,7 +273,7 @@ class Sender:
         if not self._outage and not self._stopping and records < most and 0 < self._lane.waiting < most:
             time.sleep(min(took * records * _GATHERING, _LONGEST_GATHERING))
 
-    def _decide(self, run: Halving, segment: Sequence[Stored]) -> bool:
+    def _decide(self, run: Halving, segment: Records) -> bool:
         """Send a segment and do what its outcome asks for; False where the rest of the batch has to wait."""
         match self._send(segment):
             case Delivered():
@@ -296,7 +295,7 @@ class Sender:
                 return False
             case RetryLater(reason):
                 said = f"not sent again, as configured: {reason}"
-                run.finish(*(self._letter("record", [record], said, run.attempts) for record in segment))
+                run.finish(*(self._letter("record", record, said, run.attempts) for record in segment.one_by_one()))
                 self.last_error = reason
             case Blocked() if len(segment) > 1:
                 # It may still be about one record. The head alone tells; once something passed, halves find it.
@@ -307,11 +306,11 @@ class Sender:
                 return False
         return True
 
-    def _is_judged_alone(self, batch: Sequence[Stored]) -> bool:
+    def _is_judged_alone(self, batch: Records) -> bool:
         """Whether a refusal decides on this one record: no other one can tell, or it is larger than any batch."""
         if len(batch) > 1 or self._refused_to:
             return False
-        return self._lane.waiting <= 1 or len(batch[0].payload) > self._settings.max_bytes
+        return self._lane.waiting <= 1 or batch.size > self._settings.max_bytes
 
     def _look_behind(self, run: Halving, reason: str) -> None:
         """After one record was refused: is it the data? Where that is open at the end, ask with the next record."""
@@ -325,21 +324,21 @@ class Sender:
             found = self._lane.read(2, sys.maxsize)
             if found[:1] != run.records:
                 raise StorageError("the database was set aside since the head was read")
-            if found[1:] and found[1].intact:
-                run.extend(found[1])
+            if len(found) > 1 and found.intact[1]:
+                run.extend(found[1:])
             else:
                 run.settle()  # nothing can tell
             return
-        self._refused_to = max(self._refused_to, run.records[-1].seq)
+        self._refused_to = max(self._refused_to, run.records.seqs[-1])
         self._head_only = False
         self._failed("blocked", f"every record is refused, so it is not the data: {reason}", self._blocked)
 
-    def _bury_head(self, head: Stored, reason: str) -> None:
-        letter = self._letter("record" if head.intact else "damaged", [head], reason, self.attempts)
-        if self._tick_off([head], [letter]):
+    def _bury_head(self, head: Records, reason: str) -> None:
+        letter = self._letter("record" if head.intact[0] else "damaged", head, reason, self.attempts)
+        if self._tick_off(head, [letter]):
             self._say_buried([letter])
 
-    def _tick_off(self, records: Sequence[Stored], letters: Sequence[DeadLetter]) -> bool:
+    def _tick_off(self, records: Records, letters: Sequence[DeadLetter]) -> bool:
         """Tick records off, with the dead letters among them; False where they are not at the head any more.
 
         While the storage fails it is tried again, instead of sending a second time what the backend has.
@@ -347,7 +346,7 @@ class Sender:
         while records:
             try:
                 # All of them: in a new file something else can stand behind a head that is the same.
-                if self._storage_fails and self._lane.read(len(records), sys.maxsize) != list(records):
+                if self._storage_fails and self._lane.read(len(records), sys.maxsize) != records:
                     return False  # the failed commit reached the disk after all, or the file was set aside
                 if letters or len(records) >= self._lane.waiting:
                     self._lane.finish(records, letters)
@@ -371,13 +370,12 @@ class Sender:
             message = "%s: %d records went to the dead letters; the first: %s"
             _logger.warning(message, self._lane.name, count, letters[0].reason)
 
-    def _send(self, segment: Sequence[Stored]) -> Outcome:
+    def _send(self, segment: Records) -> Outcome:
         if self.state == "idle":
             self.state = "sending"
-        payload = b"".join(map(attrgetter("payload"), segment))
         with self._lock:
             self._in_send = True
-        outcome = self._exporter.send(payload, len(segment), self._settings.timeout)
+        outcome = self._exporter.send(segment.content, len(segment), self._settings.timeout)
         with self._lock:
             self._in_send = False
             if self._left_behind:
@@ -396,10 +394,9 @@ class Sender:
             _telemetry.exporter_send_failed.add(failed, attributes)
         return outcome
 
-    def _letter(self, kind: DeadLetterKind, records: Sequence[Stored], reason: str, attempts: int) -> DeadLetter:
-        content = b"".join(record.payload for record in records)
-        uid = records[0].uid if len(records) == 1 else None
-        return DeadLetter(kind, self._lane.name, reason, content, uid, attempts, len(records))
+    def _letter(self, kind: DeadLetterKind, records: Records, reason: str, attempts: int) -> DeadLetter:
+        uid = records.uids[0] if len(records) == 1 else None
+        return DeadLetter(kind, self._lane.name, reason, records.content, uid, attempts, len(records))
 
     def _may_retry(self) -> bool:
         """Whether the head is sent again after a passing fault; `max_elapsed_time` counts from the first of them."""

@@ -1,8 +1,7 @@
 """Which part of a batch to send next, where a backend refuses some of it: pure decisions, without I/O."""
 
-from collections.abc import Sequence
-
-from statsig_otel.exporters.queue.store import DeadLetter, Stored
+from statsig_otel.exporters.queue.records import Records
+from statsig_otel.exporters.queue.store import DeadLetter
 
 
 class Halving:
@@ -23,8 +22,8 @@ class Halving:
         attempts: How often the next segment's records will have been sent, as a part of larger ones too.
     """
 
-    def __init__(self, batch: Sequence[Stored], *, settled: bool, attempts: int = 0) -> None:
-        self.records: list[Stored] = list(batch)
+    def __init__(self, batch: Records, *, settled: bool, attempts: int = 0) -> None:
+        self.records: Records = batch
         self.settled: bool = settled
         self.attempts: int = attempts
         self._segments = [(0, len(self.records), attempts)]  # beginning, end, attempts; the last one is the first
@@ -32,7 +31,7 @@ class Halving:
         self._letters: list[tuple[int, DeadLetter]] = []  # each with the end of its segment
         self._taken = 0
 
-    def next_segment(self) -> Sequence[Stored] | None:
+    def next_segment(self) -> Records | None:
         """What to send next; None at the end."""
         if not self._segments:
             return None
@@ -65,16 +64,16 @@ class Halving:
         start, end, attempts = self._segments.pop()
         self._segments += [(start + size, end, attempts + 1), (start, start + size, attempts + 1)]
 
-    def extend(self, record: Stored) -> None:
-        """Send another record after all others."""
-        self._segments.insert(0, (len(self.records), len(self.records) + 1, 0))
-        self.records.append(record)
+    def extend(self, records: Records) -> None:
+        """Send others after all."""
+        self._segments.insert(0, (len(self.records), len(self.records) + len(records), 0))
+        self.records += records
 
-    def take(self) -> tuple[Sequence[Stored], list[DeadLetter]]:
+    def take(self) -> tuple[Records, list[DeadLetter]]:
         """The records that can be ticked off now, and the dead letters among them; each only once."""
         first_open = self._segments[-1][0] if self._segments else len(self.records)
         if not self.settled or first_open <= self._taken:
-            return (), []
+            return Records(), []
         records, self._taken = self.records[self._taken : first_open], first_open
         self._letters.sort(key=lambda one: one[0])  # what was sent once more came later
         letters = [letter for end, letter in self._letters if end <= first_open]

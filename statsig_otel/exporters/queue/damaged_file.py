@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from statsig_otel.exporters.queue import schema, store
 from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.records import Stored
 
 _MOST_FAILURES: Final = 50_000
 """Failures in a row after which the rest of a table is given up: about a second."""
@@ -36,7 +37,7 @@ class Row:
     """
 
     route: int | None
-    record: store.Stored
+    record: Stored
 
 
 @contextlib.contextmanager

@@ -4,17 +4,18 @@ import contextlib
 import sqlite3
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import schema, store
-from statsig_otel.exporters.queue.store import DeadLetter, ExporterState, Stored
+from statsig_otel.exporters.queue.records import Records
+from statsig_otel.exporters.queue.store import DeadLetter, ExporterState
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Work
 
 _T = TypeVar("_T")
@@ -106,7 +107,7 @@ class Lane:
         self._reading: sqlite3.Connection | None = None  # used by one thread at a time
         self._generation = 0  # of the database that was read
         self._reader: ThreadPoolExecutor | None = None
-        self._ahead: tuple[_Place, Future[list[Stored]]] | None = None
+        self._ahead: tuple[_Place, Future[Records]] | None = None
 
     def found(self, state: ExporterState) -> None:
         """Take over what the database says. In the writer's thread."""
@@ -133,7 +134,7 @@ class Lane:
         """End a wait."""
         self._more.set()
 
-    def read(self, count: int, size: int) -> list[Stored]:
+    def read(self, count: int, size: int) -> Records:
         """The next records behind the cursor, in order; empty where there is none.
 
         Args:
@@ -185,23 +186,23 @@ class Lane:
         with contextlib.suppress(RuntimeError):  # the interpreter is about to end, and starts nothing more
             self._ahead = place, self._reader.submit(self._look, place, self._reading)
 
-    def _read_before(self, place: _Place) -> list[Stored]:
+    def _read_before(self, place: _Place) -> Records:
         """What was read ahead for this place; nothing where it can't be used. The connection is free afterwards."""
         ahead, self._ahead = self._ahead, None
         if ahead is None:
-            return []
+            return Records()
         try:
             records = ahead[1].result()
         except sqlite3.Error:
-            return []  # whoever reads it now finds the same
-        return records if ahead[0] == place else []
+            return Records()  # whoever reads it now finds the same
+        return records if ahead[0] == place else Records()
 
-    def _look(self, place: _Place, connection: sqlite3.Connection) -> list[Stored]:
+    def _look(self, place: _Place, connection: sqlite3.Connection) -> Records:
         with store.snapshot(connection):
             routes = store.routes_of(connection, self.id)  # a command can have added one
             return store.read_records(connection, routes, after=place.after, count=place.count, size=place.size)
 
-    def finish(self, records: Sequence[Stored], letters: Sequence[DeadLetter] = ()) -> None:
+    def finish(self, records: Records, letters: Sequence[DeadLetter] = ()) -> None:
         """Tick records off that were read, from the first on, and keep dead letters, in one transaction.
 
         Raises:
@@ -220,24 +221,23 @@ class Lane:
             if place is None:
                 return None  # removed by command
             # A commit that was said to have failed can have reached the disk, and these were read once more.
-            fresh = [record for record in records if record.seq > place]
+            fresh = records[bisect_right(records.seqs, place) :]
             if fresh:
                 for letter in letters:
                     store.bury(connection, letter, now_ms)
-                size = sum(len(record.payload) for record in fresh)
-                store.advance(connection, self.id, cursor=fresh[-1].seq, records=len(fresh), size=size)
-            return max(place, records[-1].seq), len(fresh)
+                store.advance(connection, self.id, cursor=fresh.seqs[-1], records=len(fresh), size=fresh.size)
+            return max(place, records.seqs[-1]), len(fresh)
 
         def count(done: tuple[int, int] | None) -> None:
             with self._lock:
-                self.cursor, fewer = done or (records[-1].seq, len(records))
+                self.cursor, fewer = done or (records.seqs[-1], len(records))
                 self.waiting -= fewer
             for letter in letters if fewer else ():
                 _telemetry.dead_letters.add(1, {"kind": letter.kind, "owner": self.name})
 
         self._queue.finish(work, count).result()
 
-    def finish_soon(self, records: Sequence[Stored]) -> None:
+    def finish_soon(self, records: Records) -> None:
         """Tick records off without waiting for the disk, so that the next batch can be sent meanwhile.
 
         They count as done at once, and are not read again. Several calls in a row share a commit. A crash before they
@@ -254,8 +254,7 @@ class Lane:
             self.settle()
         elif self._ticking is not None and self._ticking[0].done():
             self._end_tick()
-        size = sum(map(len, map(attrgetter("payload"), records)))
-        done = _Done(records[-1].seq, len(records), size, self._generation)
+        done = _Done(records.seqs[-1], len(records), records.size, self._generation)
         with self._lock:
             if done.generation != self._queue.generation:
                 raise StorageError(_SET_ASIDE)  # the cursor is one of another file by now, or is about to be

@@ -8,15 +8,15 @@ import heapq
 import itertools
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from operator import eq
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 from zlib import crc32
 
 from statsig_otel.exporters.consumer import Batch, Receipt
 from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue.records import Records, Stored
 
 try:
     from isal.isal_zlib import crc32 as _quick_crc32
@@ -48,27 +48,8 @@ _REMEMBER: Final = (
 _T = TypeVar("_T")
 
 
-class Stored(NamedTuple):
-    """One record as it was read.
-
-    Attributes:
-        seq: Its place in the log.
-        uid: The item's uid, 16 bytes; empty where it can't be read.
-        payload: The encoded request; empty where it can't be read.
-        intact: Whether both could be read and still have their checksum.
-    """
-
-    seq: int
-    uid: bytes
-    payload: bytes
-    intact: bool
-
-
 quick_crc32: Final = _quick_crc32
 """zlib's CRC-32 by instructions made for it, where there are any: each record of a backlog costs one."""
-
-_new_stored: Final[Callable[[Iterable[Any]], Stored]] = partial(tuple.__new__, Stored)
-"""Makes one of its fields; the class itself takes three times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,7 +466,7 @@ def routes_of(connection: sqlite3.Connection, exporter: int) -> list[int]:
 
 def read_records(
     connection: sqlite3.Connection, routes: Sequence[int], *, after: int, count: int, size: int
-) -> list[Stored]:
+) -> Records:
     """The next records of some routes, in order; those that can't be read are among them, not intact.
 
     Args:
@@ -519,7 +500,7 @@ def read_records(
         return _fill(_one_by_one(connection, seqs), count, size)
 
 
-def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: int, found: Sequence[Stored]) -> None:
+def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: int, found: Records) -> None:
     """See that the index has led to each record once: one that it leads past would be ticked off with the others.
 
     The table's pages are in memory, since they hold what was just read.
@@ -527,8 +508,8 @@ def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: i
     Raises:
         DamagedError: It has not.
     """
-    seqs = [record.seq for record in found]
-    if seqs == [*range(after + 1, after + 1 + len(seqs))]:
+    seqs = found.seqs
+    if seqs == tuple(range(after + 1, after + 1 + len(seqs))):
         return  # there is none in between that it could have led past
     marks = ", ".join("?" * len(routes))
     # In one row: the interpreter's lock changes hands for each.
@@ -545,7 +526,7 @@ def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: i
 
 def find_records(
     connection: sqlite3.Connection, exporter: int, routes: Sequence[int], *, count: int, size: int
-) -> list[Stored]:
+) -> Records:
     """The next records of an exporter for whom `read_records` found none although some are counted.
 
     Damage that makes an index end too early is no error of the engine's. The table itself is read, and where that has
@@ -563,7 +544,7 @@ def find_records(
     """
     place = place_of(connection, exporter)
     if place is None or not place[1]:
-        return []
+        return Records()
     found = read_records(connection, routes, after=place[0], count=count, size=size)
     if found:
         return found  # they were stored in the meantime
@@ -575,7 +556,7 @@ def find_records(
         raise schema.DamagedError(f"{place[1]} records can't be found: {verdict}")
     _logger.error("%d records are counted as waiting, and are not in the queue: the count is set right", place[1])
     connection.execute("UPDATE exporters SET waiting = 0, bytes = 0, both = 0 WHERE id = ?", (exporter,))
-    return []
+    return Records()
 
 
 @contextlib.contextmanager
@@ -599,7 +580,7 @@ _Row: TypeAlias = tuple[int, Any, Any, Any]
 """seq, uid, payload and checksum; damage can change the type of all but the first."""
 
 
-def _fill(rows: Iterable[_Row], count: int, size: int) -> list[Stored]:
+def _fill(rows: Iterable[_Row], count: int, size: int) -> Records:
     taken: list[_Row] = []
     for row in itertools.islice(rows, count):  # row by row: some may be large
         size -= len(row[2]) if type(row[2]) is bytes else 0
@@ -607,13 +588,13 @@ def _fill(rows: Iterable[_Row], count: int, size: int) -> list[Stored]:
             break
         taken.append(row)
     if not taken:
-        return []
+        return Records()
     # Column by column, with no step of the interpreter for each: a backlog is delivered as fast as this is.
     seqs, uids, payloads, checksums = zip(*taken, strict=True)
     with contextlib.suppress(TypeError):  # damage can change a value's type
         if all(map(eq, map(quick_crc32, payloads, map(quick_crc32, uids)), checksums)):
-            return [*map(_new_stored, zip(seqs, uids, payloads, itertools.repeat(True)))]
-    return [as_stored(*row) for row in taken]  # zlib has the last word on what is damaged
+            return Records(seqs, uids, payloads, (True,) * len(seqs))
+    return Records.of(as_stored(*row) for row in taken)  # zlib has the last word on what is damaged
 
 
 def _rows(connection: sqlite3.Connection, routes: Sequence[int], after: int, count: int) -> Iterable[_Row]:

@@ -19,7 +19,8 @@ from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.lane import Lane
 from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.store import DeadLetter, ExporterState, Stored
+from statsig_otel.exporters.queue.records import Stored
+from statsig_otel.exporters.queue.store import DeadLetter, ExporterState
 
 PATIENCE = 30.0
 """Seconds after which something counts as hanging."""

@@ -14,8 +14,9 @@ import pytest
 from statsig_otel.exporters.queue import damaged_file, store
 from statsig_otel.exporters.queue.plan import QueuedExporter
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.schema import ForeignFileError, NewerSchemaError
-from statsig_otel.exporters.queue.store import DeadLetter, Stored
+from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.queue.writer import StorageError
 from tests.exporters.queue.helpers import (
     PATIENCE,
