@@ -19,6 +19,7 @@ from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import damaged_file, store
 from statsig_otel.exporters.queue.damaged_file import Row
 from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Work
 
@@ -225,9 +226,13 @@ class _Salvage:
 
     def _resume(self, connection: sqlite3.Connection) -> Taken:
         """Where it was left off."""
-        query = "SELECT source, after FROM salvage WHERE file = ?"
-        self._after = dict(connection.execute(query, (self._name,)))
+        self._after = self._places_of(connection)
         return Counter()
+
+    def _places_of(self, connection: sqlite3.Connection) -> dict[str, int]:
+        """How far it came, by what is carried over."""
+        query = "SELECT source, after FROM salvage WHERE file = ?"
+        return dict(connection.execute(query, (self._name,)))
 
     def _take_seen(self, seen: Iterable[tuple[str, bytes, int]], connection: sqlite3.Connection) -> Taken:
         connection.executemany("INSERT INTO seen (receiver, uid, at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", seen)
@@ -235,26 +240,34 @@ class _Salvage:
 
     def _take_records(self, rows: Sequence[Row], connection: sqlite3.Connection) -> Taken:
         taken: Taken = Counter()
+        place = self._places_of(connection).get("records", 0)
         for row in rows:
             receiver, exporters = self._wanted(row)
-            uid, payload = row.record.uid, row.record.payload
-            if not row.record.intact:
-                for name in exporters:
-                    store.bury(connection, DeadLetter("damaged", name, _DAMAGED, payload, uid), self._now_ms())
-                    taken["damaged", name] += 1
-                continue
-            numbers = [store.ensure_exporter(connection, name) for name in exporters]
-            if numbers:
-                route = store.ensure_route(connection, numbers, receiver)
-                store.append_copy(connection, route=route, uid=uid, payload=payload)
-                store.add_waiting(connection, numbers, 1, len(payload))
-                taken.update(("record", name) for name in exporters)
+            taken.update(("record" if row.record.intact else "damaged", name) for name in exporters)
+            # A commit that was said to have failed can have reached the disk.
+            if exporters and row.record.seq > place:
+                self._take_record(connection, row.record, receiver, exporters)
         self._note(connection, "records", rows[-1].record.seq)
         return taken
 
+    def _take_record(
+        self, connection: sqlite3.Connection, record: Stored, receiver: str, exporters: Sequence[str]
+    ) -> None:
+        if not record.intact:
+            for name in exporters:
+                letter = DeadLetter("damaged", name, _DAMAGED, record.payload, record.uid)
+                store.bury(connection, letter, self._now_ms())
+            return
+        numbers = [store.ensure_exporter(connection, name) for name in exporters]
+        route = store.ensure_route(connection, numbers, receiver)
+        store.append_copy(connection, route=route, uid=record.uid, payload=record.payload)
+        store.add_waiting(connection, numbers, 1, len(record.payload))
+
     def _take_letters(self, found: Sequence[tuple[int, int, DeadLetter]], connection: sqlite3.Connection) -> Taken:
-        for _, at_ms, letter in found:
-            store.bury(connection, letter, at_ms)
+        place = self._places_of(connection).get("dead_letters", 0)
+        for number, at_ms, letter in found:
+            if number > place:  # as above
+                store.bury(connection, letter, at_ms)
         self._note(connection, "dead_letters", found[-1][0])
         return Counter(("letter", letter.owner) for _, _, letter in found)
 

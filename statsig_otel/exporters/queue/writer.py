@@ -278,7 +278,6 @@ class Writer:
                 for job in done.jobs:
                     job.answer(None, done.failure)
                 continue
-            done.jobs[0].bulk.then(done.results)
             for job, result in zip(done.jobs, done.results, strict=True):
                 job.answer(result, None)
 
@@ -300,6 +299,10 @@ class Writer:
                 damage.append(error)
             else:
                 self._unfolded = True
+                # Before another file may take the place of this one, whose counts are others.
+                for done in outcome:
+                    if done.failure is None:
+                        done.jobs[0].bulk.then(done.results)
                 if (error_of_rescue := self._keep_place()) is not None:
                     return error_of_rescue
                 self._succeed()

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -145,6 +146,23 @@ def tidied(queue: DurableQueue, rounds: int = 400) -> None:
 def kept(directory: Path) -> list[Path]:
     """The databases that were set aside, whatever became of them."""
     return sorted(directory.glob("queue.db.*-*-[0-9]"))
+
+
+@contextlib.contextmanager
+def blocked(queue: DurableQueue) -> Iterator[None]:
+    """The writer is busy for as long as the block."""
+    running, release = threading.Event(), threading.Event()
+
+    def work(_: sqlite3.Connection) -> None:
+        running.set()
+        release.wait(PATIENCE)
+
+    queue.submit(work)
+    assert running.wait(PATIENCE)
+    try:
+        yield
+    finally:
+        release.set()
 
 
 @contextlib.contextmanager

@@ -1,10 +1,9 @@
 """The durable queue as its users see it: duplicates, routes and cursors, limits, space, one owner, a quick start."""
 
-import contextlib
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
 from tests.exporters.queue.helpers import (
     PATIENCE,
     batch,
+    blocked,
     check_counters,
     child,
     copy_of,
@@ -571,17 +571,6 @@ def test_routes_that_no_record_is_on_are_forgotten(tmp_path: Path) -> None:
             tidied(queue)
         assert count(queue.database, "routes") < 10
         assert delivered(queue.lane("a")) == [1]
-
-
-@contextlib.contextmanager
-def blocked(queue: DurableQueue) -> Iterator[None]:
-    """The writer is busy for as long as the block."""
-    release = threading.Event()
-    queue.submit(lambda _: release.wait(PATIENCE))
-    try:
-        yield
-    finally:
-        release.set()
 
 
 def test_a_sender_is_woken_by_a_record_also_by_one_that_came_before_it_waits(tmp_path: Path) -> None:

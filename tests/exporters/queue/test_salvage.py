@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,11 +23,14 @@ from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.letters import Resend, Selection, drop, replay
 from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.salvage import Salvager
 from statsig_otel.exporters.queue.store import DeadLetter
 from tests.exporters.delivery_helpers import Backend, rig
+from tests.exporters.delivery_helpers import settings as delivery_settings
 from tests.exporters.queue.helpers import (
     PATIENCE,
     batch,
+    blocked,
     check_counters,
     child,
     copy_of,
@@ -463,6 +467,63 @@ def test_what_was_sent_from_a_file_that_is_gone_ticks_nothing_else_off_in_the_ne
         check_counters(made.queue)
 
 
+def test_a_refused_head_of_a_file_that_is_gone_is_not_judged_by_what_the_new_one_holds(tmp_path: Path) -> None:
+    """Else it would be ticked off there with the record behind it, and take one along that was never sent."""
+
+    def rule(names: list[str]) -> Literal["delivered", "rejected"]:
+        if not backend.calls:
+            made.queue._salvager.stop()
+            delete_all(made.queue.database.parent)
+            wait_until(lambda: made.queue.generation == 1, "it is noticed")
+            made.put("between", "behind")
+        return "rejected" if names == ["1"] else "delivered"
+
+    wanted = delivery_settings(max_records=1)
+    with Backend(rule=rule) as backend, rig(tmp_path / "queue", backend.exporter(), wanted) as made:
+        made.put("1", "2", "3")
+        made.start()
+        wait_until(lambda: backend.taken == ["between", "behind"], "the new file is delivered by itself")
+        made.queue._salvager.start()
+        wait_until(lambda: backend.taken == ["between", "behind", "2", "3"], "the old one is, too")
+        made.drained()
+        assert made.buried() == ["1"]
+        check_counters(made.queue)
+
+
+@given(failing=st.lists(st.booleans(), min_size=1), places=st.booleans())
+@settings(max_examples=settings().max_examples // 4)
+def test_a_step_that_is_done_again_doubles_nothing(
+    harmed: Path,
+    failing: list[bool],
+    places: bool,  # noqa: FBT001 - drawn
+) -> None:
+    """A commit that was said to have failed can have reached the disk."""
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(salvage, "_AT_ONCE", 2)
+        path = Path(shutil.copyfile(harmed, Path(directory) / "old.db"))
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("UPDATE records SET checksum = checksum + 1 WHERE seq = 5")
+            if not places:
+                connection.execute("UPDATE exporters SET again = again + 1")
+        receivers = {"x": QueuedReceiver(("a", "b")), "y": QueuedReceiver(("b",))}
+        found: list[tuple[salvage.Taken, object, list[int], list[int]]] = []
+        for again in (itertools.repeat(False), itertools.cycle(failing)):
+            with (
+                running(Path(directory) / f"queue{len(found)}", receivers=receivers, exporters=("a", "b")) as queue,
+                damaged_file.opened(path, room=1 << 30) as old,
+            ):
+                rescued = salvage._Salvage(path.name, old, exporters_of=queue.plan.exporters_of, now_ms=queue.now_ms)
+                for step, twice in zip(rescued.steps(), again, strict=False):
+                    if twice:
+                        queue.submit(step).result(PATIENCE)
+                    rescued.taken += queue.submit(step).result(PATIENCE)
+                check_counters(queue)
+                buried = [(letter.kind, letter.owner, letter.uid) for letter in letters(queue.database)]
+                found.append((rescued.taken, buried, delivered(queue.lane("a")), delivered(queue.lane("b"))))
+        assert found[0] == found[1]
+        assert found[0][0].total() > 5
+
+
 # --- a file that somebody deletes -----------------------------------------------------------------------------------
 
 
@@ -514,6 +575,34 @@ def test_a_file_that_is_deleted_in_use_is_rescued_and_nothing_is_lost(
         check_counters(queue)
         assert put(queue, 2, 4).duplicates == 2
     assert len(kept(directory)) == 1
+
+
+def test_what_a_deleted_file_was_given_last_is_not_counted_in_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its commit adds and ticks off is carried over with all else, and that may take until there is room."""
+    monkeypatch.setattr(Salvager, "look", lambda _: None)
+    with running(tmp_path) as queue:
+        lane = queue.lane("otlp")
+        put(queue, 1, 2, 3)
+        records = lane.read(2, 1000)
+        with ThreadPoolExecutor(1) as sender:
+            with blocked(queue):  # so that they share a commit, after which the file is missed
+                adding = queue.consume(batch(4))
+                deleting = queue.submit(lambda _: delete_all(tmp_path))
+                ticking = sender.submit(lane.finish, records)
+                wait_until(lambda: queue._writer._jobs.qsize() == 3, "all wait for the writer")
+            assert adding.result(PATIENCE) == Receipt(1)
+            ticking.result(PATIENCE)
+            deleting.result(PATIENCE)
+        assert (queue.generation, lane.waiting, lane.cursor) == (1, 0, 0)
+        put(queue, 5)
+        assert delivered(lane) == [5]
+        monkeypatch.undo()
+        queue._salvager.look()
+        settled(tmp_path)
+        assert delivered(lane) == [3, 4]
+        check_counters(queue)
 
 
 def test_a_file_that_is_deleted_while_nothing_comes_in_is_rescued_too(tmp_path: Path) -> None:
