@@ -83,6 +83,24 @@ def test_a_service_loads_nothing_for_what_is_not_configured() -> None:
     }  # fmt: skip
 
 
+def test_garbage_is_collected_again_once_a_command_is_loaded() -> None:
+    """Also where its module can't be loaded; what it has loaded is not looked at again."""
+    script = """
+import gc, click
+from statsig_otel.plugin import cli
+context = click.Context(cli.main)
+assert cli.main.get_command(context, "no-such-command") is None
+assert cli.main.get_command(context, "schema") is not None
+assert gc.isenabled() and gc.get_freeze_count() > 10_000
+cli._COMMANDS["broken"] = ""
+try:
+    cli.main.get_command(context, "broken")
+except ModuleNotFoundError:
+    assert gc.isenabled()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 FALCON = "falcon msgspec opentelemetry.metrics opentelemetry.proto"
 MODEL = "pydantic"
 RECORD_MODEL = "pydantic opentelemetry.proto"

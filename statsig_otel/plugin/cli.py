@@ -1,5 +1,8 @@
 """The command line: one lazily loaded command a module in `commands`, so that `--help` stays quick."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Final, cast
 
@@ -24,6 +27,17 @@ _COMMANDS: Final = {
 """Each command and its one line of help, so that listing them loads none."""
 
 
+@contextmanager
+def _kept() -> Iterator[None]:
+    """What the block makes stays: the garbage collector looks at it neither now nor later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)
@@ -31,7 +45,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        module = import_module(f"statsig_otel.plugin.commands.{cmd_name.replace('-', '_')}")
+        with _kept():
+            module = import_module(f"statsig_otel.plugin.commands.{cmd_name.replace('-', '_')}")
         return cast("click.Command", module.command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
