@@ -97,6 +97,8 @@ try:
     cli.main.get_command(context, "broken")
 except ModuleNotFoundError:
     assert gc.isenabled()
+else:
+    raise AssertionError
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 

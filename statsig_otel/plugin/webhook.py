@@ -58,6 +58,9 @@ _FEW_CHANGES: Final = 8
 
 _FEW_BRACES: Final = 8
 _FEW_ESCAPES: Final = 64
+_SMALL: Final = 256 << 10
+"""Bytes of a body whose items are counted by their texts: that is faster, and takes four times the memory."""
+
 _MANY_ITEMS: Final = 1 << 18
 """Items of which no list of texts is made: each would take 50 bytes and more, though it may be sent in two."""
 
@@ -358,9 +361,14 @@ class _Enveloped(msgspec.Struct, gc=False):
     data: list[_Item | _Scalar]
 
 
+class _EnvelopedTexts(msgspec.Struct, gc=False):
+    data: list[msgspec.Raw]
+
+
 _url_verification: Final = msgspec.json.Decoder(_UrlVerification)
 _items: Final = msgspec.json.Decoder(list[_Item | _Scalar])
 _enveloped_items: Final = msgspec.json.Decoder(_Enveloped)
+_enveloped_texts: Final = msgspec.json.Decoder(_EnvelopedTexts)
 _head: Final = msgspec.json.Decoder(_Head)
 _heads: Final = msgspec.json.Decoder(list[_Head | _Scalar])
 _envelope: Final = msgspec.json.Decoder(_Envelope)
@@ -421,10 +429,18 @@ def _parse_strictly(body: bytes) -> Payload | None:
     bare = body.lstrip()[:1] == b"["
     if not _may_hold_change(body):
         try:
-            return Payload(len(_items.decode(body) if bare else _enveloped_items.decode(body).data), ())
+            return Payload(_count_elements(body) if bare else _count_enveloped(body), ())
         except msgspec.ValidationError:  # some items are arrays, or it is no batch
             pass
     return _parse_array(body) if bare else _parse_object(body)
+
+
+def _count_elements(text: bytes) -> int:
+    return len((_texts if len(text) <= _SMALL else _items).decode(text))
+
+
+def _count_enveloped(body: bytes) -> int:
+    return len((_enveloped_texts if len(body) <= _SMALL else _enveloped_items).decode(body).data)
 
 
 def _may_hold_change(body: bytes) -> bool:
@@ -470,9 +486,9 @@ def _parse_around(text: bytes) -> Payload | None:
             if _head.decode(change).eventName != _CHANGE_NAME:
                 return None
             changes.insert(0, change)
-            count += len(_items.decode(b"[{}" + behind[stop:])) - 1
+            count += _count_elements(b"[{}" + behind[stop:]) - 1
             end, behind = start, text[:start] + b"{}]"
-        count += len(_items.decode(behind))
+        count += _count_elements(behind)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return Payload(count, tuple(map(_read, changes)))

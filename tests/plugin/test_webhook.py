@@ -24,7 +24,7 @@ from statsig_otel.plugin.webhook import (
     Verifier,
     WebhookError,
     _parse_around,
-    _parse_elements,
+    _parse_leniently,
     parse,
     parse_url_verification,
     sign,
@@ -588,7 +588,7 @@ class TestStepsOverAllButChanges:
         text = b"[" + comma.join(pieces) + b"]"
         around = _parse_around(text)
         if around is not None:
-            assert around == _parse_elements(text)
+            assert around == _parse_leniently(text.decode())
 
     def test_few_changes_among_others_are_found_so(self) -> None:
         items = [*self.PIECES[:2], b'{"eventName":"x","value":"\\\\"}', b"1"] * 4
