@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from operator import attrgetter
@@ -132,6 +132,7 @@ class Writer:
         self._opened: os.stat_result | None = None  # the file that the connection is to
         self._beside: dict[Path, os.stat_result] = {}  # its log and the log's index
         self._failing = False
+        self._rescued = False
         self._untidy = False
         self._unfolded = True
         self._tidy_at = 0.0  # by the monotonic clock
@@ -273,6 +274,7 @@ class Writer:
             for job in jobs:
                 job.answer(None, StorageError(str(outcome)))
             return
+        self._count(outcome)
         for done in outcome:
             if done.failure is not None:
                 for job in done.jobs:
@@ -280,6 +282,18 @@ class Writer:
                 continue
             for job, result in zip(done.jobs, done.results, strict=True):
                 job.answer(result, None)
+
+    def _count(self, outcome: Iterable[_Done]) -> None:
+        """Let the jobs count what they did. Where that was to a file that is gone, look at the new one after them."""
+        for done in outcome:
+            if done.failure is None:
+                done.jobs[0].bulk.then(done.results)
+        if self._rescued:
+            self._rescued = False
+            try:
+                _transact(self._open(), self._prepare)
+            except Exception as error:  # noqa: BLE001 - said; whoever opens it the next time looks at it first
+                self._fail(error)
 
     def _commit(self, jobs: list[_Job]) -> list[_Done] | Exception:
         """What the jobs returned or raised, once all is on disk; or the error for which nothing is."""
@@ -299,10 +313,6 @@ class Writer:
                 damage.append(error)
             else:
                 self._unfolded = True
-                # Before another file may take the place of this one, whose counts are others.
-                for done in outcome:
-                    if done.failure is None:
-                        done.jobs[0].bulk.then(done.results)
                 if (error_of_rescue := self._keep_place()) is not None:
                     return error_of_rescue
                 self._succeed()
@@ -317,6 +327,7 @@ class Writer:
             self._close()
             self._clear_place()
             self._open()
+            self._rescued = True
         except (QueueError, sqlite3.Error, OSError) as error:
             self._say_failing(error)  # the connection stays open: its content would end with it
             return error
