@@ -222,7 +222,7 @@ def rotel(
     arguments = [str(binary), "start", *(word for option in options.items() for word in option)]
     with Process(arguments, clean_environment(NO_COLOR="1")) as process:
         for port in (ports.grpc, ports.http):
-            _wait_until_listening(process, port)
+            wait_until_listening(process, port)
         yield Collector(process, ports)
 
 
@@ -234,7 +234,8 @@ def _free_ports() -> Ports:
         return Ports(*(listener.getsockname()[1] for listener in held))
 
 
-def _wait_until_listening(process: Process, port: int) -> None:
+def wait_until_listening(process: Process, port: int) -> None:
+    """Wait until somebody takes connections on a port of 127.0.0.1; `process` is who should."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         assert process.is_running, f"ended before it listened:\n{process.output}"

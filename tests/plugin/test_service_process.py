@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.processes import Process
+from tests.e2e.processes import Process, wait_until_listening
 from tests.e2e.service_process import environment
 from tests.peers.otlp_servers import GrpcSink, free_port
 
@@ -90,6 +90,8 @@ def test_the_second_worker_of_a_real_server_is_told_the_ways_out(tmp_path: Path)
         line = process.wait_for(r"DirectoryInUseError: (.*)$")[1]
         for way in ("is in use by the process", "--workers 1 --threads 8", "statsig-otel beside", "enabled=False"):
             assert way in line
+        # The first worker holds the directory before it listens: the second may be told before that.
+        wait_until_listening(process, port)
         assert exchange(("127.0.0.1", port), webhook("a")).status == 200
 
 
