@@ -511,6 +511,8 @@ def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: i
     seqs = found.seqs
     if seqs == tuple(range(after + 1, after + 1 + len(seqs))):
         return  # there is none in between that it could have led past
+    if any(first >= second for first, second in itertools.pairwise(seqs)):
+        raise schema.DamagedError("the index of the records leads back")
     marks = ", ".join("?" * len(routes))
     # In one row: the interpreter's lock changes hands for each.
     query = f"SELECT count(*), sum(seq) FROM records NOT INDEXED WHERE seq > ? AND seq <= ? AND route IN ({marks})"  # noqa: S608 - ours
@@ -520,8 +522,8 @@ def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: i
         if not schema.is_damage(error):
             raise
         return  # a page in between can't be read: its records may be anybody's
-    if there != (len(seqs), sum(seqs)) or any(first >= second for first, second in itertools.pairwise(seqs)):
-        raise schema.DamagedError("the index of the records leads past some of them, or to some twice")
+    if there != (len(seqs), sum(seqs)):
+        raise schema.DamagedError("the index of the records leads past some of them")
 
 
 def find_records(
