@@ -287,7 +287,10 @@ class Writer:
         """Let the jobs count what they did. Where that was to a file that is gone, look at the new one after them."""
         for done in outcome:
             if done.failure is None:
-                done.jobs[0].bulk.then(done.results)
+                try:
+                    done.jobs[0].bulk.then(done.results)
+                except Exception:  # on disk it is; and without this thread nobody would ever be answered again
+                    _logger.exception("What was stored could not be counted")
         if self._rescued:
             self._rescued = False
             try:
@@ -361,7 +364,7 @@ class Writer:
                 _fold(self._open())
                 self._unfolded = False
         except Exception as error:  # noqa: BLE001 - said, and tried again later
-            self._close()
+            self._give_up_connection()
             # What is delivered stays on the disk for longer. It is no reason to refuse anything.
             if not self._untidy and not self._failing:
                 self._untidy = True
@@ -401,9 +404,13 @@ class Writer:
                 _logger.warning("The queue's file could not be closed: %s", error)
 
     def _fail(self, error: Exception) -> None:
+        self._give_up_connection()
+        self._say_failing(error)
+
+    def _give_up_connection(self) -> None:
+        """Close it after an error, but for one that is all that is left of its file: the content would end with it."""
         connection = self._connection
         if self._rescue is not None and connection is not None and not self._is_in_place():
-            # It is all that is left of the file: its content would end with it.
             try:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
@@ -411,7 +418,6 @@ class Writer:
                 _logger.exception("The queue's deleted file can't be rolled back")
         else:
             self._close()
-        self._say_failing(error)
 
     def _say_failing(self, error: Exception) -> None:
         if not self._failing:

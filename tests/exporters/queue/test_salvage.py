@@ -614,6 +614,22 @@ def test_a_file_that_is_deleted_while_nothing_comes_in_is_rescued_too(tmp_path: 
         assert delivered(queue.lane("otlp")) == [1, 2]
 
 
+def test_a_file_that_is_deleted_while_tidying_fails_is_rescued_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def delete_and_fail(_: sqlite3.Connection) -> int:
+        monkeypatch.undo()
+        delete_all(tmp_path)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with running(tmp_path) as queue:
+        put(queue, 1, 2)
+        monkeypatch.setattr(store, "collect", delete_and_fail)
+        wait_until(lambda: bool(kept(tmp_path)), "it is noticed")
+        settled(tmp_path)
+        assert delivered(queue.lane("otlp")) == [1, 2]
+
+
 def test_a_file_that_can_not_be_rescued_now_is_rescued_later_and_nobody_gets_a_promise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

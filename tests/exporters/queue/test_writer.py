@@ -139,6 +139,15 @@ def test_what_comes_after_the_commit_runs_before_the_answer(watched: Watched) ->
     assert said == ["then a ['a']"]
 
 
+def test_what_comes_after_the_commit_and_fails_ends_nothing(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("no metrics today")
+
+    assert watched.writer.submit(lambda _: "stored", fail).result(PATIENCE) == "stored"
+    assert "What was stored could not be counted" in caplog.text
+    assert watched.writer.submit(lambda _: "and on").result(PATIENCE) == "and on"
+
+
 def test_a_job_that_raises_undoes_itself_alone(watched: Watched) -> None:
     def bad(connection: sqlite3.Connection) -> None:
         insert("bad")(connection)
