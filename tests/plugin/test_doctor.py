@@ -239,6 +239,16 @@ def test_a_queue_that_was_not_closed_in_order(directory: Path) -> None:
     assert (found.status, "queue.db-wal) is gone" in found.detail) == ("failed", True)
 
 
+def test_a_queue_whose_database_is_gone(directory: Path) -> None:
+    (directory / "queue.db").write_bytes(b"")
+    found = queue(directory)["queue state"]
+    assert (found.status, "its database (queue.db) is gone or empty" in found.detail) == ("failed", True)
+    Path(f"{directory}/queue.db-wal").write_bytes(b"a frame")
+    found = queue(directory)["queue state"]
+    assert (found.status, "and its log is not" in found.detail) == ("failed", True)
+    assert "carries over what its log holds" in (found.hint or "")
+
+
 def test_what_was_set_aside(directory: Path) -> None:
     names = [f"queue.db.{kind}-20260101T000000Z-1" for kind in ("corrupt", "salvaged", "unreadable")]
     for name in names:

@@ -122,6 +122,8 @@ def dead_letters(connection: sqlite3.Connection, after: int) -> Iterator[tuple[i
 
 def _connect(path: Path) -> sqlite3.Connection | None:
     """A connection that reads past damage; None where not even the tables' names can be read."""
+    if not schema.size_of(path):
+        return None  # SQLite would delete its log
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
         connection.execute("PRAGMA mmap_size = 0")
@@ -138,7 +140,8 @@ def _connect(path: Path) -> sqlite3.Connection | None:
 
 
 def _copy(path: Path, copy: Path, room: int) -> None:
-    if path.stat().st_size > room:
+    log = path.with_name(f"{path.name}-wal")
+    if schema.size_of(path) + schema.size_of(log) > room:
         raise OSError(errno.ENOSPC, "the disk has no room for a copy with a new first page", str(path))
     first = schema.first_page(pages=0)
     pages = path.stat().st_size // len(first)
@@ -147,7 +150,7 @@ def _copy(path: Path, copy: Path, room: int) -> None:
         file.write(schema.first_page(pages))
         file.truncate(max(pages, 1) * len(first))
     with contextlib.suppress(FileNotFoundError):
-        shutil.copyfile(f"{path}-wal", f"{copy}-wal")
+        shutil.copyfile(log, f"{copy}-wal")
 
 
 def _rows(connection: sqlite3.Connection, columns: str, table: str, after: int) -> Iterator[tuple[Any, ...]]:

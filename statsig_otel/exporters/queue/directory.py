@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Final, Literal
 
+from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.errors import QueueError
 
 DATABASE: Final = "queue.db"
@@ -112,9 +113,21 @@ class QueueDirectory:
             return False
         return isinstance(state, dict) and state.get("clean") is True
 
-    def wal_is_missing(self) -> bool:
-        """Whether the log that the last owner did not fold in is gone, and with it what was acknowledged last."""
-        return not self.was_left_clean() and self.database.exists() and not Path(f"{self.database}-wal").exists()
+    def missing_file(self) -> Literal["queue.db", "queue.db-wal"] | None:
+        """Which of the last owner's files is gone, and nothing is left of what it held.
+
+        The database, where what waited is gone with it; the log, where it was not folded in and what was acknowledged
+        last is gone with it.
+        """
+        if self.has_only_log():
+            return None
+        if not schema.size_of(self.database):
+            return "queue.db" if (self.path / _STATE).exists() else None
+        return None if self.was_left_clean() or Path(f"{self.database}-wal").exists() else "queue.db-wal"
+
+    def has_only_log(self) -> bool:
+        """Whether the database is gone, or empty, and its log is not: what that holds can be carried over."""
+        return schema.has_only_log(self.database)
 
     def mark(self, *, clean: bool) -> None:
         """Write down whether the directory is in order; on disk when this returns."""
@@ -135,6 +148,8 @@ class QueueDirectory:
 
     def set_aside(self) -> Path:
         """Rename a database that can't be read, with all that belongs to it; where it is now."""
+        if not self.database.exists():
+            self.database.touch(_PRIVATE_FILE)  # its log is there, and found by the name of its database
         return self._rename(self.database, self.place_aside())
 
     def place_aside(self) -> Path:

@@ -43,6 +43,12 @@ _PAGES_AT_ONCE: Final = 256
 _PAGES_WORTH_IT: Final = 1024
 
 
+_GONE: Final = {
+    "queue.db": "%s: a queue was here before, and its database (queue.db) is gone or empty: what waited in it is lost",
+    "queue.db-wal": "%s: the queue was not closed in order and its log (queue.db-wal) is gone: "
+    "what was acknowledged last may be lost",
+}
+
 _Routes = dict[tuple[str, tuple[str, ...]], tuple[int, list[int]]]
 """By a receiver and its exporters: the number of the route, and those of the exporters."""
 
@@ -98,7 +104,8 @@ class DurableQueue:
     def start(self) -> None:
         """Own the directory, open the database, and know every exporter's place.
 
-        A database that can't be read is set aside, never deleted, and said loudly; the queue starts with a new one.
+        A database that can't be read is set aside, never deleted, and said loudly; the queue starts with a new one. One
+        that is gone is said as loudly.
 
         Raises:
             DirectoryInUseError: Another process owns the directory.
@@ -108,12 +115,8 @@ class DurableQueue:
             sqlite3.OperationalError: The database can't be opened now.
         """
         self._session.open(set_aside=self._set_aside)
-        if self._session.log_was_missing:
-            _logger.error(
-                "%s: the queue was not closed in order and its log (queue.db-wal) is gone: "
-                "what was acknowledged last may be lost",
-                self._directory.path,
-            )
+        if (missing := self._session.missing_file) is not None:
+            _logger.error(_GONE[missing], self._directory.path)
         self._pid = os.getpid()
         self._salvager.start()
         _telemetry.queues.add(self)

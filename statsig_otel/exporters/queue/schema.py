@@ -155,10 +155,11 @@ def connect(path: Path) -> sqlite3.Connection:
     Raises:
         NewerSchemaError: It was written by a newer version.
         ForeignFileError: It is something else's database.
-        DamagedError: It is damaged.
+        DamagedError: It is damaged, or gone and its log is not.
         sqlite3.Error: It can't be opened now.
     """
-    _write_again(path.with_name(f"{path.name}-wal"))
+    _keep_log(path)
+    _write_again(_log_of(path))
     connection = create(path)
     try:
         with opening(path):
@@ -181,6 +182,35 @@ def create(path: Path) -> sqlite3.Connection:
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     return sqlite3.connect(path, isolation_level=None, timeout=5.0)
+
+
+def size_of(path: Path) -> int:
+    """A file's bytes; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def has_only_log(path: Path) -> bool:
+    """Whether a database has no page, and its log has some, or may have."""
+    return not size_of(path) and size_of(_log_of(path)) > 0
+
+
+def _keep_log(path: Path) -> None:
+    """Open no database that has only a log: SQLite takes it for a new one, and deletes the log.
+
+    That can hold all that was acknowledged since it was last folded in.
+
+    Raises:
+        DamagedError: The file is such a one.
+    """
+    if has_only_log(path):
+        raise DamagedError("it is gone or empty, and its log is not")
 
 
 def _write_again(log: Path) -> None:
@@ -207,9 +237,10 @@ def connect_reading(path: Path) -> sqlite3.Connection:
     """Open the file for reading beside its writer, in any process; for any thread, but one at a time.
 
     Raises:
-        DamagedError: It is damaged, or no queue.
+        DamagedError: It is damaged, or no queue, or gone and its log is not.
         sqlite3.Error: There is no such file, or it can't be read now.
     """
+    _keep_log(path)
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5.0, check_same_thread=False
     )

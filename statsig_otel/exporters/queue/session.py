@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.directory import QueueDirectory
@@ -19,11 +19,11 @@ class Session:
         writer: The writer.
 
     Attributes:
-        log_was_missing: Whether the last owner's log was gone, and with it what was acknowledged last.
+        missing_file: Which of the last owner's files was gone; see `QueueDirectory.missing_file`.
     """
 
     def __init__(self, directory: QueueDirectory, writer: Writer) -> None:
-        self.log_was_missing: bool = False
+        self.missing_file: Literal["queue.db", "queue.db-wal"] | None = None
         self._directory = directory
         self._writer = writer
 
@@ -35,13 +35,13 @@ class Session:
 
         Raises:
             QueueError: Another process owns the directory, or the file is not for this version.
-            DamagedError: The file is damaged, and may not be set aside.
+            DamagedError: The file is damaged or gone, and no new one may be begun.
             sqlite3.Error: The file can't be opened now.
             OSError: The directory can't be made or written.
         """
         self._directory.acquire()
         try:
-            self.log_was_missing = self._directory.wal_is_missing()
+            self._look(may_begin=set_aside is not None)
             try:
                 self._writer.start()
             except schema.DamagedError as error:
@@ -58,6 +58,11 @@ class Session:
             finally:
                 self._directory.release()
             raise
+
+    def _look(self, *, may_begin: bool) -> None:
+        self.missing_file = self._directory.missing_file()
+        if self.missing_file == "queue.db" and not may_begin:
+            raise schema.DamagedError("queue.db is gone or empty")
 
     def close(self, *, clean: bool = True) -> None:
         """Finish what is being written, and give the directory up.

@@ -43,7 +43,7 @@ class StoppedQueue:
     ) -> None:
         """Close the database, and leave the directory in order."""
         # Where the log is gone the service has to say so at its next start, so that stays visible.
-        self._session.close(clean=not self._session.log_was_missing)
+        self._session.close(clean=not self._session.missing_file)
 
     @property
     def database(self) -> Path:

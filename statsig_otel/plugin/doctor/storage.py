@@ -22,6 +22,11 @@ _NETWORK: Final = frozenset({
 })  # fmt: skip
 _MEMORY: Final = frozenset({"ramfs", "tmpfs"})
 
+_GONE: Final = {
+    "queue.db": "no service runs; a queue was here before, and its database (queue.db) is gone or empty",
+    "queue.db-wal": "no service runs; it was not closed in order, and its log (queue.db-wal) is gone",
+}
+
 
 def queue(directory: Path, min_free_bytes: int) -> Iterator[Finding]:
     """All about a queue's directory.
@@ -104,12 +109,15 @@ def _state(directory: Path) -> Iterator[Finding]:
     held = QueueDirectory(directory)
     if who is not None:
         yield Finding("queue state", "ok", f"in use by {who}")
+    elif (missing := held.missing_file()) is not None:
+        hint = f"bring {missing} back from where it was moved before the service starts"
+        yield Finding("queue state", "failed", _GONE[missing], hint)
+    elif held.has_only_log():
+        detail = "no service runs; its database (queue.db) is gone or empty, and its log is not"
+        hint = "bring queue.db back, else the next start carries over what its log holds"
+        yield Finding("queue state", "failed", detail, hint)
     elif not (directory / DATABASE).exists():
         yield Finding("queue state", "ok", "no queue yet")
-    elif held.wal_is_missing():
-        hint = "bring queue.db-wal back from where it was moved before the service starts"
-        detail = "no service runs; it was not closed in order, and its log (queue.db-wal) is gone"
-        yield Finding("queue state", "failed", detail, hint)
     elif not held.was_left_clean():
         hint = "nothing: the next start takes up what was acknowledged"
         yield Finding("queue state", "warning", "no service runs; it was not closed in order", hint)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.exporters.queue import damaged_file, store
+from statsig_otel.exporters.queue import damaged_file, schema, store
 from statsig_otel.exporters.queue.plan import QueuedExporter
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.schema import ForeignFileError, NewerSchemaError
+from statsig_otel.exporters.queue.stopped import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.queue.writer import StorageError
 from tests.exporters.queue.helpers import (
@@ -167,10 +168,26 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_what_is_left_of_it_delivere
     assert not errors(caplog)
 
 
-def test_a_file_without_a_byte_is_begun_anew(directory: Path) -> None:
-    (directory / "queue.db").write_bytes(b"")
+LOSSES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda database: database.write_bytes(b""),
+    "gone": lambda database: database.unlink(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_file_that_is_empty_or_gone_is_said_loudly_and_begun_anew(
+    directory: Path, caplog: pytest.LogCaptureFixture, loss: str
+) -> None:
+    LOSSES[loss](directory / "queue.db")
+    with pytest.raises(sqlite3.DatabaseError, match="gone or empty"), StoppedQueue(directory):
+        pass
     with running(directory) as queue:
         check_that_it_serves(queue)
+    assert said(caplog, logging.ERROR, "its database (queue.db) is gone or empty: what waited in it is lost") == 1
+    caplog.clear()
+    with running(directory):
+        pass
+    assert not errors(caplog)
 
 
 @pytest.mark.parametrize("statement", ["PRAGMA user_version = 99", "DROP TABLE seen; PRAGMA application_id = 5"])
@@ -364,6 +381,31 @@ def test_a_log_that_is_missing_after_a_stop_in_order_is_as_it_should_be(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (directory / "queue.db-wal").unlink(missing_ok=True)
+    with running(directory):
+        pass
+    assert not errors(caplog)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_log_whose_database_is_empty_or_gone_is_carried_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, loss: str
+) -> None:
+    directory = crashed(tmp_path, 1, 2, 3)
+    LOSSES[loss](directory / "queue.db")
+    log = (directory / "queue.db-wal").read_bytes()
+    with pytest.raises(schema.DamagedError, match="its log is not"):
+        schema.connect_reading(directory / "queue.db")
+    with pytest.raises(schema.DamagedError, match="its log is not"), StoppedQueue(directory):
+        pass
+    assert (directory / "queue.db-wal").read_bytes() == log
+    with running(directory) as queue:
+        settled(directory)
+        assert put(queue, 3, 4).duplicates == 1
+        assert sorted(delivered(queue.lane("otlp"))) == [1, 2, 3, 4]
+        check_counters(queue)
+    assert said(caplog, logging.ERROR, "it is gone or empty, and its log is not") == 1
+    assert said(caplog, logging.WARNING, "3 records that wait, 0 damaged ones and 0 others") == 1
+    caplog.clear()
     with running(directory):
         pass
     assert not errors(caplog)

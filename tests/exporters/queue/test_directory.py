@@ -105,16 +105,32 @@ def test_a_state_file_that_is_no_text_is_a_stop_without_order(tmp_path: Path) ->
 def test_a_log_is_missing_only_where_there_was_one(tmp_path: Path) -> None:
     directory = QueueDirectory(tmp_path)
     directory.mark(clean=False)
-    assert not directory.wal_is_missing(), "no database either"
-    directory.database.touch()
-    assert directory.wal_is_missing()
+    directory.database.write_bytes(b"a page")
+    assert directory.missing_file() == "queue.db-wal"
     (tmp_path / "queue.db-wal").touch()
-    assert not directory.wal_is_missing()
+    assert directory.missing_file() is None
     (tmp_path / "queue.db-wal").unlink()
     directory.mark(clean=True)
-    assert not directory.wal_is_missing()
+    assert directory.missing_file() is None
     (tmp_path / "state.json").unlink()
-    assert directory.wal_is_missing(), "a database, and nobody knows how it was left"
+    assert directory.missing_file() == "queue.db-wal", "a database, and nobody knows how it was left"
+
+
+def test_a_database_is_missing_only_where_there_was_one(tmp_path: Path) -> None:
+    directory = QueueDirectory(tmp_path)
+    assert directory.missing_file() is None
+    directory.database.touch()
+    assert directory.missing_file() is None, "a first start that came to no end"
+    directory.mark(clean=True)
+    assert directory.missing_file() == "queue.db"
+    directory.mark(clean=False)
+    assert directory.missing_file() == "queue.db"
+    directory.database.unlink()
+    assert directory.missing_file() == "queue.db"
+    assert not directory.has_only_log()
+    (tmp_path / "queue.db-wal").write_bytes(b"a frame")
+    assert directory.has_only_log()
+    assert directory.missing_file() is None, "what the log holds can be carried over"
 
 
 def test_what_is_set_aside_keeps_its_content_and_never_takes_anothers_name(tmp_path: Path) -> None:
