@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from statsig_otel.exporters.queue import schema, store
+from statsig_otel.exporters.queue import schema, store, write_ahead_log
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.records import Stored
 
@@ -42,7 +42,9 @@ class Row:
 
 @contextlib.contextmanager
 def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
-    """A connection for reading a damaged file; where its first page is damaged, a copy with a new one.
+    """A connection for reading a damaged file, or a copy of it.
+
+    A copy has a new first page and all of the log folded in: where SQLite could not read the one, or all of the other.
 
     Args:
         path: The file.
@@ -54,7 +56,7 @@ def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
     """
     copy = path.with_name(path.name + _COPY)
     try:
-        connection = _connect(path)
+        connection = None if write_ahead_log.look(path).unread_commits else _connect(path)
         if connection is None:
             _copy(path, copy, room)
             connection = _connect(copy)
@@ -140,17 +142,15 @@ def _connect(path: Path) -> sqlite3.Connection | None:
 
 
 def _copy(path: Path, copy: Path, room: int) -> None:
-    log = path.with_name(f"{path.name}-wal")
-    if schema.size_of(path) + schema.size_of(log) > room:
+    if schema.size_of(path) + schema.size_of(path.with_name(f"{path.name}-wal")) > room:
         raise OSError(errno.ENOSPC, "the disk has no room for a copy with a new first page", str(path))
-    first = schema.first_page(pages=0)
-    pages = path.stat().st_size // len(first)
     shutil.copyfile(path, copy)
+    write_ahead_log.fold(path, copy)
+    size = len(schema.first_page(pages=0))
+    pages = max(copy.stat().st_size // size, 1)
     with copy.open("r+b") as file:
         file.write(schema.first_page(pages))
-        file.truncate(max(pages, 1) * len(first))
-    with contextlib.suppress(FileNotFoundError):
-        shutil.copyfile(log, f"{copy}-wal")
+        file.truncate(pages * size)
 
 
 def _rows(connection: sqlite3.Connection, columns: str, table: str, after: int) -> Iterator[tuple[Any, ...]]:

@@ -63,6 +63,11 @@ class QueueDirectory:
         """The database file."""
         return self.path / DATABASE
 
+    @property
+    def log(self) -> Path:
+        """The database's log."""
+        return self.path / f"{DATABASE}-wal"
+
     def acquire(self) -> None:
         """Become the owner.
 
@@ -123,7 +128,7 @@ class QueueDirectory:
             return None
         if not schema.size_of(self.database):
             return "queue.db" if (self.path / _STATE).exists() else None
-        return None if self.was_left_clean() or Path(f"{self.database}-wal").exists() else "queue.db-wal"
+        return None if self.was_left_clean() or self.log.exists() else "queue.db-wal"
 
     def has_only_log(self) -> bool:
         """Whether the database is gone, or empty, and its log is not: what that holds can be carried over."""

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, Literal
 
-from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue import schema, write_ahead_log
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.writer import Writer
 
@@ -43,6 +43,7 @@ class Session:
         try:
             self._look(may_begin=set_aside is not None)
             try:
+                self._check_log(may_begin=set_aside is not None)
                 self._writer.start()
             except schema.DamagedError as error:
                 if set_aside is None:
@@ -63,6 +64,29 @@ class Session:
         self.missing_file = self._directory.missing_file()
         if self.missing_file == "queue.db" and not may_begin:
             raise schema.DamagedError("queue.db is gone or empty")
+
+    def _check_log(self, *, may_begin: bool) -> None:
+        """See that SQLite reads all of the log: what it does not read it deletes.
+
+        Raises:
+            DamagedError: It does not, and more than that is left.
+        """
+        log = write_ahead_log.look(self._directory.database)
+        if log.unread_commits > 1 or (log.unread_commits and log.missing_frames):
+            raise schema.DamagedError(f"its log is damaged, and SQLite would not read {log.unread_commits} commits")
+        if log.missing_frames:
+            if not may_begin:
+                raise schema.DamagedError("its log was cut short")
+            _logger.error(
+                "%s: the queue's log (queue.db-wal) was cut short: what was acknowledged last is lost",
+                self._directory.path,
+            )
+        elif log.unread_commits:
+            _logger.warning(
+                "%s: the last commit of the queue's log is incomplete. That is how a power failure leaves it, and then "
+                "nothing of it was acknowledged; without one the disk is damaged, and that commit is lost",
+                self._directory.path,
+            )
 
     def close(self, *, clean: bool = True) -> None:
         """Finish what is being written, and give the directory up.

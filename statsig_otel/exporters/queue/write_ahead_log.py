@@ -1,0 +1,157 @@
+"""Reads a database's log where SQLite sees nothing of it any more.
+
+SQLite ends a log at the first frame whose checksum is wrong, since that is how a commit looks that a crash interrupted.
+So it drops without a word what was committed behind a flipped byte, or what is cut off. A log's format is section 4 of
+https://www.sqlite.org/fileformat2.html, and that of its index section 2 of https://www.sqlite.org/walformat.html
+"""
+
+import contextlib
+import io
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+from statsig_otel.exporters.queue import schema
+
+_HEADER: Final = struct.Struct(">4I8s2I")
+"""Magic number, version, page size, checkpoints, salts, and two checksums of all before them."""
+
+_FRAME: Final = struct.Struct(">2I8s2I")
+"""Page number, pages of the database after a commit or 0, the header's salts, and two checksums of the first two of
+these and the page, which go on from those of the frame before."""
+
+_INDEX: Final = struct.Struct("=16xI12x8s2I")
+"""Frames that are committed, the salts, and two checksums of all before them."""
+
+_CHECKED_OF_HEADER: Final = 24
+_CHECKED_OF_FRAME: Final = 8
+_CHECKED_OF_INDEX: Final = 40
+
+_ORDERS: Final = {0x377F0682: "<", 0x377F0683: ">"}
+"""The byte order of what is summed up, by the magic number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How much of a log SQLite reads.
+
+    Attributes:
+        unread_commits: Commits that it does not, since the log is damaged before their end. The last one of a log may
+            never have come to its end: that is how a power failure leaves it.
+        missing_frames: Frames that were committed, by the log's index, and that it does not read.
+    """
+
+    unread_commits: int
+    missing_frames: int
+
+
+class _Frame(NamedTuple):
+    """A page as a transaction left it.
+
+    Attributes:
+        page: The page's number, from 1 on.
+        is_commit: Whether it is the last one of a transaction.
+        is_read: Whether SQLite reads it: its checksum is right, and so are those of all before it.
+        content: The page.
+    """
+
+    page: int
+    is_commit: bool
+    is_read: bool
+    content: bytes
+
+
+def look(database: Path) -> Condition:
+    """How much of a database's log SQLite would read.
+
+    For a database that this process has not open: to close its index here would drop the locks on it (POSIX locks).
+    """
+    unread = read = 0
+    with _opened(database) as log:
+        for frame in log.frames():
+            read += frame.is_read
+            unread += frame.is_commit and not frame.is_read
+        return Condition(unread, max(log.committed - read, 0))
+
+
+def fold(database: Path, into: Path) -> None:
+    """Write all that was committed to a database's log into a copy of it, damaged or not."""
+    with into.open("r+b") as file, _opened(database) as log:
+        most = into.stat().st_size  # bytes that it can have: a damaged page number leads nowhere else
+        transaction: list[_Frame] = []
+        for frame in log.frames():
+            most += len(frame.content)
+            transaction.append(frame)
+            if frame.is_commit:
+                for one in transaction:
+                    place = (one.page - 1) * len(one.content)
+                    if 0 <= place < most:
+                        file.seek(place)
+                        file.write(one.content)
+                transaction.clear()
+
+
+class _Log:
+    """A log, read from its beginning.
+
+    Args:
+        file: The log.
+        index: The beginning of its index; it may be of an earlier one, since nobody brings it to disk.
+
+    Attributes:
+        committed: How many frames are committed; 0 where the index does not tell.
+    """
+
+    def __init__(self, file: BinaryIO, index: bytes) -> None:
+        self._file = file
+        is_empty = not (header := file.read(_HEADER.size))
+        header = header.ljust(_HEADER.size, b"\0")
+        magic, _, self._size, _, self._salts, *self._sums = _HEADER.unpack(header)
+        self._order = _ORDERS.get(magic, "")
+        self._is_sound = bool(self._order) and _sum_up(header[:_CHECKED_OF_HEADER], self._order, [0, 0]) == self._sums
+        index = index.ljust(_INDEX.size, b"\0")
+        committed, salts, *sums = _INDEX.unpack(index)
+        if not any(index) or _sum_up(index[:_CHECKED_OF_INDEX], "=", [0, 0]) != sums:
+            committed, salts = 0, b""
+        if not self._is_sound:  # what every queue has, and what the index or the first frame says, have to do
+            self._size, self._salts = len(schema.first_page(0)), salts
+        self.committed: int = committed if not is_empty and salts == self._salts else 0
+
+    def frames(self) -> "Iterator[_Frame]":
+        """Those that were written since the log was last begun anew, in order."""
+        is_read = self._is_sound
+        while len(raw := self._file.read(_FRAME.size + self._size)) == _FRAME.size + self._size:
+            page, pages, salts, *sums = _FRAME.unpack_from(raw)
+            content = raw[_FRAME.size :]
+            self._salts = self._salts or salts
+            if is_read:
+                checked = raw[:_CHECKED_OF_FRAME] + content
+                is_read = salts == self._salts and _sum_up(checked, self._order, self._sums) == sums
+                self._sums = sums
+            if salts == self._salts:  # else it is from before
+                yield _Frame(page, pages > 0, is_read, content)
+
+
+@contextlib.contextmanager
+def _opened(database: Path) -> Iterator[_Log]:
+    """A database's log; where there is none, one without frames."""
+    index = b""
+    with contextlib.suppress(FileNotFoundError), Path(f"{database}-shm").open("rb") as file:
+        index = file.read(_INDEX.size)
+    with contextlib.ExitStack() as stack:
+        log: BinaryIO = io.BytesIO()
+        with contextlib.suppress(FileNotFoundError):
+            log = stack.enter_context(Path(f"{database}-wal").open("rb"))
+        yield _Log(log, index)
+
+
+def _sum_up(data: bytes, order: str, sums: list[int]) -> list[int]:
+    """The checksum of some bytes, which goes on from that of those before; section 4.2."""
+    first, second = sums
+    numbers = iter(struct.unpack(f"{order}{len(data) // 4}I", data))
+    for one, another in zip(numbers, numbers, strict=True):
+        first = (first + one + second) & 0xFFFFFFFF
+        second = (second + another + first) & 0xFFFFFFFF
+    return [first, second]
