@@ -34,6 +34,9 @@ _BYTES_AT_ONCE: Final = 4 << 20
 _PAUSE: Final = 5.0
 """Seconds before storage that fails, or a disk that is short, is tried again."""
 
+_PASSING: Final = (sqlite3.Error, OSError, StorageError)
+"""Errors that end once the machine is mended."""
+
 _DAMAGED: Final = "damaged on disk: its checksum is wrong"
 
 _MISSING: Final[Mapping[int | None, str]] = {
@@ -113,7 +116,7 @@ class Salvager:
                 self._more.wait()
             except NotRunningError:
                 return
-            except (sqlite3.Error, OSError, StorageError) as error:
+            except _PASSING as error:
                 if not failing:
                     _logger.error("What was set aside can't be carried over now: %s", error)  # noqa: TRY400 - the message says it all
                 failing = True
@@ -133,6 +136,10 @@ class Salvager:
             _logger.error("%s, and what waited in it is lost. It is kept as %s", error, kept)  # noqa: TRY400 - the message says it all
         except _NobodyError:
             _logger.error(_NOBODY, file)  # noqa: TRY400 - as above
+        except (NotRunningError, *_PASSING):
+            raise
+        except Exception:  # a mistake of ours: neither the files behind it nor those to come must wait for its end
+            _logger.exception("%s can't be carried over; it stays as it is, and is tried again at the next start", file)
         else:
             kept = self._directory.rename_aside(file, "salvaged")
             salvage.say(kept)

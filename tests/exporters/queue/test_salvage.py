@@ -524,6 +524,27 @@ def test_a_step_that_is_done_again_doubles_nothing(
         assert found[0][0].total() > 5
 
 
+def test_a_file_that_is_too_much_for_it_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("what nobody thought of")
+
+    with running(tmp_path) as queue:
+        put(queue, 1, 2)
+    spoil(tmp_path)
+    monkeypatch.setattr(damaged_file, "records", fail)
+    with running(tmp_path) as queue:
+        put(queue, 3)
+        wait_until(lambda: "it stays as it is, and is tried again at the next start" in caplog.text, "it is said")
+    monkeypatch.undo()
+    spoil(tmp_path)
+    with running(tmp_path) as queue:
+        settled(tmp_path)
+        assert set(delivered(queue.lane("otlp"))) == {1, 2, 3}
+        check_counters(queue)
+
+
 # --- a file that somebody deletes -----------------------------------------------------------------------------------
 
 
