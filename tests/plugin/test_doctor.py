@@ -28,6 +28,7 @@ from statsig_otel.plugin.places import owner
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, change, post
+from tests.exporters.queue.helpers import copy_of, put, running
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import GrpcSink, HttpSink, RawServer, free_port
 
@@ -237,6 +238,22 @@ def test_a_queue_that_was_not_closed_in_order(directory: Path) -> None:
     Path(f"{directory}/queue.db-wal").unlink()
     found = queue(directory)["queue state"]
     assert (found.status, "queue.db-wal) is gone" in found.detail) == ("failed", True)
+
+
+def test_a_queue_whose_log_is_damaged(tmp_path: Path) -> None:
+    with running(tmp_path / "running") as taking:
+        for number in range(10):
+            put(taking, number)
+        crashed = copy_of(tmp_path / "running", tmp_path / "crashed")
+    log = crashed / "queue.db-wal"
+    content = log.read_bytes()
+    assert queue(crashed)["queue state"].status == "warning"
+    log.write_bytes(content.replace(b"3.0---", b"3.0!--"))
+    found = queue(crashed)["queue state"]
+    assert (found.status, "its log (queue.db-wal) is damaged" in found.detail) == ("failed", True)
+    log.write_bytes(content[: len(content) // 2])
+    found = queue(crashed)["queue state"]
+    assert (found.status, "was cut short" in found.detail) == ("failed", True)
 
 
 def test_a_queue_whose_database_is_gone(directory: Path) -> None:

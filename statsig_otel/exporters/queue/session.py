@@ -72,7 +72,7 @@ class Session:
             DamagedError: It does not, and more than that is left.
         """
         log = write_ahead_log.look(self._directory.database)
-        if log.unread_commits > 1 or (log.unread_commits and log.missing_frames):
+        if log.is_damaged:
             raise schema.DamagedError(f"its log is damaged, and SQLite would not read {log.unread_commits} commits")
         if log.missing_frames:
             if not may_begin:

@@ -46,6 +46,11 @@ class Condition:
     unread_commits: int
     missing_frames: int
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether something that was acknowledged is there and not read."""
+        return self.unread_commits > 1 or (self.unread_commits > 0 and self.missing_frames > 0)
+
 
 class _Frame(NamedTuple):
     """A page as a transaction left it.

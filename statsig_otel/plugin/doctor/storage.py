@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from statsig_otel.config.model import format_size
+from statsig_otel.exporters.queue import write_ahead_log
 from statsig_otel.exporters.queue.directory import DATABASE, QueueDirectory
 from statsig_otel.plugin.doctor.finding import Finding
 from statsig_otel.plugin.places import nearest, owner, queue_fault
@@ -104,6 +105,17 @@ def _file_system(place: Path) -> Finding:
     return Finding("file system", "ok", found)
 
 
+def _after_crash(log: write_ahead_log.Condition) -> Finding:
+    detail = "no service runs; it was not closed in order"
+    if log.is_damaged:
+        hint = "the next start sets the queue aside, and carries over what can be read"
+        return Finding("queue state", "failed", f"{detail}, and its log (queue.db-wal) is damaged", hint)
+    if log.missing_frames:
+        hint = "bring queue.db-wal back from a copy, if there is one, before the service starts"
+        return Finding("queue state", "failed", f"{detail}, and its log (queue.db-wal) was cut short", hint)
+    return Finding("queue state", "warning", detail, "nothing: the next start takes up what was acknowledged")
+
+
 def _state(directory: Path) -> Iterator[Finding]:
     who = owner(directory)
     held = QueueDirectory(directory)
@@ -119,8 +131,7 @@ def _state(directory: Path) -> Iterator[Finding]:
     elif not (directory / DATABASE).exists():
         yield Finding("queue state", "ok", "no queue yet")
     elif not held.was_left_clean():
-        hint = "nothing: the next start takes up what was acknowledged"
-        yield Finding("queue state", "warning", "no service runs; it was not closed in order", hint)
+        yield _after_crash(write_ahead_log.look(held.database))
     else:
         yield Finding("queue state", "ok", "no service runs; closed in order")
     for kind, hint in (
