@@ -118,8 +118,11 @@ def test_a_running_service_is_asked_mended_and_replayed(tmp_path: Path) -> None:
             assert "the key has expired" in row["last_error"]
             assert "the key has expired" in give(tmp_path, "queue").stdout
 
+            before = len(sink.requests)
             assert give(tmp_path, "queue", "skip", "otlp_grpc").returncode == 0
             eventually(lambda: state(tmp_path)["waiting"] == 2, "the first one is skipped")
+            eventually(lambda: len(sink.requests) > before, "the second one is refused in its place")
+            eventually(lambda: state(tmp_path)["attempts"] > 0, "and waits")
             item, body, record = as_json(tmp_path, "dead-letters", "list")
             assert [one["kind"] for one in (item, body, record)] == ["item", "body", "record"]
             assert (record["uid"], record["reason"]) == (uid(change(1)), "skipped by command")
