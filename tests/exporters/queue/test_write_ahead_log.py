@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from statsig_otel.exporters.queue import schema, write_ahead_log
+from statsig_otel.exporters.queue import schema, write_ahead_log, writer
+from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.stopped import StoppedQueue
 from statsig_otel.exporters.queue.write_ahead_log import Condition
 from tests.exporters.queue.helpers import (
@@ -35,11 +36,20 @@ FRAME: Final = 24 + 4096
 STORED: Final = range(1, 31)
 
 
+@contextlib.contextmanager
+def running_untidied(directory: Path, patch: pytest.MonkeyPatch) -> Iterator[DurableQueue]:
+    """A queue whose log stays as its commits leave it, however slow the machine is."""
+    patch.setattr(DurableQueue, "_tidy", lambda *_: False)
+    patch.setattr(writer, "_fold", lambda _: None)
+    with running(directory) as queue:
+        yield queue
+
+
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a crash leaves behind after some changes were taken and some of them delivered, one commit each."""
     directory = tmp_path_factory.mktemp("stock")
-    with running(directory / "running") as queue:
+    with pytest.MonkeyPatch.context() as patch, running_untidied(directory / "running", patch) as queue:
         lane = queue.lane("otlp")
         for number in STORED:
             put(queue, number, size=500)
@@ -147,6 +157,18 @@ def test_a_log_that_is_damaged_is_said_loudly_and_all_behind_the_damage_carried_
     assert not errors(caplog)
 
 
+def test_damage_is_known_by_the_commits_behind_it_where_the_index_is_gone(directory: Path) -> None:
+    with changed(directory) as log:
+        log[commits(log)[3] + 24 + 3000] ^= 0x40
+    (directory / "queue.db-shm").unlink()
+    found = look(directory)
+    assert (found.unread_commits, found.missing_frames, found.is_damaged) == (len(commits(log)) - 3, 0, True)
+    with running(directory) as queue:
+        settled(directory)
+        assert set(delivered(queue.lane("otlp"))) >= WAITING
+    assert len(kept(directory)) == 1
+
+
 def test_a_first_sector_that_is_gone_hides_nothing(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     with changed(directory) as log:
         log[:512] = bytes(512)
@@ -189,8 +211,10 @@ def test_a_log_that_was_cut_short_is_said_loudly(
     assert not errors(caplog)
 
 
-def test_an_index_of_an_earlier_log_says_nothing(directory: Path, tmp_path: Path) -> None:
-    with running(tmp_path / "other") as queue:
+def test_an_index_of_an_earlier_log_says_nothing(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_untidied(tmp_path / "other", monkeypatch) as queue:
         for number in range(100):
             put(queue, number)
         copy_of(tmp_path / "other", tmp_path / "earlier")
