@@ -5,35 +5,41 @@ deliver it to the same sink over OTLP/gRPC. The load comes from a process of its
 that was acknowledged has to be in the sink before the next one begins. B verifies no signatures.
 Wanted: A / B of at least 2 for single changes at 64 clients, and of at least 10 for batches of exposures with a change.
 
+For scale, in both of these: the `bare` server of benchmarks/bare_server.py, which hashes and validates a body, and
+answers without having stored or delivered anything.
+
     python benchmarks/against_collector.py [--rounds N] [--seconds S] [--collector PATH] [--directory DIR] [--quick]
 """
 
 import argparse
 import contextlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import collector, measure
+from benchmarks.bare_server import BARE, bare_server
 from benchmarks.collector import Collector
 from benchmarks.load import Posted, post
 from benchmarks.service import Running, service
 from benchmarks.sink import Sink, sink
-from benchmarks.webhooks import BATCH, CHANGE, Shape
+from benchmarks.webhooks import BATCH, CHANGE, Shape, Wire
 
 OURS, THEIRS = "statsig-otel", "Collector"
+SCALE_CLIENTS = 64
 BATCH_CLIENTS = 8
 
 
 class Peers:
-    """Both, running, with one sink."""
+    """Both, running, with one sink; and the bare server."""
 
     def __init__(self, directory: Path, backend: Sink, found: Collector, stack: contextlib.ExitStack) -> None:
         self._backend = backend
-        self._wires = {OURS: "webhook", THEIRS: found.wire}
+        self._wires: dict[str, Wire] = {OURS: "webhook", THEIRS: found.wire, BARE: "webhook"}
         self._running: dict[str, Running] = {
             OURS: stack.enter_context(service(directory / "ours", backend.address)),
             THEIRS: stack.enter_context(found.running(directory / "theirs", backend.address)),
+            BARE: stack.enter_context(bare_server(BARE)),
         }
         self.busiest = 0.0
 
@@ -42,19 +48,27 @@ class Peers:
         wire = self._wires[name]
         posted = post(self._running[name].port, shape, clients=clients, seconds=seconds, wire=wire)
         self.busiest = max(self.busiest, posted.busy)
-        self._backend.settle(posted.good * shape.changes)
+        if name != BARE:
+            self._backend.settle(posted.good * shape.changes)
         return posted
 
-    def row(self, label: str, shape: Shape, clients: int, given: argparse.Namespace, events: int) -> list[str]:
-        """One row: events a second, and how long an answer took."""
+    def rows(
+        self, label: str, shape: Shape, clients: int, given: argparse.Namespace, *, scale: bool
+    ) -> Iterator[list[str]]:
+        """Events a second, and how long an answer took: a row, or two with the bare server's."""
+        names = (OURS, THEIRS, BARE) if scale else (OURS, THEIRS)
+        events = shape.exposures + shape.changes
         rates: dict[str, list[float]] = defaultdict(list)
         slowest: dict[str, list[float]] = defaultdict(list)
-        for name in measure.alternating((OURS, THEIRS), given.rounds):
+        for name in measure.alternating(names, given.rounds):
             posted = self.measure(name, shape, clients, given.seconds)
             rates[name].append(posted.rate * events)
             slowest[name].append(posted.p99 * 1000)
-        p99 = " / ".join(measure.spread(slowest[name], ".1f")[1] for name in (OURS, THEIRS))
-        return [*measure.comparison(label, rates[OURS], rates[THEIRS]), p99]
+        for name in names:
+            if name != THEIRS:
+                p99 = " / ".join(measure.spread(slowest[which], ".1f")[1] for which in (name, THEIRS))
+                marked = label if name == OURS else f"{label}; A: hashed, validated, not stored"
+                yield [*measure.comparison(marked, rates[name], rates[THEIRS]), p99]
 
 
 def compare(given: argparse.Namespace) -> None:
@@ -66,18 +80,16 @@ def compare(given: argparse.Namespace) -> None:
             directory = stack.enter_context(measure.working_directory(given.directory))
             disk = f" On {measure.file_system(directory)}."
             peers = Peers(directory, stack.enter_context(sink()), found, stack)
-            rows += [
-                peers.row(f"one change, 1 KB; clients: {clients}", CHANGE, clients, given, 1)
-                for clients in given.clients
-            ]
-            events = BATCH.exposures + BATCH.changes
+            for clients in given.clients:
+                label = f"one change, 1 KB; clients: {clients}"
+                rows += peers.rows(label, CHANGE, clients, given, scale=clients == SCALE_CLIENTS)
             label = f"{BATCH.exposures} exposures and 1 change; clients: {BATCH_CLIENTS}"
-            rows.append(peers.row(label, BATCH, BATCH_CLIENTS, given, events))
+            rows += peers.rows(label, BATCH, BATCH_CLIENTS, given, scale=True)
             busiest = peers.busiest
     measure.publish(
         "against_collector",
         "Events a second whose request was answered with 200, all of them on disk, and delivered to the sink later. "
-        "A: statsig-otel; B: the Collector.",
+        "A: statsig-otel, where nothing else is said; B: the Collector.",
         said,
         f"{measure.machine()}.{disk} The load used {busiest:.0%} of a CPU at most.",
         measure.arguments(given, ("rounds", "seconds")),

@@ -1,0 +1,96 @@
+"""Servers that do less than the service, as processes of their own: the same HTTP server, before other applications.
+
+- `drop` reads the body, drops it and answers 200.
+- `falcon` does so as a Falcon resource.
+- `bare` computes the body's HMAC-SHA256 and validates it as JSON, each once. No receiver of signed JSON does less, and
+  this one maps and stores nothing: what it leaves of a ratio is what Python's HTTP server and two library calls take.
+
+    python -m benchmarks.bare_server {drop,falcon,bare} PORT
+"""
+
+import argparse
+import asyncio
+import contextlib
+import hmac
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any, Final
+
+import falcon.asgi
+import msgspec
+
+from benchmarks import backlog, measure
+from benchmarks.service import Running
+from statsig_otel.plugin import DEFAULT_PATH
+from statsig_otel.plugin.commands.run import collect_garbage_rarely
+from statsig_otel.plugin.server import HttpServer
+
+DROP, FALCON, BARE = "drop", "falcon", "bare"
+_ANSWER: Final = b'{"accepted": 0, "duplicates": 0, "ignored": 500, "invalid": 0}'
+
+_key: Final = hmac.new(backlog.SECRET.encode(), digestmod=sha256)
+_validate: Final = msgspec.json.Decoder(msgspec.Raw)
+
+
+async def dropping(_: Any, receive: Any, send: Any) -> None:
+    """An ASGI application that drops the body."""
+    while (await receive()).get("more_body"):
+        pass
+    await _answer(send)
+
+
+async def verifying(_: Any, receive: Any, send: Any) -> None:
+    """An ASGI application that hashes the body as it comes, and validates it."""
+    digest, pieces, more = _key.copy(), [], True
+    while more:
+        message = await receive()
+        more = message.get("more_body", False)
+        pieces.append(message.get("body", b""))
+        digest.update(pieces[-1])
+    digest.hexdigest()
+    _validate.decode(b"".join(pieces))
+    await _answer(send)
+
+
+async def _answer(send: Any) -> None:
+    length = str(len(_ANSWER)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": _ANSWER})
+
+
+class Dropping:
+    """A Falcon resource that drops the body."""
+
+    async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        async for _ in req.stream:
+            pass
+        resp.data = _ANSWER
+        resp.content_type = "application/json"
+
+
+@contextlib.contextmanager
+def bare_server(name: str) -> Iterator[Running]:
+    """One of them, for as long as a block lasts."""
+    port = measure.free_port()
+    with measure.running("-m", "benchmarks.bare_server", name, str(port), port=port) as process:
+        yield Running(process.pid, port)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=(DROP, FALCON, BARE))
+    parser.add_argument("port", type=int)
+    given = parser.parse_args()
+    application: Any = {DROP: dropping, BARE: verifying}.get(given.name)
+    if application is None:
+        application = falcon.asgi.App()
+        application.add_route(DEFAULT_PATH, Dropping())
+    server = HttpServer(application, host=measure.HOST, port=given.port)
+    server.bind()
+    collect_garbage_rarely()
+    asyncio.run(server.serve())
+
+
+if __name__ == "__main__":
+    main()
