@@ -69,7 +69,7 @@ bench: $(VENV)/.dev
 
 # The parts of docs/configuration.md that are made from the code, and the schema.
 docs: $(VENV)/.dev
-	$(BIN)/python -m statsig_otel.plugin.configuration_docs docs
+	$(BIN)/python -m statsig_otel.plugin.cli.configuration_docs docs
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from benchmarks.measure import HOST
 from statsig_otel.exporters.consumer import Batch, Change
-from statsig_otel.exporters.delivery import DeliverySettings, Sender
+from statsig_otel.exporters.delivery.sender import DeliverySettings, Sender
 from statsig_otel.exporters.outcome import Delivered, Outcome
-from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.plugin.change_event import ChangeEvent
-from statsig_otel.plugin.log_record import LogRecordEncoder
-from statsig_otel.plugin.samples import RELEASE_MANAGER, config_change
+from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
+from statsig_otel.plugin.demo.samples import RELEASE_MANAGER, config_change
+from statsig_otel.plugin.record.change_event import ChangeEvent
+from statsig_otel.plugin.record.record import LogRecordEncoder
 
 RECEIVER, EXPORTER = "statsig", "otlp_grpc"
 SECRET = "webhook-benchmark"

@@ -22,8 +22,8 @@ import msgspec
 from benchmarks import backlog, measure
 from benchmarks.service import Running
 from statsig_otel.plugin import DEFAULT_PATH
-from statsig_otel.plugin.commands.run import collect_garbage_rarely
-from statsig_otel.plugin.server import HttpServer
+from statsig_otel.plugin.cli.run import collect_garbage_rarely
+from statsig_otel.plugin.server.server import HttpServer
 
 DROP, FALCON, BARE = "drop", "falcon", "bare"
 _ANSWER: Final = b'{"accepted": 0, "duplicates": 0, "ignored": 500, "invalid": 0}'

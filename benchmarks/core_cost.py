@@ -38,10 +38,10 @@ from benchmarks.load import post
 from benchmarks.service import service
 from benchmarks.sink import sink
 from benchmarks.webhooks import CHANGE, EXPOSURES, Shape
-from statsig_otel.plugin.change_event import ChangeEvent
-from statsig_otel.plugin.intake import Answer, Intake
-from statsig_otel.plugin.log_record import LogRecordEncoder
-from statsig_otel.plugin.webhook import Verifier
+from statsig_otel.plugin.receiver.intake import Answer, Intake
+from statsig_otel.plugin.record.change_event import ChangeEvent
+from statsig_otel.plugin.record.record import LogRecordEncoder
+from statsig_otel.plugin.webhook.payload import Verifier
 
 SERVICE = "service"
 _CLIENTS = 4

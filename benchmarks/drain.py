@@ -35,8 +35,8 @@ from benchmarks import backlog, measure
 from benchmarks.sink import Sink, sink
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import read
-from statsig_otel.exporters.delivery import Sender
-from statsig_otel.plugin.components import COMPONENTS, QueuedOtlpGrpcSettings, create_exporter
+from statsig_otel.exporters.delivery.sender import Sender
+from statsig_otel.plugin.settings.catalog import COMPONENTS, QueuedOtlpGrpcSettings, create_exporter
 
 QUEUE, SDK = "queue", "sdk"
 COMPRESSIONS = {"none": grpc.Compression.NoCompression, "gzip": grpc.Compression.Gzip}

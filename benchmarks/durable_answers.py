@@ -29,11 +29,11 @@ from benchmarks.sink import Sink, sink
 from benchmarks.webhooks import CHANGE
 from statsig_otel.exporters.consumer import Batch, Receipt
 from statsig_otel.plugin import DEFAULT_PATH
-from statsig_otel.plugin.commands.run import collect_garbage_rarely
-from statsig_otel.plugin.intake import Intake
-from statsig_otel.plugin.receiver import StatsigReceiver, create_app
-from statsig_otel.plugin.server import HttpServer
-from statsig_otel.plugin.webhook import Verifier
+from statsig_otel.plugin.cli.run import collect_garbage_rarely
+from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
+from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.server.server import HttpServer
+from statsig_otel.plugin.webhook.payload import Verifier
 
 CLIENTS = (1, 8, 64)
 DURABLE, AT_ONCE, LOOP = "durable", "at once", "loop"

@@ -74,7 +74,7 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def serve_ours(port: int, *, probed: bool, loop: str) -> None:
-    from statsig_otel.plugin.server import HttpServer  # noqa: PLC0415  # one server per process
+    from statsig_otel.plugin.server.server import HttpServer  # noqa: PLC0415  # one server per process
 
     limits: dict[str, Any] = {"read_header_timeout": SHORT, "max_connections": FEW} if probed else {}
     server = HttpServer(application(), host=HOST, port=port, **limits)

@@ -21,7 +21,7 @@ from benchmarks.load import quantile
 from benchmarks.service import service
 from benchmarks.sink import sink
 from benchmarks.webhooks import CHANGE
-from statsig_otel.plugin.log_record import uid
+from statsig_otel.plugin.record.record import uid
 
 RATES = (1, 50)
 _CONNECTIONS = 8

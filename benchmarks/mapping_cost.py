@@ -45,12 +45,11 @@ tree, file, keys, seconds = sys.argv[1:]
 sys.path.insert(0, tree)
 import statsig_otel
 assert statsig_otel.__file__.startswith(tree), statsig_otel.__file__
-from statsig_otel.plugin.mapper import Mapper
-from statsig_otel.plugin.webhook import parse
+from statsig_otel.plugin import Mapper, parse
 mapper = Mapper()
 if keys != "{}":
-    from statsig_otel.plugin.queue_configuration import create_mapper
-    from statsig_otel.plugin.settings import StatsigReceiverSettings
+    from statsig_otel.plugin.settings.reading import create_mapper
+    from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
     mapper = create_mapper(StatsigReceiverSettings.model_validate({"signing_secrets": [], **json.loads(keys)}), {})
 payload = parse(open(file, "rb").read())
 assert len(mapper.map(payload, 1).changes) == payload.count

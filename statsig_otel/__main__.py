@@ -1,5 +1,5 @@
 """`python -m statsig_otel` is the command `statsig-otel`."""
 
-from statsig_otel.plugin.cli import main
+from statsig_otel.plugin.cli.main import main
 
 main()

@@ -26,13 +26,13 @@ SNAPSHOT: Final = Path(__file__).parent / "api.txt"
 PACKAGES: Final = ("config", "exporters", "plugin")
 THROUGH: Final = {
     "statsig_otel.config.substitution.Template": "a value of a file that is read again while a service runs",
-    "statsig_otel.exporters.otlp_settings.TlsMaterial": "between the settings and their exporters",
-    "statsig_otel.plugin.impacted_services.Concerned": "between Mapper and `statsig-otel explain`",
-    "statsig_otel.plugin.impacted_services.ImpactedServices": "of ImpactedServicesSettings.create, for Mapper",
-    "statsig_otel.plugin.impacted_services.ServiceRule": "of ServiceRuleSettings.rule, for the former",
-    "statsig_otel.plugin.log_record.RecordFields": "handed to a Remapping, which answers with a replaced copy",
-    "statsig_otel.plugin.mapping.Lookup": "of LookupSettings.source, for the following",
-    "statsig_otel.plugin.mapping.RecordMapping": "of MappingSettings.create, for LogRecordEncoder",
+    "statsig_otel.exporters.otlp.settings.TlsMaterial": "between the settings and their exporters",
+    "statsig_otel.plugin.record.services.Concerned": "between Mapper and `statsig-otel explain`",
+    "statsig_otel.plugin.record.services.ImpactedServices": "of ImpactedServicesSettings.create, for Mapper",
+    "statsig_otel.plugin.record.services.ServiceRule": "of ServiceRuleSettings.rule, for the former",
+    "statsig_otel.plugin.record.record.RecordFields": "handed to a Remapping, which answers with a replaced copy",
+    "statsig_otel.plugin.record.mapping.Lookup": "of LookupSettings.source, for the following",
+    "statsig_otel.plugin.record.mapping.RecordMapping": "of MappingSettings.create, for LogRecordEncoder",
 }
 """What stands in public signatures and is only handed through: nobody has to name it."""
 

@@ -7,7 +7,7 @@ from typing import Final
 import pytest
 
 from statsig_otel.config import check, parse
-from statsig_otel.plugin.components import COMPONENTS
+from statsig_otel.plugin.settings.catalog import COMPONENTS
 
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = (ROOT / "docs" / "backends.md").read_text(encoding="utf-8")

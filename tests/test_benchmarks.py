@@ -22,7 +22,7 @@ from benchmarks.load import Load, quantile
 from benchmarks.webhooks import Shape
 from statsig_otel.exporters import Batch
 from statsig_otel.plugin import Intake, Verifier
-from statsig_otel.plugin.intake import Answer
+from statsig_otel.plugin.receiver.intake import Answer
 from tests.e2e import otelcol
 from tests.e2e.processes import clean_environment
 
@@ -167,7 +167,7 @@ def test_the_processor_time_of_a_process_is_what_it_says_itself(work: Callable[[
 def test_the_same_work_has_the_same_counts(shape: Shape) -> None:
     """Whatever the process did before. The table has a row for the sum of those before."""
     one = hot_spots.agreed(*(hot_spots.count(hot_spots.webhook(shape)) for _ in range(2)))
-    assert one["Request.finish (plugin/intake.py)"].calls == 1
+    assert one["Request.finish (plugin/receiver/intake.py)"].calls == 1
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in hot_spots.count_table(one).splitlines()[2:]]
     assert len(rows) == hot_spots.ROWS + 2
     *figures, last = ([int(cell) for cell in row[1:]] for row in rows)

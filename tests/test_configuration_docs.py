@@ -8,12 +8,12 @@ import pytest
 
 from statsig_otel.config import Settings, check, parse
 from statsig_otel.config.reference import keys
-from statsig_otel.plugin.components import COMPONENTS
-from statsig_otel.plugin.configuration_docs import TABLES, default_text, fill, main, schema
+from statsig_otel.plugin.cli.configuration_docs import TABLES, default_text, fill, main, schema
+from statsig_otel.plugin.settings.catalog import COMPONENTS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "configuration.md").read_text(encoding="utf-8")
-UPDATE = "python -m statsig_otel.plugin.configuration_docs docs"
+UPDATE = "python -m statsig_otel.plugin.cli.configuration_docs docs"
 MODELS = {
     **{f"receivers::{type_}": model for type_, model in COMPONENTS.receivers.items()},
     **{f"exporters::{type_}": model for type_, model in COMPONENTS.exporters.items()},

@@ -10,11 +10,11 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from statsig_otel.plugin.change_description import details
-from statsig_otel.plugin.filter import FIELDS
-from statsig_otel.plugin.impacted_services_settings import ServiceRuleSettings
-from statsig_otel.plugin.mapping import ATTRIBUTES, METADATA, SERVICE_FIELDS, SHORT_NAMES, TIMESTAMP
-from statsig_otel.plugin.webhook import Payload, parse
+from statsig_otel.plugin.record.description import details
+from statsig_otel.plugin.record.filter import FIELDS
+from statsig_otel.plugin.record.mapping import ATTRIBUTES, METADATA, SERVICE_FIELDS, SHORT_NAMES, TIMESTAMP
+from statsig_otel.plugin.settings.services import ServiceRuleSettings
+from statsig_otel.plugin.webhook.payload import Payload, parse
 from tests.plugin.mapping_helpers import OBSERVED, mapper_of
 
 PAGE: Final = (Path(__file__).parent.parent / "docs" / "mapping.md").read_text(encoding="utf-8")

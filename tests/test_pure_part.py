@@ -61,7 +61,7 @@ SERVICE = """
 from statsig_otel.config import Opaque
 from statsig_otel.exporters import OtlpGrpcSettings
 from statsig_otel.plugin import Service, StatsigReceiverSettings
-import statsig_otel.plugin.commands.run
+import statsig_otel.plugin.cli.run
 service = Service(
     receivers={"statsig": StatsigReceiverSettings(signing_secrets=[Opaque("webhook-1")])},
     exporters={"otlp_grpc": OtlpGrpcSettings(endpoint="http://127.0.0.1:4317")},
@@ -75,11 +75,10 @@ def test_a_service_loads_nothing_for_what_is_not_configured() -> None:
     """Each module stays in memory for as long as the service runs."""
     ran = subprocess.run([sys.executable, "-c", f"import sys\n{SERVICE}"], capture_output=True, text=True, check=True)
     loaded = set(ran.stdout.split())
-    assert {"grpc", "statsig_otel.exporters.otlp_grpc"} <= loaded
+    assert {"grpc", "statsig_otel.exporters.otlp.grpc"} <= loaded
     assert not loaded & {
         "difflib", "html", "opentelemetry.exporter", "opentelemetry.sdk", "requests", "urllib3",
-        "statsig_otel.exporters.otlp_http", "statsig_otel.plugin.demo", "statsig_otel.plugin.doctor",
-        "statsig_otel.plugin.samples",
+        "statsig_otel.exporters.otlp.http", "statsig_otel.plugin.demo", "statsig_otel.plugin.doctor.diagnosis",
     }  # fmt: skip
 
 
@@ -87,14 +86,14 @@ def test_garbage_is_collected_again_once_a_command_is_loaded() -> None:
     """Also where its module can't be loaded; what it has loaded is not looked at again."""
     script = """
 import gc, click
-from statsig_otel.plugin import cli
-context = click.Context(cli.main)
-assert cli.main.get_command(context, "no-such-command") is None
-assert cli.main.get_command(context, "schema") is not None
+from statsig_otel.plugin.cli import main
+context = click.Context(main.main)
+assert main.main.get_command(context, "no-such-command") is None
+assert main.main.get_command(context, "schema") is not None
 assert gc.isenabled() and gc.get_freeze_count() > 10_000
-cli._COMMANDS["broken"] = ""
+main._COMMANDS["broken"] = ""
 try:
-    cli.main.get_command(context, "broken")
+    main.main.get_command(context, "broken")
 except ModuleNotFoundError:
     assert gc.isenabled()
 else:
@@ -204,7 +203,7 @@ def test_the_examples_in_docstrings_run(name: str) -> None:
 
 def test_there_are_examples_where_embedders_begin() -> None:
     assert {
-        "statsig_otel.exporters.logger_provider",
-        "statsig_otel.plugin.receiver",
-        "statsig_otel.plugin.wsgi_receiver",
+        "statsig_otel.exporters.local.logger_provider",
+        "statsig_otel.plugin.receiver.asgi",
+        "statsig_otel.plugin.receiver.wsgi",
     } <= set(modules())

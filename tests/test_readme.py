@@ -15,7 +15,7 @@ import pytest
 import urllib3
 
 from statsig_otel.config import check, read
-from statsig_otel.plugin.components import COMPONENTS
+from statsig_otel.plugin.settings.catalog import COMPONENTS
 from tests.e2e.service_process import ServiceProcess, environment
 from tests.peers.otlp_servers import GrpcSink
 

@@ -14,20 +14,22 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.consumer import Invalid as Invalid
     from statsig_otel.exporters.consumer import Receipt as Receipt
     from statsig_otel.exporters.consumer import RefusedError as RefusedError
-    from statsig_otel.exporters.debug import DebugExporter as DebugExporter
-    from statsig_otel.exporters.debug import DebugSettings as DebugSettings
+    from statsig_otel.exporters.delivery.synchronous import Route as Route
+    from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer as SynchronousConsumer
     from statsig_otel.exporters.exporter import Exporter as Exporter
     from statsig_otel.exporters.exporter_type import ExporterType as ExporterType
-    from statsig_otel.exporters.file import FileExporter as FileExporter
-    from statsig_otel.exporters.file import FileSettings as FileSettings
-    from statsig_otel.exporters.logger_provider import LoggerProviderConsumer as LoggerProviderConsumer
-    from statsig_otel.exporters.otlp_grpc import OtlpGrpcExporter as OtlpGrpcExporter
-    from statsig_otel.exporters.otlp_http import OtlpHttpExporter as OtlpHttpExporter
-    from statsig_otel.exporters.otlp_settings import ClientTlsSettings as ClientTlsSettings
-    from statsig_otel.exporters.otlp_settings import GrpcTlsSettings as GrpcTlsSettings
-    from statsig_otel.exporters.otlp_settings import KeepaliveSettings as KeepaliveSettings
-    from statsig_otel.exporters.otlp_settings import OtlpGrpcSettings as OtlpGrpcSettings
-    from statsig_otel.exporters.otlp_settings import OtlpHttpSettings as OtlpHttpSettings
+    from statsig_otel.exporters.local.debug import DebugExporter as DebugExporter
+    from statsig_otel.exporters.local.debug import DebugSettings as DebugSettings
+    from statsig_otel.exporters.local.file import FileExporter as FileExporter
+    from statsig_otel.exporters.local.file import FileSettings as FileSettings
+    from statsig_otel.exporters.local.logger_provider import LoggerProviderConsumer as LoggerProviderConsumer
+    from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter as OtlpGrpcExporter
+    from statsig_otel.exporters.otlp.http import OtlpHttpExporter as OtlpHttpExporter
+    from statsig_otel.exporters.otlp.settings import ClientTlsSettings as ClientTlsSettings
+    from statsig_otel.exporters.otlp.settings import GrpcTlsSettings as GrpcTlsSettings
+    from statsig_otel.exporters.otlp.settings import KeepaliveSettings as KeepaliveSettings
+    from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings as OtlpGrpcSettings
+    from statsig_otel.exporters.otlp.settings import OtlpHttpSettings as OtlpHttpSettings
     from statsig_otel.exporters.outcome import Blocked as Blocked
     from statsig_otel.exporters.outcome import Delivered as Delivered
     from statsig_otel.exporters.outcome import Outcome as Outcome
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.outcome import RetryLater as RetryLater
     from statsig_otel.exporters.queue.directory import DirectoryInUseError as DirectoryInUseError
     from statsig_otel.exporters.queue.errors import QueueError as QueueError
-    from statsig_otel.exporters.synchronous import Route as Route
-    from statsig_otel.exporters.synchronous import SynchronousConsumer as SynchronousConsumer
 else:  # a checker would take whatever name for one that there is
     __getattr__, __dir__ = exports(
         __name__,
@@ -45,24 +45,24 @@ else:  # a checker would take whatever name for one that there is
             "Batch": "consumer",
             "Blocked": "outcome",
             "Change": "consumer",
-            "ClientTlsSettings": "otlp_settings",
+            "ClientTlsSettings": "otlp.settings",
             "Consumer": "consumer",
-            "DebugExporter": "debug",
-            "DebugSettings": "debug",
+            "DebugExporter": "local.debug",
+            "DebugSettings": "local.debug",
             "Delivered": "outcome",
             "DirectoryInUseError": "queue.directory",
             "Exporter": "exporter",
             "ExporterType": "exporter_type",
-            "FileExporter": "file",
-            "FileSettings": "file",
-            "GrpcTlsSettings": "otlp_settings",
+            "FileExporter": "local.file",
+            "FileSettings": "local.file",
+            "GrpcTlsSettings": "otlp.settings",
             "Invalid": "consumer",
-            "KeepaliveSettings": "otlp_settings",
-            "LoggerProviderConsumer": "logger_provider",
-            "OtlpGrpcExporter": "otlp_grpc",
-            "OtlpGrpcSettings": "otlp_settings",
-            "OtlpHttpExporter": "otlp_http",
-            "OtlpHttpSettings": "otlp_settings",
+            "KeepaliveSettings": "otlp.settings",
+            "LoggerProviderConsumer": "local.logger_provider",
+            "OtlpGrpcExporter": "otlp.grpc",
+            "OtlpGrpcSettings": "otlp.settings",
+            "OtlpHttpExporter": "otlp.http",
+            "OtlpHttpSettings": "otlp.settings",
             "Outcome": "outcome",
             "PartiallyRejected": "outcome",
             "QueueError": "queue.errors",
@@ -70,7 +70,7 @@ else:  # a checker would take whatever name for one that there is
             "RefusedError": "consumer",
             "Rejected": "outcome",
             "RetryLater": "outcome",
-            "Route": "synchronous",
-            "SynchronousConsumer": "synchronous",
+            "Route": "delivery.synchronous",
+            "SynchronousConsumer": "delivery.synchronous",
         },
     )

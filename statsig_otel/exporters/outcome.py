@@ -1,6 +1,6 @@
 """What an exporter answers for one batch: five outcomes, as values.
 
-Each says what its sender does next. `statsig_otel.exporters.otlp_status` holds the table that turns gRPC and HTTP
+Each says what its sender does next. `statsig_otel.exporters.otlp.status` holds the table that turns gRPC and HTTP
 answers into them.
 """
 

@@ -10,107 +10,107 @@ from typing import TYPE_CHECKING
 from statsig_otel._lazy import exports
 
 if TYPE_CHECKING:
-    from statsig_otel.plugin.assembly import Destination as Destination
-    from statsig_otel.plugin.change_event import ChangeEvent as ChangeEvent
-    from statsig_otel.plugin.change_event import InvalidItemError as InvalidItemError
-    from statsig_otel.plugin.delivery import RestartNeededError as RestartNeededError
-    from statsig_otel.plugin.delivery_settings import BatchSettings as BatchSettings
-    from statsig_otel.plugin.delivery_settings import RetryOnFailureSettings as RetryOnFailureSettings
-    from statsig_otel.plugin.delivery_settings import SendingQueueSettings as SendingQueueSettings
-    from statsig_otel.plugin.filter import ChangeFilter as ChangeFilter
-    from statsig_otel.plugin.filter_settings import ChangeMatchSettings as ChangeMatchSettings
-    from statsig_otel.plugin.filter_settings import FilterSettings as FilterSettings
-    from statsig_otel.plugin.impacted_services_settings import ImpactedServicesSettings as ImpactedServicesSettings
-    from statsig_otel.plugin.impacted_services_settings import ServiceRuleSettings as ServiceRuleSettings
-    from statsig_otel.plugin.intake import Answer as Answer
-    from statsig_otel.plugin.intake import AnsweredError as AnsweredError
-    from statsig_otel.plugin.intake import Intake as Intake
-    from statsig_otel.plugin.intake import Limits as Limits
-    from statsig_otel.plugin.intake import Request as Request
-    from statsig_otel.plugin.lenient_json import Item as Item
-    from statsig_otel.plugin.log_record import LogRecordEncoder as LogRecordEncoder
-    from statsig_otel.plugin.log_record import Remapping as Remapping
-    from statsig_otel.plugin.log_record import uid as uid
-    from statsig_otel.plugin.mapper import Mapped as Mapped
-    from statsig_otel.plugin.mapper import Mapper as Mapper
-    from statsig_otel.plugin.mapping_settings import LookupSettings as LookupSettings
-    from statsig_otel.plugin.mapping_settings import MappingSettings as MappingSettings
-    from statsig_otel.plugin.receiver import StatsigReceiver as StatsigReceiver
-    from statsig_otel.plugin.receiver import create_app as create_app
-    from statsig_otel.plugin.server import HttpServer as HttpServer
-    from statsig_otel.plugin.server import ServerTls as ServerTls
-    from statsig_otel.plugin.service import Service as Service
-    from statsig_otel.plugin.settings import DeduplicationSettings as DeduplicationSettings
-    from statsig_otel.plugin.settings import ServerTlsSettings as ServerTlsSettings
-    from statsig_otel.plugin.settings import StatsigReceiverSettings as StatsigReceiverSettings
-    from statsig_otel.plugin.webhook import DEFAULT_PATH as DEFAULT_PATH
-    from statsig_otel.plugin.webhook import SIGNATURE_HEADER as SIGNATURE_HEADER
-    from statsig_otel.plugin.webhook import TIMESTAMP_HEADER as TIMESTAMP_HEADER
-    from statsig_otel.plugin.webhook import MalformedBodyError as MalformedBodyError
-    from statsig_otel.plugin.webhook import Payload as Payload
-    from statsig_otel.plugin.webhook import UnauthorizedError as UnauthorizedError
-    from statsig_otel.plugin.webhook import UrlVerification as UrlVerification
-    from statsig_otel.plugin.webhook import Verification as Verification
-    from statsig_otel.plugin.webhook import Verifier as Verifier
-    from statsig_otel.plugin.webhook import WebhookError as WebhookError
-    from statsig_otel.plugin.webhook import parse as parse
-    from statsig_otel.plugin.webhook import parse_url_verification as parse_url_verification
-    from statsig_otel.plugin.webhook import sign as sign
-    from statsig_otel.plugin.webhook import verify as verify
-    from statsig_otel.plugin.wsgi_receiver import StatsigWsgiReceiver as StatsigWsgiReceiver
-    from statsig_otel.plugin.wsgi_receiver import create_wsgi_app as create_wsgi_app
+    from statsig_otel.plugin.receiver.asgi import StatsigReceiver as StatsigReceiver
+    from statsig_otel.plugin.receiver.asgi import create_app as create_app
+    from statsig_otel.plugin.receiver.intake import Answer as Answer
+    from statsig_otel.plugin.receiver.intake import AnsweredError as AnsweredError
+    from statsig_otel.plugin.receiver.intake import Intake as Intake
+    from statsig_otel.plugin.receiver.intake import Limits as Limits
+    from statsig_otel.plugin.receiver.intake import Request as Request
+    from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver as StatsigWsgiReceiver
+    from statsig_otel.plugin.receiver.wsgi import create_wsgi_app as create_wsgi_app
+    from statsig_otel.plugin.record.change_event import ChangeEvent as ChangeEvent
+    from statsig_otel.plugin.record.change_event import InvalidItemError as InvalidItemError
+    from statsig_otel.plugin.record.filter import ChangeFilter as ChangeFilter
+    from statsig_otel.plugin.record.mapper import Mapped as Mapped
+    from statsig_otel.plugin.record.mapper import Mapper as Mapper
+    from statsig_otel.plugin.record.record import LogRecordEncoder as LogRecordEncoder
+    from statsig_otel.plugin.record.record import Remapping as Remapping
+    from statsig_otel.plugin.record.record import uid as uid
+    from statsig_otel.plugin.server.server import HttpServer as HttpServer
+    from statsig_otel.plugin.server.server import ServerTls as ServerTls
+    from statsig_otel.plugin.service.backend import RestartNeededError as RestartNeededError
+    from statsig_otel.plugin.service.builder import Destination as Destination
+    from statsig_otel.plugin.service.service import Service as Service
+    from statsig_otel.plugin.settings.delivery import BatchSettings as BatchSettings
+    from statsig_otel.plugin.settings.delivery import RetryOnFailureSettings as RetryOnFailureSettings
+    from statsig_otel.plugin.settings.delivery import SendingQueueSettings as SendingQueueSettings
+    from statsig_otel.plugin.settings.filter import ChangeMatchSettings as ChangeMatchSettings
+    from statsig_otel.plugin.settings.filter import FilterSettings as FilterSettings
+    from statsig_otel.plugin.settings.mapping import LookupSettings as LookupSettings
+    from statsig_otel.plugin.settings.mapping import MappingSettings as MappingSettings
+    from statsig_otel.plugin.settings.receiver import DeduplicationSettings as DeduplicationSettings
+    from statsig_otel.plugin.settings.receiver import ServerTlsSettings as ServerTlsSettings
+    from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings as StatsigReceiverSettings
+    from statsig_otel.plugin.settings.services import ImpactedServicesSettings as ImpactedServicesSettings
+    from statsig_otel.plugin.settings.services import ServiceRuleSettings as ServiceRuleSettings
+    from statsig_otel.plugin.webhook.lenient_json import Item as Item
+    from statsig_otel.plugin.webhook.payload import DEFAULT_PATH as DEFAULT_PATH
+    from statsig_otel.plugin.webhook.payload import SIGNATURE_HEADER as SIGNATURE_HEADER
+    from statsig_otel.plugin.webhook.payload import TIMESTAMP_HEADER as TIMESTAMP_HEADER
+    from statsig_otel.plugin.webhook.payload import MalformedBodyError as MalformedBodyError
+    from statsig_otel.plugin.webhook.payload import Payload as Payload
+    from statsig_otel.plugin.webhook.payload import UnauthorizedError as UnauthorizedError
+    from statsig_otel.plugin.webhook.payload import UrlVerification as UrlVerification
+    from statsig_otel.plugin.webhook.payload import Verification as Verification
+    from statsig_otel.plugin.webhook.payload import Verifier as Verifier
+    from statsig_otel.plugin.webhook.payload import WebhookError as WebhookError
+    from statsig_otel.plugin.webhook.payload import parse as parse
+    from statsig_otel.plugin.webhook.payload import parse_url_verification as parse_url_verification
+    from statsig_otel.plugin.webhook.payload import sign as sign
+    from statsig_otel.plugin.webhook.payload import verify as verify
 else:  # a checker would take whatever name for one that there is
     __getattr__, __dir__ = exports(
         __name__,
         {
-            "Answer": "intake",
-            "AnsweredError": "intake",
-            "BatchSettings": "delivery_settings",
-            "ChangeEvent": "change_event",
-            "ChangeFilter": "filter",
-            "ChangeMatchSettings": "filter_settings",
-            "DEFAULT_PATH": "webhook",
-            "DeduplicationSettings": "settings",
-            "Destination": "assembly",
-            "FilterSettings": "filter_settings",
-            "HttpServer": "server",
-            "ImpactedServicesSettings": "impacted_services_settings",
-            "Intake": "intake",
-            "InvalidItemError": "change_event",
-            "Item": "lenient_json",
-            "Limits": "intake",
-            "LogRecordEncoder": "log_record",
-            "LookupSettings": "mapping_settings",
-            "MalformedBodyError": "webhook",
-            "Mapped": "mapper",
-            "Mapper": "mapper",
-            "MappingSettings": "mapping_settings",
-            "Payload": "webhook",
-            "Remapping": "log_record",
-            "Request": "intake",
-            "RestartNeededError": "delivery",
-            "RetryOnFailureSettings": "delivery_settings",
-            "SIGNATURE_HEADER": "webhook",
-            "SendingQueueSettings": "delivery_settings",
-            "ServerTls": "server",
-            "ServerTlsSettings": "settings",
-            "Service": "service",
-            "ServiceRuleSettings": "impacted_services_settings",
-            "StatsigReceiver": "receiver",
-            "StatsigReceiverSettings": "settings",
-            "StatsigWsgiReceiver": "wsgi_receiver",
-            "TIMESTAMP_HEADER": "webhook",
-            "UnauthorizedError": "webhook",
-            "UrlVerification": "webhook",
-            "Verification": "webhook",
-            "Verifier": "webhook",
-            "WebhookError": "webhook",
-            "create_app": "receiver",
-            "create_wsgi_app": "wsgi_receiver",
-            "parse": "webhook",
-            "parse_url_verification": "webhook",
-            "sign": "webhook",
-            "uid": "log_record",
-            "verify": "webhook",
+            "Answer": "receiver.intake",
+            "AnsweredError": "receiver.intake",
+            "BatchSettings": "settings.delivery",
+            "ChangeEvent": "record.change_event",
+            "ChangeFilter": "record.filter",
+            "ChangeMatchSettings": "settings.filter",
+            "DEFAULT_PATH": "webhook.payload",
+            "DeduplicationSettings": "settings.receiver",
+            "Destination": "service.builder",
+            "FilterSettings": "settings.filter",
+            "HttpServer": "server.server",
+            "ImpactedServicesSettings": "settings.services",
+            "Intake": "receiver.intake",
+            "InvalidItemError": "record.change_event",
+            "Item": "webhook.lenient_json",
+            "Limits": "receiver.intake",
+            "LogRecordEncoder": "record.record",
+            "LookupSettings": "settings.mapping",
+            "MalformedBodyError": "webhook.payload",
+            "Mapped": "record.mapper",
+            "Mapper": "record.mapper",
+            "MappingSettings": "settings.mapping",
+            "Payload": "webhook.payload",
+            "Remapping": "record.record",
+            "Request": "receiver.intake",
+            "RestartNeededError": "service.backend",
+            "RetryOnFailureSettings": "settings.delivery",
+            "SIGNATURE_HEADER": "webhook.payload",
+            "SendingQueueSettings": "settings.delivery",
+            "ServerTls": "server.server",
+            "ServerTlsSettings": "settings.receiver",
+            "Service": "service.service",
+            "ServiceRuleSettings": "settings.services",
+            "StatsigReceiver": "receiver.asgi",
+            "StatsigReceiverSettings": "settings.receiver",
+            "StatsigWsgiReceiver": "receiver.wsgi",
+            "TIMESTAMP_HEADER": "webhook.payload",
+            "UnauthorizedError": "webhook.payload",
+            "UrlVerification": "webhook.payload",
+            "Verification": "webhook.payload",
+            "Verifier": "webhook.payload",
+            "WebhookError": "webhook.payload",
+            "create_app": "receiver.asgi",
+            "create_wsgi_app": "receiver.wsgi",
+            "parse": "webhook.payload",
+            "parse_url_verification": "webhook.payload",
+            "sign": "webhook.payload",
+            "uid": "record.record",
+            "verify": "webhook.payload",
         },
     )

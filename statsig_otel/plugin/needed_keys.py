@@ -6,10 +6,10 @@ from typing import Final, TypeAlias
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from statsig_otel.plugin.impacted_services import CHANGE_UID, IMPACTED_SERVICES
-from statsig_otel.plugin.impacted_services_settings import ImpactedServicesSettings
-from statsig_otel.plugin.mapping import SERVICE_FIELDS, parse_template
-from statsig_otel.plugin.mapping_settings import LookupSettings, MappingSettings
+from statsig_otel.plugin.record.mapping import SERVICE_FIELDS, parse_template
+from statsig_otel.plugin.record.services import CHANGE_UID, IMPACTED_SERVICES
+from statsig_otel.plugin.settings.mapping import LookupSettings, MappingSettings
+from statsig_otel.plugin.settings.services import ImpactedServicesSettings
 
 _Placed: TypeAlias = tuple[tuple[str | int, ...], str]
 """A template, after its place."""

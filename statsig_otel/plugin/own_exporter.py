@@ -6,7 +6,7 @@ from typing import Any, Final
 from pydantic import Field
 
 from statsig_otel.config.model import Duration
-from statsig_otel.plugin.delivery_settings import DeliveryKeys
+from statsig_otel.plugin.settings.delivery import DeliveryKeys
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds for one `send`."""

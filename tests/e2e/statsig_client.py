@@ -15,9 +15,9 @@ from pathlib import Path
 import urllib3
 from click.testing import CliRunner
 
-from statsig_otel.plugin.cli import main
-from statsig_otel.plugin.log_record import uid
-from statsig_otel.plugin.webhook import sign
+from statsig_otel.plugin.cli.main import main
+from statsig_otel.plugin.record.record import uid
+from statsig_otel.plugin.webhook.payload import sign
 from tests.peers.otlp_servers import GrpcSink, Received
 
 SECRET = "webhook-0123456789abcdef0123456789abcdef"

@@ -19,9 +19,9 @@ from google.protobuf import json_format
 
 from statsig_otel import __version__
 from statsig_otel.config.grammar import load
-from statsig_otel.exporters.otlp_settings import OtlpGrpcSettings
-from statsig_otel.plugin.components import COMPONENTS
-from statsig_otel.plugin.settings import StatsigReceiverSettings
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
+from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from tests.e2e import otelcol
 from tests.e2e.processes import SECRET, Collector, Ports, Protocol, find_rotel, post, rotel, signed, write_config
 from tests.e2e.service_process import ServiceProcess

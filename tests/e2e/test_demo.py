@@ -16,11 +16,11 @@ from typing import Final
 
 import pytest
 
-from statsig_otel.plugin.change_event import ChangeEvent
 from statsig_otel.plugin.demo.day import sample_day
+from statsig_otel.plugin.demo.sender import Answer
 from statsig_otel.plugin.demo.table import Row, Table
 from statsig_otel.plugin.demo.tally import Tally
-from statsig_otel.plugin.send import Answer
+from statsig_otel.plugin.record.change_event import ChangeEvent
 from tests.peers.otlp_servers import GrpcSink, HttpSink
 
 NOW_MS: Final = 1_750_000_000_000

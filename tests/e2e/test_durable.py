@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from statsig_otel.plugin.log_record import uid
+from statsig_otel.plugin.record.record import uid
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, run_to_end
 from tests.e2e.statsig_client import ENV, Client, change, grpc_exporter, load, post, uids, wait_until, waiting

@@ -12,8 +12,8 @@ from typing import Literal
 import grpc
 import pytest
 
-from statsig_otel.exporters.retry import SHORTEST_WAIT
-from statsig_otel.plugin.log_record import uid
+from statsig_otel.exporters.delivery.retry import SHORTEST_WAIT
+from statsig_otel.plugin.record.record import uid
 from tests.e2e.faulty_machine import FaultyMachine, small_disk
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from statsig_otel.plugin.impacted_services import ImpactedService, service_uid
-from statsig_otel.plugin.log_record import uid
+from statsig_otel.plugin.record.record import uid
+from statsig_otel.plugin.record.services import ImpactedService, service_uid
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, run_to_end
 from tests.e2e.statsig_client import ENV, change, grpc_exporter, post, uids, wait_until

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
-from statsig_otel.plugin.log_record import uid
+from statsig_otel.plugin.record.record import uid
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, RETRY, change, dead_port, give, grpc_exporter, post, uids, wait_until, waiting

@@ -15,7 +15,7 @@ import grpc
 import pytest
 import urllib3
 
-from statsig_otel.plugin.log_record import uid
+from statsig_otel.plugin.record.record import uid
 from tests.e2e.processes import signed, write_config
 from tests.e2e.service_process import ServiceProcess, run_to_end
 from tests.e2e.statsig_client import ENV, SECRET, change, grpc_exporter, post, uids, wait_until, waiting

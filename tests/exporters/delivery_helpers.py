@@ -12,15 +12,15 @@ import grpc
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.exporters.consumer import Batch, Change
-from statsig_otel.exporters.delivery import DeliverySettings, Sender
+from statsig_otel.exporters.delivery.retry import RetrySettings
+from statsig_otel.exporters.delivery.sender import DeliverySettings, Sender
 from statsig_otel.exporters.exporter import Exporter
-from statsig_otel.exporters.otlp_grpc import OtlpGrpcExporter
-from statsig_otel.exporters.otlp_http import OtlpHttpExporter
-from statsig_otel.exporters.otlp_settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
+from statsig_otel.exporters.otlp.http import OtlpHttpExporter
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter
-from statsig_otel.exporters.retry import RetrySettings
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink, Received, partial_success, retry_info
 
 Kind = Literal["delivered", "later", "later in 1 s", "rejected", "too large", "partial", "blocked", "broken", "hang"]

@@ -24,7 +24,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeL
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from pydantic import ValidationError
 
-from statsig_otel.exporters.debug import DebugExporter, DebugSettings
+from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
 from statsig_otel.exporters.outcome import Blocked, Delivered, Rejected, RetryLater
 
 TIME = "2025-01-31T12:00:00.123Z"

@@ -18,11 +18,11 @@ from opentelemetry.metrics import set_meter_provider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
-from statsig_otel.exporters.delivery import BLOCKED, DeliverySettings, Sender
+from statsig_otel.exporters.delivery.retry import RetrySettings
+from statsig_otel.exporters.delivery.sender import BLOCKED, DeliverySettings, Sender
 from statsig_otel.exporters.outcome import Delivered, Outcome
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.retry import RetrySettings
 from tests.exporters.delivery_helpers import (
     QUICK,
     SLOW,
@@ -41,7 +41,7 @@ from tests.exporters.delivery_helpers import (
 from tests.exporters.queue.helpers import failing_disk
 from tests.peers.otlp_servers import free_port
 
-LOGGER = "statsig_otel.exporters.delivery"
+LOGGER = "statsig_otel.exporters.delivery.sender"
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
 from pydantic import ValidationError
 
-from statsig_otel.exporters.file import FileExporter, FileSettings
+from statsig_otel.exporters.local.file import FileExporter, FileSettings
 from statsig_otel.exporters.outcome import Blocked, Delivered, Rejected, RetryLater
 
 ROOT = Path(__file__).parents[2]
@@ -273,7 +273,7 @@ def test_repairing_never_lengthens_a_file_that_was_emptied(
 FULL = """
 import resource, sys
 from pathlib import Path
-from statsig_otel.exporters.file import FileExporter, FileSettings
+from statsig_otel.exporters.local.file import FileExporter, FileSettings
 from statsig_otel.exporters.outcome import Delivered, RetryLater
 from tests.exporters.test_file import payload, titles
 
@@ -416,7 +416,7 @@ def test_a_file_of_something_else_is_left_untouched(
 WRITER = """
 import sys
 from pathlib import Path
-from statsig_otel.exporters.file import FileExporter, FileSettings
+from statsig_otel.exporters.local.file import FileExporter, FileSettings
 from statsig_otel.exporters.outcome import Delivered
 from tests.exporters.test_file import payload
 
@@ -472,7 +472,7 @@ def test_a_second_process_is_refused(path: Path, opened: Callable[..., FileExpor
     first = opened(path)
     code = (
         "import sys; from pathlib import Path\n"
-        "from statsig_otel.exporters.file import FileExporter, FileSettings\n"
+        "from statsig_otel.exporters.local.file import FileExporter, FileSettings\n"
         "exporter = FileExporter('file', FileSettings(path=Path(sys.argv[1])))\n"
         "try: exporter.start()\n"
         "except OSError as error: print(error)\n"
@@ -523,7 +523,7 @@ def test_a_file_of_somebody_else() -> None:
     """No permission is an OSError at the start that names the path."""
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from statsig_otel.exporters.file import FileExporter, FileSettings\n"
+        "from statsig_otel.exporters.local.file import FileExporter, FileSettings\n"
         "if os.geteuid() == 0: os.seteuid(65534)\n"
         "try: FileExporter('file', FileSettings(path=Path(sys.argv[1]))).start()\n"
         "except PermissionError as error: assert sys.argv[2] in str(error); print('done')\n"

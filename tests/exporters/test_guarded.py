@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 
 from statsig_otel.exporters.consumer import Batch, Change, Receipt, RefusedError
-from statsig_otel.exporters.delivery import Sender
-from statsig_otel.exporters.guarded import Guarded
+from statsig_otel.exporters.delivery.guarded import Guarded
+from statsig_otel.exporters.delivery.sender import Sender
+from statsig_otel.exporters.delivery.synchronous import Route, SynchronousConsumer
 from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
-from statsig_otel.exporters.synchronous import Route, SynchronousConsumer
 from tests.exporters.delivery_helpers import SLOW, named, names_in, rig, settings, until
 
 
@@ -171,7 +171,7 @@ def test_a_send_that_ends_at_no_shutdown_is_left_behind_and_ticks_nothing_off(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The service ends; and after a reload another exporter has the lane, whatever the first one says later."""
-    monkeypatch.setattr("statsig_otel.exporters.delivery._LEFT_BEHIND", 0.05)
+    monkeypatch.setattr("statsig_otel.exporters.delivery.sender._LEFT_BEHIND", 0.05)
     begun, gate = threading.Event(), threading.Event()
 
     def hang(names: list[str]) -> Outcome:
@@ -207,7 +207,7 @@ def test_a_send_that_ends_at_no_shutdown_is_left_behind_and_ticks_nothing_off(
 def test_a_shutdown_that_hangs_or_raises_ends_the_sender(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("statsig_otel.exporters.delivery._LEFT_BEHIND", 0.05)
+    monkeypatch.setattr("statsig_otel.exporters.delivery.sender._LEFT_BEHIND", 0.05)
     gate = threading.Event()
 
     class Hanging(Mistaken):

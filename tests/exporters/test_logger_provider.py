@@ -25,10 +25,10 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, RefusedError
-from statsig_otel.exporters.logger_provider import LoggerProviderConsumer
-from statsig_otel.plugin.log_record import LogRecordEncoder
-from statsig_otel.plugin.mapper import Mapper
-from statsig_otel.plugin.webhook import Payload, parse
+from statsig_otel.exporters.local.logger_provider import LoggerProviderConsumer
+from statsig_otel.plugin.record.mapper import Mapper
+from statsig_otel.plugin.record.record import LogRecordEncoder
+from statsig_otel.plugin.webhook.payload import Payload, parse
 from tests.peers.otlp_servers import GrpcSink
 
 DATA = Path(__file__).parents[1] / "data"
@@ -113,7 +113,7 @@ import sys
 from opentelemetry._logs import get_logger_provider
 from opentelemetry.sdk._configuration import _OTelSDKConfigurator
 from statsig_otel.exporters.consumer import Batch, Change, RefusedError
-from statsig_otel.exporters.logger_provider import LoggerProviderConsumer
+from statsig_otel.exporters.local.logger_provider import LoggerProviderConsumer
 
 consumer = LoggerProviderConsumer()
 batch = Batch("statsig", (Change("uid", (sys.stdin.buffer.read(),)),))

@@ -22,7 +22,7 @@ from opentelemetry.proto.common.v1.common_pb2 import (
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from statsig_otel.exporters.otlp_json import to_json_line
+from statsig_otel.exporters.otlp.json_lines import to_json_line
 
 LOWER_CAMEL_CASE = re.compile(r"[a-z][A-Za-z0-9]*")
 # The widths of the integers in the messages that an ExportLogsServiceRequest is made of.

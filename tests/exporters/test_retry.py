@@ -5,7 +5,7 @@ from math import isfinite
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.exporters.retry import LONGEST_ASKED, SHORTEST_WAIT, Backoff, RetrySettings
+from statsig_otel.exporters.delivery.retry import LONGEST_ASKED, SHORTEST_WAIT, Backoff, RetrySettings
 
 chances = st.floats(0, 1)
 retry_settings = st.builds(

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 
-from statsig_otel.plugin.server import HttpServer, Receive, Scope, Send
+from statsig_otel.plugin.server.server import HttpServer, Receive, Scope, Send
 
 _answered = 0
 

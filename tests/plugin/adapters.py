@@ -26,10 +26,10 @@ from waitress.server import create_server  # type: ignore[import-untyped] # the 
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt
-from statsig_otel.plugin.intake import Intake, Limits
-from statsig_otel.plugin.receiver import StatsigReceiver, create_app
-from statsig_otel.plugin.webhook import Verifier, sign
-from statsig_otel.plugin.wsgi_receiver import StatsigWsgiReceiver, create_wsgi_app
+from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
+from statsig_otel.plugin.receiver.intake import Intake, Limits
+from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
+from statsig_otel.plugin.webhook.payload import Verifier, sign
 
 from .http_client import Address, Response, ServerThread, exchange, request
 

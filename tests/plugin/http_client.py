@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from statsig_otel.plugin.asgi import AsgiApp
-from statsig_otel.plugin.server import HttpServer
+from statsig_otel.plugin.server.asgi_types import AsgiApp
+from statsig_otel.plugin.server.server import HttpServer
 
 Address = tuple[str, int]
 

@@ -6,9 +6,9 @@ from typing import Final
 from statsig_otel.config import parse
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.validation import validate
-from statsig_otel.plugin.mapper import Mapper
-from statsig_otel.plugin.queue_configuration import create_mapper
-from statsig_otel.plugin.settings import StatsigReceiverSettings
+from statsig_otel.plugin.record.mapper import Mapper
+from statsig_otel.plugin.settings.reading import create_mapper
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
 OBSERVED: Final = 1_739_400_185_400_123_456
 

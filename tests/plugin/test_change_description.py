@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.plugin.change_description import Detail, attributes, details
+from statsig_otel.plugin.record.description import Detail, attributes, details
 
 ROLLOUT = "Updated Rule test rollout from 100.00% to 10.00%"
 PERCENTAGE = "Updated rule test pass percentage from 100 to 50"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.plugin.change_event import ChangeEvent, InvalidItemError
+from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
 from tests.plugin.strategies import json_texts
 
 DATA: Final = Path(__file__).parents[1] / "data"

@@ -7,7 +7,7 @@ from typing import Any, Final, get_args
 import pytest
 
 from statsig_otel.config import ConfigError, Settings, check, parse
-from statsig_otel.plugin.components import COMPONENTS
+from statsig_otel.plugin.settings.catalog import COMPONENTS
 
 CASES: Final = Path(__file__).parent / "config_cases"
 NAMES: Final = sorted(path.stem for path in CASES.glob("*.yaml"))

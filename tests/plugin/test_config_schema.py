@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from statsig_otel.config import ConfigError, Problem, Settings, check, parse
 from statsig_otel.config.reference import json_schema, keys
-from statsig_otel.plugin.components import BUILT_IN
+from statsig_otel.plugin.settings.catalog import BUILT_IN
 
 jsonschema: Any = pytest.importorskip("jsonschema")
 

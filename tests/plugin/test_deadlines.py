@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from statsig_otel.plugin.deadlines import Deadlines
+from statsig_otel.plugin.receiver.deadlines import Deadlines
 
 LIMIT = 10.0
 

@@ -21,10 +21,10 @@ from statsig_otel.config import Settings
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.directory import QueueDirectory
-from statsig_otel.plugin.cli import main
+from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.doctor import endpoints, machine, storage
 from statsig_otel.plugin.doctor.finding import Finding
-from statsig_otel.plugin.places import owner
+from statsig_otel.plugin.doctor.paths import owner
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, change, post

@@ -8,15 +8,15 @@ import pytest
 
 from statsig_otel.config import ConfigError, Configuration, check, parse
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.plugin.components import COMPONENTS
-from statsig_otel.plugin.environment import (
+from statsig_otel.plugin.record.record import LogRecordEncoder
+from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.environment import (
     Environment,
     check_enabled,
     document_from_environment,
     resource_from_environment,
 )
-from statsig_otel.plugin.log_record import LogRecordEncoder
-from statsig_otel.plugin.settings import StatsigReceiverSettings
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
 HTTP = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
 

@@ -16,12 +16,12 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.plugin import explanation
-from statsig_otel.plugin.cli import main
-from statsig_otel.plugin.log_record import uid
-from statsig_otel.plugin.queue_configuration import create_mapper
-from statsig_otel.plugin.settings import StatsigReceiverSettings
-from statsig_otel.plugin.webhook import MalformedBodyError, Payload, UrlVerification, parse, sign
+from statsig_otel.plugin.cli.main import main
+from statsig_otel.plugin.receiver import explanation
+from statsig_otel.plugin.record.record import uid
+from statsig_otel.plugin.settings.reading import create_mapper
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.webhook.payload import MalformedBodyError, Payload, UrlVerification, parse, sign
 from tests.plugin.strategies import arrays, config_changes, json_texts
 
 ROOT: Final = Path(__file__).parents[2]

@@ -14,11 +14,11 @@ from statsig_otel.config import check, parse
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import Configuration
 from statsig_otel.exporters import Batch, Change, Delivered, Outcome, Receipt, RefusedError
-from statsig_otel.plugin.cli import main
-from statsig_otel.plugin.commands.components import list_components
-from statsig_otel.plugin.components import COMPONENTS, EXPORTERS, create_exporter
-from statsig_otel.plugin.configuration_docs import schema
-from statsig_otel.plugin.delivery import Delivery
+from statsig_otel.plugin.cli.components import list_components
+from statsig_otel.plugin.cli.configuration_docs import schema
+from statsig_otel.plugin.cli.main import main
+from statsig_otel.plugin.service.backend import Delivery
+from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS, create_exporter
 from tests.exporters.delivery_helpers import encoded, until
 
 MODULE: Final = '''

@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from statsig_otel.plugin.change_event import ChangeEvent
-from statsig_otel.plugin.filter import FIELDS, Block, ChangeFilter
-from statsig_otel.plugin.filter_settings import ChangeMatchSettings, FilterSettings
+from statsig_otel.plugin.record.change_event import ChangeEvent
+from statsig_otel.plugin.record.filter import FIELDS, Block, ChangeFilter
+from statsig_otel.plugin.settings.filter import ChangeMatchSettings, FilterSettings
 
 FULL: Final[Mapping[str, Any]] = {
     "happened_at": 1,

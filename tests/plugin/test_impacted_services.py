@@ -15,14 +15,19 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 
 from statsig_otel.exporters.consumer import Batch, Change, Receipt
-from statsig_otel.exporters.logger_provider import LoggerProviderConsumer
-from statsig_otel.plugin import impacted_services
-from statsig_otel.plugin.impacted_services import CHANGE_UID, IMPACTED_SERVICES, ImpactedService, service_uid
-from statsig_otel.plugin.lenient_json import Item
-from statsig_otel.plugin.log_record import uid
-from statsig_otel.plugin.mapper import Mapper
-from statsig_otel.plugin.mapping import UID
-from statsig_otel.plugin.webhook import Payload, parse
+from statsig_otel.exporters.local.logger_provider import LoggerProviderConsumer
+from statsig_otel.plugin.record.mapper import Mapper
+from statsig_otel.plugin.record.mapping import UID
+from statsig_otel.plugin.record.record import uid
+from statsig_otel.plugin.record.services import (
+    CHANGE_UID,
+    IMPACTED_SERVICES,
+    MAX_CHARACTERS,
+    ImpactedService,
+    service_uid,
+)
+from statsig_otel.plugin.webhook.lenient_json import Item
+from statsig_otel.plugin.webhook.payload import Payload, parse
 from tests.exporters.queue.helpers import PATIENCE, read_all, running
 from tests.plugin.mapping_helpers import OBSERVED, mapper_of
 
@@ -232,7 +237,7 @@ class TestBounds:
     @pytest.mark.parametrize(("spare", "records"), [(0, 2), (1, 1)])
     def test_a_long_text_is_not_held_often(self, spare: int, records: int) -> None:
         item = event(description="")
-        length = impacted_services.MAX_CHARACTERS // 2 - len(json.dumps(item)) + spare
+        length = MAX_CHARACTERS // 2 - len(json.dumps(item)) + spare
         item["metadata"]["description"] = "x" * length
         assert len(change_of(rules("{name: [a, b]}"), item).records) == records
         item["metadata"]["description"] *= 2

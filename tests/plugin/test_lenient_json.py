@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from statsig_otel.plugin import webhook
-from statsig_otel.plugin.lenient_json import Item, Items, Members, read, split
-from statsig_otel.plugin.webhook import MalformedBodyError, Payload, UrlVerification
+from statsig_otel.plugin.webhook import payload as webhook
+from statsig_otel.plugin.webhook.lenient_json import Item, Items, Members, read, split
+from statsig_otel.plugin.webhook.payload import MalformedBodyError, Payload, UrlVerification
 from tests.plugin.strategies import arrays, config_changes, json_texts, objects
 
 
@@ -309,7 +309,7 @@ class TestAgreement:
 def test_a_process_with_another_bound_of_digits(bound: str, readable: int) -> None:
     """Python's bound can be set to less, or lifted: one long integer still makes only its own item invalid."""
     script = """
-from statsig_otel.plugin.webhook import parse
+from statsig_otel.plugin.webhook.payload import parse
 for digits in (640, 641, 4300, 4301):
     event = '{"eventName":"statsig::config_change","x":%s}'
     payload = parse(("[" + event % 1 + "," + event % ("9" * digits) + ']').encode())

@@ -10,7 +10,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, Instr
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO, LogRecord, ResourceLogs, ScopeLogs
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from statsig_otel.plugin.log_encoding import Attributes, AttributeValue, LogEncoder
+from statsig_otel.plugin.record.otlp import Attributes, AttributeValue, LogEncoder
 
 SCOPE = InstrumentationScope(name="scope", version="1")
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)

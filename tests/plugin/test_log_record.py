@@ -33,9 +33,8 @@ from opentelemetry.semconv._incubating.attributes import (
 from opentelemetry.semconv.schemas import Schemas
 
 from statsig_otel import __version__
-from statsig_otel.plugin.change_event import ChangeEvent, InvalidItemError
-from statsig_otel.plugin.lenient_json import read
-from statsig_otel.plugin.log_record import (
+from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
+from statsig_otel.plugin.record.record import (
     DEFAULT_RESOURCE,
     EVENT_NAME,
     SCHEMA_URL,
@@ -44,7 +43,8 @@ from statsig_otel.plugin.log_record import (
     UserMode,
     uid,
 )
-from statsig_otel.plugin.webhook import Payload, parse
+from statsig_otel.plugin.webhook.lenient_json import read
+from statsig_otel.plugin.webhook.payload import Payload, parse
 from tests.plugin.strategies import json_texts, objects
 
 DATA: Final = Path(__file__).parents[1] / "data"

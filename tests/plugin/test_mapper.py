@@ -15,10 +15,10 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from statsig_otel.exporters.consumer import Change
-from statsig_otel.plugin.lenient_json import Item
-from statsig_otel.plugin.log_record import LogRecordEncoder
-from statsig_otel.plugin.mapper import Mapped, Mapper
-from statsig_otel.plugin.webhook import MalformedBodyError, Payload, parse
+from statsig_otel.plugin.record.mapper import Mapped, Mapper
+from statsig_otel.plugin.record.record import LogRecordEncoder
+from statsig_otel.plugin.webhook.lenient_json import Item
+from statsig_otel.plugin.webhook.payload import MalformedBodyError, Payload, parse
 from tests.plugin.strategies import HOSTILE, config_changes, join_object, json_texts
 
 DATA: Final = Path(__file__).parents[1] / "data"
@@ -266,7 +266,7 @@ class TestMapped:
         assert [invalid.reason for invalid in mapped.invalid] == ["is no object"]
 
 
-@pytest.mark.parametrize("module", ["webhook", "change_event", "log_record", "mapper"])
+@pytest.mark.parametrize("module", ["webhook.payload", "record.change_event", "record.record", "record.mapper"])
 def test_the_pure_part_loads_no_server_and_no_exporter(module: str) -> None:
     """It is what an embedder imports into a process of its own."""
     script = f"import sys, statsig_otel.plugin.{module}; print(*sys.modules, sep='\\n')"

@@ -16,19 +16,10 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from pydantic import ValidationError
 
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.plugin.change_event import ChangeEvent
-from statsig_otel.plugin.filter import FIELDS, ChangeFilter
-from statsig_otel.plugin.impacted_services import (
-    CHANGE_UID,
-    IMPACTED_SERVICES,
-    MAX_RECORDS,
-    ImpactedServices,
-    ServiceRule,
-)
-from statsig_otel.plugin.log_encoding import AttributeValue
-from statsig_otel.plugin.log_record import LogRecordEncoder
-from statsig_otel.plugin.mapper import Mapped, Mapper
-from statsig_otel.plugin.mapping import (
+from statsig_otel.plugin.record.change_event import ChangeEvent
+from statsig_otel.plugin.record.filter import FIELDS, ChangeFilter
+from statsig_otel.plugin.record.mapper import Mapped, Mapper
+from statsig_otel.plugin.record.mapping import (
     ATTRIBUTES,
     METADATA,
     SERVICE_FIELDS,
@@ -42,9 +33,18 @@ from statsig_otel.plugin.mapping import (
     Texts,
     parse_template,
 )
-from statsig_otel.plugin.mapping_settings import MappingSettings
-from statsig_otel.plugin.template import Template, TemplateError
-from statsig_otel.plugin.webhook import MalformedBodyError, Payload, parse
+from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.record import LogRecordEncoder
+from statsig_otel.plugin.record.services import (
+    CHANGE_UID,
+    IMPACTED_SERVICES,
+    MAX_RECORDS,
+    ImpactedServices,
+    ServiceRule,
+)
+from statsig_otel.plugin.record.template import Template, TemplateError
+from statsig_otel.plugin.settings.mapping import MappingSettings
+from statsig_otel.plugin.webhook.payload import MalformedBodyError, Payload, parse
 from tests.plugin.mapping_helpers import OBSERVED, mapper_of
 from tests.plugin.strategies import config_changes
 
@@ -353,7 +353,7 @@ class TestProperties:
 
 def test_it_loads_no_server_and_no_exporter() -> None:
     """It is what an embedder imports into a process of its own."""
-    modules = ("filter", "mapping", "template", "impacted_services")
+    modules = ("record.filter", "record.mapping", "record.template", "record.services")
     script = (
         f"import sys, {', '.join(f'statsig_otel.plugin.{name}' for name in modules)}; print(*sys.modules, sep='\\n')"
     )

@@ -10,9 +10,9 @@ from typing import Any, Final
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from statsig_otel.exporters.otlp_json import to_json_line
-from statsig_otel.plugin.mapper import Mapper
-from statsig_otel.plugin.webhook import Payload, parse
+from statsig_otel.exporters.otlp.json_lines import to_json_line
+from statsig_otel.plugin.record.mapper import Mapper
+from statsig_otel.plugin.webhook.payload import Payload, parse
 from tests.plugin.mapping_helpers import OBSERVED, mapper_of
 
 CASES: Final = Path(__file__).parent / "mapping_cases"

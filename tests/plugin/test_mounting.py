@@ -16,11 +16,11 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from statsig_otel.plugin.asgi import Receive, Scope, Send
-from statsig_otel.plugin.intake import Intake
-from statsig_otel.plugin.receiver import MountableApp, StatsigReceiver, create_app
-from statsig_otel.plugin.webhook import Verifier
-from statsig_otel.plugin.wsgi_receiver import StatsigWsgiReceiver, create_wsgi_app
+from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
+from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
+from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
+from statsig_otel.plugin.webhook.payload import Verifier
 
 from .adapters import CHANGE, SECRET, Sink, assert_refused, body_of, serve_werkzeug, serve_wsgiref, signed
 from .http_client import Address, exchange, request, serving

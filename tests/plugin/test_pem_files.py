@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.debug import DebugSettings
+from statsig_otel.exporters.local.debug import DebugSettings
 from statsig_otel.plugin.pem_files import digest, digests
 
 

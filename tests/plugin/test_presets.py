@@ -12,11 +12,11 @@ from opentelemetry.semconv import attributes as stable
 from opentelemetry.semconv._incubating import attributes as incubating
 
 from statsig_otel.config.grammar import check
-from statsig_otel.plugin.components import COMPONENTS
-from statsig_otel.plugin.config_option import read_document
-from statsig_otel.plugin.mapping import ATTRIBUTES
-from statsig_otel.plugin.queue_configuration import create_mapper
-from statsig_otel.plugin.settings import StatsigReceiverSettings
+from statsig_otel.plugin.cli.options import read_document
+from statsig_otel.plugin.record.mapping import ATTRIBUTES
+from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.reading import create_mapper
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from tests.plugin.test_mapping_cases import records
 
 EXAMPLES: Final = Path(__file__).parents[2] / "examples"

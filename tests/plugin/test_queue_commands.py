@@ -18,24 +18,24 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Change, Invalid
-from statsig_otel.exporters.delivery import DeliverySettings, Sender
+from statsig_otel.exporters.delivery.sender import DeliverySettings, Sender
+from statsig_otel.exporters.delivery.synchronous import Route, SynchronousConsumer
 from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, RetryLater
 from statsig_otel.exporters.queue import store
-from statsig_otel.exporters.queue.control import ControlServer, call
 from statsig_otel.exporters.queue.directory import CONTROL
-from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.stopped import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter
-from statsig_otel.exporters.synchronous import Route, SynchronousConsumer
-from statsig_otel.plugin import control
-from statsig_otel.plugin.commands import dead_letters
-from statsig_otel.plugin.commands import queue as queue_command
-from statsig_otel.plugin.control import handlers, ranges
-from statsig_otel.plugin.intake import Intake
-from statsig_otel.plugin.log_record import uid
-from statsig_otel.plugin.mapper import Mapper
-from statsig_otel.plugin.webhook import Verifier, parse
+from statsig_otel.plugin.cli import dead_letters
+from statsig_otel.plugin.cli import queue as queue_command
+from statsig_otel.plugin.control import exporters
+from statsig_otel.plugin.control.exporters import handlers, ranges
+from statsig_otel.plugin.control.socket import ControlServer, call
+from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.record.mapper import Mapper
+from statsig_otel.plugin.record.record import uid
+from statsig_otel.plugin.webhook.payload import Verifier, parse
 from tests.exporters.queue.helpers import failing_disk
 
 WAIT = 20.0
@@ -829,7 +829,7 @@ def test_a_page_of_letters_goes_to_a_synchronous_exporter_together(tmp_path: Pat
 def test_a_synchronous_exporter_that_hangs_holds_no_command_up_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "_DELIVERED_WITHIN", 0.05)
+    monkeypatch.setattr(exporters, "_DELIVERED_WITHIN", 0.05)
     bury(tmp_path, letter_of_item("x"))
     with Served(tmp_path, delivered=("debug/now",)) as served:
         with served.now.hanging():

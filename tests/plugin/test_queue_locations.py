@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from statsig_otel.exporters.queue import schema
-from statsig_otel.plugin.cli import main
+from statsig_otel.plugin.cli.main import main
 
 CONFIG = """\
 receivers: {statsig: {signing_secrets: []}}

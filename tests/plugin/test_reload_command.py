@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from statsig_otel.exporters.queue.control import ControlError, ControlServer
 from statsig_otel.exporters.queue.directory import CONTROL, QueueDirectory
-from statsig_otel.plugin.cli import main
+from statsig_otel.plugin.cli.main import main
+from statsig_otel.plugin.control.socket import ControlError, ControlServer
 
 
 @pytest.fixture(autouse=True)

@@ -17,12 +17,12 @@ from typing import Self
 import pytest
 from click.testing import CliRunner
 
-from statsig_otel.plugin import webhook
-from statsig_otel.plugin.change_event import ChangeEvent
-from statsig_otel.plugin.cli import main
-from statsig_otel.plugin.log_record import uid
-from statsig_otel.plugin.samples import SAMPLES
-from statsig_otel.plugin.send import Answer, SendError, read_secret
+from statsig_otel.plugin.cli.main import main
+from statsig_otel.plugin.demo.samples import SAMPLES
+from statsig_otel.plugin.demo.sender import Answer, SendError, read_secret
+from statsig_otel.plugin.record.change_event import ChangeEvent
+from statsig_otel.plugin.record.record import uid
+from statsig_otel.plugin.webhook import payload as webhook
 from tests.peers.certs import Authority
 
 SECRET = "webhook-0123456789abcdef"
@@ -427,7 +427,7 @@ def test_only_a_bounded_part_of_an_answer_is_read() -> None:
 
 def test_the_help_loads_no_network_library() -> None:
     program = (
-        "import sys\nfrom statsig_otel.plugin.cli import main\n"
+        "import sys\nfrom statsig_otel.plugin.cli.main import main\n"
         "try: main(['send', '--help'])\nexcept SystemExit: pass\n"
         "print(sorted({'urllib3', 'grpc', 'falcon', 'google.protobuf'} & set(sys.modules)))"
     )

@@ -26,7 +26,7 @@ import falcon.asgi
 import pytest
 import trustme
 
-from statsig_otel.plugin.server import MAX_HEADER_BYTES, AsgiApp, HttpServer, Receive, Scope, Send, ServerTls
+from statsig_otel.plugin.server.server import MAX_HEADER_BYTES, AsgiApp, HttpServer, Receive, Scope, Send, ServerTls
 
 T = TypeVar("T")
 

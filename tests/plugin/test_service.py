@@ -22,9 +22,9 @@ from statsig_otel.exporters import (
     Outcome,
     RefusedError,
 )
-from statsig_otel.exporters.queue.control import call
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.plugin import Destination, RestartNeededError, SendingQueueSettings, Service
+from statsig_otel.plugin.control.socket import call
 from tests.peers.otlp_servers import GrpcSink
 
 from .adapters import wait_until

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from statsig_otel.plugin.settings import StatsigReceiverSettings
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
 
 def settings(**values: object) -> StatsigReceiverSettings:

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 
 from statsig_otel.config import check, parse
 from statsig_otel.config.resolved import resolved
-from statsig_otel.plugin.cli import main
-from statsig_otel.plugin.commands import run
-from statsig_otel.plugin.components import COMPONENTS
-from statsig_otel.plugin.log_output import held_back
-from statsig_otel.plugin.telemetry_settings import TelemetrySettings, named_level
+from statsig_otel.plugin.cli import run
+from statsig_otel.plugin.cli.log_output import held_back
+from statsig_otel.plugin.cli.main import main
+from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.telemetry import TelemetrySettings, named_level
 
 REST = (
     "receivers: {statsig: {endpoint: 'localhost:0', signing_secrets: []}}\nexporters: {debug: {}}\n"

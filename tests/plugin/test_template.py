@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.plugin.log_encoding import AttributeValue
-from statsig_otel.plugin.template import Placeholder, Template, TemplateError, as_text
+from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.template import Placeholder, Template, TemplateError, as_text
 
 FIELDS: Final[Mapping[str, AttributeValue]] = {
     "text": "a",

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from statsig_otel.plugin.lenient_json import read
-from statsig_otel.plugin.webhook import (
+from statsig_otel.plugin.webhook.lenient_json import read
+from statsig_otel.plugin.webhook.payload import (
     CONFIG_CHANGE,
     MAX_URL_VERIFICATION_SIZE,
     SIGNATURE_HEADER,

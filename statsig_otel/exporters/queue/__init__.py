@@ -1,1 +1,1 @@
-"""The durable queue."""
+"""The durable queue: webhooks on disk, and a cursor for each exporter."""

@@ -19,8 +19,8 @@ from statsig_otel.exporters.queue import schema, store
 from statsig_otel.exporters.queue.backlog import oldest_observed_ns
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.lane import Lane
-from statsig_otel.exporters.queue.plan import Plan, QueuedExporter, QueuedReceiver
-from statsig_otel.exporters.queue.salvage import Salvager
+from statsig_otel.exporters.queue.recovery.salvage import Salvager
+from statsig_otel.exporters.queue.routing import Plan, QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.session import Session
 from statsig_otel.exporters.queue.store import Appended, ExporterState
 from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Work, Writer

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Callable
 from typing import Final, Literal
 
-from statsig_otel.exporters.queue import schema, write_ahead_log
+from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.recovery import write_ahead_log
 from statsig_otel.exporters.queue.writer import Writer
 
 _logger: Final = logging.getLogger(__name__)

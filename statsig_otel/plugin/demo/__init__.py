@@ -1,1 +1,1 @@
-"""The local demo: a receiver, a real collector and a backend, a day of config changes, and what arrives of them."""
+"""The local demo: a day of sample changes, sent through a real collector."""

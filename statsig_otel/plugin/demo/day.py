@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from statsig_otel.plugin.change_event import ChangeEvent
-from statsig_otel.plugin.demo.table import Row
-from statsig_otel.plugin.log_record import uid
-from statsig_otel.plugin.samples import (
+from statsig_otel.plugin.demo.samples import (
     GROWTH_ANALYST,
     PLATFORM_ENGINEER,
     RELEASE_MANAGER,
@@ -19,7 +16,10 @@ from statsig_otel.plugin.samples import (
     enveloped,
     exposure,
 )
-from statsig_otel.plugin.webhook import CONFIG_CHANGE
+from statsig_otel.plugin.demo.table import Row
+from statsig_otel.plugin.record.change_event import ChangeEvent
+from statsig_otel.plugin.record.record import uid
+from statsig_otel.plugin.webhook.payload import CONFIG_CHANGE
 
 _LENGTH_MS: Final = 10 * 3_600_000
 

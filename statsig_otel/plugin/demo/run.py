@@ -23,11 +23,11 @@ from typing import Final, Literal, TextIO
 from statsig_otel.plugin.demo.collector import HOW_TO_GET, Collector, find_binary
 from statsig_otel.plugin.demo.day import Delivery, sample_day
 from statsig_otel.plugin.demo.process import Child, Ended, Said
+from statsig_otel.plugin.demo.sender import SECRET_VARIABLE, Sender, SendError
 from statsig_otel.plugin.demo.sink import Arrived, Sink
 from statsig_otel.plugin.demo.table import Table
 from statsig_otel.plugin.demo.tally import Tally
-from statsig_otel.plugin.log_record import EVENT_NAME
-from statsig_otel.plugin.send import SECRET_VARIABLE, Sender, SendError
+from statsig_otel.plugin.record.record import EVENT_NAME
 
 Protocol = Literal["grpc", "http/protobuf"]
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, TextIO
 
 from statsig_otel.exporters.terminal import pad, paint, printable, shorten, wants_color, width, write
-from statsig_otel.plugin.change_event import ChangeEvent
+from statsig_otel.plugin.record.change_event import ChangeEvent
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _HEADINGS: Final = ("time UTC", "type", "title", "environments", "who")

@@ -1,1 +1,1 @@
-"""What `statsig-otel doctor` looks at: a module for each kind of thing. Nothing that it looks at is changed."""
+"""Checks whether a service can run on this machine."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Final
 
 from statsig_otel.config.model import format_size
-from statsig_otel.exporters.queue import write_ahead_log
 from statsig_otel.exporters.queue.directory import DATABASE, QueueDirectory
+from statsig_otel.exporters.queue.recovery import write_ahead_log
 from statsig_otel.plugin.doctor.finding import Finding
-from statsig_otel.plugin.places import nearest, owner, queue_fault
+from statsig_otel.plugin.doctor.paths import nearest, owner, queue_fault
 
 _ASIDE: Final = re.compile(rf"{re.escape(DATABASE)}\.(corrupt|salvaged|unreadable)-[0-9TZ]+-[0-9]+")
 _OWNER: Final = "run this as the service's own user, or as root"

@@ -18,8 +18,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoi
 
 from statsig_otel.exporters.consumer import Batch, Change, RefusedError
 from statsig_otel.exporters.queue.directory import QueueDirectory
-from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from tests.exporters.queue.helpers import PATIENCE, batch, delivered, put, running
 
 

@@ -18,9 +18,9 @@ import pytest
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.lane import Lane
-from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
+from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter, ExporterState
 
 PATIENCE = 30.0

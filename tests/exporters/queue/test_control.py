@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from statsig_otel.exporters.queue.control import (
+from statsig_otel.plugin.control.socket import (
     MAX_REQUEST,
     ControlError,
     ControlServer,
@@ -173,7 +173,7 @@ def test_silent_clients_hold_nobody_up(server: Path) -> None:
 
 
 def test_a_silent_client_is_dropped_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("statsig_otel.exporters.queue.control._PATIENCE", 0.05)
+    monkeypatch.setattr("statsig_otel.plugin.control.socket._PATIENCE", 0.05)
     with serving(tmp_path / "control.sock") as path, connected(path) as client:
         assert client.recv(1) == b""
 
@@ -323,7 +323,7 @@ def test_a_service_that_ends_without_an_answer_is_said(tmp_path: Path) -> None:
 
 
 def test_a_service_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("statsig_otel.exporters.queue.control._CALL_TIMEOUT", 0.05)
+    monkeypatch.setattr("statsig_otel.plugin.control.socket._CALL_TIMEOUT", 0.05)
     path = tmp_path / "control.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -380,7 +380,7 @@ def test_a_forked_child_takes_nothing_from_its_parent(tmp_path: Path) -> None:
     script = """
 import os, sys
 from pathlib import Path
-from statsig_otel.exporters.queue.control import ControlServer, call
+from statsig_otel.plugin.control.socket import ControlServer, call
 path = Path(sys.argv[1])
 server = ControlServer(path, {"echo": lambda arguments: arguments})
 server.start()
@@ -401,7 +401,7 @@ def test_a_killed_service_is_found_to_be_gone(tmp_path: Path) -> None:
     script = """
 import sys, time
 from pathlib import Path
-from statsig_otel.exporters.queue.control import ControlServer
+from statsig_otel.plugin.control.socket import ControlServer
 ControlServer(Path(sys.argv[1]), {"echo": lambda arguments: arguments}).start()
 print("up", flush=True)
 time.sleep(600)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.exporters.queue import damaged_file, schema, store
-from statsig_otel.exporters.queue.plan import QueuedExporter
+from statsig_otel.exporters.queue import schema, store
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
+from statsig_otel.exporters.queue.recovery import damaged_file
+from statsig_otel.exporters.queue.routing import QueuedExporter
 from statsig_otel.exporters.queue.schema import ForeignFileError, NewerSchemaError
 from statsig_otel.exporters.queue.stopped import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter

@@ -17,12 +17,12 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.exporters.consumer import Batch, Change, Invalid
-from statsig_otel.exporters.queue import letters, schema, store
+from statsig_otel.exporters.queue import dead_letters, schema, store
+from statsig_otel.exporters.queue.dead_letters import Keep, Plan, Remap, Replayed, Resend, Selection
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.errors import QueueError
-from statsig_otel.exporters.queue.letters import Keep, Plan, Remap, Replayed, Resend, Selection
-from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.stopped import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 
@@ -60,10 +60,10 @@ class Database:
     def bury(self, kind: DeadLetterKind, owner: str, content: bytes, **others: str) -> int:
         letter = DeadLetter(kind, owner, others.get("reason", "why"), content, count=1, uid=b"\x07" * 16)
         self(lambda connection: store.bury(connection, letter, NOW))
-        return letters.last_id(self.connection)
+        return dead_letters.last_id(self.connection)
 
     def replay(self, plan: Plan, *, now_ms: int = NOW) -> Replayed:
-        return self(lambda connection: letters.replay(connection, plan, receivers=RECEIVERS, now_ms=now_ms))
+        return self(lambda connection: dead_letters.replay(connection, plan, receivers=RECEIVERS, now_ms=now_ms))
 
     def waiting(self) -> dict[str, list[bytes]]:
         """What each exporter will be sent, as its sender reads it; asserted to be what is counted."""
@@ -78,7 +78,7 @@ class Database:
         return found
 
     def ids(self, selection: Selection | None = None) -> list[int]:
-        return [letter.id for letter in letters.select(self.connection, selection or Selection())]
+        return [letter.id for letter in dead_letters.select(self.connection, selection or Selection())]
 
 
 @pytest.fixture
@@ -119,9 +119,9 @@ def test_a_selection_finds_what_it_names_and_nothing_else(
     five: Database, selection: Selection, expected: list[int]
 ) -> None:
     assert five.ids(selection) == expected
-    count, _ = letters.count(five.connection, selection)
+    count, _ = dead_letters.count(five.connection, selection)
     assert count == len(expected)
-    dropped = five(lambda connection: letters.drop(connection, selection, after=0, upto=99, limit=99))
+    dropped = five(lambda connection: dead_letters.drop(connection, selection, after=0, upto=99, limit=99))
     assert [letter.id for letter in dropped] == expected
     assert five.ids() == [number for number in (1, 2, 3, 4, 5) if number not in expected]
 
@@ -136,7 +136,7 @@ def test_pages_are_bounded_by_number_and_size_and_by_the_last_id(database: Datab
         database.bury("item", "statsig", b"x" * size)
 
     def page(after: int, **bounds: int) -> list[int]:
-        return [letter.id for letter in letters.select(database.connection, Selection(), after=after, **bounds)]
+        return [letter.id for letter in dead_letters.select(database.connection, Selection(), after=after, **bounds)]
 
     assert page(0, limit=2) == [1, 2]
     assert page(2, limit=2) == [3, 4]
@@ -145,14 +145,14 @@ def test_pages_are_bounded_by_number_and_size_and_by_the_last_id(database: Datab
     assert page(3, size=25) == [4, 5]
     assert page(0, upto=3) == [1, 2, 3]
     assert page(5) == []
-    assert letters.count(database.connection, Selection()) == (5, 140)
-    assert letters.content(database.connection, 3) == b"x" * 100
-    assert letters.content(database.connection, 99) is None
+    assert dead_letters.count(database.connection, Selection()) == (5, 140)
+    assert dead_letters.content(database.connection, 3) == b"x" * 100
+    assert dead_letters.content(database.connection, 99) is None
 
 
 def test_ids_are_never_used_again(database: Database) -> None:
     first = database.bury("item", "statsig", b"1")
-    database(lambda connection: letters.drop(connection, Selection(), after=0, upto=first, limit=9))
+    database(lambda connection: dead_letters.drop(connection, Selection(), after=0, upto=first, limit=9))
     assert database.bury("item", "statsig", b"2") == first + 1
 
 
@@ -195,18 +195,18 @@ def test_a_record_of_an_exporter_that_is_gone_stays(database: Database) -> None:
 
 def test_a_batch_is_split_into_the_very_requests_that_were_stored() -> None:
     stored = [payload("x", uid(1)), payload("y", uid(2)), payload("z"), payload("w", "no uid")]
-    found = letters.split(b"".join(stored))
+    found = dead_letters.split(b"".join(stored))
     assert [one for _, one in found] == stored
     assert [one.hex() for one, _ in found[:2]] == [uid(1), uid(2)]
     assert [len(one) for one, _ in found] == [16] * 4
-    assert letters.split(b"") == ()
-    assert letters.split(b"".join(stored)) == found
+    assert dead_letters.split(b"") == ()
+    assert dead_letters.split(b"".join(stored)) == found
 
 
 @pytest.mark.parametrize("content", [b"\xff\xff\xff", payload("x")[:-1], b"text"])
 def test_what_is_no_request_is_said(content: bytes) -> None:
-    with pytest.raises(letters.UnreadableError, match="can't be read"):
-        letters.split(content)
+    with pytest.raises(dead_letters.UnreadableError, match="can't be read"):
+        dead_letters.split(content)
 
 
 def test_an_item_is_taken_over_as_if_its_request_had_come_now(database: Database) -> None:
@@ -228,9 +228,9 @@ def test_of_a_body_what_is_still_invalid_becomes_letters_of_their_own(database: 
     changes = (Change(uid(1), (payload("x"), payload("y"))), Change(uid(2), (payload("z"),)))
     done = database.replay(Remap(letter, Batch("statsig", changes, (Invalid(b"bad", "no name"),))))
     assert (done.outcome, done.records, done.invalid) == ("replayed", 3, 1)
-    (left,) = letters.select(database.connection, Selection())
+    (left,) = dead_letters.select(database.connection, Selection())
     assert (left.kind, left.owner, left.reason) == ("item", "statsig", "no name")
-    assert letters.content(database.connection, left.id) == b"bad"
+    assert dead_letters.content(database.connection, left.id) == b"bad"
 
 
 @pytest.mark.parametrize("receivers", [{}, {"statsig": QueuedReceiver(())}])
@@ -239,7 +239,7 @@ def test_a_receiver_without_a_queued_exporter_loses_nothing(
 ) -> None:
     letter = database.bury("item", "statsig", b"item")
     plan = Remap(letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))
-    done = database(lambda connection: letters.replay(connection, plan, receivers=receivers, now_ms=NOW))
+    done = database(lambda connection: dead_letters.replay(connection, plan, receivers=receivers, now_ms=NOW))
     assert done.outcome == "kept"
     assert database.ids() == [letter]
 
@@ -251,10 +251,10 @@ def test_what_the_synchronous_exporters_have_is_put_into_a_queue_only_where_ther
     letter = database.bury("body", "statsig", b"body")
     batch = Batch("statsig", (Change(uid(1), (payload("x"),)),), (Invalid(b"bad", "no name"),))
     plan = Remap(letter, batch, delivered=("now",))
-    done = database(lambda connection: letters.replay(connection, plan, receivers=receivers, now_ms=NOW))
+    done = database(lambda connection: dead_letters.replay(connection, plan, receivers=receivers, now_ms=NOW))
     assert (done.outcome, done.records, done.delivered, done.invalid) == ("replayed", waits, ("now",), 1)
     assert database.waiting() == {"a": [payload("x")] * waits, "b": [payload("x")] * waits}
-    assert [one.reason for one in letters.select(database.connection, Selection())] == ["no name"]
+    assert [one.reason for one in dead_letters.select(database.connection, Selection())] == ["no name"]
     for table in ("records", "seen"):
         (count,) = database.connection.execute(f"SELECT count(*) FROM {table}").fetchone()
         assert count == waits
@@ -263,9 +263,9 @@ def test_what_the_synchronous_exporters_have_is_put_into_a_queue_only_where_ther
 def test_what_is_still_invalid_stays_with_the_new_reason(database: Database) -> None:
     letter = database.bury("item", "statsig", b"item", reason="old")
     assert database.replay(Keep(letter, "not now")).outcome == "kept"
-    assert [one.reason for one in letters.select(database.connection, Selection())] == ["old"]
+    assert [one.reason for one in dead_letters.select(database.connection, Selection())] == ["old"]
     assert database.replay(Keep(letter, "new", new_reason=True)) == Replayed(letter, "kept", "new")
-    assert [one.reason for one in letters.select(database.connection, Selection())] == ["new"]
+    assert [one.reason for one in dead_letters.select(database.connection, Selection())] == ["new"]
 
 
 def test_the_head_becomes_a_letter_and_comes_back(database: Database) -> None:
@@ -277,16 +277,16 @@ def test_the_head_becomes_a_letter_and_comes_back(database: Database) -> None:
             store.add_waiting(connection, lanes, 1, len(payload(name)))
 
     database(fill)
-    assert database(lambda connection: letters.bury_head(connection, "a", "skipped", NOW))
+    assert database(lambda connection: dead_letters.bury_head(connection, "a", "skipped", NOW))
     assert database.waiting()["a"] == [payload("y"), payload("z")]
-    (letter,) = letters.select(database.connection, Selection())
+    (letter,) = dead_letters.select(database.connection, Selection())
     assert (letter.kind, letter.owner, letter.reason, letter.uid) == ("record", "a", "skipped", b"x" * 16)
     assert database.replay(Resend(letter.id, "a", ((b"x" * 16, payload("x")),))).outcome == "replayed"
     assert database.waiting() == {
         "a": [payload("y"), payload("z"), payload("x")],
         "b": [payload("x"), payload("y"), payload("z")],
     }
-    assert not database(lambda connection: letters.bury_head(connection, "c", "skipped", NOW))
+    assert not database(lambda connection: dead_letters.bury_head(connection, "c", "skipped", NOW))
 
 
 def test_a_head_that_is_damaged_becomes_a_letter_that_says_so(database: Database) -> None:
@@ -298,10 +298,10 @@ def test_a_head_that_is_damaged_becomes_a_letter_that_says_so(database: Database
         connection.execute("UPDATE records SET payload = ?", (payload("X"),))
 
     database(fill)
-    assert database(lambda connection: letters.bury_head(connection, "a", "skipped", NOW))
-    (letter,) = letters.select(database.connection, Selection(exporter="a"))
+    assert database(lambda connection: dead_letters.bury_head(connection, "a", "skipped", NOW))
+    (letter,) = dead_letters.select(database.connection, Selection(exporter="a"))
     assert (letter.kind, letter.reason) == ("damaged", "damaged on disk: its checksum is wrong")
-    assert letters.content(database.connection, letter.id) == payload("X")
+    assert dead_letters.content(database.connection, letter.id) == payload("X")
     assert database.waiting()["a"] == []
 
 
@@ -316,15 +316,15 @@ def test_replays_in_parallel_double_nothing(tmp_path: Path) -> None:
             queue.submit(partial(store.bury, letter=letter, now_ms=NOW)).result()
         with closing(schema.connect_reading(queue.database)) as reading:
             plans = [
-                Resend(letter.id, "a", ((b"u" * 16, letters.content(reading, letter.id) or b""),))
-                for letter in letters.select(reading, Selection())
+                Resend(letter.id, "a", ((b"u" * 16, dead_letters.content(reading, letter.id) or b""),))
+                for letter in dead_letters.select(reading, Selection())
             ]
         assert len(plans) == 20
         outcomes: list[Replayed] = []
 
         def replay(plans: Sequence[Plan]) -> None:
             for plan in plans:
-                work = queue.submit(partial(letters.replay, plan=plan, receivers=RECEIVERS, now_ms=NOW))
+                work = queue.submit(partial(dead_letters.replay, plan=plan, receivers=RECEIVERS, now_ms=NOW))
                 outcomes.append(work.result())
 
         threads = [threading.Thread(target=replay, args=(plans,)) for _ in range(4)]
@@ -347,20 +347,20 @@ def test_a_replay_that_is_killed_has_happened_as_a_whole_or_not_at_all(tmp_path:
     script = """
 import os, sys
 from pathlib import Path
-from statsig_otel.exporters.queue import letters, store
-from statsig_otel.exporters.queue.letters import Resend, Selection
+from statsig_otel.exporters.queue import dead_letters, store
+from statsig_otel.exporters.queue.dead_letters import Resend, Selection
 from statsig_otel.exporters.queue.stopped import StoppedQueue
 with StoppedQueue(Path(sys.argv[1])) as queue:
     print("ready", flush=True)
     sys.stdin.readline()
     while True:
-        found = queue.submit(lambda connection: letters.select(connection, Selection(), limit=1)).result()
+        found = queue.submit(lambda connection: dead_letters.select(connection, Selection(), limit=1)).result()
         if not found:
             break
         def work(connection):
-            content = letters.content(connection, found[0].id)
+            content = dead_letters.content(connection, found[0].id)
             plan = Resend(found[0].id, "a", ((b"u" * 16, content),))
-            return letters.replay(connection, plan, receivers={}, now_ms=0)
+            return dead_letters.replay(connection, plan, receivers={}, now_ms=0)
         queue.submit(work).result()
         print(".", end="", flush=True)
 """
@@ -391,8 +391,8 @@ with StoppedQueue(Path(sys.argv[1])) as queue:
             with closing(found.connection):
                 waiting = found.waiting()["a"]
             kept = [
-                letters.content(connection, letter.id) or b""
-                for letter in letters.select(connection, Selection(), limit=1000)
+                dead_letters.content(connection, letter.id) or b""
+                for letter in dead_letters.select(connection, Selection(), limit=1000)
             ]
         assert len(waiting) + len(kept) == len(sent)
         assert {*waiting, *kept} == sent

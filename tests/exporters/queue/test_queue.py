@@ -12,8 +12,8 @@ import pytest
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import schema, store
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
-from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
 from tests.exporters.queue.helpers import (

@@ -18,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statsig_otel.exporters.consumer import Receipt
-from statsig_otel.exporters.queue import damaged_file, salvage, store
+from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue.dead_letters import Resend, Selection, drop, replay
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
-from statsig_otel.exporters.queue.letters import Resend, Selection, drop, replay
-from statsig_otel.exporters.queue.plan import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.salvage import Salvager
+from statsig_otel.exporters.queue.recovery import damaged_file, salvage
+from statsig_otel.exporters.queue.recovery.salvage import Salvager
+from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter
 from tests.exporters.delivery_helpers import Backend, rig
 from tests.exporters.delivery_helpers import settings as delivery_settings

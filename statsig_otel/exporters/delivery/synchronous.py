@@ -1,0 +1,426 @@
+"""A consumer without a queue: a batch is taken over only once every exporter has delivered it.
+
+What a `sending_queue` with `enabled: false` means. An outcome other than Delivered refuses the batch, whatever it is:
+there is no place to keep a record in, so the sender has to keep it. Each exporter has a lane of its own, so that a slow
+backend costs a request no more than its own time. Every batch is answered in time, also where a `send` hangs.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Final
+
+from statsig_otel import _telemetry
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
+from statsig_otel.exporters.delivery.guarded import Guarded
+from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
+from statsig_otel.exporters.exporter import Exporter
+from statsig_otel.exporters.invalid_items import log_invalid
+from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+
+_logger: Final = logging.getLogger(__name__)
+
+_MAX_WAIT: Final = 10.0
+"""Seconds that a batch waits for its turn. A sender rather hears "later" than nothing."""
+
+_MARGIN: Final = 1.0
+"""Seconds that an exporter gets above its timeout, or after its shutdown, to say itself what happened."""
+
+_SETTLED: Final = 0.1
+"""Seconds after which nobody who looked the old lanes up has yet to hand a batch to one of them."""
+
+_MAX_RECORDS: Final = 512
+_MAX_BYTES: Final = 2 << 20
+"""Bytes of one `send`; a larger record goes alone. A Collector's gRPC receiver takes 4 MiB."""
+
+_RETRY_AFTER: Final = 10
+
+_WORDS: Final = {
+    RetryLater: "retry later",
+    Rejected: "rejected",
+    PartiallyRejected: "partially rejected",
+    Blocked: "blocked",
+}
+_SHUTTING_DOWN: Final = RetryLater("shutting down")
+_RELOADED: Final = RetryLater("the configuration has just changed")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One exporter of a pipeline.
+
+    Attributes:
+        exporter: The exporter.
+        timeout: Seconds for a batch, however many sends it takes.
+        exclusive: Whether there must never be two such exporters at a time: of a file.
+
+    Example:
+        >>> from statsig_otel.exporters import DebugExporter, DebugSettings, Route
+        >>> Route(DebugExporter("debug", DebugSettings()), timeout=5).exclusive
+        False
+    """
+
+    exporter: Exporter
+    timeout: float
+    exclusive: bool = False
+
+
+class SynchronousConsumer:
+    """Delivers each batch to every exporter before it answers.
+
+    Batches that wait for an exporter are joined into one send; a large one goes in parts, in order. Where a part fails
+    the batch is refused as a whole: what was delivered of it comes again, with the same uids.
+
+    Args:
+        routes: The exporters, by id.
+        receivers: For each receiver the ids of the exporters that its batches are for.
+        private: The receivers whose invalid items may hold what must not be shown: the log tells their size alone.
+
+    Example:
+        >>> import io
+        >>> from statsig_otel.exporters import Batch, DebugExporter, DebugSettings, Route, SynchronousConsumer
+        >>> route = Route(DebugExporter("debug", DebugSettings(), io.StringIO()), timeout=5)
+        >>> consumer = SynchronousConsumer({"debug": route}, {"statsig": ["debug"]})
+        >>> consumer.start()
+        >>> consumer.consume(Batch("statsig")).result(timeout=10)
+        Receipt(accepted=0, duplicates=0)
+        >>> consumer.shutdown()
+    """
+
+    def __init__(
+        self, routes: Mapping[str, Route], receivers: Mapping[str, Sequence[str]], *, private: Collection[str] = ()
+    ) -> None:
+        lanes = {name: _Lane(name, route) for name, route in routes.items()}
+        self._plan = _Plan(lanes, dict(receivers), frozenset(private))
+        self._leaving: Sequence[_Lane] = ()  # of a reload that is under way
+
+    def start(self) -> None:
+        """Start the exporters and their threads, once. Where one fails, those before it are closed again."""
+        try:
+            for lane in self._plan.lanes.values():
+                lane.start()
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def reconfigure(
+        self,
+        routes: Mapping[str, Route],
+        receivers: Mapping[str, Sequence[str]],
+        *,
+        private: Collection[str] = (),
+        switch: Callable[[], None] = lambda: None,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take over other exporters and receivers while it runs. Batches on their way are finished as they began.
+
+        Args:
+            routes: All exporters, by id. One whose route is the same object goes on as it is.
+            receivers: As in the constructor.
+            private: As in the constructor.
+            switch: Called once those that are new take batches, and those that go still do: have them sent elsewhere.
+            release: Called before exclusive exporters are started: somebody else may have had their files.
+
+        Raises:
+            OSError: An exporter can't open a file. Its batches are refused; all else has been taken over.
+            ValueError: A file of an exporter's holds something else than it should. As above.
+        """
+        before = self._plan.lanes
+        lanes = {
+            name: before[name] if name in before and before[name].route is route else _Lane(name, route)
+            for name, route in routes.items()
+        }
+        fresh = {name: lane for name, lane in lanes.items() if lane is not before.get(name)}
+        for lane in fresh.values():
+            lane.open()
+        self._plan = _Plan({**before, **lanes}, dict(receivers), frozenset(private))
+        switch()
+        self._plan = _Plan(lanes, dict(receivers), frozenset(private))
+        self._leaving = [lane for name, lane in before.items() if lane is not lanes.get(name)]
+        failures = _exchange(self._leaving, list(fresh.values()), release)
+        self._leaving = ()
+        if failures:
+            raise failures[0]
+
+    def close(self, grace: float = 3.0) -> None:
+        """Refuse what waits and what comes; end what is under way after `grace` seconds. From any thread, at once.
+
+        What is not delivered is refused with the reason `shutting_down`.
+        """
+        for lane in [*self._plan.lanes.values(), *self._leaving]:
+            lane.close(grace)
+
+    def shutdown(self, grace: float = 3.0) -> None:
+        """Close, and wait until the exporters are shut down. Safe to call twice, after `close` and without a `start`.
+
+        Of two graces the one that ends first counts. A `send` that ignores its exporter's shutdown is left behind after
+        a second more, in a daemon thread, and the log says so.
+        """
+        self.close(grace)
+        for lane in self._plan.lanes.values():
+            lane.join()
+
+    def consume(self, batch: Batch, exporters: Sequence[str] | None = None) -> Future[Receipt]:
+        """Send one batch to all exporters at once; the future fails with `RefusedError` unless all have it.
+
+        It is answered once all exporters are through: each takes at most 10 s until it is the batch's turn, then its
+        timeout, and a second.
+        """
+        plan = self._plan
+        log_invalid(_logger, batch, hidden=batch.receiver in plan.private)
+        records = tuple(record for change in batch.changes for record in change.records)
+        if exporters is None:
+            exporters = plan.receivers.get(batch.receiver, ())
+        exporters = exporters if records else ()
+        delivery = _Delivery(records, Receipt(len(batch.changes)), exporters)
+        for name in exporters:
+            if name in plan.lanes:
+                plan.lanes[name].submit(delivery)
+            else:
+                delivery.done(name, _RELOADED)
+        return delivery.future
+
+    def longest_answer(self, receiver: str) -> float:
+        """Seconds within which each batch of a receiver is answered."""
+        exporters = self._plan.receivers.get(receiver, ())
+        return max((_MAX_WAIT + self._plan.lanes[name].route.timeout + _MARGIN for name in exporters), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is looked up for each batch, of one moment."""
+
+    lanes: Mapping[str, "_Lane"]
+    receivers: Mapping[str, Sequence[str]]
+    private: frozenset[str]
+
+
+class _Delivery:
+    """One batch on its way to all its exporters."""
+
+    def __init__(self, records: tuple[bytes, ...], receipt: Receipt, exporters: Iterable[str]) -> None:
+        self.records = records
+        self.size = sum(map(len, records))
+        self.latest = time.monotonic() + _MAX_WAIT  # for its turn to come
+        self.future: Future[Receipt] = Future()
+        self.future.set_running_or_notify_cancel()  # no caller can cancel what is under way
+        self._receipt = receipt
+        self._open = set(exporters)
+        self._failures: dict[str, RetryLater | Rejected | PartiallyRejected | Blocked] = {}
+        self._lock = threading.Lock()
+        if not self._open:
+            self.future.set_result(receipt)
+
+    def done(self, name: str, outcome: Outcome) -> None:
+        """One exporter is through with the batch; the last one answers. What it says later on changes nothing."""
+        with self._lock:
+            if name not in self._open:
+                return
+            self._open.remove(name)
+            if not isinstance(outcome, Delivered):
+                self._failures[name] = outcome
+            if self._open:
+                return
+        if not self._failures:
+            self.future.set_result(self._receipt)
+            return
+        message = "; ".join(f"{name} {_WORDS[type(why)]}: {why.reason}" for name, why in self._failures.items())
+        asked = [why.after or 0.0 for why in self._failures.values() if isinstance(why, RetryLater)]
+        retry_after = math.ceil(min(max([_RETRY_AFTER, *asked]), LONGEST_ASKED))
+        reason = "shutting_down" if _SHUTTING_DOWN in self._failures.values() else "exporter_failed"
+        self.future.set_exception(RefusedError(message, reason=reason, retry_after=retry_after))
+
+
+class _Lane:
+    """The way to one exporter. One thread sends; another keeps the time, so that no send can hold up an answer."""
+
+    def __init__(self, name: str, route: Route) -> None:
+        self.route = route
+        self.name = name
+        self._exporter = Guarded(name, route.exporter)
+        self._timeout = route.timeout
+        self._threads: list[threading.Thread] = []
+        self._changed = threading.Condition()  # of all below
+        self._waiting: deque[_Delivery] = deque()
+        self._sending: list[_Delivery] = []  # what is under way, until it is answered
+        self._answer_by = 0.0  # when what is under way is refused
+        self._end_by = 0.0  # when it all ends; infinite as long as nobody closes it
+
+    def open(self) -> None:
+        """Take batches; they wait until it is started."""
+        self._end_by = math.inf
+
+    def start(self) -> None:
+        self._exporter.start()
+        self.open()
+        for role, target in (("exporter", self._send_all), ("deadlines of", self._keep_time)):
+            # A daemon, for a send that hangs would keep the process from its end.
+            thread = threading.Thread(target=target, name=f"{role} {self.name}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def submit(self, delivery: _Delivery) -> None:
+        with self._changed:
+            if running := self._end_by == math.inf:
+                self._waiting.append(delivery)
+                self._changed.notify_all()
+        if not running:
+            delivery.done(self.name, _SHUTTING_DOWN)
+
+    def close(self, grace: float) -> None:
+        with self._changed:
+            self._end_by = min(self._end_by, time.monotonic() + grace)
+            waiting, self._waiting = self._waiting, deque()
+            self._changed.notify_all()
+        self._answer(waiting, _SHUTTING_DOWN)
+
+    def finish(self) -> None:
+        """Deliver what it was given, as far as that does not hang; then end."""
+        time.sleep(_SETTLED)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self._waiting and not self._sending, _MAX_WAIT + self._timeout + 2 * _MARGIN
+            )
+        self.close(0.0)
+        self.join()
+
+    def join(self) -> None:
+        if not self._threads:
+            self._exporter.shutdown()
+        latest = max(self._end_by, time.monotonic()) + _MARGIN
+        for thread in self._threads:
+            thread.join(max(0.0, latest - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            _logger.error("%s: a send or the shutdown hangs; it is left behind", self.name)
+
+    def _answer(self, deliveries: Iterable[_Delivery], outcome: Outcome) -> None:
+        for delivery in deliveries:
+            delivery.done(self.name, outcome)
+
+    def _keep_time(self) -> None:
+        while self._refuse_late():
+            pass
+        self._exporter.shutdown()  # ends a send under way
+
+    def _refuse_late(self) -> bool:
+        """Refuse what is late, or sleep until something may be; False once it is closed and nothing is under way."""
+        unsent: list[_Delivery] = []
+        unanswered: list[_Delivery] = []
+        with self._changed:
+            now = time.monotonic()
+            ends = now >= self._end_by
+            while self._waiting and self._waiting[0].latest <= now:
+                unsent.append(self._waiting.popleft())
+            if ends or now >= self._answer_by:
+                unanswered, self._sending = self._sending, []
+                self._changed.notify_all()
+            if not unsent and not unanswered:
+                if self._end_by < math.inf and not self._sending:
+                    return False
+                moments = [self._waiting[0].latest] if self._waiting else []
+                moments += [self._answer_by, self._end_by] if self._sending else []
+                self._changed.wait(min(moments) - now if moments else None)
+        self._answer(unsent, RetryLater(f"too much waits for it: no turn within {_MAX_WAIT:g} s"))
+        self._answer(unanswered, _SHUTTING_DOWN if ends else RetryLater(f"no answer within {self._timeout:g} s"))
+        return True
+
+    def _send_all(self) -> None:
+        while self._send_next():
+            pass
+
+    def _send_next(self) -> bool:
+        """Wait for batches and send them, joined; False once it is closed."""
+        group = self._next_group()
+        latest = time.monotonic() + self._timeout
+        outcome = self._send([record for delivery in group for record in delivery.records], latest)
+        if len(group) > 1 and isinstance(outcome, Rejected | PartiallyRejected):
+            # One bad batch must not refuse the others.
+            for delivery in group:
+                delivery.done(self.name, self._send(delivery.records, latest))
+        self._answer(group, outcome)
+        return bool(group)
+
+    def _next_group(self) -> list[_Delivery]:
+        """The batch at the head, and those behind it that fit into the same send. Empty once it is closed."""
+        group: list[_Delivery] = []
+        count = size = 0
+        with self._changed:
+            self._sending = []
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._waiting or self._end_by < math.inf)
+            while self._waiting:
+                count += len(self._waiting[0].records)
+                size += self._waiting[0].size
+                if group and (count > _MAX_RECORDS or size > _MAX_BYTES):
+                    break
+                group.append(self._waiting.popleft())
+            self._sending = group
+            self._answer_by = time.monotonic() + self._timeout + _MARGIN
+            self._changed.notify_all()
+        return group
+
+    def _send(self, records: Iterable[bytes], latest: float) -> Outcome:
+        """Send records in parts; the first that is not delivered ends it."""
+        outcomes = (self._send_part(part, latest - time.monotonic()) for part in _parts(records))
+        return next((outcome for outcome in outcomes if not isinstance(outcome, Delivered)), Delivered())
+
+    def _send_part(self, part: Sequence[bytes], timeout: float) -> Outcome:
+        if timeout <= 0:
+            return RetryLater(f"not all was sent within {self._timeout:g} s")
+        outcome = self._exporter.send(b"".join(part), len(part), timeout)
+        failed = 0 if isinstance(outcome, Delivered) else len(part)
+        if isinstance(outcome, PartiallyRejected):
+            failed = min(outcome.count, failed)
+        _telemetry.exporter_sent.add(len(part) - failed, {"exporter": self.name})
+        _telemetry.exporter_send_failed.add(failed, {"exporter": self.name})
+        return outcome
+
+
+def _exchange(
+    leaving: Sequence[_Lane], coming: Sequence[_Lane], release: Callable[[], None]
+) -> list[OSError | ValueError]:
+    """Finish lanes and start others, but no exclusive one before what may have its file is at its end."""
+    finishing = [
+        (lane, threading.Thread(target=lane.finish, name=f"finish {lane.name}", daemon=True)) for lane in leaving
+    ]
+    for _, thread in finishing:
+        thread.start()
+    failures = _start([lane for lane in coming if not lane.route.exclusive])
+    for lane, thread in finishing:
+        if lane.route.exclusive:
+            thread.join()
+    release()
+    failures += _start([lane for lane in coming if lane.route.exclusive])
+    for _, thread in finishing:
+        thread.join()
+    return failures
+
+
+def _start(lanes: Iterable[_Lane]) -> list[OSError | ValueError]:
+    failures: list[OSError | ValueError] = []
+    for lane in lanes:
+        try:
+            lane.start()
+        except (OSError, ValueError) as error:
+            lane.close(0.0)
+            failures.append(error)
+    return failures
+
+
+def _parts(records: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """The records in their order, in parts that one send may hold."""
+    part: list[bytes] = []
+    size = 0
+    for record in records:
+        if part and (len(part) == _MAX_RECORDS or size + len(record) > _MAX_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(record)
+        size += len(record)
+    if part:
+        yield part

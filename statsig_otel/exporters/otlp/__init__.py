@@ -1,0 +1,1 @@
+"""The exporters over OTLP: gRPC, HTTP, and OTLP/JSON lines."""

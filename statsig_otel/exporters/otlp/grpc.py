@@ -1,0 +1,156 @@
+"""OTLP over gRPC, by grpcio alone: what was stored as bytes goes out as bytes."""
+
+import logging
+from threading import Lock
+from typing import Final
+
+import grpc
+
+from statsig_otel import __version__
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
+from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, grpc_failure, printable, success
+from statsig_otel.exporters.outcome import Blocked, Outcome, RetryLater
+
+_logger = logging.getLogger(__name__)
+
+_METHOD: Final = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
+_STATUS_DETAILS: Final = "grpc-status-details-bin"
+_DEADLINES_UNTIL_RECONNECT: Final = 2
+_OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
+    ("grpc.primary_user_agent", f"statsig-otel/{__version__}"),
+    ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
+    # A backend that is back is found within seconds, whatever the sender's own pauses are.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5000),
+    # Without it a channel that is opened anew would share the old one's connection.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A batch of a backlog has about a mebibyte; with the library's 64 KiB it goes out in many small steps.
+    ("grpc.http2.write_buffer_size", 1 << 20),
+    # The sender alone decides what is sent again.
+    ("grpc.enable_retries", 0),
+)
+
+
+class OtlpGrpcExporter:
+    """Sends log records to an OTLP/gRPC receiver. Keeps the `Exporter` contract.
+
+    The channel connects by itself when it is needed, and again after a failure. A connection that has silently died
+    answers nothing: after two calls in a row that ran into their deadline, the next one gets a new channel.
+
+    Example:
+        >>> from statsig_otel.exporters import OtlpGrpcExporter, OtlpGrpcSettings
+        >>> settings = OtlpGrpcSettings.model_validate({"endpoint": "127.0.0.1:1", "tls": {"insecure": True}})
+        >>> exporter = OtlpGrpcExporter("otlp_grpc", settings)
+        >>> exporter.start()  # a backend that does not answer is no error yet
+        >>> exporter.shutdown()
+    """
+
+    def __init__(self, name: str, settings: OtlpGrpcSettings) -> None:
+        """Open nothing.
+
+        Args:
+            name: The exporter's id, such as `otlp_grpc/backend`; for the log.
+            settings: What the user wrote.
+        """
+        self._name = name
+        self._settings = settings
+        self._metadata = tuple((key, value.reveal()) for key, value in settings.headers.items())
+        self._hide = tuple(value for _, value in self._metadata)
+        self._compression = grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression
+        self._credentials: grpc.ChannelCredentials | None = None
+        self._lock = Lock()  # over the channel, which shutdown() closes from another thread
+        self._channel: grpc.Channel | None = None
+        self._deadlines = 0
+        self._warned = ""
+
+    def start(self) -> None:
+        """Read the TLS files and make the channel. It connects with the first call.
+
+        Raises:
+            OSError: A file of `tls` can't be read.
+            ValueError: A file of `tls` holds something else than it should.
+        """
+        if self._settings.uses_tls:
+            material = self._settings.tls.read()
+            self._credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)
+        channel = self._open()
+        with self._lock:
+            self._channel = channel
+
+    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
+        """Export one batch. For the parameters and outcomes see `Exporter.send`."""
+        with self._lock:
+            channel = self._channel
+        if channel is None:
+            return RetryLater("the exporter is not running")
+        try:
+            return self._export(channel, payload, count, timeout)
+        except Exception as error:  # noqa: BLE001 - the contract: send never raises
+            return self._unexpected(channel, error)
+
+    def shutdown(self) -> None:
+        """Close the channel. A call that is under way ends at once, as cancelled."""
+        with self._lock:
+            channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    def _open(self) -> grpc.Channel:
+        settings = self._settings
+        options = list(_OPTIONS)
+        if settings.authority:
+            options.append(("grpc.default_authority", settings.authority))
+        if settings.tls.server_name_override:
+            options.append(("grpc.ssl_target_name_override", settings.tls.server_name_override))
+        if settings.keepalive is not None:
+            options += [
+                ("grpc.keepalive_time_ms", round(settings.keepalive.time * 1000)),
+                ("grpc.keepalive_timeout_ms", round(settings.keepalive.timeout * 1000)),
+                ("grpc.keepalive_permit_without_calls", int(settings.keepalive.permit_without_stream)),
+            ]
+        if self._credentials is None:
+            return grpc.insecure_channel(settings.target, options)
+        return grpc.secure_channel(settings.target, self._credentials, options)
+
+    def _export(self, channel: grpc.Channel, payload: bytes, count: int, timeout: float) -> Outcome:
+        # Without serialisers: bytes in, bytes out.
+        export: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
+        try:
+            response, _ = export.with_call(
+                payload, timeout=timeout, metadata=self._metadata, compression=self._compression
+            )
+        except grpc.RpcError as error:
+            return self._failure(channel, error)
+        self._deadlines = 0
+        answer = success(response, count, hide=self._hide)
+        if answer.warning and answer.warning != self._warned:
+            _logger.warning("%s: the backend took the records, and says: %s", self._name, answer.warning)
+            self._warned = answer.warning
+        return answer.outcome
+
+    def _failure(self, channel: grpc.Channel, error: grpc.RpcError) -> Outcome:
+        code = error.code()
+        self._deadlines = self._deadlines + 1 if code is grpc.StatusCode.DEADLINE_EXCEEDED else 0
+        if self._deadlines >= _DEADLINES_UNTIL_RECONNECT:
+            self._reopen(channel)
+        details = b""
+        for item in error.trailing_metadata() or ():
+            if item.key == _STATUS_DETAILS and isinstance(item.value, bytes):
+                details = item.value
+        return grpc_failure(code.value[0], error.details() or "", details, hide=self._hide)
+
+    def _unexpected(self, channel: grpc.Channel, error: Exception) -> Outcome:
+        """Nothing that a backend can bring about: nobody can mend it by waiting, so it is said loudly."""
+        with self._lock:
+            if self._channel is not channel:  # grpcio answers a call on a closed channel with a ValueError
+                return RetryLater("the exporter is shutting down")
+        _logger.debug("%s: unexpected error of the gRPC library", self._name, exc_info=error)
+        return Blocked(f"unexpected {type(error).__name__} of the gRPC library: {printable(str(error), self._hide)}")
+
+    def _reopen(self, channel: grpc.Channel) -> None:
+        self._deadlines = 0
+        with self._lock:
+            if self._channel is not channel:
+                return  # shut down meanwhile
+            self._channel = self._open()
+        channel.close()

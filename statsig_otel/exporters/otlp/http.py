@@ -1,0 +1,265 @@
+"""OTLP over HTTP/1.1, on urllib3's connections: no redirects, no retries, one kept connection."""
+
+import contextlib
+import gzip
+import logging
+import ssl
+import time
+from http.client import HTTPException
+from socket import SHUT_RDWR, socket
+from threading import Event, Lock, Thread
+from typing import Final
+from urllib.parse import parse_qsl
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError
+
+from statsig_otel import __version__
+from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
+from statsig_otel.exporters.otlp.status import (
+    CLIENT_CERTIFICATE_REFUSED,
+    MAX_RESPONSE_BYTES,
+    PROTOBUF,
+    UNTRUSTED,
+    http_failure,
+    is_client_certificate_alert,
+    printable,
+    server_time,
+    success,
+)
+from statsig_otel.exporters.outcome import Blocked, Outcome, RetryLater
+
+_logger = logging.getLogger(__name__)
+
+_PIECE: Final = 64 << 10
+_FINAL: Final = 200
+_OK: Final = range(_FINAL, 300)
+
+
+class _Exchange:
+    """One request and its answer, in a thread of its own, so that it can be given up at any point.
+
+    A name lookup can't be interrupted, and a server may send its answer byte by byte, for ever. Only somebody who
+    waits beside it can bound that.
+    """
+
+    def __init__(self, connection: HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> None:
+        self.connection = connection
+        self.status: int | None = None
+        self.content_type = ""
+        self.retry_after = ""
+        self.date = ""
+        self.body = bytearray()
+        self.complete = False  # the connection is ready for the next request
+        self.error: Exception | None = None
+        self._request = (path, body, headers)
+        self._socket: socket | None = None
+        self._ended = Event()
+        self._given_up = False
+
+    def run(self) -> None:
+        """The thread: fill in the answer, or the error."""
+        try:
+            self._run()
+        except Exception as error:  # noqa: BLE001 - handed to the waiting thread
+            self.error = error
+        finally:
+            if self._given_up or not self.complete:
+                self.connection.close()
+            self._ended.set()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for the end. False where there was none in time, or where it was given up."""
+        return self._ended.wait(timeout) and not self._given_up
+
+    def give_up(self) -> None:
+        """Let the waiting thread go on and cut the connection. May be called from any thread."""
+        self._given_up = True
+        self._ended.set()
+        if self._socket is not None:
+            # The plain socket's method: an SSLSocket's would drop its state under the reading thread.
+            with contextlib.suppress(OSError):  # it may have gone by itself
+                socket.shutdown(self._socket, SHUT_RDWR)
+        if self.complete:
+            self.connection.close()
+
+    def _run(self) -> None:
+        path, body, headers = self._request
+        if not self.connection.is_connected:  # also: the server closed it while it was idle
+            self.connection.close()
+            self.connection.connect()
+        self._socket = self.connection.sock
+        if self._given_up:
+            return
+        # A server may refuse before it has read all, such as with 413. Its answer counts; without one, reading raises.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+            self.connection.request("POST", path, body=body, headers=headers, preload_content=False)
+        response = self.connection.getresponse()
+        self.content_type = response.headers.get("Content-Type", "")
+        self.retry_after = response.headers.get("Retry-After", "")
+        self.date = response.headers.get("Date", "")
+        self.status = response.status
+        while piece := response.read1(_PIECE):
+            self.body += piece
+            if len(self.body) > MAX_RESPONSE_BYTES:
+                return
+        self.complete = response.status >= _FINAL  # another answer would follow an interim one
+
+
+class OtlpHttpExporter:
+    """Sends log records to an OTLP/HTTP receiver as binary protobuf. Keeps the `Exporter` contract.
+
+    One connection is kept between batches. Where the server has closed it meanwhile, a new one is made; where it
+    closes it in the very moment of the next request, that is a `RetryLater` like any broken connection. Redirects are
+    not followed, and the environment's proxies are not used.
+
+    Example:
+        >>> from statsig_otel.exporters import OtlpHttpExporter, OtlpHttpSettings
+        >>> exporter = OtlpHttpExporter("otlp_http", OtlpHttpSettings(endpoint="http://127.0.0.1:1"))
+        >>> exporter.start()  # a backend that does not answer is no error yet
+        >>> exporter.shutdown()
+    """
+
+    def __init__(self, name: str, settings: OtlpHttpSettings) -> None:
+        """Open nothing.
+
+        Args:
+            name: The exporter's id, such as `otlp_http/backend`; for the log.
+            settings: What the user wrote.
+        """
+        self._name = name
+        self._settings = settings
+        self._url = settings.url
+        self._path = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
+        configured = {key: value.reveal() for key, value in settings.headers.items()}
+        query = parse_qsl(self._url.query, keep_blank_values=True)  # may hold a key, too
+        self._hide = (*configured.values(), self._url.query, *(value for _, value in query))
+        self._headers = {"Content-Type": PROTOBUF, "User-Agent": f"statsig-otel/{__version__}", **configured}
+        if settings.compression == "gzip":
+            self._headers["Content-Encoding"] = "gzip"
+        self._context: ssl.SSLContext | None = None
+        self._lock = Lock()  # over what shutdown() touches from another thread
+        self._running = False
+        self._connection: HTTPConnection | None = None
+        self._exchange: _Exchange | None = None
+        self._warned = ""
+
+    def start(self) -> None:
+        """Read the TLS files. The connection is made by the first request.
+
+        Raises:
+            OSError: A file of `tls` can't be read.
+            ValueError: A file of `tls` holds something else than it should.
+        """
+        tls = self._settings.tls
+        if self._url.scheme == "https":
+            self._context = tls.context(tls.read())
+            if tls.insecure_skip_verify:
+                _logger.warning(
+                    "%s: tls::insecure_skip_verify is on: the records go to whoever answers at %s",
+                    self._name,
+                    self._url.hostname,
+                )
+        with self._lock:
+            self._running = True
+
+    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
+        """Post one batch. For the parameters and outcomes see `Exporter.send`."""
+        deadline = time.monotonic() + timeout
+        exchange, in_time = None, False
+        try:
+            body = gzip.compress(payload, mtime=0) if self._settings.compression == "gzip" else payload
+            exchange = self._begin(body, timeout)
+            if exchange is None:
+                return RetryLater("the exporter is not running")
+            Thread(target=exchange.run, name=f"{self._name} request", daemon=True).start()
+            in_time = exchange.wait(deadline - time.monotonic())
+            if not in_time:
+                exchange.give_up()
+            outcome = self._outcome(exchange, count, timeout, in_time=in_time)
+        except Exception as error:  # noqa: BLE001 - the contract: send never raises
+            outcome = self._unexpected(error)
+        self._end(exchange if in_time else None)
+        return outcome
+
+    def shutdown(self) -> None:
+        """Close the connection. A request that is under way is given up at once."""
+        with self._lock:
+            self._running = False
+            exchange, self._exchange = self._exchange, None
+            connection, self._connection = self._connection, None
+        if exchange is not None:
+            exchange.give_up()
+        if connection is not None:
+            connection.close()
+
+    def _begin(self, body: bytes, timeout: float) -> _Exchange | None:
+        with self._lock:
+            if not self._running:
+                return None
+            connection, self._connection = self._connection or self._connect(), None
+            # The bound of a single step: it ends a thread that was given up, too.
+            connection.timeout = timeout
+            if connection.sock is not None:
+                connection.sock.settimeout(timeout)
+            self._exchange = _Exchange(connection, self._path, body, self._headers)
+            return self._exchange
+
+    def _end(self, exchange: _Exchange | None) -> None:
+        """Keep the connection of an exchange that came to its end by itself."""
+        with self._lock:
+            self._exchange = None
+            if exchange is not None and exchange.complete and self._running:
+                self._connection = exchange.connection
+
+    def _connect(self) -> HTTPConnection:
+        """A connection that is not open yet."""
+        host = self._url.hostname or ""
+        if self._context is None:
+            return HTTPConnection(host, self._url.port)
+        return HTTPSConnection(
+            host,
+            self._url.port,
+            ssl_context=self._context,
+            server_hostname=self._settings.tls.server_name_override or None,
+        )
+
+    def _outcome(self, exchange: _Exchange, count: int, timeout: float, *, in_time: bool) -> Outcome:
+        """Once there is a status it decides, whatever becomes of the body."""
+        status, body = exchange.status, bytes(exchange.body)
+        if status is None:
+            if in_time and exchange.error is not None:
+                return self._failure(exchange.error)
+            return RetryLater(f"no answer within {timeout:g} s" if self._running else "the exporter is shutting down")
+        if status not in _OK:
+            return http_failure(
+                status,
+                body,
+                content_type=exchange.content_type,
+                retry_after=exchange.retry_after,
+                now=server_time(exchange.date) or time.time(),
+                hide=self._hide,
+            )
+        answer = success(
+            body if in_time and exchange.complete else b"", count, content_type=exchange.content_type, hide=self._hide
+        )
+        if answer.warning and answer.warning != self._warned:
+            _logger.warning("%s: the backend took the records, and says: %s", self._name, answer.warning)
+            self._warned = answer.warning
+        return answer.outcome
+
+    def _failure(self, error: Exception) -> Outcome:
+        """The outcome of a request without an answer."""
+        reason = f"{type(error).__name__}: {printable(str(error), self._hide)}"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return Blocked(f"{UNTRUSTED}: {reason}")
+        if isinstance(error, ssl.SSLError) and is_client_certificate_alert(str(error)):
+            return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
+        if isinstance(error, OSError | HTTPException | HTTPError):
+            return RetryLater(reason)
+        return self._unexpected(error)
+
+    def _unexpected(self, error: Exception) -> Outcome:
+        """Nothing that a backend can bring about: nobody can mend it by waiting, so it is said loudly."""
+        _logger.debug("%s: unexpected error of the HTTP library", self._name, exc_info=error)
+        return Blocked(f"unexpected {type(error).__name__} of the HTTP library: {printable(str(error), self._hide)}")

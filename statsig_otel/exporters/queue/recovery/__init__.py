@@ -1,0 +1,1 @@
+"""Reads the records that are left in a damaged queue file."""

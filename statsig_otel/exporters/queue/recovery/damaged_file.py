@@ -1,0 +1,180 @@
+"""Reads what can still be read of a database that the queue can't use any more. The file itself is never changed."""
+
+import contextlib
+import errno
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from statsig_otel.exporters.queue import schema, store
+from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.records import Stored
+from statsig_otel.exporters.queue.recovery import write_ahead_log
+
+_MOST_FAILURES: Final = 50_000
+"""Failures in a row after which the rest of a table is given up: about a second."""
+
+_FAILURES_PER_STEP: Final = 1000
+"""The steps over what can't be read grow with it: a thousandth of what was passed. So a million rows can be passed."""
+
+_LAST_KEY: Final = 2**63 - 1
+_COPY: Final = ".repaired"
+
+
+class UnreadableError(QueueError):
+    """Not even the beginning of a file can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A record with its route, as it was read.
+
+    Attributes:
+        route: Its route's number; None where it can't be read.
+        record: The record.
+    """
+
+    route: int | None
+    record: Stored
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
+    """A connection for reading a damaged file, or a copy of it.
+
+    A copy has a new first page and all of the log folded in: where SQLite could not read the one, or all of the other.
+
+    Args:
+        path: The file.
+        room: Bytes that a copy may have.
+
+    Raises:
+        UnreadableError: There is nothing in it that can be read.
+        OSError: The copy can't be written, or there is no room for it.
+    """
+    copy = path.with_name(path.name + _COPY)
+    try:
+        connection = None if write_ahead_log.look(path).unread_commits else _connect(path)
+        if connection is None:
+            _copy(path, copy, room)
+            connection = _connect(copy)
+        if connection is None:
+            raise UnreadableError(f"nothing in {path.name} can be read")
+        with contextlib.closing(connection):
+            yield connection
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{copy}{suffix}").unlink(missing_ok=True)
+
+
+def places(connection: sqlite3.Connection) -> dict[int, store.ExporterState] | None:
+    """Every exporter's place, by its number; None where one of them can't be trusted."""
+    try:
+        store.check(connection, "exporters")
+        states = store.exporter_states(connection)
+        last = store.last_seq(connection)
+    except sqlite3.Error:
+        return None
+    trusted = all(type(state.name) is str and 0 <= state.cursor <= last for state in states)
+    return {state.id: state for state in states} if trusted else None
+
+
+def routes(connection: sqlite3.Connection) -> dict[int, tuple[str, tuple[int, ...]]] | None:
+    """Every route's receiver and exporters, by its number; None where one of them can't be read."""
+    try:
+        store.check(connection, "routes")
+        found = store.routes(connection)
+    except sqlite3.Error:
+        return None
+    return found if all(type(receiver) is str for receiver, _ in found.values()) else None
+
+
+def records(connection: sqlite3.Connection, after: int) -> Iterator[Row]:
+    """All records behind a seq that can be read, in order, also those that changed."""
+    columns = "seq, route, CAST(uid AS BLOB), CAST(payload AS BLOB), checksum"
+    for seq, route, uid, payload, checksum in _rows(connection, columns, "records", after):
+        yield Row(route if type(route) is int else None, store.as_stored(seq, uid, payload, checksum))
+
+
+def seen(connection: sqlite3.Connection) -> Iterator[tuple[str, bytes, int]]:
+    """The uids that can be read, with their receiver and time: up to the first damage from both ends."""
+    for order in ("ASC", "DESC"):
+        query = f"SELECT receiver, uid, at FROM seen ORDER BY receiver {order}, uid {order}"  # noqa: S608 - ours
+        try:
+            for receiver, uid, at in connection.execute(query):
+                if type(receiver) is str and type(uid) is bytes and type(at) is int:
+                    yield receiver, uid, at
+        except sqlite3.Error:
+            continue
+        return
+
+
+def dead_letters(connection: sqlite3.Connection, after: int) -> Iterator[tuple[int, int, store.DeadLetter]]:
+    """All dead letters behind an id that can be read: the id, the time in milliseconds, and the letter."""
+    columns = "id, at, kind, owner, reason, attempts, uid, count, CAST(content AS BLOB)"
+    rows = _rows(connection, columns, "dead_letters", after)
+    for number, at, kind, owner, reason, attempts, uid, count, content in rows:
+        numbers = (at, attempts, count)
+        if all(type(value) is int for value in numbers) and all(type(text) is str for text in (kind, owner, reason)):
+            uid_bytes = uid if isinstance(uid, bytes) else None
+            yield number, at, store.DeadLetter(kind, owner, reason, content or b"", uid_bytes, attempts, count)
+
+
+def _connect(path: Path) -> sqlite3.Connection | None:
+    """A connection that reads past damage; None where not even the tables' names can be read."""
+    if not schema.size_of(path):
+        return None  # SQLite would delete its log
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    try:
+        connection.execute("PRAGMA mmap_size = 0")
+        connection.execute("PRAGMA cell_size_check = ON")
+        connection.execute("PRAGMA writable_schema = ON")  # a file that was cut short can't be opened otherwise
+        if schema.has_all_tables(connection):
+            for table in ("exporters", "routes", "records", "seen", "dead_letters"):
+                connection.execute(f"SELECT * FROM {table} LIMIT 0")  # noqa: S608 - ours
+            return connection
+    except (sqlite3.Error, UnicodeDecodeError):
+        pass
+    connection.close()
+    return None
+
+
+def _copy(path: Path, copy: Path, room: int) -> None:
+    if schema.size_of(path) + schema.size_of(path.with_name(f"{path.name}-wal")) > room:
+        raise OSError(errno.ENOSPC, "the disk has no room for a copy with a new first page", str(path))
+    shutil.copyfile(path, copy)
+    write_ahead_log.fold(path, copy)
+    size = len(schema.first_page(pages=0))
+    pages = max(copy.stat().st_size // size, 1)
+    with copy.open("r+b") as file:
+        file.write(schema.first_page(pages))
+        file.truncate(pages * size)
+
+
+def _rows(connection: sqlite3.Connection, columns: str, table: str, after: int) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table by its key, the first column, over those that can't be read."""
+    query = f"SELECT {columns} FROM {table} WHERE rowid >= ? ORDER BY rowid"  # noqa: S608 - ours
+    following = after + 1
+    failures = 0
+    while failures < _MOST_FAILURES and following <= _LAST_KEY:
+        try:
+            for row in connection.execute(query, (following,)):
+                if row[0] < following:
+                    break  # damage can lead back to the beginning
+                following, failures = row[0] + 1, 0
+                yield row
+            else:
+                return
+        except sqlite3.Error as error:
+            # What the disk can't read of a file that nobody writes to any more is damage.
+            if schema.will_pass(error) and not _is_unreadable(error):
+                raise
+        failures += 1
+        following += 1 + failures // _FAILURES_PER_STEP
+
+
+def _is_unreadable(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR

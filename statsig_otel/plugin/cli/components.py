@@ -1,0 +1,65 @@
+"""`statsig-otel components`: what a configuration can name."""
+
+from collections.abc import Iterator
+from typing import Final
+
+import click
+
+from statsig_otel import __version__
+from statsig_otel.config.yaml_text import to_yaml
+from statsig_otel.plugin.settings.catalog import BUILT_IN, EXPORTERS
+from statsig_otel.plugin.settings.exporters import Installed
+
+_STABILITY: Final = "Alpha"
+"""The Collector's word for what may still change; it is that of the whole package."""
+
+
+@click.command()
+def command() -> None:
+    """List the receivers, exporters and extensions that a configuration can name, as YAML.
+
+    Exporters of other installed distributions are there too, each with the distribution and its version. They are
+    imported for it: one that can't be used has the reason as its problem.
+
+    The output is for people, and may change with any version.
+    """
+    buildinfo = {"command": "statsig-otel", "description": "Statsig receiver", "version": __version__}
+    click.echo(to_yaml({"buildinfo": buildinfo, **list_components()}), nl=False)
+
+
+def list_components() -> dict[str, list[dict[str, object]]]:
+    """All components, by kind: the type, where it comes from, its stability."""
+    return {
+        "receivers": [_entry(type_, "logs") for type_ in BUILT_IN.receivers],
+        "exporters": [
+            *(_entry(type_, "logs") for type_ in BUILT_IN.exporters),
+            *(_installed_entry(one) for one in EXPORTERS.installed()),
+        ],
+        "extensions": [_entry(type_, "extension") for type_ in BUILT_IN.extensions],
+    }
+
+
+def _entry(type_: str, signal: str) -> dict[str, object]:
+    aliases = list(_aliases(type_))
+    return {
+        "name": type_,
+        **({"deprecated_names": aliases} if aliases else {}),
+        "module": f"statsig-otel {__version__}",
+        "built_in": True,
+        "stability": {signal: _STABILITY},
+    }
+
+
+def _installed_entry(one: Installed) -> dict[str, object]:
+    fault = EXPORTERS.fault(one)
+    return {
+        "name": one.name,
+        "module": one.distribution,
+        "built_in": False,
+        "entry_point": one.value,
+        **({"problem": fault.reason, "hint": fault.hint} if fault else {}),
+    }
+
+
+def _aliases(type_: str) -> Iterator[str]:
+    return (alias for alias, name in BUILT_IN.aliases.items() if name == type_)

@@ -1,0 +1,375 @@
+"""`statsig-otel dead-letters`: what could not be delivered, or not even be mapped."""
+
+import base64
+import json
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar, cast, get_args
+
+import click
+import msgspec
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
+from statsig_otel.exporters.otlp.json_lines import to_json_line
+from statsig_otel.exporters.outcome import Delivered
+from statsig_otel.exporters.queue import dead_letters
+from statsig_otel.exporters.queue.dead_letters import FROM_RECEIVER, Letter, Selection
+from statsig_otel.exporters.queue.store import DeadLetterKind
+from statsig_otel.exporters.terminal import printable, shorten
+from statsig_otel.plugin.cli.queue import location_options, print_table, queue_access
+from statsig_otel.plugin.control.exporters import counted
+from statsig_otel.plugin.control.queue_access import Perform
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_IDS_AT_ONCE: Final = 500
+"""How many ids one request bears: its line is bounded, and so are SQLite's parameters."""
+
+_LISTED_AT_ONCE: Final = 1000
+_MAX_ID: Final = (1 << 63) - 1
+_REASON_CELLS: Final = 100
+
+
+def _selecting(*, needed: bool) -> Callable[[_F], _F]:
+    """The arguments that say which letters. The function gets them as `selections`."""
+
+    def decorate(function: _F) -> _F:
+        def run(
+            ids: tuple[int, ...],
+            exporter: str | None,
+            receiver: str | None,
+            kind: DeadLetterKind | None,
+            *,
+            everything: bool,
+            **others: Any,
+        ) -> Any:
+            filters = Selection(exporter=exporter, receiver=receiver, kind=kind)
+            filtered = filters != Selection()
+            if (bool(ids) + filtered + everything) > 1:
+                raise click.UsageError("IDs, filters and --all exclude each other.")
+            if exporter is not None and receiver is not None:
+                raise click.UsageError("A dead letter is of an exporter or of a receiver, never of both.")
+            if needed and not (ids or filtered or everything):
+                raise click.UsageError("Say which: IDs, --exporter, --receiver, --kind or --all.")
+            unique = sorted(set(ids))
+            chunks = [tuple(unique[start : start + _IDS_AT_ONCE]) for start in range(0, len(unique), _IDS_AT_ONCE)]
+            return function(selections=[Selection(ids=chunk) for chunk in chunks] or [filters], **others)
+
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        run.__dict__.update(function.__dict__)  # where click keeps the options of the decorators below
+        for option in (
+            click.option("--all", "everything", is_flag=True, help="All of them."),
+            click.option("--kind", type=click.Choice(get_args(DeadLetterKind)), help="Those of this kind."),
+            click.option("--receiver", metavar="NAME", help="The items and bodies of this receiver."),
+            click.option("--exporter", metavar="NAME", help="What this exporter was to get."),
+            click.argument("ids", nargs=-1, type=click.IntRange(1, _MAX_ID), metavar="[ID]..."),
+        ):
+            run = option(run)
+        return cast("_F", run)
+
+    return decorate
+
+
+@click.group("dead-letters")
+@location_options
+def command() -> None:
+    """Look at what could not be delivered, or not even be mapped, and replay or drop it.
+
+    \b
+    There are five kinds:
+      item     a verified config change that no record could be made of, as it was sent
+      body     a verified webhook of no known shape, as it was sent
+      record   a record that an exporter's backend refuses, or that was skipped
+      batch    records of which a backend took some only, and did not say which
+      damaged  what is left of a record that was damaged on disk; it is never replayed
+
+    They stay until they are replayed or dropped by these commands. All work while the service runs and while it does
+    not. --directory and --config are those of `statsig-otel queue`.
+
+    \b
+    Exit codes:
+      0  done
+      1  nothing matched, it was refused, or a letter stays
+      2  an option is wrong
+    """  # noqa: D301 - click wants the character itself
+
+
+@command.command("list", short_help="List dead letters.")
+@_selecting(needed=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@location_options
+def list_(*, selections: Sequence[Selection], as_json: bool) -> None:
+    """List dead letters, the oldest first; all of them, where nothing else is said."""
+    listed: set[int] = set()
+    with queue_access() as access, access.reading() as connection, _array(as_json=as_json) as add:
+        for page in _pages(connection, selections):
+            listed.update(letter.id for letter in page)
+            if as_json:
+                for letter in page:
+                    add(_described(letter))
+                continue
+            rows = [
+                (
+                    str(letter.id),
+                    _time(letter.at_ms),
+                    letter.kind,
+                    letter.owner,
+                    str(letter.count),
+                    str(letter.size),
+                    str(letter.attempts),
+                    shorten(printable(letter.reason), _REASON_CELLS),
+                )
+                for letter in page
+            ]
+            print_table(("ID", "KEPT AT", "KIND", "OF", "RECORDS", "BYTES", "ATTEMPTS", "REASON"), rows)
+    if not listed and selections == [Selection()]:
+        click.echo("There are no dead letters.", err=True)
+        return
+    _end_with(sorted(_asked(selections) - listed), matched=bool(listed))
+
+
+@command.command()
+@_selecting(needed=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@location_options
+def show(*, selections: Sequence[Selection], as_json: bool) -> None:
+    """Print dead letters whole, with their reason.
+
+    In JSON the raw text of an item or body is `text`, and records are an OTLP/JSON `request`. What can't be read, and
+    what was damaged, is there byte by byte as `base64`.
+    """
+    shown: set[int] = set()
+    with queue_access() as access, access.reading() as connection, _array(as_json=as_json) as add:
+        for page in _pages(connection, selections):
+            for letter in page:
+                content = dead_letters.content(connection, letter.id)
+                if content is None:
+                    continue  # replayed or dropped meanwhile
+                shown.add(letter.id)
+                if as_json:
+                    add({**_described(letter), **_decoded(letter, content)})
+                else:
+                    _print(letter, content)
+    _end_with(sorted(_asked(selections) - shown), matched=bool(shown))
+
+
+@command.command(short_help="Try dead letters again.")
+@_selecting(needed=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: what became of each.")
+@location_options
+def replay(*, selections: Sequence[Selection], as_json: bool) -> None:
+    """Try dead letters again; each is gone once what it held waits for delivery, or is delivered.
+
+    A record is sent to its own exporter once more, whatever was delivered before. Of a batch, all records are: those
+    that the backend had taken it gets a second time, with the same uid.
+
+    An item is mapped anew, with the mapping that the receiver has now, and is for all exporters of its receiver; one
+    that was taken over in the meantime is a duplicate, and its letter goes. A body is read anew, likewise: those of its
+    items that are still invalid become letters of their own. What is still invalid stays, with the new reason.
+
+    Exporters without a sending queue get items and bodies at once, before the others; where one fails the letter stays.
+    This needs a running service. Until a letter is gone each replay of it reaches them again, with the same uid.
+
+    Where no service runs, items and bodies need --config. A replay may fill a queue beyond its queue_size. What was
+    damaged on disk is not replayed.
+    """
+    totals = _Totals()
+    with queue_access() as access, access.changing() as perform, _array(as_json=as_json) as add:
+        for one in _replay(perform, selections):
+            totals.count(one)
+            if as_json:
+                add(one)
+            elif one["outcome"] == "kept":
+                click.echo(f"{one['id']} stays: {printable(one['reason'])}", err=True)
+            elif one["outcome"] == "gone":
+                click.echo(f"There is no dead letter {one['id']}.", err=True)
+    if not as_json and totals.replayed:
+        click.echo(totals.text())
+    _end_with([], matched=totals.any)
+    if totals.incomplete:
+        sys.exit(1)
+
+
+@command.command()
+@_selecting(needed=True)
+@click.option("--yes", is_flag=True, help="Really: what is dropped is gone for good.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the ids of what was dropped.")
+@location_options
+def drop(*, selections: Sequence[Selection], yes: bool, as_json: bool) -> None:
+    """Delete dead letters for good."""
+    dropped = 0
+    with queue_access() as access:
+        with access.reading() as connection:
+            found = [dead_letters.count(connection, selection) for selection in selections]
+        count, size = sum(letters_ for letters_, _ in found), sum(bytes_ for _, bytes_ in found)
+        if not count:
+            if as_json:
+                click.echo("[]")
+            _end_with(sorted(_asked(selections)), matched=False)
+        if not yes:
+            raise click.ClickException(
+                f"{counted(count, 'dead letter')} of {counted(size, 'byte')} would be gone for good; "
+                "each may be the only copy. Say --yes for that."
+            )
+        gone = _asked(selections)
+        with access.changing() as perform, _array(as_json=as_json) as add:
+            for selection in selections:
+                for page in _by_page(perform, "dead-letters drop", selection):
+                    dropped += len(page["ids"])
+                    gone.difference_update(page["ids"])
+                    if as_json:
+                        for number in page["ids"]:
+                            add(number)
+    if not as_json:
+        click.echo(f"Dropped: {counted(dropped, 'dead letter')}.")
+    _end_with(sorted(gone), matched=bool(dropped))
+
+
+class _Totals:
+    """What a replay came to."""
+
+    def __init__(self) -> None:
+        self.any = False
+        self.incomplete = False
+        self.replayed = 0
+        self._records = 0
+        self._duplicates = 0
+        self._invalid = 0
+        self._delivered: set[str] = set()
+
+    def count(self, one: dict[str, Any]) -> None:
+        """Add one letter's outcome."""
+        self.any = True
+        self.replayed += one["outcome"] == "replayed"
+        self.incomplete |= one["outcome"] != "replayed" or one["invalid"] > 0
+        self._records += one["records"]
+        self._duplicates += one["duplicates"]
+        self._invalid += one["invalid"]
+        self._delivered.update(one["delivered"])
+
+    def text(self) -> str:
+        """For people."""
+        text = f"Replayed: {counted(self.replayed, 'dead letter')}, {counted(self._records, 'record')} to deliver."
+        if self._delivered:
+            text += f" Delivered at once: to {printable(', '.join(sorted(self._delivered)))}."
+        if self._duplicates:
+            text += f" Taken over before, otherwise: {counted(self._duplicates, 'change')}."
+        if self._invalid:
+            text += f" Still invalid, and dead letters of their own now: {counted(self._invalid, 'item')}."
+        return text
+
+
+def _replay(perform: Perform, selections: Sequence[Selection]) -> Iterator[dict[str, Any]]:
+    for selection in selections:
+        asked = set(selection.ids or ())
+        for page in _by_page(perform, "dead-letters replay", selection):
+            asked.difference_update(one["id"] for one in page["letters"])
+            yield from page["letters"]
+        for number in sorted(asked):
+            nothing = {"reason": "", "records": 0, "exporters": [], "delivered": [], "duplicates": 0, "invalid": 0}
+            yield {"id": number, "outcome": "gone", **nothing}
+
+
+def _by_page(perform: Perform, name: str, selection: Selection) -> Iterator[dict[str, Any]]:
+    """Have a command done page by page, up to the letters that there were at first: a replay may make new ones."""
+    after, upto = 0, None
+    while after is not None:
+        page = perform(name, selection=msgspec.to_builtins(selection), after=after, upto=upto)
+        after, upto = page["next"], page["upto"]
+        yield page
+
+
+def _pages(connection: sqlite3.Connection, selections: Sequence[Selection]) -> Iterator[list[Letter]]:
+    for selection in selections:
+        page = dead_letters.select(connection, selection, limit=_LISTED_AT_ONCE)
+        while page:
+            yield page
+            page = dead_letters.select(connection, selection, after=page[-1].id, limit=_LISTED_AT_ONCE)
+
+
+def _asked(selections: Sequence[Selection]) -> set[int]:
+    return {number for selection in selections for number in selection.ids or ()}
+
+
+def _end_with(unknown: Sequence[int], *, matched: bool) -> None:
+    for number in unknown:
+        click.echo(f"There is no dead letter {number}.", err=True)
+    if unknown:
+        sys.exit(1)
+    if not matched:
+        click.echo("No dead letter matches.", err=True)
+        sys.exit(1)
+
+
+@contextmanager
+def _array(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
+    """Prints a JSON array element by element, so that any number of them takes no memory.
+
+    It is closed also where the command fails in the middle: what was done until then can be read.
+    """
+    separator = "["
+
+    def add(element: Any) -> None:
+        nonlocal separator
+        click.echo(f"{separator}{json.dumps(element)}", nl=False)
+        separator = ",\n"
+
+    try:
+        yield add
+    finally:
+        if as_json:
+            click.echo("[]" if separator == "[" else "]")
+
+
+def _described(letter: Letter) -> dict[str, Any]:
+    return {
+        "id": letter.id,
+        "kept_at": _time(letter.at_ms),
+        "kind": letter.kind,
+        "receiver" if letter.kind in FROM_RECEIVER else "exporter": letter.owner,
+        "reason": letter.reason,
+        "attempts": letter.attempts,
+        "uid": letter.uid.hex() if letter.uid else None,
+        "records": letter.count,
+        "bytes": letter.size,
+    }
+
+
+def _decoded(letter: Letter, content: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with suppress(UnicodeDecodeError, DecodeError, RecursionError, ValueError):
+        if letter.kind in FROM_RECEIVER:
+            found["text"] = content.decode()
+        else:
+            found["request"] = json.loads(to_json_line(ExportLogsServiceRequest.FromString(content)))
+    if not found or letter.kind == "damaged":
+        found["base64"] = base64.b64encode(content).decode()
+    return found
+
+
+def _print(letter: Letter, content: bytes) -> None:
+    click.echo(f"Dead letter {letter.id}: {letter.kind} of {printable(letter.owner)}, kept at {_time(letter.at_ms)}")
+    click.echo(f"Reason: {printable(letter.reason)}")
+    if letter.kind in FROM_RECEIVER:
+        for line in content.decode(errors="backslashreplace").split("\n"):
+            click.echo(printable(line))
+        click.echo()
+        return
+    click.echo(f"Attempts: {letter.attempts}")
+    if letter.kind == "damaged":
+        click.echo("What is left of it, and may be wrong:" if content else "Nothing is left of it.")
+    printer = DebugExporter("dead-letters", DebugSettings(verbosity="detailed"), sys.stdout)
+    printer.start()
+    outcome = printer.send(content, letter.count, 0)
+    if not isinstance(outcome, Delivered):
+        click.echo(f"{getattr(outcome, 'reason', outcome)}; in hex:\n{content.hex()}")
+    click.echo()
+
+
+def _time(milliseconds: int) -> str:
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -1,0 +1,54 @@
+"""`statsig-otel doctor`: what a service depends on, and what is wrong with it."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+
+import click
+
+from statsig_otel.exporters.terminal import pad, printable, width
+from statsig_otel.plugin.cli.options import config_option
+from statsig_otel.plugin.doctor.diagnosis import diagnose
+from statsig_otel.plugin.doctor.finding import Finding
+
+
+@click.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(locations: tuple[str, ...], *, as_json: bool) -> None:
+    """Look at all that a service depends on, and say what is wrong with it and what to do.
+
+    Versions, SQLite's known faults, the configuration, the queue's directory, the clock, the limits, and whether the
+    exporters' endpoints answer. Nothing is changed, and no record is sent. It works beside a running service, and with
+    a configuration that is wrong: then for what is right of it. Run it as the service's own user, with the same
+    environment.
+
+    \b
+    Exit codes:
+      0  nothing has failed
+      1  something has
+      2  an option is wrong
+    """  # noqa: D301 - click wants the character itself
+    findings = list(diagnose(locations, os.environ))
+    counts = Counter(finding.status for finding in findings)
+    if as_json:
+        click.echo(
+            json.dumps({"checks": [asdict(finding) for finding in findings], "failed": counts["failed"]}, indent=2)
+        )
+    else:
+        _show(findings)
+        click.echo(f"\n{len(findings)} checks, {counts['failed']} failed, {counts['warning']} with a warning")
+    if counts["failed"]:
+        click.get_current_context().exit(1)
+
+
+def _show(findings: Iterable[Finding]) -> None:
+    rows = [("CHECK", "STATUS", "RESULT"), *((one.check, one.status, one.detail) for one in findings)]
+    hints = [None, *(one.hint for one in findings)]
+    first, second = (max(width(printable(row[column])) for row in rows) for column in (0, 1))
+    for (check, status, detail), hint in zip(rows, hints, strict=True):
+        click.echo(f"{pad(printable(check), first)}  {pad(status, second)}  {printable(detail)}")
+        if hint is not None:
+            click.echo(f"{' ' * (first + second + 4)}hint: {printable(hint)}")

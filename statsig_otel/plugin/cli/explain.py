@@ -1,0 +1,243 @@
+"""`statsig-otel explain`: what becomes of a payload, and why."""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from pathlib import Path
+from typing import Final, cast
+
+import click
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
+from statsig_otel.exporters.otlp.json_lines import to_json_line
+from statsig_otel.exporters.terminal import printable, write
+from statsig_otel.plugin.cli.options import config_option, read_document
+from statsig_otel.plugin.receiver.explanation import ExplainedItem, Explanation, SignatureHeaders, Verdict, explain
+from statsig_otel.plugin.record.services import Concerned, Found
+from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.environment import resource_from_environment
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+
+_NOT_UNDERSTOOD: Final = 1
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECONDS: Final = re.compile(r"[0-9]{13}")
+_MAX_MILLISECONDS: Final = (1 << 64) // 1_000_000
+"""What an observed timestamp holds, in nanoseconds."""
+
+
+def _moment(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    """A time as milliseconds since the epoch."""
+    if value is None or _MILLISECONDS.fullmatch(value):
+        return int(value) if value else None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        message = f"{value!r} is neither 13 digits of milliseconds nor such as 2026-01-31T12:00:00Z"
+        raise click.BadParameter(message) from None
+    if moment.tzinfo is None:
+        raise click.BadParameter(f"{value!r} has no offset from UTC; add Z where it is UTC")
+    milliseconds = (moment - _EPOCH) // timedelta(milliseconds=1)
+    if not 0 <= milliseconds < _MAX_MILLISECONDS:
+        raise click.BadParameter(f"{value!r} is before 1970 or after July 2554")
+    return milliseconds
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@config_option
+@click.option("--receiver", metavar="ID", help="Whose settings count. Needed where there are several receivers.")
+@click.option("--signature", metavar="TEXT", help="Check this X-Statsig-Signature, with --timestamp.")
+@click.option("--timestamp", metavar="TEXT", help="The X-Statsig-Request-Timestamp that came with it.")
+@click.option(
+    "--at", "at_ms", metavar="TIME", callback=_moment, help="When it arrives.  [default: --timestamp, or now]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the records as OTLP/JSON.")
+def command(
+    *,
+    file: Path,
+    locations: tuple[str, ...],
+    receiver: str | None,
+    signature: str | None,
+    timestamp: str | None,
+    at_ms: int | None,
+    as_json: bool,
+) -> None:
+    """Say what becomes of a payload, and why. Nothing is sent or stored.
+
+    FILE is a whole body, as Statsig sends it; - reads it from the standard input. It goes through what a receiver of
+    the configuration does: its signature, its shape, each of its items, the filter, the mapping. Records are shown as
+    they would be sent: with hashed users, or without, where the receiver says so. Of items that make no record, no more
+    than the event's name is shown.
+
+    The signature is checked where --signature or --timestamp is given, against the secrets of the receiver, as if the
+    request had arrived at its timestamp. With --at its tolerance counts. A wrong one does not end the explanation, and
+    does not change the exit code.
+
+    \b
+    Exit codes:
+      0  the payload was understood, if only to be ignored
+      1  its body is malformed, all of its items are invalid, or the configuration has errors
+      2  an option is wrong, or FILE can't be read
+    """  # noqa: D301 - click wants the character itself
+    try:
+        configuration = check(read_document(locations, os.environ), COMPONENTS)
+    except ConfigError as error:
+        raise click.ClickException(f"the configuration has errors\n{error}") from error
+    name, settings = _receiver(configuration, receiver)
+    given = signature is not None or timestamp is not None
+    if at_ms is None:
+        signed_at = timestamp is not None and _MILLISECONDS.fullmatch(timestamp)
+        at_ms = int(cast("str", timestamp)) if signed_at else time.time_ns() // 1_000_000
+    explanation = explain(
+        _body(file),
+        settings,
+        resource=resource_from_environment(os.environ),
+        headers=SignatureHeaders(signature, timestamp) if given else None,
+        at_ns=at_ms * 1_000_000,
+    )
+    if as_json:
+        click.echo(json.dumps(_as_json(name, explanation), indent=2))
+    else:
+        _print(name, explanation)
+    if not explanation.understood:
+        sys.exit(_NOT_UNDERSTOOD)
+
+
+def _receiver(configuration: Configuration, wanted: str | None) -> tuple[str, StatsigReceiverSettings]:
+    names = list(configuration.receivers)
+    if wanted is None and len(names) > 1:
+        raise click.UsageError(f"Say which --receiver. There are: {', '.join(names)}.")
+    name = names[0] if wanted is None else wanted
+    if name not in configuration.receivers:
+        raise click.UsageError(f"There is no receiver {name!r}. There are: {', '.join(names)}.")
+    return name, cast("StatsigReceiverSettings", configuration.receivers[name])
+
+
+def _body(file: Path) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"The file can't be read: {error}") from error
+
+
+def _print(receiver: str, explanation: Explanation) -> None:
+    _write(f"Receiver:  {receiver}")
+    _write(f"Signature: {_signature(explanation)}")
+    _write(f"Body:      {explanation.size} bytes, {_shape(explanation)}")
+    if explanation.too_large:
+        _write("           more than max_request_body_size: it is answered with 413, and not looked at")
+    printer = DebugExporter("explain", DebugSettings(verbosity="detailed"), sys.stdout)
+    printer.start()
+    # Of items in a row with one outcome and reason, such as a batch of exposures, one line says it.
+    for _, group in groupby(explanation.items, lambda item: item.index if item.uid else (item.outcome, item.reason)):
+        alike = list(group)
+        _write("")
+        for line in _item(alike):
+            _write(line)
+        concerned = alike[0].concerned
+        for index, record in enumerate(alike[0].records):
+            if concerned is not None and concerned.split:
+                _write(f"  for {_service(concerned.found[index])}")
+            printer.send(record, 1, 0)
+
+
+def _write(line: str) -> None:
+    write(sys.stdout, f"{printable(line)}\n")
+
+
+def _signature(explanation: Explanation) -> str:
+    verdict = explanation.verdict
+    if verdict is None:
+        return "not checked"
+    if verdict.reason is None:
+        return "right"
+    if explanation.shape == "url_verification":
+        return f"{verdict.reason}; a URL verification is answered all the same"
+    return f"{verdict.reason}: it is answered with 401, and not looked at; what follows is of a right one"
+
+
+def _shape(explanation: Explanation) -> str:
+    if explanation.shape == "url_verification":
+        return f"a URL verification: it is answered with its code, {explanation.verification_code}"
+    if explanation.shape == "event":
+        return "one event"
+    if explanation.shape == "batch":
+        return f"a batch of {len(explanation.items)}"
+    return f"malformed: {explanation.problem}"
+
+
+def _services(concerned: Concerned) -> Iterator[str]:
+    """What is to be said of the services before the records."""
+    if not concerned.found:
+        yield "concerns no service: no rule of impacted_services finds one"
+    elif concerned.too_many:
+        yield f"concerns {len(concerned.found)} services, too many for a record of each: one record lists them"
+    elif not concerned.split:
+        for found in concerned.found:
+            yield f"concerns {_service(found)}"
+
+
+def _service(found: Found) -> str:
+    rules = ", ".join(f"rules[{index}]" for index in found.rules)
+    return f"the service {found.service}, by {rules} of impacted_services"
+
+
+def _item(alike: Sequence[ExplainedItem]) -> Iterator[str]:
+    first, last = alike[0], alike[-1]
+    place = f"Item {first.index}" if first is last else f"Items {first.index} to {last.index}"
+    yield f"{place}: {first.outcome}: {first.uid or first.reason}"
+    if first.left_out:
+        yield f"  left out, for a type that is of no use: {', '.join(first.left_out)}"
+    if first.concerned is not None:
+        for line in _services(first.concerned):
+            yield f"  {line}"
+
+
+def _as_json(receiver: str, explanation: Explanation) -> dict[str, object]:
+    return {
+        "receiver": receiver,
+        "signature": _verdict_as_json(explanation.verdict),
+        "size": explanation.size,
+        "too_large": explanation.too_large,
+        "shape": explanation.shape,
+        "problem": explanation.problem,
+        "verification_code": explanation.verification_code,
+        "items": [_item_as_json(item) for item in explanation.items],
+    }
+
+
+def _verdict_as_json(verdict: Verdict | None) -> dict[str, object]:
+    return {
+        "checked": verdict is not None,
+        "right": None if verdict is None else verdict.reason is None,
+        "reason": None if verdict is None else verdict.reason,
+    }
+
+
+def _item_as_json(item: ExplainedItem) -> dict[str, object]:
+    return {
+        "index": item.index,
+        "outcome": item.outcome,
+        "reason": item.reason,
+        "uid": item.uid,
+        "left_out": item.left_out,
+        "services": _services_as_json(item.concerned),
+        "records": [json.loads(to_json_line(ExportLogsServiceRequest.FromString(record))) for record in item.records],
+    }
+
+
+def _services_as_json(concerned: Concerned | None) -> list[dict[str, object]] | None:
+    if concerned is None:
+        return None
+    return [
+        {"name": found.service.name, "namespace": found.service.namespace or None, "rules": found.rules}
+        for found in concerned.found
+    ]

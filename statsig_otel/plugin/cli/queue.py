@@ -1,0 +1,253 @@
+"""`statsig-otel queue`: what waits, and for whom; and what to do about it."""
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from statsig_otel.config.errors import ConfigError
+from statsig_otel.exporters.queue import dead_letters, store
+from statsig_otel.exporters.queue.backlog import oldest_observed_ns
+from statsig_otel.exporters.terminal import pad, printable, width
+from statsig_otel.plugin.control.exporters import counted
+from statsig_otel.plugin.control.queue_access import QueueAccess
+from statsig_otel.plugin.control.socket import ControlError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_DIRECTORY: Final = f"{__name__}.directory"
+_CONFIG: Final = f"{__name__}.config"
+_NOT_RUNNING: Final = "not running"
+_NOT_CONFIGURED: Final = "not configured"
+_NUMBERS: Final = frozenset({"WAITING", "BYTES", "ATTEMPTS", "ID", "RECORDS"})
+_UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: Path | tuple[str, ...] | None) -> None:
+    if value:
+        context.meta[f"{__name__}.{parameter.name}"] = value
+
+
+def location_options(function: _F) -> _F:
+    """`--directory` and `--config`: where the queue is. They stand before or behind a subcommand."""
+    directory = click.option(
+        "--directory",
+        type=click.Path(path_type=Path),
+        expose_value=False,
+        callback=_remember,
+        help="The queue's directory.",
+    )
+    config = click.option(
+        "--config",
+        multiple=True,
+        metavar="LOCATION",
+        expose_value=False,
+        callback=_remember,
+        help="The service's configuration, which names the directory; as for `statsig-otel run`.",
+    )
+    return directory(config(function))
+
+
+def named_locations() -> tuple[Path | None, tuple[str, ...]]:
+    """What `--directory` and `--config` say."""
+    meta = click.get_current_context().meta
+    return meta.get(_DIRECTORY), meta.get(_CONFIG, ())
+
+
+@contextmanager
+def queue_access() -> Iterator[QueueAccess]:
+    """The queue that the options name; what is wrong ends the command with exit code 1."""
+    directory, locations = named_locations()
+    try:
+        yield QueueAccess(directory=directory, locations=locations, environ=os.environ)
+    except ConfigError as error:
+        raise click.ClickException(
+            f"the configuration has errors\n{error}\nhint: --directory DIR, without --config, needs no configuration"
+        ) from error
+    except ControlError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns for people: what does not print is escaped, numbers stand at the right."""
+    shown = [list(head), *([printable(cell) or "-" for cell in row] for row in rows)]
+    widths = [max(map(width, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        cells = [
+            " " * (cells - width(text)) + text if name in _NUMBERS else pad(text, cells)
+            for name, text, cells in zip(head, row, widths, strict=True)
+        ]
+        click.echo("  ".join(cells).rstrip())
+
+
+@dataclass(frozen=True, slots=True)
+class _Exporter:
+    """One row. `configured` is None where no service and no configuration file says."""
+
+    name: str
+    state: str
+    configured: bool | None
+    waiting: int
+    bytes: int
+    oldest_observed_at: str | None
+    oldest_age_seconds: int | None
+    attempts: int | None
+    last_error: str | None
+
+
+@click.group("queue", invoke_without_command=True)
+@location_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def command(context: click.Context, *, as_json: bool) -> None:
+    """Show what waits for each exporter, and how its delivery goes.
+
+    Works while the service runs and while it does not. Without --directory and --config the queue is looked for where
+    a service without a configuration file has it: in $STATE_DIRECTORY, else in /var/lib/statsig-otel where that can be
+    written, else in the user's state directory.
+
+    `bytes` are the records' own; those that wait for several exporters are stored once. `oldest` is when the webhook of
+    the first record that waits came in.
+
+    \b
+    Exit codes:
+      0  done
+      1  refused, or there is no such queue or exporter
+      2  an option is wrong
+    """  # noqa: D301 - click wants the character itself
+    if context.invoked_subcommand is not None:
+        if as_json:
+            raise click.UsageError("--json is for the table alone, without a subcommand")
+        return
+    with queue_access() as access:
+        answer = access.ask("queue")
+        with access.reading() as connection:
+            exporters = _exporters(connection, answer, access.configured)
+            dead, _ = dead_letters.count(connection, dead_letters.Selection())
+    if as_json:
+        found = {
+            "directory": str(access.directory),
+            "running": answer is not None,
+            "pid": answer["pid"] if answer else None,
+            "exporters": [asdict(exporter) for exporter in exporters],
+            "dead_letters": dead,
+        }
+        click.echo(json.dumps(found, indent=2))
+        return
+    _show(access.directory, answer, exporters, dead)
+
+
+@command.command(short_help="Try an exporter at once.")
+@click.argument("exporter")
+@location_options
+def resume(exporter: str) -> None:
+    """Try EXPORTER at once, where it is blocked or waits for its next attempt."""
+    with queue_access() as access, access.changing() as perform:
+        answer = perform("queue resume", exporter=exporter)
+    if answer["state"] in ("blocked", "retrying"):
+        click.echo(f"{exporter} was {answer['state']}; it tries again now. `statsig-otel queue` says how it went.")
+    else:
+        click.echo(f"{exporter} is {answer['state']}: there was nothing to resume.")
+
+
+@command.command(short_help="Make the first record that waits a dead letter.")
+@click.argument("exporter")
+@location_options
+def skip(exporter: str) -> None:
+    """Give the first record that waits for EXPORTER up, and go on behind it.
+
+    The record becomes a dead letter: it can be looked at, and replayed later. A running service skips only while the
+    exporter is blocked or retries.
+    """
+    with queue_access() as access, access.changing() as perform:
+        answer = perform("queue skip", exporter=exporter)
+    behind = counted(answer["waiting"] - 1, "record")
+    click.echo(f"The first record that waits for {exporter} becomes a dead letter. Behind it: {behind}.")
+
+
+@command.command(short_help="Forget an exporter that left the configuration.")
+@click.argument("exporter")
+@click.option("--yes", is_flag=True, help="Also where records wait for it.")
+@location_options
+def remove(exporter: str, *, yes: bool) -> None:
+    """Forget EXPORTER, which has left the configuration.
+
+    Records that wait for it are given up: they are never sent to it, and those that wait for no other exporter are
+    deleted. So where any wait, --yes is needed. Its dead letters stay.
+    """
+    with queue_access() as access, access.changing() as perform:
+        answer = perform("queue remove", exporter=exporter, yes=yes)
+    records, size = counted(answer["records"], "record"), counted(answer["bytes"], "byte")
+    click.echo(f"{exporter} is forgotten, and {records} of {size} given up.")
+
+
+def _exporters(
+    connection: sqlite3.Connection, answer: dict[str, Any] | None, configured: Sequence[str] | None
+) -> list[_Exporter]:
+    senders = answer["exporters"] if answer else {}
+    known = list(senders) if answer else configured
+    rows = []
+    for state in store.exporter_states(connection):
+        sender = senders.get(state.name, {})
+        observed_ns = oldest_observed_ns(connection, state)
+        rows.append(
+            _Exporter(
+                name=state.name,
+                state=sender.get("state", _NOT_CONFIGURED if answer else _NOT_RUNNING),
+                configured=None if known is None else state.name in known,
+                waiting=state.waiting,
+                bytes=state.bytes,
+                oldest_observed_at=None if observed_ns is None else _rfc3339(observed_ns),
+                oldest_age_seconds=None if observed_ns is None else max(time.time_ns() - observed_ns, 0) // 10**9,
+                attempts=sender.get("attempts"),
+                last_error=sender.get("last_error") or None,
+            )
+        )
+    return rows
+
+
+def _show(directory: Path, answer: dict[str, Any] | None, exporters: Sequence[_Exporter], dead: int) -> None:
+    who = f"the running service (process {answer['pid']})" if answer else "a service that is not running"
+    click.echo(f"{printable(str(directory))}: the queue of {who}\n")
+    rows = []
+    for exporter in exporters:
+        state = exporter.state
+        if exporter.configured is False and state != _NOT_CONFIGURED:
+            state = f"{state}, {_NOT_CONFIGURED}"
+        rows.append(
+            (
+                exporter.name,
+                state,
+                str(exporter.waiting),
+                str(exporter.bytes),
+                ""
+                if exporter.oldest_age_seconds is None
+                else f"{_age(exporter.oldest_age_seconds)} ago, {exporter.oldest_observed_at}",
+                "" if exporter.attempts is None else str(exporter.attempts),
+                exporter.last_error or "",
+            )
+        )
+    print_table(("EXPORTER", "STATE", "WAITING", "BYTES", "OLDEST", "ATTEMPTS", "LAST ERROR"), rows)
+    click.echo(f"\nDead letters: {dead}" + (" (statsig-otel dead-letters list)" if dead else ""))
+
+
+def _age(seconds: int) -> str:
+    """The two largest units: `2d3h`, `4m5s`, `0s`."""
+    parts: list[str] = []
+    for unit, length in _UNITS:
+        count, seconds = divmod(seconds, length)
+        if count or parts:
+            parts.append(f"{count}{unit}")
+    return "".join(parts[:2]) or "0s"
+
+
+def _rfc3339(nanoseconds: int) -> str:
+    return f"{datetime.fromtimestamp(nanoseconds // 10**9, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -1,0 +1,47 @@
+"""`statsig-otel schema`: the JSON Schema of the configuration file."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import click
+
+from statsig_otel.config.reference import json_schema
+from statsig_otel.plugin.settings.catalog import BUILT_IN, EXPORTERS
+
+
+@click.command()
+def command() -> None:
+    """Print the JSON Schema of the configuration file, so that an editor completes and checks it.
+
+    It knows the exporters of other installed distributions, too. One that has none is left out, with a warning on
+    standard error.
+
+    With the YAML language server, write the schema to a file and this as the configuration's first line:
+
+    \b
+      # yaml-language-server: $schema=configuration.schema.json
+    """  # noqa: D301 - click wants the character itself
+    click.echo(installed_schema(lambda warning: click.echo(f"warning: {warning}", err=True)), nl=False)
+
+
+def installed_schema(warn: Callable[[str], None]) -> str:
+    """The text of the schema of all that is built in or installed.
+
+    Args:
+        warn: Told what is left out, and why.
+    """
+    exporters = dict(BUILT_IN.exporters)
+    for one in EXPORTERS.installed():
+        fault = EXPORTERS.fault(one)
+        if fault is not None:
+            warn(f"left out: {fault.reason}")
+            continue
+        model = EXPORTERS[one.name]
+        try:
+            json_schema(replace(BUILT_IN, exporters={one.name: model}))
+        except Exception as error:  # noqa: BLE001 - its types may be anything
+            warn(f"left out: the exporter type {one.name} of {one.distribution} has no schema: {error}")
+        else:
+            exporters[one.name] = model
+    return json.dumps(json_schema(replace(BUILT_IN, exporters=exporters)), indent=2) + "\n"

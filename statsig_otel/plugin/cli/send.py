@@ -1,0 +1,128 @@
+"""`statsig-otel send`."""
+
+import sys
+import time
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+if TYPE_CHECKING:
+    from statsig_otel.plugin.demo.sender import Answer, Sender
+
+_NOT_OK: Final = 1
+_NO_ANSWER: Final = 2
+
+
+def _list_samples(context: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click's signature
+    if not wanted or context.resilient_parsing:
+        return
+    from statsig_otel.plugin.demo.samples import SAMPLES  # noqa: PLC0415 - only where it is used
+
+    width = max(map(len, SAMPLES))
+    for name, sample in SAMPLES.items():
+        click.echo(f"{name:{width}}  {sample.about}")
+    context.exit()
+
+
+@click.command("send")
+@click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--url", required=True, help="The receiver's URL, as `statsig-otel run` prints it.")
+@click.option("--sample", metavar="NAME", help="Send this built-in sample, made anew each time.  [default: gate]")
+@click.option(
+    "--list-samples", is_flag=True, is_eager=True, expose_value=False, callback=_list_samples, help="List the samples."
+)
+@click.option(
+    "--verify-url", is_flag=True, help="Play the URL verification, which Statsig sends when a webhook is saved."
+)
+@click.option(
+    "--secret-file", type=click.Path(path_type=Path), help="Read the signing secret here; one line end is cut."
+)
+@click.option("--ca-file", type=click.Path(path_type=Path), help="Trust these PEM certificates, not the system's.")
+@click.option(
+    "--timeout", type=click.FloatRange(0.1, 3600), default=10.0, show_default=True, help="Seconds for the request."
+)
+def command(
+    *,
+    file: Path | None,
+    url: str,
+    sample: str | None,
+    verify_url: bool,
+    secret_file: Path | None,
+    ca_file: Path | None,
+    timeout: float,
+) -> None:
+    """Sign a webhook as Statsig would, and post it.
+
+    FILE is a whole body; - reads it from the standard input. Its bytes are sent as they are, whatever they hold, so
+    that bad bodies can be tried too. With neither FILE nor --sample, the sample `gate` is sent. Each sample is new: its
+    times are current and it holds a random text, so that two sends are two changes. The same FILE sent twice is one
+    change and its redelivery.
+
+    The signing secret comes from STATSIG_SIGNING_SECRET or from --secret-file, never from an argument, which others
+    on the machine could read. --verify-url needs none.
+
+    \b
+    Exit codes:
+      0  the receiver answered 200 (with --verify-url: and echoed the code)
+      1  it answered something else
+      2  it did not answer, or the command can't be carried out as given
+    """  # noqa: D301 - click wants the character itself
+    if sum((file is not None, sample is not None, verify_url)) > 1:
+        raise click.UsageError("FILE, --sample and --verify-url exclude each other.")
+
+    from statsig_otel.plugin.demo.sender import Sender, SendError, read_secret  # noqa: PLC0415 - loads urllib3
+
+    try:
+        if verify_url:
+            _verify_url(Sender(url, timeout=timeout, ca_file=ca_file))
+        else:
+            secret = read_secret(secret_file)
+            sender = Sender(url, timeout=timeout, ca_file=ca_file)
+            _send(sender, _body(file, sample or "gate"), secret)
+    except SendError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(_NO_ANSWER)
+
+
+def _verify_url(sender: "Sender") -> None:
+    answer, echoed = sender.verify_url()
+    _show(answer)
+    if not echoed:
+        click.echo("The code was not echoed: Statsig would not register this URL, and would not say so.", err=True)
+        sys.exit(_NOT_OK)
+    click.echo("The code was echoed: Statsig would register this URL.", err=True)
+
+
+def _send(sender: "Sender", body: bytes, secret: str) -> None:
+    from statsig_otel.plugin.demo.sender import body_hint  # noqa: PLC0415 - as above
+
+    hint = body_hint(body)
+    if hint is not None:
+        click.echo(f"Hint: {hint}. It is sent as it is.", err=True)
+    answer = sender.post(body, secret=secret)
+    _show(answer)
+    if answer.status != HTTPStatus.OK:
+        sys.exit(_NOT_OK)
+
+
+def _body(file: Path | None, sample: str) -> bytes:
+    from statsig_otel.plugin.demo.samples import SAMPLES  # noqa: PLC0415 - as above
+
+    if file is None:
+        if sample not in SAMPLES:
+            raise click.UsageError(f"There is no sample {sample!r}. There are: {', '.join(SAMPLES)}.")
+        return SAMPLES[sample].build(time.time_ns() // 1_000_000)
+    try:
+        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"The file can't be read: {error}") from error
+
+
+def _show(answer: "Answer") -> None:
+    click.echo(answer.status_line)
+    if answer.body:
+        click.echo(answer.text)
+    if answer.hint:
+        click.echo(f"Hint: {answer.hint}", err=True)

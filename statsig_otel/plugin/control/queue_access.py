@@ -1,0 +1,148 @@
+"""How a command finds a queue, and reaches it: through the control socket where its service runs, else by itself."""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, DirectoryInUseError
+from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.stopped import StoppedQueue
+from statsig_otel.plugin.control.exporters import stopped_handlers
+from statsig_otel.plugin.control.socket import ControlError, ServiceNotRunningError, call
+
+if TYPE_CHECKING:
+    from statsig_otel.plugin.settings.reading import QueueConfiguration
+
+Perform: TypeAlias = Callable[..., Any]
+"""`perform(command, **arguments)`: what the command answers; raises `ControlError`."""
+
+_OWNER: Final = "only the service's own user, and root, can use its queue"
+
+
+class QueueAccess:
+    """One queue, found as the service finds it.
+
+    Args:
+        directory: The queue's directory; None for the configuration's, or the default one.
+        locations: The locations of the service's configuration; empty for none.
+        environ: The environment variables.
+
+    Raises:
+        ConfigError: The configuration is wrong.
+        ControlError: There is no queue.
+    """
+
+    def __init__(self, *, directory: Path | None, locations: tuple[str, ...], environ: Mapping[str, str]) -> None:
+        self._configuration = _read(locations, environ) if locations else None
+        self.directory: Path = directory or _directory(self._configuration, environ)
+        try:
+            found = (self.directory / DATABASE).exists()
+        except PermissionError as error:
+            raise ControlError(f"{self.directory} can't be read: {_OWNER}") from error
+        if not found:
+            raise ControlError(
+                f"{self.directory} holds no queue. Name the right place: --directory DIR, or --config FILE"
+            )
+
+    @property
+    def configured(self) -> tuple[str, ...] | None:
+        """The queued exporters of the configuration; None without one."""
+        return None if self._configuration is None else self._configuration.exporters
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection for reading, beside whoever writes.
+
+        Raises:
+            ControlError: The file can't be read.
+        """
+        try:
+            with closing(schema.connect_reading(self.directory / DATABASE)) as connection:
+                yield connection
+        except sqlite3.Error as error:
+            raise ControlError(self._unreadable(error)) from error
+
+    def ask(self, command: str) -> Any:
+        """What a running service answers; None where none runs.
+
+        Raises:
+            ControlError: It refuses or does not answer.
+        """
+        try:
+            return call(self.directory / CONTROL, command)
+        except ServiceNotRunningError:
+            return None
+
+    @contextmanager
+    def changing(self) -> Iterator[Perform]:
+        """What carries out commands that change the queue: the service, or this process while none runs.
+
+        Raises:
+            ControlError: The queue can't be had.
+        """
+        path = self.directory / CONTROL
+        running = True
+        try:
+            call(path, "queue")
+        except ServiceNotRunningError:
+            running = False
+        if running:
+
+            def perform(command: str, **arguments: Any) -> Any:
+                try:
+                    return call(path, command, **arguments)
+                except ServiceNotRunningError as error:
+                    raise ControlError("the service has stopped in the meantime: give the command again") from error
+
+            yield perform
+            return
+        with self._stopped() as queue:
+            known = self._configuration
+            handlers = stopped_handlers(
+                queue,
+                mappers=known.mappers if known else {},
+                receivers=known.receivers if known else {},
+                delivered=known.delivered if known else {},
+                configured=self.configured,
+            )
+            yield lambda command, **arguments: handlers[command](arguments)
+
+    @contextmanager
+    def _stopped(self) -> Iterator[StoppedQueue]:
+        with ExitStack() as stack:
+            try:
+                queue = stack.enter_context(StoppedQueue(self.directory))
+            except DirectoryInUseError as error:
+                raise ControlError(
+                    f"{error}. Its control socket does not answer: is it starting, or stopping?"
+                ) from error
+            except QueueError as error:
+                raise ControlError(str(error)) from error
+            except PermissionError as error:
+                raise ControlError(f"{self.directory} can't be changed: {_OWNER}") from error
+            except (sqlite3.Error, OSError) as error:
+                raise ControlError(self._unreadable(error)) from error
+            yield queue
+
+    def _unreadable(self, error: Exception) -> str:
+        if not os.access(self.directory / DATABASE, os.R_OK):
+            return f"{self.directory} can't be read: {_OWNER}"
+        return f"the queue in {self.directory} can't be read: {error}"
+
+
+def _read(locations: tuple[str, ...], environ: Mapping[str, str]) -> "QueueConfiguration":
+    from statsig_otel.plugin.settings.reading import read  # noqa: PLC0415 - takes longer to load than all else
+
+    return read(locations, environ)
+
+
+def _directory(configuration: "QueueConfiguration | None", environ: Mapping[str, str]) -> Path:
+    if configuration is not None:
+        return configuration.directory
+    from statsig_otel.plugin.settings.storage import find_directory  # noqa: PLC0415 - as above
+
+    return find_directory(None, environ)

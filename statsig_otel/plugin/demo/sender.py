@@ -1,0 +1,246 @@
+"""The other side of the webhook: signs a body as Statsig would, posts it, and says what the answer means."""
+
+import json
+import os
+import ssl
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from secrets import token_hex
+from typing import Final
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3 import exceptions as http
+
+from statsig_otel import __version__
+from statsig_otel.exporters.terminal import printable
+from statsig_otel.plugin.demo.samples import url_verification
+from statsig_otel.plugin.webhook.payload import MalformedBodyError, parse, sign
+
+SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - a variable's name
+_MAX_ANSWER: Final = 64 << 10
+"""Bytes of an answer that are read. A receiver's are far shorter."""
+
+_HINTS: Final[Mapping[int, str]] = {
+    400: "The signature is right, but the receiver can't read the body as a Statsig webhook.",
+    401: "The receiver has another signing secret or none, or the two clocks differ by more than its tolerance.",
+    404: "Nothing is served at this path. The default is /api/v1/data/events/receiver/statsig.",
+    405: "Something at this URL takes no POST. Is it the receiver's?",
+    413: "The body is larger than max_request_body_size.",
+    415: "Something between here and the receiver has encoded the body.",
+    503: "The receiver can't deliver now, so it took nothing over. Its log says why.",
+}
+
+
+class SendError(Exception):
+    """There was no answer, or nothing could be sent. The message is one line, and says what to look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a receiver said.
+
+    Attributes:
+        status: The HTTP status.
+        body: The first 64 KiB of the body.
+        location: Where a redirect points to. It is not followed.
+        retry_after: The Retry-After header, as sent.
+    """
+
+    status: int
+    body: bytes
+    location: str | None = None
+    retry_after: str | None = None
+
+    @property
+    def status_line(self) -> str:
+        """Such as `200 OK`."""
+        try:
+            return f"{self.status} {HTTPStatus(self.status).phrase}"
+        except ValueError:
+            return str(self.status)
+
+    @property
+    def text(self) -> str:
+        """The body for a terminal."""
+        return "\n".join(map(printable, self.body.decode(errors="replace").splitlines()))
+
+    @property
+    def hint(self) -> str | None:
+        """What such an answer usually means; None where it speaks for itself."""
+        if self.location is not None:
+            return f"Redirects are not followed. It points to {printable(self.location)}: use the final URL."
+        hint = _HINTS.get(self.status)
+        if hint is not None and self.retry_after is not None:
+            return f"{hint} It asks to wait for {printable(self.retry_after)} (Retry-After)."
+        return hint
+
+
+def read_secret(file: Path | None, environment: Mapping[str, str] = os.environ) -> str:
+    """The signing secret: of a file, one trailing line end cut, or else of STATSIG_SIGNING_SECRET.
+
+    Raises:
+        SendError: There is none, or it can't be read.
+    """
+    if file is None:
+        secret = environment.get(SECRET_VARIABLE, "")
+        source = SECRET_VARIABLE
+        if not secret:
+            raise SendError(
+                f"there is no signing secret: set {SECRET_VARIABLE} or name a file with --secret-file. It is the one "
+                "of the receiver's signing_secrets, as Statsig's console shows it."
+            )
+    else:
+        source = str(file)
+        try:
+            text = file.read_bytes().decode()
+            secret = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+        except OSError as error:
+            raise SendError(f"the secret file can't be read: {error}") from error
+        except UnicodeDecodeError as error:
+            raise SendError(f"the secret in {source} is no UTF-8") from error
+        if not secret:
+            raise SendError(f"the secret file {source} is empty")
+    if secret != secret.strip():
+        raise SendError(f"the secret in {source} begins or ends with white space")
+    if any("\ud800" <= char <= "\udfff" for char in secret):  # how Python shows bytes of a variable that are no UTF-8
+        raise SendError(f"the secret in {source} is no UTF-8")
+    return secret
+
+
+def body_hint(body: bytes) -> str | None:
+    """Why a receiver will answer 400 to this body; None where it can be read."""
+    try:
+        parse(body)
+    except MalformedBodyError as error:
+        return str(error)
+    return None
+
+
+class Sender:
+    """Posts to one URL. Sends what it is given, byte for byte, and follows no redirects.
+
+    Args:
+        url: The receiver's URL, http or https, with its path.
+        timeout: Seconds for one request, from the connection to the end of the answer.
+        ca_file: PEM certificates to trust in place of the system's.
+
+    Raises:
+        SendError: The URL is none, or the file holds no certificates.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 10.0, ca_file: Path | None = None) -> None:
+        _check_url(url)
+        self._url = url
+        self._timeout = timeout
+        self._tls = _tls(ca_file) if url.lower().startswith("https:") else None
+
+    def post(self, body: bytes, *, secret: str) -> Answer:
+        """Post a body, signed with the time now.
+
+        Raises:
+            SendError: There was no answer.
+        """
+        return self._post(body, sign(body, secret=secret, timestamp_ms=time.time_ns() // 1_000_000))
+
+    def verify_url(self) -> tuple[Answer, bool]:
+        """Ask as Statsig does when the webhook is saved: unsigned, with a random code.
+
+        Returns:
+            The answer, and whether it is a 200 that echoes the code.
+
+        Raises:
+            SendError: There was no answer.
+        """
+        code = token_hex(8)
+        answer = self._post(url_verification(code), {})
+        return answer, answer.status == HTTPStatus.OK and _verification_code(answer.body) == code
+
+    def _post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+        deadline = time.monotonic() + self._timeout
+        fields = {"Content-Type": "application/json", "User-Agent": f"statsig-otel/{__version__}", **headers}
+        with urllib3.PoolManager(ssl_context=self._tls) as pool:
+            try:
+                response = pool.request(
+                    "POST", self._url, body=body, headers=fields, retries=False, redirect=False,
+                    timeout=urllib3.Timeout(total=self._timeout), preload_content=False,
+                )  # fmt: skip
+                content = b""
+                with closing(response):
+                    while len(content) < _MAX_ANSWER and (chunk := response.read1(_MAX_ANSWER - len(content))):
+                        content += chunk
+                        if time.monotonic() > deadline:
+                            raise SendError(self._too_slow())
+            except http.HTTPError as error:
+                raise SendError(self._explain(error)) from error
+        location = response.headers.get("Location") if 300 <= response.status < 400 else None  # noqa: PLR2004 - RFC 9110
+        return Answer(response.status, content, location, response.headers.get("Retry-After"))
+
+    def _explain(self, error: http.HTTPError) -> str:
+        where = _host(self._url)
+        if isinstance(error, http.NameResolutionError):
+            return f"the host of {where} can't be found"
+        if isinstance(error, http.ConnectTimeoutError) and not isinstance(error, http.NewConnectionError):
+            return f"no connection to {where} within {self._timeout:g} s"
+        if isinstance(error, http.NewConnectionError):
+            return f"no connection to {where}: {_cause(error)}. Is the receiver running, and is this its address?"
+        if isinstance(error, http.TimeoutError):
+            return self._too_slow()
+        if isinstance(error, http.SSLError):
+            return f"no TLS with {where}: {_cause(error)}. For a certificate of your own authority there is --ca-file."
+        return f"{where} did not answer: {_cause(error)}"
+
+    def _too_slow(self) -> str:
+        return f"{_host(self._url)} did not answer within {self._timeout:g} s (--timeout)"
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise SendError(f"the URL can't be read: {error}") from error
+    if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+        raise SendError("the URL must begin with http:// or https:// and name a host")
+    if parts.username is not None:
+        raise SendError("the URL holds a user or a password: a receiver knows its sender by the signature alone")
+    if port == 0:
+        raise SendError("the URL has port 0: use the port that the receiver printed")
+
+
+def _tls(ca_file: Path | None) -> ssl.SSLContext:
+    if ca_file is None:
+        return ssl.create_default_context()
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError as error:
+        raise SendError(f"the CA file {ca_file} holds no PEM certificate") from error
+    except OSError as error:
+        raise SendError(f"the CA file can't be read: {error.strerror}: {ca_file}") from error
+
+
+def _host(url: str) -> str:
+    return printable(urlsplit(url).netloc)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason: urllib3 wraps those of the operating system."""
+    while True:
+        inner = error.__cause__ or error.__context__
+        if inner is None:
+            break
+        error = inner
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return printable(text or type(error).__name__)
+
+
+def _verification_code(body: bytes) -> object:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return answer.get("verification_code") if isinstance(answer, dict) else None

@@ -1,0 +1,405 @@
+"""One webhook request from its headers to its answer, without any I/O: every row of the contract's table, in order.
+
+A web framework's adapter feeds it: `Intake.begin` with the headers, `Request.feed` with the body as it comes in,
+`Request.finish` at its end. What comes back is the answer, or a batch that a consumer has to take over first.
+"""
+
+import logging
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from statsig_otel import _telemetry
+from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError
+from statsig_otel.plugin.receiver.log_throttle import LogThrottle
+from statsig_otel.plugin.record.mapper import Mapped, Mapper
+from statsig_otel.plugin.webhook.payload import (
+    MAX_URL_VERIFICATION_SIZE,
+    SIGNATURE_HEADER,
+    TIMESTAMP_HEADER,
+    MalformedBodyError,
+    UnauthorizedError,
+    UrlVerification,
+    Verification,
+    Verifier,
+    parse,
+    parse_url_verification,
+)
+
+_logger: Final = logging.getLogger(__name__)
+
+_CONTENT_ENCODING: Final = b"content-encoding"
+_CONTENT_LENGTH: Final = b"content-length"
+_SIGNATURE: Final = SIGNATURE_HEADER.lower().encode()
+_TIMESTAMP: Final = TIMESTAMP_HEADER.lower().encode()
+
+_DIGITS: Final = re.compile(rb"[0-9]{1,19}")
+SMALL_BODY: Final = 256 << 10
+"""Bytes. Statsig's batches are far below. A larger body draws on a smaller share of the memory, and an adapter should
+judge it where nobody else has to wait."""
+
+_RETRY_AFTER: Final = 10
+"""Seconds. Long enough for a backend to come back, short enough for a change to arrive while it matters."""
+
+_DESCRIPTIONS: Final = {
+    HTTPStatus.BAD_REQUEST: "The body could not be read as a Statsig webhook.",
+    HTTPStatus.UNAUTHORIZED: "The request is not signed with a signing secret of this receiver.",
+    HTTPStatus.NOT_FOUND: "Nothing is served at this path.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "A webhook is sent with POST.",
+    HTTPStatus.REQUEST_TIMEOUT: "The body did not arrive in time.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is larger than this receiver takes.",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "Content-Encoding must be identity: the signature covers the body as sent.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "The request could not be handled. Send it again later.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "The events could not be stored now. Send them again later.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What to send back.
+
+    Attributes:
+        status: The HTTP status.
+        body: The JSON body. Nothing in it comes from the request, but for a URL verification's code.
+        reason: A short word for the counter and the log.
+        detail: What happened, for the log alone.
+        retry_after: Seconds for the Retry-After header, None for no header.
+
+    Example:
+        >>> from http import HTTPStatus
+        >>> from statsig_otel.plugin import Answer
+        >>> Answer(HTTPStatus.OK, {"accepted": 1}, reason="accepted").retry_after is None
+        True
+    """
+
+    status: HTTPStatus
+    body: dict[str, object]
+    reason: str
+    detail: str = ""
+    retry_after: int | None = None
+
+
+def refusal(status: HTTPStatus, reason: str, detail: str = "", retry_after: int | None = None) -> Answer:
+    """An answer that says no: a title and a description, the same for every caller."""
+    title = f"{status.value} {status.phrase}"
+    return Answer(status, {"title": title, "description": _DESCRIPTIONS[status]}, reason, detail, retry_after)
+
+
+class AnsweredError(Exception):
+    """The request has its answer before its body was read to the end.
+
+    Example:
+        >>> from statsig_otel.plugin import AnsweredError, Intake, Verifier
+        >>> try:
+        ...     Intake(verifier=Verifier(["webhook-..."])).begin([(b"content-encoding", b"gzip")], now_ns=0)
+        ... except AnsweredError as error:
+        ...     error.answer.status.value
+        415
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.reason)
+        self.answer = answer
+
+
+def _refuse(status: HTTPStatus, reason: str, *, retry_after: int | None = None) -> AnsweredError:
+    return AnsweredError(refusal(status, reason, retry_after=retry_after))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a receiver takes from a sender whom it does not know yet.
+
+    Attributes:
+        max_request_body_size: Bytes of one body.
+        max_in_flight_bytes: Bytes of all bodies that are being read or handled. The last eighth is a reserve for those
+            of at most 256 KiB, which all real webhooks are: unsigned large ones, which are read before their signature
+            is known, can't shut them out.
+        read_timeout: Seconds for one whole body.
+
+    Example:
+        >>> from statsig_otel.plugin import Limits
+        >>> Limits(max_request_body_size=1 << 20).read_timeout
+        30.0
+    """
+
+    max_request_body_size: int = 20 << 20
+    max_in_flight_bytes: int = 128 << 20
+    read_timeout: float = 30.0
+
+    @property
+    def max_large_bytes(self) -> int:
+        """Bytes of all bodies over 256 KiB. One of the largest size always fits."""
+        return max(self.max_in_flight_bytes - self.max_in_flight_bytes // 8, self.max_request_body_size)
+
+
+class Intake:
+    """One receiver: its secrets, its mapping, its limits. Safe to use from several threads.
+
+    Args:
+        verifier: Checks the signatures.
+        mapper: Makes the records.
+        name: The receiver's id, such as `statsig` or `statsig/eu`.
+        limits: What it takes before it knows the sender.
+
+    Example:
+        >>> import time
+        >>> from statsig_otel.plugin import Intake, Verifier, sign
+        >>> intake = Intake(verifier=Verifier(["webhook-..."]))
+        >>> body, now_ns = b'{"data": [{"eventName": "statsig::gate_exposure"}]}', time.time_ns()
+        >>> headers = sign(body, secret="webhook-...", timestamp_ms=now_ns // 1_000_000)
+        >>> request = intake.begin([(name.lower().encode(), value.encode()) for name, value in headers.items()], now_ns)
+        >>> request.feed(body)
+        >>> request.finish(complete=True).body  # or a Batch for a consumer, where there is something to store
+        {'accepted': 0, 'duplicates': 0, 'ignored': 1, 'invalid': 0}
+        >>> request.close()
+    """
+
+    def __init__(
+        self, *, verifier: Verifier, mapper: Mapper | None = None, name: str = "statsig", limits: Limits | None = None
+    ) -> None:
+        self.verifier = verifier
+        self.mapper: Mapper = mapper or Mapper()
+        self.name = name
+        self.limits: Limits = limits or Limits()
+        self._in_flight = 0
+        self._large_in_flight = 0
+        self._requests = 0  # that are begun, and not yet closed
+        self._lock = threading.Lock()  # over the three above
+        self._idle = threading.Condition(self._lock)
+        self._throttle = LogThrottle(_logger)
+
+    def begin(self, headers: Iterable[tuple[bytes, bytes]], now_ns: int) -> "Request":
+        """Check all that the headers tell.
+
+        Args:
+            headers: Names and values as sent, names in any case, one pair for each time that a header occurs.
+            now_ns: The time now, in nanoseconds since the epoch.
+
+        Raises:
+            AnsweredError: The request is refused without its body.
+        """
+        fields: dict[bytes, list[bytes]] = {}
+        for name, value in headers:
+            fields.setdefault(name.lower(), []).append(value)
+        if any(value.strip().lower() != b"identity" for value in fields.get(_CONTENT_ENCODING, ())):
+            raise _refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content_encoding")
+        length = _content_length(fields.get(_CONTENT_LENGTH, ()))
+        limit = self.limits.max_request_body_size
+        if length is not None and length > limit:
+            raise _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large")
+        signatures, timestamps = fields.get(_SIGNATURE, ()), fields.get(_TIMESTAMP, ())
+        try:
+            verification = self.verifier.begin(signatures, timestamps, now_ns // 1_000_000)
+        except UnauthorizedError as error:
+            # What is short enough may be a URL verification; anything longer is not even read.
+            if length is not None and length > MAX_URL_VERIFICATION_SIZE:
+                raise _refuse(HTTPStatus.UNAUTHORIZED, error.reason) from error
+            # With its traceback it would refer to the request in a circle.
+            return Request(self, now_ns, length, error.with_traceback(None))
+        return Request(self, now_ns, length, verification)
+
+    def wait_until_idle(self, timeout: float) -> bool:
+        """Wait until each request that was begun is closed; for their end, before what takes their batches ends.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            Whether all are closed.
+        """
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._requests, timeout)
+
+    def count(self, requests: int) -> None:
+        """Count requests that begin; negative for those that are closed. For `Request`.
+
+        Args:
+            requests: How many.
+        """
+        with self._idle:
+            self._requests += requests
+            if not self._requests:
+                self._idle.notify_all()
+
+    def reserve(self, size: int, *, large: int = 0) -> None:
+        """Count bytes that are held in memory; negative to give them back.
+
+        Args:
+            size: The bytes.
+            large: Bytes, of these and of those counted before, that are now known to be of a large body.
+
+        Raises:
+            AnsweredError: All requests together would hold too much, or all large ones.
+        """
+        with self._lock:
+            if (size > 0 and self._in_flight + size > self.limits.max_in_flight_bytes) or (
+                large > 0 and self._large_in_flight + large > self.limits.max_large_bytes
+            ):
+                raise _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "in_flight_bytes", retry_after=_RETRY_AFTER)
+            self._in_flight += size
+            self._large_in_flight += large
+
+    def report(self, answer: Answer) -> None:
+        """Count an answer, and log what somebody may have to look at. Once for each request, when it is answered."""
+        attributes = {"receiver": self.name, "status": answer.status.value, "reason": answer.reason}
+        _telemetry.requests.add(1, attributes)
+        if answer.status is not HTTPStatus.OK:
+            detail = f": {answer.detail}" if answer.detail else ""
+            message = "%s: answered %d (%s)%s"
+            self._throttle.warning(_kind(answer), message, self.name, answer.status, answer.reason, detail)
+        elif answer.reason == "url_verification":
+            todo = "Copy its signing secret from Statsig's console into signing_secrets, and reload or restart."
+            done = "Signed events are taken."
+            message = "%s: a URL verification was answered. %s"
+            self._throttle.info(answer.reason, message, self.name, done if self.verifier.has_secret else todo)
+
+
+class Request:
+    """One request whose headers passed. Made by `Intake.begin`; `close` it in the end, whatever became of it.
+
+    Example:
+        >>> from statsig_otel.plugin import Intake, Verifier
+        >>> request = Intake(verifier=Verifier(["webhook-..."])).begin([(b"content-length", b"3")], now_ns=0)
+        >>> request.feed(b"abc")
+        >>> request.finish(complete=True).reason
+        'signature_missing'
+        >>> request.close()
+    """
+
+    def __init__(
+        self, intake: Intake, now_ns: int, length: int | None, signature: Verification | UnauthorizedError
+    ) -> None:
+        self._intake = intake
+        self._now_ns = now_ns
+        self._length = length
+        self._signature = signature
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._large = 0
+        self._malformed: tuple[str, str] | None = None  # the reason and the detail; the error holds the body
+        self._mapped = _NOTHING
+        self._is_open = True
+        intake.count(1)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the body is over 256 KiB, by what was declared or by what was read."""
+        return max(self._length or 0, self._size) > SMALL_BODY
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the body, counted and hashed as they come in.
+
+        Raises:
+            AnsweredError: The body is too large, or all bodies together are.
+        """
+        size = self._size + len(chunk)
+        if isinstance(self._signature, UnauthorizedError) and size > MAX_URL_VERIFICATION_SIZE:
+            raise _refuse(HTTPStatus.UNAUTHORIZED, self._signature.reason)
+        if size > self._intake.limits.max_request_body_size:
+            raise _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large")
+        large = size if max(self._length or 0, size) > SMALL_BODY else 0
+        self._intake.reserve(len(chunk), large=large - self._large)
+        self._size, self._large = size, large
+        self._chunks.append(chunk)
+        if isinstance(self._signature, Verification):
+            self._signature.update(chunk)
+
+    def finish(self, *, complete: bool) -> Answer | Batch:
+        """Judge the body. For a large one that takes long: it may run in any thread.
+
+        Where `close` is called before it ends, its outcome means nothing.
+
+        Args:
+            complete: Whether the body came to its end; False where the client left before.
+
+        Returns:
+            The answer; or a batch that a consumer has to take over, after which `taken` or `refused` has the answer.
+        """
+        body = b"".join(self._chunks)
+        self._chunks.clear()
+        complete = complete and (self._length is None or self._size >= self._length)
+        url_verification = parse_url_verification(body) if complete else None
+        if url_verification is not None:
+            return _url_verified(url_verification)
+        if isinstance(self._signature, UnauthorizedError):
+            return refusal(HTTPStatus.UNAUTHORIZED, self._signature.reason)
+        if not complete:
+            # Before the signature: a body that was cut short is no forgery.
+            return refusal(HTTPStatus.BAD_REQUEST, "truncated")
+        try:
+            self._signature.finish()
+            payload = parse(body)
+        except UnauthorizedError as error:
+            return refusal(HTTPStatus.UNAUTHORIZED, error.reason)
+        except MalformedBodyError as error:
+            self._malformed = error.reason, str(error)
+            return Batch(self._intake.name, invalid=(Invalid(body, str(error), whole_body=True),))
+        if isinstance(payload, UrlVerification):
+            return _url_verified(payload)
+        self._mapped = self._intake.mapper.map(payload, self._now_ns)
+        batch = Batch(self._intake.name, self._mapped.changes, self._mapped.invalid)
+        return batch if batch.changes or batch.invalid else self.taken(Receipt(accepted=0))
+
+    def taken(self, receipt: Receipt) -> Answer:
+        """The answer once the consumer has taken the batch over."""
+        if self._malformed is not None:
+            return refusal(HTTPStatus.BAD_REQUEST, *self._malformed)
+        mapped, receiver = self._mapped, {"receiver": self._intake.name}
+        _telemetry.receiver_accepted.add(self._records(), {**receiver, "transport": "http"})
+        _telemetry.items_duplicate.add(receipt.duplicates, receiver)
+        _telemetry.items_ignored.add(mapped.ignored, receiver)
+        _telemetry.items_invalid.add(len(mapped.invalid), receiver)
+        if mapped.left_out:
+            for field, times in Counter(mapped.left_out).items():
+                _telemetry.fields_left_out.add(times, {**receiver, "field": field})
+        body: dict[str, object] = {
+            "accepted": receipt.accepted,
+            "duplicates": receipt.duplicates,
+            "ignored": mapped.ignored,
+            "invalid": len(mapped.invalid),
+        }
+        return Answer(HTTPStatus.OK, body, "accepted")
+
+    def refused(self, error: RefusedError) -> Answer:
+        """The answer where the consumer can't take the batch over."""
+        attributes = {"receiver": self._intake.name, "transport": "http"}
+        _telemetry.receiver_refused.add(self._records(), attributes)
+        return refusal(HTTPStatus.SERVICE_UNAVAILABLE, error.reason, str(error), error.retry_after)
+
+    def close(self) -> None:
+        """Give back the memory that the body took."""
+        self._intake.reserve(-self._size, large=-self._large)
+        self._size = self._large = 0
+        self._chunks.clear()
+        if self._is_open:
+            self._is_open = False
+            self._intake.count(-1)
+
+    def _records(self) -> int:
+        return sum(len(change.records) for change in self._mapped.changes)
+
+
+_NOTHING: Final = Mapped((), (), 0, ())
+
+
+def _kind(answer: Answer) -> str:
+    """What the log takes for more of the same: the reason; for a failed exporter, its name too."""
+    return f"{answer.reason} {answer.detail.partition(':')[0]}" if answer.reason == "exporter_failed" else answer.reason
+
+
+def _content_length(values: Sequence[bytes]) -> int | None:
+    """The declared size. A server that speaks HTTP correctly lets no other form through."""
+    if not values:
+        return None
+    if len(set(values)) > 1 or not _DIGITS.fullmatch(values[0]):
+        raise _refuse(HTTPStatus.BAD_REQUEST, "content_length")
+    return int(values[0])
+
+
+def _url_verified(verification: UrlVerification) -> Answer:
+    return Answer(HTTPStatus.OK, {"verification_code": verification.code}, "url_verification")

@@ -1,0 +1,197 @@
+"""The webhook under WSGI: the same contract as `receiver`'s, for Flask, Django, gunicorn and Falcon's WSGI side.
+
+What the server decides under WSGI: whether the application runs before the body is there, and how long it waits for a
+body. CGI's variables know but one header of a name, and write `-` and `_` alike: servers join several of one name by
+commas (RFC 3875, 4.1.18). Those are told apart here; where a server keeps the last one only, nobody can.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from typing import Final
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from falcon import App, Request, Response
+
+from statsig_otel.exporters.consumer import Consumer, Receipt, RefusedError
+from statsig_otel.plugin.receiver import intake
+from statsig_otel.plugin.receiver.answers import (
+    fill,
+    handle_unexpected,
+    serialize_error,
+    shutting_down,
+    slow_body,
+    slow_consumer,
+    wrong_method,
+)
+from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
+from statsig_otel.plugin.webhook.payload import MAX_URL_VERIFICATION_SIZE, SIGNATURE_HEADER, TIMESTAMP_HEADER
+
+_CHUNK: Final = 64 << 10
+"""Bytes that are read at a time: a body over a limit is refused before it is in memory."""
+
+_FIRST_CHUNK: Final = MAX_URL_VERIFICATION_SIZE + 1
+"""Bytes that are read at first. A read waits for as much as it asks for, and of an unsigned body no more is wanted."""
+
+_HEADERS: Final = {
+    f"HTTP_{name.upper().replace('-', '_')}": name.encode()
+    for name in ("Content-Encoding", SIGNATURE_HEADER, TIMESTAMP_HEADER)
+}
+"""The headers that the contract looks at, besides Content-Length, by their CGI variables. No valid value of theirs
+holds a comma."""
+
+
+class StatsigWsgiReceiver:
+    """A Falcon WSGI resource that takes Statsig's webhook. Safe to use from several threads.
+
+    A slow body holds its thread for as long as the server lets it: `Limits.read_timeout` does not apply, set the
+    server's own timeout. Where that ends a read with `TimeoutError`, the answer is 408. A body without Content-Length
+    is read where the server marks its end (`wsgi.input_terminated`, as gunicorn and waitress do); under a server that
+    does not decode chunked bodies such a request counts as truncated, 400.
+
+    Args:
+        intake: The receiver's secrets, mapping and limits.
+        consumer: Where the records go. A request is answered with 200 only after it has taken them over.
+        patience: Seconds after which a request is answered with 503 without a word of the consumer's. It may still take
+            over what it was handed. None to wait for as long as it takes.
+        clock: The time now, in nanoseconds since the epoch; read once a request.
+
+    Attributes:
+        patience: As above; it may change.
+
+    Example:
+        >>> import falcon
+        >>> from statsig_otel.exporters import LoggerProviderConsumer
+        >>> from statsig_otel.plugin import DEFAULT_PATH, Intake, Verifier
+        >>> receiver = StatsigWsgiReceiver(Intake(verifier=Verifier(["webhook-..."])), LoggerProviderConsumer())
+        >>> app = falcon.App()
+        >>> app.add_route(DEFAULT_PATH, receiver)
+    """
+
+    def __init__(
+        self,
+        intake: Intake,
+        consumer: Consumer,
+        *,
+        patience: float | None = None,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._intake = intake
+        self._consumer = consumer
+        self.patience = patience
+        self._clock = clock
+        self._closed = False
+
+    def close(self) -> None:
+        """Refuse new requests with 503; those under way are finished. From any thread, any number of times."""
+        self._closed = True
+
+    def on_post(self, req: Request, resp: Response) -> None:
+        """Answer one webhook."""
+        try:
+            answer = self._answer(req.env)
+        except AnsweredError as answered:
+            answer = answered.answer
+        self._send(resp, answer)
+
+    def on_options(self, req: Request, resp: Response) -> None:  # noqa: ARG002 - Falcon's signature
+        """Refuse every other method; OPTIONS too, which Falcon by itself would answer with 200."""
+        self._send(resp, wrong_method(resp))
+
+    on_delete = on_options
+    on_get = on_options
+    on_head = on_options
+    on_patch = on_options
+    on_put = on_options
+
+    def _answer(self, environ: WSGIEnvironment) -> Answer:
+        if self._closed:
+            return shutting_down()
+        request = self._intake.begin(_headers(environ), self._clock())
+        taking: Future[Receipt] | None = None
+        try:
+            outcome = request.finish(complete=_read(environ, request))
+            if isinstance(outcome, Answer):
+                return outcome
+            taking = self._consumer.consume(outcome)
+            patience = self.patience
+            wait((taking,), timeout=patience)
+            if patience is not None and not taking.done():
+                return request.refused(slow_consumer(patience))
+            try:
+                return request.taken(taking.result())
+            except RefusedError as error:
+                return request.refused(error)
+        finally:
+            if taking is None:
+                request.close()
+            else:  # the body is in memory for as long as the consumer has it
+                taking.add_done_callback(lambda _: request.close())
+
+    def _send(self, resp: Response, answer: Answer) -> None:
+        self._intake.report(answer)
+        fill(resp, answer)
+
+
+def create_wsgi_app(receivers: Mapping[str, StatsigWsgiReceiver]) -> WSGIApplication:
+    """A WSGI application that serves receivers at their paths, and answers all else as the contract says.
+
+    It may be mounted below a prefix: the paths are compared with PATH_INFO, what stands in SCRIPT_NAME is not theirs.
+
+    Args:
+        receivers: The receivers by path, each beginning with `/`.
+
+    Example:
+        >>> from statsig_otel.exporters import LoggerProviderConsumer
+        >>> from statsig_otel.plugin import Intake, StatsigWsgiReceiver, Verifier
+        >>> receiver = StatsigWsgiReceiver(Intake(verifier=Verifier(["webhook-..."])), LoggerProviderConsumer())
+        >>> app = create_wsgi_app({"/statsig": receiver})
+    """
+    app = App()
+    app.set_error_serializer(serialize_error)
+    app.add_error_handler(Exception, handle_unexpected)
+    for path, receiver in receivers.items():
+        app.add_route(path, receiver)
+
+    def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        # Falcon answers methods that it does not know by itself. HEAD stays: its answer has no body.
+        if environ["REQUEST_METHOD"] not in ("POST", "HEAD"):
+            environ = {**environ, "REQUEST_METHOD": "OPTIONS"}
+        body: Iterable[bytes] = app(environ, start_response)
+        return body
+
+    return serve
+
+
+def _headers(environ: WSGIEnvironment) -> Iterator[tuple[bytes, bytes]]:
+    """The headers that count, as they were before they were folded."""
+    if length := environ.get("CONTENT_LENGTH"):  # "" is none, says PEP 3333
+        yield b"content-length", _bytes(length)
+    for variable, name in _HEADERS.items():
+        if variable in environ:
+            for value in environ[variable].split(","):
+                yield name, _bytes(value.strip(" \t"))
+
+
+def _bytes(value: str) -> bytes:
+    return value.encode("latin-1", errors="replace")
+
+
+def _read(environ: WSGIEnvironment, request: intake.Request) -> bool:
+    """Feed the body to the request; whether it came to its end."""
+    length = environ.get("CONTENT_LENGTH")
+    if not length and not environ.get("wsgi.input_terminated"):
+        # No body, or a chunked one that this server does not decode: reading it could wait for ever.
+        return "HTTP_TRANSFER_ENCODING" not in environ
+    left = int(length) if length else sys.maxsize
+    stream, size = environ["wsgi.input"], _FIRST_CHUNK
+    try:
+        while left > 0 and (chunk := stream.read(min(size, left))):
+            request.feed(chunk)
+            left, size = left - len(chunk), _CHUNK
+    except TimeoutError:
+        raise AnsweredError(slow_body()) from None
+    except OSError:  # how servers tell that the client has left
+        return False
+    return True

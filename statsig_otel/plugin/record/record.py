@@ -1,0 +1,255 @@
+"""A change event as an OpenTelemetry log record, encoded.
+
+The record follows the semantic conventions for events: a static EventName, a body of one readable line, no
+SeverityText. It is encoded from values that were checked before: the SDK's encoder drops an attribute that holds a
+surrogate, is private, and takes several times as long.
+"""
+
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Final, Literal, Protocol, get_args
+
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+
+from statsig_otel import __version__
+from statsig_otel.plugin.record import description
+from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
+from statsig_otel.plugin.record.otlp import AttributeValue, LogEncoder
+
+EVENT_NAME: Final = "statsig.config_change"
+SCOPE_NAME: Final = "statsig_otel"
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
+"""The version of the semantic conventions whose registered attributes the records use."""
+
+DEFAULT_RESOURCE: Final[Mapping[str, "AttributeValue"]] = {"service.name": "statsig"}
+
+UserMode = Literal["full", "hash", "drop"]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_canonical: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+_NO_ITEM: Final[Mapping[str, object]] = {}
+
+
+def uid(item: Mapping[str, object]) -> str:
+    """The `log.record.uid` of one item: 32 hex digits that every delivery of the same item shares.
+
+    The first half of SHA-256 over `statsig-otel/1`, a line feed and the item's canonical JSON: all members, sorted
+    keys, no blanks, ASCII escapes. Nothing of the request, the host or the configuration goes in. A change of this rule
+    is a major version.
+
+    Raises:
+        InvalidItemError: The item has no canonical JSON: it holds NaN or is nested too deeply.
+
+    Example:
+        >>> from statsig_otel.plugin import uid
+        >>> uid({"timestamp": 1, "metadata": {"name": "a"}}) == uid({"metadata": {"name": "a"}, "timestamp": 1})
+        True
+    """
+    try:
+        canonical = _canonical.encode(item)
+    except ValueError as error:
+        raise InvalidItemError("holds a number that is no JSON") from error
+    except RecursionError as error:
+        raise InvalidItemError("is nested too deeply") from error
+    return sha256(b"statsig-otel/1\n" + canonical.encode("ascii")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordFields:
+    """What of a record a mapping decides.
+
+    Attributes:
+        event_name: The EventName.
+        body: The body.
+        attributes: The attributes, in their order.
+        service: Of a record that is about one service, that service as `service.name` and `service.namespace`: for the
+            mapping to read, it is in the resource.
+    """
+
+    event_name: str
+    body: str
+    attributes: Mapping[str, AttributeValue]
+    service: Mapping[str, str] = field(default_factory=dict)
+
+
+class Remapping(Protocol):
+    """What makes another record of the default one.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from statsig_otel.plugin import LogRecordEncoder, Mapper
+        >>> class Shouting:
+        ...     def apply(self, record, event, item):
+        ...         return replace(record, body=record.body.upper())
+        >>> mapper = Mapper(LogRecordEncoder(mapping=Shouting()))
+    """
+
+    def apply(self, record: RecordFields, event: ChangeEvent, item: Mapping[str, object]) -> RecordFields:
+        """The record that goes out. It must not raise.
+
+        Args:
+            record: The default record; `dataclasses.replace` makes another one of it.
+            event: The change.
+            item: The item as Statsig sent it, decoded.
+        """
+        ...
+
+
+class LogRecordEncoder:
+    """Makes encoded log records of change events.
+
+    Args:
+        resource: The resource's attributes, complete.
+        user: Who made a change, in full, hashed, or left out. Statsig's description and the original text are not
+            touched by it.
+        hash_key: The key for `hash`: each value becomes the hex digits of its HMAC-SHA256.
+        include_original: Whether the item's own JSON text becomes `log.record.original`.
+        include_change_details: Whether what is recognised in the description becomes `statsig.change.*` attributes.
+        mapping: Changes each record; None for the default ones.
+
+    Raises:
+        ValueError: `user` is none of the three, `hash` has no key, or the original would show users that are to be
+            hashed or left out.
+
+    Example:
+        >>> from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+        >>> from statsig_otel.plugin import LogRecordEncoder, Mapper, parse
+        >>> encoder = LogRecordEncoder(resource={"service.name": "flags"}, user="drop")
+        >>> body = b'{"eventName": "statsig::config_change", "timestamp": 1, "metadata": {"type": "Gate", "name": "a"}}'
+        >>> (change,) = Mapper(encoder).map(parse(body), observed_ns=2).changes
+        >>> (resource_logs,) = ExportLogsServiceRequest.FromString(change.records[0]).resource_logs
+        >>> resource_logs.scope_logs[0].log_records[0].event_name
+        'statsig.config_change'
+    """
+
+    def __init__(
+        self,
+        *,
+        resource: Mapping[str, AttributeValue] = DEFAULT_RESOURCE,
+        user: UserMode = "full",
+        hash_key: str | None = None,
+        include_original: bool = False,
+        include_change_details: bool = False,
+        mapping: Remapping | None = None,
+    ) -> None:
+        if user not in get_args(UserMode):
+            raise ValueError(f"user: {user!r} is none of {', '.join(get_args(UserMode))}")
+        if user == "hash" and not hash_key:
+            raise ValueError("user: hash needs a hash_key")
+        if user != "full" and include_original:
+            raise ValueError(f"include_original would show the users that user: {user} hides")
+        self._user = user
+        self._hash_key = (hash_key or "").encode()
+        self._include_original = include_original
+        self._include_change_details = include_change_details
+        self._mapping = mapping
+        self._resource = dict(resource)
+        self._encoder = _encoder_of(resource)
+
+    def encode(
+        self,
+        event: ChangeEvent,
+        *,
+        uid: str,
+        observed_ns: int,
+        original: str,
+        item: Mapping[str, object] = _NO_ITEM,
+    ) -> bytes:
+        """One serialised `ExportLogsServiceRequest` that holds just this event's record.
+
+        Args:
+            event: The change event.
+            uid: The item's `uid`.
+            observed_ns: When its request arrived, in nanoseconds since the epoch.
+            original: The item's own JSON text.
+            item: The item, for what a mapping takes from it beside the event.
+        """
+        default = self.default(event, uid=uid, original=original)
+        return self.finish(default, event, observed_ns=observed_ns, item=item)
+
+    def default(self, event: ChangeEvent, *, uid: str, original: str) -> RecordFields:
+        """The record of `encode`, as it is before the mapping. For the parameters see `encode`."""
+        attributes = self._attributes(event, uid)
+        if self._include_change_details and event.description is not None:
+            attributes.update(description.attributes(event.description))
+        if self._include_original:
+            attributes["log.record.original"] = original
+        return RecordFields(event_name=EVENT_NAME, body=event.title, attributes=attributes)
+
+    def finish(
+        self, default: RecordFields, event: ChangeEvent, *, observed_ns: int, item: Mapping[str, object]
+    ) -> bytes:
+        """Apply the mapping to a default record, and serialise it.
+
+        Args:
+            default: What `default` made. Where it is about one service, that one takes the place of the resource's.
+            event: The change event.
+            observed_ns: As for `encode`.
+            item: The item.
+        """
+        record = default if self._mapping is None else self._mapping.apply(default, event, item)
+        encoder = self._encoder if not default.service else _encoder_of(_of_service(default.service, self._resource))
+        return encoder.encode(
+            time_ns=event.happened_at * 1_000_000,
+            observed_ns=observed_ns,
+            event_name=record.event_name,
+            body=record.body,
+            attributes=record.attributes,
+        )
+
+    def _attributes(self, event: ChangeEvent, uid: str) -> dict[str, AttributeValue]:
+        """All that there is something to say of."""
+        environments = event.environments
+        attributes: dict[str, AttributeValue | None] = {
+            "change_event.category": "feature_flags",
+            "change_event.type": event.type,
+            "change_event.source": "statsig",
+            "change_event.happened_at": _rfc3339(event.happened_at),
+            "change_event.title": event.title,
+            "change_event.label.type": event.entity_type,
+            "change_event.label.name": event.name,
+            "change_event.label.action": event.action,
+            "change_event.label.description": event.description,
+            "feature_flag.key": event.name,
+            "feature_flag.provider.name": "statsig",
+            "feature_flag.set.id": event.project_id,
+            "deployment.environment.name": environments[0] if len(environments) == 1 else None,
+            "user.name": self._shown(event.user_name),
+            "user.email": self._shown(event.user_email),
+            "user.id": self._shown(event.user_id),
+            "log.record.uid": uid,
+            "statsig.environments": list(environments),
+            "statsig.project.name": event.project_name,
+            "statsig.project.id": event.project_id,
+            "statsig.tags": list(event.tags),
+            "statsig.target_apps": list(event.target_apps),
+        }
+        return {key: value for key, value in attributes.items() if value}
+
+    def _shown(self, value: str | None) -> str | None:
+        if value is None or self._user == "drop":
+            return None
+        if self._user == "hash":
+            return hmac.new(self._hash_key, value.encode(), sha256).hexdigest()
+        return value
+
+
+def _encoder_of(resource: Mapping[str, AttributeValue]) -> LogEncoder:
+    scope = InstrumentationScope(name=SCOPE_NAME, version=__version__)
+    return LogEncoder(resource, scope=scope, schema_url=SCHEMA_URL)
+
+
+def _of_service(service: Mapping[str, str], resource: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    """A resource that is one service. What another one says of a service is wrong beside its name."""
+    others = {key: value for key, value in resource.items() if not key.startswith("service.")}
+    return {**service, **others}
+
+
+def _rfc3339(milliseconds: int) -> str:
+    moment = _EPOCH + timedelta(milliseconds=milliseconds)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,1 @@
+"""Serves HTTP/1.1 on sockets of its own: limits, TLS, draining."""

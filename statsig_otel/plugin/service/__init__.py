@@ -1,0 +1,1 @@
+"""A running service: assembly, lifecycle, reload."""

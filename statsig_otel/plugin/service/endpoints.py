@@ -1,0 +1,100 @@
+"""The addresses of a service: which receivers share one, whether they agree, and the server of each."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
+from statsig_otel.plugin.server.server import HttpServer, ServerTls
+from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings
+
+SERVER_KEYS: Final = ("read_header_timeout", "max_connections", "tls")
+"""The settings that belong to a server, and so have to agree for all receivers on one endpoint."""
+
+
+def check_endpoints(receivers: Mapping[str, StatsigReceiverSettings]) -> None:
+    """Check receivers against each other.
+
+    Raises:
+        ConfigError: Receivers that share an endpoint don't agree.
+    """
+    problems = list(_disagreements(receivers))
+    if problems:
+        raise ConfigError(problems)
+
+
+class Endpoint:
+    """One address with the receivers that share it, and their server. Nothing is opened.
+
+    Args:
+        settings: The receivers' settings, by id.
+        receivers: The receivers, by id.
+
+    Attributes:
+        address: As it is written.
+        server: The server.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, StatsigReceiverSettings], receivers: Mapping[str, StatsigReceiver]
+    ) -> None:
+        self._paths = {name: one.path for name, one in settings.items()}
+        first = next(iter(settings.values()))
+        self.address: Final = first.endpoint
+        self._scheme = "https" if first.tls else "http"
+        host, port = first.address
+        self.server: Final = HttpServer(
+            create_app({self._paths[name]: receiver for name, receiver in receivers.items()}),
+            host=host,
+            port=port,
+            read_header_timeout=first.read_header_timeout,
+            max_connections=first.max_connections,
+            tls=_tls(first.tls),
+        )
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """For each receiver the URL at which it listens on this machine. After the server's `bind`."""
+        host, port = self.server.address
+        shown = f"[{host}]" if ":" in host else host
+        return {name: f"{self._scheme}://{shown}:{port}{path}" for name, path in self._paths.items()}
+
+
+def endpoints_of(
+    settings: Mapping[str, StatsigReceiverSettings], receivers: Mapping[str, StatsigReceiver]
+) -> list[Endpoint]:
+    """The endpoints of all receivers."""
+    shared: dict[str, list[str]] = {}
+    for name, one in settings.items():
+        shared.setdefault(one.endpoint, []).append(name)
+    return [
+        Endpoint({name: settings[name] for name in names}, {name: receivers[name] for name in names})
+        for names in shared.values()
+    ]
+
+
+def _tls(settings: ServerTlsSettings | None) -> ServerTls | None:
+    if settings is None:
+        return None
+    return ServerTls(
+        cert_file=settings.cert_file,
+        key_file=settings.key_file,
+        client_ca_file=settings.client_ca_file,
+        min_version=settings.min_version,
+    )
+
+
+def _disagreements(receivers: Mapping[str, StatsigReceiverSettings]) -> Iterable[Problem]:
+    """Receivers with the same endpoint share one server: its keys must agree, their paths differ."""
+    first: dict[str, str] = {}
+    paths: dict[tuple[str, str], str] = {}
+    for name, settings in receivers.items():
+        other = first.setdefault(settings.endpoint, name)
+        for key in SERVER_KEYS:
+            if getattr(settings, key) != getattr(receivers[other], key):
+                message = f"differs from receivers::{other}::{key}, which listens on the same endpoint"
+                yield Problem(("receivers", name, key), message, "let them agree, or give each its own endpoint")
+        other = paths.setdefault((settings.endpoint, settings.path), name)
+        if other != name:
+            message = f"is the path of receivers::{other} too, which listens on the same endpoint"
+            yield Problem(("receivers", name, "path"), message, "give each receiver its own path")

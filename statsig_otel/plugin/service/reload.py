@@ -1,0 +1,134 @@
+"""Hands a running service its configuration anew: at a signal, at a command, and where a secret's file changes."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from statsig_otel.config.errors import ConfigError, render
+from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.config.model import Opaque
+from statsig_otel.config.source import Document
+from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.plugin.doctor.machine_checks import check_files
+from statsig_otel.plugin.service.backend import RestartNeededError
+from statsig_otel.plugin.service.service import Service
+from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS
+from statsig_otel.plugin.settings.reading import receiver_settings
+from statsig_otel.plugin.settings.receiver import check_secret
+
+_logger: Final = logging.getLogger(__name__)
+
+
+class ReloadError(Exception):
+    """The running service goes on as before, or as the message says."""
+
+
+class Reloader:
+    """Has a service take its configuration over anew, one reload at a time. Safe to use from several threads.
+
+    Args:
+        service: The running service.
+        document: What it runs by.
+        read: Reads what is written, anew each time.
+    """
+
+    def __init__(self, service: Service, document: Document, read: Callable[[], Document]) -> None:
+        self._service = service
+        self._document = document
+        self._read = read
+        self._lock = threading.Lock()
+        self._unusable = ""  # what is wrong with the secrets' files, where it was said
+
+    @property
+    def watches(self) -> bool:
+        """Whether a signing secret is in a file, so that `look_at_secrets` has something to do."""
+        return any("signing_secrets" in path for path in self._document.templates)
+
+    def reload(self) -> list[str]:
+        """Take over what is written now; the changes, for people. All of it is logged.
+
+        Raises:
+            ReloadError: It could not be taken over; why, and what that means.
+        """
+        with self._lock:
+            try:
+                changes = self._take_over()
+            except ReloadError as error:
+                _logger.error("Reload: %s", error)  # noqa: TRY400 - the message says it all
+                raise
+            _logger.info("Reload: %s", "; ".join(changes) or "nothing has changed")
+            for sentence in self._service.unused_keys() if changes else ():
+                _logger.warning("%s", sentence)
+            return changes
+
+    def look_at_secrets(self) -> None:
+        """Take the signing secrets' files over where they have changed; one that is unusable changes nothing.
+
+        Nothing else is read: a configuration that somebody is just writing is not applied by a rotation.
+        """
+        with self._lock:
+            try:
+                configuration = self._with_secrets(self._service.configuration)
+            except ValueError as error:
+                if str(error) != self._unusable:
+                    _logger.error("%s; the secrets stay as they were", error)  # noqa: TRY400 - the message says it all
+                self._unusable = str(error)
+                return
+            self._unusable = ""
+            if configuration != self._service.configuration:
+                self._service.renew_secrets(configuration)
+                _logger.info("The signing secrets have changed, and count from now on")
+
+    def _take_over(self) -> list[str]:
+        try:
+            document, configuration = self._checked()
+            try:
+                return self._service.reconfigure(configuration)
+            finally:
+                if self._service.configuration is configuration:
+                    self._document = document  # also where an exporter could not be started
+        except ConfigError as error:
+            raise ReloadError(f"the configuration has errors, and nothing has changed\n{error}") from error
+        except RestartNeededError as error:
+            raise ReloadError(f"nothing has changed, since only a restart can take this over: {error}") from error
+        except QueueError as error:
+            raise ReloadError(f"nothing has changed, since the queue can't be written now: {error}") from error
+        except (OSError, ValueError) as error:
+            raise ReloadError(f"all is taken over but for an exporter that can't be started: {error}") from error
+
+    def _checked(self) -> tuple[Document, Configuration]:
+        document = self._read()
+        EXPORTERS.refresh()  # an exporter may have been installed meanwhile
+        configuration = check(document, COMPONENTS)
+        if problems := check_files(configuration, document):
+            raise ConfigError(problems)
+        return document, configuration
+
+    def _with_secrets(self, configuration: Configuration) -> Configuration:
+        """The configuration with the secrets that are in the files now.
+
+        Raises:
+            ValueError: One can't be used.
+        """
+        receivers = dict(configuration.receivers)
+        for name, settings in receiver_settings(configuration).items():
+            path = ("receivers", name, "signing_secrets")
+            secrets = [self._secret((*path, index), secret) for index, secret in enumerate(settings.signing_secrets)]
+            if secrets != settings.signing_secrets:
+                receivers[name] = settings.model_copy(update={"signing_secrets": secrets})
+        return replace(configuration, receivers=receivers)
+
+    def _secret(self, path: tuple[str | int, ...], before: Opaque) -> Opaque:
+        template = self._document.templates.get(path)
+        if template is None:
+            return before
+        text, faults = template.expand()
+        where = render(path)
+        if faults:
+            raise ValueError(f"{where}: {faults[0][0]}")
+        try:
+            return check_secret(Opaque(text))
+        except ValueError as error:
+            raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error

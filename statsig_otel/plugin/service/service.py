@@ -1,0 +1,544 @@
+"""The whole service: receivers on their servers, a pipeline behind them, exporters at its end, and their lifecycle."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+from wsgiref.types import WSGIApplication
+
+from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.config.grammar import Configuration
+from statsig_otel.config.model import Opaque
+from statsig_otel.exporters.consumer import Consumer
+from statsig_otel.exporters.queue.directory import DirectoryInUseError
+from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
+from statsig_otel.plugin.control.socket import ControlServer, Handler
+from statsig_otel.plugin.door import Door
+from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
+from statsig_otel.plugin.receiver.intake import Intake, Limits
+from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
+from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.server.thread import ServerThread
+from statsig_otel.plugin.service.backend import Delivery, RestartNeededError
+from statsig_otel.plugin.service.builder import Exporters, Pipelines, Receivers, assemble
+from statsig_otel.plugin.service.endpoints import SERVER_KEYS, Endpoint, check_endpoints, endpoints_of
+from statsig_otel.plugin.service.lifecycle import Lifecycle
+from statsig_otel.plugin.settings.delivery import unused_keys
+from statsig_otel.plugin.settings.environment import resource_from_environment
+from statsig_otel.plugin.settings.reading import (
+    create_mapper,
+    create_verifier,
+    exporter_settings,
+    receiver_settings,
+)
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.settings.storage import file_storage
+from statsig_otel.plugin.webhook.payload import Verifier
+
+_logger: Final = logging.getLogger(__name__)
+
+DEFAULT_TIMEOUT: Final = 20.0
+"""Seconds for a whole shutdown: what supervisors usually grant."""
+
+DEFAULT_DRAIN: Final = 5.0
+"""Seconds of a shutdown in which what waits in the queue is still sent; the rest is sent after the next start."""
+
+_LONGEST: Final = 365 * 86_400.0
+"""Seconds of a shutdown at most: an infinite number is more than a lock can wait for."""
+
+_CLOSING: Final = 1.0
+"""Seconds that a shutdown may take above its timeout, to close what it has stopped."""
+
+_BODY_GRACE: Final = 5.0
+"""Seconds after a stop for the bodies that are still being read. Well below the server's drain."""
+
+_SEND_GRACE: Final = 3.0
+"""Seconds after a stop for what synchronous exporters are sending."""
+
+_SERVER_DRAIN: Final = 10.0
+"""Seconds after a stop for the requests in flight. With the delivery's own drain it stays within the default."""
+
+_FIXED_KEYS: Final = (
+    "endpoint", "path", "max_request_body_size", "max_in_flight_bytes", "read_timeout", *SERVER_KEYS
+)  # fmt: skip
+"""The settings that only a restart can change."""
+
+_WORKERS: Final = (
+    "one process owns a queue. Of a server's workers let one do it (gunicorn: --workers 1 --threads 8), or run "
+    "statsig-otel beside them, or turn the queue off: sending_queue enabled=False for every exporter"
+)
+
+
+class Service:
+    """Receivers, a durable queue and exporters, built in code. The constructor opens and starts nothing.
+
+    A webhook's 200 promises what that of `statsig-otel run` does: the changes are on disk, and reach every exporter.
+    `start` and `shutdown`, or a `with` or `async with` block, are its life; it has one. They may be called from any
+    thread, any number of times, under a running event loop and in a signal's handler. A service that was made before a
+    fork may be started after it. It has threads of its own, which keep no process alive; it installs no signal handler,
+    configures no logging, and reads no environment variable that it is not given.
+
+    Args:
+        receivers: The receivers, by id: `statsig` or `statsig/NAME`. Settings, or a mapping as a file has it.
+        exporters: The exporters, by id: `otlp_grpc`, `otlp_http/NAME`, ... Settings; an exporter of your own, with an
+            id of its own such as `mine`; a `Destination` around either, which says how it is fed; or a mapping as a
+            file has it.
+        pipelines: Which receivers feed which exporters, or a mapping as a file has it; by default all feed all.
+        directory: The queue's directory, which this service has for itself. Made where it is missing; a relative one is
+            below the working directory of now. Required unless every exporter is without a queue.
+        min_free_bytes: Webhooks are refused while the directory's disk has less.
+        resource: Attributes of the records' resource; those of a receiver go before them.
+        environ: Where OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME are looked up for attributes below `resource`;
+            `os.environ`, or nothing.
+        listen: Whether receivers listen at their endpoints, on servers in a thread of the service. With False there is
+            no server: mount `asgi_app()`, `wsgi_app()` or `receiver(...)` in an application of your own.
+
+    Raises:
+        ConfigError: All that is wrong, each with its place: `exporters::otlp_grpc: ...`.
+
+    Example:
+        >>> from statsig_otel.config import Opaque
+        >>> from statsig_otel.exporters import OtlpGrpcSettings
+        >>> from statsig_otel.plugin import Service, StatsigReceiverSettings
+        >>> service = Service(
+        ...     receivers={"statsig": StatsigReceiverSettings(signing_secrets=[Opaque("webhook-...")])},
+        ...     exporters={"otlp_grpc": OtlpGrpcSettings(endpoint="https://collector:4317")},
+        ...     directory="/var/lib/agent/statsig",
+        ... )
+    """
+
+    def __init__(
+        self,
+        *,
+        receivers: Receivers,
+        exporters: Exporters,
+        pipelines: Pipelines | None = None,
+        directory: Path | str | None = None,
+        min_free_bytes: int = DEFAULT_MIN_FREE,
+        resource: Mapping[str, AttributeValue] | None = None,
+        environ: Mapping[str, str] | None = None,
+        listen: bool = True,
+    ) -> None:
+        configuration = assemble(
+            receivers=receivers,
+            exporters=exporters,
+            pipelines=pipelines,
+            resource=resource,
+            directory=directory,
+            min_free_bytes=min_free_bytes,
+            listen=listen,
+        )
+        below = resource_from_environment(environ) if environ is not None else {}
+        self._build(configuration, Path(directory or ""), {**below, **(resource or {})}, listen=listen)
+        self._ways_out = _WORKERS
+
+    @classmethod
+    def from_configuration(
+        cls,
+        configuration: Configuration,
+        *,
+        directory: Path,
+        resource: Mapping[str, AttributeValue] | None = None,
+        listen: bool = True,
+    ) -> Self:
+        """A service of a configuration that was read from files and checked.
+
+        Args:
+            configuration: The configuration.
+            directory: The queue's directory; used where an exporter is queued, as all are by default.
+            resource: Attributes of the records' resource below those that a receiver sets.
+            listen: As in the constructor.
+
+        Raises:
+            ConfigError: Receivers that share an endpoint don't agree.
+        """
+        service = cls.__new__(cls)
+        service._build(  # noqa: SLF001 - it is this class's
+            configuration, directory, dict(resource or {}), listen=listen
+        )
+        return service
+
+    def _build(
+        self, configuration: Configuration, directory: Path, resource: dict[str, AttributeValue], *, listen: bool
+    ) -> None:
+        settings = receiver_settings(configuration)
+        check_endpoints(settings)
+        self._configuration = configuration
+        self._resource = resource
+        self._ways_out = ""  # from a directory that is in use; the command line has no workers
+        self._delivery = Delivery(configuration, directory)
+        self._door = Door(self._delivery.consumer, settings)
+        self._intakes = {
+            name: Intake(
+                verifier=create_verifier(one), mapper=create_mapper(one, resource), name=name, limits=_limits(one)
+            )
+            for name, one in settings.items()
+        }
+        self._receivers = {
+            name: StatsigReceiver(intake, self._door, patience=self._delivery.patience(name))
+            for name, intake in self._intakes.items()
+        }
+        self._wsgi_receivers = {
+            name: StatsigWsgiReceiver(intake, self._door, patience=self._delivery.patience(name))
+            for name, intake in self._intakes.items()
+        }
+        self._endpoints: list[Endpoint] = endpoints_of(settings, self._receivers) if listen else []
+        self._servers = ServerThread([endpoint.server for endpoint in self._endpoints])
+        self._commands: dict[str, Handler] = {}
+        socket = self._delivery.socket
+        self._control = ControlServer(socket, self._delivery.handlers(self._intakes)) if socket else None
+        self._lifecycle = Lifecycle(self._open, self._close)
+        self._is_open = False
+        self._closing = False
+        self._reconfiguring = threading.Lock()  # a shutdown waits for a reload that is under way
+        self._until = 0.0  # by the monotonic clock: the end of the shutdown
+        self._drain = DEFAULT_DRAIN
+
+    def unused_keys(self) -> list[str]:
+        """What the configuration says without effect, for people."""
+        return list(unused_keys(exporter_settings(self._configuration)))
+
+    @property
+    def configuration(self) -> Configuration:
+        """What it runs by now."""
+        return self._configuration
+
+    @property
+    def consumer(self) -> Consumer:
+        """What takes batches over to the queue and to the exporters, for an HTTP side of your own.
+
+        A batch's `receiver` is the id of one of the service's receivers. Before `start`, after `shutdown` and in a
+        forked child batches are refused.
+        """
+        return self._door
+
+    def receiver(self, name: str = "statsig") -> StatsigReceiver:
+        """A receiver as a resource of a Falcon ASGI application.
+
+        Args:
+            name: Its id.
+
+        Raises:
+            KeyError: There is no such receiver.
+        """
+        return self._receivers[name]
+
+    def wsgi_receiver(self, name: str = "statsig") -> StatsigWsgiReceiver:
+        """A receiver as a resource of a Falcon WSGI application; see `receiver`."""
+        return self._wsgi_receivers[name]
+
+    def asgi_app(self) -> MountableApp:
+        """All receivers at their paths as an ASGI application, to mount in one of yours: Starlette, FastAPI.
+
+        Start and shut the service down where that application starts and ends, as its lifespan does.
+        """
+        return create_app({self._path(name): receiver for name, receiver in self._receivers.items()})
+
+    def wsgi_app(self) -> WSGIApplication:
+        """All receivers at their paths as a WSGI application, to mount in one of yours: Flask, Django."""
+        return create_wsgi_app({self._path(name): receiver for name, receiver in self._wsgi_receivers.items()})
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """For each receiver the URL at which it listens on this machine. After `start`; empty without servers."""
+        return {name: url for endpoint in self._endpoints for name, url in endpoint.urls.items()}
+
+    @property
+    def without_secret(self) -> list[str]:
+        """The receivers in set-up mode: they answer URL verifications, and refuse all else."""
+        return [
+            name for name, settings in receiver_settings(self._configuration).items() if not settings.signing_secrets
+        ]
+
+    @property
+    def ended(self) -> "Future[None]":
+        """Done once no webhook is answered any more: after a shutdown; with an error where a server has failed.
+
+        Without servers only a shutdown ends it. It can't be cancelled.
+        """
+        return self._servers.ended
+
+    def offer(self, command: str, handler: Handler) -> None:
+        """Answer one more command at the control socket, where there is one; `handler` is told what it is asked.
+
+        It may shut the service down.
+        """
+        self._commands[command] = handler
+        self._renew_handlers()
+
+    def start(self) -> None:
+        """Open the queue, start the exporters and listen. Where something fails, all is closed again.
+
+        Returns once webhooks are taken. Where it has started, nothing happens; where another thread is just starting
+        it, that is waited for. A start that has failed fails again: make another service.
+
+        Raises:
+            OSError: An address can't be listened on, or a file can't be opened; the message says which and why.
+            ValueError: A file holds something else than it should.
+            QueueError: The queue's directory belongs to another process (`DirectoryInUseError`, which names the ways
+                out), or its file can't be used.
+            RuntimeError: It was shut down already; or it was started before this process was forked.
+        """
+        started = self._lifecycle.start()
+        try:
+            started.result()
+        except BaseException:
+            if not started.done():  # a Ctrl-C has ended the wait
+                self.shutdown(0.0)
+            raise
+
+    async def astart(self) -> None:
+        """As `start`, and the caller's event loop goes on meanwhile. Cancelled, it shuts the service down."""
+        started = self._lifecycle.start()
+        try:
+            await asyncio.wrap_future(started)
+        except asyncio.CancelledError:
+            self._stop(0.0, 0.0)
+            raise
+
+    def shutdown(self, timeout: float = DEFAULT_TIMEOUT, *, drain: float = DEFAULT_DRAIN) -> bool:
+        """Take no more webhooks, finish those in flight, send what waits for a while, and close all. Always returns.
+
+        What is not sent stays in the queue, and is sent after the next start. Where it was never started, nothing
+        happens, and it can't be started any more. Where somebody else is shutting it down, that is waited for; the
+        times of the first one count.
+
+        Args:
+            timeout: Seconds for all of it; closing may take one more. What hangs is left behind in daemon threads.
+            drain: Seconds of them for what waits in the queue, unless its backend is away.
+
+        Returns:
+            Whether all was delivered and closed. False says that records stay in the queue, or that something hangs:
+            the log says which.
+        """
+        timeout = min(_LONGEST, timeout)
+        stopped = self._stop(timeout, drain)
+        try:
+            return stopped.result(max(timeout, 0.0) + _CLOSING)
+        except TimeoutError:
+            _logger.warning("The shutdown did not end within %g s; what hangs is left behind", timeout)
+            return False
+
+    async def ashutdown(self, timeout: float = DEFAULT_TIMEOUT, *, drain: float = DEFAULT_DRAIN) -> bool:  # noqa: ASYNC109 - it bounds what goes on in threads
+        """As `shutdown`, and the caller's event loop goes on meanwhile. Cancelled, it goes on without the caller.
+
+        For the parameters and the result see `shutdown`.
+        """
+        timeout = min(_LONGEST, timeout)
+        stopped = asyncio.wrap_future(self._stop(timeout, drain))
+        try:
+            async with asyncio.timeout(max(timeout, 0.0) + _CLOSING):
+                return await stopped
+        except TimeoutError:
+            _logger.warning("The shutdown did not end within %g s; what hangs is left behind", timeout)
+            return False
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    async def __aenter__(self) -> Self:
+        await self.astart()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.ashutdown()
+
+    def reconfigure(self, configuration: Configuration) -> list[str]:
+        """Take over another configuration while it runs. No connection ends, and no event is dropped.
+
+        Secrets, tolerance and mapping count from the next request on, what the servers' TLS files hold now from the
+        next connection on; for the exporters see `Delivery.reconfigure`.
+
+        Args:
+            configuration: A checked configuration.
+
+        Returns:
+            The changes, for people.
+
+        Raises:
+            ConfigError: Receivers that share an endpoint don't agree, or a server's TLS files can't be used. Nothing
+                has changed.
+            RestartNeededError: A part of it needs a restart, or the service is not running. Nothing has changed.
+            QueueError: The queue can't be written. Nothing has changed.
+            OSError: An exporter can't open a file. All else has been taken over.
+            ValueError: A file of an exporter's holds something else than it should. As above.
+        """
+        with self._reconfiguring:
+            if self._closing:
+                raise RestartNeededError("the service is shutting down")
+            if not self._is_open:
+                raise RestartNeededError("the service has not started")
+            return self._take_over(configuration)
+
+    def _take_over(self, configuration: Configuration) -> list[str]:
+        check_endpoints(receiver_settings(configuration))
+        needing = list(_needing_restart(self._configuration, configuration))
+        if needing:
+            raise RestartNeededError("; ".join(needing))
+        before, after = receiver_settings(self._configuration), receiver_settings(configuration)
+        renewed = self._renewed_tls()
+        verifiers = {name: create_verifier(settings) for name, settings in after.items()}
+        mappers = {name: create_mapper(settings, self._resource) for name, settings in after.items()}
+
+        def take_over() -> None:
+            self._configuration = configuration
+            for name, intake in self._intakes.items():
+                intake.verifier, intake.mapper = verifiers[name], mappers[name]
+            for use_tls in renewed.values():
+                use_tls()
+            self._renew_handlers()
+
+        try:
+            changes = self._delivery.reconfigure(configuration, taken=take_over)
+        finally:
+            for name in after:
+                patience = self._delivery.patience(name)
+                self._receivers[name].patience = self._wsgi_receivers[name].patience = patience
+        return [
+            *(f"receivers::{name}: has changed" for name in after if before[name] != after[name]),
+            *(f"receivers::{name}::tls: its files have changed" for name in after if after[name].endpoint in renewed),
+            *changes,
+        ]
+
+    def _renewed_tls(self) -> dict[str, Callable[[], None]]:
+        """What takes over the servers' TLS files that have changed, by address."""
+        try:
+            return {one.address: use for one in self._endpoints if (use := one.server.renewed_tls())}
+        except (OSError, ValueError) as error:
+            raise ConfigError([Problem((), str(error))]) from error
+
+    def renew_secrets(self, configuration: Configuration) -> None:
+        """Take over the signing secrets of a configuration that differs in nothing else. No exporter is touched."""
+        self._configuration = configuration
+        for name, settings in receiver_settings(configuration).items():
+            self._intakes[name].verifier = create_verifier(settings)
+
+    def rotate_secrets(self, receiver: str, secrets: Sequence[str]) -> None:
+        """Take over other signing secrets of a receiver, from the next request on. Before `start` too.
+
+        For a rotation that refuses nothing, first the old and the new one, later the new one alone.
+
+        Args:
+            receiver: The receiver's id.
+            secrets: The signing secrets, whole, in any order; none for the set-up mode.
+
+        Raises:
+            KeyError: There is no such receiver.
+            ValueError: A secret is empty. Nothing has changed.
+            TypeError: The secrets are one string. Nothing has changed.
+
+        Example:
+            >>> from statsig_otel.exporters import DebugSettings
+            >>> from statsig_otel.plugin import Service, StatsigReceiverSettings
+            >>> service = Service(
+            ...     receivers={"statsig": StatsigReceiverSettings(signing_secrets=["webhook-old"])},
+            ...     exporters={"debug": DebugSettings()},
+            ...     directory="statsig-queue",
+            ... )
+            >>> service.rotate_secrets("statsig", ["webhook-old", "webhook-new"])
+        """
+        Verifier(secrets)  # says what is wrong with them
+        with self._reconfiguring:
+            settings = receiver_settings(self._configuration)[receiver]
+            renewed = settings.model_copy(update={"signing_secrets": [Opaque(secret) for secret in secrets]})
+            receivers = {**self._configuration.receivers, receiver: renewed}
+            self.renew_secrets(replace(self._configuration, receivers=receivers))
+
+    def _path(self, name: str) -> str:
+        return receiver_settings(self._configuration)[name].path
+
+    def _open(self) -> None:
+        try:
+            self._delivery.start()
+            self._door.open()
+            if self._control is not None:
+                self._control.start()
+            for endpoint in self._endpoints:
+                endpoint.server.bind()
+            if self._endpoints:
+                self._servers.start()
+            self._is_open = True
+        except BaseException as error:
+            self._until = time.monotonic()
+            self._drain = 0.0
+            self._close()
+            if isinstance(error, DirectoryInUseError) and not error.is_own and self._ways_out:
+                raise DirectoryInUseError(f"{error}; {self._ways_out}") from None
+            raise
+
+    def _stop(self, timeout: float, drain: float) -> "Future[bool]":
+        """Begin to shut down; the first one's times count."""
+        if self._control is not None:
+            self._control.let_go()  # a command that asks for it would wait for itself
+        if not self._until:
+            self._until, self._drain = time.monotonic() + timeout, drain
+        stopped = self._lifecycle.stop()
+        stopped.add_done_callback(lambda _: self._servers.end_unstarted())  # a start that never was closes nothing
+        return stopped
+
+    def _left(self) -> float:
+        return max(self._until - time.monotonic(), 0.0)
+
+    def _close(self) -> bool:
+        """Close what `_open` opened, within the time that is left, in the thread of the lifecycle."""
+        self._closing = True
+        timeout = self._left()
+        grace = min(_SEND_GRACE, timeout / 4)
+        self._delivery.close(grace)
+        for receiver in self._receivers.values():
+            receiver.close(min(_BODY_GRACE, timeout / 4))
+        for wsgi_receiver in self._wsgi_receivers.values():
+            wsgi_receiver.close()
+        drained = time.monotonic() + min(_SERVER_DRAIN, timeout / 2)
+        self._servers.shutdown(max(drained - time.monotonic(), 0.0))
+        for intake in self._intakes.values():  # those of an application that the receivers are mounted in
+            intake.wait_until_idle(max(drained - time.monotonic(), 0.0))
+        if self._control is not None:
+            self._control.shutdown(self._left() / 2 + _CLOSING)  # before the queue, which its handlers wait for
+        is_alone = self._reconfiguring.acquire(timeout=self._left() + _CLOSING)
+        try:
+            return self._delivery.shutdown(min(self._drain, self._left()), grace=grace) and is_alone
+        finally:
+            if is_alone:
+                self._reconfiguring.release()
+
+    def _renew_handlers(self) -> None:
+        if self._control is not None:
+            self._control.handlers = {**self._delivery.handlers(self._intakes), **self._commands}
+
+
+def _limits(settings: StatsigReceiverSettings) -> Limits:
+    return Limits(
+        max_request_body_size=settings.max_request_body_size,
+        max_in_flight_bytes=settings.max_in_flight_bytes,
+        read_timeout=settings.read_timeout,
+    )
+
+
+def _needing_restart(before: Configuration, after: Configuration) -> Iterable[str]:
+    """What differs that only a restart can take over."""
+    for name in [*before.receivers, *after.receivers]:
+        if (name in before.receivers) is not (name in after.receivers):
+            yield f"receivers::{name}: {'is new' if name in after.receivers else 'is gone'}"
+    for name, settings in receiver_settings(after).items():
+        for key in _FIXED_KEYS if name in before.receivers else ():
+            if getattr(settings, key) != getattr(before.receivers[name], key):
+                yield f"receivers::{name}::{key}"
+    if file_storage(before) != file_storage(after):
+        yield "extensions::file_storage"
+    if before.telemetry != after.telemetry:
+        yield "service::telemetry"

@@ -1,0 +1,95 @@
+"""What a configuration file can name: every component's settings, and how it is made of them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from statsig_otel.config.grammar import Components
+from statsig_otel.config.model import Settings
+from statsig_otel.exporters.exporter import Exporter
+from statsig_otel.exporters.local.debug import DebugSettings
+from statsig_otel.exporters.local.file import FileSettings
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.plugin.other_components import ELSEWHERE
+from statsig_otel.plugin.settings.delivery import DeliveryKeys
+from statsig_otel.plugin.settings.exporters import ExporterTypes, Kind
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.settings.storage import FileStorageSettings
+from statsig_otel.plugin.settings.telemetry import TelemetrySettings
+
+
+class QueuedOtlpGrpcSettings(OtlpGrpcSettings, DeliveryKeys):
+    """`otlp_grpc` in a configuration file."""
+
+
+class QueuedOtlpHttpSettings(OtlpHttpSettings, DeliveryKeys):
+    """`otlp_http` in a configuration file."""
+
+
+class QueuedFileSettings(FileSettings, DeliveryKeys):
+    """`file` in a configuration file."""
+
+
+class QueuedDebugSettings(DebugSettings, DeliveryKeys):
+    """`debug` in a configuration file."""
+
+
+def _otlp_grpc(name: str, settings: OtlpGrpcSettings) -> Exporter:
+    from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter  # noqa: PLC0415 - grpc is loaded where it is used
+
+    return OtlpGrpcExporter(name, settings)
+
+
+def _otlp_http(name: str, settings: OtlpHttpSettings) -> Exporter:
+    from statsig_otel.exporters.otlp.http import OtlpHttpExporter  # noqa: PLC0415 - likewise
+
+    return OtlpHttpExporter(name, settings)
+
+
+def _file(name: str, settings: FileSettings) -> Exporter:
+    from statsig_otel.exporters.local.file import FileExporter  # noqa: PLC0415 - likewise
+
+    return FileExporter(name, settings)
+
+
+def _debug(name: str, settings: DebugSettings) -> Exporter:
+    from statsig_otel.exporters.local.debug import DebugExporter  # noqa: PLC0415 - likewise
+
+    return DebugExporter(name, settings)
+
+
+_BUILT_IN: Final[Mapping[str, Kind]] = {
+    "otlp_grpc": Kind(QueuedOtlpGrpcSettings, _otlp_grpc),
+    "otlp_http": Kind(QueuedOtlpHttpSettings, _otlp_http),
+    "file": Kind(QueuedFileSettings, _file, exclusive=True),
+    "debug": Kind(QueuedDebugSettings, _debug),
+}
+
+ALIASES: Final[Mapping[str, str]] = {"otlp": "otlp_grpc", "otlphttp": "otlp_http"}
+"""The Collector's older names."""
+
+EXPORTERS: Final = ExporterTypes(_BUILT_IN, ALIASES)
+"""All types of exporters, those of installed distributions too."""
+
+BUILT_IN: Final = Components(
+    receivers={"statsig": StatsigReceiverSettings},
+    exporters={name: kind.settings for name, kind in _BUILT_IN.items()},
+    extensions={"file_storage": FileStorageSettings},
+    aliases=ALIASES,
+    telemetry=TelemetrySettings,
+    single=frozenset({"file_storage"}),
+    elsewhere=ELSEWHERE,
+)
+"""What comes with this distribution."""
+
+COMPONENTS: Final = replace(BUILT_IN, exporters=EXPORTERS)
+"""What a configuration file can name."""
+
+
+def create_exporter(name: str, settings: Settings) -> Exporter:
+    """Make the exporter of an id such as `otlp_grpc/backend`; nothing is opened.
+
+    Raises:
+        ConfigError: It is from an installed distribution, which can't make one of these settings.
+    """
+    return EXPORTERS.create(name, settings)

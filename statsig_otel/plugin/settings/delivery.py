@@ -1,0 +1,163 @@
+"""`sending_queue` and `retry_on_failure`: what every exporter has beside its own keys, with the Collector's names.
+
+The defaults differ from the Collector's where losing nothing asks for it: the queue is on disk, nothing is given up.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from statsig_otel.config.model import Duration, ExtensionOf, Settings, format_duration
+from statsig_otel.exporters.delivery.retry import RetrySettings
+from statsig_otel.exporters.delivery.sender import DeliverySettings
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
+
+
+def _items_only(value: object) -> object:
+    if value in ("requests", "bytes"):
+        raise ValueError(f"{value} are not counted here, only items\nhint: leave it out, and count log records")
+    return value
+
+
+Sizer = Annotated[Literal["items"], BeforeValidator(_items_only)]
+"""What sizes count: log records."""
+
+
+class BatchSettings(Settings):
+    """`sending_queue::batch`.
+
+    Example:
+        >>> from statsig_otel.plugin import BatchSettings
+        >>> BatchSettings(max_size=100).sizer
+        'items'
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "partition": "leave it out: an exporter has one queue, and keeps the order",
+    }
+    # The keys of the Collector's batch processor.
+    meant: ClassVar[Mapping[str, str]] = {
+        "send_batch_max_size": "max_size",
+        "send_batch_size": "max_size",
+        "timeout": "flush_timeout",
+    }
+
+    max_size: int = Field(default=512, gt=0, le=100_000, description="Log records of one request at most.")
+    sizer: Sizer = Field(default="items", description="What max_size counts: log records.")
+    min_size: int = Field(default=0, ge=0, description="Not used: what waits is sent at once.")
+    flush_timeout: Duration = Field(default=0.0, ge=0, description="Not used: what waits is sent at once.")
+
+
+class SendingQueueSettings(Settings):
+    """`sending_queue`.
+
+    Example:
+        >>> from statsig_otel.plugin import BatchSettings, SendingQueueSettings
+        >>> SendingQueueSettings(queue_size=10_000, batch=BatchSettings(max_size=100)).enabled
+        True
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "blocking": "use block_on_overflow, its name today; here it is always false",
+        "wait_for_result": "use enabled: false, with which the webhook waits for the exporter itself",
+    }
+
+    enabled: bool = Field(
+        default=True, description="Queue on disk. With false the webhook waits for the exporter itself."
+    )
+    queue_size: int | None = Field(
+        default=None,
+        gt=0,
+        description="Log records that may wait; at the limit webhooks are refused. Without it: what the disk holds.",
+    )
+    sizer: Sizer = Field(default="items", description="What queue_size counts: log records.")
+    storage: Annotated[str | None, ExtensionOf("file_storage")] = Field(
+        default=None, description="The id of the file_storage extension; there is one for all."
+    )
+    start_at: Literal["next", "oldest"] = Field(
+        default="next", description="Where an exporter begins that the queue does not know yet."
+    )
+    batch: BatchSettings = Field(default_factory=BatchSettings, description="What is sent together.")
+    num_consumers: int = Field(default=1, gt=0, description="Always 1.")
+    block_on_overflow: bool = Field(default=False, description="Always false.")
+
+
+class RetryOnFailureSettings(Settings):
+    """`retry_on_failure`.
+
+    Example:
+        >>> from statsig_otel.plugin import RetryOnFailureSettings
+        >>> RetryOnFailureSettings.model_validate({"initial_interval": "1s", "max_interval": "1m"}).max_interval
+        60.0
+    """
+
+    enabled: bool = Field(default=True, description="With false what a passing fault hits becomes a dead letter.")
+    initial_interval: Duration = Field(default=5.0, gt=0, description="The wait after the first failure.")
+    randomization_factor: float = Field(
+        default=0.5, ge=0, le=1, allow_inf_nan=False, description="How far a wait is moved by chance."
+    )
+    multiplier: float = Field(default=1.5, ge=1, allow_inf_nan=False, description="By what the wait grows.")
+    max_interval: Duration = Field(default=30.0, gt=0, description="The longest wait.")
+    max_elapsed_time: Duration = Field(default=0.0, ge=0, description="Dead letter after this; 0 is never.")
+
+    @model_validator(mode="after")
+    def _check_intervals(self) -> Self:
+        if self.max_interval < self.initial_interval:
+            first, longest = format_duration(self.initial_interval), format_duration(self.max_interval)
+            hint = f"write max_interval: {first}, or longer"
+            if "initial_interval" not in self.model_fields_set:
+                hint = f"write initial_interval: {longest}, or shorter; it is {first} where it is left out"
+            elif "max_interval" not in self.model_fields_set:
+                hint += f"; it is {longest} where it is left out"
+            raise ValueError(f"max_interval must be at least initial_interval\nhint: {hint}")
+        return self
+
+
+class DeliveryKeys(Settings):
+    """What every exporter's settings have beside their own."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "batcher": "use sending_queue::batch",
+    }
+    meant: ClassVar[Mapping[str, str]] = {
+        "batch": "sending_queue::batch",
+        "queue": "sending_queue",
+        "retry": "retry_on_failure",
+    }
+
+    sending_queue: SendingQueueSettings = Field(
+        default_factory=SendingQueueSettings, description="The queue before the exporter."
+    )
+    retry_on_failure: RetryOnFailureSettings = Field(
+        default_factory=RetryOnFailureSettings, description="The waits after a passing fault."
+    )
+
+    def delivery(self, timeout: float) -> DeliverySettings:
+        """The sender's settings."""
+        retry = RetrySettings(**dict(self.retry_on_failure))
+        return DeliverySettings(max_records=self.sending_queue.batch.max_size, timeout=timeout, retry=retry)
+
+
+def unused_keys(exporters: "Mapping[str, DeliveryKeys]") -> Iterator[str]:
+    """What is written, is right, and has no effect: a sentence each, with its place."""
+    for name, keys in exporters.items():
+        if (
+            isinstance(keys, OtlpGrpcSettings | OtlpHttpSettings)
+            and not keys.uses_tls
+            and keys.tls.insecure_skip_verify
+        ):
+            yield f"exporters::{name}::tls::insecure_skip_verify: not used: without TLS there is no certificate"
+        queue, where = keys.sending_queue, f"exporters::{name}::sending_queue"
+        if not queue.enabled:
+            written = [f"sending_queue::{key}" for key in sorted(queue.model_fields_set - {"enabled"})]
+            written += ["retry_on_failure"] if "retry_on_failure" in keys.model_fields_set else []
+            if written:
+                yield f"exporters::{name}: not used while sending_queue::enabled is false: {', '.join(written)}"
+            continue
+        if queue.num_consumers != 1:
+            yield f"{where}::num_consumers: {queue.num_consumers} is not used: one sender keeps the order"
+        if queue.block_on_overflow:
+            yield f"{where}::block_on_overflow: not used: a full queue answers the webhook with 503"
+        if queue.batch.min_size or queue.batch.flush_timeout:
+            yield f"{where}::batch: min_size and flush_timeout are not used: what waits is sent at once"

@@ -1,0 +1,273 @@
+"""What the environment says, beside a configuration file and without one.
+
+Without a file it is the configuration: `STATSIG_SIGNING_SECRET` and the `OTEL_EXPORTER_OTLP_*` variables with their
+`_LOGS_` forms, which come first, as opentelemetry-sdk reads them: gRPC unless the protocol says otherwise, the timeout
+in seconds.
+
+With a file these count only where it names them: `OTEL_EXPORTER_OTLP_HEADERS` holds the key of one backend, and no
+exporter to another may send it. The SDKs do the same beside a file of their own (the specification's "Declarative
+configuration").
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Final
+from urllib.parse import unquote
+
+from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.config.source import UNKNOWN, Document, Unknown
+from statsig_otel.plugin.record.change_event import valid
+from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.settings.telemetry import LogLevel, named_level
+
+SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's name
+
+_logger: Final = logging.getLogger(__name__)
+
+_EXPORTERS: Final = {"grpc": "otlp_grpc", "http/protobuf": "otlp_http"}
+_TIMEOUT: Final = "10"
+"""Seconds: the SDK's default."""
+
+_SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
+_LIKE_MILLISECONDS: Final = 1000
+"""Nobody waits for so many seconds: the specification, and other languages' SDKs, count milliseconds."""
+
+_SETTINGS: Final = (
+    "PROTOCOL", "ENDPOINT", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY",
+    "INSECURE",
+)  # fmt: skip
+
+
+class Environment(Mapping[str, str]):
+    """Environment variables, which remember which of them were asked for.
+
+    Args:
+        variables: The variables.
+    """
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        self._asked_for: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self._asked_for.add(name)
+        return self._variables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+    def unused(self) -> list[str]:
+        """The variables that would be a configuration without a file, are set, and were not asked for."""
+        names = [SECRET_VARIABLE, *(variable for name in _SETTINGS for variable in _variables(name))]
+        return [name for name in names if self._variables.get(name) and name not in self._asked_for]
+
+
+def check_enabled(environ: Mapping[str, str]) -> None:
+    """Refuse to run where `OTEL_SDK_DISABLED` says that nothing is to be exported.
+
+    An SDK does nothing then, and the application goes on. Delivering is all that this service does: to acknowledge
+    webhooks and deliver nothing would be a loss, and so would be to refuse them quietly.
+
+    Raises:
+        ConfigError: It is true.
+    """
+    name, value = "OTEL_SDK_DISABLED", environ.get("OTEL_SDK_DISABLED", "").strip()
+    if value.lower() == "true":
+        hint = "unset it for this service, or do not start the service"
+        raise ConfigError([Problem((name,), "is true, and this service does nothing but export", hint)])
+    if value.lower() not in ("", "false"):
+        _logger.warning("%s is neither true nor false, and counts as false", name)
+
+
+def log_level_from_environment(environ: Mapping[str, str]) -> LogLevel:
+    """`OTEL_LOG_LEVEL`, in any case; info where it is unset, or, with a warning, where it is none of ours."""
+    value = environ.get("OTEL_LOG_LEVEL", "")
+    level = named_level(value)
+    if value.strip() and level is None:
+        _logger.warning("OTEL_LOG_LEVEL is none of debug, info, warn and error, and counts as info")
+    return level or "info"
+
+
+def _variables(name: str) -> tuple[str, str]:
+    """The variables of a setting; the first goes before the second."""
+    return f"OTEL_EXPORTER_OTLP_LOGS_{name}", f"OTEL_EXPORTER_OTLP_{name}"
+
+
+def document_from_environment(environ: Mapping[str, str]) -> Document:
+    """What a configuration file would say, made of environment variables.
+
+    Without a signing secret it is the set-up mode; a secret that is set but empty is an error. What is wrong with the
+    variables is in the document.
+    """
+    return _Reader(environ).document()
+
+
+def resource_from_environment(environ: Mapping[str, str]) -> dict[str, AttributeValue]:
+    """The attributes of `OTEL_RESOURCE_ATTRIBUTES`, and over them `OTEL_SERVICE_NAME`.
+
+    Pairs that are none are left out with a warning, as in the SDK. Bytes that are no UTF-8, plain or
+    percent-encoded, become U+FFFD.
+    """
+    pairs, broken = _pairs(environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
+    if broken:
+        _logger.warning("OTEL_RESOURCE_ATTRIBUTES: %d of its entries are no key=value and are left out", broken)
+    name = environ.get("OTEL_SERVICE_NAME")
+    return {**pairs, **({"service.name": valid(name)} if name else {})}
+
+
+def _pairs(text: str) -> tuple[dict[str, str], int]:
+    """The pairs of `key=value,key=value`, values percent-decoded, and how many entries are no pair."""
+    found: dict[str, str] = {}
+    broken = 0
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = entry.partition("=")
+        if equals and key.strip():
+            found[valid(unquote(key.strip()))] = valid(unquote(value.strip()))
+        else:
+            broken += 1
+    return found, broken
+
+
+class _Reader:
+    """Builds the document, and remembers which variable each value came from."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._origins: dict[tuple[str | int, ...], str] = {}
+        self._problems: list[Problem] = []
+
+    def document(self) -> Document:
+        """The whole document."""
+        secret = self._environ.get(SECRET_VARIABLE)
+        if secret == "":
+            hint = "set it to the signing secret, or unset it to set the webhook up before there is one"
+            self._fault(SECRET_VARIABLE, "is empty", hint)
+        self._origins["receivers", "statsig", "signing_secrets"] = SECRET_VARIABLE
+        known = self._exporter_type()
+        exporter = known or "otlp_grpc"
+        settings = self._exporter(exporter)
+        values: dict[str, object] = {
+            "receivers": {"statsig": {"signing_secrets": [secret] if secret else []}},
+            "exporters": {exporter: settings if known else UNKNOWN},
+            "service": {"pipelines": {"logs": {"receivers": ["statsig"], "exporters": [exporter]}}},
+        }
+        document = Document.from_values(values, origin="environment", origins=self._origins)
+        return replace(document, problems=tuple(self._problems))
+
+    def _fault(self, variable: str, message: str, hint: str | None = None) -> Unknown:
+        self._problems.append(Problem((variable,), message, hint))
+        return UNKNOWN
+
+    def _boolean(self, variable: str, value: str) -> bool | Unknown:
+        """Nothing but true is true (the specification); to take `1` for it would send in plain text."""
+        if value.lower() not in ("true", "false"):
+            return self._fault(variable, "must be true or false")
+        return value.lower() == "true"
+
+    def _seconds(self, variable: str, value: str) -> str | Unknown:
+        """The duration of a number of seconds."""
+        if not _SECONDS.fullmatch(value):
+            return self._fault(variable, "must be a number of seconds, without a unit, such as 10")
+        if float(value) >= _LIKE_MILLISECONDS:
+            _logger.warning("%s counts seconds here, as in the SDK for Python: %s are very many", variable, value)
+        return f"{value}s"
+
+    def _variable(self, name: str) -> tuple[str, str] | None:
+        """The variable that is set for a setting, and its value; an empty one counts as unset (the specification)."""
+        for variable in _variables(name):
+            if value := self._environ.get(variable, "").strip():
+                return variable, value
+        return None
+
+    def _exporter_type(self) -> str | None:
+        """None where it can't be known."""
+        found = self._variable("PROTOCOL")
+        if found is None:
+            endpoint = self._variable("ENDPOINT")
+            if endpoint and endpoint[1].endswith((":4318", ":4318/")):
+                _logger.warning(
+                    "%s names port 4318, which is OTLP's port for HTTP, but gRPC is used: "
+                    "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
+                    endpoint[0],
+                )
+            return "otlp_grpc"
+        variable, protocol = found
+        if protocol not in _EXPORTERS:
+            self._fault(variable, "is no protocol of this service", "use grpc or http/protobuf")
+        return _EXPORTERS.get(protocol)
+
+    def _exporter(self, exporter: str) -> dict[str, object]:
+        tls: dict[str, object] = {}
+        # The SDK does not compress unless it is told to.
+        settings: dict[str, object] = {"timeout": f"{_TIMEOUT}s", "compression": "none"}
+
+        def take(name: str, holder: dict[str, object], key: str) -> None:
+            if found := self._variable(name):
+                holder[key] = found[1]
+                path = ("exporters", exporter, *(("tls",) if holder is tls else ()))
+                self._origins[*path, key] = found[0]
+                if holder is tls:
+                    self._origins[path] = found[0]
+
+        take("COMPRESSION", settings, "compression")
+        settings["compression"] = str(settings["compression"]).lower()
+        take("CERTIFICATE", tls, "ca_file")
+        take("CLIENT_CERTIFICATE", tls, "cert_file")
+        take("CLIENT_KEY", tls, "key_file")
+        take("TIMEOUT", settings, "timeout")
+        if found := self._variable("TIMEOUT"):
+            settings["timeout"] = self._seconds(*found)
+        if found := self._variable("HEADERS"):
+            headers, broken = _pairs(found[1])
+            settings["headers"] = self._fault(found[0], "holds an entry that is no key=value") if broken else headers
+            self._origins["exporters", exporter, "headers"] = found[0]
+        if exporter == "otlp_http":
+            endpoint = self._http_endpoint(settings, exporter)
+        else:
+            take("INSECURE", tls, "insecure")
+            if found := self._variable("INSECURE"):
+                tls["insecure"] = self._boolean(*found)
+            endpoint = self._grpc_endpoint(settings, exporter)
+        if tls and not endpoint.startswith("http://"):  # which is plain text, whatever else is set
+            self._pair(tls)
+            settings["tls"] = tls
+        return settings
+
+    def _pair(self, tls: dict[str, object]) -> None:
+        """A client's certificate and its key need each other."""
+        pair = {"cert_file": "CLIENT_CERTIFICATE", "key_file": "CLIENT_KEY"}
+        found = {key: self._variable(name) for key, name in pair.items()}
+        for key, other in zip(pair, reversed(pair), strict=True):
+            if (there := found[key]) and not found[other]:
+                missing = f"{there[0].removesuffix(pair[key])}{pair[other]}"
+                what = ("certificate", "key") if key == "cert_file" else ("key", "certificate")
+                tls[other] = self._fault(there[0], f"a client's {what[0]} needs its {what[1]}", f"set {missing}")
+
+    def _http_endpoint(self, settings: dict[str, object], exporter: str) -> str:
+        """The general endpoint gets the path appended, the one for logs is used as it is (the specification)."""
+        for variable, key in (
+            ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "logs_endpoint"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "endpoint"),
+        ):
+            if value := self._environ.get(variable, "").strip():
+                settings[key] = value
+                self._origins["exporters", exporter, key] = variable
+                return value
+        settings["endpoint"] = "http://localhost:4318"
+        return "http://localhost:4318"
+
+    def _grpc_endpoint(self, settings: dict[str, object], exporter: str) -> str:
+        """Of a URL the scheme and the authority count, as in the SDK."""
+        variable, value = self._variable("ENDPOINT") or ("", "http://localhost:4317")
+        if variable:
+            self._origins["exporters", exporter, "endpoint"] = variable
+        scheme, separator, rest = value.partition("://")
+        if separator and scheme in ("http", "https"):
+            value = f"{scheme}://{rest.partition('/')[0]}"
+        settings["endpoint"] = value
+        return value

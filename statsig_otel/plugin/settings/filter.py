@@ -1,0 +1,96 @@
+"""`filter` of a receiver, as the configuration file has it."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from statsig_otel.config.model import Settings
+from statsig_otel.plugin.record.filter import Block, ChangeFilter
+
+
+class ChangeMatchSettings(Settings):
+    """A block: patterns by field. Each field has to match, by one of its patterns.
+
+    Example:
+        >>> from statsig_otel.plugin import ChangeMatchSettings
+        >>> ChangeMatchSettings(types=["gate"], environments=["prod*"]).types
+        ['gate']
+    """
+
+    types: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Patterns of types. Case, blanks and _ don't count: dynamic_config is Dynamic Config.",
+        examples=[["gate", "dynamic_config"]],
+    )
+    actions: list[str] | None = Field(
+        default=None, min_length=1, description="Patterns of actions, likewise.", examples=[["created", "deleted"]]
+    )
+    environments: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Patterns of environments, in any case.",
+        examples=[["production"], ["production", ""]],
+    )
+    names: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Patterns of the names of gates, experiments, ...",
+        examples=[["checkout_*"]],
+    )
+    projects: list[str] | None = Field(
+        default=None, min_length=1, description="Patterns of the project's id or name.", examples=[["Web"]]
+    )
+    tags: list[str] | None = Field(default=None, min_length=1, description="Patterns of tags.", examples=[["core"]])
+    target_apps: list[str] | None = Field(
+        default=None, min_length=1, description="Patterns of target apps.", examples=[["web"]]
+    )
+    actors: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Patterns of who made the change: id, name or email, in any case.",
+        examples=[["*@example.com"]],
+    )
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> "ChangeMatchSettings":
+        if not self.block():
+            raise ValueError(f"names no field\nhint: there are: {', '.join(sorted(type(self).model_fields))}")
+        return self
+
+    def block(self) -> Block:
+        """The patterns of the fields that are named."""
+        return self.model_dump(exclude_none=True)
+
+
+Blocks = ChangeMatchSettings | Annotated[list[ChangeMatchSettings], Field(min_length=1)] | None
+"""A block, or a list of them."""
+
+
+class FilterSettings(Settings):
+    """Which changes go on.
+
+    Example:
+        >>> from statsig_otel.plugin import ChangeEvent, ChangeMatchSettings, FilterSettings
+        >>> change_filter = FilterSettings(exclude=ChangeMatchSettings(names=["test_*"])).create()
+        >>> change_filter.why_dropped(ChangeEvent(happened_at=1739400185198, entity_type="Gate", name="test_a"))
+        'exclude[0] matches'
+    """
+
+    include: Blocks = Field(
+        default=None, description="Only these changes go on. A mapping; or a list of them, of which one has to match."
+    )
+    exclude: Blocks = Field(
+        default=None, description="These changes don't go on, whatever include says. A mapping, or a list of them."
+    )
+
+    def create(self) -> ChangeFilter:
+        """The filter itself."""
+        return ChangeFilter(include=blocks_of(self.include), exclude=blocks_of(self.exclude))
+
+
+def blocks_of(written: Blocks) -> list[Block]:
+    """The blocks, as a filter takes them."""
+    if written is None:
+        return []
+    return [one.block() for one in (written if isinstance(written, list) else [written])]

@@ -1,0 +1,162 @@
+"""`mapping` of a receiver, as the configuration file has it."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from statsig_otel.config.model import Settings
+from statsig_otel.plugin.record.mapping import (
+    MAX_INT,
+    Constant,
+    Lookup,
+    RecordMapping,
+    Source,
+    Texts,
+    array,
+    check_new_name,
+    check_old_name,
+    check_pattern,
+    parse_template,
+)
+from statsig_otel.plugin.record.template import Template
+
+
+def _check_template(text: str) -> str:
+    parse_template(text)
+    return text
+
+
+def _check_new_name(name: str) -> str:
+    check_new_name(name)
+    return name
+
+
+def _check_old_name(name: str) -> str:
+    check_old_name(name)
+    return name
+
+
+def _check_pattern(pattern: str) -> str:
+    check_pattern(pattern)
+    return pattern
+
+
+def _check_integer(value: object) -> object:
+    """Before all else, since a fraction could be made of it."""
+    if isinstance(value, int) and not -MAX_INT - 1 <= value <= MAX_INT:
+        raise ValueError("is larger than the 64 bits of an attribute\nhint: write it as a text")
+    return value
+
+
+def _check_types(values: Sequence[str | float]) -> None:
+    """Several types under one name can't be searched in most backends."""
+    kinds = set(map(type, values))
+    if len(kinds) > 1 and kinds != {int, float}:
+        raise ValueError("has values of several types\nhint: write all of them as texts, in quotes")
+
+
+def _check_list(values: list[str | float]) -> list[str | float]:
+    _check_types(values)
+    return values
+
+
+_Template = Annotated[str, AfterValidator(_check_template)]
+_NewName = Annotated[str, AfterValidator(_check_new_name)]
+_OldName = Annotated[str, AfterValidator(_check_old_name)]
+_Pattern = Annotated[str, AfterValidator(_check_pattern)]
+_Scalar = Annotated[_Template | bool | int | float, BeforeValidator(_check_integer)]
+
+
+class LookupSettings(Settings):
+    """A value by another one, such as a team by a project.
+
+    Example:
+        >>> from statsig_otel.plugin import LookupSettings
+        >>> LookupSettings(lookup="{project.name}", table={"Shop": "team-shop"}, default="nobody").default
+        'nobody'
+    """
+
+    lookup: _Template = Field(description="What is looked up, a template.", examples=["{project.name}"])
+    table: dict[str, _Scalar] = Field(description="The values, by the text that is looked up.", min_length=1)
+    default: _Scalar | None = Field(default=None, description="The value of all else; without it there is none.")
+
+    @model_validator(mode="after")
+    def _check_types(self) -> "LookupSettings":
+        _check_types([*self.table.values(), *([] if self.default is None else [self.default])])
+        return self
+
+    def source(self) -> Lookup:
+        """What looks it up. Of whole numbers and fractions all become fractions: an attribute is of one type."""
+        fractions = any(isinstance(value, float) for value in (*self.table.values(), self.default))
+
+        def source(value: str | float) -> Template | Constant:
+            return _single(float(value) if fractions else value)
+
+        table = {key: source(value) for key, value in self.table.items()}
+        return Lookup(parse_template(self.lookup), table, None if self.default is None else source(self.default))
+
+
+_List = Annotated[list[_Scalar], Field(min_length=1), AfterValidator(_check_list)]
+_Written = _Scalar | _List | LookupSettings
+
+
+class MappingSettings(Settings):
+    """How a receiver's records look, where they are not to look as they do by default.
+
+    Example:
+        >>> from statsig_otel.plugin import LogRecordEncoder, Mapper, MappingSettings
+        >>> mapping = MappingSettings(body="{name} was {action}", attributes={"team": "shop"})
+        >>> mapper = Mapper(LogRecordEncoder(mapping=mapping.create()))
+    """
+
+    event_name: _Template | None = Field(
+        default=None, description="The EventName, a template.", examples=["statsig.{change_event.type}"]
+    )
+    body: _Template | None = Field(
+        default=None, description="The body, a template.", examples=["{name} {action:-changed}: {description}"]
+    )
+    attributes: dict[_NewName, _Written] = Field(
+        default_factory=dict,
+        description="Attributes to set: a template, a constant, a list of either, or a lookup.",
+        examples=[{"deployment.environments": "{environments}", "team": "web"}],
+    )
+    rename: dict[_OldName, _NewName] = Field(
+        default_factory=dict,
+        description="New names of attributes of the default record.",
+        examples=[{"user.email": "enduser.id"}],
+    )
+    drop: list[_Pattern] = Field(
+        default_factory=list,
+        description="Attributes of the default record to leave out, by name or pattern.",
+        examples=[["change_event.*"]],
+    )
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "MappingSettings":
+        self.create()
+        return self
+
+    def create(self) -> RecordMapping:
+        """The mapping itself."""
+        return RecordMapping(
+            event_name=None if self.event_name is None else parse_template(self.event_name),
+            body=None if self.body is None else parse_template(self.body),
+            attributes={name: _source(written) for name, written in self.attributes.items()},
+            rename=self.rename,
+            drop=self.drop,
+        )
+
+
+def _single(value: str | float) -> Template | Constant:
+    return parse_template(value) if isinstance(value, str) else Constant(value)
+
+
+def _source(written: _Written) -> Source:
+    if isinstance(written, LookupSettings):
+        return written.source()
+    if not isinstance(written, list):
+        return _single(written)
+    texts = [parse_template(value) for value in written if isinstance(value, str)]
+    numbers = [value for value in written if not isinstance(value, str)]
+    return Texts(tuple(texts)) if texts else Constant(array(numbers))

@@ -1,0 +1,155 @@
+"""What a configuration says about the queue: where it is, whom its records are for, and how they are made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.grammar import Configuration, examine, load
+from statsig_otel.config.locations import read_all
+from statsig_otel.exporters.queue.routing import QueuedReceiver
+from statsig_otel.plugin.record.mapper import Mapper
+from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.record import DEFAULT_RESOURCE, LogRecordEncoder
+from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.delivery import DeliveryKeys
+from statsig_otel.plugin.settings.environment import resource_from_environment
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.settings.storage import FileStorageSettings, find_directory
+from statsig_otel.plugin.webhook.payload import Verifier
+
+
+@dataclass(frozen=True, slots=True)
+class QueueConfiguration:
+    """What a command needs to know of a configuration file.
+
+    Attributes:
+        directory: The queue's directory.
+        exporters: The queued exporters.
+        receivers: What the queue has to know of the receivers.
+        delivered: The synchronous exporters of each receiver that has any.
+        mappers: What makes each receiver's records.
+    """
+
+    directory: Path
+    exporters: tuple[str, ...]
+    receivers: Mapping[str, QueuedReceiver]
+    delivered: Mapping[str, tuple[str, ...]]
+    mappers: Mapping[str, Mapper]
+
+
+def read(locations: tuple[str, ...], environ: Mapping[str, str]) -> QueueConfiguration:
+    """Read the locations of a configuration.
+
+    Raises:
+        ConfigError: All that is wrong with it.
+    """
+    configuration = load(*locations, components=COMPONENTS, environ=environ)
+    resource = resource_from_environment(environ)
+    return QueueConfiguration(
+        directory=find_directory(configuration, environ),
+        exporters=queued_exporters(configuration),
+        receivers=queued_receivers(configuration),
+        delivered=synchronous_exporters(configuration),
+        mappers={name: create_mapper(one, resource) for name, one in receiver_settings(configuration).items()},
+    )
+
+
+def read_directory(locations: tuple[str, ...], environ: Mapping[str, str]) -> Path:
+    """The queue's directory that the locations of a configuration name, whatever else is wrong with them.
+
+    For commands that only have to reach the service: it alone has its environment, and its files.
+
+    Raises:
+        ConfigError: The directory can't be told; all that is wrong with what names it.
+    """
+    configuration, problems = examine(read_all(locations, environ=environ), COMPONENTS)
+    found = [one.directory for one in configuration.extensions.values() if isinstance(one, FileStorageSettings)]
+    if found:
+        return found[0]
+    unknown = [
+        problem
+        for problem in problems
+        if problem.path[:1] in ((), ("extensions",)) or problem.path[:2] == ("service", "extensions")
+    ]
+    if unknown:
+        raise ConfigError(unknown)
+    return find_directory(None, environ)
+
+
+def receiver_settings(configuration: Configuration) -> Mapping[str, StatsigReceiverSettings]:
+    """The settings of each receiver: there is one type of them."""
+    return cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
+
+
+def exporter_settings(configuration: Configuration) -> Mapping[str, DeliveryKeys]:
+    """The settings of each exporter, by what those of all types have."""
+    return cast("Mapping[str, DeliveryKeys]", configuration.exporters)
+
+
+def queued_exporters(configuration: Configuration) -> tuple[str, ...]:
+    """The exporters behind the queue."""
+    return tuple(name for name, keys in exporter_settings(configuration).items() if keys.sending_queue.enabled)
+
+
+def exporters_by_receiver(configuration: Configuration) -> dict[str, tuple[str, ...]]:
+    """For each receiver the exporters of all its pipelines; where pipelines share one, it gets each record once."""
+    found: dict[str, dict[str, None]] = {name: {} for name in configuration.receivers}
+    for pipeline in configuration.pipelines.values():
+        for receiver in pipeline.receivers:
+            found[receiver].update(dict.fromkeys(pipeline.exporters))
+    return {name: tuple(exporters) for name, exporters in found.items()}
+
+
+def synchronous_exporters(configuration: Configuration) -> dict[str, tuple[str, ...]]:
+    """For each receiver that has any the exporters that have no queue."""
+    queued = queued_exporters(configuration)
+    unqueued = {
+        name: tuple(exporter for exporter in exporters if exporter not in queued)
+        for name, exporters in exporters_by_receiver(configuration).items()
+    }
+    return {name: exporters for name, exporters in unqueued.items() if exporters}
+
+
+def queued_receivers(configuration: Configuration) -> dict[str, QueuedReceiver]:
+    """What the queue has to know of each receiver that has a queued exporter."""
+    queued = queued_exporters(configuration)
+    settings = receiver_settings(configuration)
+    behind_queue = {
+        name: tuple(exporter for exporter in exporters if exporter in queued)
+        for name, exporters in exporters_by_receiver(configuration).items()
+    }
+    return {
+        name: QueuedReceiver(exporters, settings[name].deduplication.window)
+        for name, exporters in behind_queue.items()
+        if exporters
+    }
+
+
+def create_mapper(settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> Mapper:
+    """What makes a receiver's records.
+
+    Args:
+        settings: The receiver's settings.
+        resource: Attributes of the records' resource below those that the receiver sets.
+    """
+    encoder = LogRecordEncoder(
+        resource={**DEFAULT_RESOURCE, **resource, **settings.resource},
+        user=settings.user,
+        hash_key=settings.hash_key.reveal() if settings.hash_key else None,
+        include_original=settings.include_original,
+        include_change_details=settings.include_change_details,
+        mapping=settings.mapping.create() if settings.mapping else None,
+    )
+    return Mapper(
+        encoder,
+        settings.filter.create() if settings.filter else None,
+        settings.impacted_services.create() if settings.impacted_services else None,
+    )
+
+
+def create_verifier(settings: StatsigReceiverSettings) -> Verifier:
+    """What checks a receiver's signatures."""
+    secrets = [secret.reveal() for secret in settings.signing_secrets]
+    return Verifier(secrets, tolerance=settings.timestamp_tolerance)

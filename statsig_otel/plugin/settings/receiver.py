@@ -1,0 +1,271 @@
+"""What the configuration file says of a `statsig` receiver."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+
+from statsig_otel.config.model import Duration, Opaque, Settings, Size
+from statsig_otel.exporters.queue.routing import DEFAULT_WINDOW
+from statsig_otel.plugin.needed_keys import check_fields
+from statsig_otel.plugin.record.mapping import MAX_INT
+from statsig_otel.plugin.record.record import UserMode
+from statsig_otel.plugin.settings.filter import FilterSettings
+from statsig_otel.plugin.settings.mapping import MappingSettings
+from statsig_otel.plugin.settings.services import ImpactedServicesSettings
+from statsig_otel.plugin.webhook.payload import DEFAULT_PATH
+
+_ENDPOINT: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
+_PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
+_MAX_PORT: Final = 65535
+
+_SET_UP: Final = "write signing_secrets: [] to set the webhook up before there is a secret"
+_RELOAD: Final = "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)"
+
+ResourceValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
+
+
+def check_secret(secret: Opaque) -> Opaque:
+    """A signing secret that is one.
+
+    Raises:
+        ValueError: It is empty, or has white space around it.
+    """
+    if not secret.reveal():
+        raise ValueError(f"is empty\nhint: {_SET_UP}")
+    if secret.reveal() != secret.reveal().strip():
+        raise ValueError(
+            "begins or ends with white space\nhint: copy the secret alone, from webhook- to its last letter"
+        )
+    if not secret.reveal().isprintable() or secret.reveal() == repr(secret):
+        raise ValueError(
+            "holds what no secret has: a byte order mark, a line end, or [REDACTED] itself\n"
+            "hint: copy the secret alone, from webhook- to its last letter"
+        )
+    return secret
+
+
+class ServerTlsSettings(Settings):
+    """`tls` of a server, with the Collector's names (configtls).
+
+    Example:
+        >>> from statsig_otel.plugin import ServerTlsSettings
+        >>> ServerTlsSettings.model_validate({"cert_file": "chain.pem", "key_file": "key.pem"}).min_version
+        '1.2'
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "ca_file": "write client_ca_file for the authorities of clients; a server needs no other",
+        "ca_pem": "write the authorities of clients to a file, and name it in client_ca_file",
+        "cert_pem": "write it to a file, and name that in cert_file",
+        "key_pem": "write it to a file, and name that in key_file",
+        "client_ca_file_reload": _RELOAD,
+        "reload_interval": _RELOAD,
+        "include_system_ca_certs_pool": "name the authorities of clients in client_ca_file",
+        "max_version": "leave it out: the newest version that both sides know is used",
+        "cipher_suites": 'leave it out: OpenSSL\'s own are used; min_version: "1.3" has the strongest only',
+        "curve_preferences": "leave it out: OpenSSL's own are used",
+        "include_insecure_cipher_suites": "leave it out: OpenSSL's own are used",
+        "tpm": "write the key to a file, and name that in key_file",
+    }
+
+    needed: ClassVar[Mapping[str, str]] = {
+        "cert_file": "name the file of the certificate chain, or leave tls out to serve plain HTTP",
+        "key_file": "name the file of the certificate's private key",
+    }
+
+    cert_file: Path = Field(
+        description="The certificate chain, PEM.",
+        examples=["/etc/statsig-otel/tls.crt"],
+        json_schema_extra={"minLength": 1},
+    )
+    key_file: Path = Field(
+        description="Its private key, PEM, unencrypted.",
+        examples=["/etc/statsig-otel/tls.key"],
+        json_schema_extra={"minLength": 1},
+    )
+    client_ca_file: Path | None = Field(
+        default=None,
+        description="Clients must present a certificate that one of these authorities has signed.",
+        json_schema_extra={"minLength": 1},
+    )
+    min_version: Literal["1.2", "1.3"] = Field(default="1.2", description="The oldest TLS version that is accepted.")
+
+    @field_validator("cert_file", "key_file", "client_ca_file", mode="before")
+    @classmethod
+    def _name_one(cls, value: object, info: ValidationInfo) -> object:
+        if value == "":  # as a path it would be the working directory
+            hint = cls.needed.get(info.field_name or "", "name the file of the authorities of clients, or leave it out")
+            raise ValueError(f"is empty\nhint: {hint}")
+        return value
+
+
+class DeduplicationSettings(Settings):
+    """`deduplication` of a receiver.
+
+    Example:
+        >>> from statsig_otel.plugin import DeduplicationSettings
+        >>> DeduplicationSettings.model_validate({"window": "1h"}).window
+        3600.0
+    """
+
+    window: Duration = Field(
+        default=DEFAULT_WINDOW, ge=0, description="For how long a change that was seen is a duplicate; 0 is never."
+    )
+
+
+class StatsigReceiverSettings(Settings):
+    """One receiver: an address, a path, its secrets, and how its records look.
+
+    Example:
+        >>> from statsig_otel.plugin import StatsigReceiverSettings
+        >>> settings = StatsigReceiverSettings.model_validate({"signing_secrets": ["webhook-..."], "user": "drop"})
+        >>> (settings.endpoint, settings.signing_secrets)
+        ('localhost:8080', [[REDACTED]])
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "auth": "leave it out: every request is checked against signing_secrets",
+        "compression_algorithms": "leave it out: Statsig does not compress, and what is compressed is refused with 415",
+        "cors": "leave it out: webhooks come from servers, not from browsers",
+        "idle_timeout": "use read_header_timeout, which closes idle connections too",
+        "include_metadata": "leave it out: of a request nothing but its changes is passed on",
+        "include_tls_metadata": "leave it out: of a request nothing but its changes is passed on",
+        "keepalive": "use read_header_timeout, which closes idle connections too",
+        "keep_alives_enabled": "leave it out: connections are kept, and read_header_timeout closes idle ones",
+        "middlewares": "run a proxy before it",
+        "response_headers": "let a proxy before it add them",
+        "transport": "leave it out: it listens on TCP",
+        "write_timeout": "leave it out: an answer has a few bytes",
+    }
+
+    meant: ClassVar[Mapping[str, str]] = {
+        "dedup": "deduplication::window",
+        "deduplication_window": "deduplication::window",
+        "max_body_size": "max_request_body_size",
+        "secret": "signing_secrets",
+        "secrets": "signing_secrets",
+        "timeout": "read_timeout",
+        "tolerance": "timestamp_tolerance",
+        "url": "endpoint",
+    }
+    needed: ClassVar[Mapping[str, str]] = {
+        "signing_secrets": 'write ["${env:STATSIG_SIGNING_SECRET}"], or [] until Statsig has shown the secret',
+    }
+    without: ClassVar[Mapping[str, str]] = {"signing_secrets": _SET_UP}
+
+    endpoint: str = Field(
+        default="localhost:8080", description="Where to listen, as host:port.", examples=["0.0.0.0:8080"]
+    )
+    path: str = Field(default=DEFAULT_PATH, description="The path of the webhook's URL.")
+    signing_secrets: list[Annotated[Opaque, AfterValidator(check_secret)]] = Field(
+        description="The signing secrets of the webhook, several while one is rotated. [] is the set-up mode: it "
+        "answers Statsig's URL verification and refuses all else.",
+        examples=[["${env:STATSIG_SIGNING_SECRET}"], ["${file:/run/secrets/statsig}"], []],
+    )
+    timestamp_tolerance: Duration = Field(
+        default=300.0, ge=0, description="How far a request's timestamp may be from the time now, both ways."
+    )
+    max_request_body_size: Size = Field(default=20 << 20, gt=0, description="The largest body.")
+    max_in_flight_bytes: Size = Field(
+        default=128 << 20, gt=0, description="The most that all bodies together may take in memory."
+    )
+    read_header_timeout: Duration = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="The time for a request's header; idle connections are closed after it.",
+    )
+    read_timeout: Duration = Field(default=30.0, gt=0, description="The time for a whole body.")
+    max_connections: int = Field(default=1000, gt=0, description="Connections at a time.")
+    tls: ServerTlsSettings | None = Field(default=None, description="Serve HTTPS.")
+    resource: dict[str, ResourceValue] = Field(
+        default_factory=dict,
+        description="Attributes of the records' resource, over those of the environment.",
+        examples=[{"deployment.environment.name": "production"}],
+    )
+    user: UserMode = Field(default="full", description="Who made a change: in full, hashed, or left out.")
+    hash_key: Opaque | None = Field(default=None, description="The key for user: hash.")
+    deduplication: DeduplicationSettings = Field(
+        default_factory=DeduplicationSettings, description="Redeliveries that are answered, and not sent on."
+    )
+    include_original: bool = Field(default=False, description="Add the item's own JSON text as log.record.original.")
+    include_change_details: bool = Field(
+        default=False, description="Add what the description says as statsig.change.* attributes: rules, rollouts, ..."
+    )
+    filter: FilterSettings | None = Field(
+        default=None, description="Which changes go on; all without it. The others are answered as ignored."
+    )
+    mapping: MappingSettings | None = Field(
+        default=None, description="How the records look; as the reference mapping has them without it."
+    )
+    impacted_services: ImpactedServicesSettings | None = Field(
+        default=None, description="Which services a change concerns; none without it."
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, endpoint: str) -> str:
+        match = _ENDPOINT.fullmatch(endpoint)
+        if match is None:
+            raise ValueError("must be host:port, such as localhost:8080 or 0.0.0.0:8080\nhint: no scheme and no path")
+        if int(match["port"]) > _MAX_PORT:
+            raise ValueError(f"the port must be {_MAX_PORT} at most")
+        return endpoint
+
+    @field_validator("path")
+    @classmethod
+    def _check_path(cls, path: str) -> str:
+        if not _PATH.fullmatch(path):
+            raise ValueError(
+                "must begin with / and be a plain path, without // and percent escapes\n"
+                f"hint: the default is {DEFAULT_PATH}"
+            )
+        return path
+
+    @field_validator("resource", mode="before")
+    @classmethod
+    def _check_resource(cls, resource: object) -> object:
+        for key, value in resource.items() if isinstance(resource, dict) else ():
+            if not key:
+                raise ValueError("has an attribute without a name")
+            for element in value if isinstance(value, list) else [value]:
+                if isinstance(element, float) and not math.isfinite(element):
+                    raise ValueError(f"{key} is no finite number\nhint: write it as a text")
+                if isinstance(element, int) and not -MAX_INT - 1 <= element <= MAX_INT:
+                    raise ValueError(f"{key} is larger than the 64 bits of an attribute\nhint: write it as a text")
+        return resource
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "StatsigReceiverSettings":
+        if self.max_in_flight_bytes < self.max_request_body_size:
+            raise ValueError("max_in_flight_bytes must be at least max_request_body_size: no larger body could pass")
+        return self
+
+    @model_validator(mode="after")
+    def _check_user(self) -> "StatsigReceiverSettings":
+        if self.user == "hash" and (self.hash_key is None or not self.hash_key.reveal()):
+            raise ValueError("user: hash needs a hash_key that is not empty")
+        if self.user != "hash" and self.hash_key is not None:
+            raise ValueError("hash_key is used with user: hash only")
+        if self.user != "full" and self.include_original:
+            raise ValueError(f"include_original: true would show the users that user: {self.user} hides")
+        return self
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> "StatsigReceiverSettings":
+        check_fields(
+            self.mapping, self.impacted_services, details=self.include_change_details, original=self.include_original
+        )
+        return self
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the endpoint."""
+        match = _ENDPOINT.fullmatch(self.endpoint)
+        if match is None:
+            raise ValueError("the endpoint was not checked")
+        return match["v6"] or match["host"], int(match["port"])

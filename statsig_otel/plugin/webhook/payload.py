@@ -1,0 +1,598 @@
+"""Statsig's webhook, without any I/O: is it Statsig's, and what does it hold?
+
+Signature (Statsig's page "Webhook Signature Verification"): HMAC-SHA256 over `v0:{timestamp}:{raw body}`, keyed with
+the whole secret, its `webhook-` prefix included, sent as `v0=` and 64 lower-case hex digits in `X-Statsig-Signature`;
+the timestamp, 13 digits of milliseconds, in `X-Statsig-Request-Timestamp`.
+
+A body is one of three shapes: an array of events under `data`, a bare array of events, or the URL verification that
+Statsig sends, unsigned, when the webhook is saved. One event object, bare or under `data`, is a batch of one; an object
+that is a config change by its own `eventName` is one whatever its `data` holds. The last of equal names counts, but no
+change is lost to that: a body whose earlier `data` holds one is of no known shape.
+
+Errors carry the answer and a reason for the log:
+
+    WebhookError
+     ├── UnauthorizedError    401: not provably from Statsig
+     └── MalformedBodyError   400: from Statsig, but of no known shape
+"""
+
+import hmac
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from json import JSONDecodeError, JSONDecoder
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+
+import msgspec
+
+from statsig_otel.plugin.webhook import lenient_json
+from statsig_otel.plugin.webhook.lenient_json import Item, Items, Members
+
+CONFIG_CHANGE: Final = "statsig::config_change"
+DEFAULT_PATH: Final = "/api/v1/data/events/receiver/statsig"
+"""Chronosphere's path for the same webhook: moving from there means changing the host."""
+
+SIGNATURE_HEADER: Final = "X-Statsig-Signature"
+"""The request header with the signature: `v0=` and 64 hexadecimal digits in lower case."""
+
+TIMESTAMP_HEADER: Final = "X-Statsig-Request-Timestamp"
+"""The request header with the time of the signature: 13 digits, milliseconds since the epoch."""
+
+MAX_URL_VERIFICATION_SIZE: Final = 4096
+"""Bytes. A longer body is no URL verification, so it need not be read before its sender is known."""
+
+# Grammar first, int() later: int() takes spaces, signs, underscores and other scripts' digits.
+_SIGNATURE: Final = re.compile(rb"v0=([0-9a-f]{64})")
+_TIMESTAMP: Final = re.compile(rb"[0-9]{13}")
+
+_CHANGE_BYTES: Final = CONFIG_CHANGE.encode()
+_CHANGE_NAME: Final = msgspec.Raw(b'"%s"' % _CHANGE_BYTES)
+_AROUND: Final = range(8 << 10, 1 << 20)
+"""Bytes of a batch in which changes are looked for by their name. A smaller one is read as fast, and a larger one
+should not be looked at twice."""
+
+_FEW_CHANGES: Final = 8
+"""Of which each costs a copy of the rest."""
+
+_FEW_BRACES: Final = 8
+_FEW_ESCAPES: Final = 64
+_SMALL: Final = 256 << 10
+"""Bytes of a body whose items are counted by their texts: that is faster, and takes four times the memory."""
+
+_MANY_ITEMS: Final = 1 << 18
+"""Items of which no list of texts is made: each would take 50 bytes and more, though it may be sent in two."""
+
+
+class WebhookError(Exception):
+    """A request that is not accepted.
+
+    Args:
+        reason: As below.
+        message: What is wrong, for the log; the reason without it.
+
+    Attributes:
+        status: The HTTP status to answer.
+        reason: A short word for a counter and the log. The caller is told nothing of it.
+
+    Example:
+        >>> from statsig_otel.plugin import WebhookError, parse
+        >>> try:
+        ...     parse(b"{")
+        ... except WebhookError as error:
+        ...     (error.status, error.reason)
+        (400, 'not_json')
+    """
+
+    status: ClassVar[int]
+
+    def __init__(self, reason: str, message: str = "") -> None:
+        super().__init__(message or reason)
+        self.reason = reason
+
+
+class UnauthorizedError(WebhookError):
+    """The request can't be proven to come from Statsig.
+
+    Example:
+        >>> from statsig_otel.plugin import UnauthorizedError, verify
+        >>> try:
+        ...     verify(b"", signature="v0=", timestamp="1739400185198", secrets=["webhook-..."], now_ms=1739400185198)
+        ... except UnauthorizedError as error:
+        ...     (error.status, error.reason)
+        (401, 'signature_malformed')
+    """
+
+    status = 401
+
+
+class MalformedBodyError(WebhookError):
+    """The request is Statsig's, but its body is no UTF-8 JSON of a known shape.
+
+    Example:
+        >>> from statsig_otel.plugin import MalformedBodyError, parse
+        >>> try:
+        ...     parse(b'"a text"')
+        ... except MalformedBodyError as error:
+        ...     error.status
+        400
+    """
+
+    status = 400
+
+
+class Verifier:
+    """Checks requests against one or more signing secrets.
+
+    Several secrets at a time let a rotation lose nothing. With none, everything is refused with the reason
+    `no_secret`: the state between saving the webhook in Statsig's console and being shown its secret.
+
+    Args:
+        secrets: The signing secrets, whole, in any order.
+        tolerance: Seconds that a request's timestamp may lie before or after the time now, both ends included.
+            Statsig documents none; five minutes is the usual bound against replay.
+
+    Raises:
+        ValueError: A secret is empty, or the tolerance is no number of seconds.
+        TypeError: The secrets are one string: each of its characters would be a secret.
+
+    Example:
+        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign
+        >>> verifier = Verifier(["webhook-old", "webhook-new"])
+        >>> headers = sign(b"{}", secret="webhook-new", timestamp_ms=1739400185198)
+        >>> signatures, timestamps = [headers[SIGNATURE_HEADER].encode()], [headers[TIMESTAMP_HEADER].encode()]
+        >>> verification = verifier.begin(signatures, timestamps, now_ms=1739400185198)
+        >>> verification.update(b"{}")
+        >>> verification.finish()  # raises UnauthorizedError where no secret fits
+    """
+
+    def __init__(self, secrets: Sequence[str], *, tolerance: float = 300.0) -> None:
+        if isinstance(secrets, str):
+            raise TypeError("the signing secrets are a sequence of strings, not one string")
+        if not all(secrets):
+            raise ValueError("a signing secret is empty")
+        if not 0 <= tolerance < math.inf:
+            raise ValueError("the tolerance must be a number of seconds, 0 or more")
+        self._keyed = [hmac.new(secret.encode(), digestmod=sha256) for secret in secrets]
+        # 1.001 * 1000 is a little less than 1001, which would leave out an end.
+        self._tolerance_ms = round(tolerance * 1000, 6)
+
+    @property
+    def has_secret(self) -> bool:
+        """Whether any request can pass."""
+        return bool(self._keyed)
+
+    def begin(self, signatures: Sequence[bytes], timestamps: Sequence[bytes], now_ms: int) -> "Verification":
+        """Check all that can be checked before the body is there.
+
+        Args:
+            signatures: Every value of the `X-Statsig-Signature` header, as sent.
+            timestamps: Every value of the `X-Statsig-Request-Timestamp` header, as sent.
+            now_ms: The time now, in milliseconds since the epoch.
+
+        Raises:
+            UnauthorizedError: There is no secret, or a header is missing, repeated, malformed or outside the
+                tolerance.
+        """
+        if not self._keyed:
+            raise UnauthorizedError("no_secret")
+        signature = _only(signatures, "signature")
+        timestamp = _only(timestamps, "timestamp")
+        signed = _SIGNATURE.fullmatch(signature)
+        if signed is None:
+            raise UnauthorizedError("signature_malformed")
+        if _TIMESTAMP.fullmatch(timestamp) is None:
+            raise UnauthorizedError("timestamp_malformed")
+        if abs(int(timestamp) - now_ms) > self._tolerance_ms:
+            raise UnauthorizedError("timestamp_outside_tolerance")
+        digests = [keyed.copy() for keyed in self._keyed]
+        for digest in digests:
+            digest.update(b"v0:" + timestamp + b":")
+        return Verification(digests, signed[1])
+
+
+def _only(values: Sequence[bytes], name: str) -> bytes:
+    if not values:
+        raise UnauthorizedError(f"{name}_missing")
+    if len(values) > 1:
+        raise UnauthorizedError(f"{name}_repeated")
+    return values[0]
+
+
+class Verification:
+    """One request's signature, computed while its body comes in. Made by `Verifier.begin`.
+
+    Example:
+        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, UnauthorizedError, Verifier, sign
+        >>> headers = sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)
+        >>> signatures, timestamps = [headers[SIGNATURE_HEADER].encode()], [headers[TIMESTAMP_HEADER].encode()]
+        >>> verification = Verifier(["webhook-..."]).begin(signatures, timestamps, now_ms=1739400185198)
+        >>> verification.update(b"{ }")
+        >>> try:
+        ...     verification.finish()
+        ... except UnauthorizedError as error:
+        ...     error.reason
+        'signature_wrong'
+    """
+
+    def __init__(self, digests: list["hmac.HMAC"], expected: bytes) -> None:
+        self._digests = digests
+        self._expected = expected
+
+    def update(self, chunk: bytes) -> None:
+        """Take the next bytes of the raw body."""
+        for digest in self._digests:
+            digest.update(chunk)
+
+    def finish(self) -> None:
+        """Compare, in constant time and with every secret, once the whole body is there.
+
+        Raises:
+            UnauthorizedError: No secret makes this signature.
+        """
+        matches = False
+        for digest in self._digests:
+            matches |= hmac.compare_digest(digest.hexdigest().encode(), self._expected)
+        if not matches:
+            raise UnauthorizedError("signature_wrong")
+
+
+def verify(
+    body: bytes, *, signature: str, timestamp: str, secrets: Sequence[str], now_ms: int, tolerance: float = 300.0
+) -> None:
+    """Verify one whole request.
+
+    Args:
+        body: The raw body, as sent.
+        signature: The value of the `X-Statsig-Signature` header.
+        timestamp: The value of the `X-Statsig-Request-Timestamp` header.
+        secrets: The signing secrets, whole, in any order.
+        now_ms: The time now, in milliseconds since the epoch.
+        tolerance: Seconds that the timestamp may differ from it.
+
+    Raises:
+        UnauthorizedError: The request can't be proven to come from Statsig.
+        ValueError: A secret is empty.
+
+    Example:
+        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign, verify
+        >>> headers = sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)
+        >>> verify(
+        ...     b"{}",
+        ...     signature=headers[SIGNATURE_HEADER],
+        ...     timestamp=headers[TIMESTAMP_HEADER],
+        ...     secrets=["webhook-..."],
+        ...     now_ms=1739400185198,
+        ... )
+    """
+    headers = [signature.encode(errors="replace")], [timestamp.encode(errors="replace")]
+    verification = Verifier(secrets, tolerance=tolerance).begin(*headers, now_ms)
+    verification.update(body)
+    verification.finish()
+
+
+def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
+    """The two headers that Statsig would send with this body.
+
+    Args:
+        body: The raw body.
+        secret: The signing secret, whole.
+        timestamp_ms: The time of the request, in milliseconds since the epoch.
+
+    Example:
+        >>> from statsig_otel.plugin import sign
+        >>> sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)["X-Statsig-Request-Timestamp"]
+        '1739400185198'
+    """
+    timestamp = f"{timestamp_ms:013d}"
+    digest = hmac.new(secret.encode(), b"v0:" + timestamp.encode() + b":" + body, sha256).hexdigest()
+    return {TIMESTAMP_HEADER: timestamp, SIGNATURE_HEADER: f"v0={digest}"}
+
+
+@dataclass(frozen=True, slots=True)
+class UrlVerification:
+    """Statsig asks whether this URL is meant for it; the answer is the same code.
+
+    Attributes:
+        code: 1 to 256 printable ASCII characters.
+
+    Example:
+        >>> from statsig_otel.plugin import parse
+        >>> parse(b'{"data": {"event": "url_verification", "verification_code": "abc123"}}')
+        UrlVerification(code='abc123')
+    """
+
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """The events of one request.
+
+    Attributes:
+        count: How many items the body holds.
+        changes: Those that are config changes, in order. The others are counted and ignored.
+
+    Example:
+        >>> from statsig_otel.plugin import parse
+        >>> payload = parse(b'[{"eventName": "statsig::config_change"}, {"eventName": "statsig::gate_exposure"}]')
+        >>> (payload.count, len(payload.changes))
+        (2, 1)
+    """
+
+    count: int
+    changes: tuple[Item, ...]
+
+    @property
+    def ignored(self) -> int:
+        """How many items are no config change."""
+        return self.count - len(self.changes)
+
+
+class _Code(msgspec.Struct, forbid_unknown_fields=True):
+    event: Literal["url_verification"]
+    verification_code: Annotated[str, msgspec.Meta(pattern=r"\A[\x20-\x7e]{1,256}\Z")]
+
+
+class _UrlVerification(msgspec.Struct, forbid_unknown_fields=True):
+    data: _Code
+
+
+_ABSENT: Final = msgspec.Raw()
+_Scalar: TypeAlias = str | int | float | bool | None
+
+
+class _Item(msgspec.Struct, gc=False):
+    """Any object; its members are stepped over."""
+
+
+class _Head(msgspec.Struct, gc=False):
+    # Raw, so that a name that is no text costs nothing, and leaves its neighbours on the fast path.
+    eventName: msgspec.Raw = _ABSENT  # noqa: N815 - Statsig's name
+
+
+class _Envelope(msgspec.Struct):
+    data: msgspec.Raw = _ABSENT
+    eventName: msgspec.Raw = _ABSENT  # noqa: N815 - Statsig's name
+
+
+class _Enveloped(msgspec.Struct, gc=False):
+    data: list[_Item | _Scalar]
+
+
+class _EnvelopedTexts(msgspec.Struct, gc=False):
+    data: list[msgspec.Raw]
+
+
+_url_verification: Final = msgspec.json.Decoder(_UrlVerification)
+_items: Final = msgspec.json.Decoder(list[_Item | _Scalar])
+_enveloped_items: Final = msgspec.json.Decoder(_Enveloped)
+_enveloped_texts: Final = msgspec.json.Decoder(_EnvelopedTexts)
+_head: Final = msgspec.json.Decoder(_Head)
+_heads: Final = msgspec.json.Decoder(list[_Head | _Scalar])
+_envelope: Final = msgspec.json.Decoder(_Envelope)
+_texts: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_any: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder()
+_objects: Final = JSONDecoder()
+
+
+def parse_url_verification(body: bytes) -> UrlVerification | None:
+    """The URL verification that the body is, exactly; None where it is anything else.
+
+    Example:
+        >>> from statsig_otel.plugin import parse_url_verification
+        >>> parse_url_verification(b'{"data": {"event": "url_verification", "verification_code": "abc123"}}')
+        UrlVerification(code='abc123')
+        >>> parse_url_verification(b"[]") is None
+        True
+    """
+    if len(body) > MAX_URL_VERIFICATION_SIZE:
+        return None
+    try:
+        body.decode()
+        return UrlVerification(_url_verification.decode(body).data.verification_code)
+    except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def parse(body: bytes) -> UrlVerification | Payload:
+    """Tell the shapes of a verified body apart, and the config changes from all else.
+
+    Raises:
+        MalformedBodyError: The body is no UTF-8 JSON of a known shape.
+
+    Example:
+        >>> from statsig_otel.plugin import Payload, parse
+        >>> payload = parse(b'{"data": [{"eventName": "statsig::config_change"}]}')
+        >>> isinstance(payload, Payload) and payload.count
+        1
+    """
+    try:
+        # Over the whole body, since msgspec does not look into the texts that it skips.
+        if not body.isascii():
+            body.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedBodyError("not_utf8", f"the body is no UTF-8 at byte {error.start}") from error
+    try:
+        payload = _parse_strictly(body)
+    except (msgspec.MsgspecError, RecursionError):
+        payload = None
+    return payload or parse_url_verification(body) or _parse_leniently(body.decode())
+
+
+def _parse_strictly(body: bytes) -> Payload | None:
+    """All shapes, in all that msgspec reads. None where the lenient reader has to look.
+
+    Exposures cost no more here than stepping over their bytes.
+    """
+    bare = body.lstrip()[:1] == b"["
+    if not _may_hold_change(body):
+        try:
+            return Payload(_count_elements(body) if bare else _count_enveloped(body), ())
+        except msgspec.ValidationError:  # some items are arrays, or it is no batch
+            pass
+    return _parse_array(body) if bare else _parse_object(body)
+
+
+def _count_elements(text: bytes) -> int:
+    return len((_texts if len(text) <= _SMALL else _items).decode(text))
+
+
+def _count_enveloped(body: bytes) -> int:
+    return len((_enveloped_texts if len(body) <= _SMALL else _enveloped_items).decode(body).data)
+
+
+def _may_hold_change(body: bytes) -> bool:
+    """Whether the event's name stands anywhere in the body, or could, spelled with escapes."""
+    # rfind takes half the time of `in` or less.
+    return body.rfind(_CHANGE_BYTES) >= 0 or _may_escape_names(body)
+
+
+def _may_escape_names(text: bytes) -> bool:
+    """Whether a name of ASCII letters, `:` and `_` could be spelled with escapes in it (RFC 8259, section 7)."""
+    at = -1
+    for _ in range(_FEW_ESCAPES):
+        at = text.find(b"\\", at + 1)
+        if at < 0 or text.startswith(b"u00", at + 1):
+            return at >= 0
+    return text.find(b"\\u00", at + 1) >= 0
+
+
+def _parse_array(text: bytes) -> Payload | None:
+    around = _parse_around(text) if len(text) in _AROUND else None
+    return around or _parse_elements(text)
+
+
+def _parse_around(text: bytes) -> Payload | None:
+    """Step over all but the changes, where these are few and can be found by their name; None where not.
+
+    What stands around them has to be an array with an empty object in the place of each: so each of them is an element,
+    and not a part of one.
+    """
+    if _may_escape_names(text):
+        return None
+    characters = text.decode("latin-1")  # one for each byte: only their places count
+    changes: list[bytes] = []
+    count, end = 0, len(text)
+    behind = text  # of the change that was found before, which is the next one in the text
+    try:
+        while (at := text.rfind(_CHANGE_BYTES, 0, end)) >= 0:
+            found = _object_around(characters, at)
+            if found is None or len(changes) == _FEW_CHANGES:
+                return None
+            start, stop = found
+            change = text[start:stop]
+            if _head.decode(change).eventName != _CHANGE_NAME:
+                return None
+            changes.insert(0, change)
+            count += _count_elements(b"[{}" + behind[stop:]) - 1
+            end, behind = start, text[:start] + b"{}]"
+        count += _count_elements(behind)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return Payload(count, tuple(map(_read, changes)))
+
+
+def _object_around(text: str, at: int) -> tuple[int, int] | None:
+    """Where the innermost object around a place begins and ends; None where too many others begin before the place.
+
+    Raises:
+        ValueError: It is no JSON, or has an integer of too many digits.
+        RecursionError: It is nested past the decoder's limit.
+    """
+    start = at
+    for _ in range(_FEW_BRACES):
+        start = text.rfind("{", 0, start)
+        if start < 0:
+            return None
+        _, end = _objects.raw_decode(text, start)
+        if end > at:
+            return start, end
+    return None
+
+
+def _parse_elements(text: bytes) -> Payload | None:
+    heads = _heads.decode(text)
+    is_name = _is_name if _may_escape_names(text) else _CHANGE_NAME.__eq__
+    wanted = [index for index, head in enumerate(heads) if isinstance(head, _Head) and is_name(head.eventName)]
+    if not wanted:
+        return Payload(len(heads), ())
+    if len(heads) > _MANY_ITEMS:
+        return None
+    texts = _texts.decode(text)
+    return Payload(len(heads), tuple(_read(bytes(texts[index])) for index in wanted))
+
+
+def _parse_object(body: bytes) -> Payload | None:
+    envelope = _envelope.decode(body)
+    if _is_name(envelope.eventName):
+        return Payload(1, (_read(body.strip()),))
+    data = bytes(envelope.data)
+    if data and _may_repeat_data(body, data):
+        return None
+    if data[:1] == b"[":
+        return _parse_array(data)
+    if data[:1] == b"{":
+        name = _head.decode(data).eventName
+        if name != _ABSENT:
+            return Payload(1, (_read(data),) if _is_name(name) else ())
+    return Payload(1, ()) if envelope.eventName != _ABSENT else None
+
+
+def _may_repeat_data(body: bytes, data: bytes) -> bool:
+    """Whether `data` may be a member twice, the first time with a change in it. msgspec takes the last, silently."""
+    if len(body) - len(data) < len(b'{"data":{"eventName":""},"data":}') + len(CONFIG_CHANGE):
+        return False
+    return body.count(b'"data"') - data.count(b'"data"') > 1 or body.count(b"\\") > data.count(b"\\")
+
+
+def _is_name(raw: msgspec.Raw) -> bool:
+    """Whether a JSON value is the config change's event name, in any spelling."""
+    if raw == _CHANGE_NAME:
+        return True
+    text = bytes(raw)
+    return text[:1] == b'"' and b"\\" in text and bool(_any.decode(text) == CONFIG_CHANGE)
+
+
+def _read(text: bytes) -> Item:
+    try:
+        return Item(text.decode(), _any.decode(text))
+    except msgspec.MsgspecError:  # a number out of range
+        return lenient_json.read(text.decode())
+
+
+def _parse_leniently(text: str) -> Payload:
+    """The bodies that hold what msgspec refuses, and those of no known shape."""
+    try:
+        payload = _payload(text, lenient_json.split(text, _is_config_change, names=("data", "eventName")))
+    except JSONDecodeError as error:
+        raise MalformedBodyError("not_json", f"the body is no JSON: {error.msg} at character {error.pos}") from error
+    except RecursionError as error:
+        raise MalformedBodyError("nested_too_deeply", "the body is nested too deeply") from error
+    if payload is None:
+        raise MalformedBodyError("unknown_shape", "the body is neither a batch of events nor one event")
+    return payload
+
+
+def _payload(text: str, parts: Items | Members | None) -> Payload | None:
+    if parts is None:
+        return None
+    if isinstance(parts, Items):
+        return Payload(parts.count, parts.kept)
+    if parts.last.get("eventName") == CONFIG_CHANGE:
+        return Payload(1, (lenient_json.read(text),))
+    if parts.lost:  # `data` twice: one of them would be lost
+        return None
+    data = parts.last.get("data")
+    if isinstance(data, Items):
+        return Payload(data.count, data.kept)
+    if isinstance(data, Item):
+        return Payload(1, (data,))
+    if "eventName" in parts.last or (isinstance(data, dict) and "eventName" in data):
+        return Payload(1, ())
+    return None
+
+
+def _is_config_change(value: object) -> bool:
+    return isinstance(value, dict) and value.get("eventName") == CONFIG_CHANGE
