@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.measure import HOST
 from statsig_otel.exporters.consumer import Batch, Change
 from statsig_otel.exporters.delivery.sender import DeliverySettings, Sender
-from statsig_otel.exporters.outcome import Delivered, Outcome
+from statsig_otel.exporters.exporter import Delivered, Outcome
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.plugin.demo.samples import RELEASE_MANAGER, config_change

@@ -41,7 +41,7 @@ from benchmarks.webhooks import CHANGE, EXPOSURES, Shape
 from statsig_otel.plugin.receiver.intake import Answer, Intake
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.record import LogRecordEncoder
-from statsig_otel.plugin.webhook.payload import Verifier
+from statsig_otel.plugin.webhook.signature import Verifier
 
 SERVICE = "service"
 _CLIENTS = 4

@@ -33,7 +33,7 @@ from statsig_otel.plugin.cli.run import collect_garbage_rarely
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.server.server import HttpServer
-from statsig_otel.plugin.webhook.payload import Verifier
+from statsig_otel.plugin.webhook.signature import Verifier
 
 CLIENTS = (1, 8, 64)
 DURABLE, AT_ONCE, LOOP = "durable", "at once", "loop"

@@ -42,7 +42,7 @@ from benchmarks.sink import Sink, sink
 from benchmarks.webhooks import BATCH, CHANGE, EXPOSURES, Shape
 from statsig_otel.exporters.consumer import Batch, Receipt
 from statsig_otel.plugin.receiver.intake import Intake
-from statsig_otel.plugin.webhook.payload import Verifier, sign
+from statsig_otel.plugin.webhook.signature import Verifier, sign
 
 KINDS = {
     CHANGE: ("one change of 1 KB", 64),

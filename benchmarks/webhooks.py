@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from benchmarks import backlog
 from statsig_otel.plugin import DEFAULT_PATH
 from statsig_otel.plugin.demo.samples import bare, enveloped, exposure
-from statsig_otel.plugin.webhook.payload import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
+from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
 
 Wire = Literal["webhook", "otlp"]
 """How a body goes over the wire: as Statsig sends it; or as the body of a log record, over OTLP/HTTP."""

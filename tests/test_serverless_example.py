@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from statsig_otel.plugin.webhook.payload import SIGNATURE_HEADER
+from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER
 from tests.plugin.adapters import CHANGE, EXPOSURE, SECRET, VERIFICATION, body_of, in_thread, post, signed
 from tests.plugin.http_client import Address, exchange, request
 

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from statsig_otel.config.grammar import load as load
     from statsig_otel.config.locations import read_all as read_all
     from statsig_otel.config.merging import merge as merge
-    from statsig_otel.config.model import Duration as Duration
     from statsig_otel.config.model import Opaque as Opaque
     from statsig_otel.config.model import Settings as Settings
-    from statsig_otel.config.model import Size as Size
     from statsig_otel.config.source import Document as Document
     from statsig_otel.config.source import Place as Place
     from statsig_otel.config.source import parse as parse
     from statsig_otel.config.source import read as read
+    from statsig_otel.config.units import Duration as Duration
+    from statsig_otel.config.units import Size as Size
 else:  # a checker would take whatever name for one that there is
     __getattr__, __dir__ = exports(
         __name__,
@@ -30,13 +30,13 @@ else:  # a checker would take whatever name for one that there is
             "ConfigError": "errors",
             "Configuration": "grammar",
             "Document": "source",
-            "Duration": "model",
+            "Duration": "units",
             "Opaque": "model",
             "Pipeline": "grammar",
             "Place": "source",
             "Problem": "errors",
             "Settings": "model",
-            "Size": "model",
+            "Size": "units",
             "check": "grammar",
             "load": "grammar",
             "merge": "merging",

@@ -1,10 +1,62 @@
 """A configuration as the file that would say all of it: merged, with what was substituted, and with every default."""
 
-from collections.abc import Mapping
-from typing import Any
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 from statsig_otel.config.grammar import Configuration
 from statsig_otel.config.model import Settings
+from statsig_otel.config.yaml_tree import resolve
+
+_PLAIN: Final = re.compile(r"[A-Za-z_/](?:[A-Za-z0-9_./:-]*[A-Za-z0-9_./-])?|[0-9]+[A-Za-z][A-Za-z0-9.]*")
+
+
+_YAML_1_1: Final = frozenset({"y", "n", "yes", "no", "on", "off"})
+"""Booleans of YAML 1.1, which many tools still read."""
+
+
+def to_yaml(values: Mapping[str, object]) -> str:
+    """The text of a mapping; `yaml_tree` reads the same from it."""
+    return "".join(f"{line}\n" for line in _lines(values))
+
+
+def _lines(value: object) -> Iterator[str]:
+    """The lines of a mapping or a list that is not empty."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _entry(f"{_scalar(key)}:", "  ", item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _entry("-", "  ", item)
+
+
+def _entry(start: str, indent: str, value: object) -> Iterator[str]:
+    below = [f"{indent}{line}" for line in _lines(value)]
+    if not below:
+        yield f"{start} {_scalar(value)}"
+    elif start == "-":
+        yield f"- {below[0].removeprefix(indent)}"
+        yield from below[1:]
+    else:
+        yield start
+        yield from below
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{}"
+    if isinstance(value, list | tuple):
+        return "[]"
+    if isinstance(value, float):
+        return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and resolve(value) == value and not _is_yaml_1_1(value):
+        return value
+    return json.dumps(value)  # JSON is YAML
+
+
+def _is_yaml_1_1(text: str) -> bool:
+    return text.lower() in _YAML_1_1
 
 
 def resolved(configuration: Configuration) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from statsig_otel.config.errors import Path, Problem, closest, hint_for
-from statsig_otel.config.model import AS_WRITTEN, Opaque, OrList, Settings, unit_of
+from statsig_otel.config.model import Opaque, OrList, Settings
 from statsig_otel.config.source import Document, Unknown
+from statsig_otel.config.units import AS_WRITTEN, unit_of
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.consumer import RefusedError as RefusedError
     from statsig_otel.exporters.delivery.synchronous import Route as Route
     from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer as SynchronousConsumer
+    from statsig_otel.exporters.exporter import Blocked as Blocked
+    from statsig_otel.exporters.exporter import Delivered as Delivered
     from statsig_otel.exporters.exporter import Exporter as Exporter
+    from statsig_otel.exporters.exporter import Outcome as Outcome
+    from statsig_otel.exporters.exporter import PartiallyRejected as PartiallyRejected
+    from statsig_otel.exporters.exporter import Rejected as Rejected
+    from statsig_otel.exporters.exporter import RetryLater as RetryLater
     from statsig_otel.exporters.exporter_type import ExporterType as ExporterType
     from statsig_otel.exporters.local.debug import DebugExporter as DebugExporter
     from statsig_otel.exporters.local.debug import DebugSettings as DebugSettings
@@ -25,17 +31,11 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.local.logger_provider import LoggerProviderConsumer as LoggerProviderConsumer
     from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter as OtlpGrpcExporter
     from statsig_otel.exporters.otlp.http import OtlpHttpExporter as OtlpHttpExporter
-    from statsig_otel.exporters.otlp.settings import ClientTlsSettings as ClientTlsSettings
-    from statsig_otel.exporters.otlp.settings import GrpcTlsSettings as GrpcTlsSettings
     from statsig_otel.exporters.otlp.settings import KeepaliveSettings as KeepaliveSettings
     from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings as OtlpGrpcSettings
     from statsig_otel.exporters.otlp.settings import OtlpHttpSettings as OtlpHttpSettings
-    from statsig_otel.exporters.outcome import Blocked as Blocked
-    from statsig_otel.exporters.outcome import Delivered as Delivered
-    from statsig_otel.exporters.outcome import Outcome as Outcome
-    from statsig_otel.exporters.outcome import PartiallyRejected as PartiallyRejected
-    from statsig_otel.exporters.outcome import Rejected as Rejected
-    from statsig_otel.exporters.outcome import RetryLater as RetryLater
+    from statsig_otel.exporters.otlp.tls import ClientTlsSettings as ClientTlsSettings
+    from statsig_otel.exporters.otlp.tls import GrpcTlsSettings as GrpcTlsSettings
     from statsig_otel.exporters.queue.directory import DirectoryInUseError as DirectoryInUseError
     from statsig_otel.exporters.queue.errors import QueueError as QueueError
 else:  # a checker would take whatever name for one that there is
@@ -43,19 +43,19 @@ else:  # a checker would take whatever name for one that there is
         __name__,
         {
             "Batch": "consumer",
-            "Blocked": "outcome",
+            "Blocked": "exporter",
             "Change": "consumer",
-            "ClientTlsSettings": "otlp.settings",
+            "ClientTlsSettings": "otlp.tls",
             "Consumer": "consumer",
             "DebugExporter": "local.debug",
             "DebugSettings": "local.debug",
-            "Delivered": "outcome",
+            "Delivered": "exporter",
             "DirectoryInUseError": "queue.directory",
             "Exporter": "exporter",
             "ExporterType": "exporter_type",
             "FileExporter": "local.file",
             "FileSettings": "local.file",
-            "GrpcTlsSettings": "otlp.settings",
+            "GrpcTlsSettings": "otlp.tls",
             "Invalid": "consumer",
             "KeepaliveSettings": "otlp.settings",
             "LoggerProviderConsumer": "local.logger_provider",
@@ -63,13 +63,13 @@ else:  # a checker would take whatever name for one that there is
             "OtlpGrpcSettings": "otlp.settings",
             "OtlpHttpExporter": "otlp.http",
             "OtlpHttpSettings": "otlp.settings",
-            "Outcome": "outcome",
-            "PartiallyRejected": "outcome",
+            "Outcome": "exporter",
+            "PartiallyRejected": "exporter",
             "QueueError": "queue.errors",
             "Receipt": "consumer",
             "RefusedError": "consumer",
-            "Rejected": "outcome",
-            "RetryLater": "outcome",
+            "Rejected": "exporter",
+            "RetryLater": "exporter",
             "Route": "delivery.synchronous",
             "SynchronousConsumer": "delivery.synchronous",
         },

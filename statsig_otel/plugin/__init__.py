@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.record.record import Remapping as Remapping
     from statsig_otel.plugin.record.record import uid as uid
     from statsig_otel.plugin.server.server import HttpServer as HttpServer
-    from statsig_otel.plugin.server.server import ServerTls as ServerTls
+    from statsig_otel.plugin.server.tls import ServerTls as ServerTls
     from statsig_otel.plugin.service.backend import RestartNeededError as RestartNeededError
     from statsig_otel.plugin.service.builder import Destination as Destination
     from statsig_otel.plugin.service.service import Service as Service
@@ -44,21 +44,21 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings as StatsigReceiverSettings
     from statsig_otel.plugin.settings.services import ImpactedServicesSettings as ImpactedServicesSettings
     from statsig_otel.plugin.settings.services import ServiceRuleSettings as ServiceRuleSettings
+    from statsig_otel.plugin.webhook.errors import MalformedBodyError as MalformedBodyError
+    from statsig_otel.plugin.webhook.errors import UnauthorizedError as UnauthorizedError
+    from statsig_otel.plugin.webhook.errors import WebhookError as WebhookError
     from statsig_otel.plugin.webhook.lenient_json import Item as Item
     from statsig_otel.plugin.webhook.payload import DEFAULT_PATH as DEFAULT_PATH
-    from statsig_otel.plugin.webhook.payload import SIGNATURE_HEADER as SIGNATURE_HEADER
-    from statsig_otel.plugin.webhook.payload import TIMESTAMP_HEADER as TIMESTAMP_HEADER
-    from statsig_otel.plugin.webhook.payload import MalformedBodyError as MalformedBodyError
     from statsig_otel.plugin.webhook.payload import Payload as Payload
-    from statsig_otel.plugin.webhook.payload import UnauthorizedError as UnauthorizedError
     from statsig_otel.plugin.webhook.payload import UrlVerification as UrlVerification
-    from statsig_otel.plugin.webhook.payload import Verification as Verification
-    from statsig_otel.plugin.webhook.payload import Verifier as Verifier
-    from statsig_otel.plugin.webhook.payload import WebhookError as WebhookError
     from statsig_otel.plugin.webhook.payload import parse as parse
     from statsig_otel.plugin.webhook.payload import parse_url_verification as parse_url_verification
-    from statsig_otel.plugin.webhook.payload import sign as sign
-    from statsig_otel.plugin.webhook.payload import verify as verify
+    from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER as SIGNATURE_HEADER
+    from statsig_otel.plugin.webhook.signature import TIMESTAMP_HEADER as TIMESTAMP_HEADER
+    from statsig_otel.plugin.webhook.signature import Verification as Verification
+    from statsig_otel.plugin.webhook.signature import Verifier as Verifier
+    from statsig_otel.plugin.webhook.signature import sign as sign
+    from statsig_otel.plugin.webhook.signature import verify as verify
 else:  # a checker would take whatever name for one that there is
     __getattr__, __dir__ = exports(
         __name__,
@@ -81,7 +81,7 @@ else:  # a checker would take whatever name for one that there is
             "Limits": "receiver.intake",
             "LogRecordEncoder": "record.record",
             "LookupSettings": "settings.mapping",
-            "MalformedBodyError": "webhook.payload",
+            "MalformedBodyError": "webhook.errors",
             "Mapped": "record.mapper",
             "Mapper": "record.mapper",
             "MappingSettings": "settings.mapping",
@@ -90,27 +90,27 @@ else:  # a checker would take whatever name for one that there is
             "Request": "receiver.intake",
             "RestartNeededError": "service.backend",
             "RetryOnFailureSettings": "settings.delivery",
-            "SIGNATURE_HEADER": "webhook.payload",
+            "SIGNATURE_HEADER": "webhook.signature",
             "SendingQueueSettings": "settings.delivery",
-            "ServerTls": "server.server",
+            "ServerTls": "server.tls",
             "ServerTlsSettings": "settings.receiver",
             "Service": "service.service",
             "ServiceRuleSettings": "settings.services",
             "StatsigReceiver": "receiver.asgi",
             "StatsigReceiverSettings": "settings.receiver",
             "StatsigWsgiReceiver": "receiver.wsgi",
-            "TIMESTAMP_HEADER": "webhook.payload",
-            "UnauthorizedError": "webhook.payload",
+            "TIMESTAMP_HEADER": "webhook.signature",
+            "UnauthorizedError": "webhook.errors",
             "UrlVerification": "webhook.payload",
-            "Verification": "webhook.payload",
-            "Verifier": "webhook.payload",
-            "WebhookError": "webhook.payload",
+            "Verification": "webhook.signature",
+            "Verifier": "webhook.signature",
+            "WebhookError": "webhook.errors",
             "create_app": "receiver.asgi",
             "create_wsgi_app": "receiver.wsgi",
             "parse": "webhook.payload",
             "parse_url_verification": "webhook.payload",
-            "sign": "webhook.payload",
+            "sign": "webhook.signature",
             "uid": "record.record",
-            "verify": "webhook.payload",
+            "verify": "webhook.signature",
         },
     )

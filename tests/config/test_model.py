@@ -10,7 +10,7 @@ import pytest
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from statsig_otel.config import Duration, Opaque, Settings, Size
-from statsig_otel.config.model import AS_WRITTEN
+from statsig_otel.config.units import AS_WRITTEN
 
 SECRET = "s3cr3t-value"
 

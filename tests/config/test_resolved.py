@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statsig_otel.config import check, parse
-from statsig_otel.config.model import format_duration, format_size, parse_duration, parse_size
-from statsig_otel.config.resolved import resolved
-from statsig_otel.config.yaml_text import to_yaml
+from statsig_otel.config.resolved import resolved, to_yaml
+from statsig_otel.config.units import format_duration, format_size, parse_duration, parse_size
 from tests.config.models import COMPONENTS
 
 

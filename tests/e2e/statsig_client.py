@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.record.record import uid
-from statsig_otel.plugin.webhook.payload import sign
+from statsig_otel.plugin.webhook.signature import sign
 from tests.peers.otlp_servers import GrpcSink, Received
 
 SECRET = "webhook-0123456789abcdef0123456789abcdef"

@@ -18,12 +18,13 @@ import urllib3
 from click.testing import CliRunner, Result
 
 from statsig_otel.exporters.queue import store
-from statsig_otel.exporters.queue.stopped import StoppedQueue
+from statsig_otel.exporters.queue.session import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.record import uid
-from statsig_otel.plugin.webhook.payload import Payload, parse, sign
+from statsig_otel.plugin.webhook.payload import Payload, parse
+from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink

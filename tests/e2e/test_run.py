@@ -11,7 +11,7 @@ import grpc
 import pytest
 import urllib3
 
-from statsig_otel.plugin.webhook.payload import sign
+from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, run_to_end
 from tests.peers.certs import Authority

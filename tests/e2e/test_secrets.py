@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # the package has no py.typed
 
 from statsig_otel.plugin.cli.main import main
-from statsig_otel.plugin.webhook.payload import sign
+from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.service_process import ServiceProcess, run_to_end
 from tests.e2e.statsig_client import change, wait_until
 from tests.peers.certs import Authority, ServerTls

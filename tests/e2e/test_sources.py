@@ -8,7 +8,7 @@ from urllib.parse import urljoin
 import urllib3
 
 from statsig_otel.plugin.record.record import uid
-from statsig_otel.plugin.webhook.payload import sign
+from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import change, grpc_exporter, http, uids, wait_until
 from tests.peers.otlp_servers import GrpcSink, Received

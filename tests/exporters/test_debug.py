@@ -24,8 +24,8 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeL
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from pydantic import ValidationError
 
+from statsig_otel.exporters.exporter import Blocked, Delivered, Rejected, RetryLater
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
-from statsig_otel.exporters.outcome import Blocked, Delivered, Rejected, RetryLater
 
 TIME = "2025-01-31T12:00:00.123Z"
 SCHEMA = "https://opentelemetry.io/schemas/1.37.0"

@@ -20,7 +20,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoi
 
 from statsig_otel.exporters.delivery.retry import RetrySettings
 from statsig_otel.exporters.delivery.sender import BLOCKED, DeliverySettings, Sender
-from statsig_otel.exporters.outcome import Delivered, Outcome
+from statsig_otel.exporters.exporter import Delivered, Outcome
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.queue import DurableQueue
 from tests.exporters.delivery_helpers import (

@@ -22,8 +22,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
 from pydantic import ValidationError
 
+from statsig_otel.exporters.exporter import Blocked, Delivered, Rejected, RetryLater
 from statsig_otel.exporters.local.file import FileExporter, FileSettings
-from statsig_otel.exporters.outcome import Blocked, Delivered, Rejected, RetryLater
 
 ROOT = Path(__file__).parents[2]
 BLOCK = 1 << 16  # what the exporter reads at a time when it looks for the last line feed
@@ -274,7 +274,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from statsig_otel.exporters.local.file import FileExporter, FileSettings
-from statsig_otel.exporters.outcome import Delivered, RetryLater
+from statsig_otel.exporters.exporter import Delivered, RetryLater
 from tests.exporters.test_file import payload, titles
 
 path = Path(sys.argv[1])
@@ -417,7 +417,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from statsig_otel.exporters.local.file import FileExporter, FileSettings
-from statsig_otel.exporters.outcome import Delivered
+from statsig_otel.exporters.exporter import Delivered
 from tests.exporters.test_file import payload
 
 exporter = FileExporter("file", FileSettings(path=Path(sys.argv[1])))

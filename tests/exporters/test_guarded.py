@@ -13,7 +13,7 @@ from statsig_otel.exporters.consumer import Batch, Change, Receipt, RefusedError
 from statsig_otel.exporters.delivery.guarded import Guarded
 from statsig_otel.exporters.delivery.sender import Sender
 from statsig_otel.exporters.delivery.synchronous import Route, SynchronousConsumer
-from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from tests.exporters.delivery_helpers import SLOW, named, names_in, rig, settings, until
 
 

@@ -11,11 +11,18 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel import __version__
-from statsig_otel.exporters.exporter import Exporter
+from statsig_otel.exporters.exporter import (
+    Blocked,
+    Delivered,
+    Exporter,
+    Outcome,
+    PartiallyRejected,
+    Rejected,
+    RetryLater,
+)
 from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES
-from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from tests.exporters.test_otlp_status import GRPC
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import (

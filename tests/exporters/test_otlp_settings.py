@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from statsig_otel.config.model import Opaque
-from statsig_otel.exporters.otlp.settings import ClientTlsSettings, OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from tests.peers.certs import Authority, Certificate
 
 GRPC = {"endpoint": "localhost:4317"}

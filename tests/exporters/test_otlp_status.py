@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
+from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.otlp import status as table
-from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from tests.peers.otlp_servers import partial_success, retry_info
 
 NOW = 1_700_000_000.0

@@ -14,8 +14,8 @@ import pytest
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt, RefusedError
 from statsig_otel.exporters.delivery import synchronous
 from statsig_otel.exporters.delivery.synchronous import Route, SynchronousConsumer
+from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
-from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 
 
 class Backend:

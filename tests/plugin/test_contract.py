@@ -11,7 +11,7 @@ import pytest
 
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.plugin.receiver.intake import Intake, Limits
-from statsig_otel.plugin.webhook.payload import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier
+from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier
 
 from .adapters import (
     ADAPTERS,

@@ -21,7 +21,9 @@ from statsig_otel.plugin.receiver import explanation
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.settings.reading import create_mapper
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
-from statsig_otel.plugin.webhook.payload import MalformedBodyError, Payload, UrlVerification, parse, sign
+from statsig_otel.plugin.webhook.errors import MalformedBodyError
+from statsig_otel.plugin.webhook.payload import Payload, UrlVerification, parse
+from statsig_otel.plugin.webhook.signature import sign
 from tests.plugin.strategies import arrays, config_changes, json_texts
 
 ROOT: Final = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 from statsig_otel.exporters.consumer import Batch, RefusedError
 from statsig_otel.plugin.receiver.intake import SMALL_BODY, Answer, AnsweredError, Intake, Limits, Request
 from statsig_otel.plugin.receiver.log_throttle import LogThrottle
-from statsig_otel.plugin.webhook.payload import Verifier, sign
+from statsig_otel.plugin.webhook.signature import Verifier, sign
 
 SECRET = "webhook-0123456789abcdef"
 NOW_NS = 1_700_000_000_000_000_000

@@ -13,8 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from statsig_otel.plugin.webhook import payload as webhook
+from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.lenient_json import Item, Items, Members, read, split
-from statsig_otel.plugin.webhook.payload import MalformedBodyError, Payload, UrlVerification
+from statsig_otel.plugin.webhook.payload import Payload, UrlVerification
 from tests.plugin.strategies import arrays, config_changes, json_texts, objects
 
 

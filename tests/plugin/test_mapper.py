@@ -17,8 +17,9 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from statsig_otel.exporters.consumer import Change
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.record.record import LogRecordEncoder
+from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.lenient_json import Item
-from statsig_otel.plugin.webhook.payload import MalformedBodyError, Payload, parse
+from statsig_otel.plugin.webhook.payload import Payload, parse
 from tests.plugin.strategies import HOSTILE, config_changes, join_object, json_texts
 
 DATA: Final = Path(__file__).parents[1] / "data"

@@ -20,7 +20,7 @@ from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, cre
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
-from statsig_otel.plugin.webhook.payload import Verifier
+from statsig_otel.plugin.webhook.signature import Verifier
 
 from .adapters import CHANGE, SECRET, Sink, assert_refused, body_of, serve_werkzeug, serve_wsgiref, signed
 from .http_client import Address, exchange, request, serving

@@ -6,7 +6,7 @@ import pytest
 
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.local.debug import DebugSettings
-from statsig_otel.plugin.pem_files import digest, digests
+from statsig_otel.plugin.server.tls import digest, digests
 
 
 def test_any_change_of_any_file_is_seen(tmp_path: Path) -> None:

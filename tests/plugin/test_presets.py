@@ -12,9 +12,9 @@ from opentelemetry.semconv import attributes as stable
 from opentelemetry.semconv._incubating import attributes as incubating
 
 from statsig_otel.config.grammar import check
-from statsig_otel.plugin.cli.options import read_document
 from statsig_otel.plugin.record.mapping import ATTRIBUTES
 from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.environment import read_document
 from statsig_otel.plugin.settings.reading import create_mapper
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from tests.plugin.test_mapping_cases import records

@@ -20,22 +20,24 @@ from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Change, Invalid
 from statsig_otel.exporters.delivery.sender import DeliverySettings, Sender
 from statsig_otel.exporters.delivery.synchronous import Route, SynchronousConsumer
-from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, RetryLater
+from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, RetryLater
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
-from statsig_otel.exporters.queue.stopped import StoppedQueue
+from statsig_otel.exporters.queue.session import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.plugin.cli import dead_letters
 from statsig_otel.plugin.cli import queue as queue_command
 from statsig_otel.plugin.control import exporters
-from statsig_otel.plugin.control.exporters import handlers, ranges
+from statsig_otel.plugin.control.handlers import handlers
+from statsig_otel.plugin.control.shared import ranges
 from statsig_otel.plugin.control.socket import ControlServer, call
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.record import uid
-from statsig_otel.plugin.webhook.payload import Verifier, parse
+from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.signature import Verifier
 from tests.exporters.queue.helpers import failing_disk
 
 WAIT = 20.0

@@ -18,7 +18,7 @@ from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.webhook.lenient_json import _Numbers
-from statsig_otel.plugin.webhook.payload import Verifier
+from statsig_otel.plugin.webhook.signature import Verifier
 
 from .adapters import ADAPTERS, CHANGE, SECRET, Sink, assert_refused, body_of, post, signed, wait_until
 from .http_client import Address, Response, ServerThread, connect, read_response, request

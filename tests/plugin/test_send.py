@@ -23,6 +23,7 @@ from statsig_otel.plugin.demo.sender import Answer, SendError, read_secret
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.webhook import payload as webhook
+from statsig_otel.plugin.webhook.signature import verify
 from tests.peers.certs import Authority
 
 SECRET = "webhook-0123456789abcdef"
@@ -112,7 +113,7 @@ def send_as_process(*arguments: str | Path, stdin: bytes = b"") -> Result:
 
 
 def check_signed(received: Received, secret: str = SECRET) -> None:
-    webhook.verify(
+    verify(
         received.body,
         signature=received.headers["X-Statsig-Signature"],
         timestamp=received.headers["X-Statsig-Request-Timestamp"],

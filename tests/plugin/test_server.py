@@ -26,7 +26,8 @@ import falcon.asgi
 import pytest
 import trustme
 
-from statsig_otel.plugin.server.server import MAX_HEADER_BYTES, AsgiApp, HttpServer, Receive, Scope, Send, ServerTls
+from statsig_otel.plugin.server.server import MAX_HEADER_BYTES, AsgiApp, HttpServer, Receive, Scope, Send
+from statsig_otel.plugin.server.tls import ServerTls
 
 T = TypeVar("T")
 

@@ -11,25 +11,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError, WebhookError
 from statsig_otel.plugin.webhook.lenient_json import read
 from statsig_otel.plugin.webhook.payload import (
     CONFIG_CHANGE,
     MAX_URL_VERIFICATION_SIZE,
-    SIGNATURE_HEADER,
-    TIMESTAMP_HEADER,
-    MalformedBodyError,
     Payload,
-    UnauthorizedError,
     UrlVerification,
-    Verifier,
-    WebhookError,
     _parse_around,
     _parse_leniently,
     parse,
     parse_url_verification,
-    sign,
-    verify,
 )
+from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign, verify
 from tests.plugin.strategies import HOSTILE, arrays, config_changes, json_texts, spellings
 
 DATA: Final = Path(__file__).parents[1] / "data"

@@ -12,7 +12,7 @@ import pytest
 from statsig_otel.exporters.consumer import Batch, Receipt
 from statsig_otel.plugin.receiver.intake import Intake, Limits
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
-from statsig_otel.plugin.webhook.payload import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier
+from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier
 
 from .adapters import ADAPTERS, CHANGE, SECRET, Adapter, Sink, assert_refused, body_of, post, serve_wsgiref, signed
 from .http_client import connect, exchange, read_response, request

@@ -5,8 +5,15 @@ import math
 from dataclasses import replace
 from typing import Final
 
-from statsig_otel.exporters.exporter import Exporter
-from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.exporter import (
+    Blocked,
+    Delivered,
+    Exporter,
+    Outcome,
+    PartiallyRejected,
+    Rejected,
+    RetryLater,
+)
 
 _logger: Final = logging.getLogger(__name__)
 

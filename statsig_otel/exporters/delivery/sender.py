@@ -18,8 +18,15 @@ from statsig_otel import _telemetry
 from statsig_otel.exporters.delivery.guarded import Guarded
 from statsig_otel.exporters.delivery.halving import Halving
 from statsig_otel.exporters.delivery.retry import Backoff, RetrySettings
-from statsig_otel.exporters.exporter import Exporter
-from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.exporter import (
+    Blocked,
+    Delivered,
+    Exporter,
+    Outcome,
+    PartiallyRejected,
+    Rejected,
+    RetryLater,
+)
 from statsig_otel.exporters.queue.lane import Lane
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind

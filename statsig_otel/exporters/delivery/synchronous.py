@@ -16,12 +16,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from statsig_otel import _telemetry
-from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
 from statsig_otel.exporters.delivery.guarded import Guarded
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
-from statsig_otel.exporters.exporter import Exporter
-from statsig_otel.exporters.invalid_items import log_invalid
-from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.exporter import (
+    Blocked,
+    Delivered,
+    Exporter,
+    Outcome,
+    PartiallyRejected,
+    Rejected,
+    RetryLater,
+)
 
 _logger: Final = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, SeverityNumber
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from statsig_otel.config.model import Settings
-from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, Rejected, RetryLater
+from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.terminal import ColorMode, paint, printable, shorten, wants_color, width, write
 
 _MISSING: Final = "-"

@@ -20,8 +20,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from pydantic import Field, field_validator
 
 from statsig_otel.config.model import Settings
+from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.otlp.json_lines import to_json_line
-from statsig_otel.exporters.outcome import Blocked, Delivered, Outcome, Rejected, RetryLater
 
 _log = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.trace import INVALID_SPAN, set_span_in_context
 from opentelemetry.util.types import AnyValue
 
-from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
-from statsig_otel.exporters.invalid_items import log_invalid
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
 
 _logger: Final = logging.getLogger(__name__)
 

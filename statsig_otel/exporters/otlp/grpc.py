@@ -7,9 +7,9 @@ from typing import Final
 import grpc
 
 from statsig_otel import __version__
+from statsig_otel.exporters.exporter import Blocked, Outcome, RetryLater
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, grpc_failure, printable, success
-from statsig_otel.exporters.outcome import Blocked, Outcome, RetryLater
 
 _logger = logging.getLogger(__name__)
 

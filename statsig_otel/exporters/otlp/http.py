@@ -15,6 +15,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 from statsig_otel import __version__
+from statsig_otel.exporters.exporter import Blocked, Outcome, RetryLater
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import (
     CLIENT_CERTIFICATE_REFUSED,
@@ -27,7 +28,6 @@ from statsig_otel.exporters.otlp.status import (
     server_time,
     success,
 )
-from statsig_otel.exporters.outcome import Blocked, Outcome, RetryLater
 
 _logger = logging.getLogger(__name__)
 

@@ -33,14 +33,7 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # as ab
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
-from statsig_otel.exporters.outcome import (
-    Blocked,
-    Delivered,
-    Outcome,
-    PartiallyRejected,
-    Rejected,
-    RetryLater,
-)
+from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 
 MAX_RESPONSE_BYTES: Final = (4 << 20) + 1
 """The largest response that is read. One more than the 4 MiB that servers set as their own limit, so that the number in

@@ -6,7 +6,7 @@ from typing import Final
 import click
 
 from statsig_otel import __version__
-from statsig_otel.config.yaml_text import to_yaml
+from statsig_otel.config.resolved import to_yaml
 from statsig_otel.plugin.settings.catalog import BUILT_IN, EXPORTERS
 from statsig_otel.plugin.settings.exporters import Installed
 

@@ -14,16 +14,16 @@ import msgspec
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from statsig_otel.exporters.exporter import Delivered
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
 from statsig_otel.exporters.otlp.json_lines import to_json_line
-from statsig_otel.exporters.outcome import Delivered
 from statsig_otel.exporters.queue import dead_letters
 from statsig_otel.exporters.queue.dead_letters import FROM_RECEIVER, Letter, Selection
 from statsig_otel.exporters.queue.store import DeadLetterKind
 from statsig_otel.exporters.terminal import printable, shorten
 from statsig_otel.plugin.cli.queue import location_options, print_table, queue_access
-from statsig_otel.plugin.control.exporters import counted
 from statsig_otel.plugin.control.queue_access import Perform
+from statsig_otel.plugin.control.shared import counted
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

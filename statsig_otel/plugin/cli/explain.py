@@ -19,11 +19,11 @@ from statsig_otel.config.grammar import Configuration, check
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
 from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.terminal import printable, write
-from statsig_otel.plugin.cli.options import config_option, read_document
+from statsig_otel.plugin.cli.options import config_option
 from statsig_otel.plugin.receiver.explanation import ExplainedItem, Explanation, SignatureHeaders, Verdict, explain
 from statsig_otel.plugin.record.services import Concerned, Found
 from statsig_otel.plugin.settings.catalog import COMPONENTS
-from statsig_otel.plugin.settings.environment import resource_from_environment
+from statsig_otel.plugin.settings.environment import read_document, resource_from_environment
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
 _NOT_UNDERSTOOD: Final = 1

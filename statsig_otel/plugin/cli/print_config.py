@@ -7,10 +7,10 @@ import click
 
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import check
-from statsig_otel.config.resolved import resolved
-from statsig_otel.config.yaml_text import to_yaml
-from statsig_otel.plugin.cli.options import config_option, read_document
+from statsig_otel.config.resolved import resolved, to_yaml
+from statsig_otel.plugin.cli.options import config_option
 from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.environment import read_document
 
 _REDACTED: Final = "redacted"
 _OTHERS: Final = {

@@ -21,7 +21,7 @@ from statsig_otel.config.grammar import Configuration, check
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.cli.log_output import held_back
-from statsig_otel.plugin.cli.options import config_option, read_document
+from statsig_otel.plugin.cli.options import config_option
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.doctor.machine_checks import check_files, start_problem
 from statsig_otel.plugin.service.reload import Reloader, ReloadError
@@ -32,6 +32,7 @@ from statsig_otel.plugin.settings.environment import (
     Environment,
     check_enabled,
     log_level_from_environment,
+    read_document,
     resource_from_environment,
 )
 from statsig_otel.plugin.settings.storage import find_directory

@@ -10,12 +10,12 @@ import click
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import Configuration, check
 from statsig_otel.config.source import Document
-from statsig_otel.plugin.cli.options import config_option, read_document
+from statsig_otel.plugin.cli.options import config_option
 from statsig_otel.plugin.doctor.machine_checks import check_machine
 from statsig_otel.plugin.service.service import Service
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.delivery import unused_keys
-from statsig_otel.plugin.settings.environment import check_enabled, resource_from_environment
+from statsig_otel.plugin.settings.environment import check_enabled, read_document, resource_from_environment
 from statsig_otel.plugin.settings.reading import exporter_settings, queued_exporters
 from statsig_otel.plugin.settings.storage import find_directory
 

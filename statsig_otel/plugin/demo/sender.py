@@ -19,7 +19,9 @@ from urllib3 import exceptions as http
 from statsig_otel import __version__
 from statsig_otel.exporters.terminal import printable
 from statsig_otel.plugin.demo.samples import url_verification
-from statsig_otel.plugin.webhook.payload import MalformedBodyError, parse, sign
+from statsig_otel.plugin.webhook.errors import MalformedBodyError
+from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.signature import sign
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - a variable's name
 _MAX_ANSWER: Final = 64 << 10

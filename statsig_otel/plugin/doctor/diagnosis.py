@@ -8,14 +8,13 @@ from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import Configuration, examine
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
-from statsig_otel.plugin.cli.options import read_document
 from statsig_otel.plugin.doctor import machine, storage
 from statsig_otel.plugin.doctor.endpoints import check_endpoints
 from statsig_otel.plugin.doctor.finding import Finding, Status, of_problem
 from statsig_otel.plugin.doctor.machine_checks import check_files, check_locks, check_ports
 from statsig_otel.plugin.doctor.paths import owner
 from statsig_otel.plugin.settings.catalog import COMPONENTS
-from statsig_otel.plugin.settings.environment import Environment, check_enabled
+from statsig_otel.plugin.settings.environment import Environment, check_enabled, read_document
 from statsig_otel.plugin.settings.reading import queued_exporters, receiver_settings
 from statsig_otel.plugin.settings.storage import file_storage, find_directory
 

@@ -11,8 +11,9 @@ from http.client import HTTPConnection, HTTPException
 from typing import Final
 
 from statsig_otel.config.model import Settings
-from statsig_otel.exporters.otlp.settings import ClientTlsSettings, OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import server_time
+from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from statsig_otel.plugin.doctor.finding import Finding, Status
 
 TIMEOUT: Final = 5.0

@@ -13,10 +13,12 @@ from statsig_otel.config.errors import Path, Problem
 from statsig_otel.config.grammar import Configuration
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.local.file import FileSettings
-from statsig_otel.exporters.otlp.settings import ClientTlsSettings, OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from statsig_otel.plugin.doctor.paths import file_fault, is_locked, is_of_queue, owner, queue_fault, same_file, unusable
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
-from statsig_otel.plugin.server.server import HttpServer, ServerTls
+from statsig_otel.plugin.server.server import HttpServer
+from statsig_otel.plugin.server.tls import ServerTls
 from statsig_otel.plugin.settings.reading import queued_exporters, receiver_settings
 from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings

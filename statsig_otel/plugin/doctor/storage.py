@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from statsig_otel.config.model import format_size
+from statsig_otel.config.units import format_size
 from statsig_otel.exporters.queue.directory import DATABASE, QueueDirectory
 from statsig_otel.exporters.queue.recovery import write_ahead_log
 from statsig_otel.plugin.doctor.finding import Finding

@@ -16,15 +16,9 @@ from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.record.services import Concerned
 from statsig_otel.plugin.settings.reading import create_mapper, create_verifier
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError
 from statsig_otel.plugin.webhook.lenient_json import Item
-from statsig_otel.plugin.webhook.payload import (
-    CONFIG_CHANGE,
-    MalformedBodyError,
-    Payload,
-    UnauthorizedError,
-    UrlVerification,
-    parse,
-)
+from statsig_otel.plugin.webhook.payload import CONFIG_CHANGE, Payload, UrlVerification, parse
 
 Shape: TypeAlias = Literal["url_verification", "event", "batch"]
 ItemOutcome: TypeAlias = Literal["change", "filtered", "ignored", "invalid"]

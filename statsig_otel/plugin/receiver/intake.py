@@ -17,18 +17,14 @@ from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError
 from statsig_otel.plugin.receiver.log_throttle import LogThrottle
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
+from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError
 from statsig_otel.plugin.webhook.payload import (
     MAX_URL_VERIFICATION_SIZE,
-    SIGNATURE_HEADER,
-    TIMESTAMP_HEADER,
-    MalformedBodyError,
-    UnauthorizedError,
     UrlVerification,
-    Verification,
-    Verifier,
     parse,
     parse_url_verification,
 )
+from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verification, Verifier
 
 _logger: Final = logging.getLogger(__name__)
 

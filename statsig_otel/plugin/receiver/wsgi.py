@@ -26,7 +26,8 @@ from statsig_otel.plugin.receiver.answers import (
     wrong_method,
 )
 from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
-from statsig_otel.plugin.webhook.payload import MAX_URL_VERIFICATION_SIZE, SIGNATURE_HEADER, TIMESTAMP_HEADER
+from statsig_otel.plugin.webhook.payload import MAX_URL_VERIFICATION_SIZE
+from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER
 
 _CHUNK: Final = 64 << 10
 """Bytes that are read at a time: a body over a limit is refused before it is in memory."""

@@ -16,97 +16,34 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from statsig_otel.plugin.pem_files import digest
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Receive, Scope, Send
 from statsig_otel.plugin.server.connection import MAX_HEADER_BYTES, HttpConnection
+from statsig_otel.plugin.server.tls import ServerTls, digest
 
 __all__ = ["MAX_HEADER_BYTES", "AsgiApp", "HttpServer", "Receive", "Scope", "Send", "ServerTls"]
 
+
 _log = logging.getLogger(__name__)
 
+
 _BACKLOG: Final = 1024
+
+
 _OTHER_FILES: Final = 128  # descriptors that are left to the rest of the process
+
+
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
+
+
 _LINGER: Final = 1.0  # seconds of a stop for half-sent headers, and for the last answers to leave
+
+
 _TLS_SHUTDOWN: Final = 5.0  # seconds for the other side to confirm the end of a TLS connection
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerTls:
-    """What a TLS server needs, named as in the Collector's configtls.
-
-    Attributes:
-        cert_file: The certificate and what it is chained to, as PEM.
-        key_file: Its private key, as PEM; not encrypted.
-        client_ca_file: With it a client must present a certificate that one of its authorities has signed (mTLS).
-        min_version: The lowest TLS version that is accepted.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from statsig_otel.plugin import ServerTls
-        >>> ServerTls(cert_file=Path("chain.pem"), key_file=Path("key.pem")).min_version
-        '1.2'
-    """
-
-    cert_file: Path
-    key_file: Path
-    client_ca_file: Path | None = None
-    min_version: Literal["1.2", "1.3"] = "1.2"
-
-    @property
-    def files(self) -> tuple[Path | None, ...]:
-        """The files, by which a change of their content can be seen."""
-        return self.cert_file, self.key_file, self.client_ca_file
-
-    def check(self) -> None:
-        """Read the files once, as the server will.
-
-        Raises:
-            OSError: A file cannot be read.
-            ValueError: A file holds no usable PEM, or the key is not the certificate's.
-        """
-        self.context()
-
-    def context(self) -> ssl.SSLContext:
-        """Read the files into a context for a server.
-
-        Raises:
-            OSError: A file cannot be read.
-            ValueError: A file holds no usable PEM, or the key is not the certificate's.
-        """
-        files = {"cert_file": self.cert_file, "key_file": self.key_file, "client_ca_file": self.client_ca_file}
-        for name, path in files.items():
-            if path is not None:
-                _require_readable(name, path)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[self.min_version]
-        context.set_alpn_protocols(["http/1.1"])
-        try:
-            # An empty password: an encrypted key is an error here, never a prompt on the terminal.
-            context.load_cert_chain(self.cert_file, self.key_file, password="")
-        except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
-                message = f"tls: the key in {self.key_file} is not that of the certificate in {self.cert_file}"
-            else:
-                message = (
-                    f"tls: {self.cert_file} and {self.key_file} are not a PEM certificate chain"
-                    f" and its unencrypted key: {error}"
-                )
-            raise ValueError(message) from error
-        if self.client_ca_file is not None:
-            context.verify_mode = ssl.CERT_REQUIRED
-            try:
-                context.load_verify_locations(self.client_ca_file)
-            except ssl.SSLError as error:
-                raise ValueError(f"tls: {self.client_ca_file} holds no PEM certificates: {error}") from error
-        return context
 
 
 class HttpServer:
@@ -446,14 +383,6 @@ def _within_open_files(max_connections: int) -> int:
             allowed,
         )
     return min(max_connections, allowed)
-
-
-def _require_readable(name: str, path: Path) -> None:
-    try:
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, f"tls.{name}: cannot read {path}: {error.strerror}") from error
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -16,14 +16,14 @@ from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE, DurableQueue
 from statsig_otel.exporters.queue.routing import QueuedExporter
-from statsig_otel.plugin.control.exporters import handlers
+from statsig_otel.plugin.control.handlers import handlers
 from statsig_otel.plugin.control.socket import Handler
-from statsig_otel.plugin.own_exporter import OwnExporterSettings
-from statsig_otel.plugin.pem_files import digests
 from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.server.tls import digests
 from statsig_otel.plugin.service.lifecycle import in_thread
 from statsig_otel.plugin.settings.catalog import EXPORTERS, create_exporter
 from statsig_otel.plugin.settings.delivery import DeliveryKeys
+from statsig_otel.plugin.settings.exporters import OwnExporterSettings
 from statsig_otel.plugin.settings.reading import (
     exporter_settings,
     queued_exporters,

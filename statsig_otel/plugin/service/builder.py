@@ -12,11 +12,11 @@ from statsig_otel.config.model import Settings
 from statsig_otel.config.source import Document
 from statsig_otel.config.validation import validate
 from statsig_otel.exporters.exporter import Exporter
-from statsig_otel.plugin.own_exporter import DEFAULT_TIMEOUT, OwnExporterSettings, fault_of
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.delivery import RetryOnFailureSettings, SendingQueueSettings
+from statsig_otel.plugin.settings.exporters import DEFAULT_TIMEOUT, OwnExporterSettings, fault_of
 from statsig_otel.plugin.settings.reading import queued_exporters
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 

@@ -5,7 +5,8 @@ from typing import Final
 
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
-from statsig_otel.plugin.server.server import HttpServer, ServerTls
+from statsig_otel.plugin.server.server import HttpServer
+from statsig_otel.plugin.server.tls import ServerTls
 from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings
 
 SERVER_KEYS: Final = ("read_header_timeout", "max_connections", "tls")

@@ -39,7 +39,7 @@ from statsig_otel.plugin.settings.reading import (
 )
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import file_storage
-from statsig_otel.plugin.webhook.payload import Verifier
+from statsig_otel.plugin.webhook.signature import Verifier
 
 _logger: Final = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.config.locations import read_all
 from statsig_otel.config.source import UNKNOWN, Document, Unknown
 from statsig_otel.plugin.record.change_event import valid
 from statsig_otel.plugin.record.otlp import AttributeValue
@@ -24,15 +25,23 @@ from statsig_otel.plugin.settings.telemetry import LogLevel, named_level
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's name
 
+
 _logger: Final = logging.getLogger(__name__)
 
+
 _EXPORTERS: Final = {"grpc": "otlp_grpc", "http/protobuf": "otlp_http"}
+
+
 _TIMEOUT: Final = "10"
 """Seconds: the SDK's default."""
 
+
 _SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
+
+
 _LIKE_MILLISECONDS: Final = 1000
 """Nobody waits for so many seconds: the specification, and other languages' SDKs, count milliseconds."""
+
 
 _SETTINGS: Final = (
     "PROTOCOL", "ENDPOINT", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY",
@@ -271,3 +280,12 @@ class _Reader:
             value = f"{scheme}://{rest.partition('/')[0]}"
         settings["endpoint"] = value
         return value
+
+
+def read_document(locations: tuple[str, ...], environ: Mapping[str, str]) -> Document:
+    """What was written: the locations, merged; without any, what the environment says.
+
+    Raises:
+        ConfigError: What can't be read.
+    """
+    return read_all(locations, environ=environ) if locations else document_from_environment(environ)

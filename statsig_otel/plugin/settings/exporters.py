@@ -9,19 +9,46 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from inspect import iscoroutinefunction
 from typing import Any, Final
 
-from pydantic import BaseModel, create_model, model_validator
+from pydantic import BaseModel, Field, create_model, model_validator
 
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import TYPE
 from statsig_otel.config.model import Opaque, Settings
+from statsig_otel.config.units import Duration
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.exporter_type import ExporterType
-from statsig_otel.plugin.own_exporter import fault_of
 from statsig_otel.plugin.settings.delivery import DeliveryKeys
 
+DEFAULT_TIMEOUT = 30.0
+"""Seconds for one `send`."""
+
+
+_METHODS: Final = ("start", "send", "shutdown")
+
+
+class OwnExporterSettings(DeliveryKeys):
+    """The settings of such an exporter; no file can have them."""
+
+    exporter: Any = Field(description="The exporter, which keeps the Exporter protocol.")
+    timeout: Duration = Field(default=DEFAULT_TIMEOUT, gt=0, description="The time for one send.")
+
+
+def fault_of(exporter: object) -> str | None:
+    """What keeps an object from being an exporter, as the end of a sentence that begins with its type."""
+    for name in _METHODS:
+        method = getattr(exporter, name, None)
+        if not callable(method):
+            return f"has no {name}()"
+        if iscoroutinefunction(method):
+            return f"has an async {name}(), and it is called in a thread"
+    return None
+
+
 _logger: Final = logging.getLogger(__name__)
+
 
 GROUP: Final = "statsig_otel.exporters"
 """The group of the entry points."""

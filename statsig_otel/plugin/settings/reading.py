@@ -17,7 +17,7 @@ from statsig_otel.plugin.settings.delivery import DeliveryKeys
 from statsig_otel.plugin.settings.environment import resource_from_environment
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings, find_directory
-from statsig_otel.plugin.webhook.payload import Verifier
+from statsig_otel.plugin.webhook.signature import Verifier
 
 
 @dataclass(frozen=True, slots=True)

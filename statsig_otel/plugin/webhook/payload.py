@@ -16,278 +16,54 @@ Errors carry the answer and a reason for the log:
      └── MalformedBodyError   400: from Statsig, but of no known shape
 """
 
-import hmac
-import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from json import JSONDecodeError, JSONDecoder
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from statsig_otel.plugin.webhook import lenient_json
+from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.lenient_json import Item, Items, Members
 
 CONFIG_CHANGE: Final = "statsig::config_change"
+
+
 DEFAULT_PATH: Final = "/api/v1/data/events/receiver/statsig"
 """Chronosphere's path for the same webhook: moving from there means changing the host."""
 
-SIGNATURE_HEADER: Final = "X-Statsig-Signature"
-"""The request header with the signature: `v0=` and 64 hexadecimal digits in lower case."""
-
-TIMESTAMP_HEADER: Final = "X-Statsig-Request-Timestamp"
-"""The request header with the time of the signature: 13 digits, milliseconds since the epoch."""
 
 MAX_URL_VERIFICATION_SIZE: Final = 4096
 """Bytes. A longer body is no URL verification, so it need not be read before its sender is known."""
 
-# Grammar first, int() later: int() takes spaces, signs, underscores and other scripts' digits.
-_SIGNATURE: Final = re.compile(rb"v0=([0-9a-f]{64})")
-_TIMESTAMP: Final = re.compile(rb"[0-9]{13}")
 
 _CHANGE_BYTES: Final = CONFIG_CHANGE.encode()
+
+
 _CHANGE_NAME: Final = msgspec.Raw(b'"%s"' % _CHANGE_BYTES)
+
+
 _AROUND: Final = range(8 << 10, 1 << 20)
 """Bytes of a batch in which changes are looked for by their name. A smaller one is read as fast, and a larger one
 should not be looked at twice."""
 
+
 _FEW_CHANGES: Final = 8
 """Of which each costs a copy of the rest."""
 
+
 _FEW_BRACES: Final = 8
+
+
 _FEW_ESCAPES: Final = 64
+
+
 _SMALL: Final = 256 << 10
 """Bytes of a body whose items are counted by their texts: that is faster, and takes four times the memory."""
 
+
 _MANY_ITEMS: Final = 1 << 18
 """Items of which no list of texts is made: each would take 50 bytes and more, though it may be sent in two."""
-
-
-class WebhookError(Exception):
-    """A request that is not accepted.
-
-    Args:
-        reason: As below.
-        message: What is wrong, for the log; the reason without it.
-
-    Attributes:
-        status: The HTTP status to answer.
-        reason: A short word for a counter and the log. The caller is told nothing of it.
-
-    Example:
-        >>> from statsig_otel.plugin import WebhookError, parse
-        >>> try:
-        ...     parse(b"{")
-        ... except WebhookError as error:
-        ...     (error.status, error.reason)
-        (400, 'not_json')
-    """
-
-    status: ClassVar[int]
-
-    def __init__(self, reason: str, message: str = "") -> None:
-        super().__init__(message or reason)
-        self.reason = reason
-
-
-class UnauthorizedError(WebhookError):
-    """The request can't be proven to come from Statsig.
-
-    Example:
-        >>> from statsig_otel.plugin import UnauthorizedError, verify
-        >>> try:
-        ...     verify(b"", signature="v0=", timestamp="1739400185198", secrets=["webhook-..."], now_ms=1739400185198)
-        ... except UnauthorizedError as error:
-        ...     (error.status, error.reason)
-        (401, 'signature_malformed')
-    """
-
-    status = 401
-
-
-class MalformedBodyError(WebhookError):
-    """The request is Statsig's, but its body is no UTF-8 JSON of a known shape.
-
-    Example:
-        >>> from statsig_otel.plugin import MalformedBodyError, parse
-        >>> try:
-        ...     parse(b'"a text"')
-        ... except MalformedBodyError as error:
-        ...     error.status
-        400
-    """
-
-    status = 400
-
-
-class Verifier:
-    """Checks requests against one or more signing secrets.
-
-    Several secrets at a time let a rotation lose nothing. With none, everything is refused with the reason
-    `no_secret`: the state between saving the webhook in Statsig's console and being shown its secret.
-
-    Args:
-        secrets: The signing secrets, whole, in any order.
-        tolerance: Seconds that a request's timestamp may lie before or after the time now, both ends included.
-            Statsig documents none; five minutes is the usual bound against replay.
-
-    Raises:
-        ValueError: A secret is empty, or the tolerance is no number of seconds.
-        TypeError: The secrets are one string: each of its characters would be a secret.
-
-    Example:
-        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign
-        >>> verifier = Verifier(["webhook-old", "webhook-new"])
-        >>> headers = sign(b"{}", secret="webhook-new", timestamp_ms=1739400185198)
-        >>> signatures, timestamps = [headers[SIGNATURE_HEADER].encode()], [headers[TIMESTAMP_HEADER].encode()]
-        >>> verification = verifier.begin(signatures, timestamps, now_ms=1739400185198)
-        >>> verification.update(b"{}")
-        >>> verification.finish()  # raises UnauthorizedError where no secret fits
-    """
-
-    def __init__(self, secrets: Sequence[str], *, tolerance: float = 300.0) -> None:
-        if isinstance(secrets, str):
-            raise TypeError("the signing secrets are a sequence of strings, not one string")
-        if not all(secrets):
-            raise ValueError("a signing secret is empty")
-        if not 0 <= tolerance < math.inf:
-            raise ValueError("the tolerance must be a number of seconds, 0 or more")
-        self._keyed = [hmac.new(secret.encode(), digestmod=sha256) for secret in secrets]
-        # 1.001 * 1000 is a little less than 1001, which would leave out an end.
-        self._tolerance_ms = round(tolerance * 1000, 6)
-
-    @property
-    def has_secret(self) -> bool:
-        """Whether any request can pass."""
-        return bool(self._keyed)
-
-    def begin(self, signatures: Sequence[bytes], timestamps: Sequence[bytes], now_ms: int) -> "Verification":
-        """Check all that can be checked before the body is there.
-
-        Args:
-            signatures: Every value of the `X-Statsig-Signature` header, as sent.
-            timestamps: Every value of the `X-Statsig-Request-Timestamp` header, as sent.
-            now_ms: The time now, in milliseconds since the epoch.
-
-        Raises:
-            UnauthorizedError: There is no secret, or a header is missing, repeated, malformed or outside the
-                tolerance.
-        """
-        if not self._keyed:
-            raise UnauthorizedError("no_secret")
-        signature = _only(signatures, "signature")
-        timestamp = _only(timestamps, "timestamp")
-        signed = _SIGNATURE.fullmatch(signature)
-        if signed is None:
-            raise UnauthorizedError("signature_malformed")
-        if _TIMESTAMP.fullmatch(timestamp) is None:
-            raise UnauthorizedError("timestamp_malformed")
-        if abs(int(timestamp) - now_ms) > self._tolerance_ms:
-            raise UnauthorizedError("timestamp_outside_tolerance")
-        digests = [keyed.copy() for keyed in self._keyed]
-        for digest in digests:
-            digest.update(b"v0:" + timestamp + b":")
-        return Verification(digests, signed[1])
-
-
-def _only(values: Sequence[bytes], name: str) -> bytes:
-    if not values:
-        raise UnauthorizedError(f"{name}_missing")
-    if len(values) > 1:
-        raise UnauthorizedError(f"{name}_repeated")
-    return values[0]
-
-
-class Verification:
-    """One request's signature, computed while its body comes in. Made by `Verifier.begin`.
-
-    Example:
-        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, UnauthorizedError, Verifier, sign
-        >>> headers = sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)
-        >>> signatures, timestamps = [headers[SIGNATURE_HEADER].encode()], [headers[TIMESTAMP_HEADER].encode()]
-        >>> verification = Verifier(["webhook-..."]).begin(signatures, timestamps, now_ms=1739400185198)
-        >>> verification.update(b"{ }")
-        >>> try:
-        ...     verification.finish()
-        ... except UnauthorizedError as error:
-        ...     error.reason
-        'signature_wrong'
-    """
-
-    def __init__(self, digests: list["hmac.HMAC"], expected: bytes) -> None:
-        self._digests = digests
-        self._expected = expected
-
-    def update(self, chunk: bytes) -> None:
-        """Take the next bytes of the raw body."""
-        for digest in self._digests:
-            digest.update(chunk)
-
-    def finish(self) -> None:
-        """Compare, in constant time and with every secret, once the whole body is there.
-
-        Raises:
-            UnauthorizedError: No secret makes this signature.
-        """
-        matches = False
-        for digest in self._digests:
-            matches |= hmac.compare_digest(digest.hexdigest().encode(), self._expected)
-        if not matches:
-            raise UnauthorizedError("signature_wrong")
-
-
-def verify(
-    body: bytes, *, signature: str, timestamp: str, secrets: Sequence[str], now_ms: int, tolerance: float = 300.0
-) -> None:
-    """Verify one whole request.
-
-    Args:
-        body: The raw body, as sent.
-        signature: The value of the `X-Statsig-Signature` header.
-        timestamp: The value of the `X-Statsig-Request-Timestamp` header.
-        secrets: The signing secrets, whole, in any order.
-        now_ms: The time now, in milliseconds since the epoch.
-        tolerance: Seconds that the timestamp may differ from it.
-
-    Raises:
-        UnauthorizedError: The request can't be proven to come from Statsig.
-        ValueError: A secret is empty.
-
-    Example:
-        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign, verify
-        >>> headers = sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)
-        >>> verify(
-        ...     b"{}",
-        ...     signature=headers[SIGNATURE_HEADER],
-        ...     timestamp=headers[TIMESTAMP_HEADER],
-        ...     secrets=["webhook-..."],
-        ...     now_ms=1739400185198,
-        ... )
-    """
-    headers = [signature.encode(errors="replace")], [timestamp.encode(errors="replace")]
-    verification = Verifier(secrets, tolerance=tolerance).begin(*headers, now_ms)
-    verification.update(body)
-    verification.finish()
-
-
-def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
-    """The two headers that Statsig would send with this body.
-
-    Args:
-        body: The raw body.
-        secret: The signing secret, whole.
-        timestamp_ms: The time of the request, in milliseconds since the epoch.
-
-    Example:
-        >>> from statsig_otel.plugin import sign
-        >>> sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)["X-Statsig-Request-Timestamp"]
-        '1739400185198'
-    """
-    timestamp = f"{timestamp_ms:013d}"
-    digest = hmac.new(secret.encode(), b"v0:" + timestamp.encode() + b":" + body, sha256).hexdigest()
-    return {TIMESTAMP_HEADER: timestamp, SIGNATURE_HEADER: f"v0={digest}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +116,8 @@ class _UrlVerification(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _ABSENT: Final = msgspec.Raw()
+
+
 _Scalar: TypeAlias = str | int | float | bool | None
 
 
@@ -366,14 +144,32 @@ class _EnvelopedTexts(msgspec.Struct, gc=False):
 
 
 _url_verification: Final = msgspec.json.Decoder(_UrlVerification)
+
+
 _items: Final = msgspec.json.Decoder(list[_Item | _Scalar])
+
+
 _enveloped_items: Final = msgspec.json.Decoder(_Enveloped)
+
+
 _enveloped_texts: Final = msgspec.json.Decoder(_EnvelopedTexts)
+
+
 _head: Final = msgspec.json.Decoder(_Head)
+
+
 _heads: Final = msgspec.json.Decoder(list[_Head | _Scalar])
+
+
 _envelope: Final = msgspec.json.Decoder(_Envelope)
+
+
 _texts: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
 _any: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder()
+
+
 _objects: Final = JSONDecoder()
 
 

@@ -17,7 +17,7 @@ from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery import damaged_file
 from statsig_otel.exporters.queue.routing import QueuedExporter
 from statsig_otel.exporters.queue.schema import ForeignFileError, NewerSchemaError
-from statsig_otel.exporters.queue.stopped import StoppedQueue
+from statsig_otel.exporters.queue.session import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.queue.writer import StorageError
 from tests.exporters.queue.helpers import (

@@ -23,7 +23,7 @@ from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
-from statsig_otel.exporters.queue.stopped import StoppedQueue
+from statsig_otel.exporters.queue.session import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 
 T = TypeVar("T")
@@ -349,7 +349,7 @@ import os, sys
 from pathlib import Path
 from statsig_otel.exporters.queue import dead_letters, store
 from statsig_otel.exporters.queue.dead_letters import Resend, Selection
-from statsig_otel.exporters.queue.stopped import StoppedQueue
+from statsig_otel.exporters.queue.session import StoppedQueue
 with StoppedQueue(Path(sys.argv[1])) as queue:
     print("ready", flush=True)
     sys.stdin.readline()

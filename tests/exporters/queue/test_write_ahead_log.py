@@ -18,7 +18,7 @@ from statsig_otel.exporters.queue import schema, writer
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import write_ahead_log
 from statsig_otel.exporters.queue.recovery.write_ahead_log import Condition
-from statsig_otel.exporters.queue.stopped import StoppedQueue
+from statsig_otel.exporters.queue.session import StoppedQueue
 from tests.exporters.queue.helpers import (
     check_counters,
     copy_of,

@@ -1,0 +1,227 @@
+"""Durations and sizes as a configuration has them: read, checked, and written back."""
+
+import math
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from decimal import Decimal
+from typing import Annotated, Any, Final, get_args
+
+from pydantic import (
+    BeforeValidator,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+)
+
+_DURATION: Final = re.compile(r"(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+")
+
+
+_NO_DURATION: Final = "must be a duration such as 30s, 500ms or 1h30m"
+
+
+_DURATION_PART: Final = re.compile(r"([0-9.]+)(ns|us|µs|μs|ms|s|m|h)")
+
+
+_SECONDS: Final = {
+    "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0,
+}  # fmt: skip
+
+
+_LONGEST: Final = 9_223_372_036.0  # what Go's durations and the waits of Python's threads can hold
+
+
+_TOO_LONG: Final = "is longer than 292 years, which no duration can be"
+
+
+_LIKE_A_DURATION: Final = re.compile(r"([-+]?)([0-9]{1,9}(?:\.[0-9]{1,9})?) *([a-z]*)")
+
+
+_UNIT_WORDS: Final = {
+    "": "s", "s": "s", "sec": "s", "second": "s", "m": "m", "min": "m", "minute": "m", "h": "h", "hr": "h", "hour": "h",
+    "ms": "ms", "milli": "ms", "msec": "ms", "millisecond": "ms", "us": "us", "microsecond": "us", "ns": "ns",
+    "nanosecond": "ns",
+}  # fmt: skip
+
+
+_NO_SIZE: Final = "must be a size such as 20MiB, 512KiB or a number of bytes"
+
+
+_LIKE_A_SIZE: Final = re.compile(r"([-+]?)([0-9]{1,9}(?:\.[0-9]{1,9})?) *([kmgt]?)(i?)(?:b|bytes?)?", re.IGNORECASE)
+
+
+_SIZE: Final = re.compile(r"([0-9]{1,18})(?:[ ]?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB))?", re.IGNORECASE)
+
+
+_BYTES: Final = {
+    "": 1, "b": 1,
+    "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+}  # fmt: skip
+
+
+_MOST_BYTES: Final = 2**63 - 1
+
+
+_TOO_LARGE: Final = "is 8 EiB or more (2^63 bytes), which no size can be"
+
+
+AS_WRITTEN: Final = object()
+"""The context of a validation whose values somebody wrote in a file, where a unit is asked for."""
+
+
+def _duration_hint(value: str) -> str:
+    """What to write instead of what people write for a duration."""
+    match = _LIKE_A_DURATION.fullmatch(value.strip().lower())
+    if match is None:
+        return ""
+    sign, number, unit = match.groups()
+    if sign == "-":
+        return "\nhint: it can't be negative"
+    if not unit:
+        return f"\nhint: it needs a unit, such as {number}s or {number}ms"
+    if unit[0] in "dw":
+        return f"\nhint: write hours: {float(number) * (24 if unit[0] == 'd' else 168):g}h"
+    known = _UNIT_WORDS.get(unit.rstrip("s") if unit not in ("s", "ms", "us", "ns") else unit)
+    return f"\nhint: write {number}{known}" if known else ""
+
+
+def parse_duration(value: object) -> object:
+    """Seconds of a duration in Go's grammar: `300ms`, `1.5h`, `2h45m`, `0`. Code may pass a `timedelta`.
+
+    Raises:
+        ValueError: It is none. A bare number is refused, since its unit can only be guessed.
+    """
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        if value == 0:
+            return 0.0
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(_NO_DURATION)
+        number = int(value) if isinstance(value, float) and value.is_integer() else value  # 1e3 is a float
+        raise ValueError(f"a duration needs a unit, such as {number}s or {number}ms")
+    if not isinstance(value, str):
+        raise ValueError(_NO_DURATION)  # noqa: TRY004 - pydantic reports ValueErrors
+    if value == "0":
+        return 0.0
+    if not _DURATION.fullmatch(value):
+        raise ValueError(f"{_NO_DURATION}{_duration_hint(value)}")
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value))
+    if seconds > _LONGEST:
+        raise ValueError(_TOO_LONG)
+    return seconds
+
+
+def _duration(value: object, info: ValidationInfo) -> object:
+    """As `parse_duration`; in code, whose types say what is meant, a number is seconds."""
+    if info.context is AS_WRITTEN or isinstance(value, bool) or not isinstance(value, float | int):
+        return parse_duration(value)
+    if not value <= _LONGEST:  # so no NaN either
+        raise ValueError(_TOO_LONG)
+    return value
+
+
+def _size_hint(value: object) -> str:
+    """What to write instead of what people write for a size."""
+    match = _LIKE_A_SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        return ""
+    sign, number, prefix, binary = match.groups()
+    if sign == "-":
+        return "\nhint: it can't be negative"
+    unit = prefix.upper() + ("iB" if binary else "B") if prefix else ""
+    if "." not in number:
+        return f"\nhint: write {number}{unit}"
+    size = float(number) * _BYTES[unit.lower()]
+    return f"\nhint: write whole numbers: {format_size(int(size))}" if size.is_integer() else ""
+
+
+def parse_size(value: object) -> object:
+    """Bytes of a size such as `20MiB`, `512KiB` or `1048576`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, float) and value.is_integer():  # 1e6
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise ValueError("must not be negative")
+        return _bounded(value)
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{_NO_SIZE}{_size_hint(value)}")
+    return _bounded(int(match[1]) * _BYTES[(match[2] or "").lower()])
+
+
+def _bounded(size: int) -> int:
+    if size > _MOST_BYTES:
+        raise ValueError(_TOO_LARGE)
+    return size
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as Go prints it: `5m0s`, `1.5s`, `300ms`."""
+    exact = Decimal(repr(seconds))
+    if 0 < exact < 1:
+        return f"{(exact * 1000).normalize():f}ms"
+    minutes, rest = divmod(exact, 60)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{rest.normalize():f}s"
+    if hours:
+        return f"{hours:f}h{minutes:f}m{text}"
+    return f"{minutes:f}m{text}" if minutes else text
+
+
+def unit_of(annotation: Any) -> Callable[[Any], str | int] | None:
+    """How the values of a type are written, where it is a duration or a size; None for all others."""
+    validators = [one.func for one in get_args(annotation) if isinstance(one, BeforeValidator)]
+    if _duration in validators:
+        return format_duration
+    return format_size if parse_size in validators else None
+
+
+def format_size(size: int) -> str | int:
+    """A size with the largest unit that leaves a whole number, such as `20MiB`; without one, the number."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size and size % _BYTES[unit.lower()] == 0:
+            return f"{size // _BYTES[unit.lower()]}{unit}"
+    return size
+
+
+# In the schemas a text that holds a ${...} may stand for each of the two.
+_DURATION_SCHEMA: Final = {
+    "title": "duration",
+    "type": ["string", "number"],
+    "pattern": r"^0$|^(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+$|\$\{",
+    "minimum": 0,
+    "maximum": 0,
+}
+
+
+_SIZE_SCHEMA: Final = {
+    "title": "size",
+    "type": ["string", "integer"],
+    "pattern": r"^[0-9]{1,18}( ?([KkMmGgTt][Ii]?)?[Bb])?$|\$\{",
+    "minimum": 0,
+    "maximum": _MOST_BYTES,
+}
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_duration),
+    PlainSerializer(format_duration, when_used="json"),
+    WithJsonSchema(_DURATION_SCHEMA),
+]
+"""Seconds, written in Go's grammar (`5s`, `1m30s`); in code a number of them, or a `timedelta`."""
+
+
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(format_size, when_used="json"),
+    WithJsonSchema(_SIZE_SCHEMA),
+]
+"""Bytes, written with a unit (`20MiB`) or as a plain number."""

@@ -1,0 +1,227 @@
+"""The TLS settings of the exporters over OTLP, and the certificates that they name."""
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from statsig_otel.config.model import Opaque, Settings
+
+CANNOT_SKIP: Final = (
+    "grpcio can't skip the verification of certificates: name the server's CA in ca_file, or the name in its "
+    "certificate in server_name_override"
+)
+
+
+_NEVER_ASK: Final = "-"  # with no password at all, OpenSSL asks for one on the terminal
+
+
+def _tls_version(value: object) -> object:
+    text = str(value) if isinstance(value, float) else value  # YAML reads 1.3 without quotes as a number
+    if text in ("1.0", "1.1"):
+        raise ValueError(f"TLS {text} is not supported any more; use 1.2 or 1.3")
+    return None if text in (None, "") else text
+
+
+NOTHING: Final[list[dict[str, Any]]] = [{"type": "null"}, {"type": "string", "maxLength": 0}]
+
+
+TlsVersion = Annotated[
+    Literal["1.2", "1.3"] | None,
+    BeforeValidator(_tls_version),
+    WithJsonSchema({"anyOf": [{"enum": ["1.2", "1.3", 1.2, 1.3]}, *NOTHING]}),
+]
+"""`1.2`, `1.3`, or None for the library's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsMaterial:
+    """PEM texts, read and checked.
+
+    Attributes:
+        ca: The certificates to trust; None for the library's own.
+        certificate: The client's certificate and what it is chained to; None for no client certificate.
+        key: The client's private key; None for no client certificate.
+    """
+
+    ca: bytes | None = None
+    certificate: bytes | None = None
+    key: bytes | None = None
+
+
+class ClientTlsSettings(Settings):
+    """The client's side of TLS, with the keys of the Collector's configtls.
+
+    Attributes:
+        insecure: True for no TLS at all. Where the endpoint is a URL, its scheme decides instead.
+        ca_file: Path of the certificates to trust in place of the library's own.
+        ca_pem: The same as a text.
+        include_system_ca_certs_pool: Trust the system's certificates beside those of `ca_file`.
+        cert_file: Path of the client's certificate; needs a key.
+        cert_pem: The same as a text.
+        key_file: Path of the client's private key.
+        key_pem: The same as a text.
+        server_name_override: The name that the server's certificate has to bear, in place of the endpoint's host.
+        insecure_skip_verify: True for TLS with whoever answers.
+        min_version: The lowest TLS version to accept.
+
+    Example:
+        >>> from statsig_otel.exporters import ClientTlsSettings
+        >>> ClientTlsSettings(ca_file="/etc/ssl/backend.pem", min_version="1.3").insecure
+        False
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "cipher_suites": "leave it out: the library's own are used",
+        "curve_preferences": "leave it out: the library's own are used",
+        "include_insecure_cipher_suites": "leave it out: the library's own are used",
+        "max_version": "leave it out: the newest version that both sides know is used",
+        "reload_interval": "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)",
+        "tpm": "write the key to a file, and name that in key_file",
+    }
+
+    insecure: bool = False
+    ca_file: str = ""
+    ca_pem: Opaque | None = None
+    include_system_ca_certs_pool: bool = False
+    cert_file: str = ""
+    cert_pem: Opaque | None = None
+    key_file: str = ""
+    key_pem: Opaque | None = None
+    server_name_override: str = ""
+    insecure_skip_verify: bool = False
+    min_version: TlsVersion = None
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> "ClientTlsSettings":
+        for name in ("ca", "cert", "key"):
+            if getattr(self, f"{name}_file") and getattr(self, f"{name}_pem") is not None:
+                raise ValueError(f"{name}_file and {name}_pem exclude each other; keep one of them")
+        has_certificate = bool(self.cert_file) or self.cert_pem is not None
+        has_key = bool(self.key_file) or self.key_pem is not None
+        if has_certificate and not has_key:
+            raise ValueError("a client certificate needs its private key: set key_file or key_pem")
+        if has_key and not has_certificate:
+            raise ValueError("a private key needs its client certificate: set cert_file or cert_pem")
+        return self
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether anything is set that only TLS can honour."""
+        # Without TLS there is nothing to verify; files for the Collector often have both.
+        plain = {"insecure", "insecure_skip_verify"} if self.insecure else {"insecure"}
+        return any(getattr(self, key) != field.default for key, field in ClientTlsSettings.model_fields.items()
+                   if key not in plain)  # fmt: skip
+
+    @property
+    def own_files(self) -> tuple[Path, ...]:
+        """The PEM files."""
+        return tuple(Path(file) for file in (self.ca_file, self.cert_file, self.key_file) if file)
+
+    def read(self) -> TlsMaterial:
+        """Read the files.
+
+        Raises:
+            OSError: A file can't be read; the message names its key.
+            ValueError: What was read is no certificate, no key, or the two don't belong together.
+        """
+        material = TlsMaterial(ca=self._read("ca"), certificate=self._read("cert"), key=self._read("key"))
+        self.context(material)
+        return material
+
+    def context(self, material: TlsMaterial) -> ssl.SSLContext:
+        """These settings for Python's own TLS.
+
+        Raises:
+            ValueError: As for `read`.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3 if self.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
+        if self.insecure_skip_verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if material.ca is None or self.include_system_ca_certs_pool:
+            context.load_default_certs()
+        if material.ca is not None:
+            try:
+                context.load_verify_locations(cadata=material.ca.decode("ascii"))
+            except (ssl.SSLError, ValueError) as error:
+                raise ValueError(f"tls::{self._key('ca')} holds no PEM certificate: {error}") from error
+        if material.certificate is not None and material.key is not None:
+            self._load_identity(context, material.certificate, material.key)
+        return context
+
+    def _load_identity(self, context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+        """Load the client's certificate. Python takes it from files only, so it stands in private ones for a moment."""
+        with TemporaryDirectory(prefix="statsig-otel-") as name:
+            files = {"cert": Path(name, "cert.pem"), "key": Path(name, "key.pem")}
+            files["cert"].write_bytes(certificate)
+            files["key"].write_bytes(key)
+            try:
+                context.load_cert_chain(files["cert"], files["key"], password=_NEVER_ASK)
+            except (ssl.SSLError, ValueError) as error:
+                raise ValueError(
+                    f"tls::{self._key('cert')} and tls::{self._key('key')} must hold a PEM certificate and its private "
+                    f"key, without a password: {error}"
+                ) from error
+
+    def _key(self, name: str) -> str:
+        return f"{name}_file" if getattr(self, f"{name}_file") else f"{name}_pem"
+
+    def _read(self, name: str) -> bytes | None:
+        path: str = getattr(self, f"{name}_file")
+        text: Opaque | None = getattr(self, f"{name}_pem")
+        if text is not None:
+            return text.reveal().encode()
+        if not path:
+            return None
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            raise OSError(error.errno, f"tls::{name}_file can't be read: {error.strerror}", path) from error
+
+
+class GrpcTlsSettings(ClientTlsSettings):
+    """What grpcio can do of it.
+
+    Example:
+        >>> from statsig_otel.exporters import GrpcTlsSettings
+        >>> GrpcTlsSettings(insecure=True).insecure
+        True
+    """
+
+    @field_validator("insecure_skip_verify")
+    @classmethod
+    def _cannot_skip(cls, value: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - a validator's signature
+        if value and not info.data.get("insecure"):
+            raise ValueError(CANNOT_SKIP)
+        return value
+
+    @field_validator("min_version")
+    @classmethod
+    def _cannot_raise(cls, value: str | None) -> str | None:
+        if value not in (None, "1.2"):
+            raise ValueError("grpcio can't set the lowest TLS version (it is 1.2); leave min_version out")
+        return value
+
+    @model_validator(mode="after")
+    def _cannot_add(self) -> "GrpcTlsSettings":
+        if self.include_system_ca_certs_pool and (self.ca_file or self.ca_pem is not None):
+            raise ValueError(
+                "grpcio can't add to the certificates that it trusts; put all that are needed into ca_file "
+                "and leave include_system_ca_certs_pool out"
+            )
+        return self

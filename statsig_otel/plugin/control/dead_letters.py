@@ -1,0 +1,223 @@
+"""Replays and drops dead letters, on a running service or on the queue of a stopped one."""
+
+import logging
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import closing
+from dataclasses import asdict, replace
+from json import JSONDecodeError
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from statsig_otel import _telemetry
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
+from statsig_otel.exporters.queue import dead_letters, schema
+from statsig_otel.exporters.queue.dead_letters import Keep, Letter, Plan, Remap, Replayed, Resend, Selection
+from statsig_otel.exporters.queue.routing import QueuedReceiver
+from statsig_otel.plugin.control.shared import (
+    ChangeableQueue,
+    counted,
+    exporters_of_all,
+    ranges,
+    read_arguments,
+    run_on,
+    why_no_sender,
+)
+from statsig_otel.plugin.control.socket import ControlError
+from statsig_otel.plugin.record.mapper import Mapper
+from statsig_otel.plugin.webhook import lenient_json
+from statsig_otel.plugin.webhook.errors import MalformedBodyError
+from statsig_otel.plugin.webhook.payload import Payload, UrlVerification, parse
+
+_logger: Final = logging.getLogger(__name__)
+
+_REPLAYED_AT_ONCE: Final = 100
+
+
+_REPLAYED_BYTES: Final = 8 << 20
+"""What one transaction replays at most: others wait for it, and it is in memory."""
+
+
+_DELIVERED_WITHIN: Final = 45.0
+"""Seconds that synchronous exporters have for a page; the command waits 60 s for its answer."""
+
+
+_DROPPED_AT_ONCE: Final = 500
+
+
+_DAMAGED: Final = (
+    "it was damaged on disk, so its content can't be trusted and is not sent: `dead-letters show {id}` gives what is "
+    "left of it, `dead-letters drop {id}` removes it"
+)
+
+
+_Deliver: TypeAlias = Callable[[Batch], Future[Receipt]]
+
+
+class DeadLetters:
+    """`dead-letters ...`, wherever the queue is.
+
+    Args:
+        queue: The queue.
+        receivers: The receivers with a queued exporter.
+        mapper_of: The mapper of a receiver; raises `ControlError` where there is none.
+        deliver: Delivers a batch to the synchronous exporters of its receiver.
+        delivered: The synchronous exporters of each receiver that has any.
+        exporters: To whom a running service sends, and so can send again; None where none runs. Then whomever the queue
+            knows will do, and there is no log to leave a line in.
+    """
+
+    def __init__(
+        self,
+        queue: ChangeableQueue,
+        *,
+        receivers: Mapping[str, QueuedReceiver],
+        mapper_of: Callable[[str], Mapper],
+        deliver: _Deliver,
+        delivered: Mapping[str, Sequence[str]],
+        exporters: Collection[str] | None,
+    ) -> None:
+        self._queue = queue
+        self._receivers = receivers
+        self._mapper_of = mapper_of
+        self._deliver = deliver
+        self._delivered = delivered
+        self._exporters = exporters
+        self._is_running = exporters is not None
+
+    def replay(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Replay one page of letters, each in one piece with its removal.
+
+        Synchronous exporters come first, as in a request. Whoever ends the service between the two, or makes the queue
+        fail, has them get the same records at the next replay once more: nothing is lost, and the uids are the same.
+        """
+        page = read_arguments(arguments, _Page)
+        try:
+            with closing(schema.connect_reading(self._queue.database)) as reading:
+                upto = dead_letters.last_id(reading) if page.upto is None else page.upto
+                found = dead_letters.select(
+                    reading,
+                    page.selection,
+                    after=page.after,
+                    upto=upto,
+                    limit=_REPLAYED_AT_ONCE,
+                    size=_REPLAYED_BYTES,
+                )
+                plans = [self._plan(letter, dead_letters.content(reading, letter.id)) for letter in found]
+        except sqlite3.Error as error:
+            raise ControlError(f"the queue can't be read: {error}") from error
+        plans = self._deliver_at_once(plans)
+
+        def work(connection: sqlite3.Connection) -> list[Replayed]:
+            now_ms = self._queue.now_ms()
+            return [dead_letters.replay(connection, plan, receivers=self._receivers, now_ms=now_ms) for plan in plans]
+
+        done = run_on(self._queue, work) if plans else []
+        if done and self._is_running:
+            _count_invalid(plans, done)
+            _log_replay(done)
+        return {"letters": [asdict(one) for one in done], "next": found[-1].id if found else None, "upto": upto}
+
+    def drop(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Delete one page of letters."""
+        page = read_arguments(arguments, _Page)
+
+        def work(connection: sqlite3.Connection) -> tuple[list[Letter], int]:
+            upto = dead_letters.last_id(connection) if page.upto is None else page.upto
+            return dead_letters.drop(
+                connection, page.selection, after=page.after, upto=upto, limit=_DROPPED_AT_ONCE
+            ), upto
+
+        dropped, upto = run_on(self._queue, work)
+        ids = [letter.id for letter in dropped]
+        if dropped and self._is_running:
+            size = sum(letter.size for letter in dropped)
+            message = "Command dead-letters drop: deleted %s of %s: %s"
+            _logger.warning(message, counted(len(ids), "dead letter"), counted(size, "byte"), ranges(ids))
+        return {"ids": ids, "next": ids[-1] if ids else None, "upto": upto}
+
+    def _deliver_at_once(self, plans: Sequence[Plan]) -> list[Plan]:
+        """Have the synchronous exporters take their share, all of a page together; what they don't take is kept."""
+        answers = {
+            plan.letter: self._deliver(replace(plan.batch, invalid=()))
+            for plan in plans
+            if isinstance(plan, Remap) and plan.batch.changes and self._delivered.get(plan.batch.receiver)
+        }
+        wait(answers.values(), timeout=_DELIVERED_WITHIN)
+        return [
+            self._after(plan, answers[plan.letter]) if isinstance(plan, Remap) and plan.letter in answers else plan
+            for plan in plans
+        ]
+
+    def _after(self, plan: Remap, answer: Future[Receipt]) -> Plan:
+        """What is left to do once the synchronous exporters were asked."""
+        names = self._delivered[plan.batch.receiver]
+        try:
+            answer.result(timeout=0)
+        except TimeoutError:
+            return Keep(plan.letter, f"not delivered: {', '.join(names)} took more than {_DELIVERED_WITHIN:g} s")
+        except RefusedError as error:
+            return Keep(plan.letter, f"not delivered: {error}")
+        return replace(plan, delivered=tuple(names))
+
+    def _plan(self, letter: Letter, content: bytes | None) -> Plan:
+        if content is None:  # replayed or dropped while this page was read
+            return Keep(letter.id, letter.reason)
+        if letter.kind == "damaged":
+            return Keep(letter.id, _DAMAGED.format(id=letter.id))
+        try:
+            if letter.kind in dead_letters.FROM_RECEIVER:
+                return _map_anew(letter, content, self._mapper_of(letter.owner))
+            if self._exporters is not None and letter.owner not in self._exporters:
+                why = why_no_sender(letter.owner, exporters_of_all(self._delivered))
+                return Keep(letter.id, f"the exporter {letter.owner} {why}")
+            records = dead_letters.split(content)
+        except (ControlError, dead_letters.UnreadableError) as error:
+            return Keep(letter.id, str(error))
+        if letter.kind == "record" and letter.uid is not None:
+            records = ((letter.uid, content),)  # byte for byte what was stored
+        return Resend(letter.id, letter.owner, records)
+
+
+def _map_anew(letter: Letter, content: bytes, mapper: Mapper) -> Plan:
+    """An item or a body as if its request had come in anew, at the time at which it did."""
+    observed_ns = letter.at_ms * 1_000_000
+    try:
+        if letter.kind == "item":
+            payload: Payload | UrlVerification = Payload(1, (lenient_json.read(content.decode()),))
+        else:
+            payload = parse(content)
+    except (MalformedBodyError, JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return Keep(letter.id, str(error), new_reason=True)
+    if isinstance(payload, UrlVerification):
+        return Keep(letter.id, "is a URL verification: there is nothing to deliver", new_reason=True)
+    mapped = mapper.map(payload, observed_ns)
+    if letter.kind == "item" and mapped.invalid:
+        return Keep(letter.id, mapped.invalid[0].reason, new_reason=True)
+    if not mapped.changes and not mapped.invalid and mapped.ignored > payload.ignored:  # it may be the only copy
+        return Keep(letter.id, "the receiver's filter keeps nothing of it: change the filter, or drop it")
+    return Remap(letter.id, Batch(letter.owner, mapped.changes, mapped.invalid))
+
+
+class _Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The arguments of the commands that are about dead letters."""
+
+    selection: Selection
+    after: int = 0
+    upto: int | None = None
+
+
+def _count_invalid(plans: Sequence[Plan], done: Sequence[Replayed]) -> None:
+    for plan, one in zip(plans, done, strict=True):
+        if isinstance(plan, Remap) and one.invalid:
+            _telemetry.dead_letters.add(one.invalid, {"kind": "item", "owner": plan.batch.receiver})
+
+
+def _log_replay(done: Sequence[Replayed]) -> None:
+    replayed = [one.id for one in done if one.outcome == "replayed"]
+    kept = [one.id for one in done if one.outcome == "kept"]
+    message = "Command dead-letters replay: replayed %s, %s: %s; kept %d: %s"
+    records = counted(sum(one.records for one in done), "record")
+    _logger.info(message, counted(len(replayed), "dead letter"), records, ranges(replayed), len(kept), ranges(kept))

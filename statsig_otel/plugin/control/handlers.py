@@ -1,0 +1,104 @@
+"""The commands that a control socket offers, by name."""
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
+
+from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
+from statsig_otel.exporters.delivery.sender import Sender
+from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.routing import QueuedReceiver
+from statsig_otel.plugin.control.dead_letters import DeadLetters
+from statsig_otel.plugin.control.exporters import RunningExporters, StoppedExporters
+from statsig_otel.plugin.control.shared import ChangeableQueue, exporters_of_all
+from statsig_otel.plugin.control.socket import ControlError, Handler
+from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.record.mapper import Mapper
+
+
+def handlers(
+    queue: DurableQueue,
+    *,
+    senders: Mapping[str, Sender],
+    intakes: Mapping[str, Intake],
+    receivers: Mapping[str, QueuedReceiver],
+    synchronous: Consumer,
+    delivered: Mapping[str, Sequence[str]],
+) -> dict[str, Handler]:
+    """The commands that a running service offers.
+
+    Args:
+        queue: Its queue.
+        senders: The sender of each queued exporter, by the exporter's id.
+        intakes: Every receiver, by its id. Its mapper is looked up anew each time.
+        receivers: What the queue was told of the receivers.
+        synchronous: Delivers a batch to the synchronous exporters of its receiver.
+        delivered: The synchronous exporters of each receiver that has any.
+    """
+
+    def mapper_of(receiver: str) -> Mapper:
+        if receiver not in intakes:
+            raise ControlError(f"the receiver {receiver} is not in the running configuration")
+        return intakes[receiver].mapper
+
+    exporters = RunningExporters(queue, senders, exporters_of_all(delivered))
+    dead = DeadLetters(
+        queue,
+        receivers=receivers,
+        mapper_of=mapper_of,
+        deliver=synchronous.consume,
+        delivered=delivered,
+        exporters=senders,
+    )
+    return {
+        "queue": exporters.status,
+        "queue resume": exporters.resume,
+        "queue skip": exporters.skip,
+        "queue remove": exporters.remove,
+        "dead-letters replay": dead.replay,
+        "dead-letters drop": dead.drop,
+    }
+
+
+def stopped_handlers(
+    queue: ChangeableQueue,
+    *,
+    mappers: Mapping[str, Mapper],
+    receivers: Mapping[str, QueuedReceiver],
+    delivered: Mapping[str, Sequence[str]],
+    configured: Collection[str] | None,
+) -> dict[str, Handler]:
+    """The same commands on the queue of a service that does not run.
+
+    Args:
+        queue: Its queue.
+        mappers: The mapper of each receiver, by the receiver's id; empty without a configuration.
+        receivers: The receivers with a queued exporter; empty without a configuration.
+        delivered: The synchronous exporters of each receiver that has any; empty without a configuration.
+        configured: The queued exporters of the configuration; None without one.
+    """
+
+    def mapper_of(receiver: str) -> Mapper:
+        if not mappers:
+            raise ControlError("no service is running: to map it anew, start it, or give --config FILE")
+        if receiver not in mappers:
+            raise ControlError(f"the receiver {receiver} is not in the configuration")
+        return mappers[receiver]
+
+    def deliver(batch: Batch) -> Future[Receipt]:
+        names = ", ".join(delivered[batch.receiver])
+        why = f"{names} has no sending queue, so nothing can wait for it: replay it while the service runs"
+        refused: Future[Receipt] = Future()
+        refused.set_exception(RefusedError(why, reason="not_running"))
+        return refused
+
+    exporters = StoppedExporters(queue, configured, exporters_of_all(delivered))
+    dead = DeadLetters(
+        queue, receivers=receivers, mapper_of=mapper_of, deliver=deliver, delivered=delivered, exporters=None
+    )
+    return {
+        "queue resume": exporters.resume,
+        "queue skip": exporters.skip,
+        "queue remove": exporters.remove,
+        "dead-letters replay": dead.replay,
+        "dead-letters drop": dead.drop,
+    }

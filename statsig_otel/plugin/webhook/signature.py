@@ -1,0 +1,192 @@
+"""Is a webhook from Statsig? HMAC-SHA256 over the timestamp and the body, compared in constant time."""
+
+import hmac
+import math
+import re
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Final
+
+from statsig_otel.plugin.webhook.errors import UnauthorizedError
+
+SIGNATURE_HEADER: Final = "X-Statsig-Signature"
+"""The request header with the signature: `v0=` and 64 hexadecimal digits in lower case."""
+
+
+TIMESTAMP_HEADER: Final = "X-Statsig-Request-Timestamp"
+"""The request header with the time of the signature: 13 digits, milliseconds since the epoch."""
+
+
+# Grammar first, int() later: int() takes spaces, signs, underscores and other scripts' digits.
+_SIGNATURE: Final = re.compile(rb"v0=([0-9a-f]{64})")
+
+
+_TIMESTAMP: Final = re.compile(rb"[0-9]{13}")
+
+
+class Verifier:
+    """Checks requests against one or more signing secrets.
+
+    Several secrets at a time let a rotation lose nothing. With none, everything is refused with the reason
+    `no_secret`: the state between saving the webhook in Statsig's console and being shown its secret.
+
+    Args:
+        secrets: The signing secrets, whole, in any order.
+        tolerance: Seconds that a request's timestamp may lie before or after the time now, both ends included.
+            Statsig documents none; five minutes is the usual bound against replay.
+
+    Raises:
+        ValueError: A secret is empty, or the tolerance is no number of seconds.
+        TypeError: The secrets are one string: each of its characters would be a secret.
+
+    Example:
+        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign
+        >>> verifier = Verifier(["webhook-old", "webhook-new"])
+        >>> headers = sign(b"{}", secret="webhook-new", timestamp_ms=1739400185198)
+        >>> signatures, timestamps = [headers[SIGNATURE_HEADER].encode()], [headers[TIMESTAMP_HEADER].encode()]
+        >>> verification = verifier.begin(signatures, timestamps, now_ms=1739400185198)
+        >>> verification.update(b"{}")
+        >>> verification.finish()  # raises UnauthorizedError where no secret fits
+    """
+
+    def __init__(self, secrets: Sequence[str], *, tolerance: float = 300.0) -> None:
+        if isinstance(secrets, str):
+            raise TypeError("the signing secrets are a sequence of strings, not one string")
+        if not all(secrets):
+            raise ValueError("a signing secret is empty")
+        if not 0 <= tolerance < math.inf:
+            raise ValueError("the tolerance must be a number of seconds, 0 or more")
+        self._keyed = [hmac.new(secret.encode(), digestmod=sha256) for secret in secrets]
+        # 1.001 * 1000 is a little less than 1001, which would leave out an end.
+        self._tolerance_ms = round(tolerance * 1000, 6)
+
+    @property
+    def has_secret(self) -> bool:
+        """Whether any request can pass."""
+        return bool(self._keyed)
+
+    def begin(self, signatures: Sequence[bytes], timestamps: Sequence[bytes], now_ms: int) -> "Verification":
+        """Check all that can be checked before the body is there.
+
+        Args:
+            signatures: Every value of the `X-Statsig-Signature` header, as sent.
+            timestamps: Every value of the `X-Statsig-Request-Timestamp` header, as sent.
+            now_ms: The time now, in milliseconds since the epoch.
+
+        Raises:
+            UnauthorizedError: There is no secret, or a header is missing, repeated, malformed or outside the
+                tolerance.
+        """
+        if not self._keyed:
+            raise UnauthorizedError("no_secret")
+        signature = _only(signatures, "signature")
+        timestamp = _only(timestamps, "timestamp")
+        signed = _SIGNATURE.fullmatch(signature)
+        if signed is None:
+            raise UnauthorizedError("signature_malformed")
+        if _TIMESTAMP.fullmatch(timestamp) is None:
+            raise UnauthorizedError("timestamp_malformed")
+        if abs(int(timestamp) - now_ms) > self._tolerance_ms:
+            raise UnauthorizedError("timestamp_outside_tolerance")
+        digests = [keyed.copy() for keyed in self._keyed]
+        for digest in digests:
+            digest.update(b"v0:" + timestamp + b":")
+        return Verification(digests, signed[1])
+
+
+def _only(values: Sequence[bytes], name: str) -> bytes:
+    if not values:
+        raise UnauthorizedError(f"{name}_missing")
+    if len(values) > 1:
+        raise UnauthorizedError(f"{name}_repeated")
+    return values[0]
+
+
+class Verification:
+    """One request's signature, computed while its body comes in. Made by `Verifier.begin`.
+
+    Example:
+        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, UnauthorizedError, Verifier, sign
+        >>> headers = sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)
+        >>> signatures, timestamps = [headers[SIGNATURE_HEADER].encode()], [headers[TIMESTAMP_HEADER].encode()]
+        >>> verification = Verifier(["webhook-..."]).begin(signatures, timestamps, now_ms=1739400185198)
+        >>> verification.update(b"{ }")
+        >>> try:
+        ...     verification.finish()
+        ... except UnauthorizedError as error:
+        ...     error.reason
+        'signature_wrong'
+    """
+
+    def __init__(self, digests: list["hmac.HMAC"], expected: bytes) -> None:
+        self._digests = digests
+        self._expected = expected
+
+    def update(self, chunk: bytes) -> None:
+        """Take the next bytes of the raw body."""
+        for digest in self._digests:
+            digest.update(chunk)
+
+    def finish(self) -> None:
+        """Compare, in constant time and with every secret, once the whole body is there.
+
+        Raises:
+            UnauthorizedError: No secret makes this signature.
+        """
+        matches = False
+        for digest in self._digests:
+            matches |= hmac.compare_digest(digest.hexdigest().encode(), self._expected)
+        if not matches:
+            raise UnauthorizedError("signature_wrong")
+
+
+def verify(
+    body: bytes, *, signature: str, timestamp: str, secrets: Sequence[str], now_ms: int, tolerance: float = 300.0
+) -> None:
+    """Verify one whole request.
+
+    Args:
+        body: The raw body, as sent.
+        signature: The value of the `X-Statsig-Signature` header.
+        timestamp: The value of the `X-Statsig-Request-Timestamp` header.
+        secrets: The signing secrets, whole, in any order.
+        now_ms: The time now, in milliseconds since the epoch.
+        tolerance: Seconds that the timestamp may differ from it.
+
+    Raises:
+        UnauthorizedError: The request can't be proven to come from Statsig.
+        ValueError: A secret is empty.
+
+    Example:
+        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign, verify
+        >>> headers = sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)
+        >>> verify(
+        ...     b"{}",
+        ...     signature=headers[SIGNATURE_HEADER],
+        ...     timestamp=headers[TIMESTAMP_HEADER],
+        ...     secrets=["webhook-..."],
+        ...     now_ms=1739400185198,
+        ... )
+    """
+    headers = [signature.encode(errors="replace")], [timestamp.encode(errors="replace")]
+    verification = Verifier(secrets, tolerance=tolerance).begin(*headers, now_ms)
+    verification.update(body)
+    verification.finish()
+
+
+def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
+    """The two headers that Statsig would send with this body.
+
+    Args:
+        body: The raw body.
+        secret: The signing secret, whole.
+        timestamp_ms: The time of the request, in milliseconds since the epoch.
+
+    Example:
+        >>> from statsig_otel.plugin import sign
+        >>> sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)["X-Statsig-Request-Timestamp"]
+        '1739400185198'
+    """
+    timestamp = f"{timestamp_ms:013d}"
+    digest = hmac.new(secret.encode(), b"v0:" + timestamp.encode() + b":" + body, sha256).hexdigest()
+    return {TIMESTAMP_HEADER: timestamp, SIGNATURE_HEADER: f"v0={digest}"}
