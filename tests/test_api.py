@@ -26,7 +26,7 @@ SNAPSHOT: Final = Path(__file__).parent / "api.txt"
 PACKAGES: Final = ("config", "exporters", "plugin")
 THROUGH: Final = {
     "statsig_otel.config.substitution.Template": "a value of a file that is read again while a service runs",
-    "statsig_otel.exporters.otlp.settings.TlsMaterial": "between the settings and their exporters",
+    "statsig_otel.exporters.otlp.tls.TlsMaterial": "between the settings and their exporters",
     "statsig_otel.plugin.record.services.Concerned": "between Mapper and `statsig-otel explain`",
     "statsig_otel.plugin.record.services.ImpactedServices": "of ImpactedServicesSettings.create, for Mapper",
     "statsig_otel.plugin.record.services.ServiceRule": "of ServiceRuleSettings.rule, for the former",

@@ -15,7 +15,7 @@ from statsig_otel.plugin.record.filter import FIELDS
 from statsig_otel.plugin.record.mapping import ATTRIBUTES, METADATA, SERVICE_FIELDS, SHORT_NAMES, TIMESTAMP
 from statsig_otel.plugin.settings.services import ServiceRuleSettings
 from statsig_otel.plugin.webhook.payload import Payload, parse
-from tests.plugin.mapping_helpers import OBSERVED, mapper_of
+from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
 
 PAGE: Final = (Path(__file__).parent.parent / "docs" / "mapping.md").read_text(encoding="utf-8")
 SAMPLE: Final = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0]

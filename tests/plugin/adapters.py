@@ -30,8 +30,7 @@ from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.intake import Intake, Limits
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.webhook.signature import Verifier, sign
-
-from .http_client import Address, Response, ServerThread, exchange, request
+from tests.plugin.http_client import Address, Response, ServerThread, exchange, request
 
 SECRET = "webhook-0123456789abcdef"
 CHANGE: dict[str, object] = {

@@ -12,8 +12,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from statsig_otel.config import Opaque
 from statsig_otel.exporters import Delivered, Outcome, RetryLater
 from statsig_otel.plugin import DEFAULT_PATH, Service, StatsigReceiverSettings, sign
-
-from .http_client import Address, Response, exchange, request
+from tests.plugin.http_client import Address, Response, exchange, request
 
 SECRET = "webhook-0123456789abcdef"
 

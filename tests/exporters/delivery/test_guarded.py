@@ -1,0 +1,251 @@
+"""Exporters that don't keep to their protocol: they raise, hang, or answer with nonsense. No record is lost for it."""
+
+import logging
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from statsig_otel.exporters.consumer import Batch, Change, Receipt, RefusedError
+from statsig_otel.exporters.delivery.guarded import Guarded
+from statsig_otel.exporters.delivery.sender import Sender
+from statsig_otel.exporters.delivery.synchronous import Route, SynchronousConsumer
+from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from tests.exporters.delivery.helpers import SLOW, named, names_in, rig, settings, until
+
+
+class Mistaken:
+    """Does with each batch what it is told; keeps the names of what it says that it has delivered."""
+
+    def __init__(self, answer: Callable[[list[str]], Any]) -> None:
+        self.answer = answer
+        self.taken: list[str] = []
+
+    def start(self) -> None:
+        """Nothing is to be opened."""
+
+    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
+        names = names_in(payload)
+        answered = self.answer(names)
+        if answered == Delivered():
+            self.taken += names
+        return cast("Outcome", answered)
+
+    def shutdown(self) -> None:
+        """Nothing is open."""
+
+
+class Odd(Exception):  # noqa: N818 - its name stands in a message
+    pass
+
+
+def raising(error: BaseException) -> Callable[[list[str]], Any]:
+    def fail(names: list[str]) -> Any:
+        raise error
+
+    return fail
+
+
+NONSENSE = [
+    pytest.param(lambda names: None, "the exporter answered with no outcome but with a NoneType", id="nothing"),
+    pytest.param(lambda names: "ok", "the exporter answered with no outcome but with a str", id="a text"),
+    pytest.param(lambda names: Delivered, "the exporter answered with no outcome but with a type", id="a class"),
+    *(
+        pytest.param(lambda names, value=value: value, "of the wrong values", id=repr(value))
+        for value in (
+            RetryLater(cast("str", None)),
+            RetryLater("later", math.nan),
+            RetryLater("later", cast("float", "10")),
+            Rejected(cast("str", b"no")),
+            Blocked(cast("str", None)),
+            PartiallyRejected(cast("int", "1"), "one"),
+            PartiallyRejected(0, "none"),
+        )
+    ),
+    *(
+        pytest.param(raising(error), f"unexpected {type(error).__name__}", id=type(error).__name__)
+        for error in (Odd("secret"), SystemExit(1), KeyboardInterrupt(), GeneratorExit())
+    ),
+]
+
+
+@pytest.mark.parametrize(("answer", "why"), NONSENSE)
+def test_a_mistake_blocks_the_exporter_and_nothing_leaves_the_queue(
+    tmp_path: Path, answer: Callable[[list[str]], Any], why: str
+) -> None:
+    exporter = Mistaken(answer)
+    with rig(tmp_path, exporter, settings(blocked=SLOW)) as made:
+        made.put(*named(3))
+        made.start()
+        until(lambda: made.sender.attempts)
+        assert made.sender.state == "blocked"
+        assert why in made.sender.last_error
+        assert (made.waiting(), made.letters()) == (3, [])
+        exporter.answer = lambda names: Delivered()
+        made.sender.resume()
+        made.drained()
+        assert exporter.taken == named(3)
+
+
+@pytest.mark.parametrize(("answer", "why"), NONSENSE)
+def test_without_a_queue_the_batch_is_refused(answer: Callable[[list[str]], Any], why: str) -> None:
+    exporter = Mistaken(answer)
+    made = SynchronousConsumer({"out": Route(exporter, 5.0)}, {"statsig": ["out"]})
+    made.start()
+    try:
+        refused = made.consume(Batch("statsig", (Change("a", (b"",)),))).exception(10)
+        assert isinstance(refused, RefusedError)
+        assert why in str(refused)
+        exporter.answer = lambda names: Delivered()
+        assert made.consume(Batch("statsig", (Change("a", (b"",)),))).result(10) == Receipt(1)
+    finally:
+        made.shutdown()
+
+
+def test_a_record_that_an_exporter_can_not_bear_holds_up_none_before_it_and_can_be_skipped(tmp_path: Path) -> None:
+    def answer(names: list[str]) -> Any:
+        if "r0002" in names:
+            raise Odd
+        return Delivered()
+
+    exporter = Mistaken(answer)
+    with rig(tmp_path, exporter, settings(blocked=SLOW)) as made:
+        made.put(*named(5))
+        made.start()
+        until(lambda: made.sender.state == "blocked")
+        assert exporter.taken == ["r0000", "r0001"]
+        assert made.sender.skip()
+        made.drained()
+        assert exporter.taken == ["r0000", "r0001", "r0003", "r0004"]
+        assert made.buried() == ["r0002"]
+
+
+@pytest.mark.parametrize("outcome", [Rejected("no \udcff"), PartiallyRejected(1, "no \udcff")])
+def test_a_reason_that_is_no_text_is_kept_with_its_dead_letter(tmp_path: Path, outcome: Outcome) -> None:
+    with rig(tmp_path, Mistaken(lambda names: outcome)) as made:
+        made.put("a")
+        made.start()
+        made.drained()
+        assert [letter.reason.endswith("no ?") for letter in made.letters()] == [True]
+
+
+@pytest.mark.parametrize("after", [1e10, 10**400])
+def test_a_wait_that_nobody_lives_to_see_ends_neither_the_sender_nor_the_exporter(tmp_path: Path, after: float) -> None:
+    answers = iter([RetryLater("later", after)])
+    with rig(tmp_path, exporter := Mistaken(lambda names: next(answers, Delivered()))) as made:
+        made.put("a")
+        made.start()
+        until(lambda: made.sender.state == "retrying")
+        made.sender.resume()
+        made.drained()
+        assert exporter.taken == ["a"]
+    answers = iter([RetryLater("later", after)])
+    without = SynchronousConsumer({"out": Route(exporter, 5.0)}, {"statsig": ["out"]})
+    without.start()
+    try:
+        refused = without.consume(Batch("statsig", (Change("a", (b"",)),))).exception(10)
+        assert isinstance(refused, RefusedError)
+        assert refused.retry_after == 3600
+        assert without.consume(Batch("statsig", (Change("a", (b"",)),))).result(10) == Receipt(1)
+    finally:
+        without.shutdown()
+
+
+def test_a_mistake_that_repeats_is_one_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    exporter = Mistaken(raising(Odd("first")))
+    guarded = Guarded("out", exporter)
+    for _ in range(3):
+        assert guarded.send(b"", 0, 1.0) == Blocked("unexpected Odd")
+    exporter.answer = lambda names: Delivered()
+    assert guarded.send(b"", 0, 1.0) == Delivered()
+    exporter.answer = raising(Odd("again"))
+    guarded.send(b"", 0, 1.0)
+    assert [record.getMessage() for record in caplog.records] == ["out: unexpected Odd of the exporter's send"] * 2
+    assert caplog.text.count("Traceback") == 2
+
+
+def test_a_send_that_ends_at_no_shutdown_is_left_behind_and_ticks_nothing_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service ends; and after a reload another exporter has the lane, whatever the first one says later."""
+    monkeypatch.setattr("statsig_otel.exporters.delivery.sender._LEFT_BEHIND", 0.05)
+    begun, gate = threading.Event(), threading.Event()
+
+    def hang(names: list[str]) -> Outcome:
+        begun.set()
+        assert gate.wait(30)
+        return Delivered()
+
+    with rig(tmp_path, Mistaken(hang)) as made:
+        made.put(*named(3))
+        made.start()
+        assert begun.wait(30)
+        made.sender.shutdown()
+        assert "out: a send or the shutdown hangs; it is left behind" in caplog.text
+        assert (made.sender.state, made.waiting()) == ("stopped", 3)
+        left = [thread for thread in threading.enumerate() if thread.name == "sender out"]
+        assert [thread.daemon for thread in left] == [True]
+
+        with pytest.raises(RuntimeError, match="hangs still"):
+            made.start()
+        second = Mistaken(lambda names: RetryLater("not yet"))
+        made.senders["out"] = Sender(made.queue.lane("out"), second, settings(retry=SLOW))
+        made.start()
+        until(lambda: made.sender.attempts)
+        gate.set()
+        left[0].join(30)
+        assert (made.waiting(), made.sender.state) == (3, "retrying")
+        second.answer = lambda names: Delivered()
+        made.sender.resume()
+        made.drained()
+        assert second.taken == named(3)
+
+
+def test_a_shutdown_that_hangs_or_raises_ends_the_sender(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("statsig_otel.exporters.delivery.sender._LEFT_BEHIND", 0.05)
+    gate = threading.Event()
+
+    class Hanging(Mistaken):
+        def shutdown(self) -> None:
+            assert gate.wait(30)
+
+    class Raising(Mistaken):
+        def shutdown(self) -> None:
+            raise Odd("at the end")
+
+    for number, kind in enumerate((Hanging, Raising)):
+        with rig(tmp_path / str(number), kind(lambda names: Delivered())) as made:
+            made.put("a")
+            made.start()
+            made.drained()
+            made.sender.shutdown()
+            assert made.sender.state == "stopped"
+            gate.set()
+    assert "out: a send or the shutdown hangs; it is left behind" in caplog.text
+    assert "out: unexpected error of the exporter's shutdown" in caplog.text
+
+
+def test_what_a_start_raises_is_an_error_that_the_service_understands(caplog: pytest.LogCaptureFixture) -> None:
+    class Unstartable(Mistaken):
+        error: Exception = OSError("no such file")
+
+        def start(self) -> None:
+            raise self.error
+
+    exporter = Unstartable(lambda names: Delivered())
+    with pytest.raises(OSError, match="no such file"):
+        Guarded("out", exporter).start()
+    exporter.error = ValueError("not a file of mine")
+    with pytest.raises(ValueError, match="not a file of mine"):
+        Guarded("out", exporter).start()
+    assert caplog.records == []
+    exporter.error = Odd("a mistake")
+    with pytest.raises(ValueError, match="out: the exporter can't be started: unexpected Odd"):
+        Guarded("out", exporter).start()
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "a mistake" in caplog.text

@@ -1,0 +1,517 @@
+"""The OTLP/HTTP exporter against real servers."""
+
+import gzip
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # the package has no py.typed
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from statsig_otel import __version__
+from statsig_otel.exporters.exporter import (
+    Blocked,
+    Delivered,
+    Exporter,
+    Outcome,
+    PartiallyRejected,
+    Rejected,
+    RetryLater,
+)
+from statsig_otel.exporters.otlp.http import OtlpHttpExporter
+from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
+from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES
+from tests.exporters.otlp.test_status import http_expected
+from tests.peers.certs import Authority, ServerTls
+from tests.peers.otlp_servers import (
+    GrpcSink,
+    HttpAnswer,
+    HttpSink,
+    RawServer,
+    Relay,
+    free_port,
+    partial_success,
+    server_context,
+)
+
+LONG = 30.0
+"""Seconds that no test comes near."""
+
+
+def encoded(body: str = "x") -> bytes:
+    request = ExportLogsServiceRequest()
+    request.resource_logs.add().scope_logs.add().log_records.add().body.string_value = body
+    return request.SerializeToString()
+
+
+@contextmanager
+def exporting(endpoint: str = "", **keys: Any) -> Iterator[OtlpHttpExporter]:
+    exporter = OtlpHttpExporter("otlp_http/test", OtlpHttpSettings.model_validate({"endpoint": endpoint, **keys}))
+    exporter.start()
+    try:
+        yield exporter
+    finally:
+        exporter.shutdown()
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def sink() -> Iterator[HttpSink]:
+    with HttpSink() as running:
+        yield running
+
+
+def send_to(endpoint: str = "", *, timeout: float = LONG, **keys: Any) -> Outcome:
+    with exporting(endpoint, **keys) as exporter:
+        return exporter.send(encoded(), 1, timeout)
+
+
+def test_it_keeps_the_contract_of_an_exporter() -> None:
+    exporter: Exporter = OtlpHttpExporter("otlp_http", OtlpHttpSettings(endpoint="http://localhost:4318"))
+    assert isinstance(exporter.send(b"", 0, 1.0), RetryLater), "not started"
+    exporter.shutdown()
+    exporter.shutdown()
+
+
+def test_concatenated_requests_arrive_as_one(sink: HttpSink) -> None:
+    """Two stored records, joined as bytes, are one request with two records."""
+    with exporting(sink.url) as exporter:
+        assert exporter.send(encoded("one") + encoded("two"), 2, LONG) == Delivered()
+    (request,) = sink.requests
+    assert [record.body.string_value for record in request.records] == ["one", "two"]
+
+
+def test_the_request_is_what_the_specification_asks_for(sink: HttpSink) -> None:
+    assert send_to(sink.url, headers={"Authorization": "Bearer hush", "x-scope-orgid": "7"}) == Delivered()
+    (request,) = sink.requests
+    assert request.path == "/v1/logs"
+    assert request.headers == {
+        "host": sink.address,
+        "accept-encoding": "identity",
+        "content-length": str(len(request.body)),
+        "content-type": "application/x-protobuf",
+        "content-encoding": "gzip",
+        "user-agent": f"statsig-otel/{__version__}",
+        "authorization": "Bearer hush",
+        "x-scope-orgid": "7",
+    }
+
+
+def test_the_logs_endpoint_is_used_as_it_is(sink: HttpSink) -> None:
+    for path in ("/in?key=1", "/", ""):
+        assert send_to(logs_endpoint=sink.url + path) == Delivered()
+    assert [request.path for request in sink.requests] == ["/in?key=1", "/", "/"]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_compression(sink: HttpSink, compression: str) -> None:
+    payload = encoded("z" * 200_000)
+    with exporting(sink.url, compression=compression) as exporter:
+        assert exporter.send(payload, 1, LONG) == Delivered()
+    (request,) = sink.requests
+    assert request.payload == payload
+    assert request.headers.get("content-encoding") == ("gzip" if compression == "gzip" else None)
+    assert (request.body == payload) is (compression == "none")
+
+
+def test_every_status_over_the_wire(sink: HttpSink) -> None:
+    """100 is left out, since it announces another status and is none by itself."""
+    with exporting(sink.url) as exporter:
+        for status in range(101, 600):
+            sink.answer = HttpAnswer(status=status, close_after=status < 200)
+            outcome = exporter.send(encoded(), 1, LONG)
+            assert type(outcome) is (Delivered if 200 <= status < 300 else http_expected(status)), status
+        assert len(sink.requests) == 499, "nothing is sent twice, nor to another place"
+
+
+def test_a_redirect_is_not_followed(sink: HttpSink) -> None:
+    sink.answer = HttpAnswer(status=307, headers={"Location": f"{sink.url}/other"})
+    assert send_to(sink.url) == Blocked("HTTP 307 Temporary Redirect")
+    assert len(sink.requests) == 1
+
+
+def test_retry_after_over_the_wire(sink: HttpSink) -> None:
+    sink.answer = HttpAnswer(status=503, headers={"Retry-After": "17"}, body=Status(message="busy").SerializeToString())
+    assert send_to(sink.url) == RetryLater("HTTP 503 Service Unavailable: busy", 17.0)
+    sink.answer = HttpAnswer(status=429, headers={"Retry-After": formatdate(time.time() + 600, usegmt=True)})
+    outcome = send_to(sink.url)
+    assert isinstance(outcome, RetryLater)
+    assert outcome.after is not None
+    assert 500 < outcome.after <= 600
+    sink.answer = HttpAnswer(status=502, headers={"Retry-After": "soon"})
+    assert send_to(sink.url) == RetryLater("HTTP 502 Bad Gateway")
+
+
+def test_a_date_to_retry_at_counts_from_the_server_s_clock(sink: HttpSink) -> None:
+    """Ours may be wrong by years: the wait must not be."""
+    then = time.time() - 400 * 86400
+    dates = {"Date": formatdate(then, usegmt=True), "Retry-After": formatdate(then + 30, usegmt=True)}
+    sink.answer = HttpAnswer(status=503, headers=dates)
+    assert send_to(sink.url) == RetryLater("HTTP 503 Service Unavailable", 30.0)
+    sink.answer = HttpAnswer(status=503, headers={**dates, "Date": "Mon, 99 Foo 2026 25:00:00 GMT"})
+    assert send_to(sink.url) == RetryLater("HTTP 503 Service Unavailable")
+
+
+def test_a_quoted_header_value_is_hidden(sink: HttpSink) -> None:
+    sink.answer = HttpAnswer(status=401, headers={"Content-Type": "text/plain"}, body=b"bad key\r\nhush-hush-hush")
+    outcome = send_to(sink.url, headers={"authorization": "Bearer hush-hush-hush"})
+    assert outcome == Blocked("HTTP 401 Unauthorized: bad key [REDACTED]")
+    assert send_to(logs_endpoint=f"{sink.url}/in?hush-hush-hush") == outcome
+
+
+def test_partial_success(sink: HttpSink) -> None:
+    sink.answer = HttpAnswer(body=partial_success(2, "too old"))
+    with exporting(sink.url) as exporter:
+        assert exporter.send(encoded() * 3, 3, LONG) == PartiallyRejected(2, "too old")
+
+
+def test_a_partial_success_without_refusals_warns_once(sink: HttpSink, caplog: pytest.LogCaptureFixture) -> None:
+    sink.answer = HttpAnswer(body=partial_success(0, "please update"))
+    with exporting(sink.url) as exporter:
+        assert [exporter.send(encoded(), 1, LONG) for _ in range(3)] == [Delivered()] * 3
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "otlp_http/test: the backend took the records, and says: please update"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HttpAnswer(body=b"\xff\xff"),
+        HttpAnswer(body=b"x" * (MAX_RESPONSE_BYTES + 1)),
+        HttpAnswer(body=b"not gzip", headers={"Content-Encoding": "gzip"}),
+        HttpAnswer(body=partial_success(1, "half of it"), cut="half"),
+        HttpAnswer(body=b"zz\r\n", headers={"Transfer-Encoding": "chunked"}, close_after=True),
+    ],
+    ids=["unreadable", "too large", "not what it says", "cut", "broken chunks"],
+)
+def test_success_with_a_useless_body_is_delivered(sink: HttpSink, answer: HttpAnswer) -> None:
+    """And the next request is not harmed by what was left of it."""
+    with exporting(sink.url) as exporter:
+        sink.answer = answer
+        assert exporter.send(encoded(), 1, LONG) == Delivered()
+        sink.answer = HttpAnswer()
+        assert exporter.send(encoded(), 1, LONG) == Delivered()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_early_refusal_of_a_large_body_is_read(authority: Authority, scheme: str) -> None:
+    """A server may answer 413 and close before it has read all: that is an answer, no broken connection."""
+    tls = ServerTls(authority.issue("127.0.0.1")) if scheme == "https" else None
+    with HttpSink(tls=tls) as sink:
+        sink.answer = HttpAnswer(status=413, read_body=False)
+        with exporting(sink.url, compression="none", tls=trust(authority) if tls else {}) as exporter:
+            outcome = exporter.send(encoded("z" * (32 << 20)), 1, LONG)
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason.startswith("HTTP 413 ")
+
+
+def test_a_compressed_or_chunked_response_is_read(sink: HttpSink) -> None:
+    body = partial_success(1, "too old")
+    chunks = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (3, body[:3], len(body) - 3, body[3:])
+    with exporting(sink.url) as exporter:
+        for answer in (
+            HttpAnswer(body=gzip.compress(body), headers={"Content-Encoding": "gzip"}),
+            HttpAnswer(body=chunks, headers={"Transfer-Encoding": "chunked"}),
+        ):
+            sink.answer = answer
+            assert exporter.send(encoded(), 1, LONG) == PartiallyRejected(1, "too old")
+    assert sink.connections == 1
+
+
+# Connections
+
+
+def test_the_connection_is_kept(sink: HttpSink) -> None:
+    with exporting(sink.url) as exporter:
+        for status in (200, 503, 401, 200):
+            sink.answer = HttpAnswer(status=status, body=b"\xff" * 1000)
+            exporter.send(encoded(), 1, LONG)
+    assert sink.connections == 1
+
+
+@pytest.mark.parametrize("close_after", [True, False], ids=["after its answer", "while it was idle"])
+def test_a_connection_that_the_server_closed_costs_no_attempt(
+    sink: HttpSink,
+    close_after: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    with exporting(sink.url) as exporter:
+        sink.answer = HttpAnswer(close_after=close_after)
+        for count in range(1, 4):
+            assert exporter.send(encoded(), 1, LONG) == Delivered()
+            assert sink.connections == count
+            sink.cut_connections()
+            sink.wait_until_closed()
+            connection = exporter._connection
+            assert connection is not None
+            assert connection.sock is not None
+            connection.sock.settimeout(LONG)
+            connection.sock.recv(1, socket.MSG_PEEK)  # the end has arrived
+
+
+def test_connection_close_is_respected(sink: HttpSink) -> None:
+    sink.answer = HttpAnswer(headers={"Connection": "close"}, close_after=True, body=partial_success(1, "x"))
+    with exporting(sink.url) as exporter:
+        for _ in range(3):
+            assert exporter.send(encoded(), 1, LONG) == PartiallyRejected(1, "x")
+    assert sink.connections == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [HttpAnswer(hang=True), HttpAnswer(drip="head")],
+    ids=["silence", "a head byte by byte"],
+)
+def test_a_server_that_does_not_answer_is_left_after_the_timeout(sink: HttpSink, answer: HttpAnswer) -> None:
+    sink.answer = answer
+    with exporting(sink.url) as exporter:
+        assert exporter.send(encoded(), 1, 0.3) == RetryLater("no answer within 0.3 s")
+        sink.answer = HttpAnswer()
+        assert exporter.send(encoded(), 1, LONG) == Delivered()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(200, Delivered()), (503, RetryLater("HTTP 503 Service Unavailable: zzz", 7.0))],
+)
+def test_a_status_decides_also_where_the_body_drips(sink: HttpSink, status: int, expected: Outcome) -> None:
+    headers = {"Retry-After": "7", "Content-Type": "text/plain"}
+    sink.answer = HttpAnswer(status=status, headers=headers, drip="body", body=b"z" * 10_000)
+    outcome = send_to(sink.url, timeout=0.5)
+    if isinstance(outcome, RetryLater):
+        assert set(outcome.reason.rpartition(" ")[2]) == {"z"}, "what had come by then"
+        outcome = RetryLater(outcome.reason.rpartition(" ")[0] + " zzz", outcome.after)
+    assert outcome == expected
+
+
+@pytest.mark.parametrize("cut", ["reset", "close"])
+def test_a_connection_that_ends_without_an_answer_is_a_passing_fault(sink: HttpSink, cut: str) -> None:
+    with exporting(sink.url) as exporter:
+        sink.answer = HttpAnswer(cut=cut)
+        for _ in range(2):
+            assert isinstance(exporter.send(encoded(), 1, LONG), RetryLater)
+        sink.answer = HttpAnswer()
+        assert exporter.send(encoded(), 1, LONG) == Delivered()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x00" * 5000,
+        b"HTTP/1.1 2OO OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 500,
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * 100_000,
+        b"z" * 100_000,
+    ],
+    ids=["closes", "another protocol", "zeros", "bad status", "many headers", "long header", "long line"],
+)
+def test_a_server_of_another_kind_is_a_passing_fault(reply: bytes) -> None:
+    with RawServer(reply) as server:
+        assert isinstance(send_to(f"http://{server.address}"), RetryLater)
+
+
+def test_an_otlp_grpc_server_is_a_passing_fault() -> None:
+    with GrpcSink() as sink:
+        assert isinstance(send_to(f"http://{sink.address}", timeout=5.0), RetryLater)
+
+
+def test_a_name_that_does_not_resolve_is_a_passing_fault() -> None:
+    outcome = send_to("http://does-not-exist.invalid:4318")
+    assert isinstance(outcome, RetryLater)
+    assert "NameResolutionError" in outcome.reason
+
+
+def test_a_name_lookup_that_hangs_is_left_after_the_timeout(sink: HttpSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's lookup can't be interrupted; and what it brings too late is not sent any more."""
+    released, found = threading.Event(), threading.Event()
+    lookup = socket.getaddrinfo
+
+    def slow(*args: Any, **keys: Any) -> Any:
+        released.wait(LONG)
+        found.set()
+        return lookup(*args, **keys)
+
+    with exporting(sink.url) as exporter:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "getaddrinfo", slow)
+            assert exporter.send(encoded(), 1, 0.2) == RetryLater("no answer within 0.2 s")
+        released.set()
+        assert found.wait(LONG)
+        for thread in threading.enumerate():
+            if thread.name == "otlp_http/test request":
+                thread.join(LONG)
+        assert exporter.send(encoded("second"), 1, LONG) == Delivered()
+    assert [record.body.string_value for record in sink.records] == ["second"]
+
+
+def test_it_recovers_by_itself_once_somebody_listens() -> None:
+    port = free_port()
+    with exporting(f"http://127.0.0.1:{port}") as exporter:
+        first = exporter.send(encoded(), 1, LONG)
+        assert isinstance(first, RetryLater)
+        assert "refused" in first.reason
+        for _ in range(2):
+            with HttpSink(port=port) as sink:
+                assert exporter.send(encoded(), 1, LONG) == Delivered()
+                assert len(sink.requests) == 1
+            assert isinstance(exporter.send(encoded(), 1, LONG), RetryLater)
+
+
+def test_a_connection_that_died_silently_is_replaced(sink: HttpSink) -> None:
+    with Relay(sink.port) as relay, exporting(f"http://{relay.address}") as exporter:
+        assert exporter.send(encoded(), 1, LONG) == Delivered()
+        relay.go_dead()
+        assert isinstance(exporter.send(encoded(), 1, 0.2), RetryLater)
+        assert exporter.send(encoded(), 1, LONG) == Delivered()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_shutdown_ends_a_request_that_hangs(authority: Authority, scheme: str) -> None:
+    tls = ServerTls(authority.issue("127.0.0.1")) if scheme == "https" else None
+    with HttpSink(tls=tls) as sink:
+        sink.answer = HttpAnswer(hang=True)
+        with exporting(sink.url, tls=trust(authority) if tls else {}) as exporter:
+            outcomes: list[Outcome] = []
+            sender = threading.Thread(target=lambda: outcomes.append(exporter.send(encoded(), 1, 60.0)))
+            sender.start()
+            sink.wait_for(1)
+            exporter.shutdown()
+            sender.join(LONG)
+            assert not sender.is_alive()
+            assert outcomes == [RetryLater("the exporter is shutting down")]
+            assert exporter.send(encoded(), 1, LONG) == RetryLater("the exporter is not running")
+
+
+def test_no_thread_and_no_connection_outlives_it(sink: HttpSink) -> None:
+    before = threading.active_count()
+    with exporting(sink.url) as exporter:
+        exporter.send(encoded(), 1, LONG)
+    sink.wait_until_closed()
+    assert not [thread for thread in threading.enumerate() if thread.name == "otlp_http/test request"]
+    assert threading.active_count() <= before
+
+
+# TLS
+
+
+def trust(authority: Authority, **more: Any) -> dict[str, Any]:
+    return {"ca_pem": authority.pem.decode(), **more}
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
+def test_tls_keeps_its_connection_too(authority: Authority, name: str) -> None:
+    tls = ServerTls(authority.issue("localhost", "127.0.0.1"))
+    with HttpSink(tls=tls) as sink, exporting(f"https://{name}:{sink.port}", tls=trust(authority)) as exporter:
+        for _ in range(3):
+            assert exporter.send(encoded(), 1, LONG) == Delivered()
+        assert sink.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "expired", "trusted"),
+    [
+        (["localhost"], False, False),
+        (["localhost"], True, True),
+        (["elsewhere.test"], False, True),
+    ],
+    ids=["untrusted", "expired", "wrong host"],
+)
+def test_a_certificate_that_does_not_verify_is_blocked(
+    authority: Authority,
+    names: list[str],
+    expired: bool,  # noqa: FBT001 - a parameter
+    trusted: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    with HttpSink(tls=ServerTls(authority.issue(*names, expired=expired))) as sink:
+        outcome = send_to(f"https://localhost:{sink.port}", tls=trust(authority if trusted else Authority()))
+        assert isinstance(outcome, Blocked)
+        assert "the server's certificate is not trusted" in outcome.reason
+        assert sink.requests == []
+
+
+def test_a_private_authority_is_not_trusted_by_default(authority: Authority) -> None:
+    with HttpSink(tls=ServerTls(authority.issue("localhost"))) as sink:
+        assert isinstance(send_to(f"https://localhost:{sink.port}"), Blocked)
+
+
+def test_the_name_in_the_certificate_can_be_set(authority: Authority) -> None:
+    with HttpSink(tls=ServerTls(authority.issue("elsewhere.test"))) as sink:
+        tls = trust(authority, server_name_override="elsewhere.test")
+        assert send_to(f"https://localhost:{sink.port}", tls=tls) == Delivered()
+
+
+def test_verification_can_be_skipped_and_start_warns(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    with HttpSink(tls=ServerTls(authority.issue("elsewhere.test"))) as sink:
+        assert send_to(f"https://localhost:{sink.port}", tls={"insecure_skip_verify": True}) == Delivered()
+    assert "insecure_skip_verify" in caplog.text
+
+
+def test_min_version_is_kept(authority: Authority) -> None:
+    context = server_context(ServerTls(authority.issue("localhost")))
+    context.maximum_version = context.maximum_version.TLSv1_2
+    with RawServer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", tls=context) as server:
+        endpoint = f"https://localhost:{server.port}"
+        assert send_to(endpoint, tls=trust(authority)) == Delivered()
+        assert isinstance(send_to(endpoint, tls=trust(authority, min_version="1.3")), RetryLater)
+
+
+def test_mutual_tls(authority: Authority, tmp_path: Path) -> None:
+    cert_file, key_file = authority.issue("client.test").write(tmp_path)
+    tls = trust(authority, cert_file=cert_file, key_file=key_file)
+    with HttpSink(tls=ServerTls(authority.issue("localhost"), client_ca=authority.pem)) as sink:
+        assert send_to(f"https://localhost:{sink.port}", tls=tls) == Delivered()
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_a_refused_client_certificate_delivers_and_loses_nothing(authority: Authority, version: str) -> None:
+    """It is blocked where the server's alert is seen; in TLS 1.3 a reset may be faster, and is a passing fault."""
+    stranger = Authority().issue("client.test")
+    context = server_context(ServerTls(authority.issue("localhost"), client_ca=authority.pem))
+    context.maximum_version = context.minimum_version = getattr(context.maximum_version, version)
+    tls = trust(authority, cert_pem=stranger.chain.decode(), key_pem=stranger.key.decode())
+    with RawServer(tls=context) as server:
+        outcome = send_to(f"https://localhost:{server.port}", tls=tls)
+    if version == "TLSv1_2":
+        assert isinstance(outcome, Blocked)
+    assert isinstance(outcome, Blocked | RetryLater)
+    assert "refuses the client certificate" in outcome.reason or isinstance(outcome, RetryLater)
+
+
+def test_tls_to_a_plain_server_and_the_other_way_round(authority: Authority, sink: HttpSink) -> None:
+    assert isinstance(send_to(f"https://localhost:{sink.port}", timeout=5.0), RetryLater)
+    with HttpSink(tls=ServerTls(authority.issue("localhost"))) as encrypted:
+        assert isinstance(send_to(f"http://localhost:{encrypted.port}"), RetryLater)
+
+
+def test_start_names_the_setting_of_a_wrong_file(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    settings = OtlpHttpSettings.model_validate({"endpoint": "https://localhost", "tls": {"ca_file": str(path)}})
+    with pytest.raises(FileNotFoundError, match="tls::ca_file"):
+        OtlpHttpExporter("otlp_http", settings).start()
+    path.write_text("garbage")
+    with pytest.raises(ValueError, match="tls::ca_file"):
+        OtlpHttpExporter("otlp_http", settings).start()
+
+
+def test_what_the_library_raises_unexpectedly_is_blocked_and_logged(
+    sink: HttpSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`send` never raises; here the caller breaks the contract by a number in place of bytes."""
+    caplog.set_level("DEBUG")
+    with exporting(sink.url) as exporter:
+        outcome = exporter.send(7, 1, LONG)  # type: ignore[arg-type] # what is tried here
+        assert isinstance(outcome, Blocked)
+        assert outcome.reason.startswith("unexpected TypeError of the HTTP library")
+        assert exporter.send(encoded(), 1, LONG) == Delivered()
+    assert any(record.exc_info for record in caplog.records)

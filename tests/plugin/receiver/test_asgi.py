@@ -1,0 +1,204 @@
+"""What only the ASGI adapter has: large bodies judged in a thread, a close with grace, connections that are kept.
+
+The contract's table is in test_contract.py.
+"""
+
+import gc
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import FrameType
+
+import pytest
+
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
+from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
+from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.webhook.lenient_json import _Numbers
+from statsig_otel.plugin.webhook.signature import Verifier
+from tests.plugin.adapters import ADAPTERS, CHANGE, SECRET, Sink, assert_refused, body_of, post, signed, wait_until
+from tests.plugin.http_client import Address, Response, ServerThread, connect, read_response, request
+
+ASGI = ADAPTERS[0]
+
+TINY = b'{"eventName":"statsig::config_change","timestamp":1,"metadata":{"name":"a","type":"b"}}'
+
+
+def judging() -> bool:
+    """Whether a receiver of this process has begun to judge a large body."""
+    return any(thread.name.startswith("statsig-otel-judge") for thread in threading.enumerate())
+
+
+@pytest.mark.slow
+def test_small_webhooks_are_answered_while_a_large_one_is_judged() -> None:
+    many = (2 << 20) // (len(TINY) + 1)
+    large = b"[" + b",".join([TINY] * many) + b"]"
+    small = body_of(CHANGE)
+    sink = Sink()
+    answers: list[Response] = []
+    meanwhile = 0
+    with ASGI.receiving(sink) as address:
+        sending = threading.Thread(target=lambda: answers.append(post_patiently(address, large)))
+        sending.start()
+        deadline = time.monotonic() + 60
+        while not judging() and not answers and time.monotonic() < deadline:
+            time.sleep(0.001)
+        while not any(len(batch.changes) > 1 for batch in list(sink.batches)) and time.monotonic() < deadline:
+            assert post_patiently(address, small).status == 200
+            meanwhile += 1
+        sending.join(60)
+    assert [(answer.status, answer.json["accepted"]) for answer in answers] == [(200, many)]
+    assert meanwhile > 1  # the last one may have been answered after the large body
+    wait_until(lambda: not judging())
+
+
+def post_patiently(address: Address, body: bytes) -> Response:
+    with connect(address) as connection:
+        connection.settimeout(60)
+        connection.sendall(request(body, headers=signed(body)))
+        return read_response(connection)
+
+
+@dataclass
+class Closing:
+    """A receiver that is told to close while requests are under way."""
+
+    receiver: StatsigReceiver
+    thread: ServerThread
+    address: Address
+
+    def close(self, grace: float) -> None:
+        done = threading.Event()
+        self.thread.loop.call_soon_threadsafe(self.receiver.close, grace)
+        self.thread.loop.call_soon_threadsafe(done.set)
+        assert done.wait(10)
+
+
+@pytest.fixture
+def closing() -> Iterator[tuple[Closing, threading.Event]]:
+    release = threading.Event()
+
+    def answer(batch: Batch) -> Receipt:
+        assert release.wait(10)
+        return Receipt(accepted=len(batch.changes))
+
+    receiver = StatsigReceiver(Intake(verifier=Verifier([SECRET])), Sink(answer))
+    thread = ServerThread(create_app({"/hook": receiver}))
+    try:
+        yield Closing(receiver, thread, thread.start()), release
+    finally:
+        release.set()
+        thread.stop()
+
+
+def test_closing_refuses_new_requests_and_finishes_what_was_handed_over(
+    closing: tuple[Closing, threading.Event],
+) -> None:
+    service, release = closing
+    body = body_of(CHANGE)
+    with connect(service.address) as waiting, connect(service.address) as half:
+        waiting.sendall(request(body, headers=signed(body)))
+        half.sendall(request(body, headers=signed(body))[:-1])
+        time.sleep(0.2)
+        service.close(grace=0.2)
+        response = post(service.address, body)
+        assert_refused(response, 503)
+        assert response.headers["retry-after"].isdigit()
+        assert_refused(read_response(half), 503)
+        release.set()
+        assert read_response(waiting).status == 200
+
+
+def test_a_body_that_arrives_within_the_grace_is_still_taken(closing: tuple[Closing, threading.Event]) -> None:
+    service, release = closing
+    release.set()
+    body = body_of(CHANGE)
+    with connect(service.address) as half:
+        half.sendall(request(body, headers=signed(body))[:-1])
+        time.sleep(0.2)
+        service.close(grace=5)
+        half.sendall(body[-1:])
+        assert read_response(half).status == 200
+
+
+def test_a_large_body_that_arrives_within_the_grace_is_still_taken(closing: tuple[Closing, threading.Event]) -> None:
+    service, release = closing
+    release.set()
+    body = body_of(CHANGE).ljust(300_000)
+    assert post(service.address, body).status == 200  # the thread that judges is there, and ends with the close
+    with connect(service.address) as half:
+        half.sendall(request(body, headers=signed(body))[:-1])
+        time.sleep(0.2)
+        service.close(grace=5)
+        half.sendall(body[-1:])
+        assert read_response(half).status == 200
+
+
+def test_several_requests_share_a_connection() -> None:
+    body = body_of(CHANGE)
+    with ASGI.receiving() as address, connect(address) as connection:
+        for _ in range(3):
+            connection.sendall(request(body, headers=signed(body)))
+            assert read_response(connection).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (body_of(CHANGE), 200),
+        (body_of({"eventName": "statsig::gate_exposure"}), 200),
+        (b'[{"eventName":"statsig::config_change","timestamp":1,"timestamp":NaN,"metadata":{}}]', 200),
+        (b'{"data":[', 400),
+        (b"", 401),
+        (body_of({**CHANGE, "userID": "refused"}), 503),
+    ],
+)
+def test_a_request_leaves_next_to_nothing_to_the_garbage_collector(body: bytes, status: int) -> None:
+    """`statsig-otel run` looks for cycles rarely: one with a body in it would hold that for long."""
+
+    def answer(_: Batch) -> Receipt:
+        if status == 503:
+            raise RefusedError("full", reason="queue_full", retry_after=1)
+        return Receipt(accepted=1)
+
+    data = request(body, headers=signed(body) if body else {})
+    with ASGI.receiving(Sink(answer)) as address, connect(address) as connection:
+        assert exchange(connection, data) == status  # what is made once is made
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(10):
+                exchange(connection, data)
+            gc.collect()
+            left = {type(thing) for thing in gc.garbage}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    of_ours = {kind for kind in left if kind.__module__.startswith("statsig_otel")}
+    assert not (of_ours - {_Numbers}) | (left & {bytes, FrameType})
+
+
+def exchange(connection: socket.socket, data: bytes) -> int:
+    connection.sendall(data)
+    return read_response(connection).status
+
+
+def test_an_answer_that_its_consumer_cancels_is_an_error_and_its_neighbours_have_theirs() -> None:
+    class Cancelling(Sink):
+        def consume(self, batch: Batch) -> Future[Receipt]:
+            future: Future[Receipt] = Future()
+            if not self.batches:
+                future.cancel()
+            else:
+                future.set_result(Receipt(accepted=1))
+            self.batches.append(batch)
+            return future
+
+    data = request(body_of(CHANGE), headers=signed(body_of(CHANGE)))
+    with ASGI.receiving(Cancelling()) as address, connect(address) as connection:
+        assert [exchange(connection, data) for _ in range(2)] == [500, 200]

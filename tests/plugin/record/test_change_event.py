@@ -1,0 +1,471 @@
+"""The reference mapping: every field of a config change present, absent, null, empty and of a wrong type."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
+from tests.plugin.strategies import json_texts
+
+DATA: Final = Path(__file__).parents[2] / "data"
+ABSENT: Final = object()
+
+MINIMAL: Final[dict[str, Any]] = {
+    "eventName": "statsig::config_change",
+    "timestamp": 1709660061095,
+    "metadata": {"type": "Gate", "name": "layout_v2"},
+}
+FULL: Final[dict[str, Any]] = {
+    "eventName": "statsig::config_change",
+    "timestamp": 1709660061095,
+    "userID": "top_level_id",
+    "user": {"name": "Test User", "email": "test.user@example.com", "userID": "user_id"},
+    "metadata": {
+        "type": "Gate",
+        "name": "layout_v2",
+        "action": "updated",
+        "description": "- Updated rule\n    - 10 to 50",
+        "environments": "production, staging",
+        "environment": "older",
+        "projectName": "Web",
+        "projectID": "project_1",
+        "tags": ["core"],
+        "targetApps": ["app"],
+    },
+}
+FULL_EVENT: Final = ChangeEvent(
+    happened_at=1709660061095,
+    entity_type="Gate",
+    name="layout_v2",
+    action="updated",
+    description="- Updated rule\n    - 10 to 50",
+    environments=("production", "staging"),
+    project_id="project_1",
+    project_name="Web",
+    tags=("core",),
+    target_apps=("app",),
+    user_id="user_id",
+    user_name="Test User",
+    user_email="test.user@example.com",
+)
+
+
+def with_member(path: str, value: object, base: dict[str, Any] = FULL) -> dict[str, Any]:
+    """A copy of an event in which one member, such as `metadata.name`, is another, or none."""
+    item: dict[str, Any] = json.loads(json.dumps(base))
+    *parents, name = path.split(".")
+    holder = item
+    for parent in parents:
+        holder = holder[parent]
+    if value is ABSENT:
+        holder.pop(name, None)
+    else:
+        holder[name] = value
+    return item
+
+
+def mapped(path: str, value: object) -> ChangeEvent:
+    return ChangeEvent.from_item(with_member(path, value))
+
+
+class TestWhole:
+    def test_every_field(self) -> None:
+        assert ChangeEvent.from_item(FULL) == FULL_EVENT
+
+    def test_only_what_is_required(self) -> None:
+        assert ChangeEvent.from_item(MINIMAL) == ChangeEvent(
+            happened_at=1709660061095, entity_type="Gate", name="layout_v2"
+        )
+
+    def test_unknown_members_change_nothing(self) -> None:
+        item = FULL | {"x": 1, "timeUUID": [], "metadata": FULL["metadata"] | {"x": {}}, "user": FULL["user"] | {"": 1}}
+        assert ChangeEvent.from_item(item) == FULL_EVENT
+
+    def test_the_samples(self) -> None:
+        samples = json.loads((DATA / "config_changes.json").read_text())["events"]
+        gate, experiment, older = (ChangeEvent.from_item(sample["event"]) for sample in samples)
+        assert gate == ChangeEvent(
+            happened_at=1709660061095,
+            entity_type="Gate",
+            name="layout_v2",
+            action="created",
+            description="Description: Change default page layout",
+            user_name="Test User",
+            user_email="test.user@example.com",
+        )
+        assert (gate.type, gate.title) == ("gate_created", "layout_v2 created")
+        assert (experiment.type, experiment.title) == ("experiment_updated", "heading_test updated")
+        assert experiment.description == (
+            "- Updated experiment settings\n    - Groups updated: control, test\n    - Parameters added: heading\n"
+            "    - Parameters updated: directives"
+        )
+        assert older == ChangeEvent(
+            happened_at=1655232119734,
+            entity_type="gate",
+            name="a_gate_name",
+            description="a_description",
+            environments=("production",),
+            user_name="A User",
+            user_email="a.user@example.com",
+        )
+        assert (older.type, older.title) == ("gate_changed", "a_gate_name changed")
+
+
+class TestTypeAndTitle:
+    @pytest.mark.parametrize(
+        ("entity_type", "action", "expected"),
+        [
+            ("Gate", "created", "gate_created"),
+            ("Gate", "updated", "gate_updated"),
+            ("Gate", "deleted", "gate_deleted"),
+            ("Gate", "archived", "gate_archived"),
+            ("Experiment", "created", "experiment_created"),
+            ("DynamicConfig", "updated", "dynamicconfig_updated"),
+            ("Dynamic Config", "updated", "dynamic_config_updated"),
+            ("Feature Gate", "archived", "feature_gate_archived"),
+            ("Segment", "deleted", "segment_deleted"),
+            ("Layer", "created", "layer_created"),
+            ("Holdout", "updated", "holdout_updated"),
+            ("Autotune", "updated", "autotune_updated"),
+            ("gate", None, "gate_changed"),
+            ("Gate", "", "gate_changed"),
+            ("Metric Source", "Roll Out", "metric_source_roll_out"),
+            ("A\tB\nC\u00a0D", "Started", "a_b_c_d_started"),
+            ("Two  Blanks", " x", "two__blanks__x"),
+            ("Größe", "ÄNDERN", "größe_ändern"),
+            ("Gate", 7, "gate_7"),
+            ("Gate", True, "gate_true"),
+        ],
+    )
+    def test_types_and_actions_are_open_sets(self, entity_type: str, action: object, expected: str) -> None:
+        item = with_member("metadata.action", action)
+        item["metadata"]["type"] = entity_type
+        assert ChangeEvent.from_item(item).type == expected
+
+    @pytest.mark.parametrize(
+        ("action", "title"),
+        [
+            ("updated", "layout_v2 updated"),
+            (None, "layout_v2 changed"),
+            ("", "layout_v2 changed"),
+            (1.5, "layout_v2 1.5"),
+        ],
+    )
+    def test_the_title_is_name_and_action(self, action: object, title: str) -> None:
+        assert mapped("metadata.action", action).title == title
+
+    def test_names_are_kept_as_sent(self) -> None:
+        event = mapped("metadata.name", "  Layout\nV2 ")
+        assert (event.name, event.title) == ("  Layout\nV2 ", "  Layout\nV2  updated")
+
+
+class TestRequired:
+    @pytest.mark.parametrize("field", ["metadata.name", "metadata.type"])
+    @pytest.mark.parametrize(
+        ("value", "kind"),
+        [
+            (ABSENT, "missing or null"),
+            (None, "missing or null"),
+            ("", "empty"),
+            (0, "an integer"),
+            (5, "an integer"),
+            (1.5, "a fraction"),
+            (True, "a boolean"),
+            (False, "a boolean"),
+            ([], "an array"),
+            (["x"], "an array"),
+            ({}, "an object"),
+            (float("nan"), "no number"),
+        ],
+    )
+    def test_name_and_type_are_texts_that_are_not_empty(self, field: str, value: object, kind: str) -> None:
+        with pytest.raises(InvalidItemError) as raised:
+            mapped(field, value)
+        assert str(raised.value) == f"{field}: must be a text that is not empty, is {kind}"
+
+    @pytest.mark.parametrize(
+        ("value", "kind"),
+        [
+            (ABSENT, "missing or null"),
+            (None, "missing or null"),
+            ("", "empty"),
+            ("x", "a text"),
+            (1, "an integer"),
+            (True, "a boolean"),
+            ([], "an array"),
+        ],
+    )
+    def test_metadata_is_an_object(self, value: object, kind: str) -> None:
+        with pytest.raises(InvalidItemError) as raised:
+            mapped("metadata", value)
+        assert str(raised.value) == f"metadata: must be an object, is {kind}"
+
+    def test_empty_metadata_has_no_type(self) -> None:
+        with pytest.raises(InvalidItemError, match=r"metadata\.type"):
+            mapped("metadata", {})
+
+
+class TestTimestamp:
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            (1709660061095, 1709660061095),
+            ("1709660061095", 1709660061095),
+            (1, 1),
+            ("1", 1),
+            ("0000000000001", 1),
+            (253402300799999, 253402300799999),
+            ("253402300799999", 253402300799999),
+        ],
+    )
+    def test_milliseconds_as_an_integer_or_its_digits(self, value: object, expected: int) -> None:
+        assert mapped("timestamp", value).happened_at == expected
+
+    @pytest.mark.parametrize("value", [0, -1, "0", "00", 253402300800000, "253402300800000", 2**63, 2**64, 10**400])
+    def test_it_lies_between_1970_and_the_year_9999(self, value: object) -> None:
+        with pytest.raises(InvalidItemError, match="between 1970 and the year 9999"):
+            mapped("timestamp", value)
+
+    @pytest.mark.parametrize(
+        ("value", "kind"),
+        [
+            (ABSENT, "missing or null"),
+            (None, "missing or null"),
+            ("", "empty"),
+            (True, "a boolean"),
+            (False, "a boolean"),
+            (1709660061095.0, "a fraction"),
+            (1.7e12, "a fraction"),
+            (float("nan"), "no number"),
+            (float("inf"), "no number"),
+            ([1709660061095], "an array"),
+            ({"ms": 1}, "an object"),
+            ("  1", "a text"),
+            ("1 ", "a text"),
+            ("1\n", "a text"),
+            ("1_0", "a text"),
+            ("+1", "a text"),
+            ("-1", "a text"),
+            ("1.0", "a text"),
+            ("1e3", "a text"),
+            ("0x1", "a text"),
+            ("\u0661\u0667", "a text"),
+            ("\uff11", "a text"),
+            ("1\u00b2", "a text"),
+            ("9" * 21, "a text"),
+            ("9" * 5000, "a text"),
+            ("2024-03-05T17:34:21.095Z", "a text"),
+        ],
+    )
+    def test_anything_else_is_invalid(self, value: object, kind: str) -> None:
+        with pytest.raises(InvalidItemError) as raised:
+            mapped("timestamp", value)
+        assert str(raised.value) == f"timestamp: must be an integer of milliseconds, is {kind}"
+
+
+TEXTS: Final = {
+    "metadata.action": "action",
+    "metadata.description": "description",
+    "metadata.projectID": "project_id",
+    "metadata.projectName": "project_name",
+    "user.name": "user_name",
+    "user.email": "user_email",
+}
+
+
+@pytest.mark.parametrize(("path", "attribute"), TEXTS.items(), ids=TEXTS)
+class TestOptionalTexts:
+    @pytest.mark.parametrize("value", [ABSENT, None, ""])
+    def test_null_and_empty_are_absent(self, path: str, attribute: str, value: object) -> None:
+        event = mapped(path, value)
+        assert getattr(event, attribute) is None
+        assert event.left_out == ()
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            ("x", "x"),
+            (" ", " "),
+            ("0", "0"),
+            ("a\x00b", "a\x00b"),
+            ("😀", "😀"),
+            ("\ud800a\udfff", "\ufffda\ufffd"),
+            (0, "0"),
+            (-7, "-7"),
+            (2**70, "1180591620717411303424"),
+            (1.5, "1.5"),
+            (-0.0, "-0.0"),
+            (1e22, "1e+22"),
+            (True, "true"),
+            (False, "false"),
+        ],
+    )
+    def test_numbers_and_booleans_are_their_json_text(
+        self, path: str, attribute: str, value: object, text: str
+    ) -> None:
+        event = mapped(path, value)
+        assert getattr(event, attribute) == text
+        assert event.left_out == ()
+
+    @pytest.mark.parametrize("value", [[], ["x"], {}, {"x": "y"}])
+    def test_anything_else_is_left_out_and_told(self, path: str, attribute: str, value: object) -> None:
+        event = mapped(path, value)
+        assert getattr(event, attribute) is None
+        assert event.left_out == (path,)
+
+
+class TestUser:
+    @pytest.mark.parametrize("value", [ABSENT, None, "", {}])
+    def test_none(self, value: object) -> None:
+        event = mapped("user", value)
+        assert (event.user_name, event.user_email, event.user_id) == (None, None, "top_level_id")
+        assert event.left_out == ()
+
+    @pytest.mark.parametrize("value", ["Test User", [], ["x"], 0, 5, 1.5, True, False, float("nan")])
+    def test_no_object(self, value: object) -> None:
+        event = mapped("user", value)
+        assert (event.user_name, event.user_email, event.user_id) == (None, None, "top_level_id")
+        assert event.left_out == ("user",)
+
+    @pytest.mark.parametrize(
+        ("inner", "top", "expected", "left_out"),
+        [
+            ("inner", "top", "inner", ()),
+            ("inner", ABSENT, "inner", ()),
+            (ABSENT, "top", "top", ()),
+            (None, "top", "top", ()),
+            ("", "top", "top", ()),
+            ("", "", None, ()),
+            (ABSENT, None, None, ()),
+            (0, "top", "0", ()),
+            (False, "top", "false", ()),
+            (ABSENT, 17, "17", ()),
+            ({}, "top", "top", ("user.userID",)),
+            ([], [], None, ("user.userID", "userID")),
+            ("inner", {}, "inner", ()),
+        ],
+    )
+    def test_its_id_at_both_levels(
+        self, inner: object, top: object, expected: str | None, left_out: tuple[str, ...]
+    ) -> None:
+        event = ChangeEvent.from_item(with_member("userID", top, with_member("user.userID", inner)))
+        assert (event.user_id, event.left_out) == (expected, left_out)
+
+
+class TestEnvironments:
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("production", ("production",)),
+            ("production,staging", ("production", "staging")),
+            (" production ,\tstaging\n", ("production", "staging")),
+            ("production,,staging,", ("production", "staging")),
+            ("production,production", ("production", "production")),
+            ("pre prod", ("pre prod",)),
+            (",", ()),
+            (" , ", ()),
+            (5, ("5",)),
+            (True, ("true",)),
+            ("a\ud800", ("a\ufffd",)),
+        ],
+    )
+    def test_split_at_commas_and_trimmed(self, value: object, expected: tuple[str, ...]) -> None:
+        assert mapped("metadata.environments", value).environments == expected
+
+    @pytest.mark.parametrize("value", [ABSENT, None, ""])
+    def test_the_older_singular_where_the_plural_is_absent(self, value: object) -> None:
+        event = mapped("metadata.environments", value)
+        assert (event.environments, event.left_out) == (("older",), ())
+
+    @pytest.mark.parametrize("value", [ABSENT, None, ""])
+    def test_neither(self, value: object) -> None:
+        item = with_member("metadata.environment", value, with_member("metadata.environments", ""))
+        assert ChangeEvent.from_item(item).environments == ()
+
+    @pytest.mark.parametrize("value", [[], ["production"], {}])
+    def test_of_a_wrong_type(self, value: object) -> None:
+        event = mapped("metadata.environments", value)
+        assert (event.environments, event.left_out) == (("older",), ("metadata.environments",))
+        both = ChangeEvent.from_item(
+            with_member("metadata.environment", value, with_member("metadata.environments", value))
+        )
+        assert (both.environments, both.left_out) == ((), ("metadata.environments", "metadata.environment"))
+
+
+@pytest.mark.parametrize(
+    ("path", "attribute"), [("metadata.tags", "tags"), ("metadata.targetApps", "target_apps")], ids=["tags", "apps"]
+)
+class TestArrays:
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            (ABSENT, ()),
+            (None, ()),
+            ("", ()),
+            ([], ()),
+            ([None, ""], ()),
+            (["core", "web"], ("core", "web")),
+            (["b", None, "a", "", "b"], ("b", "a", "b")),
+            ([1, -2.5, True, False, 0], ("1", "-2.5", "true", "false", "0")),
+            ([{"name": "é", "id": 1}], ('{"name":"é","id":1}',)),
+            ([{}, [], [1, [None, "x"]]], ("{}", "[]", '[1,[null,"x"]]')),
+            (["\ud800", {"\udfff": "\ud83d"}], ("\ufffd", '{"\ufffd":"\ufffd"}')),
+            ("core", ("core",)),
+            ("core,web", ("core,web",)),
+            (5, ("5",)),
+            (0, ("0",)),
+            (False, ("false",)),
+        ],
+    )
+    def test_each_element_is_a_text(self, path: str, attribute: str, value: object, expected: tuple[str, ...]) -> None:
+        event = mapped(path, value)
+        assert (getattr(event, attribute), event.left_out) == (expected, ())
+
+    @pytest.mark.parametrize("value", [{}, {"core": True}])
+    def test_an_object_is_left_out(self, path: str, attribute: str, value: object) -> None:
+        event = mapped(path, value)
+        assert (getattr(event, attribute), event.left_out) == ((), (path,))
+
+    def test_an_element_that_is_nested_too_deeply(self, path: str, attribute: str) -> None:
+        deep: list[Any] = []
+        for _ in range(200_000):
+            deep = [deep]
+        item = with_member(path, ABSENT)
+        item["metadata"][path.removeprefix("metadata.")] = [deep]
+        with pytest.raises(InvalidItemError, match="nested too deeply"):
+            ChangeEvent.from_item(item)
+
+
+def test_everything_of_a_wrong_type_at_once() -> None:
+    """Each field is told once; what is required is still there, and so is the record."""
+    wrong: dict[str, Any] = {}
+    metadata = dict.fromkeys(FULL["metadata"], wrong) | {"name": "n", "type": "T"}
+    event = ChangeEvent.from_item({"timestamp": 1, "metadata": metadata, "user": [], "userID": wrong})
+    assert event == ChangeEvent(happened_at=1, entity_type="T", name="n", left_out=event.left_out)
+    assert sorted(event.left_out) == sorted(
+        ["user", "userID"] + [f"metadata.{name}" for name in FULL["metadata"] if name not in {"name", "type"}]
+    )
+
+
+@given(
+    path=st.sampled_from(
+        ["timestamp", "metadata.name", "metadata.type", "metadata", "user", "user.name", "metadata.tags"]
+    ),
+    text=json_texts(),
+)
+def test_whatever_stands_there_the_texts_are_valid(path: str, text: str) -> None:
+    """A record or an InvalidItemError; every text of a record can be written as UTF-8 and is not empty."""
+    try:
+        event = mapped(path, json.loads(text))
+    except InvalidItemError:
+        assert path in {"timestamp", "metadata.name", "metadata.type", "metadata"}
+        return
+    texts = (event.entity_type, event.name, event.action, event.description, event.project_id, event.project_name)
+    people = (event.user_id, event.user_name, event.user_email)
+    for value in (*texts, *people, *event.environments, *event.tags, *event.target_apps):
+        assert value is None or value.encode()
+    assert 1 <= event.happened_at <= 253402300799999

@@ -1,0 +1,177 @@
+"""A service in a process: forks, the end of the interpreter, and what it leaves alone."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.processes import Process, wait_until_listening
+from tests.e2e.service_process import environment
+from tests.peers.otlp_servers import GrpcSink, free_port
+from tests.plugin.http_client import exchange
+from tests.plugin.services import names_in, webhook
+
+ROOT = Path(__file__).parents[3]
+QUIET = environment({"GRPC_VERBOSITY": "NONE"})
+"""A fork while it is at work is worth a line to grpc."""
+
+
+def run(which: str, sink: GrpcSink, directory: Path) -> str:
+    command = [sys.executable, "-m", "tests.plugin.service._service_child", which, sink.address, str(directory)]
+    ran = subprocess.run(command, cwd=ROOT, env=QUIET, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr
+    return ran.stdout
+
+
+def test_a_service_belongs_to_the_process_that_starts_it(tmp_path: Path) -> None:
+    """Made before a fork it starts in the child; a child of a started one is told so, and leaves its parent alone."""
+    with GrpcSink() as sink:
+        output = run("forks", sink, tmp_path)
+    pid = output.splitlines()[-1].removeprefix("parent ")
+    owner = f"the process {pid}"
+    in_use = (
+        f"{tmp_path} is in use by {owner}: stop that one, or give each service its own file_storage directory; "
+        "one process owns a queue. Of a server's workers let one do it (gunicorn: --workers 1 --threads 8), or run "
+        "statsig-otel beside them, or turn the queue off: sending_queue enabled=False for every exporter"
+    )
+    assert output.splitlines() == [
+        "child took 200",
+        "child drained True True",
+        "child ended 0",
+        f"consumer the service was started by {owner}, of which this is a fork: start one after the fork",
+        f"start this service was started by {owner}: make it, or start it, after the fork",
+        "shutdown True",
+        f"second {in_use}",
+        "child ended 0",
+        "parent took 200",
+        "parent drained True",
+        "the same port took 200",
+        f"parent {pid}",
+    ]
+    names = [name for received in sink.requests for name in names_in(received.payload)]
+    # At least once: a call that is under way at a fork may end as failed, and is made again.
+    assert list(dict.fromkeys(names)) == ["in the child", "in the parent", "again"]
+
+
+def test_a_service_leaves_its_process_alone(tmp_path: Path) -> None:
+    """No signal handler, no logging, no hook, no thread that keeps it alive, and not one look at the environment."""
+    with GrpcSink() as sink:
+        said = json.loads(run("manners", sink, tmp_path))
+        assert len(sink.records) == 1
+    assert said["as before"]
+    assert (said["our handlers"], said["our levels"]) == (0, [0])
+    assert said["threads"] == ["MainThread"]
+    asked = {(module.partition(".")[0], name) for module, name in said["asked"]}
+    assert asked, "the libraries look at theirs, so the watch works"
+    assert not [one for one in asked if one[0] == "statsig_otel"]
+    # Of the libraries' own none is about what is sent, or where.
+    names = {name for _, name in asked if name.startswith(("OTEL_", "STATSIG_", "STATE_", "XDG_", "*"))}
+    assert names <= {"OTEL_PYTHON_CONTEXT", "OTEL_PYTHON_METER_PROVIDER"}
+
+
+@pytest.mark.slow
+def test_a_shutdown_at_the_interpreter_s_end_or_in_a_daemon_thread_sends_what_waits(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        assert run("atexit", sink, tmp_path) == "other drained True\ndrained True 600\n"
+        assert len(sink.records) == 1
+
+
+@pytest.mark.slow
+def test_the_second_worker_of_a_real_server_is_told_the_ways_out(tmp_path: Path) -> None:
+    """And the first one takes webhooks all the while."""
+    (tmp_path / "program.py").write_text(WORKER.format(root=str(ROOT), directory=str(tmp_path / "queue")))
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "--workers", "2", "--port", str(port), "--app-dir", str(tmp_path)]
+    with Process([*command, "program:app"], environment()) as process:
+        line = process.wait_for(r"DirectoryInUseError: (.*)$")[1]
+        for way in ("is in use by the process", "--workers 1 --threads 8", "statsig-otel beside", "enabled=False"):
+            assert way in line
+        # The first worker holds the directory before it listens: the second may be told before that.
+        wait_until_listening(process, port)
+        assert exchange(("127.0.0.1", port), webhook("a")).status == 200
+
+
+WORKER = """
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+sys.path.insert(0, {root!r})
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from tests.plugin.services import Keeper, service
+
+running = service(Path({directory!r}), {{"mine": Keeper()}}, listen=False)
+
+@asynccontextmanager
+async def lifespan(app):
+    async with running:
+        yield
+
+app = Starlette(routes=[Mount("/", app=running.asgi_app())], lifespan=lifespan)
+"""
+
+
+@pytest.mark.slow
+def test_gunicorn_starts_a_service_in_its_worker_after_the_fork(tmp_path: Path) -> None:
+    """Made before it (`--preload`), started by `post_fork`, ended by `worker_exit`: what a 200 said is delivered."""
+    kept = tmp_path / "kept.jsonl"
+    (tmp_path / "program.py").write_text(
+        GUNICORN.format(root=str(ROOT), directory=str(tmp_path / "queue"), kept=str(kept))
+    )
+    (tmp_path / "gunicorn.conf.py").write_text(HOOKS)
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "--preload",
+        "--config",
+        str(tmp_path / "gunicorn.conf.py"),
+        "--workers",
+        "1",
+        "--threads",
+        "8",
+    ]
+    where = ["--bind", f"127.0.0.1:{port}", "--chdir", str(tmp_path), "program:app"]
+    with Process([*command, *where], environment()) as process:
+        process.wait_for(r"Booting worker")
+        with ThreadPoolExecutor(8) as clients:
+            answers = list(clients.map(lambda name: exchange(("127.0.0.1", port), webhook(name)), "abcdefgh"))
+        assert [answer.status for answer in answers] == [200] * 8
+        assert process.stop() == 0
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    bodies = [
+        record["body"]["stringValue"]
+        for line in lines
+        for resource in line["resourceLogs"]
+        for scope in resource["scopeLogs"]
+        for record in scope["logRecords"]
+    ]
+    assert sorted(bodies) == [f"{name} updated" for name in "abcdefgh"]
+
+
+GUNICORN = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {root!r})
+from statsig_otel.exporters import FileSettings
+from tests.plugin.services import service
+
+running = service(Path({directory!r}), {{"file": FileSettings(path=Path({kept!r}))}}, listen=False)
+app = running.wsgi_app()
+"""
+
+HOOKS = """
+def post_fork(server, worker):
+    import program
+    program.running.start()
+
+def worker_exit(server, worker):
+    import program
+    program.running.shutdown(10)
+"""

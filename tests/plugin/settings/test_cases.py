@@ -1,0 +1,57 @@
+"""Keys and values of the Collector that this service has not: each file in config_cases/ with what is said about it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import pytest
+
+from statsig_otel.config import ConfigError, Settings, check, parse
+from statsig_otel.plugin.settings.catalog import COMPONENTS
+
+CASES: Final = Path(__file__).parent / "cases"
+NAMES: Final = sorted(path.stem for path in CASES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_says_exactly_this(name: str) -> None:
+    data = (CASES / f"{name}.yaml").read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        check(parse(data, file="config.yaml", directory=CASES, environ={}), COMPONENTS)
+    assert str(caught.value) == (CASES / f"{name}.txt").read_text().removesuffix("\n")
+
+
+def test_every_message_belongs_to_a_file() -> None:
+    assert sorted(path.stem for path in CASES.glob("*.txt")) == NAMES
+
+
+def models(annotation: Any) -> Iterator[type[Settings]]:
+    """The models that a type holds, at every depth."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+        for info in annotation.model_fields.values():
+            yield from models(info.annotation)
+    for argument in get_args(annotation):
+        yield from models(argument)
+
+
+TABLES: Final = (COMPONENTS.receivers, COMPONENTS.exporters, COMPONENTS.extensions)
+ALL: Final = {
+    found
+    for model in [*(model for table in TABLES for model in table.values()), COMPONENTS.telemetry]
+    for found in models(model)
+}
+
+
+def test_every_refused_key_is_in_a_file() -> None:
+    messages = "\n".join((CASES / f"{name}.txt").read_text() for name in NAMES)
+    refused = {(key, advice) for model in ALL for key, advice in model.all_refused().items()}
+    assert len(refused) > 50
+    for key, advice in refused:
+        assert f"::{key}: is a key of the Collector that is not supported here" in messages
+        assert f"  hint: {advice}\n" in messages + "\n"
+
+
+def test_no_key_is_refused_and_known() -> None:
+    for model in ALL:
+        assert not set(model.all_refused()) & set(model.model_fields)
