@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.measure import HOST
 from statsig_otel.exporters.consumer import Batch, Change
-from statsig_otel.exporters.delivery.sender import DeliverySettings, Sender
+from statsig_otel.exporters.delivery.sender import DeliverySettings, QueueSender
 from statsig_otel.exporters.exporter import Delivered, Outcome
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
@@ -126,9 +126,9 @@ def fill(directory: Path, count: int, *, delivered: bool = False) -> None:
             assert queue.consume(Batch(RECEIVER, changes)).result().accepted == len(changes)
         if delivered:
             settings = DeliverySettings(max_records=_IN_ONE_COMMIT, max_bytes=64 << 20)
-            sender = Sender(queue.lane(EXPORTER), _Taken(), settings)
+            sender = QueueSender(queue.cursor(EXPORTER), _Taken(), settings)
             sender.start()
-            while queue.lane(EXPORTER).waiting:
+            while queue.cursor(EXPORTER).waiting:
                 time.sleep(0.01)
             sender.shutdown()
     finally:

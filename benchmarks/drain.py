@@ -35,7 +35,7 @@ from benchmarks import backlog, measure
 from benchmarks.sink import Sink, sink
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import read
-from statsig_otel.exporters.delivery.sender import Sender
+from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.plugin.settings.catalog import COMPONENTS, QueuedOtlpGrpcSettings, create_exporter
 
 QUEUE, SDK = "queue", "sdk"
@@ -54,11 +54,11 @@ def drain_queue(directory: Path, backend: str, compression: str) -> float:
     assert isinstance(settings, QueuedOtlpGrpcSettings)
     queue = backlog.open_queue(directory)
     exporter = create_exporter(backlog.EXPORTER, settings)
-    sender = Sender(queue.lane(backlog.EXPORTER), exporter, settings.delivery(settings.timeout))
+    sender = QueueSender(queue.cursor(backlog.EXPORTER), exporter, settings.delivery(settings.timeout))
     began = time.perf_counter()
     queue.start()
     sender.start()
-    while queue.lane(backlog.EXPORTER).waiting:
+    while queue.cursor(backlog.EXPORTER).waiting:
         time.sleep(0.005)
     took = time.perf_counter() - began
     sender.shutdown()

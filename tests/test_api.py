@@ -30,7 +30,7 @@ THROUGH: Final = {
     "statsig_otel.plugin.record.services.Concerned": "between Mapper and `statsig-otel explain`",
     "statsig_otel.plugin.record.services.ImpactedServices": "of ImpactedServicesSettings.create, for Mapper",
     "statsig_otel.plugin.record.services.ServiceRule": "of ServiceRuleSettings.rule, for the former",
-    "statsig_otel.plugin.record.record.RecordFields": "handed to a Remapping, which answers with a replaced copy",
+    "statsig_otel.plugin.record.record.RecordFields": "handed to a RecordHook, which answers with a replaced copy",
     "statsig_otel.plugin.record.mapping.Lookup": "of LookupSettings.source, for the following",
     "statsig_otel.plugin.record.mapping.RecordMapping": "of MappingSettings.create, for LogRecordEncoder",
 }

@@ -116,7 +116,7 @@ MAY_LOAD = {
         "": "Batch Blocked Change Consumer Delivered DirectoryInUseError Exporter Invalid Outcome PartiallyRejected "
         "QueueError Receipt RefusedError Rejected RetryLater",
         MODEL: "ClientTlsSettings ExporterType GrpcTlsSettings KeepaliveSettings OtlpGrpcSettings OtlpHttpSettings",
-        "opentelemetry.metrics": "Route SynchronousConsumer",
+        "opentelemetry.metrics": "SynchronousExporter SynchronousConsumer",
         "opentelemetry._logs opentelemetry.proto": "LoggerProviderConsumer",
         RECORD_MODEL: "DebugExporter DebugSettings FileExporter FileSettings",
         f"{RECORD_MODEL} grpc": "OtlpGrpcExporter",
@@ -126,7 +126,7 @@ MAY_LOAD = {
         "": "ChangeEvent ChangeFilter InvalidItemError Item",
         "msgspec": "DEFAULT_PATH MalformedBodyError Payload SIGNATURE_HEADER TIMESTAMP_HEADER UnauthorizedError "
         "UrlVerification Verification Verifier WebhookError parse parse_url_verification sign verify",
-        "opentelemetry.proto": "LogRecordEncoder Remapping uid",
+        "opentelemetry.proto": "LogRecordEncoder RecordHook uid",
         "msgspec opentelemetry.proto": "Mapped Mapper",
         "msgspec opentelemetry.metrics opentelemetry.proto": "Answer AnsweredError Intake Limits Request",
         MODEL: "ChangeMatchSettings FilterSettings",

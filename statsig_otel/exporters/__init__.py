@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.consumer import Invalid as Invalid
     from statsig_otel.exporters.consumer import Receipt as Receipt
     from statsig_otel.exporters.consumer import RefusedError as RefusedError
-    from statsig_otel.exporters.delivery.synchronous import Route as Route
     from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer as SynchronousConsumer
+    from statsig_otel.exporters.delivery.synchronous import SynchronousExporter as SynchronousExporter
     from statsig_otel.exporters.exporter import Blocked as Blocked
     from statsig_otel.exporters.exporter import Delivered as Delivered
     from statsig_otel.exporters.exporter import Exporter as Exporter
@@ -70,7 +70,7 @@ else:  # a checker would take whatever name for one that there is
             "RefusedError": "consumer",
             "Rejected": "exporter",
             "RetryLater": "exporter",
-            "Route": "delivery.synchronous",
+            "SynchronousExporter": "delivery.synchronous",
             "SynchronousConsumer": "delivery.synchronous",
         },
     )

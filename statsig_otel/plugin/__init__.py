@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.record.mapper import Mapped as Mapped
     from statsig_otel.plugin.record.mapper import Mapper as Mapper
     from statsig_otel.plugin.record.record import LogRecordEncoder as LogRecordEncoder
-    from statsig_otel.plugin.record.record import Remapping as Remapping
+    from statsig_otel.plugin.record.record import RecordHook as RecordHook
     from statsig_otel.plugin.record.record import uid as uid
     from statsig_otel.plugin.server.server import HttpServer as HttpServer
     from statsig_otel.plugin.server.tls import ServerTls as ServerTls
@@ -86,7 +86,7 @@ else:  # a checker would take whatever name for one that there is
             "Mapper": "record.mapper",
             "MappingSettings": "settings.mapping",
             "Payload": "webhook.payload",
-            "Remapping": "record.record",
+            "RecordHook": "record.record",
             "Request": "receiver.intake",
             "RestartNeededError": "service.backend",
             "RetryOnFailureSettings": "settings.delivery",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statsig_otel.exporters.consumer import Batch, Receipt
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.routing import Plan
+from statsig_otel.exporters.queue.routing import Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class _Routes:
     """Whom a batch is for, of one moment."""
 
     delivered: Mapping[str, Sequence[str]]
-    plan: Plan
+    plan: Routing
 
 
 class Pipeline:
@@ -41,11 +41,11 @@ class Pipeline:
     ) -> None:
         self._synchronous = synchronous
         self._queue = queue
-        self._routes = _Routes(dict(delivered), queue.plan if queue else Plan({}, {}))
+        self._routes = _Routes(dict(delivered), queue.plan if queue else Routing({}, {}))
 
     def reconfigure(self, *, delivered: Mapping[str, Sequence[str]]) -> None:
         """Take over other exporters while it runs, and what the queue was told: both at once."""
-        self._routes = _Routes(dict(delivered), self._queue.plan if self._queue else Plan({}, {}))
+        self._routes = _Routes(dict(delivered), self._queue.plan if self._queue else Routing({}, {}))
 
     def consume(self, batch: Batch) -> Future[Receipt]:
         """Take over one batch; see `Consumer.consume`."""

@@ -27,7 +27,7 @@ from statsig_otel.exporters.exporter import (
     Rejected,
     RetryLater,
 )
-from statsig_otel.exporters.queue.lane import Lane
+from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
@@ -75,11 +75,11 @@ class DeliverySettings:
 State = Literal["idle", "sending", "retrying", "blocked", "stopped"]
 
 
-class Sender:
-    """Delivers one lane of the queue to one exporter, in a thread of its own.
+class QueueSender:
+    """Delivers what waits in the queue for one exporter, in a thread of its own.
 
     Args:
-        lane: The exporter's way through the queue.
+        cursor: The exporter's way through the queue.
         exporter: Where to.
         settings: How.
 
@@ -89,17 +89,17 @@ class Sender:
         last_error: What the backend said last that was no success; empty while all is well.
     """
 
-    def __init__(self, lane: Lane, exporter: Exporter, settings: DeliverySettings | None = None) -> None:
+    def __init__(self, cursor: ExporterCursor, exporter: Exporter, settings: DeliverySettings | None = None) -> None:
         self.state: State = "stopped"
         self.attempts: int = 0
         self.last_error: str = ""
-        self._lane = lane
-        self._exporter = Guarded(lane.name, exporter)
+        self._cursor = cursor
+        self._exporter = Guarded(cursor.name, exporter)
         self._settings = settings or DeliverySettings()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # over the next two
         self._in_send = False
-        self._left_behind = False  # by a shutdown: the thread touches the lane no more
+        self._left_behind = False  # by a shutdown: the thread touches the cursor no more
         self._stopping = False
         self._closed = False  # the exporter is shut down: what it answers from now on says nothing
         self._drain_until = 0.0
@@ -123,17 +123,17 @@ class Sender:
             RuntimeError: A `send` was left behind by `shutdown`.
         """
         if self._left_behind:
-            raise RuntimeError(f"{self._lane.name}: a send of before hangs still: make another sender")
+            raise RuntimeError(f"{self._cursor.name}: a send of before hangs still: make another sender")
         self._exporter.start()
         self.state = "idle"
         self._stopping = self._closed = False
-        self._thread = threading.Thread(target=self._run, name=f"sender {self._lane.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"sender {self._cursor.name}", daemon=True)
         self._thread.start()
 
     def resume(self) -> None:
         """Try at once, where it is blocked or waits. An attempt that is under way is finished first."""
         self._resumed.set()
-        self._lane.wake()
+        self._cursor.wake()
 
     def skip(self) -> bool:
         """Make the record that is at the head now a dead letter, and go on behind it.
@@ -142,10 +142,10 @@ class Sender:
             False where nothing waits. A head that is delivered by an attempt under way is not skipped, and neither is
             the one behind it.
         """
-        cursor = self._lane.cursor  # before the count, so that it belongs to no later head
-        if not self._lane.waiting:
+        position = self._cursor.position  # before the count, so that it belongs to no later head
+        if not self._cursor.waiting:
             return False
-        self._skip_behind = cursor
+        self._skip_behind = position
         self.resume()
         return True
 
@@ -167,7 +167,7 @@ class Sender:
             thread.join(max(finish, 0.0 if self._outage else drain))
         self._closed = True
         latest = time.monotonic() + _LEFT_BEHIND
-        closing = threading.Thread(target=self._exporter.shutdown, name=f"shutdown {self._lane.name}", daemon=True)
+        closing = threading.Thread(target=self._exporter.shutdown, name=f"shutdown {self._cursor.name}", daemon=True)
         try:
             closing.start()  # ends a send that is under way
         except RuntimeError:  # the interpreter ends, and starts no thread any more
@@ -179,7 +179,7 @@ class Sender:
             while thread.is_alive() and not self._leave_behind():
                 thread.join(_LEFT_BEHIND)  # what it does between two sends is in our hands
         if closing.is_alive() or self._left_behind:
-            _logger.error("%s: a send or the shutdown hangs; it is left behind", self._lane.name)
+            _logger.error("%s: a send or the shutdown hangs; it is left behind", self._cursor.name)
 
     def _leave_behind(self) -> bool:
         """Give up a send that does not end; False where none is under way."""
@@ -187,7 +187,7 @@ class Sender:
             self._left_behind = self._in_send
         if self._left_behind:
             self.state = "stopped"
-            self._lane.close()
+            self._cursor.close()
         return self._left_behind
 
     def _run(self) -> None:
@@ -197,9 +197,9 @@ class Sender:
         except _LeftBehind:
             return
         finally:
-            if not self._left_behind:  # else it is somebody else's lane by now
+            if not self._left_behind:  # else it is somebody else's cursor by now
                 self.state = "stopped"
-                self._lane.close()
+                self._cursor.close()
 
     def _goes_on(self) -> bool:
         """Whether to do another step; while stopping, only to drain towards a backend that answers."""
@@ -210,7 +210,7 @@ class Sender:
         try:
             more = self._work()
             if self._pause:
-                self._lane.settle()
+                self._cursor.settle()
         except NotRunningError:
             return False
         except (sqlite3.Error, StorageError) as error:
@@ -220,7 +220,7 @@ class Sender:
             return True
         except Exception as error:
             # A mistake of ours must not end delivery for good, nor be tried in a hurry.
-            _logger.exception("%s: unexpected error of the sender", self._lane.name)
+            _logger.exception("%s: unexpected error of the sender", self._cursor.name)
             self._failed("blocked", f"unexpected {type(error).__name__}", self._blocked)
             more = True
         pause, self._pause = self._pause, 0.0
@@ -237,11 +237,11 @@ class Sender:
             self.state = "idle"
             self._skip_behind = None
             self._resumed.clear()  # there was nothing to try
-            self._lane.settle()
-            self._lane.wait(_IDLE)
+            self._cursor.settle()
+            self._cursor.wait(_IDLE)
         elif not batch.intact[0]:  # before a skip, whose letter could be replayed
             self._bury_head(batch[:1], "damaged on disk: its checksum is wrong")
-        elif self._skip_behind == self._lane.cursor:
+        elif self._skip_behind == self._cursor.position:
             self._bury_head(batch[:1], "skipped by command")
         else:
             self._deliver(batch.until_damage())
@@ -249,10 +249,10 @@ class Sender:
 
     def _read(self) -> Records:
         count, size = 1 if self._head_only else self._settings.max_records, self._settings.max_bytes
-        batch = self._lane.read(count, size)
+        batch = self._cursor.read(count, size)
         self._storage_works()
-        if batch and len(batch) < self._lane.waiting and not self._outage:
-            self._lane.read_ahead(batch.seqs[-1], count, size)
+        if batch and len(batch) < self._cursor.waiting and not self._outage:
+            self._cursor.read_ahead(batch.seqs[-1], count, size)
         if batch and batch.seqs[-1] <= self._refused_to:
             # All of these were refused one by one. Two tell whether the backend was mended meanwhile.
             return batch[:2]
@@ -277,7 +277,7 @@ class Sender:
         What comes alone never waits, and neither does a full batch, nor what is left of a backlog behind one.
         """
         most = self._settings.max_records
-        if not self._outage and not self._stopping and records < most and 0 < self._lane.waiting < most:
+        if not self._outage and not self._stopping and records < most and 0 < self._cursor.waiting < most:
             time.sleep(min(took * records * _GATHERING, _LONGEST_GATHERING))
 
     def _decide(self, run: Halving, segment: Records) -> bool:
@@ -317,7 +317,7 @@ class Sender:
         """Whether a refusal decides on this one record: no other one can tell, or it is larger than any batch."""
         if len(batch) > 1 or self._refused_to:
             return False
-        return self._lane.waiting <= 1 or batch.size > self._settings.max_bytes
+        return self._cursor.waiting <= 1 or batch.size > self._settings.max_bytes
 
     def _look_behind(self, run: Halving, reason: str) -> None:
         """After one record was refused: is it the data? Where that is open at the end, ask with the next record."""
@@ -327,8 +327,8 @@ class Sender:
             return
         if run.next_segment() is not None:
             return
-        if len(run.records) == 1 and self._lane.waiting > 1:
-            found = self._lane.read(2, sys.maxsize)
+        if len(run.records) == 1 and self._cursor.waiting > 1:
+            found = self._cursor.read(2, sys.maxsize)
             if found[:1] != run.records:
                 raise StorageError("the database was set aside since the head was read")
             if len(found) > 1 and found.intact[1]:
@@ -353,12 +353,12 @@ class Sender:
         while records:
             try:
                 # All of them: in a new file something else can stand behind a head that is the same.
-                if self._storage_fails and self._lane.read(len(records), sys.maxsize) != records:
+                if self._storage_fails and self._cursor.read(len(records), sys.maxsize) != records:
                     return False  # the failed commit reached the disk after all, or the file was set aside
-                if letters or len(records) >= self._lane.waiting:
-                    self._lane.finish(records, letters)
+                if letters or len(records) >= self._cursor.waiting:
+                    self._cursor.finish(records, letters)
                 else:
-                    self._lane.finish_soon(records)
+                    self._cursor.finish_soon(records)
             except (sqlite3.Error, StorageError) as error:
                 if self._stopping:
                     raise
@@ -375,7 +375,7 @@ class Sender:
         if letters:
             count = sum(letter.count for letter in letters)
             message = "%s: %d records went to the dead letters; the first: %s"
-            _logger.warning(message, self._lane.name, count, letters[0].reason)
+            _logger.warning(message, self._cursor.name, count, letters[0].reason)
 
     def _send(self, segment: Records) -> Outcome:
         if self.state == "idle":
@@ -394,7 +394,7 @@ class Sender:
                 failed = count
             case _:
                 failed = len(segment)
-        attributes = {"exporter": self._lane.name}
+        attributes = {"exporter": self._cursor.name}
         if failed < len(segment):
             _telemetry.exporter_sent.add(len(segment) - failed, attributes)
         if failed:
@@ -403,7 +403,7 @@ class Sender:
 
     def _letter(self, kind: DeadLetterKind, records: Records, reason: str, attempts: int) -> DeadLetter:
         uid = records.uids[0] if len(records) == 1 else None
-        return DeadLetter(kind, self._lane.name, reason, records.content, uid, attempts, len(records))
+        return DeadLetter(kind, self._cursor.name, reason, records.content, uid, attempts, len(records))
 
     def _may_retry(self) -> bool:
         """Whether the head is sent again after a passing fault; `max_elapsed_time` counts from the first of them."""
@@ -422,12 +422,12 @@ class Sender:
             self._failing_since = 0.0
         if state not in outage.said:
             outage.said.add(state)
-            waiting = self._lane.waiting
+            waiting = self._cursor.waiting
             if state == "blocked":
                 message = "%s is blocked until somebody mends it: %s. %d records wait; nothing is given up"
-                _logger.error(message, self._lane.name, reason, waiting)
+                _logger.error(message, self._cursor.name, reason, waiting)
             else:
-                _logger.warning("%s can't deliver now: %s. %d records wait", self._lane.name, reason, waiting)
+                _logger.warning("%s can't deliver now: %s. %d records wait", self._cursor.name, reason, waiting)
         chance = random.random()  # noqa: S311 - it spreads attempts; nobody has to be unable to guess it
         self._pause = backoff.next(chance, asked)
 
@@ -444,7 +444,7 @@ class Sender:
         if outage:
             away = time.monotonic() - outage.since
             message = "%s answers again after %.0f s and %d attempts; %d records to catch up"
-            _logger.warning(message, self._lane.name, away, outage.attempts, self._lane.waiting)
+            _logger.warning(message, self._cursor.name, away, outage.attempts, self._cursor.waiting)
         self.last_error = ""
         self.state = "sending"
         self._backoff.reset()
@@ -458,7 +458,7 @@ class Sender:
         self.state = "retrying"
         if not self._storage_fails:
             self._storage_fails = True
-            _logger.error("%s: the queue can't be read or ticked off; delivery waits: %s", self._lane.name, error)
+            _logger.error("%s: the queue can't be read or ticked off; delivery waits: %s", self._cursor.name, error)
         self._sleep(self._settings.storage_pause)
 
     def _storage_works(self) -> None:
@@ -466,7 +466,7 @@ class Sender:
             self._storage_fails = False
             self.last_error = ""
             self.state = "sending"
-            _logger.warning("%s: the queue can be read and ticked off again", self._lane.name)
+            _logger.warning("%s: the queue can be read and ticked off again", self._cursor.name)
 
 
 class _LeftBehind(BaseException):

@@ -1,8 +1,8 @@
 """A consumer without a queue: a batch is taken over only once every exporter has delivered it.
 
 What a `sending_queue` with `enabled: false` means. An outcome other than Delivered refuses the batch, whatever it is:
-there is no place to keep a record in, so the sender has to keep it. Each exporter has a lane of its own, so that a slow
-backend costs a request no more than its own time. Every batch is answered in time, also where a `send` hangs.
+there is no place to keep a record in, so the sender has to keep it. Each exporter has a worker of its own, so that a
+slow backend costs a request no more than its own time. Every batch is answered in time, also where a `send` hangs.
 """
 
 import logging
@@ -38,7 +38,7 @@ _MARGIN: Final = 1.0
 """Seconds that an exporter gets above its timeout, or after its shutdown, to say itself what happened."""
 
 _SETTLED: Final = 0.1
-"""Seconds after which nobody who looked the old lanes up has yet to hand a batch to one of them."""
+"""Seconds after which nobody who looked the old workers up has yet to hand a batch to one of them."""
 
 _MAX_RECORDS: Final = 512
 _MAX_BYTES: Final = 2 << 20
@@ -57,7 +57,7 @@ _RELOADED: Final = RetryLater("the configuration has just changed")
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class SynchronousExporter:
     """One exporter of a pipeline.
 
     Attributes:
@@ -66,8 +66,8 @@ class Route:
         exclusive: Whether there must never be two such exporters at a time: of a file.
 
     Example:
-        >>> from statsig_otel.exporters import DebugExporter, DebugSettings, Route
-        >>> Route(DebugExporter("debug", DebugSettings()), timeout=5).exclusive
+        >>> from statsig_otel.exporters import DebugExporter, DebugSettings, SynchronousExporter
+        >>> SynchronousExporter(DebugExporter("debug", DebugSettings()), timeout=5).exclusive
         False
     """
 
@@ -89,8 +89,9 @@ class SynchronousConsumer:
 
     Example:
         >>> import io
-        >>> from statsig_otel.exporters import Batch, DebugExporter, DebugSettings, Route, SynchronousConsumer
-        >>> route = Route(DebugExporter("debug", DebugSettings(), io.StringIO()), timeout=5)
+        >>> from statsig_otel.exporters import Batch, DebugExporter, DebugSettings
+        >>> from statsig_otel.exporters import SynchronousConsumer, SynchronousExporter
+        >>> route = SynchronousExporter(DebugExporter("debug", DebugSettings(), io.StringIO()), timeout=5)
         >>> consumer = SynchronousConsumer({"debug": route}, {"statsig": ["debug"]})
         >>> consumer.start()
         >>> consumer.consume(Batch("statsig")).result(timeout=10)
@@ -99,24 +100,28 @@ class SynchronousConsumer:
     """
 
     def __init__(
-        self, routes: Mapping[str, Route], receivers: Mapping[str, Sequence[str]], *, private: Collection[str] = ()
+        self,
+        routes: Mapping[str, SynchronousExporter],
+        receivers: Mapping[str, Sequence[str]],
+        *,
+        private: Collection[str] = (),
     ) -> None:
-        lanes = {name: _Lane(name, route) for name, route in routes.items()}
-        self._plan = _Plan(lanes, dict(receivers), frozenset(private))
-        self._leaving: Sequence[_Lane] = ()  # of a reload that is under way
+        workers = {name: _Worker(name, route) for name, route in routes.items()}
+        self._plan = _Plan(workers, dict(receivers), frozenset(private))
+        self._leaving: Sequence[_Worker] = ()  # of a reload that is under way
 
     def start(self) -> None:
         """Start the exporters and their threads, once. Where one fails, those before it are closed again."""
         try:
-            for lane in self._plan.lanes.values():
-                lane.start()
+            for worker in self._plan.workers.values():
+                worker.start()
         except BaseException:
             self.shutdown()
             raise
 
     def reconfigure(
         self,
-        routes: Mapping[str, Route],
+        routes: Mapping[str, SynchronousExporter],
         receivers: Mapping[str, Sequence[str]],
         *,
         private: Collection[str] = (),
@@ -136,18 +141,18 @@ class SynchronousConsumer:
             OSError: An exporter can't open a file. Its batches are refused; all else has been taken over.
             ValueError: A file of an exporter's holds something else than it should. As above.
         """
-        before = self._plan.lanes
-        lanes = {
-            name: before[name] if name in before and before[name].route is route else _Lane(name, route)
+        before = self._plan.workers
+        workers = {
+            name: before[name] if name in before and before[name].route is route else _Worker(name, route)
             for name, route in routes.items()
         }
-        fresh = {name: lane for name, lane in lanes.items() if lane is not before.get(name)}
-        for lane in fresh.values():
-            lane.open()
-        self._plan = _Plan({**before, **lanes}, dict(receivers), frozenset(private))
+        fresh = {name: worker for name, worker in workers.items() if worker is not before.get(name)}
+        for worker in fresh.values():
+            worker.open()
+        self._plan = _Plan({**before, **workers}, dict(receivers), frozenset(private))
         switch()
-        self._plan = _Plan(lanes, dict(receivers), frozenset(private))
-        self._leaving = [lane for name, lane in before.items() if lane is not lanes.get(name)]
+        self._plan = _Plan(workers, dict(receivers), frozenset(private))
+        self._leaving = [worker for name, worker in before.items() if worker is not workers.get(name)]
         failures = _exchange(self._leaving, list(fresh.values()), release)
         self._leaving = ()
         if failures:
@@ -158,8 +163,8 @@ class SynchronousConsumer:
 
         What is not delivered is refused with the reason `shutting_down`.
         """
-        for lane in [*self._plan.lanes.values(), *self._leaving]:
-            lane.close(grace)
+        for worker in [*self._plan.workers.values(), *self._leaving]:
+            worker.close(grace)
 
     def shutdown(self, grace: float = 3.0) -> None:
         """Close, and wait until the exporters are shut down. Safe to call twice, after `close` and without a `start`.
@@ -168,8 +173,8 @@ class SynchronousConsumer:
         a second more, in a daemon thread, and the log says so.
         """
         self.close(grace)
-        for lane in self._plan.lanes.values():
-            lane.join()
+        for worker in self._plan.workers.values():
+            worker.join()
 
     def consume(self, batch: Batch, exporters: Sequence[str] | None = None) -> Future[Receipt]:
         """Send one batch to all exporters at once; the future fails with `RefusedError` unless all have it.
@@ -185,8 +190,8 @@ class SynchronousConsumer:
         exporters = exporters if records else ()
         delivery = _Delivery(records, Receipt(len(batch.changes)), exporters)
         for name in exporters:
-            if name in plan.lanes:
-                plan.lanes[name].submit(delivery)
+            if name in plan.workers:
+                plan.workers[name].submit(delivery)
             else:
                 delivery.done(name, _RELOADED)
         return delivery.future
@@ -194,14 +199,14 @@ class SynchronousConsumer:
     def longest_answer(self, receiver: str) -> float:
         """Seconds within which each batch of a receiver is answered."""
         exporters = self._plan.receivers.get(receiver, ())
-        return max((_MAX_WAIT + self._plan.lanes[name].route.timeout + _MARGIN for name in exporters), default=0.0)
+        return max((_MAX_WAIT + self._plan.workers[name].route.timeout + _MARGIN for name in exporters), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """What is looked up for each batch, of one moment."""
 
-    lanes: Mapping[str, "_Lane"]
+    workers: Mapping[str, "_Worker"]
     receivers: Mapping[str, Sequence[str]]
     private: frozenset[str]
 
@@ -242,10 +247,10 @@ class _Delivery:
         self.future.set_exception(RefusedError(message, reason=reason, retry_after=retry_after))
 
 
-class _Lane:
+class _Worker:
     """The way to one exporter. One thread sends; another keeps the time, so that no send can hold up an answer."""
 
-    def __init__(self, name: str, route: Route) -> None:
+    def __init__(self, name: str, route: SynchronousExporter) -> None:
         self.route = route
         self.name = name
         self._exporter = Guarded(name, route.exporter)
@@ -388,32 +393,33 @@ class _Lane:
 
 
 def _exchange(
-    leaving: Sequence[_Lane], coming: Sequence[_Lane], release: Callable[[], None]
+    leaving: Sequence[_Worker], coming: Sequence[_Worker], release: Callable[[], None]
 ) -> list[OSError | ValueError]:
-    """Finish lanes and start others, but no exclusive one before what may have its file is at its end."""
+    """Finish workers and start others, but no exclusive one before what may have its file is at its end."""
     finishing = [
-        (lane, threading.Thread(target=lane.finish, name=f"finish {lane.name}", daemon=True)) for lane in leaving
+        (worker, threading.Thread(target=worker.finish, name=f"finish {worker.name}", daemon=True))
+        for worker in leaving
     ]
     for _, thread in finishing:
         thread.start()
-    failures = _start([lane for lane in coming if not lane.route.exclusive])
-    for lane, thread in finishing:
-        if lane.route.exclusive:
+    failures = _start([worker for worker in coming if not worker.route.exclusive])
+    for worker, thread in finishing:
+        if worker.route.exclusive:
             thread.join()
     release()
-    failures += _start([lane for lane in coming if lane.route.exclusive])
+    failures += _start([worker for worker in coming if worker.route.exclusive])
     for _, thread in finishing:
         thread.join()
     return failures
 
 
-def _start(lanes: Iterable[_Lane]) -> list[OSError | ValueError]:
+def _start(workers: Iterable[_Worker]) -> list[OSError | ValueError]:
     failures: list[OSError | ValueError] = []
-    for lane in lanes:
+    for worker in workers:
         try:
-            lane.start()
+            worker.start()
         except (OSError, ValueError) as error:
-            lane.close(0.0)
+            worker.close(0.0)
             failures.append(error)
     return failures
 

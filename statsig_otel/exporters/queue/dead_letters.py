@@ -176,7 +176,7 @@ class Resend:
 
 
 @dataclass(frozen=True, slots=True)
-class Remap:
+class MapAgain:
     """Take over what has been made of a letter now, as if its request had just come in.
 
     Attributes:
@@ -205,7 +205,7 @@ class Keep:
     new_reason: bool = False
 
 
-Plan: TypeAlias = Resend | Remap | Keep
+Replay: TypeAlias = Resend | MapAgain | Keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +250,7 @@ def split(request: bytes) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def replay(
-    connection: sqlite3.Connection, plan: Plan, *, receivers: Mapping[str, QueuedReceiver], now_ms: int
+    connection: sqlite3.Connection, plan: Replay, *, receivers: Mapping[str, QueuedReceiver], now_ms: int
 ) -> Replayed:
     """Carry out one plan, inside the writer's transaction.
 
@@ -275,7 +275,7 @@ def replay(
             size = sum(len(payload) for _, payload in plan.records)
             store.add_waiting(connection, [state.id], len(plan.records), size)
             return Replayed(letter, "replayed", records=len(plan.records), exporters=(exporter,))
-        case Remap(letter, batch, delivered):
+        case MapAgain(letter, batch, delivered):
             receiver = receivers.get(batch.receiver, _UNQUEUED)
             if batch.changes and not receiver.exporters and not delivered:
                 return _keep(connection, letter, f"no exporter is configured for the receiver {batch.receiver}")
@@ -284,15 +284,15 @@ def replay(
             return _accept(connection, plan, receiver, now_ms)
 
 
-def _accept(connection: sqlite3.Connection, plan: Remap, receiver: QueuedReceiver, now_ms: int) -> Replayed:
-    lanes = [store.ensure_exporter(connection, name) for name in receiver.exporters]
+def _accept(connection: sqlite3.Connection, plan: MapAgain, receiver: QueuedReceiver, now_ms: int) -> Replayed:
+    cursors = [store.ensure_exporter(connection, name) for name in receiver.exporters]
     entry = store.Entry(
-        plan.batch if lanes else replace(plan.batch, changes=()),  # all have it, and nobody remembers a uid
-        route=store.ensure_route(connection, lanes, plan.batch.receiver) if lanes else 0,
+        plan.batch if cursors else replace(plan.batch, changes=()),  # all have it, and nobody remembers a uid
+        route=store.ensure_route(connection, cursors, plan.batch.receiver) if cursors else 0,
         window_ms=int(receiver.window * 1000),
     )
     (appended,) = store.append_batches(connection, [entry], now_ms=now_ms)
-    store.add_waiting(connection, lanes, appended.records, appended.size)
+    store.add_waiting(connection, cursors, appended.records, appended.size)
     return Replayed(
         plan.letter,
         "replayed",

@@ -17,11 +17,11 @@ from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import schema, store
 from statsig_otel.exporters.queue.backlog import oldest_observed_ns
+from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.directory import QueueDirectory
-from statsig_otel.exporters.queue.lane import Lane
+from statsig_otel.exporters.queue.open_directory import OpenDirectory
 from statsig_otel.exporters.queue.recovery.salvage import Salvager
-from statsig_otel.exporters.queue.routing import Plan, QueuedExporter, QueuedReceiver
-from statsig_otel.exporters.queue.session import Session
+from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver, Routing
 from statsig_otel.exporters.queue.store import Appended, ExporterState
 from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Work, Writer
 
@@ -74,7 +74,7 @@ class DurableQueue:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._directory = QueueDirectory(directory)
-        self._plan = Plan(dict(receivers), dict(exporters))
+        self._plan = Routing(dict(receivers), dict(exporters))
         self._min_free = min_free_bytes
         self._clock = clock
         self._writer = Writer(
@@ -85,7 +85,7 @@ class DurableQueue:
             rescue=self._rescue,
         )
         self._appending = Bulk(self._append, self._count)
-        self._session = Session(self._directory, self._writer)
+        self._open_directory = OpenDirectory(self._directory, self._writer)
         self._salvager = Salvager(
             self._directory,
             self.submit,
@@ -93,12 +93,12 @@ class DurableQueue:
             exporters_of=lambda receiver: self._plan.exporters_of(receiver) or tuple(self._plan.exporters),
             min_free_bytes=min_free_bytes,
         )
-        self._lanes = {name: Lane(self, name) for name in exporters}
+        self._cursors = {name: ExporterCursor(self, name) for name in exporters}
         self._pid = 0
         self._generation = 0
         self._bodies_full = False
         self._disk_checked_at, self._room = 0.0, 0
-        self._coming: Plan | None = None  # what `reconfigure` is writing down
+        self._coming: Routing | None = None  # what `reconfigure` is writing down
         self._routes: _Routes = {}
 
     def start(self) -> None:
@@ -114,8 +114,8 @@ class DurableQueue:
             OSError: The directory can't be made or written.
             sqlite3.OperationalError: The database can't be opened now.
         """
-        self._session.open(set_aside=self._set_aside)
-        if (missing := self._session.missing_file) is not None:
+        self._open_directory.open(set_aside=self._set_aside)
+        if (missing := self._open_directory.missing_file) is not None:
             _logger.error(_GONE[missing], self._directory.path)
         self._pid = os.getpid()
         self._salvager.start()
@@ -128,7 +128,7 @@ class DurableQueue:
         self._pid = 0
         _telemetry.queues.discard(self)
         self._salvager.stop()
-        self._session.close()
+        self._open_directory.close()
 
     def reconfigure(self, *, receivers: Mapping[str, QueuedReceiver], exporters: Mapping[str, QueuedExporter]) -> None:
         """Take over other receivers and exporters while it runs. What is stored keeps the exporters that it is for.
@@ -139,7 +139,7 @@ class DurableQueue:
             StorageError: It could not be written down, and nothing has changed.
             NotRunningError: The queue is not running.
         """
-        plan = Plan(dict(receivers), dict(exporters))
+        plan = Routing(dict(receivers), dict(exporters))
 
         def work(connection: sqlite3.Connection) -> list[ExporterState]:
             store.forget_routes(connection)
@@ -148,7 +148,7 @@ class DurableQueue:
 
         def take(states: list[ExporterState]) -> None:
             self._plan, self._coming = plan, None
-            self._lanes = {name: self._lanes.get(name) or Lane(self, name) for name in plan.exporters}
+            self._cursors = {name: self._cursors.get(name) or ExporterCursor(self, name) for name in plan.exporters}
             self._found(states)
 
         # In the writer's thread, so that no batch is stored in between.
@@ -160,7 +160,7 @@ class DurableQueue:
         self._salvager.look()
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> Routing:
         """Whose records are for whom, as configured now."""
         return self._plan
 
@@ -169,7 +169,7 @@ class DurableQueue:
         coming = self._coming
         return exporter in self._plan.exporters or (coming is not None and exporter in coming.exporters)
 
-    def consume(self, batch: Batch, plan: Plan | None = None) -> Future[Receipt]:
+    def consume(self, batch: Batch, plan: Routing | None = None) -> Future[Receipt]:
         """Store a batch. Its future has the receipt once it is on disk.
 
         Args:
@@ -183,7 +183,7 @@ class DurableQueue:
         self._writer.check_process()
         append = _Append(batch, plan or self._plan)
         try:
-            self._check_size(append, lambda lane: lane.waiting)
+            self._check_size(append, lambda cursor: cursor.waiting)
             self._check_disk(batch)
         except RefusedError as refusal:
             append.settle(None, refusal)
@@ -219,7 +219,7 @@ class DurableQueue:
         for append, appended in zip(appends, stored, strict=True):
             if appended.records:
                 # Once more, where all before it are counted: many can pass the first check at the same time.
-                self._check_size(append, lambda lane: store.waiting_of(connection, lane.id) + records[lane.id])
+                self._check_size(append, lambda cursor: store.waiting_of(connection, cursor.id) + records[cursor.id])
             for number in append.exporters:
                 records[number] += appended.records
                 size[number] += appended.size
@@ -236,8 +236,8 @@ class DurableQueue:
             if append.batch.invalid:
                 self._count_invalid(append.batch, appended)
         for name, count in records.items():
-            if count and name in self._lanes:  # it may just have left
-                self._lanes[name].added(count)
+            if count and name in self._cursors:  # it may just have left
+                self._cursors[name].added(count)
 
     @property
     def database(self) -> Path:
@@ -257,10 +257,10 @@ class DurableQueue:
         """
         self._writer.check_process()
 
-    def lane(self, exporter: str) -> Lane:
+    def cursor(self, exporter: str) -> ExporterCursor:
         """What an exporter's sender reads and ticks off."""
         self.check_process()
-        return self._lanes[exporter]
+        return self._cursors[exporter]
 
     def states(self) -> list[ExporterState]:
         """Every exporter's place, those that left the configuration too."""
@@ -268,7 +268,7 @@ class DurableQueue:
 
     def sizes(self) -> dict[str, int]:
         """How many records wait, by exporter."""
-        return {name: lane.waiting for name, lane in self._lanes.items()}
+        return {name: cursor.waiting for name, cursor in self._cursors.items()}
 
     def capacities(self) -> dict[str, int]:
         """How many records may wait, by exporter; nothing for one that only the disk bounds."""
@@ -283,7 +283,7 @@ class DurableQueue:
                 found = {
                     place.name: oldest_observed_ns(connection, place)
                     for place in store.exporter_states(connection)
-                    if place.name in self._lanes
+                    if place.name in self._cursors
                 }
         except sqlite3.Error:
             return {}  # whoever needs the file says so
@@ -308,7 +308,7 @@ class DurableQueue:
         return self._writer.submit(work_and_look, lambda _: self._found(states))
 
     def finish(self, work: Work[_T], then: Callable[[_T], None]) -> Future[_T]:
-        """For a `Lane`, which counts by itself: see `Writer.submit`."""
+        """For a `ExporterCursor`, which counts by itself: see `Writer.submit`."""
         return self._writer.submit(work, then)
 
     def now_ms(self) -> int:
@@ -321,7 +321,7 @@ class DurableQueue:
         self._find_places(connection, self._plan)
         self._found(store.exporter_states(connection))
 
-    def _find_places(self, connection: sqlite3.Connection, plan: Plan) -> None:
+    def _find_places(self, connection: sqlite3.Connection, plan: Routing) -> None:
         # A new exporter that begins at the oldest record widens routes: what was known of them is void, also where
         # this transaction is undone.
         self._routes = {}
@@ -329,8 +329,8 @@ class DurableQueue:
 
     def _found(self, states: Iterable[ExporterState]) -> None:
         for state in states:
-            if state.name in self._lanes:
-                self._lanes[state.name].found(state)
+            if state.name in self._cursors:
+                self._cursors[state.name].found(state)
 
     def _set_aside(self, error: Exception) -> None:
         """Keep a damaged database under another name; senders that still read it can tick nothing off any more."""
@@ -383,10 +383,10 @@ class DurableQueue:
             )
         self._bodies_full = bool(left_out)
 
-    def _check_size(self, append: "_Append", waiting: Callable[[Lane], int]) -> None:
+    def _check_size(self, append: "_Append", waiting: Callable[[ExporterCursor], int]) -> None:
         for name in append.plan.exporters_of(append.batch.receiver):
             most = append.plan.exporters[name].queue_size
-            if most is not None and name in self._lanes and waiting(self._lanes[name]) >= most:
+            if most is not None and name in self._cursors and waiting(self._cursors[name]) >= most:
                 raise RefusedError(
                     f"the queue of {name} holds {most} records, its queue_size",
                     reason="queue_full",
@@ -437,7 +437,7 @@ class _Append:
 
     __slots__ = ("answer", "batch", "exporters", "plan")
 
-    def __init__(self, batch: Batch, plan: Plan) -> None:
+    def __init__(self, batch: Batch, plan: Routing) -> None:
         self.batch = batch
         self.plan = plan
         self.answer: Future[Receipt] = Future()

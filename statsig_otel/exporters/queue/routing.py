@@ -38,7 +38,7 @@ class QueuedExporter:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Routing:
     """Whose records are for whom, as configured now.
 
     Attributes:

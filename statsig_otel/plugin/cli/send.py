@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 if TYPE_CHECKING:
-    from statsig_otel.plugin.demo.sender import Answer, Sender
+    from statsig_otel.plugin.demo.sender import Answer, WebhookClient
 
 _NOT_OK: Final = 1
 _NO_ANSWER: Final = 2
@@ -72,21 +72,21 @@ def command(
     if sum((file is not None, sample is not None, verify_url)) > 1:
         raise click.UsageError("FILE, --sample and --verify-url exclude each other.")
 
-    from statsig_otel.plugin.demo.sender import Sender, SendError, read_secret  # noqa: PLC0415 - loads urllib3
+    from statsig_otel.plugin.demo.sender import SendError, WebhookClient, read_secret  # noqa: PLC0415 - loads urllib3
 
     try:
         if verify_url:
-            _verify_url(Sender(url, timeout=timeout, ca_file=ca_file))
+            _verify_url(WebhookClient(url, timeout=timeout, ca_file=ca_file))
         else:
             secret = read_secret(secret_file)
-            sender = Sender(url, timeout=timeout, ca_file=ca_file)
+            sender = WebhookClient(url, timeout=timeout, ca_file=ca_file)
             _send(sender, _body(file, sample or "gate"), secret)
     except SendError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(_NO_ANSWER)
 
 
-def _verify_url(sender: "Sender") -> None:
+def _verify_url(sender: "WebhookClient") -> None:
     answer, echoed = sender.verify_url()
     _show(answer)
     if not echoed:
@@ -95,7 +95,7 @@ def _verify_url(sender: "Sender") -> None:
     click.echo("The code was echoed: Statsig would register this URL.", err=True)
 
 
-def _send(sender: "Sender", body: bytes, secret: str) -> None:
+def _send(sender: "WebhookClient", body: bytes, secret: str) -> None:
     from statsig_otel.plugin.demo.sender import body_hint  # noqa: PLC0415 - as above
 
     hint = body_hint(body)

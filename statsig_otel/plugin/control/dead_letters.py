@@ -14,7 +14,7 @@ import msgspec
 from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import dead_letters, schema
-from statsig_otel.exporters.queue.dead_letters import Keep, Letter, Plan, Remap, Replayed, Resend, Selection
+from statsig_otel.exporters.queue.dead_letters import Keep, Letter, MapAgain, Replay, Replayed, Resend, Selection
 from statsig_otel.exporters.queue.routing import QueuedReceiver
 from statsig_otel.plugin.control.shared import (
     ChangeableQueue,
@@ -138,20 +138,20 @@ class DeadLetters:
             _logger.warning(message, counted(len(ids), "dead letter"), counted(size, "byte"), ranges(ids))
         return {"ids": ids, "next": ids[-1] if ids else None, "upto": upto}
 
-    def _deliver_at_once(self, plans: Sequence[Plan]) -> list[Plan]:
+    def _deliver_at_once(self, plans: Sequence[Replay]) -> list[Replay]:
         """Have the synchronous exporters take their share, all of a page together; what they don't take is kept."""
         answers = {
             plan.letter: self._deliver(replace(plan.batch, invalid=()))
             for plan in plans
-            if isinstance(plan, Remap) and plan.batch.changes and self._delivered.get(plan.batch.receiver)
+            if isinstance(plan, MapAgain) and plan.batch.changes and self._delivered.get(plan.batch.receiver)
         }
         wait(answers.values(), timeout=_DELIVERED_WITHIN)
         return [
-            self._after(plan, answers[plan.letter]) if isinstance(plan, Remap) and plan.letter in answers else plan
+            self._after(plan, answers[plan.letter]) if isinstance(plan, MapAgain) and plan.letter in answers else plan
             for plan in plans
         ]
 
-    def _after(self, plan: Remap, answer: Future[Receipt]) -> Plan:
+    def _after(self, plan: MapAgain, answer: Future[Receipt]) -> Replay:
         """What is left to do once the synchronous exporters were asked."""
         names = self._delivered[plan.batch.receiver]
         try:
@@ -162,7 +162,7 @@ class DeadLetters:
             return Keep(plan.letter, f"not delivered: {error}")
         return replace(plan, delivered=tuple(names))
 
-    def _plan(self, letter: Letter, content: bytes | None) -> Plan:
+    def _plan(self, letter: Letter, content: bytes | None) -> Replay:
         if content is None:  # replayed or dropped while this page was read
             return Keep(letter.id, letter.reason)
         if letter.kind == "damaged":
@@ -181,7 +181,7 @@ class DeadLetters:
         return Resend(letter.id, letter.owner, records)
 
 
-def _map_anew(letter: Letter, content: bytes, mapper: Mapper) -> Plan:
+def _map_anew(letter: Letter, content: bytes, mapper: Mapper) -> Replay:
     """An item or a body as if its request had come in anew, at the time at which it did."""
     observed_ns = letter.at_ms * 1_000_000
     try:
@@ -198,7 +198,7 @@ def _map_anew(letter: Letter, content: bytes, mapper: Mapper) -> Plan:
         return Keep(letter.id, mapped.invalid[0].reason, new_reason=True)
     if not mapped.changes and not mapped.invalid and mapped.ignored > payload.ignored:  # it may be the only copy
         return Keep(letter.id, "the receiver's filter keeps nothing of it: change the filter, or drop it")
-    return Remap(letter.id, Batch(letter.owner, mapped.changes, mapped.invalid))
+    return MapAgain(letter.id, Batch(letter.owner, mapped.changes, mapped.invalid))
 
 
 class _Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -209,9 +209,9 @@ class _Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upto: int | None = None
 
 
-def _count_invalid(plans: Sequence[Plan], done: Sequence[Replayed]) -> None:
+def _count_invalid(plans: Sequence[Replay], done: Sequence[Replayed]) -> None:
     for plan, one in zip(plans, done, strict=True):
-        if isinstance(plan, Remap) and one.invalid:
+        if isinstance(plan, MapAgain) and one.invalid:
             _telemetry.dead_letters.add(one.invalid, {"kind": "item", "owner": plan.batch.receiver})
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from statsig_otel.exporters.delivery.sender import Sender
+from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.queue import dead_letters, store
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.plugin.control.shared import ChangeableQueue, counted, read_arguments, run_on, why_no_sender
@@ -31,7 +31,7 @@ class _Exporter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RunningExporters:
     """`queue ...` on a running service."""
 
-    def __init__(self, queue: DurableQueue, senders: Mapping[str, Sender], synchronous: Collection[str]) -> None:
+    def __init__(self, queue: DurableQueue, senders: Mapping[str, QueueSender], synchronous: Collection[str]) -> None:
         self._queue = queue
         self._senders = senders
         self._synchronous = synchronous
@@ -55,7 +55,7 @@ class RunningExporters:
     def skip(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Have the head record made a dead letter, where there is an outage."""
         name, sender = self._sender(arguments)
-        waiting = self._queue.lane(name).waiting
+        waiting = self._queue.cursor(name).waiting
         if waiting > 0 and sender.state not in ("blocked", "retrying"):
             raise ControlError(f"{name} is {sender.state}, neither blocked nor retrying: there is nothing to skip")
         if not sender.skip():
@@ -75,7 +75,7 @@ class RunningExporters:
         _logger.warning("Command queue remove: %s is forgotten, and %s of %s given up", given.exporter, records, size)
         return removed
 
-    def _sender(self, arguments: dict[str, Any]) -> tuple[str, Sender]:
+    def _sender(self, arguments: dict[str, Any]) -> tuple[str, QueueSender]:
         name = read_arguments(arguments, _Exporter).exporter
         if name in self._senders:
             return name, self._senders[name]

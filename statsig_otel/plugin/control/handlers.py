@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
-from statsig_otel.exporters.delivery.sender import Sender
+from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.routing import QueuedReceiver
 from statsig_otel.plugin.control.dead_letters import DeadLetters
@@ -18,7 +18,7 @@ from statsig_otel.plugin.record.mapper import Mapper
 def handlers(
     queue: DurableQueue,
     *,
-    senders: Mapping[str, Sender],
+    senders: Mapping[str, QueueSender],
     intakes: Mapping[str, Intake],
     receivers: Mapping[str, QueuedReceiver],
     synchronous: Consumer,

@@ -23,7 +23,7 @@ from typing import Final, Literal, TextIO
 from statsig_otel.plugin.demo.collector import HOW_TO_GET, Collector, find_binary
 from statsig_otel.plugin.demo.day import Delivery, sample_day
 from statsig_otel.plugin.demo.process import Child, Ended, Said
-from statsig_otel.plugin.demo.sender import SECRET_VARIABLE, Sender, SendError
+from statsig_otel.plugin.demo.sender import SECRET_VARIABLE, SendError, WebhookClient
 from statsig_otel.plugin.demo.sink import Arrived, Sink
 from statsig_otel.plugin.demo.table import Table
 from statsig_otel.plugin.demo.tally import Tally
@@ -234,7 +234,7 @@ class Demo:
 
     def _play(self) -> bool:
         """Send the day and show what arrives; whether it went as it had to."""
-        sender = Sender(self._url)
+        sender = WebhookClient(self._url)
         answer, echoed = sender.verify_url()
         if not echoed:
             raise DemoError(f"the receiver did not verify its URL: {answer.status_line} {answer.text}")
@@ -251,7 +251,7 @@ class Demo:
             self._wait(lambda: self._tally.is_complete, _ARRIVAL_TIMEOUT)
         return self._summarize()
 
-    def _send(self, sender: Sender, delivery: Delivery) -> bool:
+    def _send(self, sender: WebhookClient, delivery: Delivery) -> bool:
         secret = f"webhook-{secrets.token_hex(20)}" if delivery.forged else self._secret
         answer = sender.post(delivery.body, secret=secret)
         if not self._behind_collector and answer.status == HTTPStatus.OK:

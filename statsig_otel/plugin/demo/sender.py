@@ -123,7 +123,7 @@ def body_hint(body: bytes) -> str | None:
     return None
 
 
-class Sender:
+class WebhookClient:
     """Posts to one URL. Sends what it is given, byte for byte, and follows no redirects.
 
     Args:

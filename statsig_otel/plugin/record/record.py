@@ -77,7 +77,7 @@ class RecordFields:
     service: Mapping[str, str] = field(default_factory=dict)
 
 
-class Remapping(Protocol):
+class RecordHook(Protocol):
     """What makes another record of the default one.
 
     Example:
@@ -135,7 +135,7 @@ class LogRecordEncoder:
         hash_key: str | None = None,
         include_original: bool = False,
         include_change_details: bool = False,
-        mapping: Remapping | None = None,
+        mapping: RecordHook | None = None,
     ) -> None:
         if user not in get_args(UserMode):
             raise ValueError(f"user: {user!r} is none of {', '.join(get_args(UserMode))}")

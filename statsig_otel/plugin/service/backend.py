@@ -10,8 +10,8 @@ from typing import Final
 from statsig_otel.config.grammar import Configuration
 from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.exporters.delivery.pipeline import Pipeline
-from statsig_otel.exporters.delivery.sender import Sender
-from statsig_otel.exporters.delivery.synchronous import Route, SynchronousConsumer
+from statsig_otel.exporters.delivery.sender import QueueSender
+from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE, DurableQueue
@@ -67,7 +67,7 @@ class RestartNeededError(Exception):
     """
 
 
-class Delivery:
+class Backend:
     """Exporters, queue and senders of one configuration. The constructor opens nothing.
 
     Args:
@@ -96,7 +96,7 @@ class Delivery:
         self._pipeline = Pipeline(self._synchronous, self._queue, delivered=delivered)
         self._pem: dict[str, bytes] = {}  # what the exporters' certificates and keys were
         self._failed: frozenset[str] = frozenset()  # what could not be started at the last reload
-        self._leaving: tuple[Sender, ...] = ()  # of a reload that is under way
+        self._leaving: tuple[QueueSender, ...] = ()  # of a reload that is under way
 
     @property
     def configuration(self) -> Configuration:
@@ -209,10 +209,10 @@ class Delivery:
 
     def _exchange_senders(
         self, configuration: Configuration, exporters: Mapping[str, Exporter]
-    ) -> tuple[dict[str, Sender], list[Sender]]:
+    ) -> tuple[dict[str, QueueSender], list[QueueSender]]:
         """Take the configuration over, with senders that are not yet started; those that leave, and those that come."""
         before = self._senders
-        senders: dict[str, Sender] = {}
+        senders: dict[str, QueueSender] = {}
         if self._queue is not None:
             for name in queued_exporters(configuration):
                 came = exporters.get(name)
@@ -223,7 +223,7 @@ class Delivery:
         return leaving, [sender for name, sender in senders.items() if before.get(name) is not sender]
 
     def _exchange_routes(
-        self, configuration: Configuration, exporters: Mapping[str, Exporter], leaving: Mapping[str, Sender]
+        self, configuration: Configuration, exporters: Mapping[str, Exporter], leaving: Mapping[str, QueueSender]
     ) -> list[Exception]:
         """Take over other synchronous exporters; why some could not be started."""
         self._routes = {
@@ -267,7 +267,7 @@ class Delivery:
         return not waiting
 
     def _tell_of(self, queue: DurableQueue) -> None:
-        waiting = sum(queue.lane(name).waiting for name in self._senders)
+        waiting = sum(queue.cursor(name).waiting for name in self._senders)
         _logger.info("The queue is in %s; %d records wait", self._directory, waiting)
         self._tell_of_forgotten(queue)
 
@@ -331,25 +331,25 @@ def _created(configuration: Configuration, names: Iterable[str]) -> dict[str, Ex
     }
 
 
-def _route(configuration: Configuration, name: str, exporter: Exporter) -> Route:
+def _route(configuration: Configuration, name: str, exporter: Exporter) -> SynchronousExporter:
     settings = exporter_settings(configuration)[name]
-    return Route(
+    return SynchronousExporter(
         exporter,
         _timeout(settings),
         exclusive=not isinstance(settings, OwnExporterSettings) and EXPORTERS.is_exclusive(name),
     )
 
 
-def _sender(queue: DurableQueue, configuration: Configuration, name: str, exporter: Exporter) -> Sender:
+def _sender(queue: DurableQueue, configuration: Configuration, name: str, exporter: Exporter) -> QueueSender:
     settings = exporter_settings(configuration)[name]
-    return Sender(queue.lane(name), exporter, settings.delivery(_timeout(settings)))
+    return QueueSender(queue.cursor(name), exporter, settings.delivery(_timeout(settings)))
 
 
 def _timeout(settings: DeliveryKeys) -> float:
     return float(getattr(settings, "timeout", _DEFAULT_TIMEOUT))
 
 
-def _stop(senders: Iterable[Sender], *, drain: float = 0.0, finish: float = 0.0) -> None:
+def _stop(senders: Iterable[QueueSender], *, drain: float = 0.0, finish: float = 0.0) -> None:
     """Stop senders, all at the same time."""
     stopped = []
     for sender in senders:
@@ -359,7 +359,7 @@ def _stop(senders: Iterable[Sender], *, drain: float = 0.0, finish: float = 0.0)
         one.wait()
 
 
-def _stop_one(sender: Sender, done: threading.Event, drain: float, finish: float) -> None:
+def _stop_one(sender: QueueSender, done: threading.Event, drain: float, finish: float) -> None:
     try:
         sender.shutdown(drain, finish=finish)
     finally:

@@ -60,7 +60,7 @@ Pipelines: TypeAlias = Mapping[str, Pipeline | Mapping[str, object]]
 _NOWHERE: Final = Document({}, places={})
 
 
-def assemble(
+def build_configuration(
     *,
     receivers: Receivers,
     exporters: Exporters,

@@ -19,15 +19,15 @@ from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.control.socket import ControlServer, Handler
-from statsig_otel.plugin.door import Door
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.intake import Intake, Limits
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.server.thread import ServerThread
-from statsig_otel.plugin.service.backend import Delivery, RestartNeededError
-from statsig_otel.plugin.service.builder import Exporters, Pipelines, Receivers, assemble
+from statsig_otel.plugin.service.backend import Backend, RestartNeededError
+from statsig_otel.plugin.service.builder import Exporters, Pipelines, Receivers, build_configuration
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS, Endpoint, check_endpoints, endpoints_of
+from statsig_otel.plugin.service.guard import RunningGuard
 from statsig_otel.plugin.service.lifecycle import Lifecycle
 from statsig_otel.plugin.settings.delivery import unused_keys
 from statsig_otel.plugin.settings.environment import resource_from_environment
@@ -125,7 +125,7 @@ class Service:
         environ: Mapping[str, str] | None = None,
         listen: bool = True,
     ) -> None:
-        configuration = assemble(
+        configuration = build_configuration(
             receivers=receivers,
             exporters=exporters,
             pipelines=pipelines,
@@ -172,8 +172,8 @@ class Service:
         self._configuration = configuration
         self._resource = resource
         self._ways_out = ""  # from a directory that is in use; the command line has no workers
-        self._delivery = Delivery(configuration, directory)
-        self._door = Door(self._delivery.consumer, settings)
+        self._backend = Backend(configuration, directory)
+        self._guard = RunningGuard(self._backend.consumer, settings)
         self._intakes = {
             name: Intake(
                 verifier=create_verifier(one), mapper=create_mapper(one, resource), name=name, limits=_limits(one)
@@ -181,18 +181,18 @@ class Service:
             for name, one in settings.items()
         }
         self._receivers = {
-            name: StatsigReceiver(intake, self._door, patience=self._delivery.patience(name))
+            name: StatsigReceiver(intake, self._guard, patience=self._backend.patience(name))
             for name, intake in self._intakes.items()
         }
         self._wsgi_receivers = {
-            name: StatsigWsgiReceiver(intake, self._door, patience=self._delivery.patience(name))
+            name: StatsigWsgiReceiver(intake, self._guard, patience=self._backend.patience(name))
             for name, intake in self._intakes.items()
         }
         self._endpoints: list[Endpoint] = endpoints_of(settings, self._receivers) if listen else []
         self._servers = ServerThread([endpoint.server for endpoint in self._endpoints])
         self._commands: dict[str, Handler] = {}
-        socket = self._delivery.socket
-        self._control = ControlServer(socket, self._delivery.handlers(self._intakes)) if socket else None
+        socket = self._backend.socket
+        self._control = ControlServer(socket, self._backend.handlers(self._intakes)) if socket else None
         self._lifecycle = Lifecycle(self._open, self._close)
         self._is_open = False
         self._closing = False
@@ -216,7 +216,7 @@ class Service:
         A batch's `receiver` is the id of one of the service's receivers. Before `start`, after `shutdown` and in a
         forked child batches are refused.
         """
-        return self._door
+        return self._guard
 
     def receiver(self, name: str = "statsig") -> StatsigReceiver:
         """A receiver as a resource of a Falcon ASGI application.
@@ -361,7 +361,7 @@ class Service:
         """Take over another configuration while it runs. No connection ends, and no event is dropped.
 
         Secrets, tolerance and mapping count from the next request on, what the servers' TLS files hold now from the
-        next connection on; for the exporters see `Delivery.reconfigure`.
+        next connection on; for the exporters see `Backend.reconfigure`.
 
         Args:
             configuration: A checked configuration.
@@ -403,10 +403,10 @@ class Service:
             self._renew_handlers()
 
         try:
-            changes = self._delivery.reconfigure(configuration, taken=take_over)
+            changes = self._backend.reconfigure(configuration, taken=take_over)
         finally:
             for name in after:
-                patience = self._delivery.patience(name)
+                patience = self._backend.patience(name)
                 self._receivers[name].patience = self._wsgi_receivers[name].patience = patience
         return [
             *(f"receivers::{name}: has changed" for name in after if before[name] != after[name]),
@@ -463,8 +463,8 @@ class Service:
 
     def _open(self) -> None:
         try:
-            self._delivery.start()
-            self._door.open()
+            self._backend.start()
+            self._guard.open()
             if self._control is not None:
                 self._control.start()
             for endpoint in self._endpoints:
@@ -498,7 +498,7 @@ class Service:
         self._closing = True
         timeout = self._left()
         grace = min(_SEND_GRACE, timeout / 4)
-        self._delivery.close(grace)
+        self._backend.close(grace)
         for receiver in self._receivers.values():
             receiver.close(min(_BODY_GRACE, timeout / 4))
         for wsgi_receiver in self._wsgi_receivers.values():
@@ -511,14 +511,14 @@ class Service:
             self._control.shutdown(self._left() / 2 + _CLOSING)  # before the queue, which its handlers wait for
         is_alone = self._reconfiguring.acquire(timeout=self._left() + _CLOSING)
         try:
-            return self._delivery.shutdown(min(self._drain, self._left()), grace=grace) and is_alone
+            return self._backend.shutdown(min(self._drain, self._left()), grace=grace) and is_alone
         finally:
             if is_alone:
                 self._reconfiguring.release()
 
     def _renew_handlers(self) -> None:
         if self._control is not None:
-            self._control.handlers = {**self._delivery.handlers(self._intakes), **self._commands}
+            self._control.handlers = {**self._backend.handlers(self._intakes), **self._commands}
 
 
 def _limits(settings: StatsigReceiverSettings) -> Limits:

@@ -39,7 +39,7 @@ _ONE_RECEIVER: Final = "what comes in here are Statsig's webhooks; let a Collect
 _DOCTOR: Final = "leave it out: statsig-otel doctor looks at what the service depends on"
 
 
-ELSEWHERE: Final[Mapping[str, Mapping[str, str]]] = {
+UNSUPPORTED_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
     "receivers": {
         **dict.fromkeys(("otlp", "filelog", "hostmetrics", "kafka", "prometheus", "webhookevent"), _ONE_RECEIVER),
     },
@@ -145,7 +145,7 @@ BUILT_IN: Final = Components(
     aliases=ALIASES,
     telemetry=TelemetrySettings,
     single=frozenset({"file_storage"}),
-    elsewhere=ELSEWHERE,
+    elsewhere=UNSUPPORTED_TYPES,
 )
 """What comes with this distribution."""
 

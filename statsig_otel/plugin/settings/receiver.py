@@ -30,7 +30,7 @@ _DETAILS: Final = "statsig.change."
 _ORIGINAL: Final = "log.record.original"
 
 
-def check_fields(
+def check_template_fields(
     mapping: MappingSettings | None, services: ImpactedServicesSettings | None, *, details: bool, original: bool
 ) -> None:
     """Check that each field in the templates of a receiver is one that a change can have.
@@ -360,7 +360,7 @@ class StatsigReceiverSettings(Settings):
 
     @model_validator(mode="after")
     def _check_fields(self) -> "StatsigReceiverSettings":
-        check_fields(
+        check_template_fields(
             self.mapping, self.impacted_services, details=self.include_change_details, original=self.include_original
         )
         return self

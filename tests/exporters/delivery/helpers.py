@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel.exporters.consumer import Batch, Change
 from statsig_otel.exporters.delivery.retry import RetrySettings
-from statsig_otel.exporters.delivery.sender import DeliverySettings, Sender
+from statsig_otel.exporters.delivery.sender import DeliverySettings, QueueSender
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
 from statsig_otel.exporters.otlp.http import OtlpHttpExporter
@@ -151,7 +151,8 @@ class Rig:
         )
         self.queue.start()
         self.senders = {
-            name: Sender(self.queue.lane(name), exporter, wanted) for name, (exporter, wanted) in exporters.items()
+            name: QueueSender(self.queue.cursor(name), exporter, wanted)
+            for name, (exporter, wanted) in exporters.items()
         }
 
     def put(self, *names: str, size: int = 0) -> None:
@@ -166,11 +167,11 @@ class Rig:
             sender.start()
 
     @property
-    def sender(self) -> Sender:
+    def sender(self) -> QueueSender:
         return self.senders["out"]
 
     def waiting(self, name: str = "out") -> int:
-        return self.queue.lane(name).waiting
+        return self.queue.cursor(name).waiting
 
     def drained(self, name: str = "out") -> None:
         """Wait until nothing waits for an exporter."""

@@ -11,8 +11,8 @@ import pytest
 
 from statsig_otel.exporters.consumer import Batch, Change, Receipt, RefusedError
 from statsig_otel.exporters.delivery.guarded import Guarded
-from statsig_otel.exporters.delivery.sender import Sender
-from statsig_otel.exporters.delivery.synchronous import Route, SynchronousConsumer
+from statsig_otel.exporters.delivery.sender import QueueSender
+from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from tests.exporters.delivery.helpers import SLOW, named, names_in, rig, settings, until
 
@@ -93,7 +93,7 @@ def test_a_mistake_blocks_the_exporter_and_nothing_leaves_the_queue(
 @pytest.mark.parametrize(("answer", "why"), NONSENSE)
 def test_without_a_queue_the_batch_is_refused(answer: Callable[[list[str]], Any], why: str) -> None:
     exporter = Mistaken(answer)
-    made = SynchronousConsumer({"out": Route(exporter, 5.0)}, {"statsig": ["out"]})
+    made = SynchronousConsumer({"out": SynchronousExporter(exporter, 5.0)}, {"statsig": ["out"]})
     made.start()
     try:
         refused = made.consume(Batch("statsig", (Change("a", (b"",)),))).exception(10)
@@ -143,7 +143,7 @@ def test_a_wait_that_nobody_lives_to_see_ends_neither_the_sender_nor_the_exporte
         made.drained()
         assert exporter.taken == ["a"]
     answers = iter([RetryLater("later", after)])
-    without = SynchronousConsumer({"out": Route(exporter, 5.0)}, {"statsig": ["out"]})
+    without = SynchronousConsumer({"out": SynchronousExporter(exporter, 5.0)}, {"statsig": ["out"]})
     without.start()
     try:
         refused = without.consume(Batch("statsig", (Change("a", (b"",)),))).exception(10)
@@ -170,7 +170,7 @@ def test_a_mistake_that_repeats_is_one_traceback(caplog: pytest.LogCaptureFixtur
 def test_a_send_that_ends_at_no_shutdown_is_left_behind_and_ticks_nothing_off(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The service ends; and after a reload another exporter has the lane, whatever the first one says later."""
+    """The service ends; and after a reload another exporter has the cursor, whatever the first one says later."""
     monkeypatch.setattr("statsig_otel.exporters.delivery.sender._LEFT_BEHIND", 0.05)
     begun, gate = threading.Event(), threading.Event()
 
@@ -192,7 +192,7 @@ def test_a_send_that_ends_at_no_shutdown_is_left_behind_and_ticks_nothing_off(
         with pytest.raises(RuntimeError, match="hangs still"):
             made.start()
         second = Mistaken(lambda names: RetryLater("not yet"))
-        made.senders["out"] = Sender(made.queue.lane("out"), second, settings(retry=SLOW))
+        made.senders["out"] = QueueSender(made.queue.cursor("out"), second, settings(retry=SLOW))
         made.start()
         until(lambda: made.sender.attempts)
         gate.set()

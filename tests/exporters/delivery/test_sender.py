@@ -19,7 +19,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
 from statsig_otel.exporters.delivery.retry import RetrySettings
-from statsig_otel.exporters.delivery.sender import BLOCKED, DeliverySettings, Sender
+from statsig_otel.exporters.delivery.sender import BLOCKED, DeliverySettings, QueueSender
 from statsig_otel.exporters.exporter import Delivered, Outcome
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.queue import DurableQueue
@@ -1070,6 +1070,6 @@ def test_a_sender_opens_nothing_before_its_start(tmp_path: Path) -> None:
     made = Rig(tmp_path, {"out": (exporter_to("http", "127.0.0.1:9"), settings())})
     try:
         assert threads() == []
-        assert isinstance(made.sender, Sender)
+        assert isinstance(made.sender, QueueSender)
     finally:
         made.close()

@@ -13,7 +13,7 @@ import pytest
 
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt, RefusedError
 from statsig_otel.exporters.delivery import synchronous
-from statsig_otel.exporters.delivery.synchronous import Route, SynchronousConsumer
+from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
 
@@ -72,7 +72,7 @@ def batch(*names: str, receiver: str = "statsig") -> Batch:
 def consumer(
     receivers: dict[str, list[str]] | None = None, /, timeout: float = 5.0, **backends: Backend
 ) -> SynchronousConsumer:
-    routes = {name: Route(backend, timeout) for name, backend in backends.items()}
+    routes = {name: SynchronousExporter(backend, timeout) for name, backend in backends.items()}
     made = SynchronousConsumer(routes, receivers or {"statsig": list(backends)}, private={"statsig/private"})
     made.start()
     return made
@@ -370,7 +370,7 @@ def test_a_terminal_that_nobody_reads_refuses_until_somebody_does(monkeypatch: p
     filled = fill(writer)
     with os.fdopen(reader, "rb", buffering=0) as read_end, os.fdopen(writer, "w", encoding="utf-8") as stream:
         exporter = DebugExporter("debug", DebugSettings(verbosity="basic"), stream)
-        made = SynchronousConsumer({"debug": Route(exporter, 0.5)}, {"statsig": ["debug"]})
+        made = SynchronousConsumer({"debug": SynchronousExporter(exporter, 0.5)}, {"statsig": ["debug"]})
         made.start()
         assert str(refusal(made.consume(batch("")))) == "debug retry later: no answer within 0.5 s"
         while filled > 0:
@@ -442,7 +442,7 @@ def test_shutdown_finishes_what_has_begun_and_refuses_the_rest() -> None:
 
 def test_shutdown_is_safe_twice_and_without_a_start() -> None:
     backend = Backend()
-    made = SynchronousConsumer({"one": Route(backend, 1)}, {"statsig": ["one"]})
+    made = SynchronousConsumer({"one": SynchronousExporter(backend, 1)}, {"statsig": ["one"]})
     made.shutdown()
     made.shutdown()
     assert isinstance(made.consume(batch("a")).exception(0), RefusedError)
@@ -450,7 +450,9 @@ def test_shutdown_is_safe_twice_and_without_a_start() -> None:
 
 def test_an_exporter_that_can_not_start_closes_those_before_it() -> None:
     good = Backend()
-    made = SynchronousConsumer({"good": Route(good, 1), "bad": Route(BrokenBackend(), 1)}, {"statsig": ["good"]})
+    made = SynchronousConsumer(
+        {"good": SynchronousExporter(good, 1), "bad": SynchronousExporter(BrokenBackend(), 1)}, {"statsig": ["good"]}
+    )
     with pytest.raises(OSError, match="no such file"):
         made.start()
     assert good.log == ["start", "shutdown"]

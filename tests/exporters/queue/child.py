@@ -86,10 +86,10 @@ def acknowledge(directory: str, threads: str) -> None:
 def deliver(directory: str) -> None:
     """Tick off one at a time, and print each number before that; until somebody kills this."""
     with running(Path(directory)) as queue:
-        lane = queue.lane("otlp")
-        while records := lane.read(1, 1 << 20):
+        cursor = queue.cursor("otlp")
+        while records := cursor.read(1, 1 << 20):
             os.write(1, b"%d\n" % int.from_bytes(records[0].uid))
-            lane.finish(records)
+            cursor.finish(records)
         time.sleep(PATIENCE)
 
 
@@ -112,7 +112,7 @@ def limited(directory: str, size: str) -> None:
         queue.consume(batch(number, size=5000)).result(PATIENCE)
         say(f"taken {number}")
         say(f"failing {queue._writer.failing}")
-        say("delivered", *delivered(queue.lane("otlp")))
+        say("delivered", *delivered(queue.cursor("otlp")))
     say("end")
 
 
@@ -128,8 +128,8 @@ def metrics(directory: str) -> None:
     with running(Path(directory), exporters=exporters, clock=lambda: 1_700_000_090.0) as queue:
         for change in changes:
             queue.consume(Batch("statsig", (change,))).exception(PATIENCE)
-        lane = queue.lane("free")
-        lane.finish(lane.read(10, 1 << 20))
+        cursor = queue.cursor("free")
+        cursor.finish(cursor.read(10, 1 << 20))
         say(_points(reader))
     say(_points(reader))
 
@@ -158,13 +158,13 @@ def fork_and_use(directory: str) -> None:
     )
     queue.start()
     put(queue, 1)
-    lane = queue.lane("otlp")
-    records = lane.read(10, 1 << 20)
+    cursor = queue.cursor("otlp")
+    records = cursor.read(10, 1 << 20)
     attempts: dict[str, Callable[[], object]] = {
         "consume": lambda: queue.consume(batch(2)),
-        "lane": lambda: queue.lane("otlp"),
-        "read": lambda: lane.read(10, 1 << 20),
-        "finish": lambda: lane.finish(records),
+        "cursor": lambda: queue.cursor("otlp"),
+        "read": lambda: cursor.read(10, 1 << 20),
+        "finish": lambda: cursor.finish(records),
         "states": queue.states,
         "shutdown": queue.shutdown,
     }
@@ -181,8 +181,8 @@ def fork_and_use(directory: str) -> None:
         _, status = os.waitpid(pid, 0)
         say(f"exit {status}")
     put(queue, 3)
-    say("delivered", *delivered(lane))
-    lane.close()
+    say("delivered", *delivered(cursor))
+    cursor.close()
     queue.shutdown()
     say("end")
 

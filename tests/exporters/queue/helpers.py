@@ -17,7 +17,7 @@ import pytest
 
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
 from statsig_otel.exporters.queue import schema
-from statsig_otel.exporters.queue.lane import Lane
+from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
@@ -69,7 +69,7 @@ def running(
         yield queue
     finally:
         for name in known:
-            queue.lane(name).close()
+            queue.cursor(name).close()
         queue.shutdown()
 
 
@@ -81,17 +81,17 @@ def numbers_of(records: Sequence[Stored]) -> list[int]:
     return [int.from_bytes(record.uid) for record in records]
 
 
-def read_all(lane: Lane, *, at_once: int = 7) -> list[Stored]:
+def read_all(cursor: ExporterCursor, *, at_once: int = 7) -> list[Stored]:
     """All that waits, ticked off in small batches."""
     found: list[Stored] = []
-    while records := lane.read(at_once, 1 << 20):
-        lane.finish(records)
+    while records := cursor.read(at_once, 1 << 20):
+        cursor.finish(records)
         found += records
     return found
 
 
-def delivered(lane: Lane) -> list[int]:
-    return numbers_of(read_all(lane))
+def delivered(cursor: ExporterCursor) -> list[int]:
+    return numbers_of(read_all(cursor))
 
 
 @contextlib.contextmanager
@@ -127,8 +127,8 @@ def check_counters(queue: DurableQueue) -> None:
     assert {number: [state.waiting, state.bytes] for number, state in states.items()} == counted
     for state in states.values():
         with contextlib.suppress(KeyError):
-            lane = queue.lane(state.name)
-            assert (lane.waiting, lane.cursor) == (state.waiting, state.cursor)
+            cursor = queue.cursor(state.name)
+            assert (cursor.waiting, cursor.position) == (state.waiting, state.cursor)
 
 
 def state_of(queue: DurableQueue, name: str) -> ExporterState:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.queue import schema, store
+from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery import damaged_file
 from statsig_otel.exporters.queue.routing import QueuedExporter
 from statsig_otel.exporters.queue.schema import ForeignFileError, NewerSchemaError
-from statsig_otel.exporters.queue.session import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.queue.writer import StorageError
 from tests.exporters.queue.helpers import (
@@ -78,22 +78,22 @@ def overwrite(database: Path, place: int, data: bytes) -> None:
 def check_that_it_serves(queue: DurableQueue) -> list[Stored]:
     """What is delivered of all that is there, with a change that is taken now among it."""
     found: list[Stored] = []
-    lane = queue.lane("otlp")
+    cursor = queue.cursor("otlp")
     for fresh in (10_000, 10_001):  # the first may be in a file that only the reading of it shows to be damaged
         for _ in range(5):
             if queue.consume(batch(fresh)).exception(PATIENCE) is None:
                 break
         for _ in range(20):
             with contextlib.suppress(sqlite3.Error, StorageError):  # its sender says so, and tries again
-                found += read_all(lane, at_once=100)
+                found += read_all(cursor, at_once=100)
                 break
         else:
             pytest.fail("it can't be read for ever")
     settled(queue.database.parent)
-    found += read_all(lane, at_once=100)
+    found += read_all(cursor, at_once=100)
     numbers = numbers_of(found)
     assert 10_001 in numbers, "a fresh change arrives"
-    assert lane.waiting == 0
+    assert cursor.waiting == 0
     assert kept(queue.database.parent) or 10_000 in numbers
     for record in found:
         number = int.from_bytes(record.uid)
@@ -148,7 +148,7 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_what_is_left_of_it_delivere
         (aside,) = kept(directory)
         assert aside.read_bytes() == before, "kept as it was found"
         assert {stat.S_IMODE(file.stat().st_mode) for file in directory.glob("queue.db*")} <= {0o600}
-        found = delivered(queue.lane("otlp"))
+        found = delivered(queue.cursor("otlp"))
         found.remove(1000)
         assert len(found) == len(set(found)), "once"
         if harm in NOTHING_LEFT:
@@ -224,11 +224,11 @@ def test_a_page_of_records_that_cannot_be_read_hides_no_other(directory: Path) -
         overwrite(directory / "queue.db", (leaf - 1) * PAGE, bytes(PAGE))
     with running(directory) as queue:
         put(queue, 1000)
-        lane = queue.lane("otlp")
+        cursor = queue.cursor("otlp")
         found: list[Stored] = []
-        while records := lane.read(50, 1 << 20):
+        while records := cursor.read(50, 1 << 20):
             lost = [record for record in records if not record.intact]
-            lane.finish(records, [DeadLetter("record", "otlp", "can't be read", record.payload) for record in lost])
+            cursor.finish(records, [DeadLetter("record", "otlp", "can't be read", record.payload) for record in lost])
             found += records
         intact = [record for record in found if record.intact]
         assert [record.seq for record in found] == [*range(1, 601), 601]
@@ -246,10 +246,10 @@ def test_what_cannot_be_deleted_is_said_once_and_stops_nothing(
     leaf = pages_of(directory / "queue.db", "records")["leaf"][3]
     overwrite(directory / "queue.db", (leaf - 1) * PAGE, bytes(PAGE))
     with running(directory) as queue:
-        read_all(queue.lane("otlp"))
+        read_all(queue.cursor("otlp"))
         for number in range(1000, 1100):
             put(queue, number)
-        assert len(read_all(queue.lane("otlp"))) == 100
+        assert len(read_all(queue.cursor("otlp"))) == 100
     assert said(caplog, logging.ERROR, "The space of what is delivered can't be given back now") == 1
     assert len(errors(caplog)) == 1
 
@@ -267,8 +267,8 @@ def test_an_index_that_ends_too_early_is_noticed_by_the_count_of_what_waits(dire
     leaf = pages_of(directory / "queue.db", "records_by_route")["leaf"][-1]
     overwrite(directory / "queue.db", (leaf - 1) * PAGE + 3, (5).to_bytes(2))
     with running(directory) as queue:
-        assert set(STORED) <= set(delivered(queue.lane("otlp")))
-        assert queue.lane("otlp").waiting == 0
+        assert set(STORED) <= set(delivered(queue.cursor("otlp")))
+        assert queue.cursor("otlp").waiting == 0
         check_that_it_serves(queue)
 
 
@@ -276,8 +276,8 @@ def test_a_count_that_is_wrong_in_a_sound_file_is_set_right_and_said(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running(directory) as queue:
-        queue.submit(lambda connection: store.add_waiting(connection, [queue.lane("otlp").id], 3, 7)).result(PATIENCE)
-        assert len(read_all(queue.lane("otlp"))) == len(STORED)
+        queue.submit(lambda connection: store.add_waiting(connection, [queue.cursor("otlp").id], 3, 7)).result(PATIENCE)
+        assert len(read_all(queue.cursor("otlp"))) == len(STORED)
         check_counters(queue)
         assert not kept(directory)
     assert errors(caplog) == ["3 records are counted as waiting, and are not in the queue: the count is set right"]
@@ -291,7 +291,7 @@ def test_a_count_of_which_a_bit_was_flipped_refuses_nothing_after_the_next_start
     with running(directory, exporters={"otlp": QueuedExporter(queue_size=1000)}) as queue:
         check_counters(queue)
         put(queue, 1000)
-        assert delivered(queue.lane("otlp")) == [*STORED, 1000]
+        assert delivered(queue.cursor("otlp")) == [*STORED, 1000]
         assert not kept(directory)
     with running(directory):
         pass
@@ -333,7 +333,7 @@ def test_a_file_that_goes_bad_under_a_running_queue_is_set_aside(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running(directory) as queue:
-        assert len(queue.lane("otlp").read(10, 1 << 20)) == 10
+        assert len(queue.cursor("otlp").read(10, 1 << 20)) == 10
         (directory / "queue.db").write_bytes(b"garbage" * 100_000)
         (directory / "queue.db-wal").write_bytes(b"")
         for number in range(1000, 1020):
@@ -362,7 +362,7 @@ def crashed(tmp_path: Path, *numbers: int) -> Path:
 def test_after_a_crash_all_is_there_and_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with running(crashed(tmp_path, 1, 2, 3)) as queue:
         assert put(queue, 3, 4).duplicates == 1
-        assert delivered(queue.lane("otlp")) == [1, 2, 3, 4]
+        assert delivered(queue.cursor("otlp")) == [1, 2, 3, 4]
     assert not errors(caplog)
 
 
@@ -402,7 +402,7 @@ def test_a_log_whose_database_is_empty_or_gone_is_carried_over(
     with running(directory) as queue:
         settled(directory)
         assert put(queue, 3, 4).duplicates == 1
-        assert sorted(delivered(queue.lane("otlp"))) == [1, 2, 3, 4]
+        assert sorted(delivered(queue.cursor("otlp"))) == [1, 2, 3, 4]
         check_counters(queue)
     assert said(caplog, logging.ERROR, "it is gone or empty, and its log is not") == 1
     assert said(caplog, logging.WARNING, "3 records that wait, 0 damaged ones and 0 others") == 1

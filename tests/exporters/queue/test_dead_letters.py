@@ -18,12 +18,12 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel.exporters.consumer import Batch, Change, Invalid
 from statsig_otel.exporters.queue import dead_letters, schema, store
-from statsig_otel.exporters.queue.dead_letters import Keep, Plan, Remap, Replayed, Resend, Selection
+from statsig_otel.exporters.queue.dead_letters import Keep, MapAgain, Replay, Replayed, Resend, Selection
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
-from statsig_otel.exporters.queue.session import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Database:
         self(lambda connection: store.bury(connection, letter, NOW))
         return dead_letters.last_id(self.connection)
 
-    def replay(self, plan: Plan, *, now_ms: int = NOW) -> Replayed:
+    def replay(self, plan: Replay, *, now_ms: int = NOW) -> Replayed:
         return self(lambda connection: dead_letters.replay(connection, plan, receivers=RECEIVERS, now_ms=now_ms))
 
     def waiting(self) -> dict[str, list[bytes]]:
@@ -162,10 +162,10 @@ def test_a_record_is_sent_again_to_its_exporter_alone_though_it_was_seen(databas
     batch = Batch("statsig", (Change(uid(1), (sent,)),))
 
     def accept(connection: sqlite3.Connection) -> None:
-        lanes = [store.ensure_exporter(connection, name) for name in EXPORTERS]
-        route = store.ensure_route(connection, lanes, "statsig")
+        cursors = [store.ensure_exporter(connection, name) for name in EXPORTERS]
+        route = store.ensure_route(connection, cursors, "statsig")
         store.append_batches(connection, [store.Entry(batch, route, 1000)], now_ms=NOW)
-        store.add_waiting(connection, lanes, 1, len(sent))
+        store.add_waiting(connection, cursors, 1, len(sent))
 
     database(accept)
     letter = database.bury("record", "a", sent)
@@ -181,7 +181,7 @@ def test_a_replay_is_done_once(database: Database) -> None:
     assert database.replay(plan).outcome == "replayed"
     assert database.replay(plan) == Replayed(letter, "gone")
     assert database.replay(Keep(letter, "why")) == Replayed(letter, "gone")
-    assert database.replay(Remap(letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))).outcome == "gone"
+    assert database.replay(MapAgain(letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))).outcome == "gone"
     assert database.waiting() == {"a": [payload("x")], "b": []}
 
 
@@ -213,11 +213,11 @@ def test_an_item_is_taken_over_as_if_its_request_had_come_now(database: Database
     """It is for all exporters of its receiver, and from now on a redelivery of it is a duplicate."""
     letter = database.bury("item", "statsig", b"item")
     batch = Batch("statsig", (Change(uid(1), (payload("x"),)),))
-    done = database.replay(Remap(letter, batch))
+    done = database.replay(MapAgain(letter, batch))
     assert done == Replayed(letter, "replayed", records=1, exporters=("a", "b"))
     assert database.waiting() == {"a": [payload("x")], "b": [payload("x")]}
     again = database.bury("item", "statsig", b"item")
-    done = database.replay(Remap(again, batch), now_ms=NOW + 1)
+    done = database.replay(MapAgain(again, batch), now_ms=NOW + 1)
     assert done == Replayed(again, "replayed", duplicates=1)
     assert database.waiting() == {"a": [payload("x")], "b": [payload("x")]}
     assert database.ids() == []
@@ -226,7 +226,7 @@ def test_an_item_is_taken_over_as_if_its_request_had_come_now(database: Database
 def test_of_a_body_what_is_still_invalid_becomes_letters_of_their_own(database: Database) -> None:
     letter = database.bury("body", "statsig", b"body")
     changes = (Change(uid(1), (payload("x"), payload("y"))), Change(uid(2), (payload("z"),)))
-    done = database.replay(Remap(letter, Batch("statsig", changes, (Invalid(b"bad", "no name"),))))
+    done = database.replay(MapAgain(letter, Batch("statsig", changes, (Invalid(b"bad", "no name"),))))
     assert (done.outcome, done.records, done.invalid) == ("replayed", 3, 1)
     (left,) = dead_letters.select(database.connection, Selection())
     assert (left.kind, left.owner, left.reason) == ("item", "statsig", "no name")
@@ -238,7 +238,7 @@ def test_a_receiver_without_a_queued_exporter_loses_nothing(
     database: Database, receivers: dict[str, QueuedReceiver]
 ) -> None:
     letter = database.bury("item", "statsig", b"item")
-    plan = Remap(letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))
+    plan = MapAgain(letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))
     done = database(lambda connection: dead_letters.replay(connection, plan, receivers=receivers, now_ms=NOW))
     assert done.outcome == "kept"
     assert database.ids() == [letter]
@@ -250,7 +250,7 @@ def test_what_the_synchronous_exporters_have_is_put_into_a_queue_only_where_ther
 ) -> None:
     letter = database.bury("body", "statsig", b"body")
     batch = Batch("statsig", (Change(uid(1), (payload("x"),)),), (Invalid(b"bad", "no name"),))
-    plan = Remap(letter, batch, delivered=("now",))
+    plan = MapAgain(letter, batch, delivered=("now",))
     done = database(lambda connection: dead_letters.replay(connection, plan, receivers=receivers, now_ms=NOW))
     assert (done.outcome, done.records, done.delivered, done.invalid) == ("replayed", waits, ("now",), 1)
     assert database.waiting() == {"a": [payload("x")] * waits, "b": [payload("x")] * waits}
@@ -270,11 +270,11 @@ def test_what_is_still_invalid_stays_with_the_new_reason(database: Database) -> 
 
 def test_the_head_becomes_a_letter_and_comes_back(database: Database) -> None:
     def fill(connection: sqlite3.Connection) -> None:
-        lanes = [store.ensure_exporter(connection, name) for name in EXPORTERS]
-        route = store.ensure_route(connection, lanes, "statsig")
+        cursors = [store.ensure_exporter(connection, name) for name in EXPORTERS]
+        route = store.ensure_route(connection, cursors, "statsig")
         for name in "xyz":
             store.append_copy(connection, route=route, uid=name.encode() * 16, payload=payload(name))
-            store.add_waiting(connection, lanes, 1, len(payload(name)))
+            store.add_waiting(connection, cursors, 1, len(payload(name)))
 
     database(fill)
     assert database(lambda connection: dead_letters.bury_head(connection, "a", "skipped", NOW))
@@ -291,10 +291,10 @@ def test_the_head_becomes_a_letter_and_comes_back(database: Database) -> None:
 
 def test_a_head_that_is_damaged_becomes_a_letter_that_says_so(database: Database) -> None:
     def fill(connection: sqlite3.Connection) -> None:
-        lanes = [store.ensure_exporter(connection, "a")]
-        route = store.ensure_route(connection, lanes, "statsig")
+        cursors = [store.ensure_exporter(connection, "a")]
+        route = store.ensure_route(connection, cursors, "statsig")
         store.append_copy(connection, route=route, uid=b"u" * 16, payload=payload("x"))
-        store.add_waiting(connection, lanes, 1, len(payload("x")))
+        store.add_waiting(connection, cursors, 1, len(payload("x")))
         connection.execute("UPDATE records SET payload = ?", (payload("X"),))
 
     database(fill)
@@ -322,7 +322,7 @@ def test_replays_in_parallel_double_nothing(tmp_path: Path) -> None:
         assert len(plans) == 20
         outcomes: list[Replayed] = []
 
-        def replay(plans: Sequence[Plan]) -> None:
+        def replay(plans: Sequence[Replay]) -> None:
             for plan in plans:
                 work = queue.submit(partial(dead_letters.replay, plan=plan, receivers=RECEIVERS, now_ms=NOW))
                 outcomes.append(work.result())
@@ -333,11 +333,11 @@ def test_replays_in_parallel_double_nothing(tmp_path: Path) -> None:
         for thread in threads:
             thread.join(20)
         assert sorted(one.outcome for one in outcomes) == ["gone"] * 60 + ["replayed"] * 20
-        lane = queue.lane("a")
-        assert lane.waiting == 20
-        assert sorted(one.payload for one in lane.read(100, 1 << 20)) == sorted(sent)
-        assert queue.lane("b").waiting == 0
-        lane.close()
+        cursor = queue.cursor("a")
+        assert cursor.waiting == 20
+        assert sorted(one.payload for one in cursor.read(100, 1 << 20)) == sorted(sent)
+        assert queue.cursor("b").waiting == 0
+        cursor.close()
     finally:
         queue.shutdown()
 
@@ -349,7 +349,7 @@ import os, sys
 from pathlib import Path
 from statsig_otel.exporters.queue import dead_letters, store
 from statsig_otel.exporters.queue.dead_letters import Resend, Selection
-from statsig_otel.exporters.queue.session import StoppedQueue
+from statsig_otel.exporters.queue.open_directory import StoppedQueue
 with StoppedQueue(Path(sys.argv[1])) as queue:
     print("ready", flush=True)
     sys.stdin.readline()

@@ -49,10 +49,10 @@ def check_kills(directory: Path, kills: int) -> None:
         if kill % 2:
             with running(directory) as queue:
                 check_counters(queue)
-                found += delivered(queue.lane("otlp"))
+                found += delivered(queue.cursor("otlp"))
                 tidied(queue)
     with running(directory) as queue:
-        found += delivered(queue.lane("otlp"))
+        found += delivered(queue.cursor("otlp"))
         check_counters(queue)
     assert len(acknowledged) >= 20
     assert acknowledged <= set(found)
@@ -79,7 +79,7 @@ def check_kills_while_delivering(directory: Path, kills: int) -> None:
         with child("deliver", directory) as process:
             sent += lines_until_killed(process, 5 + 7 * kill % 10)
     with running(directory) as queue:
-        sent += delivered(queue.lane("otlp"))
+        sent += delivered(queue.cursor("otlp"))
         check_counters(queue)
     assert set(sent) == set(range(size))
     assert len(sent) <= size + kills, "once more at most for each kill"
@@ -159,8 +159,8 @@ def test_a_reserve_is_kept_in_which_all_can_be_delivered_and_deleted(
             taken.append(number)
         assert 50 < len(taken) < 300
         assert count(queue.database) == len(taken)
-        assert delivered(queue.lane("otlp")) == taken
-        queue.lane("otlp").close()
+        assert delivered(queue.cursor("otlp")) == taken
+        queue.cursor("otlp").close()
         tidied(queue)
         check_counters(queue)
         pause, waited = threading.Event(), 0
@@ -168,7 +168,7 @@ def test_a_reserve_is_kept_in_which_all_can_be_delivered_and_deleted(
             waited += 1
             assert waited < PATIENCE * 20
             pause.wait(0.05)
-        assert delivered(queue.lane("otlp")) == [1000]
+        assert delivered(queue.cursor("otlp")) == [1000]
     assert not errors(caplog)
 
 
@@ -177,8 +177,8 @@ def test_a_disk_that_somebody_else_filled_refuses_and_recovers_without_a_hand_on
 ) -> None:
     with running(disk / "queue") as queue:
         put(queue, 1, 2, 3)
-        lane = queue.lane("otlp")
-        assert numbers_of(lane.read(1, 1 << 20)) == [1]
+        cursor = queue.cursor("otlp")
+        assert numbers_of(cursor.read(1, 1 << 20)) == [1]
         ballast = fill(disk)
         taken = []
         for number in range(4, 40):
@@ -194,13 +194,13 @@ def test_a_disk_that_somebody_else_filled_refuses_and_recovers_without_a_hand_on
         assert put(queue, 100) == Receipt(1)
         assert not is_failing(queue)
         check_counters(queue)
-        assert delivered(lane) == [1, 2, 3, *taken, 100]
+        assert delivered(cursor) == [1, 2, 3, *taken, 100]
     lines = [re.sub(r": .*", "", line) for line in errors(caplog)]
     assert lines.count("The queue can't be written; nothing is acknowledged until it can") == 1
     assert lines.count("The queue can be written again") == 1
     assert len(lines) <= 4, lines
     with running(disk / "queue") as queue:
-        assert read_all(queue.lane("otlp")) == []
+        assert read_all(queue.cursor("otlp")) == []
 
 
 def test_a_disk_that_is_full_at_the_start_is_a_clear_error_and_no_damage(disk: Path) -> None:
@@ -214,4 +214,4 @@ def test_a_disk_that_is_full_at_the_start_is_a_clear_error_and_no_damage(disk: P
         pass
     ballast.unlink()
     with running(disk / "queue") as queue:
-        assert delivered(queue.lane("otlp")) == [1]
+        assert delivered(queue.cursor("otlp")) == [1]

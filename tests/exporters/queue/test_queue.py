@@ -68,7 +68,7 @@ def test_an_answer_means_that_another_connection_sees_the_records_and_the_invali
         assert count(queue.database) == 4
         assert letters(queue.database) == [DeadLetter("item", "statsig", "no name", b"bad 0")]
         check_counters(queue)
-        found = read_all(queue.lane("otlp"))
+        found = read_all(queue.cursor("otlp"))
         assert [record.payload.rstrip(b"-") for record in found] == [b"1.0", b"1.1", b"2.0", b"2.1"]
         assert [record.uid.hex() for record in found] == [uid(1), uid(1), uid(2), uid(2)]
         check_counters(queue)
@@ -89,11 +89,11 @@ def test_nothing_is_opened_before_the_start_and_all_is_refused(tmp_path: Path) -
 def test_after_the_end_all_is_refused_and_the_directory_is_in_order(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         put(queue, 1)
-        records = queue.lane("otlp").read(10, 1000)
+        records = queue.cursor("otlp").read(10, 1000)
     error = refusal(queue, batch(2))
     assert (error.reason, error.retry_after) == ("shutting_down", 10)
     with pytest.raises(NotRunningError):
-        queue.lane("otlp").finish(records)
+        queue.cursor("otlp").finish(records)
     queue.shutdown()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["lock", "queue.db", "state.json"]
 
@@ -101,11 +101,11 @@ def test_after_the_end_all_is_refused_and_the_directory_is_in_order(tmp_path: Pa
 def test_a_queue_can_be_started_again(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         put(queue, 1)
-        queue.lane("otlp").close()
+        queue.cursor("otlp").close()
         queue.shutdown()
         queue.start()
         put(queue, 2)
-        assert delivered(queue.lane("otlp")) == [1, 2]
+        assert delivered(queue.cursor("otlp")) == [1, 2]
 
 
 def test_a_directory_that_is_gone_is_a_refusal_and_no_crash(tmp_path: Path) -> None:
@@ -124,13 +124,13 @@ def test_the_same_change_is_stored_and_delivered_once(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         assert put(queue, 1, 1, 2, 1) == Receipt(2, 2)
         assert put(queue, 2, 3) == Receipt(1, 1)
-        assert delivered(queue.lane("otlp")) == [1, 2, 3]
+        assert delivered(queue.cursor("otlp")) == [1, 2, 3]
         tidied(queue)
         assert count(queue.database) == 0
         assert put(queue, 1, 2, 3) == Receipt(0, 3)
     with running(tmp_path) as queue:
         assert put(queue, 3, 4) == Receipt(1, 1)
-        assert delivered(queue.lane("otlp")) == [4]
+        assert delivered(queue.cursor("otlp")) == [4]
 
 
 def test_the_same_change_a_hundred_times_in_parallel_is_stored_once(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_the_same_change_a_hundred_times_in_parallel_is_stored_once(tmp_path: Pa
             receipts = list(threads.map(lambda number: put(queue, number % 10, 100 + number), range(100)))
         assert sum(receipt.accepted for receipt in receipts) == 110
         assert sum(receipt.duplicates for receipt in receipts) == 90
-        assert sorted(delivered(queue.lane("otlp"))) == [*range(10), *range(100, 200)]
+        assert sorted(delivered(queue.cursor("otlp"))) == [*range(10), *range(100, 200)]
 
 
 def test_a_duplicate_is_answered_after_the_commit_of_the_first(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_the_same_change_at_two_receivers_is_two_changes(tmp_path: Path) -> None
         assert put(queue, 1) == Receipt(1)
         assert put(queue, 1, receiver="statsig/eu") == Receipt(1)
         assert put(queue, 1, receiver="statsig/eu") == Receipt(0, 1)
-        assert delivered(queue.lane("otlp")) == [1, 1]
+        assert delivered(queue.cursor("otlp")) == [1, 1]
 
 
 def test_after_the_window_a_change_is_new_again(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_without_a_window_nothing_is_a_duplicate_and_nothing_is_remembered(tmp_p
         assert put(queue, 1, 1) == Receipt(2)
         assert put(queue, 1) == Receipt(1)
         assert count(queue.database, "seen") == 0
-        assert delivered(queue.lane("otlp")) == [1, 1, 1]
+        assert delivered(queue.cursor("otlp")) == [1, 1, 1]
 
 
 @pytest.mark.parametrize("jump", [-20 * 365 * DAY, -3600.0, 3600.0, 20 * 365 * DAY])
@@ -209,7 +209,7 @@ def test_a_clock_that_jumps_loses_nothing_and_starts_no_storm(tmp_path: Path, ju
         back = put(queue, 1, 2, 3, 4)
         assert back.accepted >= 1
         assert put(queue, 1, 2, 3, 4) == Receipt(0, 4)
-        assert set(delivered(queue.lane("otlp"))) == {1, 2, 3, 4}
+        assert set(delivered(queue.cursor("otlp"))) == {1, 2, 3, 4}
         check_counters(queue)
 
 
@@ -227,15 +227,15 @@ def test_each_exporter_gets_what_is_for_it_in_order_and_at_its_own_pace(tmp_path
             put(queue, number, receiver="xyz"[number * 7 % 3])
         receivers_of = {"a": "x", "b": "xy", "c": "yz"}
         wanted = {name: [n for n in range(60) if "xyz"[n * 7 % 3] in of] for name, of in receivers_of.items()}
-        assert delivered(queue.lane("a")) == wanted["a"]
+        assert delivered(queue.cursor("a")) == wanted["a"]
         tidied(queue)
         check_counters(queue)
-        assert delivered(queue.lane("b")) == wanted["b"]
+        assert delivered(queue.cursor("b")) == wanted["b"]
         check_counters(queue)
-        assert delivered(queue.lane("c")) == wanted["c"]
+        assert delivered(queue.cursor("c")) == wanted["c"]
         tidied(queue)
         check_counters(queue)
-        assert delivered(queue.lane("idle")) == []
+        assert delivered(queue.cursor("idle")) == []
         assert count(queue.database) == 0
 
 
@@ -251,8 +251,8 @@ def test_a_new_exporter_begins_at_the_next_record(tmp_path: Path) -> None:
         put(queue, 1, 2)
     with running(tmp_path, exporters=("otlp", "new")) as queue:
         put(queue, 3)
-        assert delivered(queue.lane("new")) == [3]
-        assert delivered(queue.lane("otlp")) == [1, 2, 3]
+        assert delivered(queue.cursor("new")) == [3]
+        assert delivered(queue.cursor("otlp")) == [1, 2, 3]
         check_counters(queue)
 
 
@@ -261,7 +261,7 @@ def test_a_new_exporter_that_is_told_so_begins_at_the_oldest_of_its_receivers(tm
     receivers = {"x": QueuedReceiver(("otlp",)), "y": QueuedReceiver(("otlp",))}
     with running(tmp_path, receivers=receivers) as queue:
         put(queue, 1, receiver="x")
-        assert delivered(queue.lane("otlp")) == [1]
+        assert delivered(queue.cursor("otlp")) == [1]
         tidied(queue)
         for number in range(2, 8):
             put(queue, number, receiver="yx"[number % 2])
@@ -269,47 +269,47 @@ def test_a_new_exporter_that_is_told_so_begins_at_the_oldest_of_its_receivers(tm
     exporters = {"otlp": QueuedExporter(), "new": QueuedExporter(from_oldest=True)}
     for _ in range(2):  # the second start changes nothing
         with running(tmp_path, receivers=wider, exporters=exporters) as queue:
-            assert queue.lane("new").waiting == 3
+            assert queue.cursor("new").waiting == 3
             check_counters(queue)
     with running(tmp_path, receivers=wider, exporters=exporters) as queue:
         put(queue, 8, receiver="x")
-        assert delivered(queue.lane("new")) == [3, 5, 7, 8]
-        assert delivered(queue.lane("otlp")) == [2, 3, 4, 5, 6, 7, 8]
+        assert delivered(queue.cursor("new")) == [3, 5, 7, 8]
+        assert delivered(queue.cursor("otlp")) == [2, 3, 4, 5, 6, 7, 8]
         check_counters(queue)
 
 
 def test_an_exporter_that_left_keeps_its_place_until_it_comes_back(tmp_path: Path) -> None:
     with running(tmp_path, exporters=("a", "b")) as queue:
         put(queue, 1, 2, 3)
-        lane = queue.lane("a")
-        lane.finish(lane.read(1, 1000))
+        cursor = queue.cursor("a")
+        cursor.finish(cursor.read(1, 1000))
         assert not queue.forgotten_exporters()
     with running(tmp_path, exporters=("b",)) as queue:
         (gone,) = queue.forgotten_exporters()
         assert (gone.name, gone.waiting, gone.bytes) == ("a", 2, 40)
         put(queue, 4)
-        assert delivered(queue.lane("b")) == [1, 2, 3, 4]
+        assert delivered(queue.cursor("b")) == [1, 2, 3, 4]
         tidied(queue)
         assert count(queue.database) == 2, "what it has not got yet"
         check_counters(queue)
     with running(tmp_path, exporters=("a", "b")) as queue:
         put(queue, 5)
-        assert delivered(queue.lane("a")) == [2, 3, 5]
-        assert delivered(queue.lane("b")) == [5]
+        assert delivered(queue.cursor("a")) == [2, 3, 5]
+        assert delivered(queue.cursor("b")) == [5]
 
 
 def test_removing_an_exporter_that_left_frees_what_it_held(tmp_path: Path) -> None:
     with running(tmp_path, exporters=("a", "b")) as queue:
         put(queue, 1, 2, 3)
     with running(tmp_path, exporters=("b",)) as queue:
-        assert delivered(queue.lane("b")) == [1, 2, 3]
+        assert delivered(queue.cursor("b")) == [1, 2, 3]
         removed = queue.submit(lambda connection: store.remove_exporter(connection, "a")).result(PATIENCE)
         assert removed is not None
         tidied(queue)
         assert (count(queue.database), queue.forgotten_exporters()) == (0, [])
     with running(tmp_path, exporters=("a", "b")) as queue:
         put(queue, 4)
-        assert delivered(queue.lane("a")) == [4]
+        assert delivered(queue.cursor("a")) == [4]
 
 
 def test_what_is_replayed_while_it_runs_is_delivered_to_that_exporter_alone(tmp_path: Path) -> None:
@@ -319,18 +319,18 @@ def test_what_is_replayed_while_it_runs_is_delivered_to_that_exporter_alone(tmp_
 
         def replay(connection: sqlite3.Connection) -> None:
             for names in (["a"], ["a", "b"]):
-                lanes = [store.ensure_exporter(connection, name) for name in names]
-                route = store.ensure_route(connection, lanes)
+                cursors = [store.ensure_exporter(connection, name) for name in names]
+                route = store.ensure_route(connection, cursors)
                 store.append_copy(connection, route=route, uid=bytes(16), payload=b"again")
-                store.add_waiting(connection, lanes, 1, 5)
+                store.add_waiting(connection, cursors, 1, 5)
 
-        queue.lane("c").wait(0)
+        queue.cursor("c").wait(0)
         queue.submit(replay).result(PATIENCE)
         check_counters(queue)
         put(queue, 2)
-        assert delivered(queue.lane("a")) == [1, 0, 0, 2]
-        assert delivered(queue.lane("b")) == [1, 0, 2]
-        assert delivered(queue.lane("c")) == [1, 2]
+        assert delivered(queue.cursor("a")) == [1, 0, 0, 2]
+        assert delivered(queue.cursor("b")) == [1, 0, 2]
+        assert delivered(queue.cursor("c")) == [1, 2]
         check_counters(queue)
 
 
@@ -338,30 +338,30 @@ def test_a_place_that_a_command_moved_is_the_senders_too(tmp_path: Path) -> None
     """The record that was skipped while it was being sent is not counted down twice."""
     with running(tmp_path) as queue:
         put(queue, 1, 2, 3)
-        lane = queue.lane("otlp")
-        records = lane.read(2, 1000)
+        cursor = queue.cursor("otlp")
+        records = cursor.read(2, 1000)
 
         def skip(connection: sqlite3.Connection) -> None:
-            store.advance(connection, lane.id, cursor=records[0].seq, records=1, size=20)
+            store.advance(connection, cursor.id, cursor=records[0].seq, records=1, size=20)
 
         queue.submit(skip).result(PATIENCE)
-        assert (lane.waiting, lane.cursor) == (2, records[0].seq)
-        lane.finish(records)
+        assert (cursor.waiting, cursor.position) == (2, records[0].seq)
+        cursor.finish(records)
         check_counters(queue)
-        assert delivered(lane) == [3]
+        assert delivered(cursor) == [3]
 
 
 def test_records_that_were_ticked_off_before_are_not_counted_twice(tmp_path: Path) -> None:
     """A commit that was said to have failed can have reached the disk."""
     with running(tmp_path) as queue:
         put(queue, 1, 2, 3)
-        lane = queue.lane("otlp")
-        records = lane.read(2, 1000)
-        lane.finish(records, [DeadLetter("record", "otlp", "no", records[0].payload)])
-        lane.finish(records, [DeadLetter("record", "otlp", "no", records[0].payload)])
+        cursor = queue.cursor("otlp")
+        records = cursor.read(2, 1000)
+        cursor.finish(records, [DeadLetter("record", "otlp", "no", records[0].payload)])
+        cursor.finish(records, [DeadLetter("record", "otlp", "no", records[0].payload)])
         check_counters(queue)
-        assert (lane.waiting, len(letters(queue.database))) == (1, 1)
-        assert delivered(lane) == [3]
+        assert (cursor.waiting, len(letters(queue.database))) == (1, 1)
+        assert delivered(cursor) == [3]
 
 
 # --- ticked off ahead of the disk -----------------------------------------------------------------------------------
@@ -370,142 +370,142 @@ def test_records_that_were_ticked_off_before_are_not_counted_twice(tmp_path: Pat
 def test_what_is_ticked_off_ahead_counts_as_done_and_is_on_disk_once_it_is_settled(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         put(queue, *range(1, 8))
-        lane = queue.lane("otlp")
-        lane.finish_soon(lane.read(2, 1000))
-        assert lane.waiting == 5
-        assert numbers_of(lane.read(2, 1000)) == [3, 4]
-        lane.finish_soon(lane.read(2, 1000))
+        cursor = queue.cursor("otlp")
+        cursor.finish_soon(cursor.read(2, 1000))
+        assert cursor.waiting == 5
+        assert numbers_of(cursor.read(2, 1000)) == [3, 4]
+        cursor.finish_soon(cursor.read(2, 1000))
         put(queue, 8)
-        assert numbers_of(lane.read(9, 1000)) == [5, 6, 7, 8]
-        lane.settle()
+        assert numbers_of(cursor.read(9, 1000)) == [5, 6, 7, 8]
+        cursor.settle()
         check_counters(queue)
-        lane.finish(lane.read(1, 1000))
+        cursor.finish(cursor.read(1, 1000))
         check_counters(queue)
-        assert delivered(lane) == [6, 7, 8]
+        assert delivered(cursor) == [6, 7, 8]
 
 
 def test_what_can_not_be_ticked_off_ahead_is_told_by_the_next_call_and_is_not_read_again(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         put(queue, *range(1, 8))
-        lane = queue.lane("otlp")
+        cursor = queue.cursor("otlp")
         with failing_disk():
-            lane.finish_soon(lane.read(2, 1000))
+            cursor.finish_soon(cursor.read(2, 1000))
             for _ in range(3):
                 with pytest.raises(StorageError):
-                    lane.settle()
+                    cursor.settle()
             with pytest.raises(StorageError):
-                lane.finish_soon(lane.read(2, 1000))
-            assert numbers_of(lane.read(2, 1000)) == [3, 4]
-        lane.finish_soon(lane.read(2, 1000))
-        assert delivered(lane) == [5, 6, 7]
+                cursor.finish_soon(cursor.read(2, 1000))
+            assert numbers_of(cursor.read(2, 1000)) == [3, 4]
+        cursor.finish_soon(cursor.read(2, 1000))
+        assert delivered(cursor) == [5, 6, 7]
         check_counters(queue)
 
 
 def test_what_is_ticked_off_ahead_waits_for_no_disk_and_shares_commits(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         put(queue, *range(1, 101))
-        lane = queue.lane("otlp")
+        cursor = queue.cursor("otlp")
         with blocked(queue):
             for _ in range(10):
-                lane.finish_soon(lane.read(3, 1000))
+                cursor.finish_soon(cursor.read(3, 1000))
             with reading(queue.database) as connection:
                 assert [state.waiting for state in store.exporter_states(connection)] == [100], "nothing is on disk"
-            assert lane.waiting == 70
-        lane.settle()
+            assert cursor.waiting == 70
+        cursor.settle()
         check_counters(queue)
-        assert delivered(lane) == [*range(31, 101)]
+        assert delivered(cursor) == [*range(31, 101)]
 
 
 def test_a_disk_that_hangs_holds_up_what_would_be_done_without_end(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         put(queue, *range(1, 101))
-        lane = queue.lane("otlp")
+        cursor = queue.cursor("otlp")
 
         def deliver() -> None:
-            while records := lane.read(1, 1000):
-                lane.finish_soon(records)
-            lane.settle()
+            while records := cursor.read(1, 1000):
+                cursor.finish_soon(records)
+            cursor.settle()
 
         with ThreadPoolExecutor(1) as sender:
             with blocked(queue):
                 delivering = sender.submit(deliver)
                 with pytest.raises(TimeoutError):
                     delivering.result(0.3)
-                assert lane.waiting == 84, "sixteen batches are ahead, and the next one waits with what it sent"
+                assert cursor.waiting == 84, "sixteen batches are ahead, and the next one waits with what it sent"
             delivering.result(PATIENCE)
-        assert lane.waiting == 0
+        assert cursor.waiting == 0
         check_counters(queue)
 
 
 def test_a_crash_repeats_what_was_ticked_off_ahead_and_not_written(tmp_path: Path) -> None:
     with running(tmp_path / "before") as queue:
         put(queue, *range(1, 8))
-        lane = queue.lane("otlp")
-        lane.finish_soon(lane.read(2, 1000))
-        lane.settle()
+        cursor = queue.cursor("otlp")
+        cursor.finish_soon(cursor.read(2, 1000))
+        cursor.settle()
         with blocked(queue):
-            lane.finish_soon(lane.read(2, 1000))
+            cursor.finish_soon(cursor.read(2, 1000))
             left = copy_of(tmp_path / "before", tmp_path / "after")
     with running(left) as queue:
-        assert delivered(queue.lane("otlp")) == [3, 4, 5, 6, 7]
+        assert delivered(queue.cursor("otlp")) == [3, 4, 5, 6, 7]
 
 
 def test_a_command_between_sees_and_changes_nothing_of_what_is_ahead(tmp_path: Path) -> None:
     """Every command takes the places over from the database, which is behind."""
     with running(tmp_path) as queue:
         put(queue, *range(1, 101))
-        lane = queue.lane("otlp")
+        cursor = queue.cursor("otlp")
         found: list[int] = []
-        while records := lane.read(3, 1000):
+        while records := cursor.read(3, 1000):
             found += numbers_of(records)
-            lane.read_ahead(records[-1].seq, 3, 1000)
+            cursor.read_ahead(records[-1].seq, 3, 1000)
             command = queue.submit(store.exporter_states)
-            lane.finish_soon(records)
+            cursor.finish_soon(records)
             queue.submit(store.exporter_states)
             command.result(PATIENCE)
-            assert lane.cursor == records[-1].seq
+            assert cursor.position == records[-1].seq
         assert found == list(range(1, 101))
-        lane.settle()
+        cursor.settle()
         check_counters(queue)
 
 
 def test_what_was_ticked_off_ahead_in_a_database_that_is_set_aside_is_void(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         put(queue, 1, 2, 3)
-        lane = queue.lane("otlp")
+        cursor = queue.cursor("otlp")
         with blocked(queue):
-            lane.finish_soon(lane.read(1, 1000))
+            cursor.finish_soon(cursor.read(1, 1000))
             damaging = submit_damage(queue)
         damaging.result(PATIENCE)
-        lane.settle()
+        cursor.settle()
         settled(tmp_path)
-        assert delivered(lane) == [1, 2, 3], "it was never written down"
+        assert delivered(cursor) == [1, 2, 3], "it was never written down"
         check_counters(queue)
 
 
 def test_what_was_read_ahead_counts_only_for_the_same_place(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         put(queue, *range(1, 8))
-        lane = queue.lane("otlp")
-        records = lane.read(2, 1000)
-        lane.read_ahead(records[-1].seq, 2, 1000)
-        assert numbers_of(lane.read(2, 1000)) == [1, 2], "nothing is ticked off yet"
-        lane.read_ahead(records[-1].seq, 2, 1000)
-        lane.finish(records)
-        assert numbers_of(lane.read(3, 1000)) == [3, 4, 5], "another limit"
-        lane.read_ahead(records[-1].seq, 3, 1000)
+        cursor = queue.cursor("otlp")
+        records = cursor.read(2, 1000)
+        cursor.read_ahead(records[-1].seq, 2, 1000)
+        assert numbers_of(cursor.read(2, 1000)) == [1, 2], "nothing is ticked off yet"
+        cursor.read_ahead(records[-1].seq, 2, 1000)
+        cursor.finish(records)
+        assert numbers_of(cursor.read(3, 1000)) == [3, 4, 5], "another limit"
+        cursor.read_ahead(records[-1].seq, 3, 1000)
         queue.database.unlink()
-        assert numbers_of(lane.read(3, 1000)) == [3, 4, 5], "it was read before"
+        assert numbers_of(cursor.read(3, 1000)) == [3, 4, 5], "it was read before"
 
 
 def test_a_lane_that_is_closed_has_settled(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         put(queue, 1, 2, 3)
-        lane = queue.lane("otlp")
-        lane.finish_soon(lane.read(2, 1000))
-        lane.close()
+        cursor = queue.cursor("otlp")
+        cursor.finish_soon(cursor.read(2, 1000))
+        cursor.close()
     with running(tmp_path) as queue:
-        assert delivered(queue.lane("otlp")) == [3]
+        assert delivered(queue.cursor("otlp")) == [3]
 
 
 # --- another plan while it runs -------------------------------------------------------------------------------------
@@ -536,8 +536,8 @@ def test_exporters_that_begin_at_the_oldest_record_come_under_load_and_every_cou
         waiting = {state.name: state.waiting for state in queue.states()}
         assert waiting["a"] == 50 + sum(taken)
         for name in names:
-            assert len(delivered(queue.lane(name))) == waiting[name] >= 50
-            queue.lane(name).close()
+            assert len(delivered(queue.cursor(name))) == waiting[name] >= 50
+            queue.cursor(name).close()
 
 
 def test_an_exporter_that_is_just_coming_back_counts_as_configured(tmp_path: Path) -> None:
@@ -553,7 +553,7 @@ def test_an_exporter_that_is_just_coming_back_counts_as_configured(tmp_path: Pat
                 assert "b" not in queue.plan.exporters
             coming.result(PATIENCE)
         assert queue.serves("b")
-        queue.lane("b").close()
+        queue.cursor("b").close()
 
 
 def test_routes_that_no_record_is_on_are_forgotten(tmp_path: Path) -> None:
@@ -566,23 +566,23 @@ def test_routes_that_no_record_is_on_are_forgotten(tmp_path: Path) -> None:
                 exporters={name: QueuedExporter(), "a": QueuedExporter()},
             )
             put(queue, 100 + number)
-            read_all(queue.lane(name))
-            queue.lane(name).close()
+            read_all(queue.cursor(name))
+            queue.cursor(name).close()
             tidied(queue)
         assert count(queue.database, "routes") < 10
-        assert delivered(queue.lane("a")) == [1]
+        assert delivered(queue.cursor("a")) == [1]
 
 
 def test_a_sender_is_woken_by_a_record_also_by_one_that_came_before_it_waits(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
-        lane = queue.lane("otlp")
-        lane.wait(0)
-        assert not lane.read(1, 1000)
+        cursor = queue.cursor("otlp")
+        cursor.wait(0)
+        assert not cursor.read(1, 1000)
         put(queue, 1)
-        lane.wait(None)
-        assert numbers_of(lane.read(1, 1000)) == [1]
-        lane.wake()
-        lane.wait(None)
+        cursor.wait(None)
+        assert numbers_of(cursor.read(1, 1000)) == [1]
+        cursor.wake()
+        cursor.wait(None)
 
 
 # --- limits and space -----------------------------------------------------------------------------------------------
@@ -598,10 +598,10 @@ def test_a_full_queue_refuses_the_whole_batch_for_all_and_resumes_by_itself(tmp_
         assert "the queue of small holds 3 records, its queue_size" in str(error)
         assert count(queue.database) == 4
         check_counters(queue)
-        lane = queue.lane("small")
-        lane.finish(lane.read(2, 1000))
+        cursor = queue.cursor("small")
+        cursor.finish(cursor.read(2, 1000))
         assert put(queue, 5) == Receipt(1)
-        assert delivered(queue.lane("large")) == [1, 2, 3, 4, 5]
+        assert delivered(queue.cursor("large")) == [1, 2, 3, 4, 5]
 
 
 def test_a_limit_holds_also_for_batches_that_come_together(tmp_path: Path) -> None:
@@ -620,7 +620,7 @@ def test_a_limit_holds_also_for_batches_that_come_together(tmp_path: Path) -> No
         assert failures[:10] == [None] * 10
         assert all(isinstance(one, RefusedError) and one.reason == "queue_full" for one in failures[10:])
         check_counters(queue)
-        assert delivered(queue.lane("otlp")) == list(range(10))
+        assert delivered(queue.cursor("otlp")) == list(range(10))
         assert [put(queue, number) for number in (10, 49)] == [Receipt(1), Receipt(1)], (
             "what was refused is no duplicate"
         )
@@ -639,8 +639,8 @@ def test_the_file_shrinks_while_it_serves(tmp_path: Path) -> None:
         for start in range(0, 3000, 500):
             put(queue, *range(start, start + 500), size=4000)
         before = queue.database.stat().st_size
-        assert len(read_all(queue.lane("otlp"), at_once=200)) == 3000
-        queue.lane("otlp").close()
+        assert len(read_all(queue.cursor("otlp"), at_once=200)) == 3000
+        queue.cursor("otlp").close()
         tidied(queue)
         put(queue, 3000)
         with reading(queue.database) as connection:
@@ -661,7 +661,7 @@ def test_a_second_queue_on_the_same_directory_is_refused_and_does_no_harm(tmp_pa
         with child("acknowledge", tmp_path, 1) as process:
             assert process.wait(PATIENCE) != 0
         put(queue, 2)
-        assert delivered(queue.lane("otlp")) == [1, 2]
+        assert delivered(queue.cursor("otlp")) == [1, 2]
 
 
 def test_a_forked_child_gets_a_clear_error_and_does_no_harm(tmp_path: Path) -> None:
@@ -669,11 +669,11 @@ def test_a_forked_child_gets_a_clear_error_and_does_no_harm(tmp_path: Path) -> N
         said = [line_of(process) for _ in range(14)]
     message = "this queue was started by the process PARENT: start one after the fork"
     wanted = []
-    for name in ("consume", "lane", "read", "finish", "states"):
+    for name in ("consume", "cursor", "read", "finish", "states"):
         wanted += [f"{name}: {message}", "exit 0"]
     assert said == [*wanted, "shutdown: nothing raised", "exit 0", "delivered 1 3", "end"]
     with running(tmp_path) as queue:
-        assert delivered(queue.lane("otlp")) == []
+        assert delivered(queue.cursor("otlp")) == []
 
 
 def test_a_start_that_fails_leaves_the_directory_to_others_and_in_order(
@@ -686,7 +686,7 @@ def test_a_start_that_fails_leaves_the_directory_to_others_and_in_order(
         pass
     (tmp_path / "state.json.new").rmdir()
     with running(tmp_path) as queue:
-        assert delivered(queue.lane("otlp")) == [1]
+        assert delivered(queue.cursor("otlp")) == [1]
     assert not errors(caplog)
 
 
@@ -710,7 +710,7 @@ def steps_of(directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
         patched.setattr(DurableQueue, "_prepare", counted)
         with running(directory) as queue:
             assert not queue.submit(lambda connection: queue._tidy(connection, True)).result(PATIENCE)
-            assert len(queue.lane("otlp").read(100, 1 << 20)) == 100
+            assert len(queue.cursor("otlp").read(100, 1 << 20)) == 100
             assert state_of(queue, "otlp").waiting >= 100
     return steps
 
@@ -728,7 +728,7 @@ def test_a_start_with_many_waiting_records_takes_no_more_steps(tmp_path: Path, m
                     "SELECT ?1, zeroblob(16), zeroblob(50), 0 FROM n",
                     (store.ensure_route(connection, [1], "statsig"), size),
                 )
-                store.add_waiting(connection, [queue.lane("otlp").id], size, 50 * size)
+                store.add_waiting(connection, [queue.cursor("otlp").id], size, 50 * size)
 
             queue.submit(fill).result(PATIENCE * 2)
         steps[name] = steps_of(tmp_path / name, monkeypatch)
@@ -739,14 +739,14 @@ def test_a_job_of_a_stopped_lane_is_refused_by_the_database_that_it_did_not_read
     """What was read from a database that is set aside must not move a place in the new one."""
     with running(tmp_path) as queue:
         put(queue, 1, 2, 3)
-        lane = queue.lane("otlp")
-        records = lane.read(10, 1000)
+        cursor = queue.cursor("otlp")
+        records = cursor.read(10, 1000)
         damage(queue)
         put(queue, 4)
         with pytest.raises(StorageError, match="set aside"):
-            lane.finish(records)
+            cursor.finish(records)
         settled(tmp_path)
-        assert sorted(delivered(lane)) == [1, 2, 3, 4], "carried over, and not ticked off"
+        assert sorted(delivered(cursor)) == [1, 2, 3, 4], "carried over, and not ticked off"
         check_counters(queue)
 
 

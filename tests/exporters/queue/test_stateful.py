@@ -84,7 +84,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def close(self) -> None:
         for name in self.names:
-            self.queue.lane(name).close()
+            self.queue.cursor(name).close()
         self.queue.shutdown()
 
     def teardown(self) -> None:
@@ -124,19 +124,19 @@ class QueueMachine(RuleBasedStateMachine):
         """Read the head, and tick it off with some dead letters; or read and tick off ahead of the disk."""
         if name not in self.names:
             return
-        lane, place = self.queue.lane(name), self.places[name]
-        records = lane.read(at_most, 1 << 20)
+        cursor, place = self.queue.cursor(name), self.places[name]
+        records = cursor.read(at_most, 1 << 20)
         numbers = numbers_of(records)
         assert numbers == place.waiting[:at_most]
         assert all(record.intact for record in records)
         if ahead and records:
-            lane.read_ahead(records[-1].seq, at_most, 1 << 20)
-            lane.finish_soon(records)
+            cursor.read_ahead(records[-1].seq, at_most, 1 << 20)
+            cursor.finish_soon(records)
             place.delivered += numbers
             del place.waiting[: len(numbers)]
             return
         bad = records[:bury]
-        lane.finish(records, [DeadLetter("record", name, "no", record.payload, record.uid) for record in bad])
+        cursor.finish(records, [DeadLetter("record", name, "no", record.payload, record.uid) for record in bad])
         place.buried += numbers[: len(bad)]
         place.delivered += numbers[len(bad) :]
         del place.waiting[: len(numbers)]
@@ -145,7 +145,7 @@ class QueueMachine(RuleBasedStateMachine):
     def read_only(self, name: str) -> None:
         """What is read and not ticked off is read again."""
         if name in self.names:
-            assert numbers_of(self.queue.lane(name).read(5, 1 << 20)) == self.places[name].waiting[:5]
+            assert numbers_of(self.queue.cursor(name).read(5, 1 << 20)) == self.places[name].waiting[:5]
 
     @rule()
     def tidy(self) -> None:
@@ -165,7 +165,7 @@ class QueueMachine(RuleBasedStateMachine):
         """Go on from what a crash at this moment leaves on the disk."""
         self.crashes += 1
         for name in self.names:
-            self.queue.lane(name).settle()
+            self.queue.cursor(name).settle()
         left = copy_of(self.directory, self.base / str(self.crashes))
         self.close()
         self.directory = left
@@ -177,7 +177,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.routes = {"x": x, "y": y}
         if running:
             for name in self.names - (x | y):
-                self.queue.lane(name).close()
+                self.queue.cursor(name).close()
             self.queue.reconfigure(**self.plan())
             self.names = x | y
             for name in self.names:

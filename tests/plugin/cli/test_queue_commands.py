@@ -18,14 +18,14 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Change, Invalid
-from statsig_otel.exporters.delivery.sender import DeliverySettings, Sender
-from statsig_otel.exporters.delivery.synchronous import Route, SynchronousConsumer
+from statsig_otel.exporters.delivery.sender import DeliverySettings, QueueSender
+from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, RetryLater
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.directory import CONTROL
+from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
-from statsig_otel.exporters.queue.session import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.plugin.cli import dead_letters
 from statsig_otel.plugin.cli import queue as queue_command
@@ -129,12 +129,13 @@ class Served:
         backends = {"good": self.good, "bad": self.bad}
         receivers = {"statsig": QueuedReceiver(exporters)}
         at_once = {"statsig": delivered, "statsig/now": ("debug/now",)}
-        self.synchronous = SynchronousConsumer({"debug/now": Route(self.now, WAIT)}, at_once)
+        self.synchronous = SynchronousConsumer({"debug/now": SynchronousExporter(self.now, WAIT)}, at_once)
         self.queue = DurableQueue(
             directory, receivers=receivers, exporters={name: QueuedExporter() for name in exporters}, min_free_bytes=0
         )
         self.senders = {
-            name: Sender(self.queue.lane(name), backends[name], DeliverySettings(max_records=1)) for name in exporters
+            name: QueueSender(self.queue.cursor(name), backends[name], DeliverySettings(max_records=1))
+            for name in exporters
         }
         self.intakes = {name: Intake(verifier=Verifier(["webhook-secret"]), name=name) for name in at_once}
         commands = handlers(

@@ -256,7 +256,7 @@ class TestConsumers:
         with running(tmp_path) as queue:
             receipts = [queue.consume(Batch("statsig", (change,))).result(PATIENCE) for _ in range(2)]
             assert receipts == [Receipt(1), Receipt(0, duplicates=1)]
-            assert [stored.payload for stored in read_all(queue.lane("otlp"))] == list(change.records)
+            assert [stored.payload for stored in read_all(queue.cursor("otlp"))] == list(change.records)
 
     def test_a_logger_provider_gets_each_record(self) -> None:
         """The resource is the provider's there, so it is the attributes that tell the service."""

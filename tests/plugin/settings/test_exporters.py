@@ -17,7 +17,7 @@ from statsig_otel.exporters import Batch, Change, Delivered, Outcome, Receipt, R
 from statsig_otel.plugin.cli.components import list_components
 from statsig_otel.plugin.cli.configuration_docs import schema
 from statsig_otel.plugin.cli.main import main
-from statsig_otel.plugin.service.backend import Delivery
+from statsig_otel.plugin.service.backend import Backend
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS, create_exporter
 from tests.exporters.delivery.helpers import encoded, until
 
@@ -333,7 +333,7 @@ def sent(exporter: Any) -> list[bytes]:
 def test_behind_the_queue_it_delivers_and_a_reload_exchanges_it_only_where_it_has_changed(
     tape: str, tmp_path: Path
 ) -> None:
-    delivery = Delivery(configured("tape: {key: a}"), tmp_path / "q")
+    delivery = Backend(configured("tape: {key: a}"), tmp_path / "q")
     (first,) = made_by(tape)
     assert first.log == []
     delivery.start()
@@ -356,7 +356,7 @@ def test_behind_the_queue_it_delivers_and_a_reload_exchanges_it_only_where_it_ha
 
 @pytest.mark.parametrize("outcome", [Delivered(), None])
 def test_without_a_queue_the_webhook_waits_for_it(tape: str, tmp_path: Path, outcome: Outcome) -> None:
-    delivery = Delivery(configured("tape: {key: a, sending_queue: {enabled: false}}"), tmp_path / "q")
+    delivery = Backend(configured("tape: {key: a, sending_queue: {enabled: false}}"), tmp_path / "q")
     (exporter,) = made_by(tape)
     exporter.answer = outcome
     delivery.start()
@@ -373,7 +373,7 @@ def test_without_a_queue_the_webhook_waits_for_it(tape: str, tmp_path: Path, out
 
 def test_what_it_refuses_is_a_dead_letter_where_retries_are_off(tape: str, tmp_path: Path) -> None:
     configuration = configured("tape: {key: a, retry_on_failure: {enabled: false}}")
-    delivery = Delivery(configuration, tmp_path / "q")
+    delivery = Backend(configuration, tmp_path / "q")
     (exporter,) = made_by(tape)
     exporter.answer = RetryLater("torn")
     delivery.start()
@@ -396,7 +396,7 @@ def test_one_that_is_exclusive_ends_before_the_next_one_starts(
 ) -> None:
     module = site.module(f"{MODULE}\nEXPORTER = ExporterType(TapeSettings, TapeExporter{exclusive})")
     site.install({"tape": f"{module}:EXPORTER"})
-    delivery = Delivery(configured("tape: {key: a, sending_queue: {enabled: false}}"), tmp_path / "q")
+    delivery = Backend(configured("tape: {key: a, sending_queue: {enabled: false}}"), tmp_path / "q")
     delivery.start()
     try:
         delivery.reconfigure(configured("tape: {key: a, reel: 2, sending_queue: {enabled: false}}"))

@@ -66,15 +66,15 @@ def test_each_exporter_gets_what_it_was_not_done_with(tmp_path: Path) -> None:
     with running(tmp_path, receivers=receivers, exporters=("a", "b", "left")) as queue:
         put(queue, 1, 2, 3)
         put(queue, 4, 5, receiver="statsig/eu")
-        lane = queue.lane("a")
-        lane.finish(lane.read(2, 1000))
+        cursor = queue.cursor("a")
+        cursor.finish(cursor.read(2, 1000))
     spoil(tmp_path)
     receivers = {"statsig": QueuedReceiver(("a", "b")), "statsig/eu": QueuedReceiver(("b",))}
     with running(tmp_path, receivers=receivers, exporters=("a", "b")) as queue:
         settled(tmp_path)
         check_counters(queue)
-        assert delivered(queue.lane("a")) == [3]
-        assert delivered(queue.lane("b")) == [1, 2, 3, 4, 5]
+        assert delivered(queue.cursor("a")) == [3]
+        assert delivered(queue.cursor("b")) == [1, 2, 3, 4, 5]
         assert state_of(queue, "left").waiting == 2, "also for one that left the configuration"
         assert put(queue, 2, 9) == Receipt(1, 1)
         assert put(queue, 4, receiver="statsig/eu") == Receipt(0, 1)
@@ -86,15 +86,15 @@ def test_where_places_can_not_be_read_all_that_is_there_goes_to_all_of_its_recei
     with running(tmp_path, receivers=receivers, exporters=("a", "b")) as queue:
         put(queue, 1)
         put(queue, 2, receiver="statsig/eu")
-        lane = queue.lane("a")
-        lane.finish(lane.read(1, 1000))
+        cursor = queue.cursor("a")
+        cursor.finish(cursor.read(1, 1000))
     with sqlite3.connect(tmp_path / "queue.db") as connection:
         connection.execute("UPDATE exporters SET cursor = 'garbage' WHERE name = 'b'")
     connection.close()
     with running(tmp_path, receivers=receivers, exporters=("a", "b")) as queue:
         settled(tmp_path)
-        assert delivered(queue.lane("a")) == [1]
-        assert delivered(queue.lane("b")) == [1, 2]
+        assert delivered(queue.cursor("a")) == [1]
+        assert delivered(queue.cursor("b")) == [1, 2]
 
 
 def test_while_nobody_is_configured_records_that_may_be_for_anybody_wait_in_the_file(
@@ -119,9 +119,9 @@ def test_while_nobody_is_configured_records_that_may_be_for_anybody_wait_in_the_
         queue.reconfigure(receivers={"statsig": QueuedReceiver(("new",))}, exporters={"new": QueuedExporter()})
         settled(tmp_path)
         check_counters(queue)
-        lane = queue.lane("new")
-        assert delivered(lane) == [1, 3]
-        lane.close()
+        cursor = queue.cursor("new")
+        assert delivered(cursor) == [1, 3]
+        cursor.close()
         assert [(letter.kind, letter.owner) for letter in letters(queue.database)] == [("damaged", "new")]
 
 
@@ -130,16 +130,16 @@ def test_where_routes_can_not_be_read_each_exporter_gets_what_is_behind_its_plac
 ) -> None:
     with running(tmp_path, exporters=("a", "b")) as queue:
         put(queue, 1, 2)
-        lane = queue.lane("a")
-        lane.finish(lane.read(1, 1000))
+        cursor = queue.cursor("a")
+        cursor.finish(cursor.read(1, 1000))
     with sqlite3.connect(tmp_path / "queue.db") as connection:
         connection.execute("UPDATE routes SET exporters = 'garbage' || id")
     connection.close()
     spoil(tmp_path)
     with running(tmp_path, exporters=("a", "b")) as queue:
         settled(tmp_path)
-        assert delivered(queue.lane("a")) == [2]
-        assert delivered(queue.lane("b")) == [1, 2]
+        assert delivered(queue.cursor("a")) == [2]
+        assert delivered(queue.cursor("b")) == [1, 2]
         check_counters(queue)
     assert said(caplog, logging.WARNING, "How many records are missing can't be told") == 1
 
@@ -149,8 +149,8 @@ def test_what_changed_on_the_disk_is_a_dead_letter_for_each_exporter(
 ) -> None:
     with running(tmp_path, exporters=("a", "b")) as queue:
         put(queue, 1, 2, 3)
-        lane = queue.lane("a")
-        lane.finish(lane.read(1, 1000))
+        cursor = queue.cursor("a")
+        cursor.finish(cursor.read(1, 1000))
     content = (tmp_path / "queue.db").read_bytes()
     (tmp_path / "queue.db").write_bytes(content.replace(b"2.0---", b"2.0!--"))
     spoil(tmp_path)
@@ -161,7 +161,7 @@ def test_what_changed_on_the_disk_is_a_dead_letter_for_each_exporter(
             ("damaged", "b"),
         ]
         assert {letter.content[:6] for letter in letters(queue.database)} == {b"2.0!--"}
-        assert (delivered(queue.lane("a")), delivered(queue.lane("b"))) == ([3], [1, 3])
+        assert (delivered(queue.cursor("a")), delivered(queue.cursor("b"))) == ([3], [1, 3])
     assert said(caplog, logging.WARNING, "3 records that wait, 2 damaged ones and 0 others as dead letters") == 1
     assert said(caplog, logging.WARNING, "No record that waited is missing") == 1
 
@@ -180,7 +180,7 @@ def test_pages_that_can_not_be_read_are_passed_over_and_what_is_missing_is_count
     spoil(tmp_path)
     with running(tmp_path) as queue:
         settled(tmp_path)
-        found = delivered(queue.lane("otlp"))
+        found = delivered(queue.cursor("otlp"))
     missing = 400 - len(found)
     assert 6 <= missing <= 30
     assert found == sorted(found)
@@ -196,7 +196,7 @@ def test_what_waits_in_the_log_of_a_file_is_carried_over_too(tmp_path: Path) -> 
     (directory / "queue.db").write_bytes(b"garbage" * 10_000)
     with running(directory) as queue:
         settled(directory)
-        assert set(delivered(queue.lane("otlp"))) <= {1, 2, 3}
+        assert set(delivered(queue.cursor("otlp"))) <= {1, 2, 3}
         assert put(queue, 4) == Receipt(1)
 
 
@@ -212,7 +212,7 @@ def test_a_large_file_is_carried_over_in_steps_and_others_come_in_between(
         for number in range(5000, 5020):
             put(queue, number)
         settled(tmp_path)
-        found = delivered(queue.lane("otlp"))
+        found = delivered(queue.cursor("otlp"))
         check_counters(queue)
     assert sorted(found) == [*range(1000), *range(5000, 5020)]
     assert [number for number in found if number < 1000] == list(range(1000)), "in their order"
@@ -242,7 +242,7 @@ def test_a_stop_in_the_middle_goes_on_after_the_next_start_and_doubles_nothing(
         assert starts < 100
     assert middle
     with running(tmp_path) as queue:
-        assert delivered(queue.lane("otlp")) == list(range(300))
+        assert delivered(queue.cursor("otlp")) == list(range(300))
         assert count(queue.database, "dead_letters") == 40
         assert count(queue.database, "salvage") == 0
 
@@ -262,7 +262,7 @@ def test_a_kill_in_the_middle_loses_nothing(tmp_path: Path) -> None:
         assert kills < 100
     with running(tmp_path) as queue:
         settled(tmp_path)
-        assert delivered(queue.lane("otlp")) == list(range(2000))
+        assert delivered(queue.cursor("otlp")) == list(range(2000))
 
 
 def test_while_the_disk_is_short_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +275,7 @@ def test_while_the_disk_is_short_it_waits(tmp_path: Path, monkeypatch: pytest.Mo
         assert count(tmp_path / "queue.db") == 0
     with running(tmp_path) as queue:
         settled(tmp_path)
-        assert delivered(queue.lane("otlp")) == [1]
+        assert delivered(queue.cursor("otlp")) == [1]
 
 
 # --- commands between two steps -------------------------------------------------------------------------------------
@@ -297,13 +297,13 @@ class Attack:
 
     def deliver(self, count: int, *, soon: bool = False, skipped: bool = False) -> None:
         for name in self.names:
-            lane = self.queue.lane(name)
-            records = lane.read(count, 1 << 20)
+            cursor = self.queue.cursor(name)
+            records = cursor.read(count, 1 << 20)
             if soon and records:
-                lane.finish_soon(records)
+                cursor.finish_soon(records)
             else:
                 letter = [DeadLetter("record", name, "skipped", one.payload, one.uid) for one in records[:1]]
-                lane.finish(records, letter if skipped else ())
+                cursor.finish(records, letter if skipped else ())
             self.done[name] |= set(numbers_of(records[1:] if skipped else records))
 
     def put(self, _: int) -> None:
@@ -330,7 +330,7 @@ class Attack:
 
     def reload(self, number: int) -> None:
         for name in self.names:
-            self.queue.lane(name).close()
+            self.queue.cursor(name).close()
         self.names = PLANS[number % len(PLANS)]
         receivers = {
             receiver: QueuedReceiver(tuple(name for name in of.exporters if name in self.names))
@@ -362,7 +362,7 @@ class Attack:
             case _:
                 getattr(self, command)(number)
         for name in self.names:
-            self.queue.lane(name).settle()
+            self.queue.cursor(name).settle()
         check_counters(self.queue)
 
 
@@ -376,9 +376,9 @@ def harmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with running(directory, receivers=BOTH, exporters=("a", "b", "left")) as queue:
         for number in range(1, 7):
             put(queue, number, receiver="yx"[number % 2])
-        lane = queue.lane("a")
-        records = lane.read(2, 1000)
-        lane.finish(records, [DeadLetter("record", "a", "no", one.payload, one.uid) for one in records])
+        cursor = queue.cursor("a")
+        records = cursor.read(2, 1000)
+        cursor.finish(records, [DeadLetter("record", "a", "no", one.payload, one.uid) for one in records])
     return directory / "queue.db"
 
 
@@ -421,7 +421,7 @@ def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right
                 check_counters(queue)
             attack.reload(2)
             for name in attack.names:
-                attack.done[name] |= set(delivered(queue.lane(name)))
+                attack.done[name] |= set(delivered(queue.cursor(name)))
             attack.act("tidy", 0)
             for letter in letters(queue.database):
                 attack.done[letter.owner].add(int.from_bytes(letter.uid or b""))
@@ -520,7 +520,7 @@ def test_a_step_that_is_done_again_doubles_nothing(
                     rescued.taken += queue.submit(step).result(PATIENCE)
                 check_counters(queue)
                 buried = [(letter.kind, letter.owner, letter.uid) for letter in letters(queue.database)]
-                found.append((rescued.taken, buried, delivered(queue.lane("a")), delivered(queue.lane("b"))))
+                found.append((rescued.taken, buried, delivered(queue.cursor("a")), delivered(queue.cursor("b"))))
         assert found[0] == found[1]
         assert found[0][0].total() > 5
 
@@ -542,7 +542,7 @@ def test_a_file_that_is_too_much_for_it_holds_up_no_other(
     spoil(tmp_path)
     with running(tmp_path) as queue:
         settled(tmp_path)
-        assert set(delivered(queue.lane("otlp"))) == {1, 2, 3}
+        assert set(delivered(queue.cursor("otlp"))) == {1, 2, 3}
         check_counters(queue)
 
 
@@ -582,9 +582,9 @@ def test_a_file_that_is_deleted_in_use_is_rescued_and_nothing_is_lost(
 ) -> None:
     directory = tmp_path / "queue"
     with running(directory) as queue:
-        lane = queue.lane("otlp")
+        cursor = queue.cursor("otlp")
         put(queue, 1, 2, 3)
-        lane.finish(lane.read(1, 1000))
+        cursor.finish(cursor.read(1, 1000))
         harm(directory)
         assert sent_again(queue, 4) == Receipt(1)
         assert put(queue, 5) == Receipt(1)
@@ -593,7 +593,7 @@ def test_a_file_that_is_deleted_in_use_is_rescued_and_nothing_is_lost(
             pass
     assert said(caplog, logging.ERROR, "Somebody deleted or replaced") == 1
     with running(directory) as queue:
-        assert set(delivered(queue.lane("otlp"))) == {2, 3, 4, 5}
+        assert set(delivered(queue.cursor("otlp"))) == {2, 3, 4, 5}
         check_counters(queue)
         assert put(queue, 2, 4).duplicates == 2
     assert len(kept(directory)) == 1
@@ -605,25 +605,25 @@ def test_what_a_deleted_file_was_given_last_is_not_counted_in_the_new_one(
     """What its commit adds and ticks off is carried over with all else, and that may take until there is room."""
     monkeypatch.setattr(Salvager, "look", lambda _: None)
     with running(tmp_path) as queue:
-        lane = queue.lane("otlp")
+        cursor = queue.cursor("otlp")
         put(queue, 1, 2, 3)
-        records = lane.read(2, 1000)
+        records = cursor.read(2, 1000)
         with ThreadPoolExecutor(1) as sender:
             with blocked(queue):  # so that they share a commit, after which the file is missed
                 adding = queue.consume(batch(4))
                 deleting = queue.submit(lambda _: delete_all(tmp_path))
-                ticking = sender.submit(lane.finish, records)
+                ticking = sender.submit(cursor.finish, records)
                 wait_until(lambda: queue._writer._jobs.qsize() == 3, "all wait for the writer")
             assert adding.result(PATIENCE) == Receipt(1)
             ticking.result(PATIENCE)
             deleting.result(PATIENCE)
-        assert (queue.generation, lane.waiting, lane.cursor) == (1, 0, 0)
+        assert (queue.generation, cursor.waiting, cursor.position) == (1, 0, 0)
         put(queue, 5)
-        assert delivered(lane) == [5]
+        assert delivered(cursor) == [5]
         monkeypatch.undo()
         queue._salvager.look()
         settled(tmp_path)
-        assert delivered(lane) == [3, 4]
+        assert delivered(cursor) == [3, 4]
         check_counters(queue)
 
 
@@ -633,7 +633,7 @@ def test_a_file_that_is_deleted_while_nothing_comes_in_is_rescued_too(tmp_path: 
         delete_all(tmp_path)
         wait_until(lambda: bool(kept(tmp_path)), "it is noticed")
         settled(tmp_path)
-        assert delivered(queue.lane("otlp")) == [1, 2]
+        assert delivered(queue.cursor("otlp")) == [1, 2]
 
 
 def test_a_file_that_is_deleted_while_tidying_fails_is_rescued_too(
@@ -649,7 +649,7 @@ def test_a_file_that_is_deleted_while_tidying_fails_is_rescued_too(
         monkeypatch.setattr(store, "collect", delete_and_fail)
         wait_until(lambda: bool(kept(tmp_path)), "it is noticed")
         settled(tmp_path)
-        assert delivered(queue.lane("otlp")) == [1, 2]
+        assert delivered(queue.cursor("otlp")) == [1, 2]
 
 
 def test_a_file_that_can_not_be_rescued_now_is_rescued_later_and_nobody_gets_a_promise(
@@ -665,7 +665,7 @@ def test_a_file_that_can_not_be_rescued_now_is_rescued_later_and_nobody_gets_a_p
         directory.unlink()
         assert sent_again(queue, 4) == Receipt(1)
         settled(directory)
-        assert {1, 2, 4} <= set(delivered(queue.lane("otlp")))
+        assert {1, 2, 4} <= set(delivered(queue.cursor("otlp")))
 
 
 def test_while_there_is_no_room_for_a_copy_the_deleted_file_is_kept_open_and_nothing_is_left_lying(
@@ -680,7 +680,7 @@ def test_while_there_is_no_room_for_a_copy_the_deleted_file_is_kept_open_and_not
             assert kept(tmp_path) == []
         wait_until(lambda: queue.consume(batch(400)).exception(PATIENCE) is None, "it is rescued in the end")
         settled(tmp_path)
-        assert set(range(1, 201)) <= set(delivered(queue.lane("otlp")))
+        assert set(range(1, 201)) <= set(delivered(queue.cursor("otlp")))
         assert len(kept(tmp_path)) == 1
     assert said(caplog, logging.WARNING, "No record that waited is missing") == 1
 
@@ -690,14 +690,14 @@ def test_a_place_of_which_a_bit_was_flipped_passes_nothing_over(
 ) -> None:
     with running(tmp_path) as queue:
         put(queue, *range(1, 11))
-        lane = queue.lane("otlp")
-        lane.finish(lane.read(2, 1000))
+        cursor = queue.cursor("otlp")
+        cursor.finish(cursor.read(2, 1000))
     with sqlite3.connect(tmp_path / "queue.db") as connection:
         connection.execute("UPDATE exporters SET cursor = cursor | 4")
     connection.close()
     with running(tmp_path) as queue:
         settled(tmp_path)
-        assert set(delivered(queue.lane("otlp"))) >= set(range(3, 11))
+        assert set(delivered(queue.cursor("otlp"))) >= set(range(3, 11))
     assert said(caplog, logging.ERROR, "an exporter's place contradicts itself") == 1
 
 
@@ -712,6 +712,6 @@ def test_after_a_loss_a_redelivery_is_no_duplicate(tmp_path: Path, caplog: pytes
     spoil(tmp_path)
     with running(tmp_path) as queue:
         settled(tmp_path)
-        missing = set(range(1, 101)) - set(delivered(queue.lane("otlp")))
+        missing = set(range(1, 101)) - set(delivered(queue.cursor("otlp")))
         assert missing
         assert put(queue, *missing, size=500) == Receipt(len(missing))

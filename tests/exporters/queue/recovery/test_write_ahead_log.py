@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statsig_otel.exporters.queue import schema, writer
+from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import write_ahead_log
 from statsig_otel.exporters.queue.recovery.write_ahead_log import Condition
-from statsig_otel.exporters.queue.session import StoppedQueue
 from tests.exporters.queue.helpers import (
     check_counters,
     copy_of,
@@ -51,11 +51,11 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a crash leaves behind after some changes were taken and some of them delivered, one commit each."""
     directory = tmp_path_factory.mktemp("stock")
     with pytest.MonkeyPatch.context() as patch, running_untidied(directory / "running", patch) as queue:
-        lane = queue.lane("otlp")
+        cursor = queue.cursor("otlp")
         for number in STORED:
             put(queue, number, size=500)
             if number % 10 == 0:
-                lane.finish(lane.read(2, 1 << 20))
+                cursor.finish(cursor.read(2, 1 << 20))
         return copy_of(directory / "running", directory / "crashed")
 
 
@@ -95,7 +95,7 @@ def everything(database: Path) -> list[object]:
 def test_a_log_in_order_is_read_to_its_end(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert look(directory) == Condition(0, 0)
     with running(directory) as queue:
-        assert set(delivered(queue.lane("otlp"))) == WAITING
+        assert set(delivered(queue.cursor("otlp"))) == WAITING
     assert not errors(caplog)
 
 
@@ -140,7 +140,7 @@ def test_a_log_that_is_damaged_is_said_loudly_and_all_behind_the_damage_carried_
     with running(directory) as queue:
         settled(directory)
         put(queue, 1000)
-        found = set(delivered(queue.lane("otlp")))
+        found = set(delivered(queue.cursor("otlp")))
         damaged = [letter for letter in letters(queue.database) if letter.kind == "damaged"]
         check_counters(queue)
         assert 1000 in found
@@ -166,7 +166,7 @@ def test_damage_is_known_by_the_commits_behind_it_where_the_index_is_gone(direct
     assert (found.unread_commits, found.missing_frames, found.is_damaged) == (len(commits(log)) - 3, 0, True)
     with running(directory) as queue:
         settled(directory)
-        assert set(delivered(queue.lane("otlp"))) >= WAITING
+        assert set(delivered(queue.cursor("otlp"))) >= WAITING
     assert len(kept(directory)) == 1
 
 
@@ -175,7 +175,7 @@ def test_a_first_sector_that_is_gone_hides_nothing(directory: Path, caplog: pyte
         log[:512] = bytes(512)
     with running(directory) as queue:
         settled(directory)
-        assert set(delivered(queue.lane("otlp"))) >= WAITING
+        assert set(delivered(queue.cursor("otlp"))) >= WAITING
     assert said(caplog, logging.ERROR, "its log is damaged") == 1
 
 
@@ -187,7 +187,7 @@ def test_a_last_commit_that_a_power_failure_left_incomplete_is_dropped_with_a_wa
     (directory / "queue.db-shm").unlink()  # nobody brings it to disk
     assert look(directory) == Condition(1, 0)
     with running(directory) as queue:
-        found = delivered(queue.lane("otlp"))
+        found = delivered(queue.cursor("otlp"))
         assert found == sorted(found)
         assert set(found) >= WAITING - {30}
     assert said(caplog, logging.WARNING, "the last commit of the queue's log is incomplete") == 1
@@ -204,7 +204,7 @@ def test_a_log_that_was_cut_short_is_said_loudly(
         pass
     with running(directory) as queue:
         put(queue, 1000)
-        assert 1000 in delivered(queue.lane("otlp"))
+        assert 1000 in delivered(queue.cursor("otlp"))
     assert said(caplog, logging.ERROR, "the queue's log (queue.db-wal) was cut short") == 1
     caplog.clear()
     with running(directory):
@@ -254,7 +254,7 @@ def test_no_flipped_bit_of_a_log_loses_anything_in_silence(stock: Path, data: st
             log[data.draw(st.integers(0, len(log) - 1))] ^= 1 << data.draw(st.integers(0, 7))
         with running(directory) as queue:
             settled(directory)
-            found = set(delivered(queue.lane("otlp")))
+            found = set(delivered(queue.cursor("otlp")))
             damaged = {int.from_bytes(letter.uid or b"") for letter in letters(queue.database)}
         assert len(WAITING - found) <= 1
         assert WAITING - found <= damaged

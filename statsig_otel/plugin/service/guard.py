@@ -9,7 +9,7 @@ from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedErr
 _RETRY_AFTER = 10
 
 
-class Door:
+class RunningGuard:
     """Hands batches on once it is open, in the process that opened it.
 
     Args:

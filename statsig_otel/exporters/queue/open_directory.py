@@ -27,7 +27,7 @@ class StoppedQueue:
     def __init__(self, directory: Path) -> None:
         self._directory = QueueDirectory(directory)
         self._writer = Writer(self._directory.database, prepare=store.look, tidy=_leave)
-        self._session = Session(self._directory, self._writer)
+        self._open_directory = OpenDirectory(self._directory, self._writer)
 
     def __enter__(self) -> Self:
         """Own the directory and open the database.
@@ -37,7 +37,7 @@ class StoppedQueue:
             sqlite3.Error: The file can't be read.
             OSError: The directory can't be written.
         """
-        self._session.open()
+        self._open_directory.open()
         return self
 
     def __exit__(
@@ -45,7 +45,7 @@ class StoppedQueue:
     ) -> None:
         """Close the database, and leave the directory in order."""
         # Where the log is gone the service has to say so at its next start, so that stays visible.
-        self._session.close(clean=not self._session.missing_file)
+        self._open_directory.close(clean=not self._open_directory.missing_file)
 
     @property
     def database(self) -> Path:
@@ -69,7 +69,7 @@ def _leave(_connection: sqlite3.Connection, _idle: bool) -> bool:  # noqa: FBT00
 _logger: Final = logging.getLogger(__name__)
 
 
-class Session:
+class OpenDirectory:
     """Owns a directory and runs the writer of its database, from `open` to `close`.
 
     Args:

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.queue.directory import QueueDirectory
-from statsig_otel.exporters.queue.session import Session
+from statsig_otel.exporters.queue.open_directory import OpenDirectory
 from statsig_otel.exporters.queue.writer import Writer
 
 
 def test_where_no_thread_starts_the_directory_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def session() -> Session:
+    def session() -> OpenDirectory:
         writer = Writer(tmp_path / "queue.db", prepare=lambda _: None, tidy=lambda _, __: False)
-        return Session(QueueDirectory(tmp_path), writer)
+        return OpenDirectory(QueueDirectory(tmp_path), writer)
 
     def no_thread(_: threading.Thread) -> None:
         raise RuntimeError("no thread can be started")

@@ -29,8 +29,8 @@ _MOST_DONE: Final = 16
 _SET_ASIDE: Final = "the database was set aside since these records were read"
 
 
-class LaneOwner(Protocol):
-    """The queue that a lane belongs to."""
+class CursorOwner(Protocol):
+    """The queue that a cursor belongs to."""
 
     @property
     def database(self) -> Path:
@@ -47,10 +47,10 @@ class LaneOwner(Protocol):
         """The time now, in milliseconds since the epoch."""
 
     def submit(self, work: Work[_T]) -> Future[_T]:
-        """Run a function on the writing connection; all lanes see what it moved."""
+        """Run a function on the writing connection; all cursors see what it moved."""
 
     def finish(self, work: Work[_T], then: Callable[[_T], None]) -> Future[_T]:
-        """Run a function on the writing connection, for a lane that counts by itself."""
+        """Run a function on the writing connection, for a cursor that counts by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class _Done:
         count: How many they are.
         size: Their payloads' bytes.
         generation: Of the database that they were read from.
-        ahead: Whether the lane's count is ahead of the database's by them.
+        ahead: Whether the cursor's count is ahead of the database's by them.
     """
 
     last: int
@@ -82,20 +82,20 @@ class _Done:
     ahead: bool = True
 
 
-class Lane:
+class ExporterCursor:
     """One exporter's way through the queue. Its sender alone reads, ticks off and closes, from one thread.
 
     Attributes:
         name: The exporter's id.
         id: Its number in the database.
         waiting: How many records wait for it.
-        cursor: The last seq that is done.
+        position: The seq of the last record that is done.
     """
 
-    def __init__(self, queue: LaneOwner, name: str) -> None:
+    def __init__(self, queue: CursorOwner, name: str) -> None:
         self.name = name
         self.id: int = 0
-        self.cursor: int = 0
+        self.position: int = 0
         self.waiting: int = 0
         self._queue = queue
         self._more = threading.Event()
@@ -112,11 +112,11 @@ class Lane:
     def found(self, state: ExporterState) -> None:
         """Take over what the database says. In the writer's thread."""
         with self._lock:
-            self.id, self.cursor, self.waiting = state.id, state.cursor, state.waiting
+            self.id, self.position, self.waiting = state.id, state.cursor, state.waiting
             for done in self._done:
                 if done.generation == self._queue.generation:
                     done.ahead = state.cursor < done.last
-                    self.cursor, self.waiting = max(self.cursor, done.last), self.waiting - done.ahead * done.count
+                    self.position, self.waiting = max(self.position, done.last), self.waiting - done.ahead * done.count
         self._more.set()
 
     def added(self, records: int) -> None:
@@ -148,7 +148,7 @@ class Lane:
             RuntimeError: In a forked child.
         """
         self._queue.check_process()
-        place = _Place(self.cursor, count, size, self._queue.generation)
+        place = _Place(self.position, count, size, self._queue.generation)
         if records := self._read_before(place):
             return records
         look = partial(self._look, place)
@@ -230,7 +230,7 @@ class Lane:
 
         def count(done: tuple[int, int] | None) -> None:
             with self._lock:
-                self.cursor, fewer = done or (records.seqs[-1], len(records))
+                self.position, fewer = done or (records.seqs[-1], len(records))
                 self.waiting -= fewer
             for letter in letters if fewer else ():
                 _telemetry.dead_letters.add(1, {"kind": letter.kind, "owner": self.name})
@@ -259,7 +259,7 @@ class Lane:
             if done.generation != self._queue.generation:
                 raise StorageError(_SET_ASIDE)  # the cursor is one of another file by now, or is about to be
             self._done.append(done)
-            self.cursor, self.waiting = done.last, self.waiting - done.count
+            self.position, self.waiting = done.last, self.waiting - done.count
         if self._ticking is None and time.monotonic() >= self._tick_at:
             self._begin_tick()
 
