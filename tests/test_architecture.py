@@ -1,4 +1,4 @@
-"""The floors, and what an import of the package costs."""
+"""The floors and the rooms: who may import whom, and what an import of the package costs."""
 
 import ast
 import subprocess
@@ -7,14 +7,41 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Final
 
 import pytest
 
 import statsig_otel
 
-ROOT = Path(statsig_otel.__file__).parent
-FLOORS = {"config": 1, "exporters": 2, "plugin": 3}
-HEAVY = (
+ROOT: Final = Path(statsig_otel.__file__).parent
+PAGE: Final = ROOT.parent / "docs" / "architecture.md"
+FLOORS: Final = ("config", "exporters", "plugin")
+ROOMS: Final = (
+    "",
+    "config",
+    "exporters",
+    "exporters.queue",
+    "exporters.queue.recovery",
+    "exporters.delivery",
+    "exporters.otlp",
+    "exporters.local",
+    "plugin.webhook",
+    "plugin.server",
+    "plugin.record",
+    "plugin.settings",
+    "plugin.demo",
+    "plugin.receiver",
+    "plugin.control",
+    "plugin.doctor",
+    "plugin.service",
+    "plugin.cli",
+)
+"""The rooms, lowest first. A module imports only from its own room and from those before it in this table."""
+
+FACES: Final = {f"statsig_otel.{floor}" for floor in FLOORS}
+"""The packages that embedders import from. They name what their floor makes public, and nothing inside imports them."""
+
+HEAVY: Final = (
     "falcon",
     "uvicorn",
     "grpc",
@@ -27,21 +54,66 @@ HEAVY = (
 )
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every module of the package with its file. A package is named by its folder."""
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+MODULES: Final = dict(modules())
+
+
+def imported_by(path: Path) -> Iterator[str]:
+    """The modules of the package that a file imports, type checkers' imports included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else node.module for name in names]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == "statsig_otel")
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_floor_imports_only_from_those_below(path: Path) -> None:
-    own = FLOORS.get(path.relative_to(ROOT).parts[0], 4 if path.name == "__main__.py" else 0)
-    for name in imports_of(path):
-        first, _, rest = name.partition(".")
-        if first == "statsig_otel":
-            assert FLOORS.get(rest.partition(".")[0], 0) <= own, f"{path} imports {name}"
+def room_of(module: str) -> str:
+    """The innermost room that a module stands in."""
+    inside = module.removeprefix("statsig_otel").removeprefix(".")
+    return max((room for room in ROOMS if f"{inside}.".startswith(f"{room}.") or not room), key=len)
+
+
+def test_a_room_imports_only_from_the_rooms_below_it() -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in MODULES.items()
+        if module not in FACES and module != "statsig_otel.__main__"
+        for name in imported_by(path)
+        if ROOMS.index(room_of(name)) > ROOMS.index(room_of(module)) or name in FACES
+    ]
+    assert wrong == []
+
+
+def test_every_package_is_a_room_and_says_what_it_is_for() -> None:
+    packages = {name.removeprefix("statsig_otel.") for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert packages - {"statsig_otel", "plugin"} == {room for room in ROOMS if room}
+    stray = [name for name in MODULES if room_of(name) == "" and name.startswith("statsig_otel.plugin.")]
+    assert stray == []
+
+
+def test_the_page_prints_the_rooms_with_their_sentences() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    printed = [row for row in rows if row.split("`")[1].replace("/", ".").strip(".") in ROOMS]
+    expected = [f"| `{room.replace('.', '/')}/` | {purpose(room)} |" for room in ROOMS if room and room != "exporters"]
+    assert [row for row in printed if row.startswith(("| `plugin/", "| `exporters/", "| `config/"))] == expected
+
+
+def purpose(room: str) -> str:
+    """The first line of a package's docstring."""
+    docstring = ast.get_docstring(ast.parse(MODULES[f"statsig_otel.{room}"].read_text(encoding="utf-8")))
+    assert docstring, room
+    return docstring.splitlines()[0]
 
 
 @pytest.mark.parametrize("floor", FLOORS)

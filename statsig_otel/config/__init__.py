@@ -1,4 +1,4 @@
-"""What the user writes, read and checked. Floor 1: knows the grammar; the components' models are handed to it."""
+"""Reads and checks what the user writes; the models of the components are handed to it."""
 
 from typing import TYPE_CHECKING
 
