@@ -126,6 +126,7 @@ class Writer:
         self._rescue = rescue
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._ended = threading.Event()  # an interrupted `join` of Python 3.11 takes a thread that runs for ended
         self._lock = threading.Lock()  # a job is queued before the end, or refused
         self._accepting = False
         self._connection: sqlite3.Connection | None = None
@@ -144,7 +145,7 @@ class Writer:
         return self._failing
 
     def start(self) -> None:
-        """Open the file, in the writer's thread.
+        """Open the file, in the writer's thread. Whatever ends the wait for it ends the writer, too.
 
         Raises:
             DamagedError: The file is damaged.
@@ -154,19 +155,22 @@ class Writer:
             ForeignFileError: It is another program's.
             RuntimeError: No thread can be started.
         """
-        opened: Future[None] = Future()
-        thread = threading.Thread(target=self._run, args=(opened,), name="queue writer", daemon=True)
-        thread.start()
-        self._thread = thread  # not before it runs: `stop` waits for its end
-        try:
-            opened.result()
-        except BaseException:
-            thread.join()
-            self._thread = None
-            raise
+        self.stop()  # a second Ctrl-C can have left a writer behind that was told to end
+        self._jobs, self._ended = SimpleQueue(), threading.Event()  # what ended that one would end this one
         self._pid = os.getpid()
-        with self._lock:
-            self._accepting = True
+        opened: Future[None] = Future()
+        thread = threading.Thread(target=self._run, args=(opened, self._ended), name="queue writer", daemon=True)
+        try:
+            thread.start()
+            self._thread = thread  # not before it runs: `stop` waits for its end
+            opened.result()
+            with self._lock:
+                self._accepting = True
+        except BaseException:  # a Ctrl-C and a test's timeout end the wait as well as a file that can't be opened
+            if not opened.cancel():  # it has begun, and would wait for work for ever
+                self._thread = thread
+                self.stop()
+            raise
 
     def submit(self, work: Work[_T], then: Callable[[_T], None] | None = None) -> Future[_T]:
         """Hand over a function; its future has what it returned once that is committed.
@@ -228,15 +232,25 @@ class Writer:
 
     def stop(self) -> None:
         """Finish what was handed over, and close the file. Safe to call twice."""
+        if self._pid != os.getpid():
+            return  # never started; or a forked child, which the thread is not in
         with self._lock:
-            if self._accepting:
-                self._accepting = False
-                self._jobs.put(None)
-        if self._thread is not None:
-            self._thread.join()
+            self._accepting = False
+            self._jobs.put(None)  # also while it does not accept yet: a thread that nobody tells never ends
+        thread = self._thread
+        if thread is not None:
+            self._ended.wait()
+            thread.join()
             self._thread = None
 
-    def _run(self, opened: Future[None]) -> None:
+    def _run(self, opened: Future[None], ended: threading.Event) -> None:
+        try:
+            if opened.set_running_or_notify_cancel():  # else the start was interrupted before this
+                self._work(opened)
+        finally:
+            ended.set()
+
+    def _work(self, opened: Future[None]) -> None:
         try:
             self._open()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits

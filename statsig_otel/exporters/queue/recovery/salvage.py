@@ -91,8 +91,9 @@ class Salvager:
     def start(self) -> None:
         """Begin with what is there."""
         self._stopping.clear()
-        self._thread = threading.Thread(target=self._run, name="queue salvage", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="queue salvage", daemon=True)
+        thread.start()
+        self._thread = thread  # not before it runs: `stop` waits for its end
 
     def look(self) -> None:
         """There is something more, or somebody whom it may be for."""
@@ -108,9 +109,11 @@ class Salvager:
 
     def _run(self) -> None:
         failing = False
-        while not self._stopping.is_set():
+        while True:
+            self._more.clear()  # before the look at what `stop` sets first: else its call could be lost
+            if self._stopping.is_set():
+                return
             try:
-                self._more.clear()
                 for file in self._directory.set_aside_files():
                     self._empty(file)
                 failing = False

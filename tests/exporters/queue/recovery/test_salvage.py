@@ -5,6 +5,7 @@ import itertools
 import logging
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -489,6 +490,25 @@ def test_a_refused_head_of_a_file_that_is_gone_is_not_judged_by_what_the_new_one
         made.drained()
         assert made.buried() == ["1"]
         check_counters(made.queue)
+
+
+def test_it_ends_also_where_it_is_told_to_just_as_it_begins_to_look(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        salvager = queue._salvager
+        salvager.stop()
+
+        class Late(threading.Event):
+            def clear(self) -> None:
+                salvager._stopping.set()  # as `stop` does, in the worst moment
+                self.set()
+                super().clear()
+
+        salvager._more = Late()
+        salvager.start()
+        thread = salvager._thread
+        assert thread is not None
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
 
 
 @given(failing=st.lists(st.booleans(), min_size=1), places=st.booleans())
