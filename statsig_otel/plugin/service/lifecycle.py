@@ -1,44 +1,45 @@
-"""Something that starts once and stops once, whoever asks for it, from whichever thread, and as often as they like.
+"""Starts something once and stops it once, however often and from whichever threads that is asked for.
 
-The work is done in threads of its own, one after the other, and nobody waits for it with a lock held: so a signal's
-handler that interrupts a caller can ask, too. A forked child has nothing to start or to stop of what its parent began.
+Start and stop run in threads of their own, one after the other. No caller waits with a lock held, so a signal handler
+that interrupts one caller can ask as well. A forked child can neither start nor stop what its parent started.
 """
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
+from statsig_otel._process import OwnerProcess
+
 _logger: Final = logging.getLogger(__name__)
 
 
 class Lifecycle:
-    """One life: it starts, it stops, and doesn't start again.
+    """Starts, stops, and doesn't start again.
 
     Args:
-        open_: Does the start. Where it raises, it has closed all again.
-        close: Does the stop of what has started; says whether it was done to the end.
+        open_: Does the start. If it raises, it has closed everything again.
+        close: Does the stop, if the start succeeded. Returns whether everything was closed.
     """
 
     def __init__(self, open_: Callable[[], None], close: Callable[[], bool]) -> None:
         self._open = open_
         self._close = close
         self._lock = threading.RLock()  # re-entrant, for a handler that interrupts its holder
-        self._pid = 0
+        self._owner = OwnerProcess()
         self._started: Future[None] | None = None
         self._stopped: Future[bool] | None = None
 
     def start(self) -> "Future[None]":
-        """Start, or take part in the start that somebody else began; the same future for all.
+        """Begin the start, or join one that has begun. All callers get the same future.
 
         Raises:
-            RuntimeError: It was stopped already; or another process has started it, of which this is a fork.
+            RuntimeError: It was stopped already, or this process is a fork of the one that started it.
         """
-        if self._is_forked():
+        if self._owner.is_forked:
             raise RuntimeError(
-                f"this service was started by the process {self._pid}: make it, or start it, after the fork"
+                f"this service was started by the process {self._owner.pid}: make it, or start it, after the fork"
             )
         with self._lock:
             if self._stopped is not None:
@@ -46,17 +47,17 @@ class Lifecycle:
             started, is_first = self._started, self._started is None
             if started is None:
                 started = self._started = _future()
-                self._pid = os.getpid()
+                self._owner.enter()
         if is_first:
             in_thread(lambda: self._run_start(started), "statsig-otel start")
         return started
 
     def stop(self) -> "Future[bool]":
-        """Stop, or take part in the stop that somebody else began; the same future for all. It never fails.
+        """Begin the stop, or join one that has begun. All callers get the same future, and it never fails.
 
-        A start that is under way is waited for. True at once where there was none, and in a forked child.
+        The stop waits for a start that is under way. Without a start, and in a forked child, the result is True.
         """
-        if self._is_forked():
+        if self._owner.is_forked:
             return _true()
         with self._lock:
             stopped, is_first, started = self._stopped, self._stopped is None, self._started
@@ -65,9 +66,6 @@ class Lifecycle:
         if is_first and started is not None:
             in_thread(lambda: self._run_stop(started, stopped), "statsig-otel stop")
         return stopped
-
-    def _is_forked(self) -> bool:
-        return self._pid not in (0, os.getpid())
 
     def _run_start(self, started: "Future[None]") -> None:
         if self._stopped is not None:
@@ -91,7 +89,7 @@ class Lifecycle:
 
 
 def in_thread(work: Callable[[], None], name: str) -> None:
-    """Do something in a thread that keeps no process alive; at the interpreter's end, where none starts, do it here."""
+    """Run a function in a daemon thread. At the interpreter's end, when no thread starts any more, run it here."""
     try:
         threading.Thread(target=work, name=name, daemon=True).start()
     except RuntimeError:
@@ -99,7 +97,7 @@ def in_thread(work: Callable[[], None], name: str) -> None:
 
 
 def _future() -> "Future[Any]":
-    """A future that nobody who waits for it can cancel."""
+    """A future that its waiters can't cancel."""
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
     return future
