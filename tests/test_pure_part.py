@@ -135,8 +135,7 @@ MAY_LOAD = {
         f"{RECORD_MODEL} msgspec": "DeduplicationSettings ServerTlsSettings StatsigReceiverSettings",
         FALCON: "StatsigReceiver StatsigWsgiReceiver create_app create_wsgi_app",
         "uvicorn click httptools pydantic": "HttpServer ServerTls",
-        f"{FALCON} pydantic ruamel uvicorn click httptools": "Destination Service",
-        f"{RECORD_MODEL} opentelemetry.metrics msgspec ruamel": "RestartNeededError",
+        f"{FALCON} pydantic ruamel uvicorn click httptools": "Destination RestartNeededError Service",
     },
 }
 """For each public name the packages that its import may load. What is not here is not looked at."""

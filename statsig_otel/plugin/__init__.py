@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.record.record import uid as uid
     from statsig_otel.plugin.server.server import HttpServer as HttpServer
     from statsig_otel.plugin.server.tls import ServerTls as ServerTls
-    from statsig_otel.plugin.service.backend import RestartNeededError as RestartNeededError
     from statsig_otel.plugin.service.builder import Destination as Destination
+    from statsig_otel.plugin.service.restart import RestartNeededError as RestartNeededError
     from statsig_otel.plugin.service.service import Service as Service
     from statsig_otel.plugin.settings.delivery import BatchSettings as BatchSettings
     from statsig_otel.plugin.settings.delivery import RetryOnFailureSettings as RetryOnFailureSettings
@@ -88,7 +88,7 @@ else:  # a checker would take whatever name for one that there is
             "Payload": "webhook.payload",
             "RecordHook": "record.record",
             "Request": "receiver.intake",
-            "RestartNeededError": "service.backend",
+            "RestartNeededError": "service.restart",
             "RetryOnFailureSettings": "settings.delivery",
             "SIGNATURE_HEADER": "webhook.signature",
             "SendingQueueSettings": "settings.delivery",

@@ -21,6 +21,7 @@ from statsig_otel.plugin.control.socket import Handler
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.server.tls import digests
 from statsig_otel.plugin.service.lifecycle import in_thread
+from statsig_otel.plugin.service.restart import RestartNeededError
 from statsig_otel.plugin.settings.catalog import EXPORTERS, create_exporter
 from statsig_otel.plugin.settings.delivery import DeliveryKeys
 from statsig_otel.plugin.settings.exporters import OwnExporterSettings
@@ -46,25 +47,6 @@ _FINISH: Final = 30.0
 
 _GRACE: Final = 3.0
 """Seconds for the send of a synchronous exporter that is under way at the end."""
-
-
-class RestartNeededError(Exception):
-    """A change of the configuration that a running service can't take over; the message is its place and why.
-
-    Example:
-        >>> from statsig_otel.exporters import DebugSettings
-        >>> from statsig_otel.plugin import RestartNeededError, Service, StatsigReceiverSettings
-        >>> service = Service(
-        ...     receivers={"statsig": StatsigReceiverSettings(signing_secrets=["webhook-..."])},
-        ...     exporters={"debug": DebugSettings()},
-        ...     directory="statsig-queue",
-        ... )
-        >>> try:
-        ...     service.reconfigure(service.configuration)
-        ... except RestartNeededError as error:
-        ...     print(error)
-        the service has not started
-    """
 
 
 class Backend:

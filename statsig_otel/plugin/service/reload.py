@@ -12,7 +12,7 @@ from statsig_otel.config.model import Opaque
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.doctor.machine_checks import check_files
-from statsig_otel.plugin.service.backend import RestartNeededError
+from statsig_otel.plugin.service.restart import RestartNeededError
 from statsig_otel.plugin.service.service import Service
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS
 from statsig_otel.plugin.settings.reading import receiver_settings

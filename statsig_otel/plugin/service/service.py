@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +24,12 @@ from statsig_otel.plugin.receiver.intake import Intake, Limits
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.server.thread import ServerThread
-from statsig_otel.plugin.service.backend import Backend, RestartNeededError
+from statsig_otel.plugin.service.backend import Backend
 from statsig_otel.plugin.service.builder import Exporters, Pipelines, Receivers, build_configuration
-from statsig_otel.plugin.service.endpoints import SERVER_KEYS, Endpoint, check_endpoints, endpoints_of
+from statsig_otel.plugin.service.endpoints import Endpoint, check_endpoints, endpoints_of
 from statsig_otel.plugin.service.guard import RunningGuard
 from statsig_otel.plugin.service.lifecycle import Lifecycle
+from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
 from statsig_otel.plugin.settings.delivery import unused_keys
 from statsig_otel.plugin.settings.environment import resource_from_environment
 from statsig_otel.plugin.settings.reading import (
@@ -38,7 +39,6 @@ from statsig_otel.plugin.settings.reading import (
     receiver_settings,
 )
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
-from statsig_otel.plugin.settings.storage import file_storage
 from statsig_otel.plugin.webhook.signature import Verifier
 
 _logger: Final = logging.getLogger(__name__)
@@ -63,11 +63,6 @@ _SEND_GRACE: Final = 3.0
 
 _SERVER_DRAIN: Final = 10.0
 """Seconds after a stop for the requests in flight. With the delivery's own drain it stays within the default."""
-
-_FIXED_KEYS: Final = (
-    "endpoint", "path", "max_request_body_size", "max_in_flight_bytes", "read_timeout", *SERVER_KEYS
-)  # fmt: skip
-"""The settings that only a restart can change."""
 
 _WORKERS: Final = (
     "one process owns a queue. Of a server's workers let one do it (gunicorn: --workers 1 --threads 8), or run "
@@ -386,7 +381,7 @@ class Service:
 
     def _take_over(self, configuration: Configuration) -> list[str]:
         check_endpoints(receiver_settings(configuration))
-        needing = list(_needing_restart(self._configuration, configuration))
+        needing = list(needing_restart(self._configuration, configuration))
         if needing:
             raise RestartNeededError("; ".join(needing))
         before, after = receiver_settings(self._configuration), receiver_settings(configuration)
@@ -527,18 +522,3 @@ def _limits(settings: StatsigReceiverSettings) -> Limits:
         max_in_flight_bytes=settings.max_in_flight_bytes,
         read_timeout=settings.read_timeout,
     )
-
-
-def _needing_restart(before: Configuration, after: Configuration) -> Iterable[str]:
-    """What differs that only a restart can take over."""
-    for name in [*before.receivers, *after.receivers]:
-        if (name in before.receivers) is not (name in after.receivers):
-            yield f"receivers::{name}: {'is new' if name in after.receivers else 'is gone'}"
-    for name, settings in receiver_settings(after).items():
-        for key in _FIXED_KEYS if name in before.receivers else ():
-            if getattr(settings, key) != getattr(before.receivers[name], key):
-                yield f"receivers::{name}::{key}"
-    if file_storage(before) != file_storage(after):
-        yield "extensions::file_storage"
-    if before.telemetry != after.telemetry:
-        yield "service::telemetry"

@@ -1,0 +1,53 @@
+"""Says which changes of a configuration a running service can't take over without a restart."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from statsig_otel.config.grammar import Configuration
+from statsig_otel.plugin.service.endpoints import SERVER_KEYS
+from statsig_otel.plugin.settings.reading import receiver_settings
+from statsig_otel.plugin.settings.storage import file_storage
+
+_FIXED_KEYS: Final = (
+    "endpoint", "path", "max_request_body_size", "max_in_flight_bytes", "read_timeout", *SERVER_KEYS
+)  # fmt: skip
+"""The keys of a receiver that its server or its limits were made from."""
+
+
+class RestartNeededError(Exception):
+    """A change of the configuration that a running service can't take over. The message says where and why.
+
+    Example:
+        >>> from statsig_otel.exporters import DebugSettings
+        >>> from statsig_otel.plugin import RestartNeededError, Service, StatsigReceiverSettings
+        >>> service = Service(
+        ...     receivers={"statsig": StatsigReceiverSettings(signing_secrets=["webhook-..."])},
+        ...     exporters={"debug": DebugSettings()},
+        ...     directory="statsig-queue",
+        ... )
+        >>> try:
+        ...     service.reconfigure(service.configuration)
+        ... except RestartNeededError as error:
+        ...     print(error)
+        the service has not started
+    """
+
+
+def needing_restart(before: Configuration, after: Configuration) -> Iterator[str]:
+    """The places of a configuration whose changes need a restart.
+
+    Args:
+        before: What the service runs with.
+        after: What it should run with.
+    """
+    for name in [*before.receivers, *after.receivers]:
+        if (name in before.receivers) is not (name in after.receivers):
+            yield f"receivers::{name}: {'is new' if name in after.receivers else 'is gone'}"
+    for name, settings in receiver_settings(after).items():
+        for key in _FIXED_KEYS if name in before.receivers else ():
+            if getattr(settings, key) != getattr(before.receivers[name], key):
+                yield f"receivers::{name}::{key}"
+    if file_storage(before) != file_storage(after):
+        yield "extensions::file_storage"
+    if before.telemetry != after.telemetry:
+        yield "service::telemetry"
