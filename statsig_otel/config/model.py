@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from statsig_otel.config.yaml_tree import resolve
+from statsig_otel.config.scalars import resolve
 
 _REDACTED: Final = "[REDACTED]"
 

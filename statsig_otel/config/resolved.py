@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from statsig_otel.config.grammar import Configuration
 from statsig_otel.config.model import Settings
-from statsig_otel.config.yaml_tree import resolve
+from statsig_otel.config.scalars import resolve
 
 _PLAIN: Final = re.compile(r"[A-Za-z_/](?:[A-Za-z0-9_./:-]*[A-Za-z0-9_./-])?|[0-9]+[A-Za-z][A-Za-z0-9.]*")
 

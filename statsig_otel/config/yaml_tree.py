@@ -5,7 +5,6 @@ its anchor once more: what walks the tree has to bound how much it walks.
 """
 
 import io
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -25,53 +24,7 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.reader import ReaderError
 
-Atom: TypeAlias = str | int | float | bool | None
-
-
-# YAML 1.2.2, section 10.3.2, "Tag Resolution" (of the core schema).
-_NULL: Final = frozenset({"", "~", "null", "Null", "NULL"})
-
-
-_BOOL: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-
-
-_INT: Final = re.compile(r"[-+]?[0-9]+")
-
-
-_PREFIXED: Final = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
-
-
-_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-
-
-_INFINITY: Final = re.compile(r"([-+]?)\.(?:inf|Inf|INF)")
-
-
-_NAN: Final = frozenset({".nan", ".NaN", ".NAN"})
-
-
-_LONGEST_NUMBER: Final = 100  # Python refuses decimals of thousands of digits; no setting needs them
-
-
-def resolve(text: str) -> Atom:
-    """What a plain scalar means."""
-    if text in _NULL:
-        return None
-    if text in _BOOL:
-        return _BOOL[text]
-    if text in _NAN:
-        return float("nan")
-    if len(text) > _LONGEST_NUMBER:
-        return text
-    if _INT.fullmatch(text):
-        return int(text)
-    if _PREFIXED.fullmatch(text):
-        return int(text, 0)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    infinity = _INFINITY.fullmatch(text)
-    return float(infinity[1] + "inf") if infinity else text
-
+from statsig_otel.config.scalars import Atom, resolve
 
 MAX_DEPTH: Final = 64
 """How deep values may be nested."""
