@@ -1,23 +1,24 @@
-"""Lazy exports for the packages' `__init__`s (PEP 562): a name's module is loaded when the name is first used."""
+"""Loads a public name's module when the name is first used (PEP 562), so that importing a package loads no library."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
 
-def exports(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` for a package.
+def exports(
+    package: str, names: Mapping[str, str]
+) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """`__getattr__`, `__dir__` and `__all__` for a package.
 
     Args:
         package: The package's `__name__`.
-        modules: For each public name the module that defines it, below the package.
+        names: For each module below the package its public names, separated by spaces.
     """
+    modules = {name: module for module, of_module in names.items() for name in of_module.split()}
+    public = sorted(modules)
 
     def get(name: str) -> object:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{modules[name]}"), name)
 
-    def names() -> list[str]:
-        return sorted(modules)
-
-    return get, names
+    return get, public.copy, public

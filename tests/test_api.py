@@ -25,14 +25,20 @@ import statsig_otel
 SNAPSHOT: Final = Path(__file__).parent / "api.txt"
 PACKAGES: Final = ("config", "exporters", "plugin")
 THROUGH: Final = {
-    "statsig_otel.config.substitution.Template": "a value of a file that is read again while a service runs",
+    "statsig_otel.config.grammar.Configuration": "what a service runs with; the command line makes it from files",
+    "statsig_otel.config.grammar.Pipeline": "in a Configuration; a mapping does where pipelines are given",
     "statsig_otel.exporters.otlp.tls.TlsMaterial": "between the settings and their exporters",
+    "statsig_otel.plugin.record.filter.ChangeFilter": "of FilterSettings.create, for Mapper",
+    "statsig_otel.plugin.record.mapper.Mapped": "of Mapper.map, whose attributes are read",
+    "statsig_otel.plugin.record.mapping.Lookup": "of LookupSettings.source, for RecordMapping",
+    "statsig_otel.plugin.record.mapping.RecordMapping": "of MappingSettings.create, for LogRecordEncoder",
+    "statsig_otel.plugin.record.record.RecordFields": "handed to a RecordHook, which answers with a replaced copy",
+    "statsig_otel.plugin.record.record.RecordHook": "a function that LogRecordEncoder takes",
     "statsig_otel.plugin.record.services.Concerned": "between Mapper and `statsig-otel explain`",
     "statsig_otel.plugin.record.services.ImpactedServices": "of ImpactedServicesSettings.create, for Mapper",
-    "statsig_otel.plugin.record.services.ServiceRule": "of ServiceRuleSettings.rule, for the former",
-    "statsig_otel.plugin.record.record.RecordFields": "handed to a RecordHook, which answers with a replaced copy",
-    "statsig_otel.plugin.record.mapping.Lookup": "of LookupSettings.source, for the following",
-    "statsig_otel.plugin.record.mapping.RecordMapping": "of MappingSettings.create, for LogRecordEncoder",
+    "statsig_otel.plugin.record.services.ServiceRule": "of ServiceRuleSettings.rule, for ImpactedServices",
+    "statsig_otel.plugin.webhook.lenient_json.Item": "in a Payload, for Mapper",
+    "statsig_otel.plugin.webhook.signature.Verification": "of Verifier, for Intake",
 }
 """What stands in public signatures and is only handed through: nobody has to name it."""
 

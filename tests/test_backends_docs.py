@@ -6,7 +6,8 @@ from typing import Final
 
 import pytest
 
-from statsig_otel.config import check, parse
+from statsig_otel.config.grammar import check
+from statsig_otel.config.source import parse
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 
 ROOT: Final = Path(__file__).parent.parent

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.config import Settings, check, parse
+from statsig_otel.config import Settings
+from statsig_otel.config.grammar import check
 from statsig_otel.config.reference import keys
+from statsig_otel.config.source import parse
 from statsig_otel.plugin.cli.configuration_docs import TABLES, default_text, fill, main, schema
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 

@@ -14,9 +14,8 @@ import statsig_otel
 
 PURE = (
     "DEFAULT_PATH, SIGNATURE_HEADER, TIMESTAMP_HEADER, "
-    "Answer, AnsweredError, ChangeEvent, Intake, InvalidItemError, Limits, "
-    "LogRecordEncoder, MalformedBodyError, Mapped, Mapper, Payload, UnauthorizedError, UrlVerification, Verifier, "
-    "WebhookError, parse, parse_url_verification, sign, uid, verify"
+    "Answer, AnsweredError, ChangeEvent, Intake, Limits, LogRecordEncoder, MalformedBodyError, Mapper, Payload, "
+    "UnauthorizedError, UrlVerification, Verifier, parse, parse_url_verification, sign, verify"
 )
 API = {"opentelemetry.context", "opentelemetry.environment_variables", "opentelemetry.util"}
 """What every part of opentelemetry-api loads; those below are of the API too, but for opentelemetry.proto."""
@@ -109,32 +108,26 @@ MAY_LOAD = {
     "config": {
         "": "ConfigError Problem",
         MODEL: "Duration Opaque Settings Size",
-        "ruamel": "Document Place merge parse read read_all",
-        "pydantic ruamel": "Components Configuration Pipeline check load",
     },
     "exporters": {
         "": "Batch Blocked Change Consumer Delivered DirectoryInUseError Exporter Invalid Outcome PartiallyRejected "
         "QueueError Receipt RefusedError Rejected RetryLater",
         MODEL: "ClientTlsSettings ExporterType GrpcTlsSettings KeepaliveSettings OtlpGrpcSettings OtlpHttpSettings",
-        "opentelemetry.metrics": "SynchronousExporter SynchronousConsumer",
         "opentelemetry._logs opentelemetry.proto": "LoggerProviderConsumer",
-        RECORD_MODEL: "DebugExporter DebugSettings FileExporter FileSettings",
-        f"{RECORD_MODEL} grpc": "OtlpGrpcExporter",
-        f"{RECORD_MODEL} urllib3": "OtlpHttpExporter",
+        RECORD_MODEL: "DebugSettings FileSettings",
     },
     "plugin": {
-        "": "ChangeEvent ChangeFilter InvalidItemError Item",
+        "": "ChangeEvent",
         "msgspec": "DEFAULT_PATH MalformedBodyError Payload SIGNATURE_HEADER TIMESTAMP_HEADER UnauthorizedError "
-        "UrlVerification Verification Verifier WebhookError parse parse_url_verification sign verify",
-        "opentelemetry.proto": "LogRecordEncoder RecordHook uid",
-        "msgspec opentelemetry.proto": "Mapped Mapper",
+        "UrlVerification Verifier parse parse_url_verification sign verify",
+        "opentelemetry.proto": "LogRecordEncoder",
+        "msgspec opentelemetry.proto": "Mapper",
         "msgspec opentelemetry.metrics opentelemetry.proto": "Answer AnsweredError Intake Limits Request",
         MODEL: "ChangeMatchSettings FilterSettings",
         f"{MODEL} opentelemetry.metrics": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
         RECORD_MODEL: "ImpactedServicesSettings LookupSettings MappingSettings ServiceRuleSettings",
         f"{RECORD_MODEL} msgspec": "DeduplicationSettings ServerTlsSettings StatsigReceiverSettings",
         FALCON: "StatsigReceiver StatsigWsgiReceiver create_app create_wsgi_app",
-        "uvicorn click httptools pydantic": "HttpServer ServerTls",
         f"{FALCON} pydantic ruamel uvicorn click httptools": "Destination RestartNeededError Service",
     },
 }

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from statsig_otel.config import check, read
+from statsig_otel.config.grammar import check
+from statsig_otel.config.source import read
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from tests.e2e.service_process import ServiceProcess, environment
 from tests.peers.otlp_servers import GrpcSink

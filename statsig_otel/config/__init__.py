@@ -1,4 +1,8 @@
-"""Reads and checks what the user writes; the models of the components are handed to it."""
+"""Reads and checks what the user writes; the models of the components are handed to it.
+
+The public names, each loaded when it is first used: `ConfigError` with its `Problem`s; and `Settings`, `Opaque`,
+`Duration` and `Size` for the settings of an exporter of your own.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -7,41 +11,16 @@ from statsig_otel._lazy import exports
 if TYPE_CHECKING:
     from statsig_otel.config.errors import ConfigError as ConfigError
     from statsig_otel.config.errors import Problem as Problem
-    from statsig_otel.config.grammar import Components as Components
-    from statsig_otel.config.grammar import Configuration as Configuration
-    from statsig_otel.config.grammar import Pipeline as Pipeline
-    from statsig_otel.config.grammar import check as check
-    from statsig_otel.config.grammar import load as load
-    from statsig_otel.config.locations import read_all as read_all
-    from statsig_otel.config.merging import merge as merge
     from statsig_otel.config.model import Opaque as Opaque
     from statsig_otel.config.model import Settings as Settings
-    from statsig_otel.config.source import Document as Document
-    from statsig_otel.config.source import Place as Place
-    from statsig_otel.config.source import parse as parse
-    from statsig_otel.config.source import read as read
     from statsig_otel.config.units import Duration as Duration
     from statsig_otel.config.units import Size as Size
-else:  # a checker would take whatever name for one that there is
-    __getattr__, __dir__ = exports(
+else:  # type checkers would accept any name of a module with __getattr__
+    __getattr__, __dir__, __all__ = exports(
         __name__,
         {
-            "Components": "grammar",
-            "ConfigError": "errors",
-            "Configuration": "grammar",
-            "Document": "source",
-            "Duration": "units",
-            "Opaque": "model",
-            "Pipeline": "grammar",
-            "Place": "source",
-            "Problem": "errors",
-            "Settings": "model",
-            "Size": "units",
-            "check": "grammar",
-            "load": "grammar",
-            "merge": "merging",
-            "parse": "source",
-            "read": "source",
-            "read_all": "locations",
+            "errors": "ConfigError Problem",
+            "model": "Opaque Settings",
+            "units": "Duration Size",
         },
     )

@@ -50,7 +50,8 @@ class Components:
         single: The types of extensions of which a service has one.
 
     Example:
-        >>> from statsig_otel.config import Components, Settings
+        >>> from statsig_otel.config.grammar import Components
+        >>> from statsig_otel.config import Settings
         >>> class Postbox(Settings):
         ...     street: str
         >>> exporters = {"postbox": Postbox}
@@ -82,7 +83,7 @@ class Pipeline:
     """Which receivers feed which exporters, by their ids.
 
     Example:
-        >>> from statsig_otel.config import Pipeline
+        >>> from statsig_otel.config.grammar import Pipeline
         >>> Pipeline(receivers=("statsig",), exporters=("otlp_grpc", "debug")).exporters
         ('otlp_grpc', 'debug')
     """
@@ -104,7 +105,8 @@ class Configuration:
         telemetry: What the service says of itself.
 
     Example:
-        >>> from statsig_otel.config import Configuration, Pipeline, Settings
+        >>> from statsig_otel.config.grammar import Configuration, Pipeline
+        >>> from statsig_otel.config import Settings
         >>> pipelines = {"logs": Pipeline(("door",), ("log",))}
         >>> configuration = Configuration({"door": Settings()}, {"log": Settings()}, {}, pipelines)
         >>> list(configuration.exporters)
@@ -131,7 +133,8 @@ def load(*locations: FilePath | str, components: Components, environ: Mapping[st
         ConfigError: All that is wrong.
 
     Example:
-        >>> from statsig_otel.config import Components, Settings, load
+        >>> from statsig_otel.config.grammar import Components, load
+        >>> from statsig_otel.config import Settings
         >>> components = Components(receivers={"door": Settings}, exporters={"log": Settings})
         >>> ends = "yaml:{receivers: {door: }, exporters: {log: }}"
         >>> service = "yaml:service: {pipelines: {logs: {receivers: [door], exporters: [log]}}}"
@@ -153,7 +156,9 @@ def check(document: Document, components: Components) -> Configuration:
 
     Example:
         >>> from pathlib import Path
-        >>> from statsig_otel.config import Components, ConfigError, Settings, check, parse
+        >>> from statsig_otel.config.grammar import Components, check
+        >>> from statsig_otel.config import ConfigError, Settings
+        >>> from statsig_otel.config.source import parse
         >>> components = Components(receivers={"door": Settings}, exporters={"log": Settings})
         >>> document = parse(b"receivers: {dor: }", file="config.yaml", directory=Path(), environ={})
         >>> try:

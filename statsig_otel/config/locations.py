@@ -36,7 +36,7 @@ def read_all(locations: Iterable[FilePath | str], *, environ: Mapping[str, str])
         ConfigError: What is wrong with those that can't be read, all at once.
 
     Example:
-        >>> from statsig_otel.config import read_all
+        >>> from statsig_otel.config.locations import read_all
         >>> environ = {"MORE": "{receivers: {}}"}
         >>> read_all(["yaml:exporters::debug::verbosity: basic", "env:MORE"], environ=environ).values
         {'exporters': {'debug': {'verbosity': 'basic'}}, 'receivers': {}}

@@ -23,7 +23,8 @@ def merge(documents: Iterable[Document]) -> Document:
 
     Example:
         >>> from pathlib import Path
-        >>> from statsig_otel.config import merge, parse
+        >>> from statsig_otel.config.merging import merge
+        >>> from statsig_otel.config.source import parse
         >>> texts = (b"a: {x: 1, y: 2}", b"a: {y: 3}")
         >>> merge(parse(text, file="f", directory=Path(), environ={}) for text in texts).values
         {'a': {'x': 1, 'y': 3}}

@@ -43,7 +43,7 @@ class Place:
         text: The text as written, of a plain scalar that is a number or a boolean.
 
     Example:
-        >>> from statsig_otel.config import Place
+        >>> from statsig_otel.config.source import Place
         >>> Place("config.yaml", 4).line
         4
     """
@@ -67,7 +67,7 @@ class Document:
 
     Example:
         >>> from pathlib import Path
-        >>> from statsig_otel.config import parse
+        >>> from statsig_otel.config.source import parse
         >>> document = parse(b"receivers:\n  statsig: {path: /hook}", file="config.yaml", directory=Path(), environ={})
         >>> document.values
         {'receivers': {'statsig': {'path': '/hook'}}}
@@ -128,7 +128,7 @@ def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
     Example:
         >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
-        >>> from statsig_otel.config import read
+        >>> from statsig_otel.config.source import read
         >>> with TemporaryDirectory() as folder:
         ...     file = Path(folder, "config.yaml")
         ...     _ = file.write_text("receivers: {statsig: }")
@@ -170,7 +170,7 @@ def parse(data: bytes, *, file: str, directory: FilePath, environ: Mapping[str, 
 
     Example:
         >>> from pathlib import Path
-        >>> from statsig_otel.config import parse
+        >>> from statsig_otel.config.source import parse
         >>> environ = {"HOST": "collector"}
         >>> parse(b"endpoint: ${env:HOST}:4317", file="config.yaml", directory=Path(), environ=environ).values
         {'endpoint': 'collector:4317'}

@@ -1,6 +1,10 @@
-"""From a record to a backend: the seams `Consumer` and `Exporter`, outcomes, and the exporters themselves.
+"""Takes records to backends: the seams `Consumer` and `Exporter`, the queue between them, and the exporters.
 
-Names are loaded when they are first used, so that importing this package loads neither grpc nor an HTTP client.
+The public names, each loaded when it is first used:
+
+- Everyday: the settings of the exporters; `QueueError` and `DirectoryInUseError`, which a service raises.
+- Seams: `Consumer` with `Batch`, `Change`, `Invalid`, `Receipt` and `RefusedError`; `Exporter` with its outcomes, and
+  `ExporterType` for an exporter that a configuration file can name. `LoggerProviderConsumer` is a consumer.
 """
 
 from typing import TYPE_CHECKING
@@ -14,8 +18,6 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.consumer import Invalid as Invalid
     from statsig_otel.exporters.consumer import Receipt as Receipt
     from statsig_otel.exporters.consumer import RefusedError as RefusedError
-    from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer as SynchronousConsumer
-    from statsig_otel.exporters.delivery.synchronous import SynchronousExporter as SynchronousExporter
     from statsig_otel.exporters.exporter import Blocked as Blocked
     from statsig_otel.exporters.exporter import Delivered as Delivered
     from statsig_otel.exporters.exporter import Exporter as Exporter
@@ -24,13 +26,9 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.exporter import Rejected as Rejected
     from statsig_otel.exporters.exporter import RetryLater as RetryLater
     from statsig_otel.exporters.exporter_type import ExporterType as ExporterType
-    from statsig_otel.exporters.local.debug import DebugExporter as DebugExporter
     from statsig_otel.exporters.local.debug import DebugSettings as DebugSettings
-    from statsig_otel.exporters.local.file import FileExporter as FileExporter
     from statsig_otel.exporters.local.file import FileSettings as FileSettings
     from statsig_otel.exporters.local.logger_provider import LoggerProviderConsumer as LoggerProviderConsumer
-    from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter as OtlpGrpcExporter
-    from statsig_otel.exporters.otlp.http import OtlpHttpExporter as OtlpHttpExporter
     from statsig_otel.exporters.otlp.settings import KeepaliveSettings as KeepaliveSettings
     from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings as OtlpGrpcSettings
     from statsig_otel.exporters.otlp.settings import OtlpHttpSettings as OtlpHttpSettings
@@ -38,39 +36,19 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.otlp.tls import GrpcTlsSettings as GrpcTlsSettings
     from statsig_otel.exporters.queue.directory import DirectoryInUseError as DirectoryInUseError
     from statsig_otel.exporters.queue.errors import QueueError as QueueError
-else:  # a checker would take whatever name for one that there is
-    __getattr__, __dir__ = exports(
+else:  # type checkers would accept any name of a module with __getattr__
+    __getattr__, __dir__, __all__ = exports(
         __name__,
         {
-            "Batch": "consumer",
-            "Blocked": "exporter",
-            "Change": "consumer",
-            "ClientTlsSettings": "otlp.tls",
-            "Consumer": "consumer",
-            "DebugExporter": "local.debug",
-            "DebugSettings": "local.debug",
-            "Delivered": "exporter",
-            "DirectoryInUseError": "queue.directory",
-            "Exporter": "exporter",
-            "ExporterType": "exporter_type",
-            "FileExporter": "local.file",
-            "FileSettings": "local.file",
-            "GrpcTlsSettings": "otlp.tls",
-            "Invalid": "consumer",
-            "KeepaliveSettings": "otlp.settings",
-            "LoggerProviderConsumer": "local.logger_provider",
-            "OtlpGrpcExporter": "otlp.grpc",
-            "OtlpGrpcSettings": "otlp.settings",
-            "OtlpHttpExporter": "otlp.http",
-            "OtlpHttpSettings": "otlp.settings",
-            "Outcome": "exporter",
-            "PartiallyRejected": "exporter",
-            "QueueError": "queue.errors",
-            "Receipt": "consumer",
-            "RefusedError": "consumer",
-            "Rejected": "exporter",
-            "RetryLater": "exporter",
-            "SynchronousExporter": "delivery.synchronous",
-            "SynchronousConsumer": "delivery.synchronous",
+            "consumer": "Batch Change Consumer Invalid Receipt RefusedError",
+            "exporter": "Blocked Delivered Exporter Outcome PartiallyRejected Rejected RetryLater",
+            "exporter_type": "ExporterType",
+            "local.debug": "DebugSettings",
+            "local.file": "FileSettings",
+            "local.logger_provider": "LoggerProviderConsumer",
+            "otlp.settings": "KeepaliveSettings OtlpGrpcSettings OtlpHttpSettings",
+            "otlp.tls": "ClientTlsSettings GrpcTlsSettings",
+            "queue.directory": "DirectoryInUseError",
+            "queue.errors": "QueueError",
         },
     )

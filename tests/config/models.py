@@ -7,7 +7,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from statsig_otel.config import Components, Duration, Opaque, Settings, Size
+from statsig_otel.config import Duration, Opaque, Settings, Size
+from statsig_otel.config.grammar import Components
 
 
 class Colour(Enum):

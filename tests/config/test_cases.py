@@ -5,7 +5,9 @@ from typing import Final
 
 import pytest
 
-from statsig_otel.config import ConfigError, check, parse
+from statsig_otel.config import ConfigError
+from statsig_otel.config.grammar import check
+from statsig_otel.config.source import parse
 from tests.config.models import COMPONENTS
 
 CASES: Final = Path(__file__).parent / "cases"

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.config import Components, ConfigError, Configuration, Document, Opaque, Pipeline, check, load, parse
+from statsig_otel.config import ConfigError, Opaque
+from statsig_otel.config.grammar import Components, Configuration, Pipeline, check, load
+from statsig_otel.config.source import Document, parse
 from tests.config.models import COMPONENTS, Colour, DebugSettings, ExporterSettings, ReceiverSettings, StorageSettings
 
 RECEIVERS = 'receivers:\n  statsig: {signing_secrets: ["0123"]}\n'

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.config import ConfigError, Place, read_all
+from statsig_otel.config import ConfigError
+from statsig_otel.config.locations import read_all
+from statsig_otel.config.source import Place
 from tests.config.models import COMPONENTS
 
 
@@ -120,7 +122,7 @@ def test_a_path_with_a_colon_needs_its_scheme(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_whole_of_several_locations_is_checked(tmp_path: Path) -> None:
-    from statsig_otel.config import load
+    from statsig_otel.config.grammar import load
 
     path = tmp_path / "config.yaml"
     path.write_text(

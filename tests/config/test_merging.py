@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.config import ConfigError, Document, Place, check, merge, parse
+from statsig_otel.config import ConfigError
+from statsig_otel.config.grammar import check
+from statsig_otel.config.merging import merge
+from statsig_otel.config.source import Document, Place, parse
 from tests.config.models import COMPONENTS
 
 

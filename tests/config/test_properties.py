@@ -8,7 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from statsig_otel.config import ConfigError, Configuration, Document, check, parse, read_all
+from statsig_otel.config import ConfigError
+from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.config.locations import read_all
+from statsig_otel.config.source import Document, parse
 from tests.config.models import COMPONENTS
 from tests.config.test_cases import CASES, ENVIRON
 

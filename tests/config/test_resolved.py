@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.config import check, parse
+from statsig_otel.config.grammar import check
 from statsig_otel.config.resolved import resolved, to_yaml
+from statsig_otel.config.source import parse
 from statsig_otel.config.units import format_duration, format_size, parse_duration, parse_size
 from tests.config.models import COMPONENTS
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.config import ConfigError, Document, Place, Problem, parse, read
-from statsig_otel.config.source import MAX_FILE
+from statsig_otel.config import ConfigError, Problem
+from statsig_otel.config.source import MAX_FILE, Document, Place, parse, read
 
 
 def document(text: str, **environ: str) -> Document:

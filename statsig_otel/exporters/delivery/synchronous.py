@@ -66,7 +66,9 @@ class SynchronousExporter:
         exclusive: Whether there must never be two such exporters at a time: of a file.
 
     Example:
-        >>> from statsig_otel.exporters import DebugExporter, DebugSettings, SynchronousExporter
+        >>> from statsig_otel.exporters.local.debug import DebugExporter
+        >>> from statsig_otel.exporters import DebugSettings
+        >>> from statsig_otel.exporters.delivery.synchronous import SynchronousExporter
         >>> SynchronousExporter(DebugExporter("debug", DebugSettings()), timeout=5).exclusive
         False
     """
@@ -89,8 +91,9 @@ class SynchronousConsumer:
 
     Example:
         >>> import io
-        >>> from statsig_otel.exporters import Batch, DebugExporter, DebugSettings
-        >>> from statsig_otel.exporters import SynchronousConsumer, SynchronousExporter
+        >>> from statsig_otel.exporters import Batch, DebugSettings
+        >>> from statsig_otel.exporters.local.debug import DebugExporter
+        >>> from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
         >>> route = SynchronousExporter(DebugExporter("debug", DebugSettings(), io.StringIO()), timeout=5)
         >>> consumer = SynchronousConsumer({"debug": route}, {"statsig": ["debug"]})
         >>> consumer.start()

@@ -76,7 +76,8 @@ class DebugExporter:
 
     Example:
         >>> import io
-        >>> from statsig_otel.exporters import DebugExporter, DebugSettings
+        >>> from statsig_otel.exporters.local.debug import DebugExporter
+        >>> from statsig_otel.exporters import DebugSettings
         >>> output = io.StringIO()
         >>> exporter = DebugExporter("debug", DebugSettings(verbosity="basic"), output)
         >>> exporter.start()

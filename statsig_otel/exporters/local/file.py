@@ -100,7 +100,8 @@ class FileExporter:
     Example:
         >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
-        >>> from statsig_otel.exporters import FileExporter, FileSettings
+        >>> from statsig_otel.exporters.local.file import FileExporter
+        >>> from statsig_otel.exporters import FileSettings
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder, "changes.jsonl")
         ...     exporter = FileExporter("file", FileSettings(path=path))

@@ -38,7 +38,8 @@ class OtlpGrpcExporter:
     answers nothing: after two calls in a row that ran into their deadline, the next one gets a new channel.
 
     Example:
-        >>> from statsig_otel.exporters import OtlpGrpcExporter, OtlpGrpcSettings
+        >>> from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
+        >>> from statsig_otel.exporters import OtlpGrpcSettings
         >>> settings = OtlpGrpcSettings.model_validate({"endpoint": "127.0.0.1:1", "tls": {"insecure": True}})
         >>> exporter = OtlpGrpcExporter("otlp_grpc", settings)
         >>> exporter.start()  # a backend that does not answer is no error yet

@@ -114,7 +114,8 @@ class OtlpHttpExporter:
     not followed, and the environment's proxies are not used.
 
     Example:
-        >>> from statsig_otel.exporters import OtlpHttpExporter, OtlpHttpSettings
+        >>> from statsig_otel.exporters.otlp.http import OtlpHttpExporter
+        >>> from statsig_otel.exporters import OtlpHttpSettings
         >>> exporter = OtlpHttpExporter("otlp_http", OtlpHttpSettings(endpoint="http://127.0.0.1:1"))
         >>> exporter.start()  # a backend that does not answer is no error yet
         >>> exporter.shutdown()

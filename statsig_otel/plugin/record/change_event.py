@@ -23,7 +23,8 @@ class InvalidItemError(Exception):
     """A config change that no record can be made of. The message says what is wrong, and where.
 
     Example:
-        >>> from statsig_otel.plugin import ChangeEvent, InvalidItemError
+        >>> from statsig_otel.plugin import ChangeEvent
+        >>> from statsig_otel.plugin.record.change_event import InvalidItemError
         >>> try:
         ...     ChangeEvent.from_item({"timestamp": 1739400185198})
         ... except InvalidItemError as error:

@@ -100,7 +100,8 @@ class ChangeFilter:
         ValueError: A block names a field that there is not, or none at all.
 
     Example:
-        >>> from statsig_otel.plugin import ChangeEvent, ChangeFilter
+        >>> from statsig_otel.plugin import ChangeEvent
+        >>> from statsig_otel.plugin.record.filter import ChangeFilter
         >>> change_filter = ChangeFilter(include=[{"environments": ["prod*"]}], exclude=[{"names": ["test_*"]}])
         >>> change = ChangeEvent(happened_at=1739400185198, entity_type="Gate", name="a", environments=("production",))
         >>> change_filter.why_dropped(change) is None

@@ -46,7 +46,7 @@ def uid(item: Mapping[str, object]) -> str:
         InvalidItemError: The item has no canonical JSON: it holds NaN or is nested too deeply.
 
     Example:
-        >>> from statsig_otel.plugin import uid
+        >>> from statsig_otel.plugin.record.record import uid
         >>> uid({"timestamp": 1, "metadata": {"name": "a"}}) == uid({"metadata": {"name": "a"}, "timestamp": 1})
         True
     """

@@ -67,7 +67,7 @@ class HttpServer:
         drain_timeout: Seconds that `serve` gives requests in flight after a stop, before it cuts them off.
 
     Example:
-        >>> from statsig_otel.plugin import HttpServer
+        >>> from statsig_otel.plugin.server.server import HttpServer
         >>> async def app(scope, receive, send):
         ...     await send({"type": "http.response.start", "status": 204, "headers": []})
         ...     await send({"type": "http.response.body"})

@@ -42,7 +42,7 @@ class ServerTls:
 
     Example:
         >>> from pathlib import Path
-        >>> from statsig_otel.plugin import ServerTls
+        >>> from statsig_otel.plugin.server.tls import ServerTls
         >>> ServerTls(cert_file=Path("chain.pem"), key_file=Path("key.pem")).min_version
         '1.2'
     """

@@ -15,7 +15,8 @@ class WebhookError(Exception):
         reason: A short word for a counter and the log. The caller is told nothing of it.
 
     Example:
-        >>> from statsig_otel.plugin import WebhookError, parse
+        >>> from statsig_otel.plugin.webhook.errors import WebhookError
+        >>> from statsig_otel.plugin import parse
         >>> try:
         ...     parse(b"{")
         ... except WebhookError as error:

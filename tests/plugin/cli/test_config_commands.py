@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 
 import statsig_otel
-from statsig_otel.config import check, parse, read
+from statsig_otel.config.grammar import check
+from statsig_otel.config.source import parse, read
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.queue import schema as schema_of_queue
 from statsig_otel.exporters.queue.directory import QueueDirectory

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from statsig_otel.config import check, parse
+from statsig_otel.config.grammar import check
 from statsig_otel.config.resolved import resolved
+from statsig_otel.config.source import parse
 from statsig_otel.plugin.cli import run
 from statsig_otel.plugin.cli.log_output import held_back
 from statsig_otel.plugin.cli.main import main

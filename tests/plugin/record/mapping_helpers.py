@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Final
 
-from statsig_otel.config import parse
 from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.source import parse
 from statsig_otel.config.validation import validate
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.settings.reading import create_mapper

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from statsig_otel.config import ConfigError, Opaque, Pipeline
+from statsig_otel.config import ConfigError, Opaque
+from statsig_otel.config.grammar import Pipeline
 from statsig_otel.exporters import FileSettings, GrpcTlsSettings, OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin import (
     Destination,

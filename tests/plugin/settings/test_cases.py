@@ -6,7 +6,9 @@ from typing import Any, Final, get_args
 
 import pytest
 
-from statsig_otel.config import ConfigError, Settings, check, parse
+from statsig_otel.config import ConfigError, Settings
+from statsig_otel.config.grammar import check
+from statsig_otel.config.source import parse
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 
 CASES: Final = Path(__file__).parent / "cases"

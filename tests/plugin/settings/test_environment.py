@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.config import ConfigError, Configuration, check, parse
+from statsig_otel.config import ConfigError
+from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.config.source import parse
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.record.record import LogRecordEncoder
 from statsig_otel.plugin.settings.catalog import COMPONENTS

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.config import ConfigError, Problem, Settings, check, parse
+from statsig_otel.config import ConfigError, Problem, Settings
+from statsig_otel.config.grammar import check
 from statsig_otel.config.reference import json_schema, keys
+from statsig_otel.config.source import parse
 from statsig_otel.plugin.settings.catalog import BUILT_IN
 
 jsonschema: Any = pytest.importorskip("jsonschema")
