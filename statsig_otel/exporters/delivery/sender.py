@@ -127,8 +127,9 @@ class QueueSender:
         self._exporter.start()
         self.state = "idle"
         self._stopping = self._closed = False
-        self._thread = threading.Thread(target=self._run, name=f"sender {self._cursor.name}", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name=f"sender {self._cursor.name}", daemon=True)
+        thread.start()
+        self._thread = thread  # not before it runs: `shutdown` waits for its end
 
     def resume(self) -> None:
         """Try at once, where it is blocked or waits. An attempt that is under way is finished first."""

@@ -34,8 +34,9 @@ class ServerThread:
 
     def start(self) -> None:
         """Begin to serve."""
-        self._thread = threading.Thread(target=self._run, name="statsig-otel server", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="statsig-otel server", daemon=True)
+        thread.start()
+        self._thread = thread  # not before it runs: `shutdown` waits for its end
 
     def shutdown(self, drain_timeout: float) -> None:
         """Take no more requests, give those in flight so many seconds, and end. Also without a `start`."""

@@ -179,6 +179,27 @@ def test_a_port_in_use_closes_all_again(tmp_path: Path) -> None:
         assert post(running, "a").status == 200
 
 
+@pytest.mark.parametrize("name", ["queue writer", "queue salvage", "sender mine", "control", "statsig-otel server"])
+def test_a_thread_that_cannot_be_started_closes_all_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    keeper = Keeper()
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            service(tmp_path, {"mine": keeper}).start()
+    assert keeper.stopped >= keeper.started
+    with service(tmp_path, {"mine": Keeper()}):
+        pass  # nobody is left that owns the directory
+
+
 def test_two_services_of_a_process_do_not_share_a_directory(tmp_path: Path) -> None:
     with service(tmp_path, {"mine": Keeper()}) as first:
         with pytest.raises(DirectoryInUseError, match="is in use by another service of this process: "):
