@@ -5,15 +5,15 @@ import sqlite3
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue import queries
 
 
-def oldest_observed_ns(connection: sqlite3.Connection, place: store.ExporterState) -> int | None:
+def oldest_observed_ns(connection: sqlite3.Connection, place: queries.ExporterState) -> int | None:
     """When the first record that waits for an exporter was observed, in nanoseconds; None where it can't be told."""
     if place.waiting <= 0:
         return None
-    routes = store.routes_of(connection, place.id)
-    for stored in store.read_records(connection, routes, after=place.cursor, count=1, size=0):
+    routes = queries.routes_of(connection, place.id)
+    for stored in queries.read_records(connection, routes, after=place.cursor, count=1, size=0):
         if not stored.intact:
             return None
         try:

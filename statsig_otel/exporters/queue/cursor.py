@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 from statsig_otel import _telemetry
-from statsig_otel.exporters.queue import schema, store
+from statsig_otel.exporters.queue import checks, queries, schema, store
+from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.records import Records
-from statsig_otel.exporters.queue.store import DeadLetter, ExporterState
+from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Work
 
 _T = TypeVar("_T")
@@ -168,9 +169,7 @@ class ExporterCursor:
             return records
         self.settle()
         return self._queue.submit(
-            lambda connection: store.find_records(
-                connection, self.id, store.routes_of(connection, self.id), count=count, size=size
-            )
+            lambda connection: checks.find_records(connection, self.id, count=count, size=size)
         ).result()
 
     def read_ahead(self, after: int, count: int, size: int) -> None:
@@ -198,9 +197,9 @@ class ExporterCursor:
         return records if ahead[0] == place else Records()
 
     def _look(self, place: _Place, connection: sqlite3.Connection) -> Records:
-        with store.snapshot(connection):
-            routes = store.routes_of(connection, self.id)  # a command can have added one
-            return store.read_records(connection, routes, after=place.after, count=place.count, size=place.size)
+        with queries.snapshot(connection):
+            routes = queries.routes_of(connection, self.id)  # a command can have added one
+            return queries.read_records(connection, routes, after=place.after, count=place.count, size=place.size)
 
     def finish(self, records: Records, letters: Sequence[DeadLetter] = ()) -> None:
         """Tick records off that were read, from the first on, and keep dead letters, in one transaction.

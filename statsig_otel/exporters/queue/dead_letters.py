@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.exporters.consumer import Batch
-from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue import queries, store
 from statsig_otel.exporters.queue.routing import QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 
@@ -264,16 +264,12 @@ def replay(
         case Keep(letter, reason, new_reason):
             return _keep(connection, letter, reason, new_reason=new_reason)
         case Resend(letter, exporter):
-            state = _exporter(connection, exporter)
+            state = queries.exporter_state(connection, exporter)
             if state is None:
                 return _keep(connection, letter, f"the queue knows no exporter {exporter}")
             if not _take(connection, letter):
                 return Replayed(letter, "gone")
-            route = store.ensure_route(connection, [state.id])
-            for uid, payload in plan.records:
-                store.append_copy(connection, route=route, uid=uid, payload=payload)
-            size = sum(len(payload) for _, payload in plan.records)
-            store.add_waiting(connection, [state.id], len(plan.records), size)
+            store.append_copies(connection, [state.id], plan.records)
             return Replayed(letter, "replayed", records=len(plan.records), exporters=(exporter,))
         case MapAgain(letter, batch, delivered):
             receiver = receivers.get(batch.receiver, _UNQUEUED)
@@ -321,14 +317,14 @@ def bury_head(connection: sqlite3.Connection, exporter: str, reason: str, now_ms
 
     For a stopped service alone: a running one's sender keeps its own place.
     """
-    state = _exporter(connection, exporter)
+    state = queries.exporter_state(connection, exporter)
     if state is None:
         return False
-    routes = store.routes_of(connection, state.id)
-    for record in store.read_records(connection, routes, after=state.cursor, count=1, size=0):
-        letter = DeadLetter("record", exporter, reason, record.payload, record.uid)
-        if not record.intact:
-            letter = replace(letter, kind="damaged", reason="damaged on disk: its checksum is wrong")
+    routes = queries.routes_of(connection, state.id)
+    for record in queries.read_records(connection, routes, after=state.cursor, count=1, size=0):
+        letter = store.damaged_letter(exporter, record)
+        if record.intact:
+            letter = DeadLetter("record", exporter, reason, record.payload, record.uid)
         store.bury(connection, letter, now_ms)
         store.advance(connection, state.id, cursor=record.seq, records=1, size=len(record.payload))
         return True
@@ -344,10 +340,6 @@ def _keep(connection: sqlite3.Connection, letter: int, reason: str, *, new_reaso
         connection.execute("UPDATE dead_letters SET reason = ? WHERE id = ?", (reason, letter))
     there = connection.execute("SELECT 1 FROM dead_letters WHERE id = ?", (letter,)).fetchone()
     return Replayed(letter, "kept", reason) if there else Replayed(letter, "gone")
-
-
-def _exporter(connection: sqlite3.Connection, name: str) -> store.ExporterState | None:
-    return next((state for state in store.exporter_states(connection) if state.name == name), None)
 
 
 def _uid(payload: ExportLogsServiceRequest) -> bytes:

@@ -9,9 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
 
-from statsig_otel.exporters.queue import schema, store
+from statsig_otel.exporters.queue import checks, schema, write_ahead_log
 from statsig_otel.exporters.queue.directory import QueueDirectory
-from statsig_otel.exporters.queue.recovery import write_ahead_log
 from statsig_otel.exporters.queue.writer import Work, Writer
 
 _T = TypeVar("_T")
@@ -26,7 +25,7 @@ class StoppedQueue:
 
     def __init__(self, directory: Path) -> None:
         self._directory = QueueDirectory(directory)
-        self._writer = Writer(self._directory.database, prepare=store.look, tidy=_leave)
+        self._writer = Writer(self._directory.database, prepare=checks.check_database, tidy=_leave)
         self._open_directory = OpenDirectory(self._directory, self._writer)
 
     def __enter__(self) -> Self:
@@ -99,7 +98,7 @@ class OpenDirectory:
         """
         self._directory.acquire()
         try:
-            self._look(may_begin=set_aside is not None)
+            self._check_files(may_begin=set_aside is not None)
             try:
                 self._check_log(may_begin=set_aside is not None)
                 self._writer.start()
@@ -118,7 +117,7 @@ class OpenDirectory:
                 self._directory.release()
             raise
 
-    def _look(self, *, may_begin: bool) -> None:
+    def _check_files(self, *, may_begin: bool) -> None:
         self.missing_file = self._directory.missing_file()
         if self.missing_file == "queue.db" and not may_begin:
             raise schema.DamagedError("queue.db is gone or empty")
@@ -129,7 +128,7 @@ class OpenDirectory:
         Raises:
             DamagedError: It does not, and more than that is left.
         """
-        log = write_ahead_log.look(self._directory.database)
+        log = write_ahead_log.check(self._directory.database)
         if log.is_damaged:
             raise schema.DamagedError(f"its log is damaged, and SQLite would not read {log.unread_commits} commits")
         if log.missing_frames:

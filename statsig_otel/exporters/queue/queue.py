@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,14 +16,14 @@ from typing import Final, TypeVar
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
-from statsig_otel.exporters.queue import schema, store
+from statsig_otel.exporters.queue import checks, queries, schema, store
 from statsig_otel.exporters.queue.backlog import oldest_observed_ns
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.open_directory import OpenDirectory
-from statsig_otel.exporters.queue.recovery.salvage import Salvager
+from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver, Routing
-from statsig_otel.exporters.queue.store import Appended, ExporterState
+from statsig_otel.exporters.queue.store import Appended
 from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Work, Writer
 
 _logger: Final = logging.getLogger(__name__)
@@ -62,6 +63,11 @@ class DurableQueue:
         exporters: The exporters, by id.
         min_free_bytes: Refuse batches while the disk has less.
         clock: Seconds since the epoch.
+
+    Attributes:
+        directory: The directory.
+        recovery_due: Set where a database was set aside, or other exporters are configured: there may be something to
+            recover, or somebody to recover it for.
     """
 
     def __init__(
@@ -73,26 +79,20 @@ class DurableQueue:
         min_free_bytes: int = DEFAULT_MIN_FREE,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._directory = QueueDirectory(directory)
+        self.directory = QueueDirectory(directory)
+        self.recovery_due = threading.Event()
         self._plan = Routing(dict(receivers), dict(exporters))
         self._min_free = min_free_bytes
         self._clock = clock
         self._writer = Writer(
-            self._directory.database,
+            self.directory.database,
             prepare=self._prepare,
             tidy=self._tidy,
             set_aside=self._set_aside,
             rescue=self._rescue,
         )
         self._appending = Bulk(self._append, self._count)
-        self._open_directory = OpenDirectory(self._directory, self._writer)
-        self._salvager = Salvager(
-            self._directory,
-            self.submit,
-            now_ms=self.now_ms,
-            exporters_of=lambda receiver: self._plan.exporters_of(receiver) or tuple(self._plan.exporters),
-            min_free_bytes=min_free_bytes,
-        )
+        self._open_directory = OpenDirectory(self.directory, self._writer)
         self._cursors = {name: ExporterCursor(self, name) for name in exporters}
         self._pid = 0
         self._generation = 0
@@ -116,9 +116,8 @@ class DurableQueue:
         """
         self._open_directory.open(set_aside=self._set_aside)
         if (missing := self._open_directory.missing_file) is not None:
-            _logger.error(_GONE[missing], self._directory.path)
+            _logger.error(_GONE[missing], self.directory.path)
         self._pid = os.getpid()
-        self._salvager.start()
         _telemetry.queues.add(self)
 
     def shutdown(self) -> None:
@@ -127,7 +126,6 @@ class DurableQueue:
             return  # never started; or a forked child, which owns nothing
         self._pid = 0
         _telemetry.queues.discard(self)
-        self._salvager.stop()
         self._open_directory.close()
 
     def reconfigure(self, *, receivers: Mapping[str, QueuedReceiver], exporters: Mapping[str, QueuedExporter]) -> None:
@@ -144,7 +142,7 @@ class DurableQueue:
         def work(connection: sqlite3.Connection) -> list[ExporterState]:
             store.forget_routes(connection)
             self._find_places(connection, plan)
-            return store.exporter_states(connection)
+            return queries.exporter_states(connection)
 
         def take(states: list[ExporterState]) -> None:
             self._plan, self._coming = plan, None
@@ -157,7 +155,7 @@ class DurableQueue:
             self._writer.submit(work, take).result()
         finally:
             self._coming = None
-        self._salvager.look()
+        self.recovery_due.set()
 
     @property
     def plan(self) -> Routing:
@@ -242,7 +240,7 @@ class DurableQueue:
     @property
     def database(self) -> Path:
         """The database file."""
-        return self._directory.database
+        return self.directory.database
 
     @property
     def generation(self) -> int:
@@ -264,7 +262,7 @@ class DurableQueue:
 
     def states(self) -> list[ExporterState]:
         """Every exporter's place, those that left the configuration too."""
-        return self.submit(store.exporter_states).result()
+        return self.submit(queries.exporter_states).result()
 
     def sizes(self) -> dict[str, int]:
         """How many records wait, by exporter."""
@@ -282,7 +280,7 @@ class DurableQueue:
             with contextlib.closing(schema.connect_reading(self.database)) as connection:
                 found = {
                     place.name: oldest_observed_ns(connection, place)
-                    for place in store.exporter_states(connection)
+                    for place in queries.exporter_states(connection)
                     if place.name in self._cursors
                 }
         except sqlite3.Error:
@@ -302,7 +300,7 @@ class DurableQueue:
 
         def work_and_look(connection: sqlite3.Connection) -> _T:
             result = work(connection)
-            states[:] = store.exporter_states(connection)
+            states[:] = queries.exporter_states(connection)
             return result
 
         return self._writer.submit(work_and_look, lambda _: self._found(states))
@@ -311,15 +309,19 @@ class DurableQueue:
         """For a `ExporterCursor`, which counts by itself: see `Writer.submit`."""
         return self._writer.submit(work, then)
 
+    def room(self) -> int:
+        """Bytes that the disk has beyond those that are left free; negative while it has less."""
+        return self.directory.free_bytes() - self._min_free
+
     def now_ms(self) -> int:
         """The time now, in milliseconds since the epoch."""
         return int(self._clock() * 1000)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Look at the schema and at both ends, and find every exporter's place."""
-        store.look(connection)
+        checks.check_database(connection)
         self._find_places(connection, self._plan)
-        self._found(store.exporter_states(connection))
+        self._found(queries.exporter_states(connection))
 
     def _find_places(self, connection: sqlite3.Connection, plan: Routing) -> None:
         # A new exporter that begins at the oldest record widens routes: what was known of them is void, also where
@@ -334,7 +336,7 @@ class DurableQueue:
 
     def _set_aside(self, error: Exception) -> None:
         """Keep a damaged database under another name; senders that still read it can tick nothing off any more."""
-        aside = self._directory.set_aside()
+        aside = self.directory.set_aside()
         self._begin_anew()
         _logger.error(
             "The queue's database can't be read (%s). It is kept as %s, and a new one is begun: "
@@ -345,25 +347,25 @@ class DurableQueue:
 
     def _rescue(self, connection: sqlite3.Connection) -> None:
         """Write a database that is in its place no more, but still open, to a file that is set aside."""
-        self._directory.reclaim()
-        aside = self._directory.place_aside()
+        self.directory.reclaim()
+        aside = self.directory.place_aside()
         try:
             with contextlib.closing(schema.create(aside)) as copy:
                 connection.backup(copy)
         except BaseException:
-            self._directory.discard(aside)  # a part of it would be taken for all, and its space is what is missing
+            self.directory.discard(aside)  # a part of it would be taken for all, and its space is what is missing
             raise
         self._begin_anew()
         _logger.error(
             "Somebody deleted or replaced %s while it was in use. What it held is kept as %s, and will be carried over",
-            self._directory.database,
+            self.directory.database,
             aside,
         )
 
     def _begin_anew(self) -> None:
         self._generation += 1
         _telemetry.queue_set_aside.add(1)
-        self._salvager.look()
+        self.recovery_due.set()
 
     def _count_invalid(self, batch: Batch, appended: Appended) -> None:
         left_out = appended.bodies_left_out
@@ -399,7 +401,7 @@ class DurableQueue:
         if self._room > 0 and now < self._disk_checked_at + _BETWEEN_DISK_CHECKS:
             return
         try:
-            free = self._directory.free_bytes()
+            free = self.directory.free_bytes()
         except OSError as error:
             raise RefusedError(str(error), reason="storage_failed", retry_after=_RETRY_AFTER) from error
         if free < self._min_free:
@@ -414,7 +416,7 @@ class DurableQueue:
         if deleted:
             return True
         # On a short disk every page counts: the space that is held back here could be what is missing for ever.
-        is_short = self._directory.free_bytes() < self._min_free
+        is_short = self.directory.free_bytes() < self._min_free
         if not idle and not is_short:
             return False  # a backlog that is just being delivered frees the pages that would be moved now
         enough = 1 if is_short else _PAGES_WORTH_IT

@@ -1,8 +1,27 @@
-"""Records as they were read from the queue."""
+"""Records as they were read from the queue, with a checksum that tells whether they are still what was stored."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, overload
+from operator import eq
+from typing import Any, Final, NamedTuple, TypeAlias, overload
+from zlib import crc32
+
+try:
+    from isal.isal_zlib import crc32 as _quick_crc32
+except ImportError:  # there is no wheel for this machine
+    from zlib import crc32 as _quick_crc32
+
+quick_crc32: Final = _quick_crc32
+"""zlib's CRC-32 by instructions made for it, where there are any: each record of a backlog costs one."""
+
+Row: TypeAlias = tuple[int, Any, Any, Any]
+"""seq, uid, payload and checksum, as the database has them; damage can change the type of all but the first."""
+
+
+def checksum(uid: bytes, payload: bytes) -> int:
+    """What is stored beside a record."""
+    return crc32(payload, crc32(uid))
 
 
 class Stored(NamedTuple):
@@ -19,6 +38,13 @@ class Stored(NamedTuple):
     uid: bytes
     payload: bytes
     intact: bool
+
+    @classmethod
+    def checked(cls, seq: int, uid: object, payload: object, stored: object) -> "Stored":
+        """A record as it was read, whatever the types of its values have become."""
+        if isinstance(uid, bytes) and isinstance(payload, bytes):
+            return cls(seq, uid, payload, checksum(uid, payload) == stored)
+        return cls(seq, uid if isinstance(uid, bytes) else b"", payload if isinstance(payload, bytes) else b"", False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +64,16 @@ class Records(Sequence[Stored]):
     intact: tuple[bool, ...] = ()
 
     @classmethod
-    def of(cls, records: Iterable[Stored]) -> "Records":
-        """Those records, in their order."""
-        columns = tuple(zip(*records, strict=True))
-        return cls(*columns)
+    def checked(cls, rows: Sequence[Row]) -> "Records":
+        """Rows as they were read."""
+        if not rows:
+            return cls()
+        # Column by column, with no step of the interpreter for each: a backlog is delivered as fast as this is.
+        seqs, uids, payloads, checksums = zip(*rows, strict=True)
+        with contextlib.suppress(TypeError):  # damage can change a value's type
+            if all(map(eq, map(quick_crc32, payloads, map(quick_crc32, uids)), checksums)):
+                return cls(seqs, uids, payloads, (True,) * len(seqs))
+        return cls(*zip(*(Stored.checked(*row) for row in rows), strict=True))  # zlib has the last word on damage
 
     def __len__(self) -> int:
         return len(self.seqs)

@@ -280,24 +280,6 @@ def has_all_tables(connection: sqlite3.Connection) -> bool:
     return any(_expected(version) <= tables for version in range(1, VERSION + 1))
 
 
-def first_page(pages: int) -> bytes:
-    """The first page of a database of this version that has so many: its header, and where each table begins.
-
-    With auto_vacuum SQLite keeps the beginnings of all tables at the front of the file, in the order in which they were
-    made. So it is the same for every file, but for the number of pages (the file format's section 1.3).
-    """
-    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        for number, script in enumerate(_MIGRATIONS, 1):
-            _migrate(connection, script, number)
-        size = _pragma(connection, "page_size")
-        page = bytearray(connection.serialize()[:size])
-    page[18:20] = b"\x02\x02"  # in WAL mode
-    page[28:32] = pages.to_bytes(4)
-    page[92:96] = page[24:28]  # the number of pages counts only where these agree
-    return bytes(page)
-
-
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA mmap_size = 0")  # a failing disk must be an error, not a SIGBUS
     connection.execute("PRAGMA cell_size_check = ON")
@@ -335,12 +317,20 @@ def _tables(connection: sqlite3.Connection) -> frozenset[tuple[object, ...]]:
     return frozenset(connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master"))
 
 
+@contextlib.contextmanager
+def in_memory(version: int = VERSION) -> Iterator[sqlite3.Connection]:
+    """An empty queue of a version that is no file."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        for number, script in enumerate(_MIGRATIONS[:version], 1):
+            _migrate(connection, script, number)
+        yield connection
+
+
 @functools.cache
 def _expected(version: int) -> frozenset[tuple[object, ...]]:
     """The tables and indexes of a version."""
-    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        for number, script in enumerate(_MIGRATIONS[:version], 1):
-            _migrate(connection, script, number)
+    with in_memory(version) as connection:
         return _tables(connection)
 
 

@@ -1,29 +1,17 @@
-"""What the queue's database is told and asked, each as one plain function of a connection. Nothing here commits.
+"""Writes to the queue's database, each as one plain function of a connection. Nothing here commits.
 
-The writer's functions run inside a transaction that the writer thread has begun. The reader's run on any connection.
+The functions run inside a transaction that the writer's thread has begun. What any connection may ask is in `queries`.
 """
 
-import contextlib
-import heapq
 import itertools
-import logging
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import eq
-from typing import Any, Final, Literal, TypeAlias, TypeVar
-from zlib import crc32
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from statsig_otel.exporters.consumer import Batch, Receipt
-from statsig_otel.exporters.queue import schema
-from statsig_otel.exporters.queue.records import Records, Stored
-
-try:
-    from isal.isal_zlib import crc32 as _quick_crc32
-except ImportError:  # there is no wheel for this machine
-    from zlib import crc32 as _quick_crc32
-
-_logger: Final = logging.getLogger(__name__)
+from statsig_otel.exporters.queue.queries import ExporterState, exporter_state, last_seq, routes
+from statsig_otel.exporters.queue.records import Stored, checksum
 
 DeadLetterKind = Literal["item", "body", "record", "batch", "damaged"]
 
@@ -46,31 +34,6 @@ _REMEMBER: Final = (
 )
 
 _T = TypeVar("_T")
-
-
-quick_crc32: Final = _quick_crc32
-"""zlib's CRC-32 by instructions made for it, where there are any: each record of a backlog costs one."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExporterState:
-    """An exporter's place in the log.
-
-    Attributes:
-        id: Its number in the database.
-        name: Its id in the configuration.
-        cursor: The last seq that is done.
-        waiting: How many records wait for it.
-        bytes: The size of their payloads together.
-        is_sound: Whether these two can be what was counted.
-    """
-
-    id: int
-    name: str
-    cursor: int
-    waiting: int
-    bytes: int
-    is_sound: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +97,6 @@ _NewRow: TypeAlias = tuple[int, bytes, bytes, int]
 
 _Sight: TypeAlias = tuple[str, bytes, int, int]
 """receiver, uid, now and its window, both in milliseconds."""
-
-
-# --- for the writer, inside a transaction ---------------------------------------------------------------------------
 
 
 def ensure_exporter(
@@ -210,7 +170,7 @@ def append_batches(connection: sqlite3.Connection, entries: Sequence[Entry], *, 
         for change, uid in zip(entry.batch.changes, its_uids, strict=True):
             if next(fresh):
                 accepted += 1
-                rows += [(entry.route, uid, payload, _checksum(uid, payload)) for payload in change.records]
+                rows += [(entry.route, uid, payload, checksum(uid, payload)) for payload in change.records]
         receipt = Receipt(accepted, len(its_uids) - accepted)
         left_out = _bury_invalid(connection, entry.batch, now_ms) if entry.batch.invalid else 0
         size = sum(len(row[2]) for row in rows[before:])
@@ -296,12 +256,20 @@ def add_waiting(connection: sqlite3.Connection, exporters: Iterable[int], record
     )
 
 
-def append_copy(connection: sqlite3.Connection, *, route: int, uid: bytes, payload: bytes) -> None:
-    """Store a record past the duplicates' check: a replay."""
-    connection.execute(
-        "INSERT INTO records (route, uid, payload, checksum) VALUES (?, ?, ?, ?)",
-        (route, uid, payload, _checksum(uid, payload)),
-    )
+def append_copies(
+    connection: sqlite3.Connection,
+    exporters: Collection[int],
+    records: Sequence[tuple[bytes, bytes]],
+    receiver: str = "",
+) -> None:
+    """Store records, each a uid and a payload, past the check for duplicates and `queue_size`.
+
+    For what was acknowledged before: a replay, or the content of a damaged file.
+    """
+    route = ensure_route(connection, exporters, receiver)
+    rows = [(route, uid, payload, checksum(uid, payload)) for uid, payload in records]
+    connection.executemany("INSERT INTO records (route, uid, payload, checksum) VALUES (?, ?, ?, ?)", rows)
+    add_waiting(connection, exporters, len(rows), sum(len(payload) for _, payload in records))
 
 
 def advance(connection: sqlite3.Connection, exporter: int, *, cursor: int, records: int, size: int) -> None:
@@ -334,6 +302,11 @@ def waiting_of(connection: sqlite3.Connection, exporter: int) -> int:
     """How many records wait for an exporter."""
     place = place_of(connection, exporter)
     return place[1] if place else 0
+
+
+def damaged_letter(exporter: str, record: Stored) -> DeadLetter:
+    """What is left of a record that changed on disk, as a dead letter of an exporter."""
+    return DeadLetter("damaged", exporter, "damaged on disk: its checksum is wrong", record.payload, record.uid)
 
 
 def bury(connection: sqlite3.Connection, letter: DeadLetter, now_ms: int) -> None:
@@ -379,287 +352,10 @@ def forget(connection: sqlite3.Connection, before_ms: int) -> int:
 
 def remove_exporter(connection: sqlite3.Connection, name: str) -> ExporterState | None:
     """Take an exporter out, with its claim on records; what it was, None where there is none of that name."""
-    state = next((state for state in exporter_states(connection) if state.name == name), None)
+    state = exporter_state(connection, name)
     if state is not None:
         connection.execute("DELETE FROM exporters WHERE id = ?", (state.id,))
     return state
-
-
-def look(connection: sqlite3.Connection) -> None:
-    """Read both ends of every table, as a first sign of damage; a whole check would take a second per million rows.
-
-    A count that contradicts itself is set right, and said: it decides on what `queue_size` refuses. That alone takes
-    such a second.
-
-    Raises:
-        sqlite3.DatabaseError: Something can't be read.
-    """
-    for table, column in (("records", "seq"), ("seen", "at"), ("dead_letters", "id"), ("exporters", "id")):
-        for order in ("ASC", "DESC"):
-            connection.execute(f"SELECT * FROM {table} ORDER BY {column} {order} LIMIT 1").fetchall()  # noqa: S608 - ours
-    check(connection, "exporters")
-    check(connection, "routes")
-    last, states = last_seq(connection), exporter_states(connection)
-    if any(not 0 <= state.cursor <= last for state in states):
-        raise schema.DamagedError("an exporter's place can't be")
-    for state in states:
-        if not state.is_sound:
-            _recount(connection, state)
-
-
-def _recount(connection: sqlite3.Connection, state: ExporterState) -> None:
-    """Count what waits for an exporter from the records themselves."""
-    query = "SELECT count(*), coalesce(sum(length(payload)), 0) FROM records WHERE route = ? AND seq > ?"
-    counts = [connection.execute(query, (route, state.cursor)).fetchone() for route in routes_of(connection, state.id)]
-    waiting, size = sum(count[0] for count in counts), sum(count[1] for count in counts)
-    connection.execute(
-        "UPDATE exporters SET waiting = ?1, bytes = ?2, both = ?1 + ?2 WHERE id = ?3", (waiting, size, state.id)
-    )
-    _logger.error(
-        "%s: the count of what waits was damaged: %d records of %d bytes. Counted anew, it is %d records of %d bytes",
-        state.name,
-        state.waiting,
-        state.bytes,
-        waiting,
-        size,
-    )
-
-
-def check(connection: sqlite3.Connection, table: Literal["exporters", "routes"]) -> None:
-    """Check one of the small tables that say who gets what, with its indexes, whole: all else hangs on them.
-
-    Raises:
-        DamagedError: It contradicts itself.
-    """
-    verdict = connection.execute(f"PRAGMA integrity_check('{table}')").fetchone()[0]
-    if verdict != "ok":
-        raise schema.DamagedError(verdict)
-
-
-# --- for anybody ----------------------------------------------------------------------------------------------------
-
-
-def exporter_states(connection: sqlite3.Connection) -> list[ExporterState]:
-    """Every exporter that the queue knows, in the order in which they came."""
-    query = "SELECT id, name, cursor, waiting, bytes, again, both FROM exporters ORDER BY id"
-    states: list[ExporterState] = []
-    for number, name, cursor, waiting, size, again, both in connection.execute(query).fetchall():
-        if cursor != again:
-            raise schema.DamagedError("an exporter's place contradicts itself")
-        if any(type(value) is not int for value in (cursor, waiting, size)):
-            raise schema.DamagedError("an exporter's place can't be read")
-        is_sound = min(waiting, size) >= 0 and waiting + size == both
-        states.append(ExporterState(number, name, cursor, waiting, size, is_sound))
-    return states
-
-
-def routes(connection: sqlite3.Connection) -> dict[int, tuple[str, tuple[int, ...]]]:
-    """Every route's receiver and exporters, by its number."""
-    rows = connection.execute("SELECT id, receiver, exporters FROM routes").fetchall()
-    return {route: (receiver, _numbers(text)) for route, receiver, text in rows}
-
-
-def routes_of(connection: sqlite3.Connection, exporter: int) -> list[int]:
-    """The routes that an exporter is on."""
-    return [route for route, (_, numbers) in routes(connection).items() if exporter in numbers]
-
-
-def read_records(
-    connection: sqlite3.Connection, routes: Sequence[int], *, after: int, count: int, size: int
-) -> Records:
-    """The next records of some routes, in order; those that can't be read are among them, not intact.
-
-    Args:
-        connection: Any connection.
-        routes: The routes.
-        after: The seq behind which to begin.
-        count: How many at most.
-        size: Bytes of payload at most; a larger record comes alone.
-
-    Raises:
-        sqlite3.Error: Not even the index can be read.
-    """
-    with snapshot(connection):
-        try:
-            found = _fill(_rows(connection, routes, after, count), count, size)
-        except sqlite3.DatabaseError as error:
-            if not schema.is_damage(error):
-                raise
-        else:
-            if found:
-                _check_index(connection, routes, after, found)
-            return found
-        try:
-            seqs = _seqs(connection, "records", routes, after, count)
-        except sqlite3.DatabaseError as error:
-            if not schema.is_damage(error):
-                raise
-            seqs = _seqs(connection, "records NOT INDEXED", routes, after, count)
-        if len(set(seqs)) < len(seqs) or (seqs and seqs[0] <= after):
-            raise schema.DamagedError("the index of the records leads back")
-        return _fill(_one_by_one(connection, seqs), count, size)
-
-
-def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: int, found: Records) -> None:
-    """See that the index has led to each record once: one that it leads past would be ticked off with the others.
-
-    The table's pages are in memory, since they hold what was just read.
-
-    Raises:
-        DamagedError: It has not.
-    """
-    seqs = found.seqs
-    if seqs == tuple(range(after + 1, after + 1 + len(seqs))):
-        return  # there is none in between that it could have led past
-    if any(first >= second for first, second in itertools.pairwise(seqs)):
-        raise schema.DamagedError("the index of the records leads back")
-    marks = ", ".join("?" * len(routes))
-    # In one row: the interpreter's lock changes hands for each.
-    query = f"SELECT count(*), sum(seq) FROM records NOT INDEXED WHERE seq > ? AND seq <= ? AND route IN ({marks})"  # noqa: S608 - ours
-    try:
-        there = connection.execute(query, (after, seqs[-1], *routes)).fetchone()
-    except sqlite3.DatabaseError as error:
-        if not schema.is_damage(error):
-            raise
-        return  # a page in between can't be read: its records may be anybody's
-    if there != (len(seqs), sum(seqs)):
-        raise schema.DamagedError("the index of the records leads past some of them")
-
-
-def find_records(
-    connection: sqlite3.Connection, exporter: int, routes: Sequence[int], *, count: int, size: int
-) -> Records:
-    """The next records of an exporter for whom `read_records` found none although some are counted.
-
-    Damage that makes an index end too early is no error of the engine's. The table itself is read, and where that has
-    none either the whole file is checked: this takes seconds for each million of records.
-
-    Args:
-        connection: The writer's connection.
-        exporter: The exporter.
-        routes: Its routes.
-        count: How many at most.
-        size: Bytes of payload at most; a larger record comes alone.
-
-    Raises:
-        DamagedError: The file is damaged, and the records can't be reached.
-    """
-    place = place_of(connection, exporter)
-    if place is None or not place[1]:
-        return Records()
-    found = read_records(connection, routes, after=place[0], count=count, size=size)
-    if found:
-        return found  # they were stored in the meantime
-    seqs = _seqs(connection, "records NOT INDEXED", routes, place[0], count)
-    if seqs:
-        return _fill(_one_by_one(connection, seqs), count, size)
-    verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-    if verdict != "ok":
-        raise schema.DamagedError(f"{place[1]} records can't be found: {verdict}")
-    _logger.error("%d records are counted as waiting, and are not in the queue: the count is set right", place[1])
-    connection.execute("UPDATE exporters SET waiting = 0, bytes = 0, both = 0 WHERE id = ?", (exporter,))
-    return Records()
-
-
-@contextlib.contextmanager
-def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
-    """All that is read in the block is of one moment; for a connection that may be in a transaction already.
-
-    With a snapshot for each statement, a commit between two routes' could show a record of the second and not the one
-    before it of the first, which the cursor would then pass over.
-    """
-    own = not connection.in_transaction
-    if own:
-        connection.execute("BEGIN")
-    try:
-        yield
-    finally:
-        if own and connection.in_transaction:  # some errors end it
-            connection.execute("ROLLBACK")
-
-
-_Row: TypeAlias = tuple[int, Any, Any, Any]
-"""seq, uid, payload and checksum; damage can change the type of all but the first."""
-
-
-def _fill(rows: Iterable[_Row], count: int, size: int) -> Records:
-    taken: list[_Row] = []
-    for row in itertools.islice(rows, count):  # row by row: some may be large
-        size -= len(row[2]) if type(row[2]) is bytes else 0
-        if taken and size < 0:
-            break
-        taken.append(row)
-    if not taken:
-        return Records()
-    # Column by column, with no step of the interpreter for each: a backlog is delivered as fast as this is.
-    seqs, uids, payloads, checksums = zip(*taken, strict=True)
-    with contextlib.suppress(TypeError):  # damage can change a value's type
-        if all(map(eq, map(quick_crc32, payloads, map(quick_crc32, uids)), checksums)):
-            return Records(seqs, uids, payloads, (True,) * len(seqs))
-    return Records.of(as_stored(*row) for row in taken)  # zlib has the last word on what is damaged
-
-
-def _rows(connection: sqlite3.Connection, routes: Sequence[int], after: int, count: int) -> Iterable[_Row]:
-    query = "SELECT seq, uid, payload, checksum FROM records WHERE route = ? AND seq > ? ORDER BY seq LIMIT ?"
-    found: list[Iterable[_Row]] = []
-    for route in routes:
-        rows = connection.execute(query, (route, after, count))  # row by row: some may be large
-        if first := rows.fetchone():
-            found.append(itertools.chain((first,), rows))
-    return found[0] if len(found) == 1 else heapq.merge(*found)
-
-
-def _seqs(connection: sqlite3.Connection, source: str, routes: Sequence[int], after: int, count: int) -> list[int]:
-    query = f"SELECT seq FROM {source} WHERE route = ? AND seq > ? ORDER BY seq LIMIT ?"  # noqa: S608 - ours
-    return sorted(seq for route in routes for (seq,) in connection.execute(query, (route, after, count)))[:count]
-
-
-def _one_by_one(connection: sqlite3.Connection, seqs: Iterable[int]) -> Iterator[_Row]:
-    """Each looked up by itself, so that one that can't be read hides no other."""
-    for seq in seqs:
-        row = None
-        try:
-            row = connection.execute(
-                "SELECT CAST(uid AS BLOB), CAST(payload AS BLOB), checksum FROM records WHERE seq = ?", (seq,)
-            ).fetchone()
-        except sqlite3.DatabaseError as error:
-            if not schema.is_damage(error):
-                raise
-        yield seq, *(row or (None, None, None))
-
-
-def as_stored(seq: int, uid: object, payload: object, checksum: object) -> Stored:
-    """A record as it was read, whatever the types of its values have become."""
-    if not isinstance(uid, bytes) or not isinstance(payload, bytes):  # damage can change a value's type
-        return Stored(
-            seq, uid if isinstance(uid, bytes) else b"", payload if isinstance(payload, bytes) else b"", False
-        )
-    return Stored(seq, uid, payload, _checksum(uid, payload) == checksum)
-
-
-def _checksum(uid: bytes, payload: bytes) -> int:
-    return crc32(payload, crc32(uid))
-
-
-def last_seq(connection: sqlite3.Connection) -> int:
-    """The last seq that was ever given out; 0 for none."""
-    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
-    if row is not None and type(row[0]) is not int:
-        raise schema.DamagedError("the last seq can't be read")
-    return row[0] if row else 0
-
-
-def oldest_seq(connection: sqlite3.Connection) -> int | None:
-    """The first seq that is still there."""
-    row = connection.execute("SELECT min(seq) FROM records").fetchone()
-    return None if row[0] is None else int(row[0])
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(number) for number in text.split(",") if number)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise schema.DamagedError(f"a route can't be read: {text!r}") from error
 
 
 def _text(numbers: Iterable[int]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.exporters.queue import dead_letters, store
+from statsig_otel.exporters.queue import dead_letters, queries
 from statsig_otel.exporters.queue.backlog import oldest_observed_ns
 from statsig_otel.exporters.terminal import pad, printable, width
 from statsig_otel.plugin.control.queue_access import QueueAccess
@@ -195,7 +195,7 @@ def _exporters(
     senders = answer["exporters"] if answer else {}
     known = list(senders) if answer else configured
     rows = []
-    for state in store.exporter_states(connection):
+    for state in queries.exporter_states(connection):
         sender = senders.get(state.name, {})
         observed_ns = oldest_observed_ns(connection, state)
         rows.append(

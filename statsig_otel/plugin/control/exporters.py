@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from statsig_otel.exporters.delivery.sender import QueueSender
-from statsig_otel.exporters.queue import dead_letters, store
+from statsig_otel.exporters.queue import dead_letters, queries, store
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.plugin.control.shared import ChangeableQueue, counted, read_arguments, run_on, why_no_sender
 from statsig_otel.plugin.control.socket import ControlError
@@ -79,7 +79,7 @@ class RunningExporters:
         name = read_arguments(arguments, _Exporter).exporter
         if name in self._senders:
             return name, self._senders[name]
-        known = {state.name for state in run_on(self._queue, store.exporter_states)}
+        known = {state.name for state in run_on(self._queue, queries.exporter_states)}
         if name in known:
             raise ControlError(f"{name} {why_no_sender(name, self._synchronous)}, so what waits for it is not sent")
         raise _unknown(name, self._senders, self._synchronous)
@@ -126,7 +126,7 @@ class StoppedExporters:
 
 
 def _remove(queue: ChangeableQueue, given: _Exporter, synchronous: Collection[str]) -> dict[str, Any]:
-    def work(connection: sqlite3.Connection) -> store.ExporterState:
+    def work(connection: sqlite3.Connection) -> queries.ExporterState:
         state = _find(connection, given.exporter, synchronous)
         if state.waiting and not given.yes:
             raise ControlError(
@@ -141,8 +141,8 @@ def _remove(queue: ChangeableQueue, given: _Exporter, synchronous: Collection[st
     return {"records": state.waiting, "bytes": state.bytes}
 
 
-def _find(connection: sqlite3.Connection, name: str, synchronous: Collection[str]) -> store.ExporterState:
-    states = {state.name: state for state in store.exporter_states(connection)}
+def _find(connection: sqlite3.Connection, name: str, synchronous: Collection[str]) -> queries.ExporterState:
+    states = {state.name: state for state in queries.exporter_states(connection)}
     if name not in states:
         raise _unknown(name, states, synchronous)
     return states[name]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from statsig_otel.config.units import format_size
+from statsig_otel.exporters.queue import write_ahead_log
 from statsig_otel.exporters.queue.directory import DATABASE, QueueDirectory
-from statsig_otel.exporters.queue.recovery import write_ahead_log
 from statsig_otel.plugin.doctor.finding import Finding
 from statsig_otel.plugin.doctor.paths import nearest, owner, queue_fault
 
@@ -105,7 +105,7 @@ def _file_system(place: Path) -> Finding:
     return Finding("file system", "ok", found)
 
 
-def _after_crash(log: write_ahead_log.Condition) -> Finding:
+def _after_crash(log: write_ahead_log.LogCheck) -> Finding:
     detail = "no service runs; it was not closed in order"
     if log.is_damaged:
         hint = "the next start sets the queue aside, and carries over what can be read"
@@ -131,7 +131,7 @@ def _state(directory: Path) -> Iterator[Finding]:
     elif not (directory / DATABASE).exists():
         yield Finding("queue state", "ok", "no queue yet")
     elif not held.was_left_clean():
-        yield _after_crash(write_ahead_log.look(held.database))
+        yield _after_crash(write_ahead_log.check(held.database))
     else:
         yield Finding("queue state", "ok", "no service runs; closed in order")
     for kind, hint in (

@@ -15,6 +15,7 @@ from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, Syn
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE, DurableQueue
+from statsig_otel.exporters.queue.recovery.client import Recovery
 from statsig_otel.exporters.queue.routing import QueuedExporter
 from statsig_otel.plugin.control.handlers import handlers
 from statsig_otel.plugin.control.socket import Handler
@@ -61,6 +62,7 @@ class Backend:
         self._configuration = configuration
         self._directory = directory.absolute()
         self._queue = _queue(configuration, self._directory) if queued_exporters(configuration) else None
+        self._recovery = Recovery(self._queue) if self._queue else None
         exporters = _created(configuration, configuration.exporters)
         self._routes = {
             name: _route(configuration, name, exporters[name]) for name in _unqueued_exporters(configuration)
@@ -123,8 +125,9 @@ class Backend:
         self._pem = digests(self._configuration.exporters)  # first: what changes from here on is seen by a reload
         try:
             self._synchronous.start()
-            if self._queue is not None:
+            if self._queue is not None and self._recovery is not None:
                 self._queue.start()
+                self._recovery.start()
                 self._tell_of(self._queue)
             for sender in self._senders.values():
                 sender.start()
@@ -239,8 +242,9 @@ class Backend:
         """
         _stop(self._senders.values(), drain=drain)
         self._synchronous.shutdown(grace)
-        if self._queue is None:
+        if self._queue is None or self._recovery is None:
             return True
+        self._recovery.stop()
         self._queue.shutdown()  # first: it finishes what was handed to it
         sizes = self._queue.sizes()
         waiting = {name: sizes[name] for name in self._senders if sizes[name]}

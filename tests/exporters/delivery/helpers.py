@@ -19,6 +19,7 @@ from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
 from statsig_otel.exporters.otlp.http import OtlpHttpExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.recovery.client import Recovery
 from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink, Received, partial_success, retry_info
@@ -150,6 +151,8 @@ class Rig:
             min_free_bytes=0,
         )
         self.queue.start()
+        self.recovery = Recovery(self.queue)
+        self.recovery.start()
         self.senders = {
             name: QueueSender(self.queue.cursor(name), exporter, wanted)
             for name, (exporter, wanted) in exporters.items()
@@ -193,6 +196,7 @@ class Rig:
     def close(self, drain: float = 0.0) -> None:
         for sender in self.senders.values():
             sender.shutdown(drain)
+        self.recovery.stop()
         self.queue.shutdown()
 
 

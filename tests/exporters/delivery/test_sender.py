@@ -21,7 +21,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoi
 from statsig_otel.exporters.delivery.retry import RetrySettings
 from statsig_otel.exporters.delivery.sender import BLOCKED, DeliverySettings, QueueSender
 from statsig_otel.exporters.exporter import Delivered, Outcome
-from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue import queries
 from statsig_otel.exporters.queue.queue import DurableQueue
 from tests.exporters.delivery.helpers import (
     QUICK,
@@ -764,7 +764,7 @@ def test_while_nothing_can_be_ticked_off_nothing_is_sent_again_and_nothing_is_lo
             http.sink.wait_for(1)
             until(lambda: made.sender.state == "retrying")
             time.sleep(0.4)
-            assert made.queue.submit(store.exporter_states).exception(10) is not None
+            assert made.queue.submit(queries.exporter_states).exception(10) is not None
             assert "the queue's file" in made.sender.last_error
             assert len(http.calls) == 2, "one batch ahead of the disk, and no further"
         made.drained()

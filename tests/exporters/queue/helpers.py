@@ -18,10 +18,12 @@ import pytest
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.cursor import ExporterCursor
+from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
+from statsig_otel.exporters.queue.recovery.client import Recovery
 from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
-from statsig_otel.exporters.queue.store import DeadLetter, ExporterState
+from statsig_otel.exporters.queue.store import DeadLetter
 
 PATIENCE = 30.0
 """Seconds after which something counts as hanging."""
@@ -54,8 +56,9 @@ def running(
     exporters: Mapping[str, QueuedExporter] | Sequence[str] = ("otlp",),
     min_free_bytes: int = 0,
     clock: Callable[[], float] = lambda: 1_700_000_000.0,
+    recovers: bool = True,
 ) -> Iterator[DurableQueue]:
-    """A started queue; by default one receiver, `statsig`, whose records are for all exporters."""
+    """A started queue with its recovery; by default one receiver, `statsig`, whose records are for all exporters."""
     known = exporters if isinstance(exporters, Mapping) else {name: QueuedExporter() for name in exporters}
     queue = DurableQueue(
         directory,
@@ -66,11 +69,23 @@ def running(
     )
     queue.start()
     try:
-        yield queue
+        with recovering(queue) if recovers else contextlib.nullcontext():
+            yield queue
     finally:
         for name in known:
             queue.cursor(name).close()
         queue.shutdown()
+
+
+@contextlib.contextmanager
+def recovering(queue: DurableQueue) -> Iterator[Recovery]:
+    """What was set aside is carried over beside the block."""
+    recovery = Recovery(queue)
+    recovery.start()
+    try:
+        yield recovery
+    finally:
+        recovery.stop()
 
 
 def put(queue: DurableQueue, *numbers: int, receiver: str = "statsig", records: int = 1, size: int = 20) -> Receipt:

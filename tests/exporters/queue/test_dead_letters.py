@@ -17,7 +17,7 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.exporters.consumer import Batch, Change, Invalid
-from statsig_otel.exporters.queue import dead_letters, schema, store
+from statsig_otel.exporters.queue import dead_letters, queries, schema, store
 from statsig_otel.exporters.queue.dead_letters import Keep, MapAgain, Replay, Replayed, Resend, Selection
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.errors import QueueError
@@ -68,9 +68,9 @@ class Database:
     def waiting(self) -> dict[str, list[bytes]]:
         """What each exporter will be sent, as its sender reads it; asserted to be what is counted."""
         found = {}
-        for state in store.exporter_states(self.connection):
-            routes = store.routes_of(self.connection, state.id)
-            records = store.read_records(self.connection, routes, after=state.cursor, count=10_000, size=1 << 30)
+        for state in queries.exporter_states(self.connection):
+            routes = queries.routes_of(self.connection, state.id)
+            records = queries.read_records(self.connection, routes, after=state.cursor, count=10_000, size=1 << 30)
             assert all(record.intact for record in records)
             assert state.waiting == len(records)
             assert state.bytes == sum(len(record.payload) for record in records)
@@ -271,10 +271,8 @@ def test_what_is_still_invalid_stays_with_the_new_reason(database: Database) -> 
 def test_the_head_becomes_a_letter_and_comes_back(database: Database) -> None:
     def fill(connection: sqlite3.Connection) -> None:
         cursors = [store.ensure_exporter(connection, name) for name in EXPORTERS]
-        route = store.ensure_route(connection, cursors, "statsig")
-        for name in "xyz":
-            store.append_copy(connection, route=route, uid=name.encode() * 16, payload=payload(name))
-            store.add_waiting(connection, cursors, 1, len(payload(name)))
+        records = [(name.encode() * 16, payload(name)) for name in "xyz"]
+        store.append_copies(connection, cursors, records, "statsig")
 
     database(fill)
     assert database(lambda connection: dead_letters.bury_head(connection, "a", "skipped", NOW))
@@ -292,9 +290,7 @@ def test_the_head_becomes_a_letter_and_comes_back(database: Database) -> None:
 def test_a_head_that_is_damaged_becomes_a_letter_that_says_so(database: Database) -> None:
     def fill(connection: sqlite3.Connection) -> None:
         cursors = [store.ensure_exporter(connection, "a")]
-        route = store.ensure_route(connection, cursors, "statsig")
-        store.append_copy(connection, route=route, uid=b"u" * 16, payload=payload("x"))
-        store.add_waiting(connection, cursors, 1, len(payload("x")))
+        store.append_copies(connection, cursors, [(b"u" * 16, payload("x"))], "statsig")
         connection.execute("UPDATE records SET payload = ?", (payload("X"),))
 
     database(fill)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
-from statsig_otel.exporters.queue import schema, store
+from statsig_otel.exporters.queue import queries, schema, store
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
@@ -320,9 +320,7 @@ def test_what_is_replayed_while_it_runs_is_delivered_to_that_exporter_alone(tmp_
         def replay(connection: sqlite3.Connection) -> None:
             for names in (["a"], ["a", "b"]):
                 cursors = [store.ensure_exporter(connection, name) for name in names]
-                route = store.ensure_route(connection, cursors)
-                store.append_copy(connection, route=route, uid=bytes(16), payload=b"again")
-                store.add_waiting(connection, cursors, 1, 5)
+                store.append_copies(connection, cursors, [(bytes(16), b"again")])
 
         queue.cursor("c").wait(0)
         queue.submit(replay).result(PATIENCE)
@@ -409,7 +407,7 @@ def test_what_is_ticked_off_ahead_waits_for_no_disk_and_shares_commits(tmp_path:
             for _ in range(10):
                 cursor.finish_soon(cursor.read(3, 1000))
             with reading(queue.database) as connection:
-                assert [state.waiting for state in store.exporter_states(connection)] == [100], "nothing is on disk"
+                assert [state.waiting for state in queries.exporter_states(connection)] == [100], "nothing is on disk"
             assert cursor.waiting == 70
         cursor.settle()
         check_counters(queue)
@@ -459,9 +457,9 @@ def test_a_command_between_sees_and_changes_nothing_of_what_is_ahead(tmp_path: P
         while records := cursor.read(3, 1000):
             found += numbers_of(records)
             cursor.read_ahead(records[-1].seq, 3, 1000)
-            command = queue.submit(store.exporter_states)
+            command = queue.submit(queries.exporter_states)
             cursor.finish_soon(records)
-            queue.submit(store.exporter_states)
+            queue.submit(queries.exporter_states)
             command.result(PATIENCE)
             assert cursor.position == records[-1].seq
         assert found == list(range(1, 101))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
-from statsig_otel.exporters.queue import schema, store
+from statsig_otel.exporters.queue import checks, queries, records, schema, store
 from statsig_otel.exporters.queue.store import Appended, DeadLetter
 from tests.exporters.queue.helpers import batch, numbers_of, reading, uid
 
@@ -38,12 +38,12 @@ def append(
 ) -> Receipt:
     made = batch(*numbers, size=size)
     appended = append_batch(connection, made, route=route, now_ms=now_ms, window_ms=window_ms)
-    store.add_waiting(connection, store.routes(connection)[route][1], appended.records, appended.size)
+    store.add_waiting(connection, queries.routes(connection)[route][1], appended.records, appended.size)
     return appended.receipt
 
 
 def read(connection: sqlite3.Connection, *routes: int, after: int = 0, count: int = 1000, size: int = BIG) -> list[int]:
-    return numbers_of(store.read_records(connection, routes, after=after, count=count, size=size))
+    return numbers_of(queries.read_records(connection, routes, after=after, count=count, size=size))
 
 
 def test_an_exporter_is_known_by_its_name_and_a_route_by_its_receiver_and_set(connection: sqlite3.Connection) -> None:
@@ -53,8 +53,8 @@ def test_an_exporter_is_known_by_its_name_and_a_route_by_its_receiver_and_set(co
     assert store.ensure_route(connection, [a, b]) == store.ensure_route(connection, [b, a, b])
     routes = {store.ensure_route(connection, who, of) for who in ([a], [b], [a, b], []) for of in ("", "x", "y")}
     assert len(routes) == 12
-    assert store.routes_of(connection, 99) == []
-    assert len(store.routes_of(connection, a)) == 6
+    assert queries.routes_of(connection, 99) == []
+    assert len(queries.routes_of(connection, a)) == 6
 
 
 def test_the_number_of_an_exporter_that_was_removed_is_not_given_to_another(connection: sqlite3.Connection) -> None:
@@ -64,7 +64,7 @@ def test_the_number_of_an_exporter_that_was_removed_is_not_given_to_another(conn
     store.remove_exporter(connection, "a")
     second = store.ensure_exporter(connection, "a", from_oldest=True, receivers=["statsig"])
     assert second != first
-    assert store.routes_of(connection, second) == []
+    assert queries.routes_of(connection, second) == []
 
 
 def test_a_receipt_counts_changes_and_not_records(connection: sqlite3.Connection) -> None:
@@ -227,13 +227,17 @@ def test_a_removed_exporter_frees_what_it_held(connection: sqlite3.Connection) -
     assert read(connection, both, only_b) == [3]
 
 
+def stored_seqs(connection: sqlite3.Connection) -> list[int]:
+    return [seq for (seq,) in connection.execute("SELECT seq FROM records ORDER BY seq")]
+
+
 def test_a_seq_is_never_used_twice(connection: sqlite3.Connection) -> None:
     route = store.ensure_route(connection, [])
     append(connection, route, 1, 2)
     store.collect(connection)
-    assert (store.last_seq(connection), store.oldest_seq(connection)) == (2, None)
+    assert (queries.last_seq(connection), stored_seqs(connection)) == (2, [])
     append(connection, route, 3)
-    assert (store.last_seq(connection), store.oldest_seq(connection)) == (3, 3)
+    assert (queries.last_seq(connection), stored_seqs(connection)) == (3, [3])
 
 
 def test_records_of_several_routes_come_in_the_order_in_which_they_were_stored(connection: sqlite3.Connection) -> None:
@@ -292,7 +296,7 @@ def test_a_record_that_changed_is_not_intact(connection: sqlite3.Connection, cha
     route = store.ensure_route(connection, [])
     append(connection, route, 1, 2, 3)
     connection.execute(f"UPDATE records SET {change} WHERE seq = 2")
-    found = store.read_records(connection, [route], after=0, count=10, size=BIG)
+    found = queries.read_records(connection, [route], after=0, count=10, size=BIG)
     assert [(record.seq, record.intact) for record in found] == [(1, True), (2, False), (3, True)]
 
 
@@ -306,7 +310,7 @@ def test_a_value_of_another_type_hides_no_other_record(connection: sqlite3.Conne
     connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'NOT NULL', '') WHERE name = 'records'")
     connection.execute("PRAGMA writable_schema = RESET")
     connection.execute(f"UPDATE records SET {column} = {value} WHERE seq = 2")
-    found = store.read_records(connection, [route], after=0, count=10, size=BIG)
+    found = queries.read_records(connection, [route], after=0, count=10, size=BIG)
     assert [(record.seq, record.intact) for record in found] == [(1, True), (2, False), (3, True)]
     assert {type(value) for record in found for value in (record.payload, record.uid)} == {bytes}
 
@@ -317,7 +321,7 @@ def test_what_is_waiting_is_counted_down_to_nothing(connection: sqlite3.Connecti
     store.advance(connection, number, cursor=1, records=1, size=20)
     assert store.place_of(connection, number) == (1, 2)
     store.advance(connection, number, cursor=3, records=2, size=7)
-    (state,) = store.exporter_states(connection)
+    (state,) = queries.exporter_states(connection)
     assert (state.cursor, state.waiting, state.bytes) == (3, 0, 0)
     assert store.place_of(connection, 99) is None
 
@@ -342,20 +346,20 @@ def test_a_count_of_which_a_bit_was_flipped_is_set_right_whatever_happened_since
                 if stores:
                     append(connection, routes[count % 3], *range(count), size=10 + count)
                     sizes.extend([10 + count] * count if count % 3 < 2 else [])
-                elif done := store.read_records(
-                    connection, routes[:2], after=store.exporter_states(connection)[0].cursor, count=count, size=BIG
+                elif done := queries.read_records(
+                    connection, routes[:2], after=queries.exporter_states(connection)[0].cursor, count=count, size=BIG
                 ):
                     size = sum(sizes[: len(done)])
                     store.advance(connection, a, cursor=done[-1].seq, records=len(done), size=size)
                     del sizes[: len(done)]
 
         do(before)
-        assert store.exporter_states(connection)[0].is_sound
+        assert queries.exporter_states(connection)[0].is_sound
         (value,) = connection.execute(f"SELECT {column} FROM exporters WHERE id = ?", (a,)).fetchone()
         connection.execute(f"UPDATE exporters SET {column} = ? WHERE id = ?", (value ^ 1 << bit, a))
         do(after)
-        store.look(connection)
-        state, other = store.exporter_states(connection)
+        checks.check_database(connection)
+        state, other = queries.exporter_states(connection)
         assert (state.waiting, state.bytes, state.is_sound) == (len(sizes), sum(sizes), True)
         assert other.is_sound
 
@@ -365,12 +369,12 @@ def test_a_route_or_a_place_that_is_no_number_is_damage(connection: sqlite3.Conn
     route = store.ensure_route(connection, [number])
     connection.execute("UPDATE routes SET exporters = '1,x' WHERE id = ?", (route,))
     with pytest.raises(schema.DamagedError):
-        store.routes_of(connection, number)
+        queries.routes_of(connection, number)
     with pytest.raises(schema.DamagedError):
         store.collect(connection)
     connection.execute("UPDATE exporters SET waiting = 'many'")
     with pytest.raises(schema.DamagedError):
-        store.exporter_states(connection)
+        queries.exporter_states(connection)
 
 
 def test_a_dead_letter_is_kept_whole(connection: sqlite3.Connection) -> None:
@@ -399,15 +403,14 @@ def test_no_statement_goes_through_a_whole_table_of_records(connection: sqlite3.
     routes = [store.ensure_route(connection, who) for who in ([a], [a, b])]
     said: list[str] = []
     connection.set_trace_callback(said.append)
-    store.look(connection)
-    store.exporter_states(connection)
+    checks.check_database(connection)
+    queries.exporter_states(connection)
     append(connection, routes[0], 1, 2, now_ms=1, window_ms=10)
     read(connection, routes[0])
     read(connection, *routes, after=1)
     store.advance(connection, a, cursor=2, records=2, size=40)
     store.collect(connection)
     store.forget(connection, 1)
-    store.oldest_seq(connection)
     store.ensure_exporter(connection, "c")
     connection.set_trace_callback(None)
     found = plans(connection, said)
@@ -428,7 +431,7 @@ def is_walked_from_an_end(plan: str) -> bool:
 
 @given(st.binary(max_size=5000), st.integers(0, 0xFFFFFFFF))
 def test_the_quick_checksum_is_that_of_zlib(data: bytes, before: int) -> None:
-    assert store.quick_crc32(data, before) == zlib.crc32(data, before)
+    assert records.quick_crc32(data, before) == zlib.crc32(data, before)
 
 
 def test_a_quick_checksum_that_is_wrong_damages_nothing(
@@ -439,8 +442,8 @@ def test_a_quick_checksum_that_is_wrong_damages_nothing(
     append(connection, route, *range(5))
     connection.execute("UPDATE records SET checksum = checksum + 1 WHERE seq = 2")
     for wrong in (lambda data, value=0: zlib.crc32(data, value) ^ 1, lambda *_: 0):
-        monkeypatch.setattr(store, "quick_crc32", wrong)
-        found = store.read_records(connection, [route], after=0, count=9, size=BIG)
+        monkeypatch.setattr(records, "quick_crc32", wrong)
+        found = queries.read_records(connection, [route], after=0, count=9, size=BIG)
         assert [record.intact for record in found] == [True, False, True, True, True]
         assert numbers_of(found) == [*range(5)]
 
@@ -449,6 +452,6 @@ def test_without_the_library_zlib_does_it() -> None:
     """There is no wheel of it for every machine."""
     script = (
         "import sys, zlib\nsys.modules['isal'] = None\n"
-        "from statsig_otel.exporters.queue import store\nassert store.quick_crc32 is zlib.crc32"
+        "from statsig_otel.exporters.queue import records\nassert records.quick_crc32 is zlib.crc32"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -21,7 +21,7 @@ from statsig_otel.exporters.consumer import Batch, Change, Invalid
 from statsig_otel.exporters.delivery.sender import DeliverySettings, QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, RetryLater
-from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue import queries, store
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
@@ -705,7 +705,7 @@ def test_an_item_of_a_stopped_service_needs_its_configuration(tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     assert waiting(directory) == {"good": 0, "bad": 0, "debug/good": 1, "debug/bad": 1}
     with StoppedQueue(directory) as queue:
-        ok_ = queue.submit(lambda connection: store.read_records(connection, [1], after=0, count=1, size=1)).result()
+        ok_ = queue.submit(lambda connection: queries.read_records(connection, [1], after=0, count=1, size=1)).result()
     assert b"flags" in ok_[0].payload
     assert b"example.com" not in ok_[0].payload
     bury(directory, named)

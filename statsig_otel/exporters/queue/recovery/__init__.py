@@ -1,1 +1,1 @@
-"""Reads the records that are left in a damaged queue file."""
+"""Carries over into a running queue what can still be read of database files that it set aside."""

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from statsig_otel.exporters.queue import schema, store
+from statsig_otel.exporters.queue import checks, queries, schema, store, write_ahead_log
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.records import Stored
-from statsig_otel.exporters.queue.recovery import write_ahead_log
 
 _MOST_FAILURES: Final = 50_000
 """Failures in a row after which the rest of a table is given up: about a second."""
@@ -57,7 +56,7 @@ def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
     """
     copy = path.with_name(path.name + _COPY)
     try:
-        connection = None if write_ahead_log.look(path).unread_commits else _connect(path)
+        connection = None if write_ahead_log.check(path).unread_commits else _connect(path)
         if connection is None:
             _copy(path, copy, room)
             connection = _connect(copy)
@@ -70,12 +69,12 @@ def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
             Path(f"{copy}{suffix}").unlink(missing_ok=True)
 
 
-def places(connection: sqlite3.Connection) -> dict[int, store.ExporterState] | None:
+def places(connection: sqlite3.Connection) -> dict[int, queries.ExporterState] | None:
     """Every exporter's place, by its number; None where one of them can't be trusted."""
     try:
-        store.check(connection, "exporters")
-        states = store.exporter_states(connection)
-        last = store.last_seq(connection)
+        checks.check_table(connection, "exporters")
+        states = queries.exporter_states(connection)
+        last = queries.last_seq(connection)
     except sqlite3.Error:
         return None
     trusted = all(type(state.name) is str and 0 <= state.cursor <= last for state in states)
@@ -85,8 +84,8 @@ def places(connection: sqlite3.Connection) -> dict[int, store.ExporterState] | N
 def routes(connection: sqlite3.Connection) -> dict[int, tuple[str, tuple[int, ...]]] | None:
     """Every route's receiver and exporters, by its number; None where one of them can't be read."""
     try:
-        store.check(connection, "routes")
-        found = store.routes(connection)
+        checks.check_table(connection, "routes")
+        found = queries.routes(connection)
     except sqlite3.Error:
         return None
     return found if all(type(receiver) is str for receiver, _ in found.values()) else None
@@ -96,7 +95,7 @@ def records(connection: sqlite3.Connection, after: int) -> Iterator[Row]:
     """All records behind a seq that can be read, in order, also those that changed."""
     columns = "seq, route, CAST(uid AS BLOB), CAST(payload AS BLOB), checksum"
     for seq, route, uid, payload, checksum in _rows(connection, columns, "records", after):
-        yield Row(route if type(route) is int else None, store.as_stored(seq, uid, payload, checksum))
+        yield Row(route if type(route) is int else None, Stored.checked(seq, uid, payload, checksum))
 
 
 def seen(connection: sqlite3.Connection) -> Iterator[tuple[str, bytes, int]]:
@@ -146,12 +145,44 @@ def _copy(path: Path, copy: Path, room: int) -> None:
     if schema.size_of(path) + schema.size_of(path.with_name(f"{path.name}-wal")) > room:
         raise OSError(errno.ENOSPC, "the disk has no room for a copy with a new first page", str(path))
     shutil.copyfile(path, copy)
-    write_ahead_log.fold(path, copy)
-    size = len(schema.first_page(pages=0))
-    pages = max(copy.stat().st_size // size, 1)
+    fold(path, copy)
+    page = _first_page()
+    pages = max(copy.stat().st_size // len(page), 1)
+    page[28:32] = pages.to_bytes(4)
+    page[92:96] = page[24:28]  # the number of pages counts only where these agree
     with copy.open("r+b") as file:
-        file.write(schema.first_page(pages))
-        file.truncate(pages * size)
+        file.write(page)
+        file.truncate(pages * len(page))
+
+
+def fold(database: Path, into: Path) -> None:
+    """Write all that was committed to a database's log into a copy of it, damaged or not."""
+    with into.open("r+b") as file, write_ahead_log.opened(database) as log:
+        most = into.stat().st_size  # bytes that it can have: a damaged page number leads nowhere else
+        transaction: list[write_ahead_log.Frame] = []
+        for frame in log.frames():
+            most += len(frame.content)
+            transaction.append(frame)
+            if frame.is_commit:
+                for one in transaction:
+                    place = (one.page - 1) * len(one.content)
+                    if 0 <= place < most:
+                        file.seek(place)
+                        file.write(one.content)
+                transaction.clear()
+
+
+def _first_page() -> bytearray:
+    """The first page of a database but for its number of pages: the header, and where each table begins.
+
+    With auto_vacuum SQLite keeps the beginnings of all tables at the front of the file, in the order in which they were
+    made. So all files of a version have the same (the file format's section 1.3).
+    """
+    with schema.in_memory() as connection:
+        size: int = connection.execute("PRAGMA page_size").fetchone()[0]
+        page = bytearray(connection.serialize()[:size])
+    page[18:20] = b"\x02\x02"  # in WAL mode
+    return page
 
 
 def _rows(connection: sqlite3.Connection, columns: str, table: str, after: int) -> Iterator[tuple[Any, ...]]:

@@ -1,4 +1,4 @@
-"""Reads a database's log where SQLite sees nothing of it any more.
+"""Checks after a crash whether SQLite would read all of the database's write-ahead log (`queue.db-wal`).
 
 SQLite ends a log at the first frame whose checksum is wrong, since that is how a commit looks that a crash interrupted.
 So it drops without a word what was committed behind a flipped byte, or what is cut off. A log's format is section 4 of
@@ -7,13 +7,12 @@ https://www.sqlite.org/fileformat2.html, and that of its index section 2 of http
 
 import contextlib
 import io
+import sqlite3
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
-
-from statsig_otel.exporters.queue import schema
 
 _HEADER: Final = struct.Struct(">4I8s2I")
 """Magic number, version, page size, checkpoints, salts, and two checksums of all before them."""
@@ -34,7 +33,7 @@ _ORDERS: Final = {0x377F0682: "<", 0x377F0683: ">"}
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class LogCheck:
     """How much of a log SQLite reads.
 
     Attributes:
@@ -52,7 +51,7 @@ class Condition:
         return self.unread_commits > 1 or (self.unread_commits > 0 and self.missing_frames > 0)
 
 
-class _Frame(NamedTuple):
+class Frame(NamedTuple):
     """A page as a transaction left it.
 
     Attributes:
@@ -68,37 +67,7 @@ class _Frame(NamedTuple):
     content: bytes
 
 
-def look(database: Path) -> Condition:
-    """How much of a database's log SQLite would read.
-
-    For a database that this process has not open: to close its index here would drop the locks on it (POSIX locks).
-    """
-    unread = read = 0
-    with _opened(database) as log:
-        for frame in log.frames():
-            read += frame.is_read
-            unread += frame.is_commit and not frame.is_read
-        return Condition(unread, max(log.committed - read, 0))
-
-
-def fold(database: Path, into: Path) -> None:
-    """Write all that was committed to a database's log into a copy of it, damaged or not."""
-    with into.open("r+b") as file, _opened(database) as log:
-        most = into.stat().st_size  # bytes that it can have: a damaged page number leads nowhere else
-        transaction: list[_Frame] = []
-        for frame in log.frames():
-            most += len(frame.content)
-            transaction.append(frame)
-            if frame.is_commit:
-                for one in transaction:
-                    place = (one.page - 1) * len(one.content)
-                    if 0 <= place < most:
-                        file.seek(place)
-                        file.write(one.content)
-                transaction.clear()
-
-
-class _Log:
+class Log:
     """A log, read from its beginning.
 
     Args:
@@ -121,10 +90,10 @@ class _Log:
         if not any(index) or _sum_up(index[:_CHECKED_OF_INDEX], "=", [0, 0]) != sums:
             committed, salts = 0, b""
         if not self._is_sound:  # what every queue has, and what the index or the first frame says, have to do
-            self._size, self._salts = len(schema.first_page(0)), salts
+            self._size, self._salts = _usual_page_size(), salts
         self.committed: int = committed if not is_empty and salts == self._salts else 0
 
-    def frames(self) -> "Iterator[_Frame]":
+    def frames(self) -> Iterator[Frame]:
         """Those that were written since the log was last begun anew, in order."""
         is_read = self._is_sound
         while len(raw := self._file.read(_FRAME.size + self._size)) == _FRAME.size + self._size:
@@ -136,11 +105,11 @@ class _Log:
                 is_read = salts == self._salts and _sum_up(checked, self._order, self._sums) == sums
                 self._sums = sums
             if salts == self._salts:  # else it is from before
-                yield _Frame(page, pages > 0, is_read, content)
+                yield Frame(page, pages > 0, is_read, content)
 
 
 @contextlib.contextmanager
-def _opened(database: Path) -> Iterator[_Log]:
+def opened(database: Path) -> Iterator[Log]:
     """A database's log; where there is none, one without frames."""
     index = b""
     with contextlib.suppress(FileNotFoundError), Path(f"{database}-shm").open("rb") as file:
@@ -149,7 +118,26 @@ def _opened(database: Path) -> Iterator[_Log]:
         log: BinaryIO = io.BytesIO()
         with contextlib.suppress(FileNotFoundError):
             log = stack.enter_context(Path(f"{database}-wal").open("rb"))
-        yield _Log(log, index)
+        yield Log(log, index)
+
+
+def check(database: Path) -> LogCheck:
+    """How much of a database's log SQLite would read.
+
+    For a database that this process has not open: to close its index here would drop the locks on it (POSIX locks).
+    """
+    unread = read = 0
+    with opened(database) as log:
+        for frame in log.frames():
+            read += frame.is_read
+            unread += frame.is_commit and not frame.is_read
+        return LogCheck(unread, max(log.committed - read, 0))
+
+
+def _usual_page_size() -> int:
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        size: int = connection.execute("PRAGMA page_size").fetchone()[0]
+        return size
 
 
 def _sum_up(data: bytes, order: str, sums: list[int]) -> list[int]:

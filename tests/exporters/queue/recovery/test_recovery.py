@@ -19,12 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statsig_otel.exporters.consumer import Receipt
-from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue import queries, store
 from statsig_otel.exporters.queue.dead_letters import Resend, Selection, drop, replay
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.recovery import damaged_file, salvage
-from statsig_otel.exporters.queue.recovery.salvage import Salvager
+from statsig_otel.exporters.queue.recovery import carry_over, client, damaged_file
+from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver, CarryOver, NobodyConfiguredError
+from statsig_otel.exporters.queue.recovery.client import Recovery
 from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter
 from tests.exporters.delivery.helpers import Backend, rig
@@ -45,6 +46,7 @@ from tests.exporters.queue.helpers import (
     numbers_of,
     put,
     reading,
+    recovering,
     running,
     said,
     settled,
@@ -208,7 +210,7 @@ def test_a_large_file_is_carried_over_in_steps_and_others_come_in_between(
         for start in range(0, 1000, 500):
             put(queue, *range(start, start + 500))
     spoil(tmp_path)
-    monkeypatch.setattr(salvage, "_AT_ONCE", 10)
+    monkeypatch.setattr(carry_over, "_AT_ONCE", 10)
     with running(tmp_path) as queue:
         for number in range(5000, 5020):
             put(queue, number)
@@ -226,7 +228,7 @@ def test_a_stop_in_the_middle_goes_on_after_the_next_start_and_doubles_nothing(
     with running(tmp_path) as queue:
         queue.consume(batch(*range(300), invalid=40)).result(PATIENCE)
     spoil(tmp_path)
-    monkeypatch.setattr(salvage, "_AT_ONCE", 10)
+    monkeypatch.setattr(carry_over, "_AT_ONCE", 10)
     starts, middle = 0, 0
     while not starts or list(tmp_path.glob("queue.db.corrupt-*-1")):
         with running(tmp_path) as queue:
@@ -270,7 +272,7 @@ def test_while_the_disk_is_short_it_waits(tmp_path: Path, monkeypatch: pytest.Mo
     with running(tmp_path) as queue:
         put(queue, 1)
     spoil(tmp_path)
-    monkeypatch.setattr(salvage, "_PAUSE", 0.01)
+    monkeypatch.setattr(client, "_PAUSE", 0.01)
     with running(tmp_path, min_free_bytes=1 << 60):
         time.sleep(0.1)
         assert count(tmp_path / "queue.db") == 0
@@ -345,8 +347,8 @@ class Attack:
     def remove(self, _: int) -> None:
         for state in self.queue.forgotten_exporters():
             with reading(self.queue.database) as connection:
-                routes = store.routes_of(connection, state.id)
-                waiting = store.read_records(connection, routes, after=state.cursor, count=1000, size=1 << 20)
+                routes = queries.routes_of(connection, state.id)
+                waiting = queries.read_records(connection, routes, after=state.cursor, count=1000, size=1 << 20)
             self.done[state.name] |= set(numbers_of(waiting))  # a person gave them up
             self.queue.submit(partial(store.remove_exporter, name=state.name)).result(PATIENCE)
 
@@ -395,7 +397,7 @@ def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right
 ) -> None:
     x, y = {1, 3, 5}, {2, 4, 6}
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(salvage, "_AT_ONCE", 1)
+        patch.setattr(carry_over, "_AT_ONCE", 1)
         path = Path(shutil.copyfile(harmed, Path(directory) / "old.db"))
         if not places:
             with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -407,7 +409,7 @@ def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right
         ):
             owed = {"a": x, "b": x | y, "left": y} if places else {"a": set(), "b": set(), "left": set()}
             attack = Attack(queue, owed)
-            rescued = salvage._Salvage(
+            rescued = CarryOver(
                 path.name,
                 old,
                 exporters_of=lambda receiver: queue.plan.exporters_of(receiver) or tuple(queue.plan.exporters),
@@ -417,7 +419,7 @@ def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right
             for step in rescued.steps():
                 for command in next(between, ()):
                     attack.act(*command)
-                while isinstance(queue.submit(step).exception(PATIENCE), salvage._NobodyError):
+                while isinstance(queue.submit(step).exception(PATIENCE), NobodyConfiguredError):
                     attack.reload(2)
                 check_counters(queue)
             attack.reload(2)
@@ -437,18 +439,18 @@ def test_what_was_sent_from_a_file_that_is_gone_ticks_nothing_else_off_in_the_ne
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There the same head can be in the same place already, with another record behind it."""
-    monkeypatch.setattr(salvage, "_AT_ONCE", 1)
+    monkeypatch.setattr(carry_over, "_AT_ONCE", 1)
     copy = tmp_path / "old.db"
 
     def set_aside_and_carry_over_the_head() -> None:
         queue = made.queue
-        queue._salvager.stop()  # its steps are done by hand
+        made.recovery.stop()  # its steps are done by hand
         with reading(queue.database) as connection, contextlib.closing(sqlite3.connect(copy)) as to:
             connection.backup(to)
         delete_all(queue.database.parent)
         wait_until(lambda: queue.generation == 1, "it is noticed")
         with damaged_file.opened(copy, room=1 << 30) as old:
-            rescued = salvage._Salvage(copy.name, old, exporters_of=lambda _: ("out",), now_ms=queue.now_ms)
+            rescued = CarryOver(copy.name, old, exporters_of=lambda _: ("out",), now_ms=queue.now_ms)
             resume, head, *others = rescued.steps()
             for step in (resume, head):
                 queue.submit(step).result(PATIENCE)
@@ -474,7 +476,7 @@ def test_a_refused_head_of_a_file_that_is_gone_is_not_judged_by_what_the_new_one
 
     def rule(names: list[str]) -> Literal["delivered", "rejected"]:
         if not backend.calls:
-            made.queue._salvager.stop()
+            made.recovery.stop()
             delete_all(made.queue.database.parent)
             wait_until(lambda: made.queue.generation == 1, "it is noticed")
             made.put("between", "behind")
@@ -485,7 +487,7 @@ def test_a_refused_head_of_a_file_that_is_gone_is_not_judged_by_what_the_new_one
         made.put("1", "2", "3")
         made.start()
         wait_until(lambda: backend.taken == ["between", "behind"], "the new file is delivered by itself")
-        made.queue._salvager.start()
+        made.recovery.start()
         wait_until(lambda: backend.taken == ["between", "behind", "2", "3"], "the old one is, too")
         made.drained()
         assert made.buried() == ["1"]
@@ -493,19 +495,18 @@ def test_a_refused_head_of_a_file_that_is_gone_is_not_judged_by_what_the_new_one
 
 
 def test_it_ends_also_where_it_is_told_to_just_as_it_begins_to_look(tmp_path: Path) -> None:
-    with running(tmp_path) as queue:
-        salvager = queue._salvager
-        salvager.stop()
+    with running(tmp_path, recovers=False) as queue:
+        recovery = Recovery(queue)
 
         class Late(threading.Event):
             def clear(self) -> None:
-                salvager._stopping.set()  # as `stop` does, in the worst moment
+                recovery._stopping.set()  # as `stop` does, in the worst moment
                 self.set()
                 super().clear()
 
-        salvager._more = Late()
-        salvager.start()
-        thread = salvager._thread
+        queue.recovery_due = Late()
+        recovery.start()
+        thread = recovery._thread
         assert thread is not None
         thread.join(PATIENCE)
         assert not thread.is_alive()
@@ -520,27 +521,27 @@ def test_a_step_that_is_done_again_doubles_nothing(
 ) -> None:
     """A commit that was said to have failed can have reached the disk."""
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(salvage, "_AT_ONCE", 2)
+        patch.setattr(carry_over, "_AT_ONCE", 2)
         path = Path(shutil.copyfile(harmed, Path(directory) / "old.db"))
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.execute("UPDATE records SET checksum = checksum + 1 WHERE seq = 5")
             if not places:
                 connection.execute("UPDATE exporters SET again = again + 1")
         receivers = {"x": QueuedReceiver(("a", "b")), "y": QueuedReceiver(("b",))}
-        found: list[tuple[salvage.Taken, object, list[int], list[int]]] = []
+        found: list[tuple[CarriedOver, object, list[int], list[int]]] = []
         for again in (itertools.repeat(False), itertools.cycle(failing)):
             with (
                 running(Path(directory) / f"queue{len(found)}", receivers=receivers, exporters=("a", "b")) as queue,
                 damaged_file.opened(path, room=1 << 30) as old,
             ):
-                rescued = salvage._Salvage(path.name, old, exporters_of=queue.plan.exporters_of, now_ms=queue.now_ms)
+                rescued = CarryOver(path.name, old, exporters_of=queue.plan.exporters_of, now_ms=queue.now_ms)
                 for step, twice in zip(rescued.steps(), again, strict=False):
                     if twice:
                         queue.submit(step).result(PATIENCE)
-                    rescued.taken += queue.submit(step).result(PATIENCE)
+                    rescued.done += queue.submit(step).result(PATIENCE)
                 check_counters(queue)
                 buried = [(letter.kind, letter.owner, letter.uid) for letter in letters(queue.database)]
-                found.append((rescued.taken, buried, delivered(queue.cursor("a")), delivered(queue.cursor("b"))))
+                found.append((rescued.done, buried, delivered(queue.cursor("a")), delivered(queue.cursor("b"))))
         assert found[0] == found[1]
         assert found[0][0].total() > 5
 
@@ -619,12 +620,9 @@ def test_a_file_that_is_deleted_in_use_is_rescued_and_nothing_is_lost(
     assert len(kept(directory)) == 1
 
 
-def test_what_a_deleted_file_was_given_last_is_not_counted_in_the_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_deleted_file_was_given_last_is_not_counted_in_the_new_one(tmp_path: Path) -> None:
     """What its commit adds and ticks off is carried over with all else, and that may take until there is room."""
-    monkeypatch.setattr(Salvager, "look", lambda _: None)
-    with running(tmp_path) as queue:
+    with running(tmp_path, recovers=False) as queue:
         cursor = queue.cursor("otlp")
         put(queue, 1, 2, 3)
         records = cursor.read(2, 1000)
@@ -640,9 +638,8 @@ def test_what_a_deleted_file_was_given_last_is_not_counted_in_the_new_one(
         assert (queue.generation, cursor.waiting, cursor.position) == (1, 0, 0)
         put(queue, 5)
         assert delivered(cursor) == [5]
-        monkeypatch.undo()
-        queue._salvager.look()
-        settled(tmp_path)
+        with recovering(queue):
+            settled(tmp_path)
         assert delivered(cursor) == [3, 4]
         check_counters(queue)
 

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from statsig_otel.exporters.queue import schema, writer
+from statsig_otel.exporters.queue import schema, write_ahead_log, writer
 from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.recovery import write_ahead_log
-from statsig_otel.exporters.queue.recovery.write_ahead_log import Condition
+from statsig_otel.exporters.queue.recovery import damaged_file
+from statsig_otel.exporters.queue.write_ahead_log import LogCheck
 from tests.exporters.queue.helpers import (
     check_counters,
     copy_of,
@@ -77,8 +77,8 @@ def changed(directory: Path) -> Iterator[bytearray]:
     log.write_bytes(content)
 
 
-def look(directory: Path) -> Condition:
-    return write_ahead_log.look(directory / "queue.db")
+def check(directory: Path) -> LogCheck:
+    return write_ahead_log.check(directory / "queue.db")
 
 
 def commits(log: bytes | bytearray) -> list[int]:
@@ -93,7 +93,7 @@ def everything(database: Path) -> list[object]:
 
 
 def test_a_log_in_order_is_read_to_its_end(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert look(directory) == Condition(0, 0)
+    assert check(directory) == LogCheck(0, 0)
     with running(directory) as queue:
         assert set(delivered(queue.cursor("otlp"))) == WAITING
     assert not errors(caplog)
@@ -102,14 +102,14 @@ def test_a_log_in_order_is_read_to_its_end(directory: Path, caplog: pytest.LogCa
 def test_what_is_folded_is_what_sqlite_reads(directory: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     shutil.copyfile(directory / "queue.db", copy)
-    write_ahead_log.fold(directory / "queue.db", copy)
+    damaged_file.fold(directory / "queue.db", copy)
     assert everything(copy) == everything(directory / "queue.db")
 
 
 def test_where_there_is_no_log_nothing_is_unread(tmp_path: Path) -> None:
-    assert look(tmp_path) == Condition(0, 0)
+    assert check(tmp_path) == LogCheck(0, 0)
     (tmp_path / "queue.db-wal").touch()
-    assert look(tmp_path) == Condition(0, 0)
+    assert check(tmp_path) == LogCheck(0, 0)
 
 
 PLACES: dict[str, Callable[[bytearray], int]] = {
@@ -162,7 +162,7 @@ def test_damage_is_known_by_the_commits_behind_it_where_the_index_is_gone(direct
     with changed(directory) as log:
         log[commits(log)[3] + 24 + 3000] ^= 0x40
     (directory / "queue.db-shm").unlink()
-    found = look(directory)
+    found = check(directory)
     assert (found.unread_commits, found.missing_frames, found.is_damaged) == (len(commits(log)) - 3, 0, True)
     with running(directory) as queue:
         settled(directory)
@@ -185,7 +185,7 @@ def test_a_last_commit_that_a_power_failure_left_incomplete_is_dropped_with_a_wa
     with changed(directory) as log:
         log[commits(log)[-1] + 24 + 3000] ^= 0x40
     (directory / "queue.db-shm").unlink()  # nobody brings it to disk
-    assert look(directory) == Condition(1, 0)
+    assert check(directory) == LogCheck(1, 0)
     with running(directory) as queue:
         found = delivered(queue.cursor("otlp"))
         assert found == sorted(found)
@@ -220,17 +220,17 @@ def test_an_index_of_an_earlier_log_says_nothing(
             put(queue, number)
         copy_of(tmp_path / "other", tmp_path / "earlier")
     shutil.copyfile(tmp_path / "earlier" / "queue.db-shm", directory / "queue.db-shm")
-    assert look(directory) == Condition(0, 0)
+    assert check(directory) == LogCheck(0, 0)
 
 
 @pytest.mark.parametrize("harm", [lambda index: bytes(len(index)), lambda index: index[:20], lambda _: b""])
 def test_an_index_that_is_damaged_says_nothing(directory: Path, harm: Callable[[bytes], bytes]) -> None:
     index = directory / "queue.db-shm"
     index.write_bytes(harm(index.read_bytes()))
-    assert look(directory) == Condition(0, 0)
+    assert check(directory) == LogCheck(0, 0)
     with changed(directory) as log:
         del log[-FRAME:]
-    assert look(directory) == Condition(0, 0)
+    assert check(directory) == LogCheck(0, 0)
 
 
 def test_what_was_never_committed_and_what_is_from_before_are_no_damage(directory: Path) -> None:
@@ -242,7 +242,7 @@ def test_what_was_never_committed_and_what_is_from_before_are_no_damage(director
         for place in range(0, len(before), FRAME):
             before[place + 11] ^= 1
         log.extend(unfinished + before)
-    assert look(directory) == Condition(0, 0)
+    assert check(directory) == LogCheck(0, 0)
 
 
 @settings(deadline=None, max_examples=40)

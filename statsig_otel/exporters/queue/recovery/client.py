@@ -1,0 +1,116 @@
+"""Recovers the database files that a running queue has set aside, in the background.
+
+It is a client of the queue, as a replay of dead letters is: it reads a file that nobody writes to any more, and hands
+its content to the queue's writer in small transactions. Each of them remembers how far it came, so that recovery goes
+on from there after a crash. A file that is done with is renamed.
+"""
+
+import logging
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Final
+
+from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.recovery import damaged_file
+from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver, CarryOver, NobodyConfiguredError
+from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Work
+
+_logger: Final = logging.getLogger(__name__)
+
+_PAUSE: Final = 5.0
+"""Seconds before storage that fails, or a disk that is short, is tried again."""
+
+_PASSING: Final = (sqlite3.Error, OSError, StorageError)
+"""Errors that end once the machine is mended."""
+
+
+class Recovery:
+    """Recovers the files that were set aside, one after the other, in a thread of its own.
+
+    Args:
+        queue: The queue. It runs from before `start` until after `stop`.
+    """
+
+    def __init__(self, queue: DurableQueue) -> None:
+        self._queue = queue
+        self._directory = queue.directory
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin with the files that are there."""
+        self._stopping.clear()
+        thread = threading.Thread(target=self._run, name="queue recovery", daemon=True)
+        thread.start()
+        self._thread = thread  # not before it runs: `stop` waits for its end
+
+    def stop(self) -> None:
+        """Finish the transaction that is under way; the rest is done after the next start. Safe to call twice."""
+        self._stopping.set()
+        self._queue.recovery_due.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        failing = False
+        while True:
+            self._queue.recovery_due.clear()  # before the check of what `stop` sets first: else its call could be lost
+            if self._stopping.is_set():
+                return
+            try:
+                for file in self._directory.set_aside_files():
+                    self._recover(file)
+                failing = False
+                self._queue.recovery_due.wait()
+            except NotRunningError:
+                return
+            except _PASSING as error:
+                if not failing:
+                    _logger.error("What was set aside can't be carried over now: %s", error)  # noqa: TRY400 - the message says it all
+                failing = True
+                self._stopping.wait(_PAUSE)
+
+    def _recover(self, file: Path) -> None:
+        try:
+            with damaged_file.opened(file, room=self._queue.room()) as connection:
+                carry_over = CarryOver(
+                    file.name, connection, exporters_of=self._exporters_of, now_ms=self._queue.now_ms
+                )
+                for step in carry_over.steps():
+                    carry_over.done += self._do(step)
+                    if self._stopping.is_set():
+                        return
+        except damaged_file.UnreadableError as error:
+            kept = self._directory.rename_aside(file, "unreadable")
+            _logger.error("%s, and what waited in it is lost. It is kept as %s", error, kept)  # noqa: TRY400 - as above
+        except NobodyConfiguredError:
+            _logger.error(  # noqa: TRY400 - as above
+                "%s holds records, and does not tell whom they are for: so for every exporter with a sending queue, "
+                "and none is configured. They stay in the file, and are carried over once one is",
+                file,
+            )
+        except (NotRunningError, *_PASSING):
+            raise
+        except Exception:  # a mistake of ours: neither the files behind it nor those to come must wait for its end
+            _logger.exception("%s can't be carried over; it stays as it is, and is tried again at the next start", file)
+        else:
+            carry_over.report(self._directory.rename_aside(file, "salvaged"))
+            self._queue.submit(carry_over.forget).result()
+
+    def _do(self, step: Work[CarriedOver]) -> CarriedOver:
+        """Carry out one step, once there is room and the storage works, which others speak of."""
+        while not self._stopping.is_set():
+            try:
+                if self._queue.room() >= 0:
+                    return self._queue.submit(step).result()
+            except StorageError:
+                pass
+            self._stopping.wait(_PAUSE)
+        return CarriedOver()
+
+    def _exporters_of(self, receiver: str) -> tuple[str, ...]:
+        """The exporters of a receiver as configured now, or all: for records that do not tell whom they are for."""
+        routing = self._queue.plan
+        return routing.exporters_of(receiver) or tuple(routing.exporters)
