@@ -179,7 +179,7 @@ def test_a_port_in_use_closes_all_again(tmp_path: Path) -> None:
         assert post(running, "a").status == 200
 
 
-@pytest.mark.parametrize("name", ["queue writer", "queue salvage", "sender mine", "control", "statsig-otel server"])
+@pytest.mark.parametrize("name", ["queue writer", "queue recovery", "sender mine", "control", "statsig-otel server"])
 def test_a_thread_that_cannot_be_started_closes_all_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
