@@ -89,7 +89,7 @@ class DurableQueue:
             prepare=self._prepare,
             tidy=self._tidy,
             set_aside=self._set_aside,
-            rescue=self._rescue,
+            copy_aside=self._copy_aside,
         )
         self._appending = Bulk(self._append, self._count)
         self._open_directory = OpenDirectory(self.directory, self._writer)
@@ -345,8 +345,8 @@ class DurableQueue:
             aside,
         )
 
-    def _rescue(self, connection: sqlite3.Connection) -> None:
-        """Write a database that is in its place no more, but still open, to a file that is set aside."""
+    def _copy_aside(self, connection: sqlite3.Connection) -> None:
+        """Write a database that somebody deleted, and that is still open, to a file that is set aside."""
         self.directory.reclaim()
         aside = self.directory.place_aside()
         try:
