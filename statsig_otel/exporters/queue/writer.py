@@ -106,8 +106,8 @@ class Writer:
             more to do at once. For deleting what is delivered.
         set_aside: Run with the error where the file is damaged and closed; afterwards another one is begun. Without it
             nothing more is written.
-        copy_aside: Run with the connection where the file is not in its place any more: somebody deleted or replaced it,
-            and its content ends with the connection. Afterwards another one is begun.
+        copy_aside: Run with the connection where somebody deleted or replaced the file: its content ends with the
+            connection. Afterwards another one is begun.
     """
 
     def __init__(
