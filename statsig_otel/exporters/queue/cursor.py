@@ -152,22 +152,22 @@ class ExporterCursor:
         place = _Place(self.position, count, size, self._queue.generation)
         if records := self._read_before(place):
             return records
-        look = partial(self._look, place)
+        read = partial(self._read_at, place)
         if self._generation != self._queue.generation:
             self.close()
         try:
             if self._reading is None:
                 self._generation = self._queue.generation
                 self._reading = schema.connect_reading(self._queue.database)
-            records = look(self._reading)
+            records = read(self._reading)
         except sqlite3.Error as error:
             self.close()
             if schema.is_damage(error):
-                self._queue.submit(look).result()  # where the writer finds the same, it begins a new file
+                self._queue.submit(read).result()  # where the writer finds the same, it begins a new file
             raise
         if records or not self.waiting:
             return records
-        self.settle()
+        self.flush()
         return self._queue.submit(
             lambda connection: checks.find_records(connection, self.id, count=count, size=size)
         ).result()
@@ -183,7 +183,7 @@ class ExporterCursor:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"reader {self.name}")
         place = _Place(after, count, size, self._generation)
         with contextlib.suppress(RuntimeError):  # the interpreter is about to end, and starts nothing more
-            self._ahead = place, self._reader.submit(self._look, place, self._reading)
+            self._ahead = place, self._reader.submit(self._read_at, place, self._reading)
 
     def _read_before(self, place: _Place) -> Records:
         """What was read ahead for this place; nothing where it can't be used. The connection is free afterwards."""
@@ -196,7 +196,7 @@ class ExporterCursor:
             return Records()  # whoever reads it now finds the same
         return records if ahead[0] == place else Records()
 
-    def _look(self, place: _Place, connection: sqlite3.Connection) -> Records:
+    def _read_at(self, place: _Place, connection: sqlite3.Connection) -> Records:
         with queries.snapshot(connection):
             routes = queries.routes_of(connection, self.id)  # a command can have added one
             return queries.read_records(connection, routes, after=place.after, count=place.count, size=place.size)
@@ -211,7 +211,7 @@ class ExporterCursor:
         """
         if not records:
             return
-        self.settle()
+        self.flush()
 
         now_ms, generation = self._queue.now_ms(), self._generation
 
@@ -244,13 +244,13 @@ class ExporterCursor:
 
         Raises:
             StorageError: Those of the calls before could not be written down. They still count as done, and the next
-                call, or `settle`, tries again. Or the database was set aside, and these will come again.
+                call, or `flush`, tries again. Or the database was set aside, and these will come again.
             NotRunningError: The queue is stopped.
             RuntimeError: In a forked child.
         """
-        self._forget_void()
+        self._forget_set_aside()
         if self._tick_failed or len(self._done) >= _MOST_DONE:
-            self.settle()
+            self.flush()
         elif self._ticking is not None and self._ticking[0].done():
             self._end_tick()
         done = _Done(records.seqs[-1], len(records), records.size, self._generation)
@@ -262,21 +262,21 @@ class ExporterCursor:
         if self._ticking is None and time.monotonic() >= self._tick_at:
             self._begin_tick()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Wait until all that counts as done is on disk.
 
         Raises:
             StorageError: It could not be written down; the next call tries again.
             NotRunningError: The queue is stopped.
         """
-        self._forget_void()
+        self._forget_set_aside()
         while self._done:
             if self._ticking is None:
                 self._begin_tick()
             self._end_tick()
-            self._forget_void()
+            self._forget_set_aside()
 
-    def _forget_void(self) -> None:
+    def _forget_set_aside(self) -> None:
         """Forget what was read from a database that was set aside: its records went with it, and come again."""
         if self._done and self._done[0].generation != self._queue.generation:
             self._ticking, self._tick_failed = None, False
@@ -329,7 +329,7 @@ class ExporterCursor:
     def close(self) -> None:
         """Finish what is under way, and close what was opened for reading."""
         with contextlib.suppress(StorageError, NotRunningError):  # what was not ticked off comes again
-            self.settle()
+            self.flush()
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.shutdown()

@@ -423,7 +423,7 @@ class Attack:
             case _:
                 getattr(self, command)(number)
         for name in self.names:
-            self.queue.cursor(name).settle()
+            self.queue.cursor(name).flush()
         check_counters(self.queue)
 
 
@@ -721,7 +721,7 @@ def test_a_file_that_is_deleted_while_tidying_fails_is_rescued_too(
 
     with running(tmp_path) as queue:
         put(queue, 1, 2)
-        monkeypatch.setattr(store, "collect", delete_and_fail)
+        monkeypatch.setattr(store, "delete_done", delete_and_fail)
         wait_until(lambda: bool(kept(tmp_path)), "it is noticed")
         settled(tmp_path)
         assert delivered(queue.cursor("otlp")) == [1, 2]
