@@ -5,21 +5,21 @@ import sqlite3
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import checks, queries, schema, store
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DeadLetter
-from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Work
+from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
 
-_T = TypeVar("_T")
+if TYPE_CHECKING:  # a queue has cursors
+    from statsig_otel.exporters.queue.queue import DurableQueue
 
 _BETWEEN_TICKS: Final = 0.02
 """Seconds from one commit of what was delivered ahead to the next: each costs about as much as reading a batch does."""
@@ -30,32 +30,8 @@ _MOST_DONE: Final = 16
 _SET_ASIDE: Final = "the database was set aside since these records were read"
 
 
-class CursorOwner(Protocol):
-    """The queue that a cursor belongs to."""
-
-    @property
-    def database(self) -> Path:
-        """The database file."""
-
-    @property
-    def generation(self) -> int:
-        """How many databases were set aside since the start."""
-
-    def check_process(self) -> None:
-        """Refuse to work in a forked child."""
-
-    def now_ms(self) -> int:
-        """The time now, in milliseconds since the epoch."""
-
-    def submit(self, work: Work[_T]) -> Future[_T]:
-        """Run a function on the writing connection; all cursors see what it moved."""
-
-    def finish(self, work: Work[_T], then: Callable[[_T], None]) -> Future[_T]:
-        """Run a function on the writing connection, for a cursor that counts by itself."""
-
-
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _ReadKey:
     """What a read depends on: what was read ahead counts only where nothing of it has changed."""
 
     after: int
@@ -93,7 +69,7 @@ class ExporterCursor:
         position: The seq of the last record that is done.
     """
 
-    def __init__(self, queue: CursorOwner, name: str) -> None:
+    def __init__(self, queue: "DurableQueue", name: str) -> None:
         self.name = name
         self.id: int = 0
         self.position: int = 0
@@ -108,7 +84,7 @@ class ExporterCursor:
         self._reading: sqlite3.Connection | None = None  # used by one thread at a time
         self._generation = 0  # of the database that was read
         self._reader: ThreadPoolExecutor | None = None
-        self._ahead: tuple[_Place, Future[Records]] | None = None
+        self._ahead: tuple[_ReadKey, Future[Records]] | None = None
 
     def found(self, state: ExporterState) -> None:
         """Take over what the database says. In the writer's thread."""
@@ -149,7 +125,7 @@ class ExporterCursor:
             RuntimeError: In a forked child.
         """
         self._queue.check_process()
-        place = _Place(self.position, count, size, self._queue.generation)
+        place = _ReadKey(self.position, count, size, self._queue.generation)
         if records := self._read_before(place):
             return records
         read = partial(self._read_at, place)
@@ -181,11 +157,11 @@ class ExporterCursor:
             return
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"reader {self.name}")
-        place = _Place(after, count, size, self._generation)
+        place = _ReadKey(after, count, size, self._generation)
         with contextlib.suppress(RuntimeError):  # the interpreter is about to end, and starts nothing more
             self._ahead = place, self._reader.submit(self._read_at, place, self._reading)
 
-    def _read_before(self, place: _Place) -> Records:
+    def _read_before(self, place: _ReadKey) -> Records:
         """What was read ahead for this place; nothing where it can't be used. The connection is free afterwards."""
         ahead, self._ahead = self._ahead, None
         if ahead is None:
@@ -196,7 +172,7 @@ class ExporterCursor:
             return Records()  # whoever reads it now finds the same
         return records if ahead[0] == place else Records()
 
-    def _read_at(self, place: _Place, connection: sqlite3.Connection) -> Records:
+    def _read_at(self, place: _ReadKey, connection: sqlite3.Connection) -> Records:
         with queries.snapshot(connection):
             routes = queries.routes_of(connection, self.id)  # a command can have added one
             return queries.read_records(connection, routes, after=place.after, count=place.count, size=place.size)
