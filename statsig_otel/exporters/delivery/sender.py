@@ -211,7 +211,7 @@ class QueueSender:
         try:
             more = self._work()
             if self._pause:
-                self._cursor.settle()
+                self._cursor.flush()
         except NotRunningError:
             return False
         except (sqlite3.Error, StorageError) as error:
@@ -238,7 +238,7 @@ class QueueSender:
             self.state = "idle"
             self._skip_behind = None
             self._resumed.clear()  # there was nothing to try
-            self._cursor.settle()
+            self._cursor.flush()
             self._cursor.wait(_IDLE)
         elif not batch.intact[0]:  # before a skip, whose letter could be replayed
             self._bury_head(batch[:1], "damaged on disk: its checksum is wrong")

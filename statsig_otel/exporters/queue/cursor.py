@@ -5,21 +5,21 @@ import sqlite3
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import checks, queries, schema, store
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DeadLetter
-from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Work
+from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
 
-_T = TypeVar("_T")
+if TYPE_CHECKING:  # a queue has cursors
+    from statsig_otel.exporters.queue.queue import DurableQueue
 
 _BETWEEN_TICKS: Final = 0.02
 """Seconds from one commit of what was delivered ahead to the next: each costs about as much as reading a batch does."""
@@ -30,32 +30,8 @@ _MOST_DONE: Final = 16
 _SET_ASIDE: Final = "the database was set aside since these records were read"
 
 
-class CursorOwner(Protocol):
-    """The queue that a cursor belongs to."""
-
-    @property
-    def database(self) -> Path:
-        """The database file."""
-
-    @property
-    def generation(self) -> int:
-        """How many databases were set aside since the start."""
-
-    def check_process(self) -> None:
-        """Refuse to work in a forked child."""
-
-    def now_ms(self) -> int:
-        """The time now, in milliseconds since the epoch."""
-
-    def submit(self, work: Work[_T]) -> Future[_T]:
-        """Run a function on the writing connection; all cursors see what it moved."""
-
-    def finish(self, work: Work[_T], then: Callable[[_T], None]) -> Future[_T]:
-        """Run a function on the writing connection, for a cursor that counts by itself."""
-
-
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _ReadKey:
     """What a read depends on: what was read ahead counts only where nothing of it has changed."""
 
     after: int
@@ -93,7 +69,7 @@ class ExporterCursor:
         position: The seq of the last record that is done.
     """
 
-    def __init__(self, queue: CursorOwner, name: str) -> None:
+    def __init__(self, queue: "DurableQueue", name: str) -> None:
         self.name = name
         self.id: int = 0
         self.position: int = 0
@@ -108,7 +84,7 @@ class ExporterCursor:
         self._reading: sqlite3.Connection | None = None  # used by one thread at a time
         self._generation = 0  # of the database that was read
         self._reader: ThreadPoolExecutor | None = None
-        self._ahead: tuple[_Place, Future[Records]] | None = None
+        self._ahead: tuple[_ReadKey, Future[Records]] | None = None
 
     def found(self, state: ExporterState) -> None:
         """Take over what the database says. In the writer's thread."""
@@ -149,25 +125,25 @@ class ExporterCursor:
             RuntimeError: In a forked child.
         """
         self._queue.check_process()
-        place = _Place(self.position, count, size, self._queue.generation)
+        place = _ReadKey(self.position, count, size, self._queue.generation)
         if records := self._read_before(place):
             return records
-        look = partial(self._look, place)
+        read = partial(self._read_at, place)
         if self._generation != self._queue.generation:
             self.close()
         try:
             if self._reading is None:
                 self._generation = self._queue.generation
                 self._reading = schema.connect_reading(self._queue.database)
-            records = look(self._reading)
+            records = read(self._reading)
         except sqlite3.Error as error:
             self.close()
             if schema.is_damage(error):
-                self._queue.submit(look).result()  # where the writer finds the same, it begins a new file
+                self._queue.submit(read).result()  # where the writer finds the same, it begins a new file
             raise
         if records or not self.waiting:
             return records
-        self.settle()
+        self.flush()
         return self._queue.submit(
             lambda connection: checks.find_records(connection, self.id, count=count, size=size)
         ).result()
@@ -181,11 +157,11 @@ class ExporterCursor:
             return
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"reader {self.name}")
-        place = _Place(after, count, size, self._generation)
+        place = _ReadKey(after, count, size, self._generation)
         with contextlib.suppress(RuntimeError):  # the interpreter is about to end, and starts nothing more
-            self._ahead = place, self._reader.submit(self._look, place, self._reading)
+            self._ahead = place, self._reader.submit(self._read_at, place, self._reading)
 
-    def _read_before(self, place: _Place) -> Records:
+    def _read_before(self, place: _ReadKey) -> Records:
         """What was read ahead for this place; nothing where it can't be used. The connection is free afterwards."""
         ahead, self._ahead = self._ahead, None
         if ahead is None:
@@ -196,7 +172,7 @@ class ExporterCursor:
             return Records()  # whoever reads it now finds the same
         return records if ahead[0] == place else Records()
 
-    def _look(self, place: _Place, connection: sqlite3.Connection) -> Records:
+    def _read_at(self, place: _ReadKey, connection: sqlite3.Connection) -> Records:
         with queries.snapshot(connection):
             routes = queries.routes_of(connection, self.id)  # a command can have added one
             return queries.read_records(connection, routes, after=place.after, count=place.count, size=place.size)
@@ -211,7 +187,7 @@ class ExporterCursor:
         """
         if not records:
             return
-        self.settle()
+        self.flush()
 
         now_ms, generation = self._queue.now_ms(), self._generation
 
@@ -244,13 +220,13 @@ class ExporterCursor:
 
         Raises:
             StorageError: Those of the calls before could not be written down. They still count as done, and the next
-                call, or `settle`, tries again. Or the database was set aside, and these will come again.
+                call, or `flush`, tries again. Or the database was set aside, and these will come again.
             NotRunningError: The queue is stopped.
             RuntimeError: In a forked child.
         """
-        self._forget_void()
+        self._forget_set_aside()
         if self._tick_failed or len(self._done) >= _MOST_DONE:
-            self.settle()
+            self.flush()
         elif self._ticking is not None and self._ticking[0].done():
             self._end_tick()
         done = _Done(records.seqs[-1], len(records), records.size, self._generation)
@@ -262,21 +238,21 @@ class ExporterCursor:
         if self._ticking is None and time.monotonic() >= self._tick_at:
             self._begin_tick()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Wait until all that counts as done is on disk.
 
         Raises:
             StorageError: It could not be written down; the next call tries again.
             NotRunningError: The queue is stopped.
         """
-        self._forget_void()
+        self._forget_set_aside()
         while self._done:
             if self._ticking is None:
                 self._begin_tick()
             self._end_tick()
-            self._forget_void()
+            self._forget_set_aside()
 
-    def _forget_void(self) -> None:
+    def _forget_set_aside(self) -> None:
         """Forget what was read from a database that was set aside: its records went with it, and come again."""
         if self._done and self._done[0].generation != self._queue.generation:
             self._ticking, self._tick_failed = None, False
@@ -329,7 +305,7 @@ class ExporterCursor:
     def close(self) -> None:
         """Finish what is under way, and close what was opened for reading."""
         with contextlib.suppress(StorageError, NotRunningError):  # what was not ticked off comes again
-            self.settle()
+            self.flush()
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.shutdown()

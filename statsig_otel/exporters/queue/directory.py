@@ -155,9 +155,9 @@ class QueueDirectory:
         """Rename a database that can't be read, with all that belongs to it; where it is now."""
         if not self.database.exists():
             self.database.touch(_PRIVATE_FILE)  # its log is there, and found by the name of its database
-        return self._rename(self.database, self.place_aside())
+        return self._rename(self.database, self.path_aside())
 
-    def place_aside(self) -> Path:
+    def path_aside(self) -> Path:
         """A name that is free for a database that is set aside."""
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         number = 1

@@ -89,7 +89,7 @@ class DurableQueue:
             prepare=self._prepare,
             tidy=self._tidy,
             set_aside=self._set_aside,
-            rescue=self._rescue,
+            copy_aside=self._copy_aside,
         )
         self._appending = Bulk(self._append, self._count)
         self._open_directory = OpenDirectory(self.directory, self._writer)
@@ -298,12 +298,12 @@ class DurableQueue:
         """
         states: list[ExporterState] = []
 
-        def work_and_look(connection: sqlite3.Connection) -> _T:
+        def work_and_read(connection: sqlite3.Connection) -> _T:
             result = work(connection)
             states[:] = queries.exporter_states(connection)
             return result
 
-        return self._writer.submit(work_and_look, lambda _: self._found(states))
+        return self._writer.submit(work_and_read, lambda _: self._found(states))
 
     def finish(self, work: Work[_T], then: Callable[[_T], None]) -> Future[_T]:
         """For a `ExporterCursor`, which counts by itself: see `Writer.submit`."""
@@ -345,10 +345,10 @@ class DurableQueue:
             aside,
         )
 
-    def _rescue(self, connection: sqlite3.Connection) -> None:
-        """Write a database that is in its place no more, but still open, to a file that is set aside."""
+    def _copy_aside(self, connection: sqlite3.Connection) -> None:
+        """Write a database that somebody deleted, and that is still open, to a file that is set aside."""
         self.directory.reclaim()
-        aside = self.directory.place_aside()
+        aside = self.directory.path_aside()
         try:
             with contextlib.closing(schema.create(aside)) as copy:
                 connection.backup(copy)
@@ -410,9 +410,9 @@ class DurableQueue:
         self._disk_checked_at, self._room = now, (free - self._min_free) // _SHARE_UNCHECKED
 
     def _tidy(self, connection: sqlite3.Connection, idle: bool) -> bool:  # noqa: FBT001 - the writer's signature
-        deleted = store.collect(connection)
+        deleted = store.delete_done(connection)
         longest = max((receiver.window for receiver in self._plan.receivers.values()), default=0.0)
-        deleted += store.forget(connection, self.now_ms() - int(longest * 1000))
+        deleted += store.forget_seen(connection, self.now_ms() - int(longest * 1000))
         if deleted:
             return True
         # On a short disk every page counts: the space that is held back here could be what is missing for ever.

@@ -158,8 +158,8 @@ def connect(path: Path) -> sqlite3.Connection:
         DamagedError: It is damaged, or gone and its log is not.
         sqlite3.Error: It can't be opened now.
     """
-    _keep_log(path)
-    _write_again(_log_of(path))
+    _refuse_lone_log(path)
+    _rewrite_log(_log_of(path))
     connection = create(path)
     try:
         with opening(path):
@@ -201,7 +201,7 @@ def has_only_log(path: Path) -> bool:
     return not size_of(path) and size_of(_log_of(path)) > 0
 
 
-def _keep_log(path: Path) -> None:
+def _refuse_lone_log(path: Path) -> None:
     """Open no database that has only a log: SQLite takes it for a new one, and deletes the log.
 
     That can hold all that was acknowledged since it was last folded in.
@@ -213,7 +213,7 @@ def _keep_log(path: Path) -> None:
         raise DamagedError("it is gone or empty, and its log is not")
 
 
-def _write_again(log: Path) -> None:
+def _rewrite_log(log: Path) -> None:
     """Bring all of the log to disk before anything is put behind it.
 
     After a failed fsync the kernel may take pages for clean that are not on the disk: it reads them from memory, and
@@ -240,7 +240,7 @@ def connect_reading(path: Path) -> sqlite3.Connection:
         DamagedError: It is damaged, or no queue, or gone and its log is not.
         sqlite3.Error: There is no such file, or it can't be read now.
     """
-    _keep_log(path)
+    _refuse_lone_log(path)
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5.0, check_same_thread=False
     )
@@ -256,8 +256,8 @@ def connect_reading(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def look(path: Path) -> None:
-    """Look at whose file it is, and change nothing. For a file that nobody has open, and that has no log beside it.
+def check(path: Path) -> None:
+    """Check whose file it is, and change nothing. For a file that nobody has open, and that has no log beside it.
 
     Raises:
         NewerSchemaError: It was written by a newer version.
@@ -267,7 +267,7 @@ def look(path: Path) -> None:
     # "immutable": no lock is taken, and no file is made beside it.
     uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection, opening(path):
-        _check(connection, path)
+        _version_of(connection, path)
 
 
 def has_all_tables(connection: sqlite3.Connection) -> bool:
@@ -285,7 +285,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA temp_store = MEMORY")  # no page of ours in a file of another directory
     connection.execute("PRAGMA secure_delete = FAST")  # some systems build it as ON, which writes what is deleted twice
-    version = _check(connection, path)
+    version = _version_of(connection, path)
     if version == 0:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has to stand before the first table
     connection.execute("PRAGMA journal_mode = WAL")
@@ -295,8 +295,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         _migrate(connection, script, number)
 
 
-def _check(connection: sqlite3.Connection, path: Path) -> int:
-    """Look at whose file it is, and whether it has the tables of its version; the version, 0 for a new file."""
+def _version_of(connection: sqlite3.Connection, path: Path) -> int:
+    """Check whose file it is, and that it has the tables of its version; the version, 0 for a new file."""
     version = _pragma(connection, "user_version")
     tables = _tables(connection)
     if version == 0 and not tables:

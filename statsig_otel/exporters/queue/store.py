@@ -327,7 +327,7 @@ def bury(connection: sqlite3.Connection, letter: DeadLetter, now_ms: int) -> Non
     )
 
 
-def collect(connection: sqlite3.Connection) -> int:
+def delete_done(connection: sqlite3.Connection) -> int:
     """Delete some of the records that every exporter of their route is done with; how many it deleted."""
     cursors = dict(connection.execute("SELECT id, cursor FROM exporters"))
     deleted = 0
@@ -342,7 +342,7 @@ def collect(connection: sqlite3.Connection) -> int:
     return deleted
 
 
-def forget(connection: sqlite3.Connection, before_ms: int) -> int:
+def forget_seen(connection: sqlite3.Connection, before_ms: int) -> int:
     """Delete some of the uids that were first seen before a time; how many it deleted."""
     return connection.execute(
         "DELETE FROM seen WHERE (receiver, uid) IN (SELECT receiver, uid FROM seen WHERE at < ? LIMIT ?)",

@@ -106,8 +106,8 @@ class Writer:
             more to do at once. For deleting what is delivered.
         set_aside: Run with the error where the file is damaged and closed; afterwards another one is begun. Without it
             nothing more is written.
-        rescue: Run with the connection where the file is not in its place any more: somebody deleted or replaced it,
-            and with the connection its content ends. Afterwards another one is begun.
+        copy_aside: Run with the connection where somebody deleted or replaced the file: its content ends with the
+            connection. Afterwards another one is begun.
     """
 
     def __init__(
@@ -117,13 +117,13 @@ class Writer:
         prepare: Work[None],
         tidy: Callable[[sqlite3.Connection, bool], bool],
         set_aside: Callable[[Exception], None] | None = None,
-        rescue: Callable[[sqlite3.Connection], None] | None = None,
+        copy_aside: Callable[[sqlite3.Connection], None] | None = None,
     ) -> None:
         self._path = path
         self._prepare = prepare
         self._tidy = tidy
         self._set_aside = set_aside
-        self._rescue = rescue
+        self._copy_aside = copy_aside
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()  # an interrupted `join` of Python 3.11 takes a thread that runs for ended
@@ -133,7 +133,6 @@ class Writer:
         self._opened: os.stat_result | None = None  # the file that the connection is to
         self._beside: dict[Path, os.stat_result] = {}  # its log and the log's index
         self._failing = False
-        self._rescued = False
         self._untidy = False
         self._unfolded = True
         self._tidy_at = 0.0  # by the monotonic clock
@@ -290,26 +289,21 @@ class Writer:
             return
         self._count(outcome)
         for done in outcome:
-            if done.failure is not None:
-                for job in done.jobs:
-                    job.answer(None, done.failure)
-                continue
             for job, result in zip(done.jobs, done.results, strict=True):
-                job.answer(result, None)
+                job.answer(result, done.failure)
 
     def _count(self, outcome: Iterable[_Done]) -> None:
-        """Let the jobs count what they did. Where that was to a file that is gone, look at the new one after them."""
+        """Let the jobs count what they did. Where that was to a file that is gone, the counts of the new one follow."""
         for done in outcome:
             if done.failure is None:
                 try:
                     done.jobs[0].bulk.then(done.results)
                 except Exception:  # on disk it is; and without this thread nobody would ever be answered again
                     _logger.exception("What was stored could not be counted")
-        if self._rescued:
-            self._rescued = False
+        if self._connection is None:
             try:
-                _transact(self._open(), self._prepare)
-            except Exception as error:  # noqa: BLE001 - said; whoever opens it the next time looks at it first
+                self._open()
+            except Exception as error:  # noqa: BLE001 - said; whoever writes next opens it again
                 self._fail(error)
 
     def _commit(self, jobs: list[_Job]) -> list[_Done] | Exception:
@@ -330,28 +324,29 @@ class Writer:
                 damage.append(error)
             else:
                 self._unfolded = True
-                if (error_of_rescue := self._keep_place()) is not None:
-                    return error_of_rescue
+                if (error_of_copy := self._leave_deleted_file()) is not None:
+                    return error_of_copy
                 self._succeed()
                 return outcome
 
-    def _keep_place(self) -> Exception | None:
-        """See that what is committed can be found after a restart; the error where it can't."""
-        if self._rescue is None or self._connection is None or self._is_in_place():
+    def _leave_deleted_file(self) -> Exception | None:
+        """Copy the content of a file that is not in its place any more, and close it; the error where that fails.
+
+        What is committed could not be found after a restart. Afterwards another file is to be opened.
+        """
+        if self._copy_aside is None or self._connection is None or self._is_in_place():
             return None
         try:
-            self._rescue(self._connection)
+            self._copy_aside(self._connection)
             self._close()
-            self._clear_place()
-            self._open()
-            self._rescued = True
+            self._remove_leftovers()
         except (QueueError, sqlite3.Error, OSError) as error:
             self._say_failing(error)  # the connection stays open: its content would end with it
             return error
         return None
 
-    def _clear_place(self) -> None:
-        """Take away what belonged to the file that is gone: it is no log, and no index, of the one that comes.
+    def _remove_leftovers(self) -> None:
+        """Remove the log and the index of the file that is gone: they are not those of the one that comes.
 
         Both stay where only the database was moved. A new one would find frames of another in its log; and to begin the
         index anew means to cut it, under a sender that still reads by it: that ends the process (SIGBUS).
@@ -368,7 +363,7 @@ class Writer:
             return False
 
     def _tidy_up(self, *, idle: bool) -> bool:
-        if self._keep_place() is not None:
+        if self._leave_deleted_file() is not None:
             self._tidy_at = time.monotonic() + _IDLE
             return False
         began = time.monotonic()
@@ -424,7 +419,7 @@ class Writer:
     def _give_up_connection(self) -> None:
         """Close it after an error, but for one that is all that is left of its file: the content would end with it."""
         connection = self._connection
-        if self._rescue is not None and connection is not None and not self._is_in_place():
+        if self._copy_aside is not None and connection is not None and not self._is_in_place():
             try:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
@@ -464,7 +459,7 @@ def _attempt(connection: sqlite3.Connection, jobs: Sequence[_Job]) -> _Done:
             raise
         connection.execute("ROLLBACK TO jobs")
         connection.execute("RELEASE jobs")
-        return _Done(jobs, (), error)
+        return _Done(jobs, [None] * len(jobs), error)
     connection.execute("RELEASE jobs")
     return _Done(jobs, results)
 

@@ -148,7 +148,7 @@ def _foreign(database: Path) -> Fault | None:
     if not database.is_file() or _exists(database.with_name(f"{database.name}-wal")):
         return None
     try:
-        schema.look(database)
+        schema.check(database)
     except QueueError as error:
         message, _, hint = str(error).partition(": ")
         return message, hint or _ELSEWHERE

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from opentelemetry.metrics import set_meter_provider
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -19,6 +21,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoi
 from statsig_otel.exporters.consumer import Batch, Change, RefusedError
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.recovery import carry_over
+from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver, CarryOver
 from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from tests.exporters.queue.helpers import PATIENCE, batch, delivered, put, running
 
@@ -53,6 +57,25 @@ def start(directory: str) -> None:
     """Run a queue until the end."""
     with running(Path(directory)):
         say("started")
+        time.sleep(PATIENCE)
+
+
+def recover_and_crash(directory: str, steps: str) -> None:
+    """Carry over what was set aside, ten records at a time; kill this process at the end of such a transaction."""
+    add_records, left = CarryOver._add_records, int(steps)
+
+    def add_and_crash(*arguments: Any) -> CarriedOver:
+        nonlocal left
+        done, left = add_records(*arguments), left - 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    with (
+        mock.patch.object(carry_over, "_AT_ONCE", 10),
+        mock.patch.object(CarryOver, "_add_records", add_and_crash),
+        running(Path(directory), exporters=("otlp", "done")),
+    ):
         time.sleep(PATIENCE)
 
 
@@ -191,6 +214,7 @@ PROGRAMS: dict[str, Callable[..., None]] = {
     "hold": hold,
     "start": start,
     "fork and hold": fork_and_hold,
+    "recover and crash": recover_and_crash,
     "start as nobody": start_as_nobody,
     "acknowledge": acknowledge,
     "deliver": deliver,

@@ -375,7 +375,7 @@ def test_what_is_ticked_off_ahead_counts_as_done_and_is_on_disk_once_it_is_settl
         cursor.finish_soon(cursor.read(2, 1000))
         put(queue, 8)
         assert numbers_of(cursor.read(9, 1000)) == [5, 6, 7, 8]
-        cursor.settle()
+        cursor.flush()
         check_counters(queue)
         cursor.finish(cursor.read(1, 1000))
         check_counters(queue)
@@ -390,7 +390,7 @@ def test_what_can_not_be_ticked_off_ahead_is_told_by_the_next_call_and_is_not_re
             cursor.finish_soon(cursor.read(2, 1000))
             for _ in range(3):
                 with pytest.raises(StorageError):
-                    cursor.settle()
+                    cursor.flush()
             with pytest.raises(StorageError):
                 cursor.finish_soon(cursor.read(2, 1000))
             assert numbers_of(cursor.read(2, 1000)) == [3, 4]
@@ -409,7 +409,7 @@ def test_what_is_ticked_off_ahead_waits_for_no_disk_and_shares_commits(tmp_path:
             with reading(queue.database) as connection:
                 assert [state.waiting for state in queries.exporter_states(connection)] == [100], "nothing is on disk"
             assert cursor.waiting == 70
-        cursor.settle()
+        cursor.flush()
         check_counters(queue)
         assert delivered(cursor) == [*range(31, 101)]
 
@@ -422,7 +422,7 @@ def test_a_disk_that_hangs_holds_up_what_would_be_done_without_end(tmp_path: Pat
         def deliver() -> None:
             while records := cursor.read(1, 1000):
                 cursor.finish_soon(records)
-            cursor.settle()
+            cursor.flush()
 
         with ThreadPoolExecutor(1) as sender:
             with blocked(queue):
@@ -440,7 +440,7 @@ def test_a_crash_repeats_what_was_ticked_off_ahead_and_not_written(tmp_path: Pat
         put(queue, *range(1, 8))
         cursor = queue.cursor("otlp")
         cursor.finish_soon(cursor.read(2, 1000))
-        cursor.settle()
+        cursor.flush()
         with blocked(queue):
             cursor.finish_soon(cursor.read(2, 1000))
             left = copy_of(tmp_path / "before", tmp_path / "after")
@@ -463,7 +463,7 @@ def test_a_command_between_sees_and_changes_nothing_of_what_is_ahead(tmp_path: P
             command.result(PATIENCE)
             assert cursor.position == records[-1].seq
         assert found == list(range(1, 101))
-        cursor.settle()
+        cursor.flush()
         check_counters(queue)
 
 
@@ -475,7 +475,7 @@ def test_what_was_ticked_off_ahead_in_a_database_that_is_set_aside_is_void(tmp_p
             cursor.finish_soon(cursor.read(1, 1000))
             damaging = submit_damage(queue)
         damaging.result(PATIENCE)
-        cursor.settle()
+        cursor.flush()
         settled(tmp_path)
         assert delivered(cursor) == [1, 2, 3], "it was never written down"
         check_counters(queue)

@@ -230,7 +230,7 @@ class QueueMachine(RuleBasedStateMachine):
         """Go on from what a crash at this moment leaves on the disk."""
         self.crashes += 1
         for name in self.names if settled else ():
-            self.queue.cursor(name).settle()
+            self.queue.cursor(name).flush()
             self.places[name].soon = []
         with blocked(self.queue):  # it would tidy up between the copies of the file and of its log
             left = copy_of(self.directory, self.base / str(self.crashes))

@@ -185,7 +185,7 @@ def test_what_was_seen_is_forgotten_in_bounded_steps(connection: sqlite3.Connect
     connection.execute("BEGIN")
     append(connection, route, *range(12_000), now_ms=1, window_ms=10)
     append(connection, route, *range(20_000, 20_003), now_ms=5, window_ms=10)
-    assert [store.forget(connection, 5) for _ in range(4)] == [5000, 5000, 2000, 0]
+    assert [store.forget_seen(connection, 5) for _ in range(4)] == [5000, 5000, 2000, 0]
     assert connection.execute("SELECT count(*) FROM seen").fetchone() == (3,)
 
 
@@ -195,9 +195,9 @@ def test_what_all_are_done_with_is_deleted_in_bounded_steps(connection: sqlite3.
     connection.execute("BEGIN")
     append(connection, route, *range(1, 12_001))
     store.advance(connection, fast, cursor=12_000, records=12_000, size=0)
-    assert store.collect(connection) == 0, "the slow one has read nothing"
+    assert store.delete_done(connection) == 0, "the slow one has read nothing"
     store.advance(connection, slow, cursor=11_990, records=11_990, size=0)
-    assert [store.collect(connection) for _ in range(4)] == [5000, 5000, 1990, 0]
+    assert [store.delete_done(connection) for _ in range(4)] == [5000, 5000, 1990, 0]
     assert read(connection, route) == list(range(11_991, 12_001))
 
 
@@ -208,7 +208,7 @@ def test_an_exporter_holds_only_what_is_for_it(connection: sqlite3.Connection) -
     append(connection, both, 2)
     append(connection, only_a, 3)
     store.advance(connection, a, cursor=3, records=3, size=0)
-    assert store.collect(connection) == 2
+    assert store.delete_done(connection) == 2
     assert read(connection, only_a, both) == [2]
 
 
@@ -223,7 +223,7 @@ def test_a_removed_exporter_frees_what_it_held(connection: sqlite3.Connection) -
     assert gone is not None
     assert (gone.name, gone.waiting, gone.bytes) == ("b", 3, 60)
     assert store.remove_exporter(connection, "b") is None
-    assert store.collect(connection) == 2
+    assert store.delete_done(connection) == 2
     assert read(connection, both, only_b) == [3]
 
 
@@ -234,7 +234,7 @@ def stored_seqs(connection: sqlite3.Connection) -> list[int]:
 def test_a_seq_is_never_used_twice(connection: sqlite3.Connection) -> None:
     route = store.ensure_route(connection, [])
     append(connection, route, 1, 2)
-    store.collect(connection)
+    store.delete_done(connection)
     assert (queries.last_seq(connection), stored_seqs(connection)) == (2, [])
     append(connection, route, 3)
     assert (queries.last_seq(connection), stored_seqs(connection)) == (3, [3])
@@ -371,7 +371,7 @@ def test_a_route_or_a_place_that_is_no_number_is_damage(connection: sqlite3.Conn
     with pytest.raises(schema.DamagedError):
         queries.routes_of(connection, number)
     with pytest.raises(schema.DamagedError):
-        store.collect(connection)
+        store.delete_done(connection)
     connection.execute("UPDATE exporters SET waiting = 'many'")
     with pytest.raises(schema.DamagedError):
         queries.exporter_states(connection)
@@ -409,8 +409,8 @@ def test_no_statement_goes_through_a_whole_table_of_records(connection: sqlite3.
     read(connection, routes[0])
     read(connection, *routes, after=1)
     store.advance(connection, a, cursor=2, records=2, size=40)
-    store.collect(connection)
-    store.forget(connection, 1)
+    store.delete_done(connection)
+    store.forget_seen(connection, 1)
     store.ensure_exporter(connection, "c")
     connection.set_trace_callback(None)
     found = plans(connection, said)

@@ -15,8 +15,8 @@ from typing import Final, Literal, TypeAlias, TypeVar
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery import damaged_file
-from statsig_otel.exporters.queue.recovery.damaged_file import Row
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.queue.writer import Work
 
@@ -80,7 +80,7 @@ class CarryOver:
         yield self._resume
         delivered = min((place.cursor for place in (self._places or {}).values()), default=0)
         records = damaged_file.records(self._connection, max(delivered, self._before.get("records", 0)))
-        for rows in _pages(records, lambda row: len(row.record.payload)):
+        for rows in _pages(records, lambda row: len(row[1].payload)):
             yield partial(self._add_records, rows)
         letters = damaged_file.dead_letters(self._connection, self._before.get("dead_letters", 0))
         for found in _pages(letters, lambda numbered: len(numbered[2].content)):
@@ -138,12 +138,11 @@ class CarryOver:
             (self._name, source, after),
         )
 
-    def _add_records(self, rows: Sequence[Row], connection: sqlite3.Connection) -> CarriedOver:
+    def _add_records(self, rows: Sequence[tuple[int | None, Stored]], connection: sqlite3.Connection) -> CarriedOver:
         done: CarriedOver = Counter()
         before = self._progress(connection).get("records", 0)
-        for row in rows:
-            record = row.record
-            receiver, exporters = self._remaining(row)
+        for route, record in rows:
+            receiver, exporters = self._remaining(route, record.seq)
             done.update(("record" if record.intact else "damaged", name) for name in exporters)
             if not exporters or record.seq <= before:
                 continue
@@ -153,13 +152,12 @@ class CarryOver:
             else:
                 for name in exporters:
                     store.bury(connection, store.damaged_letter(name, record), self._now_ms())
-        self._note(connection, "records", rows[-1].record.seq)
+        self._note(connection, "records", rows[-1][1].seq)
         return done
 
-    def _remaining(self, row: Row) -> tuple[str, tuple[str, ...]]:
+    def _remaining(self, route: int | None, seq: int) -> tuple[str, tuple[str, ...]]:
         """A record's receiver, and the exporters that are not done with it; rather too many than too few."""
-        route = None if self._routes is None or row.route is None else self._routes.get(row.route)
-        receiver, numbers = route or ("", None)
+        receiver, numbers = (self._routes or {}).get(route or 0) or ("", None)
         if self._places is None:
             names = self._exporters_of(receiver)
             if not names:
@@ -167,7 +165,7 @@ class CarryOver:
             return receiver, names
         self._is_guessed |= numbers is None
         places = self._places.values() if numbers is None else map(self._places.get, numbers)
-        return receiver, tuple(place.name for place in places if place and place.cursor < row.record.seq)
+        return receiver, tuple(place.name for place in places if place and place.cursor < seq)
 
     def _add_letters(self, found: Sequence[tuple[int, int, DeadLetter]], connection: sqlite3.Connection) -> CarriedOver:
         before = self._progress(connection).get("dead_letters", 0)

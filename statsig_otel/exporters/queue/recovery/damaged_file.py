@@ -5,13 +5,14 @@ import errno
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from statsig_otel.exporters.queue import checks, queries, schema, store, write_ahead_log
+from statsig_otel.exporters.queue import checks, queries, schema, write_ahead_log
 from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.records import Stored
+from statsig_otel.exporters.queue.store import DeadLetter
 
 _MOST_FAILURES: Final = 50_000
 """Failures in a row after which the rest of a table is given up: about a second."""
@@ -20,24 +21,13 @@ _FAILURES_PER_STEP: Final = 1000
 """The steps over what can't be read grow with it: a thousandth of what was passed. So a million rows can be passed."""
 
 _LAST_KEY: Final = 2**63 - 1
-_COPY: Final = ".repaired"
+
+Routes: TypeAlias = dict[int, tuple[str, tuple[int, ...]]]
+"""Every route's receiver and exporters, by its number."""
 
 
 class UnreadableError(QueueError):
     """Not even the beginning of a file can be read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A record with its route, as it was read.
-
-    Attributes:
-        route: Its route's number; None where it can't be read.
-        record: The record.
-    """
-
-    route: int | None
-    record: Stored
 
 
 @contextlib.contextmanager
@@ -54,11 +44,11 @@ def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
         UnreadableError: There is nothing in it that can be read.
         OSError: The copy can't be written, or there is no room for it.
     """
-    copy = path.with_name(path.name + _COPY)
+    copy = path.with_name(f"{path.name}.repaired")
     try:
         connection = None if write_ahead_log.check(path).unread_commits else _connect(path)
         if connection is None:
-            _copy(path, copy, room)
+            _repair(path, copy, room)
             connection = _connect(copy)
         if connection is None:
             raise UnreadableError(f"nothing in {path.name} can be read")
@@ -69,7 +59,7 @@ def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
             Path(f"{copy}{suffix}").unlink(missing_ok=True)
 
 
-def places(connection: sqlite3.Connection) -> dict[int, queries.ExporterState] | None:
+def places(connection: sqlite3.Connection) -> dict[int, ExporterState] | None:
     """Every exporter's place, by its number; None where one of them can't be trusted."""
     try:
         checks.check_table(connection, "exporters")
@@ -81,8 +71,8 @@ def places(connection: sqlite3.Connection) -> dict[int, queries.ExporterState] |
     return {state.id: state for state in states} if trusted else None
 
 
-def routes(connection: sqlite3.Connection) -> dict[int, tuple[str, tuple[int, ...]]] | None:
-    """Every route's receiver and exporters, by its number; None where one of them can't be read."""
+def routes(connection: sqlite3.Connection) -> Routes | None:
+    """Every route; None where one of them can't be read."""
     try:
         checks.check_table(connection, "routes")
         found = queries.routes(connection)
@@ -91,11 +81,20 @@ def routes(connection: sqlite3.Connection) -> dict[int, tuple[str, tuple[int, ..
     return found if all(type(receiver) is str for receiver, _ in found.values()) else None
 
 
-def records(connection: sqlite3.Connection, after: int) -> Iterator[Row]:
-    """All records behind a seq that can be read, in order, also those that changed."""
+def records(connection: sqlite3.Connection, after: int) -> Iterator[tuple[int | None, Stored]]:
+    """All records behind a seq that can be read, in order, also those that changed; each with its route's number."""
     columns = "seq, route, CAST(uid AS BLOB), CAST(payload AS BLOB), checksum"
     for seq, route, uid, payload, checksum in _rows(connection, columns, "records", after):
-        yield Row(route if type(route) is int else None, Stored.checked(seq, uid, payload, checksum))
+        yield route if type(route) is int else None, Stored.checked(seq, uid, payload, checksum)
+
+
+def dead_letters(connection: sqlite3.Connection, after: int) -> Iterator[tuple[int, int, DeadLetter]]:
+    """All dead letters behind an id that can be read: the id, the time in milliseconds, and the letter."""
+    columns = "id, at, kind, owner, reason, CAST(content AS BLOB), uid, attempts, count"
+    for number, at_ms, kind, owner, reason, content, uid, *counts in _rows(connection, columns, "dead_letters", after):
+        if {type(value) for value in (at_ms, *counts)} == {int} and {type(kind), type(owner), type(reason)} == {str}:
+            uid_bytes = uid if isinstance(uid, bytes) else None
+            yield number, at_ms, DeadLetter(kind, owner, reason, content or b"", uid_bytes, *counts)
 
 
 def seen(connection: sqlite3.Connection) -> Iterator[tuple[str, bytes, int]]:
@@ -109,17 +108,6 @@ def seen(connection: sqlite3.Connection) -> Iterator[tuple[str, bytes, int]]:
         except sqlite3.Error:
             continue
         return
-
-
-def dead_letters(connection: sqlite3.Connection, after: int) -> Iterator[tuple[int, int, store.DeadLetter]]:
-    """All dead letters behind an id that can be read: the id, the time in milliseconds, and the letter."""
-    columns = "id, at, kind, owner, reason, attempts, uid, count, CAST(content AS BLOB)"
-    rows = _rows(connection, columns, "dead_letters", after)
-    for number, at, kind, owner, reason, attempts, uid, count, content in rows:
-        numbers = (at, attempts, count)
-        if all(type(value) is int for value in numbers) and all(type(text) is str for text in (kind, owner, reason)):
-            uid_bytes = uid if isinstance(uid, bytes) else None
-            yield number, at, store.DeadLetter(kind, owner, reason, content or b"", uid_bytes, attempts, count)
 
 
 def _connect(path: Path) -> sqlite3.Connection | None:
@@ -141,18 +129,27 @@ def _connect(path: Path) -> sqlite3.Connection | None:
     return None
 
 
-def _copy(path: Path, copy: Path, room: int) -> None:
+def _repair(path: Path, copy: Path, room: int) -> None:
+    """Write a copy with a new first page, and with all of the log.
+
+    With auto_vacuum SQLite keeps the beginnings of all tables at the front of the file, in the order in which they were
+    made. So the first page of each file of a version is the same, but for the number of pages (the file format's
+    section 1.3).
+    """
     if schema.size_of(path) + schema.size_of(path.with_name(f"{path.name}-wal")) > room:
         raise OSError(errno.ENOSPC, "the disk has no room for a copy with a new first page", str(path))
     shutil.copyfile(path, copy)
     fold(path, copy)
-    page = _first_page()
-    pages = max(copy.stat().st_size // len(page), 1)
+    with schema.in_memory() as connection:
+        size: int = connection.execute("PRAGMA page_size").fetchone()[0]
+        page = bytearray(connection.serialize()[:size])
+    pages = max(copy.stat().st_size // size, 1)
+    page[18:20] = b"\x02\x02"  # in WAL mode
     page[28:32] = pages.to_bytes(4)
     page[92:96] = page[24:28]  # the number of pages counts only where these agree
     with copy.open("r+b") as file:
         file.write(page)
-        file.truncate(pages * len(page))
+        file.truncate(pages * size)
 
 
 def fold(database: Path, into: Path) -> None:
@@ -170,19 +167,6 @@ def fold(database: Path, into: Path) -> None:
                         file.seek(place)
                         file.write(one.content)
                 transaction.clear()
-
-
-def _first_page() -> bytearray:
-    """The first page of a database but for its number of pages: the header, and where each table begins.
-
-    With auto_vacuum SQLite keeps the beginnings of all tables at the front of the file, in the order in which they were
-    made. So all files of a version have the same (the file format's section 1.3).
-    """
-    with schema.in_memory() as connection:
-        size: int = connection.execute("PRAGMA page_size").fetchone()[0]
-        page = bytearray(connection.serialize()[:size])
-    page[18:20] = b"\x02\x02"  # in WAL mode
-    return page
 
 
 def _rows(connection: sqlite3.Connection, columns: str, table: str, after: int) -> Iterator[tuple[Any, ...]]:

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import logging
 import shutil
+import signal
 import sqlite3
 import threading
 import time
@@ -45,6 +46,7 @@ from tests.exporters.queue.helpers import (
     line_of,
     numbers_of,
     put,
+    read_all,
     reading,
     recovering,
     running,
@@ -81,6 +83,44 @@ def test_each_exporter_gets_what_it_was_not_done_with(tmp_path: Path) -> None:
         assert state_of(queue, "left").waiting == 2, "also for one that left the configuration"
         assert put(queue, 2, 9) == Receipt(1, 1)
         assert put(queue, 4, receiver="statsig/eu") == Receipt(0, 1)
+
+
+def test_a_change_that_was_split_keeps_all_its_records_though_they_have_one_uid(tmp_path: Path) -> None:
+    with running(tmp_path, exporters=("a", "b")) as queue:
+        put(queue, 1, records=3)
+        put(queue, 2)
+        cursor = queue.cursor("a")
+        cursor.finish(cursor.read(1, 1000))
+    spoil(tmp_path)
+    with running(tmp_path, exporters={"a": QueuedExporter(queue_size=1), "b": QueuedExporter()}) as queue:
+        settled(tmp_path)
+        check_counters(queue)
+        assert [record.payload.rstrip(b"-") for record in read_all(queue.cursor("a"))] == [b"1.1", b"1.2", b"2.0"]
+        assert [record.payload.rstrip(b"-") for record in read_all(queue.cursor("b"))] == [
+            b"1.0",
+            b"1.1",
+            b"1.2",
+            b"2.0",
+        ]
+        assert put(queue, 1, 2, records=3) == Receipt(0, 2), "what was seen is known"
+
+
+def test_what_a_receiver_brought_that_has_left_the_configuration_is_delivered(tmp_path: Path) -> None:
+    both = {"statsig": QueuedReceiver(("a",)), "statsig/left": QueuedReceiver(("a", "b"))}
+    with running(tmp_path, receivers=both, exporters=("a", "b")) as queue:
+        put(queue, 1)
+        put(queue, 2, receiver="statsig/left", records=2)
+        cursor = queue.cursor("a")
+        cursor.finish(cursor.read(2, 1000))
+    spoil(tmp_path)
+    now = {"statsig": QueuedReceiver(("a", "b"))}
+    with running(tmp_path, receivers=now, exporters=("a", "b")) as queue:
+        settled(tmp_path)
+        check_counters(queue)
+        assert [record.payload[:3] for record in read_all(queue.cursor("a"))] == [b"2.1"]
+        assert [record.payload[:3] for record in read_all(queue.cursor("b"))] == [b"2.0", b"2.1"]
+        queue.reconfigure(receivers=both, exporters={"a": QueuedExporter(), "b": QueuedExporter()})
+        assert put(queue, 2, receiver="statsig/left") == Receipt(0, 1), "it comes back"
 
 
 def test_where_places_can_not_be_read_all_that_is_there_goes_to_all_of_its_receiver(tmp_path: Path) -> None:
@@ -268,6 +308,24 @@ def test_a_kill_in_the_middle_loses_nothing(tmp_path: Path) -> None:
         assert delivered(queue.cursor("otlp")) == list(range(2000))
 
 
+def test_a_kill_within_a_step_undoes_that_step_alone_and_doubles_nothing(tmp_path: Path) -> None:
+    with running(tmp_path, exporters=("otlp", "done")) as queue:
+        queue.consume(batch(*range(100), records=2, invalid=15)).result(PATIENCE)
+        read_all(queue.cursor("done"))
+    spoil(tmp_path)
+    for steps, before in ((1, 0), (3, 0), (4, 20)):
+        with child("recover and crash", tmp_path, steps) as process:
+            assert process.wait(PATIENCE) == -signal.SIGKILL
+        assert count(tmp_path / "queue.db") == before + 10 * (steps - 1)
+    with running(tmp_path, exporters=("otlp", "done")) as queue:
+        settled(tmp_path)
+        check_counters(queue)
+        found = [record.payload.rstrip(b"-") for record in read_all(queue.cursor("otlp"))]
+        assert found == [b"%d.%d" % (number, place) for number in range(100) for place in range(2)]
+        assert queue.cursor("done").waiting == 0
+        assert len(letters(queue.database)) == 15
+
+
 def test_while_the_disk_is_short_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(tmp_path) as queue:
         put(queue, 1)
@@ -365,7 +423,7 @@ class Attack:
             case _:
                 getattr(self, command)(number)
         for name in self.names:
-            self.queue.cursor(name).settle()
+            self.queue.cursor(name).flush()
         check_counters(self.queue)
 
 
@@ -663,7 +721,7 @@ def test_a_file_that_is_deleted_while_tidying_fails_is_rescued_too(
 
     with running(tmp_path) as queue:
         put(queue, 1, 2)
-        monkeypatch.setattr(store, "collect", delete_and_fail)
+        monkeypatch.setattr(store, "delete_done", delete_and_fail)
         wait_until(lambda: bool(kept(tmp_path)), "it is noticed")
         settled(tmp_path)
         assert delivered(queue.cursor("otlp")) == [1, 2]
