@@ -435,4 +435,4 @@ def test_the_help_loads_no_network_library() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.endswith("[]\n")
     assert "STATSIG_SIGNING_SECRET" in done.stdout
-    assert "\n    2  it did not answer" in done.stdout
+    assert "\n    2  the receiver did not answer" in done.stdout
