@@ -1,6 +1,6 @@
-"""From a record to a backend: the seams `Consumer` and `Exporter`, outcomes, and the exporters themselves.
+"""Delivers records to backends: the interfaces `Consumer` and `Exporter`, the outcomes, and the exporters.
 
-Names are loaded when they are first used, so that importing this package loads neither grpc nor an HTTP client.
+Names are loaded on first use, so that importing this package loads neither grpc nor an HTTP client.
 """
 
 from typing import TYPE_CHECKING
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.otlp.tls import GrpcTlsSettings as GrpcTlsSettings
     from statsig_otel.exporters.queue.directory import DirectoryInUseError as DirectoryInUseError
     from statsig_otel.exporters.queue.errors import QueueError as QueueError
-else:  # a checker would take whatever name for one that there is
+else:  # type checkers would otherwise accept any name
     __getattr__, __dir__ = exports(
         __name__,
         {
