@@ -1,41 +1,41 @@
-# The two commands of a newcomer are `make demo` and `make test`. Each sets up what it needs in .venv, once.
+# Start with `make demo` and `make test`. Each installs what it needs into .venv, once.
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# Build requirements are pinned too.
+# This pins build requirements too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# The tests start many processes, and each begins a tenth of a second earlier where the modules are compiled.
+# The tests start many processes, and each starts a tenth of a second faster with compiled modules.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-slow test-all check format bench docs clean
 
 help:
-	@echo "make demo       watch a day of changes arrive behind a real collector"
-	@echo "make test       the quick tests"
-	@echo "make test-slow  soaks, and collectors that are built first"
-	@echo "make check      lint, format and types"
-	@echo "make bench      the benchmarks; QUICK=1 for a first look, BENCHMARKS=drain for that one"
+	@echo "make demo       watch a day of changes pass through a real collector"
+	@echo "make test       run the quick tests"
+	@echo "make test-slow  run the soak tests and the tests against collectors, which are built first"
+	@echo "make check      check lint, format and types"
+	@echo "make bench      run the benchmarks; QUICK=1 for a rough run, BENCHMARKS=drain for only that one"
 	@echo "make format     format the code"
-	@echo "make docs       the parts of docs/ that are made from the code"
+	@echo "make docs       generate the parts of docs/ that come from the code"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# The demo's collector has wheels for Linux and macOS only; without it the demo goes straight to its sink.
+# The demo's collector has wheels for Linux and macOS only. Without it the receiver exports straight to the backend.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --editable '.[demo]' || \
-		{ echo "!! rotel can't be had here: the demo goes without a collector"; $(BIN)/pip install --quiet --editable .; }
+		{ echo "!! rotel can't be installed here: the demo runs without a collector"; $(BIN)/pip install --quiet --editable .; }
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-# On a terminal the demo keeps listening after its sample day; elsewhere it ends.
+# On a terminal the demo keeps listening after its sample day; otherwise it ends.
 demo: $(VENV)/.demo
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/statsig-otel demo $(ARGS); else $(BIN)/statsig-otel demo --once $(ARGS); fi
 
@@ -51,7 +51,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@echo "basedpyright --verifytypes: what the types are for those who import them"
+	@echo "basedpyright --verifytypes: the public types as users see them"
 	@out=$$(PATH="$(CURDIR)/$(BIN):$$PATH" basedpyright --verifytypes statsig_otel --ignoreexternal) || \
 		{ echo "$$out"; exit 1; }
 
@@ -59,15 +59,15 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Each prints a report and keeps it in benchmarks/results. ARGS are for all that run. against_collector and memory build an
-# OpenTelemetry Collector first, with Go, once; where that can't be had their reports say so.
+# Each script prints a report and writes it to benchmarks/results. ARGS are passed to all of them. against_collector and
+# memory build an OpenTelemetry Collector with Go, once. If that is not possible, their reports say so.
 BENCHMARKS ?= http_servers against_collector core_cost durable_answers drain backlog_start latency memory startup growth \
 	mapping_cost hot_spots
 bench: $(VENV)/.dev
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) $(ARGS); echo; done
 
-# The parts of docs/configuration.md that are made from the code, and the schema.
+# Generates the tables of docs/configuration.md, and the schema.
 docs: $(VENV)/.dev
 	$(BIN)/python -m statsig_otel.plugin.cli.configuration_docs docs
 

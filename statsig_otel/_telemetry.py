@@ -1,8 +1,8 @@
-"""Every instrument of this package and its name, declared once.
+"""Declares every metric of this package: its name, unit and description.
 
-The names are the OpenTelemetry Collector's where it has one for the same thing, so that dashboards made for it work;
-all others begin with `statsig_otel_`. Only opentelemetry-api is used: without a MeterProvider nothing is counted and
-nothing is paid for.
+Where the OpenTelemetry Collector has a metric for the same thing, its name is used, so that the Collector's dashboards
+work. All other names begin with `statsig_otel_`. Only opentelemetry-api is imported: without a MeterProvider the
+instruments do nothing and cost nothing.
 """
 
 import weakref
@@ -17,23 +17,23 @@ _meter = get_meter("statsig_otel", __version__)
 
 
 class ObservedQueue(Protocol):
-    """A queue that is looked at whenever metrics are collected. Each mapping is by the exporter's id."""
+    """A queue whose metrics are read at each collection. The keys of each mapping are the exporters' ids."""
 
     def sizes(self) -> Mapping[str, int]:
-        """How many records wait."""
+        """The number of waiting records."""
 
     def capacities(self) -> Mapping[str, int]:
-        """How many may wait; nothing for an exporter that only the disk bounds."""
+        """The largest number of waiting records. An exporter that only the disk limits is missing."""
 
     def ages(self) -> Mapping[str, float]:
-        """Seconds since the first record that waits was observed; nothing for an exporter for which none waits."""
+        """Seconds since the oldest waiting record was observed. An exporter without waiting records is missing."""
 
 
 queues: "weakref.WeakSet[ObservedQueue]" = weakref.WeakSet()
-"""The queues that are looked at."""
+"""The queues whose metrics are collected."""
 
 
-def _of_queues(
+def _observe_queues(
     read: Callable[[ObservedQueue], Mapping[str, float]],
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
@@ -47,17 +47,17 @@ def _of_queues(
 receiver_accepted = _meter.create_counter(
     "otelcol_receiver_accepted_log_records",
     unit="{records}",
-    description="Log records that the pipeline took over. Attributes: receiver, transport.",
+    description="Log records that the pipeline accepted. Attributes: receiver, transport.",
 )
 receiver_refused = _meter.create_counter(
     "otelcol_receiver_refused_log_records",
     unit="{records}",
-    description="Log records that the pipeline could not take over. Attributes: receiver, transport.",
+    description="Log records that the pipeline refused. Attributes: receiver, transport.",
 )
 exporter_sent = _meter.create_counter(
     "otelcol_exporter_sent_log_records",
     unit="{records}",
-    description="Log records that a backend took. Attribute: exporter.",
+    description="Log records that a backend accepted. Attribute: exporter.",
 )
 exporter_send_failed = _meter.create_counter(
     "otelcol_exporter_send_failed_log_records",
@@ -67,7 +67,7 @@ exporter_send_failed = _meter.create_counter(
 exporter_enqueue_failed = _meter.create_counter(
     "otelcol_exporter_enqueue_failed_log_records",
     unit="{records}",
-    description="Log records that the durable queue refused, and the webhook with them. Attribute: exporter.",
+    description="Log records that the durable queue refused; their webhooks were refused too. Attribute: exporter.",
 )
 requests = _meter.create_counter(
     "statsig_otel_receiver_requests",
@@ -77,53 +77,53 @@ requests = _meter.create_counter(
 items_ignored = _meter.create_counter(
     "statsig_otel_receiver_ignored_items",
     unit="{items}",
-    description="Verified items that are no config change. Attribute: receiver.",
+    description="Verified items that are not a config change. Attribute: receiver.",
 )
 items_invalid = _meter.create_counter(
     "statsig_otel_receiver_invalid_items",
     unit="{items}",
-    description="Verified config changes that no record could be made of. Attribute: receiver.",
+    description="Verified config changes that could not be mapped to a record. Attribute: receiver.",
 )
 items_duplicate = _meter.create_counter(
     "statsig_otel_receiver_duplicate_items",
     unit="{items}",
-    description="Config changes that had been taken over before. Attribute: receiver.",
+    description="Config changes that had been accepted before. Attribute: receiver.",
 )
 fields_left_out = _meter.create_counter(
     "statsig_otel_receiver_fields_left_out",
     unit="{fields}",
-    description="Optional fields of config changes whose value had an unusable type. Attributes: receiver, field.",
+    description="Optional fields left out of a record because of their value's type. Attributes: receiver, field.",
 )
 queue_set_aside = _meter.create_counter(
     "statsig_otel_queue_set_aside",
     unit="{files}",
-    description="Databases of the queue that could not be used any more and were set aside.",
+    description="Queue databases that were unusable and were set aside.",
 )
 queue_salvaged = _meter.create_counter(
     "statsig_otel_queue_salvaged_log_records",
     unit="{records}",
-    description="Log records that were carried over from databases that were set aside. Attribute: exporter.",
+    description="Log records recovered from databases that were set aside. Attribute: exporter.",
 )
 dead_letters = _meter.create_counter(
     "statsig_otel_dead_letters",
     unit="{letters}",
-    description="Dead letters that were written. Attributes: kind (item, body, record, batch, damaged), owner.",
+    description="Dead letters written. Attributes: kind (item, body, record, batch, damaged), owner.",
 )
 _meter.create_observable_gauge(
     "otelcol_exporter_queue_size",
-    [_of_queues(lambda queue: queue.sizes())],
+    [_observe_queues(lambda queue: queue.sizes())],
     unit="{records}",
-    description="Log records that wait in the durable queue. Attributes: exporter, data_type.",
+    description="Log records waiting in the durable queue. Attributes: exporter, data_type.",
 )
 _meter.create_observable_gauge(
     "otelcol_exporter_queue_capacity",
-    [_of_queues(lambda queue: queue.capacities())],
+    [_observe_queues(lambda queue: queue.capacities())],
     unit="{records}",
-    description="Log records that may wait, where queue_size says so. Attributes: exporter, data_type.",
+    description="Limit of waiting log records, if queue_size sets one. Attributes: exporter, data_type.",
 )
 _meter.create_observable_gauge(
     "statsig_otel_queue_oldest_age",
-    [_of_queues(lambda queue: queue.ages())],
+    [_observe_queues(lambda queue: queue.ages())],
     unit="s",
-    description="Age of the first log record that waits, since its webhook came in. Attributes: exporter, data_type.",
+    description="Time since the webhook of the oldest waiting log record arrived. Attributes: exporter, data_type.",
 )

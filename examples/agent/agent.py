@@ -1,7 +1,7 @@
-"""A small telemetry agent: reports its host's metrics, takes Statsig's webhooks beside them, sends both over OTLP.
+"""A small telemetry agent that reports its host's metrics, receives Statsig's webhooks, and sends both over OTLP.
 
-The metrics go through the OpenTelemetry SDK. The changes go through a durable queue: what was answered with 200 is sent
-after a restart, too, and the SDK's memory is not in its way. The plugin's own metrics are among the host's.
+The metrics go through the OpenTelemetry SDK, and so do the plugin's own metrics. The changes go through a durable queue
+instead of the SDK's memory, so that a change that was answered with 200 is sent even after a restart.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     """Run until SIGTERM or Ctrl-C."""
     options = read_options()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    # Before there is another thread. A handler that sets an event could run just before the wait for it, and be missed.
+    # Block the signals before any thread starts. With a handler, a signal just before the wait could be missed.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     provider = report_metrics(options.otlp_endpoint)
     try:
@@ -40,52 +40,52 @@ def main() -> None:
             for url in service.urls.values():
                 print(f"Webhook URL: {url}", flush=True)
             signal.sigwait(ENDS)
-            # The end of the block finishes the webhooks in flight, and sends what waits for a few seconds.
+            # Leaving the block finishes the webhooks in flight, and sends waiting records for a few seconds.
     except (ConfigError, QueueError, OSError, ValueError) as error:
         sys.exit(f"agent: {error}")
     finally:
-        provider.shutdown()  # after the service, whose last figures it sends
+        provider.shutdown()  # after the service, so that its last metrics are sent
     _logger.info("Stopped")
 
 
 def read_options() -> argparse.Namespace:
-    """The command line; the environment has the endpoint where OpenTelemetry looks for it."""
+    """Read the command line. The endpoint's default is OpenTelemetry's environment variable."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
-    parser.add_argument("--otlp-endpoint", default=default, help="where OTLP over HTTP is taken [%(default)s]")
-    parser.add_argument("--listen", default="localhost:8080", help="where webhooks come in [%(default)s]")
-    parser.add_argument("--directory", type=Path, default=Path("agent-queue"), help="of the queue [%(default)s]")
+    parser.add_argument("--otlp-endpoint", default=default, help="OTLP/HTTP endpoint [%(default)s]")
+    parser.add_argument("--listen", default="localhost:8080", help="address for webhooks [%(default)s]")
+    parser.add_argument("--directory", type=Path, default=Path("agent-queue"), help="the queue's [%(default)s]")
     return parser.parse_args()
 
 
 def create_service(options: argparse.Namespace) -> Service:
-    """The plugin. Nothing is opened yet.
+    """Create the plugin's service without opening anything.
 
     Raises:
         ConfigError: An option can't be used.
     """
-    secret = os.environ.get("STATSIG_SIGNING_SECRET")  # without one it answers Statsig's URL verification only
+    secret = os.environ.get("STATSIG_SIGNING_SECRET")  # without a secret, only Statsig's URL verification is answered
     receiver = StatsigReceiverSettings(endpoint=options.listen, signing_secrets=[Opaque(secret)] if secret else [])
     return Service(
         receivers={"statsig": receiver},
         exporters={"otlp_http": OtlpHttpSettings(endpoint=options.otlp_endpoint)},
         directory=options.directory,
-        environ=os.environ,  # OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME count for the changes, too
+        environ=os.environ,  # so that OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME apply to the changes too
     )
 
 
 def report_metrics(endpoint: str) -> MeterProvider:
-    """Send the host's metrics from now on, every OTEL_METRIC_EXPORT_INTERVAL milliseconds."""
+    """Start to send the host's metrics every OTEL_METRIC_EXPORT_INTERVAL milliseconds."""
     reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=f"{endpoint.rstrip('/')}/v1/metrics"))
     resource = Resource.create({"service.name": "agent"})
     provider = MeterProvider(metric_readers=[reader], resource=resource, shutdown_on_exit=False)
-    set_meter_provider(provider)  # by which the plugin's own metrics are reported
+    set_meter_provider(provider)  # the plugin reports its own metrics through it
     watch_host(provider.get_meter("agent"))
     return provider
 
 
 def watch_host(meter: Meter) -> None:
-    """Observe the host; the names are those of the semantic conventions, and of the Collector's hostmetrics."""
+    """Observe the host. The names are those of the semantic conventions and of the Collector's hostmetrics."""
 
     def load_average(_: CallbackOptions) -> Iterable[Observation]:
         yield Observation(os.getloadavg()[0])

@@ -1,6 +1,6 @@
-"""A serverless function behind a URL: the platform's HTTP, your own queue, and of statsig-otel only the pure part.
+"""A serverless function that receives webhooks with the pure part of statsig-otel and puts records into your queue.
 
-`handler` takes and gives the events of an AWS Lambda function URL; API Gateway's HTTP APIs use the same form.
+`handler` uses the event format of an AWS Lambda function URL, which API Gateway's HTTP APIs use too.
 """
 
 import base64
@@ -25,7 +25,7 @@ from statsig_otel.plugin import (
 )
 
 Put = Callable[[str, bytes], None]
-"""Puts a message of a kind, `record` or `dead-letter`, into your queue; raises where it can't."""
+"""Puts a message of a kind, `record` or `dead-letter`, into your queue, or raises."""
 
 Event = dict[str, Any]
 mapper = Mapper()
@@ -35,14 +35,14 @@ def handle(event: Event, *, secrets: Sequence[str], put: Put, now_ns: int) -> Ev
     """Answer one request.
 
     Args:
-        event: The request, as the platform gives it.
+        event: The request in the platform's format.
         secrets: The webhook's signing secrets.
-        put: Your queue. A 200 is answered only after it has taken everything.
-        now_ns: The time now, in nanoseconds since the epoch.
+        put: Your queue. The answer is 200 only after the queue has accepted everything.
+        now_ns: The current time, in nanoseconds since the epoch.
     """
     text = event.get("body") or ""
     body = base64.b64decode(text) if event.get("isBase64Encoded") else text.encode()
-    # Names are in lower case here, and a repeated header is one value with a comma: that is no signature.
+    # The platform writes names in lower case, and joins repeated headers with a comma, which is not a valid signature.
     headers = event.get("headers", {})
     if event["requestContext"]["http"]["method"] != "POST":
         return answer(405)
@@ -61,8 +61,8 @@ def handle(event: Event, *, secrets: Sequence[str], put: Put, now_ns: int) -> Ev
         print("refused:", error.reason)
         return answer(401)
     except MalformedBodyError as error:
-        print("not understood:", error)
-        return keep([("dead-letter", body)], put) or answer(400)  # it is Statsig's, and the only copy
+        print("malformed:", error)
+        return keep([("dead-letter", body)], put) or answer(400)  # the body is Statsig's, and this is the only copy
     if not isinstance(payload, Payload):
         return answer(200, verification_code=payload.code)
     mapped = mapper.map(payload, now_ns)
@@ -73,18 +73,18 @@ def handle(event: Event, *, secrets: Sequence[str], put: Put, now_ns: int) -> Ev
 
 
 def keep(messages: Sequence[tuple[str, bytes]], put: Put) -> Event | None:
-    """Put the messages into the queue. Where that fails, what to answer: later."""
+    """Put the messages into the queue. If that fails, return the answer 503."""
     try:
         for kind, message in messages:
             put(kind, message)
-    except Exception as error:  # noqa: BLE001 - whatever it is, a 2xx would be a loss
-        print("the queue does not take it:", error)
+    except Exception as error:  # noqa: BLE001 - after any error, a 2xx would lose the messages
+        print("the queue failed:", error)
         return answer(503)
     return None
 
 
 def answer(status: int, **body: object) -> Event:
-    """The response in the platform's form."""
+    """The response in the platform's format."""
     headers = {"Content-Type": "application/json"}
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = "10"
@@ -92,16 +92,16 @@ def answer(status: int, **body: object) -> Event:
 
 
 def put_into_queue(kind: str, message: bytes) -> None:
-    """Replace this: by SQS's `send_message`, Pub/Sub's `publish`, a row in your database.
+    """Replace this with SQS's `send_message`, Pub/Sub's `publish`, or an insert into your database.
 
-    A record is a serialised `ExportLogsServiceRequest`: whoever takes it out of the queue posts it to a Collector's
-    /v1/logs as it is, with the Content-Type application/x-protobuf.
+    A record is a serialised `ExportLogsServiceRequest`. The consumer of your queue posts it unchanged to a Collector's
+    /v1/logs, with the Content-Type application/x-protobuf.
     """
     print("queued:", kind, len(message), "bytes")
 
 
 def handler(event: Event, context: object) -> Event:  # noqa: ARG001 - the platform's signature
-    """What the platform calls."""
+    """The function that the platform calls."""
     secrets = os.environ["STATSIG_SIGNING_SECRET"].split()
     return handle(event, secrets=secrets, put=put_into_queue, now_ns=time.time_ns())
 

@@ -1,7 +1,7 @@
-"""The seam between a receiver and where its records go.
+"""The interface between a receiver and the destination of its records.
 
-A receiver hands over all that it made of one request and waits: only what the consumer has taken over may be answered
-with 200.
+A receiver passes on the changes and invalid items of one request and waits. It answers 200 only after the consumer has
+accepted them.
 """
 
 import logging
@@ -14,11 +14,11 @@ from statsig_otel.exporters.terminal import printable
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One config change that was accepted at the door.
+    """One verified config change that passed the receiver's filter.
 
     Attributes:
-        uid: Its `log.record.uid`, 32 hex digits: the same for every delivery of the same change.
-        records: Its log records, each a serialised `ExportLogsServiceRequest` that holds just that one.
+        uid: The change's `log.record.uid`: 32 hex digits, the same for every delivery of the change.
+        records: The change's log records, each as a serialised `ExportLogsServiceRequest` with a single record.
 
     Example:
         >>> from statsig_otel.exporters import Change
@@ -32,11 +32,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Invalid:
-    """A verified piece of a request that no record could be made of. It may be the only copy.
+    """A verified item or body that could not be mapped to a record. It may be the only copy.
 
     Attributes:
-        text: The item as it was sent, or the whole body where the body could not be told apart into items.
-        reason: What is wrong with it, and where.
+        text: The item as it was sent, or the whole body if it could not be split into items.
+        reason: What is wrong, and where.
         whole_body: True for a body, False for an item.
 
     Example:
@@ -52,12 +52,12 @@ class Invalid:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one request brought.
+    """The changes and invalid items of one request.
 
     Attributes:
         receiver: The id of the receiver, such as `statsig` or `statsig/eu`.
-        changes: The accepted changes, in the order of the request.
-        invalid: What has to be kept as a dead letter, in the same transaction.
+        changes: The changes, in the order of the request.
+        invalid: The invalid items, which a durable consumer stores as dead letters together with the changes.
 
     Example:
         >>> from statsig_otel.exporters import Batch, Change, Invalid
@@ -72,18 +72,18 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Bytes of the records and of the invalid texts."""
+        """The size of the records and the invalid items, in bytes."""
         records = sum(len(record) for change in self.changes for record in change.records)
         return records + sum(len(invalid.text) for invalid in self.invalid)
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The consumer's promise for a batch.
+    """The consumer's promise that it has accepted a batch.
 
     Attributes:
-        accepted: How many changes are new.
-        duplicates: How many it had already; `accepted + duplicates` is the number of changes.
+        accepted: The number of new changes.
+        duplicates: The number of changes that had been accepted before. The sum is the number of changes.
 
     Example:
         >>> from statsig_otel.exporters import Receipt
@@ -96,11 +96,11 @@ class Receipt:
 
 
 class RefusedError(Exception):
-    """The consumer can't take the batch now. The sender is told to come again.
+    """The consumer can't accept the batch now. The receiver answers 503 with Retry-After.
 
     Attributes:
-        reason: A short word for the counter, such as `exporter_failed`; the message is for the log.
-        retry_after: Seconds until another try makes sense.
+        reason: A short identifier for metrics, such as `exporter_failed`. The message is for the log.
+        retry_after: Seconds after which another attempt makes sense.
 
     Example:
         >>> from statsig_otel.exporters import RefusedError
@@ -116,26 +116,27 @@ class RefusedError(Exception):
 
 
 class Consumer(Protocol):
-    """Takes batches over: a queue, a table, a LoggerProvider. Receivers hand it all that one request brought.
+    """Accepts the batches of receivers. Examples are a queue, a database table and a LoggerProvider.
 
     **Threads.** `consume` is called from any thread, for several batches at a time, and before the futures of earlier
-    ones are answered. Under ASGI it is called in the event loop's own thread: it must not wait for anything, but hand
-    the batch to a thread of the consumer's and return the future at once.
+    batches are done. Under ASGI it is called in the event loop's thread. So it must not wait, but pass the batch to
+    another thread and return the future at once.
 
-    **Outcomes.** The future's result, a `Receipt`, is the promise that the webhook's 200 passes on: all of the batch is
-    taken over, as durably as the consumer takes things, its invalid items too. `RefusedError` is "not now": nothing of
-    the batch was taken over, or it does no harm that it comes again, with the same uids; Statsig is told 503 and when
-    to come again. A `Receipt` counts changes, and not their records.
+    **Outcomes.** A `Receipt` is the promise behind the webhook's 200: the consumer has accepted the whole batch,
+    including its invalid items, with whatever durability it offers. `RefusedError` means "not now": the consumer has
+    accepted nothing of the batch, or does no harm if it receives the batch again, with the same uids. Statsig gets a
+    503 with Retry-After. A `Receipt` counts changes, not their records.
 
-    **Mistakes.** Any other exception, out of the future or out of `consume` itself, is answered with 500 and logged
-    with its traceback: never a 2xx.
+    **Mistakes.** Any other exception, of the future or of `consume` itself, is answered with 500 and logged with its
+    traceback. It never leads to a 2xx.
 
-    **Time.** A receiver waits for the future as long as its `patience` says, and answers 503 then; without one it waits
-    as long as it takes. Nobody cancels the future: what was handed over may be taken over all the same, and is a
-    duplicate when it comes again.
+    **Time.** If the receiver has a `patience`, it waits so many seconds for the future and then answers 503. Otherwise
+    it waits without limit. The future is never cancelled: the consumer may still accept the batch later, and then finds
+    a duplicate in the redelivery.
 
-    **Lifecycle.** There is none: whoever makes a consumer starts and closes it. It has to work before the receiver's
-    first request and until its last one is answered, which is after `close` of the receiver or `stop` of the server.
+    **Lifecycle.** A consumer has none here: whoever creates it also starts and closes it. It must work from before the
+    receiver's first request until the last request is answered, which is after the receiver's `close` or the server's
+    `stop`.
 
     Example:
         >>> from concurrent.futures import Future
@@ -164,40 +165,40 @@ class Consumer(Protocol):
     """
 
     def consume(self, batch: Batch) -> Future[Receipt]:
-        """Take over one batch, as a whole or not at all.
+        """Accept one batch, completely or not at all.
 
         Args:
-            batch: What one request brought. It is never empty, but may hold invalid items alone.
+            batch: The changes and invalid items of one request. It is never empty, but may contain only invalid items.
 
         Returns:
-            A future of the consumer's, answered from whichever thread: with a `Receipt` once the batch is taken over,
-            or with a `RefusedError` where it can't be now.
+            A future that the consumer completes from any thread: with a `Receipt` once the batch is accepted, or with a
+            `RefusedError`.
         """
 
 
 _MAX_LOGGED: Final = 10
-"""Invalid items of a batch that go into the log."""
+"""The most invalid items of a batch that are logged."""
 
 
 _MAX_LOGGED_TEXT: Final = 2048
 
 
 def log_invalid(logger: logging.Logger, batch: Batch, *, hidden: bool) -> None:
-    """Log the invalid items of a batch, a bounded number of them and a bounded part of each.
+    """Log the invalid items of a batch: a limited number of them, and a limited part of each.
 
     Args:
-        logger: Where to.
+        logger: The logger.
         batch: The batch.
-        hidden: Whether the texts may hold what must not be shown: then only their size is told.
+        hidden: Whether the content may include what must not be shown. Then only its size is logged.
     """
     for invalid in batch.invalid[:_MAX_LOGGED]:
-        text = "its text is not shown"
+        text = "its content is not shown"
         if not hidden:
-            # In this order: escaping may lengthen it, and one of 20 MiB is not worth it.
+            # Escaping lengthens the text, so it is cut before and after. An item can have 20 MiB.
             text = invalid.text[:_MAX_LOGGED_TEXT].decode(errors="backslashreplace")
             text = printable(text)[:_MAX_LOGGED_TEXT]
         kind = "body" if invalid.whole_body else "item"
-        message = "%s: an invalid %s of %d bytes is in no queue, only here: %s: %s"
+        message = "%s: an invalid %s of %d bytes is stored nowhere but in this log: %s: %s"
         logger.warning(message, batch.receiver, kind, len(invalid.text), printable(invalid.reason), text)
     if (more := len(batch.invalid) - _MAX_LOGGED) > 0:
         logger.warning("%s: and %d more invalid items in the same request", batch.receiver, more)

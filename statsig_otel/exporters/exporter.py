@@ -1,4 +1,4 @@
-"""The seam between delivery and a backend."""
+"""The interface of an exporter, and the outcomes of an export."""
 
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -6,7 +6,7 @@ from typing import Protocol, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The backend has the batch; it is done.
+    """The backend has accepted the batch.
 
     Example:
         >>> from statsig_otel.exporters import Delivered
@@ -17,11 +17,11 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """A passing fault: the same batch is sent again, without an end.
+    """A temporary failure: the same batch is sent again, without a limit on attempts.
 
     Attributes:
         reason: What happened, for the log.
-        after: Seconds that the backend asks to wait at least, an hour at most; None where it named none.
+        after: The least number of seconds to wait, if the backend asks for one; at most an hour.
 
     Example:
         >>> from statsig_otel.exporters import RetryLater
@@ -35,7 +35,7 @@ class RetryLater:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The backend refuses the data itself; sending the same bytes again can't help.
+    """The backend refuses the data itself. Sending the same bytes again can't help.
 
     Attributes:
         reason: What the backend said, for the log.
@@ -51,12 +51,12 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class PartiallyRejected:
-    """The backend took the batch but for some records, and does not say which.
+    """The backend has accepted the batch except for some records, and does not say which.
 
     OTLP forbids sending such a batch again (OTLP specification, "Partial Success").
 
     Attributes:
-        count: How many log records were refused, at least 1.
+        count: The number of refused log records, at least 1.
         reason: What the backend said, for the log.
 
     Example:
@@ -71,7 +71,7 @@ class PartiallyRejected:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Neither the data nor a passing fault: somebody has to mend a key, an address or a certificate.
+    """A failure that neither the data nor waiting can change: someone has to fix a key, an address or a certificate.
 
     Attributes:
         reason: What the backend or the library said, for the log.
@@ -92,30 +92,30 @@ class Exporter(Protocol):
     """Sends encoded log records to one backend.
 
     **Lifecycle.** The constructor opens nothing and starts nothing. `start` is called once, then `send` any number of
-    times, then `shutdown`. After a reload with other settings another exporter is made; this one is shut down first.
+    times, then `shutdown`. If a reload changes the settings, this exporter is shut down and another one is created.
 
-    **Threads.** `start` and `send` are called from one thread at a time. `shutdown` may come from another one while a
-    `send` is under way: that `send` has to end soon, with any outcome, which then says nothing. One that does not is
-    left behind after a few seconds, and its batch stays in the queue.
+    **Threads.** `start` and `send` are called from one thread at a time. `shutdown` may be called from another thread
+    during a `send`. That `send` must end soon; its outcome is ignored. A `send` that does not end is abandoned after a
+    few seconds, and its batch stays in the queue.
 
-    **Outcomes.** What `send` returns is what becomes of the batch:
+    **Outcomes.** The return value of `send` decides what happens to the batch:
 
-    - `Delivered`: it is done. Say so only once the backend has it for good.
-    - `RetryLater`: a passing fault. The same records come again after a wait, without an end.
-    - `Rejected`: the data is at fault. Halves of the batch come, until the record is alone: that is a dead letter. The
-      others go on.
-    - `PartiallyRejected`: the backend took the batch but for some records, and must not get it again. It is done, and a
-      copy is kept as a dead letter.
-    - `Blocked`: neither of these; somebody has to mend something. Nothing leaves the queue. When in doubt, say this.
+    - `Delivered`: The batch is done. Return this only once the backend has accepted it for good.
+    - `RetryLater`: A temporary failure. The same records are sent again after a wait, without a limit on attempts.
+    - `Rejected`: The data is at fault. The batch is halved until the refused record is alone, which then becomes a dead
+      letter. The other records are delivered.
+    - `PartiallyRejected`: The backend has accepted the batch except for some records, and must not receive it again.
+      The batch is done, and a copy is stored as a dead letter.
+    - `Blocked`: Any other failure: someone has to fix something. Nothing leaves the queue. When in doubt, return this.
 
-    Batches may come twice: after a crash, a timeout or a reload. A record's `log.record.uid` tells.
+    A batch may arrive twice: after a crash, a timeout or a reload. A record's `log.record.uid` identifies it.
 
-    **Without a queue** (`sending_queue: {enabled: false}`) anything but `Delivered` refuses the webhook with 503.
+    **Without a queue** (`sending_queue: {enabled: false}`) any outcome but `Delivered` refuses the webhook with 503.
 
-    **Mistakes.** It never raises. What raises all the same, or returns something that is no outcome, counts as
-    `Blocked`; the log has the traceback once. So a mistake loses no record, but holds up those behind it.
+    **Mistakes.** `send` never raises. If it does, or returns something that is not an outcome, that counts as
+    `Blocked`, and the traceback is logged once. So a mistake loses no record, but delays those behind it.
 
-    **Secrets.** Reasons are logged and kept with dead letters, and what is raised is logged: put no key into either.
+    **Secrets.** Reasons are logged and stored with dead letters, and exceptions are logged: neither may contain a key.
 
     Example:
         >>> from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -145,26 +145,26 @@ class Exporter(Protocol):
     """
 
     def start(self) -> None:
-        """Open what `send` needs. A backend that does not answer is no error here: `send` will say so.
+        """Open what `send` needs. A backend that does not answer is not an error here: `send` will report it.
 
-        What it raises ends the start of the service, with the message for people. At a reload all else is taken over,
-        and what is for this exporter waits in the queue, or is refused.
+        An exception ends the start of the service, which shows its message to the user. At a reload, everything else
+        is taken over; the records for this exporter wait in the queue, or are refused if it has none.
 
         Raises:
             OSError: A local file that the settings name can't be opened.
-            ValueError: A local file that the settings name holds something else than it should.
+            ValueError: A local file that the settings name does not contain what it should.
         """
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
-        """Send one batch and say what became of it. Never raises.
+        """Send one batch and return the outcome. Never raises.
 
         Args:
-            payload: A serialised `ExportLogsServiceRequest`. Serialised messages concatenate, so a batch is the
-                joined bytes of its records, in order.
-            count: How many log records the payload holds.
-            timeout: Seconds for the whole call, connecting included: the settings' own `timeout`, else 30. Without a
-                queue it can be less, and the webhook is refused a second after it.
+            payload: A serialised `ExportLogsServiceRequest`. Serialised messages can be concatenated, so a batch is the
+                bytes of its records, joined in order.
+            count: The number of log records in the payload.
+            timeout: Seconds for the whole call, including connecting: the `timeout` of the settings, or else 30.
+                Without a queue it can be less, and the webhook is refused one second later.
         """
 
     def shutdown(self) -> None:
-        """Close everything, and end a `send` that is under way. Safe to call twice, and without a `start`."""
+        """Close everything, and make a `send` in progress end. Safe to call twice, and without `start`."""

@@ -1,4 +1,4 @@
-"""What an installed distribution says of an exporter, so that a configuration file can name it."""
+"""Describes an exporter of another distribution, so that a configuration can use it by an entry point."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ _S = TypeVar("_S", bound=Settings)
 
 @dataclass(frozen=True, slots=True)
 class ExporterType(Generic[_S]):
-    """A kind of exporter. An entry point of the group `statsig_otel.exporters` names one; its own name is the type.
+    """A type of exporter. An entry point in the group `statsig_otel.exporters` refers to it, and its name is the type.
 
-    The file's keys are those of `settings`, with `sending_queue` and `retry_on_failure`, which every exporter has.
-    Where there is a key `timeout`, a `Duration`, it is what `send` gets; without one that is 30 s.
+    In a configuration the exporter has the keys of `settings`, and `sending_queue` and `retry_on_failure`, which every
+    exporter has. If `settings` has a key `timeout`, a `Duration`, `send` receives its value; otherwise 30 s.
 
     Attributes:
-        settings: The model of the exporter's own keys. Texts that must not be seen are `Opaque` there.
-        create: Makes an exporter of an id, such as `chat/ops`, and its checked settings. It opens nothing, since
-            `statsig-otel validate` makes one too, and it loads what only this exporter needs. What it raises is an
-            error of the configuration.
-        exclusive: Whether there must never be two with the same settings at a time, such as two writers of a file:
-            while a configuration is reloaded there may be.
+        settings: The model of the exporter's own keys. Use `Opaque` for secret strings.
+        create: Creates an exporter from its id, such as `chat/ops`, and its checked settings. It must not open
+            anything, because `statsig-otel validate` calls it too. Imports that only this exporter needs belong here.
+            An exception is reported as an error of the configuration.
+        exclusive: Whether two exporters with the same settings must never run at the same time, such as two writers of
+            one file. Otherwise a reload may let the old and the new one overlap.
 
     Example:
         >>> from statsig_otel.config import Duration, Opaque, Settings

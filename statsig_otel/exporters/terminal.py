@@ -1,4 +1,4 @@
-"""Text for a terminal: harmless, of a known width, in colour where that is shown."""
+"""Prepares text for a terminal: escapes unprintable characters, measures and pads its width, adds colour."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ _ELLIPSIS: Final = "…"
 
 
 def wants_color(mode: ColorMode, stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Whether to colour. The order is that of Python's own tracebacks: NO_COLOR before FORCE_COLOR before TERM=dumb."""
+    """Whether to use colours. As for Python's tracebacks, NO_COLOR overrides FORCE_COLOR, which overrides TERM=dumb."""
     if mode != "auto":
         return mode == "always"
     if environment.get("NO_COLOR"):
@@ -21,15 +21,15 @@ def wants_color(mode: ColorMode, stream: TextIO, environment: Mapping[str, str])
 
 
 def paint(text: str, sgr: str, *, colored: bool) -> str:
-    """The text in a colour: SGR parameters as ECMA-48, 8.3.117, has them, such as `1;33`."""
+    """The text in a colour, given as SGR parameters (ECMA-48, 8.3.117) such as `1;33`."""
     return f"\x1b[{sgr}m{text}\x1b[0m" if colored and sgr and text.strip() else text
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Write and flush. What the stream's encoding can't hold becomes an escape.
+    """Write and flush. Characters that the stream's encoding lacks become escapes.
 
     Raises:
-        OSError: Nobody reads any more, or the output can't be written.
+        OSError: The output has no reader, or can't be written.
         ValueError: The stream is closed.
     """
     encoding = stream.encoding or "utf-8"
@@ -38,32 +38,32 @@ def write(stream: TextIO, text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Each character that does not print (controls, line ends, bidi overrides, zero widths) as its Python escape."""
+    """The text with unprintable characters (controls, line breaks, bidi overrides, zero widths) as Python escapes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def width(text: str) -> int:
-    """How many cells of a terminal the text takes: two for East Asian wide characters, none for combining ones."""
+    """The text's width in terminal cells: two for East Asian wide characters, none for combining characters."""
     if text.isascii():
         return len(text)
     return sum(_cells(character) for character in text)
 
 
 def pad(text: str, cells: int) -> str:
-    """The text, filled up with blanks to so many cells."""
+    """The text, padded with spaces to a width in cells."""
     return text + " " * (cells - width(text))
 
 
 def shorten(text: str, cells: int) -> str:
-    """The text, or its beginning and an ellipsis, in at most so many cells and twice as many characters."""
+    """The text, or its beginning with an ellipsis, within a number of cells and at most twice as many characters."""
     if width(text) <= cells and len(text) <= 2 * cells:
         return text
-    room, end = cells - 1, 0
+    remaining, end = cells - 1, 0
     for character in text[: 2 * cells - 1]:
-        room -= _cells(character)
-        if room < 0:
+        remaining -= _cells(character)
+        if remaining < 0:
             break
         end += 1
     return text[:end] + _ELLIPSIS

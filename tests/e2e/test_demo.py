@@ -300,7 +300,7 @@ def test_a_collector_that_is_not_there_is_exit_code_1_with_the_reason(folder: Pa
         endpoint = f"http://{collector.address}"
     with demo(folder, "--once", "--otlp-endpoint", endpoint) as running:
         assert running.end() == 1
-    assert "was answered 503 Service Unavailable, not 200" in running.output
+    assert "was answered with 503 Service Unavailable, not 200" in running.output
     assert "UNAVAILABLE" in running.output
     check_nothing_is_left(folder, [])
 
@@ -386,7 +386,7 @@ def test_a_forged_change_that_arrives_is_a_problem() -> None:
     (forged,) = [delivery for delivery in DAY if delivery.forged]
     for uid, row in (*ARRIVING, *forged.rows):
         tally.arrived(uid, row)
-    assert tally.problems(behind_collector=True) == ["'payments_kill_switch updated' arrived, which was not to arrive"]
+    assert tally.problems(behind_collector=True) == ["'payments_kill_switch updated' arrived, but must not arrive"]
 
 
 def test_a_change_that_arrives_altered_is_a_problem() -> None:

@@ -325,7 +325,7 @@ def test_a_record_that_is_damaged_on_disk_is_shown_and_dropped_and_never_sent(tm
             (letter,) = as_json(tmp_path, "dead-letters", "show", "--kind", "damaged")
             assert (letter["id"], letter["exporter"], letter["bytes"]) == (1, "otlp_grpc", 20)
             assert len(base64.b64decode(letter["base64"])) == 20
-            assert "What is left of it, and may be wrong:" in give_here(tmp_path, "dead-letters", "show", "1").stdout
+            assert "The rest of it, which may be wrong:" in give_here(tmp_path, "dead-letters", "show", "1").stdout
             kept = give_here(tmp_path, "dead-letters", "replay", "--all")
             assert kept.exit_code == 1
             assert "1 stays: it was damaged on disk" in kept.stderr

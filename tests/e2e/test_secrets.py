@@ -274,7 +274,7 @@ def test_all_of_it_was_said(site: Site) -> None:
     for exporter in ("otlp_http/untrusted", "otlp_grpc/untrusted"):
         assert any(exporter in line and "is not trusted" in line for line in log.splitlines()), exporter
     assert " DEBUG " in log
-    assert "otlp_http/warning: the backend took the records, and says: not allowed: " in log
+    assert "otlp_http/warning: the backend accepted the records with a warning: not allowed: " in log
     assert "OTEL_EXPORTER_OTLP_HEADERS" in log
     assert log.count("Reload: the configuration has errors") >= 2
     letters = "".join(text for where, text in site.said.items() if where.startswith("dead-letters"))

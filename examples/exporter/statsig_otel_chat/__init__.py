@@ -1,6 +1,6 @@
-"""An exporter of one's own: config changes as messages, through a chat's incoming webhook.
+"""An example of your own exporter: posts config changes to a chat's incoming webhook.
 
-What Slack takes, Mattermost, Rocket.Chat and Discord (below `/slack`) take as well: a JSON object with a `text`.
+Slack, Mattermost, Rocket.Chat and Discord (below `/slack`) all accept the same message: a JSON object with a `text`.
 """
 
 import json
@@ -20,18 +20,18 @@ from statsig_otel.config import Duration, Opaque, Settings
 from statsig_otel.exporters import Blocked, Delivered, ExporterType, Outcome, Rejected, RetryLater
 
 _LONGEST: Final = 300
-"""Characters of one change: a message has an end, and one change must always fit into it."""
+"""The most characters of one change. The length of a message is limited, and one change must always fit."""
 
 _ESCAPED: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
-"""A flag's name must not call the whole channel (`<!channel>`)."""
+"""A flag's name must not notify the whole channel (`<!channel>`)."""
 
 
 class ChatSettings(Settings):
-    """Posts changes to a chat's incoming webhook.
+    """The settings of a `chat` exporter.
 
     Attributes:
-        url: The webhook's address. Whoever knows it can write to the channel, so it is a secret.
-        timeout: For one message, connecting included.
+        url: The webhook's address. Anyone who knows it can write to the channel, so it is a secret.
+        timeout: The time for one message, including connecting.
     """
 
     url: Opaque
@@ -43,46 +43,46 @@ class ChatSettings(Settings):
         parts = urlsplit(url.reveal())
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must be a URL\nhint: copy the whole of it, from https:// on")
-        _ = parts.port  # raises a ValueError where it is none
+        _ = parts.port  # raises ValueError if it is not valid
         return url
 
 
 class ChatExporter:
-    """One channel. Keeps the protocol `statsig_otel.exporters.Exporter`.
+    """Posts to one channel. Implements `statsig_otel.exporters.Exporter`.
 
     Args:
         name: The id in the configuration, such as `chat/releases`.
-        settings: What stands there.
+        settings: The settings in the configuration.
     """
 
     def __init__(self, name: str, settings: ChatSettings) -> None:
         self._name = name
         self._url = urlsplit(settings.url.reveal())
-        self._lock = threading.Lock()  # over both: `shutdown` comes from another thread
+        self._lock = threading.Lock()  # for the next two attributes, because `shutdown` is called from another thread
         self._socket: socket.socket | None = None
         self._closed = False
 
     def start(self) -> None:
-        """Nothing has to be opened: changes are rare, and each message has a connection of its own."""
+        """Do nothing: changes are rare, so each message opens its own connection."""
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the protocol's signature
-        """Post the batch as one message: it is taken as a whole or not at all, so that nothing comes twice."""
+        """Post the batch as one message: the chat accepts all of it or nothing, so that a retry repeats no change."""
         message = json.dumps({"text": "\n".join(_lines(payload))}).encode()
-        deadline = threading.Timer(timeout, self._cut)  # the connection's own timeout begins anew with each byte
+        deadline = threading.Timer(timeout, self._disconnect)  # the connection's own timeout restarts with each byte
         deadline.daemon = True
         deadline.start()
         try:
             return self._post(message, timeout)
         except (OSError, HTTPException) as error:
-            # The error's text may hold the URL, which is a secret.
+            # The error's message may contain the URL, which is a secret.
             return RetryLater(f"no answer: {type(error).__name__}")
         finally:
             deadline.cancel()
 
     def shutdown(self) -> None:
-        """End a `send` that is under way."""
+        """Make a `send` in progress end."""
         self._closed = True
-        self._cut()
+        self._disconnect()
 
     def _post(self, message: bytes, timeout: float) -> Outcome:
         kind = HTTPSConnection if self._url.scheme == "https" else HTTPConnection
@@ -90,41 +90,41 @@ class ChatExporter:
         try:
             connection.connect()
             with self._lock:
-                self._socket = connection.sock  # the connection may let go of it before the answer is read
+                self._socket = connection.sock  # the connection may drop its reference before the answer is read
             if self._closed:
                 return RetryLater("shut down")
             path = f"{self._url.path or '/'}{f'?{self._url.query}' if self._url.query else ''}"
             connection.request("POST", path, message, {"Content-Type": "application/json"})
             with connection.getresponse() as response:
-                said = response.read(200).decode(errors="replace").strip()
-                return _outcome(response.status, said, response.headers.get("Retry-After", ""))
+                text = response.read(200).decode(errors="replace").strip()
+                return _outcome(response.status, text, response.headers.get("Retry-After", ""))
         finally:
             with self._lock:
                 self._socket = None
                 connection.close()
 
-    def _cut(self) -> None:
+    def _disconnect(self) -> None:
         with self._lock:
             if self._socket is not None:
-                with suppress(OSError):  # it may have ended by itself
-                    # The plain socket's method: a TLS socket's would drop its state under the thread that reads.
+                with suppress(OSError):  # the connection may already be closed
+                    # socket.shutdown, because SSLSocket.shutdown would discard the TLS state while `send` reads.
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
-def _outcome(status: int, said: str, retry_after: str) -> Outcome:
+def _outcome(status: int, text: str, retry_after: str) -> Outcome:
     """What an answer means for the batch."""
-    reason = f"{status} {said}".rstrip()
+    reason = f"{status} {text}".rstrip()
     if status // 100 == 2:  # noqa: PLR2004 - the class of success
         return Delivered()
     if status in (408, 425, 429) or status // 100 == 5:  # noqa: PLR2004 - the class of the server's own faults
         return RetryLater(reason, float(retry_after) if retry_after.isdecimal() else None)
-    if status in (400, 413, 422):  # about the message: smaller batches are tried, down to the change that is refused
+    if status in (400, 413, 422):  # about the message: the batch is halved until the refused change is alone
         return Rejected(reason)
-    return Blocked(reason)  # a channel or a webhook that is gone: somebody has to mend it
+    return Blocked(reason)  # for example a deleted channel or webhook: someone has to fix the configuration
 
 
 def _lines(payload: bytes) -> Iterator[str]:
-    """A line for each change."""
+    """One line per change."""
     for resource_logs in ExportLogsServiceRequest.FromString(payload).resource_logs:
         for scope_logs in resource_logs.scope_logs:
             yield from map(_line, scope_logs.log_records)
@@ -141,4 +141,4 @@ def _line(record: LogRecord) -> str:
 
 
 EXPORTER: Final = ExporterType(ChatSettings, ChatExporter)
-"""What the entry point in pyproject.toml names."""
+"""The entry point in pyproject.toml refers to this."""

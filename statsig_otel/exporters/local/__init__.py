@@ -1,1 +1,1 @@
-"""The exporters that need no backend: a file, the terminal, the LoggerProvider of the embedding program."""
+"""Exporters that need no backend: to a file, to the terminal, and to an embedding program's LoggerProvider."""

@@ -1,4 +1,4 @@
-"""The debug exporter: log records for people to read, on the terminal."""
+"""The debug exporter: prints log records to the terminal."""
 
 import errno
 import json
@@ -20,10 +20,10 @@ from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejecte
 from statsig_otel.exporters.terminal import ColorMode, paint, printable, shorten, wants_color, width, write
 
 _MISSING: Final = "-"
-_PASSING: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOSPC, errno.EDQUOT})
+_TEMPORARY: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOSPC, errno.EDQUOT})
 _SEVERITIES: Final = SeverityNumber.DESCRIPTOR.values_by_number
 
-# The columns of `normal`: the least and the greatest width, and the colour (SGR parameters, ECMA-48 8.3.117).
+# The columns of `normal`: the smallest and the largest width, and the colour (SGR parameters, ECMA-48 8.3.117).
 _COLUMNS: Final = (
     (24, 24, "2"),  # time
     (12, 28, "36"),  # type
@@ -40,10 +40,10 @@ class DebugSettings(Settings):
     """The settings of a `debug` exporter.
 
     Attributes:
-        verbosity: `basic`: one line for each batch. `normal`: one line for each log record. `detailed`: everything. The
-            words are the Collector's; its default is `basic`.
-        color: `auto` colours where a terminal shows it, unless NO_COLOR or TERM=dumb says otherwise; FORCE_COLOR
-            colours without a terminal too. `always` and `never` ask nobody.
+        verbosity: `basic` prints one line per batch, `normal` one line per log record, `detailed` everything. The
+            names are the Collector's, whose default is `basic`.
+        color: `auto` uses colours on a terminal, unless NO_COLOR is set or TERM is dumb; FORCE_COLOR switches them on
+            without a terminal too. `always` and `never` ignore the environment.
 
     Example:
         >>> from statsig_otel.exporters import DebugSettings
@@ -52,11 +52,11 @@ class DebugSettings(Settings):
     """
 
     refused: ClassVar[Mapping[str, str]] = {
-        "output": "leave it out: verbosity says how much is printed",
-        "output_paths": "leave it out: it prints to the standard output; use the file exporter for a file",
+        "output": "leave it out: verbosity sets how much is printed",
+        "output_paths": "leave it out: the exporter prints to standard output; use the file exporter for a file",
         "sampling_initial": "leave it out: each record is printed",
         "sampling_thereafter": "leave it out: each record is printed",
-        "use_internal_logger": "leave it out: it prints to the standard output",
+        "use_internal_logger": "leave it out: the exporter prints to standard output",
     }
 
     verbosity: Literal["basic", "normal", "detailed"] = "normal"
@@ -64,15 +64,15 @@ class DebugSettings(Settings):
 
 
 class DebugExporter:
-    r"""Prints log records. What it prints is for eyes, not for programs, and may change with any version.
+    r"""Prints log records. The output is meant to be read by a person and may change with any version.
 
-    Everything that came from outside is made harmless first: characters that do not print are shown as escapes such
-    as `\x1b`. The timeout of `send` does not apply: a stopped terminal holds it up.
+    Unprintable characters are shown as escapes such as `\x1b`, so that data can't control the terminal. The timeout of
+    `send` does not apply: a stopped terminal delays it without limit.
 
     Args:
         name: The exporter's id, such as `debug/all`.
-        settings: How much is printed, and how.
-        stream: Where to; the standard output without it. It is not closed.
+        settings: The exporter's settings.
+        stream: The stream to print to, by default the standard output. It is not closed.
 
     Example:
         >>> import io
@@ -97,14 +97,14 @@ class DebugExporter:
         self._widths = [least for least, _, _ in _COLUMNS]
 
     def start(self) -> None:
-        """Choose where to print, the standard output by default, and whether in colour.
+        """Choose the stream, and whether to use colours.
 
         Raises:
             OSError: The process has no standard output.
         """
         stream = self._given_stream or sys.stdout
         if stream is None:
-            raise OSError(f"{self._name}: there is no standard output to print to; use the file exporter")
+            raise OSError(f"{self._name}: the process has no standard output; use the file exporter")
         self._colored = wants_color(self._settings.color, stream, os.environ)
         self._stream = stream
 
@@ -112,11 +112,11 @@ class DebugExporter:
         """Print the batch. For the parameters see `Exporter.send`.
 
         Returns:
-            `Delivered`: It was written and flushed.
-            `RetryLater`: The output can't take it now (a full disk behind a redirection).
-            `Blocked`: Nobody reads any more: a broken pipe, a closed stream, a terminal that hung up. That doesn't
+            `Delivered`: The batch was written and flushed.
+            `RetryLater`: The output can't be written now, for example because the disk behind a redirection is full.
+            `Blocked`: The output has no reader: a broken pipe, a closed stream, a terminal that hung up. That does not
                 pass by itself.
-            `Rejected`: The payload is no `ExportLogsServiceRequest`.
+            `Rejected`: The payload is not an `ExportLogsServiceRequest`.
         """
         stream = self._stream
         if stream is None:
@@ -127,16 +127,16 @@ class DebugExporter:
             return Rejected(f"the payload can't be read as an ExportLogsServiceRequest: {error}")
         try:
             write(stream, text)
-        except ValueError as error:  # what Python's streams raise once closed
+        except ValueError as error:  # Python's streams raise it once they are closed
             return Blocked(f"the output is closed: {error}")
         except OSError as error:
-            if error.errno in _PASSING:
+            if error.errno in _TEMPORARY:
                 return RetryLater(f"the output can't be written now: {error}")
             return Blocked(f"nobody reads the output: {error}")
         return Delivered()
 
     def shutdown(self) -> None:
-        """Print no more. The stream is not ours to close. Safe to call twice, and without a `start`."""
+        """Stop printing; the stream stays open. Safe to call twice, and without `start`."""
         self._stream = None
 
     def _render(self, request: ExportLogsServiceRequest) -> str:
@@ -157,7 +157,7 @@ class DebugExporter:
             [shorten(cell, most) for cell, (_, most, _) in zip(_cells(record), _COLUMNS, strict=True)]
             for record in _log_records(request)
         ]
-        # The widths never shrink, so that the lines of one batch stand below those of the batches before.
+        # The widths never shrink, so that the columns stay aligned from batch to batch.
         for row in rows:
             self._widths = [max(least, width(cell)) for least, cell in zip(self._widths, row, strict=True)]
         for row in rows:
@@ -178,7 +178,7 @@ class DebugExporter:
                     yield from self._pairs("      ", _record_pairs(record))
 
     def _pairs(self, indent: str, pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-        """A `key  value` line for each pair, the values below each other, and their further lines too."""
+        """One `key  value` line per pair, with aligned values. Further lines of a value are aligned too."""
         shown = [(printable(key), value) for key, value in pairs]
         cells = max((width(key) for key, _ in shown), default=0)
         for key, value in shown:
@@ -198,13 +198,13 @@ def _log_records(request: ExportLogsServiceRequest) -> Iterator[LogRecord]:
 
 
 def _cells(record: LogRecord) -> tuple[str, ...]:
-    """The columns of `normal`. Records that are not ours show their event name and body where ours have attributes."""
+    """The columns of `normal`. Other programs' records show their event name and body instead of attributes."""
     attributes = {attribute.key: _text(attribute.value) for attribute in record.attributes}
 
     def first(*keys: str, default: str = "") -> str:
         return next((attributes[key] for key in keys if attributes.get(key)), default)
 
-    # OTLP's logs.proto: where the time is missing, use the observed one.
+    # OTLP's logs.proto: if the time is missing, use the observed time.
     time = record.time_unix_nano or record.observed_time_unix_nano
     cells = (
         _time(time - time % 1_000_000),
@@ -261,7 +261,7 @@ def _attribute_pairs(attributes: Iterable[KeyValue], dropped: int) -> Iterator[t
 
 
 def _text(value: AnyValue) -> str:
-    """A string as it is, an empty value as nothing, all else as JSON."""
+    """A string unchanged, an empty value as an empty string, and all else as JSON."""
     plain = _plain(value)
     if isinstance(plain, str):
         return plain
@@ -283,7 +283,7 @@ def _plain(value: AnyValue) -> Any:
 
 
 def _time(nanoseconds: int) -> str:
-    """RFC 3339, UTC, with milliseconds; with nanoseconds where there are any."""
+    """A time in RFC 3339 and UTC, with milliseconds, or with nanoseconds if it has any."""
     if not nanoseconds:
         return _MISSING
     seconds, fraction = divmod(nanoseconds, 1_000_000_000)

@@ -1,8 +1,8 @@
-"""The file exporter: OTLP/JSON, a line for each change, on the disk before it counts as delivered.
+"""The file exporter: appends log records as OTLP/JSON lines and syncs them to disk.
 
-The Collector's `otlp_json_file` receiver reads what is written here. A line is a complete `ExportLogsServiceRequest`
-with one `ResourceLogs`, so a batch becomes as many lines as records were joined in it: that receiver cuts lines at
-1 MiB by default, which a whole batch can exceed.
+The Collector's `otlp_json_file` receiver can read the file. Each line is a complete `ExportLogsServiceRequest` with one
+`ResourceLogs`. So a batch becomes one line per record: that receiver truncates lines at 1 MiB by default, which a whole
+batch can exceed.
 """
 
 import fcntl
@@ -31,13 +31,14 @@ _STANDARD_STREAMS: Final = frozenset({"/dev/stdin", "/dev/stdout", "/dev/stderr"
 
 
 class FileSettings(Settings):
-    """The settings of a `file` exporter, named as the Collector's are.
+    """The settings of a `file` exporter, with the Collector's keys.
 
     Attributes:
-        path: Where to write. Its directory has to exist.
-        append: True keeps what the file holds. That is the default here, unlike the Collector's: what was delivered
-            must outlive a restart. False empties the file at each start and each reload that changes the exporter.
-        format: `json`, the only one.
+        path: The file to write to. Its directory must exist.
+        append: True keeps the content of the file. Unlike in the Collector this is the default, because delivered
+            records must survive a restart. False empties the file at each start, and at each reload that changes the
+            exporter.
+        format: `json`, the only format.
 
     Example:
         >>> from statsig_otel.exporters import FileSettings
@@ -46,13 +47,13 @@ class FileSettings(Settings):
     """
 
     refused: ClassVar[Mapping[str, str]] = {
-        "compression": "leave it out: lines stand in plain text; logrotate can compress what it has renamed",
-        "create_directory": "make the directory first: the exporter does not",
-        "directory_permissions": "make the directory first: the exporter does not",
+        "compression": "leave it out: lines are not compressed; logrotate can compress rotated files",
+        "create_directory": "create the directory first: the exporter does not",
+        "directory_permissions": "create the directory first: the exporter does not",
         "encoding": "leave it out: lines are OTLP/JSON",
-        "flush_interval": "leave it out: each batch is on the disk before it counts as delivered",
-        "group_by": "leave it out: there is one file; write several exporters for several files",
-        "rotation": "let logrotate rename the file (create, not copytruncate): a new one is begun",
+        "flush_interval": "leave it out: each batch is synced to disk before it counts as delivered",
+        "group_by": "leave it out: there is one file; configure one exporter per file",
+        "rotation": "let logrotate rename the file (create, not copytruncate): the exporter then starts a new one",
     }
 
     needed: ClassVar[Mapping[str, str]] = {"path": "name a file, such as /var/log/statsig-otel/changes.jsonl"}
@@ -86,16 +87,16 @@ class FileSettings(Settings):
 class FileExporter:
     """Appends log records to a file as OTLP/JSON lines.
 
-    `Delivered` means that the lines are on the disk (fsync). A write that fails half-way is cut away again, at the
-    latest before the next one, so the file holds whole lines only. The file is locked for this exporter as long as it
-    is open. Where it was renamed or removed from outside, as logrotate does, the next `send` opens a new one; a batch
-    that is written just then can stand in both. (logrotate's `copytruncate` loses lines by its nature; use `create`.)
+    `Delivered` means that the lines are on disk (fsync). A partial write is truncated, at the latest before the next
+    write, so the file contains whole lines only. The file is locked while it is open. If another program renames or
+    removes the file, as logrotate does, the next `send` opens a new one; a batch that is being written at that moment
+    can be in both files. (logrotate's `copytruncate` can lose lines; use `create`.)
 
-    The timeout of `send` does not apply: a disk can't be told to hurry.
+    The timeout of `send` does not apply: a write to disk can't be interrupted.
 
     Args:
         name: The exporter's id, such as `file/archive`.
-        settings: Which file, and how it is opened.
+        settings: The exporter's settings.
 
     Example:
         >>> from pathlib import Path
@@ -114,19 +115,19 @@ class FileExporter:
 
     def __init__(self, name: str, settings: FileSettings) -> None:
         self._name = name
-        self._path = settings.path.absolute()  # the program may go elsewhere: that is no rotation
+        self._path = settings.path.absolute()  # a change of the working directory must not look like a rotation
         self._append = settings.append
-        self._lock = threading.Lock()  # `shutdown` must not take the descriptor away from under a write
+        self._lock = threading.Lock()  # `shutdown` must not close the descriptor during a write
         self._running = False
         self._fd: int | None = None
-        self._whole_until: int | None = None  # where a failed write began, until it is cut away
+        self._truncate_to: int | None = None  # the offset at which a failed write began, until it is truncated
 
     def start(self) -> None:
-        """Open and lock the file; create it (0600) where there is none; cut a torn last line away.
+        """Open and lock the file, create it with mode 0600 if it does not exist, and truncate a partial last line.
 
         Raises:
-            OSError: It can't be opened or is locked by somebody else, or its directory does not exist.
-            ValueError: It is no regular file, or holds something else than OTLP/JSON lines of logs.
+            OSError: The file can't be opened or is locked by another process, or its directory does not exist.
+            ValueError: The file is not a regular file, or contains something other than OTLP/JSON log lines.
         """
         with self._lock:
             self._fd = self._open()
@@ -135,14 +136,14 @@ class FileExporter:
             self._running = True
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the seam's signature
-        """Write the batch and sync it to the disk. For the parameters see `Exporter.send`.
+        """Write the batch and sync it to disk. For the parameters see `Exporter.send`.
 
         Returns:
-            `Delivered`: The lines are on the disk.
-            `RetryLater`: The disk is full, failed, or the file is locked. Nothing of the batch stays in the file, but
-                where the disk refuses even the cutting back; then the next call begins with that.
-            `Blocked`: After a rotation, what stands at the path is not ours to write to.
-            `Rejected`: The payload is no `ExportLogsServiceRequest`.
+            `Delivered`: The lines are on disk.
+            `RetryLater`: The disk is full or failed, or the file is locked. Nothing of the batch stays in the file. If
+                even the truncation fails, the next call repeats it first.
+            `Blocked`: After a rotation, the path names a file that the exporter must not write to.
+            `Rejected`: The payload is not an `ExportLogsServiceRequest`.
         """
         try:
             lines = _lines(payload)
@@ -160,74 +161,75 @@ class FileExporter:
         return Delivered()
 
     def shutdown(self) -> None:
-        """Close the file, after the write that may be under way. Safe to call twice, and without a `start`."""
+        """Close the file after a write in progress. Safe to call twice, and without `start`."""
         with self._lock:
             self._running = False
             self._close()
 
     def _close(self) -> None:
         if self._fd is not None:
-            with suppress(OSError):  # all that counts was synced; what stays torn is cut when the file is opened again
-                self._cut_back(self._fd)
+            # Delivered lines are synced. If this fails, the partial line is truncated when the file is opened again.
+            with suppress(OSError):
+                self._truncate_failed_write(self._fd)
             with suppress(OSError):
                 os.close(self._fd)
-        self._fd = self._whole_until = None
+        self._fd = self._truncate_to = None
 
     def _open(self) -> int:
         fd = _open_locked(self._path)
         try:
-            cut = _cut_torn_line(fd, self._path)
+            removed = _truncate_partial_line(fd, self._path)
         except BaseException:
             os.close(fd)
             raise
-        if cut:
+        if removed:
             _log.warning(
-                "%s: cut %d bytes off the end of %s: a line that was not written to its end, "
-                "and so never counted as delivered.",
-                self._name, cut, self._path,
+                "%s: removed a partial line of %d bytes from the end of %s; it was never counted as delivered",
+                self._name, removed, self._path,
             )  # fmt: skip
         return fd
 
     def _current_file(self) -> int:
-        """The descriptor of the file that the path names now: opened anew after a rotation."""
+        """The descriptor of the file at the path. After a rotation, the file is reopened."""
         if self._fd is not None:
-            self._cut_back(self._fd)
-            if _names(self._path, self._fd):
+            self._truncate_failed_write(self._fd)
+            if _is_same_file(self._path, self._fd):
                 return self._fd
-            _log.info("%s: %s was renamed or removed; opening it anew", self._name, self._path)
+            _log.info("%s: %s was renamed or removed; reopening it", self._name, self._path)
             self._close()
         self._fd = self._open()
         return self._fd
 
     def _write(self, fd: int, lines: bytes) -> None:
-        self._whole_until = os.fstat(fd).st_size
+        self._truncate_to = os.fstat(fd).st_size
         try:
             rest = memoryview(lines)
             while rest:
                 rest = rest[os.write(fd, rest) :]
-            # After a failed fsync the kernel may drop the pages and call the next fsync a success. So these lines are
-            # cut away like half-written ones, and written anew with the next attempt.
+            # After a failed fsync the kernel may drop the pages, and the next fsync may succeed without them. So these
+            # lines are truncated like a partial write, and written again by the next attempt.
             os.fsync(fd)
         except OSError:
             with suppress(OSError):
-                self._cut_back(fd)
+                self._truncate_failed_write(fd)
             raise
-        self._whole_until = None
-        if not _names(self._path, fd):
-            # Whoever moved it may have copied it already and remove it next: better the lines twice than not at all.
-            raise FileNotFoundError("it was renamed or removed while it was written to")
+        self._truncate_to = None
+        if not _is_same_file(self._path, fd):
+            # The renamed file may already have been copied and may be removed next. Lines in both files are better than
+            # lost lines.
+            raise FileNotFoundError("the file was renamed or removed while it was written to")
 
-    def _cut_back(self, fd: int) -> None:
-        """Remove what a failed write left."""
-        if self._whole_until is not None:
-            # Only ever shorten: somebody may have emptied the file meanwhile (logrotate's copytruncate).
-            if os.fstat(fd).st_size > self._whole_until:
-                os.ftruncate(fd, self._whole_until)
-            self._whole_until = None
+    def _truncate_failed_write(self, fd: int) -> None:
+        """Remove what a failed write left in the file."""
+        if self._truncate_to is not None:
+            # The file may have been emptied meanwhile (logrotate's copytruncate): never extend it.
+            if os.fstat(fd).st_size > self._truncate_to:
+                os.ftruncate(fd, self._truncate_to)
+            self._truncate_to = None
 
 
 def _lines(payload: bytes) -> bytes:
-    """One OTLP/JSON line for each `ResourceLogs` of the payload."""
+    """One OTLP/JSON line per `ResourceLogs` of the payload."""
     request = ExportLogsServiceRequest.FromString(payload)
     return b"".join(
         to_json_line(ExportLogsServiceRequest(resource_logs=[resource_logs])) + b"\n"
@@ -235,8 +237,8 @@ def _lines(payload: bytes) -> bytes:
     )
 
 
-def _names(path: Path, fd: int) -> bool:
-    """Whether the path names the open file."""
+def _is_same_file(path: Path, fd: int) -> bool:
+    """Whether the path leads to the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(fd))
     except FileNotFoundError:
@@ -244,16 +246,16 @@ def _names(path: Path, fd: int) -> bool:
 
 
 def _open_locked(path: Path) -> int:
-    """Open a regular file for appending and lock it. The lock goes with the descriptor, however the process ends."""
+    """Open a regular file for appending and lock it. However the process ends, the kernel releases the lock."""
     if str(path) in _STANDARD_STREAMS:
-        raise ValueError(f"{path} is no file to sync and cut; use the debug exporter to print log records")
+        raise ValueError(f"{path} can't be synced and truncated; use the debug exporter to print log records")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the directory {path.parent} does not exist; create it, or change path ({path})")
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # looked at first: opening a pipe or a device may block or act
+        if not stat.S_ISREG(path.stat().st_mode):  # checked first: opening a pipe or a device may block or have effects
             raise ValueError(
-                f"{path} is no regular file, and only one can be synced and cut; "
-                "give a file's path, or use the debug exporter to print log records"
+                f"{path} is not a regular file, and only a regular file can be synced and truncated; "
+                "name another path, or use the debug exporter to print log records"
             )
     except FileNotFoundError:
         pass
@@ -264,10 +266,10 @@ def _open_locked(path: Path) -> int:
         except BlockingIOError:
             raise BlockingIOError(
                 f"{path} is locked: another process or another file exporter writes to it; "
-                "stop that one, or give this exporter a path of its own"
+                "stop that writer, or give this exporter another path"
             ) from None
         if os.fstat(fd).st_size == 0:
-            _sync_directory(path)  # it may be new, and a file without its name is lost with the power
+            _sync_directory(path)  # the file may be new: a power failure could lose its directory entry
     except BaseException:
         os.close(fd)
         raise
@@ -291,16 +293,16 @@ def begins_as_ours(path: Path) -> bool:
         return True
 
 
-def _cut_torn_line(fd: int, path: Path) -> int:
-    """Cut the file back to its last line feed, and return how many bytes went.
+def _truncate_partial_line(fd: int, path: Path) -> int:
+    """Truncate the file after its last line feed. Return the number of removed bytes.
 
     Raises:
-        ValueError: The file does not begin as ours do. It is left as it is.
+        ValueError: The file does not begin with an OTLP/JSON line. It is not changed.
     """
     if not _LINE_BEGINNING.startswith(os.pread(fd, len(_LINE_BEGINNING), 0)):
         raise ValueError(
-            f"{path} holds something else than OTLP/JSON lines of logs and is left untouched; "
-            "move it away, or change path"
+            f"{path} contains something other than OTLP/JSON log lines and is not changed; "
+            "move it away, or name another path"
         )
     size = os.fstat(fd).st_size
     whole = _end_of_last_line(fd, size)
@@ -310,7 +312,7 @@ def _cut_torn_line(fd: int, path: Path) -> int:
 
 
 def _end_of_last_line(fd: int, size: int) -> int:
-    """The offset behind the last line feed, 0 where there is none. Reads backwards, one block at a time."""
+    """The offset after the last line feed, or 0 if there is none. Reads backwards in blocks."""
     end = size
     while end > 0:
         begin = max(0, end - _BLOCK)

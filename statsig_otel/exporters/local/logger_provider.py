@@ -1,6 +1,6 @@
-"""A consumer that hands records to an OpenTelemetry LoggerProvider: the embedder's own, or the global one.
+"""Emits records through an OpenTelemetry LoggerProvider: the embedding program's, or the global one.
 
-The API's and the SDK's log names are private still (`_logs`): this is the only module that touches them.
+The log modules of the OpenTelemetry API and SDK are still private (`_logs`). Only this module imports them.
 """
 
 import logging
@@ -22,8 +22,8 @@ from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_in
 _logger: Final = logging.getLogger(__name__)
 
 _NO_SPAN: Final = set_span_in_context(INVALID_SPAN, Context())
-"""A change belongs to no trace; least of all to that of the request which reports it. An empty context would not do: it
-is taken for none, and the current one is used."""
+"""A change belongs to no trace, and certainly not to that of the request that reports it. An empty context would not
+prevent that, because the SDK replaces it by the current one."""
 
 _Emission: TypeAlias = tuple[Logger, LogRecord]
 
@@ -31,22 +31,23 @@ _Emission: TypeAlias = tuple[Logger, LogRecord]
 class LoggerProviderConsumer:
     """Emits each record as an event through a LoggerProvider, with its processors and exporters.
 
-    The event bears the record's event name, timestamps, severity, body and attributes, `log.record.uid` among them, and
-    its instrumentation scope. The resource is the provider's: what a receiver or its encoder sets does not apply. The
-    provider's limits for attributes apply too, and its processors may change or drop a record.
+    The event has the record's event name, timestamps, severity, body, attributes (including `log.record.uid`) and
+    instrumentation scope. The resource is the provider's; the resource of a receiver or an encoder does not apply. The
+    provider's limits for attributes apply, and its processors may change or drop a record.
 
-    **Nothing is durable here.** The receipt says that the processors have been handed the records; a 200 promises no
-    more. What a batch processor holds is lost with the process, and where its queue is full, or its exporter gives up.
-    No duplicate is recognised: a redelivery is emitted again, with the same uid. Invalid items are logged, and kept
-    nowhere else. Where that is too little, put the durable queue in its place.
+    **Nothing here is durable.** The receipt, and so a 200, only means that the processors received the records. A batch
+    processor loses its records if the process ends, if its queue is full, or if its exporter gives up. Duplicates are
+    not recognised: a redelivery is emitted again, with the same uid. Invalid items are only logged. If you need more,
+    use the durable queue instead.
 
-    It has no thread and no state: the processors run in the caller's thread, under ASGI that of the event loop. Use a
-    batch processor there, as `opentelemetry-instrument` does; a simple one would send each record before anything else
-    is served. Stop the server first and the provider after it: a provider that was shut down drops what it is given.
+    The consumer has no thread and no state. The processors run in the caller's thread, which under ASGI is that of the
+    event loop. Use a batch processor there, as `opentelemetry-instrument` does: a simple processor would block the loop
+    until each record is sent. Stop the server before the provider: a provider that was shut down drops records.
 
     Args:
-        provider: Where the records go. None for the global one, looked up for each batch, so that it may be set later.
-        show_invalid: False where users are hashed or left out: of an invalid item the log tells the size alone.
+        provider: The provider. With None the global provider is looked up for each batch, so it may be set later.
+        show_invalid: Whether the log shows the content of invalid items. Use False if users are hashed or left out; the
+            log then shows only the size.
 
     Example:
         >>> from opentelemetry.sdk._logs import LoggerProvider
@@ -69,13 +70,14 @@ class LoggerProviderConsumer:
         self._show_invalid = show_invalid
 
     def consume(self, batch: Batch) -> Future[Receipt]:
-        """Emit a batch's records. The future is answered when this returns.
+        """Emit the records of a batch. The future is done when this returns.
 
-        It fails with `RefusedError` where there is no provider, where nothing of the provider takes such events, or
-        where a processor raises; in the last case some records may have been emitted, and come again.
+        The future fails with `RefusedError` if there is no provider, if none of its processors accepts such events, or
+        if a processor raises. In the last case some records may have been emitted, and are emitted again by a
+        redelivery.
 
         Args:
-            batch: What one request brought.
+            batch: The changes and invalid items of one request.
         """
         answer: Future[Receipt] = Future()
         answer.set_running_or_notify_cancel()
@@ -96,15 +98,15 @@ class LoggerProviderConsumer:
         encoded = (record for change in batch.changes for record in change.records)
         emissions = [emission for record in encoded for emission in _emissions(provider, record)]
         for logger, record in emissions:
-            if not _takes(logger, record):
-                message = "no LoggerProvider is set up, it is switched off, or none of its processors takes the events"
+            if not _is_enabled(logger, record):
+                message = "no LoggerProvider is set, it is disabled, or none of its processors accepts the events"
                 raise RefusedError(message, reason="no_logger_provider")
         for logger, record in emissions:
             logger.emit(record)
 
 
 def _emissions(provider: LoggerProvider, encoded: bytes) -> Iterator[_Emission]:
-    """What to emit for one encoded record, each with the logger of its scope."""
+    """The log records in one encoded request, each with the logger of its scope."""
     request = logs_service_pb2.ExportLogsServiceRequest.FromString(encoded)
     for resource_logs in request.resource_logs:
         for scope_logs in resource_logs.scope_logs:
@@ -127,11 +129,11 @@ def _log_record(record: logs_pb2.LogRecord) -> LogRecord:
     )
 
 
-def _takes(logger: Logger, record: LogRecord) -> bool:
-    """Whether the logger leads anywhere, as far as it says."""
-    if isinstance(logger, NoOpLogger | ProxyLogger):  # a proxy stands where nobody has set a provider yet
+def _is_enabled(logger: Logger, record: LogRecord) -> bool:
+    """Whether the logger passes the record on, as far as the API can tell."""
+    if isinstance(logger, NoOpLogger | ProxyLogger):  # the API returns a proxy until a provider is set
         return False
-    if not hasattr(logger, "enabled"):  # older versions of the API can't tell
+    if not hasattr(logger, "enabled"):  # older versions of the API lack the method
         return True
     return logger.enabled(context=record.context, severity_number=record.severity_number, event_name=record.event_name)
 

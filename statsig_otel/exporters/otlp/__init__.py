@@ -1,1 +1,1 @@
-"""The exporters over OTLP: gRPC, HTTP, and OTLP/JSON lines."""
+"""Exporters that speak OTLP over gRPC and HTTP, and the OTLP/JSON encoding."""

@@ -1,4 +1,4 @@
-"""OTLP over gRPC, by grpcio alone: what was stored as bytes goes out as bytes."""
+"""The OTLP/gRPC exporter: sends stored bytes with grpcio, without parsing them."""
 
 import logging
 from threading import Lock
@@ -19,39 +19,39 @@ _DEADLINES_UNTIL_RECONNECT: Final = 2
 _OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
     ("grpc.primary_user_agent", f"statsig-otel/{__version__}"),
     ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
-    # A backend that is back is found within seconds, whatever the sender's own pauses are.
+    # A backend that has recovered is found within seconds, however long the sender's backoff is.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5000),
-    # Without it a channel that is opened anew would share the old one's connection.
+    # Otherwise a reopened channel would share the connection of the old one.
     ("grpc.use_local_subchannel_pool", 1),
-    # A batch of a backlog has about a mebibyte; with the library's 64 KiB it goes out in many small steps.
+    # A batch of a backlog has about 1 MiB; with the library's default of 64 KiB it is sent in many small writes.
     ("grpc.http2.write_buffer_size", 1 << 20),
-    # The sender alone decides what is sent again.
+    # Only the sender decides about retries.
     ("grpc.enable_retries", 0),
 )
 
 
 class OtlpGrpcExporter:
-    """Sends log records to an OTLP/gRPC receiver. Keeps the `Exporter` contract.
+    """Sends log records to an OTLP/gRPC receiver. Implements `Exporter`.
 
-    The channel connects by itself when it is needed, and again after a failure. A connection that has silently died
-    answers nothing: after two calls in a row that ran into their deadline, the next one gets a new channel.
+    The channel connects when it is needed, and reconnects after a failure. It does not notice a connection that has
+    silently died. So after two consecutive calls that exceed their deadline, the next call uses a new channel.
 
     Example:
         >>> from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
         >>> from statsig_otel.exporters import OtlpGrpcSettings
         >>> settings = OtlpGrpcSettings.model_validate({"endpoint": "127.0.0.1:1", "tls": {"insecure": True}})
         >>> exporter = OtlpGrpcExporter("otlp_grpc", settings)
-        >>> exporter.start()  # a backend that does not answer is no error yet
+        >>> exporter.start()  # succeeds even if the backend does not answer
         >>> exporter.shutdown()
     """
 
     def __init__(self, name: str, settings: OtlpGrpcSettings) -> None:
-        """Open nothing.
+        """Store the arguments; nothing is opened before `start`.
 
         Args:
-            name: The exporter's id, such as `otlp_grpc/backend`; for the log.
-            settings: What the user wrote.
+            name: The exporter's id, such as `otlp_grpc/backend`, for log messages.
+            settings: The exporter's settings.
         """
         self._name = name
         self._settings = settings
@@ -59,17 +59,17 @@ class OtlpGrpcExporter:
         self._hide = tuple(value for _, value in self._metadata)
         self._compression = grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression
         self._credentials: grpc.ChannelCredentials | None = None
-        self._lock = Lock()  # over the channel, which shutdown() closes from another thread
+        self._lock = Lock()  # for the channel, which shutdown() closes from another thread
         self._channel: grpc.Channel | None = None
-        self._deadlines = 0
-        self._warned = ""
+        self._deadlines_exceeded = 0  # consecutive calls
+        self._last_warning = ""
 
     def start(self) -> None:
-        """Read the TLS files and make the channel. It connects with the first call.
+        """Read the TLS files and create the channel, which connects with the first call.
 
         Raises:
             OSError: A file of `tls` can't be read.
-            ValueError: A file of `tls` holds something else than it should.
+            ValueError: A file of `tls` does not contain what its key requires.
         """
         if self._settings.uses_tls:
             material = self._settings.tls.read()
@@ -90,7 +90,7 @@ class OtlpGrpcExporter:
             return self._unexpected(channel, error)
 
     def shutdown(self) -> None:
-        """Close the channel. A call that is under way ends at once, as cancelled."""
+        """Close the channel. A call in progress ends at once with CANCELLED."""
         with self._lock:
             channel, self._channel = self._channel, None
         if channel is not None:
@@ -114,7 +114,7 @@ class OtlpGrpcExporter:
         return grpc.secure_channel(settings.target, self._credentials, options)
 
     def _export(self, channel: grpc.Channel, payload: bytes, count: int, timeout: float) -> Outcome:
-        # Without serialisers: bytes in, bytes out.
+        # Without serialisers, gRPC takes and returns bytes.
         export: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_METHOD)
         try:
             response, _ = export.with_call(
@@ -122,17 +122,17 @@ class OtlpGrpcExporter:
             )
         except grpc.RpcError as error:
             return self._failure(channel, error)
-        self._deadlines = 0
+        self._deadlines_exceeded = 0
         answer = success(response, count, hide=self._hide)
-        if answer.warning and answer.warning != self._warned:
-            _logger.warning("%s: the backend took the records, and says: %s", self._name, answer.warning)
-            self._warned = answer.warning
+        if answer.warning and answer.warning != self._last_warning:
+            _logger.warning("%s: the backend accepted the records with a warning: %s", self._name, answer.warning)
+            self._last_warning = answer.warning
         return answer.outcome
 
     def _failure(self, channel: grpc.Channel, error: grpc.RpcError) -> Outcome:
         code = error.code()
-        self._deadlines = self._deadlines + 1 if code is grpc.StatusCode.DEADLINE_EXCEEDED else 0
-        if self._deadlines >= _DEADLINES_UNTIL_RECONNECT:
+        self._deadlines_exceeded = self._deadlines_exceeded + 1 if code is grpc.StatusCode.DEADLINE_EXCEEDED else 0
+        if self._deadlines_exceeded >= _DEADLINES_UNTIL_RECONNECT:
             self._reopen(channel)
         details = b""
         for item in error.trailing_metadata() or ():
@@ -141,17 +141,17 @@ class OtlpGrpcExporter:
         return grpc_failure(code.value[0], error.details() or "", details, hide=self._hide)
 
     def _unexpected(self, channel: grpc.Channel, error: Exception) -> Outcome:
-        """Nothing that a backend can bring about: nobody can mend it by waiting, so it is said loudly."""
+        """The outcome of an error that no backend can cause. Waiting does not help, so it is `Blocked`."""
         with self._lock:
-            if self._channel is not channel:  # grpcio answers a call on a closed channel with a ValueError
+            if self._channel is not channel:  # grpcio raises ValueError for a call on a closed channel
                 return RetryLater("the exporter is shutting down")
         _logger.debug("%s: unexpected error of the gRPC library", self._name, exc_info=error)
         return Blocked(f"unexpected {type(error).__name__} of the gRPC library: {printable(str(error), self._hide)}")
 
     def _reopen(self, channel: grpc.Channel) -> None:
-        self._deadlines = 0
+        self._deadlines_exceeded = 0
         with self._lock:
             if self._channel is not channel:
-                return  # shut down meanwhile
+                return  # the exporter was shut down meanwhile
             self._channel = self._open()
         channel.close()

@@ -1,4 +1,4 @@
-"""OTLP over HTTP/1.1, on urllib3's connections: no redirects, no retries, one kept connection."""
+"""The OTLP/HTTP exporter: posts batches over one kept urllib3 connection, without redirects or retries."""
 
 import contextlib
 import gzip
@@ -31,16 +31,16 @@ from statsig_otel.exporters.otlp.status import (
 
 _logger = logging.getLogger(__name__)
 
-_PIECE: Final = 64 << 10
-_FINAL: Final = 200
+_CHUNK: Final = 64 << 10
+_FINAL: Final = 200  # lower status codes are interim
 _OK: Final = range(_FINAL, 300)
 
 
 class _Exchange:
-    """One request and its answer, in a thread of its own, so that it can be given up at any point.
+    """One request and its answer, in its own thread, so that the exporter can abandon it at any point.
 
-    A name lookup can't be interrupted, and a server may send its answer byte by byte, for ever. Only somebody who
-    waits beside it can bound that.
+    A name lookup can't be interrupted, and a server may send its answer byte by byte without end. Only another thread
+    can limit the time of both.
     """
 
     def __init__(self, connection: HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> None:
@@ -50,48 +50,49 @@ class _Exchange:
         self.retry_after = ""
         self.date = ""
         self.body = bytearray()
-        self.complete = False  # the connection is ready for the next request
+        self.complete = False  # the connection can be used for the next request
         self.error: Exception | None = None
         self._request = (path, body, headers)
         self._socket: socket | None = None
         self._ended = Event()
-        self._given_up = False
+        self._abandoned = False
 
     def run(self) -> None:
-        """The thread: fill in the answer, or the error."""
+        """Send the request and store the answer or the error. Runs in the exchange's thread."""
         try:
             self._run()
         except Exception as error:  # noqa: BLE001 - handed to the waiting thread
             self.error = error
         finally:
-            if self._given_up or not self.complete:
+            if self._abandoned or not self.complete:
                 self.connection.close()
             self._ended.set()
 
     def wait(self, timeout: float) -> bool:
-        """Wait for the end. False where there was none in time, or where it was given up."""
-        return self._ended.wait(timeout) and not self._given_up
+        """Wait for the end. Return False if the time is over or the exchange was abandoned."""
+        return self._ended.wait(timeout) and not self._abandoned
 
-    def give_up(self) -> None:
-        """Let the waiting thread go on and cut the connection. May be called from any thread."""
-        self._given_up = True
+    def abandon(self) -> None:
+        """Release the waiting thread and close the connection. May be called from any thread."""
+        self._abandoned = True
         self._ended.set()
         if self._socket is not None:
-            # The plain socket's method: an SSLSocket's would drop its state under the reading thread.
-            with contextlib.suppress(OSError):  # it may have gone by itself
+            # socket.shutdown, because SSLSocket.shutdown would discard the TLS state while the other thread reads.
+            with contextlib.suppress(OSError):  # the connection may already be closed
                 socket.shutdown(self._socket, SHUT_RDWR)
         if self.complete:
             self.connection.close()
 
     def _run(self) -> None:
         path, body, headers = self._request
-        if not self.connection.is_connected:  # also: the server closed it while it was idle
+        if not self.connection.is_connected:  # never opened, or closed by the server while idle
             self.connection.close()
             self.connection.connect()
         self._socket = self.connection.sock
-        if self._given_up:
+        if self._abandoned:
             return
-        # A server may refuse before it has read all, such as with 413. Its answer counts; without one, reading raises.
+        # A server may refuse a request before it has read all of it, for example with 413, and then close. Its answer
+        # counts. If there is none, reading the answer raises.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             self.connection.request("POST", path, body=body, headers=headers, preload_content=False)
         response = self.connection.getresponse()
@@ -99,65 +100,65 @@ class _Exchange:
         self.retry_after = response.headers.get("Retry-After", "")
         self.date = response.headers.get("Date", "")
         self.status = response.status
-        while piece := response.read1(_PIECE):
-            self.body += piece
+        while chunk := response.read1(_CHUNK):
+            self.body += chunk
             if len(self.body) > MAX_RESPONSE_BYTES:
                 return
-        self.complete = response.status >= _FINAL  # another answer would follow an interim one
+        self.complete = response.status >= _FINAL  # after an interim answer another one follows
 
 
 class OtlpHttpExporter:
-    """Sends log records to an OTLP/HTTP receiver as binary protobuf. Keeps the `Exporter` contract.
+    """Sends log records to an OTLP/HTTP receiver as binary protobuf. Implements `Exporter`.
 
-    One connection is kept between batches. Where the server has closed it meanwhile, a new one is made; where it
-    closes it in the very moment of the next request, that is a `RetryLater` like any broken connection. Redirects are
-    not followed, and the environment's proxies are not used.
+    The exporter keeps one connection between batches. If the server has closed it, the exporter opens a new one. If the
+    server closes it just as the next request is sent, the outcome is `RetryLater`, as for any broken connection.
+    The exporter follows no redirects and ignores the environment's proxies.
 
     Example:
         >>> from statsig_otel.exporters.otlp.http import OtlpHttpExporter
         >>> from statsig_otel.exporters import OtlpHttpSettings
         >>> exporter = OtlpHttpExporter("otlp_http", OtlpHttpSettings(endpoint="http://127.0.0.1:1"))
-        >>> exporter.start()  # a backend that does not answer is no error yet
+        >>> exporter.start()  # succeeds even if the backend does not answer
         >>> exporter.shutdown()
     """
 
     def __init__(self, name: str, settings: OtlpHttpSettings) -> None:
-        """Open nothing.
+        """Store the arguments; nothing is opened before `start`.
 
         Args:
-            name: The exporter's id, such as `otlp_http/backend`; for the log.
-            settings: What the user wrote.
+            name: The exporter's id, such as `otlp_http/backend`, for log messages.
+            settings: The exporter's settings.
         """
         self._name = name
         self._settings = settings
         self._url = settings.url
         self._path = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
         configured = {key: value.reveal() for key, value in settings.headers.items()}
-        query = parse_qsl(self._url.query, keep_blank_values=True)  # may hold a key, too
+        query = parse_qsl(self._url.query, keep_blank_values=True)  # the query may contain a key too
         self._hide = (*configured.values(), self._url.query, *(value for _, value in query))
         self._headers = {"Content-Type": PROTOBUF, "User-Agent": f"statsig-otel/{__version__}", **configured}
         if settings.compression == "gzip":
             self._headers["Content-Encoding"] = "gzip"
         self._context: ssl.SSLContext | None = None
-        self._lock = Lock()  # over what shutdown() touches from another thread
+        self._lock = Lock()  # for the next three attributes, which shutdown() changes from another thread
         self._running = False
         self._connection: HTTPConnection | None = None
         self._exchange: _Exchange | None = None
-        self._warned = ""
+        self._last_warning = ""
 
     def start(self) -> None:
-        """Read the TLS files. The connection is made by the first request.
+        """Read the TLS files. The first request opens the connection.
 
         Raises:
             OSError: A file of `tls` can't be read.
-            ValueError: A file of `tls` holds something else than it should.
+            ValueError: A file of `tls` does not contain what its key requires.
         """
         tls = self._settings.tls
         if self._url.scheme == "https":
             self._context = tls.context(tls.read())
             if tls.insecure_skip_verify:
                 _logger.warning(
-                    "%s: tls::insecure_skip_verify is on: the records go to whoever answers at %s",
+                    "%s: tls::insecure_skip_verify is on, so any server that answers at %s receives the records",
                     self._name,
                     self._url.hostname,
                 )
@@ -176,7 +177,7 @@ class OtlpHttpExporter:
             Thread(target=exchange.run, name=f"{self._name} request", daemon=True).start()
             in_time = exchange.wait(deadline - time.monotonic())
             if not in_time:
-                exchange.give_up()
+                exchange.abandon()
             outcome = self._outcome(exchange, count, timeout, in_time=in_time)
         except Exception as error:  # noqa: BLE001 - the contract: send never raises
             outcome = self._unexpected(error)
@@ -184,13 +185,13 @@ class OtlpHttpExporter:
         return outcome
 
     def shutdown(self) -> None:
-        """Close the connection. A request that is under way is given up at once."""
+        """Close the connection. A request in progress is abandoned at once."""
         with self._lock:
             self._running = False
             exchange, self._exchange = self._exchange, None
             connection, self._connection = self._connection, None
         if exchange is not None:
-            exchange.give_up()
+            exchange.abandon()
         if connection is not None:
             connection.close()
 
@@ -199,7 +200,7 @@ class OtlpHttpExporter:
             if not self._running:
                 return None
             connection, self._connection = self._connection or self._connect(), None
-            # The bound of a single step: it ends a thread that was given up, too.
+            # This limits each socket operation, so that the thread of an abandoned exchange ends too.
             connection.timeout = timeout
             if connection.sock is not None:
                 connection.sock.settimeout(timeout)
@@ -207,14 +208,14 @@ class OtlpHttpExporter:
             return self._exchange
 
     def _end(self, exchange: _Exchange | None) -> None:
-        """Keep the connection of an exchange that came to its end by itself."""
+        """Keep the connection of an exchange that was not abandoned."""
         with self._lock:
             self._exchange = None
             if exchange is not None and exchange.complete and self._running:
                 self._connection = exchange.connection
 
     def _connect(self) -> HTTPConnection:
-        """A connection that is not open yet."""
+        """Create a connection without opening it."""
         host = self._url.hostname or ""
         if self._context is None:
             return HTTPConnection(host, self._url.port)
@@ -226,7 +227,7 @@ class OtlpHttpExporter:
         )
 
     def _outcome(self, exchange: _Exchange, count: int, timeout: float, *, in_time: bool) -> Outcome:
-        """Once there is a status it decides, whatever becomes of the body."""
+        """The outcome of an exchange. A received status decides, even if the body is incomplete."""
         status, body = exchange.status, bytes(exchange.body)
         if status is None:
             if in_time and exchange.error is not None:
@@ -244,9 +245,9 @@ class OtlpHttpExporter:
         answer = success(
             body if in_time and exchange.complete else b"", count, content_type=exchange.content_type, hide=self._hide
         )
-        if answer.warning and answer.warning != self._warned:
-            _logger.warning("%s: the backend took the records, and says: %s", self._name, answer.warning)
-            self._warned = answer.warning
+        if answer.warning and answer.warning != self._last_warning:
+            _logger.warning("%s: the backend accepted the records with a warning: %s", self._name, answer.warning)
+            self._last_warning = answer.warning
         return answer.outcome
 
     def _failure(self, error: Exception) -> Outcome:
@@ -261,6 +262,6 @@ class OtlpHttpExporter:
         return self._unexpected(error)
 
     def _unexpected(self, error: Exception) -> Outcome:
-        """Nothing that a backend can bring about: nobody can mend it by waiting, so it is said loudly."""
+        """The outcome of an error that no backend can cause. Waiting does not help, so it is `Blocked`."""
         _logger.debug("%s: unexpected error of the HTTP library", self._name, exc_info=error)
         return Blocked(f"unexpected {type(error).__name__} of the HTTP library: {printable(str(error), self._hide)}")

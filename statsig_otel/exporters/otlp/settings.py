@@ -1,6 +1,6 @@
-"""What users write about an OTLP exporter. The keys are those of the Collector's configgrpc, confighttp and configtls.
+"""The settings of the OTLP exporters, with the keys of the Collector's configgrpc, confighttp and configtls.
 
-A key that a library can't honour is an error that says so: nothing that is accepted here goes without effect.
+Every accepted key has an effect. A key that the libraries here can't support is an error that says so.
 """
 
 import re
@@ -30,7 +30,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?|\[[0-9
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 
 
-# The schemes of gRPC's "Name Resolution" document that grpcio's library knows; the paths are its own business.
+# The schemes of gRPC's "Name Resolution" document that grpcio supports. grpcio checks what follows the scheme.
 _GRPC_TARGET: Final = re.compile(r"(?:dns://[!-.0-~]*/|unix:/|unix-abstract:|ipv4:|ipv6:)[!-~]+")
 
 
@@ -40,7 +40,7 @@ _URL_TEXT: Final = re.compile(r"[!-~]+")
 _METADATA_KEY: Final = re.compile(r"[0-9a-z_.-]+")  # gRPC over HTTP/2, "Header-Name"
 
 
-_METADATA_VALUE: Final = re.compile(r"[ -~]*")  # the same, "ASCII-Value"
+_METADATA_VALUE: Final = re.compile(r"[ -~]*")  # the same document, "ASCII-Value"
 
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1: a token
@@ -61,7 +61,7 @@ _HTTP_RESERVED: Final = frozenset({
 _MAX_PORT: Final = 65535
 
 
-_ONE_CONNECTION: Final = "leave it out: there is one connection, opened anew where it was closed"
+_ONE_CONNECTION: Final = "leave it out: there is one connection, which is reopened when needed"
 
 
 _LOGS_ONLY: Final = "leave it out: changes are log records; their URL is endpoint or logs_endpoint"
@@ -96,11 +96,11 @@ Compression = Annotated[
 
 
 Encoding = Annotated[Literal["proto"], BeforeValidator(_encoding)]
-"""Protobuf."""
+"""`proto`."""
 
 
 Timeout = Annotated[Duration, AfterValidator(_above_zero)]
-"""Seconds, more than none."""
+"""A duration above 0, in seconds."""
 
 
 class KeepaliveSettings(Settings):
@@ -108,8 +108,8 @@ class KeepaliveSettings(Settings):
 
     Attributes:
         time: The time without traffic before a ping.
-        timeout: The wait for its answer before the connection counts as dead.
-        permit_without_stream: Ping while nothing is being sent, too.
+        timeout: The time to wait for the answer to a ping before the connection counts as dead.
+        permit_without_stream: Ping even while no request is in progress.
 
     Example:
         >>> from statsig_otel.exporters import KeepaliveSettings
@@ -123,57 +123,57 @@ class KeepaliveSettings(Settings):
 
 
 def _without_query(url: str) -> str:
-    """The URL for people: its query may hold a key."""
+    """The URL with its query redacted, because a query may contain a key."""
     address, mark, _ = url.partition("?")
     return f"{address}{mark}{Opaque('')!r}" if mark else url
 
 
 def _shown(endpoint: str) -> str:
-    """An endpoint for messages: neither its query nor what stands before an @, which may be a password."""
+    """An endpoint for messages, without its query and without what precedes an @, which may be a password."""
     scheme, separator, _ = endpoint.partition("://")
     start = scheme + separator if separator and scheme.isalnum() else ""
     before, at, after = endpoint.removeprefix(start).rpartition("@")
-    if "?" in before:  # where the password ends, or the query begins, can't be told
+    if "?" in before:  # the end of the password, or the start of the query, is unknown
         return repr(f"{start}{Opaque('')!r}")
     return repr(_without_query(f"{start}{Opaque('')!r}@{after}" if at else endpoint))
 
 
 Url = Annotated[str, PlainSerializer(_without_query, when_used="json")]
-"""A URL, printed without its query."""
+"""A URL whose query is redacted when it is printed."""
 
 
 class HeaderSettings(Settings):
-    """One of `headers`, written as a list."""
+    """One element of `headers` if that is a list."""
 
-    name: str = Field(description="Its name.")
-    value: Opaque = Field(description="Its value.")
+    name: str = Field(description="The name of the header.")
+    value: Opaque = Field(description="The value of the header.")
 
 
 def _as_mapping(headers: list[HeaderSettings]) -> dict[str, Opaque]:
     found: dict[str, Opaque] = {}
     for header in headers:
         if header.name in found:
-            # What is no name may be a secret in the wrong place.
+            # A string that is not a header name may be a misplaced secret.
             shown = repr(header.name) if header.name.replace("-", "").isalnum() else "without a proper name"
-            raise ValueError(f"the header {shown} is there twice")
+            raise ValueError(f"the header {shown} is given twice")
         found[header.name] = header.value
     return found
 
 
 class _OtlpSettings(Settings):
-    """What both protocols have.
+    """The settings of both protocols.
 
     Attributes:
-        headers: Sent with each request: a mapping, or a list of `{name: ..., value: ...}`. The values are secret.
-        compression: Of the requests.
+        headers: Headers of each request: a mapping, or a list of `{name: ..., value: ...}`. The values are secret.
+        compression: The compression of requests.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
 
     refused: ClassVar[Mapping[str, str]] = {
         "auth": 'put the credentials into headers, such as authorization: "Bearer ${env:TOKEN}"',
-        "compression_params": "leave it out: gzip has one level here",
-        "middlewares": "leave it out: there are no extensions to call",
+        "compression_params": "leave it out: gzip's level is fixed",
+        "middlewares": "leave it out: there are no middleware extensions",
         "read_buffer_size": "leave it out: the library chooses its buffers",
         "write_buffer_size": "leave it out: the library chooses its buffers",
     }
@@ -197,12 +197,12 @@ class OtlpGrpcSettings(_OtlpSettings):
     """An OTLP exporter over gRPC, with the keys of the Collector's `otlp` exporter.
 
     Attributes:
-        endpoint: `host:port`; or `http://host:port` and `https://host:port`, whose scheme decides over TLS; or a gRPC
-            target such as `dns:///host:port` or `unix:///path`.
-        timeout: The time for one attempt, connecting included.
-        tls: TLS is on unless `insecure` is true or the endpoint says `http://`.
-        keepalive: Pings; off by default.
-        authority: The `:authority` of the requests, in place of the endpoint's.
+        endpoint: `host:port`; or `http://host:port` or `https://host:port`, whose scheme switches TLS off or on; or a
+            gRPC target such as `dns:///host:port` or `unix:///path`.
+        timeout: The time for one attempt, including connecting.
+        tls: TLS is on unless `insecure` is true or the endpoint begins with `http://`.
+        keepalive: HTTP/2 pings; off by default.
+        authority: The `:authority` of requests, instead of the endpoint's host.
 
     Example:
         >>> from statsig_otel.exporters import OtlpGrpcSettings
@@ -212,8 +212,8 @@ class OtlpGrpcSettings(_OtlpSettings):
 
     refused: ClassVar[Mapping[str, str]] = {
         "balancer_name": "leave it out: there is one connection, to the first address that answers",
-        "user_agent": "leave it out: the service says its own name",
-        "wait_for_ready": "leave it out: an attempt that can't connect is made again, for ever",
+        "user_agent": "leave it out: the service sends its own",
+        "wait_for_ready": "leave it out: an attempt that can't connect is repeated, without limit",
     }
     needed: ClassVar[Mapping[str, str]] = {"endpoint": "write host:port, such as localhost:4317"}
 
@@ -231,7 +231,7 @@ class OtlpGrpcSettings(_OtlpSettings):
         if value.startswith(("http://", "https://")):
             parts = _split_url(value)
             if parts.path not in ("", "/") or parts.query:
-                raise ValueError("gRPC takes no path: write host:port, or use the otlp_http exporter")
+                raise ValueError("must not have a path in gRPC: write host:port, or use the otlp_http exporter")
             _check_host_port(parts.netloc, usual_port=4317, scheme=f"{parts.scheme}://")
         elif not _GRPC_TARGET.fullmatch(value):
             if "://" in value:
@@ -246,30 +246,30 @@ class OtlpGrpcSettings(_OtlpSettings):
             {key.lower(): value for key, value in headers.items()}, _METADATA_KEY, _METADATA_VALUE, _GRPC_RESERVED
         )
         if len(checked) != len(headers):
-            raise ValueError("two headers differ in upper and lower case only; gRPC has lower case only")
+            raise ValueError("two headers differ only in upper and lower case; gRPC has lower case only")
         for key in checked:
             if key.startswith("grpc-"):
-                raise ValueError(f"the header {key!r} is gRPC's own")
+                raise ValueError(f"the header {key!r} is reserved by gRPC")
             if key.endswith("-bin"):
-                raise ValueError(f"the header {key!r} is a binary one by its name; only text is supported here")
+                raise ValueError(f"the header {key!r} is binary by its name (-bin); only text is supported")
         return checked
 
     @model_validator(mode="after")
     def _check_scheme(self) -> "OtlpGrpcSettings":
         if self.endpoint.startswith("http://") and self.tls.is_configured:
-            raise ValueError("the endpoint says http://, which is plain text, but tls is set: write https://")
-        if self.uses_tls and self.tls.insecure_skip_verify:  # the scheme goes before `insecure`
-            raise ValueError(f"the endpoint says https://, and {CANNOT_SKIP}")
+            raise ValueError("the endpoint begins with http://, which means no TLS, but tls is set: write https://")
+        if self.uses_tls and self.tls.insecure_skip_verify:  # the scheme overrides `insecure`
+            raise ValueError(f"the endpoint begins with https://, and {CANNOT_SKIP}")
         return self
 
     @property
     def own_files(self) -> tuple[Path, ...]:
-        """The PEM files, where they are used."""
+        """The PEM files, if TLS is on."""
         return self.tls.own_files if self.uses_tls else ()
 
     @property
     def target(self) -> str:
-        """The endpoint as gRPC wants it."""
+        """The endpoint as a gRPC target."""
         if _GRPC_TARGET.fullmatch(self.endpoint):
             return self.endpoint
         return "dns:///" + self.endpoint.removeprefix("http://").removeprefix("https://").rstrip("/")
@@ -286,11 +286,11 @@ class OtlpHttpSettings(_OtlpSettings):
     """An OTLP exporter over HTTP, with the keys of the Collector's `otlphttp` exporter.
 
     Attributes:
-        endpoint: A URL; `/v1/logs` is appended to it. Its scheme decides over TLS.
-        logs_endpoint: A URL that is used as it is, and goes before `endpoint`.
-        encoding: `proto`, the only one.
-        timeout: The time for one attempt, connecting included.
-        tls: What an `https://` URL uses.
+        endpoint: A URL, to which `/v1/logs` is appended. Its scheme decides whether TLS is used.
+        logs_endpoint: A URL to which nothing is appended. It overrides `endpoint`.
+        encoding: `proto`, the only encoding.
+        timeout: The time for one attempt, including connecting.
+        tls: The TLS settings for an `https://` URL.
 
     Example:
         >>> from statsig_otel.exporters import OtlpHttpSettings
@@ -299,11 +299,11 @@ class OtlpHttpSettings(_OtlpSettings):
     """
 
     refused: ClassVar[Mapping[str, str]] = {
-        "cookies": "leave it out: no cookies are kept",
+        "cookies": "leave it out: cookies are not stored",
         "disable_keep_alives": _ONE_CONNECTION,
-        "force_attempt_http2": "leave it out: HTTP/1.1 is spoken; otlp_grpc speaks HTTP/2",
-        "http2_ping_timeout": "leave it out: HTTP/1.1 is spoken; otlp_grpc has keepalive",
-        "http2_read_idle_timeout": "leave it out: HTTP/1.1 is spoken; otlp_grpc has keepalive",
+        "force_attempt_http2": "leave it out: the exporter uses HTTP/1.1; otlp_grpc uses HTTP/2",
+        "http2_ping_timeout": "leave it out: the exporter uses HTTP/1.1; otlp_grpc has keepalive",
+        "http2_read_idle_timeout": "leave it out: the exporter uses HTTP/1.1; otlp_grpc has keepalive",
         "keepalive": _ONE_CONNECTION,
         "idle_conn_timeout": _ONE_CONNECTION,
         "max_conns_per_host": _ONE_CONNECTION,
@@ -341,14 +341,14 @@ class OtlpHttpSettings(_OtlpSettings):
         if "?" in value:
             raise ValueError("/v1/logs can't be appended to a URL with a query; put the whole URL into logs_endpoint")
         if value.rstrip("/").endswith("/v1/logs"):
-            raise ValueError("/v1/logs is appended to it; leave that out, or put the whole URL into logs_endpoint")
+            raise ValueError("/v1/logs is appended to this URL; leave it out, or put the whole URL into logs_endpoint")
         return value
 
     @field_validator("headers")
     @classmethod
     def _check_headers(cls, headers: dict[str, Opaque]) -> dict[str, Opaque]:
         if len({key.lower() for key in headers}) != len(headers):
-            raise ValueError("two headers differ in upper and lower case only, which means nothing in HTTP")
+            raise ValueError("two headers differ only in upper and lower case, which HTTP ignores")
         return _legal_headers(headers, _HEADER_NAME, _HEADER_VALUE, _HTTP_RESERVED)
 
     @model_validator(mode="after")
@@ -356,12 +356,12 @@ class OtlpHttpSettings(_OtlpSettings):
         if not self.endpoint and not self.logs_endpoint:
             raise ValueError("needs an endpoint, such as http://localhost:4318, or a logs_endpoint")
         if self.url.scheme == "http" and self.tls.is_configured:
-            raise ValueError("the URL says http://, which is plain text, but tls is set: write https://")
+            raise ValueError("the URL begins with http://, which means no TLS, but tls is set: write https://")
         return self
 
     @property
     def own_files(self) -> tuple[Path, ...]:
-        """The PEM files, where they are used."""
+        """The PEM files, if TLS is on."""
         return self.tls.own_files if self.uses_tls else ()
 
     @property
@@ -371,20 +371,20 @@ class OtlpHttpSettings(_OtlpSettings):
 
     @property
     def url(self) -> SplitResult:
-        """Where log records are posted to."""
+        """The URL to which log records are posted."""
         return urlsplit(self.logs_endpoint or self.endpoint.rstrip("/") + "/v1/logs")
 
 
 def _split_url(value: str) -> SplitResult:
-    # The value itself stays out of most messages: it may hold a password or a key.
+    # Most messages do not contain the value, because it may contain a password or a key.
     if not _URL_TEXT.fullmatch(value):
-        raise ValueError("a URL holds no blanks, and all but ASCII in percent-encoding")
+        raise ValueError("must not contain spaces, and characters outside ASCII must be percent-encoded")
     if "#" in value:
-        raise ValueError("a URL to send to has no fragment (#)")
+        raise ValueError("must not have a fragment (#)")
     try:
         parts = urlsplit(value)
     except ValueError as error:
-        raise ValueError(f"is no URL: {error}") from error
+        raise ValueError(f"is not a URL: {error}") from error
     if "@" in parts.netloc:
         raise ValueError("credentials don't belong in the URL; put them into headers")
     return parts
@@ -407,13 +407,13 @@ def _check_host_port(value: str, *, usual_port: int, scheme: str = "") -> None:
         address = f"{scheme}{host}:{usual_port}"
         raise ValueError(f"{_shown(scheme + value)} has no port; write {address} if the server uses the usual one")
     if not _HOST.fullmatch(host) or not _is_port(port):
-        raise ValueError(f"{_shown(value)} is no host:port, such as localhost:{usual_port} or [::1]:{usual_port}")
+        raise ValueError(f"{_shown(value)} is not host:port, such as localhost:{usual_port} or [::1]:{usual_port}")
 
 
 def _legal_headers(
     headers: dict[str, Opaque], key_grammar: re.Pattern[str], value_grammar: re.Pattern[str], reserved: frozenset[str]
 ) -> dict[str, Opaque]:
-    """Check names and values. No message holds a value."""
+    """Check names and values. No message contains a value."""
     for key, opaque in headers.items():
         value = opaque.reveal()
         if not key_grammar.fullmatch(key):
@@ -425,7 +425,7 @@ def _legal_headers(
         if key.lower() in reserved:
             raise ValueError(f"the header {key!r} is set by the exporter itself; leave it out")
         if not value_grammar.fullmatch(value):
-            raise ValueError(f"the value of the header {key!r} holds a line break or another character it can't")
+            raise ValueError(f"the value of the header {key!r} contains a line break or another illegal character")
         if value != value.strip():
-            raise ValueError(f"the value of the header {key!r} begins or ends with a blank; remove it")
+            raise ValueError(f"the value of the header {key!r} begins or ends with a space; remove it")
     return headers

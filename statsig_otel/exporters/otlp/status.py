@@ -1,4 +1,4 @@
-"""From a backend's answer to an outcome: one pure table for OTLP over gRPC and over HTTP.
+"""Translates a backend's answer into an outcome, for OTLP over gRPC and over HTTP. Pure functions.
 
 The rules are those of the OTLP specification, sections "Failures", "Partial Success", "OTLP/gRPC Throttling",
 "OTLP/HTTP Response" and "OTLP/HTTP Throttling":
@@ -8,12 +8,13 @@ The rules are those of the OTLP specification, sections "Failures", "Partial Suc
 - `RetryLater`: gRPC CANCELLED, DEADLINE_EXCEEDED, ABORTED, OUT_OF_RANGE, UNAVAILABLE, DATA_LOSS, and RESOURCE_EXHAUSTED
   with RetryInfo; HTTP 429, 502, 503, 504.
 - `Rejected`: gRPC INVALID_ARGUMENT, and RESOURCE_EXHAUSTED without RetryInfo; HTTP 400, 413, 422.
-- `Blocked`: all else, codes that nobody knows too.
+- `Blocked`: all else, including unknown codes.
 
-The last line leaves the letter of the specification, where whatever is not retryable means "drop the data": an expired
+The last line deviates from the specification, where everything that is not retryable means "drop the data". An expired
 key or a wrong path says nothing about the data, so the data is kept.
 
-Reasons are for a person who reads a log: one line of printable characters, bounded, without our own header values.
+A reason is written for a person who reads a log: one line of printable characters, of limited length, without the
+values of the exporter's headers.
 """
 
 import json
@@ -36,11 +37,11 @@ from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 
 MAX_RESPONSE_BYTES: Final = (4 << 20) + 1
-"""The largest response that is read. One more than the 4 MiB that servers set as their own limit, so that the number in
-gRPC's message tells whose limit it was."""
+"""The largest response that is read. It is one byte above the 4 MiB that servers use as their own limit, so that the
+number in gRPC's message tells whose limit was exceeded."""
 
 MAX_MESSAGE_CHARS: Final = 300
-"""How much of what a server says goes into a reason."""
+"""The most characters of a server's message that a reason contains."""
 
 PROTOBUF: Final = "application/x-protobuf"
 """The content type of binary OTLP over HTTP."""
@@ -52,7 +53,7 @@ _GRPC_RETRY_LATER: Final = frozenset({
 _HTTP_RETRY_LATER: Final = frozenset({429, 502, 503, 504})
 _HTTP_REJECTED: Final = frozenset({400, 413, 422})
 
-# gRPC reports a failed handshake as UNAVAILABLE; only its wording tells a certificate from a server that is away.
+# gRPC reports a failed handshake as UNAVAILABLE. Only its wording tells a bad certificate from an unreachable server.
 _GRPC_NOT_CONNECTED: Final = re.compile(r"failed to connect to all addresses|connections to all backends failing")
 _GRPC_UNTRUSTED: Final = re.compile(
     r"CERTIFICATE_VERIFY_FAILED|Hostname Verification Check failed|is not in peer certificate"
@@ -60,34 +61,34 @@ _GRPC_UNTRUSTED: Final = re.compile(
 _GRPC_RESPONSE_TOO_LARGE: Final = re.compile(
     rf"message larger than max \([0-9]+ vs\. {MAX_RESPONSE_BYTES}\)", re.IGNORECASE
 )
-# The alerts of RFC 8446, section 6.2, that are about the client's certificate, as OpenSSL and BoringSSL name them.
+# The alerts of RFC 8446, section 6.2, about the client's certificate, as OpenSSL and BoringSSL name them.
 _CLIENT_CERTIFICATE_ALERT: Final = re.compile(
     r"ALERT_(?:BAD_CERTIFICATE|UNSUPPORTED_CERTIFICATE|CERTIFICATE_(?:REVOKED|EXPIRED|UNKNOWN|REQUIRED)"
     r"|UNKNOWN_CA|ACCESS_DENIED)"
 )
 
 UNTRUSTED: Final = (
-    "the server's certificate is not trusted (name its CA in tls::ca_file, its name in tls::server_name_override)"
+    "the server's certificate is not trusted (name its CA in tls::ca_file, or its host in tls::server_name_override)"
 )
-"""The reason for a server certificate that does not verify, or is for another host."""
+"""The reason for a server certificate that can't be verified or is for another host."""
 
 CLIENT_CERTIFICATE_REFUSED: Final = "the server refuses the client certificate (see tls::cert_file)"
-"""The reason for an alert about our own certificate."""
+"""The reason for an alert about the exporter's own certificate."""
 
-_LONG_SECRET: Final = 8  # characters; a shorter text would be found inside ordinary words
+_LONG_SECRET: Final = 8  # characters; a shorter secret would be found inside ordinary words
 
 _DELAY_SECONDS: Final = re.compile(r"[0-9]+")
-# A date of RFC 9110, section 5.6.7, has letters, digits and these few signs.
+# A date of RFC 9110, section 5.6.7, consists of letters, digits and these few characters.
 _DATE_LIKE: Final = re.compile(r"[A-Z][a-z]{2,8},? [A-Za-z0-9 :-]{12,32}")
 
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """What became of a batch that a backend answered with success.
+    """A backend's success response.
 
     Attributes:
         outcome: `Delivered` or `PartiallyRejected`.
-        warning: What the backend wants to be known about a batch that it took as a whole; mostly empty.
+        warning: The backend's message about a batch that it accepted completely; usually empty.
     """
 
     outcome: Delivered | PartiallyRejected
@@ -95,13 +96,13 @@ class Success:
 
 
 def success(body: bytes, count: int, *, content_type: str = PROTOBUF, hide: Iterable[str] = ()) -> Success:
-    """Read an `ExportLogsServiceResponse`. What can't be read counts as delivered: the status said so.
+    """Read an `ExportLogsServiceResponse`. An unreadable body counts as delivered, because the status says so.
 
     Args:
         body: The response's bytes.
-        count: How many log records were sent; no more than these can have been refused.
-        content_type: `application/x-protobuf` (the default, and what an absent one means) or `application/json`.
-        hide: Texts that must not show up in a reason.
+        count: The number of log records sent, which limits the number of refused records.
+        content_type: `application/x-protobuf`, which is also the meaning of an empty one, or `application/json`.
+        hide: Strings that a reason must not contain.
     """
     response = ExportLogsServiceResponse()
     kind = _media_type(content_type)
@@ -120,13 +121,13 @@ def success(body: bytes, count: int, *, content_type: str = PROTOBUF, hide: Iter
 
 
 def grpc_failure(code: int, message: str, details: bytes = b"", *, hide: Iterable[str] = ()) -> Outcome:
-    """The outcome of a gRPC call that did not end with OK.
+    """The outcome of a gRPC call with a status other than OK.
 
     Args:
-        code: The status code's number.
+        code: The number of the status code.
         message: The status message.
         details: The value of the trailer `grpc-status-details-bin`, a `google.rpc.Status`.
-        hide: Texts that must not show up in a reason.
+        hide: Strings that a reason must not contain.
     """
     reason = _join(_code_name(code), printable(message, hide))
     has_info, after = retry_info(details)
@@ -139,7 +140,7 @@ def grpc_failure(code: int, message: str, details: bytes = b"", *, hide: Iterabl
         return RetryLater(reason, after)
     if code == code_pb2.RESOURCE_EXHAUSTED:
         if _GRPC_RESPONSE_TOO_LARGE.search(message):
-            return Delivered()  # it was our side that did not want to read so long a success
+            return Delivered()  # the call succeeded, but its response is longer than this client reads
         return RetryLater(reason, after) if has_info else Rejected(reason)
     if code == code_pb2.INVALID_ARGUMENT:
         return Rejected(reason)
@@ -155,15 +156,15 @@ def http_failure(
     now: float = 0.0,
     hide: Iterable[str] = (),
 ) -> Outcome:
-    """The outcome of an HTTP response whose status is none of the 200s.
+    """The outcome of an HTTP response with a status other than 2xx.
 
     Args:
         status: The status code.
-        body: What was read of the body: a `google.rpc.Status` by the specification, in practice any text.
+        body: The part of the body that was read: a `google.rpc.Status` by the specification, any text in practice.
         content_type: The value of Content-Type.
         retry_after: The value of Retry-After.
         now: The time of the response, in seconds since the epoch.
-        hide: Texts that must not show up in a reason.
+        hide: Strings that a reason must not contain.
     """
     reason = _join(f"HTTP {status} {_phrase(status)}".rstrip(), printable(_http_message(body, content_type), hide))
     if status in _HTTP_RETRY_LATER:
@@ -174,10 +175,10 @@ def http_failure(
 
 
 def retry_info(details: bytes) -> tuple[bool, float | None]:
-    """Look for a `google.rpc.RetryInfo` in a serialised `google.rpc.Status`.
+    """Find a `google.rpc.RetryInfo` in a serialised `google.rpc.Status`.
 
     Returns:
-        Whether there is one, and the seconds that it asks to wait (None where it names no usable time).
+        Whether there is one, and the seconds that it asks to wait, or None if it contains no usable time.
     """
     status, info = Status(), RetryInfo()
     try:
@@ -188,23 +189,23 @@ def retry_info(details: bytes) -> tuple[bool, float | None]:
                 delay = info.retry_delay
                 return True, _bounded(delay.seconds + delay.nanos / 1e9) if info.HasField("retry_delay") else None
     except DecodeError:
-        pass  # bytes that are no Status say nothing
+        pass  # the bytes are not a Status
     return False, None
 
 
 def parse_retry_after(value: str, now: float) -> float | None:
-    """Seconds to wait by a Retry-After header (RFC 9110, section 10.2.3): a number of seconds, or a date.
+    """The seconds to wait by a Retry-After header: a number of seconds or a date (RFC 9110, section 10.2.3).
 
     Args:
         value: The header's value.
-        now: Seconds since the epoch, from which a date counts.
+        now: The current time in seconds since the epoch, which is subtracted from a date.
 
     Returns:
-        Seconds, at most `LONGEST_ASKED`; None for a date that has passed and for what is neither.
+        Seconds, at most `LONGEST_ASKED`. None for a date in the past and for anything else.
     """
     value = value.strip(" \t")
     if _DELAY_SECONDS.fullmatch(value):
-        return _bounded(float(value))  # float() of very many digits is infinity, no error
+        return _bounded(float(value))  # float() turns too many digits into infinity and does not raise
     if not _DATE_LIKE.fullmatch(value):
         return None
     try:
@@ -214,9 +215,9 @@ def parse_retry_after(value: str, now: float) -> float | None:
 
 
 def server_time(date: str) -> float | None:
-    """Seconds since the epoch by a response's Date header; None for what is no date.
+    """A response's Date header in seconds since the epoch, or None if it is not a date.
 
-    A date to retry at is the server's: counted from our clock, one that is wrong by a day would wait for a day.
+    A date in Retry-After is by the server's clock. If the local clock is a day off, comparing the two adds that day.
     """
     try:
         return parsedate_to_datetime(date).timestamp() if _DATE_LIKE.fullmatch(date) else None
@@ -225,18 +226,18 @@ def server_time(date: str) -> float | None:
 
 
 def is_client_certificate_alert(text: str) -> bool:
-    """Whether a TLS library's message is a server's alert about the client's certificate."""
+    """Whether a TLS library's message reports the server's alert about the client certificate."""
     return _CLIENT_CERTIFICATE_ALERT.search(text) is not None
 
 
 def printable(text: str, hide: Iterable[str] = ()) -> str:
-    """One bounded line of what a server or a library said.
+    """A server's or library's message as one line of limited length.
 
     Args:
-        text: Any text.
-        hide: Texts that become `[REDACTED]`, such as header values: servers like to quote a key that they refuse. The
-            parts of one that stand between blanks (`Bearer KEY`) are hidden too. Where one is shorter than 8
-            characters, only its whole words are.
+        text: The message.
+        hide: Strings that become `[REDACTED]`, such as header values: some servers quote a key that they refuse. The
+            words of a string (as in `Bearer KEY`) are hidden too if they have at least 8 characters. A shorter string
+            is hidden only where it is a whole word.
     """
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     secrets = {
@@ -252,8 +253,8 @@ def printable(text: str, hide: Iterable[str] = ()) -> str:
 
 
 def _spellings(secret: str) -> set[str]:
-    """How a server may write it: as it is, in JSON, in HTML, in a URL (whose hex digits are of either case)."""
-    import html  # noqa: PLC0415 - its table of entities stays in memory, and most services never get here
+    """The forms in which a server may quote a secret: unchanged, or escaped for JSON, HTML or a URL."""
+    import html  # noqa: PLC0415 - its table of entities uses memory, and most services never need it
 
     return {
         secret,
@@ -295,7 +296,7 @@ def _media_type(content_type: str) -> str:
 
 
 def _http_message(body: bytes, content_type: str) -> str:
-    """The message of a `google.rpc.Status`, in binary or in JSON, or the text as it is."""
+    """The message of a `google.rpc.Status`, in binary or JSON, or else the whole text."""
     if _media_type(content_type) == PROTOBUF:
         try:
             return str(Status.FromString(body).message)

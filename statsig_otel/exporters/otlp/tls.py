@@ -1,4 +1,4 @@
-"""The TLS settings of the exporters over OTLP, and the certificates that they name."""
+"""The TLS settings of the OTLP exporters. Reads and checks the certificates that they name."""
 
 import ssl
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ CANNOT_SKIP: Final = (
 )
 
 
-_NEVER_ASK: Final = "-"  # with no password at all, OpenSSL asks for one on the terminal
+_NO_PROMPT: Final = "-"  # without any password, OpenSSL prompts for one on the terminal
 
 
 def _tls_version(value: object) -> object:
     text = str(value) if isinstance(value, float) else value  # YAML reads 1.3 without quotes as a number
     if text in ("1.0", "1.1"):
-        raise ValueError(f"TLS {text} is not supported any more; use 1.2 or 1.3")
+        raise ValueError(f"TLS {text} is no longer supported; use 1.2 or 1.3")
     return None if text in (None, "") else text
 
 
@@ -42,17 +42,17 @@ TlsVersion = Annotated[
     BeforeValidator(_tls_version),
     WithJsonSchema({"anyOf": [{"enum": ["1.2", "1.3", 1.2, 1.3]}, *NOTHING]}),
 ]
-"""`1.2`, `1.3`, or None for the library's own."""
+"""`1.2`, `1.3`, or None for the library's default."""
 
 
 @dataclass(frozen=True, slots=True)
 class TlsMaterial:
-    """PEM texts, read and checked.
+    """The content of PEM files, read and checked.
 
     Attributes:
-        ca: The certificates to trust; None for the library's own.
-        certificate: The client's certificate and what it is chained to; None for no client certificate.
-        key: The client's private key; None for no client certificate.
+        ca: The certificates to trust, or None for the library's defaults.
+        certificate: The client's certificate and its chain, or None.
+        key: The client's private key, or None.
     """
 
     ca: bytes | None = None
@@ -64,16 +64,16 @@ class ClientTlsSettings(Settings):
     """The client's side of TLS, with the keys of the Collector's configtls.
 
     Attributes:
-        insecure: True for no TLS at all. Where the endpoint is a URL, its scheme decides instead.
-        ca_file: Path of the certificates to trust in place of the library's own.
-        ca_pem: The same as a text.
-        include_system_ca_certs_pool: Trust the system's certificates beside those of `ca_file`.
-        cert_file: Path of the client's certificate; needs a key.
-        cert_pem: The same as a text.
-        key_file: Path of the client's private key.
-        key_pem: The same as a text.
-        server_name_override: The name that the server's certificate has to bear, in place of the endpoint's host.
-        insecure_skip_verify: True for TLS with whoever answers.
+        insecure: True for no TLS. If the endpoint is a URL, its scheme decides instead.
+        ca_file: The path of the certificates to trust instead of the library's defaults.
+        ca_pem: The content of `ca_file`, as a string.
+        include_system_ca_certs_pool: Trust the system's certificates in addition to those of `ca_file`.
+        cert_file: The path of the client's certificate; needs a key.
+        cert_pem: The content of `cert_file`, as a string.
+        key_file: The path of the client's private key.
+        key_pem: The content of `key_file`, as a string.
+        server_name_override: The host name that the server's certificate must contain, instead of the endpoint's host.
+        insecure_skip_verify: True for TLS without verifying the server's certificate.
         min_version: The lowest TLS version to accept.
 
     Example:
@@ -85,12 +85,12 @@ class ClientTlsSettings(Settings):
     model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
 
     refused: ClassVar[Mapping[str, str]] = {
-        "cipher_suites": "leave it out: the library's own are used",
-        "curve_preferences": "leave it out: the library's own are used",
-        "include_insecure_cipher_suites": "leave it out: the library's own are used",
-        "max_version": "leave it out: the newest version that both sides know is used",
+        "cipher_suites": "leave it out: the library's defaults are used",
+        "curve_preferences": "leave it out: the library's defaults are used",
+        "include_insecure_cipher_suites": "leave it out: the library's defaults are used",
+        "max_version": "leave it out: the newest version that both sides support is used",
         "reload_interval": "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)",
-        "tpm": "write the key to a file, and name that in key_file",
+        "tpm": "write the key to a file, and name the file in key_file",
     }
 
     insecure: bool = False
@@ -120,8 +120,8 @@ class ClientTlsSettings(Settings):
 
     @property
     def is_configured(self) -> bool:
-        """Whether anything is set that only TLS can honour."""
-        # Without TLS there is nothing to verify; files for the Collector often have both.
+        """Whether a key is set that has no effect without TLS."""
+        # Configurations for the Collector often have both keys. Without TLS there is nothing to verify.
         plain = {"insecure", "insecure_skip_verify"} if self.insecure else {"insecure"}
         return any(getattr(self, key) != field.default for key, field in ClientTlsSettings.model_fields.items()
                    if key not in plain)  # fmt: skip
@@ -165,13 +165,13 @@ class ClientTlsSettings(Settings):
         return context
 
     def _load_identity(self, context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-        """Load the client's certificate. Python takes it from files only, so it stands in private ones for a moment."""
+        """Load the client's certificate through temporary private files: Python loads it only from files."""
         with TemporaryDirectory(prefix="statsig-otel-") as name:
             files = {"cert": Path(name, "cert.pem"), "key": Path(name, "key.pem")}
             files["cert"].write_bytes(certificate)
             files["key"].write_bytes(key)
             try:
-                context.load_cert_chain(files["cert"], files["key"], password=_NEVER_ASK)
+                context.load_cert_chain(files["cert"], files["key"], password=_NO_PROMPT)
             except (ssl.SSLError, ValueError) as error:
                 raise ValueError(
                     f"tls::{self._key('cert')} and tls::{self._key('key')} must hold a PEM certificate and its private "
@@ -195,7 +195,7 @@ class ClientTlsSettings(Settings):
 
 
 class GrpcTlsSettings(ClientTlsSettings):
-    """What grpcio can do of it.
+    """The client's side of TLS, restricted to what grpcio supports.
 
     Example:
         >>> from statsig_otel.exporters import GrpcTlsSettings
@@ -221,7 +221,7 @@ class GrpcTlsSettings(ClientTlsSettings):
     def _cannot_add(self) -> "GrpcTlsSettings":
         if self.include_system_ca_certs_pool and (self.ca_file or self.ca_pem is not None):
             raise ValueError(
-                "grpcio can't add to the certificates that it trusts; put all that are needed into ca_file "
+                "grpcio can't trust ca_file in addition to its defaults; put all certificates into ca_file "
                 "and leave include_system_ca_certs_pool out"
             )
         return self

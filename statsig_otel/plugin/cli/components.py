@@ -1,4 +1,4 @@
-"""`statsig-otel components`: what a configuration can name."""
+"""`statsig-otel components`: lists the receivers, exporters and extensions that a configuration can use."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -11,24 +11,24 @@ from statsig_otel.plugin.settings.catalog import BUILT_IN, EXPORTERS
 from statsig_otel.plugin.settings.exporters import Installed
 
 _STABILITY: Final = "Alpha"
-"""The Collector's word for what may still change; it is that of the whole package."""
+"""The Collector's stability level for components that may still change. It applies to the whole package."""
 
 
 @click.command()
 def command() -> None:
-    """List the receivers, exporters and extensions that a configuration can name, as YAML.
+    """List the receivers, exporters and extensions that a configuration can use, as YAML.
 
-    Exporters of other installed distributions are there too, each with the distribution and its version. They are
-    imported for it: one that can't be used has the reason as its problem.
+    The list includes the exporters of other installed distributions, each with the distribution and its version. The
+    command imports them; for an exporter that can't be used it prints the problem.
 
-    The output is for people, and may change with any version.
+    The output is meant to be read by a person and may change with any version.
     """
     buildinfo = {"command": "statsig-otel", "description": "Statsig receiver", "version": __version__}
     click.echo(to_yaml({"buildinfo": buildinfo, **list_components()}), nl=False)
 
 
 def list_components() -> dict[str, list[dict[str, object]]]:
-    """All components, by kind: the type, where it comes from, its stability."""
+    """All components by kind, each with its type, its origin and its stability."""
     return {
         "receivers": [_entry(type_, "logs") for type_ in BUILT_IN.receivers],
         "exporters": [

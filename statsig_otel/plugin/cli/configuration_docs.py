@@ -1,7 +1,7 @@
-"""The parts of docs/configuration.md that are made from the models, and docs/configuration.schema.json.
+"""Generates the tables of docs/configuration.md and the file docs/configuration.schema.json from the models.
 
-`python -m statsig_otel.plugin.cli.configuration_docs docs` writes both anew. In the page a generated part stands
-between `<!-- generated: NAME -->` and `<!-- end -->`; all around it is written by hand.
+`python -m statsig_otel.plugin.cli.configuration_docs docs` rewrites both. In the page each generated part is between
+`<!-- generated: NAME -->` and `<!-- end -->`; the rest is written by hand.
 """
 
 import json
@@ -32,23 +32,23 @@ TABLES: Final[Mapping[str, type[Settings]]] = {
     "file_storage": FileStorageSettings,
     "telemetry": TelemetrySettings,
 }
-"""The tables of the page. What every exporter has is said once."""
+"""The tables of the page. The keys that every exporter has are in a table of their own."""
 
 _REFUSED: Final = "not here"
 _PART: Final = re.compile(r"(<!-- generated: ([a-z_ ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def fill(page: str) -> str:
-    """The page with its generated parts made anew.
+    """The page with its generated parts replaced.
 
     Raises:
-        KeyError: A part has a name that there is nothing for.
+        KeyError: A part has a name that is not in `TABLES`.
     """
     return _PART.sub(lambda part: f"{part[1]}\n{_part(part[2])}\n{part[3]}", page)
 
 
 def schema() -> str:
-    """The text of the JSON Schema."""
+    """The JSON Schema as a string."""
     return json.dumps(json_schema(BUILT_IN), indent=2) + "\n"
 
 
@@ -63,29 +63,29 @@ def _row(key: Key) -> tuple[str, ...]:
 
 
 def default_text(default: Any) -> str:
-    """A default as it would be written; nothing for what has none."""
+    """A default as a user would write it, or an empty string if there is none."""
     if default in (None, ""):
         return ""
     return f"`{default if isinstance(default, str) else json.dumps(default)}`"
 
 
 def _refused() -> Iterator[tuple[str, ...]]:
-    places: dict[tuple[str, str], list[str]] = {}
+    paths: dict[tuple[str, str], list[str]] = {}
     for name, model in TABLES.items():
-        for where, holder in _models(model, name):
-            for key, advice in holder.all_refused().items():
-                places.setdefault((key, advice), []).append(where)
-    for (key, advice), wheres in places.items():
-        yield ", ".join(wheres), f"`{key}`", advice
+        for path, settings in _models(model, name):
+            for key, advice in settings.all_refused().items():
+                paths.setdefault((key, advice), []).append(path)
+    for (key, advice), refusing in paths.items():
+        yield ", ".join(refusing), f"`{key}`", advice
 
 
-def _models(model: type[Settings], where: str) -> Iterator[tuple[str, type[Settings]]]:
-    """The model and those in it, with where they stand."""
-    yield where, model
+def _models(model: type[Settings], path: str) -> Iterator[tuple[str, type[Settings]]]:
+    """The model and the models nested in it, each with its path."""
+    yield path, model
     for key, info in model.model_fields.items():
         for member in (info.annotation, *get_args(info.annotation)):
             if isinstance(member, type) and issubclass(member, Settings):
-                yield from _models(member, f"{where}::{key}")
+                yield from _models(member, f"{path}::{key}")
 
 
 def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
@@ -98,7 +98,7 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    """Write both files into the directory that is named."""
+    """Write both files into the directory given as the first argument."""
     directory = Path(sys.argv[1])
     page = directory / "configuration.md"
     page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`statsig-otel dead-letters`: what could not be delivered, or not even be mapped."""
+"""`statsig-otel dead-letters`: lists, shows, replays and drops what could not be delivered or mapped."""
 
 import base64
 import json
@@ -28,15 +28,15 @@ from statsig_otel.plugin.control.shared import counted
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _IDS_AT_ONCE: Final = 500
-"""How many ids one request bears: its line is bounded, and so are SQLite's parameters."""
+"""The most ids in one request. The length of a request and the number of SQLite's parameters are limited."""
 
 _LISTED_AT_ONCE: Final = 1000
 _MAX_ID: Final = (1 << 63) - 1
 _REASON_CELLS: Final = 100
 
 
-def _selecting(*, needed: bool) -> Callable[[_F], _F]:
-    """The arguments that say which letters. The function gets them as `selections`."""
+def _selection_arguments(*, required: bool) -> Callable[[_F], _F]:
+    """Add the arguments that select dead letters. The function receives them as `selections`."""
 
     def decorate(function: _F) -> _F:
         def run(
@@ -53,20 +53,21 @@ def _selecting(*, needed: bool) -> Callable[[_F], _F]:
             if (bool(ids) + filtered + everything) > 1:
                 raise click.UsageError("IDs, filters and --all exclude each other.")
             if exporter is not None and receiver is not None:
-                raise click.UsageError("A dead letter is of an exporter or of a receiver, never of both.")
-            if needed and not (ids or filtered or everything):
-                raise click.UsageError("Say which: IDs, --exporter, --receiver, --kind or --all.")
+                raise click.UsageError("A dead letter belongs to an exporter or to a receiver, never to both.")
+            if required and not (ids or filtered or everything):
+                raise click.UsageError("Select dead letters: IDs, --exporter, --receiver, --kind or --all.")
             unique = sorted(set(ids))
             chunks = [tuple(unique[start : start + _IDS_AT_ONCE]) for start in range(0, len(unique), _IDS_AT_ONCE)]
             return function(selections=[Selection(ids=chunk) for chunk in chunks] or [filters], **others)
 
         run.__name__, run.__doc__ = function.__name__, function.__doc__
-        run.__dict__.update(function.__dict__)  # where click keeps the options of the decorators below
+        # click stores the options of the decorators already applied to `function` in its `__dict__`.
+        run.__dict__.update(function.__dict__)
         for option in (
-            click.option("--all", "everything", is_flag=True, help="All of them."),
-            click.option("--kind", type=click.Choice(get_args(DeadLetterKind)), help="Those of this kind."),
-            click.option("--receiver", metavar="NAME", help="The items and bodies of this receiver."),
-            click.option("--exporter", metavar="NAME", help="What this exporter was to get."),
+            click.option("--all", "everything", is_flag=True, help="Select all."),
+            click.option("--kind", type=click.Choice(get_args(DeadLetterKind)), help="Select one kind."),
+            click.option("--receiver", metavar="NAME", help="Select the items and bodies of this receiver."),
+            click.option("--exporter", metavar="NAME", help="Select what this exporter could not deliver."),
             click.argument("ids", nargs=-1, type=click.IntRange(1, _MAX_ID), metavar="[ID]..."),
         ):
             run = option(run)
@@ -78,40 +79,40 @@ def _selecting(*, needed: bool) -> Callable[[_F], _F]:
 @click.group("dead-letters")
 @location_options
 def command() -> None:
-    """Look at what could not be delivered, or not even be mapped, and replay or drop it.
+    """List, show, replay or drop what could not be delivered or mapped.
 
     \b
     There are five kinds:
-      item     a verified config change that no record could be made of, as it was sent
-      body     a verified webhook of no known shape, as it was sent
+      item     a verified config change that could not be mapped to a record, as it was sent
+      body     a verified webhook of unknown shape, as it was sent
       record   a record that an exporter's backend refuses, or that was skipped
-      batch    records of which a backend took some only, and did not say which
-      damaged  what is left of a record that was damaged on disk; it is never replayed
+      batch    records that a backend accepted only in part, without saying which
+      damaged  the rest of a record that was damaged on disk; it is never replayed
 
-    They stay until they are replayed or dropped by these commands. All work while the service runs and while it does
-    not. --directory and --config are those of `statsig-otel queue`.
+    Dead letters stay until one of these commands replays or drops them. The commands work whether or not the service
+    runs. --directory and --config are those of `statsig-otel queue`.
 
     \b
     Exit codes:
       0  done
-      1  nothing matched, it was refused, or a letter stays
+      1  nothing matched, the command was refused, or a dead letter stays
       2  an option is wrong
     """  # noqa: D301 - click wants the character itself
 
 
 @command.command("list", short_help="List dead letters.")
-@_selecting(needed=False)
+@_selection_arguments(required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @location_options
 def list_(*, selections: Sequence[Selection], as_json: bool) -> None:
-    """List dead letters, the oldest first; all of them, where nothing else is said."""
+    """List dead letters, oldest first. Without a selection, list all."""
     listed: set[int] = set()
-    with queue_access() as access, access.reading() as connection, _array(as_json=as_json) as add:
+    with queue_access() as access, access.reading() as connection, _json_array(as_json=as_json) as add:
         for page in _pages(connection, selections):
             listed.update(letter.id for letter in page)
             if as_json:
                 for letter in page:
-                    add(_described(letter))
+                    add(_metadata(letter))
                 continue
             rows = [
                 (
@@ -130,21 +131,21 @@ def list_(*, selections: Sequence[Selection], as_json: bool) -> None:
     if not listed and selections == [Selection()]:
         click.echo("There are no dead letters.", err=True)
         return
-    _end_with(sorted(_asked(selections) - listed), matched=bool(listed))
+    _exit_unless_found(missing=sorted(_requested_ids(selections) - listed), matched=bool(listed))
 
 
 @command.command()
-@_selecting(needed=True)
+@_selection_arguments(required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @location_options
 def show(*, selections: Sequence[Selection], as_json: bool) -> None:
-    """Print dead letters whole, with their reason.
+    """Print the whole content of dead letters, with their reasons.
 
-    In JSON the raw text of an item or body is `text`, and records are an OTLP/JSON `request`. What can't be read, and
-    what was damaged, is there byte by byte as `base64`.
+    In JSON, the content of an item or body is in `text`, and records are an OTLP/JSON request in `request`. Content
+    that can't be decoded, and content that was damaged, is in `base64`.
     """
     shown: set[int] = set()
-    with queue_access() as access, access.reading() as connection, _array(as_json=as_json) as add:
+    with queue_access() as access, access.reading() as connection, _json_array(as_json=as_json) as add:
         for page in _pages(connection, selections):
             for letter in page:
                 content = dead_letters.content(connection, letter.id)
@@ -152,34 +153,36 @@ def show(*, selections: Sequence[Selection], as_json: bool) -> None:
                     continue  # replayed or dropped meanwhile
                 shown.add(letter.id)
                 if as_json:
-                    add({**_described(letter), **_decoded(letter, content)})
+                    add({**_metadata(letter), **_decoded(letter, content)})
                 else:
                     _print(letter, content)
-    _end_with(sorted(_asked(selections) - shown), matched=bool(shown))
+    _exit_unless_found(missing=sorted(_requested_ids(selections) - shown), matched=bool(shown))
 
 
 @command.command(short_help="Try dead letters again.")
-@_selecting(needed=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: what became of each.")
+@_selection_arguments(required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome of each as JSON.")
 @location_options
 def replay(*, selections: Sequence[Selection], as_json: bool) -> None:
-    """Try dead letters again; each is gone once what it held waits for delivery, or is delivered.
+    """Try dead letters again. Each is deleted once its content is delivered, or waits for delivery.
 
-    A record is sent to its own exporter once more, whatever was delivered before. Of a batch, all records are: those
-    that the backend had taken it gets a second time, with the same uid.
+    A record is sent to its exporter again. So are all records of a batch: those that the backend had accepted arrive a
+    second time, with the same uid.
 
-    An item is mapped anew, with the mapping that the receiver has now, and is for all exporters of its receiver; one
-    that was taken over in the meantime is a duplicate, and its letter goes. A body is read anew, likewise: those of its
-    items that are still invalid become letters of their own. What is still invalid stays, with the new reason.
+    An item is mapped again, with the receiver's current mapping, and goes to all exporters of its receiver. If the
+    change was accepted in the meantime, the item is a duplicate and is deleted. A body is parsed again in the same way;
+    those of its items that are still invalid become dead letters of their own. An item or body that is still invalid
+    stays, with the new reason.
 
-    Exporters without a sending queue get items and bodies at once, before the others; where one fails the letter stays.
-    This needs a running service. Until a letter is gone each replay of it reaches them again, with the same uid.
+    Exporters without a sending queue receive items and bodies at once, before all others; if one of them fails, the
+    dead letter stays. They need a running service. Each replay of a dead letter that stays reaches them again, with the
+    same uid.
 
-    Where no service runs, items and bodies need --config. A replay may fill a queue beyond its queue_size. What was
-    damaged on disk is not replayed.
+    While no service runs, items and bodies need --config. A replay may exceed an exporter's queue_size. Damaged dead
+    letters are not replayed.
     """
     totals = _Totals()
-    with queue_access() as access, access.changing() as perform, _array(as_json=as_json) as add:
+    with queue_access() as access, access.changing() as perform, _json_array(as_json=as_json) as add:
         for one in _replay(perform, selections):
             totals.count(one)
             if as_json:
@@ -189,16 +192,16 @@ def replay(*, selections: Sequence[Selection], as_json: bool) -> None:
             elif one["outcome"] == "gone":
                 click.echo(f"There is no dead letter {one['id']}.", err=True)
     if not as_json and totals.replayed:
-        click.echo(totals.text())
-    _end_with([], matched=totals.any)
+        click.echo(totals.summary())
+    _exit_unless_found(missing=[], matched=totals.any)
     if totals.incomplete:
         sys.exit(1)
 
 
 @command.command()
-@_selecting(needed=True)
-@click.option("--yes", is_flag=True, help="Really: what is dropped is gone for good.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: the ids of what was dropped.")
+@_selection_arguments(required=True)
+@click.option("--yes", is_flag=True, help="Confirm that the dead letters are deleted for good.")
+@click.option("--json", "as_json", is_flag=True, help="Print the ids of the dropped dead letters as JSON.")
 @location_options
 def drop(*, selections: Sequence[Selection], yes: bool, as_json: bool) -> None:
     """Delete dead letters for good."""
@@ -210,28 +213,28 @@ def drop(*, selections: Sequence[Selection], yes: bool, as_json: bool) -> None:
         if not count:
             if as_json:
                 click.echo("[]")
-            _end_with(sorted(_asked(selections)), matched=False)
+            _exit_unless_found(missing=sorted(_requested_ids(selections)), matched=False)
         if not yes:
             raise click.ClickException(
-                f"{counted(count, 'dead letter')} of {counted(size, 'byte')} would be gone for good; "
-                "each may be the only copy. Say --yes for that."
+                f"{counted(count, 'dead letter')} of {counted(size, 'byte')} would be deleted for good; "
+                "each may be the only copy. Confirm with --yes."
             )
-        gone = _asked(selections)
-        with access.changing() as perform, _array(as_json=as_json) as add:
+        missing = _requested_ids(selections)
+        with access.changing() as perform, _json_array(as_json=as_json) as add:
             for selection in selections:
                 for page in _by_page(perform, "dead-letters drop", selection):
                     dropped += len(page["ids"])
-                    gone.difference_update(page["ids"])
+                    missing.difference_update(page["ids"])
                     if as_json:
                         for number in page["ids"]:
                             add(number)
     if not as_json:
         click.echo(f"Dropped: {counted(dropped, 'dead letter')}.")
-    _end_with(sorted(gone), matched=bool(dropped))
+    _exit_unless_found(missing=sorted(missing), matched=bool(dropped))
 
 
 class _Totals:
-    """What a replay came to."""
+    """The sums over all dead letters of a replay."""
 
     def __init__(self) -> None:
         self.any = False
@@ -252,31 +255,31 @@ class _Totals:
         self._invalid += one["invalid"]
         self._delivered.update(one["delivered"])
 
-    def text(self) -> str:
-        """For people."""
+    def summary(self) -> str:
+        """The last line of the command's output."""
         text = f"Replayed: {counted(self.replayed, 'dead letter')}, {counted(self._records, 'record')} to deliver."
         if self._delivered:
             text += f" Delivered at once: to {printable(', '.join(sorted(self._delivered)))}."
         if self._duplicates:
-            text += f" Taken over before, otherwise: {counted(self._duplicates, 'change')}."
+            text += f" Accepted before: {counted(self._duplicates, 'change')}."
         if self._invalid:
-            text += f" Still invalid, and dead letters of their own now: {counted(self._invalid, 'item')}."
+            text += f" Still invalid, now dead letters of their own: {counted(self._invalid, 'item')}."
         return text
 
 
 def _replay(perform: Perform, selections: Sequence[Selection]) -> Iterator[dict[str, Any]]:
     for selection in selections:
-        asked = set(selection.ids or ())
+        missing = set(selection.ids or ())
         for page in _by_page(perform, "dead-letters replay", selection):
-            asked.difference_update(one["id"] for one in page["letters"])
+            missing.difference_update(one["id"] for one in page["letters"])
             yield from page["letters"]
-        for number in sorted(asked):
+        for number in sorted(missing):
             nothing = {"reason": "", "records": 0, "exporters": [], "delivered": [], "duplicates": 0, "invalid": 0}
             yield {"id": number, "outcome": "gone", **nothing}
 
 
 def _by_page(perform: Perform, name: str, selection: Selection) -> Iterator[dict[str, Any]]:
-    """Have a command done page by page, up to the letters that there were at first: a replay may make new ones."""
+    """Run a command page by page, up to the last dead letter that exists at the start: a replay may create new ones."""
     after, upto = 0, None
     while after is not None:
         page = perform(name, selection=msgspec.to_builtins(selection), after=after, upto=upto)
@@ -292,14 +295,14 @@ def _pages(connection: sqlite3.Connection, selections: Sequence[Selection]) -> I
             page = dead_letters.select(connection, selection, after=page[-1].id, limit=_LISTED_AT_ONCE)
 
 
-def _asked(selections: Sequence[Selection]) -> set[int]:
+def _requested_ids(selections: Sequence[Selection]) -> set[int]:
     return {number for selection in selections for number in selection.ids or ()}
 
 
-def _end_with(unknown: Sequence[int], *, matched: bool) -> None:
-    for number in unknown:
+def _exit_unless_found(*, missing: Sequence[int], matched: bool) -> None:
+    for number in missing:
         click.echo(f"There is no dead letter {number}.", err=True)
-    if unknown:
+    if missing:
         sys.exit(1)
     if not matched:
         click.echo("No dead letter matches.", err=True)
@@ -307,10 +310,10 @@ def _end_with(unknown: Sequence[int], *, matched: bool) -> None:
 
 
 @contextmanager
-def _array(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
-    """Prints a JSON array element by element, so that any number of them takes no memory.
+def _json_array(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
+    """Print a JSON array element by element, so that its length costs no memory.
 
-    It is closed also where the command fails in the middle: what was done until then can be read.
+    The array is closed even if the command fails in the middle, so that the output up to then is valid JSON.
     """
     separator = "["
 
@@ -326,7 +329,7 @@ def _array(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
             click.echo("[]" if separator == "[" else "]")
 
 
-def _described(letter: Letter) -> dict[str, Any]:
+def _metadata(letter: Letter) -> dict[str, Any]:
     return {
         "id": letter.id,
         "kept_at": _time(letter.at_ms),
@@ -362,7 +365,7 @@ def _print(letter: Letter, content: bytes) -> None:
         return
     click.echo(f"Attempts: {letter.attempts}")
     if letter.kind == "damaged":
-        click.echo("What is left of it, and may be wrong:" if content else "Nothing is left of it.")
+        click.echo("The rest of it, which may be wrong:" if content else "Nothing is left of it.")
     printer = DebugExporter("dead-letters", DebugSettings(verbosity="detailed"), sys.stdout)
     printer.start()
     outcome = printer.send(content, letter.count, 0)

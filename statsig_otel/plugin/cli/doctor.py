@@ -1,4 +1,4 @@
-"""`statsig-otel doctor`: what a service depends on, and what is wrong with it."""
+"""`statsig-otel doctor`: checks everything that the service depends on and suggests fixes."""
 
 import json
 import os
@@ -18,17 +18,16 @@ from statsig_otel.plugin.doctor.finding import Finding
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(locations: tuple[str, ...], *, as_json: bool) -> None:
-    """Look at all that a service depends on, and say what is wrong with it and what to do.
+    """Check everything that the service depends on, and suggest a fix for each problem.
 
-    Versions, SQLite's known faults, the configuration, the queue's directory, the clock, the limits, and whether the
-    exporters' endpoints answer. Nothing is changed, and no record is sent. It works beside a running service, and with
-    a configuration that is wrong: then for what is right of it. Run it as the service's own user, with the same
-    environment.
+    Checks versions, SQLite's known bugs, the configuration, the queue's directory, the clock, the limits, and whether
+    the exporters' endpoints answer. Changes nothing and sends no record. Works while the service runs. If the
+    configuration has errors, checks its valid parts. Run it as the service's own user, with the same environment.
 
     \b
     Exit codes:
-      0  nothing has failed
-      1  something has
+      0  no check failed
+      1  at least one check failed
       2  an option is wrong
     """  # noqa: D301 - click wants the character itself
     findings = list(diagnose(locations, os.environ))

@@ -1,4 +1,4 @@
-"""`statsig-otel explain`: what becomes of a payload, and why."""
+"""`statsig-otel explain`: shows how a receiver would answer and map a payload, without sending or storing it."""
 
 import json
 import os
@@ -26,24 +26,24 @@ from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import read_document, resource_from_environment
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
-_NOT_UNDERSTOOD: Final = 1
+_EXIT_NOT_UNDERSTOOD: Final = 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS: Final = re.compile(r"[0-9]{13}")
 _MAX_MILLISECONDS: Final = (1 << 64) // 1_000_000
-"""What an observed timestamp holds, in nanoseconds."""
+"""The limit of an observed timestamp, which is 64 bits of nanoseconds."""
 
 
-def _moment(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+def _parse_time(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
     """A time as milliseconds since the epoch."""
     if value is None or _MILLISECONDS.fullmatch(value):
         return int(value) if value else None
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:
-        message = f"{value!r} is neither 13 digits of milliseconds nor such as 2026-01-31T12:00:00Z"
+        message = f"{value!r} is neither 13 digits of milliseconds nor a time like 2026-01-31T12:00:00Z"
         raise click.BadParameter(message) from None
     if moment.tzinfo is None:
-        raise click.BadParameter(f"{value!r} has no offset from UTC; add Z where it is UTC")
+        raise click.BadParameter(f"{value!r} has no offset from UTC; if it is in UTC, append Z")
     milliseconds = (moment - _EPOCH) // timedelta(milliseconds=1)
     if not 0 <= milliseconds < _MAX_MILLISECONDS:
         raise click.BadParameter(f"{value!r} is before 1970 or after July 2554")
@@ -53,11 +53,15 @@ def _moment(_: click.Context, __: click.Parameter, value: str | None) -> int | N
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @config_option
-@click.option("--receiver", metavar="ID", help="Whose settings count. Needed where there are several receivers.")
-@click.option("--signature", metavar="TEXT", help="Check this X-Statsig-Signature, with --timestamp.")
-@click.option("--timestamp", metavar="TEXT", help="The X-Statsig-Request-Timestamp that came with it.")
+@click.option("--receiver", metavar="ID", help="The receiver to use. Required if there are several.")
+@click.option("--signature", metavar="TEXT", help="Check this X-Statsig-Signature, together with --timestamp.")
+@click.option("--timestamp", metavar="TEXT", help="The X-Statsig-Request-Timestamp that came with the signature.")
 @click.option(
-    "--at", "at_ms", metavar="TIME", callback=_moment, help="When it arrives.  [default: --timestamp, or now]"
+    "--at",
+    "at_ms",
+    metavar="TIME",
+    callback=_parse_time,
+    help="The time of arrival.  [default: --timestamp, or now]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the records as OTLP/JSON.")
 def command(
@@ -70,21 +74,21 @@ def command(
     at_ms: int | None,
     as_json: bool,
 ) -> None:
-    """Say what becomes of a payload, and why. Nothing is sent or stored.
+    """Show how a receiver would answer and map a payload. Nothing is sent or stored.
 
-    FILE is a whole body, as Statsig sends it; - reads it from the standard input. It goes through what a receiver of
-    the configuration does: its signature, its shape, each of its items, the filter, the mapping. Records are shown as
-    they would be sent: with hashed users, or without, where the receiver says so. Of items that make no record, no more
-    than the event's name is shown.
+    FILE contains a whole body, as Statsig sends it; - reads it from standard input. The command does what a receiver of
+    the configuration does: it checks the signature, the shape and each item, and applies the filter and the mapping.
+    Records are shown as they would be sent: with hashed users or without users, if the receiver is configured so. For
+    an item that becomes no record, only the event's name is shown.
 
-    The signature is checked where --signature or --timestamp is given, against the secrets of the receiver, as if the
-    request had arrived at its timestamp. With --at its tolerance counts. A wrong one does not end the explanation, and
-    does not change the exit code.
+    The signature is checked only if --signature or --timestamp is given. It is checked against the receiver's secrets,
+    as if the request had arrived at its timestamp; with --at the receiver's tolerance applies. A wrong signature
+    neither ends the explanation nor changes the exit code.
 
     \b
     Exit codes:
-      0  the payload was understood, if only to be ignored
-      1  its body is malformed, all of its items are invalid, or the configuration has errors
+      0  the payload is well-formed, even if all of it is ignored
+      1  the body is malformed, all of its items are invalid, or the configuration has errors
       2  an option is wrong, or FILE can't be read
     """  # noqa: D301 - click wants the character itself
     try:
@@ -108,13 +112,13 @@ def command(
     else:
         _print(name, explanation)
     if not explanation.understood:
-        sys.exit(_NOT_UNDERSTOOD)
+        sys.exit(_EXIT_NOT_UNDERSTOOD)
 
 
 def _receiver(configuration: Configuration, wanted: str | None) -> tuple[str, StatsigReceiverSettings]:
     names = list(configuration.receivers)
     if wanted is None and len(names) > 1:
-        raise click.UsageError(f"Say which --receiver. There are: {', '.join(names)}.")
+        raise click.UsageError(f"Choose a --receiver. There are: {', '.join(names)}.")
     name = names[0] if wanted is None else wanted
     if name not in configuration.receivers:
         raise click.UsageError(f"There is no receiver {name!r}. There are: {', '.join(names)}.")
@@ -133,10 +137,10 @@ def _print(receiver: str, explanation: Explanation) -> None:
     _write(f"Signature: {_signature(explanation)}")
     _write(f"Body:      {explanation.size} bytes, {_shape(explanation)}")
     if explanation.too_large:
-        _write("           more than max_request_body_size: it is answered with 413, and not looked at")
+        _write("           more than max_request_body_size: the receiver answers 413 without reading the items")
     printer = DebugExporter("explain", DebugSettings(verbosity="detailed"), sys.stdout)
     printer.start()
-    # Of items in a row with one outcome and reason, such as a batch of exposures, one line says it.
+    # Consecutive items with the same outcome and reason, such as a batch of exposures, share one line.
     for _, group in groupby(explanation.items, lambda item: item.index if item.uid else (item.outcome, item.reason)):
         alike = list(group)
         _write("")
@@ -158,15 +162,15 @@ def _signature(explanation: Explanation) -> str:
     if verdict is None:
         return "not checked"
     if verdict.reason is None:
-        return "right"
+        return "valid"
     if explanation.shape == "url_verification":
-        return f"{verdict.reason}; a URL verification is answered all the same"
-    return f"{verdict.reason}: it is answered with 401, and not looked at; what follows is of a right one"
+        return f"{verdict.reason}; a URL verification needs no signature"
+    return f"{verdict.reason}: the receiver answers 401; the rest shows what a valid signature would lead to"
 
 
 def _shape(explanation: Explanation) -> str:
     if explanation.shape == "url_verification":
-        return f"a URL verification: it is answered with its code, {explanation.verification_code}"
+        return f"a URL verification: the receiver answers with its code, {explanation.verification_code}"
     if explanation.shape == "event":
         return "one event"
     if explanation.shape == "batch":
@@ -175,11 +179,11 @@ def _shape(explanation: Explanation) -> str:
 
 
 def _services(concerned: Concerned) -> Iterator[str]:
-    """What is to be said of the services before the records."""
+    """The lines about services that precede the records."""
     if not concerned.found:
-        yield "concerns no service: no rule of impacted_services finds one"
+        yield "concerns no service: no rule of impacted_services matches"
     elif concerned.too_many:
-        yield f"concerns {len(concerned.found)} services, too many for a record of each: one record lists them"
+        yield f"concerns {len(concerned.found)} services, too many for one record each: a single record lists them"
     elif not concerned.split:
         for found in concerned.found:
             yield f"concerns {_service(found)}"
@@ -195,7 +199,7 @@ def _item(alike: Sequence[ExplainedItem]) -> Iterator[str]:
     place = f"Item {first.index}" if first is last else f"Items {first.index} to {last.index}"
     yield f"{place}: {first.outcome}: {first.uid or first.reason}"
     if first.left_out:
-        yield f"  left out, for a type that is of no use: {', '.join(first.left_out)}"
+        yield f"  left out, because the value's type is unusable: {', '.join(first.left_out)}"
     if first.concerned is not None:
         for line in _services(first.concerned):
             yield f"  {line}"

@@ -1,6 +1,6 @@
-"""The service's own log: on standard error, at a level and in a form that only the configuration tells.
+"""Writes the service's own log to standard error, with the configured level and encoding.
 
-What is logged before that is known is held back, so that no line has the wrong form and none is lost.
+Lines that are logged before the configuration is read are buffered, so that none is lost or written in the wrong form.
 """
 
 import json
@@ -16,23 +16,23 @@ _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.
 
 
 class LogOutput:
-    """The handler of all log lines of the process. `held_back` makes one.
+    """The log of the process. `buffered_log` creates it.
 
     Args:
-        stream: Where lines go.
+        stream: Where lines are written.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._held = _Held()
+        self._buffer = _Buffer()
 
     def hold(self) -> None:
-        """Hold lines back."""
-        logging.basicConfig(level=logging.DEBUG, handlers=[self._held], force=True)
+        """Buffer all lines until `begin`."""
+        logging.basicConfig(level=logging.DEBUG, handlers=[self._buffer], force=True)
 
     def begin(self, level: LogLevel = "info", encoding: LogEncoding = "console") -> None:
-        """Write what was held back and is of this level, and all that comes. Only the first call counts."""
-        if self._held not in logging.root.handlers:
+        """Write the buffered lines of at least this level, and all later ones. Only the first call has an effect."""
+        if self._buffer not in logging.root.handlers:
             return
         handler = logging.StreamHandler(self._stream)
         handler.setFormatter(
@@ -41,14 +41,14 @@ class LogOutput:
             else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
         )
         logging.basicConfig(level=_LEVELS[level], handlers=[handler], force=True)
-        for record in self._held.records:
+        for record in self._buffer.records:
             if logging.getLogger(record.name).isEnabledFor(record.levelno):
                 handler.handle(record)
 
 
 @contextmanager
-def held_back(stream: TextIO) -> Iterator[LogOutput]:
-    """Hold the log back; at the end of the block, if not before, it begins."""
+def buffered_log(stream: TextIO) -> Iterator[LogOutput]:
+    """Buffer the log until `begin` is called, at the latest until the end of the block."""
     output = LogOutput(stream)
     output.hold()
     try:
@@ -57,7 +57,7 @@ def held_back(stream: TextIO) -> Iterator[LogOutput]:
         output.begin()
 
 
-class _Held(logging.Handler):
+class _Buffer(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.records: list[logging.LogRecord] = []
@@ -67,7 +67,7 @@ class _Held(logging.Handler):
 
 
 class _JsonLines(logging.Formatter):
-    """One JSON object a line, with the names of the Collector's JSON log."""
+    """One JSON object per line, with the keys of the Collector's JSON log."""
 
     def format(self, record: logging.LogRecord) -> str:
         level = "warn" if record.levelno == logging.WARNING else record.levelname.lower()

@@ -1,4 +1,4 @@
-"""The command line: one lazily loaded command a module in `commands`, so that `--help` stays quick."""
+"""The `statsig-otel` command: loads each subcommand's module only when it is used, so that `--help` is quick."""
 
 import gc
 from collections.abc import Iterator
@@ -12,24 +12,24 @@ from statsig_otel import __version__
 
 _COMMANDS: Final = {
     "run": "Run the service.",
-    "reload": "Have the running service read its configuration again.",
-    "validate": "Check a configuration, and start nothing.",
+    "reload": "Make the running service reload its configuration.",
+    "validate": "Check a configuration without starting anything.",
     "print-config": "Print a configuration as the service understands it, without secrets.",
-    "components": "List what a configuration can name.",
+    "components": "List the components that a configuration can use.",
     "schema": "Print the JSON Schema of the configuration, for editors.",
-    "demo": "Watch a day of changes arrive behind a real collector. Needs nothing.",
-    "queue": "Look at the durable queue, and unblock it.",
+    "demo": "Watch a day of changes pass through a real collector. Needs no setup.",
+    "queue": "Show the durable queue, and unblock it.",
     "dead-letters": "List, show, replay or drop what could not be delivered.",
-    "doctor": "Look at all that a service depends on, and say what is wrong with it.",
+    "doctor": "Check everything that the service depends on, and suggest fixes.",
     "send": "Sign a webhook as Statsig would, and post it.",
-    "explain": "Say what becomes of a payload, and why. Sends nothing.",
+    "explain": "Show how a receiver would answer and map a payload. Sends nothing.",
 }
-"""Each command and its one line of help, so that listing them loads none."""
+"""Each command with its line of help, so that the list of commands needs no module of theirs."""
 
 
 @contextmanager
-def _kept() -> Iterator[None]:
-    """What the block makes stays: the garbage collector looks at it neither now nor later."""
+def _exempt_from_garbage_collection() -> Iterator[None]:
+    """Keep the garbage collector away from all objects that the block creates, now and later."""
     gc.disable()
     try:
         yield
@@ -45,7 +45,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        with _kept():
+        with _exempt_from_garbage_collection():
             module = import_module(f"statsig_otel.plugin.cli.{cmd_name.replace('-', '_')}")
         return cast("click.Command", module.command)
 
@@ -57,8 +57,8 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="statsig-otel")
 def main() -> None:
-    """Statsig config changes as OpenTelemetry events.
+    """Turn Statsig config changes into OpenTelemetry events.
 
-    Signed webhooks come in; each config change goes out as a log record over OTLP. What was answered with 200 is on
-    disk until every exporter has delivered it.
+    Receives signed webhooks and sends each config change as a log record over OTLP. A change that was answered with 200
+    stays on disk until every exporter has delivered it.
     """

@@ -1,4 +1,4 @@
-"""`--config` of the commands that read a whole configuration as the service does."""
+"""The option `--config`, shared by the commands that read a configuration as the service does."""
 
 from typing import Final
 
@@ -9,6 +9,6 @@ config_option: Final = click.option(
     "locations",
     multiple=True,
     metavar="LOCATION",
-    help="A configuration, YAML: PATH, file:PATH, env:NAME or yaml:TEXT. Several are merged, and the later one wins. "
-    "Without one the environment is the configuration.",
+    help="A YAML configuration: PATH, file:PATH, env:NAME or yaml:TEXT. Several are merged; later ones win. "
+    "Without one, environment variables are the configuration.",
 )

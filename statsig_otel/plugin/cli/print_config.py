@@ -1,4 +1,4 @@
-"""`statsig-otel print-config`: the configuration as the service understands it."""
+"""`statsig-otel print-config`: prints the merged configuration with all defaults and without secrets."""
 
 import os
 from typing import Final
@@ -13,16 +13,17 @@ from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import read_document
 
 _REDACTED: Final = "redacted"
-_OTHERS: Final = {
-    "unredacted": "secrets are never printed; look into the file, or at the variable that it names",
-    "unvalidated": "defaults are known of a valid configuration only; `statsig-otel validate` tells what is wrong",
+_UNSUPPORTED_MODES: Final = {
+    "unredacted": "secrets are never printed; see the configuration file, or the variable that it names",
+    "unvalidated": "only a valid configuration has known defaults; `statsig-otel validate` lists the errors",
 }
-"""The Collector's other modes, and why they are not here."""
+"""The Collector's other modes, each with the reason why it is not supported."""
 
 
 def _check_mode(context: click.Context, parameter: click.Parameter, mode: str) -> str:  # noqa: ARG001 - click's
     if mode != _REDACTED:
-        raise click.BadParameter(f"{mode} is not supported: {_OTHERS.get(mode, f'there is {_REDACTED} only')}")
+        reason = _UNSUPPORTED_MODES.get(mode, f"the only mode is {_REDACTED}")
+        raise click.BadParameter(f"{mode} is not supported: {reason}")
     return mode
 
 
@@ -34,13 +35,13 @@ def _check_mode(context: click.Context, parameter: click.Parameter, mode: str) -
     show_default=True,
     callback=_check_mode,
     expose_value=False,
-    help="The Collector's word for: with [REDACTED] in place of secrets. There is no other.",
+    help="As in the Collector: print [REDACTED] in place of secrets. There is no other mode.",
 )
 def command(locations: tuple[str, ...]) -> None:
-    """Print the whole configuration as YAML: merged, with what ${...} stands for, and with every default.
+    """Print the whole configuration as YAML: merged, with ${...} replaced, and with every default.
 
-    Secrets are printed as [REDACTED], the values of headers too. Where there are none, what is printed is a
-    configuration of the same meaning.
+    Secrets and the values of headers are printed as [REDACTED]. If there are none, the output is a configuration with
+    the same meaning.
     """
     try:
         configuration = check(read_document(locations, os.environ), COMPONENTS)

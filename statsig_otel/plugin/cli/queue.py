@@ -1,4 +1,4 @@
-"""`statsig-otel queue`: what waits, and for whom; and what to do about it."""
+"""`statsig-otel queue`: shows the records that wait for each exporter, and unblocks or removes exporters."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def _remember(context: click.Context, parameter: click.Parameter, value: Path | 
 
 
 def location_options(function: _F) -> _F:
-    """`--directory` and `--config`: where the queue is. They stand before or behind a subcommand."""
+    """Add `--directory` and `--config`, which say where the queue is, before or after a subcommand."""
     directory = click.option(
         "--directory",
         type=click.Path(path_type=Path),
@@ -57,14 +57,14 @@ def location_options(function: _F) -> _F:
 
 
 def named_locations() -> tuple[Path | None, tuple[str, ...]]:
-    """What `--directory` and `--config` say."""
+    """The values of `--directory` and `--config`."""
     meta = click.get_current_context().meta
     return meta.get(_DIRECTORY), meta.get(_CONFIG, ())
 
 
 @contextmanager
 def queue_access() -> Iterator[QueueAccess]:
-    """The queue that the options name; what is wrong ends the command with exit code 1."""
+    """The queue that the options name. An error ends the command with exit code 1."""
     directory, locations = named_locations()
     try:
         yield QueueAccess(directory=directory, locations=locations, environ=os.environ)
@@ -77,7 +77,7 @@ def queue_access() -> Iterator[QueueAccess]:
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns for people: what does not print is escaped, numbers stand at the right."""
+    """Print aligned columns, numbers to the right. Unprintable characters are escaped."""
     shown = [list(head), *([printable(cell) or "-" for cell in row] for row in rows)]
     widths = [max(map(width, column)) for column in zip(*shown, strict=True)]
     for row in shown:
@@ -90,7 +90,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Exporter:
-    """One row. `configured` is None where no service and no configuration file says."""
+    """One row. `configured` is None if there is neither a running service nor a configuration file."""
 
     name: str
     state: str
@@ -108,24 +108,24 @@ class _Exporter:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(context: click.Context, *, as_json: bool) -> None:
-    """Show what waits for each exporter, and how its delivery goes.
+    """Show the records that wait for each exporter, and the state of its delivery.
 
-    Works while the service runs and while it does not. Without --directory and --config the queue is looked for where
-    a service without a configuration file has it: in $STATE_DIRECTORY, else in /var/lib/statsig-otel where that can be
-    written, else in the user's state directory.
+    Works whether or not the service runs. Without --directory and --config, the queue is searched for where a service
+    without a configuration file puts it: in $STATE_DIRECTORY, else in /var/lib/statsig-otel if that is writable, else
+    in the user's state directory.
 
-    `bytes` are the records' own; those that wait for several exporters are stored once. `oldest` is when the webhook of
-    the first record that waits came in.
+    BYTES is the size of the records themselves; a record that waits for several exporters is stored once. OLDEST is the
+    time at which the webhook of the oldest waiting record arrived.
 
     \b
     Exit codes:
       0  done
-      1  refused, or there is no such queue or exporter
+      1  refused, or the queue or exporter does not exist
       2  an option is wrong
     """  # noqa: D301 - click wants the character itself
     if context.invoked_subcommand is not None:
         if as_json:
-            raise click.UsageError("--json is for the table alone, without a subcommand")
+            raise click.UsageError("--json applies to `statsig-otel queue` without a subcommand")
         return
     with queue_access() as access:
         answer = access.ask("queue")
@@ -145,48 +145,48 @@ def command(context: click.Context, *, as_json: bool) -> None:
     _show(access.directory, answer, exporters, dead)
 
 
-@command.command(short_help="Try an exporter at once.")
+@command.command(short_help="Let an exporter try again now.")
 @click.argument("exporter")
 @location_options
 def resume(exporter: str) -> None:
-    """Try EXPORTER at once, where it is blocked or waits for its next attempt."""
+    """Let EXPORTER try again now if it is blocked or waits for its next attempt."""
     with queue_access() as access, access.changing() as perform:
         answer = perform("queue resume", exporter=exporter)
     if answer["state"] in ("blocked", "retrying"):
-        click.echo(f"{exporter} was {answer['state']}; it tries again now. `statsig-otel queue` says how it went.")
+        click.echo(f"{exporter} was {answer['state']}; it tries again now. `statsig-otel queue` shows the result.")
     else:
         click.echo(f"{exporter} is {answer['state']}: there was nothing to resume.")
 
 
-@command.command(short_help="Make the first record that waits a dead letter.")
+@command.command(short_help="Turn the first waiting record into a dead letter.")
 @click.argument("exporter")
 @location_options
 def skip(exporter: str) -> None:
-    """Give the first record that waits for EXPORTER up, and go on behind it.
+    """Turn the first record that waits for EXPORTER into a dead letter, and continue with the next one.
 
-    The record becomes a dead letter: it can be looked at, and replayed later. A running service skips only while the
-    exporter is blocked or retries.
+    A dead letter can be shown, and replayed later. A running service skips a record only while the exporter is blocked
+    or retries.
     """
     with queue_access() as access, access.changing() as perform:
         answer = perform("queue skip", exporter=exporter)
-    behind = counted(answer["waiting"] - 1, "record")
-    click.echo(f"The first record that waits for {exporter} becomes a dead letter. Behind it: {behind}.")
+    remaining = counted(answer["waiting"] - 1, "record")
+    click.echo(f"The first record that waits for {exporter} becomes a dead letter. Still waiting: {remaining}.")
 
 
-@command.command(short_help="Forget an exporter that left the configuration.")
+@command.command(short_help="Remove an exporter that left the configuration.")
 @click.argument("exporter")
-@click.option("--yes", is_flag=True, help="Also where records wait for it.")
+@click.option("--yes", is_flag=True, help="Confirm that waiting records are never sent to it.")
 @location_options
 def remove(exporter: str, *, yes: bool) -> None:
-    """Forget EXPORTER, which has left the configuration.
+    """Remove EXPORTER, which has left the configuration, from the queue.
 
-    Records that wait for it are given up: they are never sent to it, and those that wait for no other exporter are
-    deleted. So where any wait, --yes is needed. Its dead letters stay.
+    Records that wait for it are never sent to it, and those that wait for no other exporter are deleted. If there are
+    any, --yes is required. The exporter's dead letters stay.
     """
     with queue_access() as access, access.changing() as perform:
         answer = perform("queue remove", exporter=exporter, yes=yes)
     records, size = counted(answer["records"], "record"), counted(answer["bytes"], "byte")
-    click.echo(f"{exporter} is forgotten, and {records} of {size} given up.")
+    click.echo(f"{exporter} is removed, and with it {records} of {size} that waited for it.")
 
 
 def _exporters(
@@ -215,8 +215,8 @@ def _exporters(
 
 
 def _show(directory: Path, answer: dict[str, Any] | None, exporters: Sequence[_Exporter], dead: int) -> None:
-    who = f"the running service (process {answer['pid']})" if answer else "a service that is not running"
-    click.echo(f"{printable(str(directory))}: the queue of {who}\n")
+    owner = f"the running service (process {answer['pid']})" if answer else "a service that is not running"
+    click.echo(f"{printable(str(directory))}: the queue of {owner}\n")
     rows = []
     for exporter in exporters:
         state = exporter.state

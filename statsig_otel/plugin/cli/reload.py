@@ -1,4 +1,4 @@
-"""`statsig-otel reload`: have the running service read its configuration again."""
+"""`statsig-otel reload`: makes the running service reload its configuration."""
 
 import os
 from pathlib import Path
@@ -12,33 +12,34 @@ from statsig_otel.plugin.cli.queue import location_options, named_locations
 from statsig_otel.plugin.control.socket import ControlError, ServiceNotRunningError, call
 from statsig_otel.plugin.settings.storage import find_directory
 
-_ELSEWHERE: Final = "the service's log says where its queue is: name that with --directory DIR, or send it SIGHUP"
+_HINT: Final = "pass the queue's directory, which the service's log names, with --directory DIR; or send SIGHUP"
 
 
 @click.command()
 @location_options
 def command() -> None:
-    """Have the running service read its configuration again, as SIGHUP does.
+    """Make the running service reload its configuration, as SIGHUP does.
 
-    All of it is read and checked first: an error changes nothing, and is shown. Signing secrets, the tolerance and the
-    mapping count from the next request on, certificates from the next connection on. An exporter that changed, or whose
-    certificates did, finishes its batch, and starts anew at its place; one that is blocked tries again at once.
-    Endpoints, paths, TLS keys, limits and the directory need a restart.
+    The service reads and checks the whole configuration first. If there is an error, the command shows it and nothing
+    changes. Signing secrets, the tolerance and the mapping apply from the next request on, certificates from the next
+    connection on. An exporter whose settings or certificates changed finishes its batch and continues with the new ones
+    from the next record; a blocked exporter tries again at once. Endpoints, paths, TLS keys, limits and the directory
+    need a restart.
 
-    The service reads what it was started with, in its own environment. Here --config only tells the queue's directory,
-    by which the service is reached: nothing else of it has to be right, and no variable has to be set but those that
-    name the directory. Without --config and --directory the directory is looked for as for `statsig-otel queue`. A
-    service without a queue takes SIGHUP alone.
+    The service reads the locations that it was started with, in its own environment. The --config of this command is
+    used only to find the queue's directory, through which the service is reached: the rest of that configuration may be
+    invalid, and only the variables that the directory's path contains have to be set. Without --config and --directory,
+    the directory is searched for as by `statsig-otel queue`. A service without a queue can only be reloaded by SIGHUP.
 
     \b
     Exit codes:
       0  done
-      1  refused, with the reason, or no service is running
+      1  refused (the reason is printed), or no service is running
       2  an option is wrong
     """  # noqa: D301 - click wants the character itself
     directory, locations = named_locations()
     try:
-        answer = _ask(directory or _find(locations))
+        answer = _reload(directory or _find_directory(locations))
     except ControlError as error:
         raise click.ClickException(str(error)) from error
     for change in answer["changes"]:
@@ -47,7 +48,7 @@ def command() -> None:
         click.echo("Nothing has changed.")
 
 
-def _find(locations: tuple[str, ...]) -> Path:
+def _find_directory(locations: tuple[str, ...]) -> Path:
     if not locations:
         return find_directory(None, os.environ)
     from statsig_otel.plugin.settings.reading import read_directory  # noqa: PLC0415 - takes long to load
@@ -56,31 +57,31 @@ def _find(locations: tuple[str, ...]) -> Path:
         return read_directory(locations, os.environ)
     except ConfigError as error:
         raise ControlError(
-            f"the queue's directory can't be told, by which the service is reached\n{error}\n"
-            f"hint: nothing was reloaded; {_ELSEWHERE}"
+            f"the configuration does not say where the queue's directory is\n{error}\n"
+            f"hint: nothing was reloaded; {_HINT}"
         ) from error
 
 
-def _ask(directory: Path) -> Any:
+def _reload(directory: Path) -> Any:
     try:
         return call(directory / CONTROL, "reload")
     except ServiceNotRunningError as error:
-        raise ControlError(_why_nobody_answers(directory)) from error
+        raise ControlError(_no_answer(directory)) from error
     except ControlError as error:
         if isinstance(error.__cause__, PermissionError):
             raise ControlError(
-                f"{directory} can't be reached: only the service's own user, and root, can use its queue"
+                f"{directory} is not accessible: only the service's own user and root can use its queue"
             ) from error
         raise
 
 
-def _why_nobody_answers(directory: Path) -> str:
+def _no_answer(directory: Path) -> str:
     from statsig_otel.plugin.doctor.paths import owner  # noqa: PLC0415 - as above
 
     try:
-        who = owner(directory)
+        process = owner(directory)
     except OSError:
-        who = None
-    if who is not None:
-        return f"{directory} is in use by {who}: it does not answer yet, or any more"
-    return f"no service is running on {directory}\nhint: {_ELSEWHERE}"
+        process = None
+    if process is not None:
+        return f"{directory} is in use by {process}; that process does not answer"
+    return f"no service is running on {directory}\nhint: {_HINT}"

@@ -1,4 +1,4 @@
-"""`statsig-otel run`: the service in the foreground, until SIGTERM or Ctrl-C."""
+"""`statsig-otel run`: runs the service in the foreground until SIGTERM or Ctrl-C."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import Configuration, check
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
-from statsig_otel.plugin.cli.log_output import held_back
+from statsig_otel.plugin.cli.log_output import buffered_log
 from statsig_otel.plugin.cli.options import config_option
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.doctor.machine_checks import check_files, start_problem
@@ -41,24 +41,24 @@ from statsig_otel.plugin.settings.telemetry import TelemetrySettings, named_leve
 _logger: Final = logging.getLogger("statsig_otel")
 
 _OPEN_FILES: Final = 65536
-"""More than any `max_connections` that makes sense, and a bound where the system has none."""
+"""More than any sensible `max_connections`, and a limit on systems that have none."""
 
 _OBJECTS_BEFORE_COLLECTION: Final = 20_000
-"""New objects that may refer to others. Some ten times as many as the requests of a busy moment hold."""
+"""New container objects (`gc.get_threshold`), about ten times as many as the requests of a busy moment hold."""
 
-_SAME_SIGNAL: Final = 0.5
-"""Seconds in which signals count as one: a supervisor may send one to the process and once more to its group."""
+_SIGNAL_REPEAT_SECONDS: Final = 0.5
+"""Signals within this time count as one: a supervisor may signal the process and then its process group."""
 
-_SECRETS_EVERY: Final = 1.0
-"""Seconds between looks at the files of the signing secrets."""
+_SECRETS_INTERVAL: Final = 1.0
+"""Seconds between two checks of the signing secrets' files."""
 
-_SET_UP: Final = """\
-{name} has no signing secret yet. To set the webhook up:
-  1. Make {url} reachable for Statsig, at your own public host name.
-  2. In Statsig's console: Settings > Integrations > Generic Webhook; enter the URL.
-  3. Under Filters choose Config Changes only, and save: Statsig verifies the URL, and this service answers.
-  4. Copy the signing secret that Statsig shows then, set it {where}.
-Until then everything but the verification is refused with 401."""
+_SETUP_STEPS: Final = """\
+{name} has no signing secret yet. To set up the webhook:
+  1. Make {url} reachable from the internet, under your own public host name.
+  2. In the Statsig console, open Settings > Integrations > Generic Webhook and enter that URL.
+  3. Under Filters choose Config Changes only, and save. Statsig verifies the URL, and this service answers.
+  4. Copy the signing secret that Statsig then shows, and set it {where}.
+Until then all requests except the verification are refused with 401."""
 
 
 @click.command()
@@ -66,20 +66,20 @@ Until then everything but the verification is refused with 401."""
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warn", "warning", "error"], case_sensitive=False),
-    help="What is logged, on standard error. Goes before the configuration's level and OTEL_LOG_LEVEL. [default: info]",
+    help="The log level. Overrides the configuration's level and OTEL_LOG_LEVEL.  [default: info]",
 )
 def command(locations: tuple[str, ...], log_level: str | None) -> None:
-    """Run the service until SIGTERM or Ctrl-C; a second one, half a second later, ends it at once.
+    """Run the service until SIGTERM or Ctrl-C. A second signal, at least half a second later, ends it at once.
 
-    SIGHUP has it read its configuration again, as `statsig-otel reload` does.
+    SIGHUP reloads the configuration, as `statsig-otel reload` does. The log goes to standard error.
 
-    Without --config it listens on localhost:8080 and takes its signing secret from STATSIG_SIGNING_SECRET and its
-    exporter from the OTEL_EXPORTER_OTLP_* variables.
+    Without --config the service listens on localhost:8080. It takes its signing secret from STATSIG_SIGNING_SECRET and
+    its exporter from the OTEL_EXPORTER_OTLP_* variables.
     """
-    # By itself it ends the process; `_run` gives it its meaning, for as long as there is something to reload.
+    # By default SIGHUP ends the process. `_run` handles it for as long as there is something to reload.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _raise_open_files()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # grpc-core writes to standard error past the log
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core would write to standard error, beside the log
     try:
         document, configuration = _read(locations, log_level)
         directory = find_directory(configuration, os.environ)
@@ -109,9 +109,9 @@ def command(locations: tuple[str, ...], log_level: str | None) -> None:
 
 
 def _read(locations: tuple[str, ...], log_level: str | None) -> tuple[Document, Configuration]:
-    """What to run. From here on the log is as the configuration wants it."""
+    """Read and check the configuration, and start the log with the configured level and encoding."""
     environ = Environment(os.environ)
-    with held_back(sys.stderr) as log:
+    with buffered_log(sys.stderr) as log:
         check_enabled(environ)
         document = read_document(locations, environ)
         configuration = check(document, COMPONENTS)
@@ -122,16 +122,16 @@ def _read(locations: tuple[str, ...], log_level: str | None) -> tuple[Document, 
     unused = environ.unused() if locations else []
     if unused:
         _logger.warning(
-            "There is a configuration, so these variables count only where it names them: %s", ", ".join(unused)
+            "There is a configuration, so these variables have no effect unless it names them: %s", ", ".join(unused)
         )
     return document, configuration
 
 
 def collect_garbage_rarely() -> None:
-    """Let the garbage collector look for cycles rarely, and only among what is made from now on.
+    """Make the garbage collector run rarely, and only on objects that are created from now on.
 
-    A look stops all threads, and with the defaults the objects of a few dozen requests in flight are enough for one,
-    after which all that the start has made is looked at, too. Requests leave no cycles behind.
+    A collection stops all threads. With Python's defaults the objects of a few dozen requests in flight trigger one,
+    and it also traverses everything that was created during the start. Requests leave no reference cycles behind.
     """
     gc.collect()
     gc.freeze()
@@ -149,21 +149,21 @@ def _start(service: Service, configuration: Configuration, document: Document, d
 
 
 def _message(error: Exception) -> str:
-    """What went wrong, without the system's number for it."""
+    """The error's message without its errno."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error)
 
 
 def _raise_open_files() -> None:
-    """Use all file descriptors that the system allows, as Go's runtime does: each connection is one."""
+    """Raise the soft limit of file descriptors to the hard one, as Go's runtime does: each connection needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # then `max_connections` is held to what there is
+    with contextlib.suppress(OSError, ValueError):  # the server limits its connections to the descriptors it has
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _OPEN_FILES)), hard))
 
 
 def _reload(reloader: Reloader, _: dict[str, Any]) -> dict[str, Any]:
-    """`reload` at the control socket."""
+    """Handle the command `reload` of the control socket."""
     try:
         return {"changes": reloader.reload()}
     except ReloadError as error:
@@ -171,10 +171,10 @@ def _reload(reloader: Reloader, _: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _run(service: Service, reloader: Reloader, *, where: str) -> None:
-    """Have the service reloaded and stopped by signals; it answers in threads of its own."""
+    """Reload and stop the service on signals. The service itself runs in threads of its own."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    asked = asyncio.Event()
+    reload_requested = asyncio.Event()
 
     first = 0.0
 
@@ -182,21 +182,21 @@ async def _run(service: Service, reloader: Reloader, *, where: str) -> None:
         nonlocal first
         if not first:
             first = loop.time()
-            _logger.info("%s: finishing what is in flight; a second signal ends at once", number.name)
+            _logger.info("%s: finishing the work in flight; a second signal ends the service at once", number.name)
             stopping.set()
-        elif loop.time() - first >= _SAME_SIGNAL:
+        elif loop.time() - first >= _SIGNAL_REPEAT_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(signal.SIGHUP, asked.set)
+    loop.add_signal_handler(signal.SIGHUP, reload_requested.set)
     _logger.info("statsig-otel %s listens", __version__)
     for name, url in service.urls.items():
         click.echo(f"Webhook URL: {url}")
         if name in service.without_secret:
-            click.echo(_SET_UP.format(name=name, url=url, where=where))
-    tasks = [loop.create_task(_watch(reloader)), loop.create_task(_reload_when(asked, reloader))]
+            click.echo(_SETUP_STEPS.format(name=name, url=url, where=where))
+    tasks = [loop.create_task(_watch_secrets(reloader)), loop.create_task(_reload_on(reload_requested, reloader))]
     ended = asyncio.wrap_future(service.ended)
     ended.add_done_callback(lambda _: stopping.set())
     try:
@@ -208,25 +208,25 @@ async def _run(service: Service, reloader: Reloader, *, where: str) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         await service.ashutdown()
     if ended.done():
-        ended.result()  # where a server has failed
+        ended.result()  # raises the error of a server that failed
 
 
-async def _reload_when(asked: asyncio.Event, reloader: Reloader) -> None:
-    """Reload for each signal; for those that come during a reload, once more after it."""
+async def _reload_on(requested: asyncio.Event, reloader: Reloader) -> None:
+    """Reload on each signal. Signals that arrive during a reload lead to one more reload after it."""
     while True:
-        await asked.wait()
-        asked.clear()
-        await asyncio.to_thread(_reload_logged, reloader)
+        await requested.wait()
+        requested.clear()
+        await asyncio.to_thread(_reload_quietly, reloader)
 
 
-def _reload_logged(reloader: Reloader) -> None:
-    with contextlib.suppress(ReloadError):  # it is in the log
+def _reload_quietly(reloader: Reloader) -> None:
+    with contextlib.suppress(ReloadError):  # the reloader has logged it
         reloader.reload()
 
 
-async def _watch(reloader: Reloader) -> None:
-    """Look at the files of the signing secrets for ever."""
+async def _watch_secrets(reloader: Reloader) -> None:
+    """Check the files of the signing secrets regularly, for ever."""
     while True:
-        await asyncio.sleep(_SECRETS_EVERY)
+        await asyncio.sleep(_SECRETS_INTERVAL)
         if reloader.watches:
             await asyncio.to_thread(reloader.look_at_secrets)

@@ -1,4 +1,4 @@
-"""`statsig-otel schema`: the JSON Schema of the configuration file."""
+"""`statsig-otel schema`: prints the JSON Schema of the configuration file, for editors."""
 
 import json
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from statsig_otel.plugin.settings.catalog import BUILT_IN, EXPORTERS
 
 @click.command()
 def command() -> None:
-    """Print the JSON Schema of the configuration file, so that an editor completes and checks it.
+    """Print the JSON Schema of the configuration file, with which an editor completes and checks it.
 
-    It knows the exporters of other installed distributions, too. One that has none is left out, with a warning on
-    standard error.
+    The schema includes the exporters of other installed distributions. An exporter without a schema is left out, with a
+    warning on standard error.
 
-    With the YAML language server, write the schema to a file and this as the configuration's first line:
+    With the YAML language server, write the schema to a file and make this the configuration's first line:
 
     \b
       # yaml-language-server: $schema=configuration.schema.json
@@ -26,10 +26,10 @@ def command() -> None:
 
 
 def installed_schema(warn: Callable[[str], None]) -> str:
-    """The text of the schema of all that is built in or installed.
+    """The schema of all built-in and installed components, as a string.
 
     Args:
-        warn: Told what is left out, and why.
+        warn: Called with a message for each exporter that is left out.
     """
     exporters = dict(BUILT_IN.exporters)
     for one in EXPORTERS.installed():

@@ -1,4 +1,4 @@
-"""`statsig-otel send`."""
+"""`statsig-otel send`: signs a sample or a given body as Statsig would, and posts it to a receiver."""
 
 import sys
 import time
@@ -11,14 +11,14 @@ import click
 if TYPE_CHECKING:
     from statsig_otel.plugin.demo.sender import Answer, WebhookClient
 
-_NOT_OK: Final = 1
-_NO_ANSWER: Final = 2
+_EXIT_NOT_OK: Final = 1
+_EXIT_NO_ANSWER: Final = 2
 
 
 def _list_samples(context: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click's signature
     if not wanted or context.resilient_parsing:
         return
-    from statsig_otel.plugin.demo.samples import SAMPLES  # noqa: PLC0415 - only where it is used
+    from statsig_otel.plugin.demo.samples import SAMPLES  # noqa: PLC0415 - loaded only when used
 
     width = max(map(len, SAMPLES))
     for name, sample in SAMPLES.items():
@@ -29,17 +29,19 @@ def _list_samples(context: click.Context, _: click.Parameter, wanted: bool) -> N
 @click.command("send")
 @click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--url", required=True, help="The receiver's URL, as `statsig-otel run` prints it.")
-@click.option("--sample", metavar="NAME", help="Send this built-in sample, made anew each time.  [default: gate]")
+@click.option("--sample", metavar="NAME", help="Send this built-in sample, as a new change.  [default: gate]")
 @click.option(
     "--list-samples", is_flag=True, is_eager=True, expose_value=False, callback=_list_samples, help="List the samples."
 )
+@click.option("--verify-url", is_flag=True, help="Send a URL verification, as Statsig does when a webhook is saved.")
 @click.option(
-    "--verify-url", is_flag=True, help="Play the URL verification, which Statsig sends when a webhook is saved."
+    "--secret-file",
+    type=click.Path(path_type=Path),
+    help="Read the signing secret from this file; one line break at its end is removed.",
 )
 @click.option(
-    "--secret-file", type=click.Path(path_type=Path), help="Read the signing secret here; one line end is cut."
+    "--ca-file", type=click.Path(path_type=Path), help="Trust these PEM certificates instead of the system's."
 )
-@click.option("--ca-file", type=click.Path(path_type=Path), help="Trust these PEM certificates, not the system's.")
 @click.option(
     "--timeout", type=click.FloatRange(0.1, 3600), default=10.0, show_default=True, help="Seconds for the request."
 )
@@ -55,19 +57,19 @@ def command(
 ) -> None:
     """Sign a webhook as Statsig would, and post it.
 
-    FILE is a whole body; - reads it from the standard input. Its bytes are sent as they are, whatever they hold, so
-    that bad bodies can be tried too. With neither FILE nor --sample, the sample `gate` is sent. Each sample is new: its
-    times are current and it holds a random text, so that two sends are two changes. The same FILE sent twice is one
-    change and its redelivery.
+    FILE contains a whole body; - reads it from standard input. Its bytes are sent unchanged and unchecked, so that
+    malformed bodies can be tried too. With neither FILE nor --sample, the sample `gate` is sent. Each sample contains
+    the current time and a random string, so that two sends are two changes. Sending the same FILE twice is a change and
+    its redelivery.
 
-    The signing secret comes from STATSIG_SIGNING_SECRET or from --secret-file, never from an argument, which others
-    on the machine could read. --verify-url needs none.
+    The signing secret comes from STATSIG_SIGNING_SECRET or from --secret-file. It can't be an argument, because other
+    users of the machine could read it. --verify-url needs no secret.
 
     \b
     Exit codes:
       0  the receiver answered 200 (with --verify-url: and echoed the code)
-      1  it answered something else
-      2  it did not answer, or the command can't be carried out as given
+      1  the receiver answered something else
+      2  the receiver did not answer, or the command line is wrong
     """  # noqa: D301 - click wants the character itself
     if sum((file is not None, sample is not None, verify_url)) > 1:
         raise click.UsageError("FILE, --sample and --verify-url exclude each other.")
@@ -83,15 +85,15 @@ def command(
             _send(sender, _body(file, sample or "gate"), secret)
     except SendError as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(_NO_ANSWER)
+        sys.exit(_EXIT_NO_ANSWER)
 
 
 def _verify_url(sender: "WebhookClient") -> None:
     answer, echoed = sender.verify_url()
     _show(answer)
     if not echoed:
-        click.echo("The code was not echoed: Statsig would not register this URL, and would not say so.", err=True)
-        sys.exit(_NOT_OK)
+        click.echo("The code was not echoed: Statsig would not register this URL, without an error message.", err=True)
+        sys.exit(_EXIT_NOT_OK)
     click.echo("The code was echoed: Statsig would register this URL.", err=True)
 
 
@@ -100,11 +102,11 @@ def _send(sender: "WebhookClient", body: bytes, secret: str) -> None:
 
     hint = body_hint(body)
     if hint is not None:
-        click.echo(f"Hint: {hint}. It is sent as it is.", err=True)
+        click.echo(f"Hint: {hint}. The body is sent unchanged.", err=True)
     answer = sender.post(body, secret=secret)
     _show(answer)
     if answer.status != HTTPStatus.OK:
-        sys.exit(_NOT_OK)
+        sys.exit(_EXIT_NOT_OK)
 
 
 def _body(file: Path | None, sample: str) -> bytes:

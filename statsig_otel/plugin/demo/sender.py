@@ -1,4 +1,4 @@
-"""The other side of the webhook: signs a body as Statsig would, posts it, and says what the answer means."""
+"""A webhook client: signs a body as Statsig would, posts it to a receiver, and explains the answer."""
 
 import json
 import os
@@ -25,31 +25,31 @@ from statsig_otel.plugin.webhook.signature import sign
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - a variable's name
 _MAX_ANSWER: Final = 64 << 10
-"""Bytes of an answer that are read. A receiver's are far shorter."""
+"""The most bytes of an answer that are read. A receiver's answers are far shorter."""
 
 _HINTS: Final[Mapping[int, str]] = {
-    400: "The signature is right, but the receiver can't read the body as a Statsig webhook.",
+    400: "The signature is valid, but the body is not a Statsig webhook that the receiver can read.",
     401: "The receiver has another signing secret or none, or the two clocks differ by more than its tolerance.",
     404: "Nothing is served at this path. The default is /api/v1/data/events/receiver/statsig.",
-    405: "Something at this URL takes no POST. Is it the receiver's?",
+    405: "This URL does not accept POST. Is it the receiver's?",
     413: "The body is larger than max_request_body_size.",
-    415: "Something between here and the receiver has encoded the body.",
-    503: "The receiver can't deliver now, so it took nothing over. Its log says why.",
+    415: "A proxy between this command and the receiver has encoded the body.",
+    503: "The receiver can't deliver now, so it accepted nothing. Its log says why.",
 }
 
 
 class SendError(Exception):
-    """There was no answer, or nothing could be sent. The message is one line, and says what to look at."""
+    """Nothing was sent, or no answer came. The message is one line and says what to check."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a receiver said.
+    """A receiver's answer.
 
     Attributes:
         status: The HTTP status.
         body: The first 64 KiB of the body.
-        location: Where a redirect points to. It is not followed.
+        location: The target of a redirect, which is not followed.
         retry_after: The Retry-After header, as sent.
     """
 
@@ -60,7 +60,7 @@ class Answer:
 
     @property
     def status_line(self) -> str:
-        """Such as `200 OK`."""
+        """The status and its reason phrase, such as `200 OK`."""
         try:
             return f"{self.status} {HTTPStatus(self.status).phrase}"
         except ValueError:
@@ -68,33 +68,33 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The body for a terminal."""
+        """The body with unprintable characters escaped."""
         return "\n".join(map(printable, self.body.decode(errors="replace").splitlines()))
 
     @property
     def hint(self) -> str | None:
-        """What such an answer usually means; None where it speaks for itself."""
+        """What the answer usually means, or None if that is clear."""
         if self.location is not None:
-            return f"Redirects are not followed. It points to {printable(self.location)}: use the final URL."
+            return f"Redirects are not followed. This one points to {printable(self.location)}: use the final URL."
         hint = _HINTS.get(self.status)
         if hint is not None and self.retry_after is not None:
-            return f"{hint} It asks to wait for {printable(self.retry_after)} (Retry-After)."
+            return f"{hint} Retry-After is {printable(self.retry_after)}."
         return hint
 
 
 def read_secret(file: Path | None, environment: Mapping[str, str] = os.environ) -> str:
-    """The signing secret: of a file, one trailing line end cut, or else of STATSIG_SIGNING_SECRET.
+    """The signing secret from a file, without one line break at its end, or else from STATSIG_SIGNING_SECRET.
 
     Raises:
-        SendError: There is none, or it can't be read.
+        SendError: There is no secret, or the file can't be read.
     """
     if file is None:
         secret = environment.get(SECRET_VARIABLE, "")
         source = SECRET_VARIABLE
         if not secret:
             raise SendError(
-                f"there is no signing secret: set {SECRET_VARIABLE} or name a file with --secret-file. It is the one "
-                "of the receiver's signing_secrets, as Statsig's console shows it."
+                f"there is no signing secret: set {SECRET_VARIABLE} or name a file with --secret-file. Use one of the "
+                "receiver's signing_secrets, as the Statsig console shows it."
             )
     else:
         source = str(file)
@@ -104,18 +104,19 @@ def read_secret(file: Path | None, environment: Mapping[str, str] = os.environ) 
         except OSError as error:
             raise SendError(f"the secret file can't be read: {error}") from error
         except UnicodeDecodeError as error:
-            raise SendError(f"the secret in {source} is no UTF-8") from error
+            raise SendError(f"the secret in {source} is not valid UTF-8") from error
         if not secret:
             raise SendError(f"the secret file {source} is empty")
     if secret != secret.strip():
         raise SendError(f"the secret in {source} begins or ends with white space")
-    if any("\ud800" <= char <= "\udfff" for char in secret):  # how Python shows bytes of a variable that are no UTF-8
-        raise SendError(f"the secret in {source} is no UTF-8")
+    # Python turns bytes of a variable that are not UTF-8 into lone surrogates (PEP 383).
+    if any("\ud800" <= char <= "\udfff" for char in secret):
+        raise SendError(f"the secret in {source} is not valid UTF-8")
     return secret
 
 
 def body_hint(body: bytes) -> str | None:
-    """Why a receiver will answer 400 to this body; None where it can be read."""
+    """Why a receiver would answer 400 to this body, or None if the body is well-formed."""
     try:
         parse(body)
     except MalformedBodyError as error:
@@ -124,15 +125,15 @@ def body_hint(body: bytes) -> str | None:
 
 
 class WebhookClient:
-    """Posts to one URL. Sends what it is given, byte for byte, and follows no redirects.
+    """Posts bodies to one URL, byte for byte, and follows no redirects.
 
     Args:
         url: The receiver's URL, http or https, with its path.
         timeout: Seconds for one request, from the connection to the end of the answer.
-        ca_file: PEM certificates to trust in place of the system's.
+        ca_file: PEM certificates to trust instead of the system's.
 
     Raises:
-        SendError: The URL is none, or the file holds no certificates.
+        SendError: The URL is not valid, or the file contains no certificate.
     """
 
     def __init__(self, url: str, *, timeout: float = 10.0, ca_file: Path | None = None) -> None:
@@ -142,7 +143,7 @@ class WebhookClient:
         self._tls = _tls(ca_file) if url.lower().startswith("https:") else None
 
     def post(self, body: bytes, *, secret: str) -> Answer:
-        """Post a body, signed with the time now.
+        """Post a body, signed with the current time.
 
         Raises:
             SendError: There was no answer.
@@ -150,7 +151,7 @@ class WebhookClient:
         return self._post(body, sign(body, secret=secret, timestamp_ms=time.time_ns() // 1_000_000))
 
     def verify_url(self) -> tuple[Answer, bool]:
-        """Ask as Statsig does when the webhook is saved: unsigned, with a random code.
+        """Send a URL verification as Statsig does when a webhook is saved: unsigned, with a random code.
 
         Returns:
             The answer, and whether it is a 200 that echoes the code.
@@ -193,7 +194,10 @@ class WebhookClient:
         if isinstance(error, http.TimeoutError):
             return self._too_slow()
         if isinstance(error, http.SSLError):
-            return f"no TLS with {where}: {_cause(error)}. For a certificate of your own authority there is --ca-file."
+            return (
+                f"no TLS connection to {where}: {_cause(error)}. If your own authority signed the certificate, "
+                "use --ca-file."
+            )
         return f"{where} did not answer: {_cause(error)}"
 
     def _too_slow(self) -> str:
@@ -209,9 +213,9 @@ def _check_url(url: str) -> None:
     if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
         raise SendError("the URL must begin with http:// or https:// and name a host")
     if parts.username is not None:
-        raise SendError("the URL holds a user or a password: a receiver knows its sender by the signature alone")
+        raise SendError("the URL contains a user or a password: remove it, a receiver checks only the signature")
     if port == 0:
-        raise SendError("the URL has port 0: use the port that the receiver printed")
+        raise SendError("the URL has port 0: use the port that the receiver prints at its start")
 
 
 def _tls(ca_file: Path | None) -> ssl.SSLContext:
@@ -220,7 +224,7 @@ def _tls(ca_file: Path | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca_file)
     except ssl.SSLError as error:
-        raise SendError(f"the CA file {ca_file} holds no PEM certificate") from error
+        raise SendError(f"the CA file {ca_file} contains no PEM certificate") from error
     except OSError as error:
         raise SendError(f"the CA file can't be read: {error.strerror}: {ca_file}") from error
 
@@ -230,7 +234,7 @@ def _host(url: str) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason: urllib3 wraps those of the operating system."""
+    """The innermost cause: urllib3 wraps the operating system's errors."""
     while True:
         inner = error.__cause__ or error.__context__
         if inner is None:

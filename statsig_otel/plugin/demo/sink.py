@@ -1,4 +1,4 @@
-"""The demo's backend: an OTLP gRPC server that hands on the change events which come in."""
+"""The demo's backend: an OTLP gRPC server that passes each received change event to a callback."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +20,8 @@ class Arrived:
     """A log record reached the backend.
 
     Attributes:
-        uid: Its `log.record.uid`; empty where it has none.
-        row: What the table shows of it.
+        uid: The record's `log.record.uid`, or an empty string.
+        row: The record as a row of the table.
     """
 
     uid: str
@@ -29,29 +29,29 @@ class Arrived:
 
 
 class Sink:
-    """Listens on 127.0.0.1, at a free port.
+    """An OTLP gRPC server on a free port of 127.0.0.1.
 
     Args:
-        tell: Called with each record, in the order of arrival, from a thread of the server's.
+        on_record: Called from the server's thread with each record, in the order of arrival.
     """
 
-    def __init__(self, tell: Callable[[Arrived], None]) -> None:
-        self._tell = tell
+    def __init__(self, on_record: Callable[[Arrived], None]) -> None:
+        self._on_record = on_record
         self._server: grpc.Server | None = None
         self.endpoint: str = ""
 
     def start(self) -> None:
-        """Listen; `endpoint` is host:port from now on.
+        """Start to listen, and set `endpoint` to host:port.
 
         Raises:
-            RuntimeError: No port can be had.
+            RuntimeError: No port is free.
         """
         handler = grpc.unary_unary_rpc_method_handler(
             self._export,
             request_deserializer=ExportLogsServiceRequest.FromString,
             response_serializer=ExportLogsServiceResponse.SerializeToString,
         )
-        # One thread: the order of arrival is the order of the table.
+        # With one thread the rows of the table are in the order of arrival.
         server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {"Export": handler}),))
         self.endpoint = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -59,13 +59,13 @@ class Sink:
         self._server = server
 
     def stop(self) -> None:
-        """Listen no more. Safe to call twice, and without a `start`."""
+        """Stop listening. Safe to call twice, and without `start`."""
         if self._server is not None:
             self._server.stop(grace=1).wait(5)
 
     def _export(self, request: ExportLogsServiceRequest, _: grpc.ServicerContext) -> ExportLogsServiceResponse:
         for record in _records(request):
-            self._tell(_arrived(record))
+            self._on_record(_arrived(record))
         return ExportLogsServiceResponse()
 
 

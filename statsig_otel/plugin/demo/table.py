@@ -1,4 +1,4 @@
-"""What the demo shows: a table that grows line by line, for a terminal or a pipe."""
+"""Prints the demo's table row by row, to a terminal or a pipe."""
 
 import math
 import os
@@ -17,16 +17,16 @@ _COLORS: Final = ("2", "36", "1", "32", "")  # SGR parameters, ECMA-48 8.3.117
 _HEADING_COLOR: Final = "4"
 _REDELIVERY: Final = "redelivery"
 _REDELIVERY_COLOR: Final = "33"
-_MOST: Final = 60
-_NARROWED: Final = ((3, 10), (4, 10), (1, 12), (2, 12))
-"""Which columns give way on a narrow terminal, in this order, and down to which width."""
+_MAX_WIDTH: Final = 60
+_SHRINKING: Final = ((3, 10), (4, 10), (1, 12), (2, 12))
+"""The columns that shrink on a narrow terminal, in this order, each with its smallest width."""
 
 _GAP: Final = "  "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What the table shows of one change event; empty where the record has nothing."""
+    """One change event in the table. A field is empty if the record lacks it."""
 
     happened_at_ms: int
     type: str
@@ -36,7 +36,7 @@ class Row:
 
     @classmethod
     def of(cls, event: ChangeEvent) -> "Row":
-        """What has to arrive for a change event."""
+        """The row that is expected for a change event."""
         return cls(
             happened_at_ms=event.happened_at,
             type=event.type,
@@ -47,19 +47,19 @@ class Row:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """Time, type, title, environments, who."""
+        """The cells in the order of the headings."""
         time = f"{_EPOCH + timedelta(milliseconds=self.happened_at_ms):%H:%M:%S}"
         texts = (time, self.type, self.title, ", ".join(self.environments), self.who)
         return tuple(printable(text) or "-" for text in texts)
 
 
 class Table:
-    """Writes lines, in colour where the stream is a terminal that shows it.
+    """Writes lines to a stream, in colour if the stream is a terminal that supports it.
 
     Args:
-        stream: Where to.
-        expected: Rows that will come: the columns are made wide enough for them.
-        environment: NO_COLOR and TERM=dumb switch colours off, FORCE_COLOR switches them on without a terminal.
+        stream: Where lines are written.
+        expected: Rows that are expected later, from which the columns get their width.
+        environment: NO_COLOR and TERM=dumb switch colours off; FORCE_COLOR switches them on without a terminal.
     """
 
     def __init__(
@@ -68,20 +68,20 @@ class Table:
         self._stream = stream
         self._colored = wants_color("auto", stream, environment)
         columns = zip(_HEADINGS, *(row.cells for row in expected), strict=True)
-        self._widths = [min(max(map(width, column)), _MOST) for column in columns]
+        self._widths = [min(max(map(width, column)), _MAX_WIDTH) for column in columns]
         gaps = len(_GAP) * (len(self._widths) - 1)
-        self._room = shutil.get_terminal_size().columns - 1 - gaps if stream.isatty() else math.inf
-        for column, least in _NARROWED:
-            excess = max(0, sum(self._widths) - self._room)
+        self._available = shutil.get_terminal_size().columns - 1 - gaps if stream.isatty() else math.inf
+        for column, least in _SHRINKING:
+            excess = max(0, sum(self._widths) - self._available)
             self._widths[column] = int(max(min(least, self._widths[column]), self._widths[column] - excess))
 
-    def say(self, text: str = "", color: str = "") -> None:
-        """Write a line, or several, that belong to no table."""
+    def print(self, text: str = "", color: str = "") -> None:
+        """Write one or more lines that do not belong to the table."""
         for line in text.split("\n"):
             self._write(self._color(line, color))
 
     def heading(self) -> None:
-        """Write the columns' names."""
+        """Write the headings."""
         self._write(self._line(_HEADINGS, [_HEADING_COLOR] * len(_HEADINGS)).rstrip())
 
     def row(self, row: Row, *, redelivery: bool = False) -> None:
@@ -89,17 +89,17 @@ class Table:
 
         Args:
             row: The row.
-            redelivery: Whether its `log.record.uid` was there before.
+            redelivery: Whether a record with the same `log.record.uid` arrived before.
         """
         for column, cell in enumerate(row.cells):
-            wider = min(width(cell), _MOST) - self._widths[column]
-            if wider > 0 and sum(self._widths) + wider <= self._room:
+            wider = min(width(cell), _MAX_WIDTH) - self._widths[column]
+            if wider > 0 and sum(self._widths) + wider <= self._available:
                 self._widths[column] += wider
         line = self._line(row.cells, _COLORS)
         self._write(f"{line}{_GAP}{self._color(_REDELIVERY, _REDELIVERY_COLOR)}" if redelivery else line.rstrip())
 
     def _line(self, cells: Iterable[str], colors: Iterable[str]) -> str:
-        if self._room < math.inf:  # nothing is cut in a pipe
+        if self._available < math.inf:  # cells are not shortened in a pipe
             cells = [shorten(cell, most) for cell, most in zip(cells, self._widths, strict=True)]
         cells = [pad(cell, least) for cell, least in zip(cells, self._widths, strict=True)]
         return _GAP.join(self._color(cell, color) for cell, color in zip(cells, colors, strict=True))

@@ -1,4 +1,4 @@
-"""What was sent, how it was answered, what arrived; and whether that is what had to come."""
+"""Counts what the demo sent, what was answered and what arrived, and reports differences from the sample day."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class Tally:
     """Counts one sample day.
 
     Args:
-        day: What is going to be sent.
+        day: The deliveries that will be sent.
     """
 
     def __init__(self, day: Sequence[Delivery]) -> None:
@@ -31,40 +31,40 @@ class Tally:
 
     @property
     def expected(self) -> list[Row]:
-        """The changes that have to arrive."""
+        """The rows of the changes that must arrive."""
         return list(self._expected.values())
 
     def answered(self, delivery: Delivery, answer: Answer) -> bool:
-        """Count the answer to a delivery; whether it is the one that had to come."""
+        """Count the answer to a delivery. Return whether the answer is the expected one."""
         self._answers.append((delivery, answer))
-        problem = self._judge(delivery, answer)
+        problem = self._problem(delivery, answer)
         if problem is not None:
             self._problems.append(f"{_name(delivery)} {problem}: {answer.text}")
         return problem is None
 
     def arrived(self, uid: str, row: Row) -> bool:
-        """Count a record that came out behind the collector; whether its uid had come out before."""
+        """Count a record that arrived behind the collector. Return whether its uid had arrived before."""
         self._records += 1
         is_repeated = uid in self._seen
         self._repeated += is_repeated
         if uid:
             self._seen.add(uid)
         if uid not in self._expected:
-            self._problems.append(f"{row.title!r} arrived, which was not to arrive")
+            self._problems.append(f"{row.title!r} arrived, but must not arrive")
         elif self._expected[uid] != row:
-            self._problems.append(f"{row.title!r} arrived, but not as it was sent")
+            self._problems.append(f"{row.title!r} arrived, but differs from what was sent")
         return is_repeated
 
     @property
     def is_complete(self) -> bool:
-        """Whether every change has arrived, and as many records as the receiver accepted."""
+        """Whether every change has arrived, and at least as many records as the receiver accepted."""
         return self._expected.keys() <= self._seen and self._records >= self._counts["accepted"]
 
     def problems(self, *, behind_collector: bool) -> list[str]:
-        """What went otherwise than it had to; empty for a good day.
+        """The differences from the expected day, as messages.
 
         Args:
-            behind_collector: Whether what arrives can be seen.
+            behind_collector: Whether the demo sees what arrives behind the collector.
         """
         if not behind_collector:
             return self._problems
@@ -72,10 +72,10 @@ class Tally:
         return [*self._problems, *(f"{row.title!r} did not arrive" for row in missing)]
 
     def summary(self, *, behind_collector: bool) -> dict[str, str]:
-        """A text for each of some titles: what was really sent, answered and seen.
+        """What was sent, answered and received, as one line per title.
 
         Args:
-            behind_collector: Whether what arrives can be seen.
+            behind_collector: Whether the demo sees what arrives behind the collector.
         """
         sent = [delivery for delivery, _ in self._answers]
         statuses = [answer.status for _, answer in self._answers]
@@ -97,27 +97,27 @@ class Tally:
             arrived = len(self._expected.keys() & self._seen)
             lines["arrived"] = (
                 f"{arrived} of {len(self._expected)} changes, in {_count(self._records, 'record')}: "
-                f"{self._repeated} had a log.record.uid that was there before"
+                f"{self._repeated} had a log.record.uid that had arrived before"
             )
         return lines
 
-    def _judge(self, delivery: Delivery, answer: Answer) -> str | None:
-        """What is wrong with an answer."""
-        wanted = HTTPStatus.UNAUTHORIZED if delivery.forged else HTTPStatus.OK
-        if answer.status != wanted:
-            return f"was answered {answer.status_line}, not {wanted.value}"
+    def _problem(self, delivery: Delivery, answer: Answer) -> str | None:
+        """What is wrong with an answer, or None."""
+        expected = HTTPStatus.UNAUTHORIZED if delivery.forged else HTTPStatus.OK
+        if answer.status != expected:
+            return f"was answered with {answer.status_line}, not {expected.value}"
         if delivery.forged:
             return None
         try:
             body = json.loads(answer.body)
             counts = {key: int(body[key]) for key in _COUNTS}
         except (ValueError, KeyError, TypeError):
-            return "got an answer that is no receiver's"
+            return "got an answer that is not a receiver's"
         for key, count in counts.items():
             self._counts[key] += count
-        taken = counts["accepted"] + counts["duplicates"]
-        is_right = (taken, counts["ignored"], counts["invalid"]) == (len(delivery.rows), delivery.ignored, 0)
-        return None if is_right else "was not counted as what it holds"
+        changes = counts["accepted"] + counts["duplicates"]
+        is_right = (changes, counts["ignored"], counts["invalid"]) == (len(delivery.rows), delivery.ignored, 0)
+        return None if is_right else "was answered with counts that do not match its content"
 
 
 def _count(number: int, what: str) -> str:

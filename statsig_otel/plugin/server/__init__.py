@@ -1,1 +1,1 @@
-"""Serves HTTP/1.1 on sockets of its own: limits, TLS, draining."""
+"""Serves HTTP/1.1 on its own sockets, with limits, TLS and draining."""

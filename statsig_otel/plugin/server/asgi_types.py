@@ -1,4 +1,4 @@
-"""The types of the ASGI 3 interface, between the web framework and the server."""
+"""The types of the ASGI 3 interface between the web framework and the server."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias

@@ -1,13 +1,14 @@
-"""One HTTP/1.1 connection: uvicorn's protocol on httptools, with the bounds that a public receiver needs.
+"""One HTTP/1.1 connection: uvicorn's httptools protocol with the limits that a public receiver needs.
 
-uvicorn parses, calls the application, and has flow control. Added here, because it has none of it:
+uvicorn parses requests, calls the application and controls the flow. This module adds what uvicorn lacks:
 
-- a deadline for a whole header, which an idle connection has too; one for a client that does not read its answers;
-- a bound for the bytes in a row that are no body: headers, trailers, chunk extensions;
-- an answer for a client that has ended its side, and an application that sees a body cut short;
-- an end that does not destroy the answer: closing a socket on which data still arrives resets it (RFC 9112, 9.6);
-- one reader of a request's framing: what follows an error or a last request is never parsed, an offer to switch the
-  protocol never changes where a body ends, trailers are no headers, and pipelined requests are not piled up.
+- A deadline for a whole header, which also closes idle connections, and a deadline for a client that does not read
+  its answers.
+- A limit for consecutive bytes that are not body: headers, trailers and chunk extensions.
+- An answer for a client that has closed its sending side, and an application that notices a truncated body.
+- A close that does not destroy the answer: closing a socket on which data still arrives resets it (RFC 9112, 9.6).
+- Strict framing: bytes after an error or after the last request are never parsed, an Upgrade header never changes where
+  a body ends, trailers do not become headers, and pipelined requests are not read ahead without limit.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES: Final = 64 * 1024
-"""The bound for a request line and headers; past it the answer is 431. For trailers and chunk extensions too."""
+"""The limit for a request line and headers, and for trailers and chunk extensions. Above it the answer is 431."""
 
-_MAX_FIELDS: Final = 100  # header fields of a request; past it the answer is 431 too
-_LINGER: Final = 5.0  # seconds in which a closing connection takes and drops what the client still sends
+_MAX_FIELDS: Final = 100  # header fields of a request; above it the answer is 431 too
+_LINGER: Final = 5.0  # seconds in which a closing connection reads and discards what the client still sends
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 
 
@@ -47,106 +48,107 @@ class HttpConnection(HttpToolsProtocol):
     """One accepted connection.
 
     Args:
-        config: uvicorn's; of it the application and few switches are used.
-        state: Shared by the connections of one server. The owner adds this connection to it; it leaves by itself.
+        config: uvicorn's configuration, of which only the application and a few switches are used.
+        state: The state that all connections of a server share. The owner adds this connection to it; the connection
+            removes itself.
         app: Called for each request.
-        header_timeout: Seconds for a whole header, from the connection or from the end of the answer before.
-        on_lost: Called when the connection is gone.
+        header_timeout: Seconds for a whole header, from the connection or from the end of the previous answer.
+        on_lost: Called when the connection is closed.
     """
 
     def __init__(
         self, config: Config, state: ServerState, *, app: AsgiApp, header_timeout: float, on_lost: Callable[[], None]
     ) -> None:
         super().__init__(config, state, {})
-        # uvicorn's own parses on behind a request that said "close".
+        # uvicorn's own parser accepts bytes after a request with "Connection: close".
         self.parser: httptools.HttpRequestParser = httptools.HttpRequestParser(self)
         self.access_log = False
-        self.timeout_keep_alive = header_timeout  # type: ignore[assignment]  # fractions are as good
+        self.timeout_keep_alive = header_timeout  # type: ignore[assignment]  # fractions work too
         self._application = app
         self._on_lost = on_lost
         self._request: _Request | None = None
         self._raw: asyncio.Transport | None = None
-        self._unbroken = 0  # bytes since the last that were body, or ended a header or a message
+        self._overhead = 0  # bytes received since the last body byte, end of a header or end of a message
         self._in_message = False
-        self._status = HTTPStatus.BAD_REQUEST  # of a refusal
-        self._deaf = False  # what still comes is dropped
-        self._ended = False  # by the client
+        self._refusal_status = HTTPStatus.BAD_REQUEST
+        self._discarding = False  # further bytes are discarded
+        self._client_ended = False  # the client has closed its sending side
         self._closing = False
-        self._last = False  # the next answer is the last one
-        self._unsent = math.inf  # bytes of answers that were not sent at the deadline before
+        self._shutting_down = False  # the next answer is the last one
+        self._unsent = math.inf  # bytes of answers that were still unsent at the previous deadline
 
-    # What the transport calls.
+    # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, with the deadline for the first header."""
+        """Start the deadline for the first header."""
         self._raw = transport = cast("asyncio.Transport", transport)
         super().connection_made(_LingeringTransport(transport, self))
         self.flow: _PipelineFlowControl = _PipelineFlowControl(transport, self.pipeline)
         self._expire_after(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the application, and the owner."""
+        """Notify the application and the owner."""
         self._closing = True
         super().connection_lost(exc)
         if self._request is not None:
-            self.cycle.body = bytearray()  # nobody reads it any more, and the garbage collector may look late
+            self.cycle.body = bytearray()  # free it now: the garbage collector may run late
         self._cancel_timer()
         self._on_lost()
 
     def data_received(self, data: bytes) -> None:
-        """Parse; refuse what is no HTTP, or too long."""
-        if self._deaf or self._closing:
+        """Parse the bytes, and refuse them if they are not HTTP or if a header is too long."""
+        if self._discarding or self._closing:
             return
-        self._unbroken += len(data)
+        self._overhead += len(data)
         try:
             self._parse(data)
         except httptools.HttpParserError:
-            self._refuse(self._status)
+            self._refuse(self._refusal_status)
         else:
-            if self._unbroken > MAX_HEADER_BYTES:
+            if self._overhead > MAX_HEADER_BYTES:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn says None, asyncio says bool
-        """Whether an answer is still to come: then the connection stays. TLS can not be ended on one side here."""
-        self._ended = True
+        """Keep the connection open if an answer is pending. Under TLS, asyncio can't close one direction only."""
+        self._client_ended = True
         if self._closing or not self._is_pending():
             return False
         self._end_after_answer()
         return self.scheme == "http"
 
     def pause_writing(self) -> None:
-        """Give a client that does not read as much time as one that does not write."""
+        """Start the deadline of a client that does not read. It is as long as that for a header."""
         super().pause_writing()
         if not self._closing:
             self._expire_after(self.timeout_keep_alive)
 
     def resume_writing(self) -> None:
-        """Take that deadline back. The one of an idle connection stays."""
+        """Cancel that deadline. The deadline of an idle connection stays."""
         super().resume_writing()
         self._unsent = math.inf
         if not self._closing and self._is_pending():
             self._cancel_timer()
 
-    # What the parser calls.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
-        """Note that a request has begun."""
+        """Remember that a request has begun."""
         self._in_message = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Check the header, and start the application."""
-        self._unbroken = 0
+        self._overhead = 0
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         version = self.parser.get_http_version()
         if size > MAX_HEADER_BYTES or len(self.headers) > _MAX_FIELDS:
-            self._status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            self._refusal_status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
         elif version not in ("1.0", "1.1"):
-            self._status = HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
+            self._refusal_status = HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
         elif self.parser.get_method() == b"CONNECT":
-            self._status = HTTPStatus.NOT_IMPLEMENTED
-        if self._status != HTTPStatus.BAD_REQUEST:
-            raise ValueError(self._status)
+            self._refusal_status = HTTPStatus.NOT_IMPLEMENTED
+        if self._refusal_status != HTTPStatus.BAD_REQUEST:
+            raise ValueError(self._refusal_status)
         if self.parser.should_upgrade():
             return
         if not self.flow.write_paused:
@@ -155,46 +157,46 @@ class HttpConnection(HttpToolsProtocol):
             self.expect_100_continue = False
         self.server_state.default_headers = _date_header(int(time.time()))
         request = _Request(self._application)
-        self.app = request  # for this one request: uvicorn's cycle must be known to it
+        self.app = request  # one object per request, because it needs uvicorn's cycle
         super().on_headers_complete()
         request.cycle = self.cycle
         self._request = request
-        # A client that waits for "100 Continue" may send its body or not, when it gets another answer.
-        if self.expect_100_continue or self._last:
+        # A client that waits for "100 Continue" and gets another answer may or may not send its body.
+        if self.expect_100_continue or self._shutting_down:
             self.cycle.keep_alive = False
-        self.headers: list[tuple[bytes, bytes]] = []  # trailers go here: the scope has its own
+        self.headers: list[tuple[bytes, bytes]] = []  # collects trailers: the scope keeps the list of headers
 
     def on_body(self, body: bytes) -> None:
-        """Hand a piece of the body on."""
-        self._unbroken = 0
+        """Pass on a piece of the body."""
+        self._overhead = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Note that a request has ended."""
+        """Remember that a request has ended."""
         if self.parser.should_upgrade():
             return
-        self._unbroken = 0
+        self._overhead = 0
         self._in_message = False
         super().on_message_complete()
 
-    # What uvicorn, the owner and the timer call.
+    # Called by uvicorn, the owner and the timer.
 
     def on_response_complete(self) -> None:
-        """Go on with the next request. The deadline of a client that does not read goes on too."""
+        """Continue with the next request. Renew the deadline if the client does not read."""
         super().on_response_complete()
         if self.flow.write_paused:
             self.pause_writing()
 
     def shutdown(self) -> None:
-        """Let this be the last request. A connection that was never used, or has begun a header, may still send it."""
-        self._last = True
+        """Close after the current request. A new connection, or one in the middle of a header, may still send one."""
+        self._shutting_down = True
         if self._is_pending():
             self.cycle.keep_alive = False
         elif self._request is not None and not self._in_message:
             self.transport.close()
 
     def is_unused(self) -> bool:
-        """Whether no request is waiting for its answer, and no answer for its end."""
+        """Whether the connection is open and no answer is pending."""
         return not (self._closing or self._is_pending())
 
     def abort(self) -> None:
@@ -204,12 +206,12 @@ class HttpConnection(HttpToolsProtocol):
             self._raw.abort()
 
     def close(self) -> None:
-        """Close, after what was written, and so that it arrives."""
+        """Close after everything written so far is sent, in a way that lets it arrive."""
         if self._closing or self._raw is None:
             return
         self._closing = True
         self.pipeline.clear()
-        if self._ended or not self._in_message:
+        if self._client_ended or not self._in_message:
             self._raw.close()
         else:
             if self._raw.can_write_eof():
@@ -218,7 +220,7 @@ class HttpConnection(HttpToolsProtocol):
         self._expire_after(_LINGER)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Give up, where the client has not taken a part of its answer since the deadline before."""
+        """Close, unless the client has read a part of its answer since the previous deadline."""
         if self._raw is None:
             return
         unsent = self._raw.get_write_buffer_size()
@@ -249,24 +251,27 @@ class HttpConnection(HttpToolsProtocol):
         while True:
             try:
                 self.parser.feed_data(rest)
-            except httptools.HttpParserUpgrade as offer:
-                # No offer is taken (RFC 9110, 7.8). But the parser has ended the request there, and would read its
-                # body as the next one: so it reads the header anew, without the offer.
-                head = self._head_without_offer()
+            except httptools.HttpParserUpgrade as upgrade:
+                # The server ignores Upgrade, as RFC 9110, 7.8 allows. But this parser ends the request here and would
+                # read its body as the next request. So a new parser reads the header again, without Upgrade.
+                head = self._head_without_upgrade()
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.feed_data(head)
-                rest = rest[offer.args[0] :]
+                rest = rest[upgrade.args[0] :]
             else:
                 return
 
-    def _head_without_offer(self) -> bytes:
+    def _head_without_upgrade(self) -> bytes:
         line = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
         fields = [b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade"]
         return line + b"".join(fields) + b"\r\n"
 
     def _refuse(self, status: HTTPStatus) -> None:
-        """Take no more. What came before is answered first; a body that has gone wrong is the application's affair."""
-        self._deaf = True
+        """Stop reading, and answer with a status.
+
+        A pending request is answered first. If the error is in its body, the application decides on the answer.
+        """
+        self._discarding = True
         self._in_message = True
         if self._is_pending():
             self._end_after_answer()
@@ -283,7 +288,7 @@ class HttpConnection(HttpToolsProtocol):
 
 
 class _Request:
-    """The application for one request. It is told of a body that was cut short, and can answer nevertheless."""
+    """Calls the application for one request. If the body is truncated, the application is told and can still answer."""
 
     cycle: RequestResponseCycle
 
@@ -299,13 +304,13 @@ class _Request:
         try:
             await self._app(scope, self._receive, send)
         except asyncio.CancelledError:
-            # Only the end of the loop cancels a request. It is no error of the application: uvicorn would log it.
+            # Only the end of the event loop cancels a request. uvicorn would log that as the application's error.
             self.cycle.disconnected = True
             self.cycle.transport.abort()
         except Exception:
             if self.cycle.response_started:
-                raise  # uvicorn logs it, and closes the connection
-            _log.exception("the application has failed")
+                raise  # uvicorn logs the error and closes the connection
+            _log.exception("the application failed")
             await send({"type": "http.response.start", "status": 500, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body"})
 
@@ -319,7 +324,7 @@ class _Request:
 
 
 class _PipelineFlowControl(FlowControl):
-    """Reads no further while requests wait for those before them."""
+    """Stops reading while pipelined requests wait for earlier ones."""
 
     def __init__(self, transport: asyncio.Transport, pipeline: deque[Any]) -> None:
         super().__init__(transport)
@@ -331,7 +336,7 @@ class _PipelineFlowControl(FlowControl):
 
 
 class _LingeringTransport(asyncio.Transport):
-    """What uvicorn writes to. To close is the connection's affair."""
+    """The transport that uvicorn writes to. It leaves closing to the connection."""
 
     def __init__(self, transport: asyncio.Transport, connection: HttpConnection) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""The HTTP server under the receiver: a listening socket of ours, connections of `connection`, an end that is certain.
+"""The HTTP server under the receiver: listens, accepts connections within a limit, and drains them on stop.
 
-It accepts by itself, for what asyncio's own server has not: connections past the bound wait in the system's backlog,
-and each one is known from its acceptance on, so that a TLS handshake counts, and a stop finds it.
+It accepts connections itself because asyncio's server lacks two things. Connections above the limit stay in the
+system's backlog. And each connection is known from its acceptance on, so that one in its TLS handshake counts towards
+the limit and is closed by a stop.
 """
 
 from __future__ import annotations
@@ -34,37 +35,39 @@ _log = logging.getLogger(__name__)
 _BACKLOG: Final = 1024
 
 
-_OTHER_FILES: Final = 128  # descriptors that are left to the rest of the process
+_OTHER_FILES: Final = 128  # file descriptors reserved for the rest of the process
 
 
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
 
 
-_LINGER: Final = 1.0  # seconds of a stop for half-sent headers, and for the last answers to leave
+_LINGER: Final = 1.0  # seconds that a stop grants to half-sent headers, and to the last answers
 
 
-_TLS_SHUTDOWN: Final = 5.0  # seconds for the other side to confirm the end of a TLS connection
+_TLS_SHUTDOWN: Final = 5.0  # seconds for the peer to confirm the end of a TLS connection
 
 
 class HttpServer:
-    """One listening address that serves one ASGI application over HTTP/1.1.
+    """An HTTP/1.1 server for one ASGI application on one address.
 
-    Nothing is opened before `bind`. It installs no signal handlers and keeps nothing outside itself, so several can
-    run in one process, each in a loop of its own or not; after `serve` has returned, `bind` may be called anew.
+    The server opens nothing before `bind`, installs no signal handlers and has no global state. So several servers can
+    run in one process, in the same event loop or in several. After `serve` has returned, `bind` may be called again.
 
     Args:
-        app: Called for each request, in the loop that runs `serve`. Bodies have no timeout here: that is the app's.
-        host: A name or an address. A name is listened on at its first IPv4 address, as Go's net.Listen does; empty
-            means all addresses, IPv6 and IPv4.
-        port: 0 lets the system choose one; see `address`.
-        read_header_timeout: Seconds a client has to send a whole request header, counted from the connection or from
-            the end of the answer before: so an idle connection is closed after it too. Behind a proxy that keeps
-            connections open, set it above the proxy's idle timeout, or the proxy may send into a closing one. A TLS
-            handshake has as much time before it.
-        max_connections: Connections that are served at a time, TLS handshakes among them; more wait in the system's
-            backlog. Bounded further, with a warning, by the process's limit of open files.
-        tls: Serve HTTPS.
-        drain_timeout: Seconds that `serve` gives requests in flight after a stop, before it cuts them off.
+        app: Called for each request, in the loop that runs `serve`. The server sets no timeout for bodies; the
+            application has to.
+        host: A host name or an address. For a name, the server listens on its first IPv4 address, as Go's net.Listen
+            does. An empty string means all addresses, IPv6 and IPv4.
+        port: The port. With 0 the system chooses one; see `address`.
+        read_header_timeout: Seconds for a client to send a whole request header, counted from the connection or from
+            the end of the previous answer. So it also closes idle connections. Behind a proxy that keeps connections
+            open, set it above the proxy's idle timeout; otherwise the proxy may use a connection that is being closed.
+            A TLS handshake may take as long before that.
+        max_connections: The most connections at a time, including those in a TLS handshake; more wait in the system's
+            backlog. The process's limit of open files may lower it, which logs a warning.
+        tls: The TLS settings, to serve HTTPS.
+        drain_timeout: Seconds that `serve` grants to requests in flight after a stop before it closes their
+            connections.
 
     Example:
         >>> from statsig_otel.plugin.server.server import HttpServer
@@ -98,19 +101,19 @@ class HttpServer:
         self._max_connections = max_connections
         self._tls = tls
         self._drain_timeout = drain_timeout
-        self._lock = threading.Lock()  # of the four below: stop() comes from any thread
+        self._lock = threading.Lock()  # for the next four attributes: stop() is called from any thread
         self._socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = asyncio.Event()
         self._stopping = False
         self._address: tuple[str, int] | None = None
-        self._pid = 0  # of the process that has bound it
+        self._pid = 0  # the process that called `bind`
         self._context: ssl.SSLContext | None = None
-        self._pem = b""  # what the TLS files held when they were read
+        self._pem = b""  # the fingerprint of the TLS files when they were read
 
     @property
     def address(self) -> tuple[str, int]:
-        """The numeric host and the port that `bind` has opened.
+        """The numeric host and the port that `bind` opened.
 
         Raises:
             RuntimeError: `bind` was not called.
@@ -120,14 +123,15 @@ class HttpServer:
         return self._address
 
     def bind(self) -> None:
-        """Check the TLS files and open the listening socket. Clients that connect now wait until `serve` runs.
+        """Check the TLS files and open the listening socket. Clients that connect from now on wait for `serve`.
 
         Raises:
             OSError: The address cannot be listened on, or a TLS file cannot be read; the message says which and why.
             ValueError: The TLS files do not fit.
             RuntimeError: The server is bound already.
         """
-        pem = b"" if self._tls is None else digest(self._tls.files)  # first: a later change is seen by `renewed_tls`
+        # The fingerprint comes first, so that `renewed_tls` notices a change during the next step.
+        pem = b"" if self._tls is None else digest(self._tls.files)
         context = None if self._tls is None else self._tls.context()
         with self._lock:
             if self._socket is not None or self._loop is not None:
@@ -141,27 +145,29 @@ class HttpServer:
         self._address = (name[0], name[1])
 
     def renewed_tls(self) -> Callable[[], None] | None:
-        """Read the TLS files again. What takes them over for new connections; None where they hold what they held.
+        """Read the TLS files again, without using them yet.
 
-        Connections that are open stay as they are.
+        Returns:
+            A function that makes new connections use the files; open connections do not change. None if the files have
+            not changed.
 
         Raises:
             OSError: A file cannot be read.
-            ValueError: The files do not fit.
+            ValueError: The files are not valid.
         """
         if self._tls is None or (pem := digest(self._tls.files)) == self._pem:
             return None
         context = self._tls.context()
 
-        def take_over() -> None:
+        def use() -> None:
             self._context, self._pem = context, pem
 
-        return take_over
+        return use
 
     async def serve(self) -> None:
-        """Serve until `stop`, then let the requests in flight finish; the port is free when this returns.
+        """Serve until `stop`, then finish the requests in flight. When this returns, the port is free.
 
-        A cancellation stops too, at once: requests in flight are cut off.
+        A cancellation also ends the server, but closes connections with requests in flight at once.
 
         Raises:
             RuntimeError: The server is not bound.
@@ -194,10 +200,10 @@ class HttpServer:
                 self._loop = None
 
     def stop(self, drain_timeout: float | None = None) -> None:
-        """Stop accepting and let `serve` come to its end. From any thread, any number of times.
+        """Stop accepting, and make `serve` return. May be called from any thread, and repeatedly.
 
         Args:
-            drain_timeout: Seconds for the requests in flight, if not those of the constructor; the first stop's count.
+            drain_timeout: Seconds for the requests in flight, instead of the constructor's. Only the first call counts.
         """
         with self._lock:
             if drain_timeout is not None and not self._stopping:
@@ -206,19 +212,23 @@ class HttpServer:
             listening, self._socket = self._socket, None
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._stopped.set)
-        if listening is not None:  # bound and never served
+        if listening is not None:  # bound, but never served
             self._release(listening)
 
     def _release(self, listening: socket.socket) -> None:
-        """Close it; also in children that were forked since, where it would take connections that nobody serves."""
+        """Close the listening socket.
+
+        The process that bound it also shuts it down. That ends the copies in forked children too, which would otherwise
+        accept connections that nobody serves.
+        """
         if self._pid == os.getpid():
-            with contextlib.suppress(OSError):  # closed already; or a system that does not do it
+            with contextlib.suppress(OSError):  # closed already, or not supported by the system
                 listening.shutdown(socket.SHUT_RDWR)
         listening.close()
 
 
 class _Connections:
-    """The accepted connections of one listening socket, in the running loop."""
+    """Accepts the connections of one listening socket in the running loop, and closes them."""
 
     def __init__(
         self,
@@ -244,7 +254,7 @@ class _Connections:
             ws="none",
             lifespan="off",
             log_config=None,
-            workers=1,  # else an environment variable is read
+            workers=1,  # otherwise uvicorn reads an environment variable
             proxy_headers=False,
             server_header=False,
             date_header=False,
@@ -255,45 +265,45 @@ class _Connections:
         self._handshakes: set[asyncio.Task[None]] = set()
         self._accepting = False
         self._stopping = False
-        self._none_left = asyncio.Event()
-        self._none_left.set()
+        self._all_closed = asyncio.Event()
+        self._all_closed.set()
 
     def accept(self) -> None:
-        """Begin to accept, and whenever a connection has left, go on."""
+        """Accept connections if the limit allows. Called at the start and whenever a connection has closed."""
         if not (self._accepting or self._stopping) and len(self._open) < self._max_connections:
             self._accepting = True
             self._loop.add_reader(self._listening, self._accept_waiting)
 
     async def drain(self, seconds: float) -> None:
-        """Accept no more; wait for the requests in flight, and a moment for those that have only begun."""
+        """Stop accepting, and wait for the requests in flight. Half-sent headers get one second."""
         deadline = self._loop.time() + seconds
         self._stop_accepting()
         for connection in tuple(self._open):
             connection.shutdown()
-        await self._wait_until_none_left(min(_LINGER, seconds))
+        await self._wait_until_all_closed(min(_LINGER, seconds))
         for connection in tuple(self._open):
             if connection.is_unused():
                 connection.abort()
         while tasks := set(self._state.tasks):
             if (left := deadline - self._loop.time()) <= 0:
-                _log.warning("%d requests in flight were cut off: the drain timeout is over", len(tasks))
+                _log.warning("the drain timeout is over: %d requests in flight were cut off", len(tasks))
                 return
             await asyncio.wait(tasks, timeout=left)
-        await self._wait_until_none_left(min(_LINGER, seconds))
+        await self._wait_until_all_closed(min(_LINGER, seconds))
 
     async def cut_off(self) -> None:
-        """Close whatever is open, at once."""
+        """Close all connections at once."""
         self._stop_accepting()
         for handshake in self._handshakes:
             handshake.cancel()
         for connection in tuple(self._open):
             connection.abort()
-        await self._none_left.wait()
+        await self._all_closed.wait()
 
-    async def _wait_until_none_left(self, seconds: float) -> None:
+    async def _wait_until_all_closed(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._none_left.wait()
+                await self._all_closed.wait()
 
     def _stop_accepting(self) -> None:
         self._stopping = True
@@ -312,7 +322,7 @@ class _Connections:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                _log.warning("no connection can be accepted for now: %s", error.strerror)
+                _log.warning("can't accept connections, trying again in %g s: %s", _ACCEPT_RETRY, error.strerror)
                 self._pause()
                 self._loop.call_later(_ACCEPT_RETRY, self.accept)
                 return
@@ -326,10 +336,10 @@ class _Connections:
             self._state,
             app=self._app,
             header_timeout=self._header_timeout,
-            on_lost=lambda: self._leave(connection),
+            on_lost=lambda: self._remove(connection),
         )
         self._open.add(connection)
-        self._none_left.clear()
+        self._all_closed.clear()
         handshake = self._loop.create_task(self._handshake(connection, accepted))
         self._handshakes.add(handshake)
 
@@ -339,8 +349,8 @@ class _Connections:
             if task.cancelled() or error is not None:
                 accepted.close()
                 connection.abort()
-                self._leave(connection)
-            if error is not None and not isinstance(error, OSError):  # a failed handshake is one
+                self._remove(connection)
+            if error is not None and not isinstance(error, OSError):  # a failed handshake is an OSError
                 _log.error("a connection could not be served", exc_info=error)
 
         handshake.add_done_callback(done)
@@ -358,15 +368,15 @@ class _Connections:
         if self._stopping:
             connection.shutdown()
 
-    def _leave(self, connection: HttpConnection) -> None:
+    def _remove(self, connection: HttpConnection) -> None:
         self._open.discard(connection)
         if not self._open:
-            self._none_left.set()
+            self._all_closed.set()
         self.accept()
 
 
 async def _unused(scope: Scope, receive: Receive, send: Send) -> None:
-    """Stand where uvicorn's configuration wants an application: each connection has its own."""
+    """Fill the application's place in uvicorn's configuration, which is not used: each connection has its own."""
     raise NotImplementedError
 
 
@@ -377,7 +387,8 @@ def _within_open_files(max_connections: int) -> int:
     allowed = limit - min(_OTHER_FILES, limit // 2)
     if max_connections > allowed:
         _log.warning(
-            "%d connections do not fit into a limit of %d open files: %d are served at a time; raise it (LimitNOFILE)",
+            "%d connections exceed the limit of %d open files, so only %d are served at a time; raise the limit "
+            "(LimitNOFILE in systemd)",
             max_connections,
             limit,
             allowed,

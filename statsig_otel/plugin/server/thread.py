@@ -1,4 +1,4 @@
-"""The servers of a service, in a thread with an event loop of its own: no loop of the embedder's is touched."""
+"""Runs a service's HTTP servers in a thread with its own event loop, apart from the embedder's loops."""
 
 import asyncio
 import logging
@@ -13,33 +13,37 @@ from statsig_otel.plugin.server.server import HttpServer
 _logger: Final = logging.getLogger(__name__)
 
 _CLOSING: Final = 3.0
-"""Seconds above the drain for the connections to be closed."""
+"""Seconds in addition to the drain timeout, for closing the connections."""
 
 
 class ServerThread:
-    """Serves until the servers are stopped; the thread keeps no process alive.
+    """Serves until the servers are stopped. The thread is a daemon: it does not keep the process alive.
 
     Args:
         servers: The servers, bound before `start`.
 
     Attributes:
-        ended: Done once no server answers any more; with the error where one failed, which takes the others along.
+        ended: Done once all servers have ended. If one failed, all are stopped and this contains the error.
     """
 
     def __init__(self, servers: Sequence[HttpServer]) -> None:
         self.ended: Future[None] = Future()
         self.ended.set_running_or_notify_cancel()
         self._servers = servers
-        self._thread: threading.Thread | None = None  # one that is made before a fork counts as ended after it
+        self._thread: threading.Thread | None = None  # created in `start`: after a fork it would count as ended
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         thread = threading.Thread(target=self._run, name="statsig-otel server", daemon=True)
         thread.start()
-        self._thread = thread  # not before it runs: `shutdown` waits for its end
+        self._thread = thread  # only now that it runs, since `shutdown` joins it
 
     def shutdown(self, drain_timeout: float) -> None:
-        """Take no more requests, give those in flight so many seconds, and end. Also without a `start`."""
+        """Stop accepting requests, wait for those in flight, and end the thread. Works without `start` too.
+
+        Args:
+            drain_timeout: Seconds for the requests in flight.
+        """
         for server in self._servers:
             server.stop(drain_timeout)
         if self._thread is not None:
@@ -47,7 +51,7 @@ class ServerThread:
         self.end_unstarted()
 
     def end_unstarted(self) -> None:
-        """Say that all has ended where no server was started, and none will be. Safe to call twice."""
+        """Complete `ended` if `start` was never called and will not be. Safe to call twice."""
         if self._thread is None:
             with suppress(InvalidStateError):
                 self.ended.set_result(None)
@@ -56,7 +60,7 @@ class ServerThread:
         try:
             asyncio.run(self._serve())
         except BaseException as error:
-            _logger.exception("The server has failed: no webhook is taken any more")
+            _logger.exception("The server failed: no more webhooks are accepted")
             self.ended.set_exception(error)
         else:
             self.ended.set_result(None)
@@ -66,7 +70,7 @@ class ServerThread:
         try:
             await asyncio.gather(*servers)
         finally:
-            # One server that fails takes the others along: half a service would look healthy.
+            # If one server fails, stop the others: half a service would look healthy.
             for server in self._servers:
                 server.stop()
             await asyncio.gather(*servers, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The certificate and key of a server, and whether their files have changed."""
+"""Loads a server's TLS certificate and key, and detects changes of certificate files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from statsig_otel.config.model import Settings
 
 
 def digest(files: Iterable[Path | None]) -> bytes:
-    """A fingerprint of what the files hold now. One that can't be read differs from one that can."""
+    """A fingerprint of the files' current content. A file that can't be read changes the fingerprint."""
     found = hashlib.sha256()
     for file in files:
         try:
@@ -26,19 +26,19 @@ def digest(files: Iterable[Path | None]) -> bytes:
 
 
 def digests(exporters: Mapping[str, Settings]) -> dict[str, bytes]:
-    """The fingerprint of each exporter's files, of those that have any."""
+    """The fingerprint of each exporter's files, for the exporters that have files."""
     return {name: digest(settings.own_files) for name, settings in exporters.items() if settings.own_files}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerTls:
-    """What a TLS server needs, named as in the Collector's configtls.
+    """The TLS settings of a server, named as in the Collector's configtls.
 
     Attributes:
-        cert_file: The certificate and what it is chained to, as PEM.
-        key_file: Its private key, as PEM; not encrypted.
-        client_ca_file: With it a client must present a certificate that one of its authorities has signed (mTLS).
-        min_version: The lowest TLS version that is accepted.
+        cert_file: The certificate and its chain, as PEM.
+        key_file: The certificate's unencrypted private key, as PEM.
+        client_ca_file: Require a client certificate that one of the authorities in this PEM file has signed (mTLS).
+        min_version: The lowest accepted TLS version.
 
     Example:
         >>> from pathlib import Path
@@ -54,11 +54,11 @@ class ServerTls:
 
     @property
     def files(self) -> tuple[Path | None, ...]:
-        """The files, by which a change of their content can be seen."""
+        """The files whose content is watched for changes."""
         return self.cert_file, self.key_file, self.client_ca_file
 
     def check(self) -> None:
-        """Read the files once, as the server will.
+        """Read the files as the server does at its start, and discard the result.
 
         Raises:
             OSError: A file cannot be read.
@@ -67,7 +67,7 @@ class ServerTls:
         self.context()
 
     def context(self) -> ssl.SSLContext:
-        """Read the files into a context for a server.
+        """Read the files into a server's SSL context.
 
         Raises:
             OSError: A file cannot be read.
@@ -81,7 +81,7 @@ class ServerTls:
         context.minimum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[self.min_version]
         context.set_alpn_protocols(["http/1.1"])
         try:
-            # An empty password: an encrypted key is an error here, never a prompt on the terminal.
+            # With an empty password, OpenSSL refuses an encrypted key instead of prompting on the terminal.
             context.load_cert_chain(self.cert_file, self.key_file, password="")
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":

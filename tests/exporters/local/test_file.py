@@ -134,7 +134,7 @@ def test_without_append_a_start_empties_the_file(path: Path, opened: Callable[..
     assert titles(path) == ["b"]
     second.shutdown()
     path.write_bytes(b"letters\n")
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(ValueError, match="something other"):
         opened(path, append=False)
     assert path.read_bytes() == b"letters\n"
 
@@ -365,7 +365,7 @@ def test_a_cut_anywhere_leaves_a_prefix_of_whole_lines(
         assert path.read_bytes() == whole[:kept]
         warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert len(warnings) == (1 if kept < cut else 0)
-        assert all(f"cut {cut - kept} bytes" in warning for warning in warnings)
+        assert all(f"a partial line of {cut - kept} bytes" in warning for warning in warnings)
         assert exporter.send(payload("next"), 1, 5) == Delivered()
         exporter.shutdown()
         assert titles(path) == [*bodies[: whole[:kept].count(b"\n")], "next"]
@@ -393,7 +393,7 @@ def test_a_torn_first_line_of_many_blocks_goes_altogether(
     size = path.stat().st_size
     opened(path)
     assert path.read_bytes() == b""
-    assert f"cut {size} bytes off the end of {path}" in caplog.text
+    assert f"removed a partial line of {size} bytes from the end of {path}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_a_file_of_something_else_is_left_untouched(
 ) -> None:
     """The error names the path and what to do."""
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="move it away, or change path") as caught:
+    with pytest.raises(ValueError, match="move it away, or name another path") as caught:
         opened(path)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == content
@@ -485,7 +485,7 @@ def test_a_second_process_is_refused(path: Path, opened: Callable[..., FileExpor
 
     assert second() == (
         f"{path} is locked: another process or another file exporter writes to it; "
-        "stop that one, or give this exporter a path of its own\n"
+        "stop that writer, or give this exporter another path\n"
     )
     assert first.send(payload("a"), 1, 5) == Delivered()
     first.shutdown()

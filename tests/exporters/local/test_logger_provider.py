@@ -159,7 +159,7 @@ def test_the_global_provider_of_the_environment_is_used_once_it_is_there() -> No
 def test_an_sdk_that_is_switched_off_refuses() -> None:
     said = run_global_provider(batch_of(EVENTS[0]), OTEL_SDK_DISABLED="true", OTEL_LOGS_EXPORTER="none")
     assert said[0] == "no_logger_provider"
-    assert said[1].startswith("no LoggerProvider is set up, it is switched off")
+    assert said[1].startswith("no LoggerProvider is set, it is disabled")
 
 
 def refusal_of(consumer: LoggerProviderConsumer, batch: Batch) -> RefusedError:

@@ -180,7 +180,7 @@ def test_a_partial_success_without_refusals_warns_once(sink: HttpSink, caplog: p
     with exporting(sink.url) as exporter:
         assert [exporter.send(encoded(), 1, LONG) for _ in range(3)] == [Delivered()] * 3
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == "otlp_http/test: the backend took the records, and says: please update"
+    assert line == "otlp_http/test: the backend accepted the records with a warning: please update"
 
 
 @pytest.mark.parametrize(

@@ -62,19 +62,19 @@ def test_grpc_endpoint(endpoint: str, insecure: bool, target: str, uses_tls: boo
         ("collector", "has no port; write collector:4317"),
         ("http://collector", "'http://collector' has no port; write http://collector:4317"),
         ("https://collector/", "write https://collector:4317"),
-        ("collector:", "is no host:port"),
-        ("collector:otlp", "is no host:port"),
-        ("collector:0", "is no host:port"),
-        ("collector:65536", "is no host:port"),
-        ("::1:4317", "is no host:port"),
-        ("col lector:4317", "is no host:port"),
-        ("collector:4317/v1/logs", "is no host:port"),
+        ("collector:", "is not host:port"),
+        ("collector:otlp", "is not host:port"),
+        ("collector:0", "is not host:port"),
+        ("collector:65536", "is not host:port"),
+        ("::1:4317", "is not host:port"),
+        ("col lector:4317", "is not host:port"),
+        ("collector:4317/v1/logs", "is not host:port"),
         ("http://collector:4317/v1/logs", "use the otlp_http exporter"),
         ("https://collector:4317?x=1", "use the otlp_http exporter"),
         ("https://user:secret@collector:4317", "put them into headers"),
         ("tcp://collector:4317", "unknown scheme"),
         ("xds:///collector", "unknown scheme"),
-        ("http://[::1", "is no URL"),
+        ("http://[::1", "is not a URL"),
     ],
 )
 def test_wrong_grpc_endpoints_get_a_hint(endpoint: str, hint: str) -> None:
@@ -106,15 +106,15 @@ def test_http_url(keys: dict[str, str], url: str) -> None:
         ({}, "needs an endpoint, such as http://localhost:4318"),
         ({"endpoint": "h:4318"}, "write http://HOST:PORT (plain text) or https://HOST:PORT"),
         ({"endpoint": "ftp://h"}, "has an unknown scheme"),
-        ({"endpoint": "http://h/v1/logs"}, "/v1/logs is appended to it"),
+        ({"endpoint": "http://h/v1/logs"}, "/v1/logs is appended to this URL"),
         ({"endpoint": "http://"}, "has no host"),
         ({"endpoint": "http://h:"}, "has no host"),
         ({"endpoint": "http://h:x"}, "has no host"),
         ({"endpoint": "http://h:70000"}, "has no host"),
         ({"endpoint": "http://::1:4318"}, "has no host"),
-        ({"endpoint": "http://h/a b"}, "percent-encoding"),
-        ({"endpoint": "http://h/ü"}, "percent-encoding"),
-        ({"endpoint": "http://h/\r\nX: 1"}, "percent-encoding"),
+        ({"endpoint": "http://h/a b"}, "percent-encoded"),
+        ({"endpoint": "http://h/ü"}, "percent-encoded"),
+        ({"endpoint": "http://h/\r\nX: 1"}, "percent-encoded"),
         ({"endpoint": "http://h/#x"}, "fragment"),
         ({"endpoint": "http://h/?x"}, "put the whole URL into logs_endpoint"),
         ({"logs_endpoint": "https://user:secret@h/"}, "put them into headers"),
@@ -198,8 +198,8 @@ WRONG_HEADERS = [
     ({"user-agent": "hush"}, "set by the exporter itself"),
     ({"k": "hush\r\nx: y"}, "line break"),
     ({"k": "hush\x00"}, "line break"),
-    ({"k": "hush\u20ac"}, "it can't"),
-    ({"k": "hush "}, "begins or ends with a blank"),
+    ({"k": "hush\u20ac"}, "illegal character"),
+    ({"k": "hush "}, "begins or ends with a space"),
     ({"k": "hush", "K": "hush"}, "upper and lower case"),
 ]
 
@@ -218,7 +218,11 @@ def test_wrong_headers_get_a_hint(
 
 @pytest.mark.parametrize(
     ("headers", "hint"),
-    [({"grpc-timeout": "1S"}, "gRPC's own"), ({"x-bin": "v"}, "only text"), ({"x": "caf\xe9"}, "it can't")],
+    [
+        ({"grpc-timeout": "1S"}, "reserved by gRPC"),
+        ({"x-bin": "v"}, "only text"),
+        ({"x": "caf\xe9"}, "illegal character"),
+    ],
 )
 def test_grpc_metadata_is_narrower(headers: dict[str, str], hint: str) -> None:
     assert hint in refusal(OtlpGrpcSettings, **GRPC, headers=headers)
@@ -250,7 +254,10 @@ def test_wrong_tls_settings_get_a_hint(tls: dict[str, Any], hint: str) -> None:
     [
         ({"insecure_skip_verify": True}, "tls::insecure_skip_verify: Value error, grpcio can't skip"),
         ({"min_version": "1.3"}, "tls::min_version: Value error, grpcio can't set"),
-        ({"ca_file": "a", "include_system_ca_certs_pool": True}, "tls: Value error, grpcio can't add"),
+        (
+            {"ca_file": "a", "include_system_ca_certs_pool": True},
+            "tls: Value error, grpcio can't trust ca_file in addition",
+        ),
     ],
 )
 def test_what_grpcio_cannot_do_is_an_error(tls: dict[str, Any], hint: str) -> None:
@@ -354,4 +361,4 @@ def test_the_models_can_be_extended() -> None:
 @pytest.mark.parametrize(("name", "shown"), [("api-key", "'api-key'"), ("Bearer SECRET", "without a proper name")])
 def test_a_header_that_is_there_twice_is_named_where_it_is_a_name(name: str, shown: str) -> None:
     said = refusal(OtlpHttpSettings, **HTTP, headers=[{"name": name, "value": "x"}] * 2)
-    assert said.endswith(f"the header {shown} is there twice")
+    assert said.endswith(f"the header {shown} is given twice")

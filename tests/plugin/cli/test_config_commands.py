@@ -367,7 +367,7 @@ def test_beside_the_running_service_what_it_has_in_use_is_a_warning() -> None:
             "(config.yaml:5)"
         ),
         "  warning: exporters::file::path: changes.jsonl is locked: another process writes to it (config.yaml:7)",
-        "  hint: that is the running service, most likely: it has to end before another one starts here",
+        "  hint: the running service probably uses these; stop it before another one starts here",
     ]
     assert wrong.startswith("receivers::statsig::endpoint: cannot listen on 192.0.2.1:80: 192.0.2.1 is not an address")
     assert "locked" not in doctor
@@ -449,8 +449,8 @@ def test_later_locations_and_variables_show_in_what_is_printed() -> None:
     ("mode", "why"),
     [
         ("unredacted", "unredacted is not supported: secrets are never printed"),
-        ("unvalidated", "unvalidated is not supported: defaults are known of a valid configuration only"),
-        ("all", "all is not supported: there is redacted only"),
+        ("unvalidated", "unvalidated is not supported: only a valid configuration has known defaults"),
+        ("all", "all is not supported: the only mode is redacted"),
     ],
 )
 def test_the_other_modes_of_the_collector_say_why_they_are_not_here(mode: str, why: str) -> None:

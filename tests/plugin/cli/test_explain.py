@@ -185,8 +185,8 @@ def test_a_url_verification_is_answered_whatever_its_signature_is() -> None:
         "url_verification", "abc123", [],
     )  # fmt: skip
     result = explain(body, "--signature", "v0=1")
-    assert "Signature: timestamp_missing; a URL verification is answered all the same" in result.output
-    assert "it is answered with its code, abc123" in result.output
+    assert "Signature: timestamp_missing; a URL verification needs no signature" in result.output
+    assert "the receiver answers with its code, abc123" in result.output
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_signature_is_checked_at_its_time_or_at_another(secret: str, late_ms: 
 def test_a_header_that_is_missing_or_malformed(args: list[str], reason: str) -> None:
     assert as_json([SAMPLE], *args)["signature"]["reason"] == reason
     result = explain([SAMPLE], *args)
-    assert f"Signature: {reason}: it is answered with 401" in result.output
+    assert f"Signature: {reason}: the receiver answers 401" in result.output
     assert result.exit_code == 0
 
 
@@ -328,7 +328,10 @@ def test_each_record_stands_below_its_service() -> None:
     [
         (SERVICES % "false", "concerns the service shop/payments, by rules[1] of impacted_services"),
         ("impacted_services: {rules: {name: a, match: {names: [b]}}}", "concerns no service: no rule of "),
-        ("impacted_services: {rules: {name: '{metadata.many}'}}", "concerns 101 services, too many for a record of"),
+        (
+            "impacted_services: {rules: {name: '{metadata.many}'}}",
+            "concerns 101 services, too many for one record each",
+        ),
     ],
 )
 def test_one_record_of_several_services_or_of_none_is_told(keys: str, told: str) -> None:
@@ -359,7 +362,7 @@ def test_items_in_a_row_with_one_outcome_take_one_line() -> None:
 def test_a_body_that_is_too_large_is_told() -> None:
     keys = "max_request_body_size: 10B"
     assert as_json([SAMPLE], keys=keys)["too_large"] is True
-    assert "it is answered with 413" in explain([SAMPLE], keys=keys).output
+    assert "the receiver answers 413" in explain([SAMPLE], keys=keys).output
     assert as_json([SAMPLE])["too_large"] is False
 
 

@@ -13,7 +13,7 @@ from statsig_otel.config.grammar import check
 from statsig_otel.config.resolved import resolved
 from statsig_otel.config.source import parse
 from statsig_otel.plugin.cli import run
-from statsig_otel.plugin.cli.log_output import held_back
+from statsig_otel.plugin.cli.log_output import buffered_log
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings, named_level
@@ -74,7 +74,7 @@ log = logging.getLogger("statsig_otel.test")
 @pytest.mark.usefixtures("_root_logger")
 def test_what_is_logged_before_the_log_begins_is_held_back() -> None:
     stream = io.StringIO()
-    with held_back(stream) as output:
+    with buffered_log(stream) as output:
         log.info("too little")
         log.warning("early")
         assert stream.getvalue() == ""
@@ -87,7 +87,7 @@ def test_what_is_logged_before_the_log_begins_is_held_back() -> None:
 @pytest.mark.usefixtures("_root_logger")
 def test_what_is_held_back_is_written_where_nothing_begins() -> None:
     stream = io.StringIO()
-    with held_back(stream):
+    with buffered_log(stream):
         log.debug("too little")
         log.info("early")
     assert stream.getvalue().endswith(" INFO    statsig_otel.test: early\n")
@@ -97,7 +97,7 @@ def test_what_is_held_back_is_written_where_nothing_begins() -> None:
 @pytest.mark.usefixtures("_root_logger")
 def test_a_line_of_json_holds_all_of_a_record() -> None:
     stream = io.StringIO()
-    with held_back(stream) as output:
+    with buffered_log(stream) as output:
         output.begin("debug", "json")
         try:
             int("one\ntwo")
@@ -159,7 +159,7 @@ def test_variables_that_a_file_does_not_name_are_told_by_their_names_alone(
     read(config, "warn")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(
-        " WARNING statsig_otel: There is a configuration, so these variables count only where it names them: "
+        " WARNING statsig_otel: There is a configuration, so these variables have no effect unless it names them: "
         "OTEL_EXPORTER_OTLP_HEADERS, OTEL_EXPORTER_OTLP_LOGS_TIMEOUT, OTEL_EXPORTER_OTLP_TIMEOUT"
     )
     read(None, "warn")

@@ -383,7 +383,7 @@ def test_skip_makes_the_head_a_dead_letter_that_can_be_replayed(
         assert healthy.exit_code == 1
         assert "nothing waits for good" in healthy.output
         served.bad.outcome = Delivered()
-        assert "Behind it: 1 record." in ok(tmp_path, "queue", "skip", "bad")
+        assert "Still waiting: 1 record." in ok(tmp_path, "queue", "skip", "bad")
         served.bad.wait(lambda: served.bad.received == ["y"])
         (letter,) = as_json(tmp_path, "dead-letters", "list")
         assert (letter["kind"], letter["exporter"], letter["reason"]) == ("record", "bad", "skipped by command")
@@ -399,7 +399,7 @@ def test_skip_works_on_a_stopped_queue(tmp_path: Path) -> None:
     with Served(tmp_path) as served:
         served.accept("x", "y")
         served.wait_until_blocked()
-    assert "Behind it: 1 record." in ok(tmp_path, "queue", "skip", "bad")
+    assert "Still waiting: 1 record." in ok(tmp_path, "queue", "skip", "bad")
     assert waiting(tmp_path)["bad"] == 1
     assert [one["uid"] for one in as_json(tmp_path, "dead-letters", "list")] == [uid(item("x"))]
     ok(tmp_path, "queue", "skip", "bad")
@@ -668,7 +668,7 @@ def test_a_body_is_read_anew_and_what_is_invalid_in_it_stays(tmp_path: Path) -> 
         result = run(tmp_path, "dead-letters", "replay", "--all")
         assert result.exit_code == 1
         assert "Replayed: 2 dead letters, 2 records to deliver." in result.output
-        assert "dead letters of their own now: 1 item." in result.output
+        assert "now dead letters of their own: 1 item." in result.output
         for number in (2, 3, 4):
             assert f"{number} stays: " in result.output
         served.good.wait(lambda: served.good.received == ["x", "y"])
@@ -710,7 +710,7 @@ def test_an_item_of_a_stopped_service_needs_its_configuration(tmp_path: Path) ->
     assert b"example.com" not in ok_[0].payload
     bury(directory, named)
     again = CliRunner().invoke(dead_letters.command, ["--config", str(config), "replay", "2"])
-    assert "Taken over before, otherwise: 1 change." in again.output
+    assert "Accepted before: 1 change." in again.output
     assert waiting(directory)["debug/good"] == 1
 
 
@@ -907,7 +907,7 @@ def test_what_is_left_of_a_damaged_record_is_shown_whatever_it_is(tmp_path: Path
     text = ok(tmp_path, "dead-letters", "show", "--all")
     assert "\x1b" not in text
     assert text.count("Nothing is left of it.") == 1
-    assert text.count("What is left of it, and may be wrong:") == len(contents) - 1
+    assert text.count("The rest of it, which may be wrong:") == len(contents) - 1
     assert cut[-1].hex() in text
 
 
@@ -1051,4 +1051,4 @@ def test_json_without_the_table_is_refused(tmp_path: Path) -> None:
     """Leaving it out in silence would give a script a sentence where it expects JSON."""
     result = run(tmp_path, "queue", "--json", "resume", "good")
     assert result.exit_code == 2
-    assert "--json is for the table alone" in result.output
+    assert "--json applies to `statsig-otel queue` without a subcommand" in result.output

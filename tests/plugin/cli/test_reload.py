@@ -94,11 +94,11 @@ def test_a_directory_that_only_the_service_can_know() -> None:
     result = call("--config", config("${env:QUEUE}/queue"))
     assert result.exit_code == 1
     first, second, *_ = result.output.splitlines()
-    assert first == "Error: the queue's directory can't be told, by which the service is reached"
+    assert first == "Error: the configuration does not say where the queue's directory is"
     assert second.startswith("extensions::file_storage::directory: the environment variable QUEUE is not set (")
     assert result.output.splitlines()[-1] == (
-        "hint: nothing was reloaded; the service's log says where its queue is: name that with --directory DIR, or "
-        "send it SIGHUP"
+        "hint: nothing was reloaded; pass the queue's directory, which the service's log names, with --directory DIR; "
+        "or send SIGHUP"
     )
     assert "STATSIG_SIGNING_SECRET" not in result.output
 
@@ -114,7 +114,7 @@ def test_a_configuration_that_can_not_be_read() -> None:
 def test_nobody_is_there() -> None:
     result = call("--config", config())
     assert result.exit_code == 1
-    assert result.output.startswith("Error: no service is running on queue\nhint: the service's log says where")
+    assert result.output.startswith("Error: no service is running on queue\nhint: pass the queue's directory")
 
 
 def test_a_service_that_does_not_answer_yet() -> None:
@@ -126,7 +126,7 @@ def test_a_service_that_does_not_answer_yet() -> None:
         held.release()
     assert result.exit_code == 1
     assert result.output == (
-        f"Error: queue is in use by process {os.getpid()}, starting or stopping: it does not answer yet, or any more\n"
+        f"Error: queue is in use by process {os.getpid()}, starting or stopping; that process does not answer\n"
     )
 
 
@@ -146,6 +146,4 @@ def test_a_queue_of_another_user() -> None:
         finally:
             os.seteuid(0)
     assert result.exit_code == 1
-    assert result.output == (
-        "Error: queue can't be reached: only the service's own user, and root, can use its queue\n"
-    )
+    assert result.output == ("Error: queue is not accessible: only the service's own user and root can use its queue\n")

@@ -210,10 +210,10 @@ def test_the_samples_are_listed() -> None:
 @pytest.mark.parametrize(
     ("status", "headers", "hint"),
     [
-        (400, {}, "can't read the body"),
+        (400, {}, "is not a Statsig webhook"),
         (401, {}, "another signing secret"),
         (404, {}, "/api/v1/data/events/receiver/statsig"),
-        (503, {"Retry-After": "7"}, "wait for 7"),
+        (503, {"Retry-After": "7"}, "Retry-After is 7"),
         (202, {}, ""),
         (599, {}, ""),
     ],
@@ -349,7 +349,13 @@ def test_a_missing_secret_says_what_to_do(receiver: Receiver, secret: str | None
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"\n", "is empty"), (b" x", "white space"), (b"x\n\n", "white space"), (b"\xff", "no UTF-8")],
+    [
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b" x", "white space"),
+        (b"x\n\n", "white space"),
+        (b"\xff", "not valid UTF-8"),
+    ],
 )
 def test_an_unusable_secret_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "secret"
@@ -361,7 +367,7 @@ def test_an_unusable_secret_file_is_refused(tmp_path: Path, content: bytes, mess
 
 
 def test_a_variable_that_is_no_utf_8_is_refused() -> None:
-    with pytest.raises(SendError, match="no UTF-8"):
+    with pytest.raises(SendError, match="not valid UTF-8"):
         read_secret(None, {"STATSIG_SIGNING_SECRET": "webhook-\udcff"})
 
 
@@ -385,7 +391,7 @@ def test_the_secret_is_no_argument_and_never_shown(receiver: Receiver) -> None:
         (("--ca-file", "does-not-exist.pem", "--url", "https://127.0.0.1:1/"), "CA file can't be read"),
         (("--url", "ftp://127.0.0.1/"), "must begin with http"),
         (("--url", "127.0.0.1:8080"), "must begin with http"),
-        (("--url", "http://user@127.0.0.1/"), "signature alone"),
+        (("--url", "http://user@127.0.0.1/"), "a user or a password"),
         (("--url", "http://127.0.0.1:0/"), "port 0"),
         (("--url", "http://[::1/"), "can't be read"),
     ],
@@ -407,7 +413,7 @@ def test_https_takes_an_authority_from_a_file(tmp_path: Path) -> None:
     assert trusted.code == 0
     check_signed(receiver.requests[0])
     assert untrusted.code == 2
-    assert "no TLS with 127.0.0.1" in untrusted.err
+    assert "no TLS connection to 127.0.0.1" in untrusted.err
     assert "--ca-file" in untrusted.err
     assert len(receiver.requests) == 1
 
@@ -435,4 +441,4 @@ def test_the_help_loads_no_network_library() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.endswith("[]\n")
     assert "STATSIG_SIGNING_SECRET" in done.stdout
-    assert "\n    2  it did not answer" in done.stdout
+    assert "\n    2  the receiver did not answer" in done.stdout

@@ -55,7 +55,7 @@ def test_what_takes_the_place_of_a_list_of_ones_own_is_told(name: str, tmp_path:
     assert mapping is not None
     readme = (EXAMPLES / "presets" / "README.md").read_text(encoding="utf-8")
     _, _, told = readme.partition("the `drop` of\n")
-    assert (f"{name}.yaml" in told.partition(" takes the place of yours")[0]) is ("user.email" not in mapping.drop)
+    assert (f"{name}.yaml" in told.partition(" replaces yours")[0]) is ("user.email" not in mapping.drop)
 
 
 def attributes(name: str) -> set[str]:

@@ -332,7 +332,7 @@ def test_an_application_that_never_answers_is_left_behind(caplog: pytest.LogCapt
         running.join()
         assert _is_closed(connection)
     assert [record.getMessage() for record in caplog.records] == [
-        "1 requests in flight were cut off: the drain timeout is over"
+        "the drain timeout is over: 1 requests in flight were cut off"
     ]
 
 
@@ -443,7 +443,7 @@ def test_connections_never_use_up_the_open_files_of_the_process(caplog: pytest.L
                 assert _post(connection, b"", b"through") == (200, b"through")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert "1000 connections do not fit into a limit of 256 open files: 128 are served at a time" in caplog.text
+    assert "1000 connections exceed the limit of 256 open files, so only 128 are served at a time" in caplog.text
 
 
 def test_a_client_that_does_not_read_its_answers_is_cut_off() -> None:
