@@ -15,7 +15,7 @@ import statsig_otel
 PURE = (
     "DEFAULT_PATH, SIGNATURE_HEADER, TIMESTAMP_HEADER, "
     "Answer, AnsweredError, ChangeEvent, Intake, InvalidItemError, Limits, "
-    "LogRecordEncoder, MalformedBodyError, Mapped, Mapper, Payload, UnauthorizedError, UrlVerification, Verifier, "
+    "LogRecordEncoder, MalformedBodyError, Mapped, Mapper, Payload, UnauthorizedError, Verifier, "
     "WebhookError, parse, parse_url_verification, sign, uid, verify"
 )
 API = {"opentelemetry.context", "opentelemetry.environment_variables", "opentelemetry.util"}
@@ -123,9 +123,9 @@ MAY_LOAD = {
         f"{RECORD_MODEL} urllib3": "OtlpHttpExporter",
     },
     "plugin": {
-        "": "ChangeEvent ChangeFilter InvalidItemError Item",
-        "msgspec": "DEFAULT_PATH MalformedBodyError Payload SIGNATURE_HEADER TIMESTAMP_HEADER UnauthorizedError "
-        "UrlVerification Verification Verifier WebhookError parse parse_url_verification sign verify",
+        "": "ChangeEvent ChangeFilter DEFAULT_PATH InvalidItemError Item",
+        "msgspec": "MalformedBodyError Payload SIGNATURE_HEADER TIMESTAMP_HEADER UnauthorizedError "
+        "Verification Verifier WebhookError parse parse_url_verification sign verify",
         "opentelemetry.proto": "LogRecordEncoder RecordHook uid",
         "msgspec opentelemetry.proto": "Mapped Mapper",
         "msgspec opentelemetry.metrics opentelemetry.proto": "Answer AnsweredError Intake Limits Request",

@@ -44,13 +44,12 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings as StatsigReceiverSettings
     from statsig_otel.plugin.settings.services import ImpactedServicesSettings as ImpactedServicesSettings
     from statsig_otel.plugin.settings.services import ServiceRuleSettings as ServiceRuleSettings
+    from statsig_otel.plugin.webhook import DEFAULT_PATH as DEFAULT_PATH
     from statsig_otel.plugin.webhook.errors import MalformedBodyError as MalformedBodyError
     from statsig_otel.plugin.webhook.errors import UnauthorizedError as UnauthorizedError
     from statsig_otel.plugin.webhook.errors import WebhookError as WebhookError
     from statsig_otel.plugin.webhook.lenient_json import Item as Item
-    from statsig_otel.plugin.webhook.payload import DEFAULT_PATH as DEFAULT_PATH
     from statsig_otel.plugin.webhook.payload import Payload as Payload
-    from statsig_otel.plugin.webhook.payload import UrlVerification as UrlVerification
     from statsig_otel.plugin.webhook.payload import parse as parse
     from statsig_otel.plugin.webhook.payload import parse_url_verification as parse_url_verification
     from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER as SIGNATURE_HEADER
@@ -69,7 +68,7 @@ else:  # a checker would take whatever name for one that there is
             "ChangeEvent": "record.change_event",
             "ChangeFilter": "record.filter",
             "ChangeMatchSettings": "settings.filter",
-            "DEFAULT_PATH": "webhook.payload",
+            "DEFAULT_PATH": "webhook",
             "DeduplicationSettings": "settings.receiver",
             "Destination": "service.builder",
             "FilterSettings": "settings.filter",
@@ -101,7 +100,6 @@ else:  # a checker would take whatever name for one that there is
             "StatsigWsgiReceiver": "receiver.wsgi",
             "TIMESTAMP_HEADER": "webhook.signature",
             "UnauthorizedError": "webhook.errors",
-            "UrlVerification": "webhook.payload",
             "Verification": "webhook.signature",
             "Verifier": "webhook.signature",
             "WebhookError": "webhook.errors",

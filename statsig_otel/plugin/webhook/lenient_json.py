@@ -40,10 +40,8 @@ class Item:
         problem: Why no record can be made of it, whatever it is; None where nothing stands against it.
 
     Example:
-        >>> from statsig_otel.plugin import Payload, parse
-        >>> payload = parse(b'[{"eventName": "statsig::config_change"}]')
-        >>> assert isinstance(payload, Payload)
-        >>> [item.text for item in payload.changes]
+        >>> from statsig_otel.plugin import parse
+        >>> [item.text for item in parse(b'[{"eventName": "statsig::config_change"}]').changes]
         ['{"eventName": "statsig::config_change"}']
     """
 

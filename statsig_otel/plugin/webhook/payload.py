@@ -9,11 +9,6 @@ Statsig sends, unsigned, when the webhook is saved. One event object, bare or un
 that is a config change by its own `eventName` is one whatever its `data` holds. The last of equal names counts, but no
 change is lost to that: a body whose earlier `data` holds one is of no known shape.
 
-Errors carry the answer and a reason for the log:
-
-    WebhookError
-     ├── UnauthorizedError    401: not provably from Statsig
-     └── MalformedBodyError   400: from Statsig, but of no known shape
 """
 
 from dataclasses import dataclass
@@ -27,10 +22,6 @@ from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.lenient_json import Item, Items, Members
 
 CONFIG_CHANGE: Final = "statsig::config_change"
-
-
-DEFAULT_PATH: Final = "/api/v1/data/events/receiver/statsig"
-"""Chronosphere's path for the same webhook: moving from there means changing the host."""
 
 
 MAX_URL_VERIFICATION_SIZE: Final = 4096
@@ -64,22 +55,6 @@ _SMALL: Final = 256 << 10
 
 _MANY_ITEMS: Final = 1 << 18
 """Items of which no list of texts is made: each would take 50 bytes and more, though it may be sent in two."""
-
-
-@dataclass(frozen=True, slots=True)
-class UrlVerification:
-    """Statsig asks whether this URL is meant for it; the answer is the same code.
-
-    Attributes:
-        code: 1 to 256 printable ASCII characters.
-
-    Example:
-        >>> from statsig_otel.plugin import parse
-        >>> parse(b'{"data": {"event": "url_verification", "verification_code": "abc123"}}')
-        UrlVerification(code='abc123')
-    """
-
-    code: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +148,18 @@ _any: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder()
 _objects: Final = JSONDecoder()
 
 
-def parse_url_verification(body: bytes) -> UrlVerification | None:
-    """The URL verification that the body is, exactly; None where it is anything else.
+def parse_url_verification(body: bytes) -> str | None:
+    """The code of a URL verification, which is to be sent back; None if the body is anything else.
+
+    Statsig sends it unsigned, before there is a signing secret. So ask this before the signature is checked.
+
+    Returns:
+        1 to 256 printable ASCII characters.
 
     Example:
         >>> from statsig_otel.plugin import parse_url_verification
         >>> parse_url_verification(b'{"data": {"event": "url_verification", "verification_code": "abc123"}}')
-        UrlVerification(code='abc123')
+        'abc123'
         >>> parse_url_verification(b"[]") is None
         True
     """
@@ -187,21 +167,20 @@ def parse_url_verification(body: bytes) -> UrlVerification | None:
         return None
     try:
         body.decode()
-        return UrlVerification(_url_verification.decode(body).data.verification_code)
+        return _url_verification.decode(body).data.verification_code
     except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
         return None
 
 
-def parse(body: bytes) -> UrlVerification | Payload:
-    """Tell the shapes of a verified body apart, and the config changes from all else.
+def parse(body: bytes) -> Payload:
+    """Split a verified body into its events, and tell the config changes from all others.
 
     Raises:
         MalformedBodyError: The body is no UTF-8 JSON of a known shape.
 
     Example:
-        >>> from statsig_otel.plugin import Payload, parse
-        >>> payload = parse(b'{"data": [{"eventName": "statsig::config_change"}]}')
-        >>> isinstance(payload, Payload) and payload.count
+        >>> from statsig_otel.plugin import parse
+        >>> parse(b'{"data": [{"eventName": "statsig::config_change"}]}').count
         1
     """
     try:
@@ -214,7 +193,7 @@ def parse(body: bytes) -> UrlVerification | Payload:
         payload = _parse_strictly(body)
     except (msgspec.MsgspecError, RecursionError):
         payload = None
-    return payload or parse_url_verification(body) or _parse_leniently(body.decode())
+    return payload or _parse_leniently(body.decode())
 
 
 def _parse_strictly(body: bytes) -> Payload | None:

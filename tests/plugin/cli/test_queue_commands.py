@@ -57,7 +57,7 @@ def item(name: str, **others: object) -> dict[str, object]:
 def change(name: str) -> Change:
     """What a receiver makes of an item."""
     payload = parse(json.dumps([item(name)]).encode())
-    mapped = Mapper().map(payload, OBSERVED)  # type: ignore[arg-type]  # it is no URL verification
+    mapped = Mapper().map(payload, OBSERVED)
     return mapped.changes[0]
 
 

@@ -171,7 +171,6 @@ def test_a_bad_body_is_sent_too_with_a_hint(receiver: Receiver, body: bytes, hin
 @pytest.mark.parametrize("name", SAMPLES)
 def test_each_sample_is_a_body_that_a_receiver_reads(name: str) -> None:
     payload = webhook.parse(SAMPLES[name].build(NOW_MS))
-    assert isinstance(payload, webhook.Payload)
     assert payload.count > 0
     for item in payload.changes:
         assert isinstance(item.value, dict)
@@ -184,7 +183,6 @@ def test_each_sample_is_a_body_that_a_receiver_reads(name: str) -> None:
 def test_a_sample_made_twice_is_two_changes() -> None:
     def uids(name: str) -> set[str]:
         payload = webhook.parse(SAMPLES[name].build(NOW_MS))
-        assert isinstance(payload, webhook.Payload)
         return {uid(item.value) for item in payload.changes if isinstance(item.value, dict)}
 
     for name in SAMPLES:

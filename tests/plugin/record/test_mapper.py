@@ -28,7 +28,6 @@ OBSERVED: Final = 1_739_400_185_400_000_000
 
 def map_body(body: str, mapper: Mapper | None = None) -> Mapped:
     payload = parse(body.encode())
-    assert isinstance(payload, Payload)
     mapped = (mapper or Mapper()).map(payload, OBSERVED)
     assert len(mapped.changes) + len(mapped.invalid) + mapped.ignored == payload.count
     return mapped
@@ -177,7 +176,6 @@ class TestOneItemNeverPoisonsItsBatch:
             except MalformedBodyError as error:
                 reason = error.reason
             else:
-                assert isinstance(payload, Payload)
                 reason = fate(Mapper().map(payload, OBSERVED))
             assert reason in {"record", "invalid", "nested_too_deeply"}
 

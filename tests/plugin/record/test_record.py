@@ -44,7 +44,7 @@ from statsig_otel.plugin.record.record import (
     uid,
 )
 from statsig_otel.plugin.webhook.lenient_json import read
-from statsig_otel.plugin.webhook.payload import Payload, parse
+from statsig_otel.plugin.webhook.payload import parse
 from tests.plugin.strategies import json_texts, objects
 
 DATA: Final = Path(__file__).parents[2] / "data"
@@ -553,7 +553,6 @@ def finite(text: str) -> object:
 
 def item_in(body: str) -> dict[str, Any]:
     payload = parse(body.encode())
-    assert isinstance(payload, Payload)
     value = payload.changes[0].value
     assert isinstance(value, dict)
     return value
@@ -673,7 +672,6 @@ GOLDEN_NAMES: Final = sorted(path.name.removesuffix(".input.json") for path in G
 def test_golden(name: str, update_golden: bool) -> None:  # noqa: FBT001 - a fixture
     """A recorded body makes the recorded record. `pytest --update-golden` writes it anew: then read the difference."""
     payload = parse((GOLDEN / f"{name}.input.json").read_bytes())
-    assert isinstance(payload, Payload)
     (item,) = payload.changes
     assert isinstance(item.value, dict)
     encoded = LogRecordEncoder().encode(

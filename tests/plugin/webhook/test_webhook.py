@@ -17,7 +17,6 @@ from statsig_otel.plugin.webhook.payload import (
     CONFIG_CHANGE,
     MAX_URL_VERIFICATION_SIZE,
     Payload,
-    UrlVerification,
     _parse_around,
     _parse_leniently,
     parse,
@@ -165,11 +164,10 @@ class TestSignature:
         with pytest.raises(UnauthorizedError, match="timestamp_malformed"):
             verify(BODY, signature=SIGNATURE.decode(), timestamp=text, secrets=[SECRET], now_ms=NOW)
 
-    def test_an_error_says_its_status_and_shows_nothing_of_the_request(self) -> None:
+    def test_an_error_shows_nothing_of_the_request(self) -> None:
         with pytest.raises(UnauthorizedError) as raised:
             verify(BODY, signature="v0=leak", timestamp="leak", secrets=["leak"], now_ms=NOW)
         assert isinstance(raised.value, WebhookError)
-        assert raised.value.status == 401
         assert "leak" not in str(raised.value)
 
     @given(body=st.binary(max_size=300), secret=SECRETS, timestamp=TIMES, cuts=st.lists(st.integers(0, 300)))
@@ -291,7 +289,6 @@ OTHER_ITEMS: Final = ("{}", "null", "0", "[]", '"a,b"', '{"eventName":1}', '{"ev
 
 def batch(body: str | bytes) -> Payload:
     payload = parse(body if isinstance(body, bytes) else body.encode())
-    assert isinstance(payload, Payload)
     assert payload.ignored + len(payload.changes) == payload.count
     return payload
 
@@ -299,7 +296,6 @@ def batch(body: str | bytes) -> Payload:
 def malformed(body: str | bytes) -> str:
     with pytest.raises(MalformedBodyError) as raised:
         parse(body if isinstance(body, bytes) else body.encode())
-    assert raised.value.status == 400
     return raised.value.reason
 
 
@@ -519,7 +515,6 @@ class TestShapes:
             assert name != CONFIG_CHANGE  # else it is kept, too, but needlessly
             return
         if name == CONFIG_CHANGE:
-            assert isinstance(payload, Payload)
             assert [change.text for change in payload.changes] == [item]
         elif shape == "%s":
             assert not (repeated and f'"{CONFIG_CHANGE}"' in data and item_is_change(data))
@@ -602,7 +597,7 @@ class TestFuzz:
             reason: str | None = error.reason
         else:
             reason = None
-            assert isinstance(result, UrlVerification) or 0 <= len(result.changes) <= result.count
+            assert 0 <= len(result.changes) <= result.count
         assert reason in {None, "not_utf8", "not_json", "nested_too_deeply", "unknown_shape"}
 
     @given(st.binary(max_size=200))
@@ -636,10 +631,11 @@ class TestUrlVerification:
         sample = json.loads((DATA / "url_verification.json").read_text())
         code = sample["response"]["verification_code"]
         body = json.dumps(sample["request"], indent=1).encode()
-        assert parse_url_verification(body) == UrlVerification(code)
+        assert parse_url_verification(body) == code
 
-    def test_signed_it_is_one_all_the_same(self) -> None:
-        assert parse(url_verification()) == UrlVerification("abc123")
+    def test_it_is_no_batch(self) -> None:
+        """Whoever has not looked for it before gets no payload of it."""
+        assert malformed(url_verification()) == "unknown_shape"
 
     @pytest.mark.parametrize(
         ("body", "code"),
@@ -653,8 +649,8 @@ class TestUrlVerification:
         ],
     )
     def test_its_shape(self, body: bytes, code: str) -> None:
-        assert parse_url_verification(body) == UrlVerification(code)
-        assert parse(body) == UrlVerification(code)
+        assert parse_url_verification(body) == code
+        assert malformed(body) == "unknown_shape"
 
     @pytest.mark.parametrize(
         "body",
@@ -707,7 +703,7 @@ class TestUrlVerification:
     def test_the_size_is_bounded_exactly(self) -> None:
         body = url_verification()
         longest = body + b" " * (MAX_URL_VERIFICATION_SIZE - len(body))
-        assert parse_url_verification(longest) == UrlVerification("abc123")
+        assert parse_url_verification(longest) == "abc123"
         assert parse_url_verification(longest + b" ") is None
 
     @given(st.one_of(st.binary(max_size=80), json_texts(hostile=True).map(str.encode)))
@@ -721,7 +717,7 @@ class TestUrlVerification:
     def test_a_code_is_answered_if_and_only_if_it_is_short_and_printable(self, code: str, data: st.DataObject) -> None:
         text = data.draw(spellings(code))
         body = f'{{"data":{{"event":"url_verification","verification_code":{text}}}}}'.encode()
-        expected: Any = UrlVerification(code) if re.fullmatch(r"[ -~]{1,256}", code) else None
+        expected: Any = code if re.fullmatch(r"[ -~]{1,256}", code) else None
         assert parse_url_verification(body) == expected
 
 
