@@ -71,8 +71,11 @@ FULL: Final = ChangeEvent(
 )
 
 
-def encode(event: ChangeEvent, encoder: LogRecordEncoder | None = None, original: str = "{}") -> bytes:
-    return (encoder or LogRecordEncoder()).encode(event, uid=UID, observed_ns=OBSERVED, original=original)
+def encode(
+    event: ChangeEvent, encoder: LogRecordEncoder | None = None, original: str = "{}", item_uid: str = UID
+) -> bytes:
+    encoder = encoder or LogRecordEncoder()
+    return encoder.encode(encoder.default(event, uid=item_uid, original=original), event, observed_ns=OBSERVED)
 
 
 def record_in(encoded: bytes) -> LogRecord:
@@ -463,7 +466,7 @@ class TestSdk:
         provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
         logger = provider.get_logger("statsig_otel", version=__version__, schema_url=SCHEMA_URL)
         logger.emit(sdk_record(event, item_uid))
-        ours = LogRecordEncoder().encode(event, uid=item_uid, observed_ns=OBSERVED, original="{}")
+        ours = encode(event, item_uid=item_uid)
         theirs = encode_logs(exporter.get_finished_logs())
         provider.shutdown()
         assert sorted_attributes(ExportLogsServiceRequest.FromString(ours)) == sorted_attributes(theirs)
@@ -674,9 +677,7 @@ def test_golden(name: str, update_golden: bool) -> None:  # noqa: FBT001 - a fix
     payload = parse((GOLDEN / f"{name}.input.json").read_bytes())
     (item,) = payload.changes
     assert isinstance(item.value, dict)
-    encoded = LogRecordEncoder().encode(
-        ChangeEvent.from_item(item.value), uid=uid(item.value), observed_ns=OBSERVED, original=item.text
-    )
+    encoded = encode(ChangeEvent.from_item(item.value), original=item.text, item_uid=uid(item.value))
     made = readable(MessageToDict(ExportLogsServiceRequest.FromString(encoded)))
     scope = made["resourceLogs"][0]["scopeLogs"][0]["scope"]
     assert scope["version"] == __version__
