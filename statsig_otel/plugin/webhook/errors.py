@@ -1,20 +1,20 @@
-"""Why a webhook is refused.
+"""The reasons for which a webhook is refused.
 
 WebhookError
- ├── UnauthorizedError    not provably from Statsig
- └── MalformedBodyError   from Statsig, but of no known shape
+ ├── UnauthorizedError    it can't be proven to come from Statsig
+ └── MalformedBodyError   it comes from Statsig, but its body can't be read
 """
 
 
 class WebhookError(Exception):
-    """A request that is not accepted.
+    """The base of the reasons for which a request is refused.
 
     Args:
-        reason: As below.
-        message: What is wrong, for the log; the reason without it.
+        reason: See below.
+        message: What is wrong, for the log; by default the reason.
 
     Attributes:
-        reason: A short word for a counter and the log. The caller is told nothing of it.
+        reason: A short word for the counter and the log. The sender is not told.
 
     Example:
         >>> from statsig_otel.plugin import WebhookError, parse
@@ -44,7 +44,7 @@ class UnauthorizedError(WebhookError):
 
 
 class MalformedBodyError(WebhookError):
-    """The request is Statsig's, but its body is no UTF-8 JSON of a known shape.
+    """The request comes from Statsig, but its body is not UTF-8, not JSON, or has none of the known shapes.
 
     Example:
         >>> from statsig_otel.plugin import MalformedBodyError, parse

@@ -196,8 +196,8 @@ def test_a_url_verification_is_answered_whatever_its_signature_is() -> None:
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        (b"{", "the body is no JSON"),
-        (b"\xff", "the body is no UTF-8 at byte 0"),
+        (b"{", "the body is not JSON"),
+        (b"\xff", "the body is not UTF-8 at byte 0"),
         (b"{}", "the body is neither a batch of events nor one event"),
     ],
 )

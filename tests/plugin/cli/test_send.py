@@ -155,10 +155,10 @@ def test_the_standard_input_arrives_byte_for_byte(receiver: Receiver) -> None:
 @pytest.mark.parametrize(
     ("body", "hint"),
     [
-        (b"not JSON\n", "the body is no JSON"),
-        (b"\xff{}", "the body is no UTF-8 at byte 0"),
+        (b"not JSON\n", "the body is not JSON"),
+        (b"\xff{}", "the body is not UTF-8 at byte 0"),
         (b'{"hello": "world"}', "neither a batch of events nor one event"),
-        (b"", "the body is no JSON"),
+        (b"", "the body is not JSON"),
     ],
 )
 def test_a_bad_body_is_sent_too_with_a_hint(receiver: Receiver, body: bytes, hint: str) -> None:

@@ -206,9 +206,9 @@ class TestMapped:
             ("metadata", "null", "metadata: must be an object, is missing or null"),
             ("timestamp", '"now"', "timestamp: must be an integer of milliseconds, is a text"),
             ("timestamp", "0", "timestamp: must be milliseconds between 1970 and the year 9999"),
-            ("user.unknown", "NaN", "holds NaN, which is no JSON"),
-            ("metadata.unknown", "[1e999]", "holds a number that is out of range"),
-            ("timeUUID", "9" * 5000, "holds an integer of 5000 digits"),
+            ("user.unknown", "NaN", "contains NaN, which is not JSON"),
+            ("metadata.unknown", "[1e999]", "contains a number that is out of range"),
+            ("timeUUID", "9" * 5000, "contains an integer of 5000 digits"),
         ],
     )
     def test_an_invalid_item_says_why_and_keeps_its_text(self, position: str, text: str, reason: str) -> None:

@@ -43,13 +43,13 @@ class TestRead:
     @pytest.mark.parametrize(
         ("text", "problem"),
         [
-            ("NaN", "holds NaN, which is no JSON"),
-            ("[[-Infinity]]", "holds -Infinity, which is no JSON"),
-            ('{"a":Infinity}', "holds Infinity, which is no JSON"),
-            ("1e999", "holds a number that is out of range"),
-            ("[-1E400]", "holds a number that is out of range"),
-            ("9" * 5000, "holds an integer of 5000 digits"),
-            ('{"a":[' + "9" * 4301 + "]}", "holds an integer of 4301 digits"),
+            ("NaN", "contains NaN, which is not JSON"),
+            ("[[-Infinity]]", "contains -Infinity, which is not JSON"),
+            ('{"a":Infinity}', "contains Infinity, which is not JSON"),
+            ("1e999", "contains a number that is out of range"),
+            ("[-1E400]", "contains a number that is out of range"),
+            ("9" * 5000, "contains an integer of 5000 digits"),
+            ('{"a":[' + "9" * 4301 + "]}", "contains an integer of 4301 digits"),
         ],
     )
     def test_what_no_json_text_can_stand_for(self, text: str, problem: str) -> None:
@@ -96,7 +96,7 @@ class TestSplit:
         assert split_at_all(' [1 , "a",{"b" : [NaN]} ,1e999,{"c":1},{}, 2] ') == Items(
             7,
             # Equal only because the reader gives this very object.
-            (Item('{"b" : [NaN]}', {"b": [math.nan]}, "holds NaN, which is no JSON"), Item('{"c":1}', {"c": 1})),
+            (Item('{"b" : [NaN]}', {"b": [math.nan]}, "contains NaN, which is not JSON"), Item('{"c":1}', {"c": 1})),
         )
 
     def test_an_object(self) -> None:

@@ -17,8 +17,8 @@ from statsig_otel.plugin.webhook.payload import (
     CONFIG_CHANGE,
     MAX_URL_VERIFICATION_SIZE,
     Payload,
-    _parse_around,
     _parse_leniently,
+    _search_for_changes,
     parse,
     parse_url_verification,
 )
@@ -575,13 +575,13 @@ class TestStepsOverAllButChanges:
     @example(pieces=[PIECES[0]] * 9, comma=b",")
     def test_as_element_by_element(self, pieces: list[bytes], comma: bytes) -> None:
         text = b"[" + comma.join(pieces) + b"]"
-        around = _parse_around(text)
+        around = _search_for_changes(text)
         if around is not None:
             assert around == _parse_leniently(text.decode())
 
     def test_few_changes_among_others_are_found_so(self) -> None:
         items = [*self.PIECES[:2], b'{"eventName":"x","value":"\\\\"}', b"1"] * 4
-        payload = _parse_around(b" [ %s ]\n" % b" ,\n".join(items))
+        payload = _search_for_changes(b" [ %s ]\n" % b" ,\n".join(items))
         assert payload is not None
         assert (payload.count, [change.text.encode() for change in payload.changes]) == (16, [*self.PIECES[:2]] * 4)
 
