@@ -88,7 +88,8 @@ def open_queue(directory: Path) -> DurableQueue:
 def records(count: int) -> Iterator[tuple[str, bytes]]:
     """Uids and encoded records that differ in nothing else."""
     made = ChangeEvent.from_item(event("A record of a benchmark's backlog"))
-    encoded = LogRecordEncoder().encode(made, uid=_NO_UID, observed_ns=OBSERVED_NS, original="")
+    encoder = LogRecordEncoder()
+    encoded = encoder.encode(encoder.default(made, uid=_NO_UID, original=""), made, observed_ns=OBSERVED_NS)
     before, found, behind = encoded.partition(_NO_UID.encode())
     assert found
     for number in range(count):

@@ -102,7 +102,7 @@ def record() -> tuple[Callable[[], object], Callable[[], object]]:
     encoder, uid = LogRecordEncoder(), "0123456789abcdef" * 2
 
     def ours() -> bytes:
-        return encoder.encode(event, uid=uid, observed_ns=backlog.OBSERVED_NS, original="")
+        return encoder.encode(encoder.default(event, uid=uid, original=""), event, observed_ns=backlog.OBSERVED_NS)
 
     logs = ExportLogsServiceRequest.FromString(ours()).resource_logs[0]
     scope = logs.scope_logs[0]

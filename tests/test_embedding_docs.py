@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from statsig_otel.plugin.webhook.payload import DEFAULT_PATH
+from statsig_otel.plugin.webhook import DEFAULT_PATH
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, free_port
 from tests.plugin.adapters import CHANGE, SECRET, VERIFICATION, assert_refused, body_of, signed, wait_until
 from tests.plugin.http_client import Address, connect, exchange, request

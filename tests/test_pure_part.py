@@ -15,7 +15,7 @@ import statsig_otel
 PURE = (
     "DEFAULT_PATH, SIGNATURE_HEADER, TIMESTAMP_HEADER, "
     "Answer, AnsweredError, ChangeEvent, Intake, Limits, LogRecordEncoder, MalformedBodyError, Mapper, Payload, "
-    "UnauthorizedError, UrlVerification, Verifier, parse, parse_url_verification, sign, verify"
+    "UnauthorizedError, Verifier, parse, parse_url_verification, sign, verify"
 )
 API = {"opentelemetry.context", "opentelemetry.environment_variables", "opentelemetry.util"}
 """What every part of opentelemetry-api loads; those below are of the API too, but for opentelemetry.proto."""
@@ -117,9 +117,9 @@ MAY_LOAD = {
         RECORD_MODEL: "DebugSettings FileSettings",
     },
     "plugin": {
-        "": "ChangeEvent",
-        "msgspec": "DEFAULT_PATH MalformedBodyError Payload SIGNATURE_HEADER TIMESTAMP_HEADER UnauthorizedError "
-        "UrlVerification Verifier parse parse_url_verification sign verify",
+        "": "ChangeEvent DEFAULT_PATH",
+        "msgspec": "MalformedBodyError Payload SIGNATURE_HEADER TIMESTAMP_HEADER UnauthorizedError "
+        "Verifier parse parse_url_verification sign verify",
         "opentelemetry.proto": "LogRecordEncoder",
         "msgspec opentelemetry.proto": "Mapper",
         "msgspec opentelemetry.metrics opentelemetry.proto": "Answer AnsweredError Intake Limits Request",

@@ -16,7 +16,6 @@ from statsig_otel.plugin import (
     TIMESTAMP_HEADER,
     MalformedBodyError,
     Mapper,
-    Payload,
     UnauthorizedError,
     parse,
     parse_url_verification,
@@ -46,8 +45,8 @@ def handle(event: Event, *, secrets: Sequence[str], put: Put, now_ns: int) -> Ev
     headers = event.get("headers", {})
     if event["requestContext"]["http"]["method"] != "POST":
         return answer(405)
-    if verification := parse_url_verification(body):  # unsigned: it comes before there is a secret
-        return answer(200, verification_code=verification.code)
+    if code := parse_url_verification(body):  # unsigned: it comes before there is a secret
+        return answer(200, verification_code=code)
     try:
         verify(
             body,
@@ -63,8 +62,6 @@ def handle(event: Event, *, secrets: Sequence[str], put: Put, now_ns: int) -> Ev
     except MalformedBodyError as error:
         print("malformed:", error)
         return keep([("dead-letter", body)], put) or answer(400)  # the body is Statsig's, and this is the only copy
-    if not isinstance(payload, Payload):
-        return answer(200, verification_code=payload.code)
     mapped = mapper.map(payload, now_ns)
     messages = [("record", record) for change in mapped.changes for record in change.records]
     messages += [("dead-letter", invalid.text) for invalid in mapped.invalid]

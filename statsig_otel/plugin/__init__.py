@@ -41,11 +41,10 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings as StatsigReceiverSettings
     from statsig_otel.plugin.settings.services import ImpactedServicesSettings as ImpactedServicesSettings
     from statsig_otel.plugin.settings.services import ServiceRuleSettings as ServiceRuleSettings
+    from statsig_otel.plugin.webhook import DEFAULT_PATH as DEFAULT_PATH
     from statsig_otel.plugin.webhook.errors import MalformedBodyError as MalformedBodyError
     from statsig_otel.plugin.webhook.errors import UnauthorizedError as UnauthorizedError
-    from statsig_otel.plugin.webhook.payload import DEFAULT_PATH as DEFAULT_PATH
     from statsig_otel.plugin.webhook.payload import Payload as Payload
-    from statsig_otel.plugin.webhook.payload import UrlVerification as UrlVerification
     from statsig_otel.plugin.webhook.payload import parse as parse
     from statsig_otel.plugin.webhook.payload import parse_url_verification as parse_url_verification
     from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER as SIGNATURE_HEADER
@@ -71,8 +70,9 @@ else:  # type checkers would accept any name of a module with __getattr__
             "settings.mapping": "LookupSettings MappingSettings",
             "settings.receiver": "DeduplicationSettings ServerTlsSettings StatsigReceiverSettings",
             "settings.services": "ImpactedServicesSettings ServiceRuleSettings",
+            "webhook": "DEFAULT_PATH",
             "webhook.errors": "MalformedBodyError UnauthorizedError",
-            "webhook.payload": "DEFAULT_PATH Payload UrlVerification parse parse_url_verification",
+            "webhook.payload": "Payload parse parse_url_verification",
             "webhook.signature": "SIGNATURE_HEADER TIMESTAMP_HEADER Verifier sign verify",
         },
     )

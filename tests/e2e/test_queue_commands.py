@@ -23,7 +23,7 @@ from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.record import uid
-from statsig_otel.plugin.webhook.payload import Payload, parse
+from statsig_otel.plugin.webhook.payload import parse
 from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
@@ -347,7 +347,6 @@ def bury_items(folder: Path, count: int) -> None:
 def fill(folder: Path, count: int) -> None:
     """Dead letters of the exporter otlp_grpc, in a queue that no service has used yet."""
     payload = parse(json.dumps([change(number) for number in range(count)]).encode())
-    assert isinstance(payload, Payload)
     changes = Mapper().map(payload, time.time_ns()).changes
 
     def work(connection: sqlite3.Connection) -> None:

@@ -29,7 +29,7 @@ from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.webhook import lenient_json
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
-from statsig_otel.plugin.webhook.payload import Payload, UrlVerification, parse
+from statsig_otel.plugin.webhook.payload import Payload, parse, parse_url_verification
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -184,15 +184,12 @@ class DeadLetters:
 def _map_anew(letter: Letter, content: bytes, mapper: Mapper) -> Replay:
     """An item or a body as if its request had come in anew, at the time at which it did."""
     observed_ns = letter.at_ms * 1_000_000
+    if letter.kind == "body" and parse_url_verification(content) is not None:
+        return Keep(letter.id, "is a URL verification: there is nothing to deliver", new_reason=True)
     try:
-        if letter.kind == "item":
-            payload: Payload | UrlVerification = Payload(1, (lenient_json.read(content.decode()),))
-        else:
-            payload = parse(content)
+        payload = Payload(1, (lenient_json.read(content.decode()),)) if letter.kind == "item" else parse(content)
     except (MalformedBodyError, JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         return Keep(letter.id, str(error), new_reason=True)
-    if isinstance(payload, UrlVerification):
-        return Keep(letter.id, "is a URL verification: there is nothing to deliver", new_reason=True)
     mapped = mapper.map(payload, observed_ns)
     if letter.kind == "item" and mapped.invalid:
         return Keep(letter.id, mapped.invalid[0].reason, new_reason=True)

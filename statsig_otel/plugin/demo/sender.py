@@ -20,7 +20,7 @@ from statsig_otel import __version__
 from statsig_otel.exporters.terminal import printable
 from statsig_otel.plugin.demo.samples import url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.payload import parse, parse_url_verification
 from statsig_otel.plugin.webhook.signature import sign
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - a variable's name
@@ -117,6 +117,8 @@ def read_secret(file: Path | None, environment: Mapping[str, str] = os.environ) 
 
 def body_hint(body: bytes) -> str | None:
     """Why a receiver would answer 400 to this body, or None if the body is well-formed."""
+    if parse_url_verification(body) is not None:
+        return None
     try:
         parse(body)
     except MalformedBodyError as error:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
 from falcon.asgi import App, Request, Response
@@ -27,7 +27,7 @@ from statsig_otel.plugin.receiver.answers import (
 )
 from statsig_otel.plugin.receiver.deadlines import Deadlines
 from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
-from statsig_otel.plugin.server.asgi_types import AsgiApp, Message, Receive, Send
+from statsig_otel.plugin.server.asgi_types import Message, Receive, Send
 
 MountableApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 """An ASGI 3 application by the types of this package's server, and by Starlette's and FastAPI's."""
@@ -113,7 +113,7 @@ class StatsigReceiver:
         request = self._intake.begin(req.scope["headers"], self._clock())
         taking: Future[Receipt] | None = None
         try:
-            complete = await self._read(req, request, waits.reading)
+            complete = await self._read(_Body.of(req), request, waits.reading)
             if request.is_large and not self._closed:
                 outcome = await self._finish_apart(request, complete=complete)
             else:
@@ -146,22 +146,18 @@ class StatsigReceiver:
             return finish()
         return await judged
 
-    async def _read(self, req: Request, request: intake.Request, deadlines: Deadlines[asyncio.Timeout]) -> bool:
-        """Feed the body to the request; whether it came to its end."""
-        watched = _Watched(req._receive)  # noqa: SLF001 - there is no public way; a test over a socket holds it
-        req._receive = watched  # noqa: SLF001
+    async def _read(self, body: "_Body", request: intake.Request, deadlines: Deadlines[asyncio.Timeout]) -> bool:
+        """Feed the body to the request, in time; whether it came to its end."""
         try:
             async with asyncio.timeout(None) as reading:
                 deadlines.add(reading, self._intake.limits.read_timeout)
                 try:
-                    async for chunk in req.stream:
-                        request.feed(chunk)
+                    return await body.feed(request)
                 finally:
                     deadlines.discard(reading)
         except TimeoutError:
             answer = shutting_down() if self._closed else slow_body()
             raise AnsweredError(answer) from None
-        return not watched.left
 
     def _send(self, resp: Response, answer: Answer) -> None:
         self._intake.report(answer)
@@ -255,33 +251,17 @@ def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
     app.add_error_handler(Exception, _handle_unexpected)
     for path, receiver in receivers.items():
         app.add_route(path, receiver)
-    return _start_at_headers(app)
-
-
-def _start_at_headers(app: AsgiApp) -> MountableApp:
-    """Let an application start once the headers are there, and with a method that it knows.
-
-    Falcon waits for the first bytes of the body before it routes: a sender who declares a body and stays silent would
-    be refused by nobody. So its first event is an empty one. And it answers methods that a resource does not name by
-    itself, with 400 or with a list of all others: so every wrong one takes the same way.
-    """
 
     async def serve(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        started = False
-
-        async def receive_after_start() -> Message:
-            nonlocal started
-            if scope["type"] == "http" and not started:
-                started = True
-                return {"type": "http.request", "body": b"", "more_body": True}
-            return await receive()
-
         routed = dict(scope)
-        if scope["type"] == "http" and scope["method"] != "POST":
-            routed["method"] = "OPTIONS"
         if root := scope.get("root_path"):
             routed["path"] = _below(root, scope["path"])
-        await app(routed, receive_after_start, send)
+        if scope["type"] == "http":
+            receive = routed[_BODY] = _Body(receive)
+            # Falcon answers methods that a resource does not name with 400 or with a list of all others.
+            if scope["method"] != "POST":
+                routed["method"] = "OPTIONS"
+        await app(routed, receive, send)
 
     return serve
 
@@ -298,19 +278,49 @@ async def _handle_unexpected(req: Request, resp: Response, error: Exception, par
     handle_unexpected(req, resp, error, params)
 
 
-class _Watched:
-    """Steps between Falcon and the server, for one request, to see whether the client leaves before the body's end.
+_BODY: Final = "statsig_otel.body"
+"""Where in a request's scope its `_Body` is."""
 
-    Falcon's stream ends alike for a whole body and for one cut short, and with chunked encoding nothing else tells:
-    the signature of a cut body would look forged.
+_HEADERS_ONLY: Final[Message] = {"type": "http.request", "body": b"", "more_body": True}
+
+
+class _Body:
+    """One request's body, between the server and Falcon: both see an ASGI `receive` in it.
+
+    Falcon waits for the first bytes of a body before it routes: nobody could refuse a sender who declares a body and
+    stays silent. So the first event that Falcon gets is an empty one. All others are for `feed`, which also sees a
+    client leave. In Falcon's own stream a body that was cut short ends like a whole one; with chunked encoding
+    nothing else would tell them apart, and the signature of a cut body would look forged.
+
+    Args:
+        receive: The server's.
+        first: The event that was taken from it before.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, first: Message = _HEADERS_ONLY) -> None:
         self._receive = receive
-        self.left = False
+        self._first = first
+
+    @classmethod
+    def of(cls, req: Request) -> "_Body":
+        """The body of a request; below an application that `create_app` has not made, too."""
+        found = req.scope.get(_BODY)
+        if isinstance(found, cls):
+            return found
+        # There is no public way; a test over a socket holds it.
+        return cls(req._receive, req._first_event or _HEADERS_ONLY)  # noqa: SLF001
 
     async def __call__(self) -> Message:
-        event = await self._receive()
-        if event["type"] == "http.disconnect":
-            self.left = True
-        return event
+        """What Falcon calls, once."""
+        return self._first
+
+    async def feed(self, request: intake.Request) -> bool:
+        """Feed the body to a request as it comes in; whether it came to its end before the client left."""
+        event = self._first
+        while event["type"] == "http.request":
+            if chunk := event.get("body"):
+                request.feed(chunk)
+            if not event.get("more_body"):
+                return True
+            event = await self._receive()
+        return False

@@ -18,7 +18,7 @@ from statsig_otel.plugin.settings.reading import create_mapper, create_verifier
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError
 from statsig_otel.plugin.webhook.lenient_json import Item
-from statsig_otel.plugin.webhook.payload import CONFIG_CHANGE, Payload, UrlVerification, parse
+from statsig_otel.plugin.webhook.payload import CONFIG_CHANGE, Payload, parse, parse_url_verification
 
 Shape: TypeAlias = Literal["url_verification", "event", "batch"]
 ItemOutcome: TypeAlias = Literal["change", "filtered", "ignored", "invalid"]
@@ -119,16 +119,17 @@ def explain(
     """
     verdict = None if headers is None else _verify(body, headers, settings, at_ns // 1_000_000)
     unread = Explanation(size=len(body), too_large=len(body) > settings.max_request_body_size, verdict=verdict)
+    code = parse_url_verification(body)
+    if code is not None:
+        return replace(unread, shape="url_verification", verification_code=code)
     try:
-        parsed = parse(body)
-        if isinstance(parsed, UrlVerification):
-            return replace(unread, shape="url_verification", verification_code=parsed.code)
+        payload = parse(body)
         shape, decoded = _decode(body.decode())
     except MalformedBodyError as error:
         return replace(unread, problem=str(error))
     mapper = create_mapper(settings, resource)
     change_filter = settings.filter.create() if settings.filter else None
-    return replace(unread, shape=shape, items=tuple(_explain_items(parsed, decoded, mapper, change_filter, at_ns)))
+    return replace(unread, shape=shape, items=tuple(_explain_items(payload, decoded, mapper, change_filter, at_ns)))
 
 
 def _verify(body: bytes, headers: SignatureHeaders, settings: StatsigReceiverSettings, at_ms: int) -> Verdict:

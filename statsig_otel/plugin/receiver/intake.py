@@ -18,12 +18,7 @@ from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedErro
 from statsig_otel.plugin.receiver.log_throttle import LogThrottle
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError
-from statsig_otel.plugin.webhook.payload import (
-    MAX_URL_VERIFICATION_SIZE,
-    UrlVerification,
-    parse,
-    parse_url_verification,
-)
+from statsig_otel.plugin.webhook.payload import MAX_URL_VERIFICATION_SIZE, parse, parse_url_verification
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verification, Verifier
 
 _logger: Final = logging.getLogger(__name__)
@@ -319,9 +314,9 @@ class Request:
         body = b"".join(self._chunks)
         self._chunks.clear()
         complete = complete and (self._length is None or self._size >= self._length)
-        url_verification = parse_url_verification(body) if complete else None
-        if url_verification is not None:
-            return _url_verified(url_verification)
+        code = parse_url_verification(body) if complete else None
+        if code is not None:
+            return Answer(HTTPStatus.OK, {"verification_code": code}, "url_verification")
         if isinstance(self._signature, UnauthorizedError):
             return refusal(HTTPStatus.UNAUTHORIZED, self._signature.reason)
         if not complete:
@@ -335,8 +330,6 @@ class Request:
         except MalformedBodyError as error:
             self._malformed = error.reason, str(error)
             return Batch(self._intake.name, invalid=(Invalid(body, str(error), whole_body=True),))
-        if isinstance(payload, UrlVerification):
-            return _url_verified(payload)
         self._mapped = self._intake.mapper.map(payload, self._now_ns)
         batch = Batch(self._intake.name, self._mapped.changes, self._mapped.invalid)
         return batch if batch.changes or batch.invalid else self.taken(Receipt(accepted=0))
@@ -395,7 +388,3 @@ def _content_length(values: Sequence[bytes]) -> int | None:
     if len(set(values)) > 1 or not _DIGITS.fullmatch(values[0]):
         raise _refuse(HTTPStatus.BAD_REQUEST, "content_length")
     return int(values[0])
-
-
-def _url_verified(verification: UrlVerification) -> Answer:
-    return Answer(HTTPStatus.OK, {"verification_code": verification.code}, "url_verification")

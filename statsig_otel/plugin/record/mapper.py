@@ -1,11 +1,13 @@
 """A verified payload as what a consumer takes: encoded records, and the items that no record could be made of."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from statsig_otel.exporters.consumer import Change, Invalid
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
 from statsig_otel.plugin.record.filter import ChangeFilter
-from statsig_otel.plugin.record.record import LogRecordEncoder, uid
+from statsig_otel.plugin.record.record import LogRecordEncoder, RecordFields, uid
 from statsig_otel.plugin.record.services import Concerned, ImpactedServices
 from statsig_otel.plugin.webhook.lenient_json import Item
 from statsig_otel.plugin.webhook.payload import Payload
@@ -40,7 +42,7 @@ class Mapper:
     Args:
         encoder: Makes the records; the default ones without it.
         change_filter: Tells which changes one is made of; all without it.
-        services: Makes the records of the changes that concern services; all have one record without it.
+        services: Finds the services that a change concerns; without it each change has one record.
 
     Example:
         >>> from statsig_otel.plugin import Mapper, parse
@@ -85,30 +87,57 @@ class Mapper:
             left_out.extend(fields)
         return Mapped(tuple(changes), tuple(invalid), ignored, tuple(left_out))
 
+    def concerned(self, item: Item) -> Concerned | None:
+        """What the rules say of the services of a change; None if there are no rules.
+
+        Args:
+            item: An item that `map` makes a record of.
+        """
+        if self._services is None:
+            return None
+        change = self._read(item)
+        if change is None:
+            return None
+        return self._services.find(change.default, change.event, original=item.text, item=change.item)
+
     def _map_item(self, item: Item, observed_ns: int) -> tuple[Change, tuple[str, ...]] | None:
         """One item's change and the fields that were left out of it; None where the filter drops it."""
+        change = self._read(item)
+        if change is None:
+            return None
+        event, records = change.event, [change.default]
+        if self._services is not None:
+            records = self._services.records(change.default, event, original=item.text, item=change.item)
+        encoded = [self._encoder.encode(one, event, observed_ns=observed_ns, item=change.item) for one in records]
+        return Change(change.uid, tuple(encoded)), event.left_out
+
+    def _read(self, item: Item) -> "_ChangeItem | None":
+        """An item before its services and the mapping; None where the filter drops it.
+
+        Raises:
+            InvalidItemError: No record can be made of it.
+        """
         if item.problem is not None or not isinstance(item.value, dict):
             raise InvalidItemError(item.problem or "is no object")
         item_uid = uid(item.value)
         event = ChangeEvent.from_item(item.value)
         if self._filter is not None and self._filter.why_dropped(event) is not None:
             return None
-        if self._services is not None:
-            records = self._services.encode(
-                self._encoder, event, uid=item_uid, observed_ns=observed_ns, original=item.text, item=item.value
-            )
-            return Change(item_uid, records), event.left_out
-        record = self._encoder.encode(event, uid=item_uid, observed_ns=observed_ns, original=item.text, item=item.value)
-        return Change(item_uid, (record,)), event.left_out
+        default = self._encoder.default(event, uid=item_uid, original=item.text)
+        return _ChangeItem(item_uid, item.value, event, default)
 
-    def concerned(self, item: Item) -> Concerned | None:
-        """What the rules say of the services of a change; None where there are no rules.
 
-        Args:
-            item: An item that `map` makes a record of.
-        """
-        if self._services is None or not isinstance(item.value, dict):
-            return None
-        event = ChangeEvent.from_item(item.value)
-        default = self._encoder.default(event, uid=uid(item.value), original=item.text)
-        return self._services.find(default, event, original=item.text, item=item.value)
+class _ChangeItem(NamedTuple):
+    """An item that the filter lets pass.
+
+    Attributes:
+        uid: Its uid.
+        item: The item, decoded.
+        event: What the item says.
+        default: The default record of it.
+    """
+
+    uid: str
+    item: Mapping[str, object]
+    event: ChangeEvent
+    default: RecordFields

@@ -48,8 +48,8 @@ _SHORT_TEXT: Final = tuple(
 )
 
 
-class LogEncoder:
-    """Encodes log records of one resource and one scope.
+class LogSerializer:
+    """Serialises log records of one resource and one scope.
 
     Args:
         resource: The resource's attributes.
@@ -66,7 +66,7 @@ class LogEncoder:
         self._scope = ScopeLogs(scope=scope).SerializeToString()
         self._schema_url = ScopeLogs(schema_url=schema_url).SerializeToString()
 
-    def encode(self, *, time_ns: int, observed_ns: int, event_name: str, body: str, attributes: Attributes) -> bytes:
+    def serialize(self, *, time_ns: int, observed_ns: int, event_name: str, body: str, attributes: Attributes) -> bytes:
         """One record.
 
         Args:

@@ -18,7 +18,7 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from statsig_otel import __version__
 from statsig_otel.plugin.record import description
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
-from statsig_otel.plugin.record.otlp import AttributeValue, LogEncoder
+from statsig_otel.plugin.record.otlp import AttributeValue, LogSerializer
 
 EVENT_NAME: Final = "statsig.config_change"
 SCOPE_NAME: Final = "statsig_otel"
@@ -149,31 +149,16 @@ class LogRecordEncoder:
         self._include_change_details = include_change_details
         self._mapping = mapping
         self._resource = dict(resource)
-        self._encoder = _encoder_of(resource)
+        self._serializer = _serializer_of(resource)
 
-    def encode(
-        self,
-        event: ChangeEvent,
-        *,
-        uid: str,
-        observed_ns: int,
-        original: str,
-        item: Mapping[str, object] = _NO_ITEM,
-    ) -> bytes:
-        """One serialised `ExportLogsServiceRequest` that holds just this event's record.
+    def default(self, event: ChangeEvent, *, uid: str, original: str) -> RecordFields:
+        """The record of a change before the mapping.
 
         Args:
             event: The change event.
             uid: The item's `uid`.
-            observed_ns: When its request arrived, in nanoseconds since the epoch.
             original: The item's own JSON text.
-            item: The item, for what a mapping takes from it beside the event.
         """
-        default = self.default(event, uid=uid, original=original)
-        return self.finish(default, event, observed_ns=observed_ns, item=item)
-
-    def default(self, event: ChangeEvent, *, uid: str, original: str) -> RecordFields:
-        """The record of `encode`, as it is before the mapping. For the parameters see `encode`."""
         attributes = self._attributes(event, uid)
         if self._include_change_details and event.description is not None:
             attributes.update(description.attributes(event.description))
@@ -181,20 +166,22 @@ class LogRecordEncoder:
             attributes["log.record.original"] = original
         return RecordFields(event_name=EVENT_NAME, body=event.title, attributes=attributes)
 
-    def finish(
-        self, default: RecordFields, event: ChangeEvent, *, observed_ns: int, item: Mapping[str, object]
+    def encode(
+        self, default: RecordFields, event: ChangeEvent, *, observed_ns: int, item: Mapping[str, object] = _NO_ITEM
     ) -> bytes:
-        """Apply the mapping to a default record, and serialise it.
+        """One serialised `ExportLogsServiceRequest` that contains just this record, after the mapping.
 
         Args:
-            default: What `default` made. Where it is about one service, that one takes the place of the resource's.
+            default: What `default` made. If it is about one service, that service replaces the one of the resource.
             event: The change event.
-            observed_ns: As for `encode`.
-            item: The item.
+            observed_ns: When its request arrived, in nanoseconds since the epoch.
+            item: The item, for what a mapping takes from it beside the event.
         """
         record = default if self._mapping is None else self._mapping.apply(default, event, item)
-        encoder = self._encoder if not default.service else _encoder_of(_of_service(default.service, self._resource))
-        return encoder.encode(
+        serializer = self._serializer
+        if default.service:
+            serializer = _serializer_of(_of_service(default.service, self._resource))
+        return serializer.serialize(
             time_ns=event.happened_at * 1_000_000,
             observed_ns=observed_ns,
             event_name=record.event_name,
@@ -239,9 +226,9 @@ class LogRecordEncoder:
         return value
 
 
-def _encoder_of(resource: Mapping[str, AttributeValue]) -> LogEncoder:
+def _serializer_of(resource: Mapping[str, AttributeValue]) -> LogSerializer:
     scope = InstrumentationScope(name=SCOPE_NAME, version=__version__)
-    return LogEncoder(resource, scope=scope, schema_url=SCHEMA_URL)
+    return LogSerializer(resource, scope=scope, schema_url=SCHEMA_URL)
 
 
 def _of_service(service: Mapping[str, str], resource: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:

@@ -14,7 +14,7 @@ from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.filter import Block, ChangeFilter
 from statsig_otel.plugin.record.mapping import SERVICE_FIELDS, UID, Source, fields_of, parse_template, texts_of
 from statsig_otel.plugin.record.otlp import AttributeValue
-from statsig_otel.plugin.record.record import LogRecordEncoder, RecordFields
+from statsig_otel.plugin.record.record import RecordFields
 from statsig_otel.plugin.record.template import FieldsOf, Template, TemplateError
 
 IMPACTED_SERVICES: Final = "statsig.impacted_services"
@@ -126,7 +126,7 @@ class Concerned:
 
 
 class ImpactedServices:
-    """Finds the services of changes, and makes their records. Safe to use from several threads.
+    """Finds the services of changes, and makes a default record for each. Safe to use from several threads.
 
     Args:
         rules: The rules. All that match count; a service that several find is one.
@@ -165,31 +165,25 @@ class ImpactedServices:
             too_many=too_many,
         )
 
-    def encode(
-        self,
-        encoder: LogRecordEncoder,
-        event: ChangeEvent,
-        *,
-        uid: str,
-        observed_ns: int,
-        original: str,
-        item: Mapping[str, object],
-    ) -> tuple[bytes, ...]:
-        """The records of a change, as `LogRecordEncoder.encode` makes the one of a change without services."""
-        default = encoder.default(event, uid=uid, original=original)
+    def records(
+        self, default: RecordFields, event: ChangeEvent, *, original: str, item: Mapping[str, object]
+    ) -> list[RecordFields]:
+        """The default records of a change: one for each of its services, or a single one. For the arguments see `find`.
+
+        A single one lists the services, if there are any.
+        """
         concerned = self.find(default, event, original=original, item=item)
         services = [one.service for one in concerned.found]
         if concerned.split:
-            records = [_of_service(default, service, uid) for service in services]
-        elif services:
-            records = [_with(default, {IMPACTED_SERVICES: _texts(services)})]
-        else:
-            records = [default]
-        return tuple(encoder.finish(record, event, observed_ns=observed_ns, item=item) for record in records)
+            return [_of_service(default, service) for service in services]
+        if services:
+            return [_with(default, {IMPACTED_SERVICES: _texts(services)})]
+        return [default]
 
 
-def _of_service(default: RecordFields, service: ImpactedService, uid: str) -> RecordFields:
-    """A default record for one of its services."""
+def _of_service(default: RecordFields, service: ImpactedService) -> RecordFields:
+    """The default record of a change for one of its services."""
+    uid = str(default.attributes[UID])
     own = {UID: service_uid(uid, service), CHANGE_UID: uid, IMPACTED_SERVICES: _texts([service])}
     return replace(_with(default, own), service=service.attributes)
 

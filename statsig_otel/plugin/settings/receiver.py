@@ -18,7 +18,7 @@ from statsig_otel.plugin.record.services import CHANGE_UID, IMPACTED_SERVICES
 from statsig_otel.plugin.settings.filter import FilterSettings
 from statsig_otel.plugin.settings.mapping import LookupSettings, MappingSettings
 from statsig_otel.plugin.settings.services import ImpactedServicesSettings
-from statsig_otel.plugin.webhook.payload import DEFAULT_PATH
+from statsig_otel.plugin.webhook import DEFAULT_PATH
 
 _Placed: TypeAlias = tuple[tuple[str | int, ...], str]
 """A template, after its place."""

@@ -1,18 +1,20 @@
-"""Why a webhook is refused."""
+"""The reasons for which a webhook is refused.
 
-from typing import ClassVar
+WebhookError
+ ├── UnauthorizedError    it can't be proven to come from Statsig
+ └── MalformedBodyError   it comes from Statsig, but its body can't be read
+"""
 
 
 class WebhookError(Exception):
-    """A request that is not accepted.
+    """The base of the reasons for which a request is refused.
 
     Args:
-        reason: As below.
-        message: What is wrong, for the log; the reason without it.
+        reason: See below.
+        message: What is wrong, for the log; by default the reason.
 
     Attributes:
-        status: The HTTP status to answer.
-        reason: A short word for a counter and the log. The caller is told nothing of it.
+        reason: A short word for the counter and the log. The sender is not told.
 
     Example:
         >>> from statsig_otel.plugin.webhook.errors import WebhookError
@@ -20,11 +22,9 @@ class WebhookError(Exception):
         >>> try:
         ...     parse(b"{")
         ... except WebhookError as error:
-        ...     (error.status, error.reason)
-        (400, 'not_json')
+        ...     error.reason
+        'not_json'
     """
-
-    status: ClassVar[int]
 
     def __init__(self, reason: str, message: str = "") -> None:
         super().__init__(message or reason)
@@ -39,23 +39,19 @@ class UnauthorizedError(WebhookError):
         >>> try:
         ...     verify(b"", signature="v0=", timestamp="1739400185198", secrets=["webhook-..."], now_ms=1739400185198)
         ... except UnauthorizedError as error:
-        ...     (error.status, error.reason)
-        (401, 'signature_malformed')
+        ...     error.reason
+        'signature_malformed'
     """
-
-    status = 401
 
 
 class MalformedBodyError(WebhookError):
-    """The request is Statsig's, but its body is no UTF-8 JSON of a known shape.
+    """The request comes from Statsig, but its body is not UTF-8, not JSON, or has none of the known shapes.
 
     Example:
         >>> from statsig_otel.plugin import MalformedBodyError, parse
         >>> try:
         ...     parse(b'"a text"')
         ... except MalformedBodyError as error:
-        ...     error.status
-        400
+        ...     error.reason
+        'unknown_shape'
     """
-
-    status = 400

@@ -1,9 +1,9 @@
-"""Splits a JSON document into the items of a batch where the strict decoder refuses the document as a whole.
+"""Splits a JSON document that the strict decoder refuses into the items of a batch.
 
-msgspec refuses all of a body for one lone surrogate, one NaN or one number out of range. The standard library reads
-those; it is slower, so only such bodies come here. Only the items that the caller wants are kept, each with its own
-text: a body of millions of others takes no more memory than itself. An item that holds a number which no JSON text can
-stand for says so, without touching its neighbours.
+msgspec refuses a whole body because of one lone surrogate, one NaN or one number out of range. The standard library
+reads those, but more slowly, so only such bodies come here. Only the items that the caller wants are kept, each with
+its own text: a body with millions of others takes no more memory than its own size. An item with a number that JSON
+can't express gets a `problem`, and its neighbours are not affected.
 """
 
 import math
@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from json import JSONDecodeError, JSONDecoder
 from typing import Final, cast
 
-_BLANK: Final = " \t\n\r"
-_BLANKS: Final = re.compile(r"[ \t\n\r]*")
+_SPACE: Final = " \t\n\r"
+_SPACES: Final = re.compile(r"[ \t\n\r]*")
 _SCALAR: Final = (
     r'(?:"[^"\\,\x00-\x1f]*+"'
     r"|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+"
     r"|null|true|false|NaN|-?Infinity|\[[ \t\n\r]*+\]|\{[ \t\n\r]*+\})[ \t\n\r]*+,[ \t\n\r]*+"
 )
-"""A value that holds nothing to keep, with the comma behind it, its only one; possessive, so that nothing is tried
+"""A value with nothing to keep in it, and its only comma, which follows it. Possessive, so that nothing is tried
 twice."""
 
-# At most a few thousand in a match: other threads get no turn within one.
+# At most a few thousand in one match, during which no other thread can run.
 _SCALARS: Final = re.compile(f"(?:{_SCALAR}){{1,4096}}+")
 _MAX_DIGITS: Final = 4300
-"""CPython's own bound for reading an integer (`sys.int_info.default_max_str_digits`), fixed here so that a process
-which lifts it reads no more. One that sets a lower bound reads less."""
+"""CPython's own limit for reading an integer (`sys.int_info.default_max_str_digits`), fixed here so that a process with
+a higher limit reads no longer ones. A process with a lower limit reads only shorter ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,11 @@ class Item:
     Attributes:
         text: The item's own JSON text.
         value: The item, decoded.
-        problem: Why no record can be made of it, whatever it is; None where nothing stands against it.
+        problem: Why no record can be made of the item, if it can't be read exactly; None if it can.
 
     Example:
-        >>> from statsig_otel.plugin import Payload, parse
-        >>> payload = parse(b'[{"eventName": "statsig::config_change"}]')
-        >>> assert isinstance(payload, Payload)
-        >>> [item.text for item in payload.changes]
+        >>> from statsig_otel.plugin import parse
+        >>> [item.text for item in parse(b'[{"eventName": "statsig::config_change"}]').changes]
         ['{"eventName": "statsig::config_change"}']
     """
 
@@ -57,8 +55,8 @@ class Items:
     """The items of an array.
 
     Attributes:
-        count: How many there are.
-        kept: Those that the caller wants, in order.
+        count: The number of all items.
+        kept: The items that the caller wants, in order.
     """
 
     count: int
@@ -67,11 +65,12 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The members of an object, of those names that the caller asked for.
+    """The members of an object that have the names which the caller asked for.
 
     Attributes:
-        last: The last of each name: an array as its items, a value that the caller wants as an item, any other decoded.
-        lost: Whether an earlier one of an equal name holds something that the caller wants.
+        last: The last member of each name: an array as `Items`, a value that the caller wants as an `Item`, any other
+            value decoded.
+        lost: Whether an earlier member of the same name contains something that the caller wants.
     """
 
     last: dict[str, object]
@@ -85,11 +84,11 @@ def _keep_all(_: object) -> bool:
 class _Numbers:
     """Reads the numbers of a document.
 
-    No part of the scanner: a decoder refers to itself and to these, and would hold the scanner's text until the garbage
-    collector finds it.
+    It is not a part of the scanner: a decoder refers to itself and to these methods, and would keep the scanner's text
+    in memory until the garbage collector finds it.
 
     Attributes:
-        problem: What is wrong with one of them.
+        problem: What is wrong with one of the numbers.
     """
 
     def __init__(self) -> None:
@@ -99,24 +98,24 @@ class _Numbers:
         try:
             if len(digits) <= _MAX_DIGITS:
                 return int(digits)
-        except ValueError:  # this process has a lower bound
+        except ValueError:  # this process has a lower limit
             pass
-        self.problem = f"holds an integer of {len(digits)} digits"
+        self.problem = f"contains an integer of {len(digits)} digits"
         return 0
 
     def fraction(self, digits: str) -> float:
         number = float(digits)
         if math.isinf(number):
-            self.problem = "holds a number that is out of range"
+            self.problem = "contains a number that is out of range"
         return number
 
     def constant(self, name: str) -> float:
-        self.problem = f"holds {name}, which is no JSON"
+        self.problem = f"contains {name}, which is not JSON"
         return math.nan
 
 
 class _Scanner:
-    """Walks one document. Raises `JSONDecodeError` or `RecursionError` where it is no JSON."""
+    """Reads one document from its beginning to its end. Raises `JSONDecodeError` or `RecursionError` if it can't."""
 
     def __init__(self, text: str, keep: Callable[[object], bool] = _keep_all) -> None:
         self._text = text
@@ -130,39 +129,39 @@ class _Scanner:
             parse_constant=self._numbers.constant,
             strict=True,
         )
-        self._skip_blanks()
+        self._skip_spaces()
 
-    def _skip_blanks(self) -> None:
-        if self._text[self._position : self._position + 1] in _BLANK:  # at the end too; a match costs more
-            match = _BLANKS.match(self._text, self._position)
+    def _skip_spaces(self) -> None:
+        if self._text[self._position : self._position + 1] in _SPACE:  # at the end too; a match costs more
+            match = _SPACES.match(self._text, self._position)
             self._position = match.end() if match else self._position
 
     def peek(self) -> str:
-        """The next character that is no blank; empty at the end."""
+        """The next character that is not a space; empty at the end."""
         return self._text[self._position : self._position + 1]
 
     def take(self, expected: str) -> None:
-        """Step over one expected character and the blanks behind it."""
+        """Skip one expected character and the spaces after it."""
         if self.peek() != expected:
             raise JSONDecodeError(f"Expecting {expected!r}", self._text, self._position)
         self._position += 1
-        self._skip_blanks()
+        self._skip_spaces()
 
     def value(self) -> object:
-        """Step over one value of any kind: an `Item` where the caller wants it, else just the decoded value."""
+        """Read one value of any kind: as an `Item` if the caller wants it, otherwise just decoded."""
         start = self._position
         try:
             value, end = self._decode(self._quick, start)
         except JSONDecodeError:
             raise
-        except ValueError:  # an integer of more digits than Python reads
+        except ValueError:  # an integer with more digits than Python reads
             value, end = self._decode(self._careful, start)
         self._position = end
         if self._keep(value):
             self._numbers.problem = None
             value, _ = self._decode(self._careful, start)
             value = Item(self._text[start:end], value, self._numbers.problem)
-        self._skip_blanks()
+        self._skip_spaces()
         return value
 
     def _decode(self, decoder: JSONDecoder, start: int) -> tuple[object, int]:
@@ -172,7 +171,7 @@ class _Scanner:
             raise JSONDecodeError("Expecting value", self._text, start) from stop
 
     def _begins(self, opening: str, closing: str) -> bool:
-        """Step into an array or an object; whether it holds anything."""
+        """Step into an array or an object; whether there is anything in it."""
         self.take(opening)
         if self.peek() != closing:
             return True
@@ -180,7 +179,7 @@ class _Scanner:
         return False
 
     def _goes_on(self, closing: str) -> bool:
-        """Step over what stands behind an element; whether another has to follow."""
+        """Skip what follows an element; whether there has to be another element."""
         if self.peek() == closing:
             self.take(closing)
             return False
@@ -188,7 +187,7 @@ class _Scanner:
         return True
 
     def elements(self) -> Items:
-        """Step over one array, item by item."""
+        """Read one array, item by item."""
         count = 0
         kept: list[Item] = []
         more = self._begins("[", "]")
@@ -204,7 +203,7 @@ class _Scanner:
         return Items(count, tuple(kept))
 
     def members(self, names: Collection[str]) -> Members:
-        """Step over one object, member by member."""
+        """Read one object, member by member."""
         last: dict[str, object] = {}
         lost = False
         more = self._begins("{", "}")
@@ -222,7 +221,7 @@ class _Scanner:
         return Members(last, lost)
 
     def end(self) -> None:
-        """Make sure that nothing but blanks is left."""
+        """Make sure that only spaces are left."""
         if self._position != len(self._text):
             raise JSONDecodeError("Extra data", self._text, self._position)
 
@@ -231,8 +230,8 @@ def read(text: str) -> Item:
     """Decode one value.
 
     Raises:
-        JSONDecodeError: It is no JSON.
-        RecursionError: It is nested past the decoder's limit.
+        JSONDecodeError: The text is not JSON.
+        RecursionError: The value is nested past the decoder's limit.
     """
     scanner = _Scanner(text)
     item = scanner.value()
@@ -241,16 +240,16 @@ def read(text: str) -> Item:
 
 
 def split(text: str, keep: Callable[[object], bool], names: Collection[str]) -> Items | Members | None:
-    """Split a document at its first level: the items of an array, or some members of an object; None for a scalar.
+    """Split a document at its first level, into the items of an array or members of an object; None for a scalar.
 
     Args:
         text: The document.
-        keep: Whether a decoded object is wanted. It must refuse whatever is no object, and the empty one.
-        names: The members that are wanted. An array among them is split into items.
+        keep: Whether a decoded value is wanted. It must refuse the empty object and everything that is not an object.
+        names: The names of the members that are wanted. An array among them is split into items.
 
     Raises:
-        JSONDecodeError: It is no JSON.
-        RecursionError: It is nested past the decoder's limit.
+        JSONDecodeError: The text is not JSON.
+        RecursionError: The document is nested past the decoder's limit.
     """
     scanner = _Scanner(text, keep)
     parts: Items | Members | None = None

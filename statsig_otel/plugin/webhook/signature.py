@@ -1,4 +1,8 @@
-"""Is a webhook from Statsig? HMAC-SHA256 over the timestamp and the body, compared in constant time."""
+"""Checks and makes the signatures of webhooks: is a request from Statsig?
+
+By Statsig's page "Webhook Signature Verification" the signature is the HMAC-SHA256 of `v0:{timestamp}:{raw body}`. The
+key is the whole secret, its `webhook-` prefix included.
+"""
 
 import hmac
 import math
@@ -12,32 +16,28 @@ from statsig_otel.plugin.webhook.errors import UnauthorizedError
 SIGNATURE_HEADER: Final = "X-Statsig-Signature"
 """The request header with the signature: `v0=` and 64 hexadecimal digits in lower case."""
 
-
 TIMESTAMP_HEADER: Final = "X-Statsig-Request-Timestamp"
 """The request header with the time of the signature: 13 digits, milliseconds since the epoch."""
 
-
-# Grammar first, int() later: int() takes spaces, signs, underscores and other scripts' digits.
+# The grammar first, int() later: int() accepts spaces, signs, underscores and the digits of other scripts.
 _SIGNATURE: Final = re.compile(rb"v0=([0-9a-f]{64})")
-
-
 _TIMESTAMP: Final = re.compile(rb"[0-9]{13}")
 
 
 class Verifier:
     """Checks requests against one or more signing secrets.
 
-    Several secrets at a time let a rotation lose nothing. With none, everything is refused with the reason
-    `no_secret`: the state between saving the webhook in Statsig's console and being shown its secret.
+    With several secrets at a time nothing is lost while a secret is rotated. Without any, every request is refused with
+    the reason `no_secret`: Statsig's console shows the secret only after the webhook was saved.
 
     Args:
-        secrets: The signing secrets, whole, in any order.
-        tolerance: Seconds that a request's timestamp may lie before or after the time now, both ends included.
-            Statsig documents none; five minutes is the usual bound against replay.
+        secrets: The whole signing secrets, in any order.
+        tolerance: Seconds by which a request's timestamp may differ from the time now, in both directions. Statsig
+            documents none; five minutes is the usual protection against replays.
 
     Raises:
-        ValueError: A secret is empty, or the tolerance is no number of seconds.
-        TypeError: The secrets are one string: each of its characters would be a secret.
+        ValueError: A secret is empty, or the tolerance is negative, infinite or NaN.
+        TypeError: The secrets are a single string, whose characters would each be a secret.
 
     Example:
         >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign
@@ -46,27 +46,27 @@ class Verifier:
         >>> signatures, timestamps = [headers[SIGNATURE_HEADER].encode()], [headers[TIMESTAMP_HEADER].encode()]
         >>> verification = verifier.begin(signatures, timestamps, now_ms=1739400185198)
         >>> verification.update(b"{}")
-        >>> verification.finish()  # raises UnauthorizedError where no secret fits
+        >>> verification.finish()  # raises UnauthorizedError if no secret fits
     """
 
     def __init__(self, secrets: Sequence[str], *, tolerance: float = 300.0) -> None:
         if isinstance(secrets, str):
-            raise TypeError("the signing secrets are a sequence of strings, not one string")
+            raise TypeError("the signing secrets must be a sequence of strings, not one string")
         if not all(secrets):
             raise ValueError("a signing secret is empty")
         if not 0 <= tolerance < math.inf:
             raise ValueError("the tolerance must be a number of seconds, 0 or more")
         self._keyed = [hmac.new(secret.encode(), digestmod=sha256) for secret in secrets]
-        # 1.001 * 1000 is a little less than 1001, which would leave out an end.
+        # 1.001 * 1000 is a little less than 1001, which would exclude the limit itself.
         self._tolerance_ms = round(tolerance * 1000, 6)
 
     @property
     def has_secret(self) -> bool:
-        """Whether any request can pass."""
+        """Whether there is any secret: without one no request passes."""
         return bool(self._keyed)
 
     def begin(self, signatures: Sequence[bytes], timestamps: Sequence[bytes], now_ms: int) -> "Verification":
-        """Check all that can be checked before the body is there.
+        """Check the headers, before the body has arrived.
 
         Args:
             signatures: Every value of the `X-Statsig-Signature` header, as sent.
@@ -103,7 +103,7 @@ def _only(values: Sequence[bytes], name: str) -> bytes:
 
 
 class Verification:
-    """One request's signature, computed while its body comes in. Made by `Verifier.begin`.
+    """Computes the signature of one request while its body arrives. Made by `Verifier.begin`.
 
     Example:
         >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, UnauthorizedError, Verifier, sign
@@ -128,10 +128,10 @@ class Verification:
             digest.update(chunk)
 
     def finish(self) -> None:
-        """Compare, in constant time and with every secret, once the whole body is there.
+        """Compare the signature with that of every secret, in constant time, after the last byte of the body.
 
         Raises:
-            UnauthorizedError: No secret makes this signature.
+            UnauthorizedError: No secret gives this signature.
         """
         matches = False
         for digest in self._digests:
@@ -149,9 +149,9 @@ def verify(
         body: The raw body, as sent.
         signature: The value of the `X-Statsig-Signature` header.
         timestamp: The value of the `X-Statsig-Request-Timestamp` header.
-        secrets: The signing secrets, whole, in any order.
+        secrets: The whole signing secrets, in any order.
         now_ms: The time now, in milliseconds since the epoch.
-        tolerance: Seconds that the timestamp may differ from it.
+        tolerance: Seconds by which the timestamp may differ from it.
 
     Raises:
         UnauthorizedError: The request can't be proven to come from Statsig.
@@ -179,7 +179,7 @@ def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
 
     Args:
         body: The raw body.
-        secret: The signing secret, whole.
+        secret: The whole signing secret.
         timestamp_ms: The time of the request, in milliseconds since the epoch.
 
     Example:

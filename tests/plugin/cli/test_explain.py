@@ -22,7 +22,7 @@ from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.settings.reading import create_mapper
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
-from statsig_otel.plugin.webhook.payload import Payload, UrlVerification, parse
+from statsig_otel.plugin.webhook.payload import Payload, parse, parse_url_verification
 from statsig_otel.plugin.webhook.signature import sign
 from tests.plugin.strategies import arrays, config_changes, json_texts
 
@@ -158,14 +158,18 @@ def test_an_explanation_says_what_the_receiver_does(text: str) -> None:
     """Whatever comes: the same changes, the same reasons, and as many items ignored."""
     body = text.encode()
     explained = explanation.explain(body, RULES, resource={}, headers=None, at_ns=1)
-    payload: Payload | UrlVerification | None = None
+    assert explained.verification_code == parse_url_verification(body)
+    if explained.verification_code is not None:
+        assert (explained.shape, explained.problem, explained.items) == ("url_verification", None, ())
+        return
+    payload: Payload | None = None
     problem: str | None = None
     try:
         payload = parse(body)
     except MalformedBodyError as error:
         problem = str(error)
     assert (explained.problem, explained.shape is None) == (problem, payload is None)
-    if not isinstance(payload, Payload):
+    if payload is None:
         assert explained.items == ()
         return
     mapped = create_mapper(RULES, {}).map(payload, 1)
@@ -192,8 +196,8 @@ def test_a_url_verification_is_answered_whatever_its_signature_is() -> None:
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        (b"{", "the body is no JSON"),
-        (b"\xff", "the body is no UTF-8 at byte 0"),
+        (b"{", "the body is not JSON"),
+        (b"\xff", "the body is not UTF-8 at byte 0"),
         (b"{}", "the body is neither a batch of events nor one event"),
     ],
 )

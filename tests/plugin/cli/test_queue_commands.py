@@ -57,7 +57,7 @@ def item(name: str, **others: object) -> dict[str, object]:
 def change(name: str) -> Change:
     """What a receiver makes of an item."""
     payload = parse(json.dumps([item(name)]).encode())
-    mapped = Mapper().map(payload, OBSERVED)  # type: ignore[arg-type]  # it is no URL verification
+    mapped = Mapper().map(payload, OBSERVED)
     return mapped.changes[0]
 
 
@@ -478,7 +478,7 @@ def test_letters_are_listed_and_shown(tmp_path: Path, how: str) -> None:
     bury(
         tmp_path,
         letter_of_item("x"),
-        DeadLetter("body", "statsig", "the body is no JSON", b'{"data": \x1b[31m'),
+        DeadLetter("body", "statsig", "the body is not JSON", b'{"data": \x1b[31m'),
         letter_of_record("y", reason="400:\x1b[31m no"),
         DeadLetter("batch", "bad", "1 of 2 were refused", b"".join(change(n).records[0] for n in "vw"), count=2),
         DeadLetter("record", "bad", "damaged", b"\xff\xff"),
@@ -507,7 +507,7 @@ def test_letters_are_listed_and_shown(tmp_path: Path, how: str) -> None:
     for output in (table, text):
         assert "\x1b" not in output
         assert "400:\\x1b[31m no" in output
-    assert "Reason: the body is no JSON" in text
+    assert "Reason: the body is not JSON" in text
     assert "y updated" in text
     assert "LogRecord #0" in text
     assert "ffff" in text

@@ -155,10 +155,10 @@ def test_the_standard_input_arrives_byte_for_byte(receiver: Receiver) -> None:
 @pytest.mark.parametrize(
     ("body", "hint"),
     [
-        (b"not JSON\n", "the body is no JSON"),
-        (b"\xff{}", "the body is no UTF-8 at byte 0"),
+        (b"not JSON\n", "the body is not JSON"),
+        (b"\xff{}", "the body is not UTF-8 at byte 0"),
         (b'{"hello": "world"}', "neither a batch of events nor one event"),
-        (b"", "the body is no JSON"),
+        (b"", "the body is not JSON"),
     ],
 )
 def test_a_bad_body_is_sent_too_with_a_hint(receiver: Receiver, body: bytes, hint: str) -> None:
@@ -171,7 +171,6 @@ def test_a_bad_body_is_sent_too_with_a_hint(receiver: Receiver, body: bytes, hin
 @pytest.mark.parametrize("name", SAMPLES)
 def test_each_sample_is_a_body_that_a_receiver_reads(name: str) -> None:
     payload = webhook.parse(SAMPLES[name].build(NOW_MS))
-    assert isinstance(payload, webhook.Payload)
     assert payload.count > 0
     for item in payload.changes:
         assert isinstance(item.value, dict)
@@ -184,7 +183,6 @@ def test_each_sample_is_a_body_that_a_receiver_reads(name: str) -> None:
 def test_a_sample_made_twice_is_two_changes() -> None:
     def uids(name: str) -> set[str]:
         payload = webhook.parse(SAMPLES[name].build(NOW_MS))
-        assert isinstance(payload, webhook.Payload)
         return {uid(item.value) for item in payload.changes if isinstance(item.value, dict)}
 
     for name in SAMPLES:

@@ -23,6 +23,7 @@ from tests.plugin.adapters import ADAPTERS, CHANGE, SECRET, Sink, assert_refused
 from tests.plugin.http_client import Address, Response, ServerThread, connect, read_response, request
 
 ASGI = ADAPTERS[0]
+(BARE,) = (adapter for adapter in ADAPTERS if adapter.name == "falcon.asgi")
 
 TINY = b'{"eventName":"statsig::config_change","timestamp":1,"metadata":{"name":"a","type":"b"}}'
 
@@ -60,6 +61,21 @@ def post_patiently(address: Address, body: bytes) -> Response:
         connection.settimeout(60)
         connection.sendall(request(body, headers=signed(body)))
         return read_response(connection)
+
+
+@pytest.mark.parametrize("chunk", [0, 10])
+def test_below_an_application_of_falcon_alone_a_body_cut_short_is_no_forgery(
+    chunk: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Falcon has taken the first event, and its stream ends alike for a whole body and for one that was cut short."""
+    body = body_of(CHANGE)
+    sink = Sink()
+    with BARE.receiving(sink) as address, connect(address) as connection:
+        connection.sendall(request(body, headers=signed(body), chunk=chunk)[:-30])
+        connection.shutdown(socket.SHUT_WR)
+        assert_refused(read_response(connection), 400)
+    assert "truncated" in caplog.text
+    assert not sink.batches
 
 
 @dataclass

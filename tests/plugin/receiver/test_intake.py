@@ -50,57 +50,60 @@ def refused_at(receiver: Intake, size: int, *, chunk: int, declared: bool) -> in
     return read
 
 
-class TestMemory:
-    def test_a_body_is_held_once_and_reserved_until_the_end(self) -> None:
-        receiver = intake(max_in_flight_bytes=1000, max_request_body_size=1000)
-        body = CHANGE.ljust(600)
-        request = begin(receiver, body)
-        for start in range(0, 600, 100):
-            request.feed(body[start : start + 100])
-        assert isinstance(request.finish(complete=True), Batch)
-        assert not request._chunks
-        assert refused_at(receiver, 401, chunk=401, declared=True) == 0
+def test_a_body_is_held_once_and_reserved_until_the_end() -> None:
+    receiver = intake(max_in_flight_bytes=1000, max_request_body_size=1000)
+    body = CHANGE.ljust(600)
+    request = begin(receiver, body)
+    for start in range(0, 600, 100):
+        request.feed(body[start : start + 100])
+    assert isinstance(request.finish(complete=True), Batch)
+    assert not request._chunks
+    assert refused_at(receiver, 401, chunk=401, declared=True) == 0
+    request.close()
+    assert refused_at(receiver, 1000, chunk=1000, declared=True) is None
+    request.close()  # a second time gives nothing back
+    assert refused_at(receiver, 1000, chunk=1000, declared=True) is None
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_large_bodies_leave_an_eighth_to_small_ones(*, declared: bool) -> None:
+    receiver = intake(max_in_flight_bytes=8 * SMALL_BODY, max_request_body_size=4 * SMALL_BODY)
+    held = [begin(receiver, b"", declared=size if declared else None) for size in (4 * SMALL_BODY, 3 * SMALL_BODY)]
+    held[0].feed(bytes(4 * SMALL_BODY))
+    for _ in range(3):
+        held[1].feed(bytes(SMALL_BODY))
+    # Seven eighths are taken: the declared size tells at once, the read one as it passes 256 KiB.
+    assert refused_at(receiver, SMALL_BODY + 1, chunk=1024, declared=True) == 0
+    assert refused_at(receiver, SMALL_BODY + 1, chunk=1024, declared=False) == SMALL_BODY
+    assert refused_at(receiver, SMALL_BODY, chunk=1024, declared=declared) is None
+    for request in held:
         request.close()
-        assert refused_at(receiver, 1000, chunk=1000, declared=True) is None
-        request.close()  # a second time gives nothing back
-        assert refused_at(receiver, 1000, chunk=1000, declared=True) is None
+    assert refused_at(receiver, 4 * SMALL_BODY, chunk=1024, declared=declared) is None
 
-    @pytest.mark.parametrize("declared", [True, False])
-    def test_large_bodies_leave_an_eighth_to_small_ones(self, *, declared: bool) -> None:
-        receiver = intake(max_in_flight_bytes=8 * SMALL_BODY, max_request_body_size=4 * SMALL_BODY)
-        held = [begin(receiver, b"", declared=size if declared else None) for size in (4 * SMALL_BODY, 3 * SMALL_BODY)]
-        held[0].feed(bytes(4 * SMALL_BODY))
-        for _ in range(3):
-            held[1].feed(bytes(SMALL_BODY))
-        # Seven eighths are taken: the declared size tells at once, the read one as it passes 256 KiB.
-        assert refused_at(receiver, SMALL_BODY + 1, chunk=1024, declared=True) == 0
-        assert refused_at(receiver, SMALL_BODY + 1, chunk=1024, declared=False) == SMALL_BODY
-        assert refused_at(receiver, SMALL_BODY, chunk=1024, declared=declared) is None
-        for request in held:
-            request.close()
-        assert refused_at(receiver, 4 * SMALL_BODY, chunk=1024, declared=declared) is None
 
-    def test_small_bodies_may_take_it_all(self) -> None:
-        receiver = intake(max_in_flight_bytes=2 * SMALL_BODY, max_request_body_size=SMALL_BODY)
-        held = [begin(receiver, b"") for _ in range(2)]
-        for request in held:
-            request.feed(bytes(SMALL_BODY))
-            assert not request.is_large
-        assert refused_at(receiver, 1, chunk=1, declared=True) == 0
-        for request in held:
-            request.close()
+def test_small_bodies_may_take_it_all() -> None:
+    receiver = intake(max_in_flight_bytes=2 * SMALL_BODY, max_request_body_size=SMALL_BODY)
+    held = [begin(receiver, b"") for _ in range(2)]
+    for request in held:
+        request.feed(bytes(SMALL_BODY))
+        assert not request.is_large
+    assert refused_at(receiver, 1, chunk=1, declared=True) == 0
+    for request in held:
+        request.close()
 
-    def test_one_body_of_the_largest_size_always_fits(self) -> None:
-        receiver = intake(max_in_flight_bytes=4 * SMALL_BODY, max_request_body_size=4 * SMALL_BODY)
-        for declared in (True, False):
-            assert refused_at(receiver, 4 * SMALL_BODY, chunk=5000, declared=declared) is None
 
-    @pytest.mark.parametrize(("size", "large"), [(SMALL_BODY, False), (SMALL_BODY + 1, True)])
-    def test_what_is_large(self, size: int, *, large: bool) -> None:
-        assert begin(intake(), b"", declared=size).is_large == large
-        read = begin(intake(), b"")
-        read.feed(bytes(size))
-        assert read.is_large == large
+def test_one_body_of_the_largest_size_always_fits() -> None:
+    receiver = intake(max_in_flight_bytes=4 * SMALL_BODY, max_request_body_size=4 * SMALL_BODY)
+    for declared in (True, False):
+        assert refused_at(receiver, 4 * SMALL_BODY, chunk=5000, declared=declared) is None
+
+
+@pytest.mark.parametrize(("size", "large"), [(SMALL_BODY, False), (SMALL_BODY + 1, True)])
+def test_which_bodies_are_large(size: int, *, large: bool) -> None:
+    assert begin(intake(), b"", declared=size).is_large == large
+    read = begin(intake(), b"")
+    read.feed(bytes(size))
+    assert read.is_large == large
 
 
 def answer_to_verification(receiver: Intake) -> Answer:
@@ -112,31 +115,32 @@ def answer_to_verification(receiver: Intake) -> Answer:
     return answer
 
 
-class TestLog:
-    def test_url_verifications_do_not_fill_it(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Anybody can send one, unsigned: the line claims no more than that it was answered."""
-        receiver = intake()
-        with caplog.at_level(logging.INFO):
-            for _ in range(300):
-                receiver.report(answer_to_verification(receiver))
-        assert caplog.messages == ["statsig: a URL verification was answered. Signed events are taken."]
+def test_url_verifications_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Anybody can send one, unsigned: the line claims no more than that it was answered."""
+    receiver = intake()
+    with caplog.at_level(logging.INFO):
+        for _ in range(300):
+            receiver.report(answer_to_verification(receiver))
+    assert caplog.messages == ["statsig: a URL verification was answered. Signed events are taken."]
 
-    def test_one_failed_exporter_does_not_hide_another(self, caplog: pytest.LogCaptureFixture) -> None:
-        receiver = intake()
-        for message in ("otlp_grpc: refused", "otlp_grpc: timeout", "file: disk full", "file: disk full"):
-            error = RefusedError(message, reason="exporter_failed")
-            receiver.report(begin(receiver, b"").refused(error))
-        for message in ("a: x", "b: y"):
-            receiver.report(begin(receiver, b"").refused(RefusedError(message, reason="disk_full")))
-        assert caplog.messages == [
-            "statsig: answered 503 (exporter_failed): otlp_grpc: refused",
-            "statsig: answered 503 (exporter_failed): file: disk full",
-            "statsig: answered 503 (disk_full): a: x",
-        ]
 
-    def test_past_a_hundred_kinds_the_rest_is_one(self, caplog: pytest.LogCaptureFixture) -> None:
-        throttle = LogThrottle(logging.getLogger("test"))
-        for number in range(150):
-            for _ in range(2):
-                throttle.warning(f"kind {number}", "%d", number)
-        assert caplog.messages == [str(number) for number in range(101)]
+def test_one_failed_exporter_does_not_hide_another(caplog: pytest.LogCaptureFixture) -> None:
+    receiver = intake()
+    for message in ("otlp_grpc: refused", "otlp_grpc: timeout", "file: disk full", "file: disk full"):
+        error = RefusedError(message, reason="exporter_failed")
+        receiver.report(begin(receiver, b"").refused(error))
+    for message in ("a: x", "b: y"):
+        receiver.report(begin(receiver, b"").refused(RefusedError(message, reason="disk_full")))
+    assert caplog.messages == [
+        "statsig: answered 503 (exporter_failed): otlp_grpc: refused",
+        "statsig: answered 503 (exporter_failed): file: disk full",
+        "statsig: answered 503 (disk_full): a: x",
+    ]
+
+
+def test_past_a_hundred_kinds_the_rest_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    throttle = LogThrottle(logging.getLogger("test"))
+    for number in range(150):
+        for _ in range(2):
+            throttle.warning(f"kind {number}", "%d", number)
+    assert caplog.messages == [str(number) for number in range(101)]

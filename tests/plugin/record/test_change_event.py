@@ -72,199 +72,204 @@ def mapped(path: str, value: object) -> ChangeEvent:
     return ChangeEvent.from_item(with_member(path, value))
 
 
-class TestWhole:
-    def test_every_field(self) -> None:
-        assert ChangeEvent.from_item(FULL) == FULL_EVENT
-
-    def test_only_what_is_required(self) -> None:
-        assert ChangeEvent.from_item(MINIMAL) == ChangeEvent(
-            happened_at=1709660061095, entity_type="Gate", name="layout_v2"
-        )
-
-    def test_unknown_members_change_nothing(self) -> None:
-        item = FULL | {"x": 1, "timeUUID": [], "metadata": FULL["metadata"] | {"x": {}}, "user": FULL["user"] | {"": 1}}
-        assert ChangeEvent.from_item(item) == FULL_EVENT
-
-    def test_the_samples(self) -> None:
-        samples = json.loads((DATA / "config_changes.json").read_text())["events"]
-        gate, experiment, older = (ChangeEvent.from_item(sample["event"]) for sample in samples)
-        assert gate == ChangeEvent(
-            happened_at=1709660061095,
-            entity_type="Gate",
-            name="layout_v2",
-            action="created",
-            description="Description: Change default page layout",
-            user_name="Test User",
-            user_email="test.user@example.com",
-        )
-        assert (gate.type, gate.title) == ("gate_created", "layout_v2 created")
-        assert (experiment.type, experiment.title) == ("experiment_updated", "heading_test updated")
-        assert experiment.description == (
-            "- Updated experiment settings\n    - Groups updated: control, test\n    - Parameters added: heading\n"
-            "    - Parameters updated: directives"
-        )
-        assert older == ChangeEvent(
-            happened_at=1655232119734,
-            entity_type="gate",
-            name="a_gate_name",
-            description="a_description",
-            environments=("production",),
-            user_name="A User",
-            user_email="a.user@example.com",
-        )
-        assert (older.type, older.title) == ("gate_changed", "a_gate_name changed")
+def test_every_field() -> None:
+    assert ChangeEvent.from_item(FULL) == FULL_EVENT
 
 
-class TestTypeAndTitle:
-    @pytest.mark.parametrize(
-        ("entity_type", "action", "expected"),
-        [
-            ("Gate", "created", "gate_created"),
-            ("Gate", "updated", "gate_updated"),
-            ("Gate", "deleted", "gate_deleted"),
-            ("Gate", "archived", "gate_archived"),
-            ("Experiment", "created", "experiment_created"),
-            ("DynamicConfig", "updated", "dynamicconfig_updated"),
-            ("Dynamic Config", "updated", "dynamic_config_updated"),
-            ("Feature Gate", "archived", "feature_gate_archived"),
-            ("Segment", "deleted", "segment_deleted"),
-            ("Layer", "created", "layer_created"),
-            ("Holdout", "updated", "holdout_updated"),
-            ("Autotune", "updated", "autotune_updated"),
-            ("gate", None, "gate_changed"),
-            ("Gate", "", "gate_changed"),
-            ("Metric Source", "Roll Out", "metric_source_roll_out"),
-            ("A\tB\nC\u00a0D", "Started", "a_b_c_d_started"),
-            ("Two  Blanks", " x", "two__blanks__x"),
-            ("Größe", "ÄNDERN", "größe_ändern"),
-            ("Gate", 7, "gate_7"),
-            ("Gate", True, "gate_true"),
-        ],
+def test_only_what_is_required() -> None:
+    assert ChangeEvent.from_item(MINIMAL) == ChangeEvent(
+        happened_at=1709660061095, entity_type="Gate", name="layout_v2"
     )
-    def test_types_and_actions_are_open_sets(self, entity_type: str, action: object, expected: str) -> None:
-        item = with_member("metadata.action", action)
-        item["metadata"]["type"] = entity_type
-        assert ChangeEvent.from_item(item).type == expected
 
-    @pytest.mark.parametrize(
-        ("action", "title"),
-        [
-            ("updated", "layout_v2 updated"),
-            (None, "layout_v2 changed"),
-            ("", "layout_v2 changed"),
-            (1.5, "layout_v2 1.5"),
-        ],
+
+def test_unknown_members_change_nothing() -> None:
+    item = FULL | {"x": 1, "timeUUID": [], "metadata": FULL["metadata"] | {"x": {}}, "user": FULL["user"] | {"": 1}}
+    assert ChangeEvent.from_item(item) == FULL_EVENT
+
+
+def test_the_samples() -> None:
+    samples = json.loads((DATA / "config_changes.json").read_text())["events"]
+    gate, experiment, older = (ChangeEvent.from_item(sample["event"]) for sample in samples)
+    assert gate == ChangeEvent(
+        happened_at=1709660061095,
+        entity_type="Gate",
+        name="layout_v2",
+        action="created",
+        description="Description: Change default page layout",
+        user_name="Test User",
+        user_email="test.user@example.com",
     )
-    def test_the_title_is_name_and_action(self, action: object, title: str) -> None:
-        assert mapped("metadata.action", action).title == title
-
-    def test_names_are_kept_as_sent(self) -> None:
-        event = mapped("metadata.name", "  Layout\nV2 ")
-        assert (event.name, event.title) == ("  Layout\nV2 ", "  Layout\nV2  updated")
-
-
-class TestRequired:
-    @pytest.mark.parametrize("field", ["metadata.name", "metadata.type"])
-    @pytest.mark.parametrize(
-        ("value", "kind"),
-        [
-            (ABSENT, "missing or null"),
-            (None, "missing or null"),
-            ("", "empty"),
-            (0, "an integer"),
-            (5, "an integer"),
-            (1.5, "a fraction"),
-            (True, "a boolean"),
-            (False, "a boolean"),
-            ([], "an array"),
-            (["x"], "an array"),
-            ({}, "an object"),
-            (float("nan"), "no number"),
-        ],
+    assert (gate.type, gate.title) == ("gate_created", "layout_v2 created")
+    assert (experiment.type, experiment.title) == ("experiment_updated", "heading_test updated")
+    assert experiment.description == (
+        "- Updated experiment settings\n    - Groups updated: control, test\n    - Parameters added: heading\n"
+        "    - Parameters updated: directives"
     )
-    def test_name_and_type_are_texts_that_are_not_empty(self, field: str, value: object, kind: str) -> None:
+    assert older == ChangeEvent(
+        happened_at=1655232119734,
+        entity_type="gate",
+        name="a_gate_name",
+        description="a_description",
+        environments=("production",),
+        user_name="A User",
+        user_email="a.user@example.com",
+    )
+    assert (older.type, older.title) == ("gate_changed", "a_gate_name changed")
+
+
+@pytest.mark.parametrize(
+    ("entity_type", "action", "expected"),
+    [
+        ("Gate", "created", "gate_created"),
+        ("Gate", "updated", "gate_updated"),
+        ("Gate", "deleted", "gate_deleted"),
+        ("Gate", "archived", "gate_archived"),
+        ("Experiment", "created", "experiment_created"),
+        ("DynamicConfig", "updated", "dynamicconfig_updated"),
+        ("Dynamic Config", "updated", "dynamic_config_updated"),
+        ("Feature Gate", "archived", "feature_gate_archived"),
+        ("Segment", "deleted", "segment_deleted"),
+        ("Layer", "created", "layer_created"),
+        ("Holdout", "updated", "holdout_updated"),
+        ("Autotune", "updated", "autotune_updated"),
+        ("gate", None, "gate_changed"),
+        ("Gate", "", "gate_changed"),
+        ("Metric Source", "Roll Out", "metric_source_roll_out"),
+        ("A\tB\nC\u00a0D", "Started", "a_b_c_d_started"),
+        ("Two  Blanks", " x", "two__blanks__x"),
+        ("Größe", "ÄNDERN", "größe_ändern"),
+        ("Gate", 7, "gate_7"),
+        ("Gate", True, "gate_true"),
+    ],
+)
+def test_types_and_actions_are_open_sets(entity_type: str, action: object, expected: str) -> None:
+    item = with_member("metadata.action", action)
+    item["metadata"]["type"] = entity_type
+    assert ChangeEvent.from_item(item).type == expected
+
+
+@pytest.mark.parametrize(
+    ("action", "title"),
+    [
+        ("updated", "layout_v2 updated"),
+        (None, "layout_v2 changed"),
+        ("", "layout_v2 changed"),
+        (1.5, "layout_v2 1.5"),
+    ],
+)
+def test_the_title_is_name_and_action(action: object, title: str) -> None:
+    assert mapped("metadata.action", action).title == title
+
+
+def test_names_are_kept_as_sent() -> None:
+    event = mapped("metadata.name", "  Layout\nV2 ")
+    assert (event.name, event.title) == ("  Layout\nV2 ", "  Layout\nV2  updated")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (ABSENT, "missing or null"),
+        (None, "missing or null"),
+        ("", "empty"),
+        (0, "an integer"),
+        (5, "an integer"),
+        (1.5, "a fraction"),
+        (True, "a boolean"),
+        (False, "a boolean"),
+        ([], "an array"),
+        (["x"], "an array"),
+        ({}, "an object"),
+        (float("nan"), "no number"),
+    ],
+)
+def test_name_and_type_are_texts_that_are_not_empty(value: object, kind: str) -> None:
+    for field in ("metadata.name", "metadata.type"):
         with pytest.raises(InvalidItemError) as raised:
             mapped(field, value)
         assert str(raised.value) == f"{field}: must be a text that is not empty, is {kind}"
 
-    @pytest.mark.parametrize(
-        ("value", "kind"),
-        [
-            (ABSENT, "missing or null"),
-            (None, "missing or null"),
-            ("", "empty"),
-            ("x", "a text"),
-            (1, "an integer"),
-            (True, "a boolean"),
-            ([], "an array"),
-        ],
-    )
-    def test_metadata_is_an_object(self, value: object, kind: str) -> None:
-        with pytest.raises(InvalidItemError) as raised:
-            mapped("metadata", value)
-        assert str(raised.value) == f"metadata: must be an object, is {kind}"
 
-    def test_empty_metadata_has_no_type(self) -> None:
-        with pytest.raises(InvalidItemError, match=r"metadata\.type"):
-            mapped("metadata", {})
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (ABSENT, "missing or null"),
+        (None, "missing or null"),
+        ("", "empty"),
+        ("x", "a text"),
+        (1, "an integer"),
+        (True, "a boolean"),
+        ([], "an array"),
+    ],
+)
+def test_metadata_is_an_object(value: object, kind: str) -> None:
+    with pytest.raises(InvalidItemError) as raised:
+        mapped("metadata", value)
+    assert str(raised.value) == f"metadata: must be an object, is {kind}"
 
 
-class TestTimestamp:
-    @pytest.mark.parametrize(
-        ("value", "expected"),
-        [
-            (1709660061095, 1709660061095),
-            ("1709660061095", 1709660061095),
-            (1, 1),
-            ("1", 1),
-            ("0000000000001", 1),
-            (253402300799999, 253402300799999),
-            ("253402300799999", 253402300799999),
-        ],
-    )
-    def test_milliseconds_as_an_integer_or_its_digits(self, value: object, expected: int) -> None:
-        assert mapped("timestamp", value).happened_at == expected
+def test_empty_metadata_has_no_type() -> None:
+    with pytest.raises(InvalidItemError, match=r"metadata\.type"):
+        mapped("metadata", {})
 
-    @pytest.mark.parametrize("value", [0, -1, "0", "00", 253402300800000, "253402300800000", 2**63, 2**64, 10**400])
-    def test_it_lies_between_1970_and_the_year_9999(self, value: object) -> None:
-        with pytest.raises(InvalidItemError, match="between 1970 and the year 9999"):
-            mapped("timestamp", value)
 
-    @pytest.mark.parametrize(
-        ("value", "kind"),
-        [
-            (ABSENT, "missing or null"),
-            (None, "missing or null"),
-            ("", "empty"),
-            (True, "a boolean"),
-            (False, "a boolean"),
-            (1709660061095.0, "a fraction"),
-            (1.7e12, "a fraction"),
-            (float("nan"), "no number"),
-            (float("inf"), "no number"),
-            ([1709660061095], "an array"),
-            ({"ms": 1}, "an object"),
-            ("  1", "a text"),
-            ("1 ", "a text"),
-            ("1\n", "a text"),
-            ("1_0", "a text"),
-            ("+1", "a text"),
-            ("-1", "a text"),
-            ("1.0", "a text"),
-            ("1e3", "a text"),
-            ("0x1", "a text"),
-            ("\u0661\u0667", "a text"),
-            ("\uff11", "a text"),
-            ("1\u00b2", "a text"),
-            ("9" * 21, "a text"),
-            ("9" * 5000, "a text"),
-            ("2024-03-05T17:34:21.095Z", "a text"),
-        ],
-    )
-    def test_anything_else_is_invalid(self, value: object, kind: str) -> None:
-        with pytest.raises(InvalidItemError) as raised:
-            mapped("timestamp", value)
-        assert str(raised.value) == f"timestamp: must be an integer of milliseconds, is {kind}"
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1709660061095, 1709660061095),
+        ("1709660061095", 1709660061095),
+        (1, 1),
+        ("1", 1),
+        ("0000000000001", 1),
+        (253402300799999, 253402300799999),
+        ("253402300799999", 253402300799999),
+    ],
+)
+def test_the_timestamp_is_milliseconds_as_an_integer_or_its_digits(value: object, expected: int) -> None:
+    assert mapped("timestamp", value).happened_at == expected
+
+
+@pytest.mark.parametrize("value", [0, -1, "0", "00", 253402300800000, "253402300800000", 2**63, 2**64, 10**400])
+def test_the_timestamp_lies_between_1970_and_the_year_9999(value: object) -> None:
+    with pytest.raises(InvalidItemError, match="between 1970 and the year 9999"):
+        mapped("timestamp", value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (ABSENT, "missing or null"),
+        (None, "missing or null"),
+        ("", "empty"),
+        (True, "a boolean"),
+        (False, "a boolean"),
+        (1709660061095.0, "a fraction"),
+        (1.7e12, "a fraction"),
+        (float("nan"), "no number"),
+        (float("inf"), "no number"),
+        ([1709660061095], "an array"),
+        ({"ms": 1}, "an object"),
+        ("  1", "a text"),
+        ("1 ", "a text"),
+        ("1\n", "a text"),
+        ("1_0", "a text"),
+        ("+1", "a text"),
+        ("-1", "a text"),
+        ("1.0", "a text"),
+        ("1e3", "a text"),
+        ("0x1", "a text"),
+        ("\u0661\u0667", "a text"),
+        ("\uff11", "a text"),
+        ("1\u00b2", "a text"),
+        ("9" * 21, "a text"),
+        ("9" * 5000, "a text"),
+        ("2024-03-05T17:34:21.095Z", "a text"),
+    ],
+)
+def test_any_other_timestamp_is_invalid(value: object, kind: str) -> None:
+    with pytest.raises(InvalidItemError) as raised:
+        mapped("timestamp", value)
+    assert str(raised.value) == f"timestamp: must be an integer of milliseconds, is {kind}"
 
 
 TEXTS: Final = {
@@ -277,167 +282,172 @@ TEXTS: Final = {
 }
 
 
-@pytest.mark.parametrize(("path", "attribute"), TEXTS.items(), ids=TEXTS)
-class TestOptionalTexts:
-    @pytest.mark.parametrize("value", [ABSENT, None, ""])
-    def test_null_and_empty_are_absent(self, path: str, attribute: str, value: object) -> None:
+@pytest.mark.parametrize("value", [ABSENT, None, ""])
+def test_optional_texts_that_are_null_or_empty_are_absent(value: object) -> None:
+    for path, attribute in TEXTS.items():
         event = mapped(path, value)
-        assert getattr(event, attribute) is None
-        assert event.left_out == ()
-
-    @pytest.mark.parametrize(
-        ("value", "text"),
-        [
-            ("x", "x"),
-            (" ", " "),
-            ("0", "0"),
-            ("a\x00b", "a\x00b"),
-            ("😀", "😀"),
-            ("\ud800a\udfff", "\ufffda\ufffd"),
-            (0, "0"),
-            (-7, "-7"),
-            (2**70, "1180591620717411303424"),
-            (1.5, "1.5"),
-            (-0.0, "-0.0"),
-            (1e22, "1e+22"),
-            (True, "true"),
-            (False, "false"),
-        ],
-    )
-    def test_numbers_and_booleans_are_their_json_text(
-        self, path: str, attribute: str, value: object, text: str
-    ) -> None:
-        event = mapped(path, value)
-        assert getattr(event, attribute) == text
-        assert event.left_out == ()
-
-    @pytest.mark.parametrize("value", [[], ["x"], {}, {"x": "y"}])
-    def test_anything_else_is_left_out_and_told(self, path: str, attribute: str, value: object) -> None:
-        event = mapped(path, value)
-        assert getattr(event, attribute) is None
-        assert event.left_out == (path,)
-
-
-class TestUser:
-    @pytest.mark.parametrize("value", [ABSENT, None, "", {}])
-    def test_none(self, value: object) -> None:
-        event = mapped("user", value)
-        assert (event.user_name, event.user_email, event.user_id) == (None, None, "top_level_id")
-        assert event.left_out == ()
-
-    @pytest.mark.parametrize("value", ["Test User", [], ["x"], 0, 5, 1.5, True, False, float("nan")])
-    def test_no_object(self, value: object) -> None:
-        event = mapped("user", value)
-        assert (event.user_name, event.user_email, event.user_id) == (None, None, "top_level_id")
-        assert event.left_out == ("user",)
-
-    @pytest.mark.parametrize(
-        ("inner", "top", "expected", "left_out"),
-        [
-            ("inner", "top", "inner", ()),
-            ("inner", ABSENT, "inner", ()),
-            (ABSENT, "top", "top", ()),
-            (None, "top", "top", ()),
-            ("", "top", "top", ()),
-            ("", "", None, ()),
-            (ABSENT, None, None, ()),
-            (0, "top", "0", ()),
-            (False, "top", "false", ()),
-            (ABSENT, 17, "17", ()),
-            ({}, "top", "top", ("user.userID",)),
-            ([], [], None, ("user.userID", "userID")),
-            ("inner", {}, "inner", ()),
-        ],
-    )
-    def test_its_id_at_both_levels(
-        self, inner: object, top: object, expected: str | None, left_out: tuple[str, ...]
-    ) -> None:
-        event = ChangeEvent.from_item(with_member("userID", top, with_member("user.userID", inner)))
-        assert (event.user_id, event.left_out) == (expected, left_out)
-
-
-class TestEnvironments:
-    @pytest.mark.parametrize(
-        ("value", "expected"),
-        [
-            ("production", ("production",)),
-            ("production,staging", ("production", "staging")),
-            (" production ,\tstaging\n", ("production", "staging")),
-            ("production,,staging,", ("production", "staging")),
-            ("production,production", ("production", "production")),
-            ("pre prod", ("pre prod",)),
-            (",", ()),
-            (" , ", ()),
-            (5, ("5",)),
-            (True, ("true",)),
-            ("a\ud800", ("a\ufffd",)),
-        ],
-    )
-    def test_split_at_commas_and_trimmed(self, value: object, expected: tuple[str, ...]) -> None:
-        assert mapped("metadata.environments", value).environments == expected
-
-    @pytest.mark.parametrize("value", [ABSENT, None, ""])
-    def test_the_older_singular_where_the_plural_is_absent(self, value: object) -> None:
-        event = mapped("metadata.environments", value)
-        assert (event.environments, event.left_out) == (("older",), ())
-
-    @pytest.mark.parametrize("value", [ABSENT, None, ""])
-    def test_neither(self, value: object) -> None:
-        item = with_member("metadata.environment", value, with_member("metadata.environments", ""))
-        assert ChangeEvent.from_item(item).environments == ()
-
-    @pytest.mark.parametrize("value", [[], ["production"], {}])
-    def test_of_a_wrong_type(self, value: object) -> None:
-        event = mapped("metadata.environments", value)
-        assert (event.environments, event.left_out) == (("older",), ("metadata.environments",))
-        both = ChangeEvent.from_item(
-            with_member("metadata.environment", value, with_member("metadata.environments", value))
-        )
-        assert (both.environments, both.left_out) == ((), ("metadata.environments", "metadata.environment"))
+        assert (getattr(event, attribute), event.left_out) == (None, ()), path
 
 
 @pytest.mark.parametrize(
-    ("path", "attribute"), [("metadata.tags", "tags"), ("metadata.targetApps", "target_apps")], ids=["tags", "apps"]
+    ("value", "text"),
+    [
+        ("x", "x"),
+        (" ", " "),
+        ("0", "0"),
+        ("a\x00b", "a\x00b"),
+        ("😀", "😀"),
+        ("\ud800a\udfff", "\ufffda\ufffd"),
+        (0, "0"),
+        (-7, "-7"),
+        (2**70, "1180591620717411303424"),
+        (1.5, "1.5"),
+        (-0.0, "-0.0"),
+        (1e22, "1e+22"),
+        (True, "true"),
+        (False, "false"),
+    ],
 )
-class TestArrays:
-    @pytest.mark.parametrize(
-        ("value", "expected"),
-        [
-            (ABSENT, ()),
-            (None, ()),
-            ("", ()),
-            ([], ()),
-            ([None, ""], ()),
-            (["core", "web"], ("core", "web")),
-            (["b", None, "a", "", "b"], ("b", "a", "b")),
-            ([1, -2.5, True, False, 0], ("1", "-2.5", "true", "false", "0")),
-            ([{"name": "é", "id": 1}], ('{"name":"é","id":1}',)),
-            ([{}, [], [1, [None, "x"]]], ("{}", "[]", '[1,[null,"x"]]')),
-            (["\ud800", {"\udfff": "\ud83d"}], ("\ufffd", '{"\ufffd":"\ufffd"}')),
-            ("core", ("core",)),
-            ("core,web", ("core,web",)),
-            (5, ("5",)),
-            (0, ("0",)),
-            (False, ("false",)),
-        ],
+def test_optional_numbers_and_booleans_are_their_json_text(value: object, text: str) -> None:
+    for path, attribute in TEXTS.items():
+        event = mapped(path, value)
+        assert (getattr(event, attribute), event.left_out) == (text, ()), path
+
+
+@pytest.mark.parametrize("value", [[], ["x"], {}, {"x": "y"}])
+def test_any_other_optional_value_is_left_out_and_told(value: object) -> None:
+    for path, attribute in TEXTS.items():
+        event = mapped(path, value)
+        assert (getattr(event, attribute), event.left_out) == (None, (path,)), path
+
+
+@pytest.mark.parametrize("value", [ABSENT, None, "", {}])
+def test_no_user(value: object) -> None:
+    event = mapped("user", value)
+    assert (event.user_name, event.user_email, event.user_id) == (None, None, "top_level_id")
+    assert event.left_out == ()
+
+
+@pytest.mark.parametrize("value", ["Test User", [], ["x"], 0, 5, 1.5, True, False, float("nan")])
+def test_a_user_that_is_not_an_object(value: object) -> None:
+    event = mapped("user", value)
+    assert (event.user_name, event.user_email, event.user_id) == (None, None, "top_level_id")
+    assert event.left_out == ("user",)
+
+
+@pytest.mark.parametrize(
+    ("inner", "top", "expected", "left_out"),
+    [
+        ("inner", "top", "inner", ()),
+        ("inner", ABSENT, "inner", ()),
+        (ABSENT, "top", "top", ()),
+        (None, "top", "top", ()),
+        ("", "top", "top", ()),
+        ("", "", None, ()),
+        (ABSENT, None, None, ()),
+        (0, "top", "0", ()),
+        (False, "top", "false", ()),
+        (ABSENT, 17, "17", ()),
+        ({}, "top", "top", ("user.userID",)),
+        ([], [], None, ("user.userID", "userID")),
+        ("inner", {}, "inner", ()),
+    ],
+)
+def test_the_id_of_the_user_at_both_levels(
+    inner: object, top: object, expected: str | None, left_out: tuple[str, ...]
+) -> None:
+    event = ChangeEvent.from_item(with_member("userID", top, with_member("user.userID", inner)))
+    assert (event.user_id, event.left_out) == (expected, left_out)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("production", ("production",)),
+        ("production,staging", ("production", "staging")),
+        (" production ,\tstaging\n", ("production", "staging")),
+        ("production,,staging,", ("production", "staging")),
+        ("production,production", ("production", "production")),
+        ("pre prod", ("pre prod",)),
+        (",", ()),
+        (" , ", ()),
+        (5, ("5",)),
+        (True, ("true",)),
+        ("a\ud800", ("a\ufffd",)),
+    ],
+)
+def test_environments_are_split_at_commas_and_trimmed(value: object, expected: tuple[str, ...]) -> None:
+    assert mapped("metadata.environments", value).environments == expected
+
+
+@pytest.mark.parametrize("value", [ABSENT, None, ""])
+def test_the_older_environment_counts_where_environments_is_absent(value: object) -> None:
+    event = mapped("metadata.environments", value)
+    assert (event.environments, event.left_out) == (("older",), ())
+
+
+@pytest.mark.parametrize("value", [ABSENT, None, ""])
+def test_no_environment(value: object) -> None:
+    item = with_member("metadata.environment", value, with_member("metadata.environments", ""))
+    assert ChangeEvent.from_item(item).environments == ()
+
+
+@pytest.mark.parametrize("value", [[], ["production"], {}])
+def test_environments_of_a_wrong_type(value: object) -> None:
+    event = mapped("metadata.environments", value)
+    assert (event.environments, event.left_out) == (("older",), ("metadata.environments",))
+    both = ChangeEvent.from_item(
+        with_member("metadata.environment", value, with_member("metadata.environments", value))
     )
-    def test_each_element_is_a_text(self, path: str, attribute: str, value: object, expected: tuple[str, ...]) -> None:
-        event = mapped(path, value)
-        assert (getattr(event, attribute), event.left_out) == (expected, ())
+    assert (both.environments, both.left_out) == ((), ("metadata.environments", "metadata.environment"))
 
-    @pytest.mark.parametrize("value", [{}, {"core": True}])
-    def test_an_object_is_left_out(self, path: str, attribute: str, value: object) -> None:
-        event = mapped(path, value)
-        assert (getattr(event, attribute), event.left_out) == ((), (path,))
 
-    def test_an_element_that_is_nested_too_deeply(self, path: str, attribute: str) -> None:
-        deep: list[Any] = []
-        for _ in range(200_000):
-            deep = [deep]
-        item = with_member(path, ABSENT)
-        item["metadata"][path.removeprefix("metadata.")] = [deep]
-        with pytest.raises(InvalidItemError, match="nested too deeply"):
-            ChangeEvent.from_item(item)
+ARRAYS: Final = {"metadata.tags": "tags", "metadata.targetApps": "target_apps"}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (ABSENT, ()),
+        (None, ()),
+        ("", ()),
+        ([], ()),
+        ([None, ""], ()),
+        (["core", "web"], ("core", "web")),
+        (["b", None, "a", "", "b"], ("b", "a", "b")),
+        ([1, -2.5, True, False, 0], ("1", "-2.5", "true", "false", "0")),
+        ([{"name": "é", "id": 1}], ('{"name":"é","id":1}',)),
+        ([{}, [], [1, [None, "x"]]], ("{}", "[]", '[1,[null,"x"]]')),
+        (["\ud800", {"\udfff": "\ud83d"}], ("\ufffd", '{"\ufffd":"\ufffd"}')),
+        ("core", ("core",)),
+        ("core,web", ("core,web",)),
+        (5, ("5",)),
+        (0, ("0",)),
+        (False, ("false",)),
+    ],
+)
+def test_each_element_of_an_array_is_a_text(value: object, expected: tuple[str, ...]) -> None:
+    for path, attribute in ARRAYS.items():
+        event = mapped(path, value)
+        assert (getattr(event, attribute), event.left_out) == (expected, ()), path
+
+
+@pytest.mark.parametrize("value", [{}, {"core": True}])
+def test_an_object_in_place_of_an_array_is_left_out(value: object) -> None:
+    for path, attribute in ARRAYS.items():
+        event = mapped(path, value)
+        assert (getattr(event, attribute), event.left_out) == ((), (path,)), path
+
+
+@pytest.mark.parametrize("path", ARRAYS)
+def test_an_element_of_an_array_that_is_nested_too_deeply(path: str) -> None:
+    deep: list[Any] = []
+    for _ in range(200_000):
+        deep = [deep]
+    item = with_member(path, ABSENT)
+    item["metadata"][path.removeprefix("metadata.")] = [deep]
+    with pytest.raises(InvalidItemError, match="nested too deeply"):
+        ChangeEvent.from_item(item)
 
 
 def test_everything_of_a_wrong_type_at_once() -> None:

@@ -224,37 +224,40 @@ def test_blocks_are_joined_as_said(include: list[Block], exclude: list[Block], c
         assert kept == (wanted and not dropped)
 
 
-class TestSettings:
-    def test_the_keys_are_the_fields(self) -> None:
-        assert list(ChangeMatchSettings.model_fields) == list(FIELDS)
+def test_the_keys_of_the_settings_are_the_fields() -> None:
+    assert list(ChangeMatchSettings.model_fields) == list(FIELDS)
 
-    def test_every_key_takes_effect(self) -> None:
-        for name in FIELDS:
-            made = FilterSettings.model_validate({"include": {name: ["nothing"]}}).create()
-            assert made.why_dropped(event()) == "no include matches"
 
-    @pytest.mark.parametrize("key", ["include", "exclude"])
-    def test_one_block_or_a_list(self, key: str) -> None:
-        one = FilterSettings.model_validate({key: {"names": ["checkout_*"]}}).create()
-        two = FilterSettings.model_validate({key: [{"names": ["x"]}, {"names": ["checkout_*"]}]}).create()
-        for made in (one, two):
-            assert (made.why_dropped(event()) is None) == (key == "include")
-            assert (made.why_dropped(event(name="y")) is None) == (key == "exclude")
+def test_every_key_of_the_settings_takes_effect() -> None:
+    for name in FIELDS:
+        made = FilterSettings.model_validate({"include": {name: ["nothing"]}}).create()
+        assert made.why_dropped(event()) == "no include matches"
 
-    def test_nothing_at_all_keeps_everything(self) -> None:
-        assert FilterSettings().create().why_dropped(MINIMAL) is None
 
-    @pytest.mark.parametrize(
-        ("written", "message"),
-        [
-            ({"include": {}}, "names no field\nhint: there are: actions, actors"),
-            ({"exclude": [{}]}, "names no field"),
-            ({"exclude": {"names": None}}, "names no field"),
-            ({"include": []}, "at least 1 item"),
-            ({"include": {"names": []}}, "at least 1 item"),
-            ({"include": {"type": ["gate"]}}, "type"),
-        ],
-    )
-    def test_what_would_match_nothing_or_everything_is_refused(self, written: object, message: str) -> None:
-        with pytest.raises(ValidationError, match=re.escape(message)):
-            FilterSettings.model_validate(written)
+@pytest.mark.parametrize("key", ["include", "exclude"])
+def test_settings_are_one_block_or_a_list(key: str) -> None:
+    one = FilterSettings.model_validate({key: {"names": ["checkout_*"]}}).create()
+    two = FilterSettings.model_validate({key: [{"names": ["x"]}, {"names": ["checkout_*"]}]}).create()
+    for made in (one, two):
+        assert (made.why_dropped(event()) is None) == (key == "include")
+        assert (made.why_dropped(event(name="y")) is None) == (key == "exclude")
+
+
+def test_settings_without_a_block_keep_everything() -> None:
+    assert FilterSettings().create().why_dropped(MINIMAL) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"include": {}}, "names no field\nhint: there are: actions, actors"),
+        ({"exclude": [{}]}, "names no field"),
+        ({"exclude": {"names": None}}, "names no field"),
+        ({"include": []}, "at least 1 item"),
+        ({"include": {"names": []}}, "at least 1 item"),
+        ({"include": {"type": ["gate"]}}, "type"),
+    ],
+)
+def test_settings_that_match_nothing_or_everything_are_refused(written: object, message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        FilterSettings.model_validate(written)

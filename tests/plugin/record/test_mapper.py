@@ -28,7 +28,6 @@ OBSERVED: Final = 1_739_400_185_400_000_000
 
 def map_body(body: str, mapper: Mapper | None = None) -> Mapped:
     payload = parse(body.encode())
-    assert isinstance(payload, Payload)
     mapped = (mapper or Mapper()).map(payload, OBSERVED)
     assert len(mapped.changes) + len(mapped.invalid) + mapped.ignored == payload.count
     return mapped
@@ -115,156 +114,165 @@ def fate(mapped: Mapped) -> str:
     return only
 
 
-class TestOneItemNeverPoisonsItsBatch:
-    @given(
-        position=st.sampled_from(POSITIONS),
-        text=json_texts(hostile=True),
-        shape=st.sampled_from(("[%s,%s,%s]", '{"data":[%s,%s,%s]}', '{"data":[ %s ,%s\n,%s],"x":NaN}')),
-    )
-    def test_any_value_in_any_position(self, position: str, text: str, shape: str) -> None:
-        """Exactly one of record, ignored, invalid; never an exception, never a lost neighbour."""
-        item = config_change_with(position, text)
-        mapped = map_body(shape % (BEFORE, item, AFTER))
-        what = fate(mapped)
-        if position and position != "eventName":
-            assert what != "ignored"
-        if what == "invalid":
-            assert mapped.invalid[0].text.decode() == item
-            assert not mapped.invalid[0].whole_body
-        if what == "record":
-            assert re.fullmatch(r"[0-9a-f]{32}", mapped.changes[1].uid)
-            assert texts_of(record_of(mapped.changes[1]))["log.record.uid"] == mapped.changes[1].uid
+@given(
+    position=st.sampled_from(POSITIONS),
+    text=json_texts(hostile=True),
+    shape=st.sampled_from(("[%s,%s,%s]", '{"data":[%s,%s,%s]}', '{"data":[ %s ,%s\n,%s],"x":NaN}')),
+)
+def test_any_value_in_any_position_affects_no_other_item(position: str, text: str, shape: str) -> None:
+    """Exactly one of record, ignored, invalid; never an exception, never a lost neighbour."""
+    item = config_change_with(position, text)
+    mapped = map_body(shape % (BEFORE, item, AFTER))
+    what = fate(mapped)
+    if position and position != "eventName":
+        assert what != "ignored"
+    if what == "invalid":
+        assert mapped.invalid[0].text.decode() == item
+        assert not mapped.invalid[0].whole_body
+    if what == "record":
+        assert re.fullmatch(r"[0-9a-f]{32}", mapped.changes[1].uid)
+        assert texts_of(record_of(mapped.changes[1]))["log.record.uid"] == mapped.changes[1].uid
 
-    @pytest.mark.parametrize("position", POSITIONS)
-    @pytest.mark.parametrize("name", HOSTILE)
-    def test_each_hostile_text_in_each_position(self, position: str, name: str) -> None:
-        item = config_change_with(position, HOSTILE[name])
-        what = fate(map_body(f"[{BEFORE},{item},{AFTER}]"))
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_hostile_text_in_this_position_affects_no_other_item(position: str) -> None:
+    for name, hostile in HOSTILE.items():
         if position in {"", "eventName"}:
-            assert what == "ignored"
+            expected = "ignored"
         elif name in UNREADABLE:
-            assert what == "invalid"
+            expected = "invalid"
         elif position in {"metadata.type", "metadata.name"}:
-            assert what == ("record" if name in TEXTS else "invalid")
+            expected = "record" if name in TEXTS else "invalid"
         else:
-            assert what == ("invalid" if position in REQUIRED else "record")
-
-    @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
-    def test_in_an_exposure_it_is_ignored(self, hostile: str) -> None:
-        assert fate(map_body(f"[{BEFORE},{EXPOSURE % hostile},{AFTER}]")) == "ignored"
-
-    @pytest.mark.parametrize("item", ["1", "null", "true", '"statsig::config_change"', "[]", "[{}]", "{}", "1e5"])
-    def test_what_is_no_event_is_ignored(self, item: str) -> None:
-        assert fate(map_body(f"[{BEFORE},{item},{AFTER}]")) == "ignored"
-
-    @given(st.lists(st.one_of(config_changes(hostile=True), json_texts(hostile=True)), max_size=5))
-    def test_a_batch_is_what_its_items_are_alone(self, items: Sequence[str]) -> None:
-        together = map_body(f"[{','.join(items)}]")
-        alone = [map_body(f"[{item}]") for item in items]
-        assert together == Mapped(
-            tuple(change for mapped in alone for change in mapped.changes),
-            tuple(invalid for mapped in alone for invalid in mapped.invalid),
-            sum(mapped.ignored for mapped in alone),
-            tuple(field for mapped in alone for field in mapped.left_out),
-        )
-
-    def test_nesting_close_to_the_limit(self) -> None:
-        """Where one step still reads an item and the next no longer does, the item is invalid."""
-        for depth in (*range(100, 960, 100), *range(960, 1000)):
-            item = config_change_with("metadata.tags", "[" * depth + "]" * depth)
-            try:
-                payload = parse(f"[{BEFORE},{item},{AFTER}]".encode())
-            except MalformedBodyError as error:
-                reason = error.reason
-            else:
-                assert isinstance(payload, Payload)
-                reason = fate(Mapper().map(payload, OBSERVED))
-            assert reason in {"record", "invalid", "nested_too_deeply"}
+            expected = "invalid" if position in REQUIRED else "record"
+        item = config_change_with(position, hostile)
+        assert fate(map_body(f"[{BEFORE},{item},{AFTER}]")) == expected, name
 
 
-class TestMapped:
-    def test_the_samples_mixed_with_exposures(self) -> None:
-        changes, exposures = (
-            [entry["event"] for entry in json.loads((DATA / f"{name}.json").read_text())["events"]]
-            for name in ("config_changes", "exposures")
-        )
-        mixed: list[Any] = [exposures[0], changes[0], *exposures[1:3], *changes[1:], *exposures[3:]]
-        mapped = map_body(json.dumps({"data": mixed}))
-        assert [record_of(change).body.string_value for change in mapped.changes] == [
-            "layout_v2 created",
-            "heading_test updated",
-            "a_gate_name changed",
-        ]
-        assert (mapped.invalid, mapped.ignored, mapped.left_out) == ((), 5, ())
+def test_an_exposure_with_a_hostile_text_is_ignored() -> None:
+    for name, hostile in HOSTILE.items():
+        assert fate(map_body(f"[{BEFORE},{EXPOSURE % hostile},{AFTER}]")) == "ignored", name
 
-    @pytest.mark.parametrize("body", ["[]", '{"data":[]}'])
-    def test_nothing(self, body: str) -> None:
-        assert map_body(body) == Mapped((), (), 0, ())
 
-    @pytest.mark.parametrize(
-        ("position", "text", "reason"),
-        [
-            ("metadata.name", "5", "metadata.name: must be a text that is not empty, is an integer"),
-            ("metadata", "null", "metadata: must be an object, is missing or null"),
-            ("timestamp", '"now"', "timestamp: must be an integer of milliseconds, is a text"),
-            ("timestamp", "0", "timestamp: must be milliseconds between 1970 and the year 9999"),
-            ("user.unknown", "NaN", "holds NaN, which is no JSON"),
-            ("metadata.unknown", "[1e999]", "holds a number that is out of range"),
-            ("timeUUID", "9" * 5000, "holds an integer of 5000 digits"),
-        ],
+@pytest.mark.parametrize("item", ["1", "null", "true", '"statsig::config_change"', "[]", "[{}]", "{}", "1e5"])
+def test_what_is_no_event_is_ignored(item: str) -> None:
+    assert fate(map_body(f"[{BEFORE},{item},{AFTER}]")) == "ignored"
+
+
+@given(st.lists(st.one_of(config_changes(hostile=True), json_texts(hostile=True)), max_size=5))
+def test_a_batch_is_what_its_items_are_alone(items: Sequence[str]) -> None:
+    together = map_body(f"[{','.join(items)}]")
+    alone = [map_body(f"[{item}]") for item in items]
+    assert together == Mapped(
+        tuple(change for mapped in alone for change in mapped.changes),
+        tuple(invalid for mapped in alone for invalid in mapped.invalid),
+        sum(mapped.ignored for mapped in alone),
+        tuple(field for mapped in alone for field in mapped.left_out),
     )
-    def test_an_invalid_item_says_why_and_keeps_its_text(self, position: str, text: str, reason: str) -> None:
-        item = config_change_with(position, text)
-        mapped = map_body(f"[ {item} ,1]")
-        (invalid,) = mapped.invalid
-        assert (invalid.text.decode(), invalid.reason, invalid.whole_body) == (item, reason, False)
-        assert (mapped.changes, mapped.ignored) == ((), 1)
 
-    @pytest.mark.parametrize("position", sorted(REQUIRED))
-    @pytest.mark.parametrize("shown", ['"%s"', '["%s"]', '{"%s":1}', '{"x":{"%s":NaN}}', '{"%s":1e999}', '"%s\\ud800"'])
-    def test_a_reason_never_shows_what_was_sent(self, position: str, shown: str) -> None:
-        """It goes to the log."""
-        for invalid in map_body(f"[{config_change_with(position, shown % 'SECRET')}]").invalid:
-            assert "SECRET" in invalid.text.decode()
-            assert "SECRET" not in invalid.reason
 
-    def test_left_out_fields_are_told_once_each_time(self) -> None:
-        items = [config_change_with("metadata.tags", "{}")] * 2 + [config_change_with("user", "[]")]
-        assert map_body(f"[{','.join(items)}]").left_out == ("metadata.tags", "metadata.tags", "user")
+def test_nesting_close_to_the_limit() -> None:
+    """Where one step still reads an item and the next no longer does, the item is invalid."""
+    for depth in (*range(100, 960, 100), *range(960, 1000)):
+        item = config_change_with("metadata.tags", "[" * depth + "]" * depth)
+        try:
+            payload = parse(f"[{BEFORE},{item},{AFTER}]".encode())
+        except MalformedBodyError as error:
+            reason = error.reason
+        else:
+            reason = fate(Mapper().map(payload, OBSERVED))
+        assert reason in {"record", "invalid", "nested_too_deeply"}
 
-    def test_a_lone_surrogate_is_replaced_and_delivered(self) -> None:
-        item = config_change_with("metadata.name", r'"a\ud800b"')
-        (change,) = map_body(f"[{item}]").changes
-        record = record_of(change)
-        assert record.body.string_value == "a\ufffdb updated"
-        assert texts_of(record)["feature_flag.key"] == "a\ufffdb"
 
-    @pytest.mark.parametrize("timestamp", ["18446744073709", "18446744073710", "253402300799999"])
-    def test_the_far_future_is_delivered(self, timestamp: str) -> None:
-        """Nanoseconds end in the year 2554, milliseconds in a text do not."""
-        (change,) = map_body(f"[{config_change_with('timestamp', timestamp)}]").changes
-        assert texts_of(record_of(change))["change_event.happened_at"].endswith("Z")
+def test_the_samples_mixed_with_exposures() -> None:
+    changes, exposures = (
+        [entry["event"] for entry in json.loads((DATA / f"{name}.json").read_text())["events"]]
+        for name in ("config_changes", "exposures")
+    )
+    mixed: list[Any] = [exposures[0], changes[0], *exposures[1:3], *changes[1:], *exposures[3:]]
+    mapped = map_body(json.dumps({"data": mixed}))
+    assert [record_of(change).body.string_value for change in mapped.changes] == [
+        "layout_v2 created",
+        "heading_test updated",
+        "a_gate_name changed",
+    ]
+    assert (mapped.invalid, mapped.ignored, mapped.left_out) == ((), 5, ())
 
-    def test_a_payload_is_mapped_by_the_encoder_it_was_given(self) -> None:
-        mapper = Mapper(LogRecordEncoder(user="drop"))
-        body = f"[{config_change_with('userID', '1')}]"
-        (full,), (dropped,) = map_body(body).changes, map_body(body, mapper).changes
-        assert full.uid == dropped.uid
-        assert "user.name" in texts_of(record_of(full))
-        assert not {"user.name", "user.email", "user.id"} & set(texts_of(record_of(dropped)))
 
-    def test_the_original_is_the_text_as_sent(self) -> None:
-        mapper = Mapper(LogRecordEncoder(include_original=True))
-        item = (
-            '{ "eventName":"statsig::config_change", "timestamp":1, "metadata":{"type":"T","name":"\\u00e9é\\ud800"}\n}'
-        )
-        (change,) = map_body(f"[ {item} ]", mapper).changes
-        assert texts_of(record_of(change))["log.record.original"] == item
+@pytest.mark.parametrize("body", ["[]", '{"data":[]}'])
+def test_an_empty_payload(body: str) -> None:
+    assert map_body(body) == Mapped((), (), 0, ())
 
-    def test_an_item_that_is_no_object_is_invalid(self) -> None:
-        """`parse` makes none such; an embedder might."""
-        mapped = Mapper().map(Payload(1, (Item("[]", []),)), OBSERVED)
-        assert [invalid.reason for invalid in mapped.invalid] == ["is no object"]
+
+@pytest.mark.parametrize(
+    ("position", "text", "reason"),
+    [
+        ("metadata.name", "5", "metadata.name: must be a text that is not empty, is an integer"),
+        ("metadata", "null", "metadata: must be an object, is missing or null"),
+        ("timestamp", '"now"', "timestamp: must be an integer of milliseconds, is a text"),
+        ("timestamp", "0", "timestamp: must be milliseconds between 1970 and the year 9999"),
+        ("user.unknown", "NaN", "contains NaN, which is not JSON"),
+        ("metadata.unknown", "[1e999]", "contains a number that is out of range"),
+        ("timeUUID", "9" * 5000, "contains an integer of 5000 digits"),
+    ],
+)
+def test_an_invalid_item_says_why_and_keeps_its_text(position: str, text: str, reason: str) -> None:
+    item = config_change_with(position, text)
+    mapped = map_body(f"[ {item} ,1]")
+    (invalid,) = mapped.invalid
+    assert (invalid.text.decode(), invalid.reason, invalid.whole_body) == (item, reason, False)
+    assert (mapped.changes, mapped.ignored) == ((), 1)
+
+
+@pytest.mark.parametrize("position", sorted(REQUIRED))
+@pytest.mark.parametrize("shown", ['"%s"', '["%s"]', '{"%s":1}', '{"x":{"%s":NaN}}', '{"%s":1e999}', '"%s\\ud800"'])
+def test_a_reason_never_shows_what_was_sent(position: str, shown: str) -> None:
+    """It goes to the log."""
+    for invalid in map_body(f"[{config_change_with(position, shown % 'SECRET')}]").invalid:
+        assert "SECRET" in invalid.text.decode()
+        assert "SECRET" not in invalid.reason
+
+
+def test_left_out_fields_are_told_once_each_time() -> None:
+    items = [config_change_with("metadata.tags", "{}")] * 2 + [config_change_with("user", "[]")]
+    assert map_body(f"[{','.join(items)}]").left_out == ("metadata.tags", "metadata.tags", "user")
+
+
+def test_a_lone_surrogate_is_replaced_and_delivered() -> None:
+    item = config_change_with("metadata.name", r'"a\ud800b"')
+    (change,) = map_body(f"[{item}]").changes
+    record = record_of(change)
+    assert record.body.string_value == "a\ufffdb updated"
+    assert texts_of(record)["feature_flag.key"] == "a\ufffdb"
+
+
+@pytest.mark.parametrize("timestamp", ["18446744073709", "18446744073710", "253402300799999"])
+def test_the_far_future_is_delivered(timestamp: str) -> None:
+    """Nanoseconds end in the year 2554, milliseconds in a text do not."""
+    (change,) = map_body(f"[{config_change_with('timestamp', timestamp)}]").changes
+    assert texts_of(record_of(change))["change_event.happened_at"].endswith("Z")
+
+
+def test_a_payload_is_mapped_by_the_encoder_it_was_given() -> None:
+    mapper = Mapper(LogRecordEncoder(user="drop"))
+    body = f"[{config_change_with('userID', '1')}]"
+    (full,), (dropped,) = map_body(body).changes, map_body(body, mapper).changes
+    assert full.uid == dropped.uid
+    assert "user.name" in texts_of(record_of(full))
+    assert not {"user.name", "user.email", "user.id"} & set(texts_of(record_of(dropped)))
+
+
+def test_the_original_is_the_text_as_sent() -> None:
+    mapper = Mapper(LogRecordEncoder(include_original=True))
+    item = '{ "eventName":"statsig::config_change", "timestamp":1, "metadata":{"type":"T","name":"\\u00e9é\\ud800"}\n}'
+    (change,) = map_body(f"[ {item} ]", mapper).changes
+    assert texts_of(record_of(change))["log.record.original"] == item
+
+
+def test_an_item_that_is_no_object_is_invalid() -> None:
+    """`parse` makes none such; an embedder might."""
+    mapped = Mapper().map(Payload(1, (Item("[]", []),)), OBSERVED)
+    assert [invalid.reason for invalid in mapped.invalid] == ["is no object"]
 
 
 @pytest.mark.parametrize("module", ["webhook.payload", "record.change_event", "record.record", "record.mapper"])

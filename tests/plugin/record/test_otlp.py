@@ -10,7 +10,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, Instr
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO, LogRecord, ResourceLogs, ScopeLogs
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from statsig_otel.plugin.record.otlp import Attributes, AttributeValue, LogEncoder
+from statsig_otel.plugin.record.otlp import Attributes, AttributeValue, LogSerializer
 
 SCOPE = InstrumentationScope(name="scope", version="1")
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
@@ -27,7 +27,7 @@ NANOSECONDS = st.integers(0, 2**64 - 1)
 
 
 class Record(TypedDict):
-    """What `LogEncoder.encode` takes."""
+    """What `LogSerializer.serialize` takes."""
 
     time_ns: int
     observed_ns: int
@@ -82,14 +82,14 @@ def by_the_library(
 @example({}, {"time_ns": 0, "observed_ns": 0, "event_name": "", "body": "", "attributes": {}})
 @example({"a": "b"}, {"time_ns": 1, "observed_ns": 2, "event_name": "event", "body": "body", "attributes": LENGTHS})
 def test_a_record_is_byte_by_byte_what_the_library_makes_of_it(resource: Attributes, record: Record) -> None:
-    assert LogEncoder(resource, scope=SCOPE, schema_url="https://schema").encode(**record) == by_the_library(
+    assert LogSerializer(resource, scope=SCOPE, schema_url="https://schema").serialize(**record) == by_the_library(
         resource=resource, **record
     )
 
 
 @pytest.mark.parametrize("time_ns", [-1, 2**64])
 def test_a_time_that_otlp_can_not_hold_is_an_unknown_one(time_ns: int) -> None:
-    encoded = LogEncoder({}, scope=SCOPE, schema_url="https://schema").encode(
+    encoded = LogSerializer({}, scope=SCOPE, schema_url="https://schema").serialize(
         time_ns=time_ns, observed_ns=1, event_name="event", body="body", attributes={}
     )
     assert encoded == by_the_library(
@@ -99,6 +99,6 @@ def test_a_time_that_otlp_can_not_hold_is_an_unknown_one(time_ns: int) -> None:
 
 @pytest.mark.parametrize("attributes", [{"a": "\ud800"}, {"a": ["\ud800"]}, {"\ud800": "a"}, {"a": 2**63}])
 def test_what_otlp_can_not_hold_is_refused(attributes: Attributes) -> None:
-    encoder = LogEncoder({}, scope=SCOPE, schema_url="https://schema")
+    serializer = LogSerializer({}, scope=SCOPE, schema_url="https://schema")
     with pytest.raises(ValueError, match=r"surrogate|range"):
-        encoder.encode(time_ns=1, observed_ns=1, event_name="event", body="body", attributes=attributes)
+        serializer.serialize(time_ns=1, observed_ns=1, event_name="event", body="body", attributes=attributes)
