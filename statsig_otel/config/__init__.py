@@ -7,6 +7,7 @@ from statsig_otel._lazy import exports
 if TYPE_CHECKING:
     from statsig_otel.config.errors import ConfigError as ConfigError
     from statsig_otel.config.errors import Problem as Problem
+    from statsig_otel.config.errors import SettingError as SettingError
     from statsig_otel.config.grammar import Components as Components
     from statsig_otel.config.grammar import Configuration as Configuration
     from statsig_otel.config.grammar import Pipeline as Pipeline
@@ -35,6 +36,7 @@ else:  # a checker would take whatever name for one that there is
             "Pipeline": "grammar",
             "Place": "source",
             "Problem": "errors",
+            "SettingError": "errors",
             "Settings": "model",
             "Size": "units",
             "check": "grammar",

@@ -3,19 +3,61 @@
     receivers::statsig::signing_secrets[0]: is empty (config.yaml:4)
       hint: ...
 
-`ConfigError` holds `Problem`s. No message holds a secret.
+A `Fault` says what is wrong and what to do about it. A validator raises it as a `SettingError`. A `Problem` also says
+where it is. A `ConfigError` has all problems. No message contains a secret.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 Path: TypeAlias = tuple[str | int, ...]
 """Where a value stands: the keys and the places in lists that lead to it."""
 
 _LONGEST: Final = 80
 _MOST_WORDS: Final = 100
+
+
+class Fault(NamedTuple):
+    """What is wrong with one value or one thing, wherever it is.
+
+    Attributes:
+        message: What is wrong, to be read after the thing's name: `is empty`.
+        hint: What to do about it.
+    """
+
+    message: str
+    hint: str | None = None
+
+
+class SettingError(ValueError):
+    """A validator refuses a value, and says what to write instead.
+
+    Attributes:
+        message: What is wrong, to be read after the value's path: `is empty`.
+        hint: What to do about it.
+
+    Example:
+        >>> from pydantic import field_validator
+        >>> from statsig_otel.config import SettingError, Settings
+        >>> class ChatSettings(Settings):
+        ...     room: str
+        ...     @field_validator("room")
+        ...     @classmethod
+        ...     def _check_room(cls, room: str) -> str:
+        ...         if not room.startswith("#"):
+        ...             raise SettingError("is not a room", "write # before its name")
+        ...         return room
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.message: Final = message
+        self.hint: Final = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from statsig_otel.config.errors import SettingError
 from statsig_otel.config.yaml_tree import resolve
 
 _REDACTED: Final = "[REDACTED]"
@@ -27,11 +28,11 @@ _YAML_1_1: Final = {"y": "true", "yes": "true", "on": "true", "n": "false", "no"
 _BOOLEANS: Final = {**_YAML_1_1, "t": "true", "1": "true", "f": "false", "0": "false"}
 
 
-def _boolean_hint(value: object) -> str:
+def _boolean_hint(value: object) -> str | None:
     word = _BOOLEANS.get(str(value).lower())
     if word is None:
-        return ""
-    return f"\nhint: write {word}{f': to YAML 1.2 {value} is a text' if str(value).lower() in _YAML_1_1 else ''}"
+        return None
+    return f"write {word}{f': to YAML 1.2 {value} is a text' if str(value).lower() in _YAML_1_1 else ''}"
 
 
 class Settings(BaseModel):
@@ -81,7 +82,7 @@ class Settings(BaseModel):
         if isinstance(value, bool) and {int, float} & types and bool not in types:
             raise ValueError(f"must be a {'whole ' if int in types else ''}number")
         if not isinstance(value, bool | None) and types == {bool}:
-            raise ValueError(f"must be true or false{_boolean_hint(value)}")
+            raise SettingError("must be true or false", _boolean_hint(value))
         return value
 
     @property

@@ -13,7 +13,7 @@ from typing import Final
 from statsig_otel.config import yaml_tree
 from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
 from statsig_otel.config.substitution import Substitution, Template, read_regular
-from statsig_otel.config.yaml_tree import MAX_DEPTH, MAX_VALUES, Fault, Node, Scalar, Sequence, TreeError
+from statsig_otel.config.yaml_tree import MAX_DEPTH, MAX_VALUES, BadNode, Node, Scalar, Sequence, TreeError
 
 MAX_FILE: Final = 1 << 20
 """Bytes of a configuration file at most."""
@@ -196,8 +196,8 @@ def _root(text: str) -> yaml_tree.Mapping:
     if isinstance(root, yaml_tree.Mapping):
         return root
     if isinstance(root, Scalar) and root.value is None:
-        raise TreeError(Fault(root.line, "the file is empty"))
-    raise TreeError(Fault(root.line, "the file is no mapping", "begin with receivers: in the first column"))
+        raise TreeError(BadNode(root.line, "the file is empty"))
+    raise TreeError(BadNode(root.line, "the file is no mapping", "begin with receivers: in the first column"))
 
 
 @dataclass(slots=True)
@@ -251,22 +251,23 @@ class _Builder:
         if isinstance(node, Scalar) and isinstance(node.value, str):
             if node.plain and node.text == "<<":
                 self._fault(
-                    path, Fault(node.line, "has a merge key (<<), which YAML 1.2 does not have", "write the keys out")
+                    path,
+                    BadNode(node.line, "has a merge key (<<), which YAML 1.2 does not have", "write the keys out"),
                 )
                 return None
             return node.value
         if isinstance(node, Scalar) and not node.text:
-            fault = Fault(node.line, "has a key that is empty", 'write it as ""')
+            fault = BadNode(node.line, "has a key that is empty", 'write it as ""')
         elif isinstance(node, Scalar):
-            fault = Fault(
+            fault = BadNode(
                 node.line,
                 f"has the key {quoted(node.text)[1:-1]}, which is no text",
                 f'write it as "{quoted(node.text)[1:-1]}"',
             )
-        elif isinstance(node, Fault):
-            fault = Fault(node.line, f"has a key that {node.message}", node.hint)
+        elif isinstance(node, BadNode):
+            fault = BadNode(node.line, f"has a key that {node.message}", node.hint)
         else:
-            fault = Fault(
+            fault = BadNode(
                 node.line,
                 "has a key that is a list or a mapping",
                 "keys are texts; quote a text that begins with [, { or ?",
@@ -288,7 +289,7 @@ class _Builder:
             self._texts[node] = UNKNOWN if faults else text
         return self._texts[node]
 
-    def _fault(self, path: Path, fault: Fault) -> Unknown:
+    def _fault(self, path: Path, fault: BadNode) -> Unknown:
         message = fault.message if path else f"the file {fault.message}"  # without a path it has no subject
         self.problems.append(Problem(path, message, fault.hint, self.file, fault.line))
         return UNKNOWN
@@ -297,9 +298,9 @@ class _Builder:
         self._count += 1
         if self._count > MAX_VALUES:
             raise TreeError(
-                Fault(line, f"the file holds more than {MAX_VALUES} values, with its aliases (*) written out")
+                BadNode(line, f"the file holds more than {MAX_VALUES} values, with its aliases (*) written out")
             )
         if len(path) > MAX_DEPTH:
             raise TreeError(
-                Fault(line, f"values are nested more than {MAX_DEPTH} deep, with their aliases (*) written out")
+                BadNode(line, f"values are nested more than {MAX_DEPTH} deep, with their aliases (*) written out")
             )

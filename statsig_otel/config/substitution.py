@@ -17,9 +17,9 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
-from statsig_otel.config.errors import quoted
+from statsig_otel.config.errors import Fault, SettingError, quoted
 
 MAX_FILE: Final = 1 << 20
 """Bytes of a file that `${file:...}` reads at most."""
@@ -27,21 +27,12 @@ MAX_FILE: Final = 1 << 20
 MAX_TEXT: Final = 8 << 20
 """Characters that the substitutions of one configuration put in at most."""
 
-Fault: TypeAlias = tuple[str, str | None]
-"""A message and its hint."""
-
 _REFERENCE: Final = re.compile(r"\$(?:\$|\{([^}]*)(\}?))")
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _UNSET_HINT: Final = "set it, or write a default: "
 _ESCAPE_HINT: Final = "write $$ where a $ is meant"
 _FORMS_HINT: Final = f"there are ${{env:NAME}}, ${{env:NAME:-default}} and ${{file:/path}}; {_ESCAPE_HINT}"
-
-
-class _FaultError(Exception):
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.fault: Final[Fault] = (message, hint)
 
 
 class Substitution:
@@ -65,8 +56,8 @@ class Substitution:
         def replace(match: re.Match[str]) -> str:
             try:
                 return self._value(match)
-            except _FaultError as error:
-                faults.append(error.fault)
+            except SettingError as error:
+                faults.append(Fault(error.message, error.hint))
                 return ""
 
         return _REFERENCE.sub(replace, text), faults
@@ -80,16 +71,16 @@ class Substitution:
         if match[0] == "$$":
             return "$"
         if not match[2]:
-            raise _FaultError("holds a ${ without its }", _ESCAPE_HINT)
+            raise SettingError("holds a ${ without its }", _ESCAPE_HINT)
         value = self._resolve(match[1])
         self._room -= len(value)
         if self._room < 0:
-            raise _FaultError(f"the substitutions put in more than {MAX_TEXT >> 20} MiB in all")
+            raise SettingError(f"the substitutions put in more than {MAX_TEXT >> 20} MiB in all")
         return value
 
     def _resolve(self, reference: str) -> str:
         if "${" in reference:
-            raise _FaultError(
+            raise SettingError(
                 "holds a ${ within a ${...}",
                 f"close the first with a }}; a default can't hold another reference; {_ESCAPE_HINT}",
             )
@@ -97,12 +88,12 @@ class Substitution:
             return self._file(reference.removeprefix("file:"))
         if reference.startswith(("yaml:", "http:", "https:")):
             scheme = reference.partition(":")[0]
-            raise _FaultError(f"${{{scheme}:...}} is not supported", _FORMS_HINT)
+            raise SettingError(f"${{{scheme}:...}} is not supported", _FORMS_HINT)
         if not reference.startswith("env:") and _SCHEME.match(reference) and not _VARIABLE.fullmatch(reference):
-            raise _FaultError("holds a ${...} with an unknown scheme", _FORMS_HINT)
+            raise SettingError("holds a ${...} with an unknown scheme", _FORMS_HINT)
         match = _VARIABLE.fullmatch(reference.removeprefix("env:"))
         if match is None:
-            raise _FaultError(
+            raise SettingError(
                 "holds a ${...} that names no environment variable",
                 f"a name has letters, digits and _ only, and begins with no digit; {_ESCAPE_HINT}",
             )
@@ -111,12 +102,12 @@ class Substitution:
     def _variable(self, name: str, default: str | None) -> str:
         value = self._environ.get(name, default)
         if value is None:
-            raise _FaultError(
+            raise SettingError(
                 f"the environment variable {quoted(name)[1:-1]} is not set",
                 f"{_UNSET_HINT}${{env:{quoted(name)[1:-1]}:-default}}",
             )
         if not _is_unicode(value):
-            raise _FaultError(f"the environment variable {quoted(name)[1:-1]} is not UTF-8")
+            raise SettingError(f"the environment variable {quoted(name)[1:-1]} is not UTF-8")
         return value
 
     def _file(self, name: str) -> str:
@@ -127,20 +118,20 @@ class Substitution:
     def _read(self, name: str) -> str:
         shown = quoted(name)[1:-1]
         if not name:
-            raise _FaultError("holds a ${file:} without a path", _FORMS_HINT)
+            raise SettingError("holds a ${file:} without a path", _FORMS_HINT)
         try:
             content = read_regular(self._directory / name, MAX_FILE)
         except OSError as error:
             reason = error.strerror or "it can't be opened"
-            raise _FaultError(f"the file {shown} can't be read: {reason}") from None
+            raise SettingError(f"the file {shown} can't be read: {reason}") from None
         except ValueError:  # a NUL in the path, or a surrogate
-            raise _FaultError("holds a ${file:...} whose path no file can have") from None
+            raise SettingError("holds a ${file:...} whose path no file can have") from None
         if len(content) > MAX_FILE:
-            raise _FaultError(f"the file {shown} is larger than {MAX_FILE >> 20} MiB")
+            raise SettingError(f"the file {shown} is larger than {MAX_FILE >> 20} MiB")
         try:
             text = content.decode()
         except UnicodeDecodeError:
-            raise _FaultError(f"the file {shown} is not UTF-8") from None
+            raise SettingError(f"the file {shown} is not UTF-8") from None
         return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 

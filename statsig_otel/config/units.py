@@ -14,6 +14,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from statsig_otel.config.errors import SettingError
+
 _DURATION: Final = re.compile(r"(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+")
 
 
@@ -70,20 +72,20 @@ AS_WRITTEN: Final = object()
 """The context of a validation whose values somebody wrote in a file, where a unit is asked for."""
 
 
-def _duration_hint(value: str) -> str:
+def _duration_hint(value: str) -> str | None:
     """What to write instead of what people write for a duration."""
     match = _LIKE_A_DURATION.fullmatch(value.strip().lower())
     if match is None:
-        return ""
+        return None
     sign, number, unit = match.groups()
     if sign == "-":
-        return "\nhint: it can't be negative"
+        return "it can't be negative"
     if not unit:
-        return f"\nhint: it needs a unit, such as {number}s or {number}ms"
+        return f"it needs a unit, such as {number}s or {number}ms"
     if unit[0] in "dw":
-        return f"\nhint: write hours: {float(number) * (24 if unit[0] == 'd' else 168):g}h"
+        return f"write hours: {float(number) * (24 if unit[0] == 'd' else 168):g}h"
     known = _UNIT_WORDS.get(unit.rstrip("s") if unit not in ("s", "ms", "us", "ns") else unit)
-    return f"\nhint: write {number}{known}" if known else ""
+    return f"write {number}{known}" if known else None
 
 
 def parse_duration(value: object) -> object:
@@ -106,7 +108,7 @@ def parse_duration(value: object) -> object:
     if value == "0":
         return 0.0
     if not _DURATION.fullmatch(value):
-        raise ValueError(f"{_NO_DURATION}{_duration_hint(value)}")
+        raise SettingError(_NO_DURATION, _duration_hint(value))
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value))
     if seconds > _LONGEST:
         raise ValueError(_TOO_LONG)
@@ -122,19 +124,19 @@ def _duration(value: object, info: ValidationInfo) -> object:
     return value
 
 
-def _size_hint(value: object) -> str:
+def _size_hint(value: object) -> str | None:
     """What to write instead of what people write for a size."""
     match = _LIKE_A_SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        return ""
+        return None
     sign, number, prefix, binary = match.groups()
     if sign == "-":
-        return "\nhint: it can't be negative"
+        return "it can't be negative"
     unit = prefix.upper() + ("iB" if binary else "B") if prefix else ""
     if "." not in number:
-        return f"\nhint: write {number}{unit}"
+        return f"write {number}{unit}"
     size = float(number) * _BYTES[unit.lower()]
-    return f"\nhint: write whole numbers: {format_size(int(size))}" if size.is_integer() else ""
+    return f"write whole numbers: {format_size(int(size))}" if size.is_integer() else None
 
 
 def parse_size(value: object) -> object:
@@ -151,7 +153,7 @@ def parse_size(value: object) -> object:
         return _bounded(value)
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(f"{_NO_SIZE}{_size_hint(value)}")
+        raise SettingError(_NO_SIZE, _size_hint(value))
     return _bounded(int(match[1]) * _BYTES[(match[2] or "").lower()])
 
 

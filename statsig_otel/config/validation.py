@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from statsig_otel.config.errors import Path, Problem, closest, hint_for
+from statsig_otel.config.errors import Fault, Path, Problem, SettingError, closest, hint_for
 from statsig_otel.config.model import Opaque, OrList, Settings
 from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.units import AS_WRITTEN, unit_of
@@ -131,7 +131,7 @@ def _problems(
     # Where something is wrong further down, the type was right.
     right = {place[:end] for place in by_place for end in range(len(place))}
     meant: set[Path] = set()
-    problems: dict[Path, tuple[str, str | None]] = {}
+    problems: dict[Path, Fault] = {}
     for below, found in by_place.items():
         if below in right or below in unknown:
             continue
@@ -140,19 +140,19 @@ def _problems(
             holders = _types(model, below[:-1])
             advice = _advice(holders, key)
             if advice is not None:
-                problems[below] = ("is a key of the Collector that is not supported here", advice)
+                problems[below] = Fault("is a key of the Collector that is not supported here", advice)
                 continue
             known = _keys(holders)
             target = _meant(holders, key)
-            problems[below] = ("unknown key", f"did you mean {target}?" if target else hint_for(key, known))
+            problems[below] = Fault("unknown key", f"did you mean {target}?" if target else hint_for(key, known))
             near = target.partition("::")[0] if target else closest(key, known)
             if near is not None:
                 meant.add((*below[:-1], near))
         else:
-            problems[below] = _with_hint(_words(found, _types(model, below)), model, below, found)
+            problems[below] = _with_hint(_fault(found, _types(model, below)), model, below, found)
     for below in [one for one in problems if may_be_secret(model, one)]:
         del problems[below]
-        problems[below[:-1]] = (NO_NAME, NO_NAME_HINT)
+        problems[below[:-1]] = Fault(NO_NAME, NO_NAME_HINT)
     secrets = tuple(_secrets(body, (model,)))
     return [
         document.problem(path + below, _without(secrets, message), hint and _without(secrets, hint))
@@ -162,21 +162,18 @@ def _problems(
     ]
 
 
-def _with_hint(
-    words: tuple[str, str | None], model: type[Settings], below: Path, found: list[ErrorDetails]
-) -> tuple[str, str | None]:
-    """What is wrong in one place, with what the model says to write there."""
-    message, hint = words
+def _with_hint(fault: Fault, model: type[Settings], below: Path, found: list[ErrorDetails]) -> Fault:
+    """The fault of one value, with what the model says to write there."""
+    message, hint = fault
     key = below[-1] if below else None
     if not isinstance(key, str):
-        return words
+        return fault
     if message in (_WORDS["missing"], _NO_VALUE):
-        needed = _first(model, below, "all_needed")
-        return message, needed or hint
+        return Fault(message, _first(model, below, "all_needed") or hint)
     is_switch = all(isinstance(details["input"], bool) for details in found)
     if message == _A_MAPPING and is_switch and "enabled" in _keys(_types(model, below)):
-        return message, f"write {key}: {{enabled: {'true' if found[0]['input'] else 'false'}}}"
-    return words
+        return Fault(message, f"write {key}: {{enabled: {'true' if found[0]['input'] else 'false'}}}")
+    return fault
 
 
 def _first(model: type[Settings], below: Path, table: str) -> str | None:
@@ -221,28 +218,28 @@ def _follow(body: Any, details: ErrorDetails) -> tuple[Path, object]:
     return path, value
 
 
-def _words(found: list[ErrorDetails], kinds: Collection[Any]) -> tuple[str, str | None]:
-    """What is wrong in one place, where values of these types stand."""
+def _fault(found: list[ErrorDetails], kinds: Collection[Any]) -> Fault:
+    """What is wrong with one value, which has to be of one of these types."""
     if all(details["input"] is None and details["type"] != "missing" for details in found):
-        return _NO_VALUE, "write one, or remove the key"
+        return Fault(_NO_VALUE, "write one, or remove the key")
     wanted = [
         _TYPES[details["type"]].format_map(details.get("ctx", {})) for details in found if details["type"] in _TYPES
     ]
     if len(wanted) == len(found):
-        return f"must be {_one_of(list(dict.fromkeys(wanted)))}", LIST_HINT if wanted == ["a list"] else None
+        return Fault(f"must be {_one_of(list(dict.fromkeys(wanted)))}", LIST_HINT if wanted == ["a list"] else None)
     details = next(details for details in found if details["type"] not in _TYPES)
     kind, context = details["type"], _bounds(details, kinds)
     if kind in ("string_too_short", "too_short"):
         least, unit = context["min_length"], "characters" if kind == "string_too_short" else "items"
-        return (f"must have at least {least} {unit}" if details["input"] else "is empty"), None
+        return Fault(f"must have at least {least} {unit}" if details["input"] else "is empty")
     if kind in _WORDS:
-        return _WORDS[kind].format_map(context), None
+        return Fault(_WORDS[kind].format_map(context))
+    error = context.get("error")
+    if isinstance(error, SettingError):
+        return Fault(_one_line(error.message), error.hint and _one_line(error.hint))
     if kind in ("value_error", "assertion_error"):
-        text = str(context["error"]) or "is not valid"
-    else:
-        text = details["msg"].replace("Input should", "must", 1)
-    message, _, hint = text.partition("\nhint: ")
-    return _one_line(message), _one_line(hint) or None
+        return Fault(_one_line(str(error)) or "is not valid")
+    return Fault(_one_line(details["msg"].replace("Input should", "must", 1)))
 
 
 def _one_of(words: list[str]) -> str:

@@ -114,7 +114,7 @@ class Mapping:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fault:
+class BadNode:
     """A node that can't be used, and why."""
 
     line: int
@@ -122,13 +122,13 @@ class Fault:
     hint: str | None = None
 
 
-Node: TypeAlias = Scalar | Sequence | Mapping | Fault
+Node: TypeAlias = Scalar | Sequence | Mapping | BadNode
 
 
 class TreeError(Exception):
     """The text is no YAML document. The fault says why and where."""
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: BadNode) -> None:
         super().__init__(fault.message)
         self.fault: Final = fault
 
@@ -143,7 +143,7 @@ def parse(text: str) -> Node:
     for event in _events(text):
         builder.take(event)
     if builder.root is None:
-        raise TreeError(Fault(1, "the file is empty"))
+        raise TreeError(BadNode(1, "the file is empty"))
     return builder.root
 
 
@@ -157,26 +157,26 @@ def _events(text: str) -> Iterator[Event]:
         # Its position counts from the beginning of the text.
         found = text.count("\n", 0, error.position) + 1
         raise TreeError(
-            Fault(found, f"the file holds the character {error.character:#06x}, which YAML forbids")
+            BadNode(found, f"the file holds the character {error.character:#06x}, which YAML forbids")
         ) from None
     except MarkedYAMLError as error:
         raise TreeError(_syntax_fault(error)) from None
     except (YAMLError, ValueError, OverflowError, LookupError, TypeError, AttributeError, AssertionError):
         # The scanner itself stumbles over some texts, such as a \U escape past the end of Unicode.
-        raise TreeError(Fault(line, "the file can't be read as YAML from here on")) from None
+        raise TreeError(BadNode(line, "the file can't be read as YAML from here on")) from None
 
 
-def _syntax_fault(error: MarkedYAMLError) -> Fault:
+def _syntax_fault(error: MarkedYAMLError) -> BadNode:
     """One line of what the parser says. Its excerpt of the file is left out: it may hold a secret."""
     problem = " ".join((error.problem or error.context or "it can't be read").split())
     line = _mark_line(error.problem_mark) or _mark_line(error.context_mark) or 1
     begun = _mark_line(error.context_mark) or line
     if "could not find expected ':'" in problem:
-        return Fault(begun, "the file breaks YAML's syntax: a key without its :", "write KEY: VALUE")
+        return BadNode(begun, "the file breaks YAML's syntax: a key without its :", "write KEY: VALUE")
     if "end of stream" in problem:
-        return Fault(begun, "the file breaks YAML's syntax: a quote that is not closed")
+        return BadNode(begun, "the file breaks YAML's syntax: a quote that is not closed")
     if "<stream end>" in problem:
-        return Fault(begun, "the file breaks YAML's syntax: a [ or { that is not closed")
+        return BadNode(begun, "the file breaks YAML's syntax: a [ or { that is not closed")
     hint = None
     if "mapping values are not allowed" in problem:
         problem, hint = "a : where none can be", 'quote a text that holds ": ", and look at the indentation'
@@ -189,7 +189,7 @@ def _syntax_fault(error: MarkedYAMLError) -> Fault:
     elif "expected <block end>" in problem:
         problem = "this does not belong to what stands above it"
         hint = f"look at the indentation and the quotes; the block begins in line {begun}"
-    return Fault(line, f"the file breaks YAML's syntax: {problem}", hint)
+    return BadNode(line, f"the file breaks YAML's syntax: {problem}", hint)
 
 
 def _mark_line(mark: Any) -> int | None:
@@ -207,7 +207,7 @@ class _Builder:
 
     def take(self, event: Event) -> None:
         if isinstance(event, DocumentStartEvent) and self.root is not None:
-            raise TreeError(Fault(_line(event), "the file holds several documents", "put all into one, without ---"))
+            raise TreeError(BadNode(_line(event), "the file holds several documents", "put all into one, without ---"))
         if isinstance(event, SequenceEndEvent | MappingEndEvent):
             closed = self._open.pop()
             self._add(closed.fault or closed.node)
@@ -220,11 +220,13 @@ class _Builder:
 
     def _begin(self, event: SequenceStartEvent | MappingStartEvent) -> None:
         if len(self._open) == MAX_DEPTH:
-            raise TreeError(Fault(_line(event), f"values are nested more than {MAX_DEPTH} deep"))
+            raise TreeError(BadNode(_line(event), f"values are nested more than {MAX_DEPTH} deep"))
         node = Sequence(_line(event)) if isinstance(event, SequenceStartEvent) else Mapping(_line(event))
         fault = None
         if event.tag not in (None, "!", _TAG + ("seq" if isinstance(node, Sequence) else "map")):
-            fault = Fault(_line(event), "has a YAML tag, which is not supported", "remove the word that begins with !")
+            fault = BadNode(
+                _line(event), "has a YAML tag, which is not supported", "remove the word that begins with !"
+            )
         self._anchored(event, fault or node)
         self._open.append(_Open(node, event.anchor, fault))
 
@@ -236,19 +238,19 @@ class _Builder:
     def _alias(self, event: AliasEvent) -> Node:
         node = self._anchors.get(event.anchor)
         if node is None:
-            return Fault(
+            return BadNode(
                 _line(event),
                 "is an alias (*) of an anchor (&) that is nowhere above",
                 "quote a text that begins with a *",
             )
         if any(entry.node is node for entry in self._open):
-            return Fault(_line(event), "is an alias (*) of a value that it is a part of")
+            return BadNode(_line(event), "is an alias (*) of a value that it is a part of")
         return node
 
     def _add(self, node: Node) -> None:
         self._count += 1
         if self._count > MAX_VALUES:
-            raise TreeError(Fault(node.line, f"the file holds more than {MAX_VALUES} values"))
+            raise TreeError(BadNode(node.line, f"the file holds more than {MAX_VALUES} values"))
         if not self._open:
             self.root = node
             return
@@ -268,7 +270,7 @@ class _Open:
 
     node: Sequence | Mapping
     anchor: str | None
-    fault: Fault | None
+    fault: BadNode | None
     key: Node | None = None
 
 
@@ -277,13 +279,13 @@ def _line(event: Event) -> int:
     return line + 1
 
 
-def _scalar(event: ScalarEvent) -> Scalar | Fault:
+def _scalar(event: ScalarEvent) -> Scalar | BadNode:
     line = _line(event)
     try:
         # Two escapes may be the halves of one character past U+FFFF (JSON's way, and JSON is YAML).
         text = event.value.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        return Fault(line, "holds half of a character (a lone surrogate)")
+        return BadNode(line, "holds half of a character (a lone surrogate)")
     plain = not event.style
     tag = event.tag
     if tag is None:
@@ -294,8 +296,8 @@ def _scalar(event: ScalarEvent) -> Scalar | Fault:
     if tag in (_TAG + "int", _TAG + "float", _TAG + "bool", _TAG + "null"):
         if _kind(value) == tag.removeprefix(_TAG):
             return Scalar(line, text, value, plain=True)
-        return Fault(line, "is not what its YAML tag says", "remove the word that begins with !")
-    return Fault(line, "has a YAML tag, which is not supported", _TAG_HINT)
+        return BadNode(line, "is not what its YAML tag says", "remove the word that begins with !")
+    return BadNode(line, "has a YAML tag, which is not supported", _TAG_HINT)
 
 
 def _kind(value: Atom) -> str:

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from pydantic import Field, field_validator
 
+from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.otlp.json_lines import to_json_line
@@ -65,7 +66,7 @@ class FileSettings(Settings):
     @classmethod
     def _name_one(cls, value: object) -> object:
         if value == "":
-            raise ValueError(f"is empty\nhint: {cls.needed['path']}")
+            raise SettingError("is empty", cls.needed["path"])
         return value
 
     @field_validator("path")

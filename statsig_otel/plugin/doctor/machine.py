@@ -26,7 +26,7 @@ _OTHER_FILES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class SqliteFault:
     """A fault of SQLite that a queue may meet.
 
     Attributes:
@@ -51,7 +51,7 @@ class Fault:
 
 FAULTS: Final = (
     # https://sqlite.org/wal.html#walresetbug; https://sqlite.org/releaselog/3_51_3.html
-    Fault(
+    SqliteFault(
         "has the WAL-reset bug: two connections that write or checkpoint at the same moment may damage the database",
         since=(3, 7, 0),
         fixed=(3, 51, 3),

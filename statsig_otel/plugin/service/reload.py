@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from statsig_otel.config.errors import ConfigError, render
+from statsig_otel.config.errors import ConfigError, SettingError, render
 from statsig_otel.config.grammar import Configuration, check
 from statsig_otel.config.model import Opaque
 from statsig_otel.config.source import Document
@@ -127,8 +127,8 @@ class Reloader:
         text, faults = template.expand()
         where = render(path)
         if faults:
-            raise ValueError(f"{where}: {faults[0][0]}")
+            raise ValueError(f"{where}: {faults[0].message}")
         try:
             return check_secret(Opaque(text))
-        except ValueError as error:
-            raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
+        except SettingError as error:
+            raise ValueError(f"{where}: {error.message}") from error
