@@ -9,16 +9,16 @@ from contextlib import ExitStack
 from pathlib import Path as FilePath
 from typing import Final
 
-from statsig_otel.config.errors import Path, Problem
+from statsig_otel.config.errors import Fault, Path, Problem
 from statsig_otel.config.grammar import Configuration
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.local.file import FileSettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.tls import ClientTlsSettings
+from statsig_otel.exporters.otlp.tls import ClientTlsError, ClientTlsSettings
 from statsig_otel.plugin.doctor.paths import file_fault, is_locked, is_of_queue, owner, queue_fault, same_file, unusable
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
-from statsig_otel.plugin.server.server import HttpServer
-from statsig_otel.plugin.server.tls import ServerTls
+from statsig_otel.plugin.server.server import HttpServer, ListenError
+from statsig_otel.plugin.server.tls import ServerTls, ServerTlsError
 from statsig_otel.plugin.settings.reading import queued_exporters, receiver_settings
 from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
@@ -115,14 +115,13 @@ def start_problem(
         document: Where it was written.
         directory: The queue's directory.
     """
-    said = error.strerror or ""
-    for name, settings in _servers(configuration).items():
-        if said.startswith(f"cannot listen on {settings.endpoint}: "):
-            message, _, hint = said.partition("; ")
-            return document.problem(("receivers", name, "endpoint"), message, hint or None)
+    if isinstance(error, ListenError):
+        for name, settings in _servers(configuration).items():
+            if error.address == settings.address:
+                return document.problem(("receivers", name, "endpoint"), *error.fault)
     place = directory.absolute()
     if isinstance(error.filename, str) and FilePath(error.filename).absolute() in (place, *place.parents):
-        return _no_queue(configuration, document, directory, *unusable(FilePath(error.filename), error))
+        return _no_queue(configuration, document, directory, unusable(FilePath(error.filename), error))
     return None
 
 
@@ -144,9 +143,8 @@ def _ports(configuration: Configuration, document: Document) -> list[tuple[Probl
             bound.callback(server.stop)
             try:
                 server.bind()
-            except OSError as error:
-                message, _, hint = str(error.strerror).partition("; ")
-                problem = document.problem(("receivers", name, "endpoint"), message, hint or None)
+            except ListenError as error:
+                problem = document.problem(("receivers", name, "endpoint"), *error.fault)
                 found.append((problem, error.errno == errno.EADDRINUSE))
     return found
 
@@ -166,8 +164,10 @@ def _server_tls(settings: ServerTlsSettings, path: Path, document: Document) -> 
         ServerTls(
             cert_file=settings.cert_file, key_file=settings.key_file, client_ca_file=settings.client_ca_file
         ).context()
-    except (OSError, ValueError) as error:
-        yield document.problem(path, str(error).removeprefix("tls: "))
+    except ServerTlsError as error:
+        yield document.problem(path, error.message)
+    except OSError as error:  # gone since it was looked at
+        yield document.problem(path, str(error))
 
 
 def _exporters(configuration: Configuration, document: Document) -> Iterator[Problem]:
@@ -198,8 +198,10 @@ def _client_tls(settings: ClientTlsSettings, path: Path, document: Document) -> 
         return
     try:
         settings.read()
-    except (OSError, ValueError) as error:
-        yield document.problem(path, str(error).replace("tls::", ""))
+    except ClientTlsError as error:
+        yield document.problem(path, error.message)
+    except OSError as error:  # gone since it was looked at
+        yield document.problem(path, str(error))
 
 
 def _unreadable(files: Mapping[str, FilePath], path: Path, document: Document) -> Iterator[Problem]:
@@ -218,16 +220,14 @@ def _queue(configuration: Configuration, document: Document, directory: FilePath
         return
     fault = queue_fault(directory)
     if fault is not None:
-        yield _no_queue(configuration, document, directory, *fault)
+        yield _no_queue(configuration, document, directory, fault)
 
 
-def _no_queue(
-    configuration: Configuration, document: Document, directory: FilePath, message: str, hint: str | None
-) -> Problem:
+def _no_queue(configuration: Configuration, document: Document, directory: FilePath, fault: Fault) -> Problem:
     if path := _storage_path(configuration):
-        return document.problem(path, message, hint)
+        return document.problem(path, *fault)
     hint = "name another with extensions: {file_storage: {directory: ...}}"
-    return Problem((), f"the queue can't be in {directory}: {message}", hint)
+    return Problem((), f"the queue can't be in {directory}: {fault.message}", hint)
 
 
 def _queue_files(configuration: Configuration, document: Document, directory: FilePath) -> Iterator[Problem]:

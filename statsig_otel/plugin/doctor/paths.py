@@ -6,16 +6,13 @@ import os
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
+from statsig_otel.config.errors import Fault
 from statsig_otel.exporters.local.file import begins_as_ours
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, LOCK
-from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.control.socket import ControlError, ServiceNotRunningError, call
-
-Fault: TypeAlias = tuple[str, str | None]
-"""A message and its hint."""
 
 _WRITABLE_HINT: Final = "let the service's own user write there, or name another place"
 _ELSEWHERE: Final = "name another directory, or move what is there away"
@@ -83,7 +80,7 @@ def same_file(file: Path) -> object:
 def file_fault(file: Path) -> Fault | None:
     """Why a `file` exporter can't write to a file; None where it can."""
     if "\0" in str(file):
-        return _NO_PATH, None
+        return Fault(_NO_PATH)
     try:
         is_there = _exists(file)
         # A link may lead to a file that is still to be made.
@@ -91,13 +88,13 @@ def file_fault(file: Path) -> Fault | None:
     except OSError as error:
         return unusable(file, error)
     if not folder.is_dir():
-        return f"there is no directory {folder}", "make it: the exporter does not"
+        return Fault(f"there is no directory {folder}", "make it: the exporter does not")
     if is_there and not file.is_file():
-        return f"{file} is no regular file", "only a regular file can be synced and cut"
+        return Fault(f"{file} is no regular file", "only a regular file can be synced and cut")
     if not (os.access(file, os.R_OK | os.W_OK) if is_there else os.access(folder, os.W_OK | os.X_OK)):
-        return f"{file} can't be written", _WRITABLE_HINT
+        return Fault(f"{file} can't be written", _WRITABLE_HINT)
     if is_there and not begins_as_ours(file):
-        return f"{file} holds something else than OTLP/JSON lines of logs", "move it away, or name another"
+        return Fault(f"{file} holds something else than OTLP/JSON lines of logs", "move it away, or name another")
     return None
 
 
@@ -114,12 +111,12 @@ def queue_fault(directory: Path) -> Fault | None:
     if fault is not None:
         return fault
     if not place.is_dir():
-        return f"{place} is no directory", _WRITABLE_HINT
+        return Fault(f"{place} is no directory", _WRITABLE_HINT)
     if not os.access(place, os.W_OK | os.X_OK):
-        return f"{place} can't be written", _WRITABLE_HINT
+        return Fault(f"{place} can't be written", _WRITABLE_HINT)
     for name in _QUEUE_FILES:
         if (directory / name).is_dir():
-            return f"{directory / name} is a directory, where the queue has a file", _ELSEWHERE
+            return Fault(f"{directory / name} is a directory, where the queue has a file", _ELSEWHERE)
     return _foreign(directory / DATABASE)
 
 
@@ -133,7 +130,7 @@ def _unmakeable(directory: Path, place: Path) -> Fault | None:
             if 0 < longest < len(os.fsencode(missing.name)):
                 return _too_long(directory)
             if missing.is_symlink():
-                return f"{missing} is a symbolic link that leads nowhere", _ELSEWHERE
+                return Fault(f"{missing} is a symbolic link that leads nowhere", _ELSEWHERE)
         # With what has to fit behind it; the name is that of the longest file that a queue makes.
         (directory / f"{DATABASE}.unreadable-00000000T000000Z-1-journal").lstat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -149,16 +146,17 @@ def _foreign(database: Path) -> Fault | None:
         return None
     try:
         schema.look(database)
-    except QueueError as error:
-        message, _, hint = str(error).partition(": ")
-        return message, hint or _ELSEWHERE
+    except schema.NewerSchemaError as error:
+        return error.fault
+    except schema.ForeignFileError as error:
+        return Fault(str(error), _ELSEWHERE)
     except sqlite3.Error:
         return None
     return None
 
 
 def _too_long(place: Path) -> Fault:
-    return f"{_shown(place)} is longer than a path, or a name in it, may be", "choose a shorter one"
+    return Fault(f"{_shown(place)} is longer than a path, or a name in it, may be", "choose a shorter one")
 
 
 def unusable(place: Path, error: OSError) -> Fault:
@@ -166,8 +164,10 @@ def unusable(place: Path, error: OSError) -> Fault:
     if error.errno == errno.ENAMETOOLONG:
         return _too_long(place)
     if error.errno == errno.ELOOP:
-        return f"{_shown(place)} is a symbolic link that leads in a circle", "remove the link, or name another place"
-    return f"{_shown(place)} can't be used: {error.strerror}", _WRITABLE_HINT
+        return Fault(
+            f"{_shown(place)} is a symbolic link that leads in a circle", "remove the link, or name another place"
+        )
+    return Fault(f"{_shown(place)} can't be used: {error.strerror}", _WRITABLE_HINT)
 
 
 def _shown(place: Path) -> str:
