@@ -75,7 +75,7 @@ def _ask(directory: Path) -> Any:
 
 
 def _why_nobody_answers(directory: Path) -> str:
-    from statsig_otel.plugin.doctor.paths import owner  # noqa: PLC0415 - as above
+    from statsig_otel.plugin.doctor.storage import owner  # noqa: PLC0415 - as above
 
     try:
         who = owner(directory)

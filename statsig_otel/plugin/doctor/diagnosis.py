@@ -12,7 +12,6 @@ from statsig_otel.plugin.doctor import machine, storage
 from statsig_otel.plugin.doctor.endpoints import check_endpoints
 from statsig_otel.plugin.doctor.finding import Finding, Status, of_problem
 from statsig_otel.plugin.doctor.machine_checks import check_files, check_locks, check_ports
-from statsig_otel.plugin.doctor.paths import owner
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import Environment, check_enabled, read_document
 from statsig_otel.plugin.settings.reading import queued_exporters, receiver_settings
@@ -68,7 +67,7 @@ def _on_this_machine(configuration: Configuration, document: Document, environ: 
         settings = file_storage(configuration)
         yield from storage.queue(directory, settings.min_free_bytes if settings else DEFAULT_MIN_FREE)
         with suppress(OSError):
-            is_running = owner(directory) is not None
+            is_running = storage.owner(directory) is not None
     if not is_running:
         # Where nothing tells whether the service runs, it may well be the one that listens.
         status: Status = "failed" if is_running is False else "warning"

@@ -4,6 +4,7 @@ Nothing is changed: ports are bound and let go again, files and directories are 
 """
 
 import errno
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path as FilePath
@@ -12,10 +13,12 @@ from typing import Final
 from statsig_otel.config.errors import Fault, Path, Problem
 from statsig_otel.config.grammar import Configuration
 from statsig_otel.config.source import Document
-from statsig_otel.exporters.local.file import FileSettings
+from statsig_otel.exporters.local.file import FileSettings, check_path, is_locked
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.tls import ClientTlsError, ClientTlsSettings
-from statsig_otel.plugin.doctor.paths import file_fault, is_locked, is_of_queue, owner, queue_fault, same_file, unusable
+from statsig_otel.exporters.paths import NO_PATH, unusable
+from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.plugin.doctor.storage import owner
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.server import HttpServer, ListenError
 from statsig_otel.plugin.server.tls import ServerTls, ServerTlsError
@@ -24,7 +27,6 @@ from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigRece
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 
 _READABLE_HINT: Final = "the service reads it as its own user; look at the path and at the permissions"
-_NO_PATH: Final = "holds a NUL, and is no path that a file can have"
 _SERVER_FILES: Final = ("cert_file", "key_file", "client_ca_file")
 _CLIENT_FILES: Final = ("ca_file", "cert_file", "key_file")
 
@@ -181,13 +183,22 @@ def _exporters(configuration: Configuration, document: Document) -> Iterator[Pro
             if settings.url.scheme == "https":
                 yield from _client_tls(settings.tls, (*path, "tls"), document)
         elif isinstance(settings, FileSettings):
-            first = files.setdefault(same_file(settings.path), name)
+            first = files.setdefault(_identity(settings.path), name)
             if first != name:
                 message = f"is the file of exporters::{first} too"
                 yield document.problem((*path, "path"), message, "give each its own: only one can write to it")
-            fault = file_fault(settings.path)
+            fault = check_path(settings.path)
             if fault is not None:
                 yield document.problem((*path, "path"), *fault)
+
+
+def _identity(file: FilePath) -> object:
+    """What paths have in common that lead to the same file, by links or in other words."""
+    try:
+        found = file.stat()
+    except (OSError, ValueError):
+        return os.path.realpath(file) if "\0" not in str(file) else str(file)
+    return found.st_dev, found.st_ino
 
 
 def _client_tls(settings: ClientTlsSettings, path: Path, document: Document) -> Iterator[Problem]:
@@ -212,13 +223,13 @@ def _unreadable(files: Mapping[str, FilePath], path: Path, document: Document) -
         except OSError as error:
             yield document.problem((*path, key), f"{file} can't be read: {error.strerror}", _READABLE_HINT)
         except ValueError:
-            yield document.problem((*path, key), _NO_PATH)
+            yield document.problem((*path, key), NO_PATH)
 
 
 def _queue(configuration: Configuration, document: Document, directory: FilePath) -> Iterator[Problem]:
     if not queued_exporters(configuration):
         return
-    fault = queue_fault(directory)
+    fault = QueueDirectory(directory).check()
     if fault is not None:
         yield _no_queue(configuration, document, directory, fault)
 
@@ -234,9 +245,9 @@ def _queue_files(configuration: Configuration, document: Document, directory: Fi
     if not queued_exporters(configuration):
         return
     for name, settings in configuration.exporters.items():
-        if not isinstance(settings, FileSettings) or file_fault(settings.path):
+        if not isinstance(settings, FileSettings) or check_path(settings.path):
             continue
-        if is_of_queue(settings.path, directory):
+        if QueueDirectory(directory).has(settings.path):
             message = f"{settings.path} is a file of the queue"
             yield document.problem(("exporters", name, "path"), message, "choose another name")
 
