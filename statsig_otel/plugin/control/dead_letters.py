@@ -1,4 +1,7 @@
-"""Replays and drops dead letters, on a running service or on the queue of a stopped one."""
+"""Replays and drops dead letters, on a running service or on the queue of a stopped one.
+
+Both work by the page: an answer has `next`, to be given back as `after`, until it is null.
+"""
 
 import logging
 import sqlite3
@@ -16,16 +19,10 @@ from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import dead_letters, schema
 from statsig_otel.exporters.queue.dead_letters import Keep, Letter, MapAgain, Replay, Replayed, Resend, Selection
 from statsig_otel.exporters.queue.routing import QueuedReceiver
-from statsig_otel.plugin.control.shared import (
-    ChangeableQueue,
-    counted,
-    exporters_of_all,
-    ranges,
-    read_arguments,
-    run_on,
-    why_no_sender,
-)
+from statsig_otel.plugin.control.command import ChangeableQueue, read_arguments, submit_and_wait
+from statsig_otel.plugin.control.exporters import exporters_of_all, why_no_sender
 from statsig_otel.plugin.control.socket import ControlError
+from statsig_otel.plugin.control.wording import counted, ranges
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.webhook import lenient_json
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
@@ -114,7 +111,7 @@ class DeadLetters:
             now_ms = self._queue.now_ms()
             return [dead_letters.replay(connection, plan, receivers=self._receivers, now_ms=now_ms) for plan in plans]
 
-        done = run_on(self._queue, work) if plans else []
+        done = submit_and_wait(self._queue, work) if plans else []
         if done and self._is_running:
             _count_invalid(plans, done)
             _log_replay(done)
@@ -130,7 +127,7 @@ class DeadLetters:
                 connection, page.selection, after=page.after, upto=upto, limit=_DROPPED_AT_ONCE
             ), upto
 
-        dropped, upto = run_on(self._queue, work)
+        dropped, upto = submit_and_wait(self._queue, work)
         ids = [letter.id for letter in dropped]
         if dropped and self._is_running:
             size = sum(letter.size for letter in dropped)

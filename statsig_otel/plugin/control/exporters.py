@@ -1,13 +1,9 @@
-"""What the commands of the control socket do: on a running service, and on the queue of one that does not run.
-
-Each is a handler that takes its arguments as JSON has them, and answers with what JSON can hold. Letters are replayed
-and dropped by the page: an answer has `next`, to be given back as `after`, until it is null.
-"""
+"""Resumes, skips and removes exporters of a queue, on a running service or on the queue of a stopped one."""
 
 import logging
 import os
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -15,8 +11,9 @@ import msgspec
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.queue import dead_letters, store
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.plugin.control.shared import ChangeableQueue, counted, read_arguments, run_on, why_no_sender
+from statsig_otel.plugin.control.command import ChangeableQueue, read_arguments, submit_and_wait
 from statsig_otel.plugin.control.socket import ControlError
+from statsig_otel.plugin.control.wording import counted
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -79,7 +76,7 @@ class RunningExporters:
         name = read_arguments(arguments, _Exporter).exporter
         if name in self._senders:
             return name, self._senders[name]
-        known = {state.name for state in run_on(self._queue, store.exporter_states)}
+        known = {state.name for state in submit_and_wait(self._queue, store.exporter_states)}
         if name in known:
             raise ControlError(f"{name} {why_no_sender(name, self._synchronous)}, so what waits for it is not sent")
         raise _unknown(name, self._senders, self._synchronous)
@@ -109,7 +106,7 @@ class StoppedExporters:
                 raise ControlError(f"nothing waits for {name}")
             return state.waiting
 
-        return {"waiting": run_on(self._queue, work)}
+        return {"waiting": submit_and_wait(self._queue, work)}
 
     def remove(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Forget an exporter, unless the configuration has it."""
@@ -125,6 +122,16 @@ class StoppedExporters:
         return _remove(self._queue, given, self._synchronous)
 
 
+def exporters_of_all(delivered: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """The synchronous exporters of all receivers."""
+    return frozenset(name for names in delivered.values() for name in names)
+
+
+def why_no_sender(name: str, synchronous: Collection[str]) -> str:
+    """Why a running service has no sender for an exporter."""
+    return f"{'has no sending queue' if name in synchronous else 'is not'} in the running configuration"
+
+
 def _remove(queue: ChangeableQueue, given: _Exporter, synchronous: Collection[str]) -> dict[str, Any]:
     def work(connection: sqlite3.Connection) -> store.ExporterState:
         state = _find(connection, given.exporter, synchronous)
@@ -137,7 +144,7 @@ def _remove(queue: ChangeableQueue, given: _Exporter, synchronous: Collection[st
         store.remove_exporter(connection, state.name)
         return state
 
-    state = run_on(queue, work)
+    state = submit_and_wait(queue, work)
     return {"records": state.waiting, "bytes": state.bytes}
 
 

@@ -7,9 +7,9 @@ from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedErr
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.routing import QueuedReceiver
+from statsig_otel.plugin.control.command import ChangeableQueue
 from statsig_otel.plugin.control.dead_letters import DeadLetters
-from statsig_otel.plugin.control.exporters import RunningExporters, StoppedExporters
-from statsig_otel.plugin.control.shared import ChangeableQueue, exporters_of_all
+from statsig_otel.plugin.control.exporters import RunningExporters, StoppedExporters, exporters_of_all
 from statsig_otel.plugin.control.socket import ControlError, Handler
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapper

@@ -32,8 +32,8 @@ from statsig_otel.plugin.cli import dead_letters
 from statsig_otel.plugin.cli import queue as queue_command
 from statsig_otel.plugin.control import dead_letters as dead_letters_handlers
 from statsig_otel.plugin.control.handlers import handlers
-from statsig_otel.plugin.control.shared import ranges
 from statsig_otel.plugin.control.socket import ControlServer, call
+from statsig_otel.plugin.control.wording import ranges
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.record import uid
