@@ -1,4 +1,4 @@
-"""What the user writes, read and checked. Floor 1: knows the grammar; the components' models are handed to it."""
+"""Reads and checks the configuration. Floor 1: the components' models are an argument."""
 
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from statsig_otel.config.source import read as read
     from statsig_otel.config.units import Duration as Duration
     from statsig_otel.config.units import Size as Size
-else:  # a checker would take whatever name for one that there is
+else:  # type checkers would otherwise accept any name
     __getattr__, __dir__ = exports(
         __name__,
         {

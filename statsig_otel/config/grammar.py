@@ -1,6 +1,6 @@
-"""The Collector's grammar: which components there are, which are used, and whether each one's settings are right.
+"""Checks a whole configuration by the Collector's grammar: sections, ids, pipelines, and each component's settings.
 
-The components' models are handed over as a table, so that this floor knows none of them.
+The models of the components are an argument, so that this floor knows none of them.
 """
 
 import re
@@ -38,7 +38,7 @@ _ID_HINT: Final = "an id is TYPE or TYPE/NAME, such as otlp_grpc/backup"
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """The models of the components that there are, by type.
+    """The models of all components, by type.
 
     Attributes:
         receivers: Of the receivers.
@@ -46,8 +46,8 @@ class Components:
         extensions: Of the extensions.
         aliases: Older names of types, and the names that they have now.
         telemetry: `service::telemetry`; a model that needs no key.
-        elsewhere: The Collector's types that are not here, by section, each with what to do instead.
-        single: The types of extensions of which a service has one.
+        elsewhere: The Collector's types that do not exist here, by section, each with what to do instead.
+        single: The types of extensions of which a service may have only one.
 
     Example:
         >>> from statsig_otel.config import Components, Settings
@@ -68,7 +68,7 @@ class Components:
     elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def of(self, kind: str) -> Mapping[str, type[Settings]] | None:
-        """The models of a section, such as `receivers`; None for what is none."""
+        """The models of a section, such as `receivers`; None if there is no such section."""
         return {"receivers": self.receivers, "exporters": self.exporters, "extensions": self.extensions}.get(kind)
 
     def type_of(self, id_: str) -> str:
@@ -101,7 +101,7 @@ class Configuration:
         extensions: Each extension's settings.
         pipelines: The pipelines.
         service_extensions: The ids of the extensions to start, in their order.
-        telemetry: What the service says of itself.
+        telemetry: The service's own telemetry.
 
     Example:
         >>> from statsig_otel.config import Configuration, Pipeline, Settings
@@ -120,11 +120,11 @@ class Configuration:
 
 
 def load(*locations: FilePath | str, components: Components, environ: Mapping[str, str]) -> Configuration:
-    """Read one location or several, which are merged in their order, and check the whole.
+    """Read one or more locations, merge them in their order, and check the result.
 
     Args:
         locations: Files, or what `--config` takes; see `config.locations`.
-        components: What there is to configure.
+        components: What can be configured.
         environ: The environment variables for `${env:...}`.
 
     Raises:
@@ -146,10 +146,10 @@ def check(document: Document, components: Components) -> Configuration:
 
     Args:
         document: What was written.
-        components: What there is to configure.
+        components: What can be configured.
 
     Raises:
-        ConfigError: All that is wrong, with what was wrong in reading single values.
+        ConfigError: All that is wrong, including what was wrong when single values were read.
 
     Example:
         >>> from pathlib import Path
@@ -170,9 +170,9 @@ def check(document: Document, components: Components) -> Configuration:
 
 
 def examine(document: Document, components: Components) -> tuple[Configuration, list[Problem]]:
-    """What is right of a document, and all that is wrong with it; `check` wants all of it right.
+    """The parts of a document that are right, and all problems. `check` raises where there is a problem.
 
-    Where there are problems, ids may be referred to that are not there.
+    Where there are problems, pipelines may name components that are missing.
     """
     checker = _Checker(document, components)
     configuration = checker.configuration()
@@ -181,9 +181,9 @@ def examine(document: Document, components: Components) -> tuple[Configuration, 
 
 
 def _for_secret(problem: Problem, components: Components) -> Problem:
-    """A problem of the reading; where a secret stands, without the advice to write it into the file.
+    """A problem of reading a value. If the value is a secret, no hint says to write it into the file.
 
-    Nor with a key that is no name: of `{authorization:Bearer TOKEN}` all is the key.
+    A key that is not a name may be a secret too: of `{authorization:Bearer TOKEN}` everything is the key.
     """
     kind, id_, *below = problem.path if len(problem.path) > _KEY_OF_COMPONENT else ("", "", "")
     models = components.of(str(kind))
@@ -202,13 +202,13 @@ def _for_secret(problem: Problem, components: Components) -> Problem:
 
 
 _Section: TypeAlias = dict[str, Settings | None]
-"""Settings by id; None where they are wrong: the id is there all the same, and can be referred to."""
+"""Settings by id; None where they are wrong. A pipeline may still name the id."""
 
 
 class _Checker:
-    """Walks a document once and collects what is wrong.
+    """Walks a document once and collects all problems.
 
-    What can't be known because of an earlier mistake is None, and nothing is said about it: one mistake, one problem.
+    A value that can't be known because of an earlier mistake is None and causes no further problem.
     """
 
     def __init__(self, document: Document, components: Components) -> None:
@@ -217,7 +217,7 @@ class _Checker:
         self._components = components
         self._meant: set[Path] = set()
         self._used: dict[str, set[str] | None] = {kind: set() for kind in _KINDS}
-        self._misspelt: dict[Path, str] = {}  # ids by those that were meant
+        self._misspelt: dict[Path, str] = {}  # ids as written, by the ids that were meant
 
     def configuration(self) -> Configuration:
         values = self._document.values
@@ -324,7 +324,7 @@ class _Checker:
         return self._settings(("service", "telemetry"), body, model) or model()
 
     def _extensions_of_components(self, sections: Mapping[str, _Section | None]) -> None:
-        """Whether the extensions that settings name are there, and are what they have to be."""
+        """Check that the extensions that settings name exist and have the right type."""
         extensions = sections["extensions"]
         components = [(kind, *one) for kind, section in sections.items() for one in (section or {}).items()]
         for kind, id_, settings in components if extensions is not None else ():
@@ -363,7 +363,7 @@ class _Checker:
     def _references(
         self, path: Path, parent: Mapping[str, object], kind: str, sections: Mapping[str, _Section | None]
     ) -> tuple[str, ...]:
-        """A list of ids, all of which have to be there."""
+        """A list of ids, each of which has to exist."""
         hint = f"name at least one {_KINDS[kind]}"
         items = self._present(path, parent, hint)
         if items is not None and not isinstance(items, list):
@@ -413,7 +413,7 @@ class _Checker:
     def _mapping(
         self, path: Path, parent: Mapping[str, object], hint: str, *, required: bool = True
     ) -> Mapping[str, object] | None:
-        """The mapping at the last step of the path; None where there is none that can be read."""
+        """The mapping at the path; None if there is none that can be read."""
         value = self._present(path, parent, hint, required=required)
         if value is None:
             return None
@@ -423,7 +423,7 @@ class _Checker:
         return value
 
     def _present(self, path: Path, parent: Mapping[str, object], hint: str, *, required: bool = True) -> object:
-        """The value at the last step of the path; None where there is none, or where it can't be known."""
+        """The value at the path; None if there is none, or if it could not be read."""
         key = path[-1]
         value = parent.get(key) if isinstance(key, str) else None
         if value is None and required and path not in self._meant:
@@ -441,10 +441,10 @@ class _Checker:
         """Say which keys are unknown, and remember which were meant by them.
 
         Args:
-            path: Where the mapping stands.
+            path: The mapping's path.
             values: The mapping.
             known: The keys that it can have.
-            refused: What the Collector has here. Empty, it does no harm.
+            refused: Keys that only the Collector has here. An empty one does no harm.
         """
         for key, value in values.items():
             if key in refused:

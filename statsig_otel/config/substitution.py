@@ -1,14 +1,14 @@
-"""`${env:NAME}` and `${file:/path}` within a text.
+"""Resolves references: `${env:NAME}` and `${file:/path}` within a string.
 
-The grammar, which is the Collector's (its document "confmap", section "Environment variable expansion") and less:
+The grammar is a part of the Collector's (its document "confmap", section "Environment variable expansion"):
 
-- `${env:NAME}`, or `${NAME}`: the environment variable. Not set: an error. Set and empty: an empty text.
-- `${env:NAME:-default}`: the default where the variable is not set at all.
-- `${file:PATH}`: the file's content without one newline at its end. A relative path begins at the
+- `${env:NAME}`, or `${NAME}`: the environment variable. If it is not set, that is an error. It may be empty.
+- `${env:NAME:-default}`: the default if the variable is not set.
+- `${file:PATH}`: the file's content without one newline at its end. A relative path starts at the
   configuration's directory.
-- `$$`: a `$`. Before anything else than `{` and `$`, a `$` stands for itself.
+- `$$`: a `$`. A `$` before any other character than `{` and `$` stands for itself.
 
-What was put in is neither looked at again nor read as YAML: it stays a text.
+The result is a string: it is not read as YAML, and references in it are not resolved.
 """
 
 import os
@@ -22,10 +22,10 @@ from typing import Final
 from statsig_otel.config.errors import Fault, SettingError, quoted
 
 MAX_FILE: Final = 1 << 20
-"""Bytes of a file that `${file:...}` reads at most."""
+"""The most bytes of a file that `${file:...}` reads."""
 
 MAX_TEXT: Final = 8 << 20
-"""Characters that the substitutions of one configuration put in at most."""
+"""The most characters that all references of one configuration may stand for together."""
 
 _REFERENCE: Final = re.compile(r"\$(?:\$|\{([^}]*)(\}?))")
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
@@ -36,11 +36,11 @@ _FORMS_HINT: Final = f"there are ${{env:NAME}}, ${{env:NAME:-default}} and ${{fi
 
 
 class Substitution:
-    """Puts in what the references of one configuration name. A file is read once.
+    """Resolves the references of one configuration. Each file is read once.
 
     Args:
         environ: The environment variables.
-        directory: Where relative paths begin.
+        directory: Where relative paths start.
     """
 
     def __init__(self, environ: Mapping[str, str], directory: Path) -> None:
@@ -50,7 +50,7 @@ class Substitution:
         self._room = MAX_TEXT
 
     def expand(self, text: str) -> tuple[str, list[Fault]]:
-        """The text with everything put in, and what was wrong with it. No message holds more of it than names."""
+        """The string with its references resolved, and what was wrong with them. Messages contain only names."""
         faults: list[Fault] = []
 
         def replace(match: re.Match[str]) -> str:
@@ -63,7 +63,7 @@ class Substitution:
         return _REFERENCE.sub(replace, text), faults
 
     def template(self, text: str) -> "Template | None":
-        """The text, where it holds a reference to a file; else None."""
+        """A template for a string that refers to a file; None for any other."""
         held = any(match[1] and match[1].startswith("file:") for match in _REFERENCE.finditer(text))
         return Template(text, self._environ, self._directory) if held else None
 
@@ -136,7 +136,7 @@ class Substitution:
 
 
 def hint_for_secret(hint: str | None) -> str | None:
-    """A hint as it fits where a secret stands: a default would be one that everybody can read."""
+    """The hint for a value that is a secret: it must not say to write a default, which everybody could read."""
     if hint is None or not hint.startswith(_UNSET_HINT):
         return hint
     return "set it where the service runs, or write ${file:PATH}, with the secret in a file"
@@ -144,12 +144,12 @@ def hint_for_secret(hint: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A text as it was written, with references to files, whose content may change while a service runs.
+    """A string with references to files, whose content may change while a service runs.
 
     Attributes:
-        text: The text.
+        text: The string as it was written.
         environ: The environment variables.
-        directory: Where relative paths begin.
+        directory: Where relative paths start.
     """
 
     text: str
@@ -157,18 +157,18 @@ class Template:
     directory: Path
 
     def expand(self) -> tuple[str, list[Fault]]:
-        """What it stands for now, read anew; see `Substitution.expand`."""
+        """Read the files again and resolve the references; see `Substitution.expand`."""
         return Substitution(self.environ, self.directory).expand(self.text)
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """The file's bytes, one more than allowed at most. A pipe or a device could keep the reader waiting for ever.
+    """The bytes of a regular file: at most one more than allowed. A pipe or a device could block the reader for ever.
 
     Raises:
-        OSError: It can't be read, or is no regular file.
+        OSError: It can't be read, or is not a regular file.
         ValueError: No file can have such a path.
     """
-    # Without O_NONBLOCK, opening a pipe that nobody writes to would wait already.
+    # Without O_NONBLOCK, opening a pipe that nobody writes to would block.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -1,4 +1,4 @@
-"""Durations and sizes as a configuration has them: read, checked, and written back."""
+"""Reads and writes durations such as `1m30s` and sizes such as `20MiB`."""
 
 import math
 import re
@@ -17,63 +17,37 @@ from pydantic import (
 from statsig_otel.config.errors import SettingError
 
 _DURATION: Final = re.compile(r"(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+")
-
-
 _NO_DURATION: Final = "must be a duration such as 30s, 500ms or 1h30m"
-
-
 _DURATION_PART: Final = re.compile(r"([0-9.]+)(ns|us|µs|μs|ms|s|m|h)")
-
-
 _SECONDS: Final = {
     "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0,
 }  # fmt: skip
-
-
-_LONGEST: Final = 9_223_372_036.0  # what Go's durations and the waits of Python's threads can hold
-
-
+_LONGEST: Final = 9_223_372_036.0  # the most that Go's durations and the timeouts of Python's threads can be
 _TOO_LONG: Final = "is longer than 292 years, which no duration can be"
-
-
 _LIKE_A_DURATION: Final = re.compile(r"([-+]?)([0-9]{1,9}(?:\.[0-9]{1,9})?) *([a-z]*)")
-
-
 _UNIT_WORDS: Final = {
     "": "s", "s": "s", "sec": "s", "second": "s", "m": "m", "min": "m", "minute": "m", "h": "h", "hr": "h", "hour": "h",
     "ms": "ms", "milli": "ms", "msec": "ms", "millisecond": "ms", "us": "us", "microsecond": "us", "ns": "ns",
     "nanosecond": "ns",
 }  # fmt: skip
 
-
 _NO_SIZE: Final = "must be a size such as 20MiB, 512KiB or a number of bytes"
-
-
 _LIKE_A_SIZE: Final = re.compile(r"([-+]?)([0-9]{1,9}(?:\.[0-9]{1,9})?) *([kmgt]?)(i?)(?:b|bytes?)?", re.IGNORECASE)
-
-
 _SIZE: Final = re.compile(r"([0-9]{1,18})(?:[ ]?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB))?", re.IGNORECASE)
-
-
 _BYTES: Final = {
     "": 1, "b": 1,
     "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
 }  # fmt: skip
-
-
 _MOST_BYTES: Final = 2**63 - 1
-
-
 _TOO_LARGE: Final = "is 8 EiB or more (2^63 bytes), which no size can be"
 
-
 AS_WRITTEN: Final = object()
-"""The context of a validation whose values somebody wrote in a file, where a unit is asked for."""
+"""The context of a validation of values from a file, where a duration needs a unit."""
 
 
 def _duration_hint(value: str) -> str | None:
-    """What to write instead of what people write for a duration."""
+    """What to write instead of a duration that is nearly right."""
     match = _LIKE_A_DURATION.fullmatch(value.strip().lower())
     if match is None:
         return None
@@ -92,7 +66,7 @@ def parse_duration(value: object) -> object:
     """Seconds of a duration in Go's grammar: `300ms`, `1.5h`, `2h45m`, `0`. Code may pass a `timedelta`.
 
     Raises:
-        ValueError: It is none. A bare number is refused, since its unit can only be guessed.
+        ValueError: It is not a duration. A number without a unit is refused, since its unit could only be guessed.
     """
     if isinstance(value, timedelta):
         return value.total_seconds()
@@ -116,7 +90,7 @@ def parse_duration(value: object) -> object:
 
 
 def _duration(value: object, info: ValidationInfo) -> object:
-    """As `parse_duration`; in code, whose types say what is meant, a number is seconds."""
+    """As `parse_duration`, but a number that comes from code means seconds."""
     if info.context is AS_WRITTEN or isinstance(value, bool) or not isinstance(value, float | int):
         return parse_duration(value)
     if not value <= _LONGEST:  # so no NaN either
@@ -125,7 +99,7 @@ def _duration(value: object, info: ValidationInfo) -> object:
 
 
 def _size_hint(value: object) -> str | None:
-    """What to write instead of what people write for a size."""
+    """What to write instead of a size that is nearly right."""
     match = _LIKE_A_SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         return None
@@ -143,7 +117,7 @@ def parse_size(value: object) -> object:
     """Bytes of a size such as `20MiB`, `512KiB` or `1048576`.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a size.
     """
     if isinstance(value, float) and value.is_integer():  # 1e6
         value = int(value)
@@ -177,7 +151,7 @@ def format_duration(seconds: float) -> str:
 
 
 def unit_of(annotation: Any) -> Callable[[Any], str | int] | None:
-    """How the values of a type are written, where it is a duration or a size; None for all others."""
+    """What formats the values of a type, if it is a duration or a size; else None."""
     validators = [one.func for one in get_args(annotation) if isinstance(one, BeforeValidator)]
     if _duration in validators:
         return format_duration
@@ -185,14 +159,14 @@ def unit_of(annotation: Any) -> Callable[[Any], str | int] | None:
 
 
 def format_size(size: int) -> str | int:
-    """A size with the largest unit that leaves a whole number, such as `20MiB`; without one, the number."""
+    """A size with the largest unit that leaves a whole number, such as `20MiB`; else a plain number."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if size and size % _BYTES[unit.lower()] == 0:
             return f"{size // _BYTES[unit.lower()]}{unit}"
     return size
 
 
-# In the schemas a text that holds a ${...} may stand for each of the two.
+# In both schemas a string that contains a ${...} is allowed.
 _DURATION_SCHEMA: Final = {
     "title": "duration",
     "type": ["string", "number"],
@@ -217,7 +191,7 @@ Duration = Annotated[
     PlainSerializer(format_duration, when_used="json"),
     WithJsonSchema(_DURATION_SCHEMA),
 ]
-"""Seconds, written in Go's grammar (`5s`, `1m30s`); in code a number of them, or a `timedelta`."""
+"""Seconds, written in Go's grammar (`5s`, `1m30s`); in code a number of seconds, or a `timedelta`."""
 
 
 Size = Annotated[

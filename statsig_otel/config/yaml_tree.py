@@ -1,7 +1,7 @@
-"""YAML text as a tree of nodes that know their lines. YAML 1.2's core schema: `on` and `yes` are texts.
+"""Parses YAML into a tree of nodes that know their lines. YAML 1.2's core schema: `on` and `yes` are strings.
 
-Built from the parser's events and without recursion, so that no nesting is too deep for Python. An alias is the node of
-its anchor once more: what walks the tree has to bound how much it walks.
+It is built from the parser's events without recursion, so that deep nesting is not too deep for Python. An alias is the
+node of its anchor once more, so whoever walks the tree has to limit how many nodes it visits.
 """
 
 import io
@@ -27,29 +27,17 @@ from ruamel.yaml.reader import ReaderError
 
 Atom: TypeAlias = str | int | float | bool | None
 
+YAML_1_1_BOOLEANS: Final = {"y": "true", "yes": "true", "on": "true", "n": "false", "no": "false", "off": "false"}
+"""Strings that many tools still read as booleans, in any case."""
 
 # YAML 1.2.2, section 10.3.2, "Tag Resolution" (of the core schema).
 _NULL: Final = frozenset({"", "~", "null", "Null", "NULL"})
-
-
 _BOOL: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-
-
 _INT: Final = re.compile(r"[-+]?[0-9]+")
-
-
 _PREFIXED: Final = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
-
-
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-
-
 _INFINITY: Final = re.compile(r"([-+]?)\.(?:inf|Inf|INF)")
-
-
 _NAN: Final = frozenset({".nan", ".NaN", ".NAN"})
-
-
 _LONGEST_NUMBER: Final = 100  # Python refuses decimals of thousands of digits; no setting needs them
 
 
@@ -76,20 +64,16 @@ def resolve(text: str) -> Atom:
 MAX_DEPTH: Final = 64
 """How deep values may be nested."""
 
-
 MAX_VALUES: Final = 20_000
 """How many values a file may hold."""
 
-
 _TAG: Final = "tag:yaml.org,2002:"
-
-
 _TAG_HINT: Final = "quote a text that begins with a !"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scalar:
-    """A scalar: its text as written, and what it means."""
+    """A scalar: its characters, and the value that they mean."""
 
     line: int
     text: str
@@ -107,7 +91,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mapping:
-    """A mapping. A key may be any node, and stand there twice."""
+    """A mapping. A key may be any node, and may occur twice."""
 
     line: int
     pairs: "list[tuple[Node, Node]]" = field(default_factory=list)
@@ -126,7 +110,7 @@ Node: TypeAlias = Scalar | Sequence | Mapping | BadNode
 
 
 class TreeError(Exception):
-    """The text is no YAML document. The fault says why and where."""
+    """The string is not a YAML document. The fault says why and where."""
 
     def __init__(self, fault: BadNode) -> None:
         super().__init__(fault.message)
@@ -134,7 +118,7 @@ class TreeError(Exception):
 
 
 def parse(text: str) -> Node:
-    """The root of the only document in the text.
+    """The root of the only document in the string.
 
     Raises:
         TreeError: There is no document, or more than one; it breaks YAML's syntax; it is too deep or too large.
@@ -154,7 +138,7 @@ def _events(text: str) -> Iterator[Event]:
             line = _line(event)
             yield event
     except ReaderError as error:
-        # Its position counts from the beginning of the text.
+        # Its position counts from the beginning of the string.
         found = text.count("\n", 0, error.position) + 1
         raise TreeError(
             BadNode(found, f"the file holds the character {error.character:#06x}, which YAML forbids")
@@ -162,12 +146,12 @@ def _events(text: str) -> Iterator[Event]:
     except MarkedYAMLError as error:
         raise TreeError(_syntax_fault(error)) from None
     except (YAMLError, ValueError, OverflowError, LookupError, TypeError, AttributeError, AssertionError):
-        # The scanner itself stumbles over some texts, such as a \U escape past the end of Unicode.
+        # The scanner itself raises for some strings, such as a \U escape past the end of Unicode.
         raise TreeError(BadNode(line, "the file can't be read as YAML from here on")) from None
 
 
 def _syntax_fault(error: MarkedYAMLError) -> BadNode:
-    """One line of what the parser says. Its excerpt of the file is left out: it may hold a secret."""
+    """The parser's error in one line. Its excerpt of the file is left out, since it may contain a secret."""
     problem = " ".join((error.problem or error.context or "it can't be read").split())
     line = _mark_line(error.problem_mark) or _mark_line(error.context_mark) or 1
     begun = _mark_line(error.context_mark) or line
@@ -197,7 +181,7 @@ def _mark_line(mark: Any) -> int | None:
 
 
 class _Builder:
-    """Makes nodes of events."""
+    """Makes nodes of the parser's events."""
 
     def __init__(self) -> None:
         self.root: Node | None = None
@@ -266,7 +250,7 @@ class _Builder:
 
 @dataclass(slots=True)
 class _Open:
-    """A collection whose end has not come yet."""
+    """A collection that has not ended yet."""
 
     node: Sequence | Mapping
     anchor: str | None

@@ -26,7 +26,7 @@ class _Exporter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunningExporters:
-    """`queue ...` on a running service."""
+    """The commands `queue ...` on a running service."""
 
     def __init__(self, queue: DurableQueue, senders: Mapping[str, QueueSender], synchronous: Collection[str]) -> None:
         self._queue = queue
@@ -34,7 +34,7 @@ class RunningExporters:
         self._synchronous = synchronous
 
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
-        """What each sender does now. All else about the queue is in its file."""
+        """What each sender does now. Everything else about the queue is in its file."""
         exporters = {
             name: {"state": sender.state, "attempts": sender.attempts, "last_error": sender.last_error}
             for name, sender in self._senders.items()
@@ -42,7 +42,7 @@ class RunningExporters:
         return {"pid": os.getpid(), "exporters": exporters}
 
     def resume(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Try at once."""
+        """Send again at once."""
         name, sender = self._sender(arguments)
         state = sender.state
         sender.resume()
@@ -50,7 +50,7 @@ class RunningExporters:
         return {"state": state}
 
     def skip(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Have the head record made a dead letter, where there is an outage."""
+        """Make the head record a dead letter, while the backend does not take it."""
         name, sender = self._sender(arguments)
         waiting = self._queue.cursor(name).waiting
         if waiting > 0 and sender.state not in ("blocked", "retrying"):
@@ -83,7 +83,7 @@ class RunningExporters:
 
 
 class StoppedExporters:
-    """`queue ...` where no service runs."""
+    """The commands `queue ...` on the queue of a stopped service."""
 
     def __init__(
         self, queue: ChangeableQueue, configured: Collection[str] | None, synchronous: Collection[str]
@@ -93,7 +93,7 @@ class StoppedExporters:
         self._synchronous = synchronous
 
     def resume(self, _: dict[str, Any]) -> dict[str, Any]:
-        """There is no sender."""
+        """Refuse: there is no sender."""
         raise ControlError("no service is running, so there is nothing to resume: it tries at once when it starts")
 
     def skip(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class StoppedExporters:
         return {"waiting": submit_and_wait(self._queue, work)}
 
     def remove(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Forget an exporter, unless the configuration has it."""
+        """Forget an exporter that is not in the configuration."""
         given = read_arguments(arguments, _Exporter)
         if self._configured is None:
             if not given.yes:

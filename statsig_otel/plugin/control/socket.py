@@ -1,4 +1,4 @@
-"""The control socket: how a command reaches a running service.
+"""The control socket, by which a command reaches a running service.
 
 A Unix socket in the queue's directory, for its owner alone. One JSON line is a request, one JSON line its answer:
 
@@ -25,10 +25,10 @@ from typing import Any, Final, TypeAlias
 _logger: Final = logging.getLogger(__name__)
 
 Handler: TypeAlias = Callable[[dict[str, Any]], Any]
-"""Carries out one command: takes its arguments, returns what JSON can hold, or raises `ControlError`."""
+"""Carries out one command: takes its arguments, returns a value for JSON, or raises `ControlError`."""
 
 MAX_REQUEST: Final = 64 << 10
-"""Bytes of a request line at most."""
+"""The most bytes of a request line."""
 
 _MAX_ANSWER: Final = 16 << 20
 _MAX_CLIENTS: Final = 16
@@ -40,7 +40,7 @@ _GRACE: Final = 0.1
 """Seconds in which a client has to send its line while another one waits for its place."""
 
 _WRITE_TIMEOUT: Final = 1.0
-"""Seconds in which a client has to take its answer; the socket's buffer holds nearly all of them."""
+"""Seconds in which a client has to take its answer; nearly every answer fits into the socket's buffer."""
 
 _CALL_TIMEOUT: Final = 60.0
 """Seconds that `call` waits for the answer: the service may have to wait for its disk."""
@@ -51,7 +51,7 @@ _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIRECTORY: Final = 0o700
 
 _LONGEST: Final = 103
-"""Bytes of a path in `sockaddr_un` (unix(7): 107; on macOS 103)."""
+"""The most bytes of a path in `sockaddr_un` (unix(7): 107; on macOS 103)."""
 
 
 class ControlError(Exception):
@@ -264,12 +264,12 @@ def _answer(line: bytes, handlers: Mapping[str, Handler]) -> dict[str, Any]:
 
 
 def call(path: Path, command: str, **arguments: Any) -> Any:
-    """Have a running service carry out a command; what it answers.
+    """Have a running service carry out a command, and return its answer.
 
     Args:
         path: The socket's path.
         command: The command.
-        arguments: Its arguments, which JSON can hold.
+        arguments: Its arguments, values for JSON.
 
     Raises:
         ServiceNotRunningError: There is no socket, or nobody listens on it.
@@ -310,8 +310,8 @@ def _exchange(connection: socket.socket, request: bytes) -> Any:
 def _listen(path: Path) -> socket.socket:
     """A listening socket at the path, with access for its owner alone from its first moment.
 
-    It is made in a private directory and renamed: whatever the queue's directory allows, nobody else can connect before
-    the mode is set. The rename replaces what a killed service left behind.
+    It is made in a private directory and renamed, so that nobody else can connect before its mode is set, whatever the
+    mode of the queue's directory. The rename replaces a socket that a killed service left behind.
     """
     private = path.with_name(f"{path.name}.new")
     shutil.rmtree(private, ignore_errors=True)  # of a service that was killed just here
@@ -334,7 +334,7 @@ def _listen(path: Path) -> socket.socket:
 
 @contextmanager
 def _address(path: Path) -> Iterator[str]:
-    """A name for the path that fits into a socket's address: a long one goes by way of its open directory.
+    """A name for the path that fits into a socket's address; for a long path one by way of its open directory.
 
     Raises:
         OSError: The path is too long, and the system has no /proc.

@@ -1,4 +1,4 @@
-"""All checks, for a configuration that may be wrong or missing, beside a service that may be running."""
+"""Runs all checks of `doctor`. The configuration may be wrong or missing, and the service may be running."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -19,10 +19,10 @@ from statsig_otel.plugin.settings.storage import file_storage, find_directory
 
 
 def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Everything that a service depends on.
+    """Check everything that a service depends on.
 
     Args:
-        locations: Of its configuration; without any the environment is.
+        locations: The locations of its configuration; without any, the environment is the configuration.
         environ: The environment variables.
     """
     yield from machine.versions()
@@ -55,7 +55,7 @@ def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator
 
 
 def _on_this_machine(configuration: Configuration, document: Document, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """What of the machine a configuration asks for. One that is wrong is looked at as far as it is right."""
+    """Check what a configuration needs of this machine. If it is wrong, its right parts are checked."""
     receivers = receiver_settings(configuration)
     servers = {settings.endpoint: settings.max_connections for settings in receivers.values()}
     yield machine.open_files(sum(servers.values()))
@@ -69,7 +69,7 @@ def _on_this_machine(configuration: Configuration, document: Document, environ: 
         with suppress(OSError):
             is_running = storage.owner(directory) is not None
     if not is_running:
-        # Where nothing tells whether the service runs, it may well be the one that listens.
+        # If it can't be told whether the service runs, it may be the process that listens.
         status: Status = "failed" if is_running is False else "warning"
         for problem in [*check_ports(configuration, document), *check_locks(configuration, document)]:
             yield of_problem("this machine", problem, status)

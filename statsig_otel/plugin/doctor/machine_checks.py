@@ -1,6 +1,6 @@
-"""Whether this machine has what a checked configuration asks for: certificates, directories, ports.
+"""Checks whether this machine has what a checked configuration needs: certificates, directories, ports.
 
-Nothing is changed: ports are bound and let go again, files and directories are looked at only.
+Nothing is changed: ports are bound and released again, files and directories are only looked at.
 """
 
 import errno
@@ -34,10 +34,10 @@ _CLIENT_FILES: Final = ("ca_file", "cert_file", "key_file")
 def check_machine(
     configuration: Configuration, document: Document, directory: FilePath
 ) -> tuple[list[Problem], list[Problem]]:
-    """All that would keep a service from starting here.
+    """Everything that would keep a service from starting here.
 
-    Where the queue belongs to a process, that is the running service, most likely of this very configuration: then
-    what it has in use is no fault of the configuration.
+    A process that owns the queue is most likely the running service of this very configuration. Then what is in use is
+    not a fault of the configuration.
 
     Args:
         configuration: What is to run.
@@ -45,7 +45,7 @@ def check_machine(
         directory: The queue's directory.
 
     Returns:
-        What is wrong, and what is only in use.
+        What is wrong; and what is only in use.
     """
     who = _owner(directory) if queued_exporters(configuration) else None
     ports = _ports(configuration, document)
@@ -64,12 +64,12 @@ def check_machine(
 def _owner(directory: FilePath) -> str | None:
     try:
         return owner(directory)
-    except (OSError, ValueError):  # what is wrong with the directory is said by the other checks
+    except (OSError, ValueError):  # other checks say what is wrong with the directory
         return None
 
 
 def check_files(configuration: Configuration, document: Document) -> list[Problem]:
-    """What is wrong with the certificates, and what would keep an exporter from starting here. Writes nothing.
+    """What is wrong with the certificates, and what would keep an exporter from starting here.
 
     Args:
         configuration: The configuration.
@@ -79,7 +79,7 @@ def check_files(configuration: Configuration, document: Document) -> list[Proble
 
 
 def _certificates(configuration: Configuration, document: Document) -> list[Problem]:
-    """All that is wrong with the certificates of the receivers' servers; see `check_machine`."""
+    """What is wrong with the certificates of the receivers' servers."""
     return [
         problem
         for name, settings in _servers(configuration).items()
@@ -89,12 +89,12 @@ def _certificates(configuration: Configuration, document: Document) -> list[Prob
 
 
 def check_ports(configuration: Configuration, document: Document) -> list[Problem]:
-    """Which of the receivers' addresses can't be listened on; see `check_machine`."""
+    """Which of the receivers' addresses can't be listened on."""
     return [problem for problem, _ in _ports(configuration, document)]
 
 
 def check_locks(configuration: Configuration, document: Document) -> list[Problem]:
-    """Which of the exporters' files somebody writes to now. Not for the process that does."""
+    """Which of the exporters' files another process writes to now. Not for the process that writes to them."""
     return [
         document.problem(
             ("exporters", name, "path"),
@@ -109,7 +109,7 @@ def check_locks(configuration: Configuration, document: Document) -> list[Proble
 def start_problem(
     error: OSError, configuration: Configuration, document: Document, directory: FilePath
 ) -> Problem | None:
-    """What kept a service from starting, at its place in the configuration; None where that can't be told.
+    """What kept a service from starting, with its place in the configuration; None if it has none.
 
     Args:
         error: What the start raised.
@@ -136,9 +136,9 @@ def _servers(configuration: Configuration) -> dict[str, StatsigReceiverSettings]
 
 
 def _ports(configuration: Configuration, document: Document) -> list[tuple[Problem, bool]]:
-    """The addresses that can't be listened on, each with whether somebody else listens there."""
+    """The addresses that can't be listened on, each with whether another process listens there."""
     found: list[tuple[Problem, bool]] = []
-    with ExitStack() as bound:  # all at once: two may name the same port in different words
+    with ExitStack() as bound:  # at the same time, since two may be the same port by different names
         for name, settings in _servers(configuration).items():
             host, port = settings.address
             server = HttpServer(_no_app, host=host, port=port)
@@ -152,7 +152,7 @@ def _ports(configuration: Configuration, document: Document) -> list[tuple[Probl
 
 
 async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Stand where the server wants an application: it is bound, and never serves."""
+    """The application of a server that is bound and never serves."""
     raise NotImplementedError
 
 
@@ -193,7 +193,7 @@ def _exporters(configuration: Configuration, document: Document) -> Iterator[Pro
 
 
 def _identity(file: FilePath) -> object:
-    """What paths have in common that lead to the same file, by links or in other words."""
+    """Something that is equal for all paths of one file."""
     try:
         found = file.stat()
     except (OSError, ValueError):
@@ -258,7 +258,7 @@ def _in_use(configuration: Configuration, document: Document, message: str) -> P
 
 
 def _storage_path(configuration: Configuration) -> Path:
-    """Where the queue's directory is written; empty where it is the default one."""
+    """The path of the queue's directory in the configuration; empty for the default directory."""
     for id_ in configuration.service_extensions:
         if isinstance(configuration.extensions[id_], FileStorageSettings):
             return ("extensions", id_, "directory")

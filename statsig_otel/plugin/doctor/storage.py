@@ -1,4 +1,4 @@
-"""The queue's directory: what it is on, whose it is, and in which order it was left. Nothing in it is changed."""
+"""Checks the queue's directory: its file system, its owner, and how the last service left it. Changes nothing."""
 
 import os
 import re
@@ -39,7 +39,7 @@ _ASIDE: Final[dict[Literal["corrupt", "salvaged", "unreadable"], str]] = {
 
 
 def owner(directory: Path) -> str | None:
-    """Who owns a queue's directory now, in words; None for nobody.
+    """The owner of a queue's directory, in words; None if it has none.
 
     Raises:
         OSError: It can't be told.
@@ -51,11 +51,11 @@ def owner(directory: Path) -> str | None:
 
 
 def queue(directory: Path, min_free_bytes: int) -> Iterator[Finding]:
-    """All about a queue's directory.
+    """Check a queue's directory.
 
     Args:
-        directory: The directory; it need not be there.
-        min_free_bytes: What has to be free on its disk.
+        directory: The directory; it need not exist.
+        min_free_bytes: How much has to be free on its disk.
     """
     place = nearest(directory)
     yield _access(directory, place)
@@ -91,16 +91,16 @@ def _space(place: Path, min_free_bytes: int) -> Finding:
 
 
 def file_system(place: Path, mounts: str) -> str | None:
-    """The type of the file system that a place is on.
+    """The type of the file system of a path; None if it can't be told.
 
     Args:
-        place: The place, without symbolic links.
-        mounts: The text of mountinfo (proc_pid_mountinfo(5)).
+        place: The path, without symbolic links.
+        mounts: The content of mountinfo (proc_pid_mountinfo(5)).
     """
     best, found = -1, None
     for line in mounts.splitlines():
         left, _, right = line.partition(" - ")
-        # Blanks and the like stand as octal escapes.
+        # Spaces and some other characters are octal escapes.
         point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), left.split(" ")[4]))
         if place.is_relative_to(point) and len(point.parts) >= best:  # the last one covers those before it
             best, found = len(point.parts), right.split(" ")[0]
