@@ -21,9 +21,9 @@ from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.plugin.doctor.storage import owner
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.server import HttpServer, ListenError
-from statsig_otel.plugin.server.tls import ServerTls, ServerTlsError
+from statsig_otel.plugin.server.tls import ServerTlsError
 from statsig_otel.plugin.settings.reading import queued_exporters, receiver_settings
-from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings
+from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings, server_tls
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 
 _READABLE_HINT: Final = "the service reads it as its own user; look at the path and at the permissions"
@@ -163,9 +163,7 @@ def _server_tls(settings: ServerTlsSettings, path: Path, document: Document) -> 
     if unreadable:
         return
     try:
-        ServerTls(
-            cert_file=settings.cert_file, key_file=settings.key_file, client_ca_file=settings.client_ca_file
-        ).context()
+        server_tls(settings).check()
     except ServerTlsError as error:
         yield document.problem(path, error.message)
     except OSError as error:  # gone since it was looked at

@@ -16,6 +16,7 @@ from statsig_otel.exporters.queue.routing import DEFAULT_WINDOW
 from statsig_otel.plugin.record.mapping import MAX_INT, SERVICE_FIELDS, parse_template
 from statsig_otel.plugin.record.record import UserMode
 from statsig_otel.plugin.record.services import CHANGE_UID, IMPACTED_SERVICES
+from statsig_otel.plugin.server.tls import ServerTls
 from statsig_otel.plugin.settings.filter import FilterSettings
 from statsig_otel.plugin.settings.mapping import LookupSettings, MappingSettings
 from statsig_otel.plugin.settings.services import ImpactedServicesSettings
@@ -203,6 +204,16 @@ class ServerTlsSettings(Settings):
             hint = cls.needed.get(info.field_name or "", "name the file of the authorities of clients, or leave it out")
             raise SettingError("is empty", hint)
         return value
+
+
+def server_tls(settings: ServerTlsSettings) -> ServerTls:
+    """What the server needs of the settings."""
+    return ServerTls(
+        cert_file=settings.cert_file,
+        key_file=settings.key_file,
+        client_ca_file=settings.client_ca_file,
+        min_version=settings.min_version,
+    )
 
 
 class DeduplicationSettings(Settings):
