@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from statsig_otel._lazy import exports
 
 if TYPE_CHECKING:
+    from statsig_otel.config.configuration import Components as Components
+    from statsig_otel.config.configuration import Configuration as Configuration
+    from statsig_otel.config.configuration import Pipeline as Pipeline
     from statsig_otel.config.errors import ConfigError as ConfigError
     from statsig_otel.config.errors import Problem as Problem
     from statsig_otel.config.errors import SettingError as SettingError
-    from statsig_otel.config.grammar import Components as Components
-    from statsig_otel.config.grammar import Configuration as Configuration
-    from statsig_otel.config.grammar import Pipeline as Pipeline
     from statsig_otel.config.grammar import check as check
     from statsig_otel.config.grammar import load as load
     from statsig_otel.config.locations import read_all as read_all
@@ -27,13 +27,13 @@ else:  # type checkers would otherwise accept any name
     __getattr__, __dir__ = exports(
         __name__,
         {
-            "Components": "grammar",
+            "Components": "configuration",
             "ConfigError": "errors",
-            "Configuration": "grammar",
+            "Configuration": "configuration",
             "Document": "source",
             "Duration": "units",
             "Opaque": "model",
-            "Pipeline": "grammar",
+            "Pipeline": "configuration",
             "Place": "source",
             "Problem": "errors",
             "SettingError": "errors",

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from pydantic_core import core_schema
 
-from statsig_otel.config.grammar import Components
+from statsig_otel.config.configuration import Components
 from statsig_otel.config.model import Opaque, Settings
 
 Schema: TypeAlias = dict[str, Any]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from statsig_otel.config.grammar import Configuration
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import Settings
 from statsig_otel.config.yaml_tree import YAML_1_1_BOOLEANS, resolve
 

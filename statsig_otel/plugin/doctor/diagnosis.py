@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.config.grammar import Configuration, examine
+from statsig_otel.config.grammar import examine
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.doctor import machine, storage

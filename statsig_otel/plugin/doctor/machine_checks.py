@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path as FilePath
 from typing import Final
 
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import Fault, Path, Problem
-from statsig_otel.config.grammar import Configuration
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.local.file import FileSettings, check_path, is_locked
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError, SettingError, render
-from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.config.grammar import check
 from statsig_otel.config.model import Opaque
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError

@@ -7,8 +7,8 @@ from typing import ClassVar, Final
 
 from pydantic import Field, field_validator
 
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import SettingError
-from statsig_otel.config.grammar import Configuration
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Size
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from statsig_otel.config import check, parse
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.config.grammar import Configuration
 from statsig_otel.exporters import Batch, Change, Delivered, Outcome, Receipt, RefusedError, RetryLater
 from statsig_otel.plugin.cli.components import list_components
 from statsig_otel.plugin.cli.configuration_docs import schema
