@@ -1,7 +1,7 @@
 """Reads and checks what the user writes; the models of the components are handed to it.
 
 The public names, each loaded when it is first used: `ConfigError` with its `Problem`s; and `Settings`, `Opaque`,
-`Duration` and `Size` for the settings of an exporter of your own.
+`Duration`, `Size` and `SettingError` for the settings of an exporter of your own.
 """
 
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from statsig_otel._lazy import exports
 if TYPE_CHECKING:
     from statsig_otel.config.errors import ConfigError as ConfigError
     from statsig_otel.config.errors import Problem as Problem
+    from statsig_otel.config.errors import SettingError as SettingError
     from statsig_otel.config.model import Opaque as Opaque
     from statsig_otel.config.model import Settings as Settings
     from statsig_otel.config.units import Duration as Duration
@@ -19,7 +20,7 @@ else:  # type checkers would accept any name of a module with __getattr__
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
-            "errors": "ConfigError Problem",
+            "errors": "ConfigError Problem SettingError",
             "model": "Opaque Settings",
             "units": "Duration Size",
         },

@@ -1,21 +1,63 @@
-"""What is wrong with a configuration: all of it at once, in one form.
+"""Says what is wrong with a configuration: all of it at once, in one form.
 
     receivers::statsig::signing_secrets[0]: is empty (config.yaml:4)
       hint: ...
 
-`ConfigError` holds `Problem`s. No message holds a secret.
+A `Fault` says what is wrong and what to do about it. A validator raises it as a `SettingError`. A `Problem` also says
+where it is. A `ConfigError` has all problems. No message contains a secret.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 Path: TypeAlias = tuple[str | int, ...]
-"""Where a value stands: the keys and the places in lists that lead to it."""
+"""The keys and list indexes that lead to a value."""
 
 _LONGEST: Final = 80
 _MOST_WORDS: Final = 100
+
+
+class Fault(NamedTuple):
+    """What is wrong with one value or one thing, wherever it is.
+
+    Attributes:
+        message: What is wrong, to be read after the thing's name: `is empty`.
+        hint: What to do about it.
+    """
+
+    message: str
+    hint: str | None = None
+
+
+class SettingError(ValueError):
+    """A validator refuses a value, and says what to write instead.
+
+    Attributes:
+        message: What is wrong, to be read after the value's path: `is empty`.
+        hint: What to do about it.
+
+    Example:
+        >>> from pydantic import field_validator
+        >>> from statsig_otel.config import SettingError, Settings
+        >>> class ChatSettings(Settings):
+        ...     room: str
+        ...     @field_validator("room")
+        ...     @classmethod
+        ...     def _check_room(cls, room: str) -> str:
+        ...         if not room.startswith("#"):
+        ...             raise SettingError("is not a room", "write # before its name")
+        ...         return room
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.message: Final = message
+        self.hint: Final = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +65,10 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        path: Where in the configuration; empty for the whole of a file.
+        path: Where in the configuration; empty for the whole file.
         message: What is wrong, to be read after the path: `is empty`.
         hint: What to do about it.
-        file: The file, or whatever else the value comes from.
+        file: The file, or another source, such as an environment variable.
         line: The line in the file, from 1.
 
     Example:
@@ -50,7 +92,7 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """A configuration can't be used. Prints as all that is wrong with it.
+    """A configuration can't be used. Its string lists all problems.
 
     Attributes:
         problems: Each once, sorted by file and line.
@@ -86,12 +128,12 @@ def render(path: Path) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text for a message: on one line, with an end."""
+    """The string as a message shows it: on one line, and cut off where it is long."""
     return repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
 
 
 def closest(word: str, words: Iterable[str]) -> str | None:
-    """What was probably meant, of the first of the words: comparing takes its time."""
+    """The word that was probably meant. Of many words only the first are compared, since comparing takes time."""
     import difflib  # noqa: PLC0415 - a service whose configuration is right never needs it
 
     by_lower = {known.lower(): known for known in islice(words, _MOST_WORDS)}
@@ -100,7 +142,7 @@ def closest(word: str, words: Iterable[str]) -> str | None:
 
 
 def hint_for(word: str, words: Iterable[str]) -> str | None:
-    """`did you mean ...?`, or all that there is to choose from."""
+    """`did you mean ...?`, or all words that there are."""
     known = list(islice(words, _MOST_WORDS))
     near = closest(word, known)
     if near is not None:
@@ -109,6 +151,6 @@ def hint_for(word: str, words: Iterable[str]) -> str | None:
 
 
 def list_of(words: Iterable[str]) -> str | None:
-    """`there are: ...`, if there is anything."""
+    """`there are: ...`; None without words."""
     known = sorted(words)
     return f"there are: {', '.join(known)}" if known else None

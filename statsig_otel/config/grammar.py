@@ -1,15 +1,16 @@
-"""The Collector's grammar: which components there are, which are used, and whether each one's settings are right.
+"""Checks a whole configuration by the Collector's grammar: sections, ids, pipelines, and each component's settings.
 
-The components' models are handed over as a table, so that this floor knows none of them.
+The models of the components are an argument, so that this floor knows none of them.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Final, TypeAlias
 from unicodedata import category
 
+from statsig_otel.config.configuration import Components, Configuration, Pipeline
 from statsig_otel.config.errors import ConfigError, Path, Problem, closest, hint_for, list_of, quoted, render
 from statsig_otel.config.locations import read_all
 from statsig_otel.config.model import Settings, extensions_of
@@ -36,104 +37,20 @@ _KEY_OF_COMPONENT: Final = 2
 _ID_HINT: Final = "an id is TYPE or TYPE/NAME, such as otlp_grpc/backup"
 
 
-@dataclass(frozen=True, slots=True)
-class Components:
-    """The models of the components that there are, by type.
-
-    Attributes:
-        receivers: Of the receivers.
-        exporters: Of the exporters.
-        extensions: Of the extensions.
-        aliases: Older names of types, and the names that they have now.
-        telemetry: `service::telemetry`; a model that needs no key.
-        elsewhere: The Collector's types that are not here, by section, each with what to do instead.
-        single: The types of extensions of which a service has one.
-
-    Example:
-        >>> from statsig_otel.config.grammar import Components
-        >>> from statsig_otel.config import Settings
-        >>> class Postbox(Settings):
-        ...     street: str
-        >>> exporters = {"postbox": Postbox}
-        >>> components = Components(receivers={"door": Settings}, exporters=exporters, aliases={"mail": "postbox"})
-        >>> components.type_of("mail/backup")
-        'postbox'
-    """
-
-    receivers: Mapping[str, type[Settings]]
-    exporters: Mapping[str, type[Settings]]
-    extensions: Mapping[str, type[Settings]] = field(default_factory=dict)
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    telemetry: type[Settings] = Settings
-    single: frozenset[str] = frozenset()
-    elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    def of(self, kind: str) -> Mapping[str, type[Settings]] | None:
-        """The models of a section, such as `receivers`; None for what is none."""
-        return {"receivers": self.receivers, "exporters": self.exporters, "extensions": self.extensions}.get(kind)
-
-    def type_of(self, id_: str) -> str:
-        """The type of an id, `otlp_grpc` of `otlp/backup`."""
-        type_ = id_.partition("/")[0]
-        return self.aliases.get(type_, type_)
-
-
-@dataclass(frozen=True, slots=True)
-class Pipeline:
-    """Which receivers feed which exporters, by their ids.
-
-    Example:
-        >>> from statsig_otel.config.grammar import Pipeline
-        >>> Pipeline(receivers=("statsig",), exporters=("otlp_grpc", "debug")).exporters
-        ('otlp_grpc', 'debug')
-    """
-
-    receivers: tuple[str, ...]
-    exporters: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """A whole configuration, checked. The keys are the ids as written, in their order.
-
-    Attributes:
-        receivers: Each receiver's settings.
-        exporters: Each exporter's settings.
-        extensions: Each extension's settings.
-        pipelines: The pipelines.
-        service_extensions: The ids of the extensions to start, in their order.
-        telemetry: What the service says of itself.
-
-    Example:
-        >>> from statsig_otel.config.grammar import Configuration, Pipeline
-        >>> from statsig_otel.config import Settings
-        >>> pipelines = {"logs": Pipeline(("door",), ("log",))}
-        >>> configuration = Configuration({"door": Settings()}, {"log": Settings()}, {}, pipelines)
-        >>> list(configuration.exporters)
-        ['log']
-    """
-
-    receivers: dict[str, Settings]
-    exporters: dict[str, Settings]
-    extensions: dict[str, Settings]
-    pipelines: dict[str, Pipeline]
-    service_extensions: tuple[str, ...] = ()
-    telemetry: Settings = field(default_factory=Settings)
-
-
 def load(*locations: FilePath | str, components: Components, environ: Mapping[str, str]) -> Configuration:
-    """Read one location or several, which are merged in their order, and check the whole.
+    """Read one or more locations, merge them in their order, and check the result.
 
     Args:
         locations: Files, or what `--config` takes; see `config.locations`.
-        components: What there is to configure.
+        components: What can be configured.
         environ: The environment variables for `${env:...}`.
 
     Raises:
         ConfigError: All that is wrong.
 
     Example:
-        >>> from statsig_otel.config.grammar import Components, load
+        >>> from statsig_otel.config.configuration import Components
+        >>> from statsig_otel.config.grammar import load
         >>> from statsig_otel.config import Settings
         >>> components = Components(receivers={"door": Settings}, exporters={"log": Settings})
         >>> ends = "yaml:{receivers: {door: }, exporters: {log: }}"
@@ -149,14 +66,15 @@ def check(document: Document, components: Components) -> Configuration:
 
     Args:
         document: What was written.
-        components: What there is to configure.
+        components: What can be configured.
 
     Raises:
-        ConfigError: All that is wrong, with what was wrong in reading single values.
+        ConfigError: All that is wrong, including what was wrong when single values were read.
 
     Example:
         >>> from pathlib import Path
-        >>> from statsig_otel.config.grammar import Components, check
+        >>> from statsig_otel.config.configuration import Components
+        >>> from statsig_otel.config.grammar import check
         >>> from statsig_otel.config import ConfigError, Settings
         >>> from statsig_otel.config.source import parse
         >>> components = Components(receivers={"door": Settings}, exporters={"log": Settings})
@@ -175,9 +93,9 @@ def check(document: Document, components: Components) -> Configuration:
 
 
 def examine(document: Document, components: Components) -> tuple[Configuration, list[Problem]]:
-    """What is right of a document, and all that is wrong with it; `check` wants all of it right.
+    """The parts of a document that are right, and all problems. `check` raises where there is a problem.
 
-    Where there are problems, ids may be referred to that are not there.
+    Where there are problems, pipelines may name components that are missing.
     """
     checker = _Checker(document, components)
     configuration = checker.configuration()
@@ -186,9 +104,9 @@ def examine(document: Document, components: Components) -> tuple[Configuration, 
 
 
 def _for_secret(problem: Problem, components: Components) -> Problem:
-    """A problem of the reading; where a secret stands, without the advice to write it into the file.
+    """A problem of reading a value. If the value is a secret, no hint says to write it into the file.
 
-    Nor with a key that is no name: of `{authorization:Bearer TOKEN}` all is the key.
+    A key that is not a name may be a secret too: of `{authorization:Bearer TOKEN}` everything is the key.
     """
     kind, id_, *below = problem.path if len(problem.path) > _KEY_OF_COMPONENT else ("", "", "")
     models = components.of(str(kind))
@@ -207,13 +125,13 @@ def _for_secret(problem: Problem, components: Components) -> Problem:
 
 
 _Section: TypeAlias = dict[str, Settings | None]
-"""Settings by id; None where they are wrong: the id is there all the same, and can be referred to."""
+"""Settings by id; None where they are wrong. A pipeline may still name the id."""
 
 
 class _Checker:
-    """Walks a document once and collects what is wrong.
+    """Walks a document once and collects all problems.
 
-    What can't be known because of an earlier mistake is None, and nothing is said about it: one mistake, one problem.
+    A value that can't be known because of an earlier mistake is None and causes no further problem.
     """
 
     def __init__(self, document: Document, components: Components) -> None:
@@ -222,7 +140,7 @@ class _Checker:
         self._components = components
         self._meant: set[Path] = set()
         self._used: dict[str, set[str] | None] = {kind: set() for kind in _KINDS}
-        self._misspelt: dict[Path, str] = {}  # ids by those that were meant
+        self._misspelt: dict[Path, str] = {}  # ids as written, by the ids that were meant
 
     def configuration(self) -> Configuration:
         values = self._document.values
@@ -329,7 +247,7 @@ class _Checker:
         return self._settings(("service", "telemetry"), body, model) or model()
 
     def _extensions_of_components(self, sections: Mapping[str, _Section | None]) -> None:
-        """Whether the extensions that settings name are there, and are what they have to be."""
+        """Check that the extensions that settings name exist and have the right type."""
         extensions = sections["extensions"]
         components = [(kind, *one) for kind, section in sections.items() for one in (section or {}).items()]
         for kind, id_, settings in components if extensions is not None else ():
@@ -368,7 +286,7 @@ class _Checker:
     def _references(
         self, path: Path, parent: Mapping[str, object], kind: str, sections: Mapping[str, _Section | None]
     ) -> tuple[str, ...]:
-        """A list of ids, all of which have to be there."""
+        """A list of ids, each of which has to exist."""
         hint = f"name at least one {_KINDS[kind]}"
         items = self._present(path, parent, hint)
         if items is not None and not isinstance(items, list):
@@ -418,7 +336,7 @@ class _Checker:
     def _mapping(
         self, path: Path, parent: Mapping[str, object], hint: str, *, required: bool = True
     ) -> Mapping[str, object] | None:
-        """The mapping at the last step of the path; None where there is none that can be read."""
+        """The mapping at the path; None if there is none that can be read."""
         value = self._present(path, parent, hint, required=required)
         if value is None:
             return None
@@ -428,7 +346,7 @@ class _Checker:
         return value
 
     def _present(self, path: Path, parent: Mapping[str, object], hint: str, *, required: bool = True) -> object:
-        """The value at the last step of the path; None where there is none, or where it can't be known."""
+        """The value at the path; None if there is none, or if it could not be read."""
         key = path[-1]
         value = parent.get(key) if isinstance(key, str) else None
         if value is None and required and path not in self._meant:
@@ -446,10 +364,10 @@ class _Checker:
         """Say which keys are unknown, and remember which were meant by them.
 
         Args:
-            path: Where the mapping stands.
+            path: The mapping's path.
             values: The mapping.
             known: The keys that it can have.
-            refused: What the Collector has here. Empty, it does no harm.
+            refused: Keys that only the Collector has here. An empty one does no harm.
         """
         for key, value in values.items():
             if key in refused:

@@ -1,11 +1,11 @@
-"""What `--config` takes, with the Collector's schemes: each is a source of YAML with a name for messages.
+"""Reads what `--config` names: files, environment variables or YAML itself, with the Collector's schemes.
 
 - `PATH` or `file:PATH`: a file.
-- `env:NAME`: the text of an environment variable.
-- `yaml:TEXT`: the text itself. In its outermost keys `::` leads further down, as in
+- `env:NAME`: the value of an environment variable.
+- `yaml:TEXT`: YAML. In its outermost keys `::` separates nested keys, as in
   `yaml:exporters::otlp_grpc::endpoint: collector:4317`.
 
-Relative paths in `${file:...}` begin at a file's directory, else at the working directory.
+Relative paths in `${file:...}` start at the directory of the file, or at the working directory if there is no file.
 """
 
 import re
@@ -26,14 +26,14 @@ _HINT: Final = "there are PATH, file:PATH, env:NAME and yaml:TEXT"
 
 
 def read_all(locations: Iterable[FilePath | str], *, environ: Mapping[str, str]) -> Document:
-    """Read each location, and merge them in their order.
+    """Read all locations and merge them in their order.
 
     Args:
         locations: What `--config` takes. A `Path` is a file, whatever its name.
         environ: The environment variables, for `env:NAME` and `${env:...}`.
 
     Raises:
-        ConfigError: What is wrong with those that can't be read, all at once.
+        ConfigError: Locations can't be read; it names all of them.
 
     Example:
         >>> from statsig_otel.config.locations import read_all
@@ -85,7 +85,7 @@ def _variable(name: str, environ: Mapping[str, str]) -> Document:
 
 
 def _text(text: str, environ: Mapping[str, str]) -> Document:
-    begin = _SHOWN.match(text)  # the value behind it may be a secret
+    begin = _SHOWN.match(text)  # the value after it may be a secret
     return _unfolded(_parse(text, f"yaml:{quoted(begin[0])[1:-1] if begin else '...'}", environ))
 
 

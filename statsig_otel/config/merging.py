@@ -1,11 +1,11 @@
-"""Several documents as one, merged as the Collector merges the locations of several `--config`.
+"""Merges several documents into one, as the Collector merges the locations of several `--config`.
 
 The rules are those of koanf's `maps.Merge`, which the Collector's confmap uses (`Conf.Merge`, without its feature gate
 that appends lists):
 
-- Of two mappings the keys are merged, at every depth.
-- Everything else is replaced as a whole by what comes later: a list too, and a null in place of a mapping as well (the
-  Collector's issue 9931). `exporters: {otlp_grpc: }` after a mapping leaves the exporter with its defaults.
+- The keys of two mappings are merged, at every depth.
+- Everything else is replaced by the later value as a whole: also a list, and a mapping by a null (the Collector's issue
+  9931). `exporters: {otlp_grpc: }` after a mapping leaves the exporter with its defaults.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,10 +16,10 @@ from statsig_otel.config.substitution import Template
 
 
 def merge(documents: Iterable[Document]) -> Document:
-    """The documents as one; the later one wins. None at all become an empty document.
+    """The documents as one; later ones win. Without documents the result is an empty one.
 
-    Each value keeps its own place; a mapping that several have is placed where the first has it. Problems of a text
-    stay, but a reference that can't be resolved doesn't matter once its value is replaced.
+    Each value keeps its own place; a mapping that several documents have keeps the place in the first. Problems of a
+    document stay, but a reference that can't be resolved doesn't matter once its value is replaced.
 
     Example:
         >>> from pathlib import Path
@@ -50,7 +50,7 @@ def merge(documents: Iterable[Document]) -> Document:
 def _merged(
     first: Mapping[str, object], second: Mapping[str, object], path: Path, replaced: set[Path]
 ) -> dict[str, object]:
-    """Both in one; `replaced` gets the paths where the second took the place of the first."""
+    """Both mappings in one; the paths whose value was replaced are added to `replaced`."""
     merged = dict(first)
     for key, value in second.items():
         below = (*path, key)

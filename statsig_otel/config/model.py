@@ -1,4 +1,4 @@
-"""What the components' settings are built from: a strict base model and the types of their values."""
+"""The strict base model of all settings, and the types of special values: secrets, ids of extensions, lists."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,32 +16,28 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from statsig_otel.config.scalars import resolve
+from statsig_otel.config.errors import SettingError
+from statsig_otel.config.scalars import YAML_1_1_BOOLEANS, resolve
 
 _REDACTED: Final = "[REDACTED]"
+_BOOLEANS: Final = {**YAML_1_1_BOOLEANS, "t": "true", "1": "true", "f": "false", "0": "false"}
 
 
-_YAML_1_1: Final = {"y": "true", "yes": "true", "on": "true", "n": "false", "no": "false", "off": "false"}
-
-
-_BOOLEANS: Final = {**_YAML_1_1, "t": "true", "1": "true", "f": "false", "0": "false"}
-
-
-def _boolean_hint(value: object) -> str:
+def _boolean_hint(value: object) -> str | None:
     word = _BOOLEANS.get(str(value).lower())
     if word is None:
-        return ""
-    return f"\nhint: write {word}{f': to YAML 1.2 {value} is a text' if str(value).lower() in _YAML_1_1 else ''}"
+        return None
+    return f"write {word}{f': to YAML 1.2 {value} is a text' if str(value).lower() in YAML_1_1_BOOLEANS else ''}"
 
 
 class Settings(BaseModel):
     """The base of every component's settings: unknown keys are errors, values don't change once checked.
 
     Attributes:
-        refused: Keys that the Collector has here and this component does not, each with what to do instead.
-        meant: Keys that are often written here, and what is meant by each: `{"insecure": "tls::insecure"}`.
-        needed: Keys that have to be there, each with what to write.
-        without: Secrets that need not be there yet, each with what to write until then.
+        refused: Keys that the Collector's component has and this one has not, each with what to do instead.
+        meant: Keys that are often written by mistake, each with the right one: `{"insecure": "tls::insecure"}`.
+        needed: Required keys, each with what to write.
+        without: Secrets that may be missing at first, each with what to write until then.
 
     Example:
         >>> from statsig_otel.config import Duration, Opaque, Settings, Size
@@ -66,13 +62,13 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_boolean_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        """Python takes `true` for 1 and pydantic 1 for `true`; whoever writes one means something else.
+        """Refuse `true` where a number is wanted, which Python takes for 1, and 1 where a boolean is wanted.
 
-        A text, which may come from a variable, is what YAML makes of it.
+        A string may come from a variable, so it is read as YAML would read it.
         """
         field = cls.model_fields.get(info.field_name or "")
         if field is None or any(isinstance(one, BeforeValidator) for one in field.metadata):
-            return value  # a type with words of its own
+            return value  # a type with messages of its own
         is_union = get_origin(field.annotation) in (Union, UnionType)
         types = set(get_args(field.annotation) if is_union else [field.annotation]) - {type(None)}
         is_plain = types <= {bool, int, float}
@@ -81,12 +77,12 @@ class Settings(BaseModel):
         if isinstance(value, bool) and {int, float} & types and bool not in types:
             raise ValueError(f"must be a {'whole ' if int in types else ''}number")
         if not isinstance(value, bool | None) and types == {bool}:
-            raise ValueError(f"must be true or false{_boolean_hint(value)}")
+            raise SettingError("must be true or false", _boolean_hint(value))
         return value
 
     @property
     def own_files(self) -> tuple[Path, ...]:
-        """The files whose content belongs to the settings: where it changes, they count as changed at a reload."""
+        """The files whose content belongs to the settings: if it changes, the settings have changed at a reload."""
         return ()
 
     @classmethod
@@ -111,7 +107,7 @@ class Settings(BaseModel):
 
 
 class Opaque:
-    """A text that must not be seen: prints as `[REDACTED]` everywhere, like the Collector's `configopaque.String`.
+    """A secret string: prints as `[REDACTED]` everywhere, like the Collector's `configopaque.String`.
 
     Example:
         >>> from statsig_otel.config import Opaque
@@ -126,7 +122,7 @@ class Opaque:
         self._text = text
 
     def reveal(self) -> str:
-        """The text itself."""
+        """The string itself."""
         return self._text
 
     def __repr__(self) -> str:
@@ -154,7 +150,7 @@ class Opaque:
 
 @dataclass(frozen=True, slots=True)
 class ExtensionOf:
-    """Marks a key whose text is the id of an extension: `Annotated[str | None, ExtensionOf("file_storage")]`.
+    """Marks a key whose value is the id of an extension: `Annotated[str | None, ExtensionOf("file_storage")]`.
 
     Attributes:
         type: The extension's type.
@@ -164,7 +160,7 @@ class ExtensionOf:
 
 
 def extensions_of(settings: Settings) -> Iterator[tuple[tuple[str, ...], str, ExtensionOf]]:
-    """The ids of extensions that settings name, at every depth: where each stands, the id, what it has to be."""
+    """The ids of extensions that settings name, at every depth: its path, the id, and the type that it has to have."""
     for name, info in type(settings).model_fields.items():
         value = getattr(settings, name)
         if isinstance(value, Settings):
@@ -177,18 +173,18 @@ def extensions_of(settings: Settings) -> Iterator[tuple[tuple[str, ...], str, Ex
 
 @dataclass(frozen=True, slots=True)
 class OrList:
-    """Marks a value that may be written as a list, too: `Annotated[dict[str, Opaque], OrList(list[Pair], as_dict)]`.
+    """Marks a value that may also be written as a list: `Annotated[dict[str, Opaque], OrList(list[Pair], as_dict)]`.
 
     Attributes:
         items: The type of the list.
-        convert: Makes the value of a list that was checked; raises a `ValueError` where that can't be.
+        convert: Makes the value from a checked list; raises a `ValueError` where that is impossible.
     """
 
     items: Any
     convert: Callable[[Any], object]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Which of the two is meant is told by the value's own type, so that only that one's errors are reported."""
+        """Choose between the two forms by the value's own type, so that only one form's errors are reported."""
         items = core_schema.no_info_after_validator_function(self.convert, handler.generate_schema(self.items))
         return core_schema.tagged_union_schema(
             {"(list)": items, "(value)": handler(source)},  # no key is called so: the tags stand in errors' paths

@@ -1,8 +1,8 @@
-"""What can be written, made from the components' models: a JSON Schema of the whole file, and tables of keys.
+"""Makes the JSON Schema of the configuration file, and tables of its keys, from the components' models.
 
-The schema is of draft 2020-12, for editors and for the YAML language server. It is a little wider than the reader: a
-check that needs two keys, or the machine, is the reader's alone. A text may be written without quotes, as the reader
-takes it, a number or a boolean with them, and wherever one or a word stands, so may a text that holds a `${...}`.
+The schema (draft 2020-12) is for editors and the YAML language server. It accepts a little more than the reader does:
+checks of two keys together, or of the machine, are left out. As in the file, a string may be written without quotes, a
+number or a boolean with them, and each may be a string that contains a `${...}`.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from pydantic_core import core_schema
 
-from statsig_otel.config.grammar import Components
+from statsig_otel.config.configuration import Components
 from statsig_otel.config.model import Opaque, Settings
 
 Schema: TypeAlias = dict[str, Any]
@@ -34,7 +34,7 @@ _AS_TEXT: Final[Mapping[str, Schema]] = {
         "title": "true or false as a text",
     },
 }
-"""How a variable brings in a number or a boolean; the reader can't tell it from one in quotes."""
+"""A number or a boolean as a string, which the value of a variable always is."""
 
 _TEXTS: Final[Mapping[str, Schema]] = {name: {"$ref": f"#/$defs/{name}_text"} for name in _AS_TEXT}
 _OTHER_FORMS: Final = (_REFERENCE_PATH, *_TEXTS.values())
@@ -52,7 +52,7 @@ _ID: Final = {"type": "string", "description": "An id: TYPE or TYPE/NAME."}
 
 
 class _Generator(GenerateJsonSchema):
-    """pydantic's own, in the grammar of the file."""
+    """pydantic's generator, adapted to the grammar of the file."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - pydantic's signature
         return False
@@ -70,7 +70,7 @@ class _Generator(GenerateJsonSchema):
         return {"anyOf": [self.generate_inner(one) for one in reversed(schema["choices"].values())]}
 
     def dict_schema(self, schema: core_schema.DictSchema) -> Schema:
-        # pydantic's takes the titles of the values away.
+        # pydantic's own removes the titles of the values.
         return {**super().dict_schema(schema), "additionalProperties": self.generate_inner(schema["values_schema"])}
 
     def json_or_python_schema(self, schema: core_schema.JsonOrPythonSchema) -> Schema:
@@ -95,7 +95,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def _written(values: list[Any]) -> list[Any]:
-    """Words as they may be written: `1.2` also without quotes."""
+    """The words as they may be written: `1.2` also without quotes."""
     numbers = [float(value) for value in values if isinstance(value, str) and _NUMBER.fullmatch(value)]
     return [*values, *numbers]
 
@@ -105,7 +105,7 @@ def _summary(model: type[BaseModel]) -> str:
 
 
 def _attributes(model: type[BaseModel]) -> dict[str, str]:
-    """What the docstrings say of the keys (Google style, "Attributes"), where a field does not say it itself."""
+    """The descriptions of keys in docstrings (Google style, "Attributes"), for fields without one of their own."""
     found: dict[str, str] = {}
     for base in reversed(model.__mro__):
         if issubclass(base, Settings):
@@ -126,7 +126,7 @@ def _name(reference: Schema) -> str:
 
 
 def _with_references(schema: Schema) -> Schema:
-    """The schema, where a `${...}` may stand for each number, boolean and word, and a text for the first two."""
+    """The schema with a `${...}` allowed for each number, boolean and word, and a string for the first two."""
     found: Schema = {}
     for key, value in schema.items():
         if key == "properties":
@@ -149,7 +149,7 @@ def _with_references(schema: Schema) -> Schema:
 
 
 def _flat(members: list[Schema]) -> Iterator[Schema]:
-    """The members without choices among them, each once."""
+    """The members, each once, with nested choices written out."""
     seen: list[Schema] = []
     for member in members:
         for one in member["anyOf"] if set(member) == {"anyOf"} else [member]:
@@ -258,10 +258,10 @@ class Key:
     """One key of a component.
 
     Attributes:
-        path: Where it stands below the component: `tls::insecure`.
+        path: Its path below the component: `tls::insecure`.
         type: What may be written, in words.
-        default: What holds without it, as it would be written.
-        is_required: Whether it has to be there.
+        default: Its default, as it would be written.
+        is_required: Whether it has to be written.
         meaning: What it does.
     """
 
@@ -273,7 +273,7 @@ class Key:
 
 
 def keys(model: type[Settings]) -> list[Key]:
-    """The keys of a model, with those of the models in it below them, in their order."""
+    """The keys of a model in their order, each followed by the keys of the model that it contains."""
     names, definitions = _definitions([model])
     return list(_keys(names[model], definitions, ""))
 
@@ -310,8 +310,8 @@ def _type(schema: Schema) -> str:
 
 
 def _is_other_form(schema: Schema) -> bool:
-    """Whether it only says in how many ways something may be written."""
-    is_spelling = schema.get("type") == "string" and "title" not in schema  # a text has all of `_TEXT`
+    """Whether the schema is only another way to write the same value."""
+    is_spelling = schema.get("type") == "string" and "title" not in schema  # a string has all of `_TEXT`
     return schema in _OTHER_FORMS or schema.get("type") == "null" or is_spelling
 
 

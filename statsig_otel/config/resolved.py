@@ -1,23 +1,19 @@
-"""A configuration as the file that would say all of it: merged, with what was substituted, and with every default."""
+"""Writes a configuration as one YAML file: merged, with every reference resolved and every default written out."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from statsig_otel.config.grammar import Configuration
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import Settings
-from statsig_otel.config.scalars import resolve
+from statsig_otel.config.scalars import YAML_1_1_BOOLEANS, resolve
 
 _PLAIN: Final = re.compile(r"[A-Za-z_/](?:[A-Za-z0-9_./:-]*[A-Za-z0-9_./-])?|[0-9]+[A-Za-z][A-Za-z0-9.]*")
 
 
-_YAML_1_1: Final = frozenset({"y", "n", "yes", "no", "on", "off"})
-"""Booleans of YAML 1.1, which many tools still read."""
-
-
 def to_yaml(values: Mapping[str, object]) -> str:
-    """The text of a mapping; `yaml_tree` reads the same from it."""
+    """A mapping as YAML, from which `yaml_tree` reads the same mapping."""
     return "".join(f"{line}\n" for line in _lines(values))
 
 
@@ -56,11 +52,11 @@ def _scalar(value: object) -> str:
 
 
 def _is_yaml_1_1(text: str) -> bool:
-    return text.lower() in _YAML_1_1
+    return text.lower() in YAML_1_1_BOOLEANS
 
 
 def resolved(configuration: Configuration) -> dict[str, Any]:
-    """The plain values of the whole file. Secrets are `[REDACTED]`; all else reads as the same configuration again."""
+    """The plain values of the whole file. Secrets are `[REDACTED]`; all others read as the same configuration again."""
     service: dict[str, Any] = {
         "pipelines": {
             id_: {"receivers": list(pipeline.receivers), "exporters": list(pipeline.exporters)}
@@ -81,7 +77,7 @@ def _section(components: Mapping[str, Settings]) -> dict[str, Any]:
 
 
 def _escaped(value: Any) -> Any:
-    """The value with each `$` written as the grammar wants it; keys are taken as they are."""
+    """The value with each `$` escaped; keys need no escape."""
     if isinstance(value, str):
         return value.replace("$", "$$")
     if isinstance(value, list):

@@ -5,6 +5,8 @@ from typing import Final, TypeAlias
 
 Atom: TypeAlias = str | int | float | bool | None
 
+YAML_1_1_BOOLEANS: Final = {"y": "true", "yes": "true", "on": "true", "n": "false", "no": "false", "off": "false"}
+"""Strings that many tools still read as booleans, in any case."""
 
 # YAML 1.2.2, section 10.3.2, "Tag Resolution" (of the core schema).
 _NULL: Final = frozenset({"", "~", "null", "Null", "NULL"})

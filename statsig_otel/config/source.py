@@ -1,7 +1,7 @@
-"""One YAML file as plain values, each of which knows where it was written.
+"""Reads one YAML file into plain values, and remembers the line of each.
 
-A plain scalar that YAML reads as a number or a boolean keeps its text as written (`Place.text`), so that `name: 007`
-can still be the text `007` where a text is wanted: which of the two is meant, only the component's model knows.
+A plain scalar that YAML reads as a number or a boolean also keeps its characters (`Place.text`), so that `name: 007`
+can still become the string `007` if the component's model wants a string.
 """
 
 import re
@@ -13,18 +13,17 @@ from typing import Final
 from statsig_otel.config import yaml_tree
 from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
 from statsig_otel.config.substitution import Substitution, Template, read_regular
-from statsig_otel.config.yaml_tree import MAX_DEPTH, MAX_VALUES, Fault, Node, Scalar, Sequence, TreeError
+from statsig_otel.config.yaml_tree import MAX_DEPTH, MAX_VALUES, BadNode, Node, Scalar, Sequence, TreeError
 
 MAX_FILE: Final = 1 << 20
 """Bytes of a configuration file at most."""
 
-
 _OPENED: Final = re.compile(r"/dev/stdin|(?:/dev|/proc/self)/fd/[0-9]+")
-"""Descriptors of this process, by their names."""
+"""Names of descriptors that this process has open."""
 
 
 class Unknown:
-    """Stands where a value could not be read. The document's problems say why; nothing else is said about it."""
+    """Stands for a value that could not be read. The document's problems say why; it causes no others."""
 
     def __repr__(self) -> str:
         return "UNKNOWN"
@@ -38,9 +37,9 @@ class Place:
     """Where a value was written.
 
     Attributes:
-        file: The file, or whatever else it comes from, such as an environment variable.
+        file: The file, or another source, such as an environment variable.
         line: The line in the file, from 1.
-        text: The text as written, of a plain scalar that is a number or a boolean.
+        text: A number or a boolean as it was written.
 
     Example:
         >>> from statsig_otel.config.source import Place
@@ -55,15 +54,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    r"""What was written, as plain values: mappings with text keys, lists, texts, numbers, booleans and None.
+    r"""What was written, as plain values: mappings with strings as keys, lists, strings, numbers, booleans and None.
 
     Attributes:
         values: The values. `UNKNOWN` stands for one that could not be read.
-        places: Where each was written, by its path. The empty path is the whole.
-        problems: What was wrong with the text.
-        unresolved: What was wrong with the references (`${...}`) of single values. A value that another document
-            replaces needs none of its own.
-        templates: The values that hold a file's content, by their path.
+        places: Where each was written, by its path. The empty path is the whole document.
+        problems: What was wrong with the YAML.
+        unresolved: What was wrong with references (`${...}`) in single values. They don't matter if another document
+            replaces the value.
+        templates: The values that contain a file's content, by their path.
 
     Example:
         >>> from pathlib import Path
@@ -96,7 +95,7 @@ class Document:
         return cls(values, {(): Place(origin)} | places)
 
     def place(self, path: Path) -> Place | None:
-        """Where the value was written; for one that is missing, the nearest that it belongs to."""
+        """Where the value was written; if it is missing, the place of the nearest value around it."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path)
@@ -119,11 +118,11 @@ def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
     """Read a file.
 
     Args:
-        path: The file. Relative paths in `${file:...}` begin at its directory.
+        path: The file. Relative paths in `${file:...}` start at its directory.
         environ: The environment variables for `${env:...}`.
 
     Raises:
-        ConfigError: It can't be read, or is no YAML mapping. What is wrong with single values is in the document.
+        ConfigError: It can't be read, or is not a YAML mapping. What is wrong with single values is in the document.
 
     Example:
         >>> from pathlib import Path
@@ -146,9 +145,9 @@ def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
 
 
 def _read(path: FilePath) -> bytes:
-    """The file's bytes, one more than allowed at most.
+    """The file's bytes: at most one more than allowed.
 
-    A pipe with a name could keep a reload waiting for ever. What a shell has opened for us, such as `<(...)`, is read.
+    A named pipe is refused, since a reload could wait for ever. A pipe of the shell, such as `<(...)`, is read.
     """
     if not _OPENED.fullmatch(str(path)):
         return read_regular(path, MAX_FILE)
@@ -162,11 +161,11 @@ def parse(data: bytes, *, file: str, directory: FilePath, environ: Mapping[str, 
     Args:
         data: The bytes: UTF-8 YAML.
         file: The file's name, for messages.
-        directory: Where relative paths in `${file:...}` begin.
+        directory: Where relative paths in `${file:...}` start.
         environ: The environment variables for `${env:...}`.
 
     Raises:
-        ConfigError: It is no YAML mapping. What is wrong with single values is in the document.
+        ConfigError: It is not a YAML mapping. What is wrong with single values is in the document.
 
     Example:
         >>> from pathlib import Path
@@ -196,13 +195,13 @@ def _root(text: str) -> yaml_tree.Mapping:
     if isinstance(root, yaml_tree.Mapping):
         return root
     if isinstance(root, Scalar) and root.value is None:
-        raise TreeError(Fault(root.line, "the file is empty"))
-    raise TreeError(Fault(root.line, "the file is no mapping", "begin with receivers: in the first column"))
+        raise TreeError(BadNode(root.line, "the file is empty"))
+    raise TreeError(BadNode(root.line, "the file is no mapping", "begin with receivers: in the first column"))
 
 
 @dataclass(slots=True)
 class _Builder:
-    """Makes values of nodes. What it visits is counted, since aliases can make much of little."""
+    """Makes values of nodes. It counts what it visits, since a few aliases can stand for very many values."""
 
     file: str
     substitution: Substitution
@@ -232,7 +231,7 @@ class _Builder:
             key = self._key(key_node, path)
             if key is None:
                 continue
-            # The parser places an empty value at whatever comes next.
+            # The parser gives an empty value the line of whatever follows.
             line = value_node.line if isinstance(value_node, Scalar) and value_node.text else key_node.line
             below = (*path, key)
             if key in values:
@@ -247,26 +246,27 @@ class _Builder:
         return values
 
     def _key(self, node: Node, path: Path) -> str | None:
-        """A key, which has to be a text."""
+        """A key, which has to be a string."""
         if isinstance(node, Scalar) and isinstance(node.value, str):
             if node.plain and node.text == "<<":
                 self._fault(
-                    path, Fault(node.line, "has a merge key (<<), which YAML 1.2 does not have", "write the keys out")
+                    path,
+                    BadNode(node.line, "has a merge key (<<), which YAML 1.2 does not have", "write the keys out"),
                 )
                 return None
             return node.value
         if isinstance(node, Scalar) and not node.text:
-            fault = Fault(node.line, "has a key that is empty", 'write it as ""')
+            fault = BadNode(node.line, "has a key that is empty", 'write it as ""')
         elif isinstance(node, Scalar):
-            fault = Fault(
+            fault = BadNode(
                 node.line,
                 f"has the key {quoted(node.text)[1:-1]}, which is no text",
                 f'write it as "{quoted(node.text)[1:-1]}"',
             )
-        elif isinstance(node, Fault):
-            fault = Fault(node.line, f"has a key that {node.message}", node.hint)
+        elif isinstance(node, BadNode):
+            fault = BadNode(node.line, f"has a key that {node.message}", node.hint)
         else:
-            fault = Fault(
+            fault = BadNode(
                 node.line,
                 "has a key that is a list or a mapping",
                 "keys are texts; quote a text that begins with [, { or ?",
@@ -288,8 +288,8 @@ class _Builder:
             self._texts[node] = UNKNOWN if faults else text
         return self._texts[node]
 
-    def _fault(self, path: Path, fault: Fault) -> Unknown:
-        message = fault.message if path else f"the file {fault.message}"  # without a path it has no subject
+    def _fault(self, path: Path, fault: BadNode) -> Unknown:
+        message = fault.message if path else f"the file {fault.message}"  # without a path the message has no subject
         self.problems.append(Problem(path, message, fault.hint, self.file, fault.line))
         return UNKNOWN
 
@@ -297,9 +297,9 @@ class _Builder:
         self._count += 1
         if self._count > MAX_VALUES:
             raise TreeError(
-                Fault(line, f"the file holds more than {MAX_VALUES} values, with its aliases (*) written out")
+                BadNode(line, f"the file holds more than {MAX_VALUES} values, with its aliases (*) written out")
             )
         if len(path) > MAX_DEPTH:
             raise TreeError(
-                Fault(line, f"values are nested more than {MAX_DEPTH} deep, with their aliases (*) written out")
+                BadNode(line, f"values are nested more than {MAX_DEPTH} deep, with their aliases (*) written out")
             )

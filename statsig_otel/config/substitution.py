@@ -1,14 +1,14 @@
-"""`${env:NAME}` and `${file:/path}` within a text.
+"""Resolves references: `${env:NAME}` and `${file:/path}` within a string.
 
-The grammar, which is the Collector's (its document "confmap", section "Environment variable expansion") and less:
+The grammar is a part of the Collector's (its document "confmap", section "Environment variable expansion"):
 
-- `${env:NAME}`, or `${NAME}`: the environment variable. Not set: an error. Set and empty: an empty text.
-- `${env:NAME:-default}`: the default where the variable is not set at all.
-- `${file:PATH}`: the file's content without one newline at its end. A relative path begins at the
+- `${env:NAME}`, or `${NAME}`: the environment variable. If it is not set, that is an error. It may be empty.
+- `${env:NAME:-default}`: the default if the variable is not set.
+- `${file:PATH}`: the file's content without one newline at its end. A relative path starts at the
   configuration's directory.
-- `$$`: a `$`. Before anything else than `{` and `$`, a `$` stands for itself.
+- `$$`: a `$`. A `$` before any other character than `{` and `$` stands for itself.
 
-What was put in is neither looked at again nor read as YAML: it stays a text.
+The result is a string: it is not read as YAML, and references in it are not resolved.
 """
 
 import os
@@ -17,18 +17,15 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
-from statsig_otel.config.errors import quoted
+from statsig_otel.config.errors import Fault, SettingError, quoted
 
 MAX_FILE: Final = 1 << 20
-"""Bytes of a file that `${file:...}` reads at most."""
+"""The most bytes of a file that `${file:...}` reads."""
 
 MAX_TEXT: Final = 8 << 20
-"""Characters that the substitutions of one configuration put in at most."""
-
-Fault: TypeAlias = tuple[str, str | None]
-"""A message and its hint."""
+"""The most characters that all references of one configuration may stand for together."""
 
 _REFERENCE: Final = re.compile(r"\$(?:\$|\{([^}]*)(\}?))")
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
@@ -38,18 +35,12 @@ _ESCAPE_HINT: Final = "write $$ where a $ is meant"
 _FORMS_HINT: Final = f"there are ${{env:NAME}}, ${{env:NAME:-default}} and ${{file:/path}}; {_ESCAPE_HINT}"
 
 
-class _FaultError(Exception):
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.fault: Final[Fault] = (message, hint)
-
-
 class Substitution:
-    """Puts in what the references of one configuration name. A file is read once.
+    """Resolves the references of one configuration. Each file is read once.
 
     Args:
         environ: The environment variables.
-        directory: Where relative paths begin.
+        directory: Where relative paths start.
     """
 
     def __init__(self, environ: Mapping[str, str], directory: Path) -> None:
@@ -59,20 +50,20 @@ class Substitution:
         self._room = MAX_TEXT
 
     def expand(self, text: str) -> tuple[str, list[Fault]]:
-        """The text with everything put in, and what was wrong with it. No message holds more of it than names."""
+        """The string with its references resolved, and what was wrong with them. Messages contain only names."""
         faults: list[Fault] = []
 
         def replace(match: re.Match[str]) -> str:
             try:
                 return self._value(match)
-            except _FaultError as error:
-                faults.append(error.fault)
+            except SettingError as error:
+                faults.append(Fault(error.message, error.hint))
                 return ""
 
         return _REFERENCE.sub(replace, text), faults
 
     def template(self, text: str) -> "Template | None":
-        """The text, where it holds a reference to a file; else None."""
+        """A template for a string that refers to a file; None for any other."""
         held = any(match[1] and match[1].startswith("file:") for match in _REFERENCE.finditer(text))
         return Template(text, self._environ, self._directory) if held else None
 
@@ -80,16 +71,16 @@ class Substitution:
         if match[0] == "$$":
             return "$"
         if not match[2]:
-            raise _FaultError("holds a ${ without its }", _ESCAPE_HINT)
+            raise SettingError("holds a ${ without its }", _ESCAPE_HINT)
         value = self._resolve(match[1])
         self._room -= len(value)
         if self._room < 0:
-            raise _FaultError(f"the substitutions put in more than {MAX_TEXT >> 20} MiB in all")
+            raise SettingError(f"the substitutions put in more than {MAX_TEXT >> 20} MiB in all")
         return value
 
     def _resolve(self, reference: str) -> str:
         if "${" in reference:
-            raise _FaultError(
+            raise SettingError(
                 "holds a ${ within a ${...}",
                 f"close the first with a }}; a default can't hold another reference; {_ESCAPE_HINT}",
             )
@@ -97,12 +88,12 @@ class Substitution:
             return self._file(reference.removeprefix("file:"))
         if reference.startswith(("yaml:", "http:", "https:")):
             scheme = reference.partition(":")[0]
-            raise _FaultError(f"${{{scheme}:...}} is not supported", _FORMS_HINT)
+            raise SettingError(f"${{{scheme}:...}} is not supported", _FORMS_HINT)
         if not reference.startswith("env:") and _SCHEME.match(reference) and not _VARIABLE.fullmatch(reference):
-            raise _FaultError("holds a ${...} with an unknown scheme", _FORMS_HINT)
+            raise SettingError("holds a ${...} with an unknown scheme", _FORMS_HINT)
         match = _VARIABLE.fullmatch(reference.removeprefix("env:"))
         if match is None:
-            raise _FaultError(
+            raise SettingError(
                 "holds a ${...} that names no environment variable",
                 f"a name has letters, digits and _ only, and begins with no digit; {_ESCAPE_HINT}",
             )
@@ -111,12 +102,12 @@ class Substitution:
     def _variable(self, name: str, default: str | None) -> str:
         value = self._environ.get(name, default)
         if value is None:
-            raise _FaultError(
+            raise SettingError(
                 f"the environment variable {quoted(name)[1:-1]} is not set",
                 f"{_UNSET_HINT}${{env:{quoted(name)[1:-1]}:-default}}",
             )
         if not _is_unicode(value):
-            raise _FaultError(f"the environment variable {quoted(name)[1:-1]} is not UTF-8")
+            raise SettingError(f"the environment variable {quoted(name)[1:-1]} is not UTF-8")
         return value
 
     def _file(self, name: str) -> str:
@@ -127,25 +118,25 @@ class Substitution:
     def _read(self, name: str) -> str:
         shown = quoted(name)[1:-1]
         if not name:
-            raise _FaultError("holds a ${file:} without a path", _FORMS_HINT)
+            raise SettingError("holds a ${file:} without a path", _FORMS_HINT)
         try:
             content = read_regular(self._directory / name, MAX_FILE)
         except OSError as error:
             reason = error.strerror or "it can't be opened"
-            raise _FaultError(f"the file {shown} can't be read: {reason}") from None
+            raise SettingError(f"the file {shown} can't be read: {reason}") from None
         except ValueError:  # a NUL in the path, or a surrogate
-            raise _FaultError("holds a ${file:...} whose path no file can have") from None
+            raise SettingError("holds a ${file:...} whose path no file can have") from None
         if len(content) > MAX_FILE:
-            raise _FaultError(f"the file {shown} is larger than {MAX_FILE >> 20} MiB")
+            raise SettingError(f"the file {shown} is larger than {MAX_FILE >> 20} MiB")
         try:
             text = content.decode()
         except UnicodeDecodeError:
-            raise _FaultError(f"the file {shown} is not UTF-8") from None
+            raise SettingError(f"the file {shown} is not UTF-8") from None
         return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
 def hint_for_secret(hint: str | None) -> str | None:
-    """A hint as it fits where a secret stands: a default would be one that everybody can read."""
+    """The hint for a value that is a secret: it must not say to write a default, which everybody could read."""
     if hint is None or not hint.startswith(_UNSET_HINT):
         return hint
     return "set it where the service runs, or write ${file:PATH}, with the secret in a file"
@@ -153,12 +144,12 @@ def hint_for_secret(hint: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A text as it was written, with references to files, whose content may change while a service runs.
+    """A string with references to files, whose content may change while a service runs.
 
     Attributes:
-        text: The text.
+        text: The string as it was written.
         environ: The environment variables.
-        directory: Where relative paths begin.
+        directory: Where relative paths start.
     """
 
     text: str
@@ -166,18 +157,18 @@ class Template:
     directory: Path
 
     def expand(self) -> tuple[str, list[Fault]]:
-        """What it stands for now, read anew; see `Substitution.expand`."""
+        """Read the files again and resolve the references; see `Substitution.expand`."""
         return Substitution(self.environ, self.directory).expand(self.text)
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """The file's bytes, one more than allowed at most. A pipe or a device could keep the reader waiting for ever.
+    """The bytes of a regular file: at most one more than allowed. A pipe or a device could block the reader for ever.
 
     Raises:
-        OSError: It can't be read, or is no regular file.
+        OSError: It can't be read, or is not a regular file.
         ValueError: No file can have such a path.
     """
-    # Without O_NONBLOCK, opening a pipe that nobody writes to would wait already.
+    # Without O_NONBLOCK, opening a pipe that nobody writes to would block.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -1,4 +1,4 @@
-"""Durations and sizes as a configuration has them: read, checked, and written back."""
+"""Reads and writes durations such as `1m30s` and sizes such as `20MiB`."""
 
 import math
 import re
@@ -14,83 +14,59 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from statsig_otel.config.errors import SettingError
+
 _DURATION: Final = re.compile(r"(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+")
-
-
 _NO_DURATION: Final = "must be a duration such as 30s, 500ms or 1h30m"
-
-
 _DURATION_PART: Final = re.compile(r"([0-9.]+)(ns|us|µs|μs|ms|s|m|h)")
-
-
 _SECONDS: Final = {
     "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0,
 }  # fmt: skip
-
-
-_LONGEST: Final = 9_223_372_036.0  # what Go's durations and the waits of Python's threads can hold
-
-
+_LONGEST: Final = 9_223_372_036.0  # the most that Go's durations and the timeouts of Python's threads can be
 _TOO_LONG: Final = "is longer than 292 years, which no duration can be"
-
-
 _LIKE_A_DURATION: Final = re.compile(r"([-+]?)([0-9]{1,9}(?:\.[0-9]{1,9})?) *([a-z]*)")
-
-
 _UNIT_WORDS: Final = {
     "": "s", "s": "s", "sec": "s", "second": "s", "m": "m", "min": "m", "minute": "m", "h": "h", "hr": "h", "hour": "h",
     "ms": "ms", "milli": "ms", "msec": "ms", "millisecond": "ms", "us": "us", "microsecond": "us", "ns": "ns",
     "nanosecond": "ns",
 }  # fmt: skip
 
-
 _NO_SIZE: Final = "must be a size such as 20MiB, 512KiB or a number of bytes"
-
-
 _LIKE_A_SIZE: Final = re.compile(r"([-+]?)([0-9]{1,9}(?:\.[0-9]{1,9})?) *([kmgt]?)(i?)(?:b|bytes?)?", re.IGNORECASE)
-
-
 _SIZE: Final = re.compile(r"([0-9]{1,18})(?:[ ]?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB))?", re.IGNORECASE)
-
-
 _BYTES: Final = {
     "": 1, "b": 1,
     "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
 }  # fmt: skip
-
-
 _MOST_BYTES: Final = 2**63 - 1
-
-
 _TOO_LARGE: Final = "is 8 EiB or more (2^63 bytes), which no size can be"
 
-
 AS_WRITTEN: Final = object()
-"""The context of a validation whose values somebody wrote in a file, where a unit is asked for."""
+"""The context of a validation of values from a file, where a duration needs a unit."""
 
 
-def _duration_hint(value: str) -> str:
-    """What to write instead of what people write for a duration."""
+def _duration_hint(value: str) -> str | None:
+    """What to write instead of a duration that is nearly right."""
     match = _LIKE_A_DURATION.fullmatch(value.strip().lower())
     if match is None:
-        return ""
+        return None
     sign, number, unit = match.groups()
     if sign == "-":
-        return "\nhint: it can't be negative"
+        return "it can't be negative"
     if not unit:
-        return f"\nhint: it needs a unit, such as {number}s or {number}ms"
+        return f"it needs a unit, such as {number}s or {number}ms"
     if unit[0] in "dw":
-        return f"\nhint: write hours: {float(number) * (24 if unit[0] == 'd' else 168):g}h"
+        return f"write hours: {float(number) * (24 if unit[0] == 'd' else 168):g}h"
     known = _UNIT_WORDS.get(unit.rstrip("s") if unit not in ("s", "ms", "us", "ns") else unit)
-    return f"\nhint: write {number}{known}" if known else ""
+    return f"write {number}{known}" if known else None
 
 
 def parse_duration(value: object) -> object:
     """Seconds of a duration in Go's grammar: `300ms`, `1.5h`, `2h45m`, `0`. Code may pass a `timedelta`.
 
     Raises:
-        ValueError: It is none. A bare number is refused, since its unit can only be guessed.
+        ValueError: It is not a duration. A number without a unit is refused, since its unit could only be guessed.
     """
     if isinstance(value, timedelta):
         return value.total_seconds()
@@ -106,7 +82,7 @@ def parse_duration(value: object) -> object:
     if value == "0":
         return 0.0
     if not _DURATION.fullmatch(value):
-        raise ValueError(f"{_NO_DURATION}{_duration_hint(value)}")
+        raise SettingError(_NO_DURATION, _duration_hint(value))
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value))
     if seconds > _LONGEST:
         raise ValueError(_TOO_LONG)
@@ -114,7 +90,7 @@ def parse_duration(value: object) -> object:
 
 
 def _duration(value: object, info: ValidationInfo) -> object:
-    """As `parse_duration`; in code, whose types say what is meant, a number is seconds."""
+    """As `parse_duration`, but a number that comes from code means seconds."""
     if info.context is AS_WRITTEN or isinstance(value, bool) or not isinstance(value, float | int):
         return parse_duration(value)
     if not value <= _LONGEST:  # so no NaN either
@@ -122,26 +98,26 @@ def _duration(value: object, info: ValidationInfo) -> object:
     return value
 
 
-def _size_hint(value: object) -> str:
-    """What to write instead of what people write for a size."""
+def _size_hint(value: object) -> str | None:
+    """What to write instead of a size that is nearly right."""
     match = _LIKE_A_SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        return ""
+        return None
     sign, number, prefix, binary = match.groups()
     if sign == "-":
-        return "\nhint: it can't be negative"
+        return "it can't be negative"
     unit = prefix.upper() + ("iB" if binary else "B") if prefix else ""
     if "." not in number:
-        return f"\nhint: write {number}{unit}"
+        return f"write {number}{unit}"
     size = float(number) * _BYTES[unit.lower()]
-    return f"\nhint: write whole numbers: {format_size(int(size))}" if size.is_integer() else ""
+    return f"write whole numbers: {format_size(int(size))}" if size.is_integer() else None
 
 
 def parse_size(value: object) -> object:
     """Bytes of a size such as `20MiB`, `512KiB` or `1048576`.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a size.
     """
     if isinstance(value, float) and value.is_integer():  # 1e6
         value = int(value)
@@ -151,7 +127,7 @@ def parse_size(value: object) -> object:
         return _bounded(value)
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(f"{_NO_SIZE}{_size_hint(value)}")
+        raise SettingError(_NO_SIZE, _size_hint(value))
     return _bounded(int(match[1]) * _BYTES[(match[2] or "").lower()])
 
 
@@ -175,7 +151,7 @@ def format_duration(seconds: float) -> str:
 
 
 def unit_of(annotation: Any) -> Callable[[Any], str | int] | None:
-    """How the values of a type are written, where it is a duration or a size; None for all others."""
+    """What formats the values of a type, if it is a duration or a size; else None."""
     validators = [one.func for one in get_args(annotation) if isinstance(one, BeforeValidator)]
     if _duration in validators:
         return format_duration
@@ -183,14 +159,14 @@ def unit_of(annotation: Any) -> Callable[[Any], str | int] | None:
 
 
 def format_size(size: int) -> str | int:
-    """A size with the largest unit that leaves a whole number, such as `20MiB`; without one, the number."""
+    """A size with the largest unit that leaves a whole number, such as `20MiB`; else a plain number."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if size and size % _BYTES[unit.lower()] == 0:
             return f"{size // _BYTES[unit.lower()]}{unit}"
     return size
 
 
-# In the schemas a text that holds a ${...} may stand for each of the two.
+# In both schemas a string that contains a ${...} is allowed.
 _DURATION_SCHEMA: Final = {
     "title": "duration",
     "type": ["string", "number"],
@@ -215,7 +191,7 @@ Duration = Annotated[
     PlainSerializer(format_duration, when_used="json"),
     WithJsonSchema(_DURATION_SCHEMA),
 ]
-"""Seconds, written in Go's grammar (`5s`, `1m30s`); in code a number of them, or a `timedelta`."""
+"""Seconds, written in Go's grammar (`5s`, `1m30s`); in code a number of seconds, or a `timedelta`."""
 
 
 Size = Annotated[

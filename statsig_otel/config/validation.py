@@ -1,6 +1,6 @@
-"""One component's settings against its model: pydantic's errors in our words, at the places that the user wrote.
+"""Checks one component's settings by its model, and turns pydantic's errors into problems with paths and lines.
 
-One problem per place: where a model allows several types, pydantic says for each what is wrong with it.
+Each value has at most one problem, although pydantic reports one error for each type that a model allows.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from statsig_otel.config.errors import Path, Problem, closest, hint_for
+from statsig_otel.config.errors import Fault, Path, Problem, SettingError, closest, hint_for
 from statsig_otel.config.model import Opaque, OrList, Settings
 from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.units import AS_WRITTEN, unit_of
@@ -24,7 +24,7 @@ LIST_HINT: Final = "write [A, B], or a line with - A for each"
 NO_NAME: Final = "holds a key that is no name"
 NO_NAME_HINT: Final = "write NAME: VALUE, with a blank behind the colon"
 
-# By pydantic's error types. In braces: what the error's context holds.
+# By pydantic's error types. In braces: keys of the error's context.
 _TYPES: Final = {
     "string_type": "a text",
     "string_sub_type": "a text",
@@ -75,19 +75,19 @@ def validate(
 ) -> tuple[_S | None, list[Problem]]:
     """The settings of a component, or what is wrong with them.
 
-    Where a plain number or boolean is refused, its text as written is tried: `name: 007` is a text where one is wanted.
+    A number or a boolean that is refused is tried again as a string: `name: 007` may mean the string `007`.
 
     Args:
         model: The component's model.
         body: What was written.
-        path: Where it stands in the document.
-        document: What knows the lines.
+        path: Its path in the document.
+        document: The document, which knows the lines.
     """
     tried: dict[Path, Problem] = {}
     value: Any = body
     while True:
         try:
-            # A value that could not be read has its problem already; the model only finds the others.
+            # A value that could not be read has a problem already, so the model's errors about it are left out.
             return model.model_validate(value, context=AS_WRITTEN), []
         except ValidationError as error:
             problems = _problems(error, model, value, path, document)
@@ -95,7 +95,7 @@ def validate(
             problem.path: problem for problem in problems if problem.path not in tried and _text(problem, document)
         }
         if not texts:
-            # A number in the place of a text: what is wrong with it as a text says more.
+            # Where a string was wanted, the error about the string says more than the one about the number.
             first = {place: problem for place, problem in tried.items() if problem.message != _A_TEXT}
             return None, [first.get(problem.path, problem) for problem in problems]
         tried |= texts
@@ -108,7 +108,7 @@ def _text(problem: Problem, document: Document) -> str | None:
 
 
 def _with_texts(value: object, path: Path, texts: Mapping[Path, str | None]) -> object:
-    """The value, which stands at the path, with texts in some places."""
+    """The value at the path, with some values in it replaced by strings."""
     if path in texts:
         return texts[path]
     if isinstance(value, Mapping):
@@ -128,10 +128,10 @@ def _problems(
         by_place.setdefault(below, []).append(details)
         if isinstance(value, Unknown):
             unknown.add(below)
-    # Where something is wrong further down, the type was right.
+    # If something is wrong further down, the type was right.
     right = {place[:end] for place in by_place for end in range(len(place))}
     meant: set[Path] = set()
-    problems: dict[Path, tuple[str, str | None]] = {}
+    problems: dict[Path, Fault] = {}
     for below, found in by_place.items():
         if below in right or below in unknown:
             continue
@@ -140,47 +140,44 @@ def _problems(
             holders = _types(model, below[:-1])
             advice = _advice(holders, key)
             if advice is not None:
-                problems[below] = ("is a key of the Collector that is not supported here", advice)
+                problems[below] = Fault("is a key of the Collector that is not supported here", advice)
                 continue
             known = _keys(holders)
             target = _meant(holders, key)
-            problems[below] = ("unknown key", f"did you mean {target}?" if target else hint_for(key, known))
+            problems[below] = Fault("unknown key", f"did you mean {target}?" if target else hint_for(key, known))
             near = target.partition("::")[0] if target else closest(key, known)
             if near is not None:
                 meant.add((*below[:-1], near))
         else:
-            problems[below] = _with_hint(_words(found, _types(model, below)), model, below, found)
+            problems[below] = _with_hint(_fault(found, _types(model, below)), model, below, found)
     for below in [one for one in problems if may_be_secret(model, one)]:
         del problems[below]
-        problems[below[:-1]] = (NO_NAME, NO_NAME_HINT)
+        problems[below[:-1]] = Fault(NO_NAME, NO_NAME_HINT)
     secrets = tuple(_secrets(body, (model,)))
     return [
         document.problem(path + below, _without(secrets, message), hint and _without(secrets, hint))
         for below, (message, hint) in problems.items()
-        # What is missing because its key is misspelt is one mistake, not two.
+        # A key that is missing because it is misspelt is one mistake, not two.
         if not (below in meant and message == _WORDS["missing"])
     ]
 
 
-def _with_hint(
-    words: tuple[str, str | None], model: type[Settings], below: Path, found: list[ErrorDetails]
-) -> tuple[str, str | None]:
-    """What is wrong in one place, with what the model says to write there."""
-    message, hint = words
+def _with_hint(fault: Fault, model: type[Settings], below: Path, found: list[ErrorDetails]) -> Fault:
+    """The fault of one value, with what the model says to write there."""
+    message, hint = fault
     key = below[-1] if below else None
     if not isinstance(key, str):
-        return words
+        return fault
     if message in (_WORDS["missing"], _NO_VALUE):
-        needed = _first(model, below, "all_needed")
-        return message, needed or hint
+        return Fault(message, _first(model, below, "all_needed") or hint)
     is_switch = all(isinstance(details["input"], bool) for details in found)
     if message == _A_MAPPING and is_switch and "enabled" in _keys(_types(model, below)):
-        return message, f"write {key}: {{enabled: {'true' if found[0]['input'] else 'false'}}}"
-    return words
+        return Fault(message, f"write {key}: {{enabled: {'true' if found[0]['input'] else 'false'}}}")
+    return fault
 
 
 def _first(model: type[Settings], below: Path, table: str) -> str | None:
-    """What a table of the models that hold a key says of it."""
+    """What a table of the models around a key says about the key."""
     for holder in _models(_types(model, below[:-1])):
         if issubclass(holder, Settings) and (text := getattr(holder, table)().get(below[-1])):
             return str(text)
@@ -188,13 +185,13 @@ def _first(model: type[Settings], below: Path, table: str) -> str | None:
 
 
 def is_secret(model: type[Settings], below: Path) -> bool:
-    """Whether a secret stands there, or a list of them."""
+    """Whether the value is a secret, or a list of secrets."""
     kinds = _types(model, below)
     return any(Opaque in tuple(_members(kind)) for kind in (*kinds, *_below(kinds, 0)))
 
 
 def may_be_secret(model: type[Settings], below: Path) -> bool:
-    """Whether the last key is one of a mapping of secrets, and no name, such as `{authorization:Bearer TOKEN}`."""
+    """Whether the last key belongs to a mapping of secrets and is not a name, as in `{authorization:Bearer TOKEN}`."""
     key = below[-1] if below else None
     if not isinstance(key, str) or _NAME.fullmatch(key):
         return False
@@ -208,7 +205,7 @@ def _has(value: object, step: str | int) -> bool:
 
 
 def _follow(body: Any, details: ErrorDetails) -> tuple[Path, object]:
-    """The place of an error in what was written, without pydantic's own steps (a union's member, `[key]`)."""
+    """The path of an error in what was written, without pydantic's own steps (a union's member, `[key]`)."""
     path: Path = ()
     value = body
     last = len(details["loc"]) - 1
@@ -221,28 +218,28 @@ def _follow(body: Any, details: ErrorDetails) -> tuple[Path, object]:
     return path, value
 
 
-def _words(found: list[ErrorDetails], kinds: Collection[Any]) -> tuple[str, str | None]:
-    """What is wrong in one place, where values of these types stand."""
+def _fault(found: list[ErrorDetails], kinds: Collection[Any]) -> Fault:
+    """What is wrong with one value, which has to be of one of these types."""
     if all(details["input"] is None and details["type"] != "missing" for details in found):
-        return _NO_VALUE, "write one, or remove the key"
+        return Fault(_NO_VALUE, "write one, or remove the key")
     wanted = [
         _TYPES[details["type"]].format_map(details.get("ctx", {})) for details in found if details["type"] in _TYPES
     ]
     if len(wanted) == len(found):
-        return f"must be {_one_of(list(dict.fromkeys(wanted)))}", LIST_HINT if wanted == ["a list"] else None
+        return Fault(f"must be {_one_of(list(dict.fromkeys(wanted)))}", LIST_HINT if wanted == ["a list"] else None)
     details = next(details for details in found if details["type"] not in _TYPES)
     kind, context = details["type"], _bounds(details, kinds)
     if kind in ("string_too_short", "too_short"):
         least, unit = context["min_length"], "characters" if kind == "string_too_short" else "items"
-        return (f"must have at least {least} {unit}" if details["input"] else "is empty"), None
+        return Fault(f"must have at least {least} {unit}" if details["input"] else "is empty")
     if kind in _WORDS:
-        return _WORDS[kind].format_map(context), None
+        return Fault(_WORDS[kind].format_map(context))
+    error = context.get("error")
+    if isinstance(error, SettingError):
+        return Fault(_one_line(error.message), error.hint and _one_line(error.hint))
     if kind in ("value_error", "assertion_error"):
-        text = str(context["error"]) or "is not valid"
-    else:
-        text = details["msg"].replace("Input should", "must", 1)
-    message, _, hint = text.partition("\nhint: ")
-    return _one_line(message), _one_line(hint) or None
+        return Fault(_one_line(str(error)) or "is not valid")
+    return Fault(_one_line(details["msg"].replace("Input should", "must", 1)))
 
 
 def _one_of(words: list[str]) -> str:
@@ -290,7 +287,7 @@ def _names(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
 
 
 def _below(annotations: Collection[Any], step: str | int) -> tuple[Any, ...]:
-    """The types of what stands one step below values of these types."""
+    """The types of values that are one step below values of these types."""
     found: list[Any] = []
     for annotation in annotations:
         for member in _members(annotation):
@@ -321,7 +318,7 @@ def _keys(annotations: Collection[Any]) -> list[str]:
 
 
 def _meant(annotations: Collection[Any], key: str) -> str | None:
-    """What one of the models says is meant by a key."""
+    """The key that is meant by a wrong one, if a model knows it."""
     for model in _models(annotations):
         if issubclass(model, Settings) and key in model.all_meant():
             return model.all_meant()[key]
@@ -329,18 +326,18 @@ def _meant(annotations: Collection[Any], key: str) -> str | None:
 
 
 def _advice(annotations: Collection[Any], key: str) -> str | None:
-    """What to do instead of a key that one of the models refuses."""
+    """What to do instead of a key that is refused, if a model knows it."""
     for model in _models(annotations):
         if issubclass(model, Settings) and key in model.all_refused():
             return model.all_refused()[key]
     return None
 
 
-_SHORTEST_SECRET: Final = 4  # what is shorter would cut up the message's own words, and is none
+_SHORTEST_SECRET: Final = 4  # a shorter string is not a secret, and may be a part of the message's own words
 
 
 def _secrets(value: object, annotations: Collection[Any]) -> Iterator[str]:
-    """The texts that stand where the model wants an `Opaque`."""
+    """The strings that the model wants as `Opaque`."""
     if isinstance(value, str):
         if len(value) >= _SHORTEST_SECRET and any(Opaque in tuple(_members(kind)) for kind in annotations):
             yield value
@@ -353,7 +350,7 @@ def _secrets(value: object, annotations: Collection[Any]) -> Iterator[str]:
 
 
 def _without(secrets: Collection[str], text: str) -> str:
-    """The text without the secrets: a model's own check may have named one."""
+    """The message without secrets, which a model's own check may have put into it."""
     for secret in secrets:
         for shown in (secret, repr(secret)[1:-1]):
             text = text.replace(shown, repr(Opaque(secret)))

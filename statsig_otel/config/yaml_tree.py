@@ -1,7 +1,7 @@
-"""YAML text as a tree of nodes that know their lines. YAML 1.2's core schema: `on` and `yes` are texts.
+"""Parses YAML into a tree of nodes that know their lines. YAML 1.2's core schema: `on` and `yes` are strings.
 
-Built from the parser's events and without recursion, so that no nesting is too deep for Python. An alias is the node of
-its anchor once more: what walks the tree has to bound how much it walks.
+It is built from the parser's events without recursion, so that deep nesting is not too deep for Python. An alias is the
+node of its anchor once more, so whoever walks the tree has to limit how many nodes it visits.
 """
 
 import io
@@ -29,20 +29,16 @@ from statsig_otel.config.scalars import Atom, resolve
 MAX_DEPTH: Final = 64
 """How deep values may be nested."""
 
-
 MAX_VALUES: Final = 20_000
 """How many values a file may hold."""
 
-
 _TAG: Final = "tag:yaml.org,2002:"
-
-
 _TAG_HINT: Final = "quote a text that begins with a !"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scalar:
-    """A scalar: its text as written, and what it means."""
+    """A scalar: its characters, and the value that they mean."""
 
     line: int
     text: str
@@ -60,14 +56,14 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mapping:
-    """A mapping. A key may be any node, and stand there twice."""
+    """A mapping. A key may be any node, and may occur twice."""
 
     line: int
     pairs: "list[tuple[Node, Node]]" = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fault:
+class BadNode:
     """A node that can't be used, and why."""
 
     line: int
@@ -75,19 +71,19 @@ class Fault:
     hint: str | None = None
 
 
-Node: TypeAlias = Scalar | Sequence | Mapping | Fault
+Node: TypeAlias = Scalar | Sequence | Mapping | BadNode
 
 
 class TreeError(Exception):
-    """The text is no YAML document. The fault says why and where."""
+    """The string is not a YAML document. The fault says why and where."""
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: BadNode) -> None:
         super().__init__(fault.message)
         self.fault: Final = fault
 
 
 def parse(text: str) -> Node:
-    """The root of the only document in the text.
+    """The root of the only document in the string.
 
     Raises:
         TreeError: There is no document, or more than one; it breaks YAML's syntax; it is too deep or too large.
@@ -96,7 +92,7 @@ def parse(text: str) -> Node:
     for event in _events(text):
         builder.take(event)
     if builder.root is None:
-        raise TreeError(Fault(1, "the file is empty"))
+        raise TreeError(BadNode(1, "the file is empty"))
     return builder.root
 
 
@@ -107,29 +103,29 @@ def _events(text: str) -> Iterator[Event]:
             line = _line(event)
             yield event
     except ReaderError as error:
-        # Its position counts from the beginning of the text.
+        # Its position counts from the beginning of the string.
         found = text.count("\n", 0, error.position) + 1
         raise TreeError(
-            Fault(found, f"the file holds the character {error.character:#06x}, which YAML forbids")
+            BadNode(found, f"the file holds the character {error.character:#06x}, which YAML forbids")
         ) from None
     except MarkedYAMLError as error:
         raise TreeError(_syntax_fault(error)) from None
     except (YAMLError, ValueError, OverflowError, LookupError, TypeError, AttributeError, AssertionError):
-        # The scanner itself stumbles over some texts, such as a \U escape past the end of Unicode.
-        raise TreeError(Fault(line, "the file can't be read as YAML from here on")) from None
+        # The scanner itself raises for some strings, such as a \U escape past the end of Unicode.
+        raise TreeError(BadNode(line, "the file can't be read as YAML from here on")) from None
 
 
-def _syntax_fault(error: MarkedYAMLError) -> Fault:
-    """One line of what the parser says. Its excerpt of the file is left out: it may hold a secret."""
+def _syntax_fault(error: MarkedYAMLError) -> BadNode:
+    """The parser's error in one line. Its excerpt of the file is left out, since it may contain a secret."""
     problem = " ".join((error.problem or error.context or "it can't be read").split())
     line = _mark_line(error.problem_mark) or _mark_line(error.context_mark) or 1
     begun = _mark_line(error.context_mark) or line
     if "could not find expected ':'" in problem:
-        return Fault(begun, "the file breaks YAML's syntax: a key without its :", "write KEY: VALUE")
+        return BadNode(begun, "the file breaks YAML's syntax: a key without its :", "write KEY: VALUE")
     if "end of stream" in problem:
-        return Fault(begun, "the file breaks YAML's syntax: a quote that is not closed")
+        return BadNode(begun, "the file breaks YAML's syntax: a quote that is not closed")
     if "<stream end>" in problem:
-        return Fault(begun, "the file breaks YAML's syntax: a [ or { that is not closed")
+        return BadNode(begun, "the file breaks YAML's syntax: a [ or { that is not closed")
     hint = None
     if "mapping values are not allowed" in problem:
         problem, hint = "a : where none can be", 'quote a text that holds ": ", and look at the indentation'
@@ -142,7 +138,7 @@ def _syntax_fault(error: MarkedYAMLError) -> Fault:
     elif "expected <block end>" in problem:
         problem = "this does not belong to what stands above it"
         hint = f"look at the indentation and the quotes; the block begins in line {begun}"
-    return Fault(line, f"the file breaks YAML's syntax: {problem}", hint)
+    return BadNode(line, f"the file breaks YAML's syntax: {problem}", hint)
 
 
 def _mark_line(mark: Any) -> int | None:
@@ -150,7 +146,7 @@ def _mark_line(mark: Any) -> int | None:
 
 
 class _Builder:
-    """Makes nodes of events."""
+    """Makes nodes of the parser's events."""
 
     def __init__(self) -> None:
         self.root: Node | None = None
@@ -160,7 +156,7 @@ class _Builder:
 
     def take(self, event: Event) -> None:
         if isinstance(event, DocumentStartEvent) and self.root is not None:
-            raise TreeError(Fault(_line(event), "the file holds several documents", "put all into one, without ---"))
+            raise TreeError(BadNode(_line(event), "the file holds several documents", "put all into one, without ---"))
         if isinstance(event, SequenceEndEvent | MappingEndEvent):
             closed = self._open.pop()
             self._add(closed.fault or closed.node)
@@ -173,11 +169,13 @@ class _Builder:
 
     def _begin(self, event: SequenceStartEvent | MappingStartEvent) -> None:
         if len(self._open) == MAX_DEPTH:
-            raise TreeError(Fault(_line(event), f"values are nested more than {MAX_DEPTH} deep"))
+            raise TreeError(BadNode(_line(event), f"values are nested more than {MAX_DEPTH} deep"))
         node = Sequence(_line(event)) if isinstance(event, SequenceStartEvent) else Mapping(_line(event))
         fault = None
         if event.tag not in (None, "!", _TAG + ("seq" if isinstance(node, Sequence) else "map")):
-            fault = Fault(_line(event), "has a YAML tag, which is not supported", "remove the word that begins with !")
+            fault = BadNode(
+                _line(event), "has a YAML tag, which is not supported", "remove the word that begins with !"
+            )
         self._anchored(event, fault or node)
         self._open.append(_Open(node, event.anchor, fault))
 
@@ -189,19 +187,19 @@ class _Builder:
     def _alias(self, event: AliasEvent) -> Node:
         node = self._anchors.get(event.anchor)
         if node is None:
-            return Fault(
+            return BadNode(
                 _line(event),
                 "is an alias (*) of an anchor (&) that is nowhere above",
                 "quote a text that begins with a *",
             )
         if any(entry.node is node for entry in self._open):
-            return Fault(_line(event), "is an alias (*) of a value that it is a part of")
+            return BadNode(_line(event), "is an alias (*) of a value that it is a part of")
         return node
 
     def _add(self, node: Node) -> None:
         self._count += 1
         if self._count > MAX_VALUES:
-            raise TreeError(Fault(node.line, f"the file holds more than {MAX_VALUES} values"))
+            raise TreeError(BadNode(node.line, f"the file holds more than {MAX_VALUES} values"))
         if not self._open:
             self.root = node
             return
@@ -217,11 +215,11 @@ class _Builder:
 
 @dataclass(slots=True)
 class _Open:
-    """A collection whose end has not come yet."""
+    """A collection that has not ended yet."""
 
     node: Sequence | Mapping
     anchor: str | None
-    fault: Fault | None
+    fault: BadNode | None
     key: Node | None = None
 
 
@@ -230,13 +228,13 @@ def _line(event: Event) -> int:
     return line + 1
 
 
-def _scalar(event: ScalarEvent) -> Scalar | Fault:
+def _scalar(event: ScalarEvent) -> Scalar | BadNode:
     line = _line(event)
     try:
         # Two escapes may be the halves of one character past U+FFFF (JSON's way, and JSON is YAML).
         text = event.value.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        return Fault(line, "holds half of a character (a lone surrogate)")
+        return BadNode(line, "holds half of a character (a lone surrogate)")
     plain = not event.style
     tag = event.tag
     if tag is None:
@@ -247,8 +245,8 @@ def _scalar(event: ScalarEvent) -> Scalar | Fault:
     if tag in (_TAG + "int", _TAG + "float", _TAG + "bool", _TAG + "null"):
         if _kind(value) == tag.removeprefix(_TAG):
             return Scalar(line, text, value, plain=True)
-        return Fault(line, "is not what its YAML tag says", "remove the word that begins with !")
-    return Fault(line, "has a YAML tag, which is not supported", _TAG_HINT)
+        return BadNode(line, "is not what its YAML tag says", "remove the word that begins with !")
+    return BadNode(line, "has a YAML tag, which is not supported", _TAG_HINT)
 
 
 def _kind(value: Atom) -> str:

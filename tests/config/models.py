@@ -7,8 +7,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from statsig_otel.config import Duration, Opaque, Settings, Size
-from statsig_otel.config.grammar import Components
+from statsig_otel.config import Duration, Opaque, SettingError, Settings, Size
+from statsig_otel.config.configuration import Components
 
 
 class Colour(Enum):
@@ -18,7 +18,7 @@ class Colour(Enum):
 
 def _not_empty(value: Opaque) -> Opaque:
     if not value.reveal():
-        raise ValueError("is empty\nhint: paste the secret that Statsig shows")
+        raise SettingError("is empty", "paste the secret that Statsig shows")
     return value
 
 
@@ -30,7 +30,7 @@ class TlsSettings(Settings):
     @model_validator(mode="after")
     def _check_pair(self) -> "TlsSettings":
         if bool(self.cert_file) != bool(self.key_file):
-            raise ValueError("cert_file and key_file belong together\nhint: set both, or neither")
+            raise SettingError("cert_file and key_file belong together", "set both, or neither")
         return self
 
 
@@ -71,7 +71,7 @@ class ExporterSettings(Settings):
     def _tell(cls, value: Opaque | None) -> Opaque | None:
         """A careless check, which names the secret."""
         if value is not None and value.reveal().startswith("bad"):
-            raise ValueError(f"{value.reveal()!r} is no key\nhint: {value.reveal()} is no key")
+            raise SettingError(f"{value.reveal()!r} is no key", f"{value.reveal()} is no key")
         return value
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.config import ConfigError, Opaque
-from statsig_otel.config.grammar import Components, Configuration, Pipeline, check, load
+from statsig_otel.config.configuration import Components, Configuration, Pipeline
+from statsig_otel.config.grammar import check, load
 from statsig_otel.config.source import Document, parse
 from tests.config.models import COMPONENTS, Colour, DebugSettings, ExporterSettings, ReceiverSettings, StorageSettings
 

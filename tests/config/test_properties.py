@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from statsig_otel.config import ConfigError
-from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.grammar import check
 from statsig_otel.config.locations import read_all
 from statsig_otel.config.source import Document, parse
 from tests.config.models import COMPONENTS

@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from pydantic import Field, field_validator
 
-from statsig_otel.config import Duration, Opaque, Settings
+from statsig_otel.config import Duration, Opaque, SettingError, Settings
 from statsig_otel.exporters import Blocked, Delivered, ExporterType, Outcome, Rejected, RetryLater
 
 _LONGEST: Final = 300
@@ -42,8 +42,8 @@ class ChatSettings(Settings):
     def _check_url(cls, url: Opaque) -> Opaque:
         parts = urlsplit(url.reveal())
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be a URL\nhint: copy the whole of it, from https:// on")
-        _ = parts.port  # raises ValueError if it is not valid
+            raise SettingError("must be a URL", "copy the whole of it, from https:// on")
+        _ = parts.port  # raises a ValueError where it is none
         return url
 
 

@@ -19,9 +19,11 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from pydantic import Field, field_validator
 
+from statsig_otel.config.errors import Fault, SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.otlp.json_lines import to_json_line
+from statsig_otel.exporters.paths import NO_PATH, WRITABLE_HINT, exists, unusable
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class FileSettings(Settings):
     @classmethod
     def _name_one(cls, value: object) -> object:
         if value == "":
-            raise ValueError(f"is empty\nhint: {cls.needed['path']}")
+            raise SettingError("is empty", cls.needed["path"])
         return value
 
     @field_validator("path")
@@ -82,6 +84,52 @@ class FileSettings(Settings):
         if value == "proto":
             raise ValueError("proto is not supported; leave the key out to write OTLP/JSON lines (json)")
         return value
+
+
+def check_path(path: Path) -> Fault | None:
+    """What would keep an exporter from writing to a file, except a lock (`is_locked`). Creates and changes nothing."""
+    if "\0" in str(path):
+        return Fault(NO_PATH)
+    try:
+        is_there = exists(path)
+        # A link may lead to a file that is still to be made.
+        folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
+    except OSError as error:
+        return unusable(path, error)
+    if not folder.is_dir():
+        return Fault(f"there is no directory {folder}", "make it: the exporter does not")
+    if is_there and not path.is_file():
+        return Fault(f"{path} is no regular file", "only a regular file can be synced and cut")
+    if not (os.access(path, os.R_OK | os.W_OK) if is_there else os.access(folder, os.W_OK | os.X_OK)):
+        return Fault(f"{path} can't be written", WRITABLE_HINT)
+    if is_there and not _begins_as_ours(path):
+        return Fault(f"{path} holds something else than OTLP/JSON lines of logs", "move it away, or name another")
+    return None
+
+
+def _begins_as_ours(path: Path) -> bool:
+    """Whether a file is empty or begins with a line of ours; one that can't be read counts as ours."""
+    try:
+        with path.open("rb") as file:
+            return _LINE_BEGINNING.startswith(file.read(len(_LINE_BEGINNING)))
+    except OSError:
+        return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether an exporter writes to a file now, in this process or another."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return False
+    try:
+        # For a moment, and shared: only an exporter that starts in this very moment would see it.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 class FileExporter:
@@ -284,17 +332,8 @@ def _sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def begins_as_ours(path: Path) -> bool:
-    """Whether a file is empty or begins with a line of ours; one that can't be read counts as ours."""
-    try:
-        with path.open("rb") as file:
-            return _LINE_BEGINNING.startswith(file.read(len(_LINE_BEGINNING)))
-    except OSError:
-        return True
-
-
 def _truncate_partial_line(fd: int, path: Path) -> int:
-    """Truncate the file after its last line feed. Return the number of removed bytes.
+    """Truncate the file after its last line feed, and return the number of removed bytes.
 
     Raises:
         ValueError: The file does not begin with an OTLP/JSON line. It is not changed.

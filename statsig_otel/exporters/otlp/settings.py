@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Opaque, OrList, Settings
 from statsig_otel.config.units import Duration
 from statsig_otel.exporters.otlp.tls import CANNOT_SKIP, NOTHING, ClientTlsSettings, GrpcTlsSettings
@@ -418,9 +419,9 @@ def _legal_headers(
         value = opaque.reveal()
         if not key_grammar.fullmatch(key):
             # The key stays out of the message: `NAME:VALUE` without a blank is one, too.
-            raise ValueError(
-                "holds a key that is no name of a header: letters, digits, - and _ only\n"
-                "hint: write NAME: VALUE, with a blank behind the colon"
+            raise SettingError(
+                "holds a key that is no name of a header: letters, digits, - and _ only",
+                "write NAME: VALUE, with a blank behind the colon",
             )
         if key.lower() in reserved:
             raise ValueError(f"the header {key!r} is set by the exporter itself; leave it out")

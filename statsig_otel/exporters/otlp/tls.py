@@ -1,7 +1,7 @@
 """The TLS settings of the OTLP exporters. Reads and checks the certificates that they name."""
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,6 +58,22 @@ class TlsMaterial:
     ca: bytes | None = None
     certificate: bytes | None = None
     key: bytes | None = None
+
+
+class ClientTlsError(ValueError):
+    """What some keys of `tls` name can't be used.
+
+    Args:
+        keys: The keys.
+        problem: What is wrong with the value of each, to be read after their names.
+
+    Attributes:
+        message: The two as one sentence, to be read after the path of `tls`.
+    """
+
+    def __init__(self, keys: Sequence[str], problem: str) -> None:
+        super().__init__(f"{' and '.join(f'tls::{key}' for key in keys)} {problem}")
+        self.message: Final = f"{' and '.join(keys)} {problem}"
 
 
 class ClientTlsSettings(Settings):
@@ -136,7 +152,7 @@ class ClientTlsSettings(Settings):
 
         Raises:
             OSError: A file can't be read; the message names its key.
-            ValueError: What was read is no certificate, no key, or the two don't belong together.
+            ClientTlsError: What was read is no certificate, no key, or the two don't belong together.
         """
         material = TlsMaterial(ca=self._read("ca"), certificate=self._read("cert"), key=self._read("key"))
         self.context(material)
@@ -146,7 +162,7 @@ class ClientTlsSettings(Settings):
         """These settings for Python's own TLS.
 
         Raises:
-            ValueError: As for `read`.
+            ClientTlsError: As for `read`.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3 if self.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
@@ -159,7 +175,7 @@ class ClientTlsSettings(Settings):
             try:
                 context.load_verify_locations(cadata=material.ca.decode("ascii"))
             except (ssl.SSLError, ValueError) as error:
-                raise ValueError(f"tls::{self._key('ca')} holds no PEM certificate: {error}") from error
+                raise ClientTlsError([self._key("ca")], f"holds no PEM certificate: {error}") from error
         if material.certificate is not None and material.key is not None:
             self._load_identity(context, material.certificate, material.key)
         return context
@@ -173,9 +189,9 @@ class ClientTlsSettings(Settings):
             try:
                 context.load_cert_chain(files["cert"], files["key"], password=_NO_PROMPT)
             except (ssl.SSLError, ValueError) as error:
-                raise ValueError(
-                    f"tls::{self._key('cert')} and tls::{self._key('key')} must hold a PEM certificate and its private "
-                    f"key, without a password: {error}"
+                raise ClientTlsError(
+                    [self._key("cert"), self._key("key")],
+                    f"must hold a PEM certificate and its private key, without a password: {error}",
                 ) from error
 
     def _key(self, name: str) -> str:

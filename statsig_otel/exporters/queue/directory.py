@@ -13,10 +13,13 @@ import fcntl
 import json
 import os
 import re
+import sqlite3
 import time
 from pathlib import Path
 from typing import Final, Literal
 
+from statsig_otel.config.errors import Fault
+from statsig_otel.exporters.paths import WRITABLE_HINT, exists, nearest, too_long, unusable
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.errors import QueueError
 
@@ -25,7 +28,10 @@ CONTROL: Final = "control.sock"
 LOCK: Final = "lock"
 _STATE: Final = "state.json"
 _SUFFIXES: Final = ("", "-wal", "-shm")
-_ASIDE: Final = re.compile(r"queue\.db\.corrupt-[0-9TZ]+-[0-9]+")
+_FILES: Final = (*(f"{DATABASE}{suffix}" for suffix in _SUFFIXES), LOCK, CONTROL, _STATE, f"{_STATE}.new")
+_ASIDE: Final = re.compile(rf"{re.escape(DATABASE)}\.(corrupt|salvaged|unreadable)-[0-9TZ]+-[0-9]+")
+_LONGEST_NAME: Final = f"{DATABASE}.unreadable-00000000T000000Z-1-journal"
+_ELSEWHERE: Final = "name another directory, or move what is there away"
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIRECTORY: Final = 0o700
 
@@ -68,6 +74,45 @@ class QueueDirectory:
         """The database's log."""
         return self.path / f"{DATABASE}-wal"
 
+    def check(self) -> Fault | None:
+        """What would keep a queue that nobody has open from being in this directory. Creates nothing."""
+        place = nearest(self.path)
+        fault = self._check_missing(place)
+        if fault is not None:
+            return fault
+        if not place.is_dir():
+            return Fault(f"{place} is no directory", WRITABLE_HINT)
+        if not os.access(place, os.W_OK | os.X_OK):
+            return Fault(f"{place} can't be written", WRITABLE_HINT)
+        for name in _FILES:
+            if (self.path / name).is_dir():
+                return Fault(f"{self.path / name} is a directory, where the queue has a file", _ELSEWHERE)
+        return self._check_database()
+
+    def owner(self) -> str | None:
+        """The process that owns the directory now, by its number; None where nobody does. Locks nothing.
+
+        Raises:
+            OSError: It can't be told.
+        """
+        try:
+            descriptor = os.open(self.path / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            # For a moment, and shared: only a service that starts in this very moment would see it.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _written_owner(descriptor)
+        finally:
+            os.close(descriptor)
+        return None
+
+    def has(self, file: Path) -> bool:
+        """Whether a path is that of a file that a queue keeps in this directory."""
+        found = Path(os.path.realpath(file)) if "\0" not in str(file) else file
+        return found.name in _FILES and found.parent == Path(os.path.realpath(self.path))
+
     def acquire(self) -> None:
         """Become the owner.
 
@@ -80,7 +125,7 @@ class QueueDirectory:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            owner = _written_owner(descriptor)
             is_own = _is_held(descriptor)
             os.close(descriptor)
             elsewhere = " of another container" if owner == str(os.getpid()) else ""
@@ -170,9 +215,10 @@ class QueueDirectory:
         for suffix in (*_SUFFIXES, "-journal"):
             Path(f"{aside}{suffix}").unlink(missing_ok=True)
 
-    def set_aside_files(self) -> list[Path]:
-        """The databases that were set aside and not yet salvaged, the oldest first."""
-        return sorted(file for file in self.path.iterdir() if _ASIDE.fullmatch(file.name))
+    def set_aside_files(self, what: Literal["corrupt", "salvaged", "unreadable"] = "corrupt") -> list[Path]:
+        """The databases that were set aside, the oldest first: those not yet salvaged, or those of another kind."""
+        files = ((file, _ASIDE.fullmatch(file.name)) for file in self.path.iterdir())
+        return sorted(file for file, match in files if match is not None and match[1] == what)
 
     def rename_aside(self, aside: Path, what: Literal["salvaged", "unreadable"]) -> Path:
         """Write down what became of a file that was set aside; where it is now."""
@@ -198,6 +244,38 @@ class QueueDirectory:
         found = os.statvfs(self.path)
         return found.f_bavail * found.f_frsize
 
+    def _check_missing(self, place: Path) -> Fault | None:
+        """What is in the way of the directories that are still to be made below a place that exists."""
+        longest = os.pathconf(place, "PC_NAME_MAX")
+        try:
+            for missing in (self.path.absolute(), *self.path.absolute().parents):
+                if missing == place:
+                    break
+                if 0 < longest < len(os.fsencode(missing.name)):
+                    return too_long(self.path)
+                if missing.is_symlink():
+                    return Fault(f"{missing} is a symbolic link that leads nowhere", _ELSEWHERE)
+            (self.path / _LONGEST_NAME).lstat()
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return None
+        except OSError as error:
+            return unusable(self.path, error)
+        return None
+
+    def _check_database(self) -> Fault | None:
+        """Whether the database is one that a queue leaves alone. One that is only damaged is set aside."""
+        if not self.database.is_file() or exists(self.log):
+            return None
+        try:
+            schema.check(self.database)
+        except schema.NewerSchemaError as error:
+            return error.fault
+        except schema.ForeignFileError as error:
+            return Fault(str(error), _ELSEWHERE)
+        except sqlite3.Error:
+            return None
+        return None
+
     def _rename(self, database: Path, to: Path) -> Path:
         """Rename a database, with all that belongs to it; on disk when this returns."""
         for suffix in _SUFFIXES:
@@ -219,6 +297,11 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+def _written_owner(descriptor: int) -> str:
+    """The process that has written its number into the lock file."""
+    return os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
 
 
 def _is_held(descriptor: int) -> bool:

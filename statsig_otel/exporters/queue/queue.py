@@ -478,6 +478,6 @@ def _refusal(error: Exception | None) -> RefusedError:
     if isinstance(error, NotRunningError):
         return RefusedError(str(error), reason="shutting_down", retry_after=_RETRY_AFTER)
     if isinstance(error, StorageError):
-        full = "full" in str(error)
-        return RefusedError(str(error), reason="disk_full" if full else "storage_failed", retry_after=_RETRY_AFTER)
+        reason = "disk_full" if error.is_disk_full else "storage_failed"
+        return RefusedError(str(error), reason=reason, retry_after=_RETRY_AFTER)
     return RefusedError(f"unexpected: {error!r}", reason="storage_failed", retry_after=_RETRY_AFTER)

@@ -5,6 +5,7 @@ route is a receiver and the set of exporters that its records are for; each reco
 """
 
 import contextlib
+import errno
 import functools
 import os
 import sqlite3
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from statsig_otel.config.errors import Fault
 from statsig_otel.exporters.queue.errors import QueueError
 
 APPLICATION_ID: Final = 0x53744F74
@@ -94,7 +96,15 @@ _NOT_THE_FILE: Final = frozenset(
 
 
 class NewerSchemaError(QueueError):
-    """The file was written by a newer version of this package. It is left as it is."""
+    """The file was written by a newer version of this package. It is left as it is.
+
+    Attributes:
+        fault: The message, with what to do.
+    """
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(f"{message}: {hint}")
+        self.fault: Final = Fault(message, hint)
 
 
 class ForeignFileError(QueueError):
@@ -115,6 +125,13 @@ def is_damage(error: BaseException) -> bool:
     if code is None:  # the standard library's own: a text that is no UTF-8
         return isinstance(error, sqlite3.OperationalError)
     return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error of the database, or of a file beside it, says that the disk has no space left."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
 def will_pass(error: sqlite3.Error) -> bool:
@@ -305,8 +322,8 @@ def _version_of(connection: sqlite3.Connection, path: Path) -> int:
         raise ForeignFileError(f"{path} is a database of another program")
     if version > VERSION:
         raise NewerSchemaError(
-            f"{path} has schema version {version}, and this version of statsig-otel knows {VERSION} at most: "
-            "use the version that wrote it, or another directory"
+            f"{path} has schema version {version}, and this version of statsig-otel knows {VERSION} at most",
+            "use the version that wrote it, or another directory",
         )
     if _pragma(connection, "application_id") != APPLICATION_ID or version < 1 or not _expected(version) <= tables:
         raise DamagedError(f"its tables are not those of schema version {version}")

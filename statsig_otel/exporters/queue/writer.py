@@ -59,7 +59,15 @@ _JOBS_OWN: Final = (
 
 
 class StorageError(QueueError):
-    """Nothing was stored: the database can't be written. The message is the database's."""
+    """Nothing was stored: the database can't be written. The message is the database's.
+
+    Attributes:
+        is_disk_full: Whether the disk has no space left.
+    """
+
+    def __init__(self, message: str, *, is_disk_full: bool = False) -> None:
+        super().__init__(message)
+        self.is_disk_full: Final = is_disk_full
 
 
 class NotRunningError(QueueError):
@@ -285,7 +293,7 @@ class Writer:
         outcome = self._commit(jobs)
         if isinstance(outcome, Exception):
             for job in jobs:
-                job.answer(None, StorageError(str(outcome)))
+                job.answer(None, StorageError(str(outcome), is_disk_full=schema.is_disk_full(outcome)))
             return
         self._count(outcome)
         for done in outcome:

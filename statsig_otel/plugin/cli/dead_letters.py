@@ -23,7 +23,7 @@ from statsig_otel.exporters.queue.store import DeadLetterKind
 from statsig_otel.exporters.terminal import printable, shorten
 from statsig_otel.plugin.cli.queue import location_options, print_table, queue_access
 from statsig_otel.plugin.control.queue_access import Perform
-from statsig_otel.plugin.control.shared import counted
+from statsig_otel.plugin.control.wording import counted
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -14,8 +14,9 @@ from typing import Final, cast
 import click
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.config.grammar import check
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
 from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.terminal import printable, write

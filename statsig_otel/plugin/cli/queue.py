@@ -18,8 +18,8 @@ from statsig_otel.exporters.queue import dead_letters, queries
 from statsig_otel.exporters.queue.backlog import oldest_observed_ns
 from statsig_otel.exporters.terminal import pad, printable, width
 from statsig_otel.plugin.control.queue_access import QueueAccess
-from statsig_otel.plugin.control.shared import counted
 from statsig_otel.plugin.control.socket import ControlError
+from statsig_otel.plugin.control.wording import counted
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

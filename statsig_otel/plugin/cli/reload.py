@@ -76,7 +76,7 @@ def _reload(directory: Path) -> Any:
 
 
 def _no_answer(directory: Path) -> str:
-    from statsig_otel.plugin.doctor.paths import owner  # noqa: PLC0415 - as above
+    from statsig_otel.plugin.doctor.storage import owner  # noqa: PLC0415 - as above
 
     try:
         process = owner(directory)

@@ -16,8 +16,9 @@ from typing import Any, Final, cast
 import click
 
 from statsig_otel import __version__
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.config.grammar import check
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.cli.log_output import buffered_log

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError, Problem
-from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.config.grammar import check
 from statsig_otel.config.source import Document
 from statsig_otel.plugin.cli.options import config_option
 from statsig_otel.plugin.doctor.machine_checks import check_machine

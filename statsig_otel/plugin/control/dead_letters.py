@@ -1,4 +1,7 @@
-"""Replays and drops dead letters, on a running service or on the queue of a stopped one."""
+"""Replays and drops dead letters, on a running service or on the queue of a stopped one.
+
+Both work by the page: an answer has `next`, to be given back as `after`, until it is null.
+"""
 
 import logging
 import sqlite3
@@ -16,16 +19,10 @@ from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import dead_letters, schema
 from statsig_otel.exporters.queue.dead_letters import Keep, Letter, MapAgain, Replay, Replayed, Resend, Selection
 from statsig_otel.exporters.queue.routing import QueuedReceiver
-from statsig_otel.plugin.control.shared import (
-    ChangeableQueue,
-    counted,
-    exporters_of_all,
-    ranges,
-    read_arguments,
-    run_on,
-    why_no_sender,
-)
+from statsig_otel.plugin.control.command import ChangeableQueue, read_arguments, submit_and_wait
+from statsig_otel.plugin.control.exporters import exporters_of_all, why_no_sender
 from statsig_otel.plugin.control.socket import ControlError
+from statsig_otel.plugin.control.wording import counted, ranges
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.webhook import lenient_json
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
@@ -37,11 +34,11 @@ _REPLAYED_AT_ONCE: Final = 100
 
 
 _REPLAYED_BYTES: Final = 8 << 20
-"""What one transaction replays at most: others wait for it, and it is in memory."""
+"""The most that one transaction replays: others wait for it, and all of it is in memory."""
 
 
 _DELIVERED_WITHIN: Final = 45.0
-"""Seconds that synchronous exporters have for a page; the command waits 60 s for its answer."""
+"""Seconds in which synchronous exporters have to take a page; the command waits 60 s for its answer."""
 
 
 _DROPPED_AT_ONCE: Final = 500
@@ -57,16 +54,16 @@ _Deliver: TypeAlias = Callable[[Batch], Future[Receipt]]
 
 
 class DeadLetters:
-    """`dead-letters ...`, wherever the queue is.
+    """The commands `dead-letters ...`, on a running service or on the queue of a stopped one.
 
     Args:
         queue: The queue.
         receivers: The receivers with a queued exporter.
-        mapper_of: The mapper of a receiver; raises `ControlError` where there is none.
+        mapper_of: The mapper of a receiver; raises `ControlError` if it has none.
         deliver: Delivers a batch to the synchronous exporters of its receiver.
         delivered: The synchronous exporters of each receiver that has any.
-        exporters: To whom a running service sends, and so can send again; None where none runs. Then whomever the queue
-            knows will do, and there is no log to leave a line in.
+        exporters: The exporters that a running service can send to again; None if no service runs. Then every exporter
+            that the queue knows will do, and nothing is logged.
     """
 
     def __init__(
@@ -88,10 +85,10 @@ class DeadLetters:
         self._is_running = exporters is not None
 
     def replay(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Replay one page of letters, each in one piece with its removal.
+        """Replay one page of dead letters. Each is replayed and removed in one transaction.
 
-        Synchronous exporters come first, as in a request. Whoever ends the service between the two, or makes the queue
-        fail, has them get the same records at the next replay once more: nothing is lost, and the uids are the same.
+        Synchronous exporters come first, as in a request. If the service ends between the two, or the queue fails, they
+        get the same records again at the next replay: nothing is lost, and the uids are the same.
         """
         page = read_arguments(arguments, _Page)
         try:
@@ -114,14 +111,14 @@ class DeadLetters:
             now_ms = self._queue.now_ms()
             return [dead_letters.replay(connection, plan, receivers=self._receivers, now_ms=now_ms) for plan in plans]
 
-        done = run_on(self._queue, work) if plans else []
+        done = submit_and_wait(self._queue, work) if plans else []
         if done and self._is_running:
             _count_invalid(plans, done)
             _log_replay(done)
         return {"letters": [asdict(one) for one in done], "next": found[-1].id if found else None, "upto": upto}
 
     def drop(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Delete one page of letters."""
+        """Delete one page of dead letters."""
         page = read_arguments(arguments, _Page)
 
         def work(connection: sqlite3.Connection) -> tuple[list[Letter], int]:
@@ -130,7 +127,7 @@ class DeadLetters:
                 connection, page.selection, after=page.after, upto=upto, limit=_DROPPED_AT_ONCE
             ), upto
 
-        dropped, upto = run_on(self._queue, work)
+        dropped, upto = submit_and_wait(self._queue, work)
         ids = [letter.id for letter in dropped]
         if dropped and self._is_running:
             size = sum(letter.size for letter in dropped)
@@ -139,7 +136,7 @@ class DeadLetters:
         return {"ids": ids, "next": ids[-1] if ids else None, "upto": upto}
 
     def _deliver_at_once(self, plans: Sequence[Replay]) -> list[Replay]:
-        """Have the synchronous exporters take their share, all of a page together; what they don't take is kept."""
+        """Send one page's records to the synchronous exporters, all together. Letters that they don't take are kept."""
         answers = {
             plan.letter: self._deliver(replace(plan.batch, invalid=()))
             for plan in plans
@@ -152,7 +149,7 @@ class DeadLetters:
         ]
 
     def _after(self, plan: MapAgain, answer: Future[Receipt]) -> Replay:
-        """What is left to do once the synchronous exporters were asked."""
+        """What is left to do after the synchronous exporters have answered."""
         names = self._delivered[plan.batch.receiver]
         try:
             answer.result(timeout=0)
@@ -182,7 +179,7 @@ class DeadLetters:
 
 
 def _map_anew(letter: Letter, content: bytes, mapper: Mapper) -> Replay:
-    """An item or a body as if its request had come in anew, at the time at which it did."""
+    """Map an item or a body as if its request came in again, at the time of the first one."""
     observed_ns = letter.at_ms * 1_000_000
     if letter.kind == "body" and parse_url_verification(content) is not None:
         return Keep(letter.id, "is a URL verification: there is nothing to deliver", new_reason=True)

@@ -1,13 +1,9 @@
-"""What the commands of the control socket do: on a running service, and on the queue of one that does not run.
-
-Each is a handler that takes its arguments as JSON has them, and answers with what JSON can hold. Letters are replayed
-and dropped by the page: an answer has `next`, to be given back as `after`, until it is null.
-"""
+"""Resumes, skips and removes exporters of a queue, on a running service or on the queue of a stopped one."""
 
 import logging
 import os
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -15,8 +11,9 @@ import msgspec
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.queue import dead_letters, queries, store
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.plugin.control.shared import ChangeableQueue, counted, read_arguments, run_on, why_no_sender
+from statsig_otel.plugin.control.command import ChangeableQueue, read_arguments, submit_and_wait
 from statsig_otel.plugin.control.socket import ControlError
+from statsig_otel.plugin.control.wording import counted
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -29,7 +26,7 @@ class _Exporter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunningExporters:
-    """`queue ...` on a running service."""
+    """The commands `queue ...` on a running service."""
 
     def __init__(self, queue: DurableQueue, senders: Mapping[str, QueueSender], synchronous: Collection[str]) -> None:
         self._queue = queue
@@ -37,7 +34,7 @@ class RunningExporters:
         self._synchronous = synchronous
 
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
-        """What each sender does now. All else about the queue is in its file."""
+        """What each sender does now. Everything else about the queue is in its file."""
         exporters = {
             name: {"state": sender.state, "attempts": sender.attempts, "last_error": sender.last_error}
             for name, sender in self._senders.items()
@@ -45,7 +42,7 @@ class RunningExporters:
         return {"pid": os.getpid(), "exporters": exporters}
 
     def resume(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Try at once."""
+        """Send again at once."""
         name, sender = self._sender(arguments)
         state = sender.state
         sender.resume()
@@ -53,7 +50,7 @@ class RunningExporters:
         return {"state": state}
 
     def skip(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Have the head record made a dead letter, where there is an outage."""
+        """Make the head record a dead letter, while the backend does not take it."""
         name, sender = self._sender(arguments)
         waiting = self._queue.cursor(name).waiting
         if waiting > 0 and sender.state not in ("blocked", "retrying"):
@@ -79,14 +76,14 @@ class RunningExporters:
         name = read_arguments(arguments, _Exporter).exporter
         if name in self._senders:
             return name, self._senders[name]
-        known = {state.name for state in run_on(self._queue, queries.exporter_states)}
+        known = {state.name for state in submit_and_wait(self._queue, queries.exporter_states)}
         if name in known:
             raise ControlError(f"{name} {why_no_sender(name, self._synchronous)}, so what waits for it is not sent")
         raise _unknown(name, self._senders, self._synchronous)
 
 
 class StoppedExporters:
-    """`queue ...` where no service runs."""
+    """The commands `queue ...` on the queue of a stopped service."""
 
     def __init__(
         self, queue: ChangeableQueue, configured: Collection[str] | None, synchronous: Collection[str]
@@ -96,7 +93,7 @@ class StoppedExporters:
         self._synchronous = synchronous
 
     def resume(self, _: dict[str, Any]) -> dict[str, Any]:
-        """There is no sender."""
+        """Refuse: there is no sender."""
         raise ControlError("no service is running, so there is nothing to resume: it tries at once when it starts")
 
     def skip(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -109,10 +106,10 @@ class StoppedExporters:
                 raise ControlError(f"nothing waits for {name}")
             return state.waiting
 
-        return {"waiting": run_on(self._queue, work)}
+        return {"waiting": submit_and_wait(self._queue, work)}
 
     def remove(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Forget an exporter, unless the configuration has it."""
+        """Forget an exporter that is not in the configuration."""
         given = read_arguments(arguments, _Exporter)
         if self._configured is None:
             if not given.yes:
@@ -123,6 +120,16 @@ class StoppedExporters:
         elif given.exporter in self._configured:
             raise ControlError(f"{given.exporter} is in the configuration: take it out there, then remove it")
         return _remove(self._queue, given, self._synchronous)
+
+
+def exporters_of_all(delivered: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """The synchronous exporters of all receivers."""
+    return frozenset(name for names in delivered.values() for name in names)
+
+
+def why_no_sender(name: str, synchronous: Collection[str]) -> str:
+    """Why a running service has no sender for an exporter."""
+    return f"{'has no sending queue' if name in synchronous else 'is not'} in the running configuration"
 
 
 def _remove(queue: ChangeableQueue, given: _Exporter, synchronous: Collection[str]) -> dict[str, Any]:
@@ -137,7 +144,7 @@ def _remove(queue: ChangeableQueue, given: _Exporter, synchronous: Collection[st
         store.remove_exporter(connection, state.name)
         return state
 
-    state = run_on(queue, work)
+    state = submit_and_wait(queue, work)
     return {"records": state.waiting, "bytes": state.bytes}
 
 

@@ -1,4 +1,4 @@
-"""The commands that a control socket offers, by name."""
+"""The table of commands: which handler carries out each, on a running service and on a stopped one."""
 
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
@@ -7,9 +7,9 @@ from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedErr
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.routing import QueuedReceiver
+from statsig_otel.plugin.control.command import ChangeableQueue
 from statsig_otel.plugin.control.dead_letters import DeadLetters
-from statsig_otel.plugin.control.exporters import RunningExporters, StoppedExporters
-from statsig_otel.plugin.control.shared import ChangeableQueue, exporters_of_all
+from statsig_otel.plugin.control.exporters import RunningExporters, StoppedExporters, exporters_of_all
 from statsig_otel.plugin.control.socket import ControlError, Handler
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapper
@@ -29,8 +29,8 @@ def handlers(
     Args:
         queue: Its queue.
         senders: The sender of each queued exporter, by the exporter's id.
-        intakes: Every receiver, by its id. Its mapper is looked up anew each time.
-        receivers: What the queue was told of the receivers.
+        intakes: Every receiver, by its id. Its mapper is looked up each time, since a reload replaces it.
+        receivers: The receivers with a queued exporter.
         synchronous: Delivers a batch to the synchronous exporters of its receiver.
         delivered: The synchronous exporters of each receiver that has any.
     """
@@ -67,7 +67,7 @@ def stopped_handlers(
     delivered: Mapping[str, Sequence[str]],
     configured: Collection[str] | None,
 ) -> dict[str, Handler]:
-    """The same commands on the queue of a service that does not run.
+    """The same commands on the queue of a stopped service.
 
     Args:
         queue: Its queue.

@@ -1,4 +1,4 @@
-"""How a command finds a queue, and reaches it: through the control socket where its service runs, else by itself."""
+"""Finds a queue, and gives commands to its service if that runs, else carries them out itself."""
 
 import os
 import sqlite3
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.settings.reading import QueueConfiguration
 
 Perform: TypeAlias = Callable[..., Any]
-"""`perform(command, **arguments)`: what the command answers; raises `ControlError`."""
+"""`perform(command, **arguments)`: the command's answer. Raises `ControlError`."""
 
 _OWNER: Final = "only the service's own user, and root, can use its queue"
 
 
 class QueueAccess:
-    """One queue, found as the service finds it.
+    """One queue, found in the same way as its service finds it.
 
     Args:
         directory: The queue's directory; None for the configuration's, or the default one.
@@ -55,7 +55,7 @@ class QueueAccess:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection for reading, beside whoever writes.
+        """A connection for reading, while another process may write.
 
         Raises:
             ControlError: The file can't be read.
@@ -67,7 +67,7 @@ class QueueAccess:
             raise ControlError(self._unreadable(error)) from error
 
     def ask(self, command: str) -> Any:
-        """What a running service answers; None where none runs.
+        """The answer of the running service; None if none runs.
 
         Raises:
             ControlError: It refuses or does not answer.
@@ -79,10 +79,10 @@ class QueueAccess:
 
     @contextmanager
     def changing(self) -> Iterator[Perform]:
-        """What carries out commands that change the queue: the service, or this process while none runs.
+        """A function that carries out commands that change the queue: in the service, or in this process if none runs.
 
         Raises:
-            ControlError: The queue can't be had.
+            ControlError: The queue can't be opened.
         """
         path = self.directory / CONTROL
         running = True
@@ -135,7 +135,7 @@ class QueueAccess:
 
 
 def _read(locations: tuple[str, ...], environ: Mapping[str, str]) -> "QueueConfiguration":
-    from statsig_otel.plugin.settings.reading import read  # noqa: PLC0415 - takes longer to load than all else
+    from statsig_otel.plugin.settings.reading import read  # noqa: PLC0415 - takes longer to load than everything else
 
     return read(locations, environ)
 

@@ -1,20 +1,20 @@
-"""The control socket: how a command reaches a running service.
+"""The control socket, by which a command reaches a running service.
 
 A Unix socket in the queue's directory, for its owner alone. One JSON line is a request, one JSON line its answer:
 
     {"command": "queue resume", "arguments": {"exporter": "otlp_grpc"}}
     {"result": {"state": "blocked"}}    or    {"error": "why not"}
 
-One thread serves it. Requests are read side by side, so that a silent client holds nobody up, and carried out one after
+Each connection has a thread of its own, so that a silent client holds nobody up. Commands are carried out one after
 another.
 """
 
 import json
 import logging
 import os
-import selectors
 import shutil
 import socket
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,18 +25,22 @@ from typing import Any, Final, TypeAlias
 _logger: Final = logging.getLogger(__name__)
 
 Handler: TypeAlias = Callable[[dict[str, Any]], Any]
-"""Carries out one command: takes its arguments, returns what JSON can hold, or raises `ControlError`."""
+"""Carries out one command: takes its arguments, returns a value for JSON, or raises `ControlError`."""
 
 MAX_REQUEST: Final = 64 << 10
-"""Bytes of a request line at most."""
+"""The most bytes of a request line."""
 
 _MAX_ANSWER: Final = 16 << 20
 _MAX_CLIENTS: Final = 16
-_PATIENCE: Final = 5.0
-"""Seconds in which a client has to send its line."""
+_BACKLOG: Final = 1024  # a client that finds it full is refused at once
+_PATIENCE: Final = 10.0
+"""Seconds for which a client may be silent before it has sent its line."""
+
+_GRACE: Final = 0.1
+"""Seconds in which a client has to send its line while another one waits for its place."""
 
 _WRITE_TIMEOUT: Final = 1.0
-"""Seconds in which a client has to take its answer; the socket's buffer holds nearly all of them."""
+"""Seconds in which a client has to take its answer; nearly every answer fits into the socket's buffer."""
 
 _CALL_TIMEOUT: Final = 60.0
 """Seconds that `call` waits for the answer: the service may have to wait for its disk."""
@@ -47,7 +51,7 @@ _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIRECTORY: Final = 0o700
 
 _LONGEST: Final = 103
-"""Bytes of a path in `sockaddr_un` (unix(7): 107; on macOS 103)."""
+"""The most bytes of a path in `sockaddr_un` (unix(7): 107; on macOS 103)."""
 
 
 class ControlError(Exception):
@@ -63,7 +67,7 @@ class ControlServer:
 
     Args:
         path: The socket's path. One that a killed service left behind is replaced.
-        handlers: What each command does. They are called in the server's thread, one at a time.
+        handlers: What each command does. They are called in threads of the server, one at a time.
 
     Attributes:
         handlers: As above; another mapping may take its place at any time.
@@ -72,11 +76,8 @@ class ControlServer:
     def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
         self._path = path
         self.handlers = handlers
-        self._thread: threading.Thread | None = None
-        self._stop: socket.socket | None = None  # its other end wakes the thread when this one is shut down
-        self._stopped = threading.Event()
+        self._server: _Server | None = None
         self._pid = 0
-        self._finished = threading.Event()  # nothing is to be waited for any more
 
     def start(self) -> None:
         """Listen, and answer from now on.
@@ -85,25 +86,23 @@ class ControlServer:
             OSError: The socket can't be made.
             RuntimeError: No thread can be started.
         """
-        listener = _listen(self._path)
-        stop, woken = socket.socketpair()
-        self._stopped.clear()
-        self._finished.clear()
-        thread = threading.Thread(target=self._run, args=(listener, woken), name="control", daemon=True)
-        self._stop, self._thread, self._pid = stop, thread, os.getpid()  # a command may ask for the end at once
+        server = _Server(self._path, lambda: self.handlers)
+        self._server, self._pid = server, os.getpid()  # a command may ask for the end at once
         try:
-            thread.start()
+            threading.Thread(target=server.serve, name="control", daemon=True).start()
         except BaseException:
-            self._stop = self._thread = None
+            self._server = None
             self._path.unlink(missing_ok=True)
-            for one in (listener, stop, woken):
-                one.close()
+            server.server_close()
             raise
 
     def let_go(self) -> None:
-        """Say, in a command, that it waits for the server's end: the end does not wait for it. No-op elsewhere."""
-        if threading.current_thread() is self._thread:
-            self._finished.set()
+        """Called by a handler that is about to stop the server, so that `shutdown` does not wait for that handler.
+
+        Does nothing anywhere else.
+        """
+        if self._server is not None:
+            self._server.let_go()
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Finish the command that is being carried out, and remove the socket. Safe to call twice, and in a command.
@@ -111,132 +110,166 @@ class ControlServer:
         Args:
             timeout: Seconds for that command; one that takes longer goes on without being waited for. None for all.
         """
-        stop, self._stop = self._stop, None
-        if stop is None or self._pid != os.getpid():
-            return  # never started; or a forked child, which owns nothing
+        server = self._server
+        if server is None or self._pid != os.getpid() or not server.stop():
+            return  # never started; a forked child, which owns nothing; or stopped before
         self._path.unlink(missing_ok=True)
-        self._stopped.set()
-        stop.shutdown(socket.SHUT_RDWR)  # to close it would wake nobody as long as a forked child has a copy
-        stop.close()
-        self.let_go()
-        if not self._finished.wait(timeout):
+        server.let_go()
+        if not server.finished.wait(timeout):
             _logger.warning("A command takes longer than the shutdown can wait; it is left behind")
 
-    def _run(self, listener: socket.socket, woken: socket.socket) -> None:
-        try:
-            self._serve(listener, woken)
-        finally:
-            self._finished.set()
 
-    def _serve(self, listener: socket.socket, woken: socket.socket) -> None:
-        clients: dict[socket.socket, _Client] = {}
-        with selectors.DefaultSelector() as selector, listener, woken:
-            selector.register(listener, selectors.EVENT_READ)
-            selector.register(woken, selectors.EVENT_READ)
-            while not self._stopped.is_set():
-                first = next(iter(clients.values()), None)  # they came in this order, so it is the first to run out
-                ready = selector.select(None if first is None else max(first.deadline - time.monotonic(), 0))
-                for key, _ in ready:
-                    if key.fileobj is listener:
-                        self._accept(listener, selector, clients)
-                    elif isinstance(key.fileobj, socket.socket) and key.fileobj in clients:
-                        self._read(clients[key.fileobj], selector, clients)
-                now = time.monotonic()
-                for client in [client for client in clients.values() if client.deadline <= now]:
-                    _drop(client, selector, clients)
-            for client in list(clients.values()):
-                _drop(client, selector, clients)
+class _Server(socketserver.ThreadingUnixStreamServer):
+    """One listening socket and its connections, each in a thread of its own.
 
-    def _accept(
-        self,
-        listener: socket.socket,
-        selector: selectors.BaseSelector,
-        clients: "dict[socket.socket, _Client]",
-    ) -> None:
+    Args:
+        path: The socket's path.
+        handlers: Gives what each command does now.
+
+    Attributes:
+        finished: No command is being carried out, or none that the end has to wait for.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+    timeout = 0.5  # where a system does not wake `serve` at the end, it looks by itself
+
+    def __init__(self, path: Path, handlers: Callable[[], Mapping[str, Handler]]) -> None:
+        self._handlers = handlers
+        self._room = threading.Semaphore(_MAX_CLIENTS)
+        self._lock = threading.Lock()  # over the connections that have not sent their line yet
+        self._silent: set[socket.socket] = set()
+        self._turn = threading.Lock()  # of the command that is carried out
+        self._command: threading.Thread | None = None
+        self._stopped = False
+        self.finished = threading.Event()
+        self.finished.set()
+        super().__init__(str(path), socketserver.BaseRequestHandler, bind_and_activate=False)
+        self.server_close()
+        self.socket = _listen(path)
+
+    def serve(self) -> None:
+        """Accept connections until the end."""
+        with self:
+            while not self._stopped:
+                self.handle_request()
+
+    def stop(self) -> bool:
+        """End `serve`, and all connections that have not sent their line yet; whether this is the first call."""
+        with self._lock:
+            is_first, self._stopped = not self._stopped, True
+            self._hang_up_on_silent()
+        _hang_up(self.socket)
+        return is_first
+
+    def let_go(self) -> None:
+        if threading.current_thread() is self._command:
+            self.finished.set()
+
+    def get_request(self) -> tuple[Any, Any]:
         try:
-            connection, _ = listener.accept()
-        except BlockingIOError:
-            return  # the client has left again
+            return super().get_request()
         except OSError as error:
-            _logger.warning("A control connection can't be accepted: %s", error)
-            self._stopped.wait(_ACCEPT_PAUSE)  # no descriptor left: it would come back at once
-            return
-        if len(clients) == _MAX_CLIENTS:
-            _drop(next(iter(clients.values())), selector, clients)
-        connection.setblocking(False)
-        clients[connection] = _Client(connection)
-        selector.register(connection, selectors.EVENT_READ)
+            if not self._stopped:
+                _logger.warning("A control connection can't be accepted: %s", error)
+                time.sleep(_ACCEPT_PAUSE)  # no descriptor is left: it would come back at once
+            raise
 
-    def _read(
-        self, client: "_Client", selector: selectors.BaseSelector, clients: "dict[socket.socket, _Client]"
-    ) -> None:
-        """Take what a client sent; answer it once its line is there."""
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start the connection's thread. Where there is no room for it, all silent clients have to leave."""
+        while not self._room.acquire(timeout=_GRACE):
+            with self._lock:
+                self._hang_up_on_silent()
+        with self._lock:
+            self._silent.add(request)
+            if self._stopped:
+                self._hang_up_on_silent()
+        super().process_request(request, client_address)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
+        """Read the connection's line; once it is its turn, carry it out and answer."""
+        with suppress(OSError), request.makefile("rb") as file:  # silent for too long, or gone
+            request.settimeout(_PATIENCE)
+            line = file.readline(MAX_REQUEST + 1)
+            with self._lock:
+                if request not in self._silent:
+                    return  # it had to leave
+                self._silent.remove(request)
+            if line.endswith(b"\n") or len(line) > MAX_REQUEST:
+                with self._turn:
+                    self._carry_out(line, request)
+
+    def _carry_out(self, line: bytes, connection: socket.socket) -> None:
+        self._command = threading.current_thread()
+        self.finished.clear()  # before it is asked for the end, which sets the one and waits for the other
         try:
-            chunk = client.connection.recv(_CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            chunk = b""
-        client.received += chunk
-        line, end, _ = client.received.partition(b"\n")
-        answer = None
-        if end and len(line) <= MAX_REQUEST:
-            answer = self._answer(bytes(line))
-        elif len(line) > MAX_REQUEST:
-            answer = {"error": f"the request is longer than {MAX_REQUEST} bytes"}
-        elif chunk:
-            return
-        if answer is not None:
+            if self._stopped:
+                return
+            answer = _answer(line, self._handlers())
+            connection.settimeout(_WRITE_TIMEOUT)
             with suppress(OSError):  # the client has left, or does not read; what it asked for is done
-                client.connection.settimeout(_WRITE_TIMEOUT)
-                client.connection.sendall(json.dumps(answer).encode() + b"\n")
-        _drop(client, selector, clients)
+                connection.sendall(json.dumps(answer).encode() + b"\n")
+        finally:
+            self._command = None
+            self.finished.set()
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
-        try:
-            request = json.loads(line)
-        except (ValueError, RecursionError):
-            return {"error": "the request is no JSON"}
-        command = request.get("command") if isinstance(request, dict) else None
-        arguments = request.get("arguments", {}) if isinstance(request, dict) else None
-        if not isinstance(command, str) or not isinstance(arguments, dict):
-            return {"error": "the request is no object with a command and its arguments"}
-        handler = self.handlers.get(command)
-        if handler is None:
-            return {"error": f"the running service knows no command {command!r}: it may be of another version"}
-        try:
-            answer = {"result": handler(arguments)}
-            json.dumps(answer)
-        except ControlError as error:
-            return {"error": str(error)}
-        except Exception:
-            _logger.exception("The command %s failed", command)
-            return {"error": f"{command} failed; the service's log says why"}
-        return answer
+    def shutdown_request(self, request: Any) -> None:
+        """Close the connection, and make room for another one."""
+        with self._lock:
+            self._silent.discard(request)
+        super().shutdown_request(request)
+        self._room.release()
+
+    def _hang_up_on_silent(self) -> None:
+        for connection in self._silent:
+            _hang_up(connection)
+        self._silent.clear()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
+        _logger.exception("A control connection failed")  # noqa: LOG004 - called where the exception is handled
 
 
-class _Client:
-    """One connection, and what has come in on it."""
+def _hang_up(connection: socket.socket) -> None:
+    """End a connection, or a listening socket, under the thread that waits for it.
 
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self.received = bytearray()
-        self.deadline = time.monotonic() + _PATIENCE
+    To close it would wake nobody as long as a forked child has a copy.
+    """
+    with suppress(OSError):  # ended already
+        connection.shutdown(socket.SHUT_RDWR)
 
 
-def _drop(client: _Client, selector: selectors.BaseSelector, clients: dict[socket.socket, _Client]) -> None:
-    del clients[client.connection]
-    selector.unregister(client.connection)
-    client.connection.close()
+def _answer(line: bytes, handlers: Mapping[str, Handler]) -> dict[str, Any]:
+    if not line.endswith(b"\n"):
+        return {"error": f"the request is longer than {MAX_REQUEST} bytes"}
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        return {"error": "the request is no JSON"}
+    command = request.get("command") if isinstance(request, dict) else None
+    arguments = request.get("arguments", {}) if isinstance(request, dict) else None
+    if not isinstance(command, str) or not isinstance(arguments, dict):
+        return {"error": "the request is no object with a command and its arguments"}
+    handler = handlers.get(command)
+    if handler is None:
+        return {"error": f"the running service knows no command {command!r}: it may be of another version"}
+    try:
+        answer = {"result": handler(arguments)}
+        json.dumps(answer)
+    except ControlError as error:
+        return {"error": str(error)}
+    except Exception:
+        _logger.exception("The command %s failed", command)
+        return {"error": f"{command} failed; the service's log says why"}
+    return answer
 
 
 def call(path: Path, command: str, **arguments: Any) -> Any:
-    """Have a running service carry out a command; what it answers.
+    """Have a running service carry out a command, and return its answer.
 
     Args:
         path: The socket's path.
         command: The command.
-        arguments: Its arguments, which JSON can hold.
+        arguments: Its arguments, values for JSON.
 
     Raises:
         ServiceNotRunningError: There is no socket, or nobody listens on it.
@@ -277,8 +310,8 @@ def _exchange(connection: socket.socket, request: bytes) -> Any:
 def _listen(path: Path) -> socket.socket:
     """A listening socket at the path, with access for its owner alone from its first moment.
 
-    It is made in a private directory and renamed: whatever the queue's directory allows, nobody else can connect before
-    the mode is set. The rename replaces what a killed service left behind.
+    It is made in a private directory and renamed, so that nobody else can connect before its mode is set, whatever the
+    mode of the queue's directory. The rename replaces a socket that a killed service left behind.
     """
     private = path.with_name(f"{path.name}.new")
     shutil.rmtree(private, ignore_errors=True)  # of a service that was killed just here
@@ -289,8 +322,7 @@ def _listen(path: Path) -> socket.socket:
         with _address(made) as address:
             listener.bind(address)
         made.chmod(_PRIVATE_FILE)
-        listener.listen()
-        listener.setblocking(False)
+        listener.listen(_BACKLOG)
         made.replace(path)
     except BaseException:
         listener.close()
@@ -302,7 +334,7 @@ def _listen(path: Path) -> socket.socket:
 
 @contextmanager
 def _address(path: Path) -> Iterator[str]:
-    """A name for the path that fits into a socket's address: a long one goes by way of its open directory.
+    """A name for the path that fits into a socket's address; for a long path one by way of its open directory.
 
     Raises:
         OSError: The path is too long, and the system has no /proc.

@@ -1,18 +1,18 @@
-"""All checks, for a configuration that may be wrong or missing, beside a service that may be running."""
+"""Runs all checks of `doctor`. The configuration may be wrong or missing, and the service may be running."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.config.grammar import Configuration, examine
+from statsig_otel.config.grammar import examine
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.doctor import machine, storage
 from statsig_otel.plugin.doctor.endpoints import check_endpoints
 from statsig_otel.plugin.doctor.finding import Finding, Status, of_problem
 from statsig_otel.plugin.doctor.machine_checks import check_files, check_locks, check_ports
-from statsig_otel.plugin.doctor.paths import owner
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import Environment, check_enabled, read_document
 from statsig_otel.plugin.settings.reading import queued_exporters, receiver_settings
@@ -20,10 +20,10 @@ from statsig_otel.plugin.settings.storage import file_storage, find_directory
 
 
 def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Everything that a service depends on.
+    """Check everything that a service depends on.
 
     Args:
-        locations: Of its configuration; without any the environment is.
+        locations: The locations of its configuration; without any, the environment is the configuration.
         environ: The environment variables.
     """
     yield from machine.versions()
@@ -56,7 +56,7 @@ def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator
 
 
 def _on_this_machine(configuration: Configuration, document: Document, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """What of the machine a configuration asks for. One that is wrong is looked at as far as it is right."""
+    """Check what a configuration needs of this machine. If it is wrong, its right parts are checked."""
     receivers = receiver_settings(configuration)
     servers = {settings.endpoint: settings.max_connections for settings in receivers.values()}
     yield machine.open_files(sum(servers.values()))
@@ -68,9 +68,9 @@ def _on_this_machine(configuration: Configuration, document: Document, environ: 
         settings = file_storage(configuration)
         yield from storage.queue(directory, settings.min_free_bytes if settings else DEFAULT_MIN_FREE)
         with suppress(OSError):
-            is_running = owner(directory) is not None
+            is_running = storage.owner(directory) is not None
     if not is_running:
-        # Where nothing tells whether the service runs, it may well be the one that listens.
+        # If it can't be told whether the service runs, it may be the process that listens.
         status: Status = "failed" if is_running is False else "warning"
         for problem in [*check_ports(configuration, document), *check_locks(configuration, document)]:
             yield of_problem("this machine", problem, status)

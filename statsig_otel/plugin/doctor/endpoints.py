@@ -1,4 +1,4 @@
-"""Whether the exporters' endpoints answer: name, connection, TLS. No record is sent, nor any configured header."""
+"""Checks whether the exporters' endpoints answer: name, connection, TLS. Sends no record and no configured header."""
 
 import socket
 import ssl
@@ -20,7 +20,7 @@ TIMEOUT: Final = 5.0
 """Seconds for a connection, and as many for TLS."""
 
 _ALL_OF_IT: Final = 3 * TIMEOUT
-"""Seconds for one endpoint: a name's look-up has no limit of its own."""
+"""Seconds for one endpoint, since looking up a name has no limit of its own."""
 
 _TLS_PORT: Final = 443
 _MAX_PORT: Final = 65535
@@ -29,7 +29,7 @@ _NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"
 
 @dataclass(frozen=True, slots=True)
 class _Address:
-    """Where an exporter connects to. `path` is that of a Unix socket, and then there is no host."""
+    """Where an exporter connects to: a host and a port, or the path of a Unix socket."""
 
     host: str = ""
     port: int = 0
@@ -42,10 +42,10 @@ class _Address:
 
 
 def check_endpoints(exporters: Mapping[str, Settings]) -> tuple[list[Finding], list[tuple[str, float]]]:
-    """Look at all endpoints at the same time.
+    """Check all endpoints at the same time.
 
     Returns:
-        What was found, and by how many seconds the servers that say their time are ahead of us, each with its exporter.
+        The findings; and for each server that tells its time, its exporter and by how many seconds it is ahead of us.
     """
     probes = [_Probe(name, settings) for name, settings in exporters.items() if _is_otlp(settings)]
     for probe in probes:
@@ -62,7 +62,7 @@ def _is_otlp(settings: Settings) -> bool:
 
 
 def _address(settings: Settings) -> _Address | None:
-    """None for a name that only grpcio can look up."""
+    """The address to connect to; None for a name that only grpcio can look up."""
     if isinstance(settings, OtlpHttpSettings):
         url = settings.url
         is_secure = url.scheme == "https"
@@ -86,7 +86,7 @@ def _address(settings: Settings) -> _Address | None:
 
 
 class _Probe(threading.Thread):
-    """Looks at one endpoint. A thread of its own, which is left behind where nothing comes back."""
+    """Checks one endpoint, in a thread that is left behind if nothing comes back."""
 
     def __init__(self, exporter: str, settings: Settings) -> None:
         super().__init__(name=f"probe {exporter}", daemon=True)
@@ -150,12 +150,12 @@ class _Probe(threading.Thread):
             return self._found("failed", f"no TLS: {error.reason or error}", "look at the server's log")
 
     def _ask_for_the_time(self, address: _Address, connection: socket.socket) -> None:
-        """A HEAD of `/`; its Date has whole seconds, so only more than one of them is a difference."""
+        """Send `HEAD /`. The answer's Date is in whole seconds, so only a difference of more than one second counts."""
         if address.protocol == "h2":
             return
         client = HTTPConnection(address.host, address.port)
         client.sock = connection
-        with suppress(OSError, HTTPException):  # a server that does not like it says nothing of the time
+        with suppress(OSError, HTTPException):  # some servers refuse it, and then don't tell the time
             asked = time.time()
             client.request("HEAD", "/", headers={"Connection": "close"})
             with client.getresponse() as response:

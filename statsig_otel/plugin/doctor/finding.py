@@ -1,4 +1,4 @@
-"""What a check has found."""
+"""The result of a check: its status, what was found, and a hint."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 from statsig_otel.config.errors import Problem
 
 Status = Literal["ok", "warning", "failed", "unknown"]
-"""`unknown` where it can't be told."""
+"""`unknown` if it can't be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,9 +14,9 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        check: What was looked at.
-        status: How it is.
-        detail: What was found. No secret.
+        check: What was checked.
+        status: Whether it is right.
+        detail: What was found. It contains no secret.
         hint: What to do about it.
     """
 

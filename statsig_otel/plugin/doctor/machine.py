@@ -1,4 +1,4 @@
-"""The machine and what is installed on it: versions, SQLite's known faults, open files, the clock."""
+"""Checks the machine and what is installed on it: versions, SQLite's known faults, open files, the clock."""
 
 import ctypes
 import platform
@@ -22,18 +22,18 @@ _LIBRARIES: Final = (
 )  # fmt: skip
 
 _OTHER_FILES: Final = 64
-"""Open files beside the connections: the queue's, the exporters', the libraries'."""
+"""Open files besides the connections: those of the queue, the exporters and the libraries."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class SqliteFault:
     """A fault of SQLite that a queue may meet.
 
     Attributes:
         what: What it does.
         since: The first version that has it.
         fixed: The first version without it.
-        backports: Those of older series.
+        backports: The first versions of older series without it.
         hint: What to do.
     """
 
@@ -44,14 +44,14 @@ class Fault:
     hint: str
 
     def is_in(self, found: Version) -> bool:
-        """Whether a version has it. A backport counts for its own series: 3.50.7 for 3.50.8, not for 3.51.0."""
+        """Whether a version has it. A backport counts for its own series: 3.50.7 for 3.50.8, but not for 3.51.0."""
         mended = any(backport[:2] == found[:2] and found >= backport for backport in self.backports)
         return self.since <= found < self.fixed and not mended
 
 
 FAULTS: Final = (
     # https://sqlite.org/wal.html#walresetbug; https://sqlite.org/releaselog/3_51_3.html
-    Fault(
+    SqliteFault(
         "has the WAL-reset bug: two connections that write or checkpoint at the same moment may damage the database",
         since=(3, 7, 0),
         fixed=(3, 51, 3),
@@ -63,7 +63,7 @@ FAULTS: Final = (
 
 
 def versions() -> Iterator[Finding]:
-    """What runs, on what."""
+    """The versions of this package, of Python and of the libraries, and the platform."""
     found: list[str] = []
     missing: list[str] = []
     for name in _LIBRARIES:
@@ -94,7 +94,7 @@ def sqlite(found: Version = sqlite3.sqlite_version_info) -> Iterator[Finding]:
 
 
 def open_files(connections: int) -> Finding:
-    """Whether the service may have as many connections as it is configured for.
+    """Whether the limit of open files allows as many connections as are configured.
 
     Args:
         connections: `max_connections` of all servers together.
@@ -131,9 +131,9 @@ _OFF_TOO_MUCH: Final = 300.0
 
 
 def clock_is_kept() -> bool | None:
-    """Whether something keeps the clock right, as the system says; None where it does not say.
+    """Whether the system says that its clock is kept right; None if it does not say so.
 
-    The kernel is not asked for a no: some time services never tell it.
+    It is never False, since some time services do not tell the kernel.
     """
     if _TIMESYNCD.exists():
         return True
@@ -146,11 +146,11 @@ def clock_is_kept() -> bool | None:
 
 
 def clock(kept: bool | None, offsets: Iterable[tuple[str, float]]) -> Finding:  # noqa: FBT001 - three answers
-    """Whether the clock is right, which the webhooks' timestamps are held against.
+    """Whether the clock is right. The timestamps of webhooks are compared with it.
 
     Args:
-        kept: What the system says of it.
-        offsets: By how many seconds servers are ahead, each with its exporter.
+        kept: Whether the system says that it is.
+        offsets: By how many seconds servers are ahead of it, each with its exporter.
     """
     if kept:
         return Finding("clock", "ok", "synchronised, as the system says")

@@ -1,30 +1,32 @@
-"""Whether this machine has what a checked configuration asks for: certificates, directories, ports.
+"""Checks whether this machine has what a checked configuration needs: certificates, directories, ports.
 
-Nothing is changed: ports are bound and let go again, files and directories are looked at only.
+Nothing is changed: ports are bound and released again, files and directories are only looked at.
 """
 
 import errno
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path as FilePath
 from typing import Final
 
-from statsig_otel.config.errors import Path, Problem
-from statsig_otel.config.grammar import Configuration
+from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.errors import Fault, Path, Problem
 from statsig_otel.config.source import Document
-from statsig_otel.exporters.local.file import FileSettings
+from statsig_otel.exporters.local.file import FileSettings, check_path, is_locked
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.tls import ClientTlsSettings
-from statsig_otel.plugin.doctor.paths import file_fault, is_locked, is_of_queue, owner, queue_fault, same_file, unusable
+from statsig_otel.exporters.otlp.tls import ClientTlsError, ClientTlsSettings
+from statsig_otel.exporters.paths import NO_PATH, unusable
+from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.plugin.doctor.storage import owner
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
-from statsig_otel.plugin.server.server import HttpServer
-from statsig_otel.plugin.server.tls import ServerTls
+from statsig_otel.plugin.server.server import HttpServer, ListenError
+from statsig_otel.plugin.server.tls import ServerTlsError
 from statsig_otel.plugin.settings.reading import queued_exporters, receiver_settings
-from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings
+from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings, server_tls
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 
 _READABLE_HINT: Final = "the service reads it as its own user; look at the path and at the permissions"
-_NO_PATH: Final = "holds a NUL, and is no path that a file can have"
 _SERVER_FILES: Final = ("cert_file", "key_file", "client_ca_file")
 _CLIENT_FILES: Final = ("ca_file", "cert_file", "key_file")
 
@@ -32,10 +34,10 @@ _CLIENT_FILES: Final = ("ca_file", "cert_file", "key_file")
 def check_machine(
     configuration: Configuration, document: Document, directory: FilePath
 ) -> tuple[list[Problem], list[Problem]]:
-    """All that would keep a service from starting here.
+    """Everything that would keep a service from starting here.
 
-    Where the queue belongs to a process, that is the running service, most likely of this very configuration: then
-    what it has in use is no fault of the configuration.
+    A process that owns the queue is most likely the running service of this very configuration. Then what is in use is
+    not a fault of the configuration.
 
     Args:
         configuration: What is to run.
@@ -43,7 +45,7 @@ def check_machine(
         directory: The queue's directory.
 
     Returns:
-        What is wrong, and what is only in use.
+        What is wrong; and what is only in use.
     """
     who = _owner(directory) if queued_exporters(configuration) else None
     ports = _ports(configuration, document)
@@ -62,12 +64,12 @@ def check_machine(
 def _owner(directory: FilePath) -> str | None:
     try:
         return owner(directory)
-    except (OSError, ValueError):  # what is wrong with the directory is said by the other checks
+    except (OSError, ValueError):  # other checks say what is wrong with the directory
         return None
 
 
 def check_files(configuration: Configuration, document: Document) -> list[Problem]:
-    """What is wrong with the certificates, and what would keep an exporter from starting here. Writes nothing.
+    """What is wrong with the certificates, and what would keep an exporter from starting here.
 
     Args:
         configuration: The configuration.
@@ -77,7 +79,7 @@ def check_files(configuration: Configuration, document: Document) -> list[Proble
 
 
 def _certificates(configuration: Configuration, document: Document) -> list[Problem]:
-    """All that is wrong with the certificates of the receivers' servers; see `check_machine`."""
+    """What is wrong with the certificates of the receivers' servers."""
     return [
         problem
         for name, settings in _servers(configuration).items()
@@ -87,12 +89,12 @@ def _certificates(configuration: Configuration, document: Document) -> list[Prob
 
 
 def check_ports(configuration: Configuration, document: Document) -> list[Problem]:
-    """Which of the receivers' addresses can't be listened on; see `check_machine`."""
+    """Which of the receivers' addresses can't be listened on."""
     return [problem for problem, _ in _ports(configuration, document)]
 
 
 def check_locks(configuration: Configuration, document: Document) -> list[Problem]:
-    """Which of the exporters' files somebody writes to now. Not for the process that does."""
+    """Which of the exporters' files another process writes to now. Not for the process that writes to them."""
     return [
         document.problem(
             ("exporters", name, "path"),
@@ -107,7 +109,7 @@ def check_locks(configuration: Configuration, document: Document) -> list[Proble
 def start_problem(
     error: OSError, configuration: Configuration, document: Document, directory: FilePath
 ) -> Problem | None:
-    """What kept a service from starting, at its place in the configuration; None where that can't be told.
+    """What kept a service from starting, with its place in the configuration; None if it has none.
 
     Args:
         error: What the start raised.
@@ -115,14 +117,13 @@ def start_problem(
         document: Where it was written.
         directory: The queue's directory.
     """
-    said = error.strerror or ""
-    for name, settings in _servers(configuration).items():
-        if said.startswith(f"cannot listen on {settings.endpoint}: "):
-            message, _, hint = said.partition("; ")
-            return document.problem(("receivers", name, "endpoint"), message, hint or None)
+    if isinstance(error, ListenError):
+        for name, settings in _servers(configuration).items():
+            if error.address == settings.address:
+                return document.problem(("receivers", name, "endpoint"), *error.fault)
     place = directory.absolute()
     if isinstance(error.filename, str) and FilePath(error.filename).absolute() in (place, *place.parents):
-        return _no_queue(configuration, document, directory, *unusable(FilePath(error.filename), error))
+        return _no_queue(configuration, document, directory, unusable(FilePath(error.filename), error))
     return None
 
 
@@ -135,24 +136,23 @@ def _servers(configuration: Configuration) -> dict[str, StatsigReceiverSettings]
 
 
 def _ports(configuration: Configuration, document: Document) -> list[tuple[Problem, bool]]:
-    """The addresses that can't be listened on, each with whether somebody else listens there."""
+    """The addresses that can't be listened on, each with whether another process listens there."""
     found: list[tuple[Problem, bool]] = []
-    with ExitStack() as bound:  # all at once: two may name the same port in different words
+    with ExitStack() as bound:  # at the same time, since two may be the same port by different names
         for name, settings in _servers(configuration).items():
             host, port = settings.address
             server = HttpServer(_no_app, host=host, port=port)
             bound.callback(server.stop)
             try:
                 server.bind()
-            except OSError as error:
-                message, _, hint = str(error.strerror).partition("; ")
-                problem = document.problem(("receivers", name, "endpoint"), message, hint or None)
+            except ListenError as error:
+                problem = document.problem(("receivers", name, "endpoint"), *error.fault)
                 found.append((problem, error.errno == errno.EADDRINUSE))
     return found
 
 
 async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Stand where the server wants an application: it is bound, and never serves."""
+    """The application of a server that is bound and never serves."""
     raise NotImplementedError
 
 
@@ -163,11 +163,11 @@ def _server_tls(settings: ServerTlsSettings, path: Path, document: Document) -> 
     if unreadable:
         return
     try:
-        ServerTls(
-            cert_file=settings.cert_file, key_file=settings.key_file, client_ca_file=settings.client_ca_file
-        ).context()
-    except (OSError, ValueError) as error:
-        yield document.problem(path, str(error).removeprefix("tls: "))
+        server_tls(settings).check()
+    except ServerTlsError as error:
+        yield document.problem(path, error.message)
+    except OSError as error:  # gone since it was looked at
+        yield document.problem(path, str(error))
 
 
 def _exporters(configuration: Configuration, document: Document) -> Iterator[Problem]:
@@ -181,13 +181,22 @@ def _exporters(configuration: Configuration, document: Document) -> Iterator[Pro
             if settings.url.scheme == "https":
                 yield from _client_tls(settings.tls, (*path, "tls"), document)
         elif isinstance(settings, FileSettings):
-            first = files.setdefault(same_file(settings.path), name)
+            first = files.setdefault(_identity(settings.path), name)
             if first != name:
                 message = f"is the file of exporters::{first} too"
                 yield document.problem((*path, "path"), message, "give each its own: only one can write to it")
-            fault = file_fault(settings.path)
+            fault = check_path(settings.path)
             if fault is not None:
                 yield document.problem((*path, "path"), *fault)
+
+
+def _identity(file: FilePath) -> object:
+    """Something that is equal for all paths of one file."""
+    try:
+        found = file.stat()
+    except (OSError, ValueError):
+        return os.path.realpath(file) if "\0" not in str(file) else str(file)
+    return found.st_dev, found.st_ino
 
 
 def _client_tls(settings: ClientTlsSettings, path: Path, document: Document) -> Iterator[Problem]:
@@ -198,8 +207,10 @@ def _client_tls(settings: ClientTlsSettings, path: Path, document: Document) -> 
         return
     try:
         settings.read()
-    except (OSError, ValueError) as error:
-        yield document.problem(path, str(error).replace("tls::", ""))
+    except ClientTlsError as error:
+        yield document.problem(path, error.message)
+    except OSError as error:  # gone since it was looked at
+        yield document.problem(path, str(error))
 
 
 def _unreadable(files: Mapping[str, FilePath], path: Path, document: Document) -> Iterator[Problem]:
@@ -210,33 +221,31 @@ def _unreadable(files: Mapping[str, FilePath], path: Path, document: Document) -
         except OSError as error:
             yield document.problem((*path, key), f"{file} can't be read: {error.strerror}", _READABLE_HINT)
         except ValueError:
-            yield document.problem((*path, key), _NO_PATH)
+            yield document.problem((*path, key), NO_PATH)
 
 
 def _queue(configuration: Configuration, document: Document, directory: FilePath) -> Iterator[Problem]:
     if not queued_exporters(configuration):
         return
-    fault = queue_fault(directory)
+    fault = QueueDirectory(directory).check()
     if fault is not None:
-        yield _no_queue(configuration, document, directory, *fault)
+        yield _no_queue(configuration, document, directory, fault)
 
 
-def _no_queue(
-    configuration: Configuration, document: Document, directory: FilePath, message: str, hint: str | None
-) -> Problem:
+def _no_queue(configuration: Configuration, document: Document, directory: FilePath, fault: Fault) -> Problem:
     if path := _storage_path(configuration):
-        return document.problem(path, message, hint)
+        return document.problem(path, *fault)
     hint = "name another with extensions: {file_storage: {directory: ...}}"
-    return Problem((), f"the queue can't be in {directory}: {message}", hint)
+    return Problem((), f"the queue can't be in {directory}: {fault.message}", hint)
 
 
 def _queue_files(configuration: Configuration, document: Document, directory: FilePath) -> Iterator[Problem]:
     if not queued_exporters(configuration):
         return
     for name, settings in configuration.exporters.items():
-        if not isinstance(settings, FileSettings) or file_fault(settings.path):
+        if not isinstance(settings, FileSettings) or check_path(settings.path):
             continue
-        if is_of_queue(settings.path, directory):
+        if QueueDirectory(directory).has(settings.path):
             message = f"{settings.path} is a file of the queue"
             yield document.problem(("exporters", name, "path"), message, "choose another name")
 
@@ -247,7 +256,7 @@ def _in_use(configuration: Configuration, document: Document, message: str) -> P
 
 
 def _storage_path(configuration: Configuration) -> Path:
-    """Where the queue's directory is written; empty where it is the default one."""
+    """The path of the queue's directory in the configuration; empty for the default directory."""
     for id_ in configuration.service_extensions:
         if isinstance(configuration.extensions[id_], FileStorageSettings):
             return ("extensions", id_, "directory")

@@ -1,18 +1,19 @@
-"""The queue's directory: what it is on, whose it is, and in which order it was left. Nothing in it is changed."""
+"""Checks the queue's directory: its file system, its owner, and how the last service left it. Changes nothing."""
 
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from statsig_otel.config.units import format_size
+from statsig_otel.exporters.paths import nearest
 from statsig_otel.exporters.queue import write_ahead_log
-from statsig_otel.exporters.queue.directory import DATABASE, QueueDirectory
+from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, QueueDirectory
+from statsig_otel.plugin.control.socket import ControlError, ServiceNotRunningError, call
 from statsig_otel.plugin.doctor.finding import Finding
-from statsig_otel.plugin.doctor.paths import nearest, owner, queue_fault
 
-_ASIDE: Final = re.compile(rf"{re.escape(DATABASE)}\.(corrupt|salvaged|unreadable)-[0-9TZ]+-[0-9]+")
 _OWNER: Final = "run this as the service's own user, or as root"
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 
@@ -29,12 +30,32 @@ _GONE: Final = {
 }
 
 
+_ASIDE: Final[dict[Literal["corrupt", "salvaged", "unreadable"], str]] = {
+    "corrupt": "the next start, or the running service, carries over what can be read",
+    "salvaged": "what could be read was carried over; delete it once the log has been looked at",
+    "unreadable": "nothing could be read: keep it for a closer look, or delete it",
+}
+"""What to do with databases that were set aside."""
+
+
+def owner(directory: Path) -> str | None:
+    """The owner of a queue's directory, in words; None if it has none.
+
+    Raises:
+        OSError: It can't be told.
+    """
+    with suppress(ServiceNotRunningError, ControlError):
+        return f"process {call(directory / CONTROL, 'queue')['pid']}"
+    process = QueueDirectory(directory).owner()
+    return None if process is None else f"process {process}, starting or stopping"
+
+
 def queue(directory: Path, min_free_bytes: int) -> Iterator[Finding]:
-    """All about a queue's directory.
+    """Check a queue's directory.
 
     Args:
-        directory: The directory; it need not be there.
-        min_free_bytes: What has to be free on its disk.
+        directory: The directory; it need not exist.
+        min_free_bytes: How much has to be free on its disk.
     """
     place = nearest(directory)
     yield _access(directory, place)
@@ -51,7 +72,7 @@ def _access(directory: Path, place: Path) -> Finding:
         return Finding("queue directory", "failed", f"{place} is no directory", "name another in file_storage")
     if not os.access(place, os.W_OK | os.X_OK):
         return Finding("queue directory", "failed", f"{place} can't be written by this user", _OWNER)
-    if (fault := queue_fault(directory)) is not None:
+    if (fault := QueueDirectory(directory).check()) is not None:
         return Finding("queue directory", "failed", *fault)
     if place == directory.absolute():
         return Finding("queue directory", "ok", str(directory))
@@ -70,16 +91,16 @@ def _space(place: Path, min_free_bytes: int) -> Finding:
 
 
 def file_system(place: Path, mounts: str) -> str | None:
-    """The type of the file system that a place is on.
+    """The type of the file system of a path; None if it can't be told.
 
     Args:
-        place: The place, without symbolic links.
-        mounts: The text of mountinfo (proc_pid_mountinfo(5)).
+        place: The path, without symbolic links.
+        mounts: The content of mountinfo (proc_pid_mountinfo(5)).
     """
     best, found = -1, None
     for line in mounts.splitlines():
         left, _, right = line.partition(" - ")
-        # Blanks and the like stand as octal escapes.
+        # Spaces and some other characters are octal escapes.
         point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), left.split(" ")[4]))
         if place.is_relative_to(point) and len(point.parts) >= best:  # the last one covers those before it
             best, found = len(point.parts), right.split(" ")[0]
@@ -134,12 +155,6 @@ def _state(directory: Path) -> Iterator[Finding]:
         yield _after_crash(write_ahead_log.check(held.database))
     else:
         yield Finding("queue state", "ok", "no service runs; closed in order")
-    for kind, hint in (
-        ("corrupt", "the next start, or the running service, carries over what can be read"),
-        ("salvaged", "what could be read was carried over; delete it once the log has been looked at"),
-        ("unreadable", "nothing could be read: keep it for a closer look, or delete it"),
-    ):
-        files = sorted(directory.iterdir()) if directory.is_dir() else []
-        names = [file.name for file in files if (match := _ASIDE.fullmatch(file.name)) and match[1] == kind]
-        if names:
-            yield Finding("set aside", "warning", ", ".join(names), hint)
+    for kind, hint in _ASIDE.items() if directory.is_dir() else ():
+        if files := held.set_aside_files(kind):
+            yield Finding("set aside", "warning", ", ".join(file.name for file in files), hint)

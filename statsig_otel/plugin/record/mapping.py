@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Final, TypeAlias, cast
 
-from statsig_otel.config.errors import hint_for
+from statsig_otel.config.errors import SettingError, hint_for
 from statsig_otel.plugin.record.change_event import ChangeEvent, valid
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.record.record import RecordFields
@@ -94,12 +94,12 @@ def parse_template(text: str) -> Template:
         TemplateError: It is no template, it is empty, or it names a field that there is not.
     """
     if not text:
-        raise TemplateError("is empty\nhint: leave the key out")
+        raise TemplateError("is empty", "leave the key out")
     template = Template.parse(text)
     for name in template.names:
         if not (name in _FIELDS or _is_metadata(name)):
             near = hint_for(name, [*_FIELDS, f"{METADATA}NAME"])
-            raise TemplateError(f"has {{{name}}}, which is no field of a change\nhint: {near}")
+            raise TemplateError(f"has {{{name}}}, which is no field of a change", near)
     only = template.only
     if only is not None and isinstance(only.default, str) and _is_array(only.name):
         # An attribute is not of two types.
@@ -221,7 +221,7 @@ class RecordMapping:
             if target in self.attributes or target in seen:
                 raise ValueError(f"{target} would stand twice in a record")
             if target in stay:
-                raise ValueError(f"{target} would stand twice in a record\nhint: drop or rename that one, too")
+                raise SettingError(f"{target} would stand twice in a record", "drop or rename that one, too")
             seen.add(target)
 
     def apply(self, record: RecordFields, event: ChangeEvent, item: Mapping[str, object]) -> RecordFields:
@@ -293,7 +293,7 @@ def check_old_name(name: str) -> None:
     check_new_name(name)
     if name not in ATTRIBUTES:
         others = [known for known in ATTRIBUTES if known != UID]
-        raise ValueError(f"no record has the attribute {name}\nhint: {hint_for(name, others)}")
+        raise SettingError(f"no record has the attribute {name}", hint_for(name, others))
 
 
 def check_pattern(pattern: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from statsig_otel.config.errors import SettingError
 from statsig_otel.plugin.record.otlp import AttributeValue
 
 FieldsOf: TypeAlias = Callable[[str], AttributeValue | None]
@@ -17,8 +18,8 @@ FieldsOf: TypeAlias = Callable[[str], AttributeValue | None]
 _PART: Final = re.compile(r"(?P<text>[^{}]+)|(?P<brace>\{\{|\}\})|\{(?P<field>[^{}]*)\}")
 
 
-class TemplateError(ValueError):
-    """A text is no template. The message says why, and on a second line what to write instead."""
+class TemplateError(SettingError):
+    """The string is not a template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Template:
             match = _PART.match(text, position)
             if match is None:
                 fault = "a { that no } closes" if text[position] == "{" else "a } that no { opens"
-                raise TemplateError(f"has {fault}\nhint: write {{{{ and }}}} for the characters themselves")
+                raise TemplateError(f"has {fault}", "write {{ and }} for the characters themselves")
             parts.append(_part(match))
             position = match.end()
         return cls(tuple(parts))
@@ -93,9 +94,7 @@ def _part(match: re.Match[str]) -> str | Placeholder:
         return match["text"] or match["brace"][0]
     name, _, default = match["field"].partition(":-")
     if not name:
-        raise TemplateError(
-            "has braces without a field\nhint: write {name}, or {{ and }} for the characters themselves"
-        )
+        raise TemplateError("has braces without a field", "write {name}, or {{ and }} for the characters themselves")
     return Placeholder(name, default or None)
 
 

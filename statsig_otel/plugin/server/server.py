@@ -22,6 +22,7 @@ from typing import Final
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from statsig_otel.config.errors import Fault
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Receive, Scope, Send
 from statsig_otel.plugin.server.connection import MAX_HEADER_BYTES, HttpConnection
 from statsig_otel.plugin.server.tls import ServerTls, digest
@@ -45,6 +46,22 @@ _LINGER: Final = 1.0  # seconds that a stop grants to half-sent headers, and to 
 
 
 _TLS_SHUTDOWN: Final = 5.0  # seconds for the peer to confirm the end of a TLS connection
+
+
+class ListenError(OSError):
+    """An address cannot be listened on.
+
+    Attributes:
+        address: The host and the port that were asked for.
+        fault: The address with what is wrong with it, and what to do.
+    """
+
+    def __init__(self, number: int | None, address: tuple[str, int], cause: Fault) -> None:
+        host, port = address
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.address: Final = address
+        self.fault: Final = Fault(f"cannot listen on {shown}: {cause.message}", cause.hint)
+        super().__init__(number, "; ".join(filter(None, self.fault)))
 
 
 class HttpServer:
@@ -126,7 +143,8 @@ class HttpServer:
         """Check the TLS files and open the listening socket. Clients that connect from now on wait for `serve`.
 
         Raises:
-            OSError: The address cannot be listened on, or a TLS file cannot be read; the message says which and why.
+            ListenError: The address cannot be listened on; the message says which and why.
+            OSError: A TLS file cannot be read; the message says which and why.
             ValueError: The TLS files do not fit.
             RuntimeError: The server is bound already.
         """
@@ -397,14 +415,15 @@ def _within_open_files(max_connections: int) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         family, address = _resolve(host, port)
     except (socket.gaierror, UnicodeError) as error:
         words = error.strerror if isinstance(error, socket.gaierror) else error
-        raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {shown}: the host is not known: {words}") from error
-    listening = socket.socket(family, socket.SOCK_STREAM)
+        cause = Fault(f"the host is not known: {words}")
+        raise ListenError(errno.EADDRNOTAVAIL, (host, port), cause) from error
+    listening: socket.socket | None = None
     try:
+        listening = socket.socket(family, socket.SOCK_STREAM)
         # Only for connections of an earlier run that linger in TIME_WAIT; without SO_REUSEPORT a second listener fails.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -414,9 +433,10 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.listen(_BACKLOG)
         listening.setblocking(False)
     except (OSError, OverflowError) as error:
-        listening.close()
+        if listening is not None:
+            listening.close()
         number = error.errno if isinstance(error, OSError) else errno.EINVAL
-        raise OSError(number, f"cannot listen on {shown}: {_cause(error, address[0])}") from error
+        raise ListenError(number, (host, port), _cause(error, address[0])) from error
     return listening
 
 
@@ -429,12 +449,12 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int
     return family, (str(address[0]), port)
 
 
-def _cause(error: OSError | OverflowError, address: str) -> str:
+def _cause(error: OSError | OverflowError, address: str) -> Fault:
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.EADDRINUSE:
-        return "the port is in use; stop the process that listens there, or choose another port"
+        return Fault("the port is in use", "stop the process that listens there, or choose another port")
     if number in (errno.EACCES, errno.EPERM):
-        return "no permission; ports below 1024 need a privilege, so choose a higher one"
+        return Fault("no permission", "ports below 1024 need a privilege, so choose a higher one")
     if number == errno.EADDRNOTAVAIL:
-        return f"{address} is not an address of this machine"
-    return str(error.strerror if isinstance(error, OSError) else error)
+        return Fault(f"{address} is not an address of this machine")
+    return Fault(str(error.strerror if isinstance(error, OSError) else error))

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from statsig_otel.config.model import Settings
 
@@ -28,6 +28,18 @@ def digest(files: Iterable[Path | None]) -> bytes:
 def digests(exporters: Mapping[str, Settings]) -> dict[str, bytes]:
     """The fingerprint of each exporter's files, for the exporters that have files."""
     return {name: digest(settings.own_files) for name, settings in exporters.items() if settings.own_files}
+
+
+class ServerTlsError(ValueError):
+    """The files of a server's TLS do not fit.
+
+    Attributes:
+        message: Which of them, and why.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"tls: {message}")
+        self.message: Final = message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +74,7 @@ class ServerTls:
 
         Raises:
             OSError: A file cannot be read.
-            ValueError: A file holds no usable PEM, or the key is not the certificate's.
+            ServerTlsError: A file holds no usable PEM, or the key is not the certificate's.
         """
         self.context()
 
@@ -71,7 +83,7 @@ class ServerTls:
 
         Raises:
             OSError: A file cannot be read.
-            ValueError: A file holds no usable PEM, or the key is not the certificate's.
+            ServerTlsError: A file holds no usable PEM, or the key is not the certificate's.
         """
         files = {"cert_file": self.cert_file, "key_file": self.key_file, "client_ca_file": self.client_ca_file}
         for name, path in files.items():
@@ -85,19 +97,19 @@ class ServerTls:
             context.load_cert_chain(self.cert_file, self.key_file, password="")
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":
-                message = f"tls: the key in {self.key_file} is not that of the certificate in {self.cert_file}"
+                message = f"the key in {self.key_file} is not that of the certificate in {self.cert_file}"
             else:
                 message = (
-                    f"tls: {self.cert_file} and {self.key_file} are not a PEM certificate chain"
+                    f"{self.cert_file} and {self.key_file} are not a PEM certificate chain"
                     f" and its unencrypted key: {error}"
                 )
-            raise ValueError(message) from error
+            raise ServerTlsError(message) from error
         if self.client_ca_file is not None:
             context.verify_mode = ssl.CERT_REQUIRED
             try:
                 context.load_verify_locations(self.client_ca_file)
             except ssl.SSLError as error:
-                raise ValueError(f"tls: {self.client_ca_file} holds no PEM certificates: {error}") from error
+                raise ServerTlsError(f"{self.client_ca_file} holds no PEM certificates: {error}") from error
         return context
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from statsig_otel.config.grammar import Configuration
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.exporters.delivery.pipeline import Pipeline
 from statsig_otel.exporters.delivery.sender import QueueSender

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeGuard
 
+from statsig_otel.config.configuration import Configuration, Pipeline
 from statsig_otel.config.errors import ConfigError, Problem
-from statsig_otel.config.grammar import Configuration, Pipeline, examine
+from statsig_otel.config.grammar import examine
 from statsig_otel.config.model import Settings
 from statsig_otel.config.source import Document
 from statsig_otel.config.validation import validate

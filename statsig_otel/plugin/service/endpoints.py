@@ -1,4 +1,4 @@
-"""The addresses of a service: which receivers share one, whether they agree, and the server of each."""
+"""Groups receivers by address, checks that those on one address agree, and makes the server of each address."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -6,11 +6,10 @@ from typing import Final
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
 from statsig_otel.plugin.server.server import HttpServer
-from statsig_otel.plugin.server.tls import ServerTls
-from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, server_tls
 
 SERVER_KEYS: Final = ("read_header_timeout", "max_connections", "tls")
-"""The settings that belong to a server, and so have to agree for all receivers on one endpoint."""
+"""The settings of a server, which have to agree for all receivers on one endpoint."""
 
 
 def check_endpoints(receivers: Mapping[str, StatsigReceiverSettings]) -> None:
@@ -25,14 +24,14 @@ def check_endpoints(receivers: Mapping[str, StatsigReceiverSettings]) -> None:
 
 
 class Endpoint:
-    """One address with the receivers that share it, and their server. Nothing is opened.
+    """One address, the receivers that share it, and their server. The constructor opens nothing.
 
     Args:
         settings: The receivers' settings, by id.
         receivers: The receivers, by id.
 
     Attributes:
-        address: As it is written.
+        address: The address as it is written.
         server: The server.
     """
 
@@ -50,12 +49,12 @@ class Endpoint:
             port=port,
             read_header_timeout=first.read_header_timeout,
             max_connections=first.max_connections,
-            tls=_tls(first.tls),
+            tls=server_tls(first.tls) if first.tls else None,
         )
 
     @property
     def urls(self) -> dict[str, str]:
-        """For each receiver the URL at which it listens on this machine. After the server's `bind`."""
+        """The URL of each receiver on this machine. Only after the server's `bind`."""
         host, port = self.server.address
         shown = f"[{host}]" if ":" in host else host
         return {name: f"{self._scheme}://{shown}:{port}{path}" for name, path in self._paths.items()}
@@ -74,19 +73,8 @@ def endpoints_of(
     ]
 
 
-def _tls(settings: ServerTlsSettings | None) -> ServerTls | None:
-    if settings is None:
-        return None
-    return ServerTls(
-        cert_file=settings.cert_file,
-        key_file=settings.key_file,
-        client_ca_file=settings.client_ca_file,
-        min_version=settings.min_version,
-    )
-
-
 def _disagreements(receivers: Mapping[str, StatsigReceiverSettings]) -> Iterable[Problem]:
-    """Receivers with the same endpoint share one server: its keys must agree, their paths differ."""
+    """Receivers with the same endpoint share one server: its keys must agree, and their paths must differ."""
     first: dict[str, str] = {}
     paths: dict[tuple[str, str], str] = {}
     for name, settings in receivers.items():

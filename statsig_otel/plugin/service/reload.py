@@ -1,4 +1,4 @@
-"""Hands a running service its configuration anew: at a signal, at a command, and where a secret's file changes."""
+"""Reloads the configuration of a running service: at a signal, at a command, and when a secret's file changes."""
 
 import logging
 import threading
@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from statsig_otel.config.errors import ConfigError, render
-from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.errors import ConfigError, SettingError, render
+from statsig_otel.config.grammar import check
 from statsig_otel.config.model import Opaque
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
@@ -22,16 +23,16 @@ _logger: Final = logging.getLogger(__name__)
 
 
 class ReloadError(Exception):
-    """The running service goes on as before, or as the message says."""
+    """The configuration was not taken over. The service goes on as before, or as the message says."""
 
 
 class Reloader:
-    """Has a service take its configuration over anew, one reload at a time. Safe to use from several threads.
+    """Reloads the configuration of a service, one reload at a time. Safe to use from several threads.
 
     Args:
         service: The running service.
-        document: What it runs by.
-        read: Reads what is written, anew each time.
+        document: What it was configured with.
+        read: Reads the configuration, again at each reload.
     """
 
     def __init__(self, service: Service, document: Document, read: Callable[[], Document]) -> None:
@@ -39,7 +40,7 @@ class Reloader:
         self._document = document
         self._read = read
         self._lock = threading.Lock()
-        self._unusable = ""  # what is wrong with the secrets' files, where it was said
+        self._unusable = ""  # what is wrong with the secrets' files, if that was logged
 
     @property
     def watches(self) -> bool:
@@ -47,10 +48,10 @@ class Reloader:
         return any("signing_secrets" in path for path in self._document.templates)
 
     def reload(self) -> list[str]:
-        """Take over what is written now; the changes, for people. All of it is logged.
+        """Take over what is written now, log the changes, and return them in words.
 
         Raises:
-            ReloadError: It could not be taken over; why, and what that means.
+            ReloadError: It could not be taken over; the message says why, and what that means.
         """
         with self._lock:
             try:
@@ -64,9 +65,9 @@ class Reloader:
             return changes
 
     def look_at_secrets(self) -> None:
-        """Take the signing secrets' files over where they have changed; one that is unusable changes nothing.
+        """Take over the files of signing secrets that have changed. One that can't be used changes nothing.
 
-        Nothing else is read: a configuration that somebody is just writing is not applied by a rotation.
+        Nothing else is read, so that the rotation of a secret does not apply a file that somebody is still editing.
         """
         with self._lock:
             try:
@@ -127,8 +128,8 @@ class Reloader:
         text, faults = template.expand()
         where = render(path)
         if faults:
-            raise ValueError(f"{where}: {faults[0][0]}")
+            raise ValueError(f"{where}: {faults[0].message}")
         try:
             return check_secret(Opaque(text))
-        except ValueError as error:
-            raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
+        except SettingError as error:
+            raise ValueError(f"{where}: {error.message}") from error

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from statsig_otel.config.grammar import Configuration
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
 from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.storage import file_storage

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Final, Self
 from wsgiref.types import WSGIApplication
 
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError, Problem
-from statsig_otel.config.grammar import Configuration
 from statsig_otel.config.model import Opaque
 from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.exporters.queue.directory import DirectoryInUseError

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from statsig_otel.config.grammar import Components
+from statsig_otel.config.configuration import Components
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.local.debug import DebugSettings

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import ExtensionOf, Settings
 from statsig_otel.config.units import Duration, format_duration
 from statsig_otel.exporters.delivery.retry import RetrySettings
@@ -17,7 +18,7 @@ from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSetti
 
 def _items_only(value: object) -> object:
     if value in ("requests", "bytes"):
-        raise ValueError(f"{value} are not counted here, only items\nhint: leave it out, and count log records")
+        raise SettingError(f"{value} are not counted here, only items", "leave it out, and count log records")
     return value
 
 
@@ -111,7 +112,7 @@ class RetryOnFailureSettings(Settings):
                 hint = f"write initial_interval: {longest}, or shorter; it is {first} where it is left out"
             elif "max_interval" not in self.model_fields_set:
                 hint += f"; it is {longest} where it is left out"
-            raise ValueError(f"max_interval must be at least initial_interval\nhint: {hint}")
+            raise SettingError("max_interval must be at least initial_interval", hint)
         return self
 
 

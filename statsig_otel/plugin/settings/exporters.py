@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field, create_model, model_validator
 
-from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.config.errors import ConfigError, Problem, SettingError
 from statsig_otel.config.grammar import TYPE
 from statsig_otel.config.model import Opaque, Settings
 from statsig_otel.config.units import Duration
@@ -288,7 +288,7 @@ def _refusing(why: Unusable) -> type[Settings]:
         @model_validator(mode="before")
         @classmethod
         def _refuse(cls, values: object) -> object:  # noqa: ARG003 - pydantic's signature
-            raise ValueError(f"{why.reason}\nhint: {why.hint}")
+            raise SettingError(why.reason, why.hint)
 
     return Refusing
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from statsig_otel.config.errors import SettingError, list_of
 from statsig_otel.config.model import Settings
 from statsig_otel.plugin.record.filter import Block, ChangeFilter
 
@@ -55,7 +56,7 @@ class ChangeMatchSettings(Settings):
     @model_validator(mode="after")
     def _check_fields(self) -> "ChangeMatchSettings":
         if not self.block():
-            raise ValueError(f"names no field\nhint: there are: {', '.join(sorted(type(self).model_fields))}")
+            raise SettingError("names no field", list_of(type(self).model_fields))
         return self
 
     def block(self) -> Block:

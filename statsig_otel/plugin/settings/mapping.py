@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.plugin.record.mapping import (
     MAX_INT,
@@ -45,7 +46,7 @@ def _check_pattern(pattern: str) -> str:
 def _check_integer(value: object) -> object:
     """Before all else, since a fraction could be made of it."""
     if isinstance(value, int) and not -MAX_INT - 1 <= value <= MAX_INT:
-        raise ValueError("is larger than the 64 bits of an attribute\nhint: write it as a text")
+        raise SettingError("is larger than the 64 bits of an attribute", "write it as a text")
     return value
 
 
@@ -53,7 +54,7 @@ def _check_types(values: Sequence[str | float]) -> None:
     """Several types under one name can't be searched in most backends."""
     kinds = set(map(type, values))
     if len(kinds) > 1 and kinds != {int, float}:
-        raise ValueError("has values of several types\nhint: write all of them as texts, in quotes")
+        raise SettingError("has values of several types", "write all of them as texts, in quotes")
 
 
 def _check_list(values: list[str | float]) -> list[str | float]:

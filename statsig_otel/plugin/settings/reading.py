@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.config.grammar import Configuration, examine, load
+from statsig_otel.config.grammar import examine, load
 from statsig_otel.config.locations import read_all
 from statsig_otel.exporters.queue.routing import QueuedReceiver
 from statsig_otel.plugin.record.mapper import Mapper

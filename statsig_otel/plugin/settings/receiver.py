@@ -9,12 +9,14 @@ from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from statsig_otel.config.errors import Fault, SettingError
 from statsig_otel.config.model import Opaque, Settings
 from statsig_otel.config.units import Duration, Size
 from statsig_otel.exporters.queue.routing import DEFAULT_WINDOW
 from statsig_otel.plugin.record.mapping import MAX_INT, SERVICE_FIELDS, parse_template
 from statsig_otel.plugin.record.record import UserMode
 from statsig_otel.plugin.record.services import CHANGE_UID, IMPACTED_SERVICES
+from statsig_otel.plugin.server.tls import ServerTls
 from statsig_otel.plugin.settings.filter import FilterSettings
 from statsig_otel.plugin.settings.mapping import LookupSettings, MappingSettings
 from statsig_otel.plugin.settings.services import ImpactedServicesSettings
@@ -45,31 +47,31 @@ def check_template_fields(
         ValidationError: A change can't have some; each is told in its place, with the key to set.
     """
 
-    def problem(name: str) -> str | None:
+    def fault(name: str) -> Fault | None:
         if name.startswith(_DETAILS) and not details:
-            return "without include_change_details\nhint: set include_change_details: true"
+            return Fault("without include_change_details", "set include_change_details: true")
         if name == _ORIGINAL and not original:
-            return "without include_original\nhint: set include_original: true"
+            return Fault("without include_original", "set include_original: true")
         if name in (*SERVICE_FIELDS, CHANGE_UID, IMPACTED_SERVICES) and services is None:
-            return "without impacted_services\nhint: add rules to impacted_services"
+            return Fault("without impacted_services", "add rules to impacted_services")
         if name in (*SERVICE_FIELDS, CHANGE_UID) and not (services and services.split):
-            return "with impacted_services::split: false\nhint: set split: true there"
+            return Fault("with impacted_services::split: false", "set split: true there")
         return None
 
     templates = [
         *_below("mapping", _of_mapping(mapping) if mapping else ()),
         *_below("impacted_services", _of_services(services) if services else ()),
     ]
-    errors = list(_errors(templates, problem))
+    errors = list(_errors(templates, fault))
     if errors:
         raise ValidationError.from_exception_data("StatsigReceiverSettings", errors)
 
 
-def _errors(templates: Iterable[_Placed], problem: Callable[[str], str | None]) -> Iterator[InitErrorDetails]:
+def _errors(templates: Iterable[_Placed], fault_of: Callable[[str], Fault | None]) -> Iterator[InitErrorDetails]:
     for place, text in templates:
         for name in parse_template(text).names:
-            if why := problem(name):
-                error = ValueError(f"has {{{name}}}, which no change has {why}")
+            if fault := fault_of(name):
+                error = SettingError(f"has {{{name}}}, which no change has {fault.message}", fault.hint)
                 kind = PydanticCustomError("value_error", "Value error, {error}", {"error": error})
                 yield InitErrorDetails(type=kind, loc=place, input=text)
                 break
@@ -125,6 +127,9 @@ _MAX_PORT: Final = 65535
 _SET_UP: Final = "write signing_secrets: [] to set the webhook up before there is a secret"
 
 
+_COPY_ALONE: Final = "copy the secret alone, from webhook- to its last letter"
+
+
 _RELOAD: Final = "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)"
 
 
@@ -135,19 +140,14 @@ def check_secret(secret: Opaque) -> Opaque:
     """A signing secret that is one.
 
     Raises:
-        ValueError: It is empty, or has white space around it.
+        SettingError: It is empty, or has white space around it.
     """
     if not secret.reveal():
-        raise ValueError(f"is empty\nhint: {_SET_UP}")
+        raise SettingError("is empty", _SET_UP)
     if secret.reveal() != secret.reveal().strip():
-        raise ValueError(
-            "begins or ends with white space\nhint: copy the secret alone, from webhook- to its last letter"
-        )
+        raise SettingError("begins or ends with white space", _COPY_ALONE)
     if not secret.reveal().isprintable() or secret.reveal() == repr(secret):
-        raise ValueError(
-            "holds what no secret has: a byte order mark, a line end, or [REDACTED] itself\n"
-            "hint: copy the secret alone, from webhook- to its last letter"
-        )
+        raise SettingError("holds what no secret has: a byte order mark, a line end, or [REDACTED] itself", _COPY_ALONE)
     return secret
 
 
@@ -202,8 +202,18 @@ class ServerTlsSettings(Settings):
     def _name_one(cls, value: object, info: ValidationInfo) -> object:
         if value == "":  # as a path it would be the working directory
             hint = cls.needed.get(info.field_name or "", "name the file of the authorities of clients, or leave it out")
-            raise ValueError(f"is empty\nhint: {hint}")
+            raise SettingError("is empty", hint)
         return value
+
+
+def server_tls(settings: ServerTlsSettings) -> ServerTls:
+    """What the server needs of the settings."""
+    return ServerTls(
+        cert_file=settings.cert_file,
+        key_file=settings.key_file,
+        client_ca_file=settings.client_ca_file,
+        min_version=settings.min_version,
+    )
 
 
 class DeduplicationSettings(Settings):
@@ -314,7 +324,7 @@ class StatsigReceiverSettings(Settings):
     def _check_endpoint(cls, endpoint: str) -> str:
         match = _ENDPOINT.fullmatch(endpoint)
         if match is None:
-            raise ValueError("must be host:port, such as localhost:8080 or 0.0.0.0:8080\nhint: no scheme and no path")
+            raise SettingError("must be host:port, such as localhost:8080 or 0.0.0.0:8080", "no scheme and no path")
         if int(match["port"]) > _MAX_PORT:
             raise ValueError(f"the port must be {_MAX_PORT} at most")
         return endpoint
@@ -323,9 +333,9 @@ class StatsigReceiverSettings(Settings):
     @classmethod
     def _check_path(cls, path: str) -> str:
         if not _PATH.fullmatch(path):
-            raise ValueError(
-                "must begin with / and be a plain path, without // and percent escapes\n"
-                f"hint: the default is {DEFAULT_PATH}"
+            raise SettingError(
+                "must begin with / and be a plain path, without // and percent escapes",
+                f"the default is {DEFAULT_PATH}",
             )
         return path
 
@@ -337,9 +347,9 @@ class StatsigReceiverSettings(Settings):
                 raise ValueError("has an attribute without a name")
             for element in value if isinstance(value, list) else [value]:
                 if isinstance(element, float) and not math.isfinite(element):
-                    raise ValueError(f"{key} is no finite number\nhint: write it as a text")
+                    raise SettingError(f"{key} is no finite number", "write it as a text")
                 if isinstance(element, int) and not -MAX_INT - 1 <= element <= MAX_INT:
-                    raise ValueError(f"{key} is larger than the 64 bits of an attribute\nhint: write it as a text")
+                    raise SettingError(f"{key} is larger than the 64 bits of an attribute", "write it as a text")
         return resource
 
     @model_validator(mode="after")

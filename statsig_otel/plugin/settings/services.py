@@ -4,6 +4,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.plugin.record.mapping import Source, Texts
 from statsig_otel.plugin.record.services import (
@@ -112,7 +113,7 @@ class ImpactedServicesSettings(Settings):
         for index, rule in enumerate(rules):
             first = rules.index(rule)
             if first < index:
-                raise ValueError(f"rules[{index}] says what rules[{first}] says\nhint: remove one of them")
+                raise SettingError(f"rules[{index}] says what rules[{first}] says", "remove one of them")
         return self
 
     def create(self) -> ImpactedServices:

@@ -7,7 +7,8 @@ from typing import ClassVar, Final
 
 from pydantic import Field, field_validator
 
-from statsig_otel.config.grammar import Configuration
+from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Size
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
@@ -40,7 +41,7 @@ class FileStorageSettings(Settings):
     @classmethod
     def _name_one(cls, value: object) -> object:
         if value == "":
-            raise ValueError("is empty\nhint: name a directory, such as /var/lib/statsig-otel")
+            raise SettingError("is empty", cls.needed["directory"])
         if "\0" in str(value):
             raise ValueError("holds a NUL, and is no path that a directory can have")
         return value

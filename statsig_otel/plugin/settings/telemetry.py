@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 
 LogLevel = Literal["debug", "info", "warn", "error"]
@@ -41,14 +42,14 @@ def named_level(word: str | None) -> LogLevel | None:
 
 def _log_level(value: object) -> object:
     if isinstance(value, str) and value.lower() in ("dpanic", "panic", "fatal"):
-        raise ValueError(f"there is no level {value.lower()} here\nhint: use error, the highest")
+        raise SettingError(f"there is no level {value.lower()} here", "use error, the highest")
     return named_level(value) or value if isinstance(value, str) else value
 
 
 def _no_metrics(value: object) -> object:
     if isinstance(value, str) and value.lower() == "none":
         return "none"
-    raise ValueError(f"metrics are made with the OpenTelemetry API, and not exported from here\nhint: {_METRICS_HINT}")
+    raise SettingError("metrics are made with the OpenTelemetry API, and not exported from here", _METRICS_HINT)
 
 
 class LogsSettings(Settings):

@@ -1,6 +1,7 @@
 """The database file: what a new one is, and which others are taken."""
 
 import contextlib
+import errno
 import os
 import sqlite3
 import stat
@@ -150,3 +151,14 @@ def test_each_version_is_brought_up_to_date_in_one_step_or_not_at_all(tmp_path: 
         assert pragma(connection, "user_version") == 0
     with opened(path) as connection:
         assert pragma(connection, "user_version") == schema.VERSION
+
+
+def test_a_full_disk_is_known_by_its_number_and_not_by_its_words(tmp_path: Path) -> None:
+    with opened(tmp_path / "queue.db") as connection:
+        connection.execute(f"PRAGMA max_page_count = {pragma(connection, 'page_count')}")
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            connection.execute("INSERT INTO seen VALUES ('a', zeroblob(100000), 0)")
+    assert schema.is_disk_full(caught.value)
+    assert schema.is_disk_full(OSError(errno.ENOSPC, "No space left on device"))
+    assert not schema.is_disk_full(OSError(errno.EIO, "cannot write /var/full/queue.db"))
+    assert not schema.is_disk_full(sqlite3.OperationalError("the full text search failed"))

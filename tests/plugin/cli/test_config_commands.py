@@ -19,11 +19,11 @@ import statsig_otel
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import parse, read
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.paths import nearest
 from statsig_otel.exporters.queue import schema as schema_of_queue
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.plugin.cli.components import list_components
 from statsig_otel.plugin.cli.main import main
-from statsig_otel.plugin.doctor.paths import nearest
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from tests.e2e.service_process import ServiceProcess
 from tests.peers.certs import Authority

@@ -3,11 +3,12 @@
 import base64
 import json
 import logging
+import socket
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,8 +32,8 @@ from statsig_otel.plugin.cli import dead_letters
 from statsig_otel.plugin.cli import queue as queue_command
 from statsig_otel.plugin.control import dead_letters as dead_letters_handlers
 from statsig_otel.plugin.control.handlers import handlers
-from statsig_otel.plugin.control.shared import ranges
 from statsig_otel.plugin.control.socket import ControlServer, call
+from statsig_otel.plugin.control.wording import ranges
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.record import uid
@@ -257,6 +258,15 @@ def test_a_running_queue_is_shown_with_what_each_sender_does(tmp_path: Path) -> 
     assert bad["oldest_age_seconds"] > 0
     assert "401: the key has expired" in table
     assert "Dead letters: 1" in table
+
+
+def test_two_hundred_silent_clients_do_not_stop_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("statsig_otel.plugin.control.socket._GRACE", 0.01)  # else it takes a second
+    with ExitStack() as clients, Served(tmp_path):
+        for _ in range(200):
+            client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(tmp_path / CONTROL))
+        assert as_json(tmp_path, "queue")["running"]
 
 
 def test_a_stopped_queue_is_shown_too(tmp_path: Path) -> None:

@@ -156,8 +156,9 @@ def test_a_request_may_come_byte_by_byte_and_the_client_may_half_close(server: P
             assert json.loads(file.read()) == {"result": {"n": 1}}
 
 
-def test_silent_clients_hold_nobody_up(server: Path) -> None:
-    silent = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+def test_silent_clients_hold_nobody_up(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("statsig_otel.plugin.control.socket._GRACE", 0.01)  # else it takes a second
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(200)]
     try:
         for client in silent:
             client.connect(str(server))
@@ -170,6 +171,40 @@ def test_silent_clients_hold_nobody_up(server: Path) -> None:
     finally:
         for client in silent:
             client.close()
+
+
+def test_no_more_than_sixteen_connections_are_open_at_a_time(server: Path) -> None:
+    silent = [socket.socket(socket.AF_UNIX) for _ in range(16)]
+    try:
+        for client in silent:
+            client.settimeout(WAIT)
+            client.connect(str(server))
+        assert call(server, "echo", n=1) == {"n": 1}
+        assert [client.recv(1) for client in silent] == [b""] * 16  # they had to leave
+    finally:
+        for client in silent:
+            client.close()
+
+
+def test_clients_whose_commands_wait_do_not_have_to_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("statsig_otel.plugin.control.socket._GRACE", WAIT)  # the machine may be busy
+    go_on = threading.Event()
+
+    def hold(arguments: dict[str, Any]) -> Any:
+        go_on.wait(WAIT)
+        return arguments["n"]
+
+    answers: list[Any] = []
+    with serving(tmp_path / "control.sock", {"hold": hold}) as path:
+        threads = [
+            threading.Thread(target=lambda n=number: answers.append(call(path, "hold", n=n))) for number in range(40)
+        ]
+        for thread in threads:
+            thread.start()
+        go_on.set()
+        for thread in threads:
+            thread.join(WAIT)
+    assert sorted(answers) == list(range(40))
 
 
 def test_a_silent_client_is_dropped_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

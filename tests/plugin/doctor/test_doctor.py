@@ -24,7 +24,7 @@ from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.doctor import endpoints, machine, storage
 from statsig_otel.plugin.doctor.finding import Finding
-from statsig_otel.plugin.doctor.paths import owner
+from statsig_otel.plugin.doctor.storage import owner
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, change, post

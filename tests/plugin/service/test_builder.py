@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from statsig_otel.config import ConfigError, Opaque
-from statsig_otel.config.grammar import Pipeline
+from statsig_otel.config.configuration import Pipeline
 from statsig_otel.exporters import FileSettings, GrpcTlsSettings, OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin import (
     Destination,

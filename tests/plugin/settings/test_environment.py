@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.config import ConfigError
-from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.grammar import check
 from statsig_otel.config.source import parse
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.record.record import LogRecordEncoder

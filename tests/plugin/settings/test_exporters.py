@@ -10,8 +10,9 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner, Result
 
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.config.grammar import Configuration, check
+from statsig_otel.config.grammar import check
 from statsig_otel.config.source import parse
 from statsig_otel.exporters import Batch, Change, Delivered, Outcome, Receipt, RefusedError, RetryLater
 from statsig_otel.plugin.cli.components import list_components

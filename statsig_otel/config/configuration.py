@@ -1,0 +1,91 @@
+"""What a checked configuration consists of, and the table of the components that it may name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from statsig_otel.config.model import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """The models of all components, by type.
+
+    Attributes:
+        receivers: Of the receivers.
+        exporters: Of the exporters.
+        extensions: Of the extensions.
+        aliases: Older names of types, and the names that they have now.
+        telemetry: `service::telemetry`; a model that needs no key.
+        elsewhere: The Collector's types that do not exist here, by section, each with what to do instead.
+        single: The types of extensions of which a service may have only one.
+
+    Example:
+        >>> from statsig_otel.config import Settings
+        >>> from statsig_otel.config.configuration import Components
+        >>> class Postbox(Settings):
+        ...     street: str
+        >>> exporters = {"postbox": Postbox}
+        >>> components = Components(receivers={"door": Settings}, exporters=exporters, aliases={"mail": "postbox"})
+        >>> components.type_of("mail/backup")
+        'postbox'
+    """
+
+    receivers: Mapping[str, type[Settings]]
+    exporters: Mapping[str, type[Settings]]
+    extensions: Mapping[str, type[Settings]] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    telemetry: type[Settings] = Settings
+    single: frozenset[str] = frozenset()
+    elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def of(self, kind: str) -> Mapping[str, type[Settings]] | None:
+        """The models of a section, such as `receivers`; None if there is no such section."""
+        return {"receivers": self.receivers, "exporters": self.exporters, "extensions": self.extensions}.get(kind)
+
+    def type_of(self, id_: str) -> str:
+        """The type of an id, `otlp_grpc` of `otlp/backup`."""
+        type_ = id_.partition("/")[0]
+        return self.aliases.get(type_, type_)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Which receivers feed which exporters, by their ids.
+
+    Example:
+        >>> from statsig_otel.config.configuration import Pipeline
+        >>> Pipeline(receivers=("statsig",), exporters=("otlp_grpc", "debug")).exporters
+        ('otlp_grpc', 'debug')
+    """
+
+    receivers: tuple[str, ...]
+    exporters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A whole configuration, checked. The keys are the ids as written, in their order.
+
+    Attributes:
+        receivers: Each receiver's settings.
+        exporters: Each exporter's settings.
+        extensions: Each extension's settings.
+        pipelines: The pipelines.
+        service_extensions: The ids of the extensions to start, in their order.
+        telemetry: The service's own telemetry.
+
+    Example:
+        >>> from statsig_otel.config import Settings
+        >>> from statsig_otel.config.configuration import Configuration, Pipeline
+        >>> pipelines = {"logs": Pipeline(("door",), ("log",))}
+        >>> configuration = Configuration({"door": Settings()}, {"log": Settings()}, {}, pipelines)
+        >>> list(configuration.exporters)
+        ['log']
+    """
+
+    receivers: dict[str, Settings]
+    exporters: dict[str, Settings]
+    extensions: dict[str, Settings]
+    pipelines: dict[str, Pipeline]
+    service_extensions: tuple[str, ...] = ()
+    telemetry: Settings = field(default_factory=Settings)

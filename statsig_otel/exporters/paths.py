@@ -1,0 +1,56 @@
+"""Says why a path can't be used, in words. Creates, changes and holds nothing."""
+
+import errno
+from pathlib import Path
+from typing import Final
+
+from statsig_otel.config.errors import Fault
+
+NO_PATH: Final = "holds a NUL, and is no path that a file can have"
+WRITABLE_HINT: Final = "let the service's own user write there, or name another place"
+_LONGEST_SHOWN: Final = 120
+
+
+def nearest(directory: Path) -> Path:
+    """The directory, or the first one above it that exists, as far as this user may look."""
+    return next(place for place in (directory.absolute(), *directory.absolute().parents) if _is_there(place))
+
+
+def exists(path: Path) -> bool:
+    """Whether something is at the path.
+
+    Raises:
+        OSError: It can't be told.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def too_long(path: Path) -> Fault:
+    """The path, or a name in it, is longer than the system allows."""
+    return Fault(f"{_shown(path)} is longer than a path, or a name in it, may be", "choose a shorter one")
+
+
+def unusable(path: Path, error: OSError) -> Fault:
+    """What an error of the system means for a path."""
+    if error.errno == errno.ENAMETOOLONG:
+        return too_long(path)
+    if error.errno == errno.ELOOP:
+        hint = "remove the link, or name another place"
+        return Fault(f"{_shown(path)} is a symbolic link that leads in a circle", hint)
+    return Fault(f"{_shown(path)} can't be used: {error.strerror}", WRITABLE_HINT)
+
+
+def _shown(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # not ours to look at, or longer than any name
+        return False
