@@ -75,12 +75,12 @@ def post(address: Address, body: bytes, headers: dict[str, str] | None = None) -
     return exchange(address, request(body, headers=signed(body) if headers is None else headers))
 
 
-def assert_refused(response: Response, status: int) -> None:
-    """A refusal is JSON with a title and a description, and nothing else."""
-    assert response.status == status
-    assert response.headers["content-type"].startswith("application/json")
-    assert set(response.json) == {"title", "description"}
-    assert str(status) in str(response.json["title"])
+def assert_refused(response: Response, status: int, case: object = None) -> None:
+    """A refusal is JSON with a title and a description, and nothing else. What fails names the case."""
+    assert response.status == status, case
+    assert response.headers["content-type"].startswith("application/json"), case
+    assert set(response.json) == {"title", "description"}, case
+    assert str(status) in str(response.json["title"]), case
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -47,27 +47,26 @@ def address(adapter: Adapter) -> Iterator[Address]:
 
 
 @whole
-@pytest.mark.parametrize("path", ["/", "/hook/", "/hook/x", "/other", "/HOOK"])
-@pytest.mark.parametrize("method", ["POST", "GET"])
-def test_wrong_path_is_404(address: Address, path: str, method: str) -> None:
-    assert_refused(exchange(address, request(b"{}", path=path, method=method)), 404)
+def test_wrong_path_is_404(address: Address) -> None:
+    for path in ("/", "/hook/", "/hook/x", "/other", "/HOOK"):
+        for method in ("POST", "GET"):
+            assert_refused(exchange(address, request(b"{}", path=path, method=method)), 404, (method, path))
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
-def test_wrong_method_is_405(address: Address, method: str) -> None:
-    response = exchange(address, request(method=method), head=method == "HEAD")
-    assert response.status == 405
-    assert response.headers["allow"] == "POST"
-    if method != "HEAD":
-        assert_refused(response, 405)
+def test_wrong_method_is_405(address: Address) -> None:
+    for method in ("GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"):
+        response = exchange(address, request(method=method), head=method == "HEAD")
+        assert (response.status, response.headers["allow"]) == (405, "POST"), method
+        if method != "HEAD":
+            assert_refused(response, 405, method)
 
 
 @whole
-@pytest.mark.parametrize("method", ["TRACE", "PROPFIND"])
-def test_a_method_that_nobody_expects_is_405(address: Address, method: str) -> None:
-    response = exchange(address, request(method=method))
-    assert_refused(response, 405)
-    assert response.headers["allow"] == "POST"
+def test_a_method_that_nobody_expects_is_405(address: Address) -> None:
+    for method in ("TRACE", "PROPFIND"):
+        response = exchange(address, request(method=method))
+        assert_refused(response, 405, method)
+        assert response.headers["allow"] == "POST", method
 
 
 def test_a_query_changes_nothing(address: Address) -> None:
@@ -76,10 +75,10 @@ def test_a_query_changes_nothing(address: Address) -> None:
 
 
 @early
-@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", "x", ""])
-def test_content_encoding_is_415_before_all_later_checks(address: Address, encoding: str) -> None:
-    headers = {"Content-Encoding": encoding, "Content-Length": str(1 << 30)}
-    assert_refused(exchange(address, request(headers=headers)), 415)
+def test_content_encoding_is_415_before_all_later_checks(address: Address) -> None:
+    for encoding in ("gzip", "br", "identity, gzip", "x", ""):
+        headers = {"Content-Encoding": encoding, "Content-Length": str(1 << 30)}
+        assert_refused(exchange(address, request(headers=headers)), 415, encoding)
 
 
 def test_identity_is_no_encoding(address: Address) -> None:
@@ -114,21 +113,20 @@ HEADER_FAULTS = {
 
 
 @early
-@pytest.mark.parametrize("reason", HEADER_FAULTS)
-def test_faulty_signature_headers_are_401_without_the_body(
-    adapter: Adapter, reason: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_faulty_signature_headers_are_401_without_the_body(adapter: Adapter, caplog: pytest.LogCaptureFixture) -> None:
     """The answer comes while the client has sent no byte of its body; the log says why, the answer does not."""
-    with adapter.receiving() as address, caplog.at_level(logging.WARNING):
-        response = exchange(address, request(headers={**HEADER_FAULTS[reason], "Content-Length": "100000"}))
-    assert_refused(response, 401)
-    assert reason in caplog.text
-    assert reason not in response.body.decode()
+    with adapter.receiving() as address:
+        for reason, headers in HEADER_FAULTS.items():
+            caplog.clear()
+            response = exchange(address, request(headers={**headers, "Content-Length": "100000"}))
+            assert_refused(response, 401, reason)
+            assert reason in caplog.text
+            assert reason not in response.body.decode()
 
 
-@pytest.mark.parametrize("reason", HEADER_FAULTS)
-def test_faulty_signature_headers_are_401_with_a_short_body(address: Address, reason: str) -> None:
-    assert_refused(exchange(address, request(body_of(CHANGE), headers=HEADER_FAULTS[reason])), 401)
+def test_faulty_signature_headers_are_401_with_a_short_body(address: Address) -> None:
+    for reason, headers in HEADER_FAULTS.items():
+        assert_refused(exchange(address, request(body_of(CHANGE), headers=headers)), 401, reason)
 
 
 @adapters(lambda adapter: adapter.early and adapter.chunked)
@@ -138,31 +136,18 @@ def test_an_unsigned_chunked_body_is_read_to_4_kib_and_no_further(address: Addre
         assert_refused(read_response(connection), 401)
 
 
-@pytest.mark.parametrize("headers", [{}, *HEADER_FAULTS.values(), signed(b"another body"), signed(VERIFICATION)])
 @pytest.mark.parametrize("secrets", [(), (SECRET,)])
-def test_url_verification_is_answered_whatever_its_signature(
-    adapter: Adapter, headers: dict[str, str], secrets: tuple[str, ...]
-) -> None:
+def test_url_verification_is_answered_whatever_its_signature(adapter: Adapter, secrets: tuple[str, ...]) -> None:
     with adapter.receiving(secrets=secrets) as address:
-        for chunk in (0, 7) if adapter.chunked else (0,):
-            response = exchange(address, request(VERIFICATION, headers=headers, chunk=chunk))
-            assert (response.status, response.json) == (200, {"verification_code": "abc123"})
+        for headers in ({}, *HEADER_FAULTS.values(), signed(b"another body"), signed(VERIFICATION)):
+            for chunk in (0, 7) if adapter.chunked else (0,):
+                response = exchange(address, request(VERIFICATION, headers=headers, chunk=chunk))
+                assert (response.status, response.json) == (200, {"verification_code": "abc123"}), (headers, chunk)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'{"data": {"event": "url_verification", "verification_code": "abc123", "more": 1}}',
-        b'{"data": {"event": "url_verification", "verification_code": "abc123"}, "more": 1}',
-        b'{"data": {"event": "url_verification", "verification_code": 1}}',
-        b'{"data": {"event": "url_verification", "verification_code": ""}}',
-        b'{"data": {"event": "url_verification", "verification_code": "a\\nb"}}',
-        b'{"data": {"event": "other", "verification_code": "abc123"}}',
-        b'{"data": [{"event": "url_verification", "verification_code": "abc123"}]}',
-        json.dumps({"data": {"event": "url_verification", "verification_code": "a" * 257}}).encode(),
-    ],
-)
-def test_what_is_not_exactly_a_url_verification_is_401(address: Address, body: bytes) -> None:
+def test_what_is_not_exactly_a_url_verification_is_401(address: Address) -> None:
+    """test_intake.py has more bodies."""
+    body = b'{"data": {"event": "url_verification", "verification_code": "abc123"}, "more": 1}'
     assert_refused(post(address, body, {}), 401)
 
 
@@ -202,18 +187,17 @@ def test_a_body_cut_short_is_400_and_no_forgery(adapter: Adapter, chunk: int, ca
     assert not sink.batches
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        signed(body_of(CHANGE), secret="webhook-another"),
-        signed(body_of(CHANGE) + b" "),
-        {**signed(body_of(CHANGE)), TIMESTAMP_HEADER: str(time.time_ns() // 1_000_000 + 7)},
-    ],
-)
-def test_a_wrong_signature_is_401_and_nothing_is_stored(adapter: Adapter, headers: dict[str, str]) -> None:
+def test_a_wrong_signature_is_401_and_nothing_is_stored(adapter: Adapter) -> None:
+    body = body_of(CHANGE)
+    wrong = {
+        "secret": signed(body, secret="webhook-another"),
+        "body": signed(body + b" "),
+        "timestamp": {**signed(body), TIMESTAMP_HEADER: str(time.time_ns() // 1_000_000 + 7)},
+    }
     sink = Sink()
     with adapter.receiving(sink) as address:
-        assert_refused(post(address, body_of(CHANGE), headers), 401)
+        for part, headers in wrong.items():
+            assert_refused(post(address, body, headers), 401, f"signed with another {part}")
     assert not sink.batches
 
 
@@ -225,20 +209,23 @@ def test_any_of_several_secrets_passes(adapter: Adapter) -> None:
         assert_refused(post(address, body, signed(body, secret="webhook-third")), 401)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"{}", b'{"data": 1}', b"1", b'"x"', b"[" * 100_000])
-def test_a_verified_body_of_no_known_shape_is_400_and_is_kept(adapter: Adapter, body: bytes) -> None:
+def test_a_verified_body_of_no_known_shape_is_400_and_is_kept(adapter: Adapter) -> None:
+    """test_intake.py has more bodies; here are an empty one, one that is not UTF-8, and a long one."""
+    bodies = [b"", b"\xff", b"[" * 100_000]
     sink = Sink()
     with adapter.receiving(sink) as address:
-        assert_refused(post(address, body), 400)
-    (batch,) = sink.batches
-    assert batch.changes == ()
-    assert [(invalid.text, invalid.whole_body) for invalid in batch.invalid] == [(body, True)]
+        for body in bodies:
+            assert_refused(post(address, body), 400, body[:10])
+    assert [batch.changes for batch in sink.batches] == [(), (), ()]
+    kept = [[(invalid.text, invalid.whole_body) for invalid in batch.invalid] for batch in sink.batches]
+    assert kept == [[(body, True)] for body in bodies]
 
 
-@pytest.mark.parametrize("body", [b"[]", b'{"data": []}'])
-def test_an_empty_batch_is_200_with_zeros(address: Address, body: bytes) -> None:
-    response = post(address, body)
-    assert (response.status, response.json) == (200, {"accepted": 0, "duplicates": 0, "ignored": 0, "invalid": 0})
+def test_an_empty_batch_is_200_with_zeros(address: Address) -> None:
+    for body in (b"[]", b'{"data": []}'):
+        response = post(address, body)
+        zeros = {"accepted": 0, "duplicates": 0, "ignored": 0, "invalid": 0}
+        assert (response.status, response.json) == (200, zeros), body
 
 
 @chunks(0, 1, 4096)
@@ -417,8 +404,8 @@ def test_the_clock_is_read_once_a_request(adapter: Adapter) -> None:
     assert len(readings) == 1
 
 
-@pytest.mark.parametrize("marker", ["zzmarkerzz"])
-def test_refusals_never_echo_the_request(address: Address, marker: str) -> None:
+def test_refusals_never_echo_the_request(address: Address) -> None:
+    marker = "zzmarkerzz"
     body = json.dumps({"data": marker}).encode()
     answers = [
         exchange(address, request(body, path=f"/{marker}", headers={"X-Marker": marker})),

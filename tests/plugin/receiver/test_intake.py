@@ -1,11 +1,11 @@
-"""The decisions without a server: what is kept in memory, and what is logged how often."""
+"""The decisions without a server: bodies that are refused, what is kept in memory, and what is logged how often."""
 
 import json
 import logging
 
 import pytest
 
-from statsig_otel.exporters.consumer import Batch, RefusedError
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.plugin.receiver.intake import SMALL_BODY, Answer, AnsweredError, Intake, Limits, Request
 from statsig_otel.plugin.receiver.log_throttle import LogThrottle
 from statsig_otel.plugin.webhook.signature import Verifier, sign
@@ -30,6 +30,38 @@ def begin(receiver: Intake, body: bytes, *, declared: int | None = None) -> Requ
     if declared is not None:
         headers.append((b"Content-Length", str(declared).encode()))
     return receiver.begin(headers, NOW_NS)
+
+
+NOT_EXACTLY_URL_VERIFICATIONS = [
+    b'{"data": {"event": "url_verification", "verification_code": "abc123", "more": 1}}',
+    b'{"data": {"event": "url_verification", "verification_code": "abc123"}, "more": 1}',
+    b'{"data": {"event": "url_verification", "verification_code": 1}}',
+    b'{"data": {"event": "url_verification", "verification_code": ""}}',
+    b'{"data": {"event": "url_verification", "verification_code": "a\\nb"}}',
+    b'{"data": {"event": "other", "verification_code": "abc123"}}',
+    b'{"data": [{"event": "url_verification", "verification_code": "abc123"}]}',
+    json.dumps({"data": {"event": "url_verification", "verification_code": "a" * 257}}).encode(),
+]
+
+
+def test_what_is_not_exactly_a_url_verification_is_401() -> None:
+    for body in NOT_EXACTLY_URL_VERIFICATIONS:
+        request = intake().begin([], NOW_NS)
+        request.feed(body)
+        answer = request.finish(complete=True)
+        assert isinstance(answer, Answer), body
+        assert (answer.status, answer.reason) == (401, "signature_missing"), body
+
+
+def test_a_verified_body_of_no_known_shape_is_400_and_is_kept() -> None:
+    for body in (b"", b"{", b"\xff", b"{}", b'{"data": 1}', b"1", b'"x"', b"[" * 100_000):
+        request = begin(intake(), body)
+        request.feed(body)
+        batch = request.finish(complete=True)
+        assert isinstance(batch, Batch), body[:10]
+        assert batch.changes == (), body[:10]
+        assert [(invalid.text, invalid.whole_body) for invalid in batch.invalid] == [(body, True)], body[:10]
+        assert request.taken(Receipt(accepted=0)).status == 400, body[:10]
 
 
 def refused_at(receiver: Intake, size: int, *, chunk: int, declared: bool) -> int | None:
