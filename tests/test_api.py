@@ -25,6 +25,7 @@ import statsig_otel
 SNAPSHOT: Final = Path(__file__).parent / "api.txt"
 PACKAGES: Final = ("config", "exporters", "plugin")
 THROUGH: Final = {
+    "statsig_otel.config.model.Composed": "of Components, for keys that every component of a section has",
     "statsig_otel.config.substitution.Template": "a value of a file that is read again while a service runs",
     "statsig_otel.exporters.otlp.tls.TlsMaterial": "between the settings and their exporters",
     "statsig_otel.plugin.record.services.Concerned": "between Mapper and `statsig-otel explain`",

@@ -10,10 +10,12 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     GetCoreSchemaHandler,
     ValidationInfo,
     field_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 from statsig_otel.config.yaml_tree import resolve
@@ -110,6 +112,23 @@ class Settings(BaseModel):
         return {key: text for table in tables for key, text in table.items()}
 
 
+class Composed(Settings):
+    """The settings of a component's type, with keys that every component of its section has. One mapping contains both.
+
+    Each key is read by the model that has it.
+
+    Attributes:
+        settings: The settings of the type.
+    """
+
+    settings: SkipJsonSchema[Settings] = Field(exclude=True)
+
+    @classmethod
+    def shared_keys(cls) -> frozenset[str]:
+        """The keys beside those of the type."""
+        return frozenset(cls.model_fields) - {"settings"}
+
+
 class Opaque:
     """A text that must not be seen: prints as `[REDACTED]` everywhere, like the Collector's `configopaque.String`.
 
@@ -167,7 +186,9 @@ def extensions_of(settings: Settings) -> Iterator[tuple[tuple[str, ...], str, Ex
     """The ids of extensions that settings name, at every depth: where each stands, the id, what it has to be."""
     for name, info in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if isinstance(value, Settings):
+        if isinstance(settings, Composed) and value is settings.settings:
+            yield from extensions_of(value)
+        elif isinstance(value, Settings):
             for below, id_, marker in extensions_of(value):
                 yield (name, *below), id_, marker
         for marker in info.metadata:

@@ -19,7 +19,7 @@ from statsig_otel.plugin.doctor.paths import file_fault, is_locked, is_of_queue,
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.tls import ServerTls
-from statsig_otel.plugin.settings.reading import queued_exporters, receiver_settings
+from statsig_otel.plugin.settings.reading import exporter_settings, queued_exporters, receiver_settings
 from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 
@@ -99,7 +99,7 @@ def check_locks(configuration: Configuration, document: Document) -> list[Proble
             f"{settings.path} is locked: another process writes to it",
             "stop that one, or give this exporter a file of its own",
         )
-        for name, settings in configuration.exporters.items()
+        for name, settings in exporter_settings(configuration).items()
         if isinstance(settings, FileSettings) and is_locked(settings.path)
     ]
 
@@ -172,7 +172,7 @@ def _server_tls(settings: ServerTlsSettings, path: Path, document: Document) -> 
 
 def _exporters(configuration: Configuration, document: Document) -> Iterator[Problem]:
     files: dict[object, str] = {}
-    for name, settings in configuration.exporters.items():
+    for name, settings in exporter_settings(configuration).items():
         path: Path = ("exporters", name)
         if isinstance(settings, OtlpGrpcSettings):
             if settings.uses_tls:
@@ -233,7 +233,7 @@ def _no_queue(
 def _queue_files(configuration: Configuration, document: Document, directory: FilePath) -> Iterator[Problem]:
     if not queued_exporters(configuration):
         return
-    for name, settings in configuration.exporters.items():
+    for name, settings in exporter_settings(configuration).items():
         if not isinstance(settings, FileSettings) or file_fault(settings.path):
             continue
         if is_of_queue(settings.path, directory):

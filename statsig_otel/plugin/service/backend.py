@@ -22,9 +22,9 @@ from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.server.tls import digests
 from statsig_otel.plugin.service.lifecycle import in_thread
 from statsig_otel.plugin.settings.catalog import EXPORTERS, create_exporter
-from statsig_otel.plugin.settings.delivery import DeliveryKeys
-from statsig_otel.plugin.settings.exporters import OwnExporterSettings
+from statsig_otel.plugin.settings.delivery import ExporterObject
 from statsig_otel.plugin.settings.reading import (
+    configured_exporters,
     exporter_settings,
     queued_exporters,
     queued_receivers,
@@ -34,9 +34,6 @@ from statsig_otel.plugin.settings.reading import (
 from statsig_otel.plugin.settings.storage import file_storage
 
 _logger: Final = logging.getLogger(__name__)
-
-_DEFAULT_TIMEOUT: Final = 30.0
-"""Seconds for one `send` of an exporter whose settings have no timeout."""
 
 _COMMIT: Final = 10.0
 """Seconds for a commit: a refusal may be the loss of a change, since Statsig documents no retry."""
@@ -138,7 +135,8 @@ class Backend:
             OSError: A file can't be opened.
             ValueError: A file holds something else than it should.
         """
-        self._pem = digests(self._configuration.exporters)  # first: what changes from here on is seen by a reload
+        # First: what changes from here on is seen by a reload.
+        self._pem = digests(exporter_settings(self._configuration))
         try:
             self._synchronous.start()
             if self._queue is not None:
@@ -171,7 +169,7 @@ class Backend:
             raise RestartNeededError(f"exporters::{queued[0]}::sending_queue: there has been no queue so far")
         before = self._configuration
         same = {name for name, keys in configuration.exporters.items() if before.exporters.get(name) == keys}
-        pem = digests(configuration.exporters)
+        pem = digests(exporter_settings(configuration))
         renewed = {name for name in same if pem.get(name) != self._pem.get(name)}
         same -= self._failed | renewed
         exporters = _created(configuration, [name for name in configuration.exporters if name not in same])
@@ -309,8 +307,11 @@ def _private(configuration: Configuration) -> list[str]:
 
 
 def _queued(configuration: Configuration) -> dict[str, QueuedExporter]:
-    queues = {name: exporter_settings(configuration)[name].sending_queue for name in queued_exporters(configuration)}
-    return {name: QueuedExporter(queue.queue_size, queue.start_at == "oldest") for name, queue in queues.items()}
+    return {
+        name: QueuedExporter(one.sending_queue.queue_size, one.sending_queue.start_at == "oldest")
+        for name, one in configured_exporters(configuration).items()
+        if one.is_queued
+    }
 
 
 def _queue(configuration: Configuration, directory: Path) -> DurableQueue:
@@ -324,29 +325,18 @@ def _queue(configuration: Configuration, directory: Path) -> DurableQueue:
 
 
 def _created(configuration: Configuration, names: Iterable[str]) -> dict[str, Exporter]:
-    settings = configuration.exporters
-    return {
-        name: own.exporter if isinstance(own := settings[name], OwnExporterSettings) else create_exporter(name, own)
-        for name in names
-    }
+    settings = exporter_settings(configuration)
+    return {name: create_exporter(name, settings[name]) for name in names}
 
 
 def _route(configuration: Configuration, name: str, exporter: Exporter) -> SynchronousExporter:
-    settings = exporter_settings(configuration)[name]
-    return SynchronousExporter(
-        exporter,
-        _timeout(settings),
-        exclusive=not isinstance(settings, OwnExporterSettings) and EXPORTERS.is_exclusive(name),
-    )
+    one = configured_exporters(configuration)[name]
+    exclusive = not isinstance(one.settings, ExporterObject) and EXPORTERS.is_exclusive(name)
+    return SynchronousExporter(exporter, one.timeout, exclusive=exclusive)
 
 
 def _sender(queue: DurableQueue, configuration: Configuration, name: str, exporter: Exporter) -> QueueSender:
-    settings = exporter_settings(configuration)[name]
-    return QueueSender(queue.cursor(name), exporter, settings.delivery(_timeout(settings)))
-
-
-def _timeout(settings: DeliveryKeys) -> float:
-    return float(getattr(settings, "timeout", _DEFAULT_TIMEOUT))
+    return QueueSender(queue.cursor(name), exporter, configured_exporters(configuration)[name].delivery())
 
 
 def _stop(senders: Iterable[QueueSender], *, drain: float = 0.0, finish: float = 0.0) -> None:

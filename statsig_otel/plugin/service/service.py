@@ -32,9 +32,9 @@ from statsig_otel.plugin.service.lifecycle import Lifecycle
 from statsig_otel.plugin.settings.delivery import unused_keys
 from statsig_otel.plugin.settings.environment import resource_from_environment
 from statsig_otel.plugin.settings.reading import (
+    configured_exporters,
     create_mapper,
     create_verifier,
-    exporter_settings,
     receiver_settings,
 )
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
@@ -202,7 +202,7 @@ class Service:
 
     def unused_keys(self) -> list[str]:
         """What the configuration says without effect, for people."""
-        return list(unused_keys(exporter_settings(self._configuration)))
+        return list(unused_keys(configured_exporters(self._configuration)))
 
     @property
     def configuration(self) -> Configuration:

@@ -8,12 +8,13 @@ from typing import cast
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import Configuration, examine, load
 from statsig_otel.config.locations import read_all
+from statsig_otel.config.model import Settings
 from statsig_otel.exporters.queue.routing import QueuedReceiver
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.record.record import DEFAULT_RESOURCE, LogRecordEncoder
 from statsig_otel.plugin.settings.catalog import COMPONENTS
-from statsig_otel.plugin.settings.delivery import DeliveryKeys
+from statsig_otel.plugin.settings.delivery import ConfiguredExporter
 from statsig_otel.plugin.settings.environment import resource_from_environment
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings, find_directory
@@ -83,14 +84,19 @@ def receiver_settings(configuration: Configuration) -> Mapping[str, StatsigRecei
     return cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
 
 
-def exporter_settings(configuration: Configuration) -> Mapping[str, DeliveryKeys]:
-    """The settings of each exporter, by what those of all types have."""
-    return cast("Mapping[str, DeliveryKeys]", configuration.exporters)
+def configured_exporters(configuration: Configuration) -> dict[str, ConfiguredExporter]:
+    """Each exporter, with how it is fed."""
+    return {name: one for name, one in configuration.exporters.items() if isinstance(one, ConfiguredExporter)}
+
+
+def exporter_settings(configuration: Configuration) -> dict[str, Settings]:
+    """The settings of each exporter, without how it is fed."""
+    return {name: one.settings for name, one in configured_exporters(configuration).items()}
 
 
 def queued_exporters(configuration: Configuration) -> tuple[str, ...]:
     """The exporters behind the queue."""
-    return tuple(name for name, keys in exporter_settings(configuration).items() if keys.sending_queue.enabled)
+    return tuple(name for name, one in configured_exporters(configuration).items() if one.is_queued)
 
 
 def exporters_by_receiver(configuration: Configuration) -> dict[str, tuple[str, ...]]:

@@ -19,6 +19,7 @@ from statsig_otel.plugin.cli.configuration_docs import schema
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.service.backend import Backend
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS, create_exporter
+from statsig_otel.plugin.settings.reading import exporter_settings
 from tests.exporters.delivery.helpers import encoded, until
 
 MODULE: Final = '''
@@ -299,7 +300,7 @@ def test_a_factory_that_makes_no_exporter_is_an_error(site: Site) -> None:
     module = site.module(f"{MODULE}\nEXPORTER = ExporterType(TapeSettings, lambda name, settings: name)")
     site.install({"tape": f"{module}:EXPORTER"})
     with pytest.raises(ConfigError, match=r"tape-drive 2\.5 made no exporter but a str, which has no start\(\)"):
-        create_exporter("tape/a", configured("tape/a: {key: a}", "tape/a").exporters["tape/a"])
+        create_exporter("tape/a", exporter_settings(configured("tape/a: {key: a}", "tape/a"))["tape/a"])
 
 
 def test_a_reload_finds_what_was_installed_or_mended_meanwhile(site: Site) -> None:
