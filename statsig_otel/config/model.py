@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Final, Union, get_args, get_origin
 
@@ -86,11 +85,6 @@ class Settings(BaseModel):
             raise ValueError(f"must be true or false{_boolean_hint(value)}")
         return value
 
-    @property
-    def own_files(self) -> tuple[Path, ...]:
-        """The files whose content belongs to the settings: where it changes, they count as changed at a reload."""
-        return ()
-
     @classmethod
     def all_refused(cls) -> dict[str, str]:
         """`refused` of this model and of those that it is built on."""
@@ -169,6 +163,17 @@ class Opaque:
             ),
             serialization=core_schema.plain_serializer_function_ser_schema(repr),
         )
+
+
+def without_secrets(value: Any) -> Any:
+    """Settings, or a value of them, for a comparison in which all secrets are the same."""
+    if isinstance(value, BaseModel):
+        return {name: without_secrets(item) for name, item in value}
+    if isinstance(value, Mapping):
+        return {key: without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in value]
+    return Opaque("") if isinstance(value, Opaque) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,6 @@ class ExporterType(Generic[_S]):
         create: Makes an exporter of an id, such as `chat/ops`, and its checked settings. It opens nothing, since
             `statsig-otel validate` makes one too, and it loads what only this exporter needs. What it raises is an
             error of the configuration.
-        exclusive: Whether there must never be two with the same settings at a time, such as two writers of a file:
-            while a configuration is reloaded there may be.
 
     Example:
         >>> from statsig_otel.config import Duration, Opaque, Settings
@@ -48,4 +46,3 @@ class ExporterType(Generic[_S]):
 
     settings: type[_S]
     create: Callable[[str, _S], Exporter]
-    exclusive: bool = False

@@ -1,13 +1,13 @@
 """OTLP over gRPC, by grpcio alone: what was stored as bytes goes out as bytes."""
 
 import logging
-from threading import Lock
 from typing import Final
 
 import grpc
 
 from statsig_otel import __version__
 from statsig_otel.exporters.exporter import Blocked, Outcome, RetryLater
+from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, grpc_failure, printable, success
 
@@ -31,7 +31,7 @@ _OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
 )
 
 
-class OtlpGrpcExporter:
+class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
     """Sends log records to an OTLP/gRPC receiver. Keeps the `Exporter` contract.
 
     The channel connects by itself when it is needed, and again after a failure. A connection that has silently died
@@ -52,16 +52,12 @@ class OtlpGrpcExporter:
             name: The exporter's id, such as `otlp_grpc/backend`; for the log.
             settings: What the user wrote.
         """
-        self._name = name
-        self._settings = settings
-        self._metadata = tuple((key, value.reveal()) for key, value in settings.headers.items())
-        self._hide = tuple(value for _, value in self._metadata)
+        super().__init__(name, settings)
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        self._hide: tuple[str, ...] = ()
         self._compression = grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression
-        self._credentials: grpc.ChannelCredentials | None = None
-        self._lock = Lock()  # over the channel, which shutdown() closes from another thread
         self._channel: grpc.Channel | None = None
         self._deadlines = 0
-        self._warned = ""
 
     def start(self) -> None:
         """Read the TLS files and make the channel. It connects with the first call.
@@ -70,9 +66,7 @@ class OtlpGrpcExporter:
             OSError: A file of `tls` can't be read.
             ValueError: A file of `tls` holds something else than it should.
         """
-        if self._settings.uses_tls:
-            material = self._settings.tls.read()
-            self._credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)
+        self._read_material()
         channel = self._open()
         with self._lock:
             self._channel = channel
@@ -80,7 +74,9 @@ class OtlpGrpcExporter:
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Export one batch. For the parameters and outcomes see `Exporter.send`."""
         with self._lock:
-            channel = self._channel
+            channel, renewed = self._channel, self._renewed
+        if channel is not None and renewed:
+            channel = self._reopen(channel)
         if channel is None:
             return RetryLater("the exporter is not running")
         try:
@@ -96,7 +92,9 @@ class OtlpGrpcExporter:
             channel.close()
 
     def _open(self) -> grpc.Channel:
-        settings = self._settings
+        settings, material = self._settings, self._material
+        self._metadata = tuple((key, value.reveal()) for key, value in settings.headers.items())
+        self._hide = tuple(value for _, value in self._metadata)
         options = list(_OPTIONS)
         if settings.authority:
             options.append(("grpc.default_authority", settings.authority))
@@ -108,9 +106,10 @@ class OtlpGrpcExporter:
                 ("grpc.keepalive_timeout_ms", round(settings.keepalive.timeout * 1000)),
                 ("grpc.keepalive_permit_without_calls", int(settings.keepalive.permit_without_stream)),
             ]
-        if self._credentials is None:
+        if not settings.uses_tls:
             return grpc.insecure_channel(settings.target, options)
-        return grpc.secure_channel(settings.target, self._credentials, options)
+        credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)
+        return grpc.secure_channel(settings.target, credentials, options)
 
     def _export(self, channel: grpc.Channel, payload: bytes, count: int, timeout: float) -> Outcome:
         # Without serialisers: bytes in, bytes out.
@@ -123,9 +122,7 @@ class OtlpGrpcExporter:
             return self._failure(channel, error)
         self._deadlines = 0
         answer = success(response, count, hide=self._hide)
-        if answer.warning and answer.warning != self._warned:
-            _logger.warning("%s: the backend took the records, and says: %s", self._name, answer.warning)
-            self._warned = answer.warning
+        self._say_warning(answer)
         return answer.outcome
 
     def _failure(self, channel: grpc.Channel, error: grpc.RpcError) -> Outcome:
@@ -147,10 +144,13 @@ class OtlpGrpcExporter:
         _logger.debug("%s: unexpected error of the gRPC library", self._name, exc_info=error)
         return Blocked(f"unexpected {type(error).__name__} of the gRPC library: {printable(str(error), self._hide)}")
 
-    def _reopen(self, channel: grpc.Channel) -> None:
+    def _reopen(self, channel: grpc.Channel) -> grpc.Channel | None:
+        """Make a new channel in the place of one that no call uses; None where the exporter was shut down meanwhile."""
         self._deadlines = 0
         with self._lock:
             if self._channel is not channel:
-                return  # shut down meanwhile
-            self._channel = self._open()
+                return None
+            self._channel = opened = self._open()
+            self._renewed = False
         channel.close()
+        return opened

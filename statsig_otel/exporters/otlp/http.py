@@ -7,7 +7,7 @@ import ssl
 import time
 from http.client import HTTPException
 from socket import SHUT_RDWR, socket
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -16,6 +16,7 @@ from urllib3.exceptions import HTTPError
 
 from statsig_otel import __version__
 from statsig_otel.exporters.exporter import Blocked, Outcome, RetryLater
+from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import (
     CLIENT_CERTIFICATE_REFUSED,
@@ -106,7 +107,7 @@ class _Exchange:
         self.complete = response.status >= _FINAL  # another answer would follow an interim one
 
 
-class OtlpHttpExporter:
+class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
     """Sends log records to an OTLP/HTTP receiver as binary protobuf. Keeps the `Exporter` contract.
 
     One connection is kept between batches. Where the server has closed it meanwhile, a new one is made; where it
@@ -127,22 +128,15 @@ class OtlpHttpExporter:
             name: The exporter's id, such as `otlp_http/backend`; for the log.
             settings: What the user wrote.
         """
-        self._name = name
-        self._settings = settings
+        super().__init__(name, settings)
         self._url = settings.url
         self._path = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
-        configured = {key: value.reveal() for key, value in settings.headers.items()}
-        query = parse_qsl(self._url.query, keep_blank_values=True)  # may hold a key, too
-        self._hide = (*configured.values(), self._url.query, *(value for _, value in query))
-        self._headers = {"Content-Type": PROTOBUF, "User-Agent": f"statsig-otel/{__version__}", **configured}
-        if settings.compression == "gzip":
-            self._headers["Content-Encoding"] = "gzip"
+        self._hide: tuple[str, ...] = ()
+        self._headers: dict[str, str] = {}
         self._context: ssl.SSLContext | None = None
-        self._lock = Lock()  # over what shutdown() touches from another thread
         self._running = False
         self._connection: HTTPConnection | None = None
         self._exchange: _Exchange | None = None
-        self._warned = ""
 
     def start(self) -> None:
         """Read the TLS files. The connection is made by the first request.
@@ -151,16 +145,15 @@ class OtlpHttpExporter:
             OSError: A file of `tls` can't be read.
             ValueError: A file of `tls` holds something else than it should.
         """
-        tls = self._settings.tls
-        if self._url.scheme == "https":
-            self._context = tls.context(tls.read())
-            if tls.insecure_skip_verify:
-                _logger.warning(
-                    "%s: tls::insecure_skip_verify is on: the records go to whoever answers at %s",
-                    self._name,
-                    self._url.hostname,
-                )
+        self._read_material()
+        if self._settings.uses_tls and self._settings.tls.insecure_skip_verify:
+            _logger.warning(
+                "%s: tls::insecure_skip_verify is on: the records go to whoever answers at %s",
+                self._name,
+                self._url.hostname,
+            )
         with self._lock:
+            self._prepare()
             self._running = True
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
@@ -193,10 +186,26 @@ class OtlpHttpExporter:
         if connection is not None:
             connection.close()
 
+    def _prepare(self) -> None:
+        """Make what each request needs of the settings and of the certificates."""
+        configured = {key: value.reveal() for key, value in self._settings.headers.items()}
+        query = parse_qsl(self._url.query, keep_blank_values=True)  # may hold a key, too
+        self._hide = (*configured.values(), self._url.query, *(value for _, value in query))
+        self._headers = {"Content-Type": PROTOBUF, "User-Agent": f"statsig-otel/{__version__}", **configured}
+        if self._settings.compression == "gzip":
+            self._headers["Content-Encoding"] = "gzip"
+        self._context = self._settings.tls.context(self._material) if self._settings.uses_tls else None
+
     def _begin(self, body: bytes, timeout: float) -> _Exchange | None:
         with self._lock:
             if not self._running:
                 return None
+            if self._renewed:
+                if self._connection is not None:
+                    self._connection.close()
+                    self._connection = None
+                self._prepare()
+                self._renewed = False
             connection, self._connection = self._connection or self._connect(), None
             # The bound of a single step: it ends a thread that was given up, too.
             connection.timeout = timeout
@@ -243,9 +252,7 @@ class OtlpHttpExporter:
         answer = success(
             body if in_time and exchange.complete else b"", count, content_type=exchange.content_type, hide=self._hide
         )
-        if answer.warning and answer.warning != self._warned:
-            _logger.warning("%s: the backend took the records, and says: %s", self._name, answer.warning)
-            self._warned = answer.warning
+        self._say_warning(answer)
         return answer.outcome
 
     def _failure(self, error: Exception) -> Outcome:

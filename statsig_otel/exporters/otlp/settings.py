@@ -5,7 +5,6 @@ A key that a library can't honour is an error that says so: nothing that is acce
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -263,11 +262,6 @@ class OtlpGrpcSettings(_OtlpSettings):
         return self
 
     @property
-    def own_files(self) -> tuple[Path, ...]:
-        """The PEM files, where they are used."""
-        return self.tls.own_files if self.uses_tls else ()
-
-    @property
     def target(self) -> str:
         """The endpoint as gRPC wants it."""
         if _GRPC_TARGET.fullmatch(self.endpoint):
@@ -358,11 +352,6 @@ class OtlpHttpSettings(_OtlpSettings):
         if self.url.scheme == "http" and self.tls.is_configured:
             raise ValueError("the URL says http://, which is plain text, but tls is set: write https://")
         return self
-
-    @property
-    def own_files(self) -> tuple[Path, ...]:
-        """The PEM files, where they are used."""
-        return self.tls.own_files if self.uses_tls else ()
 
     @property
     def uses_tls(self) -> bool:

@@ -386,7 +386,10 @@ class Service:
 
     def _take_over(self, configuration: Configuration) -> list[str]:
         check_endpoints(receiver_settings(configuration))
-        needing = list(_needing_restart(self._configuration, configuration))
+        needing = [
+            *_needing_restart(self._configuration, configuration),
+            *self._backend.needing_restart(configuration),
+        ]
         if needing:
             raise RestartNeededError("; ".join(needing))
         before, after = receiver_settings(self._configuration), receiver_settings(configuration)

@@ -109,7 +109,7 @@ def _debug(name: str, settings: DebugSettings) -> Exporter:
 _BUILT_IN: Final[Mapping[str, Kind]] = {
     "otlp_grpc": Kind(OtlpGrpcSettings, _otlp_grpc),
     "otlp_http": Kind(OtlpHttpSettings, _otlp_http),
-    "file": Kind(FileSettings, _file, exclusive=True),
+    "file": Kind(FileSettings, _file),
     "debug": Kind(DebugSettings, _debug),
 }
 

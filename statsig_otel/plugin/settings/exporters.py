@@ -49,13 +49,11 @@ class Kind:
     Attributes:
         settings: The model of its settings.
         create: Makes one of its id and its checked settings. Loads the libraries that it needs, and opens nothing.
-        exclusive: Whether there must never be two with the same settings at a time.
         origin: The distribution that it is from, for people; empty for what is built in.
     """
 
     settings: type[Settings]
     create: Callable[[str, Any], Exporter]
-    exclusive: bool = False
     origin: str = ""
 
 
@@ -197,12 +195,6 @@ class ExporterTypes(Mapping[str, type[Settings]]):
             raise ConfigError([Problem(("exporters", id_), reason)])
         return exporter
 
-    def is_exclusive(self, id_: str) -> bool:
-        """Whether there must never be two such exporters with the same settings at a time."""
-        type_ = id_.partition("/")[0]
-        kind = self.kind(self._aliases.get(type_, type_))
-        return isinstance(kind, Kind) and kind.exclusive
-
     def _say_unused(self, rivals: Sequence[Installed]) -> None:
         for one in rivals:
             if one not in self._said:
@@ -233,7 +225,7 @@ def _load(one: Installed) -> Kind | Unusable:
     fault = _fault(found)
     if fault is not None:
         return Unusable(f"{where} can't be used: {fault}", mend)
-    return Kind(found.settings, found.create, found.exclusive, one.distribution)
+    return Kind(found.settings, found.create, one.distribution)
 
 
 def _fault(found: object) -> str | None:
