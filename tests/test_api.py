@@ -28,6 +28,7 @@ THROUGH: Final = {
     "statsig_otel.config.model.Composed": "of Components, for keys that every component of a section has",
     "statsig_otel.config.substitution.Template": "a value of a file that is read again while a service runs",
     "statsig_otel.exporters.otlp.tls.TlsMaterial": "between the settings and their exporters",
+    "statsig_otel.exporters.routing.Route": "whom a batch is for, from Pipeline to SynchronousConsumer",
     "statsig_otel.plugin.record.services.Concerned": "between Mapper and `statsig-otel explain`",
     "statsig_otel.plugin.record.services.ImpactedServices": "of ImpactedServicesSettings.create, for Mapper",
     "statsig_otel.plugin.record.services.ServiceRule": "of ServiceRuleSettings.rule, for the former",

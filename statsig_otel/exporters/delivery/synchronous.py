@@ -28,6 +28,7 @@ from statsig_otel.exporters.exporter import (
     Rejected,
     RetryLater,
 )
+from statsig_otel.exporters.routing import Route, Routing
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class SynchronousConsumer:
     the batch is refused as a whole: what was delivered of it comes again, with the same uids.
 
     Args:
-        routes: The exporters, by id.
+        exporters: The exporters, by id.
         receivers: For each receiver the ids of the exporters that its batches are for.
         private: The receivers whose invalid items may hold what must not be shown: the log tells their size alone.
 
@@ -85,8 +86,8 @@ class SynchronousConsumer:
         >>> import io
         >>> from statsig_otel.exporters import Batch, DebugExporter, DebugSettings
         >>> from statsig_otel.exporters import SynchronousConsumer, SynchronousExporter
-        >>> route = SynchronousExporter(DebugExporter("debug", DebugSettings(), io.StringIO()), timeout=5)
-        >>> consumer = SynchronousConsumer({"debug": route}, {"statsig": ["debug"]})
+        >>> exporter = SynchronousExporter(DebugExporter("debug", DebugSettings(), io.StringIO()), timeout=5)
+        >>> consumer = SynchronousConsumer({"debug": exporter}, {"statsig": ["debug"]})
         >>> consumer.start()
         >>> consumer.consume(Batch("statsig")).result(timeout=10)
         Receipt(accepted=0, duplicates=0)
@@ -95,13 +96,18 @@ class SynchronousConsumer:
 
     def __init__(
         self,
-        routes: Mapping[str, SynchronousExporter],
+        exporters: Mapping[str, SynchronousExporter],
         receivers: Mapping[str, Sequence[str]],
         *,
         private: Collection[str] = (),
     ) -> None:
-        self._workers = {name: _Worker(name, route) for name, route in routes.items()}
-        self._plan = _Plan(dict(receivers), frozenset(private))
+        self._workers = {name: _Worker(name, one.exporter, one.timeout) for name, one in exporters.items()}
+        self._routing = Routing(
+            {
+                name: Route(synchronous=tuple(receivers.get(name, ())), private=name in private)
+                for name in {*receivers, *private}
+            }
+        )
 
     def start(self) -> None:
         """Start the exporters and their threads, once. Where one fails, those before it are closed again."""
@@ -111,15 +117,6 @@ class SynchronousConsumer:
         except BaseException:
             self.shutdown()
             raise
-
-    def reconfigure(self, receivers: Mapping[str, Sequence[str]], *, private: Collection[str] = ()) -> None:
-        """Have the same exporters get the batches of other receivers from now on.
-
-        Args:
-            receivers: As in the constructor.
-            private: As in the constructor.
-        """
-        self._plan = _Plan(dict(receivers), frozenset(private))
 
     def close(self, grace: float = 3.0) -> None:
         """Refuse what waits and what comes; end what is under way after `grace` seconds. From any thread, at once.
@@ -139,35 +136,31 @@ class SynchronousConsumer:
         for worker in self._workers.values():
             worker.join()
 
-    def consume(self, batch: Batch, exporters: Sequence[str] | None = None) -> Future[Receipt]:
-        """Send one batch to all exporters at once; the future fails with `RefusedError` unless all have it.
+    def consume(self, batch: Batch) -> Future[Receipt]:
+        """Send one batch to all exporters of its receiver at once; see `deliver`."""
+        return self.deliver(batch, self._routing.route(batch.receiver))
 
-        It is answered once all exporters are through: each takes at most 10 s until it is the batch's turn, then its
-        timeout, and a second.
+    def deliver(self, batch: Batch, route: Route) -> Future[Receipt]:
+        """Send one batch to all synchronous exporters of a route.
+
+        The future fails with `RefusedError` unless all have it. It is answered once all exporters are through: each
+        takes at most 10 s until it is the batch's turn, then its timeout, and a second.
+
+        Args:
+            batch: The batch.
+            route: Whom it is for.
         """
-        plan = self._plan
-        log_invalid(_logger, batch, hidden=batch.receiver in plan.private)
+        log_invalid(_logger, batch, hidden=route.private)
         records = tuple(record for change in batch.changes for record in change.records)
-        if exporters is None:
-            exporters = plan.receivers.get(batch.receiver, ())
-        exporters = exporters if records else ()
+        exporters = route.synchronous if records else ()
         delivery = _Delivery(records, Receipt(len(batch.changes)), exporters)
         for name in exporters:
             self._workers[name].submit(delivery)
         return delivery.future
 
-    def longest_answer(self, receiver: str) -> float:
-        """Seconds within which each batch of a receiver is answered."""
-        exporters = self._plan.receivers.get(receiver, ())
-        return max((_MAX_WAIT + self._workers[name].timeout + _MARGIN for name in exporters), default=0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is looked up for each batch, of one moment."""
-
-    receivers: Mapping[str, Sequence[str]]
-    private: frozenset[str]
+    def longest_answer(self, route: Route) -> float:
+        """Seconds within which each batch of a route is answered."""
+        return max((_MAX_WAIT + self._workers[name].timeout + _MARGIN for name in route.synchronous), default=0.0)
 
 
 class _Delivery:
@@ -209,10 +202,10 @@ class _Delivery:
 class _Worker:
     """The way to one exporter. One thread sends; another keeps the time, so that no send can hold up an answer."""
 
-    def __init__(self, name: str, route: SynchronousExporter) -> None:
+    def __init__(self, name: str, exporter: Exporter, timeout: float) -> None:
         self.name = name
-        self.timeout = route.timeout
-        self._exporter = Guarded(name, route.exporter)
+        self.timeout = timeout
+        self._exporter = Guarded(name, exporter)
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # of all below
         self._waiting: deque[_Delivery] = deque()

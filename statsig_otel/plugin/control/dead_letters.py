@@ -2,7 +2,7 @@
 
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -15,11 +15,10 @@ from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import dead_letters, schema
 from statsig_otel.exporters.queue.dead_letters import Keep, Letter, MapAgain, Replay, Replayed, Resend, Selection
-from statsig_otel.exporters.queue.routing import QueuedReceiver
+from statsig_otel.exporters.routing import Routing
 from statsig_otel.plugin.control.shared import (
     ChangeableQueue,
     counted,
-    exporters_of_all,
     ranges,
     read_arguments,
     run_on,
@@ -61,10 +60,9 @@ class DeadLetters:
 
     Args:
         queue: The queue.
-        receivers: The receivers with a queued exporter.
+        routing: Whose records are for whom.
         mapper_of: The mapper of a receiver; raises `ControlError` where there is none.
         deliver: Delivers a batch to the synchronous exporters of its receiver.
-        delivered: The synchronous exporters of each receiver that has any.
         exporters: To whom a running service sends, and so can send again; None where none runs. Then whomever the queue
             knows will do, and there is no log to leave a line in.
     """
@@ -73,17 +71,15 @@ class DeadLetters:
         self,
         queue: ChangeableQueue,
         *,
-        receivers: Mapping[str, QueuedReceiver],
+        routing: Routing,
         mapper_of: Callable[[str], Mapper],
         deliver: _Deliver,
-        delivered: Mapping[str, Sequence[str]],
         exporters: Collection[str] | None,
     ) -> None:
         self._queue = queue
-        self._receivers = receivers
+        self._routing = routing
         self._mapper_of = mapper_of
         self._deliver = deliver
-        self._delivered = delivered
         self._exporters = exporters
         self._is_running = exporters is not None
 
@@ -112,7 +108,7 @@ class DeadLetters:
 
         def work(connection: sqlite3.Connection) -> list[Replayed]:
             now_ms = self._queue.now_ms()
-            return [dead_letters.replay(connection, plan, receivers=self._receivers, now_ms=now_ms) for plan in plans]
+            return [dead_letters.replay(connection, plan, routing=self._routing, now_ms=now_ms) for plan in plans]
 
         done = run_on(self._queue, work) if plans else []
         if done and self._is_running:
@@ -143,7 +139,9 @@ class DeadLetters:
         answers = {
             plan.letter: self._deliver(replace(plan.batch, invalid=()))
             for plan in plans
-            if isinstance(plan, MapAgain) and plan.batch.changes and self._delivered.get(plan.batch.receiver)
+            if isinstance(plan, MapAgain)
+            and plan.batch.changes
+            and self._routing.route(plan.batch.receiver).synchronous
         }
         wait(answers.values(), timeout=_DELIVERED_WITHIN)
         return [
@@ -153,14 +151,14 @@ class DeadLetters:
 
     def _after(self, plan: MapAgain, answer: Future[Receipt]) -> Replay:
         """What is left to do once the synchronous exporters were asked."""
-        names = self._delivered[plan.batch.receiver]
+        names = self._routing.route(plan.batch.receiver).synchronous
         try:
             answer.result(timeout=0)
         except TimeoutError:
             return Keep(plan.letter, f"not delivered: {', '.join(names)} took more than {_DELIVERED_WITHIN:g} s")
         except RefusedError as error:
             return Keep(plan.letter, f"not delivered: {error}")
-        return replace(plan, delivered=tuple(names))
+        return replace(plan, delivered=names)
 
     def _plan(self, letter: Letter, content: bytes | None) -> Replay:
         if content is None:  # replayed or dropped while this page was read
@@ -171,7 +169,7 @@ class DeadLetters:
             if letter.kind in dead_letters.FROM_RECEIVER:
                 return _map_anew(letter, content, self._mapper_of(letter.owner))
             if self._exporters is not None and letter.owner not in self._exporters:
-                why = why_no_sender(letter.owner, exporters_of_all(self._delivered))
+                why = why_no_sender(letter.owner, self._routing.synchronous)
                 return Keep(letter.id, f"the exporter {letter.owner} {why}")
             records = dead_letters.split(content)
         except (ControlError, dead_letters.UnreadableError) as error:

@@ -1,6 +1,6 @@
 """What all commands need: reading their arguments, changing the queue, and counting in words."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -50,11 +50,6 @@ def run_on(queue: ChangeableQueue, work: Work[_T]) -> _T:
         return queue.submit(work).result()
     except QueueError as error:
         raise ControlError(f"the queue can't be changed now: {error}") from error
-
-
-def exporters_of_all(delivered: Mapping[str, Sequence[str]]) -> frozenset[str]:
-    """The synchronous exporters of all receivers."""
-    return frozenset(name for names in delivered.values() for name in names)
 
 
 def why_no_sender(name: str, synchronous: Collection[str]) -> str:

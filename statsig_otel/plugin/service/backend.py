@@ -17,7 +17,7 @@ from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE, DurableQueue
-from statsig_otel.exporters.queue.routing import QueuedExporter
+from statsig_otel.exporters.routing import CurrentRouting
 from statsig_otel.plugin.control.handlers import handlers
 from statsig_otel.plugin.control.socket import Handler
 from statsig_otel.plugin.receiver.intake import Intake
@@ -26,10 +26,7 @@ from statsig_otel.plugin.settings.catalog import create_exporter
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
 from statsig_otel.plugin.settings.reading import (
     configured_exporters,
-    queued_exporters,
-    queued_receivers,
-    receiver_settings,
-    synchronous_exporters,
+    routing,
 )
 from statsig_otel.plugin.settings.storage import file_storage
 
@@ -76,26 +73,28 @@ class Backend:
         self._configuration = configuration
         self._directory = directory.absolute()
         configured = configured_exporters(configuration)
-        self._queue = _queue(configuration, self._directory) if queued_exporters(configuration) else None
+        self._routing = CurrentRouting(routing(configuration))
+        self._queue = self._create_queue() if self._routing.now.exporters else None
         self._exporters = {name: create_exporter(name, one.settings) for name, one in configured.items()}
-        delivered = synchronous_exporters(configuration)
-        self._synchronous = SynchronousConsumer(
-            {
-                name: SynchronousExporter(self._exporters[name], one.timeout)
-                for name, one in configured.items()
-                if not one.is_queued
-            },
-            delivered,
-            private=_private(configuration),
-        )
+        unqueued = {
+            name: SynchronousExporter(self._exporters[name], one.timeout)
+            for name, one in configured.items()
+            if not one.is_queued
+        }
+        self._synchronous = SynchronousConsumer(unqueued, receivers={})  # each batch comes with whom it is for
         self._senders = {
             name: QueueSender(self._queue.cursor(name), self._exporters[name], one.delivery())
             for name, one in configured.items()
             if one.is_queued and self._queue
         }
-        self._pipeline = Pipeline(self._synchronous, self._queue, delivered=delivered)
+        self._pipeline = Pipeline(self._synchronous, self._queue, self._routing)
         self._failed: frozenset[str] = frozenset()  # what could not be started at the last reload
         self._leaving: tuple[QueueSender, ...] = ()  # of a reload that is under way
+
+    def _create_queue(self) -> DurableQueue:
+        storage = file_storage(self._configuration)
+        min_free_bytes = storage.min_free_bytes if storage else DEFAULT_MIN_FREE
+        return DurableQueue(self._directory, self._routing, min_free_bytes=min_free_bytes)
 
     @property
     def configuration(self) -> Configuration:
@@ -114,7 +113,7 @@ class Backend:
 
     def patience(self, receiver: str) -> float:
         """Seconds within which each batch of a receiver should be taken over or refused."""
-        return self._synchronous.longest_answer(receiver) + _COMMIT
+        return self._synchronous.longest_answer(self._routing.now.route(receiver)) + _COMMIT
 
     def handlers(self, intakes: Mapping[str, Intake]) -> dict[str, Handler]:
         """What answers the commands about the queue, as configured now; nothing where there is no queue."""
@@ -124,9 +123,8 @@ class Backend:
             self._queue,
             senders=self._senders,
             intakes=intakes,
-            receivers=queued_receivers(self._configuration),
+            routing=self._routing.now,
             synchronous=self._synchronous,
-            delivered=synchronous_exporters(self._configuration),
         )
 
     def start(self) -> None:
@@ -192,7 +190,9 @@ class Backend:
         created = {name: create_exporter(name, one.settings) for name, one in after.items() if name not in same}
         if self._queue is not None:
             # First of all: it alone can fail, and a new sender needs its place.
-            self._queue.reconfigure(receivers=queued_receivers(configuration), exporters=_queued(configuration))
+            self._queue.reconfigure(routing(configuration))
+        else:
+            self._routing.now = routing(configuration)
         coming = self._exchange(configuration, created)
         taken()
         _stop(self._leaving, finish=_FINISH)
@@ -245,9 +245,6 @@ class Backend:
         self._leaving = tuple(sender for name, sender in before.items() if self._senders.get(name) is not sender)
         exporters = {**self._exporters, **created}
         self._exporters = {name: exporters[name] for name in configured}
-        delivered = synchronous_exporters(configuration)
-        self._synchronous.reconfigure(delivered, private=_private(configuration))
-        self._pipeline.reconfigure(delivered=delivered)
         self._configuration = configuration
         return coming
 
@@ -312,29 +309,6 @@ def _changes(before: Configuration, after: Configuration, renewed: Collection[st
             yield f"exporters::{name}: is gone"
     if before.pipelines != after.pipelines:
         yield "service::pipelines: have changed"
-
-
-def _private(configuration: Configuration) -> list[str]:
-    """The receivers that hide something in their records: it must not be in the log instead."""
-    return [name for name, receiver in receiver_settings(configuration).items() if receiver.user != "full"]
-
-
-def _queued(configuration: Configuration) -> dict[str, QueuedExporter]:
-    return {
-        name: QueuedExporter(one.sending_queue.queue_size, one.sending_queue.start_at == "oldest")
-        for name, one in configured_exporters(configuration).items()
-        if one.is_queued
-    }
-
-
-def _queue(configuration: Configuration, directory: Path) -> DurableQueue:
-    storage = file_storage(configuration)
-    return DurableQueue(
-        directory,
-        receivers=queued_receivers(configuration),
-        exporters=_queued(configuration),
-        min_free_bytes=storage.min_free_bytes if storage else DEFAULT_MIN_FREE,
-    )
 
 
 def _values(one: ConfiguredExporter) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoi
 from statsig_otel.exporters.consumer import Batch, Change, RefusedError
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.exporters.queue.helpers import PATIENCE, batch, delivered, put, running
 
 
@@ -152,8 +152,7 @@ def fork_and_use(directory: str) -> None:
     """Use a queue in a forked child, then in the parent."""
     queue = DurableQueue(
         Path(directory),
-        receivers={"statsig": QueuedReceiver(("otlp",))},
-        exporters={"otlp": QueuedExporter()},
+        CurrentRouting(Routing({"statsig": Route(("otlp",))}, {"otlp": QueuedExporter()})),
         min_free_bytes=0,
     )
     queue.start()

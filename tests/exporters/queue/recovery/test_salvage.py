@@ -24,8 +24,8 @@ from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import damaged_file, salvage
 from statsig_otel.exporters.queue.recovery.salvage import Salvager
-from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter
+from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
 from tests.exporters.delivery.helpers import Backend, rig
 from tests.exporters.delivery.helpers import settings as delivery_settings
 from tests.exporters.queue.helpers import (
@@ -62,14 +62,14 @@ def spoil(directory: Path) -> None:
 
 
 def test_each_exporter_gets_what_it_was_not_done_with(tmp_path: Path) -> None:
-    receivers = {"statsig": QueuedReceiver(("a", "b")), "statsig/eu": QueuedReceiver(("b", "left"))}
+    receivers = {"statsig": Route(("a", "b")), "statsig/eu": Route(("b", "left"))}
     with running(tmp_path, receivers=receivers, exporters=("a", "b", "left")) as queue:
         put(queue, 1, 2, 3)
         put(queue, 4, 5, receiver="statsig/eu")
         cursor = queue.cursor("a")
         cursor.finish(cursor.read(2, 1000))
     spoil(tmp_path)
-    receivers = {"statsig": QueuedReceiver(("a", "b")), "statsig/eu": QueuedReceiver(("b",))}
+    receivers = {"statsig": Route(("a", "b")), "statsig/eu": Route(("b",))}
     with running(tmp_path, receivers=receivers, exporters=("a", "b")) as queue:
         settled(tmp_path)
         check_counters(queue)
@@ -82,7 +82,7 @@ def test_each_exporter_gets_what_it_was_not_done_with(tmp_path: Path) -> None:
 
 def test_where_places_can_not_be_read_all_that_is_there_goes_to_all_of_its_receiver(tmp_path: Path) -> None:
     """Rather twice than not at all: the uids are the same."""
-    receivers = {"statsig": QueuedReceiver(("a", "b")), "statsig/eu": QueuedReceiver(("b",))}
+    receivers = {"statsig": Route(("a", "b")), "statsig/eu": Route(("b",))}
     with running(tmp_path, receivers=receivers, exporters=("a", "b")) as queue:
         put(queue, 1)
         put(queue, 2, receiver="statsig/eu")
@@ -109,14 +109,14 @@ def test_while_nobody_is_configured_records_that_may_be_for_anybody_wait_in_the_
     connection.close()
     for _ in range(2):
         with running(tmp_path, exporters=()) as queue:
-            queue.reconfigure(receivers={}, exporters={})
+            queue.reconfigure(Routing())
             wait_until(lambda: bool(said(caplog, logging.ERROR, "none is configured. They stay")), "it is said")
             queue.shutdown()
             assert (count(queue.database), count(queue.database, "dead_letters")) == (0, 0)
         caplog.clear()
     with running(tmp_path, exporters=()) as queue:
         wait_until(lambda: bool(said(caplog, logging.ERROR, "none is configured. They stay")), "it is said")
-        queue.reconfigure(receivers={"statsig": QueuedReceiver(("new",))}, exporters={"new": QueuedExporter()})
+        queue.reconfigure(Routing({"statsig": Route(("new",))}, {"new": QueuedExporter()}))
         settled(tmp_path)
         check_counters(queue)
         cursor = queue.cursor("new")
@@ -281,7 +281,7 @@ def test_while_the_disk_is_short_it_waits(tmp_path: Path, monkeypatch: pytest.Mo
 # --- commands between two steps -------------------------------------------------------------------------------------
 
 
-BOTH = {"x": QueuedReceiver(("a", "b")), "y": QueuedReceiver(("b", "left"))}
+BOTH = {"x": Route(("a", "b")), "y": Route(("b", "left"))}
 PLANS = (("a", "b"), ("a",), ("a", "b", "left"), ())
 
 
@@ -308,15 +308,15 @@ class Attack:
 
     def put(self, _: int) -> None:
         number = next(self.fresh)
-        for receiver, of in self.queue.plan.receivers.items():
+        for receiver, of in self.queue.routing.receivers.items():
             put(self.queue, number, receiver=receiver)
-            for name in of.exporters:
+            for name in of.queued:
                 self.owed[name].add(number)
 
     def replay(self, _: int) -> None:
         for letter in letters(self.queue.database)[:1]:
             plan = Resend(self.first_id(), letter.owner, ((letter.uid or b"", letter.content),))
-            self.queue.submit(partial(replay, plan=plan, receivers={}, now_ms=1)).result(PATIENCE)
+            self.queue.submit(partial(replay, plan=plan, routing=Routing(), now_ms=1)).result(PATIENCE)
 
     def drop(self, _: int) -> None:
         for letter in letters(self.queue.database)[:1]:
@@ -333,12 +333,13 @@ class Attack:
             self.queue.cursor(name).close()
         self.names = PLANS[number % len(PLANS)]
         receivers = {
-            receiver: QueuedReceiver(tuple(name for name in of.exporters if name in self.names))
-            for receiver, of in BOTH.items()
+            receiver: Route(tuple(name for name in of.queued if name in self.names)) for receiver, of in BOTH.items()
         }
         self.queue.reconfigure(
-            receivers={receiver: of for receiver, of in receivers.items() if of.exporters},
-            exporters={name: QueuedExporter() for name in self.names},
+            Routing(
+                {receiver: of for receiver, of in receivers.items() if of.queued},
+                {name: QueuedExporter() for name in self.names},
+            )
         )
 
     def remove(self, _: int) -> None:
@@ -399,7 +400,7 @@ def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right
         if not places:
             with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
                 connection.execute("UPDATE exporters SET again = again + 1")
-        receivers = {"x": QueuedReceiver(("a", "b")), "y": QueuedReceiver(("b",))}
+        receivers = {"x": Route(("a", "b")), "y": Route(("b",))}
         with (
             running(Path(directory) / "queue", receivers=receivers, exporters=("a", "b")) as queue,
             damaged_file.opened(path, room=1 << 30) as old,
@@ -409,7 +410,7 @@ def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right
             rescued = salvage._Salvage(
                 path.name,
                 old,
-                exporters_of=lambda receiver: queue.plan.exporters_of(receiver) or tuple(queue.plan.exporters),
+                exporters_of=lambda receiver: queue.routing.route(receiver).queued or tuple(queue.routing.exporters),
                 now_ms=queue.now_ms,
             )
             between = iter(commands)
@@ -506,14 +507,19 @@ def test_a_step_that_is_done_again_doubles_nothing(
             connection.execute("UPDATE records SET checksum = checksum + 1 WHERE seq = 5")
             if not places:
                 connection.execute("UPDATE exporters SET again = again + 1")
-        receivers = {"x": QueuedReceiver(("a", "b")), "y": QueuedReceiver(("b",))}
+        receivers = {"x": Route(("a", "b")), "y": Route(("b",))}
         found: list[tuple[salvage.Taken, object, list[int], list[int]]] = []
         for again in (itertools.repeat(False), itertools.cycle(failing)):
             with (
                 running(Path(directory) / f"queue{len(found)}", receivers=receivers, exporters=("a", "b")) as queue,
                 damaged_file.opened(path, room=1 << 30) as old,
             ):
-                rescued = salvage._Salvage(path.name, old, exporters_of=queue.plan.exporters_of, now_ms=queue.now_ms)
+                rescued = salvage._Salvage(
+                    path.name,
+                    old,
+                    exporters_of=lambda receiver: receivers[receiver].queued,
+                    now_ms=queue.now_ms,
+                )
                 for step, twice in zip(rescued.steps(), again, strict=False):
                     if twice:
                         queue.submit(step).result(PATIENCE)
