@@ -11,7 +11,7 @@ from statsig_otel.exporters.consumer import Batch, Change
 from statsig_otel.exporters.delivery.sender import DeliverySettings, QueueSender
 from statsig_otel.exporters.exporter import Delivered, Outcome
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from statsig_otel.plugin.demo.samples import RELEASE_MANAGER, config_change
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.record import LogRecordEncoder
@@ -81,8 +81,8 @@ def configuration(
 
 def open_queue(directory: Path) -> DurableQueue:
     """The queue of that service. The caller starts it."""
-    receivers = {RECEIVER: QueuedReceiver((EXPORTER,))}
-    return DurableQueue(directory, receivers=receivers, exporters={EXPORTER: QueuedExporter()})
+    routing = Routing({RECEIVER: Route((EXPORTER,))}, {EXPORTER: QueuedExporter()})
+    return DurableQueue(directory, CurrentRouting(routing))
 
 
 def records(count: int) -> Iterator[tuple[str, bytes]]:

@@ -36,7 +36,8 @@ from benchmarks.sink import Sink, sink
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import read
 from statsig_otel.exporters.delivery.sender import QueueSender
-from statsig_otel.plugin.settings.catalog import COMPONENTS, QueuedOtlpGrpcSettings, create_exporter
+from statsig_otel.plugin.settings.catalog import COMPONENTS, create_exporter
+from statsig_otel.plugin.settings.reading import configured_exporters
 
 QUEUE, SDK = "queue", "sdk"
 COMPRESSIONS = {"none": grpc.Compression.NoCompression, "gzip": grpc.Compression.Gzip}
@@ -50,11 +51,10 @@ TIMEOUT = 600.0
 def drain_queue(directory: Path, backend: str, compression: str) -> float:
     config = directory / "config.yaml"
     config.write_text(backlog.configuration(directory=directory, backend=backend, compression=compression))
-    settings = check(read(config, environ={}), COMPONENTS).exporters[backlog.EXPORTER]
-    assert isinstance(settings, QueuedOtlpGrpcSettings)
+    configured = configured_exporters(check(read(config, environ={}), COMPONENTS))[backlog.EXPORTER]
     queue = backlog.open_queue(directory)
-    exporter = create_exporter(backlog.EXPORTER, settings)
-    sender = QueueSender(queue.cursor(backlog.EXPORTER), exporter, settings.delivery(settings.timeout))
+    exporter = create_exporter(backlog.EXPORTER, configured.settings)
+    sender = QueueSender(queue.cursor(backlog.EXPORTER), exporter, configured.delivery())
     began = time.perf_counter()
     queue.start()
     sender.start()

@@ -17,10 +17,12 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "configuration.md").read_text(encoding="utf-8")
 UPDATE = "python -m statsig_otel.plugin.cli.configuration_docs docs"
 MODELS = {
-    **{f"receivers::{type_}": model for type_, model in COMPONENTS.receivers.items()},
-    **{f"exporters::{type_}": model for type_, model in COMPONENTS.exporters.items()},
-    **{f"extensions::{type_}": model for type_, model in COMPONENTS.extensions.items()},
-    "service::telemetry": COMPONENTS.telemetry,
+    **{
+        f"{kind}::{type_}": COMPONENTS.models(kind, type_)
+        for kind in ("receivers", "exporters", "extensions")
+        for type_ in COMPONENTS.of(kind) or ()
+    },
+    "service::telemetry": (COMPONENTS.telemetry,),
 }
 
 
@@ -57,7 +59,7 @@ def test_every_key_is_in_its_section(name: str) -> None:
     type_ = name.rpartition("::")[2]
     shared = section("Every exporter") if name.startswith("exporters") else ""
     told = {row[0]: row[1:] for row in rows(section(type_) + shared)}
-    for key in keys(MODELS[name]):
+    for key in keys(*MODELS[name]):
         type_told, default, meaning = told[f"`{key.path}`"]
         assert type_told == key.type
         assert default == ("required" if key.is_required else default_text(key.default))
@@ -67,7 +69,8 @@ def test_every_key_is_in_its_section(name: str) -> None:
 def test_every_refused_key_is_told() -> None:
     part = section("Keys of the Collector that are not here")
     told = set(re.findall(r"^\| .*? \| (`\w+`) \| (.*) \|$", part, re.MULTILINE))
-    for model in {base for found in MODELS.values() for base in found.__mro__ if issubclass(base, Settings)}:
+    models = {model for found in MODELS.values() for model in found}
+    for model in {base for found in models for base in found.__mro__ if issubclass(base, Settings)}:
         for key, advice in model.all_refused().items():
             assert (f"`{key}`", advice) in told
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from statsig_otel.config.model import Settings
+from statsig_otel.config.model import Composed, Settings
+from statsig_otel.config.validation import Models
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Components:
         telemetry: `service::telemetry`; a model that needs no key.
         elsewhere: The Collector's types that do not exist here, by section, each with what to do instead.
         single: The types of extensions of which a service may have only one.
+        composed: For each section whose components share keys, the model of these keys.
 
     Example:
         >>> from statsig_otel.config import Settings
@@ -37,10 +39,23 @@ class Components:
     telemetry: type[Settings] = Settings
     single: frozenset[str] = frozenset()
     elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    composed: Mapping[str, type[Composed]] = field(default_factory=dict)
 
     def of(self, kind: str) -> Mapping[str, type[Settings]] | None:
         """The models of a section, such as `receivers`; None if there is no such section."""
         return {"receivers": self.receivers, "exporters": self.exporters, "extensions": self.extensions}.get(kind)
+
+    def models(self, kind: str, type_: str) -> Models:
+        """The models that read a component's mapping; none if there is no such type.
+
+        Args:
+            kind: Its section, such as `receivers`.
+            type_: Its type, such as `statsig`.
+        """
+        model = (self.of(kind) or {}).get(type_)
+        if model is None:
+            return ()
+        return (self.composed[kind], model) if kind in self.composed else (model,)
 
     def type_of(self, id_: str) -> str:
         """The type of an id, `otlp_grpc` of `otlp/backup`."""

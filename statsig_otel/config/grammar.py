@@ -13,10 +13,18 @@ from unicodedata import category
 from statsig_otel.config.configuration import Components, Configuration, Pipeline
 from statsig_otel.config.errors import ConfigError, Path, Problem, closest, hint_for, list_of, quoted, render
 from statsig_otel.config.locations import read_all
-from statsig_otel.config.model import Settings, extensions_of
+from statsig_otel.config.model import Composed, Settings, extensions_of
 from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.substitution import hint_for_secret
-from statsig_otel.config.validation import LIST_HINT, NO_NAME, NO_NAME_HINT, is_secret, may_be_secret, validate
+from statsig_otel.config.validation import (
+    LIST_HINT,
+    NO_NAME,
+    NO_NAME_HINT,
+    compose,
+    is_secret,
+    may_be_secret,
+    validate,
+)
 
 _KINDS: Final = {"receivers": "receiver", "exporters": "exporter", "extensions": "extension"}
 _SIGNALS: Final = ("traces", "metrics", "profiles")
@@ -109,18 +117,17 @@ def _for_secret(problem: Problem, components: Components) -> Problem:
     A key that is not a name may be a secret too: of `{authorization:Bearer TOKEN}` everything is the key.
     """
     kind, id_, *below = problem.path if len(problem.path) > _KEY_OF_COMPONENT else ("", "", "")
-    models = components.of(str(kind))
-    model = models.get(components.type_of(str(id_))) if models else None
-    if model is None:
+    models = components.models(str(kind), components.type_of(str(id_)))
+    if not models:
         return problem
     for end in range(1, len(below) + 1):
-        if may_be_secret(model, tuple(below[:end])):
+        if may_be_secret(models, tuple(below[:end])):
             return replace(
                 problem, path=problem.path[: _KEY_OF_COMPONENT + end - 1], message=NO_NAME, hint=NO_NAME_HINT
             )
-    if not is_secret(model, tuple(below)):
+    if not is_secret(models, tuple(below)):
         return problem
-    hint, without = hint_for_secret(problem.hint), model.without.get(str(below[0]))
+    hint, without = hint_for_secret(problem.hint), models[-1].without.get(str(below[0]))
     return replace(problem, hint=f"{hint}; {without}" if hint != problem.hint and without else hint)
 
 
@@ -192,24 +199,31 @@ class _Checker:
             if (used := self._used[kind]) is not None:
                 used.add(id_)  # whether it is used does not matter
             return None
-        return self._settings(path, body, model)
+        return self._settings(path, body, model, self._components.composed.get(kind))
 
-    def _settings(self, path: Path, body: object, model: type[Settings]) -> Settings | None:
+    def _settings(
+        self, path: Path, body: object, model: type[Settings], composed: type[Composed] | None = None
+    ) -> Settings | None:
         if isinstance(body, Unknown):
             return None
-        if isinstance(body, model):  # made in code, and checked then
-            return body
+        own = body.settings if isinstance(body, Composed) else body
+        if isinstance(own, model):  # made in code, and checked then
+            return own if composed is None else body if isinstance(body, composed) else composed(settings=own)
         if body is None:
             body = {}
-        if isinstance(body, Settings):
-            self._say(path, f"has {type(body).__name__}, which are no settings of its type")
+        if isinstance(own, Settings):
+            self._say(path, f"has {type(own).__name__}, which are no settings of its type")
             return None
         if not isinstance(body, Mapping):
             self._say(path, "must be a mapping")
             return None
-        settings, problems = validate(model, body, path, self._document)
-        self.problems += problems
-        return settings
+        found = (
+            compose(composed, model, body, path, self._document)
+            if composed
+            else validate(model, body, path, self._document)
+        )
+        self.problems += found[1]
+        return found[0]
 
     def _service(self, sections: Mapping[str, _Section | None]) -> tuple[tuple[str, ...], dict[str, Pipeline]]:
         path: Path = ("service",)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Final, Union, get_args, get_origin
 
@@ -10,10 +9,12 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     GetCoreSchemaHandler,
     ValidationInfo,
     field_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 from statsig_otel.config.errors import SettingError
@@ -80,11 +81,6 @@ class Settings(BaseModel):
             raise SettingError("must be true or false", _boolean_hint(value))
         return value
 
-    @property
-    def own_files(self) -> tuple[Path, ...]:
-        """The files whose content belongs to the settings: if it changes, the settings have changed at a reload."""
-        return ()
-
     @classmethod
     def all_refused(cls) -> dict[str, str]:
         """`refused` of this model and of those that it is built on."""
@@ -104,6 +100,23 @@ class Settings(BaseModel):
     def _of_all(cls, name: str) -> dict[str, str]:
         tables = [vars(base).get(name, {}) for base in reversed(cls.__mro__)]
         return {key: text for table in tables for key, text in table.items()}
+
+
+class Composed(Settings):
+    """The settings of a component's type, with keys that every component of its section has. One mapping contains both.
+
+    Each key is read by the model that has it.
+
+    Attributes:
+        settings: The settings of the type.
+    """
+
+    settings: SkipJsonSchema[Settings] = Field(exclude=True)
+
+    @classmethod
+    def shared_keys(cls) -> frozenset[str]:
+        """The keys beside those of the type."""
+        return frozenset(cls.model_fields) - {"settings"}
 
 
 class Opaque:
@@ -148,6 +161,17 @@ class Opaque:
         )
 
 
+def without_secrets(value: Any) -> Any:
+    """Settings, or a value of them, for a comparison in which all secrets are the same."""
+    if isinstance(value, BaseModel):
+        return {name: without_secrets(item) for name, item in value}
+    if isinstance(value, Mapping):
+        return {key: without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in value]
+    return Opaque("") if isinstance(value, Opaque) else value
+
+
 @dataclass(frozen=True, slots=True)
 class ExtensionOf:
     """Marks a key whose value is the id of an extension: `Annotated[str | None, ExtensionOf("file_storage")]`.
@@ -163,7 +187,9 @@ def extensions_of(settings: Settings) -> Iterator[tuple[tuple[str, ...], str, Ex
     """The ids of extensions that settings name, at every depth: its path, the id, and the type that it has to have."""
     for name, info in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if isinstance(value, Settings):
+        if isinstance(settings, Composed) and value is settings.settings:
+            yield from extensions_of(value)
+        elif isinstance(value, Settings):
             for below, id_, marker in extensions_of(value):
                 yield (name, *below), id_, marker
         for marker in info.metadata:

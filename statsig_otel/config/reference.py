@@ -17,6 +17,7 @@ from pydantic_core import core_schema
 
 from statsig_otel.config.configuration import Components
 from statsig_otel.config.model import Opaque, Settings
+from statsig_otel.config.validation import Models
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -114,11 +115,24 @@ def _attributes(model: type[BaseModel]) -> dict[str, str]:
     return found
 
 
-def _definitions(models: list[type[Settings]]) -> tuple[dict[type[Settings], str], dict[str, Schema]]:
-    """The name of each model's definition, and all definitions."""
+def _definitions(mappings: list[Models]) -> tuple[dict[Models, str], dict[str, Schema]]:
+    """For mappings, each by the models that read it: the name of its definition, and all definitions."""
+    models = dict.fromkeys(model for mapping in mappings for model in mapping)
     references, found = models_json_schema([(model, "validation") for model in models], schema_generator=_Generator)
     names = {model: _name(references[model, "validation"]) for model in models}
-    return names, {name: _with_references(schema) for name, schema in found["$defs"].items()}
+    parts = {name: _with_references(schema) for name, schema in found["$defs"].items()}
+    whole = {mapping: names[mapping[-1]] for mapping in mappings}
+    joined = {name: _joined([parts[names[model]] for model in mapping]) for mapping, name in whole.items()}
+    shared = {names[model] for mapping in mappings for model in mapping[:-1]} - joined.keys()
+    return whole, {name: joined.get(name, schema) for name, schema in parts.items() if name not in shared}
+
+
+def _joined(schemas: list[Schema]) -> Schema:
+    """One mapping with the keys of several models; the last one's words describe it."""
+    found = dict(schemas[-1])
+    found["properties"] = {name: item for schema in schemas for name, item in schema.get("properties", {}).items()}
+    required = [name for schema in schemas for name in schema.get("required", ())]
+    return found | ({"required": required} if required else {})
 
 
 def _name(reference: Schema) -> str:
@@ -165,9 +179,12 @@ def json_schema(components: Components) -> Schema:
         "exporters": (components.exporters, "Where log records go, by id."),
         "extensions": (components.extensions, "What the service has beside its pipelines, by id."),
     }
-    models = [model for table, _ in sections.values() for model in table.values()]
-    models = list(dict.fromkeys([*models, components.telemetry]))
-    names, definitions = _definitions(models)
+    mappings = {
+        kind: {type_: components.models(kind, type_) for type_ in table} for kind, (table, _) in sections.items()
+    }
+    telemetry: Models = (components.telemetry,)
+    every = [models for table in mappings.values() for models in table.values()]
+    names, definitions = _definitions(list(dict.fromkeys([*every, telemetry])))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "statsig-otel",
@@ -177,10 +194,12 @@ def json_schema(components: Components) -> Schema:
         "additionalProperties": False,
         "properties": {
             **{
-                kind: _section(table, text, names, definitions, components.aliases, may_be_empty=kind == "extensions")
-                for kind, (table, text) in sections.items()
+                kind: _section(
+                    mappings[kind], text, names, definitions, components.aliases, may_be_empty=kind == "extensions"
+                )
+                for kind, (_, text) in sections.items()
             },
-            "service": _service(f"#/$defs/{names[components.telemetry]}"),
+            "service": _service(f"#/$defs/{names[telemetry]}"),
             "processors": _NOTHING,
             "connectors": _NOTHING,
         },
@@ -196,18 +215,18 @@ def json_schema(components: Components) -> Schema:
 
 
 def _section(
-    table: Mapping[str, type[Settings]],
+    table: Mapping[str, Models],
     description: str,
-    names: Mapping[type[Settings], str],
+    names: Mapping[Models, str],
     definitions: Mapping[str, Schema],
     aliases: Mapping[str, str],
     *,
     may_be_empty: bool,
 ) -> Schema:
     bodies: dict[str, Schema] = {}
-    for type_, model in table.items():
-        bodies[type_] = {"$ref": f"#/$defs/{names[model]}"}
-        if not definitions[names[model]].get("required"):  # then the id alone is enough
+    for type_, models in table.items():
+        bodies[type_] = {"$ref": f"#/$defs/{names[models]}"}
+        if not definitions[names[models]].get("required"):  # then the id alone is enough
             bodies[type_] = {"anyOf": [bodies[type_], {"type": "null"}]}
     for alias, type_ in aliases.items():
         if type_ in table:
@@ -272,10 +291,10 @@ class Key:
     meaning: str
 
 
-def keys(model: type[Settings]) -> list[Key]:
-    """The keys of a model in their order, each followed by the keys of the model that it contains."""
-    names, definitions = _definitions([model])
-    return list(_keys(names[model], definitions, ""))
+def keys(*models: type[Settings]) -> list[Key]:
+    """The keys of a mapping that models read, with those of the models in them below them, in their order."""
+    names, definitions = _definitions([models])
+    return list(_keys(names[models], definitions, ""))
 
 
 def _keys(model: str, definitions: Mapping[str, Schema], above: str) -> Iterator[Key]:

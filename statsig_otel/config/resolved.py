@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from statsig_otel.config.configuration import Configuration
-from statsig_otel.config.model import Settings
+from statsig_otel.config.model import Composed, Settings
 from statsig_otel.config.scalars import YAML_1_1_BOOLEANS, resolve
 
 _PLAIN: Final = re.compile(r"[A-Za-z_/](?:[A-Za-z0-9_./:-]*[A-Za-z0-9_./-])?|[0-9]+[A-Za-z][A-Za-z0-9.]*")
@@ -73,7 +73,12 @@ def resolved(configuration: Configuration) -> dict[str, Any]:
 
 
 def _section(components: Mapping[str, Settings]) -> dict[str, Any]:
-    return {id_: _escaped(settings.model_dump(mode="json", by_alias=True)) for id_, settings in components.items()}
+    return {id_: _escaped(_values(settings)) for id_, settings in components.items()}
+
+
+def _values(settings: Settings) -> dict[str, Any]:
+    values = settings.model_dump(mode="json", by_alias=True)
+    return {**values, **_values(settings.settings)} if isinstance(settings, Composed) else values
 
 
 def _escaped(value: Any) -> Any:

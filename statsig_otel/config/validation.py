@@ -4,21 +4,25 @@ Each value has at most one problem, although pydantic reports one error for each
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import UnionType
-from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, TypeAlias, TypeVar, Union, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from statsig_otel.config.errors import Fault, Path, Problem, SettingError, closest, hint_for
-from statsig_otel.config.model import Opaque, OrList, Settings
+from statsig_otel.config.model import Composed, Opaque, OrList, Settings
 from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.units import AS_WRITTEN, unit_of
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 _S = TypeVar("_S", bound=Settings)
+_C = TypeVar("_C", bound=Composed)
+
+Models: TypeAlias = tuple[type[Settings], ...]
+"""The models that read one mapping, each its own keys."""
 
 LIST_HINT: Final = "write [A, B], or a line with - A for each"
 NO_NAME: Final = "holds a key that is no name"
@@ -83,14 +87,54 @@ def validate(
         path: Its path in the document.
         document: The document, which knows the lines.
     """
+    return _checked(lambda value: _read(model, value), (model,), body, path, document)
+
+
+def compose(
+    composed: type[_C], model: type[Settings], body: Mapping[str, object], path: Path, document: Document
+) -> tuple[_C | None, list[Problem]]:
+    """The same for a component whose mapping also contains keys that its whole section has.
+
+    Args:
+        composed: The model of the keys that the section has.
+        model: The model of the component's type.
+        body: What was written.
+        path: Where it stands in the document.
+        document: What knows the lines.
+    """
+    shared = composed.shared_keys()
+
+    def read(value: Mapping[str, object]) -> tuple[_C | None, list[ErrorDetails]]:
+        settings, wrong = _read(model, {key: item for key, item in value.items() if key not in shared})
+        own: dict[str, object] = {"settings": settings or Settings()}
+        whole, also_wrong = _read(composed, {key: item for key, item in value.items() if key in shared} | own)
+        return (None if wrong else whole), [*also_wrong, *wrong]
+
+    return _checked(read, (composed, model), body, path, document)
+
+
+def _read(model: type[_S], value: object) -> tuple[_S | None, list[ErrorDetails]]:
+    try:
+        return model.model_validate(value, context=AS_WRITTEN), []
+    except ValidationError as error:
+        return None, error.errors(include_url=False)
+
+
+def _checked(
+    read: Callable[[Any], tuple[_S | None, list[ErrorDetails]]],
+    models: Models,
+    body: Mapping[str, object],
+    path: Path,
+    document: Document,
+) -> tuple[_S | None, list[Problem]]:
     tried: dict[Path, Problem] = {}
     value: Any = body
     while True:
-        try:
-            # A value that could not be read has a problem already, so the model's errors about it are left out.
-            return model.model_validate(value, context=AS_WRITTEN), []
-        except ValidationError as error:
-            problems = _problems(error, model, value, path, document)
+        settings, errors = read(value)
+        if settings is not None:
+            return settings, []
+        # A value that could not be read has a problem already, so the errors of the models about it are left out.
+        problems = _problems(errors, models, value, path, document)
         texts = {
             problem.path: problem for problem in problems if problem.path not in tried and _text(problem, document)
         }
@@ -119,11 +163,11 @@ def _with_texts(value: object, path: Path, texts: Mapping[Path, str | None]) -> 
 
 
 def _problems(
-    error: ValidationError, model: type[Settings], body: Mapping[str, object], path: Path, document: Document
+    errors: list[ErrorDetails], models: Models, body: Mapping[str, object], path: Path, document: Document
 ) -> list[Problem]:
     by_place: dict[Path, list[ErrorDetails]] = {}
     unknown: set[Path] = set()
-    for details in error.errors(include_url=False):
+    for details in errors:
         below, value = _follow(body, details)
         by_place.setdefault(below, []).append(details)
         if isinstance(value, Unknown):
@@ -137,7 +181,7 @@ def _problems(
             continue
         if found[0]["type"] == "extra_forbidden":
             key = str(below[-1])
-            holders = _types(model, below[:-1])
+            holders = _types(models, below[:-1])
             advice = _advice(holders, key)
             if advice is not None:
                 problems[below] = Fault("is a key of the Collector that is not supported here", advice)
@@ -149,11 +193,11 @@ def _problems(
             if near is not None:
                 meant.add((*below[:-1], near))
         else:
-            problems[below] = _with_hint(_fault(found, _types(model, below)), model, below, found)
-    for below in [one for one in problems if may_be_secret(model, one)]:
+            problems[below] = _with_hint(_fault(found, _types(models, below)), models, below, found)
+    for below in [one for one in problems if may_be_secret(models, one)]:
         del problems[below]
         problems[below[:-1]] = Fault(NO_NAME, NO_NAME_HINT)
-    secrets = tuple(_secrets(body, (model,)))
+    secrets = tuple(_secrets(body, models))
     return [
         document.problem(path + below, _without(secrets, message), hint and _without(secrets, hint))
         for below, (message, hint) in problems.items()
@@ -162,40 +206,40 @@ def _problems(
     ]
 
 
-def _with_hint(fault: Fault, model: type[Settings], below: Path, found: list[ErrorDetails]) -> Fault:
-    """The fault of one value, with what the model says to write there."""
+def _with_hint(fault: Fault, models: Models, below: Path, found: list[ErrorDetails]) -> Fault:
+    """The fault of one value, with what the models say to write there."""
     message, hint = fault
     key = below[-1] if below else None
     if not isinstance(key, str):
         return fault
     if message in (_WORDS["missing"], _NO_VALUE):
-        return Fault(message, _first(model, below, "all_needed") or hint)
+        return Fault(message, _first(models, below, "all_needed") or hint)
     is_switch = all(isinstance(details["input"], bool) for details in found)
-    if message == _A_MAPPING and is_switch and "enabled" in _keys(_types(model, below)):
+    if message == _A_MAPPING and is_switch and "enabled" in _keys(_types(models, below)):
         return Fault(message, f"write {key}: {{enabled: {'true' if found[0]['input'] else 'false'}}}")
     return fault
 
 
-def _first(model: type[Settings], below: Path, table: str) -> str | None:
+def _first(models: Models, below: Path, table: str) -> str | None:
     """What a table of the models around a key says about the key."""
-    for holder in _models(_types(model, below[:-1])):
+    for holder in _models(_types(models, below[:-1])):
         if issubclass(holder, Settings) and (text := getattr(holder, table)().get(below[-1])):
             return str(text)
     return None
 
 
-def is_secret(model: type[Settings], below: Path) -> bool:
+def is_secret(models: Models, below: Path) -> bool:
     """Whether the value is a secret, or a list of secrets."""
-    kinds = _types(model, below)
+    kinds = _types(models, below)
     return any(Opaque in tuple(_members(kind)) for kind in (*kinds, *_below(kinds, 0)))
 
 
-def may_be_secret(model: type[Settings], below: Path) -> bool:
+def may_be_secret(models: Models, below: Path) -> bool:
     """Whether the last key belongs to a mapping of secrets and is not a name, as in `{authorization:Bearer TOKEN}`."""
     key = below[-1] if below else None
     if not isinstance(key, str) or _NAME.fullmatch(key):
         return False
-    return any(Opaque in tuple(_members(kind)) for kind in _types(model, below))
+    return any(Opaque in tuple(_members(kind)) for kind in _types(models, below))
 
 
 def _has(value: object, step: str | int) -> bool:
@@ -279,6 +323,8 @@ def _members(annotation: Any) -> Iterator[Any]:
 def _names(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
     """The keys that a model takes, with their types."""
     for name, info in model.model_fields.items():
+        if issubclass(model, Composed) and name not in model.shared_keys():
+            continue
         alias = info.validation_alias or info.alias or name
         choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
         for choice in [*choices, name] if model.model_config.get("populate_by_name") else choices:
@@ -299,8 +345,8 @@ def _below(annotations: Collection[Any], step: str | int) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _types(model: type[BaseModel], path: Path) -> tuple[Any, ...]:
-    types: tuple[Any, ...] = (model,)
+def _types(models: Models, path: Path) -> tuple[Any, ...]:
+    types: tuple[Any, ...] = models
     for step in path:
         types = _below(types, step)
     return types

@@ -22,8 +22,6 @@ class ExporterType(Generic[_S]):
         create: Creates an exporter from its id, such as `chat/ops`, and its checked settings. It must not open
             anything, because `statsig-otel validate` calls it too. Imports that only this exporter needs belong here.
             An exception is reported as an error of the configuration.
-        exclusive: Whether two exporters with the same settings must never run at the same time, such as two writers of
-            one file. Otherwise a reload may let the old and the new one overlap.
 
     Example:
         >>> from statsig_otel.config import Duration, Opaque, Settings
@@ -48,4 +46,3 @@ class ExporterType(Generic[_S]):
 
     settings: type[_S]
     create: Callable[[str, _S], Exporter]
-    exclusive: bool = False

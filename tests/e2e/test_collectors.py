@@ -21,6 +21,7 @@ from statsig_otel import __version__
 from statsig_otel.config.grammar import load
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.reading import exporter_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from tests.e2e import otelcol
 from tests.e2e.processes import SECRET, Collector, Ports, Protocol, find_rotel, post, rotel, signed, write_config
@@ -362,7 +363,7 @@ def deliver(url: str, body: bytes, headers: Mapping[str, str]) -> Response:
 def test_the_configuration_of_the_example_is_what_it_says() -> None:
     """The service of examples/collector listens on 8080, and sends to the usual port of a Collector on this machine."""
     configuration = load(EXAMPLE / "statsig-otel.yaml", components=COMPONENTS, environ=SECRET_ENV)
-    receiver, exporter = configuration.receivers["statsig"], configuration.exporters["otlp_grpc"]
+    receiver, exporter = configuration.receivers["statsig"], exporter_settings(configuration)["otlp_grpc"]
     assert isinstance(receiver, StatsigReceiverSettings)
     assert isinstance(exporter, OtlpGrpcSettings)
     assert receiver.address == ("localhost", 8080)

@@ -141,15 +141,14 @@ def test_a_secret_s_file_that_is_gone_or_empty_changes_nothing(tmp_path: Path, c
     assert sum("the secrets stay as they were" in line for line in service.log) == 1
 
 
-@pytest.mark.parametrize("queued", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_an_exporter_is_replaced_under_load_and_nothing_is_lost_or_refused(tmp_path: Path, *, queued: bool) -> None:
+def test_an_exporter_is_replaced_under_load_and_nothing_is_lost_or_refused(tmp_path: Path) -> None:
     with GrpcSink() as before, GrpcSink() as after:
-        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(before)}, queued=queued)
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(before)}, queued=True)
         with ServiceProcess(config, env=ENV) as service:
             senders = Senders(service.url)
             with senders.sending():
                 senders.wait_for_more()
-                write_config(tmp_path, {"otlp_grpc": grpc_exporter(after)}, queued=queued)
+                write_config(tmp_path, {"otlp_grpc": grpc_exporter(after)}, queued=True)
                 service.process.send_signal(signal.SIGHUP)
                 wait_until(
                     lambda: any("exporters::otlp_grpc: has changed" in line for line in service.log), "it is said"
@@ -165,17 +164,16 @@ def test_an_exporter_is_replaced_under_load_and_nothing_is_lost_or_refused(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("queued", [True, False])
-def test_a_file_is_never_written_by_two_exporters(tmp_path: Path, *, queued: bool) -> None:
+def test_a_file_is_never_written_by_two_exporters(tmp_path: Path) -> None:
     path = tmp_path / "changes.jsonl"
-    config = write_config(tmp_path, {"file": {"path": str(path)}}, queued=queued)
+    config = write_config(tmp_path, {"file": {"path": str(path)}}, queued=True)
     with ServiceProcess(config, env=ENV) as service:
         senders = Senders(service.url)
         with senders.sending():
             for number in range(1, 6):
                 senders.wait_for_more()
                 keys = {"path": str(path), "retry_on_failure": {"multiplier": 1 + number}}
-                write_config(tmp_path, {"file": keys}, queued=queued)
+                write_config(tmp_path, {"file": keys}, queued=True)
                 service.process.send_signal(signal.SIGHUP)
             senders.wait_for_more()
         assert set(senders.statuses) == {200}
@@ -367,44 +365,84 @@ def test_certificates_that_were_renewed_count_after_a_reload(tmp_path: Path, *, 
 
 
 @pytest.mark.slow
-def test_an_exporter_that_is_moved_to_and_fro_in_front_of_the_queue_misses_nothing(tmp_path: Path) -> None:
-    """Under load, each change reaches both, and nobody is refused while the plans of several parts are exchanged."""
-    with GrpcSink() as moved, GrpcSink() as stays:
-        exporters = {"otlp_grpc/moved": grpc_exporter(moved), "otlp_grpc/stays": grpc_exporter(stays)}
+def test_under_load_pipelines_lead_to_other_exporters_and_each_change_reaches_all_of_one_reload(tmp_path: Path) -> None:
+    """Of before or of after: a batch is never for one exporter of before and another one of after."""
+    with GrpcSink() as unqueued, GrpcSink() as queued, GrpcSink() as other:
+        sinks = {"otlp_grpc/unqueued": unqueued, "otlp_grpc/queued": queued, "otlp_grpc/other": other}
+        exporters: dict[str, dict[str, object]] = {
+            name: grpc_exporter(sink, sending_queue={"enabled": sink is not unqueued}) for name, sink in sinks.items()
+        }
         config = write_config(tmp_path, exporters, queued=True)
+
+        def lead_to(*names: str) -> None:
+            """The receiver's changes go to these; the other exporters belong to one that gets none."""
+            written = json.loads(config.read_text())
+            idle = {"endpoint": "127.0.0.1:0", "path": "/idle", "signing_secrets": []}
+            written["receivers"]["statsig/idle"] = idle
+            written["service"]["pipelines"] = {
+                "logs": {"receivers": ["statsig"], "exporters": list(names)},
+                "logs/idle": {"receivers": ["statsig/idle"], "exporters": list(exporters)},
+            }
+            config.write_text(json.dumps(written))
+
+        routes = ["otlp_grpc/unqueued", "otlp_grpc/queued"], ["otlp_grpc/other"]
+        lead_to(*routes[0])
         with ServiceProcess(config, env=ENV) as service:
             senders = Senders(service.url)
             with senders.sending(8):
                 for number in range(1, 9):
                     senders.wait_for_more()
-                    exporters["otlp_grpc/moved"] = grpc_exporter(moved, sending_queue={"enabled": number % 2 == 0})
-                    write_config(tmp_path, exporters, queued=True)
+                    lead_to(*routes[number % 2])
                     service.process.send_signal(signal.SIGHUP)
                     done = number
                     wait_until(
-                        lambda done=done: sum("moved: has changed" in line for line in service.log) == done,  # type: ignore[misc]
+                        lambda done=done: sum("pipelines: have changed" in line for line in service.log) == done,  # type: ignore[misc]
                         "it is taken over",
                     )
                 senders.wait_for_more()
             assert set(senders.statuses) == {200}
-            for sink in (moved, stays):
-                wait_until(
-                    lambda sink=sink: set(senders.acknowledged) <= set(uids(sink.requests)),  # type: ignore[misc]
-                    "all is delivered",
-                )
+
+            def delivered() -> bool:
+                first, second, third = (set(uids(sink.requests)) for sink in sinks.values())
+                return first == second and set(senders.acknowledged) <= first | third
+
+            wait_until(delivered, "all is delivered, to all of one configuration")
+            assert not set(uids(unqueued.requests)) & set(uids(other.requests))
+            assert uids(other.requests)
 
 
-@pytest.mark.slow
-def test_a_file_is_let_go_by_the_queue_before_it_is_opened_in_front_of_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("queued", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_file_of_a_header_counts_after_a_reload(tmp_path: Path, *, queued: bool) -> None:
+    token = tmp_path / "token"
+    token.write_text("old")
+    with GrpcSink() as sink:
+        exporter = grpc_exporter(sink, headers={"api-key": f"${{file:{token}}}"})
+        config = write_config(tmp_path, {"otlp_grpc": exporter}, queued=queued)
+        with ServiceProcess(config, env=ENV) as service:
+            assert post(service.url, change(1)).status == 200
+            sink.wait_for(1)
+            token.write_text("new")
+            service.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: any("exporters::otlp_grpc: has changed" in line for line in service.log), "it is said")
+            assert post(service.url, change(2)).status == 200
+            sink.wait_for(2)
+        assert [received.headers["api-key"] for received in sink.requests] == ["old", "new"]
+
+
+def test_an_exporter_without_a_queue_needs_a_restart_for_other_keys_and_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "changes.jsonl"
-    config = write_config(tmp_path, {"file": {"path": str(path)}}, queued=True)
+    config = write_config(tmp_path, {"file": {"path": str(path)}})
     with ServiceProcess(config, env=ENV) as service:
-        for number, queued in enumerate((False, True, False)):
-            keys = {"path": str(path), "sending_queue": {"enabled": queued}}
-            write_config(tmp_path, {"file": keys}, queued=True)
-            assert "exporters::file: has changed" in reload(service, tmp_path)
-            assert post(service.url, change(number)).status == 200
-        assert len(path.read_text().splitlines()) == 3
+        for keys, said in (
+            ({"path": str(tmp_path / "other.jsonl")}, "exporters::file::path: has changed, and the exporter has no"),
+            ({"path": str(path), "sending_queue": {"enabled": True}}, "exporters::file::sending_queue::enabled"),
+        ):
+            write_config(tmp_path, {"file": keys})
+            service.process.send_signal(signal.SIGHUP)
+            refused = f"only a restart can take this over: {said}"
+            wait_until(lambda refused=refused: any(refused in line for line in service.log), "it is said")  # type: ignore[misc]
+        assert post(service.url, change(1)).status == 200
+        assert len(path.read_text().splitlines()) == 1
 
 
 @pytest.mark.slow

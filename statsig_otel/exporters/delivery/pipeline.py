@@ -5,22 +5,13 @@ well. The queue comes last and alone remembers the uids: a synchronous exporter 
 redelivery reaches all.
 """
 
-from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from statsig_otel.exporters.consumer import Batch, Receipt
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.routing import Routing
-
-
-@dataclass(frozen=True, slots=True)
-class _Routes:
-    """Whom a batch is for, of one moment."""
-
-    delivered: Mapping[str, Sequence[str]]
-    plan: Routing
+from statsig_otel.exporters.routing import CurrentRouting
 
 
 class Pipeline:
@@ -29,34 +20,23 @@ class Pipeline:
     Args:
         synchronous: Takes the batches of receivers with synchronous exporters.
         queue: Takes the batches of receivers with queued ones; None where there is no such exporter.
-        delivered: The synchronous exporters of each receiver that has any.
+        routing: Whose batches are for whom.
     """
 
-    def __init__(
-        self,
-        synchronous: SynchronousConsumer,
-        queue: DurableQueue | None,
-        *,
-        delivered: Mapping[str, Sequence[str]],
-    ) -> None:
+    def __init__(self, synchronous: SynchronousConsumer, queue: DurableQueue | None, routing: CurrentRouting) -> None:
         self._synchronous = synchronous
         self._queue = queue
-        self._routes = _Routes(dict(delivered), queue.plan if queue else Routing({}, {}))
-
-    def reconfigure(self, *, delivered: Mapping[str, Sequence[str]]) -> None:
-        """Take over other exporters while it runs, and what the queue was told: both at once."""
-        self._routes = _Routes(dict(delivered), self._queue.plan if self._queue else Routing({}, {}))
+        self._routing = routing
 
     def consume(self, batch: Batch) -> Future[Receipt]:
         """Take over one batch; see `Consumer.consume`."""
-        # Looked up once. While the configuration changes both consumers serve the exporters of before and after.
-        routes = self._routes
-        exporters = routes.delivered.get(batch.receiver, ())
-        queue = self._queue if batch.receiver in routes.plan.receivers else None
+        routing = self._routing.now  # looked up once: it may change before the batch is in the queue
+        route = routing.route(batch.receiver)
+        queue = self._queue if route.queued else None
         if queue is None:
-            return self._synchronous.consume(batch, exporters)
-        if not exporters:
-            return queue.consume(batch, routes.plan)
+            return self._synchronous.deliver(batch, route)
+        if not route.synchronous:
+            return queue.consume(batch, routing)
         answer: Future[Receipt] = Future()
         answer.set_running_or_notify_cancel()
 
@@ -64,7 +44,7 @@ class Pipeline:
             if error := delivered.exception():
                 answer.set_exception(error)
                 return
-            queue.consume(batch, routes.plan).add_done_callback(finish)
+            queue.consume(batch, routing).add_done_callback(finish)
 
         def finish(stored: Future[Receipt]) -> None:
             if error := stored.exception():
@@ -73,5 +53,5 @@ class Pipeline:
                 answer.set_result(stored.result())
 
         # The invalid items go to the queue's dead letters alone.
-        self._synchronous.consume(replace(batch, invalid=()), exporters).add_done_callback(store)
+        self._synchronous.deliver(replace(batch, invalid=()), route).add_done_callback(store)
         return answer

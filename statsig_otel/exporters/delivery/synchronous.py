@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
@@ -28,6 +28,7 @@ from statsig_otel.exporters.exporter import (
     Rejected,
     RetryLater,
 )
+from statsig_otel.exporters.routing import Route, Routing
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -36,9 +37,6 @@ _MAX_WAIT: Final = 10.0
 
 _MARGIN: Final = 1.0
 """Seconds that an exporter gets above its timeout, or after its shutdown, to say itself what happened."""
-
-_SETTLED: Final = 0.1
-"""Seconds after which nobody who looked the old workers up has yet to hand a batch to one of them."""
 
 _MAX_RECORDS: Final = 512
 _MAX_BYTES: Final = 2 << 20
@@ -53,7 +51,6 @@ _WORDS: Final = {
     Blocked: "blocked",
 }
 _SHUTTING_DOWN: Final = RetryLater("shutting down")
-_RELOADED: Final = RetryLater("the configuration has just changed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +60,17 @@ class SynchronousExporter:
     Attributes:
         exporter: The exporter.
         timeout: Seconds for a batch, however many sends it takes.
-        exclusive: Whether there must never be two such exporters at a time: of a file.
 
     Example:
-        >>> from statsig_otel.exporters.local.debug import DebugExporter
         >>> from statsig_otel.exporters import DebugSettings
         >>> from statsig_otel.exporters.delivery.synchronous import SynchronousExporter
-        >>> SynchronousExporter(DebugExporter("debug", DebugSettings()), timeout=5).exclusive
-        False
+        >>> from statsig_otel.exporters.local.debug import DebugExporter
+        >>> SynchronousExporter(DebugExporter("debug", DebugSettings()), timeout=5).timeout
+        5
     """
 
     exporter: Exporter
     timeout: float
-    exclusive: bool = False
 
 
 class SynchronousConsumer:
@@ -85,17 +80,17 @@ class SynchronousConsumer:
     the batch is refused as a whole: what was delivered of it comes again, with the same uids.
 
     Args:
-        routes: The exporters, by id.
+        exporters: The exporters, by id.
         receivers: For each receiver the ids of the exporters that its batches are for.
         private: The receivers whose invalid items may hold what must not be shown: the log tells their size alone.
 
     Example:
         >>> import io
         >>> from statsig_otel.exporters import Batch, DebugSettings
-        >>> from statsig_otel.exporters.local.debug import DebugExporter
         >>> from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
-        >>> route = SynchronousExporter(DebugExporter("debug", DebugSettings(), io.StringIO()), timeout=5)
-        >>> consumer = SynchronousConsumer({"debug": route}, {"statsig": ["debug"]})
+        >>> from statsig_otel.exporters.local.debug import DebugExporter
+        >>> exporter = SynchronousExporter(DebugExporter("debug", DebugSettings(), io.StringIO()), timeout=5)
+        >>> consumer = SynchronousConsumer({"debug": exporter}, {"statsig": ["debug"]})
         >>> consumer.start()
         >>> consumer.consume(Batch("statsig")).result(timeout=10)
         Receipt(accepted=0, duplicates=0)
@@ -104,69 +99,34 @@ class SynchronousConsumer:
 
     def __init__(
         self,
-        routes: Mapping[str, SynchronousExporter],
+        exporters: Mapping[str, SynchronousExporter],
         receivers: Mapping[str, Sequence[str]],
         *,
         private: Collection[str] = (),
     ) -> None:
-        workers = {name: _Worker(name, route) for name, route in routes.items()}
-        self._plan = _Plan(workers, dict(receivers), frozenset(private))
-        self._leaving: Sequence[_Worker] = ()  # of a reload that is under way
+        self._workers = {name: _Worker(name, one.exporter, one.timeout) for name, one in exporters.items()}
+        self._routing = Routing(
+            {
+                name: Route(synchronous=tuple(receivers.get(name, ())), private=name in private)
+                for name in {*receivers, *private}
+            }
+        )
 
     def start(self) -> None:
         """Start the exporters and their threads, once. Where one fails, those before it are closed again."""
         try:
-            for worker in self._plan.workers.values():
+            for worker in self._workers.values():
                 worker.start()
         except BaseException:
             self.shutdown()
             raise
-
-    def reconfigure(
-        self,
-        routes: Mapping[str, SynchronousExporter],
-        receivers: Mapping[str, Sequence[str]],
-        *,
-        private: Collection[str] = (),
-        switch: Callable[[], None] = lambda: None,
-        release: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Take over other exporters and receivers while it runs. Batches on their way are finished as they began.
-
-        Args:
-            routes: All exporters, by id. One whose route is the same object goes on as it is.
-            receivers: As in the constructor.
-            private: As in the constructor.
-            switch: Called once those that are new take batches, and those that go still do: have them sent elsewhere.
-            release: Called before exclusive exporters are started: somebody else may have had their files.
-
-        Raises:
-            OSError: An exporter can't open a file. Its batches are refused; all else has been taken over.
-            ValueError: A file of an exporter's holds something else than it should. As above.
-        """
-        before = self._plan.workers
-        workers = {
-            name: before[name] if name in before and before[name].route is route else _Worker(name, route)
-            for name, route in routes.items()
-        }
-        fresh = {name: worker for name, worker in workers.items() if worker is not before.get(name)}
-        for worker in fresh.values():
-            worker.open()
-        self._plan = _Plan({**before, **workers}, dict(receivers), frozenset(private))
-        switch()
-        self._plan = _Plan(workers, dict(receivers), frozenset(private))
-        self._leaving = [worker for name, worker in before.items() if worker is not workers.get(name)]
-        failures = _exchange(self._leaving, list(fresh.values()), release)
-        self._leaving = ()
-        if failures:
-            raise failures[0]
 
     def close(self, grace: float = 3.0) -> None:
         """Refuse what waits and what comes; end what is under way after `grace` seconds. From any thread, at once.
 
         What is not delivered is refused with the reason `shutting_down`.
         """
-        for worker in [*self._plan.workers.values(), *self._leaving]:
+        for worker in self._workers.values():
             worker.close(grace)
 
     def shutdown(self, grace: float = 3.0) -> None:
@@ -176,42 +136,34 @@ class SynchronousConsumer:
         a second more, in a daemon thread, and the log says so.
         """
         self.close(grace)
-        for worker in self._plan.workers.values():
+        for worker in self._workers.values():
             worker.join()
 
-    def consume(self, batch: Batch, exporters: Sequence[str] | None = None) -> Future[Receipt]:
-        """Send one batch to all exporters at once; the future fails with `RefusedError` unless all have it.
+    def consume(self, batch: Batch) -> Future[Receipt]:
+        """Send one batch to all exporters of its receiver at once; see `deliver`."""
+        return self.deliver(batch, self._routing.route(batch.receiver))
 
-        It is answered once all exporters are through: each takes at most 10 s until it is the batch's turn, then its
-        timeout, and a second.
+    def deliver(self, batch: Batch, route: Route) -> Future[Receipt]:
+        """Send one batch to all synchronous exporters of a route.
+
+        The future fails with `RefusedError` unless all have it. It is answered once all exporters are through: each
+        takes at most 10 s until it is the batch's turn, then its timeout, and a second.
+
+        Args:
+            batch: The batch.
+            route: Whom it is for.
         """
-        plan = self._plan
-        log_invalid(_logger, batch, hidden=batch.receiver in plan.private)
+        log_invalid(_logger, batch, hidden=route.private)
         records = tuple(record for change in batch.changes for record in change.records)
-        if exporters is None:
-            exporters = plan.receivers.get(batch.receiver, ())
-        exporters = exporters if records else ()
+        exporters = route.synchronous if records else ()
         delivery = _Delivery(records, Receipt(len(batch.changes)), exporters)
         for name in exporters:
-            if name in plan.workers:
-                plan.workers[name].submit(delivery)
-            else:
-                delivery.done(name, _RELOADED)
+            self._workers[name].submit(delivery)
         return delivery.future
 
-    def longest_answer(self, receiver: str) -> float:
-        """Seconds within which each batch of a receiver is answered."""
-        exporters = self._plan.receivers.get(receiver, ())
-        return max((_MAX_WAIT + self._plan.workers[name].route.timeout + _MARGIN for name in exporters), default=0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is looked up for each batch, of one moment."""
-
-    workers: Mapping[str, "_Worker"]
-    receivers: Mapping[str, Sequence[str]]
-    private: frozenset[str]
+    def longest_answer(self, route: Route) -> float:
+        """Seconds within which each batch of a route is answered."""
+        return max((_MAX_WAIT + self._workers[name].timeout + _MARGIN for name in route.synchronous), default=0.0)
 
 
 class _Delivery:
@@ -253,11 +205,10 @@ class _Delivery:
 class _Worker:
     """The way to one exporter. One thread sends; another keeps the time, so that no send can hold up an answer."""
 
-    def __init__(self, name: str, route: SynchronousExporter) -> None:
-        self.route = route
+    def __init__(self, name: str, exporter: Exporter, timeout: float) -> None:
         self.name = name
-        self._exporter = Guarded(name, route.exporter)
-        self._timeout = route.timeout
+        self.timeout = timeout
+        self._exporter = Guarded(name, exporter)
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # of all below
         self._waiting: deque[_Delivery] = deque()
@@ -265,13 +216,9 @@ class _Worker:
         self._answer_by = 0.0  # when what is under way is refused
         self._end_by = 0.0  # when it all ends; infinite as long as nobody closes it
 
-    def open(self) -> None:
-        """Take batches; they wait until it is started."""
-        self._end_by = math.inf
-
     def start(self) -> None:
         self._exporter.start()
-        self.open()
+        self._end_by = math.inf
         for role, target in (("exporter", self._send_all), ("deadlines of", self._keep_time)):
             # A daemon, for a send that hangs would keep the process from its end.
             thread = threading.Thread(target=target, name=f"{role} {self.name}", daemon=True)
@@ -292,16 +239,6 @@ class _Worker:
             waiting, self._waiting = self._waiting, deque()
             self._changed.notify_all()
         self._answer(waiting, _SHUTTING_DOWN)
-
-    def finish(self) -> None:
-        """Deliver what it was given, as far as that does not hang; then end."""
-        time.sleep(_SETTLED)
-        with self._changed:
-            self._changed.wait_for(
-                lambda: not self._waiting and not self._sending, _MAX_WAIT + self._timeout + 2 * _MARGIN
-            )
-        self.close(0.0)
-        self.join()
 
     def join(self) -> None:
         if not self._threads:
@@ -340,7 +277,7 @@ class _Worker:
                 moments += [self._answer_by, self._end_by] if self._sending else []
                 self._changed.wait(min(moments) - now if moments else None)
         self._answer(unsent, RetryLater(f"too much waits for it: no turn within {_MAX_WAIT:g} s"))
-        self._answer(unanswered, _SHUTTING_DOWN if ends else RetryLater(f"no answer within {self._timeout:g} s"))
+        self._answer(unanswered, _SHUTTING_DOWN if ends else RetryLater(f"no answer within {self.timeout:g} s"))
         return True
 
     def _send_all(self) -> None:
@@ -350,7 +287,7 @@ class _Worker:
     def _send_next(self) -> bool:
         """Wait for batches and send them, joined; False once it is closed."""
         group = self._next_group()
-        latest = time.monotonic() + self._timeout
+        latest = time.monotonic() + self.timeout
         outcome = self._send([record for delivery in group for record in delivery.records], latest)
         if len(group) > 1 and isinstance(outcome, Rejected | PartiallyRejected):
             # One bad batch must not refuse the others.
@@ -374,7 +311,7 @@ class _Worker:
                     break
                 group.append(self._waiting.popleft())
             self._sending = group
-            self._answer_by = time.monotonic() + self._timeout + _MARGIN
+            self._answer_by = time.monotonic() + self.timeout + _MARGIN
             self._changed.notify_all()
         return group
 
@@ -385,7 +322,7 @@ class _Worker:
 
     def _send_part(self, part: Sequence[bytes], timeout: float) -> Outcome:
         if timeout <= 0:
-            return RetryLater(f"not all was sent within {self._timeout:g} s")
+            return RetryLater(f"not all was sent within {self.timeout:g} s")
         outcome = self._exporter.send(b"".join(part), len(part), timeout)
         failed = 0 if isinstance(outcome, Delivered) else len(part)
         if isinstance(outcome, PartiallyRejected):
@@ -393,38 +330,6 @@ class _Worker:
         _telemetry.exporter_sent.add(len(part) - failed, {"exporter": self.name})
         _telemetry.exporter_send_failed.add(failed, {"exporter": self.name})
         return outcome
-
-
-def _exchange(
-    leaving: Sequence[_Worker], coming: Sequence[_Worker], release: Callable[[], None]
-) -> list[OSError | ValueError]:
-    """Finish workers and start others, but no exclusive one before what may have its file is at its end."""
-    finishing = [
-        (worker, threading.Thread(target=worker.finish, name=f"finish {worker.name}", daemon=True))
-        for worker in leaving
-    ]
-    for _, thread in finishing:
-        thread.start()
-    failures = _start([worker for worker in coming if not worker.route.exclusive])
-    for worker, thread in finishing:
-        if worker.route.exclusive:
-            thread.join()
-    release()
-    failures += _start([worker for worker in coming if worker.route.exclusive])
-    for _, thread in finishing:
-        thread.join()
-    return failures
-
-
-def _start(workers: Iterable[_Worker]) -> list[OSError | ValueError]:
-    failures: list[OSError | ValueError] = []
-    for worker in workers:
-        try:
-            worker.start()
-        except (OSError, ValueError) as error:
-            worker.close(0.0)
-            failures.append(error)
-    return failures
 
 
 def _parts(records: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -1,13 +1,13 @@
 """The OTLP/gRPC exporter: sends stored bytes with grpcio, without parsing them."""
 
 import logging
-from threading import Lock
 from typing import Final
 
 import grpc
 
 from statsig_otel import __version__
 from statsig_otel.exporters.exporter import Blocked, Outcome, RetryLater
+from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, grpc_failure, printable, success
 
@@ -31,7 +31,7 @@ _OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
 )
 
 
-class OtlpGrpcExporter:
+class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
     """Sends log records to an OTLP/gRPC receiver. Implements `Exporter`.
 
     The channel connects when it is needed, and reconnects after a failure. It does not notice a connection that has
@@ -53,16 +53,12 @@ class OtlpGrpcExporter:
             name: The exporter's id, such as `otlp_grpc/backend`, for log messages.
             settings: The exporter's settings.
         """
-        self._name = name
-        self._settings = settings
-        self._metadata = tuple((key, value.reveal()) for key, value in settings.headers.items())
-        self._hide = tuple(value for _, value in self._metadata)
+        super().__init__(name, settings)
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        self._hide: tuple[str, ...] = ()
         self._compression = grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression
-        self._credentials: grpc.ChannelCredentials | None = None
-        self._lock = Lock()  # for the channel, which shutdown() closes from another thread
         self._channel: grpc.Channel | None = None
-        self._deadlines_exceeded = 0  # consecutive calls
-        self._last_warning = ""
+        self._deadlines_exceeded = 0
 
     def start(self) -> None:
         """Read the TLS files and create the channel, which connects with the first call.
@@ -71,9 +67,7 @@ class OtlpGrpcExporter:
             OSError: A file of `tls` can't be read.
             ValueError: A file of `tls` does not contain what its key requires.
         """
-        if self._settings.uses_tls:
-            material = self._settings.tls.read()
-            self._credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)
+        self._read_material()
         channel = self._open()
         with self._lock:
             self._channel = channel
@@ -81,7 +75,9 @@ class OtlpGrpcExporter:
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Export one batch. For the parameters and outcomes see `Exporter.send`."""
         with self._lock:
-            channel = self._channel
+            channel, renewed = self._channel, self._renewed
+        if channel is not None and renewed:
+            channel = self._reopen(channel)
         if channel is None:
             return RetryLater("the exporter is not running")
         try:
@@ -97,7 +93,9 @@ class OtlpGrpcExporter:
             channel.close()
 
     def _open(self) -> grpc.Channel:
-        settings = self._settings
+        settings, material = self._settings, self._material
+        self._metadata = tuple((key, value.reveal()) for key, value in settings.headers.items())
+        self._hide = tuple(value for _, value in self._metadata)
         options = list(_OPTIONS)
         if settings.authority:
             options.append(("grpc.default_authority", settings.authority))
@@ -109,9 +107,10 @@ class OtlpGrpcExporter:
                 ("grpc.keepalive_timeout_ms", round(settings.keepalive.timeout * 1000)),
                 ("grpc.keepalive_permit_without_calls", int(settings.keepalive.permit_without_stream)),
             ]
-        if self._credentials is None:
+        if not settings.uses_tls:
             return grpc.insecure_channel(settings.target, options)
-        return grpc.secure_channel(settings.target, self._credentials, options)
+        credentials = grpc.ssl_channel_credentials(material.ca, material.key, material.certificate)
+        return grpc.secure_channel(settings.target, credentials, options)
 
     def _export(self, channel: grpc.Channel, payload: bytes, count: int, timeout: float) -> Outcome:
         # Without serialisers, gRPC takes and returns bytes.
@@ -124,9 +123,7 @@ class OtlpGrpcExporter:
             return self._failure(channel, error)
         self._deadlines_exceeded = 0
         answer = success(response, count, hide=self._hide)
-        if answer.warning and answer.warning != self._last_warning:
-            _logger.warning("%s: the backend accepted the records with a warning: %s", self._name, answer.warning)
-            self._last_warning = answer.warning
+        self._log_warning(answer)
         return answer.outcome
 
     def _failure(self, channel: grpc.Channel, error: grpc.RpcError) -> Outcome:
@@ -148,10 +145,13 @@ class OtlpGrpcExporter:
         _logger.debug("%s: unexpected error of the gRPC library", self._name, exc_info=error)
         return Blocked(f"unexpected {type(error).__name__} of the gRPC library: {printable(str(error), self._hide)}")
 
-    def _reopen(self, channel: grpc.Channel) -> None:
+    def _reopen(self, channel: grpc.Channel) -> grpc.Channel | None:
+        """Make a new channel in the place of one that no call uses; None where the exporter was shut down meanwhile."""
         self._deadlines_exceeded = 0
         with self._lock:
             if self._channel is not channel:
-                return  # the exporter was shut down meanwhile
-            self._channel = self._open()
+                return None
+            self._channel = opened = self._open()
+            self._renewed = False
         channel.close()
+        return opened

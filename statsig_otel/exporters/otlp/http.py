@@ -7,7 +7,7 @@ import ssl
 import time
 from http.client import HTTPException
 from socket import SHUT_RDWR, socket
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -16,6 +16,7 @@ from urllib3.exceptions import HTTPError
 
 from statsig_otel import __version__
 from statsig_otel.exporters.exporter import Blocked, Outcome, RetryLater
+from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import (
     CLIENT_CERTIFICATE_REFUSED,
@@ -107,7 +108,7 @@ class _Exchange:
         self.complete = response.status >= _FINAL  # after an interim answer another one follows
 
 
-class OtlpHttpExporter:
+class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
     """Sends log records to an OTLP/HTTP receiver as binary protobuf. Implements `Exporter`.
 
     The exporter keeps one connection between batches. If the server has closed it, the exporter opens a new one. If the
@@ -129,22 +130,15 @@ class OtlpHttpExporter:
             name: The exporter's id, such as `otlp_http/backend`, for log messages.
             settings: The exporter's settings.
         """
-        self._name = name
-        self._settings = settings
+        super().__init__(name, settings)
         self._url = settings.url
         self._path = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
-        configured = {key: value.reveal() for key, value in settings.headers.items()}
-        query = parse_qsl(self._url.query, keep_blank_values=True)  # the query may contain a key too
-        self._hide = (*configured.values(), self._url.query, *(value for _, value in query))
-        self._headers = {"Content-Type": PROTOBUF, "User-Agent": f"statsig-otel/{__version__}", **configured}
-        if settings.compression == "gzip":
-            self._headers["Content-Encoding"] = "gzip"
+        self._hide: tuple[str, ...] = ()
+        self._headers: dict[str, str] = {}
         self._context: ssl.SSLContext | None = None
-        self._lock = Lock()  # for the next three attributes, which shutdown() changes from another thread
         self._running = False
         self._connection: HTTPConnection | None = None
         self._exchange: _Exchange | None = None
-        self._last_warning = ""
 
     def start(self) -> None:
         """Read the TLS files. The first request opens the connection.
@@ -153,16 +147,15 @@ class OtlpHttpExporter:
             OSError: A file of `tls` can't be read.
             ValueError: A file of `tls` does not contain what its key requires.
         """
-        tls = self._settings.tls
-        if self._url.scheme == "https":
-            self._context = tls.context(tls.read())
-            if tls.insecure_skip_verify:
-                _logger.warning(
-                    "%s: tls::insecure_skip_verify is on, so any server that answers at %s receives the records",
-                    self._name,
-                    self._url.hostname,
-                )
+        self._read_material()
+        if self._settings.uses_tls and self._settings.tls.insecure_skip_verify:
+            _logger.warning(
+                "%s: tls::insecure_skip_verify is on, so any server that answers at %s receives the records",
+                self._name,
+                self._url.hostname,
+            )
         with self._lock:
+            self._prepare()
             self._running = True
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
@@ -195,10 +188,26 @@ class OtlpHttpExporter:
         if connection is not None:
             connection.close()
 
+    def _prepare(self) -> None:
+        """Make what each request needs of the settings and of the certificates."""
+        configured = {key: value.reveal() for key, value in self._settings.headers.items()}
+        query = parse_qsl(self._url.query, keep_blank_values=True)  # may hold a key, too
+        self._hide = (*configured.values(), self._url.query, *(value for _, value in query))
+        self._headers = {"Content-Type": PROTOBUF, "User-Agent": f"statsig-otel/{__version__}", **configured}
+        if self._settings.compression == "gzip":
+            self._headers["Content-Encoding"] = "gzip"
+        self._context = self._settings.tls.context(self._material) if self._settings.uses_tls else None
+
     def _begin(self, body: bytes, timeout: float) -> _Exchange | None:
         with self._lock:
             if not self._running:
                 return None
+            if self._renewed:
+                if self._connection is not None:
+                    self._connection.close()
+                    self._connection = None
+                self._prepare()
+                self._renewed = False
             connection, self._connection = self._connection or self._connect(), None
             # This limits each socket operation, so that the thread of an abandoned exchange ends too.
             connection.timeout = timeout
@@ -245,9 +254,7 @@ class OtlpHttpExporter:
         answer = success(
             body if in_time and exchange.complete else b"", count, content_type=exchange.content_type, hide=self._hide
         )
-        if answer.warning and answer.warning != self._last_warning:
-            _logger.warning("%s: the backend accepted the records with a warning: %s", self._name, answer.warning)
-            self._last_warning = answer.warning
+        self._log_warning(answer)
         return answer.outcome
 
     def _failure(self, error: Exception) -> Outcome:

@@ -5,7 +5,6 @@ Every accepted key has an effect. A key that the libraries here can't support is
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -264,11 +263,6 @@ class OtlpGrpcSettings(_OtlpSettings):
         return self
 
     @property
-    def own_files(self) -> tuple[Path, ...]:
-        """The PEM files, if TLS is on."""
-        return self.tls.own_files if self.uses_tls else ()
-
-    @property
     def target(self) -> str:
         """The endpoint as a gRPC target."""
         if _GRPC_TARGET.fullmatch(self.endpoint):
@@ -359,11 +353,6 @@ class OtlpHttpSettings(_OtlpSettings):
         if self.url.scheme == "http" and self.tls.is_configured:
             raise ValueError("the URL begins with http://, which means no TLS, but tls is set: write https://")
         return self
-
-    @property
-    def own_files(self) -> tuple[Path, ...]:
-        """The PEM files, if TLS is on."""
-        return self.tls.own_files if self.uses_tls else ()
 
     @property
     def uses_tls(self) -> bool:

@@ -142,11 +142,6 @@ class ClientTlsSettings(Settings):
         return any(getattr(self, key) != field.default for key, field in ClientTlsSettings.model_fields.items()
                    if key not in plain)  # fmt: skip
 
-    @property
-    def own_files(self) -> tuple[Path, ...]:
-        """The PEM files."""
-        return tuple(Path(file) for file in (self.ca_file, self.cert_file, self.key_file) if file)
-
     def read(self) -> TlsMaterial:
         """Read the files.
 

@@ -6,7 +6,6 @@ What synchronous exporters are to get they have before that, so they may get it 
 """
 
 import sqlite3
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final, Literal, TypeAlias
@@ -17,13 +16,12 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel.exporters.consumer import Batch
 from statsig_otel.exporters.queue import queries, store
-from statsig_otel.exporters.queue.routing import QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
+from statsig_otel.exporters.routing import Route, Routing
 
 FROM_RECEIVER: Final[tuple[DeadLetterKind, ...]] = ("item", "body")
 """The kinds that come from the door, raw; all others come from an exporter, encoded."""
 
-_UNQUEUED: Final = QueuedReceiver(())
 """A receiver that has synchronous exporters alone."""
 
 _UID: Final = "log.record.uid"
@@ -249,15 +247,13 @@ def split(request: bytes) -> tuple[tuple[bytes, bytes], ...]:
     return tuple((_uid(payload), payload.SerializeToString()) for payload in payloads)
 
 
-def replay(
-    connection: sqlite3.Connection, plan: Replay, *, receivers: Mapping[str, QueuedReceiver], now_ms: int
-) -> Replayed:
+def replay(connection: sqlite3.Connection, plan: Replay, *, routing: Routing, now_ms: int) -> Replayed:
     """Carry out one plan, inside the writer's transaction.
 
     Args:
         connection: The writer's connection.
         plan: The plan.
-        receivers: The configured receivers that have a queued exporter.
+        routing: Whose records are for whom.
         now_ms: The time now, in milliseconds since the epoch.
     """
     match plan:
@@ -272,20 +268,20 @@ def replay(
             store.append_copies(connection, [state.id], plan.records)
             return Replayed(letter, "replayed", records=len(plan.records), exporters=(exporter,))
         case MapAgain(letter, batch, delivered):
-            receiver = receivers.get(batch.receiver, _UNQUEUED)
-            if batch.changes and not receiver.exporters and not delivered:
+            route = routing.route(batch.receiver)
+            if batch.changes and not route.queued and not delivered:
                 return _keep(connection, letter, f"no exporter is configured for the receiver {batch.receiver}")
             if not _take(connection, letter):
                 return Replayed(letter, "gone")
-            return _accept(connection, plan, receiver, now_ms)
+            return _accept(connection, plan, route, now_ms)
 
 
-def _accept(connection: sqlite3.Connection, plan: MapAgain, receiver: QueuedReceiver, now_ms: int) -> Replayed:
-    cursors = [store.ensure_exporter(connection, name) for name in receiver.exporters]
+def _accept(connection: sqlite3.Connection, plan: MapAgain, route: Route, now_ms: int) -> Replayed:
+    cursors = [store.ensure_exporter(connection, name) for name in route.queued]
     entry = store.Entry(
         plan.batch if cursors else replace(plan.batch, changes=()),  # all have it, and nobody remembers a uid
         route=store.ensure_route(connection, cursors, plan.batch.receiver) if cursors else 0,
-        window_ms=int(receiver.window * 1000),
+        window_ms=int(route.window * 1000),
     )
     (appended,) = store.append_batches(connection, [entry], now_ms=now_ms)
     store.add_waiting(connection, cursors, appended.records, appended.size)
@@ -293,7 +289,7 @@ def _accept(connection: sqlite3.Connection, plan: MapAgain, receiver: QueuedRece
         plan.letter,
         "replayed",
         records=appended.records,
-        exporters=receiver.exporters if appended.records else (),
+        exporters=route.queued if appended.records else (),
         delivered=plan.delivered,
         duplicates=appended.receipt.duplicates,
         invalid=len(plan.batch.invalid),

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +22,9 @@ from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.open_directory import OpenDirectory
 from statsig_otel.exporters.queue.queries import ExporterState
-from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver, Routing
 from statsig_otel.exporters.queue.store import Appended
 from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Work, Writer
+from statsig_otel.exporters.routing import CurrentRouting, Routing
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -59,8 +59,7 @@ class DurableQueue:
 
     Args:
         directory: The directory; this process owns it between `start` and `shutdown`.
-        receivers: The receivers, by id.
-        exporters: The exporters, by id.
+        routing: Whose records are for whom.
         min_free_bytes: Refuse batches while the disk has less.
         clock: Seconds since the epoch.
 
@@ -73,15 +72,14 @@ class DurableQueue:
     def __init__(
         self,
         directory: Path,
+        routing: CurrentRouting,
         *,
-        receivers: Mapping[str, QueuedReceiver],
-        exporters: Mapping[str, QueuedExporter],
         min_free_bytes: int = DEFAULT_MIN_FREE,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory = QueueDirectory(directory)
         self.recovery_due = threading.Event()
-        self._plan = Routing(dict(receivers), dict(exporters))
+        self._routing = routing
         self._min_free = min_free_bytes
         self._clock = clock
         self._writer = Writer(
@@ -93,7 +91,7 @@ class DurableQueue:
         )
         self._appending = Bulk(self._append, self._count)
         self._open_directory = OpenDirectory(self.directory, self._writer)
-        self._cursors = {name: ExporterCursor(self, name) for name in exporters}
+        self._cursors = {name: ExporterCursor(self, name) for name in routing.now.exporters}
         self._pid = 0
         self._generation = 0
         self._bodies_full = False
@@ -128,8 +126,8 @@ class DurableQueue:
         _telemetry.queues.discard(self)
         self._open_directory.close()
 
-    def reconfigure(self, *, receivers: Mapping[str, QueuedReceiver], exporters: Mapping[str, QueuedExporter]) -> None:
-        """Take over other receivers and exporters while it runs. What is stored keeps the exporters that it is for.
+    def reconfigure(self, routing: Routing) -> None:
+        """Make another routing the one that counts. What is stored keeps the exporters that it is for.
 
         An exporter that is new begins as after a start; one that is gone keeps its place.
 
@@ -137,20 +135,19 @@ class DurableQueue:
             StorageError: It could not be written down, and nothing has changed.
             NotRunningError: The queue is not running.
         """
-        plan = Routing(dict(receivers), dict(exporters))
 
         def work(connection: sqlite3.Connection) -> list[ExporterState]:
             store.forget_routes(connection)
-            self._find_places(connection, plan)
+            self._find_places(connection, routing)
             return queries.exporter_states(connection)
 
         def take(states: list[ExporterState]) -> None:
-            self._plan, self._coming = plan, None
-            self._cursors = {name: self._cursors.get(name) or ExporterCursor(self, name) for name in plan.exporters}
+            self._routing.now, self._coming = routing, None
+            self._cursors = {name: self._cursors.get(name) or ExporterCursor(self, name) for name in routing.exporters}
             self._found(states)
 
         # In the writer's thread, so that no batch is stored in between.
-        self._coming = plan
+        self._coming = routing
         try:
             self._writer.submit(work, take).result()
         finally:
@@ -158,28 +155,28 @@ class DurableQueue:
         self.recovery_due.set()
 
     @property
-    def plan(self) -> Routing:
+    def routing(self) -> Routing:
         """Whose records are for whom, as configured now."""
-        return self._plan
+        return self._routing.now
 
     def serves(self, exporter: str) -> bool:
         """Whether an exporter is configured, or is just about to be."""
         coming = self._coming
-        return exporter in self._plan.exporters or (coming is not None and exporter in coming.exporters)
+        return exporter in self.routing.exporters or (coming is not None and exporter in coming.exporters)
 
-    def consume(self, batch: Batch, plan: Routing | None = None) -> Future[Receipt]:
+    def consume(self, batch: Batch, routing: Routing | None = None) -> Future[Receipt]:
         """Store a batch. Its future has the receipt once it is on disk.
 
         Args:
             batch: The batch.
-            plan: What was configured when it came in; None for now. It is for the exporters of that moment, also where
-                the configuration changes in between: somebody else may count on it.
+            routing: That of the moment at which the batch came in; None for now. The batch is for the exporters of that
+                moment, also where the configuration changes in between: somebody else may count on it.
 
         Raises:
             RuntimeError: In a forked child: the queue belongs to the process that started it.
         """
         self._writer.check_process()
-        append = _Append(batch, plan or self._plan)
+        append = _Append(batch, routing or self.routing)
         try:
             self._check_size(append, lambda cursor: cursor.waiting)
             self._check_disk(batch)
@@ -194,13 +191,13 @@ class DurableQueue:
         known, looked_up = self._routes, _Routes()
         entries: list[store.Entry] = []
         for append in appends:
-            receiver = append.plan.receivers.get(append.batch.receiver)
+            receiver = append.routing.receivers.get(append.batch.receiver)
             if receiver is None:  # it has no queued exporter any more
                 raise RefusedError("the configuration has just changed", reason="reloaded", retry_after=1)
-            key = append.batch.receiver, receiver.exporters
+            key = append.batch.receiver, receiver.queued
             found = known.get(key) or looked_up.get(key)
             if found is None:
-                numbers = [store.ensure_exporter(connection, name) for name in receiver.exporters]
+                numbers = [store.ensure_exporter(connection, name) for name in receiver.queued]
                 found = looked_up[key] = store.ensure_route(connection, numbers, append.batch.receiver), numbers
             append.exporters = found[1]
             entries.append(store.Entry(append.batch, found[0], int(receiver.window * 1000)))
@@ -229,7 +226,7 @@ class DurableQueue:
         taken[0].remember()
         records: Counter[str] = Counter()
         for append, appended in ((one.append, one.appended) for one in taken):
-            for name in append.plan.exporters_of(append.batch.receiver):
+            for name in append.route.queued:
                 records[name] += appended.records
             if append.batch.invalid:
                 self._count_invalid(append.batch, appended)
@@ -270,7 +267,7 @@ class DurableQueue:
 
     def capacities(self) -> dict[str, int]:
         """How many records may wait, by exporter; nothing for one that only the disk bounds."""
-        sizes = {name: exporter.queue_size for name, exporter in self._plan.exporters.items()}
+        sizes = {name: exporter.queue_size for name, exporter in self.routing.exporters.items()}
         return {name: size for name, size in sizes.items() if size is not None}
 
     def ages(self) -> dict[str, float]:
@@ -289,7 +286,7 @@ class DurableQueue:
 
     def forgotten_exporters(self) -> list[ExporterState]:
         """The exporters that the queue knows and the configuration does not."""
-        return [state for state in self.states() if state.name not in self._plan.exporters]
+        return [state for state in self.states() if state.name not in self.routing.exporters]
 
     def submit(self, work: Work[_T]) -> Future[_T]:
         """Run a function of `store` on the writing connection; its future has the result once that is committed.
@@ -320,14 +317,18 @@ class DurableQueue:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Look at the schema and at both ends, and find every exporter's place."""
         checks.check_database(connection)
-        self._find_places(connection, self._plan)
+        self._find_places(connection, self.routing)
         self._found(queries.exporter_states(connection))
 
-    def _find_places(self, connection: sqlite3.Connection, plan: Routing) -> None:
+    def _find_places(self, connection: sqlite3.Connection, routing: Routing) -> None:
+        """Give every exporter a place, where it has none."""
         # A new exporter that begins at the oldest record widens routes: what was known of them is void, also where
         # this transaction is undone.
         self._routes = {}
-        plan.find_places(connection)
+        for name, exporter in routing.exporters.items():
+            receivers = [receiver for receiver, route in routing.receivers.items() if name in route.queued]
+            number = store.ensure_exporter(connection, name, from_oldest=exporter.from_oldest, receivers=receivers)
+            store.ensure_route(connection, [number])  # for what is replayed for it alone
 
     def _found(self, states: Iterable[ExporterState]) -> None:
         for state in states:
@@ -386,8 +387,8 @@ class DurableQueue:
         self._bodies_full = bool(left_out)
 
     def _check_size(self, append: "_Append", waiting: Callable[[ExporterCursor], int]) -> None:
-        for name in append.plan.exporters_of(append.batch.receiver):
-            most = append.plan.exporters[name].queue_size
+        for name in append.route.queued:
+            most = append.routing.exporters[name].queue_size
             if most is not None and name in self._cursors and waiting(self._cursors[name]) >= most:
                 raise RefusedError(
                     f"the queue of {name} holds {most} records, its queue_size",
@@ -411,7 +412,7 @@ class DurableQueue:
 
     def _tidy(self, connection: sqlite3.Connection, idle: bool) -> bool:  # noqa: FBT001 - the writer's signature
         deleted = store.delete_done(connection)
-        longest = max((receiver.window for receiver in self._plan.receivers.values()), default=0.0)
+        longest = max((route.window for route in self.routing.receivers.values() if route.queued), default=0.0)
         deleted += store.forget_seen(connection, self.now_ms() - int(longest * 1000))
         if deleted:
             return True
@@ -432,16 +433,18 @@ class _Append:
 
     Attributes:
         batch: The batch.
-        plan: What was configured when it came in.
+        routing: Whose records were for whom when it came in.
+        route: Whom its records are for.
         answer: The promise.
         exporters: The numbers of those that its records are for, once they are known.
     """
 
-    __slots__ = ("answer", "batch", "exporters", "plan")
+    __slots__ = ("answer", "batch", "exporters", "route", "routing")
 
-    def __init__(self, batch: Batch, plan: Routing) -> None:
+    def __init__(self, batch: Batch, routing: Routing) -> None:
         self.batch = batch
-        self.plan = plan
+        self.routing = routing
+        self.route = routing.route(batch.receiver)
         self.answer: Future[Receipt] = Future()
         self.answer.set_running_or_notify_cancel()
         self.exporters: Sequence[int] = ()
@@ -452,7 +455,7 @@ class _Append:
             self.answer.set_result(taken.appended.receipt)
             return
         records = sum(len(change.records) for change in self.batch.changes)
-        for name in self.plan.exporters_of(self.batch.receiver):
+        for name in self.route.queued:
             _telemetry.exporter_enqueue_failed.add(records, {"exporter": name})
         self.answer.set_exception(_refusal(error))
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from statsig_otel.config.model import Settings
+from statsig_otel.config.model import Composed, Settings
 from statsig_otel.config.reference import Key, json_schema, keys
 from statsig_otel.exporters.local.debug import DebugSettings
 from statsig_otel.exporters.local.file import FileSettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.settings.catalog import BUILT_IN
-from statsig_otel.plugin.settings.delivery import DeliveryKeys
+from statsig_otel.plugin.settings.delivery import ConfiguredExporter
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings
@@ -28,7 +28,7 @@ TABLES: Final[Mapping[str, type[Settings]]] = {
     "otlp_http": OtlpHttpSettings,
     "file": FileSettings,
     "debug": DebugSettings,
-    "every exporter": DeliveryKeys,
+    "every exporter": ConfiguredExporter,
     "file_storage": FileStorageSettings,
     "telemetry": TelemetrySettings,
 }
@@ -83,6 +83,8 @@ def _models(model: type[Settings], path: str) -> Iterator[tuple[str, type[Settin
     """The model and the models nested in it, each with its path."""
     yield path, model
     for key, info in model.model_fields.items():
+        if issubclass(model, Composed) and key not in model.shared_keys():
+            continue
         for member in (info.annotation, *get_args(info.annotation)):
             if isinstance(member, type) and issubclass(member, Settings):
                 yield from _models(member, f"{path}::{key}")

@@ -17,7 +17,7 @@ from statsig_otel.plugin.service.service import Service
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.delivery import unused_keys
 from statsig_otel.plugin.settings.environment import check_enabled, read_document, resource_from_environment
-from statsig_otel.plugin.settings.reading import exporter_settings, queued_exporters
+from statsig_otel.plugin.settings.reading import configured_exporters, queued_exporters
 from statsig_otel.plugin.settings.storage import find_directory
 
 
@@ -49,7 +49,7 @@ def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
     click.echo("The configuration is valid.")
     for title, names in _summary(configuration, directory).items():
         click.echo(f"  {title:<11}{', '.join(names) or '-'}")
-    for sentence in unused_keys(exporter_settings(configuration)):
+    for sentence in unused_keys(configured_exporters(configuration)):
         click.echo(f"  warning: {sentence}")
     for problem in in_use:
         click.echo(f"  warning: {replace(problem, hint=None)}")

@@ -5,7 +5,7 @@ Both work by the page: an answer has `next`, to be given back as `after`, until 
 
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -18,9 +18,9 @@ from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import dead_letters, schema
 from statsig_otel.exporters.queue.dead_letters import Keep, Letter, MapAgain, Replay, Replayed, Resend, Selection
-from statsig_otel.exporters.queue.routing import QueuedReceiver
+from statsig_otel.exporters.routing import Routing
 from statsig_otel.plugin.control.command import ChangeableQueue, read_arguments, submit_and_wait
-from statsig_otel.plugin.control.exporters import exporters_of_all, why_no_sender
+from statsig_otel.plugin.control.exporters import why_no_sender
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.control.wording import counted, ranges
 from statsig_otel.plugin.record.mapper import Mapper
@@ -58,10 +58,9 @@ class DeadLetters:
 
     Args:
         queue: The queue.
-        receivers: The receivers with a queued exporter.
+        routing: Which exporters the changes of each receiver are for.
         mapper_of: The mapper of a receiver; raises `ControlError` if it has none.
         deliver: Delivers a batch to the synchronous exporters of its receiver.
-        delivered: The synchronous exporters of each receiver that has any.
         exporters: The exporters that a running service can send to again; None if no service runs. Then every exporter
             that the queue knows will do, and nothing is logged.
     """
@@ -70,17 +69,15 @@ class DeadLetters:
         self,
         queue: ChangeableQueue,
         *,
-        receivers: Mapping[str, QueuedReceiver],
+        routing: Routing,
         mapper_of: Callable[[str], Mapper],
         deliver: _Deliver,
-        delivered: Mapping[str, Sequence[str]],
         exporters: Collection[str] | None,
     ) -> None:
         self._queue = queue
-        self._receivers = receivers
+        self._routing = routing
         self._mapper_of = mapper_of
         self._deliver = deliver
-        self._delivered = delivered
         self._exporters = exporters
         self._is_running = exporters is not None
 
@@ -109,7 +106,7 @@ class DeadLetters:
 
         def work(connection: sqlite3.Connection) -> list[Replayed]:
             now_ms = self._queue.now_ms()
-            return [dead_letters.replay(connection, plan, receivers=self._receivers, now_ms=now_ms) for plan in plans]
+            return [dead_letters.replay(connection, plan, routing=self._routing, now_ms=now_ms) for plan in plans]
 
         done = submit_and_wait(self._queue, work) if plans else []
         if done and self._is_running:
@@ -140,7 +137,9 @@ class DeadLetters:
         answers = {
             plan.letter: self._deliver(replace(plan.batch, invalid=()))
             for plan in plans
-            if isinstance(plan, MapAgain) and plan.batch.changes and self._delivered.get(plan.batch.receiver)
+            if isinstance(plan, MapAgain)
+            and plan.batch.changes
+            and self._routing.route(plan.batch.receiver).synchronous
         }
         wait(answers.values(), timeout=_DELIVERED_WITHIN)
         return [
@@ -150,14 +149,14 @@ class DeadLetters:
 
     def _after(self, plan: MapAgain, answer: Future[Receipt]) -> Replay:
         """What is left to do after the synchronous exporters have answered."""
-        names = self._delivered[plan.batch.receiver]
+        names = self._routing.route(plan.batch.receiver).synchronous
         try:
             answer.result(timeout=0)
         except TimeoutError:
             return Keep(plan.letter, f"not delivered: {', '.join(names)} took more than {_DELIVERED_WITHIN:g} s")
         except RefusedError as error:
             return Keep(plan.letter, f"not delivered: {error}")
-        return replace(plan, delivered=tuple(names))
+        return replace(plan, delivered=names)
 
     def _plan(self, letter: Letter, content: bytes | None) -> Replay:
         if content is None:  # replayed or dropped while this page was read
@@ -168,7 +167,7 @@ class DeadLetters:
             if letter.kind in dead_letters.FROM_RECEIVER:
                 return _map_anew(letter, content, self._mapper_of(letter.owner))
             if self._exporters is not None and letter.owner not in self._exporters:
-                why = why_no_sender(letter.owner, exporters_of_all(self._delivered))
+                why = why_no_sender(letter.owner, self._routing.synchronous)
                 return Keep(letter.id, f"the exporter {letter.owner} {why}")
             records = dead_letters.split(content)
         except (ControlError, dead_letters.UnreadableError) as error:

@@ -1,15 +1,16 @@
 """The table of commands: which handler carries out each, on a running service and on a stopped one."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 
-from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.delivery.sender import QueueSender
+from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.routing import QueuedReceiver
+from statsig_otel.exporters.routing import Routing
 from statsig_otel.plugin.control.command import ChangeableQueue
 from statsig_otel.plugin.control.dead_letters import DeadLetters
-from statsig_otel.plugin.control.exporters import RunningExporters, StoppedExporters, exporters_of_all
+from statsig_otel.plugin.control.exporters import RunningExporters, StoppedExporters
 from statsig_otel.plugin.control.socket import ControlError, Handler
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapper
@@ -20,9 +21,8 @@ def handlers(
     *,
     senders: Mapping[str, QueueSender],
     intakes: Mapping[str, Intake],
-    receivers: Mapping[str, QueuedReceiver],
-    synchronous: Consumer,
-    delivered: Mapping[str, Sequence[str]],
+    routing: Routing,
+    synchronous: SynchronousConsumer,
 ) -> dict[str, Handler]:
     """The commands that a running service offers.
 
@@ -30,9 +30,8 @@ def handlers(
         queue: Its queue.
         senders: The sender of each queued exporter, by the exporter's id.
         intakes: Every receiver, by its id. Its mapper is looked up each time, since a reload replaces it.
-        receivers: The receivers with a queued exporter.
+        routing: Which exporters the changes of each receiver are for.
         synchronous: Delivers a batch to the synchronous exporters of its receiver.
-        delivered: The synchronous exporters of each receiver that has any.
     """
 
     def mapper_of(receiver: str) -> Mapper:
@@ -40,15 +39,11 @@ def handlers(
             raise ControlError(f"the receiver {receiver} is not in the running configuration")
         return intakes[receiver].mapper
 
-    exporters = RunningExporters(queue, senders, exporters_of_all(delivered))
-    dead = DeadLetters(
-        queue,
-        receivers=receivers,
-        mapper_of=mapper_of,
-        deliver=synchronous.consume,
-        delivered=delivered,
-        exporters=senders,
-    )
+    def deliver(batch: Batch) -> Future[Receipt]:
+        return synchronous.deliver(batch, routing.route(batch.receiver))
+
+    exporters = RunningExporters(queue, senders, routing.synchronous)
+    dead = DeadLetters(queue, routing=routing, mapper_of=mapper_of, deliver=deliver, exporters=senders)
     return {
         "queue": exporters.status,
         "queue resume": exporters.resume,
@@ -63,8 +58,7 @@ def stopped_handlers(
     queue: ChangeableQueue,
     *,
     mappers: Mapping[str, Mapper],
-    receivers: Mapping[str, QueuedReceiver],
-    delivered: Mapping[str, Sequence[str]],
+    routing: Routing,
     configured: Collection[str] | None,
 ) -> dict[str, Handler]:
     """The same commands on the queue of a stopped service.
@@ -72,8 +66,7 @@ def stopped_handlers(
     Args:
         queue: Its queue.
         mappers: The mapper of each receiver, by the receiver's id; empty without a configuration.
-        receivers: The receivers with a queued exporter; empty without a configuration.
-        delivered: The synchronous exporters of each receiver that has any; empty without a configuration.
+        routing: Whose records are for whom; empty without a configuration.
         configured: The queued exporters of the configuration; None without one.
     """
 
@@ -85,16 +78,14 @@ def stopped_handlers(
         return mappers[receiver]
 
     def deliver(batch: Batch) -> Future[Receipt]:
-        names = ", ".join(delivered[batch.receiver])
+        names = ", ".join(routing.route(batch.receiver).synchronous)
         why = f"{names} has no sending queue, so nothing can wait for it: replay it while the service runs"
         refused: Future[Receipt] = Future()
         refused.set_exception(RefusedError(why, reason="not_running"))
         return refused
 
-    exporters = StoppedExporters(queue, configured, exporters_of_all(delivered))
-    dead = DeadLetters(
-        queue, receivers=receivers, mapper_of=mapper_of, deliver=deliver, delivered=delivered, exporters=None
-    )
+    exporters = StoppedExporters(queue, configured, routing.synchronous)
+    dead = DeadLetters(queue, routing=routing, mapper_of=mapper_of, deliver=deliver, exporters=None)
     return {
         "queue resume": exporters.resume,
         "queue skip": exporters.skip,

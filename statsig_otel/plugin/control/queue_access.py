@@ -11,6 +11,7 @@ from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, DirectoryInUseError
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.open_directory import StoppedQueue
+from statsig_otel.exporters.routing import Routing
 from statsig_otel.plugin.control.handlers import stopped_handlers
 from statsig_otel.plugin.control.socket import ControlError, ServiceNotRunningError, call
 
@@ -51,7 +52,7 @@ class QueueAccess:
     @property
     def configured(self) -> tuple[str, ...] | None:
         """The queued exporters of the configuration; None without one."""
-        return None if self._configuration is None else self._configuration.exporters
+        return None if self._configuration is None else tuple(self._configuration.routing.exporters)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -105,8 +106,7 @@ class QueueAccess:
             handlers = stopped_handlers(
                 queue,
                 mappers=known.mappers if known else {},
-                receivers=known.receivers if known else {},
-                delivered=known.delivered if known else {},
+                routing=known.routing if known else Routing(),
                 configured=self.configured,
             )
             yield lambda command, **arguments: handlers[command](arguments)

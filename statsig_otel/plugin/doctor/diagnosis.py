@@ -15,7 +15,7 @@ from statsig_otel.plugin.doctor.finding import Finding, Status, of_problem
 from statsig_otel.plugin.doctor.machine_checks import check_files, check_locks, check_ports
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import Environment, check_enabled, read_document
-from statsig_otel.plugin.settings.reading import queued_exporters, receiver_settings
+from statsig_otel.plugin.settings.reading import exporter_settings, queued_exporters, receiver_settings
 from statsig_otel.plugin.settings.storage import file_storage, find_directory
 
 
@@ -50,7 +50,7 @@ def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator
         there = tuple(name for name in configuration.service_extensions if name in configuration.extensions)
         configuration = replace(configuration, service_extensions=there)
         yield from _on_this_machine(configuration, document, environ)
-        findings, offsets = check_endpoints(configuration.exporters)
+        findings, offsets = check_endpoints(exporter_settings(configuration))
         yield from findings
     yield machine.clock(machine.clock_is_kept(), offsets)
 

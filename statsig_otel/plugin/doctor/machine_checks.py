@@ -22,7 +22,7 @@ from statsig_otel.plugin.doctor.storage import owner
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.server import HttpServer, ListenError
 from statsig_otel.plugin.server.tls import ServerTlsError
-from statsig_otel.plugin.settings.reading import queued_exporters, receiver_settings
+from statsig_otel.plugin.settings.reading import exporter_settings, queued_exporters, receiver_settings
 from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings, server_tls
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 
@@ -101,7 +101,7 @@ def check_locks(configuration: Configuration, document: Document) -> list[Proble
             f"{settings.path} is locked: another process writes to it",
             "stop that one, or give this exporter a file of its own",
         )
-        for name, settings in configuration.exporters.items()
+        for name, settings in exporter_settings(configuration).items()
         if isinstance(settings, FileSettings) and is_locked(settings.path)
     ]
 
@@ -172,7 +172,7 @@ def _server_tls(settings: ServerTlsSettings, path: Path, document: Document) -> 
 
 def _exporters(configuration: Configuration, document: Document) -> Iterator[Problem]:
     files: dict[object, str] = {}
-    for name, settings in configuration.exporters.items():
+    for name, settings in exporter_settings(configuration).items():
         path: Path = ("exporters", name)
         if isinstance(settings, OtlpGrpcSettings):
             if settings.uses_tls:
@@ -242,7 +242,7 @@ def _no_queue(configuration: Configuration, document: Document, directory: FileP
 def _queue_files(configuration: Configuration, document: Document, directory: FilePath) -> Iterator[Problem]:
     if not queued_exporters(configuration):
         return
-    for name, settings in configuration.exporters.items():
+    for name, settings in exporter_settings(configuration).items():
         if not isinstance(settings, FileSettings) or check_path(settings.path):
             continue
         if QueueDirectory(directory).has(settings.path):

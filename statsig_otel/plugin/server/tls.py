@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
-
-from statsig_otel.config.model import Settings
 
 
 def digest(files: Iterable[Path | None]) -> bytes:
@@ -23,11 +21,6 @@ def digest(files: Iterable[Path | None]) -> bytes:
             continue
         found.update(b"-\n" if content is None else f"{len(content)}\n".encode() + content)
     return found.digest()
-
-
-def digests(exporters: Mapping[str, Settings]) -> dict[str, bytes]:
-    """The fingerprint of each exporter's files, for the exporters that have files."""
-    return {name: digest(settings.own_files) for name, settings in exporters.items() if settings.own_files}
 
 
 class ServerTlsError(ValueError):

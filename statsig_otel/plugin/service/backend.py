@@ -5,40 +5,33 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.model import without_secrets
 from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.exporters.delivery.pipeline import Pipeline
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Exporter
+from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE, DurableQueue
 from statsig_otel.exporters.queue.recovery.client import Recovery
-from statsig_otel.exporters.queue.routing import QueuedExporter
+from statsig_otel.exporters.routing import CurrentRouting
 from statsig_otel.plugin.control.handlers import handlers
 from statsig_otel.plugin.control.socket import Handler
 from statsig_otel.plugin.receiver.intake import Intake
-from statsig_otel.plugin.server.tls import digests
 from statsig_otel.plugin.service.lifecycle import in_thread
-from statsig_otel.plugin.service.restart import RestartNeededError
-from statsig_otel.plugin.settings.catalog import EXPORTERS, create_exporter
-from statsig_otel.plugin.settings.delivery import DeliveryKeys
-from statsig_otel.plugin.settings.exporters import OwnExporterSettings
+from statsig_otel.plugin.settings.catalog import create_exporter
+from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
 from statsig_otel.plugin.settings.reading import (
-    exporter_settings,
-    queued_exporters,
-    queued_receivers,
-    receiver_settings,
-    synchronous_exporters,
+    configured_exporters,
+    routing,
 )
 from statsig_otel.plugin.settings.storage import file_storage
 
 _logger: Final = logging.getLogger(__name__)
-
-_DEFAULT_TIMEOUT: Final = 30.0
-"""Seconds for one `send` of an exporter whose settings have no timeout."""
 
 _COMMIT: Final = 10.0
 """Seconds for a commit: a refusal may be the loss of a change, since Statsig documents no retry."""
@@ -61,26 +54,30 @@ class Backend:
     def __init__(self, configuration: Configuration, directory: Path) -> None:
         self._configuration = configuration
         self._directory = directory.absolute()
-        self._queue = _queue(configuration, self._directory) if queued_exporters(configuration) else None
+        configured = configured_exporters(configuration)
+        self._routing = CurrentRouting(routing(configuration))
+        self._queue = self._create_queue() if self._routing.now.exporters else None
         self._recovery = Recovery(self._queue) if self._queue else None
-        exporters = _created(configuration, configuration.exporters)
-        self._routes = {
-            name: _route(configuration, name, exporters[name]) for name in _unqueued_exporters(configuration)
+        self._exporters = {name: create_exporter(name, one.settings) for name, one in configured.items()}
+        unqueued = {
+            name: SynchronousExporter(self._exporters[name], one.timeout)
+            for name, one in configured.items()
+            if not one.is_queued
         }
-        delivered = synchronous_exporters(configuration)
-        self._synchronous = SynchronousConsumer(self._routes, delivered, private=_private(configuration))
-        self._senders = (
-            {
-                name: _sender(self._queue, configuration, name, exporters[name])
-                for name in queued_exporters(configuration)
-            }
-            if self._queue
-            else {}
-        )
-        self._pipeline = Pipeline(self._synchronous, self._queue, delivered=delivered)
-        self._pem: dict[str, bytes] = {}  # what the exporters' certificates and keys were
+        self._synchronous = SynchronousConsumer(unqueued, receivers={})  # each batch comes with whom it is for
+        self._senders = {
+            name: QueueSender(self._queue.cursor(name), self._exporters[name], one.delivery())
+            for name, one in configured.items()
+            if one.is_queued and self._queue
+        }
+        self._pipeline = Pipeline(self._synchronous, self._queue, self._routing)
         self._failed: frozenset[str] = frozenset()  # what could not be started at the last reload
         self._leaving: tuple[QueueSender, ...] = ()  # of a reload that is under way
+
+    def _create_queue(self) -> DurableQueue:
+        storage = file_storage(self._configuration)
+        min_free_bytes = storage.min_free_bytes if storage else DEFAULT_MIN_FREE
+        return DurableQueue(self._directory, self._routing, min_free_bytes=min_free_bytes)
 
     @property
     def configuration(self) -> Configuration:
@@ -99,7 +96,7 @@ class Backend:
 
     def patience(self, receiver: str) -> float:
         """Seconds within which each batch of a receiver should be taken over or refused."""
-        return self._synchronous.longest_answer(receiver) + _COMMIT
+        return self._synchronous.longest_answer(self._routing.now.route(receiver)) + _COMMIT
 
     def handlers(self, intakes: Mapping[str, Intake]) -> dict[str, Handler]:
         """What answers the commands about the queue, as configured now; nothing where there is no queue."""
@@ -109,9 +106,8 @@ class Backend:
             self._queue,
             senders=self._senders,
             intakes=intakes,
-            receivers=queued_receivers(self._configuration),
+            routing=self._routing.now,
             synchronous=self._synchronous,
-            delivered=synchronous_exporters(self._configuration),
         )
 
     def start(self) -> None:
@@ -122,7 +118,6 @@ class Backend:
             OSError: A file can't be opened.
             ValueError: A file holds something else than it should.
         """
-        self._pem = digests(self._configuration.exporters)  # first: what changes from here on is seen by a reload
         try:
             self._synchronous.start()
             if self._queue is not None and self._recovery is not None:
@@ -135,53 +130,107 @@ class Backend:
             self.shutdown(drain=0.0)
             raise
 
+    def needing_restart(self, configuration: Configuration) -> Iterator[str]:
+        """What differs that only a restart can take over, each with its place and why.
+
+        That is all about synchronous exporters: webhooks wait for them, so they can't be replaced as those behind the
+        queue are.
+        """
+        before, after = configured_exporters(self._configuration), configured_exporters(configuration)
+        for name in {**before, **after}:
+            old, new = before.get(name), after.get(name)
+            if old is not None and new is not None and old.is_queued is not new.is_queued:
+                yield f"exporters::{name}::sending_queue::enabled: has changed"
+            elif old is not None and new is not None and not new.is_queued:
+                for key in self._changed_keys(name, new):
+                    yield f"exporters::{name}::{key}: has changed, and the exporter has no sending queue"
+            elif old is not None and new is None and not old.is_queued:
+                yield f"exporters::{name}: is gone, and had no sending queue"
+            elif old is None and new is not None and not new.is_queued:
+                yield f"exporters::{name}: is new, and has no sending queue"
+            elif old is None and self._queue is None:
+                yield f"exporters::{name}::sending_queue: there has been no queue so far"
+
     def reconfigure(self, configuration: Configuration, *, taken: Callable[[], None] = lambda: None) -> list[str]:
         """Take over other exporters and pipelines while it runs; what the changes are, for people.
 
-        An exporter that changed, or whose certificates did, finishes its batch, and another one starts at its place.
-        All others try at once what they could not deliver.
+        A queued exporter that changed finishes its batch, and another one starts at its place. Certificates and secrets
+        that were renewed are taken over by the exporters themselves, if they can do that. All try at once what they
+        could not deliver.
 
         Args:
-            configuration: A checked configuration.
+            configuration: A checked configuration, of which nothing is `needing_restart`.
             taken: Called once nothing can go back any more, before exporters that may hang are waited for.
 
         Raises:
-            RestartNeededError: It needs a restart. Nothing has changed.
             QueueError: The queue can't be written. Nothing has changed.
-            OSError: An exporter can't open a file. All else has been taken over; what is for it waits or is refused.
+            OSError: An exporter can't open a file. All else has been taken over; what is for it waits, or goes on with
+                the certificate of before.
             ValueError: A file of an exporter's holds something else than it should. As above.
         """
-        queued = queued_exporters(configuration)
-        if queued and self._queue is None:
-            raise RestartNeededError(f"exporters::{queued[0]}::sending_queue: there has been no queue so far")
-        before = self._configuration
-        same = {name for name, keys in configuration.exporters.items() if before.exporters.get(name) == keys}
-        pem = digests(configuration.exporters)
-        renewed = {name for name in same if pem.get(name) != self._pem.get(name)}
-        same -= self._failed | renewed
-        exporters = _created(configuration, [name for name in configuration.exporters if name not in same])
+        before, after = self._configuration, configured_exporters(configuration)
+        same = {name for name in after if name in self._exporters and not self._changed_keys(name, after[name])}
+        same -= self._failed
+        created = {name: create_exporter(name, one.settings) for name, one in after.items() if name not in same}
         if self._queue is not None:
             # First of all: it alone can fail, and a new sender needs its place.
-            self._queue.reconfigure(receivers=queued_receivers(configuration), exporters=_queued(configuration))
-        leaving, coming = self._exchange_senders(configuration, exporters)
-        self._pem = pem
+            self._queue.reconfigure(routing(configuration))
+        else:
+            self._routing.now = routing(configuration)
+        coming = self._exchange(configuration, created)
         taken()
-        failures = self._exchange_routes(configuration, exporters, leaving)
-        _stop(leaving.values(), finish=_FINISH)
+        _stop(self._leaving, finish=_FINISH)
         self._leaving = ()
-        for sender in coming:
+        failures: dict[str, Exception] = {}
+        for name, sender in coming.items():
             try:
                 sender.start()
             except (OSError, ValueError) as error:
-                failures.append(error)
-        for name in same & set(self._senders):
-            self._senders[name].resume()
+                failures[name] = error
+        self._failed = frozenset(failures)
+        renewed: set[str] = set()
+        for name in same:
+            try:
+                exporter = _renewable(self._exporters[name], after[name])
+                if exporter is not None and exporter.renew(after[name].settings):
+                    renewed.add(name)
+            except (OSError, ValueError) as error:
+                failures[name] = error
+            if name in self._senders:
+                self._senders[name].resume()
         if self._queue is not None:
             self._tell_of_forgotten(self._queue)
-        self._failed = frozenset(exporters if failures else ())
         if failures:
-            raise failures[0]
+            raise next(iter(failures.values()))
         return list(_changes(before, configuration, renewed))
+
+    def _changed_keys(self, name: str, after: ConfiguredExporter) -> list[str]:
+        """The keys that differ from those of now, but for secrets that the exporter renews by itself."""
+        before = configured_exporters(self._configuration)[name]
+        if before == after:
+            return []
+        one, other = _values(before), _values(after)
+        renews = _renewable(self._exporters[name], after) is not None
+        if renews:
+            one, other = without_secrets(one), without_secrets(other)
+        changed = [key for key in other if key not in one or one[key] != other[key]]
+        return changed if changed or renews else list(other)
+
+    def _exchange(self, configuration: Configuration, created: Mapping[str, Exporter]) -> dict[str, QueueSender]:
+        """Take the configuration over; the senders that come, which are not yet started."""
+        configured, before = configured_exporters(configuration), self._senders
+        coming = {
+            name: QueueSender(self._queue.cursor(name), exporter, configured[name].delivery())
+            for name, exporter in created.items()
+            if self._queue
+        }
+        every = {**before, **coming}
+        self._senders = {name: every[name] for name, one in configured.items() if one.is_queued}
+        self._leaving = tuple(sender for name, sender in before.items() if self._senders.get(name) is not sender)
+        exporters = {**self._exporters, **created}
+        self._exporters = {name: exporters[name] for name in configured}
+        self._configuration = configuration
+        return coming
 
     def close(self, grace: float = _GRACE) -> None:
         """Refuse what waits for a synchronous exporter; sends under way get `grace` seconds more. Returns at once.
@@ -191,44 +240,6 @@ class Backend:
         self._synchronous.close(grace)
         for sender in self._leaving:
             in_thread(sender.shutdown, "stop sender")
-
-    def _exchange_senders(
-        self, configuration: Configuration, exporters: Mapping[str, Exporter]
-    ) -> tuple[dict[str, QueueSender], list[QueueSender]]:
-        """Take the configuration over, with senders that are not yet started; those that leave, and those that come."""
-        before = self._senders
-        senders: dict[str, QueueSender] = {}
-        if self._queue is not None:
-            for name in queued_exporters(configuration):
-                came = exporters.get(name)
-                senders[name] = _sender(self._queue, configuration, name, came) if came else before[name]
-        self._configuration, self._senders = configuration, senders
-        leaving = {name: sender for name, sender in before.items() if senders.get(name) is not sender}
-        self._leaving = tuple(leaving.values())
-        return leaving, [sender for name, sender in senders.items() if before.get(name) is not sender]
-
-    def _exchange_routes(
-        self, configuration: Configuration, exporters: Mapping[str, Exporter], leaving: Mapping[str, QueueSender]
-    ) -> list[Exception]:
-        """Take over other synchronous exporters; why some could not be started."""
-        self._routes = {
-            name: _route(configuration, name, exporters[name]) if name in exporters else self._routes[name]
-            for name in _unqueued_exporters(configuration)
-        }
-        delivered = synchronous_exporters(configuration)
-        # A file that was behind the queue is let go before somebody else opens it.
-        files = [leaving[name] for name, route in self._routes.items() if route.exclusive and name in leaving]
-        try:
-            self._synchronous.reconfigure(
-                self._routes,
-                delivered,
-                private=_private(configuration),
-                switch=lambda: self._pipeline.reconfigure(delivered=delivered),
-                release=lambda: _stop(files, finish=_FINISH),
-            )
-        except (OSError, ValueError) as error:
-            return [error]
-        return []
 
     def shutdown(self, drain: float = 0.0, *, grace: float = _GRACE) -> bool:
         """Send what waits for a while, stop the exporters, close the queue. Safe to call twice.
@@ -262,7 +273,7 @@ class Backend:
             _logger.warning(
                 "%s %s; the queue keeps its place, with %d records of %d bytes, until `statsig-otel queue remove %s`",
                 state.name,
-                "has no sending queue any more" if state.name in self._routes else "is in no pipeline any more",
+                "has no sending queue any more" if state.name in self._exporters else "is in no pipeline any more",
                 state.waiting,
                 state.bytes,
                 state.name,
@@ -285,54 +296,14 @@ def _changes(before: Configuration, after: Configuration, renewed: Collection[st
         yield "service::pipelines: have changed"
 
 
-def _unqueued_exporters(configuration: Configuration) -> tuple[str, ...]:
-    return tuple(name for name in configuration.exporters if name not in queued_exporters(configuration))
+def _values(one: ConfiguredExporter) -> dict[str, Any]:
+    """What is written of an exporter, key by key."""
+    return {**dict(one.settings), **{key: getattr(one, key) for key in one.shared_keys()}}
 
 
-def _private(configuration: Configuration) -> list[str]:
-    """The receivers that hide something in their records: it must not be in the log instead."""
-    return [name for name, receiver in receiver_settings(configuration).items() if receiver.user != "full"]
-
-
-def _queued(configuration: Configuration) -> dict[str, QueuedExporter]:
-    queues = {name: exporter_settings(configuration)[name].sending_queue for name in queued_exporters(configuration)}
-    return {name: QueuedExporter(queue.queue_size, queue.start_at == "oldest") for name, queue in queues.items()}
-
-
-def _queue(configuration: Configuration, directory: Path) -> DurableQueue:
-    storage = file_storage(configuration)
-    return DurableQueue(
-        directory,
-        receivers=queued_receivers(configuration),
-        exporters=_queued(configuration),
-        min_free_bytes=storage.min_free_bytes if storage else DEFAULT_MIN_FREE,
-    )
-
-
-def _created(configuration: Configuration, names: Iterable[str]) -> dict[str, Exporter]:
-    settings = configuration.exporters
-    return {
-        name: own.exporter if isinstance(own := settings[name], OwnExporterSettings) else create_exporter(name, own)
-        for name in names
-    }
-
-
-def _route(configuration: Configuration, name: str, exporter: Exporter) -> SynchronousExporter:
-    settings = exporter_settings(configuration)[name]
-    return SynchronousExporter(
-        exporter,
-        _timeout(settings),
-        exclusive=not isinstance(settings, OwnExporterSettings) and EXPORTERS.is_exclusive(name),
-    )
-
-
-def _sender(queue: DurableQueue, configuration: Configuration, name: str, exporter: Exporter) -> QueueSender:
-    settings = exporter_settings(configuration)[name]
-    return QueueSender(queue.cursor(name), exporter, settings.delivery(_timeout(settings)))
-
-
-def _timeout(settings: DeliveryKeys) -> float:
-    return float(getattr(settings, "timeout", _DEFAULT_TIMEOUT))
+def _renewable(exporter: Exporter, one: ConfiguredExporter) -> OtlpExporter[Any] | None:
+    """The exporter where it takes over by itself what was renewed; one that was made in code is somebody else's."""
+    return exporter if isinstance(exporter, OtlpExporter) and not isinstance(one.settings, ExporterObject) else None
 
 
 def _stop(senders: Iterable[QueueSender], *, drain: float = 0.0, finish: float = 0.0) -> None:

@@ -16,8 +16,14 @@ from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
 from statsig_otel.plugin.settings.catalog import COMPONENTS
-from statsig_otel.plugin.settings.delivery import RetryOnFailureSettings, SendingQueueSettings
-from statsig_otel.plugin.settings.exporters import DEFAULT_TIMEOUT, OwnExporterSettings, fault_of
+from statsig_otel.plugin.settings.delivery import (
+    DEFAULT_TIMEOUT,
+    ConfiguredExporter,
+    ExporterObject,
+    RetryOnFailureSettings,
+    SendingQueueSettings,
+)
+from statsig_otel.plugin.settings.exporters import fault_of
 from statsig_otel.plugin.settings.reading import queued_exporters
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
@@ -124,7 +130,7 @@ class _Models(Mapping[str, type[Settings]]):
         self._own = {type_ for type_ in types if type_ not in known and type_ not in COMPONENTS.aliases}
 
     def __getitem__(self, type_: str) -> type[Settings]:
-        return OwnExporterSettings if type_ in self._own else COMPONENTS.exporters[type_]
+        return ExporterObject if type_ in self._own else COMPONENTS.exporters[type_]
 
     def __iter__(self) -> Iterator[str]:
         yield from COMPONENTS.exporters
@@ -141,7 +147,7 @@ def _exporter_of(given: object) -> Any | None:
 
 
 def _settings(name: str, given: object, problems: list[Problem]) -> object:
-    """What a file has in its place: settings with the queue's keys; all else as it is, for the check.
+    """What a file has in its place: settings, with how they are fed; all else as it is, for the check.
 
     Args:
         name: The exporter's id.
@@ -153,15 +159,12 @@ def _settings(name: str, given: object, problems: list[Problem]) -> object:
     settings: object = destination.exporter if destination else given
     if own is not None:
         timeout = destination.timeout if destination else None
-        settings = OwnExporterSettings(exporter=own, timeout=timeout if _is_timeout(timeout) else DEFAULT_TIMEOUT)
-    model = COMPONENTS.exporters.get(COMPONENTS.type_of(name))
-    if isinstance(settings, Settings) and model is not None:
-        settings = _queued(settings, model)
+        settings = ExporterObject(exporter=own, timeout=timeout if _is_timeout(timeout) else DEFAULT_TIMEOUT)
     if destination is None:
         return settings
     keys = dict(_keys(("exporters", name), destination, problems))
     if isinstance(settings, Settings):
-        return settings.model_copy(update=keys)
+        return ConfiguredExporter.model_validate({"settings": settings, **keys})
     return {**settings, **keys} if isinstance(settings, Mapping) else settings
 
 
@@ -186,14 +189,6 @@ def _keys(path: tuple[str, ...], destination: Destination, problems: list[Proble
 def _is_timeout(seconds: float | None) -> TypeGuard[float]:
     """Whether it is what the settings allow."""
     return seconds is not None and 0 < seconds <= threading.TIMEOUT_MAX
-
-
-def _queued(settings: Settings, model: type[Settings]) -> Settings:
-    """The same settings with the keys of the queue, whose defaults nothing is to be checked against."""
-    if isinstance(settings, model) or not issubclass(model, type(settings)):
-        return settings
-    values: dict[str, Any] = {key: getattr(settings, key) for key in type(settings).model_fields}
-    return model.model_construct(settings.model_fields_set, **values)
 
 
 def _misshapen(arguments: Mapping[str, object]) -> Iterable[Problem]:

@@ -33,9 +33,9 @@ from statsig_otel.plugin.service.restart import RestartNeededError, needing_rest
 from statsig_otel.plugin.settings.delivery import unused_keys
 from statsig_otel.plugin.settings.environment import resource_from_environment
 from statsig_otel.plugin.settings.reading import (
+    configured_exporters,
     create_mapper,
     create_verifier,
-    exporter_settings,
     receiver_settings,
 )
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
@@ -197,7 +197,7 @@ class Service:
 
     def unused_keys(self) -> list[str]:
         """What the configuration says without effect, for people."""
-        return list(unused_keys(exporter_settings(self._configuration)))
+        return list(unused_keys(configured_exporters(self._configuration)))
 
     @property
     def configuration(self) -> Configuration:
@@ -381,7 +381,10 @@ class Service:
 
     def _take_over(self, configuration: Configuration) -> list[str]:
         check_endpoints(receiver_settings(configuration))
-        needing = list(needing_restart(self._configuration, configuration))
+        needing = [
+            *needing_restart(self._configuration, configuration),
+            *self._backend.needing_restart(configuration),
+        ]
         if needing:
             raise RestartNeededError("; ".join(needing))
         before, after = receiver_settings(self._configuration), receiver_settings(configuration)

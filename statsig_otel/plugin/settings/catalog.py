@@ -10,7 +10,7 @@ from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.local.debug import DebugSettings
 from statsig_otel.exporters.local.file import FileSettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.plugin.settings.delivery import DeliveryKeys
+from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
 from statsig_otel.plugin.settings.exporters import ExporterTypes, Kind
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
@@ -82,22 +82,6 @@ UNSUPPORTED_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
 """By section and type."""
 
 
-class QueuedOtlpGrpcSettings(OtlpGrpcSettings, DeliveryKeys):
-    """`otlp_grpc` in a configuration file."""
-
-
-class QueuedOtlpHttpSettings(OtlpHttpSettings, DeliveryKeys):
-    """`otlp_http` in a configuration file."""
-
-
-class QueuedFileSettings(FileSettings, DeliveryKeys):
-    """`file` in a configuration file."""
-
-
-class QueuedDebugSettings(DebugSettings, DeliveryKeys):
-    """`debug` in a configuration file."""
-
-
 def _otlp_grpc(name: str, settings: OtlpGrpcSettings) -> Exporter:
     from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter  # noqa: PLC0415 - grpc is loaded where it is used
 
@@ -123,10 +107,10 @@ def _debug(name: str, settings: DebugSettings) -> Exporter:
 
 
 _BUILT_IN: Final[Mapping[str, Kind]] = {
-    "otlp_grpc": Kind(QueuedOtlpGrpcSettings, _otlp_grpc),
-    "otlp_http": Kind(QueuedOtlpHttpSettings, _otlp_http),
-    "file": Kind(QueuedFileSettings, _file, exclusive=True),
-    "debug": Kind(QueuedDebugSettings, _debug),
+    "otlp_grpc": Kind(OtlpGrpcSettings, _otlp_grpc),
+    "otlp_http": Kind(OtlpHttpSettings, _otlp_http),
+    "file": Kind(FileSettings, _file),
+    "debug": Kind(DebugSettings, _debug),
 }
 
 
@@ -146,6 +130,7 @@ BUILT_IN: Final = Components(
     telemetry=TelemetrySettings,
     single=frozenset({"file_storage"}),
     elsewhere=UNSUPPORTED_TYPES,
+    composed={"exporters": ConfiguredExporter},
 )
 """What comes with this distribution."""
 
@@ -155,9 +140,12 @@ COMPONENTS: Final = replace(BUILT_IN, exporters=EXPORTERS)
 
 
 def create_exporter(name: str, settings: Settings) -> Exporter:
-    """Make the exporter of an id such as `otlp_grpc/backend`; nothing is opened.
+    """Make the exporter of an id such as `otlp_grpc/backend`, or take the one that was given; nothing is opened.
 
     Raises:
         ConfigError: It is from an installed distribution, which can't make one of these settings.
     """
+    if isinstance(settings, ExporterObject):
+        exporter: Exporter = settings.exporter
+        return exporter
     return EXPORTERS.create(name, settings)

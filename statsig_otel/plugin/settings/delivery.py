@@ -4,12 +4,12 @@ The defaults differ from the Collector's where losing nothing asks for it: the q
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from statsig_otel.config.errors import SettingError
-from statsig_otel.config.model import ExtensionOf, Settings
+from statsig_otel.config.model import Composed, ExtensionOf, Settings
 from statsig_otel.config.units import Duration, format_duration
 from statsig_otel.exporters.delivery.retry import RetrySettings
 from statsig_otel.exporters.delivery.sender import DeliverySettings
@@ -116,8 +116,19 @@ class RetryOnFailureSettings(Settings):
         return self
 
 
-class DeliveryKeys(Settings):
-    """What every exporter's settings have beside their own."""
+DEFAULT_TIMEOUT: Final = 30.0
+"""Seconds for one `send` of an exporter whose settings have no timeout."""
+
+
+class ExporterObject(Settings):
+    """In the place of an exporter's settings: an exporter that was made in code. No file can name one."""
+
+    exporter: Any = Field(description="The exporter, which keeps the Exporter protocol.")
+    timeout: Duration = Field(default=DEFAULT_TIMEOUT, gt=0, description="The time for one send.")
+
+
+class ConfiguredExporter(Composed):
+    """An exporter of a configuration: its settings, and how it is fed."""
 
     refused: ClassVar[Mapping[str, str]] = {
         "batcher": "use sending_queue::batch",
@@ -135,25 +146,35 @@ class DeliveryKeys(Settings):
         default_factory=RetryOnFailureSettings, description="The waits after a passing fault."
     )
 
-    def delivery(self, timeout: float) -> DeliverySettings:
+    @property
+    def is_queued(self) -> bool:
+        """Whether it is fed from the queue; otherwise the webhook waits for it."""
+        return self.sending_queue.enabled
+
+    @property
+    def timeout(self) -> float:
+        """Seconds for one `send`."""
+        return float(getattr(self.settings, "timeout", DEFAULT_TIMEOUT))
+
+    def delivery(self) -> DeliverySettings:
         """The sender's settings."""
         retry = RetrySettings(**dict(self.retry_on_failure))
-        return DeliverySettings(max_records=self.sending_queue.batch.max_size, timeout=timeout, retry=retry)
+        return DeliverySettings(max_records=self.sending_queue.batch.max_size, timeout=self.timeout, retry=retry)
 
 
-def unused_keys(exporters: "Mapping[str, DeliveryKeys]") -> Iterator[str]:
+def unused_keys(exporters: "Mapping[str, ConfiguredExporter]") -> Iterator[str]:
     """What is written, is right, and has no effect: a sentence each, with its place."""
-    for name, keys in exporters.items():
+    for name, exporter in exporters.items():
+        settings, queue, where = exporter.settings, exporter.sending_queue, f"exporters::{name}::sending_queue"
         if (
-            isinstance(keys, OtlpGrpcSettings | OtlpHttpSettings)
-            and not keys.uses_tls
-            and keys.tls.insecure_skip_verify
+            isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings)
+            and not settings.uses_tls
+            and settings.tls.insecure_skip_verify
         ):
             yield f"exporters::{name}::tls::insecure_skip_verify: not used: without TLS there is no certificate"
-        queue, where = keys.sending_queue, f"exporters::{name}::sending_queue"
         if not queue.enabled:
             written = [f"sending_queue::{key}" for key in sorted(queue.model_fields_set - {"enabled"})]
-            written += ["retry_on_failure"] if "retry_on_failure" in keys.model_fields_set else []
+            written += ["retry_on_failure"] if "retry_on_failure" in exporter.model_fields_set else []
             if written:
                 yield f"exporters::{name}: not used while sending_queue::enabled is false: {', '.join(written)}"
             continue

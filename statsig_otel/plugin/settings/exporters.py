@@ -12,28 +12,16 @@ from importlib.metadata import EntryPoint, entry_points
 from inspect import iscoroutinefunction
 from typing import Any, Final
 
-from pydantic import BaseModel, Field, create_model, model_validator
+from pydantic import BaseModel, model_validator
 
 from statsig_otel.config.errors import ConfigError, Problem, SettingError
 from statsig_otel.config.grammar import TYPE
 from statsig_otel.config.model import Opaque, Settings
-from statsig_otel.config.units import Duration
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.exporter_type import ExporterType
-from statsig_otel.plugin.settings.delivery import DeliveryKeys
-
-DEFAULT_TIMEOUT = 30.0
-"""Seconds for one `send`."""
-
+from statsig_otel.plugin.settings.delivery import ConfiguredExporter
 
 _METHODS: Final = ("start", "send", "shutdown")
-
-
-class OwnExporterSettings(DeliveryKeys):
-    """The settings of such an exporter; no file can have them."""
-
-    exporter: Any = Field(description="The exporter, which keeps the Exporter protocol.")
-    timeout: Duration = Field(default=DEFAULT_TIMEOUT, gt=0, description="The time for one send.")
 
 
 def fault_of(exporter: object) -> str | None:
@@ -59,15 +47,13 @@ class Kind:
     """A type of exporter that can be used.
 
     Attributes:
-        settings: The model of its settings in a configuration file.
+        settings: The model of its settings.
         create: Makes one of its id and its checked settings. Loads the libraries that it needs, and opens nothing.
-        exclusive: Whether there must never be two with the same settings at a time.
         origin: The distribution that it is from, for people; empty for what is built in.
     """
 
-    settings: type[DeliveryKeys]
+    settings: type[Settings]
     create: Callable[[str, Any], Exporter]
-    exclusive: bool = False
     origin: str = ""
 
 
@@ -209,12 +195,6 @@ class ExporterTypes(Mapping[str, type[Settings]]):
             raise ConfigError([Problem(("exporters", id_), reason)])
         return exporter
 
-    def is_exclusive(self, id_: str) -> bool:
-        """Whether there must never be two such exporters with the same settings at a time."""
-        type_ = id_.partition("/")[0]
-        kind = self.kind(self._aliases.get(type_, type_))
-        return isinstance(kind, Kind) and kind.exclusive
-
     def _say_unused(self, rivals: Sequence[Installed]) -> None:
         for one in rivals:
             if one not in self._said:
@@ -245,13 +225,7 @@ def _load(one: Installed) -> Kind | Unusable:
     fault = _fault(found)
     if fault is not None:
         return Unusable(f"{where} can't be used: {fault}", mend)
-    try:
-        name = f"Queued{found.settings.__name__}"
-        about = {"__doc__": found.settings.__doc__, "__module__": found.settings.__module__}
-        model: type[Any] = create_model(name, __base__=(found.settings, DeliveryKeys), **about)
-    except Exception as error:  # noqa: BLE001 - pydantic runs the model's own hooks
-        return Unusable(f"{where} can't be used: its settings can't be extended: {_said(error)}", mend)
-    return Kind(model, found.create, found.exclusive, one.distribution)
+    return Kind(found.settings, found.create, one.distribution)
 
 
 def _fault(found: object) -> str | None:
@@ -264,7 +238,7 @@ def _fault(found: object) -> str | None:
     create: object = found.create
     if not callable(create):
         return "its create can't be called"
-    taken = [key for key in DeliveryKeys.model_fields if key in settings.model_fields]
+    taken = [key for key in settings.model_fields if key in ConfiguredExporter.shared_keys()]
     if taken:
         return f"its settings have a key {taken[0]}, which every exporter has by itself"
     timeout = settings.model_fields.get("timeout")

@@ -9,12 +9,13 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import examine, load
 from statsig_otel.config.locations import read_all
-from statsig_otel.exporters.queue.routing import QueuedReceiver
+from statsig_otel.config.model import Settings
+from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.record.record import DEFAULT_RESOURCE, LogRecordEncoder
 from statsig_otel.plugin.settings.catalog import COMPONENTS
-from statsig_otel.plugin.settings.delivery import DeliveryKeys
+from statsig_otel.plugin.settings.delivery import ConfiguredExporter
 from statsig_otel.plugin.settings.environment import resource_from_environment
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings, find_directory
@@ -27,16 +28,12 @@ class QueueConfiguration:
 
     Attributes:
         directory: The queue's directory.
-        exporters: The queued exporters.
-        receivers: What the queue has to know of the receivers.
-        delivered: The synchronous exporters of each receiver that has any.
+        routing: Whose records are for whom.
         mappers: What makes each receiver's records.
     """
 
     directory: Path
-    exporters: tuple[str, ...]
-    receivers: Mapping[str, QueuedReceiver]
-    delivered: Mapping[str, tuple[str, ...]]
+    routing: Routing
     mappers: Mapping[str, Mapper]
 
 
@@ -50,9 +47,7 @@ def read(locations: tuple[str, ...], environ: Mapping[str, str]) -> QueueConfigu
     resource = resource_from_environment(environ)
     return QueueConfiguration(
         directory=find_directory(configuration, environ),
-        exporters=queued_exporters(configuration),
-        receivers=queued_receivers(configuration),
-        delivered=synchronous_exporters(configuration),
+        routing=routing(configuration),
         mappers={name: create_mapper(one, resource) for name, one in receiver_settings(configuration).items()},
     )
 
@@ -84,48 +79,47 @@ def receiver_settings(configuration: Configuration) -> Mapping[str, StatsigRecei
     return cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
 
 
-def exporter_settings(configuration: Configuration) -> Mapping[str, DeliveryKeys]:
-    """The settings of each exporter, by what those of all types have."""
-    return cast("Mapping[str, DeliveryKeys]", configuration.exporters)
+def configured_exporters(configuration: Configuration) -> dict[str, ConfiguredExporter]:
+    """Each exporter, with how it is fed."""
+    return {name: one for name, one in configuration.exporters.items() if isinstance(one, ConfiguredExporter)}
+
+
+def exporter_settings(configuration: Configuration) -> dict[str, Settings]:
+    """The settings of each exporter, without how it is fed."""
+    return {name: one.settings for name, one in configured_exporters(configuration).items()}
 
 
 def queued_exporters(configuration: Configuration) -> tuple[str, ...]:
     """The exporters behind the queue."""
-    return tuple(name for name, keys in exporter_settings(configuration).items() if keys.sending_queue.enabled)
+    return tuple(name for name, one in configured_exporters(configuration).items() if one.is_queued)
 
 
-def exporters_by_receiver(configuration: Configuration) -> dict[str, tuple[str, ...]]:
-    """For each receiver the exporters of all its pipelines; where pipelines share one, it gets each record once."""
-    found: dict[str, dict[str, None]] = {name: {} for name in configuration.receivers}
-    for pipeline in configuration.pipelines.values():
-        for receiver in pipeline.receivers:
-            found[receiver].update(dict.fromkeys(pipeline.exporters))
-    return {name: tuple(exporters) for name, exporters in found.items()}
+def routing(configuration: Configuration) -> Routing:
+    """Whose records are for whom. Where pipelines of a receiver share an exporter, it gets each record once."""
+    configured = configured_exporters(configuration)
+    return Routing(
+        receivers={
+            receiver: _route(configuration, receiver, settings)
+            for receiver, settings in receiver_settings(configuration).items()
+        },
+        exporters={
+            name: QueuedExporter(one.sending_queue.queue_size, one.sending_queue.start_at == "oldest")
+            for name, one in configured.items()
+            if one.is_queued
+        },
+    )
 
 
-def synchronous_exporters(configuration: Configuration) -> dict[str, tuple[str, ...]]:
-    """For each receiver that has any the exporters that have no queue."""
+def _route(configuration: Configuration, receiver: str, settings: StatsigReceiverSettings) -> Route:
     queued = queued_exporters(configuration)
-    unqueued = {
-        name: tuple(exporter for exporter in exporters if exporter not in queued)
-        for name, exporters in exporters_by_receiver(configuration).items()
-    }
-    return {name: exporters for name, exporters in unqueued.items() if exporters}
-
-
-def queued_receivers(configuration: Configuration) -> dict[str, QueuedReceiver]:
-    """What the queue has to know of each receiver that has a queued exporter."""
-    queued = queued_exporters(configuration)
-    settings = receiver_settings(configuration)
-    behind_queue = {
-        name: tuple(exporter for exporter in exporters if exporter in queued)
-        for name, exporters in exporters_by_receiver(configuration).items()
-    }
-    return {
-        name: QueuedReceiver(exporters, settings[name].deduplication.window)
-        for name, exporters in behind_queue.items()
-        if exporters
-    }
+    pipelines = [one for one in configuration.pipelines.values() if receiver in one.receivers]
+    exporters = tuple(dict.fromkeys(name for pipeline in pipelines for name in pipeline.exporters))
+    return Route(
+        queued=tuple(name for name in exporters if name in queued),
+        window=settings.deduplication.window,
+        synchronous=tuple(name for name in exporters if name not in queued),
+        private=settings.user != "full",  # what its records don't show must not be in the log instead
+    )
 
 
 def create_mapper(settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> Mapper:

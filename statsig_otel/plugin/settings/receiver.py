@@ -12,7 +12,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from statsig_otel.config.errors import Fault, SettingError
 from statsig_otel.config.model import Opaque, Settings
 from statsig_otel.config.units import Duration, Size
-from statsig_otel.exporters.queue.routing import DEFAULT_WINDOW
+from statsig_otel.exporters.routing import DEFAULT_WINDOW
 from statsig_otel.plugin.record.mapping import MAX_INT, SERVICE_FIELDS, parse_template
 from statsig_otel.plugin.record.record import UserMode
 from statsig_otel.plugin.record.services import CHANGE_UID, IMPACTED_SERVICES

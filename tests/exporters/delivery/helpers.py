@@ -20,8 +20,8 @@ from statsig_otel.exporters.otlp.http import OtlpHttpExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery.client import Recovery
-from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter
+from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink, Received, partial_success, retry_info
 
 Kind = Literal["delivered", "later", "later in 1 s", "rejected", "too large", "partial", "blocked", "broken", "hang"]
@@ -146,8 +146,9 @@ class Rig:
         self.path = path
         self.queue = DurableQueue(
             path,
-            receivers={"statsig": QueuedReceiver(tuple(exporters))},
-            exporters={name: QueuedExporter() for name in exporters},
+            CurrentRouting(
+                Routing({"statsig": Route(tuple(exporters))}, {name: QueuedExporter() for name in exporters})
+            ),
             min_free_bytes=0,
         )
         self.queue.start()

@@ -23,6 +23,7 @@ from statsig_otel.exporters.delivery.sender import BLOCKED, DeliverySettings, Qu
 from statsig_otel.exporters.exporter import Delivered, Outcome
 from statsig_otel.exporters.queue import queries
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.routing import CurrentRouting, Routing
 from tests.exporters.delivery.helpers import (
     QUICK,
     SLOW,
@@ -1065,7 +1066,7 @@ def test_by_default_a_blocked_exporter_is_tried_every_five_minutes_at_least() ->
 
 
 def test_a_sender_opens_nothing_before_its_start(tmp_path: Path) -> None:
-    queue = DurableQueue(tmp_path / "queue", receivers={}, exporters={})
+    queue = DurableQueue(tmp_path / "queue", CurrentRouting(Routing()))
     assert queue is not None
     made = Rig(tmp_path, {"out": (exporter_to("http", "127.0.0.1:9"), settings())})
     try:

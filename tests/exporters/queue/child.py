@@ -23,7 +23,7 @@ from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import carry_over
 from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver, CarryOver
-from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
+from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.exporters.queue.helpers import PATIENCE, batch, delivered, put, running
 
 
@@ -175,8 +175,7 @@ def fork_and_use(directory: str) -> None:
     """Use a queue in a forked child, then in the parent."""
     queue = DurableQueue(
         Path(directory),
-        receivers={"statsig": QueuedReceiver(("otlp",))},
-        exporters={"otlp": QueuedExporter()},
+        CurrentRouting(Routing({"statsig": Route(("otlp",))}, {"otlp": QueuedExporter()})),
         min_free_bytes=0,
     )
     queue.start()

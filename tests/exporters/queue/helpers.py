@@ -22,8 +22,8 @@ from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery.client import Recovery
-from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter
+from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 
 PATIENCE = 30.0
 """Seconds after which something counts as hanging."""
@@ -52,7 +52,7 @@ def batch(*numbers: int, receiver: str = "statsig", records: int = 1, size: int 
 def running(
     directory: Path,
     *,
-    receivers: Mapping[str, QueuedReceiver] | None = None,
+    receivers: Mapping[str, Route] | None = None,
     exporters: Mapping[str, QueuedExporter] | Sequence[str] = ("otlp",),
     min_free_bytes: int = 0,
     clock: Callable[[], float] = lambda: 1_700_000_000.0,
@@ -60,10 +60,10 @@ def running(
 ) -> Iterator[DurableQueue]:
     """A started queue with its recovery; by default one receiver, `statsig`, whose records are for all exporters."""
     known = exporters if isinstance(exporters, Mapping) else {name: QueuedExporter() for name in exporters}
+    routes = {"statsig": Route(tuple(known))} if receivers is None else receivers
     queue = DurableQueue(
         directory,
-        receivers={"statsig": QueuedReceiver(tuple(known))} if receivers is None else receivers,
-        exporters=known,
+        CurrentRouting(Routing(routes, known)),
         min_free_bytes=min_free_bytes,
         clock=clock,
     )

@@ -16,10 +16,10 @@ from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery import damaged_file
-from statsig_otel.exporters.queue.routing import QueuedExporter
 from statsig_otel.exporters.queue.schema import ForeignFileError, NewerSchemaError
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.queue.writer import StorageError
+from statsig_otel.exporters.routing import QueuedExporter
 from tests.exporters.queue.helpers import (
     PATIENCE,
     batch,

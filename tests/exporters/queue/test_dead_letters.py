@@ -23,13 +23,13 @@ from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
+from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 
 T = TypeVar("T")
 
 NOW = 1_700_000_000_000
-RECEIVERS = {"statsig": QueuedReceiver(("a", "b"))}
+RECEIVERS = {"statsig": Route(("a", "b"))}
 EXPORTERS = {"a": QueuedExporter(), "b": QueuedExporter()}
 
 
@@ -63,7 +63,7 @@ class Database:
         return dead_letters.last_id(self.connection)
 
     def replay(self, plan: Replay, *, now_ms: int = NOW) -> Replayed:
-        return self(lambda connection: dead_letters.replay(connection, plan, receivers=RECEIVERS, now_ms=now_ms))
+        return self(lambda connection: dead_letters.replay(connection, plan, routing=Routing(RECEIVERS), now_ms=now_ms))
 
     def waiting(self) -> dict[str, list[bytes]]:
         """What each exporter will be sent, as its sender reads it; asserted to be what is counted."""
@@ -233,25 +233,23 @@ def test_of_a_body_what_is_still_invalid_becomes_letters_of_their_own(database: 
     assert dead_letters.content(database.connection, left.id) == b"bad"
 
 
-@pytest.mark.parametrize("receivers", [{}, {"statsig": QueuedReceiver(())}])
-def test_a_receiver_without_a_queued_exporter_loses_nothing(
-    database: Database, receivers: dict[str, QueuedReceiver]
-) -> None:
+@pytest.mark.parametrize("receivers", [{}, {"statsig": Route(())}])
+def test_a_receiver_without_a_queued_exporter_loses_nothing(database: Database, receivers: dict[str, Route]) -> None:
     letter = database.bury("item", "statsig", b"item")
     plan = MapAgain(letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))
-    done = database(lambda connection: dead_letters.replay(connection, plan, receivers=receivers, now_ms=NOW))
+    done = database(lambda connection: dead_letters.replay(connection, plan, routing=Routing(receivers), now_ms=NOW))
     assert done.outcome == "kept"
     assert database.ids() == [letter]
 
 
 @pytest.mark.parametrize(("receivers", "waits"), [({}, 0), (RECEIVERS, 1)])
 def test_what_the_synchronous_exporters_have_is_put_into_a_queue_only_where_there_is_one(
-    database: Database, receivers: dict[str, QueuedReceiver], waits: int
+    database: Database, receivers: dict[str, Route], waits: int
 ) -> None:
     letter = database.bury("body", "statsig", b"body")
     batch = Batch("statsig", (Change(uid(1), (payload("x"),)),), (Invalid(b"bad", "no name"),))
     plan = MapAgain(letter, batch, delivered=("now",))
-    done = database(lambda connection: dead_letters.replay(connection, plan, receivers=receivers, now_ms=NOW))
+    done = database(lambda connection: dead_letters.replay(connection, plan, routing=Routing(receivers), now_ms=NOW))
     assert (done.outcome, done.records, done.delivered, done.invalid) == ("replayed", waits, ("now",), 1)
     assert database.waiting() == {"a": [payload("x")] * waits, "b": [payload("x")] * waits}
     assert [one.reason for one in dead_letters.select(database.connection, Selection())] == ["no name"]
@@ -303,7 +301,7 @@ def test_a_head_that_is_damaged_becomes_a_letter_that_says_so(database: Database
 
 def test_replays_in_parallel_double_nothing(tmp_path: Path) -> None:
     """On a running queue; its senders see what was replayed."""
-    queue = DurableQueue(tmp_path, receivers=RECEIVERS, exporters=EXPORTERS, min_free_bytes=0)
+    queue = DurableQueue(tmp_path, CurrentRouting(Routing(RECEIVERS, EXPORTERS)), min_free_bytes=0)
     queue.start()
     try:
         sent = [payload(str(number)) for number in range(20)]
@@ -320,7 +318,7 @@ def test_replays_in_parallel_double_nothing(tmp_path: Path) -> None:
 
         def replay(plans: Sequence[Replay]) -> None:
             for plan in plans:
-                work = queue.submit(partial(dead_letters.replay, plan=plan, receivers=RECEIVERS, now_ms=NOW))
+                work = queue.submit(partial(dead_letters.replay, plan=plan, routing=Routing(RECEIVERS), now_ms=NOW))
                 outcomes.append(work.result())
 
         threads = [threading.Thread(target=replay, args=(plans,)) for _ in range(4)]
@@ -346,6 +344,7 @@ from pathlib import Path
 from statsig_otel.exporters.queue import dead_letters, store
 from statsig_otel.exporters.queue.dead_letters import Resend, Selection
 from statsig_otel.exporters.queue.open_directory import StoppedQueue
+from statsig_otel.exporters.routing import Routing
 with StoppedQueue(Path(sys.argv[1])) as queue:
     print("ready", flush=True)
     sys.stdin.readline()
@@ -356,7 +355,7 @@ with StoppedQueue(Path(sys.argv[1])) as queue:
         def work(connection):
             content = dead_letters.content(connection, found[0].id)
             plan = Resend(found[0].id, "a", ((b"u" * 16, content),))
-            return dead_letters.replay(connection, plan, receivers={}, now_ms=0)
+            return dead_letters.replay(connection, plan, routing=Routing(), now_ms=0)
         queue.submit(work).result()
         print(".", end="", flush=True)
 """
@@ -406,7 +405,7 @@ def test_a_stopped_queue_is_changed_and_left_in_order(tmp_path: Path) -> None:
         assert queue.database.stat().st_mode & 0o777 == 0o600
     assert directory.was_left_clean()
     assert not (tmp_path / "queue.db-wal").exists()
-    queue_again = DurableQueue(tmp_path, receivers={}, exporters={}, min_free_bytes=0)
+    queue_again = DurableQueue(tmp_path, CurrentRouting(Routing()), min_free_bytes=0)
     queue_again.start()
     try:
         assert [state.name for state in queue_again.states()] == ["a"]
@@ -431,7 +430,7 @@ def test_a_log_that_is_gone_stays_to_be_said_by_the_service(tmp_path: Path, capl
     QueueDirectory(tmp_path).mark(clean=False)
     with StoppedQueue(tmp_path):
         pass
-    started = DurableQueue(tmp_path, receivers={}, exporters={}, min_free_bytes=0)
+    started = DurableQueue(tmp_path, CurrentRouting(Routing()), min_free_bytes=0)
     started.start()
     started.shutdown()
     assert "queue.db-wal" in caplog.text

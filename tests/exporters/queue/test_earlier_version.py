@@ -13,13 +13,13 @@ from statsig_otel.exporters.consumer import Batch, Change, Receipt
 from statsig_otel.exporters.queue import dead_letters, schema
 from statsig_otel.exporters.queue.dead_letters import Selection
 from statsig_otel.exporters.queue.records import Stored
-from statsig_otel.exporters.queue.routing import QueuedReceiver
+from statsig_otel.exporters.routing import Route
 from tests.exporters.queue.helpers import PATIENCE, ROOT, check_counters, errors, kept, read_all, reading, running
 
 DIRECTORIES = sorted((ROOT / "tests" / "data" / "queues").iterdir())
 """One for each version, written by its own code. What each contains is the same, and is said by the tests below."""
 
-RECEIVERS = {"statsig": QueuedReceiver(("otlp", "archive")), "statsig/eu": QueuedReceiver(("archive",))}
+RECEIVERS = {"statsig": Route(("otlp", "archive")), "statsig/eu": Route(("archive",))}
 WRITTEN_AT = 1_751_457_600
 SPLIT = "43f831adb64795f32e9e8de9c103019c"
 """The uid of the change that was split over three services."""

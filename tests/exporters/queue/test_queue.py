@@ -13,9 +13,9 @@ from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import queries, schema, store
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
+from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.exporters.queue.helpers import (
     PATIENCE,
     batch,
@@ -77,8 +77,7 @@ def test_an_answer_means_that_another_connection_sees_the_records_and_the_invali
 def test_nothing_is_opened_before_the_start_and_all_is_refused(tmp_path: Path) -> None:
     queue = DurableQueue(
         tmp_path,
-        receivers={"statsig": QueuedReceiver(("otlp",))},
-        exporters={"otlp": QueuedExporter()},
+        CurrentRouting(Routing({"statsig": Route(("otlp",))}, {"otlp": QueuedExporter()})),
         min_free_bytes=0,
     )
     assert not list(tmp_path.iterdir())
@@ -164,7 +163,7 @@ def test_a_duplicate_is_answered_after_the_commit_of_the_first(tmp_path: Path) -
 
 
 def test_the_same_change_at_two_receivers_is_two_changes(tmp_path: Path) -> None:
-    receivers = {"statsig": QueuedReceiver(("otlp",)), "statsig/eu": QueuedReceiver(("otlp",))}
+    receivers = {"statsig": Route(("otlp",)), "statsig/eu": Route(("otlp",))}
     with running(tmp_path, receivers=receivers) as queue:
         assert put(queue, 1) == Receipt(1)
         assert put(queue, 1, receiver="statsig/eu") == Receipt(1)
@@ -174,7 +173,7 @@ def test_the_same_change_at_two_receivers_is_two_changes(tmp_path: Path) -> None
 
 def test_after_the_window_a_change_is_new_again(tmp_path: Path) -> None:
     clock = Clock()
-    receivers = {"statsig": QueuedReceiver(("otlp",), window=60.0)}
+    receivers = {"statsig": Route(("otlp",), window=60.0)}
     with running(tmp_path, receivers=receivers, clock=clock) as queue:
         assert put(queue, 1) == Receipt(1)
         clock.now += 59.999
@@ -187,7 +186,7 @@ def test_after_the_window_a_change_is_new_again(tmp_path: Path) -> None:
 
 
 def test_without_a_window_nothing_is_a_duplicate_and_nothing_is_remembered(tmp_path: Path) -> None:
-    with running(tmp_path, receivers={"statsig": QueuedReceiver(("otlp",), window=0)}) as queue:
+    with running(tmp_path, receivers={"statsig": Route(("otlp",), window=0)}) as queue:
         assert put(queue, 1, 1) == Receipt(2)
         assert put(queue, 1) == Receipt(1)
         assert count(queue.database, "seen") == 0
@@ -218,9 +217,9 @@ def test_a_clock_that_jumps_loses_nothing_and_starts_no_storm(tmp_path: Path, ju
 
 def test_each_exporter_gets_what_is_for_it_in_order_and_at_its_own_pace(tmp_path: Path) -> None:
     receivers = {
-        "x": QueuedReceiver(("a", "b"), window=0),
-        "y": QueuedReceiver(("b", "c"), window=0),
-        "z": QueuedReceiver(("c",), window=0),
+        "x": Route(("a", "b"), window=0),
+        "y": Route(("b", "c"), window=0),
+        "z": Route(("c",), window=0),
     }
     with running(tmp_path, receivers=receivers, exporters=("a", "b", "c", "idle")) as queue:
         for number in range(60):
@@ -240,7 +239,7 @@ def test_each_exporter_gets_what_is_for_it_in_order_and_at_its_own_pace(tmp_path
 
 
 def test_a_receiver_without_a_queued_exporter_leaves_nothing_behind(tmp_path: Path) -> None:
-    with running(tmp_path, receivers={"statsig": QueuedReceiver(())}) as queue:
+    with running(tmp_path, receivers={"statsig": Route(())}) as queue:
         assert put(queue, 1) == Receipt(1)
         tidied(queue)
         assert count(queue.database) == 0
@@ -258,14 +257,14 @@ def test_a_new_exporter_begins_at_the_next_record(tmp_path: Path) -> None:
 
 def test_a_new_exporter_that_is_told_so_begins_at_the_oldest_of_its_receivers(tmp_path: Path) -> None:
     """What other receivers brought is not for it, and what is deleted is gone."""
-    receivers = {"x": QueuedReceiver(("otlp",)), "y": QueuedReceiver(("otlp",))}
+    receivers = {"x": Route(("otlp",)), "y": Route(("otlp",))}
     with running(tmp_path, receivers=receivers) as queue:
         put(queue, 1, receiver="x")
         assert delivered(queue.cursor("otlp")) == [1]
         tidied(queue)
         for number in range(2, 8):
             put(queue, number, receiver="yx"[number % 2])
-    wider = {"x": QueuedReceiver(("otlp", "new")), "y": QueuedReceiver(("otlp",))}
+    wider = {"x": Route(("otlp", "new")), "y": Route(("otlp",))}
     exporters = {"otlp": QueuedExporter(), "new": QueuedExporter(from_oldest=True)}
     for _ in range(2):  # the second start changes nothing
         with running(tmp_path, receivers=wider, exporters=exporters) as queue:
@@ -526,7 +525,7 @@ def test_exporters_that_begin_at_the_oldest_record_come_under_load_and_every_cou
             for number in range(10):
                 names.append(f"new {number}")
                 exporters = {name: QueuedExporter(from_oldest=True) for name in names}
-                queue.reconfigure(receivers={"statsig": QueuedReceiver(tuple(names))}, exporters=exporters)
+                queue.reconfigure(Routing({"statsig": Route(tuple(names))}, exporters))
             stopping.set()
             for one in loading:
                 one.result(PATIENCE)
@@ -546,9 +545,9 @@ def test_an_exporter_that_is_just_coming_back_counts_as_configured(tmp_path: Pat
         exporters = {name: QueuedExporter() for name in ("a", "b")}
         with ThreadPoolExecutor(1) as thread:
             with blocked(queue):
-                coming = thread.submit(lambda: queue.reconfigure(receivers={}, exporters=exporters))
+                coming = thread.submit(lambda: queue.reconfigure(Routing({}, exporters)))
                 wait_until(lambda: queue.serves("b"), "it is told")
-                assert "b" not in queue.plan.exporters
+                assert "b" not in queue.routing.exporters
             coming.result(PATIENCE)
         assert queue.serves("b")
         queue.cursor("b").close()
@@ -559,10 +558,8 @@ def test_routes_that_no_record_is_on_are_forgotten(tmp_path: Path) -> None:
         put(queue, 1)
         for number in range(30):
             name = f"e{number}"
-            queue.reconfigure(
-                receivers={"statsig": QueuedReceiver((name,))},
-                exporters={name: QueuedExporter(), "a": QueuedExporter()},
-            )
+            exporters = {name: QueuedExporter(), "a": QueuedExporter()}
+            queue.reconfigure(Routing({"statsig": Route((name,))}, exporters))
             put(queue, 100 + number)
             read_all(queue.cursor(name))
             queue.cursor(name).close()

@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
 
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -15,8 +14,8 @@ from statsig_otel.exporters.consumer import RefusedError
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Records
-from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter
+from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.exporters.queue.helpers import (
     PATIENCE,
     batch,
@@ -64,11 +63,6 @@ class Place:
         self.soon = []
 
 
-class Plan(TypedDict):
-    receivers: dict[str, QueuedReceiver]
-    exporters: dict[str, QueuedExporter]
-
-
 class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -89,18 +83,20 @@ class QueueMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         names: set[str] = set().union(*self.routes.values())
-        self.queue = DurableQueue(self.directory, **self.plan(), min_free_bytes=0, clock=lambda: self.now)
+        self.queue = DurableQueue(
+            self.directory, CurrentRouting(self.routing()), min_free_bytes=0, clock=lambda: self.now
+        )
         self.queue.start()
         for name in names:
             self.places.setdefault(name, Place())
         self.names = names
 
-    def plan(self) -> "Plan":
+    def routing(self) -> Routing:
         names = set().union(*self.routes.values())
-        return {
-            "receivers": {name: QueuedReceiver(tuple(sorted(of)), window=WINDOW) for name, of in self.routes.items()},
-            "exporters": {name: QueuedExporter(queue_size=LIMIT if name == "limited" else None) for name in names},
-        }
+        return Routing(
+            {name: Route(tuple(sorted(of)), window=WINDOW) for name, of in self.routes.items()},
+            {name: QueuedExporter(queue_size=LIMIT if name == "limited" else None) for name in names},
+        )
 
     def close(self) -> None:
         for name in self.names:
@@ -247,7 +243,7 @@ class QueueMachine(RuleBasedStateMachine):
         if running:
             for name in self.names - (x | y):
                 self.close_cursor(name)
-            self.queue.reconfigure(**self.plan())
+            self.queue.reconfigure(self.routing())
             self.names = x | y
             for name in self.names:
                 self.places.setdefault(name, Place())

@@ -25,6 +25,7 @@ from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.plugin.cli.components import list_components
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.reading import exporter_settings
 from tests.e2e.service_process import ServiceProcess
 from tests.peers.certs import Authority
 
@@ -787,7 +788,7 @@ def test_headers_are_a_mapping_or_a_list(schema: Any, headers: str) -> None:
         names="otlp_grpc, otlp_http",
     )
     document = read(Path(path), environ={})
-    for settings in check(document, COMPONENTS).exporters.values():
+    for settings in exporter_settings(check(document, COMPONENTS)).values():
         assert isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings)
         assert {name: value.reveal() for name, value in settings.headers.items()} == {"x-key": "007", "b": "z"}
     assert wrong(schema, Path(path).read_text()) == []

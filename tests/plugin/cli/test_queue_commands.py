@@ -26,8 +26,8 @@ from statsig_otel.exporters.queue import queries, store
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter
+from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from statsig_otel.plugin.cli import dead_letters
 from statsig_otel.plugin.cli import queue as queue_command
 from statsig_otel.plugin.control import dead_letters as dead_letters_handlers
@@ -42,7 +42,6 @@ from statsig_otel.plugin.webhook.signature import Verifier
 from tests.exporters.queue.helpers import failing_disk
 
 WAIT = 20.0
-RECEIVERS = {"statsig": QueuedReceiver(("good", "bad"))}
 OBSERVED = 1_700_000_000_000_000_000
 
 
@@ -128,24 +127,23 @@ class Served:
         self.good, self.bad = Backend(Delivered()), Backend(Blocked("401: the key has expired"))
         self.now = Backend(Delivered())
         backends = {"good": self.good, "bad": self.bad}
-        receivers = {"statsig": QueuedReceiver(exporters)}
-        at_once = {"statsig": delivered, "statsig/now": ("debug/now",)}
-        self.synchronous = SynchronousConsumer({"debug/now": SynchronousExporter(self.now, WAIT)}, at_once)
-        self.queue = DurableQueue(
-            directory, receivers=receivers, exporters={name: QueuedExporter() for name in exporters}, min_free_bytes=0
+        routing = Routing(
+            {"statsig": Route(exporters, synchronous=delivered), "statsig/now": Route(synchronous=("debug/now",))},
+            {name: QueuedExporter() for name in exporters},
         )
+        self.synchronous = SynchronousConsumer({"debug/now": SynchronousExporter(self.now, WAIT)}, {})
+        self.queue = DurableQueue(directory, CurrentRouting(routing), min_free_bytes=0)
         self.senders = {
             name: QueueSender(self.queue.cursor(name), backends[name], DeliverySettings(max_records=1))
             for name in exporters
         }
-        self.intakes = {name: Intake(verifier=Verifier(["webhook-secret"]), name=name) for name in at_once}
+        self.intakes = {name: Intake(verifier=Verifier(["webhook-secret"]), name=name) for name in routing.receivers}
         commands = handlers(
             self.queue,
             senders=self.senders,
             intakes=self.intakes,
-            receivers=receivers,
+            routing=routing,
             synchronous=self.synchronous,
-            delivered=at_once,
         )
         self.control = ControlServer(directory / CONTROL, commands)
 

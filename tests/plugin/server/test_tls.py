@@ -2,11 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
-from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.local.debug import DebugSettings
-from statsig_otel.plugin.server.tls import digest, digests
+from statsig_otel.plugin.server.tls import digest
 
 
 def test_any_change_of_any_file_is_seen(tmp_path: Path) -> None:
@@ -24,18 +20,3 @@ def test_any_change_of_any_file_is_seen(tmp_path: Path) -> None:
     assert digest([first, None, second]) != digest([first, second]) != digest([first])
     first.unlink()
     assert digest([first, second]) not in seen
-
-
-@pytest.mark.parametrize("tls", [{}, {"ca_file": "a"}, {"cert_file": "a", "key_file": "b"}])
-def test_exporters_have_the_files_that_they_use(tls: dict[str, str]) -> None:
-    files = tuple(map(Path, tls.values()))
-    secure = [
-        OtlpGrpcSettings.model_validate({"endpoint": "h:1", "tls": tls}),
-        OtlpGrpcSettings.model_validate({"endpoint": "https://h:1", "tls": tls}),
-        OtlpHttpSettings.model_validate({"endpoint": "https://h", "tls": tls}),
-    ]
-    assert [settings.own_files for settings in secure] == [files] * 3
-    plain = OtlpGrpcSettings.model_validate({"endpoint": "h:1", "tls": {**tls, "insecure": True}})
-    assert plain.own_files == ()
-    found = digests({"a": secure[0], "b": plain, "c": DebugSettings()})
-    assert list(found) == (["a"] if tls else [])

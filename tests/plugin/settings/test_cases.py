@@ -37,7 +37,7 @@ def models(annotation: Any) -> Iterator[type[Settings]]:
         yield from models(argument)
 
 
-TABLES: Final = (COMPONENTS.receivers, COMPONENTS.exporters, COMPONENTS.extensions)
+TABLES: Final = (COMPONENTS.receivers, COMPONENTS.exporters, COMPONENTS.extensions, COMPONENTS.composed)
 ALL: Final = {
     found
     for model in [*(model for table in TABLES for model in table.values()), COMPONENTS.telemetry]

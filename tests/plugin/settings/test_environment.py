@@ -19,6 +19,7 @@ from statsig_otel.plugin.settings.environment import (
     document_from_environment,
     resource_from_environment,
 )
+from statsig_otel.plugin.settings.reading import exporter_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
 HTTP = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
@@ -29,7 +30,7 @@ def configuration(**environ: str) -> Configuration:
 
 
 def exporter(**environ: str) -> OtlpGrpcSettings | OtlpHttpSettings:
-    (found,) = configuration(**environ).exporters.values()
+    (found,) = exporter_settings(configuration(**environ)).values()
     assert isinstance(found, OtlpGrpcSettings | OtlpHttpSettings)
     return found
 
@@ -271,7 +272,7 @@ VARIABLES = {
 def test_beside_a_file_variables_count_only_where_it_names_them() -> None:
     """The key of one backend must not go to another."""
     environ = Environment(VARIABLES)
-    found = check(parse(FILE.encode(), file="f", directory=Path(), environ=environ), COMPONENTS).exporters
+    found = exporter_settings(check(parse(FILE.encode(), file="f", directory=Path(), environ=environ), COMPONENTS))
     first, second = found["otlp_grpc"], found["otlp_http"]
     assert isinstance(first, OtlpGrpcSettings)
     assert isinstance(second, OtlpHttpSettings)

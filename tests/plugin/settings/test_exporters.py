@@ -20,6 +20,7 @@ from statsig_otel.plugin.cli.configuration_docs import schema
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.service.backend import Backend
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS, create_exporter
+from statsig_otel.plugin.settings.reading import exporter_settings
 from tests.exporters.delivery.helpers import encoded, until
 
 MODULE: Final = '''
@@ -300,7 +301,7 @@ def test_a_factory_that_makes_no_exporter_is_an_error(site: Site) -> None:
     module = site.module(f"{MODULE}\nEXPORTER = ExporterType(TapeSettings, lambda name, settings: name)")
     site.install({"tape": f"{module}:EXPORTER"})
     with pytest.raises(ConfigError, match=r"tape-drive 2\.5 made no exporter but a str, which has no start\(\)"):
-        create_exporter("tape/a", configured("tape/a: {key: a}", "tape/a").exporters["tape/a"])
+        create_exporter("tape/a", exporter_settings(configured("tape/a: {key: a}", "tape/a"))["tape/a"])
 
 
 def test_a_reload_finds_what_was_installed_or_mended_meanwhile(site: Site) -> None:
@@ -388,19 +389,22 @@ def test_what_it_refuses_is_a_dead_letter_where_retries_are_off(tape: str, tmp_p
     assert "torn" in listed.output
 
 
-@pytest.mark.parametrize(
-    ("exclusive", "lives"),
-    [("", ["start 1", "start 2", "shutdown 1"]), (", exclusive=True", ["start 1", "shutdown 1", "start 2"])],
-)
-def test_one_that_is_exclusive_ends_before_the_next_one_starts(
-    site: Site, tmp_path: Path, exclusive: str, lives: list[str]
-) -> None:
-    module = site.module(f"{MODULE}\nEXPORTER = ExporterType(TapeSettings, TapeExporter{exclusive})")
-    site.install({"tape": f"{module}:EXPORTER"})
-    delivery = Backend(configured("tape: {key: a, sending_queue: {enabled: false}}"), tmp_path / "q")
+def test_one_ends_before_the_next_one_starts(tape: str, tmp_path: Path) -> None:
+    """There are never two with the same settings at a time, such as two writers of a file."""
+    delivery = Backend(configured("tape: {key: a}"), tmp_path / "q")
     delivery.start()
     try:
-        delivery.reconfigure(configured("tape: {key: a, reel: 2, sending_queue: {enabled: false}}"))
-        assert sys.modules[module].TapeExporter.lives == lives
+        delivery.reconfigure(configured("tape: {key: a, reel: 2}"))
+        assert sys.modules[tape].TapeExporter.lives == ["start 1", "shutdown 1", "start 2"]
     finally:
         delivery.shutdown()
+
+
+def test_without_a_queue_not_even_another_secret_is_taken_over_by_one_that_can_not_renew_it(
+    tape: str, tmp_path: Path
+) -> None:
+    backend = Backend(configured("tape: {key: a, sending_queue: {enabled: false}}"), tmp_path / "q")
+    changed = configured("tape: {key: b, sending_queue: {enabled: false}}")
+    assert list(backend.needing_restart(changed)) == [
+        "exporters::tape::key: has changed, and the exporter has no sending queue"
+    ]

@@ -19,13 +19,15 @@ jsonschema: Any = pytest.importorskip("jsonschema")
 
 SCHEMA: Final = jsonschema.Draft202012Validator(json_schema(BUILT_IN))
 
-COMPONENTS: Final[dict[tuple[str, str], type[Settings]]] = {
-    **{("receivers", name): model for name, model in BUILT_IN.receivers.items()},
-    **{("exporters", name): model for name, model in BUILT_IN.exporters.items()},
-    **{("extensions", name): model for name, model in BUILT_IN.extensions.items()},
-    ("service", "telemetry"): BUILT_IN.telemetry,
+COMPONENTS: Final[dict[tuple[str, str], tuple[type[Settings], ...]]] = {
+    **{
+        (kind, type_): BUILT_IN.models(kind, type_)
+        for kind in ("receivers", "exporters", "extensions")
+        for type_ in BUILT_IN.of(kind) or ()
+    },
+    ("service", "telemetry"): (BUILT_IN.telemetry,),
 }
-PLACES: Final = [(kind, key.path) for kind, model in COMPONENTS.items() for key in keys(model)]
+PLACES: Final = [(kind, key.path) for kind, models in COMPONENTS.items() for key in keys(*models)]
 
 LEAST: Final[dict[str, dict[str, Any]]] = {
     "statsig": {"signing_secrets": ["webhook-x"]},

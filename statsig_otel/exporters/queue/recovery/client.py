@@ -112,5 +112,5 @@ class Recovery:
 
     def _exporters_of(self, receiver: str) -> tuple[str, ...]:
         """The exporters of a receiver as configured now, or all: for records that do not tell whom they are for."""
-        routing = self._queue.plan
-        return routing.exporters_of(receiver) or tuple(routing.exporters)
+        routing = self._queue.routing
+        return routing.route(receiver).queued or tuple(routing.exporters)

@@ -27,8 +27,8 @@ from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import carry_over, client, damaged_file
 from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver, CarryOver, NobodyConfiguredError
 from statsig_otel.exporters.queue.recovery.client import Recovery
-from statsig_otel.exporters.queue.routing import QueuedExporter, QueuedReceiver
 from statsig_otel.exporters.queue.store import DeadLetter
+from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
 from tests.exporters.delivery.helpers import Backend, rig
 from tests.exporters.delivery.helpers import settings as delivery_settings
 from tests.exporters.queue.helpers import (
@@ -67,14 +67,14 @@ def spoil(directory: Path) -> None:
 
 
 def test_each_exporter_gets_what_it_was_not_done_with(tmp_path: Path) -> None:
-    receivers = {"statsig": QueuedReceiver(("a", "b")), "statsig/eu": QueuedReceiver(("b", "left"))}
+    receivers = {"statsig": Route(("a", "b")), "statsig/eu": Route(("b", "left"))}
     with running(tmp_path, receivers=receivers, exporters=("a", "b", "left")) as queue:
         put(queue, 1, 2, 3)
         put(queue, 4, 5, receiver="statsig/eu")
         cursor = queue.cursor("a")
         cursor.finish(cursor.read(2, 1000))
     spoil(tmp_path)
-    receivers = {"statsig": QueuedReceiver(("a", "b")), "statsig/eu": QueuedReceiver(("b",))}
+    receivers = {"statsig": Route(("a", "b")), "statsig/eu": Route(("b",))}
     with running(tmp_path, receivers=receivers, exporters=("a", "b")) as queue:
         settled(tmp_path)
         check_counters(queue)
@@ -106,26 +106,26 @@ def test_a_change_that_was_split_keeps_all_its_records_though_they_have_one_uid(
 
 
 def test_what_a_receiver_brought_that_has_left_the_configuration_is_delivered(tmp_path: Path) -> None:
-    both = {"statsig": QueuedReceiver(("a",)), "statsig/left": QueuedReceiver(("a", "b"))}
+    both = {"statsig": Route(("a",)), "statsig/left": Route(("a", "b"))}
     with running(tmp_path, receivers=both, exporters=("a", "b")) as queue:
         put(queue, 1)
         put(queue, 2, receiver="statsig/left", records=2)
         cursor = queue.cursor("a")
         cursor.finish(cursor.read(2, 1000))
     spoil(tmp_path)
-    now = {"statsig": QueuedReceiver(("a", "b"))}
+    now = {"statsig": Route(("a", "b"))}
     with running(tmp_path, receivers=now, exporters=("a", "b")) as queue:
         settled(tmp_path)
         check_counters(queue)
         assert [record.payload[:3] for record in read_all(queue.cursor("a"))] == [b"2.1"]
         assert [record.payload[:3] for record in read_all(queue.cursor("b"))] == [b"2.0", b"2.1"]
-        queue.reconfigure(receivers=both, exporters={"a": QueuedExporter(), "b": QueuedExporter()})
+        queue.reconfigure(Routing(both, {"a": QueuedExporter(), "b": QueuedExporter()}))
         assert put(queue, 2, receiver="statsig/left") == Receipt(0, 1), "it comes back"
 
 
 def test_where_places_can_not_be_read_all_that_is_there_goes_to_all_of_its_receiver(tmp_path: Path) -> None:
     """Rather twice than not at all: the uids are the same."""
-    receivers = {"statsig": QueuedReceiver(("a", "b")), "statsig/eu": QueuedReceiver(("b",))}
+    receivers = {"statsig": Route(("a", "b")), "statsig/eu": Route(("b",))}
     with running(tmp_path, receivers=receivers, exporters=("a", "b")) as queue:
         put(queue, 1)
         put(queue, 2, receiver="statsig/eu")
@@ -152,14 +152,14 @@ def test_while_nobody_is_configured_records_that_may_be_for_anybody_wait_in_the_
     connection.close()
     for _ in range(2):
         with running(tmp_path, exporters=()) as queue:
-            queue.reconfigure(receivers={}, exporters={})
+            queue.reconfigure(Routing())
             wait_until(lambda: bool(said(caplog, logging.ERROR, "none is configured. They stay")), "it is said")
             queue.shutdown()
             assert (count(queue.database), count(queue.database, "dead_letters")) == (0, 0)
         caplog.clear()
     with running(tmp_path, exporters=()) as queue:
         wait_until(lambda: bool(said(caplog, logging.ERROR, "none is configured. They stay")), "it is said")
-        queue.reconfigure(receivers={"statsig": QueuedReceiver(("new",))}, exporters={"new": QueuedExporter()})
+        queue.reconfigure(Routing({"statsig": Route(("new",))}, {"new": QueuedExporter()}))
         settled(tmp_path)
         check_counters(queue)
         cursor = queue.cursor("new")
@@ -342,7 +342,7 @@ def test_while_the_disk_is_short_it_waits(tmp_path: Path, monkeypatch: pytest.Mo
 # --- commands between two steps -------------------------------------------------------------------------------------
 
 
-BOTH = {"x": QueuedReceiver(("a", "b")), "y": QueuedReceiver(("b", "left"))}
+BOTH = {"x": Route(("a", "b")), "y": Route(("b", "left"))}
 PLANS = (("a", "b"), ("a",), ("a", "b", "left"), ())
 
 
@@ -369,15 +369,15 @@ class Attack:
 
     def put(self, _: int) -> None:
         number = next(self.fresh)
-        for receiver, of in self.queue.plan.receivers.items():
+        for receiver, of in self.queue.routing.receivers.items():
             put(self.queue, number, receiver=receiver)
-            for name in of.exporters:
+            for name in of.queued:
                 self.owed[name].add(number)
 
     def replay(self, _: int) -> None:
         for letter in letters(self.queue.database)[:1]:
             plan = Resend(self.first_id(), letter.owner, ((letter.uid or b"", letter.content),))
-            self.queue.submit(partial(replay, plan=plan, receivers={}, now_ms=1)).result(PATIENCE)
+            self.queue.submit(partial(replay, plan=plan, routing=Routing(), now_ms=1)).result(PATIENCE)
 
     def drop(self, _: int) -> None:
         for letter in letters(self.queue.database)[:1]:
@@ -394,12 +394,13 @@ class Attack:
             self.queue.cursor(name).close()
         self.names = PLANS[number % len(PLANS)]
         receivers = {
-            receiver: QueuedReceiver(tuple(name for name in of.exporters if name in self.names))
-            for receiver, of in BOTH.items()
+            receiver: Route(tuple(name for name in of.queued if name in self.names)) for receiver, of in BOTH.items()
         }
         self.queue.reconfigure(
-            receivers={receiver: of for receiver, of in receivers.items() if of.exporters},
-            exporters={name: QueuedExporter() for name in self.names},
+            Routing(
+                {receiver: of for receiver, of in receivers.items() if of.queued},
+                {name: QueuedExporter() for name in self.names},
+            )
         )
 
     def remove(self, _: int) -> None:
@@ -460,7 +461,7 @@ def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right
         if not places:
             with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
                 connection.execute("UPDATE exporters SET again = again + 1")
-        receivers = {"x": QueuedReceiver(("a", "b")), "y": QueuedReceiver(("b",))}
+        receivers = {"x": Route(("a", "b")), "y": Route(("b",))}
         with (
             running(Path(directory) / "queue", receivers=receivers, exporters=("a", "b")) as queue,
             damaged_file.opened(path, room=1 << 30) as old,
@@ -470,7 +471,7 @@ def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right
             rescued = CarryOver(
                 path.name,
                 old,
-                exporters_of=lambda receiver: queue.plan.exporters_of(receiver) or tuple(queue.plan.exporters),
+                exporters_of=lambda receiver: queue.routing.route(receiver).queued or tuple(queue.routing.exporters),
                 now_ms=queue.now_ms,
             )
             between = iter(commands)
@@ -585,14 +586,16 @@ def test_a_step_that_is_done_again_doubles_nothing(
             connection.execute("UPDATE records SET checksum = checksum + 1 WHERE seq = 5")
             if not places:
                 connection.execute("UPDATE exporters SET again = again + 1")
-        receivers = {"x": QueuedReceiver(("a", "b")), "y": QueuedReceiver(("b",))}
+        receivers = {"x": Route(("a", "b")), "y": Route(("b",))}
         found: list[tuple[CarriedOver, object, list[int], list[int]]] = []
         for again in (itertools.repeat(False), itertools.cycle(failing)):
             with (
                 running(Path(directory) / f"queue{len(found)}", receivers=receivers, exporters=("a", "b")) as queue,
                 damaged_file.opened(path, room=1 << 30) as old,
             ):
-                rescued = CarryOver(path.name, old, exporters_of=queue.plan.exporters_of, now_ms=queue.now_ms)
+                rescued = CarryOver(
+                    path.name, old, exporters_of=lambda receiver: receivers[receiver].queued, now_ms=queue.now_ms
+                )
                 for step, twice in zip(rescued.steps(), again, strict=False):
                     if twice:
                         queue.submit(step).result(PATIENCE)

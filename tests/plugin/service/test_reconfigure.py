@@ -1,0 +1,192 @@
+"""What a running service takes over of another configuration, and what needs a restart."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.grammar import check
+from statsig_otel.config.source import parse
+from statsig_otel.exporters import Batch, Change, Receipt
+from statsig_otel.plugin import RestartNeededError, Service
+from statsig_otel.plugin.settings.catalog import COMPONENTS
+from tests.exporters.delivery.helpers import encoded
+from tests.peers.certs import Authority, ServerTls
+from tests.peers.otlp_servers import HttpSink
+
+LIMIT = 30.0
+
+Configured = Callable[..., Configuration]
+
+NAMES = ("statsig", "statsig/eu")
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Configured:
+    def make(exporters: dict[str, Any], pipelines: dict[str, Any] | None = None) -> Configuration:
+        """Exporters by id; a word in the place of keys is that of a file's path, without a queue."""
+        keys = {
+            name: {"path": str(tmp_path / one), "sending_queue": {"enabled": False}} if isinstance(one, str) else one
+            for name, one in exporters.items()
+        }
+        receivers = {name: {"endpoint": "127.0.0.1:0", "signing_secrets": [], "path": f"/{name}"} for name in NAMES}
+        values: dict[str, Any] = {
+            "receivers": receivers,
+            "exporters": keys,
+            "extensions": {"file_storage": {"directory": str(tmp_path / "queue"), "min_free_bytes": 0}},
+            "service": {
+                "extensions": ["file_storage"],
+                "pipelines": pipelines or {"logs": {"receivers": list(NAMES), "exporters": list(keys)}},
+            },
+        }
+        document = parse(json.dumps(values).encode(), file="config.yaml", directory=tmp_path, environ={})
+        return check(document, COMPONENTS)
+
+    return make
+
+
+@contextmanager
+def running(configuration: Configuration, tmp_path: Path) -> Iterator[Service]:
+    service = Service.from_configuration(configuration, directory=tmp_path / "queue", listen=False)
+    with service:
+        yield service
+
+
+def send(service: Service, name: str, receiver: str = "statsig") -> Receipt:
+    uid = name.encode().hex().ljust(32, "0")
+    return service.consumer.consume(Batch(receiver, (Change(uid, (encoded(name),)),))).result(LIMIT)
+
+
+def lines(tmp_path: Path, name: str) -> int:
+    return len((tmp_path / name).read_text().splitlines())
+
+
+QUEUED = {"verbosity": "basic"}
+UNQUEUED = {"verbosity": "basic", "sending_queue": {"enabled": False}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (
+            {"file": "a"},
+            {"file": "b"},
+            ["exporters::file::path: has changed, and the exporter has no sending queue"],
+        ),
+        (
+            {"debug": UNQUEUED},
+            {"debug": {**UNQUEUED, "verbosity": "normal", "retry_on_failure": {"enabled": False}}},
+            [
+                "exporters::debug::verbosity: has changed, and the exporter has no sending queue",
+                "exporters::debug::retry_on_failure: has changed, and the exporter has no sending queue",
+            ],
+        ),
+        (
+            {"debug": QUEUED},
+            {"debug": QUEUED, "file": "a"},
+            ["exporters::file: is new, and has no sending queue"],
+        ),
+        (
+            {"debug": QUEUED, "file": "a"},
+            {"debug": QUEUED},
+            ["exporters::file: is gone, and had no sending queue"],
+        ),
+        ({"debug": QUEUED}, {"debug": UNQUEUED}, ["exporters::debug::sending_queue::enabled: has changed"]),
+        (
+            {"debug": UNQUEUED, "debug/b": QUEUED},
+            {"debug": QUEUED, "debug/b": QUEUED},
+            ["exporters::debug::sending_queue::enabled: has changed"],
+        ),
+        (
+            {"debug": UNQUEUED},
+            {"debug": UNQUEUED, "debug/b": QUEUED},
+            ["exporters::debug/b::sending_queue: there has been no queue so far"],
+        ),
+    ],
+)
+def test_what_is_about_an_exporter_without_a_queue_needs_a_restart(
+    configured: Configured, tmp_path: Path, before: dict[str, Any], after: dict[str, Any], said: list[str]
+) -> None:
+    first = configured(before)
+    with running(first, tmp_path) as service:
+        with pytest.raises(RestartNeededError) as caught:
+            service.reconfigure(configured(after))
+        assert str(caught.value).split("; ") == said
+        assert service.configuration is first
+        assert send(service, "a") == Receipt(1)
+        assert service.reconfigure(configured(before)) == []
+
+
+def test_a_refused_change_leaves_the_exporters_that_are_queued_as_they_were(
+    configured: Configured, tmp_path: Path
+) -> None:
+    with running(configured({"debug": QUEUED, "file": "a"}), tmp_path) as service:
+        with pytest.raises(RestartNeededError, match="exporters::file::path"):
+            service.reconfigure(configured({"debug": {"verbosity": "normal"}, "file": "b"}))
+        assert send(service, "a") == Receipt(1)
+        assert lines(tmp_path, "a") == 1
+        assert not (tmp_path / "b").exists()
+
+
+def test_pipelines_lead_to_exporters_without_a_queue_from_the_next_batch_on(
+    configured: Configured, tmp_path: Path
+) -> None:
+    def both(*eu: str) -> Configuration:
+        pipelines = {
+            "logs": {"receivers": ["statsig"], "exporters": ["file/a", "debug"]},
+            "logs/eu": {"receivers": ["statsig/eu"], "exporters": list(eu)},
+        }
+        return configured({"file/a": "a", "file/b": "b", "debug": QUEUED}, pipelines)
+
+    with running(both("file/b"), tmp_path) as service:
+        send(service, "1", "statsig/eu")
+        assert (lines(tmp_path, "a"), lines(tmp_path, "b")) == (0, 1)
+        assert service.reconfigure(both("file/b", "file/a")) == ["service::pipelines: have changed"]
+        send(service, "2", "statsig/eu")
+        assert (lines(tmp_path, "a"), lines(tmp_path, "b")) == (1, 2)
+        service.reconfigure(both("file/b", "debug"))
+        send(service, "3", "statsig/eu")
+        send(service, "4")
+        assert (lines(tmp_path, "a"), lines(tmp_path, "b")) == (2, 3)
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_renewed_headers_and_certificates_are_taken_over(
+    configured: Configured, tmp_path: Path, *, queued: bool
+) -> None:
+    authority = Authority()
+    with HttpSink(tls=ServerTls(authority.issue("127.0.0.1"))) as sink:
+
+        def exporting(key: str, **more: Any) -> Configuration:
+            keys = {
+                "endpoint": sink.url,
+                "tls": {"ca_file": authority.write(tmp_path)},
+                "headers": {"api-key": key},
+                "sending_queue": {"enabled": queued},
+                **more,
+            }
+            return configured({"otlp_http": keys})
+
+        with running(exporting("old"), tmp_path) as service:
+            send(service, "a")
+            sink.wait_for(1)
+            assert service.reconfigure(exporting("new")) == ["exporters::otlp_http: has changed"]
+            send(service, "b")
+            sink.wait_for(2)
+            assert [received.headers["api-key"] for received in sink.requests] == ["old", "new"]
+            other = Path(Authority().write(tmp_path, "other"))
+            (tmp_path / "ca.pem").write_bytes((tmp_path / "ca.pem").read_bytes() + other.read_bytes())
+            same = service.configuration
+            assert service.reconfigure(same) == ["exporters::otlp_http::tls: its files have changed"]
+            (tmp_path / "ca.pem").write_text("no certificate")
+            with pytest.raises(ValueError, match="tls::ca_file"):
+                service.reconfigure(same)
+            assert send(service, "c") == Receipt(1)
+            sink.wait_for(3)
+            if not queued:
+                with pytest.raises(RestartNeededError, match="exporters::otlp_http::headers: "):
+                    service.reconfigure(exporting("new", headers={"api-key": "new", "more": "x"}))
