@@ -1,4 +1,4 @@
-"""What the Falcon adapters share, under ASGI and under WSGI: how answers are sent, and which no request decides."""
+"""Shared by the ASGI and WSGI adapters: Falcon responses, and the answers that don't depend on the request."""
 
 import logging
 from http import HTTPStatus
@@ -8,13 +8,13 @@ import msgspec
 from falcon import HTTPError, Request, Response
 
 from statsig_otel.exporters.consumer import RefusedError
-from statsig_otel.plugin.receiver.intake import Answer, refusal
+from statsig_otel.plugin.receiver.intake import RETRY_AFTER, Answer, refusal
 
 _logger: Final = logging.getLogger(__name__)
 
 
 def fill(resp: Response, answer: Answer) -> None:
-    """Put an answer into Falcon's response."""
+    """Write an answer into Falcon's response."""
     resp.status = answer.status
     resp.data = msgspec.json.encode(answer.body)
     if answer.retry_after is not None:
@@ -28,28 +28,28 @@ def wrong_method(resp: Response) -> Answer:
 
 
 def shutting_down() -> Answer:
-    """The answer once a receiver is closed."""
-    return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "shutting_down", retry_after=10)
+    """The answer of a closed receiver."""
+    return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "shutting_down", retry_after=RETRY_AFTER)
 
 
 def slow_body() -> Answer:
-    """The answer where a body does not come in time."""
+    """The answer if a body does not arrive in time."""
     return refusal(HTTPStatus.REQUEST_TIMEOUT, "slow_body")
 
 
 def slow_consumer(patience: float) -> RefusedError:
-    """What a consumer's silence counts as.
+    """The refusal that a consumer's silence counts as.
 
     Args:
-        patience: Seconds that it had.
+        patience: Seconds that the consumer had.
     """
     return RefusedError(f"the consumer has not answered within {patience:g} s", reason="slow_consumer")
 
 
 def unexpected(error: Exception) -> Answer:
-    """The answer to a fault of ours. It is never a 2xx: the sender is told to come again."""
+    """The answer to an unexpected error. It is never a 2xx: the sender is told to send the webhook again."""
     _logger.error("A webhook could not be handled", exc_info=error)
-    return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected", retry_after=10)
+    return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected", retry_after=RETRY_AFTER)
 
 
 def handle_unexpected(
@@ -58,10 +58,10 @@ def handle_unexpected(
     error: Exception,
     params: dict[str, object],  # noqa: ARG001
 ) -> None:
-    """Falcon's handler of all errors that are not its own."""
+    """Handle all errors that are not Falcon's own."""
     fill(resp, unexpected(error))
 
 
 def serialize_error(req: Request, resp: Response, error: HTTPError) -> None:  # noqa: ARG001 - Falcon's signature
-    """Falcon's own errors, a wrong path above all, in the same form as ours."""
+    """Give Falcon's own errors, such as a wrong path, the form of all other answers."""
     resp.data = msgspec.json.encode(refusal(HTTPStatus(error.status_code), "framework").body)

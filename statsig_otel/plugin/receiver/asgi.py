@@ -1,4 +1,7 @@
-"""The webhook as a Falcon resource: reads the body, waits for the consumer, sends the answer. `intake` decides."""
+"""Receives the webhook under ASGI, for Falcon, Starlette and FastAPI: reads the body, waits for the consumer, answers.
+
+`intake` makes the decisions.
+"""
 
 import asyncio
 import contextlib
@@ -30,7 +33,12 @@ from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
 from statsig_otel.plugin.server.asgi_types import Message, Receive, Send
 
 MountableApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-"""An ASGI 3 application by the types of this package's server, and by Starlette's and FastAPI's."""
+"""An ASGI 3 application by the types of this package's server, and by those of Starlette and FastAPI."""
+
+_BODY: Final = "statsig_otel.body"
+"""The key of a request's `_Body` in its scope."""
+
+_HEADERS_ONLY: Final[Message] = {"type": "http.request", "body": b"", "more_body": True}
 
 
 class StatsigReceiver:
@@ -38,13 +46,13 @@ class StatsigReceiver:
 
     Args:
         intake: The receiver's secrets, mapping and limits.
-        consumer: Where the records go. A request is answered with 200 only after it has taken them over.
-        patience: Seconds after which a request is answered with 503 without a word of the consumer's. It may still take
-            over what it was handed. None to wait for as long as it takes.
-        clock: The time now, in nanoseconds since the epoch; read once a request.
+        consumer: Takes the records. A request is answered with 200 only after the consumer has taken them over.
+        patience: Seconds to wait for the consumer before a request is answered with 503. The consumer may still take
+            the batch over afterwards. None to wait without a limit.
+        clock: Gives the time now, in nanoseconds since the epoch. It is called once for each request.
 
     Attributes:
-        patience: As above; it may change.
+        patience: See above. It may be changed.
 
     Example:
         >>> import falcon.asgi
@@ -67,23 +75,23 @@ class StatsigReceiver:
         self._consumer = consumer
         self.patience = patience
         self._clock = clock
-        self._waits: WeakKeyDictionary[asyncio.AbstractEventLoop, _Waits] = WeakKeyDictionary()
-        self._judge: ThreadPoolExecutor | None = None
+        self._waits: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopWaits] = WeakKeyDictionary()
+        self._large_bodies: ThreadPoolExecutor | None = None
         self._closed = False
 
     def close(self, grace: float = 0.0) -> None:
-        """Refuse new requests with 503, and those whose body is not there within `grace` seconds; finish the rest.
+        """Refuse new requests with 503, and those whose body does not arrive within `grace` seconds. Finish the others.
 
-        From any thread, any number of times.
+        It may be called from any thread, any number of times.
         """
         self._closed = True
         for reference in self._waits.keyrefs():
             loop = reference()
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no request is reading any more
                 if loop is not None:
                     loop.call_soon_threadsafe(self._waits[loop].reading.hasten, grace)
-        if self._judge is not None:
-            self._judge.shutdown(wait=False)  # what it was given is finished all the same
+        if self._large_bodies is not None:
+            self._large_bodies.shutdown(wait=False)  # bodies that it has got are finished nevertheless
 
     async def on_post(self, req: Request, resp: Response) -> None:
         """Answer one webhook."""
@@ -94,7 +102,7 @@ class StatsigReceiver:
         self._send(resp, answer)
 
     async def on_options(self, req: Request, resp: Response) -> None:  # noqa: ARG002 - Falcon's signature
-        """Refuse every other method; OPTIONS too, which Falcon by itself would answer with 200."""
+        """Refuse every other method, also OPTIONS, which Falcon would answer with 200."""
         self._send(resp, wrong_method(resp))
 
     on_delete = on_options
@@ -105,9 +113,9 @@ class StatsigReceiver:
 
     async def _answer(self, req: Request) -> Answer:
         loop = asyncio.get_running_loop()
-        waits = self._waits.get(loop)  # before the look at what `close` has set
+        waits = self._waits.get(loop)  # before `_closed` is read: `close` sets it, then goes through these
         if waits is None:
-            waits = self._waits[loop] = _Waits(loop)
+            waits = self._waits[loop] = _LoopWaits(loop)
         if self._closed:
             return shutting_down()
         request = self._intake.begin(req.scope["headers"], self._clock())
@@ -115,7 +123,7 @@ class StatsigReceiver:
         try:
             complete = await self._read(_Body.of(req), request, waits.reading)
             if request.is_large and not self._closed:
-                outcome = await self._finish_apart(request, complete=complete)
+                outcome = await self._finish_in_thread(request, complete=complete)
             else:
                 outcome = request.finish(complete=complete)
             if isinstance(outcome, Answer):
@@ -123,31 +131,33 @@ class StatsigReceiver:
             taking = self._consumer.consume(outcome)
             patience = self.patience
             try:
-                # What was handed over is stored, also where nobody waits for the answer any more.
+                # The consumer stores the batch even if the client has left.
                 return request.taken(await waits.wait_for(taking, patience))
             except RefusedError as error:
-                return request.refused(error.with_traceback(None))  # or it would refer to this frame, which has it
+                return request.refused(
+                    error.with_traceback(None)
+                )  # the traceback would make a reference cycle with this frame
             except _OutOfPatienceError:
                 return request.refused(slow_consumer(patience or 0.0))
         finally:
             if taking is None or taking.done():
                 request.close()
-            else:  # the body is in memory for as long as the consumer has it
+            else:  # the body stays in memory until the consumer has finished
                 taking.add_done_callback(lambda _: request.close())
 
-    async def _finish_apart(self, request: intake.Request, *, complete: bool) -> Answer | Batch:
-        """Judge a large body in a thread of its own, since it may take seconds that the loop has not."""
-        if self._judge is None:
-            self._judge = ThreadPoolExecutor(1, thread_name_prefix="statsig-otel-judge")
+    async def _finish_in_thread(self, request: intake.Request, *, complete: bool) -> Answer | Batch:
+        """Finish a large body in another thread: it may take seconds, and the loop must not stop for them."""
+        if self._large_bodies is None:
+            self._large_bodies = ThreadPoolExecutor(1, thread_name_prefix="statsig-otel-large-bodies")
         finish = partial(request.finish, complete=complete)
         try:
-            judged = asyncio.get_running_loop().run_in_executor(self._judge, finish)
-        except RuntimeError:  # another thread has just closed it, or the interpreter is about to end
+            finished = asyncio.get_running_loop().run_in_executor(self._large_bodies, finish)
+        except RuntimeError:  # another thread has just closed it, or the interpreter is shutting down
             return finish()
-        return await judged
+        return await finished
 
     async def _read(self, body: "_Body", request: intake.Request, deadlines: Deadlines[asyncio.Timeout]) -> bool:
-        """Feed the body to the request, in time; whether it came to its end."""
+        """Feed the body to the request, within `read_timeout`; whether it was read to its end."""
         try:
             async with asyncio.timeout(None) as reading:
                 deadlines.add(reading, self._intake.limits.read_timeout)
@@ -164,15 +174,14 @@ class StatsigReceiver:
         fill(resp, answer)
 
 
-class _Waits:
-    """What the requests of one event loop wait for: their bodies, and the consumer's answers.
+class _LoopWaits:
+    """The waits of all requests in one event loop: for their bodies, and for the consumer's answers.
 
-    All answers that come together wake the loop once. One commit answers many requests, from the writer's thread: with
-    asyncio's own bridge each of them would write to the loop's pipe, and the two threads would hand the interpreter to
-    and fro.
+    Answers that come together wake the loop once. One commit of the queue answers many requests from another thread;
+    `asyncio.wrap_future` would wake the loop for each of them, and the two threads would compete for the interpreter.
 
     Attributes:
-        reading: Ends the bodies that don't come in time.
+        reading: Ends the reading of bodies that don't arrive in time.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -183,10 +192,9 @@ class _Waits:
         self._woken = False
 
     def wait_for(self, answer: Future[Receipt], patience: float | None) -> "asyncio.Future[Receipt]":
-        """The same answer in the loop, in whose thread this is called.
+        """The consumer's answer as a future of the loop, in whose thread this is called.
 
-        Raises:
-            _OutOfPatienceError: By the future: there is none after so many seconds.
+        The future gets an `_OutOfPatienceError` if there is no answer after `patience` seconds.
         """
         waiter: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         if patience is not None:
@@ -198,9 +206,9 @@ class _Waits:
         self._ready.append((waiter, answer))
         if self._woken:
             return
-        self._woken = True  # taken back before anything is handed out, so that nothing is left behind
+        self._woken = True  # reset before answers are taken out, so that none is left behind
         loop = self._loop()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no request is waiting any more
             if loop is not None:
                 loop.call_soon_threadsafe(self._hand_out)
 
@@ -213,7 +221,7 @@ class _Waits:
                 continue
             try:
                 waiter.set_result(answer.result())
-            except Exception as error:  # noqa: BLE001 - the consumer's, or that it was cancelled
+            except Exception as error:  # noqa: BLE001 - the consumer's error, or that the answer was cancelled
                 waiter.set_exception(error)
 
 
@@ -227,18 +235,17 @@ def _end_waiting(waiter: "asyncio.Future[Receipt]") -> None:
 
 
 class _OutOfPatienceError(Exception):
-    """The consumer has not answered in time."""
+    """The consumer did not answer in time."""
 
 
 def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
-    """An ASGI application that serves receivers at their paths, and answers all else as the contract says.
+    """An ASGI application that serves receivers at their paths, and refuses all other requests.
 
-    It may be mounted below a prefix: the paths are compared with what follows the scope's `root_path`. It takes part in
-    the lifespan protocol where it is served by itself; it needs nothing of it. Before the loop ends, `close` the
-    receivers.
+    It may be mounted below a prefix: paths are compared with the part after the scope's `root_path`. It accepts
+    lifespan events and does not need them. Call `close` of the receivers before the loop ends.
 
     Args:
-        receivers: The receivers by path, each beginning with `/`.
+        receivers: The receivers by their paths, which begin with `/`.
 
     Example:
         >>> from statsig_otel.exporters import LoggerProviderConsumer
@@ -258,7 +265,7 @@ def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
             routed["path"] = _below(root, scope["path"])
         if scope["type"] == "http":
             receive = routed[_BODY] = _Body(receive)
-            # Falcon answers methods that a resource does not name with 400 or with a list of all others.
+            # Falcon answers unknown methods with 400, and those that a resource lacks with a list of all others.
             if scope["method"] != "POST":
                 routed["method"] = "OPTIONS"
         await app(routed, receive, send)
@@ -267,9 +274,9 @@ def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
 
 
 def _below(root: str, path: str) -> str:
-    """The path that Falcon has to route by: by the ASGI specification `path` has `root_path` in front."""
+    """The part of the path that Falcon has to route: by the ASGI specification `path` begins with `root_path`."""
     root = root.rstrip("/")
-    if not path.startswith(root) or path[len(root) :][:1] not in ("", "/"):  # a server that has cut it off already
+    if not path.startswith(root) or path[len(root) :][:1] not in ("", "/"):  # some servers have removed it already
         return path
     return path[len(root) :]
 
@@ -278,23 +285,17 @@ async def _handle_unexpected(req: Request, resp: Response, error: Exception, par
     handle_unexpected(req, resp, error, params)
 
 
-_BODY: Final = "statsig_otel.body"
-"""Where in a request's scope its `_Body` is."""
-
-_HEADERS_ONLY: Final[Message] = {"type": "http.request", "body": b"", "more_body": True}
-
-
 class _Body:
-    """One request's body, between the server and Falcon: both see an ASGI `receive` in it.
+    """Reads the body of one request. Falcon gets it as `receive`.
 
-    Falcon waits for the first bytes of a body before it routes: nobody could refuse a sender who declares a body and
-    stays silent. So the first event that Falcon gets is an empty one. All others are for `feed`, which also sees a
-    client leave. In Falcon's own stream a body that was cut short ends like a whole one; with chunked encoding
-    nothing else would tell them apart, and the signature of a cut body would look forged.
+    Falcon waits for the first event of the body before it routes a request. A sender who declares a body and then stays
+    silent could not be refused by its headers. So Falcon gets an empty first event from here, and `feed` reads the real
+    ones. It also notices a client that leaves: Falcon's stream ends alike for a whole body and for a cut one, so the
+    signature of a cut chunked body would look forged.
 
     Args:
-        receive: The server's.
-        first: The event that was taken from it before.
+        receive: The server's `receive`.
+        first: The event that was already taken from it.
     """
 
     def __init__(self, receive: Receive, first: Message = _HEADERS_ONLY) -> None:
@@ -303,19 +304,19 @@ class _Body:
 
     @classmethod
     def of(cls, req: Request) -> "_Body":
-        """The body of a request; below an application that `create_app` has not made, too."""
+        """The body of a request, also in an application that `create_app` has not made."""
         found = req.scope.get(_BODY)
         if isinstance(found, cls):
             return found
-        # There is no public way; a test over a socket holds it.
+        # Falcon has no public way to a `receive` that shows a disconnect. A test over a socket covers these.
         return cls(req._receive, req._first_event or _HEADERS_ONLY)  # noqa: SLF001
 
     async def __call__(self) -> Message:
-        """What Falcon calls, once."""
+        """The first event. Falcon calls this once."""
         return self._first
 
     async def feed(self, request: intake.Request) -> bool:
-        """Feed the body to a request as it comes in; whether it came to its end before the client left."""
+        """Feed the body to a request as it arrives; whether it was complete before the client left."""
         event = self._first
         while event["type"] == "http.request":
             if chunk := event.get("body"):

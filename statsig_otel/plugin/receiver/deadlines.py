@@ -1,4 +1,4 @@
-"""Many waits of one event loop with one timer: a timer for each would cost more than most of the waits themselves."""
+"""Ends waits that last too long, with one timer for all waits of an event loop: a timer for each would cost more."""
 
 import asyncio
 import math
@@ -9,7 +9,7 @@ Wait = TypeVar("Wait", bound=Hashable)
 
 
 class Deadlines(Generic[Wait]):
-    """Ends waits that last too long. All methods are for the thread of one event loop.
+    """Ends waits that last too long. All methods have to be called in the thread of one event loop.
 
     Args:
         end: Called in the loop with each wait whose time is over.
@@ -29,39 +29,39 @@ class Deadlines(Generic[Wait]):
     def __init__(self, end: Callable[[Wait], object]) -> None:
         self._end = end
         self._due: dict[Wait, float] = {}  # by the loop's clock
-        self._next_look = math.inf
+        self._next_check = math.inf
 
     def add(self, wait: Wait, seconds: float) -> None:
-        """End a wait after so many seconds, unless it is discarded before."""
+        """End a wait after that many seconds, unless it is discarded first."""
         loop = asyncio.get_running_loop()
         due = self._due[wait] = loop.time() + seconds
-        if due < self._next_look:
-            self._look_at(due, loop)
+        if due < self._next_check:
+            self._check_at(due, loop)
 
     def discard(self, wait: Wait) -> None:
-        """Forget a wait, if it is here."""
+        """Forget a wait, if it was added."""
         self._due.pop(wait, None)
 
     def hasten(self, seconds: float) -> None:
-        """End all waits after so many seconds at the latest."""
+        """End all waits after at most that many seconds."""
         loop = asyncio.get_running_loop()
         latest = loop.time() + seconds
         self._due = {wait: min(due, latest) for wait, due in self._due.items()}
-        if self._due and latest < self._next_look:
-            self._look_at(latest, loop)
+        if self._due and latest < self._next_check:
+            self._check_at(latest, loop)
 
-    def _look_at(self, when: float, loop: asyncio.AbstractEventLoop) -> None:
-        self._next_look = when
+    def _check_at(self, when: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._next_check = when
         if when < math.inf:
-            loop.call_at(when, self._look, when)  # its handle would keep the loop alive where this outlives it
+            loop.call_at(when, self._check, when)  # its handle, if it were kept, could keep the loop in memory
 
-    def _look(self, when: float) -> None:
-        if when != self._next_look:  # an earlier one has taken its place
+    def _check(self, when: float) -> None:
+        if when != self._next_check:  # an earlier check has replaced this one
             return
         loop = asyncio.get_running_loop()
         now = loop.time()
         over = [wait for wait, due in self._due.items() if due <= now]
         for wait in over:
-            if self._due.pop(wait, None) is not None:  # none of those that ended before has discarded it
+            if self._due.pop(wait, None) is not None:  # ending another one may have discarded it
                 self._end(wait)
-        self._look_at(min(self._due.values(), default=math.inf), loop)
+        self._check_at(min(self._due.values(), default=math.inf), loop)

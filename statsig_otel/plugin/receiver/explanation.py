@@ -1,7 +1,7 @@
-"""What a receiver makes of a payload, and why: each step's own verdict, and nothing sent. Data in, data out.
+"""Explains what a receiver would do with a request, for `statsig-otel explain`: each item's outcome and its reason.
 
-Everything is decided by what the receiver itself runs: `webhook` verifies and parses, `Mapper` maps, `ChangeFilter`
-filters. The items are decoded once more here, for their place and their name only.
+Nothing is sent, and every decision is made by the receiver's own code: verification, parser, mapper and filter. The
+items are decoded again here, only for their index and the name of their event.
 """
 
 import json
@@ -23,12 +23,12 @@ from statsig_otel.plugin.webhook.payload import CONFIG_CHANGE, Payload, parse, p
 Shape: TypeAlias = Literal["url_verification", "event", "batch"]
 ItemOutcome: TypeAlias = Literal["change", "filtered", "ignored", "invalid"]
 
-_KINDS: Final = {list: "an array", str: "a text", bool: "a boolean", type(None): "null"}
+_KINDS: Final = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 
 
 @dataclass(frozen=True, slots=True)
 class SignatureHeaders:
-    """The values of the two headers, as sent; None for one that is missing."""
+    """The values of the two headers, as sent; None for a missing one."""
 
     signature: str | None
     timestamp: str | None
@@ -36,10 +36,10 @@ class SignatureHeaders:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the check of the signature found.
+    """The result of checking the signature.
 
     Attributes:
-        reason: The receiver's word for what is wrong, such as `signature_wrong`; None where it is right.
+        reason: The receiver's word for what is wrong, such as `signature_wrong`; None for a right signature.
     """
 
     reason: str | None = None
@@ -47,18 +47,18 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainedItem:
-    """One item of a payload. Beside its records it shows nothing of the item but its event's name.
+    """One item of a payload. Apart from the records it shows only the name of the item's event.
 
     Attributes:
-        index: Its place, from 0.
-        outcome: `change`: records are made of it. `filtered`: the receiver's filter drops it. `ignored`: it is no
-            config change. `invalid`: it is one, or may be, and no record can be made of it.
-        reason: Why; None for a change.
-        uid: A change's uid.
+        index: The index of the item, from 0.
+        outcome: `change`: the item has records. `filtered`: the receiver's filter drops it. `ignored`: it is not a
+            config change. `invalid`: it is one, but no record can be made of it.
+        reason: The reason for the outcome; None for a change.
+        uid: The uid of a change.
         left_out: The optional fields of a change that had an unusable type.
-        concerned: What `impacted_services` says of a change; None where the receiver has none.
-        records: A change's records, each a serialised `ExportLogsServiceRequest`, as they would be sent: one, or one
-            for each service.
+        concerned: The services that a change concerns; None if the receiver has no `impacted_services`.
+        records: The records of a change as they would be sent, each a serialised `ExportLogsServiceRequest`: one, or
+            one for each service.
     """
 
     index: int
@@ -72,15 +72,15 @@ class ExplainedItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """What becomes of one request.
+    """What a receiver would do with one request.
 
     Attributes:
         size: Bytes of the body.
-        too_large: Whether that is more than the receiver takes.
-        verdict: What the check of the signature found; None where it was not checked.
-        shape: What the body is; None where it is nothing that is known.
-        problem: What is wrong with such a body.
-        verification_code: The code of a URL verification, which is the answer to it.
+        too_large: Whether the body is larger than the receiver accepts.
+        verdict: The result of checking the signature; None if it was not checked.
+        shape: The shape of the body; None for a malformed body.
+        problem: What is wrong with a malformed body.
+        verification_code: The code of a URL verification, which the answer repeats.
         items: The items of an event or a batch, in order.
     """
 
@@ -94,7 +94,7 @@ class Explanation:
 
     @property
     def understood(self) -> bool:
-        """Whether the body is of a known shape, and not all of its items are invalid."""
+        """Whether the body has a known shape, and at least one of its items is not invalid."""
         return self.shape is not None and not (self.items and all(item.outcome == "invalid" for item in self.items))
 
 
@@ -108,14 +108,14 @@ def explain(
 ) -> Explanation:
     """Explain one request.
 
-    Where the signature is wrong the receiver looks no further. The rest is explained all the same.
+    A receiver stops at a wrong signature. The rest is explained nevertheless.
 
     Args:
         body: The raw body, as sent.
         settings: The receiver's settings.
-        resource: Attributes of the records' resource below those that the receiver sets.
-        headers: The signature's headers; None to leave the signature unchecked.
-        at_ns: When the request is taken to arrive, in nanoseconds since the epoch.
+        resource: The resource attributes of the records, unless the receiver sets them.
+        headers: The headers of the signature; None to skip the check.
+        at_ns: The time of arrival to assume, in nanoseconds since the epoch.
     """
     verdict = None if headers is None else _verify(body, headers, settings, at_ns // 1_000_000)
     unread = Explanation(size=len(body), too_large=len(body) > settings.max_request_body_size, verdict=verdict)
@@ -147,13 +147,13 @@ def _values(header: str | None) -> list[bytes]:
 
 
 def _decode(text: str) -> tuple[Literal["event", "batch"], Sequence[object]]:
-    """The items of a body that `parse` has read.
+    """The items of a body that `parse` has accepted.
 
     Raises:
-        MalformedBodyError: It is nested so deeply that `parse` could just read it.
+        MalformedBodyError: The body is nested so deeply that only `parse` could read it.
     """
     try:
-        document = json.loads(text, parse_int=float)  # an integer of too many digits is an error otherwise
+        document = json.loads(text, parse_int=float)  # otherwise an integer with too many digits would be an error
     except RecursionError as error:
         raise MalformedBodyError("nested_too_deeply", "the body is nested too deeply") from error
     if isinstance(document, dict) and not _is_change(document):
@@ -204,6 +204,6 @@ def _why_dropped(item: Item, change_filter: ChangeFilter | None) -> str | None:
 
 def _why_ignored(value: object) -> str:
     if not isinstance(value, dict):
-        return f"is {_KINDS.get(type(value), 'a number')}, no event"
+        return f"is {_KINDS.get(type(value), 'a number')}, not an event"
     name = value.get("eventName")
-    return f"is {name}, no config change" if isinstance(name, str) and name else "has no event name"
+    return f"is {name}, not a config change" if isinstance(name, str) and name else "has no event name"

@@ -1,7 +1,8 @@
-"""One webhook request from its headers to its answer, without any I/O: every row of the contract's table, in order.
+"""Decides the answer to each webhook request, from its headers to its body, without I/O.
 
-A web framework's adapter feeds it: `Intake.begin` with the headers, `Request.feed` with the body as it comes in,
-`Request.finish` at its end. What comes back is the answer, or a batch that a consumer has to take over first.
+It follows docs/webhook.md row by row. The adapter of a web framework calls `Intake.begin` with the headers,
+`Request.feed` with each part of the body, and `Request.finish` at its end. The result is the answer, or a batch that a
+consumer has to take over first.
 """
 
 import logging
@@ -30,10 +31,10 @@ _TIMESTAMP: Final = TIMESTAMP_HEADER.lower().encode()
 
 _DIGITS: Final = re.compile(rb"[0-9]{1,19}")
 SMALL_BODY: Final = 256 << 10
-"""Bytes. Statsig's batches are far below. A larger body draws on a smaller share of the memory, and an adapter should
-judge it where nobody else has to wait."""
+"""Bytes. Statsig's batches are far smaller. Larger bodies have a smaller share of the memory, and an adapter should
+finish them where no other request has to wait."""
 
-_RETRY_AFTER: Final = 10
+RETRY_AFTER: Final = 10
 """Seconds. Long enough for a backend to come back, short enough for a change to arrive while it matters."""
 
 _DESCRIPTIONS: Final = {
@@ -51,14 +52,14 @@ _DESCRIPTIONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to send back.
+    """The answer to a request.
 
     Attributes:
         status: The HTTP status.
-        body: The JSON body. Nothing in it comes from the request, but for a URL verification's code.
+        body: The JSON body. It contains nothing of the request except the code of a URL verification.
         reason: A short word for the counter and the log.
-        detail: What happened, for the log alone.
-        retry_after: Seconds for the Retry-After header, None for no header.
+        detail: What happened, only for the log.
+        retry_after: Seconds for the Retry-After header; None for no header.
 
     Example:
         >>> from http import HTTPStatus
@@ -75,13 +76,13 @@ class Answer:
 
 
 def refusal(status: HTTPStatus, reason: str, detail: str = "", retry_after: int | None = None) -> Answer:
-    """An answer that says no: a title and a description, the same for every caller."""
+    """The answer that refuses a request: a title and a description, the same for every sender."""
     title = f"{status.value} {status.phrase}"
     return Answer(status, {"title": title, "description": _DESCRIPTIONS[status]}, reason, detail, retry_after)
 
 
 class AnsweredError(Exception):
-    """The request has its answer before its body was read to the end.
+    """The request is answered before the end of its body.
 
     Example:
         >>> from statsig_otel.plugin import AnsweredError, Intake, Verifier
@@ -103,13 +104,13 @@ def _refuse(status: HTTPStatus, reason: str, *, retry_after: int | None = None) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a receiver takes from a sender whom it does not know yet.
+    """The limits for senders who are not yet known to be Statsig.
 
     Attributes:
         max_request_body_size: Bytes of one body.
-        max_in_flight_bytes: Bytes of all bodies that are being read or handled. The last eighth is a reserve for those
-            of at most 256 KiB, which all real webhooks are: unsigned large ones, which are read before their signature
-            is known, can't shut them out.
+        max_in_flight_bytes: Bytes of all bodies that are being read or handled. The last eighth is reserved for bodies
+            of at most 256 KiB, as all real webhooks are: large ones, which are read before their signature is known,
+            can't shut them out.
         read_timeout: Seconds for one whole body.
 
     Example:
@@ -124,18 +125,18 @@ class Limits:
 
     @property
     def max_large_bytes(self) -> int:
-        """Bytes of all bodies over 256 KiB. One of the largest size always fits."""
+        """Bytes of all bodies over 256 KiB. One body of the largest size always fits."""
         return max(self.max_in_flight_bytes - self.max_in_flight_bytes // 8, self.max_request_body_size)
 
 
 class Intake:
-    """One receiver: its secrets, its mapping, its limits. Safe to use from several threads.
+    """Decides the answers of one receiver, with its secrets, mapping and limits. Safe to use from several threads.
 
     Args:
         verifier: Checks the signatures.
         mapper: Makes the records.
         name: The receiver's id, such as `statsig` or `statsig/eu`.
-        limits: What it takes before it knows the sender.
+        limits: The limits for senders who are not yet known.
 
     Example:
         >>> import time
@@ -145,7 +146,7 @@ class Intake:
         >>> headers = sign(body, secret="webhook-...", timestamp_ms=now_ns // 1_000_000)
         >>> request = intake.begin([(name.lower().encode(), value.encode()) for name, value in headers.items()], now_ns)
         >>> request.feed(body)
-        >>> request.finish(complete=True).body  # or a Batch for a consumer, where there is something to store
+        >>> request.finish(complete=True).body  # or a Batch for a consumer, if there is something to store
         {'accepted': 0, 'duplicates': 0, 'ignored': 1, 'invalid': 0}
         >>> request.close()
     """
@@ -159,16 +160,16 @@ class Intake:
         self.limits: Limits = limits or Limits()
         self._in_flight = 0
         self._large_in_flight = 0
-        self._requests = 0  # that are begun, and not yet closed
-        self._lock = threading.Lock()  # over the three above
+        self._requests = 0  # begun and not yet closed
+        self._lock = threading.Lock()  # for the three above
         self._idle = threading.Condition(self._lock)
         self._throttle = LogThrottle(_logger)
 
     def begin(self, headers: Iterable[tuple[bytes, bytes]], now_ns: int) -> "Request":
-        """Check all that the headers tell.
+        """Begin a request, or refuse it by its headers.
 
         Args:
-            headers: Names and values as sent, names in any case, one pair for each time that a header occurs.
+            headers: Names and values as sent, names in any case, one pair for each occurrence of a header.
             now_ns: The time now, in nanoseconds since the epoch.
 
         Raises:
@@ -187,30 +188,30 @@ class Intake:
         try:
             verification = self.verifier.begin(signatures, timestamps, now_ns // 1_000_000)
         except UnauthorizedError as error:
-            # What is short enough may be a URL verification; anything longer is not even read.
+            # A short body may be a URL verification. A longer one is not even read.
             if length is not None and length > MAX_URL_VERIFICATION_SIZE:
                 raise _refuse(HTTPStatus.UNAUTHORIZED, error.reason) from error
-            # With its traceback it would refer to the request in a circle.
+            # The traceback would make a reference cycle with the request.
             return Request(self, now_ns, length, error.with_traceback(None))
         return Request(self, now_ns, length, verification)
 
     def wait_until_idle(self, timeout: float) -> bool:
-        """Wait until each request that was begun is closed; for their end, before what takes their batches ends.
+        """Wait until all requests that were begun are closed. Do so before the consumer of their batches ends.
 
         Args:
-            timeout: Seconds to wait at most.
+            timeout: The most seconds to wait.
 
         Returns:
-            Whether all are closed.
+            Whether all requests are closed.
         """
         with self._idle:
             return self._idle.wait_for(lambda: not self._requests, timeout)
 
     def count(self, requests: int) -> None:
-        """Count requests that begin; negative for those that are closed. For `Request`.
+        """Count requests that begin. For `Request`.
 
         Args:
-            requests: How many.
+            requests: The number of requests; negative for closed ones.
         """
         with self._idle:
             self._requests += requests
@@ -218,40 +219,40 @@ class Intake:
                 self._idle.notify_all()
 
     def reserve(self, size: int, *, large: int = 0) -> None:
-        """Count bytes that are held in memory; negative to give them back.
+        """Count bytes of bodies that are in memory. For `Request`.
 
         Args:
-            size: The bytes.
-            large: Bytes, of these and of those counted before, that are now known to be of a large body.
+            size: The number of bytes; negative to give them back.
+            large: The number of bytes, of these and of those counted before, that now belong to a large body.
 
         Raises:
-            AnsweredError: All requests together would hold too much, or all large ones.
+            AnsweredError: All bodies together would take too much memory, or all large ones.
         """
         with self._lock:
             if (size > 0 and self._in_flight + size > self.limits.max_in_flight_bytes) or (
                 large > 0 and self._large_in_flight + large > self.limits.max_large_bytes
             ):
-                raise _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "in_flight_bytes", retry_after=_RETRY_AFTER)
+                raise _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "in_flight_bytes", retry_after=RETRY_AFTER)
             self._in_flight += size
             self._large_in_flight += large
 
     def report(self, answer: Answer) -> None:
-        """Count an answer, and log what somebody may have to look at. Once for each request, when it is answered."""
+        """Count an answer, and log it if it is a refusal. Call this once for each request, when it is answered."""
         attributes = {"receiver": self.name, "status": answer.status.value, "reason": answer.reason}
         _telemetry.requests.add(1, attributes)
         if answer.status is not HTTPStatus.OK:
             detail = f": {answer.detail}" if answer.detail else ""
             message = "%s: answered %d (%s)%s"
-            self._throttle.warning(_kind(answer), message, self.name, answer.status, answer.reason, detail)
+            self._throttle.warning(_log_kind(answer), message, self.name, answer.status, answer.reason, detail)
         elif answer.reason == "url_verification":
             todo = "Copy its signing secret from Statsig's console into signing_secrets, and reload or restart."
-            done = "Signed events are taken."
+            done = "Signed events are accepted."
             message = "%s: a URL verification was answered. %s"
             self._throttle.info(answer.reason, message, self.name, done if self.verifier.has_secret else todo)
 
 
 class Request:
-    """One request whose headers passed. Made by `Intake.begin`; `close` it in the end, whatever became of it.
+    """One request whose headers passed. Made by `Intake.begin`. Call `close` in the end, whatever happens.
 
     Example:
         >>> from statsig_otel.plugin import Intake, Verifier
@@ -272,18 +273,18 @@ class Request:
         self._chunks: list[bytes] = []
         self._size = 0
         self._large = 0
-        self._malformed: tuple[str, str] | None = None  # the reason and the detail; the error holds the body
+        self._malformed: tuple[str, str] | None = None  # the reason and the detail; the error itself refers to the body
         self._mapped = _NOTHING
         self._is_open = True
         intake.count(1)
 
     @property
     def is_large(self) -> bool:
-        """Whether the body is over 256 KiB, by what was declared or by what was read."""
+        """Whether the body is over 256 KiB: the declared size, or the part that was read."""
         return max(self._length or 0, self._size) > SMALL_BODY
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the body, counted and hashed as they come in.
+        """Take the next bytes of the body: count and hash them.
 
         Raises:
             AnsweredError: The body is too large, or all bodies together are.
@@ -301,15 +302,15 @@ class Request:
             self._signature.update(chunk)
 
     def finish(self, *, complete: bool) -> Answer | Batch:
-        """Judge the body. For a large one that takes long: it may run in any thread.
+        """Verify, parse and map the body. It takes long for a large body, and may run in any thread.
 
-        Where `close` is called before it ends, its outcome means nothing.
+        If `close` is called before it returns, its result has no meaning.
 
         Args:
-            complete: Whether the body came to its end; False where the client left before.
+            complete: Whether the body was read to its end; False if the client left before.
 
         Returns:
-            The answer; or a batch that a consumer has to take over, after which `taken` or `refused` has the answer.
+            The answer; or a batch for a consumer, after which `taken` or `refused` gives the answer.
         """
         body = b"".join(self._chunks)
         self._chunks.clear()
@@ -320,7 +321,7 @@ class Request:
         if isinstance(self._signature, UnauthorizedError):
             return refusal(HTTPStatus.UNAUTHORIZED, self._signature.reason)
         if not complete:
-            # Before the signature: a body that was cut short is no forgery.
+            # Before the signature is compared: a body that was cut short is not a forgery.
             return refusal(HTTPStatus.BAD_REQUEST, "truncated")
         try:
             self._signature.finish()
@@ -335,11 +336,11 @@ class Request:
         return batch if batch.changes or batch.invalid else self.taken(Receipt(accepted=0))
 
     def taken(self, receipt: Receipt) -> Answer:
-        """The answer once the consumer has taken the batch over."""
+        """The answer after the consumer has taken the batch over."""
         if self._malformed is not None:
             return refusal(HTTPStatus.BAD_REQUEST, *self._malformed)
         mapped, receiver = self._mapped, {"receiver": self._intake.name}
-        _telemetry.receiver_accepted.add(self._records(), {**receiver, "transport": "http"})
+        _telemetry.receiver_accepted.add(self._record_count(), {**receiver, "transport": "http"})
         _telemetry.items_duplicate.add(receipt.duplicates, receiver)
         _telemetry.items_ignored.add(mapped.ignored, receiver)
         _telemetry.items_invalid.add(len(mapped.invalid), receiver)
@@ -355,13 +356,13 @@ class Request:
         return Answer(HTTPStatus.OK, body, "accepted")
 
     def refused(self, error: RefusedError) -> Answer:
-        """The answer where the consumer can't take the batch over."""
+        """The answer after the consumer has refused the batch."""
         attributes = {"receiver": self._intake.name, "transport": "http"}
-        _telemetry.receiver_refused.add(self._records(), attributes)
+        _telemetry.receiver_refused.add(self._record_count(), attributes)
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE, error.reason, str(error), error.retry_after)
 
     def close(self) -> None:
-        """Give back the memory that the body took."""
+        """Release the memory of the body."""
         self._intake.reserve(-self._size, large=-self._large)
         self._size = self._large = 0
         self._chunks.clear()
@@ -369,20 +370,20 @@ class Request:
             self._is_open = False
             self._intake.count(-1)
 
-    def _records(self) -> int:
+    def _record_count(self) -> int:
         return sum(len(change.records) for change in self._mapped.changes)
 
 
 _NOTHING: Final = Mapped((), (), 0, ())
 
 
-def _kind(answer: Answer) -> str:
-    """What the log takes for more of the same: the reason; for a failed exporter, its name too."""
+def _log_kind(answer: Answer) -> str:
+    """The kind of an answer for the log throttle: its reason, and the name of a failed exporter."""
     return f"{answer.reason} {answer.detail.partition(':')[0]}" if answer.reason == "exporter_failed" else answer.reason
 
 
 def _content_length(values: Sequence[bytes]) -> int | None:
-    """The declared size. A server that speaks HTTP correctly lets no other form through."""
+    """The declared size. A correct HTTP server lets no other form through."""
     if not values:
         return None
     if len(set(values)) > 1 or not _DIGITS.fullmatch(values[0]):

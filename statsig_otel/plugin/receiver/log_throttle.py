@@ -1,4 +1,4 @@
-"""Keeps a repeated line from filling the log: anybody on the internet can make a public URL answer requests."""
+"""Limits how often a line is logged: anybody on the internet can make a public URL answer requests."""
 
 import logging
 import threading
@@ -11,7 +11,7 @@ _INTERVAL: Final = 10.0
 
 _MAX_KINDS: Final = 100
 _OTHER: Final = "other"
-"""The kind that all share which come when there are so many already."""
+"""Shared by all kinds after the first hundred."""
 
 
 @dataclass(slots=True)
@@ -21,9 +21,9 @@ class _State:
 
 
 class LogThrottle:
-    """Writes at most one line of each kind every ten seconds, and says how many it left out.
+    """Logs at most one line of each kind in ten seconds, and says how many it left out.
 
-    The kinds are words of ours, never something that a request holds; past a hundred of them the rest is one kind.
+    The kinds are our own words, never a part of a request. All kinds after the first hundred count as one.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -32,11 +32,11 @@ class LogThrottle:
         self._lock = threading.Lock()
 
     def warning(self, kind: str, message: str, *args: object) -> None:
-        """Log a warning, unless a line of this kind was logged just before."""
+        """Log a warning, unless a line of this kind was logged in the last ten seconds."""
         self._log(logging.WARNING, kind, message, *args)
 
     def info(self, kind: str, message: str, *args: object) -> None:
-        """Log for information, unless a line of this kind was logged just before."""
+        """Log information, unless a line of this kind was logged in the last ten seconds."""
         self._log(logging.INFO, kind, message, *args)
 
     def _log(self, level: int, kind: str, message: str, *args: object) -> None:

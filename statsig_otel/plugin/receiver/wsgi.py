@@ -1,8 +1,8 @@
-"""The webhook under WSGI: the same contract as `receiver`'s, for Flask, Django, gunicorn and Falcon's WSGI side.
+"""Receives the webhook under WSGI, for Falcon, Flask, Django and gunicorn. `intake` makes the decisions.
 
-What the server decides under WSGI: whether the application runs before the body is there, and how long it waits for a
-body. CGI's variables know but one header of a name, and write `-` and `_` alike: servers join several of one name by
-commas (RFC 3875, 4.1.18). Those are told apart here; where a server keeps the last one only, nobody can.
+Under WSGI the server decides whether the application runs before the body has arrived, and how long a read may take.
+CGI variables have one value for each header and don't distinguish `-` from `_`: servers join repeated headers with
+commas (RFC 3875, 4.1.18). The values are separated again here. If a server keeps only the last one, they are lost.
 """
 
 import sys
@@ -30,36 +30,36 @@ from statsig_otel.plugin.webhook.payload import MAX_URL_VERIFICATION_SIZE
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER
 
 _CHUNK: Final = 64 << 10
-"""Bytes that are read at a time: a body over a limit is refused before it is in memory."""
+"""Bytes that are read at a time, so that a body over a limit is refused before all of it is in memory."""
 
 _FIRST_CHUNK: Final = MAX_URL_VERIFICATION_SIZE + 1
-"""Bytes that are read at first. A read waits for as much as it asks for, and of an unsigned body no more is wanted."""
+"""Bytes of the first read. A read waits for all its bytes, and no more are needed to refuse an unsigned body."""
 
 _HEADERS: Final = {
     f"HTTP_{name.upper().replace('-', '_')}": name.encode()
     for name in ("Content-Encoding", SIGNATURE_HEADER, TIMESTAMP_HEADER)
 }
-"""The headers that the contract looks at, besides Content-Length, by their CGI variables. No valid value of theirs
-holds a comma."""
+"""The headers that the intake reads, besides Content-Length, by their CGI variables. No valid value of theirs contains
+a comma."""
 
 
 class StatsigWsgiReceiver:
     """A Falcon WSGI resource that takes Statsig's webhook. Safe to use from several threads.
 
-    A slow body holds its thread for as long as the server lets it: `Limits.read_timeout` does not apply, set the
-    server's own timeout. Where that ends a read with `TimeoutError`, the answer is 408. A body without Content-Length
-    is read where the server marks its end (`wsgi.input_terminated`, as gunicorn and waitress do); under a server that
-    does not decode chunked bodies such a request counts as truncated, 400.
+    A slow body occupies its thread for as long as the server allows: `Limits.read_timeout` does not apply, so set the
+    server's own timeout. If it ends a read with `TimeoutError`, the answer is 408. A body without Content-Length is
+    read if the server marks its end (`wsgi.input_terminated`, as gunicorn and waitress do). A server that does not
+    decode chunked bodies does not, and such a request is answered with 400, as truncated.
 
     Args:
         intake: The receiver's secrets, mapping and limits.
-        consumer: Where the records go. A request is answered with 200 only after it has taken them over.
-        patience: Seconds after which a request is answered with 503 without a word of the consumer's. It may still take
-            over what it was handed. None to wait for as long as it takes.
-        clock: The time now, in nanoseconds since the epoch; read once a request.
+        consumer: Takes the records. A request is answered with 200 only after the consumer has taken them over.
+        patience: Seconds to wait for the consumer before a request is answered with 503. The consumer may still take
+            the batch over afterwards. None to wait without a limit.
+        clock: Gives the time now, in nanoseconds since the epoch. It is called once for each request.
 
     Attributes:
-        patience: As above; it may change.
+        patience: See above. It may be changed.
 
     Example:
         >>> import falcon
@@ -85,7 +85,7 @@ class StatsigWsgiReceiver:
         self._closed = False
 
     def close(self) -> None:
-        """Refuse new requests with 503; those under way are finished. From any thread, any number of times."""
+        """Refuse new requests with 503, and finish the others. Any thread may call it, any number of times."""
         self._closed = True
 
     def on_post(self, req: Request, resp: Response) -> None:
@@ -97,7 +97,7 @@ class StatsigWsgiReceiver:
         self._send(resp, answer)
 
     def on_options(self, req: Request, resp: Response) -> None:  # noqa: ARG002 - Falcon's signature
-        """Refuse every other method; OPTIONS too, which Falcon by itself would answer with 200."""
+        """Refuse every other method, also OPTIONS, which Falcon would answer with 200."""
         self._send(resp, wrong_method(resp))
 
     on_delete = on_options
@@ -127,7 +127,7 @@ class StatsigWsgiReceiver:
         finally:
             if taking is None:
                 request.close()
-            else:  # the body is in memory for as long as the consumer has it
+            else:  # the body stays in memory until the consumer has finished
                 taking.add_done_callback(lambda _: request.close())
 
     def _send(self, resp: Response, answer: Answer) -> None:
@@ -136,12 +136,12 @@ class StatsigWsgiReceiver:
 
 
 def create_wsgi_app(receivers: Mapping[str, StatsigWsgiReceiver]) -> WSGIApplication:
-    """A WSGI application that serves receivers at their paths, and answers all else as the contract says.
+    """A WSGI application that serves receivers at their paths, and refuses all other requests.
 
-    It may be mounted below a prefix: the paths are compared with PATH_INFO, what stands in SCRIPT_NAME is not theirs.
+    It may be mounted below a prefix: paths are compared with PATH_INFO, which does not include SCRIPT_NAME.
 
     Args:
-        receivers: The receivers by path, each beginning with `/`.
+        receivers: The receivers by their paths, which begin with `/`.
 
     Example:
         >>> from statsig_otel.exporters import LoggerProviderConsumer
@@ -156,7 +156,7 @@ def create_wsgi_app(receivers: Mapping[str, StatsigWsgiReceiver]) -> WSGIApplica
         app.add_route(path, receiver)
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        # Falcon answers methods that it does not know by itself. HEAD stays: its answer has no body.
+        # Falcon would answer unknown methods itself. HEAD stays, so that its answer has no body.
         if environ["REQUEST_METHOD"] not in ("POST", "HEAD"):
             environ = {**environ, "REQUEST_METHOD": "OPTIONS"}
         body: Iterable[bytes] = app(environ, start_response)
@@ -166,8 +166,8 @@ def create_wsgi_app(receivers: Mapping[str, StatsigWsgiReceiver]) -> WSGIApplica
 
 
 def _headers(environ: WSGIEnvironment) -> Iterator[tuple[bytes, bytes]]:
-    """The headers that count, as they were before they were folded."""
-    if length := environ.get("CONTENT_LENGTH"):  # "" is none, says PEP 3333
+    """The headers that the intake reads, repeated ones separated again."""
+    if length := environ.get("CONTENT_LENGTH"):  # PEP 3333: an empty one is absent
         yield b"content-length", _bytes(length)
     for variable, name in _HEADERS.items():
         if variable in environ:
@@ -180,10 +180,10 @@ def _bytes(value: str) -> bytes:
 
 
 def _read(environ: WSGIEnvironment, request: intake.Request) -> bool:
-    """Feed the body to the request; whether it came to its end."""
+    """Feed the body to the request; whether it was read to its end."""
     length = environ.get("CONTENT_LENGTH")
     if not length and not environ.get("wsgi.input_terminated"):
-        # No body, or a chunked one that this server does not decode: reading it could wait for ever.
+        # No body, or a chunked one that the server does not decode: a read could wait for ever.
         return "HTTP_TRANSFER_ENCODING" not in environ
     left = int(length) if length else sys.maxsize
     stream, size = environ["wsgi.input"], _FIRST_CHUNK
@@ -193,6 +193,6 @@ def _read(environ: WSGIEnvironment, request: intake.Request) -> bool:
             left, size = left - len(chunk), _CHUNK
     except TimeoutError:
         raise AnsweredError(slow_body()) from None
-    except OSError:  # how servers tell that the client has left
+    except OSError:  # servers say so that the client has left
         return False
     return True

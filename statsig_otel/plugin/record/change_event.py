@@ -1,7 +1,7 @@
-"""A Statsig config change as a change event: the reference mapping, as plain data.
+"""Reads a Statsig config change into a ChangeEvent, which is plain data.
 
-`statsig::config_change` is read leniently: types and actions are open sets, fields come and go between deliveries of
-different years. Only a name, a type and a time are required. Unknown members change nothing here.
+A `statsig::config_change` is read leniently: types and actions are open sets, and Statsig has added and dropped fields
+over the years. Only a name, a type and a time are required. Unknown members are ignored here.
 """
 
 import json
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Final
 
 _MAX_TIMESTAMP: Final = 253_402_300_799_999
-"""The last millisecond of the year 9999: what RFC 3339 can write."""
+"""The last millisecond of the year 9999, the last one that RFC 3339 can express."""
 
 _DIGITS: Final = re.compile(r"[0-9]{1,20}")
-_BLANK: Final = re.compile(r"\s")
+_SPACE: Final = re.compile(r"\s")
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class InvalidItemError(Exception):
-    """A config change that no record can be made of. The message says what is wrong, and where.
+    """No record can be made of a config change. The message says what is wrong, and where.
 
     Example:
         >>> from statsig_otel.plugin import ChangeEvent
@@ -35,22 +35,22 @@ class InvalidItemError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeEvent:
-    """One config change. Texts are valid Unicode, times in range; what Statsig did not send is None or empty.
+    """One config change. Its strings are valid Unicode and its time is in range. What Statsig did not send is empty.
 
     Attributes:
         happened_at: When it happened, in milliseconds since the epoch.
-        entity_type: What was changed, as sent, such as `Gate` or `Dynamic Config`.
+        entity_type: What was changed, as Statsig sent it, such as `Gate` or `Dynamic Config`.
         name: The name of the gate, the experiment, ...
-        action: What was done to it, as sent, such as `created`.
-        description: Statsig's free text, often of several lines.
+        action: What was done to it, as Statsig sent it, such as `created`.
+        description: Statsig's free text, often with several lines.
         environments: The environments that the change names.
         project_id: Statsig's id of the project.
         project_name: The project's name.
-        tags: The entity's tags; elements that are no text as compact JSON.
+        tags: The entity's tags; elements that are not strings as compact JSON.
         target_apps: The entity's target apps, likewise.
-        user_id: Who made the change.
-        user_name: The same person's name.
-        user_email: The same person's address.
+        user_id: The id of the user who made the change.
+        user_name: That user's name.
+        user_email: That user's email address.
         left_out: The fields whose value had an unusable type.
 
     Example:
@@ -88,9 +88,9 @@ class ChangeEvent:
             raise InvalidItemError(f"metadata: must be an object, is {_kind(metadata)}")
         fields = _Fields(item.get("user"))
         return cls(
-            happened_at=_timestamp(item.get("timestamp")),
-            entity_type=_required(metadata, "type"),
-            name=_required(metadata, "name"),
+            happened_at=_read_timestamp(item.get("timestamp")),
+            entity_type=_read_required(metadata, "type"),
+            name=_read_required(metadata, "name"),
             action=fields.text(metadata, "metadata.action"),
             description=fields.text(metadata, "metadata.description"),
             environments=_split(
@@ -108,17 +108,17 @@ class ChangeEvent:
 
     @property
     def type(self) -> str:
-        """The kind of change in lower case, blanks as `_`, such as `gate_updated`; `gate_changed` with no action."""
-        return _BLANK.sub("_", f"{self.entity_type}_{self.action or 'changed'}".lower())
+        """Type and action in lower case, spaces as `_`, such as `gate_updated`; `gate_changed` without an action."""
+        return _SPACE.sub("_", f"{self.entity_type}_{self.action or 'changed'}".lower())
 
     @property
     def title(self) -> str:
-        """NAME ACTION, such as `layout_v2 updated`; `layout_v2 changed` with no action."""
+        """NAME ACTION, such as `layout_v2 updated`; `layout_v2 changed` without an action."""
         return f"{self.name} {self.action or 'changed'}"
 
 
-def _timestamp(value: object) -> int:
-    """Milliseconds: an integer, or its digits as older deliveries have them."""
+def _read_timestamp(value: object) -> int:
+    """Milliseconds: an integer, or a string of its digits as in older deliveries."""
     number: object = value
     if isinstance(value, str) and _DIGITS.fullmatch(value):
         number = int(value)
@@ -129,15 +129,15 @@ def _timestamp(value: object) -> int:
     return number
 
 
-def _required(metadata: Mapping[str, object], name: str) -> str:
+def _read_required(metadata: Mapping[str, object], name: str) -> str:
     value = metadata.get(name)
     if not isinstance(value, str) or not value:
-        raise InvalidItemError(f"metadata.{name}: must be a text that is not empty, is {_kind(value)}")
+        raise InvalidItemError(f"metadata.{name}: must be a string that is not empty, is {_kind(value)}")
     return valid(value)
 
 
 class _Fields:
-    """Reads optional fields, and remembers those that had an unusable type."""
+    """Reads optional fields, and collects those that had an unusable type."""
 
     def __init__(self, user: object) -> None:
         self.left_out: list[str] = []
@@ -146,7 +146,7 @@ class _Fields:
             self.left_out.append("user")
 
     def text(self, holder: Mapping[str, object], path: str) -> str | None:
-        """A text; numbers and booleans as their JSON text; None where there is none, or something else."""
+        """A string, or a number or a boolean as JSON; None if the field is absent, or an array or an object."""
         value = holder.get(path.rpartition(".")[2])
         if value is None or value == "":
             return None
@@ -156,7 +156,7 @@ class _Fields:
         return _as_text(value)
 
     def texts(self, holder: Mapping[str, object], path: str) -> tuple[str, ...]:
-        """An array, each element as a text. A single value counts as an array of one; nulls and "" are dropped."""
+        """The elements of an array as strings, without null and "". A single value counts as an array of one."""
         value = holder.get(path.rpartition(".")[2])
         if isinstance(value, dict):
             self.left_out.append(path)
@@ -180,17 +180,17 @@ def _split(environments: str | None) -> tuple[str, ...]:
 
 
 def valid(text: str) -> str:
-    """JSON can escape half of a surrogate pair; protobuf's strings, UTF-8, can't hold one."""
+    """A string without lone surrogates: JSON can escape them, but protobuf strings, being UTF-8, can't contain them."""
     return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def _kind(value: object) -> str:
-    """The JSON type of a value, for an error that must not show the value itself."""
+    """The JSON type of a value, for an error message that must not show the value."""
     if value is None:
         return "missing or null"
     if isinstance(value, float) and not math.isfinite(value):
-        return "no number"
+        return "not a number"
     if value == "":
         return "empty"
-    names = {bool: "a boolean", int: "an integer", float: "a fraction", str: "a text", list: "an array"}
+    names = {bool: "a boolean", int: "an integer", float: "a fraction", str: "a string", list: "an array"}
     return names.get(type(value), "an object")

@@ -1,9 +1,9 @@
-"""What a description says, in fields. Statsig tells rollouts and rules as text only, a line for each change.
+"""Recognises changes of rules, groups and parameters in a description: Statsig sends them only as lines of text.
 
     Updated Config Conditions
         - Updated rule test pass percentage from 100 to 50
 
-The wording is nowhere promised: what is not recognised is left alone, and never fails.
+Statsig does not document the wording. A line that is not recognised is ignored, and is never an error.
 """
 
 import re
@@ -34,14 +34,14 @@ _BULLETS: Final = "-*• \t"
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """One change that a description tells.
+    """One change that was recognised in a description.
 
     Attributes:
         kind: What was done, such as `rule_rollout`.
-        rule: The rule that it was done to.
+        rule: The name of the changed rule.
         before: The percentage before.
         after: The percentage after.
-        names: The groups or parameters that it was done to.
+        names: The changed groups or parameters.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Detail:
 
 
 def details(description: str) -> Iterator[Detail]:
-    """The changes that are recognised in a description, in their order."""
+    """The changes that are recognised in a description, in order."""
     for line in description.splitlines():
         text = line.strip().lstrip(_BULLETS)
         for kind, expression in _LINES.items():
@@ -77,8 +77,8 @@ def _detail(kind: str, found: dict[str, str | None]) -> Detail:
 def attributes(description: str) -> dict[str, str | float | list[str]]:
     """The `statsig.change.*` attributes of a description.
 
-    What may be told several times is an array. `kind`, `rule`, `from` and `to` are there where exactly one change is
-    told.
+    The arrays list all recognised changes. `kind`, `rule`, `from` and `to` are there only if exactly one change is
+    recognised.
     """
     found = list(details(description))
     arrays = {

@@ -1,7 +1,7 @@
-"""Which changes go on to the exporters: include and exclude, by what a change says of itself.
+"""Filters changes: include and exclude them by type, action, environment, name and other fields.
 
-A block holds patterns by field. It matches a change where each of its fields has a pattern that matches. A change goes
-on where no block of exclude matches it, and where one of include does, if there is any.
+A block has patterns for some fields. It matches a change if each of its fields has a pattern that matches. A change
+passes if no block of exclude matches it and, if include has blocks, one of those does.
 """
 
 import re
@@ -13,20 +13,20 @@ from typing import Final, TypeAlias
 from statsig_otel.plugin.record.change_event import ChangeEvent
 
 Block: TypeAlias = Mapping[str, Sequence[str]]
-"""Patterns by the names in `FIELDS`."""
+"""Patterns by field, with the names in `FIELDS`."""
 
 _SEPARATORS: Final = re.compile(r"[\s_]")
 _SET_OR_SEPARATOR: Final = re.compile(r"\[(?P<not>!?+)(?P<set>.[^\]]*+)\]|[\s_]", re.DOTALL)
-"""A set of a pattern, by the rules of fnmatch; or what does not count outside of one."""
+"""A set in a pattern, by the rules of fnmatch; or a separator outside of a set."""
 
 
 def _spelling(text: str) -> str:
-    """One spelling of `Dynamic Config`, `DynamicConfig` and `dynamic_config`, which Statsig all sends."""
+    """The same spelling for `Dynamic Config`, `DynamicConfig` and `dynamic_config`: Statsig sends all three."""
     return _SEPARATORS.sub("", text.lower())
 
 
 def _spelled_pattern(pattern: str) -> str:
-    """A pattern for values in that spelling. A set of nothing but blanks and _ stands for one, which they have not."""
+    """A pattern for values in that spelling. A set of separators is dropped, too; its complement is any character."""
 
     def spelled(match: re.Match[str]) -> str:
         if match["set"] is None:
@@ -40,13 +40,13 @@ def _spelled_pattern(pattern: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What the patterns of one field are compared with.
+    """A field of a change that patterns are compared with.
 
     Attributes:
-        values: What a change has there.
-        spelled: Applied to values.
-        spelled_pattern: Applied to patterns.
-        excludes: Whether a change of several values is excluded for one of them (`any`), or for all only (`all`).
+        values: Gets the values of the field from a change.
+        spelled: Applied to each value before it is compared.
+        spelled_pattern: Applied to each pattern.
+        excludes: Whether one matching value excludes a change (`any`), or all of its values have to match (`all`).
     """
 
     values: Callable[[ChangeEvent], tuple[str | None, ...]]
@@ -58,7 +58,7 @@ class Field:
 FIELDS: Final[Mapping[str, Field]] = {
     "types": Field(lambda event: (event.entity_type,), _spelling, _spelled_pattern),
     "actions": Field(lambda event: (event.action,), _spelling, _spelled_pattern),
-    # What development shares with production is a change of production, too.
+    # A change of development and production is a change of production, too.
     "environments": Field(lambda event: event.environments, str.lower, str.lower, all),
     "names": Field(lambda event: (event.name,)),
     "projects": Field(lambda event: (event.project_id, event.project_name)),
@@ -66,7 +66,7 @@ FIELDS: Final[Mapping[str, Field]] = {
     "target_apps": Field(lambda event: event.target_apps),
     "actors": Field(lambda event: (event.user_id, event.user_name, event.user_email), str.lower, str.lower),
 }
-"""The fields that a block can have."""
+"""The fields of a block."""
 
 
 class _Patterns:
@@ -83,21 +83,21 @@ class _Patterns:
         return self._field.excludes(self._matches(event))
 
     def _matches(self, event: ChangeEvent) -> Iterable[bool]:
-        """For each value whether a pattern matches it. What is absent is an empty text."""
+        """Whether a pattern matches, for each value. An absent value counts as an empty string."""
         values = [value for value in self._field.values(event) if value] or [""]
         spelled = map(self._field.spelled, values)
         return (any(expression.match(value) for expression in self._expressions) for value in spelled)
 
 
 class ChangeFilter:
-    """Tells which changes go on. Safe to use from several threads.
+    """Decides which changes pass. Safe to use from several threads.
 
     Args:
-        include: Where there is any block, only the changes go on that one of them matches.
-        exclude: The changes that one of these matches don't go on, whatever `include` says.
+        include: If there are any blocks, a change passes only if one of them matches.
+        exclude: A change that one of these blocks matches does not pass, whatever `include` says.
 
     Raises:
-        ValueError: A block names a field that there is not, or none at all.
+        ValueError: A block has an unknown field, or no field.
 
     Example:
         >>> from statsig_otel.plugin import ChangeEvent
@@ -113,7 +113,7 @@ class ChangeFilter:
         self._exclude = [_compiled(block) for block in exclude]
 
     def why_dropped(self, event: ChangeEvent) -> str | None:
-        """Why a change does not go on; None where it does."""
+        """Why a change does not pass; None if it does."""
         for index, block in enumerate(self._exclude):
             if all(patterns.exclude(event) for patterns in block):
                 return f"exclude[{index}] matches"
@@ -124,5 +124,5 @@ class ChangeFilter:
 
 def _compiled(block: Block) -> list[_Patterns]:
     if not block or not block.keys() <= FIELDS.keys():
-        raise ValueError(f"a block needs fields, of {', '.join(FIELDS)}")
+        raise ValueError(f"a block needs at least one field, and knows {', '.join(FIELDS)}")
     return [_Patterns(FIELDS[name], patterns) for name, patterns in block.items()]

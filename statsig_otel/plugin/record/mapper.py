@@ -1,4 +1,4 @@
-"""A verified payload as what a consumer takes: encoded records, and the items that no record could be made of."""
+"""Maps a verified payload to encoded records, and keeps the items that no record can be made of."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from statsig_otel.plugin.webhook.payload import Payload
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """What became of the config changes of one payload: each is in `changes`, in `invalid`, or ignored.
+    """The items of one payload after mapping: each is in `changes`, in `invalid`, or counted in `ignored`.
 
     Attributes:
-        changes: Those that a record was made of, in order.
-        invalid: Those that none could be made of.
-        ignored: How many items of the payload are no config change, or one that the filter drops.
-        left_out: The optional fields that had an unusable type, one entry for each time.
+        changes: The config changes that have records, in order.
+        invalid: The config changes that no record could be made of.
+        ignored: The number of items that are not config changes, or that the filter drops.
+        left_out: The optional fields that had an unusable type, with one entry for each time.
 
     Example:
         >>> from statsig_otel.plugin import Mapper, parse
@@ -37,11 +37,11 @@ class Mapped:
 
 
 class Mapper:
-    """Maps payloads. Does no I/O, reads no clock, never raises for anything that a payload holds.
+    """Maps payloads. Does no I/O, reads no clock, and never raises because of a payload's content.
 
     Args:
-        encoder: Makes the records; the default ones without it.
-        change_filter: Tells which changes one is made of; all without it.
+        encoder: Makes the records; by default the default records.
+        change_filter: Decides which changes pass; by default all.
         services: Finds the services that a change concerns; without it each change has one record.
 
     Example:
@@ -49,7 +49,7 @@ class Mapper:
         >>> body = b'{"eventName": "statsig::config_change", "timestamp": 1, "metadata": {"type": "Gate"}}'
         >>> mapped = Mapper().map(parse(body), observed_ns=1739400185198000000)
         >>> [invalid.reason for invalid in mapped.invalid]
-        ['metadata.name: must be a text that is not empty, is missing or null']
+        ['metadata.name: must be a string that is not empty, is missing or null']
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Mapper:
 
         Args:
             payload: The parsed body.
-            observed_ns: When its request arrived, in nanoseconds since the epoch.
+            observed_ns: When the request arrived, in nanoseconds since the epoch.
         """
         changes: list[Change] = []
         invalid: list[Invalid] = []
@@ -75,66 +75,64 @@ class Mapper:
         ignored = payload.ignored
         for item in payload.changes:
             try:
-                mapped = self._map_item(item, observed_ns)
+                read = self._read(item)
             except InvalidItemError as error:
                 invalid.append(Invalid(item.text.encode(), str(error)))
                 continue
-            if mapped is None:
+            if read is None:
                 ignored += 1
                 continue
-            change, fields = mapped
-            changes.append(change)
-            left_out.extend(fields)
+            changes.append(self._encode(read, item.text, observed_ns))
+            left_out.extend(read.event.left_out)
         return Mapped(tuple(changes), tuple(invalid), ignored, tuple(left_out))
 
     def concerned(self, item: Item) -> Concerned | None:
-        """What the rules say of the services of a change; None if there are no rules.
+        """The services that a change concerns; None if there are no rules.
 
         Args:
             item: An item that `map` makes a record of.
         """
         if self._services is None:
             return None
-        change = self._read(item)
-        if change is None:
+        read = self._read(item)
+        if read is None:
             return None
-        return self._services.find(change.default, change.event, original=item.text, item=change.item)
+        return self._services.find(read.default, read.event, original=item.text, item=read.item)
 
-    def _map_item(self, item: Item, observed_ns: int) -> tuple[Change, tuple[str, ...]] | None:
-        """One item's change and the fields that were left out of it; None where the filter drops it."""
-        change = self._read(item)
-        if change is None:
-            return None
-        event, records = change.event, [change.default]
-        if self._services is not None:
-            records = self._services.records(change.default, event, original=item.text, item=change.item)
-        encoded = [self._encoder.encode(one, event, observed_ns=observed_ns, item=change.item) for one in records]
-        return Change(change.uid, tuple(encoded)), event.left_out
-
-    def _read(self, item: Item) -> "_ChangeItem | None":
-        """An item before its services and the mapping; None where the filter drops it.
+    def _read(self, item: Item) -> "_ReadItem | None":
+        """Read an item, without its services and the mapping; None if the filter drops it.
 
         Raises:
             InvalidItemError: No record can be made of it.
         """
         if item.problem is not None or not isinstance(item.value, dict):
-            raise InvalidItemError(item.problem or "is no object")
+            raise InvalidItemError(item.problem or "is not an object")
         item_uid = uid(item.value)
         event = ChangeEvent.from_item(item.value)
         if self._filter is not None and self._filter.why_dropped(event) is not None:
             return None
         default = self._encoder.default(event, uid=item_uid, original=item.text)
-        return _ChangeItem(item_uid, item.value, event, default)
+        return _ReadItem(item_uid, item.value, event, default)
+
+    def _encode(self, read: "_ReadItem", original: str, observed_ns: int) -> Change:
+        """Encode the records of an item: one for each service, or a single one."""
+        records = [read.default]
+        if self._services is not None:
+            records = self._services.records(read.default, read.event, original=original, item=read.item)
+        encoded = [
+            self._encoder.encode(record, read.event, observed_ns=observed_ns, item=read.item) for record in records
+        ]
+        return Change(read.uid, tuple(encoded))
 
 
-class _ChangeItem(NamedTuple):
+class _ReadItem(NamedTuple):
     """An item that the filter lets pass.
 
     Attributes:
         uid: Its uid.
         item: The item, decoded.
-        event: What the item says.
-        default: The default record of it.
+        event: The change event of the item.
+        default: The default record of that event.
     """
 
     uid: str

@@ -1,7 +1,7 @@
-"""A mapping of a team's own: from the record that is made by default to the one that goes out. Data in, data out.
+"""Maps the default record of a change to the record that users configured: event name, body and attributes.
 
-All of it reads the fields of the default record, whatever becomes of them: first attributes are dropped and renamed,
-then those of the mapping are set. `log.record.uid` stays what it is: a change is known again behind every mapping.
+First attributes are dropped and renamed, then those of the mapping are set. Every template reads the default record,
+whatever happens to its attributes. `log.record.uid` can't be changed: it identifies a change behind every mapping.
 """
 
 import json
@@ -53,7 +53,7 @@ ATTRIBUTES: Final = (
     "statsig.impacted_services",
     "log.record.original",
 )
-"""The attributes that the default record can have."""
+"""The attributes that a default record can have."""
 
 SHORT_NAMES: Final[Mapping[str, str]] = {
     "name": "change_event.label.name",
@@ -68,7 +68,7 @@ SHORT_NAMES: Final[Mapping[str, str]] = {
     "tags": "statsig.tags",
     "target_apps": "statsig.target_apps",
 }
-"""Fields of a template that are attributes by another name."""
+"""Fields of templates that are other names of attributes."""
 
 _ARRAYS: Final = {
     "statsig.environments", "statsig.tags", "statsig.target_apps", "statsig.impacted_services",
@@ -76,7 +76,7 @@ _ARRAYS: Final = {
 }  # fmt: skip
 
 SERVICE_FIELDS: Final = ("service.name", "service.namespace")
-"""Fields of a record that is about one service: what its resource says."""
+"""Fields of a record that is about one service: they are in its resource."""
 
 TIMESTAMP: Final = "timestamp"
 METADATA: Final = "metadata."
@@ -84,14 +84,14 @@ METADATA: Final = "metadata."
 _FIELDS: Final = (*SHORT_NAMES, TIMESTAMP, *ATTRIBUTES, *SERVICE_FIELDS)
 
 MAX_INT: Final = 2**63 - 1
-"""What an OTLP integer holds."""
+"""The largest integer in OTLP."""
 
 
 def parse_template(text: str) -> Template:
-    """Read a template over the fields of a change.
+    """Parse a template with fields of a change.
 
     Raises:
-        TemplateError: It is no template, it is empty, or it names a field that there is not.
+        TemplateError: The text is not a template, is empty, or names an unknown field.
     """
     if not text:
         raise TemplateError("is empty", "leave the key out")
@@ -99,10 +99,10 @@ def parse_template(text: str) -> Template:
     for name in template.names:
         if not (name in _FIELDS or _is_metadata(name)):
             near = hint_for(name, [*_FIELDS, f"{METADATA}NAME"])
-            raise TemplateError(f"has {{{name}}}, which is no field of a change", near)
+            raise TemplateError(f"has {{{name}}}, which is not a field of a change", near)
     only = template.only
     if only is not None and isinstance(only.default, str) and _is_array(only.name):
-        # An attribute is not of two types.
+        # An attribute has one type.
         return Template((Placeholder(only.name, (only.default,)),))
     return template
 
@@ -132,7 +132,7 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """An array of texts. A template that is an array adds each of its elements; what is absent adds none."""
+    """An array of strings. A template that gives an array adds each of its elements; an absent one adds none."""
 
     templates: tuple[Template, ...]
 
@@ -143,12 +143,12 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """A value by another one. An array is looked up element by element, and gives an array.
+    """A value from a table. An array is looked up element by element, and gives an array.
 
     Attributes:
         key: What is looked up.
-        table: Values by the texts of keys.
-        default: The value of all other keys, and of none; None for no attribute.
+        table: The values by key.
+        default: The value for all other keys and for an absent one; None for no attribute.
     """
 
     key: Template
@@ -161,13 +161,13 @@ class Lookup:
         if isinstance(key, str | bool | int | float) or (key is None and not self._is_of_array()):
             source = self._source(key)
             return None if source is None else source.value(fields)
-        # Each source once: the default of a thousand tags would else be made a thousand times.
+        # Each source once: otherwise the default would be made a thousand times for a thousand tags.
         sources = {id(source): source for source in map(self._source, [None] if key is None else key)}
         values = [source.value(fields) for source in sources.values() if source is not None]
         return array(dict.fromkeys(_flat(value for value in values if value is not None)))
 
     def _is_of_array(self) -> bool:
-        """Whether an array is looked up, even where a change has none: an attribute is not of two types."""
+        """Whether the key is an array by its field, even if a change has none: an attribute has one type."""
         only = self.key.only
         return only is not None and _is_array(only.name)
 
@@ -176,22 +176,22 @@ class Lookup:
 
 
 Source: TypeAlias = Template | Constant | Texts | Lookup
-"""Where the value of an attribute comes from."""
+"""Gives the value of an attribute."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordMapping:
-    """How records look.
+    """A user's mapping.
 
     Attributes:
-        event_name: The EventName; None for the default one, which also stands where the template has nothing to say.
+        event_name: The EventName. None for the default one, which is also used if the template gives nothing.
         body: The body, likewise.
-        attributes: Attributes to set, in place of those of the same name.
+        attributes: Attributes to set. They replace those of the same name.
         rename: New names of default attributes.
         drop: Default attributes to leave out, by name or by a pattern of `fnmatch.fnmatchcase`.
 
     Raises:
-        ValueError: An attribute is named that there is not, twice, or that has to stay.
+        ValueError: An attribute is unknown, can't be changed, or would be in a record twice.
     """
 
     event_name: Template | None = None
@@ -214,23 +214,23 @@ class RecordMapping:
     def _check_targets(self) -> None:
         for name in self.rename:
             if name in self._dropped:
-                raise ValueError(f"{name} is dropped and renamed")
+                raise ValueError(f"{name} is both dropped and renamed")
         stay = set(ATTRIBUTES) - self._dropped - self.rename.keys()
         seen: set[str] = set()
         for target in self.rename.values():
             if target in self.attributes or target in seen:
-                raise ValueError(f"{target} would stand twice in a record")
+                raise ValueError(f"a record would have {target} twice")
             if target in stay:
-                raise SettingError(f"{target} would stand twice in a record", "drop or rename that one, too")
+                raise SettingError(f"a record would have {target} twice", "drop or rename the default attribute, too")
             seen.add(target)
 
     def apply(self, record: RecordFields, event: ChangeEvent, item: Mapping[str, object]) -> RecordFields:
-        """Make a record of the default one. Never raises, whatever the item holds.
+        """Map a default record. Never raises, whatever the item contains.
 
         Args:
             record: The default record.
-            event: The change that it is of.
-            item: The item that it was made of.
+            event: The change that the record is about.
+            item: The item that the record was made of.
         """
         fields = fields_of(record, event, item)
         attributes = {
@@ -250,12 +250,12 @@ class RecordMapping:
 
 
 def fields_of(record: RecordFields, event: ChangeEvent, item: Mapping[str, object]) -> FieldsOf:
-    """The fields of one change, as templates read them.
+    """The fields of one change for its templates.
 
     Args:
         record: The default record.
-        event: The change that it is of.
-        item: The item that it was made of.
+        event: The change that the record is about.
+        item: The item that the record was made of.
     """
     metadata = item.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
@@ -273,22 +273,22 @@ def fields_of(record: RecordFields, event: ChangeEvent, item: Mapping[str, objec
 
 
 def check_new_name(name: str) -> None:
-    """Check the name of an attribute that a mapping makes.
+    """Check the name of an attribute that a mapping sets.
 
     Raises:
-        ValueError: It can't have that name.
+        ValueError: No attribute can have that name.
     """
     if not name:
-        raise ValueError("an attribute has a name")
+        raise ValueError("an attribute needs a name")
     if name == UID:
-        raise ValueError(f"{UID} stays what it is: a change is known again by it")
+        raise ValueError(f"{UID} can't be changed: it identifies the change")
 
 
 def check_old_name(name: str) -> None:
-    """Check the name of a default attribute that is to be taken away.
+    """Check the name of a default attribute that a mapping drops or renames.
 
     Raises:
-        ValueError: There is none of that name, or it has to stay.
+        ValueError: There is no such attribute, or it can't be changed.
     """
     check_new_name(name)
     if name not in ATTRIBUTES:
@@ -297,22 +297,22 @@ def check_old_name(name: str) -> None:
 
 
 def check_pattern(pattern: str) -> None:
-    """Check a pattern of default attributes that are to be left out.
+    """Check a pattern of default attributes that a mapping drops.
 
     Raises:
-        ValueError: It matches none of them.
+        ValueError: The pattern matches none of them.
     """
     if not matching(pattern):
         check_old_name(pattern)
 
 
 def matching(pattern: str) -> list[str]:
-    """The default attributes that a pattern leaves out. None leaves out the uid."""
+    """The default attributes that a pattern drops; never the uid."""
     return [name for name in ATTRIBUTES if name != UID and fnmatchcase(name, pattern)]
 
 
 def _of_json(value: object) -> AttributeValue | None:
-    """A member of the metadata as an attribute. As everywhere, null, "" and [] are absent."""
+    """A member of the metadata as the value of an attribute. As everywhere, null, "" and [] count as absent."""
     if isinstance(value, list):
         return array([found for element in value if (found := _scalar(element)) is not None])
     return _scalar(value)
@@ -342,14 +342,14 @@ def _flat(values: Iterable[AttributeValue]) -> Iterable[str | bool | int | float
 
 
 def texts_of(values: Iterable[AttributeValue | None]) -> Iterable[str]:
-    """Each value as a text, those of arrays one by one."""
+    """Each value as a string, the elements of arrays one by one."""
     return (as_text(value) for value in _flat(value for value in values if value is not None))
 
 
 def array(values: Iterable[str | bool | int | float]) -> AttributeValue | None:
-    """An array of one type: numbers as fractions where one is, texts where there is anything else among them.
+    """An array with elements of one type; None for an empty one.
 
-    An empty one is None: it has nothing to say.
+    If there are integers and fractions, all become fractions; any other mixture becomes strings.
     """
     elements = list(values)
     kinds = set(map(type, elements))

@@ -1,8 +1,8 @@
-"""Log records as OTLP has them on the wire: a serialised `ExportLogsServiceRequest` for each.
+"""Serialises log records to OTLP protobuf: one `ExportLogsServiceRequest` for each record.
 
-What does not change from record to record is encoded once, by protobuf's own library. Texts, nearly all of a record,
-are written here (protobuf.dev/programming-guides/encoding): to make the library's messages of them takes twice as
-long. The fields stand in the order of their numbers, so that the bytes are those of the library.
+The protobuf library serialises once what all records share. Strings, which are nearly all of a record, are written
+here (protobuf.dev/programming-guides/encoding): making the library's messages of them takes twice as long.
+The fields are in the order of their numbers, so the bytes are the same as the library's.
 """
 
 import struct
@@ -19,9 +19,10 @@ AttributeValue: TypeAlias = Scalar | Sequence[str] | Sequence[bool] | Sequence[i
 Attributes: TypeAlias = Mapping[str, AttributeValue]
 
 _MAX_NANOSECONDS: Final = (1 << 64) - 1
-"""What `fixed64 time_unix_nano` holds: up to July 2554."""
+"""The largest `fixed64 time_unix_nano`: July 2554."""
 
-# A field's number and the type of what follows, in one byte each: collector/logs/v1 and logs/v1 of opentelemetry-proto.
+# The number of a field and the type of its content, in one byte. From collector/logs/v1 and logs/v1 of
+# opentelemetry-proto:
 _RESOURCE_LOGS: Final = b"\x0a"
 _SCOPE_LOGS: Final = b"\x12"
 _LOG_RECORDS: Final = b"\x12"
@@ -30,7 +31,7 @@ _OBSERVED_TIME_UNIX_NANO: Final = b"\x59"
 _BODY: Final = b"\x2a"
 _ATTRIBUTES: Final = b"\x32"
 _EVENT_NAME: Final = b"\x62"
-# common/v1 likewise.
+# From common/v1:
 _KEY: Final = b"\x0a"
 _VALUE: Final = b"\x12"
 _STRING_VALUE: Final = b"\x0a"
@@ -41,9 +42,9 @@ _SEVERITY: Final = LogRecord(severity_number=SEVERITY_NUMBER_INFO).SerializeToSt
 _FIXED64: Final = struct.Struct("<Q")
 _ONE_BYTE: Final = tuple(bytes((number,)) for number in range(0x80))
 
-# What stands before an attribute, and before its text, where each length in them takes one byte.
+# What precedes an attribute, and the string in it, if each of their lengths takes one byte.
 _SHORT_ATTRIBUTE: Final = tuple(_ATTRIBUTES + length for length in _ONE_BYTE)
-_SHORT_TEXT: Final = tuple(
+_SHORT_STRING: Final = tuple(
     b"".join((_VALUE, _ONE_BYTE[length + 2], _STRING_VALUE, _ONE_BYTE[length])) for length in range(0x80 - 2)
 )
 
@@ -57,7 +58,7 @@ class LogSerializer:
         schema_url: The schema of the attributes.
 
     Raises:
-        ValueError: A text holds half of a surrogate pair, or a number is too large for OTLP.
+        ValueError: A string contains a lone surrogate, or a number is too large for OTLP.
     """
 
     def __init__(self, resource: Attributes, *, scope: InstrumentationScope, schema_url: str) -> None:
@@ -67,17 +68,17 @@ class LogSerializer:
         self._schema_url = ScopeLogs(schema_url=schema_url).SerializeToString()
 
     def serialize(self, *, time_ns: int, observed_ns: int, event_name: str, body: str, attributes: Attributes) -> bytes:
-        """One record.
+        """Serialise one record.
 
         Args:
-            time_ns: When it happened, in nanoseconds since the epoch. What OTLP can't hold becomes 0, an unknown time.
-            observed_ns: When it was seen, likewise.
+            time_ns: When it happened, in nanoseconds since the epoch. A time outside OTLP's range becomes 0: unknown.
+            observed_ns: When it was observed, likewise.
             event_name: Its EventName.
             body: Its body.
-            attributes: Its attributes, in their order.
+            attributes: Its attributes, in order.
 
         Raises:
-            ValueError: As for the class.
+            ValueError: See the class.
         """
         parts = [_time(_TIME_UNIX_NANO, time_ns), _SEVERITY, _field(_BODY, _field(_STRING_VALUE, body.encode()))]
         parts += [_attribute(key, value) for key, value in attributes.items()]
@@ -94,7 +95,7 @@ def _attribute(key: str, value: AttributeValue) -> bytes:
         name, length = _name(key), len(text)
         size = len(name) + length + 4
         if size < len(_SHORT_ATTRIBUTE):
-            return _SHORT_ATTRIBUTE[size] + name + _SHORT_TEXT[length] + text
+            return _SHORT_ATTRIBUTE[size] + name + _SHORT_STRING[length] + text
         return _field(_ATTRIBUTES, name + _field(_VALUE, _field(_STRING_VALUE, text)))
     if not isinstance(value, bool | int | float) and all(isinstance(element, str) for element in value):
         elements = b"".join([_element(element) for element in value])
@@ -108,22 +109,22 @@ def _element(text: object) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _name(key: str) -> bytes:
-    """The name of an attribute: there are two dozen, and those of a configuration."""
+    """The name of an attribute. There are two dozen, and those of a configuration."""
     return _field(_KEY, key.encode()) if key else b""
 
 
 def _time(field: bytes, nanoseconds: int) -> bytes:
-    # logs.proto: 0 is an unknown time. `change_event.happened_at` tells later ones all the same.
+    # logs.proto: 0 is an unknown time. `change_event.happened_at` has later times nevertheless.
     return field + _FIXED64.pack(nanoseconds) if 0 < nanoseconds <= _MAX_NANOSECONDS else b""
 
 
 def _field(field: bytes, content: bytes) -> bytes:
-    """A field that begins with the length of its content."""
+    """A field with the length of its content before it."""
     return b"%b%b%b" % (field, _varint(len(content)), content)
 
 
 def _varint(number: int) -> bytes:
-    """A number in groups of seven bits, the lowest first; the highest bit says that more follow."""
+    """A number in groups of seven bits, the lowest first. The highest bit of a byte says that another one follows."""
     if number < len(_ONE_BYTE):
         return _ONE_BYTE[number]
     return bytes((number & 0x7F | 0x80,)) + _varint(number >> 7)

@@ -1,8 +1,8 @@
-"""A change event as an OpenTelemetry log record, encoded.
+"""Makes the log record of a change event: its uid, its default fields, and its OTLP bytes.
 
 The record follows the semantic conventions for events: a static EventName, a body of one readable line, no
-SeverityText. It is encoded from values that were checked before: the SDK's encoder drops an attribute that holds a
-surrogate, is private, and takes several times as long.
+SeverityText. The SDK's encoder is not used: it is private, drops attributes with a lone surrogate, and takes several
+times as long.
 """
 
 import hmac
@@ -23,7 +23,7 @@ from statsig_otel.plugin.record.otlp import AttributeValue, LogSerializer
 EVENT_NAME: Final = "statsig.config_change"
 SCOPE_NAME: Final = "statsig_otel"
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
-"""The version of the semantic conventions whose registered attributes the records use."""
+"""The version of the semantic conventions that the records use."""
 
 DEFAULT_RESOURCE: Final[Mapping[str, "AttributeValue"]] = {"service.name": "statsig"}
 
@@ -36,14 +36,14 @@ _NO_ITEM: Final[Mapping[str, object]] = {}
 
 
 def uid(item: Mapping[str, object]) -> str:
-    """The `log.record.uid` of one item: 32 hex digits that every delivery of the same item shares.
+    """The `log.record.uid` of one item: 32 hex digits, the same for every delivery of the item.
 
     The first half of SHA-256 over `statsig-otel/1`, a line feed and the item's canonical JSON: all members, sorted
-    keys, no blanks, ASCII escapes. Nothing of the request, the host or the configuration goes in. A change of this rule
-    is a major version.
+    keys, no spaces, ASCII escapes. It does not depend on the request, the host or the configuration. A change of this
+    definition is a major version.
 
     Raises:
-        InvalidItemError: The item has no canonical JSON: it holds NaN or is nested too deeply.
+        InvalidItemError: The item has no canonical JSON: it contains NaN or is nested too deeply.
 
     Example:
         >>> from statsig_otel.plugin.record.record import uid
@@ -53,7 +53,7 @@ def uid(item: Mapping[str, object]) -> str:
     try:
         canonical = _canonical.encode(item)
     except ValueError as error:
-        raise InvalidItemError("holds a number that is no JSON") from error
+        raise InvalidItemError("contains a number that is not JSON") from error
     except RecursionError as error:
         raise InvalidItemError("is nested too deeply") from error
     return sha256(b"statsig-otel/1\n" + canonical.encode("ascii")).hexdigest()[:32]
@@ -61,14 +61,14 @@ def uid(item: Mapping[str, object]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordFields:
-    """What of a record a mapping decides.
+    """The parts of a record that a mapping may change.
 
     Attributes:
         event_name: The EventName.
         body: The body.
-        attributes: The attributes, in their order.
-        service: Of a record that is about one service, that service as `service.name` and `service.namespace`: for the
-            mapping to read, it is in the resource.
+        attributes: The attributes, in order.
+        service: The `service.name` and `service.namespace` of a record that is about one service. A mapping may read
+            them; they are in the resource.
     """
 
     event_name: str
@@ -78,7 +78,7 @@ class RecordFields:
 
 
 class RecordHook(Protocol):
-    """What makes another record of the default one.
+    """Changes each record before it is encoded.
 
     Example:
         >>> from dataclasses import replace
@@ -90,10 +90,10 @@ class RecordHook(Protocol):
     """
 
     def apply(self, record: RecordFields, event: ChangeEvent, item: Mapping[str, object]) -> RecordFields:
-        """The record that goes out. It must not raise.
+        """The changed record. It must not raise.
 
         Args:
-            record: The default record; `dataclasses.replace` makes another one of it.
+            record: The default record; `dataclasses.replace` gives a changed copy.
             event: The change.
             item: The item as Statsig sent it, decoded.
         """
@@ -101,20 +101,21 @@ class RecordHook(Protocol):
 
 
 class LogRecordEncoder:
-    """Makes encoded log records of change events.
+    """Makes log records of change events and encodes them.
 
     Args:
-        resource: The resource's attributes, complete.
-        user: Who made a change, in full, hashed, or left out. Statsig's description and the original text are not
-            touched by it.
+        resource: All attributes of the resource.
+        user: Whether the user who made a change is in the record: `full`, `hash` or `drop`. Statsig's description and
+            the original text are not affected.
         hash_key: The key for `hash`: each value becomes the hex digits of its HMAC-SHA256.
         include_original: Whether the item's own JSON text becomes `log.record.original`.
-        include_change_details: Whether what is recognised in the description becomes `statsig.change.*` attributes.
-        mapping: Changes each record; None for the default ones.
+        include_change_details: Whether changes that are recognised in the description become `statsig.change.*`
+            attributes.
+        mapping: Changes each record; None for the default records.
 
     Raises:
-        ValueError: `user` is none of the three, `hash` has no key, or the original would show users that are to be
-            hashed or left out.
+        ValueError: `user` is not one of the three, `hash` has no key, or the original would show users that `hash` or
+            `drop` hides.
 
     Example:
         >>> from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -138,7 +139,7 @@ class LogRecordEncoder:
         mapping: RecordHook | None = None,
     ) -> None:
         if user not in get_args(UserMode):
-            raise ValueError(f"user: {user!r} is none of {', '.join(get_args(UserMode))}")
+            raise ValueError(f"user: {user!r} is not one of {', '.join(get_args(UserMode))}")
         if user == "hash" and not hash_key:
             raise ValueError("user: hash needs a hash_key")
         if user != "full" and include_original:
@@ -175,7 +176,7 @@ class LogRecordEncoder:
             default: What `default` made. If it is about one service, that service replaces the one of the resource.
             event: The change event.
             observed_ns: When its request arrived, in nanoseconds since the epoch.
-            item: The item, for what a mapping takes from it beside the event.
+            item: The item, decoded, for a mapping that reads more of it than the event has.
         """
         record = default if self._mapping is None else self._mapping.apply(default, event, item)
         serializer = self._serializer
@@ -190,7 +191,7 @@ class LogRecordEncoder:
         )
 
     def _attributes(self, event: ChangeEvent, uid: str) -> dict[str, AttributeValue]:
-        """All that there is something to say of."""
+        """The attributes that have a value."""
         environments = event.environments
         attributes: dict[str, AttributeValue | None] = {
             "change_event.category": "feature_flags",
@@ -232,7 +233,7 @@ def _serializer_of(resource: Mapping[str, AttributeValue]) -> LogSerializer:
 
 
 def _of_service(service: Mapping[str, str], resource: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
-    """A resource that is one service. What another one says of a service is wrong beside its name."""
+    """The resource of a record about one service, which replaces all `service.*` attributes of the receiver's."""
     others = {key: value for key, value in resource.items() if not key.startswith("service.")}
     return {**service, **others}
 

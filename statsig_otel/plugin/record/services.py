@@ -1,7 +1,7 @@
-"""Which services a change concerns: rules over what it says of itself, and the records that follow from them.
+"""Finds the services that a change concerns, by a user's rules, and makes a default record for each of them.
 
 A backend joins telemetry by `service.name` and `service.namespace` of the resource. So a change that concerns services
-becomes a record for each, with a resource and a uid of its own; or one record that has the list as an attribute.
+becomes a record for each service, with its own resource and uid; or a single record with the list as an attribute.
 """
 
 import json
@@ -21,11 +21,11 @@ IMPACTED_SERVICES: Final = "statsig.impacted_services"
 CHANGE_UID: Final = "statsig.config_change.uid"
 
 MAX_RECORDS: Final = 100
-"""Records of one change. Of more services than this a change becomes one record, with the list."""
+"""The most records of one change. A change that concerns more services becomes one record with the list."""
 
 MAX_CHARACTERS: Final = 8_000_000
-"""Of a change's text, as it was sent, times its records, likewise: a long description is not to be held a hundred
-times."""
+"""The most characters of a change as it was sent, times its records. Above it the change becomes one record with the
+list, so that a long description is not in memory a hundred times."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -34,7 +34,7 @@ class ImpactedService:
 
     Attributes:
         name: Its `service.name`.
-        namespace: Its `service.namespace`; empty for none, which the semantic conventions take for the same.
+        namespace: Its `service.namespace`; empty for none, which means the same in the semantic conventions.
     """
 
     name: str
@@ -46,43 +46,43 @@ class ImpactedService:
 
     @property
     def attributes(self) -> dict[str, str]:
-        """What a resource says of it."""
+        """The attributes of the service's resource."""
         name, namespace = SERVICE_FIELDS
         return {name: self.name, namespace: self.namespace} if self.namespace else {name: self.name}
 
 
 def service_uid(change_uid: str, service: ImpactedService) -> str:
-    """The `log.record.uid` of the record that a change has for one of its services.
+    """The `log.record.uid` of the record of a change for one of its services.
 
     The first half of SHA-256 over `statsig-otel/1/service`, a line feed, the change's uid, a line feed and the JSON
-    array of namespace and name, without blanks, with ASCII escapes. Which other services there are, and which rule
-    found this one, does not go in. A change of this rule is a major version.
+    array of namespace and name, without spaces, with ASCII escapes. It depends neither on the other services nor on
+    the rule that found this one. A change of this definition is a major version.
     """
     pair = json.dumps([service.namespace, service.name], separators=(",", ":"), ensure_ascii=True)
     return sha256(f"statsig-otel/1/service\n{change_uid}\n{pair}".encode("ascii")).hexdigest()[:32]
 
 
 def parse_service_template(text: str) -> Template:
-    """Read a template of a service's name or namespace.
+    """Parse a template for the name or the namespace of a service.
 
     Raises:
-        TemplateError: As `parse_template`; or it has a field that only the finished record has.
+        TemplateError: See `parse_template`. Or the template has a field that depends on the services.
     """
     template = parse_template(text)
     for name in template.names:
         if name in (*SERVICE_FIELDS, IMPACTED_SERVICES, CHANGE_UID):
-            raise TemplateError(f"has {{{name}}}, which is not known before the services are")
+            raise TemplateError(f"has {{{name}}}, which depends on the services")
     return template
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceRule:
-    """A rule: the services of the changes that it matches.
+    """A rule that finds services of the changes which it matches.
 
     Attributes:
-        names: Their names. What is an array gives a service for each of its elements, what is absent gives none.
-        namespace: Their namespace; None for none.
-        match: The changes: those that one of these blocks matches; all where there is none.
+        names: The names of the services. An array gives a service for each element, an absent value gives none.
+        namespace: The namespace of the services; None for none.
+        match: The rule matches a change if one of these blocks does, or if there is no block.
     """
 
     names: Source
@@ -90,7 +90,7 @@ class ServiceRule:
     match: Sequence[Block] = ()
 
     def services(self, fields: FieldsOf) -> Iterator[ImpactedService]:
-        """The services of a change that the rule matches."""
+        """The services of a change that this rule matches."""
         namespace = (self.namespace and self.namespace.text(fields)) or ""
         for name in texts_of([self.names.value(fields)]):
             if name.strip():
@@ -103,7 +103,7 @@ class Found:
 
     Attributes:
         service: The service.
-        rules: The places of those rules, from 0.
+        rules: The indexes of those rules.
     """
 
     service: ImpactedService
@@ -112,12 +112,12 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Concerned:
-    """What the rules say of a change.
+    """The services that a change concerns.
 
     Attributes:
-        found: The services that it concerns, in the order of the rules and of what they find.
-        split: Whether it has a record for each of them.
-        too_many: Whether it has one record only because there are too many of them.
+        found: The services, in the order of the rules and of what each finds.
+        split: Whether there is a record for each service.
+        too_many: Whether there is only one record because the services are too many.
     """
 
     found: tuple[Found, ...]
@@ -129,8 +129,8 @@ class ImpactedServices:
     """Finds the services of changes, and makes a default record for each. Safe to use from several threads.
 
     Args:
-        rules: The rules. All that match count; a service that several find is one.
-        split: True for a record for each service, False for one record with all of them.
+        rules: The rules. All that match count; a service that several rules find is one service.
+        split: True for a record for each service, False for one record with the list.
     """
 
     def __init__(self, rules: Sequence[ServiceRule], *, split: bool = True) -> None:
@@ -142,13 +142,13 @@ class ImpactedServices:
     ) -> Concerned:
         """Find the services of a change. Never raises.
 
-        Nothing but the change and the rules counts, so that every delivery of a change gives the same records.
+        The result depends only on the change and the rules, so every delivery of a change gives the same records.
 
         Args:
             default: The record that `LogRecordEncoder.default` makes of the change.
             event: The change.
             original: The item's own JSON text.
-            item: The item.
+            item: The item, decoded.
         """
         fields = fields_of(default, event, item)
         found: dict[ImpactedService, dict[int, None]] = {}
@@ -177,14 +177,14 @@ class ImpactedServices:
         if concerned.split:
             return [_of_service(default, service) for service in services]
         if services:
-            return [_with(default, {IMPACTED_SERVICES: _texts(services)})]
+            return [_with(default, {IMPACTED_SERVICES: _strings(services)})]
         return [default]
 
 
 def _of_service(default: RecordFields, service: ImpactedService) -> RecordFields:
     """The default record of a change for one of its services."""
     uid = str(default.attributes[UID])
-    own = {UID: service_uid(uid, service), CHANGE_UID: uid, IMPACTED_SERVICES: _texts([service])}
+    own = {UID: service_uid(uid, service), CHANGE_UID: uid, IMPACTED_SERVICES: _strings([service])}
     return replace(_with(default, own), service=service.attributes)
 
 
@@ -192,5 +192,5 @@ def _with(record: RecordFields, attributes: Mapping[str, AttributeValue]) -> Rec
     return replace(record, attributes={**record.attributes, **attributes})
 
 
-def _texts(services: Sequence[ImpactedService]) -> list[str]:
+def _strings(services: Sequence[ImpactedService]) -> list[str]:
     return list(map(str, services))

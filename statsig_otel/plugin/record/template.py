@@ -1,6 +1,6 @@
-"""Texts with fields in braces, as a mapping has them: literal text, `{field}`, `{field:-default}`, `{{` and `}}`.
+"""Templates: strings with fields of a change in braces, as users write them in `mapping` and `impacted_services`.
 
-There is no more to the grammar: nothing is called, indexed or formatted.
+The whole grammar is literal text, `{field}`, `{field:-default}`, `{{` and `}}`: no calls, indexes or formats.
 """
 
 import json
@@ -13,13 +13,13 @@ from statsig_otel.config.errors import SettingError
 from statsig_otel.plugin.record.otlp import AttributeValue
 
 FieldsOf: TypeAlias = Callable[[str], AttributeValue | None]
-"""The value of a field of one change; None where it has none."""
+"""Gets the value of a field of one change by its name; None if the change has no such field."""
 
 _PART: Final = re.compile(r"(?P<text>[^{}]+)|(?P<brace>\{\{|\}\})|\{(?P<field>[^{}]*)\}")
 
 
 class TemplateError(SettingError):
-    """The string is not a template."""
+    """A string is not a template. The message says why, and the hint what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Placeholder:
 
     Attributes:
         name: The field's name.
-        default: What stands there where a change has no such field; in a tuple where the field is an array.
+        default: The value if a change has no such field; in a tuple if the field is an array.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Placeholder:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A text with fields.
+    """A string with fields.
 
     Attributes:
-        parts: Literal texts and placeholders, in their order.
+        parts: Literal strings and placeholders, in order.
     """
 
     parts: tuple[str | Placeholder, ...]
@@ -50,14 +50,14 @@ class Template:
         """Read a template.
 
         Raises:
-            TemplateError: It is none.
+            TemplateError: The text is not a template.
         """
         parts: list[str | Placeholder] = []
         position = 0
         while position < len(text):
             match = _PART.match(text, position)
             if match is None:
-                fault = "a { that no } closes" if text[position] == "{" else "a } that no { opens"
+                fault = "a { that is not closed" if text[position] == "{" else "a } that was not opened"
                 raise TemplateError(f"has {fault}", "write {{ and }} for the characters themselves")
             parts.append(_part(match))
             position = match.end()
@@ -65,21 +65,21 @@ class Template:
 
     @property
     def names(self) -> Iterable[str]:
-        """The names of its fields."""
+        """The names of the fields in it."""
         return (part.name for part in self.parts if isinstance(part, Placeholder))
 
     @property
     def only(self) -> Placeholder | None:
-        """The placeholder that it is; None where there is anything else in it."""
+        """The only placeholder, if the template consists of nothing else; otherwise None."""
         part = self.parts[0] if len(self.parts) == 1 else None
         return part if isinstance(part, Placeholder) else None
 
     def value(self, fields: FieldsOf) -> AttributeValue | None:
-        """What it stands for: the field's own value where it is one field and nothing else, a text otherwise."""
+        """The value for one change: that of the field if the template is only one field, otherwise a string."""
         return self.text(fields) if self.only is None else _value(self.only, fields)
 
     def text(self, fields: FieldsOf) -> str | None:
-        """The text, where a field that is absent is an empty one; None where all its fields are."""
+        """The string for one change, with absent fields left empty; None if all fields are absent."""
         values = [part if isinstance(part, str) else _value(part, fields) for part in self.parts]
         absent = [
             value is None for value, part in zip(values, self.parts, strict=True) if isinstance(part, Placeholder)
@@ -104,7 +104,7 @@ def _value(placeholder: Placeholder, fields: FieldsOf) -> AttributeValue | None:
 
 
 def as_text(value: AttributeValue) -> str:
-    """A value within a text: numbers and booleans as their JSON, arrays with `, ` between."""
+    """A value within a string: numbers and booleans as JSON, the elements of an array joined by `, `."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool | int | float):

@@ -95,14 +95,14 @@ def test_each_item_has_its_outcome() -> None:
     items = [EXPOSURE, 7, dropped, broken, {}, kept, {"eventName": 1}, []]
     explained = as_json({"data": items}, "--at", str(AT_MS), keys="filter: {include: {actions: [updated]}}")
     assert [(item["outcome"], item["reason"]) for item in explained["items"]] == [
-        ("ignored", "is statsig::gate_exposure, no config change"),
-        ("ignored", "is a number, no event"),
+        ("ignored", "is statsig::gate_exposure, not a config change"),
+        ("ignored", "is a number, not an event"),
         ("filtered", "no include matches"),
-        ("invalid", "timestamp: must be an integer of milliseconds, is a text"),
+        ("invalid", "timestamp: must be an integer of milliseconds, is a string"),
         ("ignored", "has no event name"),
         ("change", None),
         ("ignored", "has no event name"),
-        ("ignored", "is an array, no event"),
+        ("ignored", "is an array, not an event"),
     ]
     assert [item["index"] for item in explained["items"]] == list(range(8))
     found = explained["items"][5]
@@ -351,7 +351,7 @@ def test_nothing_of_a_payload_acts_on_the_terminal() -> None:
     items = [{"eventName": evil}, change(name=evil, description=f"a\n{evil}")]
     shown = explain(items).output
     assert all(character.isprintable() or character == "\n" for character in shown)
-    assert "is \\x1b[2J\\u202e\\x9b\\ud800, no config change" in shown
+    assert "is \\x1b[2J\\u202e\\x9b\\ud800, not a config change" in shown
     assert explain(items, "--json").output.isascii()
     assert as_json(items)["items"][1]["outcome"] == "change"
 
@@ -386,7 +386,7 @@ def test_one_of_several_receivers_has_to_be_named() -> None:
 def test_errors_of_the_configuration_and_of_the_call() -> None:
     result = explain([SAMPLE], keys="mapping: {body: '{nane}'}")
     assert result.exit_code == 1
-    assert "{nane}, which is no field of a change" in result.output
+    assert "{nane}, which is not a field of a change" in result.output
     assert explain([SAMPLE], "--nothing").exit_code == 2
     missing = CliRunner().invoke(main, ["explain", "nowhere.json"])
     assert missing.exit_code == 2

@@ -1,4 +1,4 @@
-"""What only the ASGI adapter has: large bodies judged in a thread, a close with grace, connections that are kept.
+"""What only the ASGI adapter has: large bodies finished in a thread, a close with grace, connections that are kept.
 
 The contract's table is in test_contract.py.
 """
@@ -28,13 +28,13 @@ ASGI = ADAPTERS[0]
 TINY = b'{"eventName":"statsig::config_change","timestamp":1,"metadata":{"name":"a","type":"b"}}'
 
 
-def judging() -> bool:
-    """Whether a receiver of this process has begun to judge a large body."""
-    return any(thread.name.startswith("statsig-otel-judge") for thread in threading.enumerate())
+def finishing() -> bool:
+    """Whether a receiver of this process has begun to finish a large body."""
+    return any(thread.name.startswith("statsig-otel-large-bodies") for thread in threading.enumerate())
 
 
 @pytest.mark.slow
-def test_small_webhooks_are_answered_while_a_large_one_is_judged() -> None:
+def test_small_webhooks_are_answered_while_a_large_one_is_finished() -> None:
     many = (2 << 20) // (len(TINY) + 1)
     large = b"[" + b",".join([TINY] * many) + b"]"
     small = body_of(CHANGE)
@@ -45,7 +45,7 @@ def test_small_webhooks_are_answered_while_a_large_one_is_judged() -> None:
         sending = threading.Thread(target=lambda: answers.append(post_patiently(address, large)))
         sending.start()
         deadline = time.monotonic() + 60
-        while not judging() and not answers and time.monotonic() < deadline:
+        while not finishing() and not answers and time.monotonic() < deadline:
             time.sleep(0.001)
         while not any(len(batch.changes) > 1 for batch in list(sink.batches)) and time.monotonic() < deadline:
             assert post_patiently(address, small).status == 200
@@ -53,7 +53,7 @@ def test_small_webhooks_are_answered_while_a_large_one_is_judged() -> None:
         sending.join(60)
     assert [(answer.status, answer.json["accepted"]) for answer in answers] == [(200, many)]
     assert meanwhile > 1  # the last one may have been answered after the large body
-    wait_until(lambda: not judging())
+    wait_until(lambda: not finishing())
 
 
 def post_patiently(address: Address, body: bytes) -> Response:
@@ -144,7 +144,7 @@ def test_a_large_body_that_arrives_within_the_grace_is_still_taken(closing: tupl
     service, release = closing
     release.set()
     body = body_of(CHANGE).ljust(300_000)
-    assert post(service.address, body).status == 200  # the thread that judges is there, and ends with the close
+    assert post(service.address, body).status == 200  # the thread for large bodies is there, and ends with the close
     with connect(service.address) as half:
         half.sendall(request(body, headers=signed(body))[:-1])
         time.sleep(0.2)

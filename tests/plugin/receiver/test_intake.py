@@ -153,7 +153,7 @@ def test_url_verifications_do_not_fill_the_log(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.INFO):
         for _ in range(300):
             receiver.report(answer_to_verification(receiver))
-    assert caplog.messages == ["statsig: a URL verification was answered. Signed events are taken."]
+    assert caplog.messages == ["statsig: a URL verification was answered. Signed events are accepted."]
 
 
 def test_one_failed_exporter_does_not_hide_another(caplog: pytest.LogCaptureFixture) -> None:

@@ -180,14 +180,14 @@ def test_names_are_kept_as_sent() -> None:
         ([], "an array"),
         (["x"], "an array"),
         ({}, "an object"),
-        (float("nan"), "no number"),
+        (float("nan"), "not a number"),
     ],
 )
 def test_name_and_type_are_texts_that_are_not_empty(value: object, kind: str) -> None:
     for field in ("metadata.name", "metadata.type"):
         with pytest.raises(InvalidItemError) as raised:
             mapped(field, value)
-        assert str(raised.value) == f"{field}: must be a text that is not empty, is {kind}"
+        assert str(raised.value) == f"{field}: must be a string that is not empty, is {kind}"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_name_and_type_are_texts_that_are_not_empty(value: object, kind: str) ->
         (ABSENT, "missing or null"),
         (None, "missing or null"),
         ("", "empty"),
-        ("x", "a text"),
+        ("x", "a string"),
         (1, "an integer"),
         (True, "a boolean"),
         ([], "an array"),
@@ -245,25 +245,25 @@ def test_the_timestamp_lies_between_1970_and_the_year_9999(value: object) -> Non
         (False, "a boolean"),
         (1709660061095.0, "a fraction"),
         (1.7e12, "a fraction"),
-        (float("nan"), "no number"),
-        (float("inf"), "no number"),
+        (float("nan"), "not a number"),
+        (float("inf"), "not a number"),
         ([1709660061095], "an array"),
         ({"ms": 1}, "an object"),
-        ("  1", "a text"),
-        ("1 ", "a text"),
-        ("1\n", "a text"),
-        ("1_0", "a text"),
-        ("+1", "a text"),
-        ("-1", "a text"),
-        ("1.0", "a text"),
-        ("1e3", "a text"),
-        ("0x1", "a text"),
-        ("\u0661\u0667", "a text"),
-        ("\uff11", "a text"),
-        ("1\u00b2", "a text"),
-        ("9" * 21, "a text"),
-        ("9" * 5000, "a text"),
-        ("2024-03-05T17:34:21.095Z", "a text"),
+        ("  1", "a string"),
+        ("1 ", "a string"),
+        ("1\n", "a string"),
+        ("1_0", "a string"),
+        ("+1", "a string"),
+        ("-1", "a string"),
+        ("1.0", "a string"),
+        ("1e3", "a string"),
+        ("0x1", "a string"),
+        ("\u0661\u0667", "a string"),
+        ("\uff11", "a string"),
+        ("1\u00b2", "a string"),
+        ("9" * 21, "a string"),
+        ("9" * 5000, "a string"),
+        ("2024-03-05T17:34:21.095Z", "a string"),
     ],
 )
 def test_any_other_timestamp_is_invalid(value: object, kind: str) -> None:

@@ -176,7 +176,7 @@ def test_an_empty_filter_keeps_everything() -> None:
 @pytest.mark.parametrize("block", [{}, {"type": ["gate"]}, {"names": ["*"], "x": []}])
 def test_a_block_has_known_fields(block: Block) -> None:
     for arguments in ({"include": [block]}, {"exclude": [block]}):
-        with pytest.raises(ValueError, match="a block needs fields, of types, actions, "):
+        with pytest.raises(ValueError, match="a block needs at least one field, and knows types, actions, "):
             ChangeFilter(**arguments)
 
 

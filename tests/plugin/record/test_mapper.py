@@ -207,9 +207,9 @@ def test_an_empty_payload(body: str) -> None:
 @pytest.mark.parametrize(
     ("position", "text", "reason"),
     [
-        ("metadata.name", "5", "metadata.name: must be a text that is not empty, is an integer"),
+        ("metadata.name", "5", "metadata.name: must be a string that is not empty, is an integer"),
         ("metadata", "null", "metadata: must be an object, is missing or null"),
-        ("timestamp", '"now"', "timestamp: must be an integer of milliseconds, is a text"),
+        ("timestamp", '"now"', "timestamp: must be an integer of milliseconds, is a string"),
         ("timestamp", "0", "timestamp: must be milliseconds between 1970 and the year 9999"),
         ("user.unknown", "NaN", "contains NaN, which is not JSON"),
         ("metadata.unknown", "[1e999]", "contains a number that is out of range"),
@@ -272,7 +272,7 @@ def test_the_original_is_the_text_as_sent() -> None:
 def test_an_item_that_is_no_object_is_invalid() -> None:
     """`parse` makes none such; an embedder might."""
     mapped = Mapper().map(Payload(1, (Item("[]", []),)), OBSERVED)
-    assert [invalid.reason for invalid in mapped.invalid] == ["is no object"]
+    assert [invalid.reason for invalid in mapped.invalid] == ["is not an object"]
 
 
 @pytest.mark.parametrize("module", ["webhook.payload", "record.change_event", "record.record", "record.mapper"])

@@ -137,18 +137,18 @@ def test_a_field_that_there_is_not(text: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"attributes": {UID: Constant("x")}}, f"{UID} stays what it is"),
-        ({"attributes": {"": Constant("x")}}, "an attribute has a name"),
-        ({"rename": {"user.name": UID}}, f"{UID} stays what it is"),
-        ({"rename": {UID: "id"}}, f"{UID} stays what it is"),
-        ({"rename": {"user.name": ""}}, "an attribute has a name"),
+        ({"attributes": {UID: Constant("x")}}, f"{UID} can't be changed"),
+        ({"attributes": {"": Constant("x")}}, "an attribute needs a name"),
+        ({"rename": {"user.name": UID}}, f"{UID} can't be changed"),
+        ({"rename": {UID: "id"}}, f"{UID} can't be changed"),
+        ({"rename": {"user.name": ""}}, "an attribute needs a name"),
         ({"rename": {"user.nick": "x"}}, "no record has the attribute user.nick\nhint: did you mean user."),
-        ({"drop": [UID]}, f"{UID} stays what it is"),
+        ({"drop": [UID]}, f"{UID} can't be changed"),
         ({"drop": ["user_*"]}, "no record has the attribute user_"),
-        ({"drop": ["user.*"], "rename": {"user.id": "x"}}, "user.id is dropped and renamed"),
-        ({"rename": {"user.id": "user.name"}}, "user.name would stand twice in a record\nhint: drop or rename"),
-        ({"rename": {"user.id": "x", "user.name": "x"}}, "x would stand twice"),
-        ({"rename": {"user.id": "x"}, "attributes": {"x": Constant(1)}}, "x would stand twice"),
+        ({"drop": ["user.*"], "rename": {"user.id": "x"}}, "user.id is both dropped and renamed"),
+        ({"rename": {"user.id": "user.name"}}, "a record would have user.name twice\nhint: drop or rename"),
+        ({"rename": {"user.id": "x", "user.name": "x"}}, "a record would have x twice"),
+        ({"rename": {"user.id": "x"}, "attributes": {"x": Constant(1)}}, "a record would have x twice"),
     ],
 )
 def test_a_mapping_that_can_not_be(arguments: dict[str, Any], message: str) -> None:

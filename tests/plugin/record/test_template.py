@@ -65,12 +65,12 @@ def test_as_a_text(text: str, value: str | None) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("{", "has a { that no } closes"),
-        ("a {text", "has a { that no } closes"),
-        ("{te{xt}", "has a { that no } closes"),
-        ("{{{", "has a { that no } closes"),
-        ("}", "has a } that no { opens"),
-        ("{text}}", "has a } that no { opens"),
+        ("{", "has a { that is not closed"),
+        ("a {text", "has a { that is not closed"),
+        ("{te{xt}", "has a { that is not closed"),
+        ("{{{", "has a { that is not closed"),
+        ("}", "has a } that was not opened"),
+        ("{text}}", "has a } that was not opened"),
         ("{}", "has braces without a field"),
         ("{:-x}", "has braces without a field"),
     ],

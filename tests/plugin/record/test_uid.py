@@ -178,7 +178,7 @@ def test_a_missing_member_makes_another_uid(path: str) -> None:
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_an_item_with_a_number_that_is_not_json_has_no_uid(number: float) -> None:
-    with pytest.raises(InvalidItemError, match="holds a number that is no JSON"):
+    with pytest.raises(InvalidItemError, match="contains a number that is not JSON"):
         uid({"a": [{"b": number}]})
 
 

@@ -22,7 +22,9 @@ QUIET = environment({"GRPC_VERBOSITY": "NONE"})
 def run(which: str, sink: GrpcSink, directory: Path) -> str:
     command = [sys.executable, "-m", "tests.plugin.service._service_child", which, sink.address, str(directory)]
     ran = subprocess.run(command, cwd=ROOT, env=QUIET, capture_output=True, text=True, timeout=60, check=False)
-    assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr
+    # A call that is under way at a fork may end as failed, and is made again.
+    said = [line for line in ran.stderr.splitlines() if "can't deliver now: UNAVAILABLE: Stream removed" not in line]
+    assert (ran.returncode, said) == (0, [])
     return ran.stdout
 
 
