@@ -1,12 +1,12 @@
-"""How fast are webhooks stored and delivered, next to an OpenTelemetry Collector that makes the same records?
+"""How fast are webhooks stored and delivered, compared with an OpenTelemetry Collector that makes the same records?
 
-A is `statsig-otel run`, B the Collector of benchmarks/collector.py: both answer with 200 once a change is on disk, and
-deliver it to the same sink over OTLP/gRPC. The load comes from a process of its own; after each measurement everything
-that was acknowledged has to be in the sink before the next one begins. B verifies no signatures.
-Wanted: A / B of at least 2 for single changes at 64 clients, and of at least 10 for batches of exposures with a change.
+A is `statsig-otel run`, B is the Collector of benchmarks/collector.py. Both answer 200 once a change is on disk, and
+deliver it to the same sink over OTLP/gRPC. The load generator is a separate process. After each measurement, everything
+that was acknowledged must reach the sink before the next one begins. B verifies no signatures.
+Target: A / B of at least 2 for single changes at 64 clients, and of at least 10 for batches of exposures with a change.
 
-For scale, in both of these: the `bare` server of benchmarks/bare_server.py, which hashes and validates a body, and
-answers without having stored or delivered anything.
+For scale, both cases include the `bare` server of benchmarks/bare_server.py, which hashes and validates a body and
+answers without storing or delivering anything.
 
     python benchmarks/against_collector.py [--rounds N] [--seconds S] [--collector PATH] [--directory DIR] [--quick]
 """
@@ -31,7 +31,7 @@ BATCH_CLIENTS = 8
 
 
 class Peers:
-    """Both, running, with one sink; and the bare server."""
+    """The running service, Collector and bare server, with one sink."""
 
     def __init__(self, directory: Path, backend: Sink, found: Collector, stack: contextlib.ExitStack) -> None:
         self._backend = backend
@@ -44,7 +44,7 @@ class Peers:
         self.busiest = 0.0
 
     def measure(self, name: str, shape: Shape, clients: int, seconds: float) -> Posted:
-        """Post for a while, and wait until the sink has all of it."""
+        """Post for some seconds, and wait until the sink has received everything."""
         wire = self._wires[name]
         posted = post(self._running[name].port, shape, clients=clients, seconds=seconds, wire=wire)
         self.busiest = max(self.busiest, posted.busy)
@@ -55,7 +55,7 @@ class Peers:
     def rows(
         self, label: str, shape: Shape, clients: int, given: argparse.Namespace, *, scale: bool
     ) -> Iterator[list[str]]:
-        """Events a second, and how long an answer took: a row, or two with the bare server's."""
+        """Events per second and the latency of answers: one row, or two with the bare server."""
         names = (OURS, THEIRS, BARE) if scale else (OURS, THEIRS)
         events = shape.exposures + shape.changes
         rates: dict[str, list[float]] = defaultdict(list)
@@ -67,7 +67,7 @@ class Peers:
         for name in names:
             if name != THEIRS:
                 p99 = " / ".join(measure.spread(slowest[which], ".1f")[1] for which in (name, THEIRS))
-                marked = label if name == OURS else f"{label}; A: hashed, validated, not stored"
+                marked = label if name == OURS else f"{label}; A: the bare server"
                 yield [*measure.comparison(marked, rates[name], rates[THEIRS]), p99]
 
 
@@ -88,10 +88,11 @@ def compare(given: argparse.Namespace) -> None:
             busiest = peers.busiest
     measure.publish(
         "against_collector",
-        "Events a second whose request was answered with 200, all of them on disk, and delivered to the sink later. "
-        "A: statsig-otel, where nothing else is said; B: the Collector.",
+        "Events per second whose request was answered with 200. All of them are on disk, and are delivered to the sink "
+        "later. A: statsig-otel, unless the row names the bare server, which only hashes and validates; B: the "
+        "Collector.",
         said,
-        f"{measure.machine()}.{disk} The load used {busiest:.0%} of a CPU at most.",
+        f"{measure.machine()}.{disk} The load generator used at most {busiest:.0%} of a CPU.",
         measure.arguments(given, ("rounds", "seconds")),
         *([measure.table([*measure.COMPARISON, "p99 of an answer, ms, A / B"], rows)] if rows else []),
     )

@@ -1,4 +1,4 @@
-"""A queue in which records wait, and the configuration of the service that it belongs to."""
+"""Fills a queue with waiting records, and writes the configuration of its service."""
 
 import json
 import time
@@ -48,15 +48,15 @@ def configuration(
     more: Sequence[str] = (),
     receiver: Mapping[str, object] | None = None,
 ) -> str:
-    """A service with one receiver, and exporters with the defaults. JSON is YAML too.
+    """The configuration of a service with one receiver, and exporters with defaults. It is JSON, which is valid YAML.
 
     Args:
-        directory: Where its queue is.
-        backend: Where its exporter delivers to, as host:port.
-        port: Where it takes webhooks.
-        compression: Of all exporters.
-        more: Backends of further exporters.
-        receiver: Other settings of the receiver.
+        directory: The queue's directory.
+        backend: Where the exporter delivers to, as host:port.
+        port: The port for webhooks.
+        compression: The compression of all exporters.
+        more: The backends of further exporters.
+        receiver: Further settings of the receiver.
     """
     exporters = {
         EXPORTER if number == 0 else f"{EXPORTER}/{number}": {
@@ -80,26 +80,26 @@ def configuration(
 
 
 def open_queue(directory: Path) -> DurableQueue:
-    """The queue of that service. The caller starts it."""
+    """The queue of that service, not started."""
     routing = Routing({RECEIVER: Route((EXPORTER,))}, {EXPORTER: QueuedExporter()})
     return DurableQueue(directory, CurrentRouting(routing))
 
 
 def records(count: int) -> Iterator[tuple[str, bytes]]:
-    """Uids and encoded records that differ in nothing else."""
+    """Uids and encoded records, which differ only in their uid."""
     made = ChangeEvent.from_item(event("A record of a benchmark's backlog"))
     encoder = LogRecordEncoder()
     encoded = encoder.encode(encoder.default(made, uid=_NO_UID, original=""), made, observed_ns=OBSERVED_NS)
     before, found, behind = encoded.partition(_NO_UID.encode())
     assert found
     for number in range(count):
-        # Scattered as a hash is: a table by uid that grows in order would be cheaper than it is in life.
+        # The uids are scattered like hashes. Ascending uids would make the index cheaper than in reality.
         uid = f"{(number * 0x9E3779B97F4A7C15F39CC0605CEDC835) % (1 << 128):032x}"
         yield uid, before + uid.encode() + behind
 
 
-class _Taken:
-    """An exporter whose backend takes everything."""
+class _AcceptingExporter:
+    """An exporter whose backend accepts everything."""
 
     def start(self) -> None:
         """Nothing to open."""
@@ -112,12 +112,12 @@ class _Taken:
 
 
 def fill(directory: Path, count: int, *, delivered: bool = False) -> None:
-    """Let so many records wait in a queue, and close it in order.
+    """Fill a queue with waiting records, and close it in order.
 
     Args:
-        directory: Where the queue is.
-        count: How many.
-        delivered: They wait no longer: the queue only remembers that it has seen them.
+        directory: The queue's directory.
+        count: The number of records.
+        delivered: Deliver the records, so that the queue only remembers their uids.
     """
     queue = open_queue(directory)
     queue.start()
@@ -127,7 +127,7 @@ def fill(directory: Path, count: int, *, delivered: bool = False) -> None:
             assert queue.consume(Batch(RECEIVER, changes)).result().accepted == len(changes)
         if delivered:
             settings = DeliverySettings(max_records=_IN_ONE_COMMIT, max_bytes=64 << 20)
-            sender = QueueSender(queue.cursor(EXPORTER), _Taken(), settings)
+            sender = QueueSender(queue.cursor(EXPORTER), _AcceptingExporter(), settings)
             sender.start()
             while queue.cursor(EXPORTER).waiting:
                 time.sleep(0.01)

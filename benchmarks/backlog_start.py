@@ -1,9 +1,9 @@
-"""Does a backlog slow the start down, or take memory?
+"""Does a backlog slow down the start of the service, or need memory?
 
-A is `statsig-otel run` with records that wait in its queue, B the same with an empty queue; the backend can't be
-reached, so that nothing is delivered meanwhile. The start is measured from the creation of the process to its first
-answer on the webhook's port; its memory a moment later, when it has read what it would send first.
-Wanted: A / B of at most 1.1.
+A is `statsig-otel run` with records waiting in its queue, B is the same with an empty queue. The backend is not
+reachable, so that nothing is delivered. The start is measured from the creation of the process to its first answer on
+the webhook's port; the memory is measured a moment later, when the service has read the first records.
+Target: A / B of at most 1.1.
 
     python benchmarks/backlog_start.py [--rounds N] [--records N] [--directory DIR] [--quick]
 """
@@ -29,8 +29,8 @@ class Started:
     """One start.
 
     Attributes:
-        seconds: Until the first answer.
-        memory: A moment later.
+        seconds: The time until the first answer.
+        memory: The memory a moment later.
     """
 
     seconds: float
@@ -38,7 +38,7 @@ class Started:
 
 
 def start(config: Path, port: int) -> Started:
-    """Start a service, ask it, and stop it."""
+    """Start a service, send it a request, and stop it."""
     began = time.perf_counter()
     process = measure.spawn(
         "-m", "statsig_otel", "run", "--config", str(config), "--log-level", "error",
@@ -82,13 +82,16 @@ def compare(given: argparse.Namespace) -> None:
             "resident, MiB", [one.memory.now / mib for one in full], [one.memory.now / mib for one in empty], ".1f"
         ),
         measure.comparison(
-            "its peak, MiB", [one.memory.peak / mib for one in full], [one.memory.peak / mib for one in empty], ".1f"
+            "peak resident, MiB",
+            [one.memory.peak / mib for one in full],
+            [one.memory.peak / mib for one in empty],
+            ".1f",
         ),
     ]
     measure.publish(
         "backlog_start",
-        f"A: with {given.records:,} records waiting; B: with none.",
-        f"{measure.machine()}. On {file_system}; the queue takes {size} MiB, and is in the system's cache.",
+        f"A: with {given.records:,} waiting records; B: without.",
+        f"{measure.machine()}. On {file_system}. The queue has {size} MiB and is in the system's cache.",
         measure.arguments(given, ("rounds", "records")),
         measure.table(measure.COMPARISON, rows),
     )
@@ -96,7 +99,7 @@ def compare(given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = measure.parser(__doc__, rounds=7, quick={"rounds": 3, "records": 100_000})
-    parser.add_argument("--records", type=int, default=1_000_000, help="how many wait (default: %(default)s)")
+    parser.add_argument("--records", type=int, default=1_000_000, help="waiting records (default: %(default)s)")
     measure.add_directory(parser)
     compare(parser.parse_args())
 

@@ -1,9 +1,9 @@
-"""Servers that do less than the service, as processes of their own: the same HTTP server, before other applications.
+"""Runs the service's HTTP server with applications that do less than the service, for comparison.
 
-- `drop` reads the body, drops it and answers 200.
-- `falcon` does so as a Falcon resource.
-- `bare` computes the body's HMAC-SHA256 and validates it as JSON, each once. No receiver of signed JSON does less, and
-  this one maps and stores nothing: what it leaves of a ratio is what Python's HTTP server and two library calls take.
+- `drop` reads the body, discards it and answers 200.
+- `falcon` does the same in a Falcon resource.
+- `bare` computes the body's HMAC-SHA256 and validates the body as JSON, each once. No receiver of signed JSON can do
+  less. It maps and stores nothing, so its cost is that of Python's HTTP server and two library calls.
 
     python -m benchmarks.bare_server {drop,falcon,bare} PORT
 """
@@ -33,14 +33,14 @@ _validate: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
 async def dropping(_: Any, receive: Any, send: Any) -> None:
-    """An ASGI application that drops the body."""
+    """An ASGI application that discards the body."""
     while (await receive()).get("more_body"):
         pass
     await _answer(send)
 
 
 async def verifying(_: Any, receive: Any, send: Any) -> None:
-    """An ASGI application that hashes the body as it comes, and validates it."""
+    """An ASGI application that hashes the body as it arrives, and validates it."""
     digest, pieces, more = _key.copy(), [], True
     while more:
         message = await receive()
@@ -60,7 +60,7 @@ async def _answer(send: Any) -> None:
 
 
 class Dropping:
-    """A Falcon resource that drops the body."""
+    """A Falcon resource that discards the body."""
 
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         async for _ in req.stream:
@@ -71,7 +71,7 @@ class Dropping:
 
 @contextlib.contextmanager
 def bare_server(name: str) -> Iterator[Running]:
-    """One of them, for as long as a block lasts."""
+    """Run one of these servers during the block."""
     port = measure.free_port()
     with measure.running("-m", "benchmarks.bare_server", name, str(port), port=port) as process:
         yield Running(process.pid, port)

@@ -1,17 +1,17 @@
-"""The OpenTelemetry Collector as a peer: built once by its own builder, tuned, and checked before anything is timed.
+"""Builds, checks and runs an OpenTelemetry Collector for comparison.
 
-Its configuration is in peers/collector: webhook_event receives, transform, unroll and filter make the same record of a
-change as the service does, and file_storage with `fsync: true` holds the exporter's queue, without any buffer before
-it. So its 200 is durable: the receiver answers when the queue has written the batch. It is tuned as far as its
-documentation goes: a body without a change is dropped before it is parsed, exposures before the batch is unrolled;
-the queue counts requests, and its consumers send batches of 512 records like ours; its own metrics are off. Two things
-favour it: it verifies no signature, and remembers no change that it has seen.
+Its configuration is in peers/collector. webhook_event receives; transform, unroll and filter turn a change into the
+same record as the service does; file_storage with `fsync: true` stores the exporter's queue, without a buffer in front
+of it. So its 200 is durable: the receiver answers once the queue has written the batch. The Collector is tuned as far
+as its documentation allows: a body without a change is dropped before it is parsed, and exposures before the batch is
+unrolled; the queue counts requests, and its consumers send batches of 512 records like the service; its own metrics are
+off. Two things favour it: it verifies no signatures and recognises no duplicates.
 
-Not every Go module proxy has webhook_event and unroll. Where they can't be had, the same Collector is built with its
-OTLP receiver: the body comes as the body of a log record, over OTLP/HTTP, and the one change of a benchmark's batch is
-taken out of it without unroll. It does less, so that a figure against it is a lower bound; the report says so.
+Not every Go module proxy has webhook_event and unroll. If they are not available, the Collector is built with its OTLP
+receiver: the body is sent as the body of a log record, over OTLP/HTTP, and the one change of a benchmark's batch is
+extracted without unroll. That is less work, so a ratio is a lower bound; the report says so.
 
-A Collector that is there already, such as the distribution otelcol-contrib, is used with `--collector PATH`.
+To use an existing Collector, such as otelcol-contrib, pass `--collector PATH`.
 """
 
 import argparse
@@ -36,13 +36,13 @@ from tests.e2e import otelcol
 _FILES = Path(__file__).parent / "peers" / "collector"
 _FEATURE_GATES = "ottl.functions.enableLambda"
 _SAMPLE = 5
-"""Requests of each kind that both have to make the same records of."""
+"""Requests of each kind of which the service and the Collector must make the same records."""
 
 _MOMENT = 0.5
-"""Seconds in which a record that should not be there would come."""
+"""Seconds to wait for records that must not arrive."""
 
-_OWN = ("observedTimeUnixNano",)
-"""What differs between two deliveries of the same change."""
+_DIFFERING = ("observedTimeUnixNano",)
+"""The fields that differ between two deliveries of the same change."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Collector:
 
     Attributes:
         binary: The program.
-        config: Its configuration beside what both share.
-        wire: How a webhook's body gets to it.
+        config: The configuration file in addition to the common one.
+        wire: How a webhook's body is sent to it.
     """
 
     binary: Path
@@ -61,11 +61,11 @@ class Collector:
 
     @contextlib.contextmanager
     def running(self, directory: Path, backend: str) -> Iterator[Running]:
-        """Run it, from the moment at which it listens.
+        """Run the Collector during the block, which begins once it listens.
 
         Args:
-            directory: Where its queue is.
-            backend: Where it exports to, as host:port.
+            directory: The queue's directory.
+            backend: Where the Collector exports to, as host:port.
         """
         port = measure.free_port()
         arguments = [str(self.binary), f"--feature-gates={_FEATURE_GATES}"]
@@ -95,21 +95,21 @@ def _listens(port: int) -> bool:
 
 
 def add_option(to: argparse.ArgumentParser) -> None:
-    """The option of a benchmark that has the Collector as a peer."""
+    """Add the option of benchmarks that compare with the Collector."""
     text = "a Collector with the components of peers/collector/builder.yaml; otherwise one is built"
     to.add_argument("--collector", type=Path, help=text)
 
 
 def find(given: Path | None, directory: Path) -> tuple[Collector | None, str]:
-    """The Collector to compare with, and what a report has to say about it. None where it can't be had.
+    """The Collector to compare with, or None if it can't be built, and a sentence about it for the report.
 
     Args:
-        given: A Collector that is there already.
-        directory: Where both may write while what they deliver is compared.
+        given: An existing Collector.
+        directory: Where the service and the Collector may write while their records are compared.
 
     Raises:
-        AssertionError: Its modules are there, but don't compile.
-        RuntimeError: It does not deliver the same records as the service.
+        AssertionError: The Collector's modules are available, but do not compile.
+        RuntimeError: The Collector does not deliver the same records as the service.
     """
     found, said = _find(given)
     if found is not None:
@@ -132,8 +132,8 @@ def _find(given: Path | None) -> tuple[Collector | None, str]:
         binary = otelcol.build(_FILES / "otlp-builder.yaml")
     except otelcol.UnavailableError as error:
         return None, f"LEFT OUT: the Collector can't be built here: {_short(error)}."
-    instead = f"WITH ITS OTLP RECEIVER IN PLACE OF webhook_event and unroll, which can't be had here ({reason})"
-    return Collector(binary, _FILES / "otlp.yaml", "otlp"), f"{version}, {instead}. It has less to do."
+    instead = f"WITH ITS OTLP RECEIVER INSTEAD OF webhook_event and unroll, which are not available here ({reason})"
+    return Collector(binary, _FILES / "otlp.yaml", "otlp"), f"{version}, {instead}. So it does less work."
 
 
 def _short(error: Exception) -> str:
@@ -141,7 +141,7 @@ def _short(error: Exception) -> str:
 
 
 def _check(collector: Collector, parent: Path) -> None:
-    """Let the service and the Collector deliver the same requests, and compare what comes out, field by field."""
+    """Make the service and the Collector deliver the same requests, and compare their records field by field."""
     with measure.working_directory(parent) as directory, sink() as backend:
         for shape in (CHANGE, Shape(exposures=20), EXPOSURES):
             bodies = list(islice(webhooks.bodies(shape), _SAMPLE))
@@ -152,7 +152,7 @@ def _check(collector: Collector, parent: Path) -> None:
                 theirs = _delivered(running, bodies, collector.wire, backend, expected)
             for mine, other in zip(ours, theirs, strict=True):
                 if different := _differences(mine, other):
-                    raise RuntimeError(f"the Collector makes other records (ours, its): {different}")
+                    raise RuntimeError(f"the Collector's records differ (ours, its): {different}")
 
 
 def _delivered(running: Running, bodies: list[bytes], wire: Wire, backend: Sink, expected: int) -> list[Record]:
@@ -169,17 +169,18 @@ def _delivered(running: Running, bodies: list[bytes], wire: Wire, backend: Sink,
         time.sleep(0.05)
         records += backend.records()
     if not expected:
-        time.sleep(_MOMENT)  # for what should not come
+        time.sleep(_MOMENT)  # no record may arrive
         records += backend.records()
     if len(records) != expected:
-        raise RuntimeError(f"{len(records)} records were delivered in place of {expected}")
+        raise RuntimeError(f"{len(records)} records were delivered instead of {expected}")
     return sorted(records, key=lambda record: str(record["attributes"]["change_event.label.description"]))
 
 
 def _differences(one: Record, other: Record) -> dict[str, tuple[object, object]]:
     """The fields and attributes in which two records differ."""
     flat = [
-        {name: value for name, value in record.items() if name not in (*_OWN, "attributes")} | record["attributes"]
+        {name: value for name, value in record.items() if name not in (*_DIFFERING, "attributes")}
+        | record["attributes"]
         for record in (one, other)
     ]
     pairs = {name: (flat[0].get(name), flat[1].get(name)) for name in flat[0].keys() | flat[1].keys()}

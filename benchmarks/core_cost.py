@@ -1,17 +1,19 @@
-"""What does the code itself cost, in processor time?
+"""How much processor time does the code itself need?
 
-Four comparisons, of what one process does by turns:
+There are four comparisons, measured in turns:
 
-- A batch of 500 exposures (150 KB) through the core, from headers and bytes to the answer, against an HMAC-SHA256 and
-  one JSON validation of the same bytes. Wanted: at most 1.3.
-- The same batch as a whole request to `statsig-otel run`, against the same HTTP server before an ASGI application that
-  reads the body, drops it and answers 200. Wanted: at most 2.5. For scale, also against a Falcon resource that does so,
-  and against an application that hashes and validates the body; and that one against the first.
-- One change of 1 KB, likewise, for scale: a durable answer has a commit and a delivery in it.
-- A log record from a change event to encoded bytes, against `encode_logs` of opentelemetry-exporter-otlp-proto-common
-  and its serialisation, of a record that the SDK's classes hold already. Wanted: at most 0.4.
+- A batch of 500 exposures (150 KB) through the core, from headers and bytes to the answer, compared with an HMAC-SHA256
+  and one JSON validation of the same bytes. Target: at most 1.3.
+- The same batch as a whole request to `statsig-otel run`, compared with the same HTTP server and an ASGI application
+  that reads the body, discards it and answers 200. Target: at most 2.5. For scale, the request is also compared with a
+  Falcon resource that does the same, and with an application that hashes and validates the body. That application is
+  also compared with the first one.
+- One change of 1 KB in the same way, for scale: a durable answer includes a commit and a delivery.
+- A log record from a change event to encoded bytes, compared with `encode_logs` of
+  opentelemetry-exporter-otlp-proto-common and its serialisation, for a record that already consists of the SDK's
+  objects. Target: at most 0.4.
 
-A whole request's processor time is that of all threads of the server's process, divided by the requests answered.
+The processor time of a whole request is that of all threads of the server's process, divided by the answered requests.
 
     python benchmarks/core_cost.py [--rounds N] [--seconds S] [--directory DIR] [--quick]
 """
@@ -51,7 +53,7 @@ _CLIENTS = 4
 
 
 def per_call(function: Callable[[], object], seconds: float) -> float:
-    """Microseconds of processor time that a call takes, over at least so many seconds of it."""
+    """The processor time of one call in microseconds, measured over at least `seconds` of processor time."""
     calls, used = 0, 0.0
     while used < seconds:
         began = time.process_time()
@@ -63,14 +65,14 @@ def per_call(function: Callable[[], object], seconds: float) -> float:
 
 
 def core() -> tuple[Callable[[], object], Callable[[], object]]:
-    """The core, and what it is compared with, for the same batch."""
+    """The core, and the hash and validation that it is compared with, for the same batch."""
     body = next(webhooks.bodies(EXPOSURES))
     now_ns = time.time_ns()
     fields, _ = webhooks.headers_and_body(body, "webhook")
     headers = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
     headers.append((b"content-length", str(len(body)).encode()))
     intake = Intake(verifier=Verifier([backlog.SECRET]))
-    chunks = [body[at : at + (64 << 10)] for at in range(0, len(body), 64 << 10)]  # as a socket gives it
+    chunks = [body[at : at + (64 << 10)] for at in range(0, len(body), 64 << 10)]  # as a socket delivers it
 
     def ours() -> object:
         request = intake.begin(headers, now_ns)
@@ -97,7 +99,7 @@ def core() -> tuple[Callable[[], object], Callable[[], object]]:
 
 
 def record() -> tuple[Callable[[], object], Callable[[], object]]:
-    """Our encoder and the SDK's, for the same record."""
+    """The encoders of this project and of the SDK, for the same record."""
     event = ChangeEvent.from_item(backlog.event("A record of a benchmark"))
     encoder, uid = LogRecordEncoder(), "0123456789abcdef" * 2
 
@@ -125,7 +127,7 @@ def record() -> tuple[Callable[[], object], Callable[[], object]]:
 
 
 def within(label: str, ours: Callable[[], object], other: Callable[[], object], given: argparse.Namespace) -> list[str]:
-    """The row of two functions that run by turns."""
+    """The row of two functions that are measured in turns."""
     functions = {"A": ours, "B": other}
     times: dict[str, list[float]] = defaultdict(list)
     for name in measure.alternating(tuple(functions), given.rounds):
@@ -137,7 +139,7 @@ def within(label: str, ours: Callable[[], object], other: Callable[[], object], 
 
 
 def whole(given: argparse.Namespace) -> dict[tuple[str, Shape], list[float]]:
-    """Microseconds of a server's processor time for a request, by server and kind of request."""
+    """A server's processor time per request in microseconds, by server and kind of request."""
     found: dict[tuple[str, Shape], list[float]] = defaultdict(list)
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(measure.working_directory(given.directory))
@@ -166,10 +168,10 @@ def compare(given: argparse.Namespace) -> None:
             measure.comparison(f"{label}; {which}", requests[name, shape], requests[other, shape])
             for shape, label in ((EXPOSURES, "request, 500 exposures"), (CHANGE, "request, one change"))
             for name, other, which in (
-                (SERVICE, DROP, "B: read and dropped"),
-                (SERVICE, FALCON, "B: dropped, Falcon"),
+                (SERVICE, DROP, "B: body discarded"),
+                (SERVICE, FALCON, "B: body discarded, Falcon"),
                 (SERVICE, BARE, "B: HMAC, validation"),
-                (BARE, DROP, "A: HMAC, validation; B: read and dropped"),
+                (BARE, DROP, "A: HMAC, validation; B: body discarded"),
             )
         ),
         within("record; B: encode_logs", *record(), given),
@@ -177,9 +179,9 @@ def compare(given: argparse.Namespace) -> None:
     packages = ("msgspec", "opentelemetry-exporter-otlp-proto-common")
     measure.publish(
         "core_cost",
-        "Microseconds of processor time. A: ours, where nothing else is said. The core and the whole request, for a "
-        f"batch of 500 exposures, of {len(next(webhooks.bodies(EXPOSURES))) / 1000:.0f} KB; the record, from a change "
-        "event to encoded bytes.",
+        "Microseconds of processor time. A: this project, unless the row says otherwise. The core: a batch of 500 "
+        f"exposures ({len(next(webhooks.bodies(EXPOSURES))) / 1000:.0f} KB). The record: from a change event to "
+        "encoded bytes.",
         f"{measure.machine(packages)}.",
         measure.arguments(given, ("rounds", "seconds")),
         measure.table(measure.COMPARISON, rows),

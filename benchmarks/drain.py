@@ -1,14 +1,14 @@
 """How fast is a backlog delivered over OTLP/gRPC?
 
-A is the durable queue on disk with its sender and exporter; B is opentelemetry-sdk's
-BatchLogRecordProcessor with the OTLPLogExporter of opentelemetry-exporter-otlp-proto-grpc, with a queue in memory
-that holds everything. Both send the same records, in batches of 512, to the same sink, each from a process of its own;
-once without compression, the SDK's default, and once with gzip, ours. Otherwise both have their defaults.
-Wanted: A / B of at least 15.
+A is the durable queue on disk with its sender and exporter. B is opentelemetry-sdk's BatchLogRecordProcessor with the
+OTLPLogExporter of opentelemetry-exporter-otlp-proto-grpc and a queue in memory that contains all records. Both send the
+same records, in batches of 512, to the same sink, each from its own process: once without compression, which is the
+SDK's default, and once with gzip, which is the service's. Otherwise both have their defaults.
+Target: A / B of at least 15.
 
-The clock of A runs from the opening of the queue to the moment at which the last record is ticked off on disk. B is
-given more: its records are made and in its queue before, with an exporter that waits for the clock; so it need not emit
-while it exports. Its clock ends with force_flush.
+The clock of A runs from opening the queue until the last record is marked as delivered on disk. B has an advantage: its
+records are created and in its queue before the clock starts, so that it does not have to emit while it exports. Its
+clock ends with force_flush.
 
     python benchmarks/drain.py [--rounds N] [--records N] [--directory DIR] [--quick]
 """
@@ -42,10 +42,10 @@ from statsig_otel.plugin.settings.reading import configured_exporters
 QUEUE, SDK = "queue", "sdk"
 COMPRESSIONS = {"none": grpc.Compression.NoCompression, "gzip": grpc.Compression.Gzip}
 TIMEOUT = 600.0
-"""Seconds for one drain; reached only where it hangs."""
+"""Seconds for one drain. Only a drain that hangs reaches this."""
 
 
-# The peers: each prints how many seconds it took.
+# The candidates. Each prints the seconds that it took.
 
 
 def drain_queue(directory: Path, backend: str, compression: str) -> float:
@@ -67,7 +67,7 @@ def drain_queue(directory: Path, backend: str, compression: str) -> float:
 
 
 class WaitingExporter(OTLPLogExporter):
-    """Exports nothing before it may."""
+    """Exports nothing until `may` is set."""
 
     def __init__(self, endpoint: str, compression: grpc.Compression) -> None:
         super().__init__(endpoint=endpoint, insecure=True, compression=compression)
@@ -98,7 +98,7 @@ def drain_sdk(count: int, backend: str, compression: str) -> float:
 
 
 def sdk_record(encoded: bytes) -> LogRecord:
-    """The same record as the SDK takes it."""
+    """The same record as an object of the SDK."""
     record = ExportLogsServiceRequest.FromString(encoded).resource_logs[0].scope_logs[0].log_records[0]
     return LogRecord(
         timestamp=record.time_unix_nano,
@@ -124,17 +124,17 @@ def _value(value: AnyValue) -> Value:
 
 
 def drain(name: str, compression: str, filled: Path, count: int, backend: Sink) -> float:
-    """Records a second of one drain. A drains a copy of the backlog."""
+    """The records per second of one drain. A drains a copy of the backlog."""
     arguments = ["--backend", backend.address, "--compression", compression, "--records", str(count)]
     with measure.working_directory(filled.parent) as directory:
         if name == QUEUE:
             shutil.copytree(filled, directory, dirs_exist_ok=True)
-            os.sync()  # writing the copy down is not what is measured
+            os.sync()  # so that writing the copy to disk is not measured
             arguments += ["--drain", str(directory)]
         seconds = float(measure.output("-m", "benchmarks.drain", *arguments, timeout=TIMEOUT))
     got = backend.take()
     if not got.records == got.uids == count:
-        raise RuntimeError(f"{name}: the sink got {got.records} records, {got.uids} different ones, of {count}")
+        raise RuntimeError(f"{name}: of {count} records the sink received {got.records}, {got.uids} of them different")
     return count / seconds
 
 
@@ -151,8 +151,8 @@ def compare(given: argparse.Namespace) -> None:
         file_system = measure.file_system(directory)
     measure.publish(
         "drain",
-        "Records a second of a backlog, over OTLP/gRPC. A: from the durable queue; B: from the SDK's batch processor, "
-        "which holds them in memory. The sink got every record once, in every round.",
+        "Records per second from a backlog, over OTLP/gRPC. A: from the durable queue; B: from the SDK's batch "
+        "processor, which keeps them in memory. In every round the sink received every record once.",
         f"{measure.machine(('opentelemetry-sdk', 'grpcio'))}. On {file_system}.",
         measure.arguments(given, ("rounds", "records")),
         measure.table(measure.COMPARISON, rows),
@@ -161,7 +161,7 @@ def compare(given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = measure.parser(__doc__, rounds=5, quick={"rounds": 3, "records": 20_000})
-    parser.add_argument("--records", type=int, default=100_000, help="how many wait (default: %(default)s)")
+    parser.add_argument("--records", type=int, default=100_000, help="waiting records (default: %(default)s)")
     measure.add_directory(parser)
     for hidden in ("--backend", "--compression"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)

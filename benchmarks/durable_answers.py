@@ -1,12 +1,12 @@
 """What does it cost to answer a webhook only once its change is on disk?
 
-A is `statsig-otel run` with an OTLP/gRPC exporter: what it answers with 200 is committed to its durable queue, and goes
-on to a sink. B is the same HTTP server, receiver, verification, mapping and encoding before a consumer that returns at
-once. Signed config changes of about 1 KB, each a new one, come from another process over keep-alive connections.
-Wanted: A / B of at least 0.60 at 64 clients.
+A is `statsig-otel run` with an OTLP/gRPC exporter. It commits a change to its durable queue before it answers 200, and
+delivers it to a sink. B is the same HTTP server, receiver, verification, mapping and encoding with a consumer that
+stores nothing. Another process sends signed, new config changes of about 1 KB over keep-alive connections.
+Target: A / B of at least 0.60 at 64 clients.
 
-The last row is for scale: A at 64 clients, against a bare loop that appends as many bytes to a file and calls fsync
-for groups of the size that A had reached.
+The last row is for scale. It compares A at 64 clients with a loop that only appends the same bytes to a file and calls
+fsync for groups of the size that A reached.
 
     python benchmarks/durable_answers.py [--rounds N] [--seconds S] [--directory DIR] [--quick]
 """
@@ -38,14 +38,14 @@ from statsig_otel.plugin.webhook.signature import Verifier
 CLIENTS = (1, 8, 64)
 DURABLE, AT_ONCE, LOOP = "durable", "at once", "loop"
 _PATIENCE = 10.0
-"""Seconds that a service gives its queue; B has the same timer for every request."""
+"""The seconds that a service waits for its queue. B has the same timer for every request."""
 
 
-# The peers.
+# The candidates.
 
 
 class AtOnce:
-    """A consumer that has taken over what it sees."""
+    """A consumer that accepts everything and stores nothing."""
 
     def consume(self, batch: Batch) -> Future[Receipt]:
         taken: Future[Receipt] = Future()
@@ -62,7 +62,7 @@ def serve_at_once(port: int) -> None:
 
 
 def append(file: Path, group: int, seconds: float) -> None:
-    """Append records to a file, with an fsync for each group; print how many a second."""
+    """Append records to a file, with an fsync for each group. Print the rate per second."""
     _, record = next(backlog.records(1))
     written = 0
     with file.open("wb", buffering=0) as out:
@@ -80,7 +80,7 @@ def append(file: Path, group: int, seconds: float) -> None:
 
 
 class Peers:
-    """The processes that are compared, and what one round of one of them is."""
+    """The compared processes, and the measurement of one round."""
 
     def __init__(self, seconds: float, directory: Path, ports: dict[str, int], backend: Sink) -> None:
         self._seconds = seconds
@@ -91,7 +91,7 @@ class Peers:
         self.busiest = 0.0
 
     def measure(self, name: str, clients: int) -> float:
-        """Answers a second."""
+        """The answers per second."""
         if name == LOOP:
             group = str(max(1, round(self.group)))
             return float(self._child("--append", str(self._directory / "appended"), "--group", group)["rate"])
@@ -100,7 +100,7 @@ class Peers:
         self.busiest = max(self.busiest, posted.busy)
         if name == DURABLE:
             self.group = posted.good / (self._commits() - before)
-            # What A has still to deliver must not slow B down.
+            # Wait, so that A's remaining deliveries do not slow down B.
             self._backend.settle(posted.good)
         return posted.rate
 
@@ -112,7 +112,7 @@ class Peers:
         return dict(json.loads(printed))
 
     def _commits(self) -> int:
-        """How many transactions the service has committed: `iChange` of the WAL index (sqlite.org/walformat.html)."""
+        """The number of the service's commits: `iChange` of the WAL index (sqlite.org/walformat.html)."""
         with (self._directory / "queue.db-shm").open("rb") as index:
             return int(struct.unpack_from("=I", index.read(12), 8)[0])
 
@@ -138,15 +138,15 @@ def compare(given: argparse.Namespace) -> None:
                 rates[name].append(peers.measure(name, clients))
                 if name == DURABLE:
                     groups.append(peers.group)
-            label = f"clients: {clients} ({measure.spread(groups, '.1f')[1]} changes a commit)"
+            label = f"clients: {clients} ({measure.spread(groups, '.1f')[1]} changes per commit)"
             rows.append(measure.comparison(label, rates[DURABLE], rates[AT_ONCE]))
             if rates[LOOP]:
                 rows.append(measure.comparison(f"clients: {clients}, B: append, fsync", rates[DURABLE], rates[LOOP]))
-        disk = f"On {measure.file_system(directory)}. The load used {peers.busiest:.0%} of a CPU at most."
+        disk = f"On {measure.file_system(directory)}. The load generator used at most {peers.busiest:.0%} of a CPU."
     measure.publish(
         "durable_answers",
-        "Answers a second. A: once the change is on disk; B: at once. The last row's B: records a second, appended and "
-        "synced in groups as A had them.",
+        "Answers per second. A: once the change is on disk; B: without storing it. In the last row, B is a loop that "
+        "appends and syncs records in groups of the same size as A's.",
         f"{measure.machine()}. {disk}",
         measure.arguments(given, ("rounds", "seconds")),
         measure.table(measure.COMPARISON, rows),

@@ -1,18 +1,20 @@
-"""How does the cost grow? One table each, of `statsig-otel run` with real requests.
+"""How does the cost of a request grow with the work? Measures `statsig-otel run` with real requests.
 
-- body: a batch of exposures and one change, from 1 KB to the largest body that is taken
+There is one table for each of these:
+
+- body: a batch of exposures and one change, from 1 KB to the largest accepted body
 - changes: a batch of 1 to 1,000 changes, stored and delivered
-- secrets: 1 to 8 signing secrets, of which the last one is the right one, for a batch of 500 exposures
-- exporters: 1 to 8 of them, until each has delivered
-- waiting: records that wait in the queue, for a backend that can't be reached
-- window: changes that were delivered and are remembered, so that they are not delivered again
-- clients: keep-alive connections that post without a break
-- beside: changes of 1 KB, alone and beside 20 MiB batches of exposures that come one after the other
+- secrets: 1 to 8 signing secrets, the last of which matches, for a batch of 500 exposures
+- exporters: 1 to 8 exporters, until each has delivered
+- waiting: records waiting in the queue for an unreachable backend
+- window: delivered changes that are remembered as duplicates
+- clients: keep-alive connections that post without pause
+- beside: changes of 1 KB, alone and during consecutive 20 MiB batches of exposures
 
-The cost is the processor time of the service's whole process for a request, deliveries included. "grows" is its
-growth from the row before, divided by the growth of the work: 1 is in proportion, below 1 is cheaper than that. Where
-the work is the same in all rows, it is the cost itself against the first row. Above 1, beyond the noise, is a fault.
-For `beside`: the p99 may grow by the time of one such batch at most.
+The cost is the processor time of the service's whole process per request, including deliveries. "grows" is its growth
+since the previous row, divided by the growth of the work: 1 is proportional, and below 1 is better. If the work is the
+same in all rows, "grows" is the cost relative to the first row. A value above 1, beyond the noise, is a fault.
+In `beside`, the p99 may grow by at most the time of one such batch.
 
     python benchmarks/growth.py [--tables NAME ...] [--rounds N] [--seconds S] [--directory DIR] [--quick]
 """
@@ -36,11 +38,11 @@ from benchmarks.webhooks import CHANGE, EXPOSURES, Shape
 LARGEST = 20 << 20
 SIZES = (1 << 10, 10 << 10, 100 << 10, 1 << 20, 5 << 20, LARGEST)
 _POSTED = 48 << 20
-"""Bytes of one measurement of `body`, unless that is too many or too few requests."""
+"""The bytes of one measurement of `body`, unless that is too many or too few requests."""
 
 _CHANGES_POSTED = 2000
 _FEW = 12
-"""Requests of one measurement at least."""
+"""The fewest requests of one measurement."""
 
 _OTHERS = tuple(f"webhook-another-{number}" for number in range(7))
 
@@ -50,9 +52,9 @@ class Cost:
     """One measurement.
 
     Attributes:
-        processor: Microseconds of the service's processor time for a request.
-        posted: What the load saw.
-        resident: Bytes, afterwards.
+        processor: The service's processor time per request, in microseconds.
+        posted: The results of the load generator.
+        resident: The resident memory afterwards, in bytes.
     """
 
     processor: float
@@ -61,7 +63,7 @@ class Cost:
 
 
 def cost(running: Running, load: Callable[[], Posted], backend: Sink | None, changes: int, copies: int = 1) -> Cost:
-    """The cost of one load, deliveries included where there is a backend."""
+    """The cost of one load, including deliveries if there is a backend."""
     began = measure.processor_time(running.pid)
     posted = load()
     if backend is not None and changes:
@@ -75,9 +77,9 @@ class Step:
     """One row of a table.
 
     Attributes:
-        label: Its first cell.
-        work: What the cost should grow with; 1 in all rows where it should not grow.
-        measure: Measures once.
+        label: The first cell.
+        work: The amount of work, with which the cost may grow; 1 in all rows if the cost must not grow.
+        measure: Makes one measurement.
     """
 
     label: str
@@ -86,7 +88,7 @@ class Step:
 
 
 def rows(steps: Sequence[Step], rounds: int) -> list[list[str]]:
-    """Measure all steps by turns, and write a row for each."""
+    """Measure all steps in turns, and return a row for each."""
     found: dict[str, list[Cost]] = defaultdict(list)
     by_label = {step.label: step for step in steps}
     for label in measure.alternating(tuple(by_label), rounds):
@@ -117,11 +119,11 @@ def rows(steps: Sequence[Step], rounds: int) -> list[list[str]]:
     return written
 
 
-HEAD = ("us a request, min / median / max", "grows", "answers/s", "p50, ms", "p99, ms", "resident, MiB")
+HEAD = ("us per request, min / median / max", "grows", "answers/s", "p50, ms", "p99, ms", "resident, MiB")
 
 
 class Tables:
-    """Makes each table: its first head cell and its steps. What it starts ends with the context."""
+    """Creates each table: the first cell of its head, and its steps."""
 
     def __init__(self, given: argparse.Namespace, directory: Path, backend: Sink) -> None:
         self._given = given
@@ -157,10 +159,10 @@ class Tables:
         return "exporters", [Step(str(each), each, step(each)) for each in (1, 2, 4, 8)]
 
     def waiting(self) -> tuple[str, list[Step]]:
-        return "records waiting", list(self._on_filled("waiting", delivered=False))
+        return "waiting records", list(self._on_filled("waiting", delivered=False))
 
     def window(self) -> tuple[str, list[Step]]:
-        return "changes remembered", list(self._on_filled("window", delivered=True))
+        return "remembered changes", list(self._on_filled("window", delivered=True))
 
     def clients(self) -> tuple[str, list[Step]]:
         def step(clients: int) -> Callable[[], Cost]:
@@ -174,7 +176,7 @@ class Tables:
         return "clients", [Step(f"{each:,}", 1, step(each)) for each in (1, 10, 100, 1000)]
 
     def beside(self) -> list[list[str]]:
-        """The rows of the table that has no cost: seconds of answers, alone and beside large batches."""
+        """The rows of the table without a cost: the latency of answers, alone and during large batches."""
         huge = Shape(exposures=webhooks.filling(LARGEST).exposures, changes=0)
         alone, beside, own = [], [], []
         with self._service("beside") as running:
@@ -197,8 +199,8 @@ class Tables:
         size = len(next(webhooks.bodies(huge))) / (1 << 20)
         return [
             ["p99 of small changes, alone", *measure.spread(alone, ".1f")],
-            [f"p99 beside batches of {size:.1f} MiB", *measure.spread(beside, ".1f")],
-            ["moved by", *measure.spread(moved, ".1f")],
+            [f"p99 during batches of {size:.1f} MiB", *measure.spread(beside, ".1f")],
+            ["difference", *measure.spread(moved, ".1f")],
             ["one such batch, alone", *measure.spread(own, ".1f")],
         ]
 
@@ -236,7 +238,7 @@ class Tables:
         exporters: int = 1,
         receiver: Mapping[str, object] | None = None,
     ) -> Callable[[], Cost]:
-        """Measures so many requests of one kind, by a service of their own that has answered a few before."""
+        """Measures a number of requests of one kind, with a new service that has answered a few before."""
 
         def once() -> Cost:
             with self._service(name, exporters=exporters, receiver=receiver) as running:
@@ -248,7 +250,7 @@ class Tables:
         return once
 
     def _on_filled(self, name: str, *, delivered: bool) -> Iterator[Step]:
-        """Steps of a service whose queue has seen so many changes before, and can't deliver."""
+        """Steps of a service that can't deliver, and whose queue has received a number of changes before."""
         nobody = f"{measure.HOST}:{measure.free_port()}"
         for count in (each for each in (0, 10_000, 100_000, 1_000_000) if each <= self._given.largest_queue):
             directory = self._directory / f"{name}-{count}"
@@ -280,8 +282,8 @@ def compare(given: argparse.Namespace) -> None:
         file_system = measure.file_system(directory)
     measure.publish(
         "growth",
-        "Microseconds of the service's processor time for a request, deliveries included; how it grows, divided by how "
-        "the work grows, from the row before, or from the first row where the work is the same.",
+        "The service's processor time per request in microseconds, including deliveries; and its growth divided by the "
+        "growth of the work, since the previous row, or since the first row if the work is the same.",
         f"{measure.machine()}. On {file_system}.",
         measure.arguments(given, ("rounds", "seconds")),
         *parts,

@@ -1,16 +1,16 @@
-"""Where does the time of a webhook go, function by function?
+"""Which functions take the time of a webhook?
 
-Three kinds of work: durable answers to one change of 1 KB each; batches of 499 exposures and a change; batches of 500
-exposures. Each is looked at twice.
+There are three kinds of work: durable answers to one change of 1 KB each; batches of 499 exposures and a change; and
+batches of 500 exposures. Each is measured in two ways.
 
-- A count of what the core does for one webhook, from headers and body to the answer or to the batch for a consumer:
-  calls, calls of C functions, executed bytecode instructions, and memory blocks. No clock and no other load can blur
-  it. Two processes have to come to the same figures, but for the blocks, of which the fewer count: the interpreter's
-  lists of free objects are now and then one longer. Another version of Python has other figures.
-- A profile of `statsig-otel run` under load, by py-spy: which thread holds the interpreter's lock, and which runs,
-  with the lock or without it, as SQLite, hashing and gRPC do; and in which module and function. Own time goes to the
-  innermost function of ours, and to the library that it was in at that moment. Threads that run no Python, such as
-  gRPC's own, are not seen.
+- Counts of the core's work for one webhook, from headers and body to the answer or to the batch for a consumer: calls,
+  calls of C functions, executed bytecode instructions, and memory blocks. Neither the clock nor other load affects
+  them. Two processes must arrive at the same counts. Only blocks may differ, and the smaller number counts, because the
+  interpreter's free lists vary by one. Other versions of Python have other counts.
+- A profile of `statsig-otel run` under load, by py-spy: which thread holds the interpreter's lock, and which thread
+  runs, with the lock or without it, as SQLite, hashing and gRPC do; and in which module and function. A sample counts
+  for the innermost function of this project, and for the library below it. Threads that run no Python, such as gRPC's
+  own, are not visible.
 
     python benchmarks/hot_spots.py [--rounds N] [--seconds S] [--directory DIR] [--quick]
 """
@@ -49,18 +49,18 @@ KINDS = {
     BATCH: (f"{BATCH.exposures} exposures and one change", BATCH_CLIENTS),
     EXPOSURES: (f"{EXPOSURES.exposures} exposures, no change", BATCH_CLIENTS),
 }
-"""What each is called, and how many clients send it."""
+"""The name of each kind, and the number of clients that send it."""
 
 ROWS = 15
-"""Of a table; what else there is, is one row more."""
+"""The most rows of a table; one more row contains the sum of the others."""
 
 TIMEOUT = 60.0
-"""Seconds for one count; reached only where it hangs."""
+"""Seconds for one count. Only a count that hangs reaches this."""
 
 OURS = "statsig_otel/"
 
 _NOW_NS = backlog.OBSERVED_NS + 123_456_789
-"""Always the same: how many blocks a number takes depends on its size."""
+"""A constant, because the number of blocks of an integer depends on its size."""
 
 
 # The counts.
@@ -68,15 +68,14 @@ _NOW_NS = backlog.OBSERVED_NS + 123_456_789
 
 @dataclass
 class Cost:
-    """What one function did itself, without what it called.
+    """The work of one function, without the functions that it called.
 
     Attributes:
-        calls: How often it was called, or a generator or coroutine was resumed.
-        c_calls: How often it called a function that is written in C.
-        instructions: How many bytecode instructions of it were executed.
-        blocks: By how many blocks each instruction left more memory allocated than it found, in sum. What is freed, or
-            taken from a list of free objects, by the same instruction is not in it. Exact to a block or two, as those
-            lists are.
+        calls: How often it was called, or resumed as a generator or coroutine.
+        c_calls: How often it called a function written in C.
+        instructions: The number of its executed bytecode instructions.
+        blocks: The sum of the memory blocks that each instruction added, without blocks that the same instruction freed
+            or took from a free list. Free lists make this inexact by a block or two.
     """
 
     calls: int = 0
@@ -86,10 +85,10 @@ class Cost:
 
 
 def count(function: Callable[[], object]) -> dict[str, Cost]:
-    """What each Python function that is called by a function does in one call, by its name and file.
+    """The work of each Python function during one call of `function`, by name and file.
 
-    It has been called before, so that what happens once is over. Garbage is collected before that: msgspec forgets the
-    keys of objects that it knows when it is.
+    `function` is called a few times before, so that work which happens only once is not counted. Garbage is collected
+    before that, because a collection makes msgspec forget the object keys that it has cached.
     """
     was_enabled = gc.isenabled()
     gc.collect()
@@ -98,7 +97,7 @@ def count(function: Callable[[], object]) -> dict[str, Cost]:
         for _ in range(3):
             function()
         costs = _instructions(function)
-        _count_c_calls(function, costs)  # apart: under a profiler each of them allocates a little
+        _count_c_calls(function, costs)  # separately, because C calls allocate memory under a profiler
     finally:
         if was_enabled:
             gc.enable()
@@ -114,7 +113,7 @@ def _instructions(function: Callable[[], object]) -> dict[CodeType, Cost]:
     costs: dict[CodeType, Cost] = defaultdict(Cost)
     allocated, outside = sys.getallocatedblocks, function.__code__ if hasattr(function, "__code__") else None
     before = 0
-    running: Cost | None = None  # whose instruction was begun
+    running: Cost | None = None  # the function whose instruction is running
 
     def entered(frame: FrameType, _: str, __: Any) -> Callable[[FrameType, str, Any], Any] | None:
         nonlocal before, running
@@ -122,7 +121,7 @@ def _instructions(function: Callable[[], object]) -> dict[CodeType, Cost]:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         costs[frame.f_code].calls += 1
-        running = None  # the frame's own blocks are there because it is traced
+        running = None  # the frame itself needs blocks only because it is traced
         before = allocated()
         return within
 
@@ -135,7 +134,7 @@ def _instructions(function: Callable[[], object]) -> dict[CodeType, Cost]:
         if event == "opcode":
             running = costs[frame.f_code]
             running.instructions += 1
-        del now  # a block by itself, which must be gone when they are counted
+        del now  # the integer is a block itself, and must be freed before blocks are counted
         before = allocated()
         return within
 
@@ -162,8 +161,8 @@ def _count_c_calls(function: Callable[[], object], costs: dict[CodeType, Cost]) 
 
 
 def _shortened(file: str) -> str:
-    """A file as py-spy names it: from the package on."""
-    found = [place for place in sys.path if place and file.startswith(place + os.sep)]
+    """A file name from the package on, as py-spy shows it."""
+    found = [path for path in sys.path if path and file.startswith(path + os.sep)]
     return file[len(max(found, key=len)) + 1 :] if found else file
 
 
@@ -186,17 +185,17 @@ def webhook(shape: Shape) -> Callable[[], object]:
 
 
 def counted(shape: Shape) -> dict[str, Cost]:
-    """The costs of one webhook, which two processes have counted."""
+    """The costs of one webhook, counted by two processes."""
     command = ("-m", "benchmarks.hot_spots", "--count", str(shape))
     printed = (json.loads(measure.output(*command, timeout=TIMEOUT)) for _ in range(2))
     return agreed(*({name: Cost(**cost) for name, cost in costs.items()} for costs in printed))
 
 
 def agreed(one: Mapping[str, Cost], other: Mapping[str, Cost]) -> dict[str, Cost]:
-    """Two counts of the same work as one.
+    """Merge two counts of the same work.
 
     Raises:
-        RuntimeError: They differ in more than the blocks.
+        RuntimeError: The counts differ in more than the blocks.
     """
     none = Cost()
     both = {name: (one.get(name, none), other.get(name, none)) for name in one.keys() | other.keys()}
@@ -231,20 +230,21 @@ def _added(costs: Iterable[Cost]) -> list[int]:
 
 HOLDS, RUNS = "holds the lock", "runs"
 VIEWS = {HOLDS: ("--gil",), RUNS: ("--nonblocking",)}
-"""What py-spy looks for. The process is stopped for each look at the lock: a stack that is read while it changes is
-often not whole. Not so for threads that run: one that was stopped seems to, also where it waited."""
+"""The options of py-spy. To find the holder of the lock, py-spy stops the process for each sample, because a stack that
+is read while it changes is often incomplete. To find running threads it must not, because a stopped thread that was
+waiting looks as if it ran."""
 
 RATE = 200
-"""Looks a second."""
+"""Samples per second."""
 
 PROGRAMS = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
-"""Where py-spy is: in this environment first."""
+"""Where py-spy is searched for: first in this environment."""
 
 _BEGUN = 0.1
-"""Seconds of processor time after which a service is surely under load."""
+"""Seconds of processor time after which a service is certainly under load."""
 
 Place = tuple[str, str, str, str]
-"""Where a thread was: its name, the module and the function of ours, and the library. "-" stands for none of them."""
+"""The position of a thread: its name, this project's module and function, and the library. "-" means none."""
 
 
 @dataclass
@@ -252,8 +252,8 @@ class Profile:
     """Samples of one view.
 
     Attributes:
-        places: How many there are of each place.
-        failed: How many looks found a stack that could not be read.
+        places: The number of samples at each place.
+        failed: The number of stacks that could not be read.
     """
 
     places: Counter[Place] = field(default_factory=Counter)
@@ -261,9 +261,10 @@ class Profile:
 
 
 def place(stack: str) -> Place:
-    """The place of a stack, outermost frame first: the innermost function of ours, and where below it the thread was.
+    """The place of a stack (outermost frame first): this project's innermost function, and the library below it.
 
-    The library is "-" where that is our function itself; module and function are, where none of ours is in the stack.
+    The library is "-" if that function itself is innermost. Module and function are "-" if the stack contains none of
+    this project's functions.
     """
     thread, *frames = stack.split(";")
     named = re.fullmatch(r"thread \(\w+\)(?:: (.*))?", thread)
@@ -276,7 +277,7 @@ def place(stack: str) -> Place:
 
 
 def fold(text: str) -> Counter[Place]:
-    """Samples as `py-spy record --format raw` writes them: a line for each stack, and how often it was seen."""
+    """Read the output of `py-spy record --format raw`: one line per stack, with its number of samples."""
     found: Counter[Place] = Counter()
     for line in text.splitlines():
         stack, _, times = line.rpartition(" ")
@@ -285,10 +286,10 @@ def fold(text: str) -> Counter[Place]:
 
 
 def spy(*arguments: str, seconds: float = 0.0) -> subprocess.CompletedProcess[str]:
-    """Run py-spy, which needs so many seconds and some.
+    """Run py-spy for a number of seconds, and some for its start.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: py-spy is not installed.
     """
     program = shutil.which("py-spy", path=PROGRAMS)
     if program is None:
@@ -298,7 +299,7 @@ def spy(*arguments: str, seconds: float = 0.0) -> subprocess.CompletedProcess[st
 
 
 def hindrance(pid: int) -> str:
-    """Why there can be no profile of a process; empty where there can."""
+    """Why a process can't be profiled, or an empty string if it can."""
     try:
         looked = spy("dump", "--nonblocking", "--pid", str(pid))
     except FileNotFoundError as error:
@@ -307,13 +308,13 @@ def hindrance(pid: int) -> str:
         return ""
     said = " ".join(looked.stderr.split())
     return (
-        "LEFT OUT: the profile. py-spy can't look into the service, which may need root, or on Linux CAP_SYS_PTRACE or "
-        f"kernel.yama.ptrace_scope=0. It says: {said}"
+        "LEFT OUT: the profile. py-spy can't read the service's process. That may need root, or on Linux "
+        f"CAP_SYS_PTRACE or kernel.yama.ptrace_scope=0. Its message: {said}"
     )
 
 
 class Profiled:
-    """The service, its sink, and what is seen of them under load."""
+    """Profiles the running service under load."""
 
     def __init__(self, running: Running, backend: Sink, directory: Path, given: argparse.Namespace) -> None:
         self._running = running
@@ -324,13 +325,13 @@ class Profiled:
         self.busiest = 0.0
 
     def profile(self, shape: Shape, clients: int) -> dict[str, Profile]:
-        """Both views, by turns."""
+        """Record both views in turns."""
         profiles = {view: Profile() for view in VIEWS}
         for view in measure.alternating(tuple(VIEWS), self._rounds):
             pid, port = self._running.pid, self._running.port
             before = measure.processor_time(pid)
             with ThreadPoolExecutor(1) as sender:
-                # A second more: py-spy has to begin.
+                # One second more, for py-spy to start.
                 posting = sender.submit(post, port, shape, clients=clients, seconds=self._seconds + 1.0)
                 while measure.processor_time(pid) < before + _BEGUN and not posting.done():
                     time.sleep(0.02)
@@ -356,7 +357,7 @@ class Profiled:
 
 
 def profile_tables(profiles: Mapping[str, Profile]) -> list[str]:
-    """By thread, by module, and by function."""
+    """Tables by thread, by module, and by function."""
     looks = "; ".join(
         f"{view}: {profile.places.total()}, and {profile.failed} that could not be read"
         for view, profile in profiles.items()
@@ -367,7 +368,7 @@ def profile_tables(profiles: Mapping[str, Profile]) -> list[str]:
 
 
 def _shares(profiles: Iterable[Profile], parts: int) -> list[list[str]]:
-    """The shares of each view by the first parts of the places; those first that have most in all views."""
+    """The shares of each view by the first parts of the places, largest first."""
     views: list[dict[tuple[str, ...], float]] = []
     for profile in profiles:
         shares: dict[tuple[str, ...], float] = defaultdict(float)
@@ -397,7 +398,9 @@ def report(given: argparse.Namespace) -> None:
             profiled = Profiled(running, backend, directory, given)
             for shape, (_, clients) in KINDS.items():
                 profiles[shape] = profile_tables(profiled.profile(shape, clients))
-            said = f"On {measure.file_system(directory)}. The load used {profiled.busiest:.0%} of a CPU at most."
+            said = (
+                f"On {measure.file_system(directory)}. The load generator used at most {profiled.busiest:.0%} of a CPU."
+            )
     parts: list[str] = []
     for shape, (label, clients) in KINDS.items():
         parts += [f"## {label}: the core, one webhook", counts[shape]]
@@ -405,9 +408,10 @@ def report(given: argparse.Namespace) -> None:
             parts += [f"## {label}: the service, {clients} clients", *profiles[shape]]
     measure.publish(
         "hot_spots",
-        "What each function does itself. The core: counts, on which two processes agreed; blocks to one or two. The "
-        "service: shares of the samples in which a thread holds the interpreter's lock, and of those in which it runs, "
-        "with it or without. The latter are taken without a halt, so that single stacks are wrong.",
+        "The work of each function, without what it calls. The core: counts on which two processes agreed; blocks are "
+        "inexact by one or two. The service: shares of the samples in which a thread holds the interpreter's lock, and "
+        "shares of those in which it runs, with the lock or without it. The latter are taken without stopping the "
+        "process, so single stacks can be wrong.",
         f"{measure.machine()}. {said}",
         measure.arguments(given, ("rounds", "seconds")),
         *parts,
@@ -416,7 +420,7 @@ def report(given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = measure.parser(__doc__, rounds=3, quick={"rounds": 1, "seconds": 2})
-    parser.add_argument("--seconds", type=int, default=5, help="of each profile (default: %(default)s)")
+    parser.add_argument("--seconds", type=int, default=5, help="the length of each profile (default: %(default)s)")
     measure.add_directory(parser)
     parser.add_argument("--count", type=Shape.read, help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Which HTTP server serves best under the receiver? One run measures all of them and probes how they behave.
+"""Which HTTP server is best under the receiver? One run measures all of them and tests how they behave.
 
-The same Falcon application (POST, reads a body of 1 KB, answers 200 with JSON) runs under each server in a process of
-its own; the load comes from another process, over keep-alive connections of the loopback, in alternating rounds.
+The same Falcon application (POST, reads a body of 1 KB, answers 200 with JSON) runs under each server in its own
+process. The load comes from another process, over keep-alive loopback connections, in alternating rounds.
 
     python benchmarks/http_servers.py [--rounds N] [--seconds S] [--clients C] [--quick]
 """
@@ -29,9 +29,9 @@ from benchmarks.load import Load
 from benchmarks.measure import HOST
 
 BODY = b"x" * 1024
-PROBE_TIMEOUT = 4.0  # what has not happened after this many seconds counts as never
-SHORT = 1  # seconds: header and idle timeouts during the probes, where a server has them
-FEW = 4  # connections at a time during the probes, where a server can bound them
+PROBE_TIMEOUT = 4.0  # an event that has not happened after this many seconds counts as never
+SHORT = 1  # seconds of the header and idle timeouts during the probes, if a server has them
+FEW = 4  # the most connections during the probes, if a server can limit them
 
 
 # The application.
@@ -43,7 +43,7 @@ class Receiver:
 
 
 def application() -> Any:
-    """The Falcon application; beside it `/cut` notes what ASGI tells of its body, and `/seen` answers with that."""
+    """The Falcon application. In addition, `/cut` records what ASGI reports about its body, and `/seen` returns it."""
     served = falcon.asgi.App()
     served.add_route("/", Receiver())
     seen: list[str] = []
@@ -66,7 +66,7 @@ def application() -> Any:
     return app
 
 
-# The servers. Each binds by itself, as its users have it.
+# The servers. Each binds its own socket, as in normal use.
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -165,7 +165,7 @@ def child(*arguments: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def running(name: str, *, probed: bool = False) -> Iterator[int]:
-    """A process of its own for one server, until it listens; its port."""
+    """Run one server in its own process during the block, which begins once it listens. Yields its port."""
     port = measure.free_port()
     arguments = ["--serve", name, "--port", str(port), *(["--probed"] if probed else [])]
     with measure.running(*child(*arguments), port=port, stderr=subprocess.DEVNULL):
@@ -191,7 +191,7 @@ def measure_rates(names: list[str], rounds: int, seconds: float, clients: int) -
 
 
 def receive(connection: socket.socket, seconds: float = PROBE_TIMEOUT) -> bytes | None:
-    """What comes first: bytes, b"" for the end of the connection, None for nothing in time."""
+    """The first bytes, b"" for the end of the connection, or None if nothing arrives in time."""
     connection.settimeout(seconds)
     try:
         return connection.recv(65536)
@@ -234,7 +234,7 @@ def probe_connection_bound(port: int) -> str:
         connection.sendall(post())
         answer = receive(connection, SHORT / 2)
         if answer is not None:
-            return "none" if answer[9:12] == b"200" else f"{answer[9:12].decode()} past it"
+            return "none" if answer[9:12] == b"200" else f"{answer[9:12].decode()} above it"
         answer = receive(connection)
         return "others wait, then served" if answer else "others starve"
 
@@ -270,7 +270,7 @@ def probe_second_bind(name: str, port: int) -> str:
 def behaviour(name: str) -> list[str]:
     probes = (probe_header_timeout, probe_header_bound, probe_connection_bound, probe_cut_body)
     row = []
-    for probe in probes:  # a fresh process each: no probe sees what another has left behind
+    for probe in probes:  # each in a new process, so that no probe affects another
         with running(name, probed=True) as port:
             row.append(probe(port))
     with running(name) as port:
@@ -289,17 +289,17 @@ def compare(given: argparse.Namespace) -> None:
     head = [
         "behaviour",
         "header timeout",
-        "header bound",
-        "connection bound",
-        "cut-off body seen",
+        "header limit",
+        "connection limit",
+        "truncated body noticed",
         "second bind refused",
     ]
     measure.publish(
         "http_servers",
-        f"{measure.machine()}. Keep-alive clients, {len(BODY)} bytes a request.",
+        f"{measure.machine()}. Keep-alive clients, {len(BODY)} bytes per request.",
         measure.arguments(given, ("rounds", "seconds", "clients")),
-        measure.table(["requests a second", "min", "median", "max", "ratio"], rows),
-        f"With header and idle timeouts of {SHORT} s and {FEW} connections, where a server can be told so:",
+        measure.table(["requests per second", "min", "median", "max", "ratio"], rows),
+        f"With header and idle timeouts of {SHORT} s and {FEW} connections, if a server supports such limits:",
         measure.table(head, [[name, *behaviour(name)] for name in names if not name.endswith("uvloop")]),
     )
 

@@ -1,10 +1,10 @@
-"""How long after the answer is a change with the backend?
+"""How long after the answer does a change reach the backend?
 
-Changes of 1 KB are posted to `statsig-otel run` at a steady pace, one at a time and fifty a second, over keep-alive
-connections that are idle in between. Each is timed twice: from the request to its answer, and from the answer to the
-sink, by the monotonic clock that the processes of a machine share. A change that the sink has before the sender has
-read its answer counts as 0.
-Wanted: A / B of at most 2, for p99.
+Changes of 1 KB are posted to `statsig-otel run` at a steady pace, one and fifty per second, over keep-alive connections
+that are idle in between. Two times are measured for each: from the request to its answer, and from the answer to the
+sink, by the monotonic clock that all processes of a machine share. If a change reaches the sink before its answer is
+read, the second time is 0.
+Target: A / B of at most 2, for p99.
 
     python benchmarks/latency.py [--rounds N] [--seconds S] [--directory DIR] [--quick]
 """
@@ -26,14 +26,14 @@ from statsig_otel.plugin.record.record import uid
 RATES = (1, 50)
 _CONNECTIONS = 8
 _MOMENT = 0.5
-"""Seconds for a first change, which opens the connections and is not counted, to be delivered."""
+"""Seconds for the delivery of the first changes, which open the connections and are not counted."""
 
 
-# The load: prints when it sent each change and when it had the answer.
+# The load generator. It prints when it sent each change and when it read the answer.
 
 
 async def pace(port: int, rate: float, number: int) -> dict[str, tuple[float, float]]:
-    """Post so many changes at a steady pace; when each was sent and answered, by its uid."""
+    """Post changes at a steady pace. Return when each was sent and answered, by its uid."""
     idle: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
     for _ in range(_CONNECTIONS):
         idle.put_nowait(await asyncio.open_connection(measure.HOST, port))
@@ -99,12 +99,12 @@ def compare(given: argparse.Namespace) -> None:
                     found.append(quantile(delivery, hundredths))
                     answers[hundredths].append(quantile(answer, hundredths))
             for hundredths, found in delays.items():
-                label = f"{rate} a second ({number} changes), p{hundredths}"
+                label = f"{rate} per second ({number} changes), p{hundredths}"
                 rows.append(measure.comparison(label, found, answers[hundredths], ".2f"))
         file_system = measure.file_system(directory)
     measure.publish(
         "latency",
-        "Milliseconds. A: from the answer to the sink; B: from the request to the answer, which has a commit in it.",
+        "Milliseconds. A: from the answer to the sink; B: from the request to the answer, which includes a commit.",
         f"{measure.machine()}. On {file_system}.",
         measure.arguments(given, ("rounds", "seconds")),
         measure.table(measure.COMPARISON, rows),

@@ -1,6 +1,6 @@
-"""An HTTP load: keep-alive clients that post as soon as they have an answer; raw sockets, to cost little.
+"""The load generator: keep-alive clients that post again as soon as they have an answer.
 
-By itself it posts webhooks, from a process of its own, and prints what came of them:
+It uses raw sockets, to need little processor time. As a program it posts webhooks and prints the results:
 
     python -m benchmarks.load PORT [--shape EXPOSURES:CHANGES ...] [--clients N] [--seconds S | --requests N]
 """
@@ -18,27 +18,27 @@ from benchmarks import measure, webhooks
 from benchmarks.measure import HOST
 
 _PREPARED = 10_000
-"""Requests a second that are made before the clock runs: more than any server here answers."""
+"""The requests per second of load that are created before the clock starts: more than any server here answers."""
 
 _PREPARED_BYTES = 256 << 20
-"""Of them in all; more are made while they are sent."""
+"""The most bytes of prepared requests. Further requests are created while others are sent."""
 
 _PREPARED_REQUESTS = 30_000
-"""Likewise: a receiver takes a signature for five minutes."""
+"""The most prepared requests, because a receiver accepts a signature for five minutes only."""
 
 
 @dataclass
 class Load:
-    """What all clients of a load share, and count.
+    """The state that all clients of a load share.
 
     Attributes:
-        requests: Where a client gets its next request from, head and body. A client stops where there is none.
-        is_good: Whether an answer is as it should be, by its head and its body.
-        good: How many good answers there were, in all.
-        failures: Other answers, and connections that were lost.
-        rate: Good answers a second.
-        busy: The share of that time in which this process used a CPU. Near 1 it measures itself.
-        took: Seconds for each answer in that time, good ones and others.
+        requests: The requests, head and body. A client stops when there are no more.
+        is_good: Whether an answer is good, given its head and body.
+        good: The number of good answers.
+        failures: The number of other answers and lost connections.
+        rate: Good answers per second, in the measured time.
+        busy: The share of the measured time in which this process used a CPU. Near 1 it measures itself.
+        took: The seconds of each answer in the measured time, good or not.
     """
 
     requests: Iterator[bytes]
@@ -51,12 +51,13 @@ class Load:
     stopping: bool = False
 
     async def run(self, port: int, *, clients: int, seconds: float | None) -> None:
-        """Post for a while, a fifth of it to warm up; returns when every request that was begun is answered.
+        """Post until the time is over and all requests in flight are answered.
 
         Args:
-            port: Where to.
-            clients: How many connections.
-            seconds: How long; None for as long as there are requests, with no time to warm up.
+            port: The port to post to.
+            clients: The number of connections.
+            seconds: The measured time, preceded by a fifth of it as a warm-up. With None, post until there are no more
+                requests, without a warm-up.
         """
         loop = asyncio.get_running_loop()
         made = [await loop.create_connection(lambda: _Client(self), HOST, port) for _ in range(clients)]
@@ -125,21 +126,21 @@ class _Client(asyncio.Protocol):
 
 
 def quantile(values: list[float], hundredths: int) -> float:
-    """The smallest value that so many hundredths of all values don't exceed."""
+    """The smallest value that is not exceeded by the given percentage of all values."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * hundredths // 100) - 1)]
 
 
 @dataclass(frozen=True)
 class Posted:
-    """What came of a load that ran in a process of its own.
+    """The results of a load generator in its own process.
 
     Attributes:
-        good: How many requests were answered with 200, those before and after the time that counts too.
-        failures: How many were not.
-        rate: Good answers a second.
-        busy: The share of the time in which the load used a CPU.
-        p50, p99: Seconds for an answer.
+        good: The number of requests answered with 200, including those before and after the measured time.
+        failures: The number of other requests.
+        rate: Good answers per second.
+        busy: The share of the time in which the load generator used a CPU.
+        p50, p99: The quantiles of the latency of answers, in seconds.
     """
 
     good: int
@@ -159,10 +160,10 @@ def post(
     wire: webhooks.Wire = "webhook",
     secret: str = "",
 ) -> Posted:
-    """Post webhooks from a process of its own: for some seconds, or so many of them. All have to be answered with 200.
+    """Post webhooks from another process, for some seconds or a number of them.
 
     Raises:
-        RuntimeError: Some were not.
+        RuntimeError: A webhook was not answered with 200.
     """
     command = ["-m", "benchmarks.load", str(port), "--clients", str(clients), "--wire", wire]
     for shape in shapes:

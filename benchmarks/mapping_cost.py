@@ -1,9 +1,9 @@
-"""What does the mapping cost, and has the default one become slower for all that it can be told?
+"""What does the mapping cost, and is the default mapping slower since mappings can be configured?
 
-First against an earlier commit: by default the last one before there was any mapping of a team's own. Then what a
-mapping and impacted services cost, against none. A and B map the same batch of changes, each in a process of its own,
-by turns; what is counted is processor time, so that other work on the machine counts little.
-Wanted: A / B of at most 1.05 in the first row.
+The first row compares with an earlier commit, by default the last one before mappings could be configured. The other
+rows compare a configured mapping and impacted services with the default. A and B map the same batch of changes in
+turns, each in its own process. Processor time is measured, so that other work on the machine matters little.
+Target: A / B of at most 1.05 in the first row.
 
     python benchmarks/mapping_cost.py [--rounds N] [--seconds S] [--against COMMIT] [--quick]
 """
@@ -20,7 +20,7 @@ from benchmarks import measure
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 600.0
-"""Seconds for one process; reached only where it hangs."""
+"""Seconds for one process. Only a process that hangs reaches this."""
 
 CHANGES = 100
 MAPPING = {
@@ -37,7 +37,7 @@ SERVICES = {
         "rules": [{"match": {"names": ["checkout_*"]}, "name": "checkout"}, {"name": "{tags}"}],
     }
 }
-"""Three services for each change: three records."""
+"""These rules find three services for each change, and so make three records."""
 
 MEASURE = """
 import gc, json, sys, time
@@ -62,7 +62,7 @@ while time.monotonic() < end:
     best = min(best, time.process_time_ns() - began)
 print(best / 10 / payload.count / 1000)
 """
-"""Runs with the code of either commit, so that it uses only what both have. Prints microseconds."""
+"""Runs with the code of either commit, so it uses only what both have. Prints microseconds."""
 
 
 def batch() -> bytes:
@@ -91,18 +91,18 @@ def batch() -> bytes:
 
 
 def git(*arguments: str) -> bytes:
-    """What a git command prints. None of them changes anything."""
+    """The output of a git command. The commands used here change nothing."""
     return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True).stdout
 
 
 def before_mapping() -> str:
-    """The commit before the first one that had a mapping."""
+    """The commit before the first one with configurable mappings."""
     added = git("log", "--diff-filter=A", "--format=%H", "--", "statsig_otel/plugin/mapping.py").split()
     return f"{added[-1].decode()}^"
 
 
 def unpack(commit: str, directory: Path) -> None:
-    """The package as a commit has it."""
+    """Unpack the package of a commit into a directory."""
     with tarfile.open(fileobj=io.BytesIO(git("archive", commit, "statsig_otel"))) as archive:
         archive.extractall(directory, filter="data")
 
@@ -130,8 +130,8 @@ def compare(given: argparse.Namespace) -> None:
             rows.append(measure.comparison(label, costs["A"], costs["B"], ".1f"))
     measure.publish(
         "mapping_cost",
-        f"Microseconds of processor time that the mapping of one change takes, in batches of {CHANGES}. The first "
-        f"row compares this tree with the commit {commit}, the others compare settings.",
+        f"Processor time for mapping one change, in microseconds, in batches of {CHANGES}. The first row compares this "
+        f"working tree with the commit {commit}; the others compare settings.",
         f"{measure.machine(('protobuf',))}.",
         measure.arguments(given, ("rounds", "seconds")),
         measure.table(measure.COMPARISON, rows),
@@ -140,8 +140,10 @@ def compare(given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = measure.parser(__doc__, rounds=15, quick={"rounds": 3, "seconds": 0.5})
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--against", metavar="COMMIT", help="compare with this one (default: before any mapping)")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="the length of one measurement (default: %(default)s)"
+    )
+    parser.add_argument("--against", metavar="COMMIT", help="the commit to compare with (default: before mappings)")
     measure.add_directory(parser)
     compare(parser.parse_args())
 

@@ -1,7 +1,7 @@
-"""What the benchmarks share: alternating rounds, processes that are measured, and the report.
+"""Shared by the benchmarks: options, alternating rounds, measured processes, and reports.
 
-Every result is the ratio of things that were measured by turns, in the same run on the same machine: rates by
-themselves say more about the machine and its other load than about the code.
+Every result is a ratio of things that were measured in turns, in the same run on the same machine. A rate alone says
+more about the machine and its other load than about the code.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 30.0
-"""Seconds until a process listens; reached only where it hangs."""
+"""Seconds until a process listens. Only a process that hangs reaches this."""
 
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
 
@@ -34,16 +34,16 @@ RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "r
 def parser(
     description: str | None, *, rounds: int, quick: Mapping[str, object] | None = None
 ) -> argparse.ArgumentParser:
-    """The options that every benchmark has.
+    """The parser with the options that every benchmark has.
 
     Args:
         description: The module's docstring.
-        rounds: How often each thing is measured, by default.
-        quick: The options that `--quick` sets. Options after it count.
+        rounds: The default number of measurements of each candidate.
+        quick: The options that `--quick` sets. Options after `--quick` override it.
     """
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--rounds", type=int, default=rounds, help="how often each is measured (default: %(default)s)")
-    made.add_argument("--quick", action=_Quick, const=quick or {}, help="smaller sizes, for a first look")
+    made.add_argument("--rounds", type=int, default=rounds, help="measurements of each (default: %(default)s)")
+    made.add_argument("--quick", action=_Quick, const=quick or {}, help="use smaller sizes, for a rough result")
     return made
 
 
@@ -60,21 +60,22 @@ class _Quick(argparse.Action):
 
 
 def add_directory(to: argparse.ArgumentParser) -> None:
-    """The option of a benchmark that writes to a disk."""
-    to.add_argument("--directory", type=Path, default=Path.cwd(), help="where to write (default: here); left as it was")
+    """Add the option of benchmarks that write to a disk."""
+    help_ = "where to write temporary files (default: the current directory)"
+    to.add_argument("--directory", type=Path, default=Path.cwd(), help=help_)
 
 
 # Rounds.
 
 
 def alternating(names: Sequence[str], rounds: int) -> Iterator[str]:
-    """Every name once a round, in turning order (A B, B A, ...), so that a drift of the machine falls on all."""
+    """Every name once per round, in alternating order (A B, B A, ...), so that a drift of the machine affects all."""
     for number in range(rounds):
         yield from names if number % 2 == 0 else reversed(names)
 
 
 def ratios(values: Sequence[float], against: Sequence[float]) -> list[float]:
-    """The ratio of each round: neighbours in time are compared."""
+    """The ratio of each round, so that neighbouring measurements are compared."""
     return [value / other for value, other in zip(values, against, strict=True)]
 
 
@@ -87,13 +88,13 @@ def spread(values: Sequence[float], form: str = ".0f") -> list[str]:
 
 
 def spawn(*command: str, **options: Any) -> subprocess.Popen[str]:
-    """Start a Python process: `-m` with a module, and its arguments. Nothing of ours configures a service or an SDK."""
+    """Start a Python process with `-m` and a module, without variables that would configure a service or an SDK."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "STATSIG_"))}
     return subprocess.Popen([sys.executable, *command], text=True, env=environment, **options)
 
 
 def output(*command: str, timeout: float) -> str:
-    """What a Python process prints; its errors go to ours, and end the benchmark."""
+    """The output of a Python process. Its standard error is shown, and a failure ends the benchmark."""
     with spawn(*command, stdout=subprocess.PIPE) as process:
         try:
             printed, _ = process.communicate(timeout=timeout)
@@ -106,7 +107,7 @@ def output(*command: str, timeout: float) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port on which no process listens."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
@@ -114,7 +115,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(*command: str, port: int, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process of its own, from the moment at which it listens; ended at the end of the block."""
+    """Run a process during the block, which begins once the process listens."""
     process = spawn(*command, **{"stdout": subprocess.DEVNULL, **options})
     try:
         deadline = time.monotonic() + START_TIMEOUT
@@ -136,8 +137,8 @@ class Memory:
 
     Attributes:
         now: VmRSS.
-        peak: VmHWM, the most that it had so far.
-        anonymous: RssAnon, what of it is no mapped file.
+        peak: VmHWM, the largest value so far.
+        anonymous: RssAnon, the part that is not mapped from files.
     """
 
     now: int
@@ -146,13 +147,13 @@ class Memory:
 
 
 def memory(pid: int) -> Memory:
-    """Read a process's resident memory, as Linux tells it (proc_pid_status(5))."""
+    """Read a process's resident memory (Linux, proc_pid_status(5))."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return Memory(*(int(fields[name].split()[0]) << 10 for name in ("VmRSS", "VmHWM", "RssAnon")))
 
 
 def processor_time(pid: int) -> float:
-    """Seconds that all threads of a process have used a CPU, by proc_pid_stat(5): in steps of 10 ms."""
+    """The processor time of all threads of a process in seconds, in steps of 10 ms (proc_pid_stat(5))."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -162,28 +163,28 @@ def processor_time(pid: int) -> float:
 
 @contextlib.contextmanager
 def working_directory(parent: Path) -> Iterator[Path]:
-    """A directory for what a benchmark writes, gone at its end."""
+    """A temporary directory for the files of a benchmark."""
     with TemporaryDirectory(prefix="benchmark-", dir=parent) as name:
         yield Path(name)
 
 
 def file_system(path: Path) -> str:
-    """The file system that a directory is on, with a warning where it is no disk's."""
+    """The file system of a directory, with a warning if it is in memory."""
     try:
         mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
     except FileNotFoundError:
         return "an unknown file system"
-    place = path.resolve()
-    found = [(len(point), kind) for point, kind in mounts if place.is_relative_to(point)]
+    resolved = path.resolve()
+    found = [(len(point), kind) for point, kind in mounts if resolved.is_relative_to(point)]
     kind = max(found)[1]
-    return f"{kind}: MEMORY, NO DISK" if kind in ("tmpfs", "ramfs") else kind
+    return f"{kind}: IN MEMORY, NOT ON DISK" if kind in ("tmpfs", "ramfs") else kind
 
 
 # The report.
 
 
 def machine(packages: Iterable[str] = ()) -> str:
-    """What a number can depend on."""
+    """The versions and the hardware that a result may depend on."""
     others = "".join(f", {package} {version(package)}" for package in packages)
     return f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.machine()}{others}"
 
@@ -195,7 +196,7 @@ def arguments(given: argparse.Namespace, names: Iterable[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that can be read as plain text too."""
+    """A Markdown table that is also readable as plain text."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -208,12 +209,12 @@ COMPARISON = ("min / median / max", "A", "B", "A / B")
 
 
 def comparison(label: str, a: Sequence[float], b: Sequence[float], form: str = ".0f") -> list[str]:
-    """One row of such a table."""
+    """One row of a table of comparisons."""
     return [label, *(" / ".join(cells) for cells in (spread(a, form), spread(b, form), spread(ratios(a, b), ".2f")))]
 
 
 def publish(name: str, *parts: str) -> None:
-    """Print a report, and keep it as results/NAME.md."""
+    """Print a report, and write it to results/NAME.md."""
     text = "\n\n".join(parts)
     print(text)
     RESULTS.mkdir(exist_ok=True)

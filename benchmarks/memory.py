@@ -1,10 +1,9 @@
-"""How much memory does the service take, at rest and after many requests?
+"""How much memory does the service need, at rest and after many requests?
 
-A is `statsig-otel run`, B the Collector of benchmarks/collector.py, each started anew in every round, before one sink.
-The requests are mixed: of ten, six are single changes, one is a change that comes again and again, two are batches of
-50 exposures, and one is a batch of 49 exposures and a change. Memory is looked at a moment after everything has been
-delivered.
-Wanted: A below B; and A after all requests no more than after the first tenth of them.
+A is `statsig-otel run`, B is the Collector of benchmarks/collector.py. Each is started again in every round, with one
+sink. Of ten requests, six are single changes, one is the same change every time, two are batches of 50 exposures, and
+one is a batch of 49 exposures and a change. Memory is measured a moment after everything has been delivered.
+Target: A below B, and A after all requests not above A after the first tenth of them.
 
     python benchmarks/memory.py [--rounds N] [--requests N] [--collector PATH] [--directory DIR] [--quick]
 """
@@ -30,13 +29,13 @@ _NEW = sum(shape.changes for shape in MIXED if not shape.resent)
 _CLIENTS = 16
 _AT_ONCE = 20_000
 _MOMENT = 2.0
-"""Seconds of rest before memory is looked at."""
+"""Seconds of rest before memory is measured."""
 
 _SETTLE = 600.0
 
 
-def looked_at(running: Running, backend: Sink, wire: Wire, marks: list[int]) -> list[Memory]:
-    """The memory of a peer at rest, and after so many requests in all."""
+def memories(running: Running, backend: Sink, wire: Wire, marks: list[int]) -> list[Memory]:
+    """The memory of a process at rest, and after each of the given numbers of requests."""
     time.sleep(_MOMENT)
     found = [measure.memory(running.pid)]
     done = 0
@@ -61,7 +60,7 @@ def compare(given: argparse.Namespace) -> None:
         for number, name in enumerate(measure.alternating(tuple(peers), given.rounds)):
             start, wire = peers[name]
             with start(directory / f"{number}") as running:
-                found[name].append(looked_at(running, backend, wire, marks))
+                found[name].append(memories(running, backend, wire, marks))
             backend.take()
     rows = [
         [f"{name}, {when}", *(" / ".join(measure.spread(_mib(found[name], index, of), ".1f")) for of in _FIELDS)]
@@ -79,11 +78,11 @@ def compare(given: argparse.Namespace) -> None:
         ]
     measure.publish(
         "memory",
-        f"Resident memory in MiB. A: {OURS}; B: {THEIRS}, whose queue's file is mapped into its memory.",
+        f"Resident memory in MiB. A: {OURS}; B: {THEIRS}, which maps its queue's file into memory.",
         said,
         f"{measure.machine()}.",
         measure.arguments(given, ("rounds", "requests")),
-        measure.table(["min / median / max", "resident", "no mapped file", "peak"], rows),
+        measure.table(["min / median / max", "resident", "without mapped files", "peak"], rows),
         measure.table(["resident", "min", "median", "max"], ratios),
     )
 
@@ -110,7 +109,7 @@ def _ratios(values: list[float], against: list[float]) -> list[str]:
 
 def main() -> None:
     parser = measure.parser(__doc__, rounds=2, quick={"rounds": 1, "requests": 10_000})
-    parser.add_argument("--requests", type=int, default=200_000, help="in all (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=200_000, help="the number of requests (default: %(default)s)")
     collector.add_option(parser)
     measure.add_directory(parser)
     compare(parser.parse_args())

@@ -1,4 +1,4 @@
-"""`statsig-otel run` as a process of its own, for as long as a block lasts."""
+"""Runs `statsig-otel run` in its own process."""
 
 import contextlib
 import http.client
@@ -15,11 +15,11 @@ from statsig_otel.plugin import DEFAULT_PATH
 
 @dataclass(frozen=True)
 class Running:
-    """A peer that runs.
+    """A running service or peer.
 
     Attributes:
-        pid: Of its process.
-        port: Where it takes webhooks.
+        pid: The id of its process.
+        port: The port for webhooks.
     """
 
     pid: int
@@ -28,12 +28,12 @@ class Running:
 
 @contextlib.contextmanager
 def service(directory: Path, *backends: str, receiver: Mapping[str, object] | None = None) -> Iterator[Running]:
-    """The service with its queue, from its first answer on; asked to end at the end of the block.
+    """Run the service during the block, which begins with the service's first answer.
 
     Args:
-        directory: Where its queue is, and its configuration is written.
-        backends: One exporter for each, as host:port.
-        receiver: Settings of its receiver beside the defaults.
+        directory: The directory of the queue and the configuration.
+        backends: The backends, as host:port; each gets an exporter.
+        receiver: Further settings of the receiver.
     """
     port = measure.free_port()
     directory.mkdir(exist_ok=True)
@@ -59,7 +59,7 @@ def service(directory: Path, *backends: str, receiver: Mapping[str, object] | No
 
 
 def answer(port: int) -> int | None:
-    """The status that an unsigned request is answered with; None where nobody listens yet."""
+    """The status of the answer to an unsigned request, or None if the port is not open yet."""
     connection = http.client.HTTPConnection(measure.HOST, port, timeout=measure.START_TIMEOUT)
     try:
         connection.request("POST", DEFAULT_PATH, b"{}")

@@ -1,9 +1,8 @@
-"""An OTLP/gRPC sink, a process of its own: takes every export without decoding it, and tells afterwards what it got.
+"""An OTLP/gRPC sink in its own process: accepts every export without decoding it, and reports later what it received.
 
-It can also tell when it got each record, by the monotonic clock, which all processes of a machine share, and how
-records of two senders differ.
+It can also report the records, and when each arrived, by the monotonic clock that all processes of a machine share.
 
-python benchmarks/sink.py PORT
+    python benchmarks/sink.py PORT
 """
 
 import contextlib
@@ -27,23 +26,23 @@ from benchmarks.measure import HOST, free_port, running
 _SERVICE = "opentelemetry.proto.collector.logs.v1.LogsService"
 _TAKE = "benchmark.Sink"
 _LARGEST = 256 << 20
-"""Bytes of a message."""
+"""The largest message in bytes."""
 
 _SETTLE = 60.0
-"""Seconds in which a sink has everything; reached only where something is lost."""
+"""Seconds until a sink has received everything. Only a loss reaches this."""
 
 Record = dict[str, Any]
-"""What a record says, by field: its resource's and its own attributes as dictionaries."""
+"""A record by field, with the attributes of its resource and its own attributes as dictionaries."""
 
 
 @dataclass(frozen=True)
 class Got:
-    """What a sink got.
+    """What a sink has received.
 
     Attributes:
-        requests: How many exports.
-        records: How many log records they held.
-        uids: How many different `log.record.uid`s those had.
+        requests: The number of exports.
+        records: The number of log records in them.
+        uids: The number of different values of `log.record.uid`.
     """
 
     requests: int
@@ -52,33 +51,33 @@ class Got:
 
 
 class Sink:
-    """A running sink, seen from the benchmark."""
+    """A client of a running sink."""
 
     def __init__(self, port: int) -> None:
         self.address = f"{HOST}:{port}"
 
     def take(self) -> Got:
-        """What it got since it was asked last."""
+        """What the sink has received since the last call of any method."""
         return Got(**self._ask("Take"))
 
     def arrivals(self) -> Mapping[str, float]:
-        """When each record came in since it was asked last, in seconds of time.monotonic(), by `log.record.uid`."""
+        """When each record arrived since the last call, in seconds of time.monotonic(), by `log.record.uid`."""
         return dict(self._ask("Arrivals"))
 
     def records(self) -> list[Record]:
-        """The records since it was asked last."""
+        """The records since the last call."""
         return list(self._ask("Records"))
 
     def settle(self, expected: int, *, copies: int = 1, seconds: float = _SETTLE) -> Got:
-        """Wait until it has so many different records, so that what is still delivered slows nothing else down.
+        """Wait until the sink has received a number of records, so that deliveries do not disturb what follows.
 
         Args:
-            expected: How many.
-            copies: How often each, by as many exporters.
-            seconds: For how long at most.
+            expected: The number of different records.
+            copies: The number of exporters, each of which delivers every record.
+            seconds: The longest time to wait.
 
         Raises:
-            RuntimeError: They don't come.
+            RuntimeError: Records are missing after that time.
         """
         requests = records = uids = 0
         deadline = time.monotonic() + seconds
@@ -101,7 +100,7 @@ class Sink:
 
 @contextlib.contextmanager
 def sink() -> Iterator[Sink]:
-    """A sink for the time of the block."""
+    """Run a sink during the block."""
     port = free_port()
     with running("-m", "benchmarks.sink", str(port), port=port):
         yield Sink(port)
@@ -116,22 +115,22 @@ def serve(port: int) -> None:
             payloads.append((time.monotonic(), request))
         return b""
 
-    def taken() -> list[tuple[float, bytes]]:
+    def take_all() -> list[tuple[float, bytes]]:
         with lock:
             got = payloads.copy()
             payloads.clear()
         return got
 
     def take(_: bytes, __: Any) -> bytes:
-        got = taken()
+        got = take_all()
         uids = [uid for _, payload in got for uid in _uids(payload)]
         return json.dumps({"requests": len(got), "records": len(uids), "uids": len(set(uids))}).encode()
 
     def arrivals(_: bytes, __: Any) -> bytes:
-        return json.dumps([[uid, at] for at, payload in taken() for uid in _uids(payload)]).encode()
+        return json.dumps([[uid, at] for at, payload in take_all() for uid in _uids(payload)]).encode()
 
     def records(_: bytes, __: Any) -> bytes:
-        return json.dumps([record for _, payload in taken() for record in _records(payload)]).encode()
+        return json.dumps([record for _, payload in take_all() for record in _records(payload)]).encode()
 
     server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", _LARGEST)])
     for service, name, method in (
@@ -140,7 +139,7 @@ def serve(port: int) -> None:
         (_TAKE, "Arrivals", arrivals),
         (_TAKE, "Records", records),
     ):
-        # Without serialisers: bytes in, bytes out.
+        # Without serialisers, methods take and return bytes.
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(method)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
     server.add_insecure_port(f"{HOST}:{port}")
@@ -166,7 +165,7 @@ def _records(payload: bytes) -> Iterator[Record]:
 
 
 def _attributes(pairs: Iterable[KeyValue]) -> dict[str, object]:
-    """Attributes by name: texts, and arrays of texts."""
+    """Attributes by name: strings, and arrays of strings."""
     return {
         pair.key: [element.string_value for element in pair.value.array_value.values]
         if pair.value.HasField("array_value")

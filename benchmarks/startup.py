@@ -1,8 +1,9 @@
-"""What does it cost to import the pure part, to show the help, and to start?
+"""How long does it take to import the pure part, to show the help, and to start the service?
 
-Whole processes, by turns, from their creation to their end; the service from its creation to its first answer on the
-webhook's port, with an empty queue. The pure part is what an embedder imports to verify, parse and map.
-Wanted: at most 0.3 s over `python -c pass` for the pure part and the help; the rest is written down.
+Whole processes are measured in turns, from their creation to their end. The service is measured from its creation to
+its first answer on the webhook's port, with an empty queue. The pure part is what an embedder imports to verify, parse
+and map.
+Target: at most 0.3 s more than `python -c pass` for the pure part and the help; the others have no target.
 
     python benchmarks/startup.py [--rounds N] [--directory DIR] [--quick]
 """
@@ -30,13 +31,13 @@ COMMANDS = {
 
 
 def seconds(name: str, directory: Path) -> float:
-    """How long one of them takes."""
+    """The seconds that one command takes."""
     began = time.perf_counter()
     if name == RUN:
         with service(directory / "queue", f"{measure.HOST}:{measure.free_port()}"):
             return time.perf_counter() - began
     process = measure.spawn(*COMMANDS[name], stdout=subprocess.DEVNULL)
-    if process.wait():  # with a timeout it would look every 50 ms
+    if process.wait():  # with a timeout, `wait` would poll only every 50 ms
         raise RuntimeError(f"{name} ended with {process.returncode}")
     return time.perf_counter() - began
 
@@ -44,7 +45,7 @@ def seconds(name: str, directory: Path) -> float:
 def compare(given: argparse.Namespace) -> None:
     times: dict[str, list[float]] = defaultdict(list)
     with measure.working_directory(given.directory) as directory:
-        for name in (*COMMANDS, RUN):  # the first start writes bytecode, and warms the system's cache
+        for name in (*COMMANDS, RUN):  # the first start writes bytecode and warms up the system's cache
             seconds(name, directory)
         for name in measure.alternating((*COMMANDS, RUN), given.rounds):
             times[name].append(seconds(name, directory))
@@ -55,10 +56,10 @@ def compare(given: argparse.Namespace) -> None:
         rows.append([name, " / ".join(measure.spread(found, ".3f")), f"{statistics.median(over):.3f}"])
     measure.publish(
         "startup",
-        "Seconds of whole processes, with bytecode and in the system's cache.",
+        "Seconds of whole processes, with compiled modules in the system's cache.",
         f"{measure.machine(('falcon', 'grpcio'))}.",
         measure.arguments(given, ("rounds",)),
-        measure.table(["min / median / max", "seconds", f"over {BASE}"], rows),
+        measure.table(["min / median / max", "seconds", f"more than {BASE}"], rows),
     )
 
 

@@ -1,4 +1,4 @@
-"""What Statsig sends, without an end: signed requests, each with changes that nobody has sent before."""
+"""Generates signed requests like Statsig's without end, each with new changes."""
 
 import hmac
 import json
@@ -18,14 +18,14 @@ from statsig_otel.plugin.demo.samples import bare, enveloped, exposure
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign
 
 Wire = Literal["webhook", "otlp"]
-"""How a body goes over the wire: as Statsig sends it; or as the body of a log record, over OTLP/HTTP."""
+"""How a body is sent: as Statsig sends it, or as the body of a log record over OTLP/HTTP."""
 
 _NUMBER = b"NUMBER.."
 _FRESH = 60.0
-"""Seconds for which a signature's timestamp is used: a receiver takes five minutes."""
+"""Seconds for which a signature's timestamp is used. A receiver accepts it for five minutes."""
 
 _EXPOSURES_MADE = 1000
-"""How many differ; a longer batch holds them again."""
+"""The number of different exposures; a longer batch repeats them."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Shape:
     """One kind of request.
 
     Attributes:
-        exposures: How many events a receiver has to count and ignore; the first ones of the batch.
-        changes: How many config changes of about 1 KB come after them.
-        resent: The changes of the first request over and over: duplicates from the second one on.
+        exposures: The number of exposures, which a receiver counts and ignores. They come first in the batch.
+        changes: The number of config changes of about 1 KB after them.
+        resent: Whether every request repeats the changes of the first one, as duplicates.
     """
 
     exposures: int = 0
@@ -47,7 +47,7 @@ class Shape:
 
     @classmethod
     def read(cls, text: str) -> "Shape":
-        """The shape that `str` wrote."""
+        """The shape from its `str`."""
         exposures, changes, *resent = text.split(":")
         return cls(int(exposures), int(changes), bool(resent))
 
@@ -58,7 +58,7 @@ EXPOSURES = Shape(exposures=500, changes=0)
 
 
 def exposures(number: int) -> list[str]:
-    """The JSON texts of so many exposures, of about 300 bytes each."""
+    """A number of exposures as JSON, of about 300 bytes each."""
     kinds = ("gate", "config", "experiment", "layer")
     made = [
         json.dumps(
@@ -76,7 +76,7 @@ def exposures(number: int) -> list[str]:
 
 
 def filling(size: int) -> Shape:
-    """A batch of exposures and one change of nearly so many bytes; a small one is the change alone."""
+    """A batch of exposures and one change with slightly less than `size` bytes, or only the change if it is small."""
     made = exposures(_EXPOSURES_MADE)
     average = sum(len(text) + 1 for text in made) / len(made)
     rest = size - len(next(bodies(CHANGE)))
@@ -84,7 +84,7 @@ def filling(size: int) -> Shape:
 
 
 class _Parts:
-    """A body in two parts: what is the same in all, and its end, which is new each time."""
+    """A body in two parts: a beginning that is always the same, and an end that is new each time."""
 
     def __init__(self, shape: Shape) -> None:
         events = [json.loads(text) for text in exposures(shape.exposures)]
@@ -100,19 +100,19 @@ class _Parts:
 
 
 def bodies(shape: Shape) -> Iterator[bytes]:
-    """Bodies of one shape, each new."""
+    """Bodies of one shape, each with new changes."""
     parts = _Parts(shape)
     for number in count():
         yield parts.same + parts.end(number)
 
 
 def requests(shape: Shape, *, wire: Wire = "webhook", secret: str = backlog.SECRET) -> Iterator[bytes]:
-    """Requests of one shape, each new, head and body. What is the same in all is hashed once a minute."""
+    """Requests of one shape, each with new changes. The common beginning is hashed only once per minute."""
     return _otlp_requests(shape) if wire == "otlp" else _signed_requests(shape, secret)
 
 
 def mixed(shapes: list[Shape], *, wire: Wire = "webhook") -> Iterator[bytes]:
-    """Requests of several shapes, by turns."""
+    """Requests of several shapes, in turns."""
     for each in cycle([requests(shape, wire=wire) for shape in shapes]):
         yield next(each)
 
@@ -139,7 +139,7 @@ def _otlp_requests(shape: Shape) -> Iterator[bytes]:
 
 
 def headers_and_body(body: bytes, wire: Wire) -> tuple[dict[str, str], bytes]:
-    """What to post for one body."""
+    """The headers and the body to post for one webhook body."""
     if wire == "webhook":
         signed = sign(body, secret=backlog.SECRET, timestamp_ms=time.time_ns() // 1_000_000)
         return {"content-type": "application/json", **signed}, body

@@ -132,7 +132,7 @@ class DebugExporter:
         except OSError as error:
             if error.errno in _TEMPORARY:
                 return RetryLater(f"the output can't be written now: {error}")
-            return Blocked(f"nobody reads the output: {error}")
+            return Blocked(f"the output has no reader: {error}")
         return Delivered()
 
     def shutdown(self) -> None:
