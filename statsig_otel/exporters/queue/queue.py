@@ -77,8 +77,8 @@ class DurableQueue:
         min_free_bytes: int = DEFAULT_MIN_FREE,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.directory = QueueDirectory(directory)
-        self.recovery_due = threading.Event()
+        self.directory: QueueDirectory = QueueDirectory(directory)
+        self.recovery_due: threading.Event = threading.Event()
         self._routing = routing
         self._min_free = min_free_bytes
         self._clock = clock
