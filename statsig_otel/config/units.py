@@ -174,8 +174,6 @@ _DURATION_SCHEMA: Final = {
     "minimum": 0,
     "maximum": 0,
 }
-
-
 _SIZE_SCHEMA: Final = {
     "title": "size",
     "type": ["string", "integer"],
@@ -184,7 +182,6 @@ _SIZE_SCHEMA: Final = {
     "maximum": _MOST_BYTES,
 }
 
-
 Duration = Annotated[
     float,
     BeforeValidator(_duration),
@@ -192,7 +189,6 @@ Duration = Annotated[
     WithJsonSchema(_DURATION_SCHEMA),
 ]
 """Seconds, written in Go's grammar (`5s`, `1m30s`); in code a number of seconds, or a `timedelta`."""
-
 
 Size = Annotated[
     int,

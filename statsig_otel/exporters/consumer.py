@@ -179,7 +179,6 @@ class Consumer(Protocol):
 _MAX_LOGGED: Final = 10
 """The most invalid items of a batch that are logged."""
 
-
 _MAX_LOGGED_TEXT: Final = 2048
 
 

@@ -25,45 +25,22 @@ from statsig_otel.config.units import Duration
 from statsig_otel.exporters.otlp.tls import CANNOT_SKIP, NOTHING, ClientTlsSettings, GrpcTlsSettings
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]+\]")
-
-
 _PORT: Final = re.compile(r"[0-9]{1,5}")
-
 
 # The schemes of gRPC's "Name Resolution" document that grpcio supports. grpcio checks what follows the scheme.
 _GRPC_TARGET: Final = re.compile(r"(?:dns://[!-.0-~]*/|unix:/|unix-abstract:|ipv4:|ipv6:)[!-~]+")
-
-
 _URL_TEXT: Final = re.compile(r"[!-~]+")
-
-
 _METADATA_KEY: Final = re.compile(r"[0-9a-z_.-]+")  # gRPC over HTTP/2, "Header-Name"
-
-
 _METADATA_VALUE: Final = re.compile(r"[ -~]*")  # the same document, "ASCII-Value"
-
-
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1: a token
-
-
 _HEADER_VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110, section 5.5
-
-
 _GRPC_RESERVED: Final = frozenset({"content-type", "te", "user-agent", "host", "content-length", "connection"})
-
-
 _HTTP_RESERVED: Final = frozenset({
     "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect", "host",
     "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
 })  # fmt: skip
-
-
 _MAX_PORT: Final = 65535
-
-
 _ONE_CONNECTION: Final = "leave it out: there is one connection, which is reopened when needed"
-
-
 _LOGS_ONLY: Final = "leave it out: changes are log records; their URL is endpoint or logs_endpoint"
 
 
@@ -94,10 +71,8 @@ Compression = Annotated[
 ]
 """`gzip` or `none`."""
 
-
 Encoding = Annotated[Literal["proto"], BeforeValidator(_encoding)]
 """`proto`."""
-
 
 Timeout = Annotated[Duration, AfterValidator(_above_zero)]
 """A duration above 0, in seconds."""

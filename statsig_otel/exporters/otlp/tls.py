@@ -22,8 +22,6 @@ CANNOT_SKIP: Final = (
     "grpcio can't skip the verification of certificates: name the server's CA in ca_file, or the name in its "
     "certificate in server_name_override"
 )
-
-
 _NO_PROMPT: Final = "-"  # without any password, OpenSSL prompts for one on the terminal
 
 
@@ -35,7 +33,6 @@ def _tls_version(value: object) -> object:
 
 
 NOTHING: Final[list[dict[str, Any]]] = [{"type": "null"}, {"type": "string", "maxLength": 0}]
-
 
 TlsVersion = Annotated[
     Literal["1.2", "1.3"] | None,

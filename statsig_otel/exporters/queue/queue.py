@@ -42,8 +42,6 @@ _SHARE_UNCHECKED: Final = 8
 
 _PAGES_AT_ONCE: Final = 256
 _PAGES_WORTH_IT: Final = 1024
-
-
 _GONE: Final = {
     "queue.db": "%s: a queue was here before, and its database (queue.db) is gone or empty: what waited in it is lost",
     "queue.db-wal": "%s: the queue was not closed in order and its log (queue.db-wal) is gone: "

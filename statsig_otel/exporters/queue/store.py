@@ -24,7 +24,6 @@ MOST_BODY_BYTES: Final = 256 << 20
 _COLLECTED_AT_ONCE: Final = 5000
 """Rows that one transaction deletes at most, so that nobody waits long for it."""
 
-
 _ROWS_AT_ONCE: Final = 32
 """Rows of one statement at most."""
 

@@ -32,24 +32,17 @@ _logger: Final = logging.getLogger(__name__)
 
 _REPLAYED_AT_ONCE: Final = 100
 
-
 _REPLAYED_BYTES: Final = 8 << 20
 """The most that one transaction replays: others wait for it, and all of it is in memory."""
-
 
 _DELIVERED_WITHIN: Final = 45.0
 """Seconds in which synchronous exporters have to take a page; the command waits 60 s for its answer."""
 
-
 _DROPPED_AT_ONCE: Final = 500
-
-
 _DAMAGED: Final = (
     "it was damaged on disk, so its content can't be trusted and is not sent: `dead-letters show {id}` gives what is "
     "left of it, `dead-letters drop {id}` removes it"
 )
-
-
 _Deliver: TypeAlias = Callable[[Batch], Future[Receipt]]
 
 

@@ -29,7 +29,6 @@ _GONE: Final = {
     "queue.db-wal": "no service runs; it was not closed in order, and its log (queue.db-wal) is gone",
 }
 
-
 _ASIDE: Final[dict[Literal["corrupt", "salvaged", "unreadable"], str]] = {
     "corrupt": "the next start, or the running service, carries over what can be read",
     "salvaged": "what could be read was carried over; delete it once the log has been looked at",

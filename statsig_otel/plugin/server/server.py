@@ -28,23 +28,11 @@ from statsig_otel.plugin.server.connection import MAX_HEADER_BYTES, HttpConnecti
 from statsig_otel.plugin.server.tls import ServerTls, digest
 
 __all__ = ["MAX_HEADER_BYTES", "AsgiApp", "HttpServer", "Receive", "Scope", "Send", "ServerTls"]
-
-
 _log = logging.getLogger(__name__)
-
-
 _BACKLOG: Final = 1024
-
-
 _OTHER_FILES: Final = 128  # file descriptors reserved for the rest of the process
-
-
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
-
-
 _LINGER: Final = 1.0  # seconds that a stop grants to half-sent headers, and to the last answers
-
-
 _TLS_SHUTDOWN: Final = 5.0  # seconds for the peer to confirm the end of a TLS connection
 
 

@@ -19,25 +19,12 @@ from statsig_otel.plugin.settings.telemetry import TelemetrySettings
 _CREDENTIALS: Final = (
     'leave it out: put the credentials into the exporter\'s headers, such as authorization: "Bearer ..."'
 )
-
-
 _NO_METRICS: Final = "leave it out: changes are log records, and no metrics; for the service's own see docs/queue.md"
-
-
 _NO_TRACES: Final = "leave it out: changes are log records, and no traces"
-
-
 _BY_COLLECTOR: Final = "send OTLP to a Collector that has it"
-
-
 _DEBUG: Final = "use debug, which prints"
-
-
 _ONE_RECEIVER: Final = "what comes in here are Statsig's webhooks; let a Collector receive all else"
-
-
 _DOCTOR: Final = "leave it out: statsig-otel doctor looks at what the service depends on"
-
 
 UNSUPPORTED_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
     "receivers": {
@@ -113,14 +100,11 @@ _BUILT_IN: Final[Mapping[str, Kind]] = {
     "debug": Kind(DebugSettings, _debug),
 }
 
-
 ALIASES: Final[Mapping[str, str]] = {"otlp": "otlp_grpc", "otlphttp": "otlp_http"}
 """The Collector's older names."""
 
-
 EXPORTERS: Final = ExporterTypes(_BUILT_IN, ALIASES)
 """All types of exporters, those of installed distributions too."""
-
 
 BUILT_IN: Final = Components(
     receivers={"statsig": StatsigReceiverSettings},
@@ -133,7 +117,6 @@ BUILT_IN: Final = Components(
     composed={"exporters": ConfiguredExporter},
 )
 """What comes with this distribution."""
-
 
 COMPONENTS: Final = replace(BUILT_IN, exporters=EXPORTERS)
 """What a configuration file can name."""

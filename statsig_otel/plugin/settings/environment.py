@@ -24,24 +24,16 @@ from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.settings.telemetry import LogLevel, named_level
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's name
-
-
 _logger: Final = logging.getLogger(__name__)
-
-
 _EXPORTERS: Final = {"grpc": "otlp_grpc", "http/protobuf": "otlp_http"}
-
 
 _TIMEOUT: Final = "10"
 """Seconds: the SDK's default."""
 
-
 _SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
-
 
 _LIKE_MILLISECONDS: Final = 1000
 """Nobody waits for so many seconds: the specification, and other languages' SDKs, count milliseconds."""
-
 
 _SETTINGS: Final = (
     "PROTOCOL", "ENDPOINT", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY",

@@ -37,7 +37,6 @@ def fault_of(exporter: object) -> str | None:
 
 _logger: Final = logging.getLogger(__name__)
 
-
 GROUP: Final = "statsig_otel.exporters"
 """The group of the entry points."""
 

@@ -25,10 +25,7 @@ from statsig_otel.plugin.webhook import DEFAULT_PATH
 _Placed: TypeAlias = tuple[tuple[str | int, ...], str]
 """A template, after its place."""
 
-
 _DETAILS: Final = "statsig.change."
-
-
 _ORIGINAL: Final = "log.record.original"
 
 
@@ -116,23 +113,11 @@ def _of_value(written: str | float | Sequence[str | float] | LookupSettings) -> 
 
 
 _ENDPOINT: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
-
-
 _PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
-
-
 _MAX_PORT: Final = 65535
-
-
 _SET_UP: Final = "write signing_secrets: [] to set the webhook up before there is a secret"
-
-
 _COPY_ALONE: Final = "copy the secret alone, from webhook- to its last letter"
-
-
 _RELOAD: Final = "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)"
-
-
 ResourceValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
 
 
