@@ -23,6 +23,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
+from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.errors import QueueError
 
@@ -144,7 +145,7 @@ class Writer:
         self._untidy = False
         self._unfolded = True
         self._tidy_at = 0.0  # by the monotonic clock
-        self._pid = 0
+        self._owner = OwnerProcess()
 
     @property
     def failing(self) -> bool:
@@ -164,7 +165,7 @@ class Writer:
         """
         self.stop()  # a second Ctrl-C can have left a writer behind that was told to end
         self._jobs, self._ended = SimpleQueue(), threading.Event()  # what ended that one would end this one
-        self._pid = os.getpid()
+        self._owner.enter()
         opened: Future[None] = Future()
         thread = threading.Thread(target=self._run, args=(opened, self._ended), name="queue writer", daemon=True)
         try:
@@ -234,12 +235,12 @@ class Writer:
         Raises:
             RuntimeError: This is one.
         """
-        if self._pid and self._pid != os.getpid():
-            raise RuntimeError(f"this queue was started by the process {self._pid}: start one after the fork")
+        if self._owner.is_forked:
+            raise RuntimeError(f"this queue was started by the process {self._owner.pid}: start one after the fork")
 
     def stop(self) -> None:
         """Finish what was handed over, and close the file. Safe to call twice."""
-        if self._pid != os.getpid():
+        if not self._owner.is_current:
             return  # never started; or a forked child, which the thread is not in
         with self._lock:
             self._accepting = False

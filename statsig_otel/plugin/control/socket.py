@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from statsig_otel._process import OwnerProcess
+
 _logger: Final = logging.getLogger(__name__)
 
 Handler: TypeAlias = Callable[[dict[str, Any]], Any]
@@ -77,7 +79,7 @@ class ControlServer:
         self._path = path
         self.handlers = handlers
         self._server: _Server | None = None
-        self._pid = 0
+        self._owner = OwnerProcess()
 
     def start(self) -> None:
         """Listen, and answer from now on.
@@ -87,7 +89,8 @@ class ControlServer:
             RuntimeError: No thread can be started.
         """
         server = _Server(self._path, lambda: self.handlers)
-        self._server, self._pid = server, os.getpid()  # a command may ask for the end at once
+        self._owner.enter()
+        self._server = server  # before it runs, since a command may ask for the end at once
         try:
             threading.Thread(target=server.serve, name="control", daemon=True).start()
         except BaseException:
@@ -111,7 +114,7 @@ class ControlServer:
             timeout: Seconds for that command; one that takes longer goes on without being waited for. None for all.
         """
         server = self._server
-        if server is None or self._pid != os.getpid() or not server.stop():
+        if server is None or not self._owner.is_current or not server.stop():
             return  # never started; a forked child, which owns nothing; or stopped before
         self._path.unlink(missing_ok=True)
         server.let_go()

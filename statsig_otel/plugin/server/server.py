@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import resource
 import socket
 import ssl
@@ -22,6 +21,7 @@ from typing import Final
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from statsig_otel._process import OwnerProcess
 from statsig_otel.config.errors import Fault
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Receive, Scope, Send
 from statsig_otel.plugin.server.connection import MAX_HEADER_BYTES, HttpConnection
@@ -112,7 +112,7 @@ class HttpServer:
         self._stopped = asyncio.Event()
         self._stopping = False
         self._address: tuple[str, int] | None = None
-        self._pid = 0  # the process that called `bind`
+        self._owner = OwnerProcess()  # that called `bind`
         self._context: ssl.SSLContext | None = None
         self._pem = b""  # the fingerprint of the TLS files when they were read
 
@@ -146,7 +146,7 @@ class HttpServer:
             self._context, self._pem = context, pem
             self._stopped = asyncio.Event()
             self._stopping = False
-        self._pid = os.getpid()
+        self._owner.enter()
         name = listening.getsockname()
         self._address = (name[0], name[1])
 
@@ -227,7 +227,7 @@ class HttpServer:
         The process that bound it also shuts it down. That ends the copies in forked children too, which would otherwise
         accept connections that nobody serves.
         """
-        if self._pid == os.getpid():
+        if self._owner.is_current:
             with contextlib.suppress(OSError):  # closed already, or not supported by the system
                 listening.shutdown(socket.SHUT_RDWR)
         listening.close()
