@@ -30,7 +30,6 @@ _T = TypeVar("_T")
 DEFAULT_MIN_FREE: Final = 256 << 20
 """Bytes of the disk that are left free: what was taken can still be delivered and ticked off."""
 
-_RETRY_AFTER: Final = 10
 _BETWEEN_DISK_CHECKS: Final = 0.1
 """Seconds for which a disk that had room counts as having some."""
 
@@ -385,11 +384,7 @@ class DurableQueue:
         for name in entry.route.queued:
             most = exporters[name].queue_size if name in exporters else None  # it may just have left
             if most is not None and name in cursors and waiting(cursors[name]) >= most:
-                raise RefusedError(
-                    f"the queue of {name} holds {most} records, its queue_size",
-                    reason="queue_full",
-                    retry_after=_RETRY_AFTER,
-                )
+                raise RefusedError(f"the queue of {name} holds {most} records, its queue_size", reason="queue_full")
 
     def _check_disk(self, batch: Batch) -> None:
         now = time.monotonic()
@@ -399,10 +394,10 @@ class DurableQueue:
         try:
             free = self._directory.free_bytes()
         except OSError as error:
-            raise RefusedError(str(error), reason="storage_failed", retry_after=_RETRY_AFTER) from error
+            raise RefusedError(str(error), reason="storage_failed") from error
         if free < self._min_free:
             message = f"the disk has {free} bytes left, less than min_free_bytes ({self._min_free})"
-            raise RefusedError(message, reason="disk_full", retry_after=_RETRY_AFTER)
+            raise RefusedError(message, reason="disk_full")
         self._disk_checked_at, self._room = now, (free - self._min_free) // _SHARE_UNCHECKED
 
     def _tidy(self, connection: sqlite3.Connection, idle: bool) -> bool:  # noqa: FBT001 - the writer's signature
@@ -438,8 +433,8 @@ def _refusal(error: Exception) -> RefusedError:
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, NotRunningError):
-        return RefusedError(str(error), reason="shutting_down", retry_after=_RETRY_AFTER)
+        return RefusedError(str(error), reason="shutting_down")
     if isinstance(error, StorageError):
         full = "full" in str(error)
-        return RefusedError(str(error), reason="disk_full" if full else "storage_failed", retry_after=_RETRY_AFTER)
-    return RefusedError(f"unexpected: {error!r}", reason="storage_failed", retry_after=_RETRY_AFTER)
+        return RefusedError(str(error), reason="disk_full" if full else "storage_failed")
+    return RefusedError(f"unexpected: {error!r}", reason="storage_failed")
