@@ -30,13 +30,12 @@ class Pipeline:
 
     def consume(self, batch: Batch) -> Future[Receipt]:
         """Take over one batch; see `Consumer.consume`."""
-        routing = self._routing.now  # looked up once: it may change before the batch is in the queue
-        route = routing.route(batch.receiver)
+        route = self._routing.now.route(batch.receiver)  # once: it may change before the batch is in the queue
         queue = self._queue if route.queued else None
         if queue is None:
             return self._synchronous.deliver(batch, route)
         if not route.synchronous:
-            return queue.consume(batch, routing)
+            return queue.consume(batch, route)
         answer: Future[Receipt] = Future()
         answer.set_running_or_notify_cancel()
 
@@ -44,7 +43,7 @@ class Pipeline:
             if error := delivered.exception():
                 answer.set_exception(error)
                 return
-            queue.consume(batch, routing).add_done_callback(finish)
+            queue.consume(batch, route).add_done_callback(finish)
 
         def finish(stored: Future[Receipt]) -> None:
             if error := stored.exception():

@@ -51,6 +51,10 @@ BLOCKED: Final = RetrySettings(initial_interval=30.0, multiplier=2.0, max_interv
 """How the head is tried again while somebody has to mend something: at most five minutes apart."""
 
 
+DEFAULT_TIMEOUT: Final = 30.0
+"""Seconds for one `send` of an exporter whose settings have no timeout."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliverySettings:
     """How an exporter's sender works.
@@ -66,7 +70,7 @@ class DeliverySettings:
 
     max_records: int = 512
     max_bytes: int = 2 << 20
-    timeout: float = 30.0
+    timeout: float = DEFAULT_TIMEOUT
     retry: RetrySettings = field(default_factory=RetrySettings)
     blocked: RetrySettings = BLOCKED
     storage_pause: float = 5.0

@@ -42,8 +42,6 @@ _MAX_RECORDS: Final = 512
 _MAX_BYTES: Final = 2 << 20
 """Bytes of one `send`; a larger record goes alone. A Collector's gRPC receiver takes 4 MiB."""
 
-_RETRY_AFTER: Final = 10
-
 _WORDS: Final = {
     RetryLater: "retry later",
     Rejected: "rejected",
@@ -197,9 +195,10 @@ class _Delivery:
             return
         message = "; ".join(f"{name} {_WORDS[type(why)]}: {why.reason}" for name, why in self._failures.items())
         asked = [why.after or 0.0 for why in self._failures.values() if isinstance(why, RetryLater)]
-        retry_after = math.ceil(min(max([_RETRY_AFTER, *asked]), LONGEST_ASKED))
         reason = "shutting_down" if _SHUTTING_DOWN in self._failures.values() else "exporter_failed"
-        self.future.set_exception(RefusedError(message, reason=reason, retry_after=retry_after))
+        refusal = RefusedError(message, reason=reason)
+        refusal.retry_after = math.ceil(min(max([refusal.retry_after, *asked]), LONGEST_ASKED))
+        self.future.set_exception(refusal)
 
 
 class _Worker:

@@ -280,8 +280,8 @@ def _accept(connection: sqlite3.Connection, plan: MapAgain, route: Route, now_ms
     cursors = [store.ensure_exporter(connection, name) for name in route.queued]
     entry = store.Entry(
         plan.batch if cursors else replace(plan.batch, changes=()),  # all have it, and nobody remembers a uid
-        route=store.ensure_route(connection, cursors, plan.batch.receiver) if cursors else 0,
-        window_ms=int(route.window * 1000),
+        route,
+        number=store.ensure_route(connection, cursors, plan.batch.receiver) if cursors else 0,
     )
     (appended,) = store.append_batches(connection, [entry], now_ms=now_ms)
     store.add_waiting(connection, cursors, appended.records, appended.size)

@@ -2,19 +2,17 @@
 
 import contextlib
 import logging
-import os
 import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from statsig_otel import _telemetry
+from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import checks, queries, schema, store
 from statsig_otel.exporters.queue.backlog import oldest_observed_ns
@@ -22,9 +20,9 @@ from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.open_directory import OpenDirectory
 from statsig_otel.exporters.queue.queries import ExporterState
-from statsig_otel.exporters.queue.store import Appended
+from statsig_otel.exporters.queue.store import Appended, Entry, Numbers
 from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Work, Writer
-from statsig_otel.exporters.routing import CurrentRouting, Routing
+from statsig_otel.exporters.routing import CurrentRouting, Route, Routing
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -33,7 +31,6 @@ _T = TypeVar("_T")
 DEFAULT_MIN_FREE: Final = 256 << 20
 """Bytes of the disk that are left free: what was taken can still be delivered and ticked off."""
 
-_RETRY_AFTER: Final = 10
 _BETWEEN_DISK_CHECKS: Final = 0.1
 """Seconds for which a disk that had room counts as having some."""
 
@@ -47,9 +44,6 @@ _GONE: Final = {
     "queue.db-wal": "%s: the queue was not closed in order and its log (queue.db-wal) is gone: "
     "what was acknowledged last may be lost",
 }
-
-_Routes = dict[tuple[str, tuple[str, ...]], tuple[int, list[int]]]
-"""By a receiver and its exporters: the number of the route, and those of the exporters."""
 
 
 class DurableQueue:
@@ -90,12 +84,12 @@ class DurableQueue:
         self._appending = Bulk(self._append, self._count)
         self._open_directory = OpenDirectory(self.directory, self._writer)
         self._cursors = {name: ExporterCursor(self, name) for name in routing.now.exporters}
-        self._pid = 0
+        self._owner = OwnerProcess()
         self._generation = 0
         self._bodies_full = False
         self._disk_checked_at, self._room = 0.0, 0
         self._coming: Routing | None = None  # what `reconfigure` is writing down
-        self._routes: _Routes = {}
+        self._numbers: Numbers = {}
 
     def start(self) -> None:
         """Own the directory, open the database, and know every exporter's place.
@@ -113,14 +107,14 @@ class DurableQueue:
         self._open_directory.open(set_aside=self._set_aside)
         if (missing := self._open_directory.missing_file) is not None:
             _logger.error(_GONE[missing], self.directory.path)
-        self._pid = os.getpid()
+        self._owner.enter()
         _telemetry.queues.add(self)
 
     def shutdown(self) -> None:
         """Finish what is being written, and leave the directory in order. Safe to call twice."""
-        if not self._pid or self._pid != os.getpid():
+        if not self._owner.is_current:
             return  # never started; or a forked child, which owns nothing
-        self._pid = 0
+        self._owner.leave()
         _telemetry.queues.discard(self)
         self._open_directory.close()
 
@@ -162,72 +156,66 @@ class DurableQueue:
         coming = self._coming
         return exporter in self.routing.exporters or (coming is not None and exporter in coming.exporters)
 
-    def consume(self, batch: Batch, routing: Routing | None = None) -> Future[Receipt]:
+    def consume(self, batch: Batch, route: Route | None = None) -> Future[Receipt]:
         """Store a batch. Its future has the receipt once it is on disk.
 
         Args:
             batch: The batch.
-            routing: That of the moment at which the batch came in; None for now. The batch is for the exporters of that
+            route: That of the moment at which the batch came in; None for now. The batch is for the exporters of that
                 moment, also where the configuration changes in between: somebody else may count on it.
 
         Raises:
             RuntimeError: In a forked child: the queue belongs to the process that started it.
         """
         self._writer.check_process()
-        append = _Append(batch, routing or self.routing)
+        entry = Entry(batch, route or self.routing.route(batch.receiver))
         try:
-            self._check_size(append, lambda cursor: cursor.waiting)
-            self._check_disk(batch)
+            self._check(entry)
         except RefusedError as refusal:
-            append.settle(None, refusal)
+            _answer(entry, refusal)
         else:
-            self._writer.submit_item(self._appending, append, append.settle)
-        return append.answer
+            self._writer.submit_item(self._appending, entry, lambda _, error: _answer(entry, error))
+        return entry.answer
 
-    def _append(self, connection: sqlite3.Connection, appends: "Sequence[_Append]") -> "list[_Taken]":
+    def _append(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Store batches, or none of them where one is refused."""
-        known, looked_up = self._routes, _Routes()
-        entries: list[store.Entry] = []
-        for append in appends:
-            receiver = append.routing.receivers.get(append.batch.receiver)
-            if receiver is None:  # it has no queued exporter any more
-                raise RefusedError("the configuration has just changed", reason="reloaded", retry_after=1)
-            key = append.batch.receiver, receiver.queued
+        known, looked_up = self._numbers, Numbers()
+        for entry in entries:
+            key = entry.batch.receiver, entry.route.queued
             found = known.get(key) or looked_up.get(key)
             if found is None:
-                numbers = [store.ensure_exporter(connection, name) for name in receiver.queued]
-                found = looked_up[key] = store.ensure_route(connection, numbers, append.batch.receiver), numbers
-            append.exporters = found[1]
-            entries.append(store.Entry(append.batch, found[0], int(receiver.window * 1000)))
-        stored = store.append_batches(connection, entries, now_ms=self.now_ms())
-        self._add_waiting(connection, appends, stored)
-        remember = partial(known.update, looked_up)
-        return [_Taken(append, appended, remember) for append, appended in zip(appends, stored, strict=True)]
+                numbers = [store.ensure_exporter(connection, name) for name in entry.route.queued]
+                found = looked_up[key] = store.ensure_route(connection, numbers, entry.batch.receiver), numbers
+                entry.remember = known
+            entry.number, entry.exporters = found
+        for entry, stored in zip(entries, store.append_batches(connection, entries, now_ms=self.now_ms()), strict=True):
+            entry.stored = stored
+        self._add_waiting(connection, entries)
+        return entries
 
-    def _add_waiting(
-        self, connection: sqlite3.Connection, appends: "Sequence[_Append]", stored: Sequence[Appended]
-    ) -> None:
+    def _add_waiting(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
         records: Counter[int] = Counter()
         size: Counter[int] = Counter()
-        for append, appended in zip(appends, stored, strict=True):
-            if appended.records:
+        for entry in entries:
+            if entry.stored.records:
                 # Once more, where all before it are counted: many can pass the first check at the same time.
-                self._check_size(append, lambda cursor: store.waiting_of(connection, cursor.id) + records[cursor.id])
-            for number in append.exporters:
-                records[number] += appended.records
-                size[number] += appended.size
+                self._check_size(entry, lambda cursor: store.waiting_of(connection, cursor.id) + records[cursor.id])
+            for number in entry.exporters:
+                records[number] += entry.stored.records
+                size[number] += entry.stored.size
         for number, count in records.items():
             if count:
                 store.add_waiting(connection, [number], count, size[number])
 
-    def _count(self, taken: "Sequence[_Taken]") -> None:
-        taken[0].remember()
+    def _count(self, entries: Sequence[Entry]) -> None:
         records: Counter[str] = Counter()
-        for append, appended in ((one.append, one.appended) for one in taken):
-            for name in append.route.queued:
-                records[name] += appended.records
-            if append.batch.invalid:
-                self._count_invalid(append.batch, appended)
+        for entry in entries:
+            if entry.remember is not None:  # looked up; by now it is on disk
+                entry.remember[entry.batch.receiver, entry.route.queued] = entry.number, entry.exporters
+            for name in entry.route.queued:
+                records[name] += entry.stored.records
+            if entry.batch.invalid:
+                self._count_invalid(entry.batch, entry.stored)
         for name, count in records.items():
             if count and name in self._cursors:  # it may just have left
                 self._cursors[name].added(count)
@@ -322,7 +310,7 @@ class DurableQueue:
         """Give every exporter a place, where it has none."""
         # A new exporter that begins at the oldest record widens routes: what was known of them is void, also where
         # this transaction is undone.
-        self._routes = {}
+        self._numbers = {}
         for name, exporter in routing.exporters.items():
             receivers = [receiver for receiver, route in routing.receivers.items() if name in route.queued]
             number = store.ensure_exporter(connection, name, from_oldest=exporter.from_oldest, receivers=receivers)
@@ -384,15 +372,19 @@ class DurableQueue:
             )
         self._bodies_full = bool(left_out)
 
-    def _check_size(self, append: "_Append", waiting: Callable[[ExporterCursor], int]) -> None:
-        for name in append.route.queued:
-            most = append.routing.exporters[name].queue_size
-            if most is not None and name in self._cursors and waiting(self._cursors[name]) >= most:
-                raise RefusedError(
-                    f"the queue of {name} holds {most} records, its queue_size",
-                    reason="queue_full",
-                    retry_after=_RETRY_AFTER,
-                )
+    def _check(self, entry: Entry) -> None:
+        """Refuse a batch that can't be stored now, as far as that can be told without the database."""
+        if not entry.route.queued and entry.batch.receiver not in self.routing.receivers:
+            raise RefusedError("the configuration has just changed", reason="reloaded", retry_after=1)
+        self._check_size(entry, lambda cursor: cursor.waiting)
+        self._check_disk(entry.batch)
+
+    def _check_size(self, entry: Entry, waiting: Callable[[ExporterCursor], int]) -> None:
+        exporters, cursors = self.routing.exporters, self._cursors
+        for name in entry.route.queued:
+            most = exporters[name].queue_size if name in exporters else None  # it may just have left
+            if most is not None and name in cursors and waiting(cursors[name]) >= most:
+                raise RefusedError(f"the queue of {name} holds {most} records, its queue_size", reason="queue_full")
 
     def _check_disk(self, batch: Batch) -> None:
         now = time.monotonic()
@@ -402,10 +394,10 @@ class DurableQueue:
         try:
             free = self.directory.free_bytes()
         except OSError as error:
-            raise RefusedError(str(error), reason="storage_failed", retry_after=_RETRY_AFTER) from error
+            raise RefusedError(str(error), reason="storage_failed") from error
         if free < self._min_free:
             message = f"the disk has {free} bytes left, less than min_free_bytes ({self._min_free})"
-            raise RefusedError(message, reason="disk_full", retry_after=_RETRY_AFTER)
+            raise RefusedError(message, reason="disk_full")
         self._disk_checked_at, self._room = now, (free - self._min_free) // _SHARE_UNCHECKED
 
     def _tidy(self, connection: sqlite3.Connection, idle: bool) -> bool:  # noqa: FBT001 - the writer's signature
@@ -426,59 +418,23 @@ class DurableQueue:
         return True
 
 
-class _Append:
-    """A batch on its way to the disk.
-
-    Attributes:
-        batch: The batch.
-        routing: Whose records were for whom when it came in.
-        route: Whom its records are for.
-        answer: The promise.
-        exporters: The numbers of those that its records are for, once they are known.
-    """
-
-    __slots__ = ("answer", "batch", "exporters", "route", "routing")
-
-    def __init__(self, batch: Batch, routing: Routing) -> None:
-        self.batch = batch
-        self.routing = routing
-        self.route = routing.route(batch.receiver)
-        self.answer: Future[Receipt] = Future()
-        self.answer.set_running_or_notify_cancel()
-        self.exporters: Sequence[int] = ()
-
-    def settle(self, taken: "_Taken | None", error: Exception | None) -> None:
-        """Give the promise, or refuse it."""
-        if taken is not None:
-            self.answer.set_result(taken.appended.receipt)
-            return
-        records = sum(len(change.records) for change in self.batch.changes)
-        for name in self.route.queued:
-            _telemetry.exporter_enqueue_failed.add(records, {"exporter": name})
-        self.answer.set_exception(_refusal(error))
+def _answer(entry: Entry, error: Exception | None) -> None:
+    """Give the promise, or refuse it."""
+    if error is None:
+        entry.answer.set_result(entry.stored.receipt)
+        return
+    records = sum(len(change.records) for change in entry.batch.changes)
+    for name in entry.route.queued:
+        _telemetry.exporter_enqueue_failed.add(records, {"exporter": name})
+    entry.answer.set_exception(_refusal(error))
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """A batch that was stored.
-
-    Attributes:
-        append: The batch.
-        appended: What was stored of it.
-        remember: Keeps the routes that were looked up, once they are on disk.
-    """
-
-    append: _Append
-    appended: Appended
-    remember: Callable[[], object]
-
-
-def _refusal(error: Exception | None) -> RefusedError:
+def _refusal(error: Exception) -> RefusedError:
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, NotRunningError):
-        return RefusedError(str(error), reason="shutting_down", retry_after=_RETRY_AFTER)
+        return RefusedError(str(error), reason="shutting_down")
     if isinstance(error, StorageError):
         reason = "disk_full" if error.is_disk_full else "storage_failed"
-        return RefusedError(str(error), reason=reason, retry_after=_RETRY_AFTER)
-    return RefusedError(f"unexpected: {error!r}", reason="storage_failed", retry_after=_RETRY_AFTER)
+        return RefusedError(str(error), reason=reason)
+    return RefusedError(f"unexpected: {error!r}", reason="storage_failed")

@@ -6,12 +6,14 @@ The functions run inside a transaction that the writer's thread has begun. What 
 import itertools
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, TypeVar
 
 from statsig_otel.exporters.consumer import Batch, Receipt
 from statsig_otel.exporters.queue.queries import ExporterState, exporter_state, last_seq, routes
 from statsig_otel.exporters.queue.records import Stored, checksum
+from statsig_otel.exporters.routing import Route
 
 DeadLetterKind = Literal["item", "body", "record", "batch", "damaged"]
 
@@ -76,19 +78,40 @@ class Appended:
     bodies_left_out: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A batch that is to be stored.
+_NOTHING: Final = Appended(Receipt(0), records=0, size=0, bodies_left_out=0)
 
-    Attributes:
+Numbers: TypeAlias = dict[tuple[str, tuple[str, ...]], tuple[int, Sequence[int]]]
+"""By a receiver and its exporters: the number of the route, and those of the exporters."""
+
+
+class Entry:
+    """A batch on its way to the disk.
+
+    Args:
         batch: The batch.
         route: Whom its records are for.
+        number: The number of that route in the database, where it is known already.
+
+    Attributes:
         window_ms: For how long a change that was seen is a duplicate; 0 for never.
+        exporters: The numbers of the exporters, once they were looked up.
+        remember: Where to keep the numbers once they are on disk; None where they are known.
+        stored: What became of it.
+        answer: The promise, which is given once all is on disk.
     """
 
-    batch: Batch
-    route: int
-    window_ms: int
+    __slots__ = ("answer", "batch", "exporters", "number", "remember", "route", "stored", "window_ms")
+
+    def __init__(self, batch: Batch, route: Route, number: int = 0) -> None:
+        self.batch = batch
+        self.route = route
+        self.number = number
+        self.window_ms = int(route.window * 1000)
+        self.exporters: Sequence[int] = ()
+        self.stored = _NOTHING
+        self.remember: Numbers | None = None
+        self.answer: Future[Receipt] = Future()
+        self.answer.set_running_or_notify_cancel()  # no caller can cancel what is being written
 
 
 _NewRow: TypeAlias = tuple[int, bytes, bytes, int]
@@ -169,7 +192,7 @@ def append_batches(connection: sqlite3.Connection, entries: Sequence[Entry], *, 
         for change, uid in zip(entry.batch.changes, its_uids, strict=True):
             if next(fresh):
                 accepted += 1
-                rows += [(entry.route, uid, payload, checksum(uid, payload)) for payload in change.records]
+                rows += [(entry.number, uid, payload, checksum(uid, payload)) for payload in change.records]
         receipt = Receipt(accepted, len(its_uids) - accepted)
         left_out = _bury_invalid(connection, entry.batch, now_ms) if entry.batch.invalid else 0
         size = sum(len(row[2]) for row in rows[before:])

@@ -17,7 +17,6 @@ from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.delivery import (
-    DEFAULT_TIMEOUT,
     ConfiguredExporter,
     ExporterObject,
     RetryOnFailureSettings,
@@ -159,7 +158,7 @@ def _settings(name: str, given: object, problems: list[Problem]) -> object:
     settings: object = destination.exporter if destination else given
     if own is not None:
         timeout = destination.timeout if destination else None
-        settings = ExporterObject(exporter=own, timeout=timeout if _is_timeout(timeout) else DEFAULT_TIMEOUT)
+        settings = ExporterObject(exporter=own, **({"timeout": timeout} if _is_timeout(timeout) else {}))
     if destination is None:
         return settings
     keys = dict(_keys(("exporters", name), destination, problems))

@@ -4,7 +4,7 @@ The defaults differ from the Collector's where losing nothing asks for it: the q
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -12,7 +12,7 @@ from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Composed, ExtensionOf, Settings
 from statsig_otel.config.units import Duration, format_duration
 from statsig_otel.exporters.delivery.retry import RetrySettings
-from statsig_otel.exporters.delivery.sender import DeliverySettings
+from statsig_otel.exporters.delivery.sender import DEFAULT_TIMEOUT, DeliverySettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 
 
@@ -114,10 +114,6 @@ class RetryOnFailureSettings(Settings):
                 hint += f"; it is {longest} where it is left out"
             raise SettingError("max_interval must be at least initial_interval", hint)
         return self
-
-
-DEFAULT_TIMEOUT: Final = 30.0
-"""Seconds for one `send` of an exporter whose settings have no timeout."""
 
 
 class ExporterObject(Settings):

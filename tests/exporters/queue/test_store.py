@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
 from statsig_otel.exporters.queue import checks, queries, records, schema, store
 from statsig_otel.exporters.queue.store import Appended, DeadLetter
+from statsig_otel.exporters.routing import Route
 from tests.exporters.queue.helpers import batch, numbers_of, reading, uid
 
 BIG = 1 << 30
@@ -26,10 +27,16 @@ def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
         yield made
 
 
+def entry(made: Batch, route: int = 1, window_ms: int = 10) -> store.Entry:
+    found = store.Entry(made, Route(window=window_ms / 1000), number=route)
+    assert found.window_ms == window_ms
+    return found
+
+
 def append_batch(
     connection: sqlite3.Connection, made: Batch, *, route: int = 1, now_ms: int = 5, window_ms: int = 10
 ) -> Appended:
-    (appended,) = store.append_batches(connection, [store.Entry(made, route, window_ms)], now_ms=now_ms)
+    (appended,) = store.append_batches(connection, [entry(made, route, window_ms)], now_ms=now_ms)
     return appended
 
 
@@ -130,7 +137,7 @@ def test_batches_that_are_stored_at_once_are_stored_as_one_after_the_other(
     seen: list[Batch], made: list[Batch], data: st.DataObject
 ) -> None:
     windows = data.draw(st.sampled_from([(10,), (10, 1000), (0,), (0, 10)]))
-    entries = [store.Entry(one, 1 + number % 2, windows[number % len(windows)]) for number, one in enumerate(made)]
+    entries = [entry(one, 1 + number % 2, windows[number % len(windows)]) for number, one in enumerate(made)]
     found = []
     for at_once in (True, False):
         with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
@@ -141,7 +148,7 @@ def test_batches_that_are_stored_at_once_are_stored_as_one_after_the_other(
             if at_once:
                 stored = store.append_batches(connection, entries, now_ms=30)
             else:
-                stored = [store.append_batches(connection, [entry], now_ms=30)[0] for entry in entries]
+                stored = [store.append_batches(connection, [one], now_ms=30)[0] for one in entries]
             tables = [
                 connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
                 for table in ("records", "seen", "dead_letters")
@@ -155,7 +162,7 @@ def test_a_few_statements_store_many_new_changes(connection: sqlite3.Connection,
     """The interpreter's lock changes hands for every one, and other threads want it."""
     statements: list[str] = []
     connection.set_trace_callback(statements.append)
-    entries = [store.Entry(batch(number), 1, 10) for number in range(count)]
+    entries = [entry(batch(number)) for number in range(count)]
     store.append_batches(connection, entries, now_ms=5)
     assert len(statements) <= 4 + 2 * (count // 32 + 5)
     assert connection.execute("SELECT count(*) FROM records").fetchone() == (count,)
