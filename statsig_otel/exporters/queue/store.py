@@ -103,12 +103,12 @@ class Entry:
     __slots__ = ("answer", "batch", "exporters", "number", "remember", "route", "stored", "window_ms")
 
     def __init__(self, batch: Batch, route: Route, number: int = 0) -> None:
-        self.batch = batch
-        self.route = route
-        self.number = number
-        self.window_ms = int(route.window * 1000)
+        self.batch: Batch = batch
+        self.route: Route = route
+        self.number: int = number
+        self.window_ms: int = int(route.window * 1000)
         self.exporters: Sequence[int] = ()
-        self.stored = _NOTHING
+        self.stored: Appended = _NOTHING
         self.remember: Numbers | None = None
         self.answer: Future[Receipt] = Future()
         self.answer.set_running_or_notify_cancel()  # no caller can cancel what is being written
