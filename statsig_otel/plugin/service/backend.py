@@ -139,16 +139,16 @@ class Backend:
         before, after = configured_exporters(self._configuration), configured_exporters(configuration)
         for name in {**before, **after}:
             old, new = before.get(name), after.get(name)
-            if old is not None and new is not None and old.is_queued is not new.is_queued:
+            if old and new and old.is_queued is not new.is_queued:
                 yield f"exporters::{name}::sending_queue::enabled: has changed"
-            elif old is not None and new is not None and not new.is_queued:
+            elif old and new and not new.is_queued:
                 for key in self._changed_keys(name, new):
                     yield f"exporters::{name}::{key}: has changed, and the exporter has no sending queue"
-            elif old is not None and new is None and not old.is_queued:
+            elif old and not new and not old.is_queued:
                 yield f"exporters::{name}: is gone, and had no sending queue"
-            elif old is None and new is not None and not new.is_queued:
+            elif new and not old and not new.is_queued:
                 yield f"exporters::{name}: is new, and has no sending queue"
-            elif old is None and self._queue is None:
+            elif not old and self._queue is None:
                 yield f"exporters::{name}::sending_queue: there has been no queue so far"
 
     def reconfigure(self, configuration: Configuration, *, taken: Callable[[], None] = lambda: None) -> list[str]:
@@ -179,15 +179,7 @@ class Backend:
             self._routing.now = routing(configuration)
         coming = self._exchange(configuration, created)
         taken()
-        _stop(self._leaving, finish=_FINISH)
-        self._leaving = ()
-        failures: dict[str, Exception] = {}
-        for name, sender in coming.items():
-            try:
-                sender.start()
-            except (OSError, ValueError) as error:
-                failures[name] = error
-        self._failed = frozenset(failures)
+        failures: list[Exception] = []
         renewed: set[str] = set()
         for name in same:
             try:
@@ -195,13 +187,23 @@ class Backend:
                 if exporter is not None and exporter.renew(after[name].settings):
                     renewed.add(name)
             except (OSError, ValueError) as error:
-                failures[name] = error
-            if name in self._senders:
-                self._senders[name].resume()
+                failures.append(error)
+        _stop(self._leaving, finish=_FINISH)
+        self._leaving = ()
+        failed: set[str] = set()
+        for name, sender in coming.items():
+            try:
+                sender.start()
+            except (OSError, ValueError) as error:
+                failures.append(error)
+                failed.add(name)
+        self._failed = frozenset(failed)
+        for name in same & set(self._senders):
+            self._senders[name].resume()
         if self._queue is not None:
             self._tell_of_forgotten(self._queue)
         if failures:
-            raise next(iter(failures.values()))
+            raise failures[0]
         return list(_changes(before, configuration, renewed))
 
     def _changed_keys(self, name: str, after: ConfiguredExporter) -> list[str]:
