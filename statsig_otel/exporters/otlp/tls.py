@@ -101,9 +101,9 @@ class ClientTlsSettings(Settings):
         "cipher_suites": "leave it out: the library's defaults are used",
         "curve_preferences": "leave it out: the library's defaults are used",
         "include_insecure_cipher_suites": "leave it out: the library's defaults are used",
-        "max_version": "leave it out: the newest version that both sides support is used",
+        "max_version": "leave it out: the newest version that both sides know is used",
         "reload_interval": "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)",
-        "tpm": "write the key to a file, and name the file in key_file",
+        "tpm": "write the key to a file, and name that in key_file",
     }
 
     insecure: bool = False
