@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -105,18 +106,19 @@ def _server() -> socket.socket:
 def _serve(requests: socket.socket) -> list[str]:
     """Make a fork for each request. Returns in each of them, with its arguments."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which end this process by ending
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         message, descriptors, _, _ = socket.recv_fds(requests, 1, 4)
         if not message:
             os._exit(0)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         if os.fork() == 0:
             break
         for descriptor in descriptors:
             os.close(descriptor)
     requests.close()
     orders, output, errors, status = descriptors
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if pid := os.fork():  # between the server and the program, to tell its end
         for descriptor in (orders, output, errors):
             os.close(descriptor)
