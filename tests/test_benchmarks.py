@@ -163,7 +163,10 @@ def test_the_processor_time_of_a_process_is_what_it_says_itself(work: Callable[[
     assert measure.processor_time(os.getpid()) - began == pytest.approx(time.process_time() - own, abs=0.04)
 
 
-@pytest.mark.parametrize("shape", hot_spots.KINDS, ids=str)
+SHAPES = [Shape(), *(pytest.param(shape, marks=pytest.mark.slow) for shape in hot_spots.KINDS)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_same_work_has_the_same_counts(shape: Shape) -> None:
     """Whatever the process did before. The table has a row for the sum of those before."""
     one = hot_spots.agreed(*(hot_spots.count(hot_spots.webhook(shape)) for _ in range(2)))

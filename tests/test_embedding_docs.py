@@ -18,8 +18,9 @@ import pytest
 
 from statsig_otel.plugin.webhook import DEFAULT_PATH
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, free_port
-from tests.plugin.adapters import CHANGE, SECRET, VERIFICATION, assert_refused, body_of, signed, wait_until
+from tests.plugin.adapters import CHANGE, SECRET, VERIFICATION, assert_refused, body_of, signed
 from tests.plugin.http_client import Address, connect, exchange, request
+from tests.waiting import wait_until
 
 PAGE = (Path(__file__).parents[1] / "docs" / "embedding.md").read_text()
 BIN = Path(sys.executable).parent

@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +24,7 @@ from statsig_otel.plugin.webhook.payload import parse
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
 from tests.peers.otlp_servers import free_port
 from tests.plugin.adapters import CHANGE, body_of
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "exporter"
@@ -170,13 +170,6 @@ def test_the_settings_are_checked_and_hide_the_url() -> None:
     with pytest.raises(ValueError, match="Port could not be cast"):
         ChatSettings.model_validate({"url": f"https://hooks.example:none/{KEY}"})
     assert KEY not in repr(EXPORTER.settings.model_validate({"url": f"https://hooks.example/{KEY}"}))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def commands() -> list[list[str]]:

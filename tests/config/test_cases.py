@@ -15,33 +15,16 @@ ENVIRON: Final = {"SECRET": "s3cr3t-value", "EMPTY": "", "WORD": "many", "BROKEN
 NAMES: Final = sorted(path.stem for path in CASES.glob("*.yaml"))
 
 
-def message(name: str) -> str:
-    path = CASES / f"{name}.yaml"
-    with pytest.raises(ConfigError) as caught:
-        check(parse(path.read_bytes(), file="config.yaml", directory=CASES, environ=ENVIRON), COMPONENTS)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_says_exactly_this(name: str) -> None:
-    assert message(name) == (CASES / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_shows_no_secret(name: str) -> None:
-    """Neither one from the environment nor one that stands in the file."""
-    text = message(name)
-    assert "s3cr3t" not in text
-    assert "0123" not in text
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_is_one_problem_a_place(name: str) -> None:
-    """Sorted by line, none twice, each with the file's name."""
+    """No secret is in it, neither one from the environment nor one of the file. Sorted by line, no problem twice."""
     path = CASES / f"{name}.yaml"
     with pytest.raises(ConfigError) as caught:
         check(parse(path.read_bytes(), file="config.yaml", directory=CASES, environ=ENVIRON), COMPONENTS)
-    problems = caught.value.problems
+    message, problems = str(caught.value), caught.value.problems
+    assert message == path.with_suffix(".txt").read_text(encoding="utf-8").removesuffix("\n")
+    assert "s3cr3t" not in message
+    assert "0123" not in message
     assert all(problem.file == "config.yaml" for problem in problems)
     assert [problem.line or 0 for problem in problems] == sorted(problem.line or 0 for problem in problems)
     assert len(set(problems)) == len(problems)

@@ -5,13 +5,14 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
+
+from tests.e2e.forks import start
 
 _WAIT = 30.0
 """Seconds for anything that a healthy process does; reached only where it hangs."""
@@ -52,9 +53,9 @@ class ServiceProcess:
     ) -> None:
         self._exit_code = exit_code
         self._folder = folder
-        self._command = [sys.executable, "-m", "statsig_otel", "run", *args]
+        self._arguments = ["run", *args]
         if config is not None:
-            self._command += ["--config", str(config)]
+            self._arguments += ["--config", str(config)]
         self._env = environment(env)
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.output: list[str] = []
@@ -62,14 +63,14 @@ class ServiceProcess:
         self.url = ""
 
     def __enter__(self) -> Self:
-        self.process = subprocess.Popen(
-            self._command, cwd=self._folder, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
+        output, output_end = os.pipe()
+        errors, errors_end = os.pipe()
+        self.process = start(self._arguments, self._env, self._folder, output=output_end, errors=errors_end)
+        os.close(output_end)
+        os.close(errors_end)
         self._readers = [
-            threading.Thread(target=self._read, args=(self.process.stdout, self.output, self._lines)),
-            threading.Thread(target=self._read, args=(self.process.stderr, self.log, None)),
+            threading.Thread(target=self._read, args=(output, self.output, self._lines)),
+            threading.Thread(target=self._read, args=(errors, self.log, None)),
         ]
         for reader in self._readers:
             reader.start()
@@ -91,9 +92,6 @@ class ServiceProcess:
         finally:
             self.process.kill()
             self.process.wait()
-            for stream in (self.process.stdout, self.process.stderr):
-                if stream is not None:
-                    stream.close()
         if kind is None:
             assert code == self._exit_code, "\n".join(self.log)
 
@@ -115,16 +113,24 @@ class ServiceProcess:
         raise AssertionError(f"the service ended with {self.process.returncode}:\n" + "\n".join(self.log))
 
     @staticmethod
-    def _read(stream: IO[str], lines: list[str], also: "queue.Queue[str | None] | None") -> None:
-        for line in stream:
-            lines.append(line.rstrip("\n"))
-            if also is not None:
-                also.put(lines[-1])
+    def _read(descriptor: int, lines: list[str], also: "queue.Queue[str | None] | None") -> None:
+        with os.fdopen(descriptor) as stream:
+            for line in stream:
+                lines.append(line.rstrip("\n"))
+                if also is not None:
+                    also.put(lines[-1])
         if also is not None:
             also.put(None)
 
 
 def run_to_end(*args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`statsig-otel` with any arguments, for commands that end by themselves."""
-    command = [sys.executable, "-m", "statsig_otel", *args]
-    return subprocess.run(command, env=environment(env), capture_output=True, text=True, timeout=_WAIT, check=False)
+    with TemporaryFile("w+") as output, TemporaryFile("w+") as errors:
+        process = start(args, environment(env), None, output=output.fileno(), errors=errors.fileno())
+        try:
+            code = process.wait(_WAIT)
+        finally:
+            process.kill()
+        output.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(args, code, output.read(), errors.read())

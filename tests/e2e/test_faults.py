@@ -28,10 +28,10 @@ from tests.e2e.statsig_client import (
     load,
     post,
     uids,
-    wait_until,
     waiting,
 )
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink, Received
+from tests.waiting import wait_until
 
 DOWN = GrpcAnswer(grpc.StatusCode.UNAVAILABLE, "down")
 KILLED = -signal.SIGKILL
@@ -188,8 +188,8 @@ def test_nothing_acknowledged_is_lost_over_many_faults_of_the_disk(
 @pytest.mark.parametrize(
     "restarted",
     [
-        pytest.param(False, id="in the same process", marks=pytest.mark.slow),
-        pytest.param(True, id="after a kill"),
+        pytest.param(False, id="in the same process"),
+        pytest.param(True, id="after a kill", marks=pytest.mark.slow),
     ],
 )
 def test_what_was_acknowledged_after_a_failed_sync_outlives_a_power_loss(

@@ -6,8 +6,9 @@ from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.record.services import ImpactedService, service_uid
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, run_to_end
-from tests.e2e.statsig_client import ENV, change, grpc_exporter, post, uids, wait_until
+from tests.e2e.statsig_client import ENV, change, grpc_exporter, post, uids
 from tests.peers.otlp_servers import GrpcSink
+from tests.waiting import wait_until
 
 
 def test_filter_and_mapping_count_from_the_next_request_after_a_reload(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from statsig_otel.plugin.record.record import uid
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
-from tests.e2e.statsig_client import ENV, RETRY, change, dead_port, give, grpc_exporter, post, uids, wait_until, waiting
+from tests.e2e.statsig_client import ENV, RETRY, change, dead_port, give, grpc_exporter, post, uids, waiting
 from tests.peers.otlp_servers import (
     GrpcAnswer,
     GrpcSink,
@@ -24,6 +24,7 @@ from tests.peers.otlp_servers import (
     partial_success,
     retry_info,
 )
+from tests.waiting import wait_until
 
 PER_WEBHOOK = 20
 LIMIT = 2 << 20

@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink
+from tests.waiting import wait_until
 
 SECRET = "webhook-0123456789abcdef0123456789abcdef"
 ENV = {"STATSIG_SIGNING_SECRET": SECRET}
@@ -61,13 +61,6 @@ def delivered(sink: GrpcSink | HttpSink, key: str = "feature_flag.key") -> list[
         for attribute in record.attributes
         if attribute.key == key
     ]
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def give(folder: Path, *arguments: str, config: Path | None = None) -> "subprocess.CompletedProcess[str]":
@@ -108,7 +101,7 @@ def test_a_running_service_is_asked_mended_and_replayed(tmp_path: Path) -> None:
             socket = tmp_path / "queue" / "control.sock"
             assert stat.S_IMODE(socket.stat().st_mode) == 0o600
             assert post(service.url, {"data": [change(1), change(2), change(3)]}) == 200
-            eventually(lambda: state(tmp_path)["state"] == "blocked", "the key is refused")
+            wait_until(lambda: state(tmp_path)["state"] == "blocked", "the key is refused")
             assert post(service.url, [change(4, timestamp="soon")]) == 200
             assert post(service.url, b'{"events": []}') == 400
 
@@ -121,9 +114,9 @@ def test_a_running_service_is_asked_mended_and_replayed(tmp_path: Path) -> None:
 
             before = len(sink.requests)
             assert give(tmp_path, "queue", "skip", "otlp_grpc").returncode == 0
-            eventually(lambda: state(tmp_path)["waiting"] == 2, "the first one is skipped")
-            eventually(lambda: len(sink.requests) > before, "the second one is refused in its place")
-            eventually(lambda: state(tmp_path)["attempts"] > 0, "and waits")
+            wait_until(lambda: state(tmp_path)["waiting"] == 2, "the first one is skipped")
+            wait_until(lambda: len(sink.requests) > before, "the second one is refused in its place")
+            wait_until(lambda: state(tmp_path)["attempts"] > 0, "and waits")
             item, body, record = as_json(tmp_path, "dead-letters", "list")
             assert [one["kind"] for one in (item, body, record)] == ["item", "body", "record"]
             assert (record["uid"], record["reason"]) == (uid(change(1)), "skipped by command")
@@ -131,9 +124,9 @@ def test_a_running_service_is_asked_mended_and_replayed(tmp_path: Path) -> None:
             sink.requests.clear()
             sink.answer = GrpcAnswer()
             assert "tries again now" in give(tmp_path, "queue", "resume", "otlp_grpc").stdout
-            eventually(lambda: delivered(sink) == ["gate_2", "gate_3"], "the others are delivered")
+            wait_until(lambda: delivered(sink) == ["gate_2", "gate_3"], "the others are delivered")
             assert give(tmp_path, "dead-letters", "replay", str(record["id"])).returncode == 0
-            eventually(lambda: delivered(sink) == ["gate_2", "gate_3", "gate_1"], "the skipped one is delivered")
+            wait_until(lambda: delivered(sink) == ["gate_2", "gate_3", "gate_1"], "the skipped one is delivered")
 
             refused = give(tmp_path, "dead-letters", "replay", "--receiver", "statsig")
             assert refused.returncode == 1
@@ -160,7 +153,7 @@ def test_a_stopped_service_is_looked_at_and_replayed_for_its_next_start(tmp_path
         config = write_config(tmp_path, {"otlp_grpc": exporter(sink)}, queued=True)
         with ServiceProcess(config, env=ENV) as service:
             assert post(service.url, [change(1), change(2), change(3, timestamp="soon")]) == 200
-            eventually(lambda: state(tmp_path)["state"] == "blocked", "the key is refused")
+            wait_until(lambda: state(tmp_path)["state"] == "blocked", "the key is refused")
         row = state(tmp_path)
         assert (row["state"], row["waiting"]) == ("not running", 2)
         assert give(tmp_path, "queue", "resume", "otlp_grpc").returncode == 1
@@ -174,7 +167,7 @@ def test_a_stopped_service_is_looked_at_and_replayed_for_its_next_start(tmp_path
         sink.requests.clear()
         sink.answer = GrpcAnswer()
         with ServiceProcess(config, env=ENV) as service:
-            eventually(lambda: delivered(sink) == ["gate_2", "gate_1"], "both are delivered, the skipped one last")
+            wait_until(lambda: delivered(sink) == ["gate_2", "gate_1"], "both are delivered, the skipped one last")
         assert not [line for line in service.log if " ERROR " in line]
 
 
@@ -196,10 +189,10 @@ def test_a_killed_service_counts_as_stopped_and_starts_again(tmp_path: Path) -> 
         sink.requests.clear()
         sink.answer = GrpcAnswer()
         with ServiceProcess(config, env=ENV) as service:
-            eventually(lambda: delivered(sink) == ["gate_2"], "the second one is delivered")
+            wait_until(lambda: delivered(sink) == ["gate_2"], "the second one is delivered")
             assert as_json(tmp_path, "queue")["running"]
             assert give(tmp_path, "dead-letters", "replay", "--all").returncode == 0
-            eventually(lambda: delivered(sink) == ["gate_2", "gate_1"], "the first one is delivered")
+            wait_until(lambda: delivered(sink) == ["gate_2", "gate_1"], "the first one is delivered")
 
 
 @pytest.mark.slow
@@ -209,7 +202,7 @@ def test_an_exporter_that_left_the_configuration_is_removed_by_command_alone(tmp
         config = write_config(tmp_path, {"otlp_grpc": exporter(sink), "otlp_grpc/b": exporter(other)}, queued=True)
         with ServiceProcess(config, env=ENV) as service:
             assert post(service.url, [change(1)]) == 200
-            eventually(lambda: delivered(other) == ["gate_1"], "the other one has it")
+            wait_until(lambda: delivered(other) == ["gate_1"], "the other one has it")
             assert give(tmp_path, "queue", "remove", "otlp_grpc", "--yes").returncode == 1
         config = write_config(tmp_path, {"otlp_grpc/b": exporter(other)}, queued=True)
         with ServiceProcess(config, env=ENV) as service:
@@ -224,7 +217,7 @@ def test_an_exporter_that_left_the_configuration_is_removed_by_command_alone(tmp
             assert give(tmp_path, "queue", "remove", "otlp_grpc", "--yes").returncode == 0
             assert [row["name"] for row in as_json(tmp_path, "queue")["exporters"]] == ["otlp_grpc/b"]
             assert post(service.url, [change(2)]) == 200
-            eventually(lambda: delivered(other) == ["gate_1", "gate_2"], "delivery goes on")
+            wait_until(lambda: delivered(other) == ["gate_1", "gate_2"], "delivery goes on")
         assert any("Command queue remove: otlp_grpc is forgotten, and 1 record of" in line for line in service.log)
 
 
@@ -249,7 +242,7 @@ def test_a_service_killed_during_a_replay_loses_and_doubles_no_letter(tmp_path: 
         assert 0 < len(left) < total
         with ServiceProcess(config, env=ENV):
             assert give(tmp_path, "dead-letters", "replay", "--all").returncode == 0
-            eventually(lambda: state(tmp_path)["waiting"] == 0, "all are delivered")
+            wait_until(lambda: state(tmp_path)["waiting"] == 0, "all are delivered")
         got = delivered(sink)
         assert set(got) == {f"gate_{number}" for number in range(total)}
         assert len(got) - len(set(got)) <= kills * repeated * size
@@ -264,7 +257,7 @@ def test_several_people_replay_at_once_and_nothing_is_doubled(tmp_path: Path) ->
         with ServiceProcess(config, env=ENV):
             with replaying(tmp_path) as first, replaying(tmp_path) as second:
                 printed = [json.loads(command.communicate(timeout=WAIT)[0]) for command in (first, second)]
-            eventually(lambda: state(tmp_path)["waiting"] == 0, "all are delivered")
+            wait_until(lambda: state(tmp_path)["waiting"] == 0, "all are delivered")
         replayed = [one["id"] for page in printed for one in page if one["outcome"] == "replayed"]
         assert sorted(replayed) == list(range(1, 501))
         assert sorted(delivered(sink)) == sorted(f"gate_{number}" for number in range(500))
@@ -293,13 +286,13 @@ def test_a_replayed_item_reaches_synchronous_exporters_too(tmp_path: Path) -> No
             (done,) = as_json(tmp_path, "dead-letters", "replay", "1")
             assert (done["exporters"], done["delivered"]) == (["otlp_grpc"], ["otlp_http"])
             assert delivered(at_once, "log.record.uid") == [uid(change(0))]
-            eventually(lambda: delivered(queued, "log.record.uid") == [uid(change(0))], "the queued one has it")
+            wait_until(lambda: delivered(queued, "log.record.uid") == [uid(change(0))], "the queued one has it")
             assert post(service.url, [change(0)]) == 200
             assert state(tmp_path)["waiting"] == 0
 
             with replaying(tmp_path) as first, replaying(tmp_path) as second:
                 printed = [json.loads(command.communicate(timeout=WAIT)[0]) for command in (first, second)]
-            eventually(lambda: state(tmp_path)["waiting"] == 0, "all are delivered")
+            wait_until(lambda: state(tmp_path)["waiting"] == 0, "all are delivered")
         replayed = [one["id"] for page in printed for one in page if one["outcome"] == "replayed"]
         assert sorted(replayed) == list(range(2, 151))
         assert sorted(delivered(queued)) == sorted(f"gate_{number}" for number in range(150))
@@ -320,8 +313,8 @@ def test_a_record_that_is_damaged_on_disk_is_shown_and_dropped_and_never_sent(tm
         sink.requests.clear()
         sink.answer = GrpcAnswer()
         with ServiceProcess(config, env=ENV):
-            eventually(lambda: delivered(sink) == ["gate_1", "gate_3"], "its neighbours are delivered")
-            eventually(lambda: state(tmp_path)["waiting"] == 0, "nothing waits")
+            wait_until(lambda: delivered(sink) == ["gate_1", "gate_3"], "its neighbours are delivered")
+            wait_until(lambda: state(tmp_path)["waiting"] == 0, "nothing waits")
             (letter,) = as_json(tmp_path, "dead-letters", "show", "--kind", "damaged")
             assert (letter["id"], letter["exporter"], letter["bytes"]) == (1, "otlp_grpc", 20)
             assert len(base64.b64decode(letter["base64"])) == 20

@@ -18,9 +18,10 @@ import urllib3
 from statsig_otel.plugin.record.record import uid
 from tests.e2e.processes import signed, write_config
 from tests.e2e.service_process import ServiceProcess, run_to_end
-from tests.e2e.statsig_client import ENV, SECRET, change, grpc_exporter, post, uids, wait_until, waiting
+from tests.e2e.statsig_client import ENV, SECRET, change, grpc_exporter, post, uids, waiting
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink
+from tests.waiting import wait_until
 
 OTHER_SECRET = "webhook-ffffffffffffffffffffffffffffffff"
 

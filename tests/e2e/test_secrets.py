@@ -23,9 +23,10 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # the p
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.service_process import ServiceProcess, run_to_end
-from tests.e2e.statsig_client import change, wait_until
+from tests.e2e.statsig_client import change
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink, Received, partial_success
+from tests.waiting import wait_until
 
 http = urllib3.PoolManager(retries=False, timeout=20)
 

@@ -10,8 +10,9 @@ import urllib3
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.service_process import ServiceProcess
-from tests.e2e.statsig_client import change, grpc_exporter, http, uids, wait_until
+from tests.e2e.statsig_client import change, grpc_exporter, http, uids
 from tests.peers.otlp_servers import GrpcSink, Received
+from tests.waiting import wait_until
 
 
 def send(url: str, secret: str, *changes: dict[str, object]) -> urllib3.BaseHTTPResponse:

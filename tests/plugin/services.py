@@ -82,7 +82,10 @@ def body_of(name: str) -> bytes:
 
 def webhook(name: str, path: str = DEFAULT_PATH, *, secret: str = SECRET) -> bytes:
     """The bytes of a signed request with one change."""
-    body = body_of(name)
+    return signed_request(body_of(name), path, secret=secret)
+
+
+def signed_request(body: bytes, path: str = DEFAULT_PATH, *, secret: str = SECRET) -> bytes:
     headers = sign(body, secret=secret, timestamp_ms=time.time_ns() // 1_000_000)
     return request(body, path=path, headers=headers)
 

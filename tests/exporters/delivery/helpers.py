@@ -23,6 +23,7 @@ from statsig_otel.exporters.queue.recovery.client import Recovery
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink, Received, partial_success, retry_info
+from tests.waiting import wait_until
 
 Kind = Literal["delivered", "later", "later in 1 s", "rejected", "too large", "partial", "blocked", "broken", "hang"]
 Rule = Callable[[list[str]], Kind]
@@ -76,14 +77,6 @@ def encoded(name: str, size: int = 0) -> bytes:
 def names_in(payload: bytes) -> list[str]:
     """The names of the records of a batch, in order."""
     return [record.body.string_value for record in Received(payload, {}, "").records]
-
-
-def until(condition: Callable[[], object], what: str = "it") -> None:
-    """Wait until something holds; a bound that means that it never will."""
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.002)
 
 
 class Backend:
@@ -179,7 +172,7 @@ class Rig:
 
     def drained(self, name: str = "out") -> None:
         """Wait until nothing waits for an exporter."""
-        until(lambda: self.waiting(name) == 0, f"{self.waiting(name)} records to leave")
+        wait_until(lambda: self.waiting(name) == 0, f"{self.waiting(name)} records to leave")
 
     def letters(self) -> list[DeadLetter]:
         """All dead letters, in order."""

@@ -14,7 +14,8 @@ from statsig_otel.exporters.delivery.guarded import Guarded
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
-from tests.exporters.delivery.helpers import SLOW, named, names_in, rig, settings, until
+from tests.exporters.delivery.helpers import SLOW, named, names_in, rig, settings
+from tests.waiting import wait_until
 
 
 class Mistaken:
@@ -80,7 +81,7 @@ def test_a_mistake_blocks_the_exporter_and_nothing_leaves_the_queue(
     with rig(tmp_path, exporter, settings(blocked=SLOW)) as made:
         made.put(*named(3))
         made.start()
-        until(lambda: made.sender.attempts)
+        wait_until(lambda: made.sender.attempts)
         assert made.sender.state == "blocked"
         assert why in made.sender.last_error
         assert (made.waiting(), made.letters()) == (3, [])
@@ -115,7 +116,7 @@ def test_a_record_that_an_exporter_can_not_bear_holds_up_none_before_it_and_can_
     with rig(tmp_path, exporter, settings(blocked=SLOW)) as made:
         made.put(*named(5))
         made.start()
-        until(lambda: made.sender.state == "blocked")
+        wait_until(lambda: made.sender.state == "blocked")
         assert exporter.taken == ["r0000", "r0001"]
         assert made.sender.skip()
         made.drained()
@@ -138,7 +139,7 @@ def test_a_wait_that_nobody_lives_to_see_ends_neither_the_sender_nor_the_exporte
     with rig(tmp_path, exporter := Mistaken(lambda names: next(answers, Delivered()))) as made:
         made.put("a")
         made.start()
-        until(lambda: made.sender.state == "retrying")
+        wait_until(lambda: made.sender.state == "retrying")
         made.sender.resume()
         made.drained()
         assert exporter.taken == ["a"]
@@ -194,7 +195,7 @@ def test_a_send_that_ends_at_no_shutdown_is_left_behind_and_ticks_nothing_off(
         second = Mistaken(lambda names: RetryLater("not yet"))
         made.senders["out"] = QueueSender(made.queue.cursor("out"), second, settings(retry=SLOW))
         made.start()
-        until(lambda: made.sender.attempts)
+        wait_until(lambda: made.sender.attempts)
         gate.set()
         left[0].join(30)
         assert (made.waiting(), made.sender.state) == (3, "retrying")

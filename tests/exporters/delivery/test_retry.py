@@ -55,10 +55,10 @@ def test_a_slow_growth_gets_to_the_longest_wait_too() -> None:
     assert [backoff.next(0.5) for _ in range(300)][-1] == 10
 
 
-def test_a_million_attempts_overflow_nothing() -> None:
+def test_many_attempts_overflow_nothing() -> None:
     backoff = Backoff(RetrySettings(multiplier=1e300, max_interval=1e308, randomization_factor=0))
-    assert all(isfinite(backoff.next(1)) for _ in range(1_000_000))
-    assert backoff.attempts == 1_000_000
+    assert all(isfinite(backoff.next(1)) for _ in range(50_000))
+    assert backoff.attempts == 50_000
 
 
 @given(retry_settings, st.integers(1, 50))

@@ -37,10 +37,10 @@ from tests.exporters.delivery.helpers import (
     refusing,
     rig,
     settings,
-    until,
 )
 from tests.exporters.queue.helpers import failing_disk
 from tests.peers.otlp_servers import free_port
+from tests.waiting import wait_until
 
 LOGGER = "statsig_otel.exporters.delivery.sender"
 
@@ -105,7 +105,7 @@ def test_what_waits_is_delivered_in_order_in_full_batches(tmp_path: Path, backen
         assert [len(batch) for batch, _ in backend.calls] == [512, 512, 176]
         made.put("later")
         made.drained()
-        until(lambda: made.sender.state == "idle")
+        wait_until(lambda: made.sender.state == "idle")
         assert backend.taken == [*names, "later"]
         assert made.letters() == []
         assert (made.sender.attempts, made.sender.last_error) == (0, "")
@@ -116,7 +116,7 @@ def test_a_passing_fault_is_tried_again_until_it_has_passed(tmp_path: Path, back
     with rig(tmp_path, backend.exporter()) as made:
         made.put(*named(3))
         made.start()
-        until(lambda: made.sender.state == "retrying")
+        wait_until(lambda: made.sender.state == "retrying")
         assert "out for lunch" in made.sender.last_error
         made.drained()
         assert [kind for _, kind in backend.calls] == ["later"] * 5 + ["delivered"]
@@ -130,8 +130,8 @@ def test_while_a_backend_is_away_all_that_it_took_before_is_ticked_off_on_disk(t
     with rig(tmp_path, http.exporter(), settings(max_records=2, retry=SLOW)) as made:
         made.put(*names)
         made.start()
-        until(lambda: made.sender.state == "retrying")
-        until(lambda: made.queue.states()[0].waiting == 6, "the ticks of seven batches")
+        wait_until(lambda: made.sender.state == "retrying")
+        wait_until(lambda: made.queue.states()[0].waiting == 6, "the ticks of seven batches")
         assert made.waiting() == 6
 
 
@@ -186,7 +186,7 @@ def test_where_every_record_is_refused_nothing_leaves_the_queue(tmp_path: Path, 
     with rig(tmp_path, http.exporter()) as made:
         made.put(*names)
         made.start()
-        until(lambda: made.sender.attempts >= 3)
+        wait_until(lambda: made.sender.attempts >= 3)
         assert made.sender.state == "blocked"
         assert "every record is refused" in made.sender.last_error
         assert (made.waiting(), made.letters()) == (count, [])
@@ -203,7 +203,7 @@ def test_where_every_record_is_refused_a_full_batch_is_not_asked_one_by_one_agai
     with rig(tmp_path, http.exporter()) as made:
         made.put(*named(64))
         made.start()
-        until(lambda: made.sender.attempts >= 4)
+        wait_until(lambda: made.sender.attempts >= 4)
         made.sender.shutdown()
         assert len(http.calls) <= (2 * 64 - 1) + 3 * made.sender.attempts
 
@@ -214,7 +214,7 @@ def test_two_bad_records_alone_wait_until_a_good_one_tells(tmp_path: Path, http:
     with rig(tmp_path, http.exporter()) as made:
         made.put("bad1", "bad2")
         made.start()
-        until(lambda: made.sender.attempts >= 2)
+        wait_until(lambda: made.sender.attempts >= 2)
         assert (made.sender.state, made.waiting(), made.letters()) == ("blocked", 2, [])
         made.put("good")
         made.drained()
@@ -229,7 +229,7 @@ def test_small_batches_turn_no_backlog_into_dead_letters(tmp_path: Path, http: B
     with rig(tmp_path, http.exporter(), settings(max_records=1)) as made:
         made.put(*names)
         made.start()
-        until(lambda: made.sender.attempts >= 3)
+        wait_until(lambda: made.sender.attempts >= 3)
         assert (made.waiting(), made.letters()) == (6, [])
         http.rule = refusing(names[:1])
         made.drained()
@@ -245,9 +245,9 @@ def test_a_mended_key_before_a_refusing_backend_loses_no_backlog(tmp_path: Path,
     with rig(tmp_path, http.exporter()) as made:
         made.put(*names)
         made.start()
-        until(lambda: made.sender.attempts >= 2)
+        wait_until(lambda: made.sender.attempts >= 2)
         http.rule = lambda sent: "rejected"
-        until(lambda: http.count("rejected") > 45)
+        wait_until(lambda: http.count("rejected") > 45)
         assert (made.waiting(), made.letters()) == (20, [])
         http.rule = lambda sent: "delivered"
         made.drained()
@@ -304,7 +304,7 @@ def test_while_blocked_nothing_leaves_the_queue_and_all_is_delivered_once_the_ke
     with rig(tmp_path, backend.exporter()) as made:
         made.put(*names)
         made.start()
-        until(lambda: made.sender.attempts >= 5)
+        wait_until(lambda: made.sender.attempts >= 5)
         assert (made.sender.state, made.waiting(), made.letters()) == ("blocked", 1000, [])
         assert "who are you" in made.sender.last_error
         assert [len(batch) for batch, _ in backend.calls[:4]] == [512, 1, 1, 1], "the head alone tells"
@@ -319,11 +319,11 @@ def test_resume_tries_at_once(tmp_path: Path, http: Backend) -> None:
     with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
         made.put(*named(5))
         made.start()
-        until(lambda: made.sender.state == "blocked")
+        wait_until(lambda: made.sender.state == "blocked")
         calls = len(http.calls)
         made.sender.resume()
-        until(lambda: len(http.calls) == calls + 1)
-        until(lambda: made.sender.attempts == 2)
+        wait_until(lambda: len(http.calls) == calls + 1)
+        wait_until(lambda: made.sender.attempts == 2)
         http.rule = lambda names: "delivered"
         made.sender.resume()
         made.drained()
@@ -335,7 +335,7 @@ def test_resume_ends_a_wait_after_a_passing_fault_too(tmp_path: Path, http: Back
     with rig(tmp_path, http.exporter(), settings(retry=SLOW)) as made:
         made.put("a")
         made.start()
-        until(lambda: made.sender.state == "retrying")
+        wait_until(lambda: made.sender.state == "retrying")
         http.rule = lambda names: "delivered"
         made.sender.resume()
         made.drained()
@@ -356,15 +356,15 @@ def test_resume_during_an_attempt_counts_for_the_next_one(tmp_path: Path, http: 
 def test_resume_with_nothing_to_do_saves_no_later_wait(tmp_path: Path, http: Backend) -> None:
     with rig(tmp_path, http.exporter(), settings(retry=SLOW)) as made:
         made.start()
-        until(lambda: made.sender.state == "idle")
+        wait_until(lambda: made.sender.state == "idle")
         for _ in range(3):
             made.sender.resume()
         made.put("a")
         made.drained()
-        until(lambda: made.sender.state == "idle")
+        wait_until(lambda: made.sender.state == "idle")
         http.rule = lambda names: "later"
         made.put("b")
-        until(lambda: made.sender.state == "retrying")
+        wait_until(lambda: made.sender.state == "retrying")
         time.sleep(0.2)
         assert http.count("later") == 1
 
@@ -374,7 +374,7 @@ def test_skip_makes_the_head_alone_a_dead_letter_and_goes_on(tmp_path: Path, htt
     with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
         made.put(*named(5))
         made.start()
-        until(lambda: made.sender.state == "blocked")
+        wait_until(lambda: made.sender.state == "blocked")
         assert made.sender.skip()
         made.drained()
         (letter,) = made.letters()
@@ -390,7 +390,7 @@ def test_a_record_that_breaks_the_backend_comes_to_the_head_by_itself(tmp_path: 
     with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
         made.put(*names)
         made.start()
-        until(lambda: made.sender.state == "blocked")
+        wait_until(lambda: made.sender.state == "blocked")
         assert http.taken == names[:57]
         assert (made.waiting(), made.letters()) == (43, [])
         made.sender.skip()
@@ -405,9 +405,9 @@ def test_skip_while_all_is_blocked_takes_one_record_each(tmp_path: Path, http: B
         made.put(*named(5))
         made.start()
         for gone in (1, 2):
-            until(lambda: made.sender.state == "blocked" and made.sender.attempts == 1)
+            wait_until(lambda: made.sender.state == "blocked" and made.sender.attempts == 1)
             made.sender.skip()
-            until(lambda gone=gone: made.waiting() == 5 - gone)  # type: ignore[misc] # mypy can't see the default
+            wait_until(lambda gone=gone: made.waiting() == 5 - gone)  # type: ignore[misc] # mypy can't see the default
         assert made.buried() == named(2)
         http.rule = lambda names: "delivered"
         made.sender.resume()
@@ -418,7 +418,7 @@ def test_skip_while_all_is_blocked_takes_one_record_each(tmp_path: Path, http: B
 def test_skip_of_an_empty_queue_takes_no_later_record(tmp_path: Path, http: Backend) -> None:
     with rig(tmp_path, http.exporter()) as made:
         made.start()
-        until(lambda: made.sender.state == "idle")
+        wait_until(lambda: made.sender.state == "idle")
         assert not made.sender.skip()
         made.put("a")
         made.drained()
@@ -450,10 +450,10 @@ def test_after_a_skip_the_last_of_those_refused_is_not_given_up_by_itself(tmp_pa
     with rig(tmp_path, http.exporter()) as made:
         made.put("a", "b")
         made.start()
-        until(lambda: made.sender.state == "blocked")
+        wait_until(lambda: made.sender.state == "blocked")
         made.sender.skip()
-        until(lambda: made.waiting() == 1)
-        until(lambda: made.sender.attempts >= 2)
+        wait_until(lambda: made.waiting() == 1)
+        wait_until(lambda: made.sender.attempts >= 2)
         assert made.buried() == ["a"]
         http.rule = lambda names: "delivered"
         made.drained()
@@ -508,7 +508,7 @@ def test_every_record_is_delivered_or_a_dead_letter_in_order(
                     helps += made.sender.skip()
                 return made.waiting() == 0
 
-            until(is_done, "the end")
+            wait_until(is_done, "the end")
             buried = made.buried()
             taken = list(dict.fromkeys(backend.taken))
             assert taken == [name for name in names if name in taken], "in order"
@@ -607,13 +607,13 @@ def test_a_backend_that_comes_back_on_its_port_is_found(tmp_path: Path, transpor
     with rig(tmp_path, exporter) as made:
         made.put(*named(3))
         made.start()
-        until(lambda: made.sender.attempts >= 3)
+        wait_until(lambda: made.sender.attempts >= 3)
         assert made.sender.state == "retrying"
         with Backend(transport, port=port) as first:
             made.drained()
             assert first.taken == named(3)
         made.put("again")
-        until(lambda: made.sender.state == "retrying")
+        wait_until(lambda: made.sender.state == "retrying")
         with Backend(transport, port=port) as second:
             made.drained()
             assert second.taken == ["again"]
@@ -684,7 +684,7 @@ def test_without_retries_a_wrong_key_still_gives_nothing_up(tmp_path: Path, http
     with rig(tmp_path, http.exporter(), settings(retry=RetrySettings(enabled=False))) as made:
         made.put(*named(6))
         made.start()
-        until(lambda: made.sender.attempts >= 3)
+        wait_until(lambda: made.sender.attempts >= 3)
         assert (made.waiting(), made.letters()) == (6, [])
 
 
@@ -748,7 +748,7 @@ def test_damaged_records_leave_a_blocked_queue_as_well(tmp_path: Path, http: Bac
         made.put(*named(3))
         database(made, "UPDATE records SET checksum = checksum - 1 WHERE seq = ?", 1)
         made.start()
-        until(lambda: made.sender.attempts >= 2)
+        wait_until(lambda: made.sender.attempts >= 2)
         assert made.buried() == ["r0000"]
         http.rule = lambda names: "delivered"
         made.drained()
@@ -763,13 +763,13 @@ def test_while_nothing_can_be_ticked_off_nothing_is_sent_again_and_nothing_is_lo
         with failing_disk():
             made.start()
             http.sink.wait_for(1)
-            until(lambda: made.sender.state == "retrying")
+            wait_until(lambda: made.sender.state == "retrying")
             time.sleep(0.4)
             assert made.queue.submit(queries.exporter_states).exception(10) is not None
             assert "the queue's file" in made.sender.last_error
             assert len(http.calls) == 2, "one batch ahead of the disk, and no further"
         made.drained()
-        until(lambda: made.sender.state == "idle")
+        wait_until(lambda: made.sender.state == "idle")
         assert http.taken == named(4)
         assert made.letters() == []
     said = lines(caplog)
@@ -783,7 +783,7 @@ def test_a_dead_letter_that_can_not_be_written_is_written_once_later(tmp_path: P
         made.put(*named(3))
         with failing_disk():
             made.start()
-            until(lambda: made.sender.state == "retrying")
+            wait_until(lambda: made.sender.state == "retrying")
             time.sleep(0.3)
         made.drained()
         assert made.buried() == ["r0001"]
@@ -795,7 +795,7 @@ def test_shutdown_while_storage_fails_is_quick_and_sends_nothing_in_a_hurry(tmp_
         made.put(*named(3))
         with failing_disk():
             made.start()
-            until(lambda: made.sender.state == "retrying")
+            wait_until(lambda: made.sender.state == "retrying")
             began = time.monotonic()
             made.sender.shutdown(drain=20)
             assert time.monotonic() - began < 10
@@ -815,7 +815,7 @@ def test_a_file_that_can_not_be_read_is_tried_again_and_said_once(
         moved = made.queue.database.with_suffix(".away")
         made.queue.database.rename(moved)
         made.start()
-        until(lambda: "the queue's file" in made.sender.last_error)
+        wait_until(lambda: "the queue's file" in made.sender.last_error)
         time.sleep(0.3)
         moved.rename(made.queue.database)
         made.drained()
@@ -840,7 +840,7 @@ def test_shutdown_sends_what_waits_while_the_backend_answers(tmp_path: Path, htt
         assert made.waiting() == 0
         assert made.sender.state == "stopped"
         made.sender.shutdown(drain=30)
-        until(lambda: threads() == [])
+        wait_until(lambda: threads() == [])
 
 
 def test_shutdown_drains_up_to_its_time_and_the_rest_is_delivered_after_the_next_start(
@@ -860,7 +860,7 @@ def test_shutdown_drains_up_to_its_time_and_the_rest_is_delivered_after_the_next
         made.sender.shutdown(drain=0.3)
         left = made.waiting()
         assert 0 < left < 40
-        until(lambda: threads() == [])
+        wait_until(lambda: threads() == [])
     with rig(tmp_path, http.exporter(), settings(max_records=2)) as again:
         again.start()
         again.drained()
@@ -879,12 +879,12 @@ def test_shutdown_waits_for_no_dead_backend(tmp_path: Path, http: Backend, kind:
         if kind == "hang":
             http.sink.wait_for(2)
         else:
-            until(lambda: made.sender.attempts)
+            wait_until(lambda: made.sender.attempts)
         began = time.monotonic()
         made.sender.shutdown(drain=60)
         assert time.monotonic() - began < 20
         assert (made.waiting(), made.letters()) == (3, [])
-        until(lambda: threads() == [])
+        wait_until(lambda: threads() == [])
 
 
 def test_shutdown_interrupts_a_send_that_hangs(tmp_path: Path, backend: Backend) -> None:
@@ -896,7 +896,7 @@ def test_shutdown_interrupts_a_send_that_hangs(tmp_path: Path, backend: Backend)
         began = time.monotonic()
         made.sender.shutdown(drain=0.2)
         assert time.monotonic() - began < 15
-        until(lambda: threads() == [])
+        wait_until(lambda: threads() == [])
         assert (made.waiting(), made.letters(), made.sender.state) == (3, [], "stopped")
 
 
@@ -906,9 +906,9 @@ def test_a_sender_can_be_shut_down_before_and_without_work(tmp_path: Path, http:
         made.sender.shutdown()
     with rig(tmp_path / "other", http.exporter()) as idle:
         idle.start()
-        until(lambda: idle.sender.state == "idle")
+        wait_until(lambda: idle.sender.state == "idle")
         idle.sender.shutdown(drain=60)
-        until(lambda: threads() == [])
+        wait_until(lambda: threads() == [])
 
 
 def test_a_queue_that_stops_first_ends_its_sender(tmp_path: Path, http: Backend) -> None:
@@ -925,7 +925,7 @@ def test_a_queue_that_stops_first_ends_its_sender(tmp_path: Path, http: Backend)
         http.sink.wait_for(1)
         made.queue.shutdown()
         gate.set()
-        until(lambda: made.sender.state == "stopped")
+        wait_until(lambda: made.sender.state == "stopped")
 
 
 # --- what is said ---------------------------------------------------------------------------------------------------
@@ -940,7 +940,7 @@ def test_a_long_outage_is_one_line_at_its_beginning_and_one_at_its_end(
     with rig(tmp_path, http.exporter(headers={"api-key": secret})) as made:
         made.put(*named(7))
         made.start()
-        until(lambda: made.sender.attempts >= 8)
+        wait_until(lambda: made.sender.attempts >= 8)
         assert len(lines(caplog)) == 1
         http.rule = lambda names: "delivered"
         made.drained()
@@ -961,7 +961,7 @@ def test_each_kind_of_an_outage_is_said_once(tmp_path: Path, http: Backend, capl
     with rig(tmp_path, http.exporter()) as made:
         made.put("a")
         made.start()
-        until(lambda: len(http.calls) >= 8)
+        wait_until(lambda: len(http.calls) >= 8)
         http.rule = lambda names: "delivered"
         made.drained()
     assert [line.split(" ", 1)[1][:10] for line in lines(caplog)] == ["is blocked", "can't deli", "answers ag"]
@@ -975,10 +975,10 @@ def test_the_next_outage_is_said_again(tmp_path: Path, http: Backend, caplog: py
         for round_, name in enumerate(named(2), 1):
             http.rule = lambda names: "later"
             made.put(name)
-            until(lambda: made.sender.state == "retrying")
+            wait_until(lambda: made.sender.state == "retrying")
             http.rule = lambda names: "delivered"
             made.drained()
-            until(lambda round_=round_: len(lines(caplog)) == 2 * round_)  # type: ignore[misc] # as above
+            wait_until(lambda round_=round_: len(lines(caplog)) == 2 * round_)  # type: ignore[misc] # as above
 
 
 def test_an_outage_ends_with_a_refusal_of_the_data_as_well(
@@ -989,7 +989,7 @@ def test_an_outage_ends_with_a_refusal_of_the_data_as_well(
         made.put("bad")
         made.start()
         made.drained()
-        until(lambda: made.sender.state == "idle")
+        wait_until(lambda: made.sender.state == "idle")
         assert (made.sender.attempts, made.sender.last_error) == (0, "")
         assert made.letters()[0].attempts == 3
     assert sum("answers again" in line for line in lines(caplog)) == 1
@@ -1004,7 +1004,7 @@ def test_half_of_a_batch_refused_is_one_line(tmp_path: Path, http: Backend, capl
         made.drained()
         assert made.buried() == names[::2]
         assert http.taken == names[1::2]
-        until(lambda: lines(caplog))
+        wait_until(lambda: lines(caplog))
     (line,) = lines(caplog)
     assert line.startswith("out: 50 records went to the dead letters; the first: HTTP 400")
 
@@ -1033,12 +1033,12 @@ def test_states_are_those_that_the_queue_command_shows(tmp_path: Path, http: Bac
     with rig(tmp_path, http.exporter()) as made:
         states.append(made.sender.state)
         made.start()
-        until(lambda: made.sender.state == "idle")
+        wait_until(lambda: made.sender.state == "idle")
         made.put("a")
         http.sink.wait_for(1)
         states.append(made.sender.state)
         gate.set()
-        until(lambda: made.sender.state == "idle")
+        wait_until(lambda: made.sender.state == "idle")
         made.sender.shutdown()
         states.append(made.sender.state)
     assert states == ["stopped", "sending", "stopped"]
@@ -1052,7 +1052,7 @@ def test_records_sent_and_failed_are_counted(tmp_path: Path, http: Backend, coun
         made.put(*named(5))
         made.start()
         made.drained()
-        until(lambda: made.sender.state == "idle")
+        wait_until(lambda: made.sender.state == "idle")
     after = counts()
     assert after["sent"] - before["sent"] == 2 + 2
     assert after["send_failed"] - before["send_failed"] == 3 + 1

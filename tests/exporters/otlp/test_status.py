@@ -76,12 +76,12 @@ def test_retry_info_makes_only_resource_exhausted_retryable(code: grpc.StatusCod
         assert outcome.after == 3.0
 
 
-@pytest.mark.parametrize("status", [s for s in range(100, 600) if not 200 <= s < 300])
-def test_every_http_status_has_its_outcome(status: int) -> None:
-    outcome = table.http_failure(status, b"so it is")
-    assert type(outcome) is http_expected(status)
-    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
-    assert reason(outcome) == " ".join(f"HTTP {status} {phrase}".split()) + ": so it is"
+def test_every_http_status_has_its_outcome() -> None:
+    for status in (*range(100, 200), *range(300, 600)):
+        outcome = table.http_failure(status, b"so it is")
+        assert type(outcome) is http_expected(status), status
+        phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
+        assert reason(outcome) == " ".join(f"HTTP {status} {phrase}".split()) + ": so it is"
 
 
 @pytest.mark.parametrize("status", [0, 600, 999])

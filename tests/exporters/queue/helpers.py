@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery.client import Recovery
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
+from tests.waiting import wait_until
 
 PATIENCE = 30.0
 """Seconds after which something counts as hanging."""
@@ -198,19 +198,9 @@ def failing_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
-
-
 def settled(directory: Path) -> None:
     """Wait until all that was set aside is carried over, as far as it can be."""
-    deadline = time.monotonic() + PATIENCE
-    while list(directory.glob("queue.db.corrupt-*-[0-9]")):
-        assert time.monotonic() < deadline, "it is never carried over"
-        time.sleep(0.005)
+    wait_until(lambda: not list(directory.glob("queue.db.corrupt-*-[0-9]")), "it is carried over")
 
 
 def copy_of(directory: Path, to: Path) -> Path:

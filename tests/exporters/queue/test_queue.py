@@ -38,8 +38,8 @@ from tests.exporters.queue.helpers import (
     state_of,
     tidied,
     uid,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 DAY = 24 * 3600.0
 

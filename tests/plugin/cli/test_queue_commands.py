@@ -6,7 +6,6 @@ import logging
 import socket
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -40,6 +39,7 @@ from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.webhook.payload import parse
 from statsig_otel.plugin.webhook.signature import Verifier
 from tests.exporters.queue.helpers import failing_disk
+from tests.waiting import wait_until
 
 WAIT = 20.0
 OBSERVED = 1_700_000_000_000_000_000
@@ -67,13 +67,6 @@ def names(payload: bytes) -> list[str]:
         attributes = resource_logs.scope_logs[0].log_records[0].attributes
         found += [attribute.value.string_value for attribute in attributes if attribute.key == "feature_flag.key"]
     return found
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 class Backend:
@@ -168,7 +161,7 @@ class Served:
 
     def wait_until_blocked(self) -> None:
         self.bad.wait(lambda: self.bad.attempts > 0)
-        eventually(lambda: self.senders["bad"].state == "blocked")
+        wait_until(lambda: self.senders["bad"].state == "blocked")
 
 
 def run(directory: Path, *arguments: str) -> Result:
@@ -386,7 +379,7 @@ def test_skip_makes_the_head_a_dead_letter_that_can_be_replayed(
     with Served(tmp_path) as served:
         served.accept("x", "y")
         served.wait_until_blocked()
-        eventually(lambda: waiting(tmp_path)["good"] == 0)
+        wait_until(lambda: waiting(tmp_path)["good"] == 0)
         healthy = run(tmp_path, "queue", "skip", "good")
         assert healthy.exit_code == 1
         assert "nothing waits for good" in healthy.output
@@ -623,7 +616,7 @@ def test_a_batch_is_replayed_record_by_record(tmp_path: Path) -> None:
         served.good.outcome = PartiallyRejected(1, "too old")
         served.accept("x", "y")
         served.good.wait(lambda: len(served.good.received) == 2)
-        eventually(lambda: len(as_json(tmp_path, "dead-letters", "list")) == 2)
+        wait_until(lambda: len(as_json(tmp_path, "dead-letters", "list")) == 2)
     bury(tmp_path, DeadLetter("batch", "good", "1 of 2", b"".join(change(name).records[0] for name in "vw"), count=2))
     with Served(tmp_path) as served:
         (_, _, batch) = as_json(tmp_path, "dead-letters", "list")
@@ -932,7 +925,7 @@ def test_a_damaged_record_that_is_skipped_is_known_as_damaged(tmp_path: Path) ->
         served.wait_until_blocked()
         damage(served.queue.database)
         ok(tmp_path, "queue", "skip", "bad")
-        eventually(lambda: waiting(tmp_path)["bad"] == 1)
+        wait_until(lambda: waiting(tmp_path)["bad"] == 1)
         served.bad.outcome = Delivered()
         ok(tmp_path, "queue", "resume", "bad")
         served.bad.wait(lambda: served.bad.received == ["y"])
@@ -966,7 +959,7 @@ def test_many_letters_go_page_by_page_and_new_ones_are_not_tried(tmp_path: Path)
         done = as_json(tmp_path, "dead-letters", "replay", "--all")
         assert [one["id"] for one in done] == list(range(1, 251))
         served.good.wait(lambda: len(served.good.received) == 250)
-        eventually(lambda: len(as_json(tmp_path, "dead-letters", "list")) == 250)
+        wait_until(lambda: len(as_json(tmp_path, "dead-letters", "list")) == 250)
         assert sorted(served.good.received) == sorted(f"n{number}" for number in range(250))
         assert as_json(tmp_path, "dead-letters", "drop", "--all", "--yes") == list(range(251, 501))
 

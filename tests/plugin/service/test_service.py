@@ -26,9 +26,9 @@ from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.plugin import Destination, RestartNeededError, SendingQueueSettings, Service
 from statsig_otel.plugin.control.socket import call
 from tests.peers.otlp_servers import GrpcSink
-from tests.plugin.adapters import wait_until
 from tests.plugin.http_client import connect, read_response
 from tests.plugin.services import SECRET, Keeper, address_of, post, service, webhook
+from tests.waiting import wait_until
 
 LIMIT = 30.0
 """Seconds in which all ends that is not to hang."""

@@ -21,7 +21,8 @@ from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.service.backend import Backend
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS, create_exporter
 from statsig_otel.plugin.settings.reading import exporter_settings
-from tests.exporters.delivery.helpers import encoded, until
+from tests.exporters.delivery.helpers import encoded
+from tests.waiting import wait_until
 
 MODULE: Final = '''
 from statsig_otel.config import Duration, Opaque, Settings
@@ -341,7 +342,7 @@ def test_behind_the_queue_it_delivers_and_a_reload_exchanges_it_only_where_it_ha
     delivery.start()
     try:
         delivery.consumer.consume(batch("a")).result(30)
-        until(lambda: sent(first) == [encoded("a")])
+        wait_until(lambda: sent(first) == [encoded("a")])
         assert first.log[:2] == ["start", (encoded("a"), 1, 7.0)]
         delivery.reconfigure(configured("tape: {key: a}"))
         assert made_by(tape) == [first]
@@ -349,7 +350,7 @@ def test_behind_the_queue_it_delivers_and_a_reload_exchanges_it_only_where_it_ha
         _, second = made_by(tape)
         assert first.log[-1] == "shutdown"
         delivery.consumer.consume(batch("b")).result(30)
-        until(lambda: sent(second) == [encoded("b")])
+        wait_until(lambda: sent(second) == [encoded("b")])
         assert sent(first) == [encoded("a")]
     finally:
         delivery.shutdown()
@@ -381,7 +382,7 @@ def test_what_it_refuses_is_a_dead_letter_where_retries_are_off(tape: str, tmp_p
     delivery.start()
     try:
         delivery.consumer.consume(batch("a")).result(30)
-        until(lambda: sent(exporter))
+        wait_until(lambda: sent(exporter))
     finally:
         delivery.shutdown()
     listed = CliRunner().invoke(main, ["dead-letters", "list", "--directory", str(tmp_path / "q")])

@@ -54,8 +54,8 @@ from tests.exporters.queue.helpers import (
     settled,
     state_of,
     tidied,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 PAGE = 4096
 
