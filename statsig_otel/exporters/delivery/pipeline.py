@@ -1,36 +1,50 @@
-"""The consumer of a service: for each receiver first its synchronous exporters, all of them, then the durable queue.
+"""The consumer of a service: passes a batch to the synchronous exporters of its receiver, and then to the queue.
 
-With no queued exporter a receiver's batches are taken over once they are delivered; with one, once they are on disk as
-well. The queue comes last and alone remembers the uids: a synchronous exporter that fails leaves nothing behind, so the
-redelivery reaches all.
+Without a queued exporter a batch is taken over once it is delivered; with one, once it is on disk as well. The queue
+comes last and alone remembers the uids: a synchronous exporter that fails leaves nothing behind, so the redelivery
+reaches all exporters.
 """
 
 from concurrent.futures import Future
 from dataclasses import replace
 
-from statsig_otel.exporters.consumer import Batch, Receipt
+from statsig_otel._process import OwnerProcess
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.routing import CurrentRouting
 
 
 class Pipeline:
-    """Hands each batch on, in that order.
+    """Takes batches once it is open, in the process that opened it, for the receivers that it knows.
 
     Args:
         synchronous: Takes the batches of receivers with synchronous exporters.
-        queue: Takes the batches of receivers with queued ones; None where there is no such exporter.
-        routing: Whose batches are for whom.
+        queue: Takes the batches of receivers with queued exporters; None if there is no such exporter.
+        routing: Which exporters the batches of each receiver are for.
     """
 
     def __init__(self, synchronous: SynchronousConsumer, queue: DurableQueue | None, routing: CurrentRouting) -> None:
         self._synchronous = synchronous
         self._queue = queue
         self._routing = routing
+        self._owner = OwnerProcess()
+
+    def open(self) -> None:
+        """Take batches from now on."""
+        self._owner.enter()
 
     def consume(self, batch: Batch) -> Future[Receipt]:
         """Take over one batch; see `Consumer.consume`."""
-        route = self._routing.now.route(batch.receiver)  # once: it may change before the batch is in the queue
+        routing = self._routing.now  # once: it may change before the batch is in the queue
+        if batch.receiver not in routing.receivers:
+            return _refused(f"there is no receiver {batch.receiver!r} in this service", "unknown_receiver")
+        if not self._owner.pid:
+            return _refused("the service was not started", "not_running")
+        if self._owner.is_forked:
+            owner = f"the process {self._owner.pid}, of which this is a fork"
+            return _refused(f"the service was started by {owner}: start one after the fork", "not_running")
+        route = routing.route(batch.receiver)
         queue = self._queue if route.queued else None
         if queue is None:
             return self._synchronous.deliver(batch, route)
@@ -54,3 +68,9 @@ class Pipeline:
         # The invalid items go to the queue's dead letters alone.
         self._synchronous.deliver(replace(batch, invalid=()), route).add_done_callback(store)
         return answer
+
+
+def _refused(message: str, reason: str) -> Future[Receipt]:
+    answer: Future[Receipt] = Future()
+    answer.set_exception(RefusedError(message, reason=reason))
+    return answer

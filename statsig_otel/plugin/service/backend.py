@@ -126,6 +126,7 @@ class Backend:
                 self._tell_of(self._queue)
             for sender in self._senders.values():
                 sender.start()
+            self._pipeline.open()
         except BaseException:
             self.shutdown(drain=0.0)
             raise

@@ -27,7 +27,6 @@ from statsig_otel.plugin.server.thread import ServerThread
 from statsig_otel.plugin.service.backend import Backend
 from statsig_otel.plugin.service.builder import Exporters, Pipelines, Receivers, build_configuration
 from statsig_otel.plugin.service.endpoints import Endpoint, check_endpoints, endpoints_of
-from statsig_otel.plugin.service.guard import RunningGuard
 from statsig_otel.plugin.service.lifecycle import Lifecycle
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
 from statsig_otel.plugin.settings.delivery import unused_keys
@@ -168,7 +167,6 @@ class Service:
         self._resource = resource
         self._ways_out = ""  # from a directory that is in use; the command line has no workers
         self._backend = Backend(configuration, directory)
-        self._guard = RunningGuard(self._backend.consumer, settings)
         self._intakes = {
             name: Intake(
                 verifier=create_verifier(one), mapper=create_mapper(one, resource), name=name, limits=_limits(one)
@@ -176,11 +174,11 @@ class Service:
             for name, one in settings.items()
         }
         self._receivers = {
-            name: StatsigReceiver(intake, self._guard, patience=self._backend.patience(name))
+            name: StatsigReceiver(intake, self._backend.consumer, patience=self._backend.patience(name))
             for name, intake in self._intakes.items()
         }
         self._wsgi_receivers = {
-            name: StatsigWsgiReceiver(intake, self._guard, patience=self._backend.patience(name))
+            name: StatsigWsgiReceiver(intake, self._backend.consumer, patience=self._backend.patience(name))
             for name, intake in self._intakes.items()
         }
         self._endpoints: list[Endpoint] = endpoints_of(settings, self._receivers) if listen else []
@@ -211,7 +209,7 @@ class Service:
         A batch's `receiver` is the id of one of the service's receivers. Before `start`, after `shutdown` and in a
         forked child batches are refused.
         """
-        return self._guard
+        return self._backend.consumer
 
     def receiver(self, name: str = "statsig") -> StatsigReceiver:
         """A receiver as a resource of a Falcon ASGI application.
@@ -462,7 +460,6 @@ class Service:
     def _open(self) -> None:
         try:
             self._backend.start()
-            self._guard.open()
             if self._control is not None:
                 self._control.start()
             for endpoint in self._endpoints:
