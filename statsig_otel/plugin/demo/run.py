@@ -338,7 +338,7 @@ def _signals_handled_by(handle: Callable[[int], None]) -> Iterator[None]:
 
 
 def _environment(*, keep_otel: bool) -> dict[str, str]:
-    """The environment of the children, without OTEL_* variables that configure them and without a proxy on loopback."""
+    """The environment of the children, without OTEL_* variables (unless kept) and without a proxy on loopback."""
     environment = {key: value for key, value in os.environ.items() if keep_otel or not key.startswith("OTEL_")}
     for name in ("no_proxy", "NO_PROXY"):
         environment[name] = ",".join(filter(None, (environment.get(name), "127.0.0.1", "localhost")))
