@@ -134,9 +134,8 @@ class StatsigReceiver:
                 # The consumer stores the batch even if the client has left.
                 return request.taken(await waits.wait_for(taking, patience))
             except RefusedError as error:
-                return request.refused(
-                    error.with_traceback(None)
-                )  # the traceback would make a reference cycle with this frame
+                # The traceback would make a reference cycle with this frame.
+                return request.refused(error.with_traceback(None))
             except _OutOfPatienceError:
                 return request.refused(slow_consumer(patience or 0.0))
         finally:
