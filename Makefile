@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo       watch a day of changes pass through a real collector"
 	@echo "make test       run the quick tests"
-	@echo "make test-slow  run the soak tests and the tests against collectors, which are built first"
+	@echo "make test-slow  run soak tests, longer searches, and tests against collectors, which are built first"
 	@echo "make check      check lint, format and types"
 	@echo "make bench      run the benchmarks; QUICK=1 for a rough run, BENCHMARKS=drain for only that one"
 	@echo "make format     format the code"
@@ -40,10 +40,10 @@ demo: $(VENV)/.demo
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/statsig-otel demo $(ARGS); else $(BIN)/statsig-otel demo --once $(ARGS); fi
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/pytest -m "not slow" -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow --timeout 1800 -n 2 --dist loadgroup $(ARGS)
+	HYPOTHESIS_PROFILE=slow $(BIN)/pytest -m "slow or hypothesis" --timeout 1800 -n 2 --dist worksteal $(ARGS)
 
 test-all: test test-slow
 

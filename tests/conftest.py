@@ -1,12 +1,15 @@
-"""Hypothesis profiles, and the flag that rewrites the golden records.
+"""What all tests share: Hypothesis profiles, where files are, and the flag that rewrites the golden records.
 
-HYPOTHESIS_PROFILE=ci searches many times longer than the default profile, which is for the quick suite.
+The default profile of Hypothesis is for the quick suite. `make test-slow` searches ten times as long
+(HYPOTHESIS_PROFILE=slow), and HYPOTHESIS_PROFILE=ci a hundred times.
 """
 
+import fcntl
 import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +19,12 @@ from hypothesis import HealthCheck, settings
 settings.register_profile(
     "default",
     deadline=None,
-    max_examples=40,
+    max_examples=20,
     # A build says the same of the same code; chance is for people and for the longer search.
     derandomize=bool(os.environ.get("CI")),
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("slow", settings.get_profile("default"), max_examples=200)
 settings.register_profile("ci", settings.get_profile("default"), max_examples=2000, derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
@@ -50,6 +54,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write the golden records anew from what the product makes now"
     )
+
+
+@pytest.fixture
+def documented_ports() -> Iterator[None]:
+    """Such tests run one after another, in whichever process: they listen on the ports that the documents name."""
+    with Path(tempfile.gettempdir(), "statsig-otel-documented-ports.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture

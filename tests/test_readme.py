@@ -33,8 +33,7 @@ def blocks(language: str, file: str = "README.md") -> list[str]:
     return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
 
 
-documented = pytest.mark.xdist_group("port 8080")
-"""The documented ports are fixed: such tests run one after another."""
+documented = pytest.mark.usefixtures("documented_ports")
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 RUNS = [line for line in COMMANDS if "statsig-otel run" in line]
@@ -65,7 +64,7 @@ def split(command: str) -> tuple[dict[str, str], list[str]]:
 
 
 @contextmanager
-def documented_ports() -> Iterator[GrpcSink]:
+def collector() -> Iterator[GrpcSink]:
     """A backend at the collector's usual port, and the receiver's own free."""
     for port in (COLLECTOR_PORT, RECEIVER_PORT):
         deadline = time.monotonic() + 10  # the test before may just be letting it go
@@ -91,7 +90,7 @@ def _is_free(port: int) -> bool:
 def test_the_five_minutes_of_the_set_up() -> None:
     """The commands in their order: without a secret, with it, and a sample change."""
     without_secret, with_secret, _ = RUNS
-    with documented_ports() as backend:
+    with collector() as backend:
         variables, words = split(without_secret)
         assert words == ["statsig-otel", "run"]
         with ServiceProcess(env=variables) as service:
@@ -120,7 +119,7 @@ def test_the_configuration_file(tmp_path: Path) -> None:
     file.write_text(config)
     variables = {"STATSIG_SIGNING_SECRET": "webhook-..."}
     assert list(check(read(file, environ=variables), COMPONENTS).exporters) == ["otlp_grpc"]
-    with documented_ports(), ServiceProcess(file, env=variables, folder=tmp_path) as service:
+    with collector(), ServiceProcess(file, env=variables, folder=tmp_path) as service:
         assert service.url.endswith("/statsig")
 
 

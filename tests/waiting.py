@@ -10,4 +10,4 @@ def wait_until(condition: Callable[[], object], what: str = "it", *, within: flo
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for: {what}"
         time.sleep(pause)
-        pause = min(pause * 1.3, 0.05)
+        pause = min(pause * 1.2, 0.02)

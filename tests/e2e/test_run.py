@@ -28,8 +28,8 @@ BODY = json.dumps({"data": [CHANGE]}).encode()
 TAKEN = {"accepted": 1, "duplicates": 0, "ignored": 0, "invalid": 0}
 VERIFICATION = b'{"data": {"event": "url_verification", "verification_code": "abc123"}}'
 
-default_port = pytest.mark.xdist_group("port 8080")
-"""Without a file the service listens on its default port: such tests run one after another."""
+default_port = pytest.mark.usefixtures("documented_ports")
+"""Without a file the service listens on its default port."""
 
 http = urllib3.PoolManager(retries=False, timeout=20)
 
@@ -234,6 +234,7 @@ def test_tls_serves_the_webhook(tmp_path: Path) -> None:
         pool = urllib3.PoolManager(ca_certs=authority.write(tmp_path), retries=False, timeout=20)
         headers = sign(BODY, secret=SECRET, timestamp_ms=time.time_ns() // 1_000_000)
         assert pool.request("POST", service.url, body=BODY, headers=headers).status == 200
+        pool.clear()
         with pytest.raises(urllib3.exceptions.SSLError):
             http.request("POST", service.url, body=BODY)
 

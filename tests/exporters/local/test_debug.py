@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import (
@@ -290,7 +290,6 @@ def test_a_payload_that_cannot_be_read_is_rejected(verbosity: str) -> None:
 anything = st.text(alphabet=st.characters(codec="utf-8"), max_size=70)
 
 
-@settings(max_examples=100, deadline=None)
 @given(title=anything, kind=anything, who=anything, environment=anything, key=anything)
 def test_any_text_prints_without_control_characters(
     title: str, kind: str, who: str, environment: str, key: str

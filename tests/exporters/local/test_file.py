@@ -342,7 +342,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
 # --- torn lines -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=4), st.data())
 def test_a_cut_anywhere_leaves_a_prefix_of_whole_lines(
     caplog: pytest.LogCaptureFixture, bodies: list[str], data: st.DataObject

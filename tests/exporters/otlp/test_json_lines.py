@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import (
@@ -253,7 +253,6 @@ def check_rules(tree: Any) -> None:
                 check_rules(value)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(requests)
 def test_round_trip(request: ExportLogsServiceRequest) -> None:
     """Any request comes back from its line as the same message, and the line keeps the rules."""

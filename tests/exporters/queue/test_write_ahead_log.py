@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from statsig_otel.exporters.queue import schema, write_ahead_log, writer
@@ -245,7 +245,6 @@ def test_what_was_never_committed_and_what_is_from_before_are_no_damage(director
     assert check(directory) == LogCheck(0, 0)
 
 
-@settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_no_flipped_bit_of_a_log_loses_anything_in_silence(stock: Path, data: st.DataObject) -> None:
     with TemporaryDirectory() as temporary:

@@ -448,7 +448,7 @@ def harmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commands=st.lists(st.lists(st.tuples(st.sampled_from(COMMANDS), st.integers(0, 3)), max_size=3), max_size=10),
     places=st.booleans(),
 )
-@settings(max_examples=settings().max_examples // 4)
+@settings(max_examples=settings().max_examples // 2)
 def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right(
     harmed: Path,
     commands: list[list[tuple[str, int]]],
@@ -572,7 +572,7 @@ def test_it_ends_also_where_it_is_told_to_just_as_it_begins_to_look(tmp_path: Pa
 
 
 @given(failing=st.lists(st.booleans(), min_size=1), places=st.booleans())
-@settings(max_examples=settings().max_examples // 4)
+@settings(max_examples=settings().max_examples // 2)
 def test_a_step_that_is_done_again_doubles_nothing(
     harmed: Path,
     failing: list[bool],
