@@ -41,6 +41,8 @@ ROOMS: Final = (
 FACES: Final = {f"statsig_otel.{floor}" for floor in FLOORS}
 """The packages that embedders import from. They name what their floor makes public, and nothing inside imports them."""
 
+MOST_LINES: Final = 500
+
 HEAVY: Final = (
     "falcon",
     "uvicorn",
@@ -99,6 +101,11 @@ def test_every_package_is_a_room_and_says_what_it_is_for() -> None:
     assert packages - {"statsig_otel", "plugin"} == {room for room in ROOMS if room}
     stray = [name for name in MODULES if room_of(name) == "" and name.startswith("statsig_otel.plugin.")]
     assert stray == []
+
+
+def test_no_module_is_too_long_to_read_at_once() -> None:
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
 
 
 def test_the_page_prints_the_rooms_with_their_sentences() -> None:

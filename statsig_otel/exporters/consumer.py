@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.terminal import printable
 
 
@@ -109,7 +110,7 @@ class RefusedError(Exception):
         ('the disk is full', 'storage', 60)
     """
 
-    def __init__(self, message: str, *, reason: str, retry_after: int = 10) -> None:
+    def __init__(self, message: str, *, reason: str, retry_after: int = RETRY_AFTER) -> None:
         super().__init__(message)
         self.reason = reason
         self.retry_after = retry_after

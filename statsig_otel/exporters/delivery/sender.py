@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from statsig_otel import _telemetry
+from statsig_otel._times import SEND_TIMEOUT, SENDER_GRACE
 from statsig_otel.exporters.delivery.guarded import Guarded
 from statsig_otel.exporters.delivery.halving import Halving
 from statsig_otel.exporters.delivery.retry import Backoff, RetrySettings
@@ -44,15 +45,8 @@ denser a stream, the less does the delay matter, and the more does each delivery
 _LONGEST_GATHERING: Final = 0.05
 """Seconds for which it does so at most."""
 
-_LEFT_BEHIND: Final = 3.0
-"""Seconds after the exporter's shutdown for a send to end; one that hangs must not keep the service from its end."""
-
 BLOCKED: Final = RetrySettings(initial_interval=30.0, multiplier=2.0, max_interval=240.0, randomization_factor=0.25)
 """How the head is tried again while somebody has to mend something: at most five minutes apart."""
-
-
-DEFAULT_TIMEOUT: Final = 30.0
-"""Seconds for one `send` of an exporter whose settings have no timeout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +64,7 @@ class DeliverySettings:
 
     max_records: int = 512
     max_bytes: int = 2 << 20
-    timeout: float = DEFAULT_TIMEOUT
+    timeout: float = SEND_TIMEOUT
     retry: RetrySettings = field(default_factory=RetrySettings)
     blocked: RetrySettings = BLOCKED
     storage_pause: float = 5.0
@@ -171,18 +165,18 @@ class QueueSender:
         if thread is not None:
             thread.join(max(finish, 0.0 if self._outage else drain))
         self._closed = True
-        latest = time.monotonic() + _LEFT_BEHIND
+        latest = time.monotonic() + SENDER_GRACE
         closing = threading.Thread(target=self._exporter.shutdown, name=f"shutdown {self._cursor.name}", daemon=True)
         try:
             closing.start()  # ends a send that is under way
         except RuntimeError:  # the interpreter ends, and starts no thread any more
             self._exporter.shutdown()
         else:
-            closing.join(_LEFT_BEHIND)
+            closing.join(SENDER_GRACE)
         if thread is not None:
             thread.join(max(0.0, latest - time.monotonic()))
             while thread.is_alive() and not self._leave_behind():
-                thread.join(_LEFT_BEHIND)  # what it does between two sends is in our hands
+                thread.join(SENDER_GRACE)  # what it does between two sends is in our hands
         if closing.is_alive() or self._left_behind:
             _logger.error("%s: a send or the shutdown hangs; it is left behind", self._cursor.name)
 

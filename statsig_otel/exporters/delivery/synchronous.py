@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from statsig_otel import _telemetry
+from statsig_otel._times import SEND_GRACE, SEND_MARGIN, TURN_TIMEOUT
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
 from statsig_otel.exporters.delivery.guarded import Guarded
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
@@ -31,12 +32,6 @@ from statsig_otel.exporters.exporter import (
 from statsig_otel.exporters.routing import Route, Routing
 
 _logger: Final = logging.getLogger(__name__)
-
-_MAX_WAIT: Final = 10.0
-"""Seconds that a batch waits for its turn. A sender rather hears "later" than nothing."""
-
-_MARGIN: Final = 1.0
-"""Seconds that an exporter gets above its timeout, or after its shutdown, to say itself what happened."""
 
 _MAX_RECORDS: Final = 512
 _MAX_BYTES: Final = 2 << 20
@@ -119,7 +114,7 @@ class SynchronousConsumer:
             self.shutdown()
             raise
 
-    def close(self, grace: float = 3.0) -> None:
+    def close(self, grace: float = SEND_GRACE) -> None:
         """Refuse what waits and what comes; end what is under way after `grace` seconds. From any thread, at once.
 
         What is not delivered is refused with the reason `shutting_down`.
@@ -127,7 +122,7 @@ class SynchronousConsumer:
         for worker in self._workers.values():
             worker.close(grace)
 
-    def shutdown(self, grace: float = 3.0) -> None:
+    def shutdown(self, grace: float = SEND_GRACE) -> None:
         """Close, and wait until the exporters are shut down. Safe to call twice, after `close` and without a `start`.
 
         Of two graces the one that ends first counts. A `send` that ignores its exporter's shutdown is left behind after
@@ -161,7 +156,9 @@ class SynchronousConsumer:
 
     def longest_answer(self, route: Route) -> float:
         """Seconds within which each batch of a route is answered."""
-        return max((_MAX_WAIT + self._workers[name].timeout + _MARGIN for name in route.synchronous), default=0.0)
+        return max(
+            (TURN_TIMEOUT + self._workers[name].timeout + SEND_MARGIN for name in route.synchronous), default=0.0
+        )
 
 
 class _Delivery:
@@ -170,7 +167,7 @@ class _Delivery:
     def __init__(self, records: tuple[bytes, ...], receipt: Receipt, exporters: Iterable[str]) -> None:
         self.records = records
         self.size = sum(map(len, records))
-        self.latest = time.monotonic() + _MAX_WAIT  # for its turn to come
+        self.latest = time.monotonic() + TURN_TIMEOUT  # for its turn to come
         self.future: Future[Receipt] = Future()
         self.future.set_running_or_notify_cancel()  # no caller can cancel what is under way
         self._receipt = receipt
@@ -242,7 +239,7 @@ class _Worker:
     def join(self) -> None:
         if not self._threads:
             self._exporter.shutdown()
-        latest = max(self._end_by, time.monotonic()) + _MARGIN
+        latest = max(self._end_by, time.monotonic()) + SEND_MARGIN
         for thread in self._threads:
             thread.join(max(0.0, latest - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
@@ -275,7 +272,7 @@ class _Worker:
                 moments = [self._waiting[0].latest] if self._waiting else []
                 moments += [self._answer_by, self._end_by] if self._sending else []
                 self._changed.wait(min(moments) - now if moments else None)
-        self._answer(unsent, RetryLater(f"too much waits for it: no turn within {_MAX_WAIT:g} s"))
+        self._answer(unsent, RetryLater(f"too much waits for it: no turn within {TURN_TIMEOUT:g} s"))
         self._answer(unanswered, _SHUTTING_DOWN if ends else RetryLater(f"no answer within {self.timeout:g} s"))
         return True
 
@@ -310,7 +307,7 @@ class _Worker:
                     break
                 group.append(self._waiting.popleft())
             self._sending = group
-            self._answer_by = time.monotonic() + self.timeout + _MARGIN
+            self._answer_by = time.monotonic() + self.timeout + SEND_MARGIN
             self._changed.notify_all()
         return group
 

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from statsig_otel import _telemetry
+from statsig_otel._times import REPLAY_TIMEOUT
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import dead_letters, schema
 from statsig_otel.exporters.queue.dead_letters import Keep, Letter, MapAgain, Replay, Replayed, Resend, Selection
@@ -34,9 +35,6 @@ _REPLAYED_AT_ONCE: Final = 100
 
 _REPLAYED_BYTES: Final = 8 << 20
 """The most that one transaction replays: others wait for it, and all of it is in memory."""
-
-_DELIVERED_WITHIN: Final = 45.0
-"""Seconds in which synchronous exporters have to take a page; the command waits 60 s for its answer."""
 
 _DROPPED_AT_ONCE: Final = 500
 _DAMAGED: Final = (
@@ -134,7 +132,7 @@ class DeadLetters:
             and plan.batch.changes
             and self._routing.route(plan.batch.receiver).synchronous
         }
-        wait(answers.values(), timeout=_DELIVERED_WITHIN)
+        wait(answers.values(), timeout=REPLAY_TIMEOUT)
         return [
             self._after(plan, answers[plan.letter]) if isinstance(plan, MapAgain) and plan.letter in answers else plan
             for plan in plans
@@ -146,7 +144,7 @@ class DeadLetters:
         try:
             answer.result(timeout=0)
         except TimeoutError:
-            return Keep(plan.letter, f"not delivered: {', '.join(names)} took more than {_DELIVERED_WITHIN:g} s")
+            return Keep(plan.letter, f"not delivered: {', '.join(names)} took more than {REPLAY_TIMEOUT:g} s")
         except RefusedError as error:
             return Keep(plan.letter, f"not delivered: {error}")
         return replace(plan, delivered=names)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from statsig_otel._process import OwnerProcess
+from statsig_otel._times import COMMAND_TIMEOUT
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -43,9 +44,6 @@ _GRACE: Final = 0.1
 
 _WRITE_TIMEOUT: Final = 1.0
 """Seconds in which a client has to take its answer; nearly every answer fits into the socket's buffer."""
-
-_CALL_TIMEOUT: Final = 60.0
-"""Seconds that `call` waits for the answer: the service may have to wait for its disk."""
 
 _ACCEPT_PAUSE: Final = 1.0
 _CHUNK: Final = 16 << 10
@@ -283,7 +281,7 @@ def call(path: Path, command: str, **arguments: Any) -> Any:
         raise ControlError("the request is too long")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(_CALL_TIMEOUT)
+            connection.settimeout(COMMAND_TIMEOUT)
             with _address(path) as address:
                 connection.connect(address)
             return _exchange(connection, request)

@@ -7,8 +7,9 @@ from typing import Final
 import msgspec
 from falcon import HTTPError, Request, Response
 
+from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.consumer import RefusedError
-from statsig_otel.plugin.receiver.intake import RETRY_AFTER, Answer, refusal
+from statsig_otel.plugin.receiver.intake import Answer, refusal
 
 _logger: Final = logging.getLogger(__name__)
 

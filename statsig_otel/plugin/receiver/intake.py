@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import Final
 
 from statsig_otel import _telemetry
+from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError
 from statsig_otel.plugin.receiver.log_throttle import LogThrottle
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
@@ -33,9 +34,6 @@ _DIGITS: Final = re.compile(rb"[0-9]{1,19}")
 SMALL_BODY: Final = 256 << 10
 """Bytes. Statsig's batches are far smaller. Larger bodies have a smaller share of the memory, and an adapter should
 finish them where no other request has to wait."""
-
-RETRY_AFTER: Final = 10
-"""Seconds. Long enough for a backend to come back, short enough for a change to arrive while it matters."""
 
 _DESCRIPTIONS: Final = {
     HTTPStatus.BAD_REQUEST: "The body could not be read as a Statsig webhook.",

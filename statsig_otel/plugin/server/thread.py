@@ -8,12 +8,10 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Final
 
+from statsig_otel._times import SERVER_CLOSING
 from statsig_otel.plugin.server.server import HttpServer
 
 _logger: Final = logging.getLogger(__name__)
-
-_CLOSING: Final = 3.0
-"""Seconds in addition to the drain timeout, for closing the connections."""
 
 
 class ServerThread:
@@ -47,7 +45,7 @@ class ServerThread:
         for server in self._servers:
             server.stop(drain_timeout)
         if self._thread is not None:
-            self._thread.join(drain_timeout + _CLOSING)
+            self._thread.join(drain_timeout + SERVER_CLOSING)
         self.end_unstarted()
 
     def end_unstarted(self) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from statsig_otel._times import BATCH_FINISH, COMMIT_TIMEOUT, SEND_GRACE
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import without_secrets
 from statsig_otel.exporters.consumer import Consumer
@@ -32,15 +33,6 @@ from statsig_otel.plugin.settings.reading import (
 from statsig_otel.plugin.settings.storage import file_storage
 
 _logger: Final = logging.getLogger(__name__)
-
-_COMMIT: Final = 10.0
-"""Seconds for a commit: a refusal may be the loss of a change, since Statsig documents no retry."""
-
-_FINISH: Final = 30.0
-"""Seconds for the batch of an exporter that a reload replaces; its backend may be what hangs."""
-
-_GRACE: Final = 3.0
-"""Seconds for the send of a synchronous exporter that is under way at the end."""
 
 
 class Backend:
@@ -96,7 +88,7 @@ class Backend:
 
     def patience(self, receiver: str) -> float:
         """Seconds within which each batch of a receiver should be taken over or refused."""
-        return self._synchronous.longest_answer(self._routing.now.route(receiver)) + _COMMIT
+        return self._synchronous.longest_answer(self._routing.now.route(receiver)) + COMMIT_TIMEOUT
 
     def handlers(self, intakes: Mapping[str, Intake]) -> dict[str, Handler]:
         """What answers the commands about the queue, as configured now; nothing where there is no queue."""
@@ -189,7 +181,7 @@ class Backend:
                     renewed.add(name)
             except (OSError, ValueError) as error:
                 failures.append(error)
-        _stop(self._leaving, finish=_FINISH)
+        _stop(self._leaving, finish=BATCH_FINISH)
         self._leaving = ()
         failed: set[str] = set()
         for name, sender in coming.items():
@@ -235,7 +227,7 @@ class Backend:
         self._configuration = configuration
         return coming
 
-    def close(self, grace: float = _GRACE) -> None:
+    def close(self, grace: float = SEND_GRACE) -> None:
         """Refuse what waits for a synchronous exporter; sends under way get `grace` seconds more. Returns at once.
 
         What a reload is waiting for ends, too.
@@ -244,7 +236,7 @@ class Backend:
         for sender in self._leaving:
             in_thread(sender.shutdown, "stop sender")
 
-    def shutdown(self, drain: float = 0.0, *, grace: float = _GRACE) -> bool:
+    def shutdown(self, drain: float = 0.0, *, grace: float = SEND_GRACE) -> bool:
         """Send what waits for a while, stop the exporters, close the queue. Safe to call twice.
 
         Args:

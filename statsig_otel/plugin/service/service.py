@@ -12,6 +12,15 @@ from types import TracebackType
 from typing import Final, Self
 from wsgiref.types import WSGIApplication
 
+from statsig_otel._times import (
+    BODY_GRACE,
+    LONGEST_SHUTDOWN,
+    QUEUE_DRAIN,
+    REQUEST_DRAIN,
+    SEND_GRACE,
+    SHUTDOWN_MARGIN,
+    SHUTDOWN_TIMEOUT,
+)
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.model import Opaque
@@ -41,27 +50,6 @@ from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.signature import Verifier
 
 _logger: Final = logging.getLogger(__name__)
-
-DEFAULT_TIMEOUT: Final = 20.0
-"""Seconds for a whole shutdown: what supervisors usually grant."""
-
-DEFAULT_DRAIN: Final = 5.0
-"""Seconds of a shutdown in which what waits in the queue is still sent; the rest is sent after the next start."""
-
-_LONGEST: Final = 365 * 86_400.0
-"""Seconds of a shutdown at most: an infinite number is more than a lock can wait for."""
-
-_CLOSING: Final = 1.0
-"""Seconds that a shutdown may take above its timeout, to close what it has stopped."""
-
-_BODY_GRACE: Final = 5.0
-"""Seconds after a stop for the bodies that are still being read. Well below the server's drain."""
-
-_SEND_GRACE: Final = 3.0
-"""Seconds after a stop for what synchronous exporters are sending."""
-
-_SERVER_DRAIN: Final = 10.0
-"""Seconds after a stop for the requests in flight. With the delivery's own drain it stays within the default."""
 
 _WORKERS: Final = (
     "one process owns a queue. Of a server's workers let one do it (gunicorn: --workers 1 --threads 8), or run "
@@ -191,7 +179,7 @@ class Service:
         self._closing = False
         self._reconfiguring = threading.Lock()  # a shutdown waits for a reload that is under way
         self._until = 0.0  # by the monotonic clock: the end of the shutdown
-        self._drain = DEFAULT_DRAIN
+        self._drain = QUEUE_DRAIN
 
     def unused_keys(self) -> list[str]:
         """What the configuration says without effect, for people."""
@@ -295,7 +283,7 @@ class Service:
             self._stop(0.0, 0.0)
             raise
 
-    def shutdown(self, timeout: float = DEFAULT_TIMEOUT, *, drain: float = DEFAULT_DRAIN) -> bool:
+    def shutdown(self, timeout: float = SHUTDOWN_TIMEOUT, *, drain: float = QUEUE_DRAIN) -> bool:
         """Take no more webhooks, finish those in flight, send what waits for a while, and close all. Always returns.
 
         What is not sent stays in the queue, and is sent after the next start. Where it was never started, nothing
@@ -310,23 +298,23 @@ class Service:
             Whether all was delivered and closed. False says that records stay in the queue, or that something hangs:
             the log says which.
         """
-        timeout = min(_LONGEST, timeout)
+        timeout = min(LONGEST_SHUTDOWN, timeout)
         stopped = self._stop(timeout, drain)
         try:
-            return stopped.result(max(timeout, 0.0) + _CLOSING)
+            return stopped.result(max(timeout, 0.0) + SHUTDOWN_MARGIN)
         except TimeoutError:
             _logger.warning("The shutdown did not end within %g s; what hangs is left behind", timeout)
             return False
 
-    async def ashutdown(self, timeout: float = DEFAULT_TIMEOUT, *, drain: float = DEFAULT_DRAIN) -> bool:  # noqa: ASYNC109 - it bounds what goes on in threads
+    async def ashutdown(self, timeout: float = SHUTDOWN_TIMEOUT, *, drain: float = QUEUE_DRAIN) -> bool:  # noqa: ASYNC109 - it bounds what goes on in threads
         """As `shutdown`, and the caller's event loop goes on meanwhile. Cancelled, it goes on without the caller.
 
         For the parameters and the result see `shutdown`.
         """
-        timeout = min(_LONGEST, timeout)
+        timeout = min(LONGEST_SHUTDOWN, timeout)
         stopped = asyncio.wrap_future(self._stop(timeout, drain))
         try:
-            async with asyncio.timeout(max(timeout, 0.0) + _CLOSING):
+            async with asyncio.timeout(max(timeout, 0.0) + SHUTDOWN_MARGIN):
                 return await stopped
         except TimeoutError:
             _logger.warning("The shutdown did not end within %g s; what hangs is left behind", timeout)
@@ -492,19 +480,19 @@ class Service:
         """Close what `_open` opened, within the time that is left, in the thread of the lifecycle."""
         self._closing = True
         timeout = self._left()
-        grace = min(_SEND_GRACE, timeout / 4)
+        grace = min(SEND_GRACE, timeout / 4)
         self._backend.close(grace)
         for receiver in self._receivers.values():
-            receiver.close(min(_BODY_GRACE, timeout / 4))
+            receiver.close(min(BODY_GRACE, timeout / 4))
         for wsgi_receiver in self._wsgi_receivers.values():
             wsgi_receiver.close()
-        drained = time.monotonic() + min(_SERVER_DRAIN, timeout / 2)
+        drained = time.monotonic() + min(REQUEST_DRAIN, timeout / 2)
         self._servers.shutdown(max(drained - time.monotonic(), 0.0))
         for intake in self._intakes.values():  # those of an application that the receivers are mounted in
             intake.wait_until_idle(max(drained - time.monotonic(), 0.0))
         if self._control is not None:
-            self._control.shutdown(self._left() / 2 + _CLOSING)  # before the queue, which its handlers wait for
-        is_alone = self._reconfiguring.acquire(timeout=self._left() + _CLOSING)
+            self._control.shutdown(self._left() / 2 + SHUTDOWN_MARGIN)  # before the queue, which its handlers wait for
+        is_alone = self._reconfiguring.acquire(timeout=self._left() + SHUTDOWN_MARGIN)
         try:
             return self._backend.shutdown(min(self._drain, self._left()), grace=grace) and is_alone
         finally:

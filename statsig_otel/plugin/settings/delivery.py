@@ -8,11 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from statsig_otel._times import SEND_TIMEOUT
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Composed, ExtensionOf, Settings
 from statsig_otel.config.units import Duration, format_duration
 from statsig_otel.exporters.delivery.retry import RetrySettings
-from statsig_otel.exporters.delivery.sender import DEFAULT_TIMEOUT, DeliverySettings
+from statsig_otel.exporters.delivery.sender import DeliverySettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 
 
@@ -120,7 +121,7 @@ class ExporterObject(Settings):
     """In the place of an exporter's settings: an exporter that was made in code. No file can name one."""
 
     exporter: Any = Field(description="The exporter, which keeps the Exporter protocol.")
-    timeout: Duration = Field(default=DEFAULT_TIMEOUT, gt=0, description="The time for one send.")
+    timeout: Duration = Field(default=SEND_TIMEOUT, gt=0, description="The time for one send.")
 
 
 class ConfiguredExporter(Composed):
@@ -150,7 +151,7 @@ class ConfiguredExporter(Composed):
     @property
     def timeout(self) -> float:
         """Seconds for one `send`."""
-        return float(getattr(self.settings, "timeout", DEFAULT_TIMEOUT))
+        return float(getattr(self.settings, "timeout", SEND_TIMEOUT))
 
     def delivery(self) -> DeliverySettings:
         """The sender's settings."""

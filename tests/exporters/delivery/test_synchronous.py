@@ -315,7 +315,7 @@ def test_all_parts_share_one_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_send_that_hangs_holds_up_neither_an_answer_nor_the_shutdown(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(synchronous, "_MARGIN", 0.1)
+    monkeypatch.setattr(synchronous, "SEND_MARGIN", 0.1)
     gate = threading.Event()
     hanging, good = Backend(gate=gate, stoppable=False), Backend()
     made = consumer({"statsig": ["hanging", "good"], "statsig/eu": ["good"]}, timeout=0.2, hanging=hanging, good=good)
@@ -336,7 +336,7 @@ def test_a_batch_that_waits_too_long_for_its_turn_is_refused_unsent(monkeypatch:
     backend = Backend(gate=gate)
     made = consumer(timeout=60, one=backend)
     with held(made, backend, gate) as first, monkeypatch.context() as patched:
-        patched.setattr(synchronous, "_MAX_WAIT", 0.1)
+        patched.setattr(synchronous, "TURN_TIMEOUT", 0.1)
         refused = refusal(made.consume(batch("b")))
         assert (str(refused), refused.reason) == (
             "one retry later: too much waits for it: no turn within 0.1 s",
@@ -365,7 +365,7 @@ def test_many_callers_at_a_time_are_all_served_and_nothing_is_sent_twice() -> No
 
 
 def test_a_terminal_that_nobody_reads_refuses_until_somebody_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synchronous, "_MARGIN", 0.1)
+    monkeypatch.setattr(synchronous, "SEND_MARGIN", 0.1)
     reader, writer = os.pipe()
     filled = fill(writer)
     with os.fdopen(reader, "rb", buffering=0) as read_end, os.fdopen(writer, "w", encoding="utf-8") as stream:

@@ -833,7 +833,7 @@ def test_a_page_of_letters_goes_to_a_synchronous_exporter_together(tmp_path: Pat
 def test_a_synchronous_exporter_that_hangs_holds_no_command_up_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead_letters_handlers, "_DELIVERED_WITHIN", 0.05)
+    monkeypatch.setattr(dead_letters_handlers, "REPLAY_TIMEOUT", 0.05)
     bury(tmp_path, letter_of_item("x"))
     with Served(tmp_path, delivered=("debug/now",)) as served:
         with served.now.hanging():

@@ -358,7 +358,7 @@ def test_a_service_that_ends_without_an_answer_is_said(tmp_path: Path) -> None:
 
 
 def test_a_service_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("statsig_otel.plugin.control.socket._CALL_TIMEOUT", 0.05)
+    monkeypatch.setattr("statsig_otel.plugin.control.socket.COMMAND_TIMEOUT", 0.05)
     path = tmp_path / "control.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))

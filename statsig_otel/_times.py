@@ -1,0 +1,32 @@
+"""The times that depend on each other, in seconds: of a request, of a shutdown, and of a reload and other commands.
+
+Each is the longest time for its step. docs/architecture.md has the budget of a shutdown as a table.
+"""
+
+from typing import Final
+
+# A request: it is answered within TURN_TIMEOUT + the exporter's timeout + SEND_MARGIN + COMMIT_TIMEOUT.
+
+RETRY_AFTER: Final = 10  # in a refusal: long enough for a backend to come back, short enough for a change to matter
+SEND_TIMEOUT: Final = 30.0  # for one `send` of an exporter whose settings have no timeout
+TURN_TIMEOUT: Final = 10.0  # until a synchronous exporter has its turn for a batch: "later" is better than no answer
+SEND_MARGIN: Final = 1.0  # above an exporter's timeout, and after its shutdown, for its own answer
+COMMIT_TIMEOUT: Final = 10.0  # for the queue's commit: a refusal may lose a change, since Statsig documents no retry
+
+# A shutdown: REQUEST_DRAIN + QUEUE_DRAIN leave a quarter of SHUTDOWN_TIMEOUT for closing.
+
+SHUTDOWN_TIMEOUT: Final = 20.0  # for all of it: supervisors usually allow that
+SHUTDOWN_MARGIN: Final = 1.0  # above its timeout, to close what it has stopped
+LONGEST_SHUTDOWN: Final = 365 * 86_400.0  # an infinite time is more than a lock can wait for
+BODY_GRACE: Final = 5.0  # for bodies that are still being read; below REQUEST_DRAIN, in which they are answered
+SEND_GRACE: Final = 3.0  # for what synchronous exporters are sending; below REQUEST_DRAIN too
+REQUEST_DRAIN: Final = 10.0  # for the requests in flight
+SERVER_CLOSING: Final = 3.0  # above REQUEST_DRAIN, to close the connections
+QUEUE_DRAIN: Final = 5.0  # for what waits in the queue; the rest is sent after the next start
+SENDER_GRACE: Final = 3.0  # after an exporter's shutdown, for its send: one that hangs must not hold up the end
+
+# A reload and other commands: BATCH_FINISH and REPLAY_TIMEOUT are below COMMAND_TIMEOUT, so that they are answered.
+
+COMMAND_TIMEOUT: Final = 60.0  # for an answer of the control socket: the service may have to wait for its disk
+BATCH_FINISH: Final = 30.0  # for the batch of an exporter that a reload replaces; its backend may be what hangs
+REPLAY_TIMEOUT: Final = 45.0  # in which synchronous exporters have to take a page of replayed dead letters
