@@ -180,14 +180,11 @@ def _problems(
         if below in right or below in unknown:
             continue
         if found[0]["type"] == "extra_forbidden":
-            key = str(below[-1])
-            holders = _types(models, below[:-1])
-            advice = _advice(holders, key)
-            if advice is not None:
+            if advice := _advice("refused", models, below):
                 problems[below] = Fault("is a key of the Collector that is not supported here", advice)
                 continue
-            known = _keys(holders)
-            target = _meant(holders, key)
+            key, known = str(below[-1]), _keys(_types(models, below[:-1]))
+            target = _advice("meant", models, below)
             problems[below] = Fault("unknown key", f"did you mean {target}?" if target else hint_for(key, known))
             near = target.partition("::")[0] if target else closest(key, known)
             if near is not None:
@@ -213,19 +210,17 @@ def _with_hint(fault: Fault, models: Models, below: Path, found: list[ErrorDetai
     if not isinstance(key, str):
         return fault
     if message in (_WORDS["missing"], _NO_VALUE):
-        return Fault(message, _first(models, below, "all_needed") or hint)
+        return Fault(message, _advice("needed", models, below) or hint)
     is_switch = all(isinstance(details["input"], bool) for details in found)
     if message == _A_MAPPING and is_switch and "enabled" in _keys(_types(models, below)):
         return Fault(message, f"write {key}: {{enabled: {'true' if found[0]['input'] else 'false'}}}")
     return fault
 
 
-def _first(models: Models, below: Path, table: str) -> str | None:
-    """What a table of the models around a key says about the key."""
-    for holder in _models(_types(models, below[:-1])):
-        if issubclass(holder, Settings) and (text := getattr(holder, table)().get(below[-1])):
-            return str(text)
-    return None
+def _advice(table: str, models: Models, below: Path) -> str | None:
+    """What the models around a key say about the key, in `refused`, `meant` or `needed`."""
+    tables = (getattr(holder, table, {}) for holder in _models(_types(models, below[:-1])))
+    return next((found[below[-1]] for found in tables if below[-1] in found), None)
 
 
 def is_secret(models: Models, below: Path) -> bool:
@@ -361,22 +356,6 @@ def _models(annotations: Collection[Any]) -> Iterator[type[BaseModel]]:
 
 def _keys(annotations: Collection[Any]) -> list[str]:
     return [name for model in _models(annotations) for name, _ in _names(model)]
-
-
-def _meant(annotations: Collection[Any], key: str) -> str | None:
-    """The key that is meant by a wrong one, if a model knows it."""
-    for model in _models(annotations):
-        if issubclass(model, Settings) and key in model.all_meant():
-            return model.all_meant()[key]
-    return None
-
-
-def _advice(annotations: Collection[Any], key: str) -> str | None:
-    """What to do instead of a key that is refused, if a model knows it."""
-    for model in _models(annotations):
-        if issubclass(model, Settings) and key in model.all_refused():
-            return model.all_refused()[key]
-    return None
 
 
 _SHORTEST_SECRET: Final = 4  # a shorter string is not a secret, and may be a part of the message's own words
