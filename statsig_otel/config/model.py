@@ -28,7 +28,7 @@ def _boolean_hint(value: object) -> str | None:
     word = _BOOLEANS.get(str(value).lower())
     if word is None:
         return None
-    return f"write {word}{f': to YAML 1.2 {value} is a text' if str(value).lower() in YAML_1_1_BOOLEANS else ''}"
+    return f"write {word}{f': to YAML 1.2 {value} is a string' if str(value).lower() in YAML_1_1_BOOLEANS else ''}"
 
 
 class Settings(BaseModel):

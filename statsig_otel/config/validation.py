@@ -25,13 +25,13 @@ Models: TypeAlias = tuple[type[Settings], ...]
 """The models that read one mapping, each its own keys."""
 
 LIST_HINT: Final = "write [A, B], or a line with - A for each"
-NO_NAME: Final = "holds a key that is no name"
-NO_NAME_HINT: Final = "write NAME: VALUE, with a blank behind the colon"
+NO_NAME: Final = "contains a key that is not a name"
+NO_NAME_HINT: Final = "write NAME: VALUE, with a space after the colon"
 
 # By pydantic's error types. In braces: keys of the error's context.
 _TYPES: Final = {
-    "string_type": "a text",
-    "string_sub_type": "a text",
+    "string_type": "a string",
+    "string_sub_type": "a string",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "int_type": "a whole number",
@@ -57,7 +57,7 @@ _TYPES: Final = {
     "enum": "{expected}",
 }
 _A_MAPPING: Final = "must be a mapping"
-_A_TEXT: Final = "must be a text"
+_A_STRING: Final = "must be a string"
 _NO_VALUE: Final = "has no value"
 _WORDS: Final = {
     "missing": "is required",
@@ -135,30 +135,30 @@ def _checked(
             return settings, []
         # A value that could not be read has a problem already, so the errors of the models about it are left out.
         problems = _problems(errors, models, value, path, document)
-        texts = {
-            problem.path: problem for problem in problems if problem.path not in tried and _text(problem, document)
+        strings = {
+            problem.path: problem for problem in problems if problem.path not in tried and _as_string(problem, document)
         }
-        if not texts:
+        if not strings:
             # Where a string was wanted, the error about the string says more than the one about the number.
-            first = {place: problem for place, problem in tried.items() if problem.message != _A_TEXT}
+            first = {place: problem for place, problem in tried.items() if problem.message != _A_STRING}
             return None, [first.get(problem.path, problem) for problem in problems]
-        tried |= texts
-        value = _with_texts(value, path, {place: _text(problem, document) for place, problem in texts.items()})
+        tried |= strings
+        value = _with_strings(value, path, {place: _as_string(problem, document) for place, problem in strings.items()})
 
 
-def _text(problem: Problem, document: Document) -> str | None:
+def _as_string(problem: Problem, document: Document) -> str | None:
     place = document.places.get(problem.path)
     return place.text if place else None
 
 
-def _with_texts(value: object, path: Path, texts: Mapping[Path, str | None]) -> object:
+def _with_strings(value: object, path: Path, strings: Mapping[Path, str | None]) -> object:
     """The value at the path, with some values in it replaced by strings."""
-    if path in texts:
-        return texts[path]
+    if path in strings:
+        return strings[path]
     if isinstance(value, Mapping):
-        return {key: _with_texts(item, (*path, key), texts) for key, item in value.items()}
+        return {key: _with_strings(item, (*path, key), strings) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_texts(item, (*path, index), texts) for index, item in enumerate(value)]
+        return [_with_strings(item, (*path, index), strings) for index, item in enumerate(value)]
     return value
 
 

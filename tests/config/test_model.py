@@ -114,7 +114,7 @@ def test_no_other_text_is_a_number_or_a_boolean(key: str, values: list[object], 
 
 @pytest.mark.parametrize(
     ("value", "hint"),
-    [("yes", "write true: to YAML 1.2 yes is a text"), ("Off", "write false: to YAML 1.2 Off is a text"),
+    [("yes", "write true: to YAML 1.2 yes is a string"), ("Off", "write false: to YAML 1.2 Off is a string"),
      ("1", "write true"), (0, "write false"), ("maybe", None)],
 )  # fmt: skip
 def test_what_means_a_boolean_elsewhere_gets_a_hint(value: object, hint: str | None) -> None:
