@@ -171,8 +171,9 @@ def test_sizes(written: object, size: int) -> None:
 
 @pytest.mark.parametrize(
     "written",
-    ["", "MiB", "-1", "1.5MiB", "1  MiB", "1M", "5\n", "٥", "9" * 5000, -1, 1.5, True, None, 2**63, "8388608TiB", 1e19],
-)
+    ["", "MiB", "-1", "1.5MiB", "1  MiB", "1M", "5\n", "٥", "9" * 5000, -1, 1.5, True, None, 2**63, "8388608TiB", 1e19,
+     "1K\u0131B", "1K\u0130B", "1\u212aB"],
+)  # fmt: skip
 def test_no_sizes(written: object) -> None:
     with pytest.raises(ValidationError):
         SIZE.validate_python(written)
