@@ -12,24 +12,11 @@ class Components:
     """The models of all components, by type.
 
     Attributes:
-        receivers: Of the receivers.
-        exporters: Of the exporters.
-        extensions: Of the extensions.
         aliases: Older names of types, and the names that they have now.
         telemetry: `service::telemetry`; a model that needs no key.
         elsewhere: The Collector's types that do not exist here, by section, each with what to do instead.
         single: The types of extensions of which a service may have only one.
         composed: For each section whose components share keys, the model of these keys.
-
-    Example:
-        >>> from statsig_otel.config import Settings
-        >>> from statsig_otel.config.configuration import Components
-        >>> class Postbox(Settings):
-        ...     street: str
-        >>> exporters = {"postbox": Postbox}
-        >>> components = Components(receivers={"door": Settings}, exporters=exporters, aliases={"mail": "postbox"})
-        >>> components.type_of("mail/backup")
-        'postbox'
     """
 
     receivers: Mapping[str, type[Settings]]
@@ -46,12 +33,7 @@ class Components:
         return {"receivers": self.receivers, "exporters": self.exporters, "extensions": self.extensions}.get(kind)
 
     def models(self, kind: str, type_: str) -> Models:
-        """The models that read a component's mapping; none if there is no such type.
-
-        Args:
-            kind: Its section, such as `receivers`.
-            type_: Its type, such as `statsig`.
-        """
+        """The models that read the mapping of a component of a section (`kind`); none if there is no such type."""
         model = (self.of(kind) or {}).get(type_)
         if model is None:
             return ()
@@ -65,13 +47,7 @@ class Components:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Which receivers feed which exporters, by their ids.
-
-    Example:
-        >>> from statsig_otel.config.configuration import Pipeline
-        >>> Pipeline(receivers=("statsig",), exporters=("otlp_grpc", "debug")).exporters
-        ('otlp_grpc', 'debug')
-    """
+    """Which receivers feed which exporters, by their ids."""
 
     receivers: tuple[str, ...]
     exporters: tuple[str, ...]
@@ -82,20 +58,8 @@ class Configuration:
     """A whole configuration, checked. The keys are the ids as written, in their order.
 
     Attributes:
-        receivers: Each receiver's settings.
-        exporters: Each exporter's settings.
-        extensions: Each extension's settings.
-        pipelines: The pipelines.
         service_extensions: The ids of the extensions to start, in their order.
         telemetry: The service's own telemetry.
-
-    Example:
-        >>> from statsig_otel.config import Settings
-        >>> from statsig_otel.config.configuration import Configuration, Pipeline
-        >>> pipelines = {"logs": Pipeline(("door",), ("log",))}
-        >>> configuration = Configuration({"door": Settings()}, {"log": Settings()}, {}, pipelines)
-        >>> list(configuration.exporters)
-        ['log']
     """
 
     receivers: dict[str, Settings]

@@ -20,12 +20,7 @@ _MOST_WORDS: Final = 100
 
 
 class Fault(NamedTuple):
-    """What is wrong with one value or one thing, wherever it is.
-
-    Attributes:
-        message: What is wrong, to be read after the thing's name: `is empty`.
-        hint: What to do about it.
-    """
+    """What is wrong with one value or one thing, to be read after its name: `is empty`. The hint says what to do."""
 
     message: str
     hint: str | None = None
@@ -145,9 +140,7 @@ def hint_for(word: str, words: Iterable[str]) -> str | None:
     """`did you mean ...?`, or all words that there are."""
     known = list(islice(words, _MOST_WORDS))
     near = closest(word, known)
-    if near is not None:
-        return f"did you mean {near}?"
-    return list_of(known)
+    return f"did you mean {near}?" if near else list_of(known)
 
 
 def list_of(words: Iterable[str]) -> str | None:

@@ -48,23 +48,8 @@ _ID_HINT: Final = "an id is TYPE or TYPE/NAME, such as otlp_grpc/backup"
 def load(*locations: FilePath | str, components: Components, environ: Mapping[str, str]) -> Configuration:
     """Read one or more locations, merge them in their order, and check the result.
 
-    Args:
-        locations: Files, or what `--config` takes; see `config.locations`.
-        components: What can be configured.
-        environ: The environment variables for `${env:...}`.
-
     Raises:
         ConfigError: All that is wrong.
-
-    Example:
-        >>> from statsig_otel.config.configuration import Components
-        >>> from statsig_otel.config.grammar import load
-        >>> from statsig_otel.config import Settings
-        >>> components = Components(receivers={"door": Settings}, exporters={"log": Settings})
-        >>> ends = "yaml:{receivers: {door: }, exporters: {log: }}"
-        >>> service = "yaml:service: {pipelines: {logs: {receivers: [door], exporters: [log]}}}"
-        >>> load(ends, service, components=components, environ={}).pipelines
-        {'logs': Pipeline(receivers=('door',), exporters=('log',))}
     """
     return check(read_all(locations, environ=environ), components)
 
@@ -72,27 +57,8 @@ def load(*locations: FilePath | str, components: Components, environ: Mapping[st
 def check(document: Document, components: Components) -> Configuration:
     """Check what was written.
 
-    Args:
-        document: What was written.
-        components: What can be configured.
-
     Raises:
         ConfigError: All that is wrong, including what was wrong when single values were read.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from statsig_otel.config.configuration import Components
-        >>> from statsig_otel.config.grammar import check
-        >>> from statsig_otel.config import ConfigError, Settings
-        >>> from statsig_otel.config.source import parse
-        >>> components = Components(receivers={"door": Settings}, exporters={"log": Settings})
-        >>> document = parse(b"receivers: {dor: }", file="config.yaml", directory=Path(), environ={})
-        >>> try:
-        ...     check(document, components)
-        ... except ConfigError as error:
-        ...     print(error.problems[0])
-        receivers::dor: there is no receiver of the type 'dor' (config.yaml:1)
-          hint: did you mean door? there are: door
     """
     configuration, problems = examine(document, components)
     if problems:
@@ -270,7 +236,7 @@ class _Checker:
                 if name in fitting:
                     continue
                 there = name in (extensions or ())
-                message = f"{quoted(name)} is no {wanted.type}" if there else f"there is no extension {quoted(name)}"
+                message = f"{quoted(name)} is not a {wanted.type}" if there else f"there is no extension {quoted(name)}"
                 hint = hint_for(name, fitting) or f"add a {wanted.type} to extensions, or leave the key out"
                 self._say((kind, id_, *below), message, hint)
 
@@ -282,7 +248,7 @@ class _Checker:
         if signal in _SIGNALS:
             self._say(path, "only logs pipelines are supported", "a change is a log record; name it logs or logs/NAME")
         elif signal != "logs":
-            self._say(path, "is no id of a pipeline", "name it logs or logs/NAME")
+            self._say(path, "is not the id of a pipeline", "name it logs or logs/NAME")
         else:
             fault = _id_fault(id_)
             if fault is not None:
@@ -316,7 +282,7 @@ class _Checker:
             if isinstance(item, Unknown):
                 self._used[kind] = None
             elif not isinstance(item, str):
-                self._say((*path, index), "must be a text")
+                self._say((*path, index), "must be a string")
             elif item in found:
                 self._say((*path, index), f"{quoted(item)} is there twice", "remove one of the two")
             else:
@@ -368,20 +334,11 @@ class _Checker:
         return None if isinstance(value, Unknown) else value
 
     def _keys(
-        self,
-        path: Path,
-        values: Mapping[str, object],
-        known: tuple[str, ...],
-        *,
-        refused: tuple[str, ...] = (),
+        self, path: Path, values: Mapping[str, object], known: tuple[str, ...], *, refused: tuple[str, ...] = ()
     ) -> None:
         """Say which keys are unknown, and remember which were meant by them.
 
-        Args:
-            path: The mapping's path.
-            values: The mapping.
-            known: The keys that it can have.
-            refused: Keys that only the Collector has here. An empty one does no harm.
+        `refused` are keys that only the Collector has here. One without a value is accepted.
         """
         for key, value in values.items():
             if key in refused:
@@ -410,5 +367,5 @@ def _id_fault(id_: str) -> str | None:
     if len(name) > _LONGEST_NAME:
         return f"a name has at most {_LONGEST_NAME} characters"
     if any(category(character)[0] in "ZCS" for character in name):
-        return "a name has no blanks, control characters or symbols"
+        return "a name has no spaces, control characters or symbols"
     return None

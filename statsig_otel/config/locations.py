@@ -26,20 +26,10 @@ _HINT: Final = "there are PATH, file:PATH, env:NAME and yaml:TEXT"
 
 
 def read_all(locations: Iterable[FilePath | str], *, environ: Mapping[str, str]) -> Document:
-    """Read all locations and merge them in their order.
-
-    Args:
-        locations: What `--config` takes. A `Path` is a file, whatever its name.
-        environ: The environment variables, for `env:NAME` and `${env:...}`.
+    """Read all locations and merge them in their order. A `Path` is a file, whatever its name.
 
     Raises:
         ConfigError: Locations can't be read; it names all of them.
-
-    Example:
-        >>> from statsig_otel.config.locations import read_all
-        >>> environ = {"MORE": "{receivers: {}}"}
-        >>> read_all(["yaml:exporters::debug::verbosity: basic", "env:MORE"], environ=environ).values
-        {'exporters': {'debug': {'verbosity': 'basic'}}, 'receivers': {}}
     """
     documents: list[Document] = []
     problems: list[Problem] = []
@@ -57,7 +47,7 @@ def _read(location: FilePath | str, environ: Mapping[str, str]) -> Document:
     if isinstance(location, FilePath):
         return read(location, environ=environ)
     if location in ("", "-"):
-        what = "an empty text names no configuration" if not location else "standard input (-) can't be read"
+        what = "standard input (-) can't be read" if location else "an empty string is not a location"
         raise _error(what, "name a file: it is read again at a reload")
     match = _LOCATION.fullmatch(location)
     if match is None:
@@ -93,35 +83,29 @@ def _parse(text: str, name: str, environ: Mapping[str, str]) -> Document:
     try:
         data = text.encode()
     except UnicodeEncodeError:
-        raise ConfigError([Problem((), "the text is not UTF-8", file=name)]) from None
+        raise ConfigError([Problem((), "it is not UTF-8", file=name)]) from None
     return parse(data, file=name, directory=FilePath(), environ=environ)
 
 
 def _unfolded(document: Document) -> Document:
     """The document with `a::b: x` written out, as the Collector's confmap does."""
+
+    def unfolded(path: Path) -> Path:
+        return (*str(path[0]).split(_DELIMITER), *path[1:]) if path else path
+
+    def moved(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+        return tuple(replace(problem, path=unfolded(problem.path)) for problem in problems)
+
     parts: list[Document] = [Document({}, {(): document.places[()]})]
     for key, value in document.values.items():
-        keys = tuple(key.split(_DELIMITER))
-        place = document.places[(key,)]
-        places: dict[Path, Place] = {keys[:end]: place for end in range(len(keys))}
-        places |= {keys + path[1:]: found for path, found in document.places.items() if path[:1] == (key,)}
-        templates = {keys + path[1:]: found for path, found in document.templates.items() if path[:1] == (key,)}
+        keys = key.split(_DELIMITER)
+        places: dict[Path, Place] = {tuple(keys[:end]): document.places[(key,)] for end in range(len(keys))}
+        places |= {unfolded(path): place for path, place in document.places.items() if path[:1] == (key,)}
+        templates = {unfolded(path): found for path, found in document.templates.items() if path[:1] == (key,)}
         for outer in reversed(keys[1:]):
             value = {outer: value}  # noqa: PLW2901 - folded from the inside out
         parts.append(Document({keys[0]: value}, places, templates=templates))
-    merged = merge(parts)
-
-    def moved(problem: Problem) -> Problem:
-        if not problem.path:
-            return problem
-        keys = tuple(str(problem.path[0]).split(_DELIMITER))
-        return Problem(keys + problem.path[1:], problem.message, problem.hint, problem.file, problem.line)
-
-    return replace(
-        merged,
-        problems=tuple(map(moved, document.problems)),
-        unresolved=tuple(map(moved, document.unresolved)),
-    )
+    return replace(merge(parts), problems=moved(document.problems), unresolved=moved(document.unresolved))
 
 
 def _error(message: str, hint: str) -> ConfigError:

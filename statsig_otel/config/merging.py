@@ -20,14 +20,6 @@ def merge(documents: Iterable[Document]) -> Document:
 
     Each value keeps its own place; a mapping that several documents have keeps the place in the first. Problems of a
     document stay, but a reference that can't be resolved doesn't matter once its value is replaced.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from statsig_otel.config.merging import merge
-        >>> from statsig_otel.config.source import parse
-        >>> texts = (b"a: {x: 1, y: 2}", b"a: {y: 3}")
-        >>> merge(parse(text, file="f", directory=Path(), environ={}) for text in texts).values
-        {'a': {'x': 1, 'y': 3}}
     """
     values: dict[str, object] = {}
     places: dict[Path, Place] = {}

@@ -28,7 +28,7 @@ def _boolean_hint(value: object) -> str | None:
     word = _BOOLEANS.get(str(value).lower())
     if word is None:
         return None
-    return f"write {word}{f': to YAML 1.2 {value} is a text' if str(value).lower() in YAML_1_1_BOOLEANS else ''}"
+    return f"write {word}{f': to YAML 1.2 {value} is a string' if str(value).lower() in YAML_1_1_BOOLEANS else ''}"
 
 
 class Settings(BaseModel):
@@ -82,24 +82,11 @@ class Settings(BaseModel):
         return value
 
     @classmethod
-    def all_refused(cls) -> dict[str, str]:
-        """`refused` of this model and of those that it is built on."""
-        return cls._of_all("refused")
-
-    @classmethod
-    def all_meant(cls) -> dict[str, str]:
-        """`meant`, likewise."""
-        return cls._of_all("meant")
-
-    @classmethod
-    def all_needed(cls) -> dict[str, str]:
-        """`needed`, likewise."""
-        return cls._of_all("needed")
-
-    @classmethod
-    def _of_all(cls, name: str) -> dict[str, str]:
-        tables = [vars(base).get(name, {}) for base in reversed(cls.__mro__)]
-        return {key: text for table in tables for key, text in table.items()}
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Add the tables of the models that this one is built on to its own."""
+        for name in ("refused", "meant", "needed"):
+            tables = [vars(base).get(name, {}) for base in reversed(cls.__mro__)]
+            setattr(cls, name, {key: advice for table in tables for key, advice in table.items()})
 
 
 class Composed(Settings):

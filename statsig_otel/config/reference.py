@@ -21,24 +21,24 @@ from statsig_otel.config.validation import Models
 
 Schema: TypeAlias = dict[str, Any]
 
-_TEXT: Final = ["string", "number", "boolean"]
+_STRING: Final = ["string", "number", "boolean"]
 _REFERENCE: Final[Schema] = {"type": "string", "pattern": r"\$\{", "title": "reference"}
 _REFERENCE_PATH: Final[Schema] = {"$ref": "#/$defs/reference"}
 _WHOLE: Final = r"0x[0-9a-fA-F]+|0o[0-7]+|[-+]?[0-9][0-9_]*(\.0*)?|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE]\+?[0-9]+"
-_NUMBER_TEXT: Final = rf"{_WHOLE}|[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?"
-_AS_TEXT: Final[Mapping[str, Schema]] = {
-    "integer": {"type": "string", "pattern": rf"^\s*({_WHOLE})\s*$|\$\{{", "title": "whole number as a text"},
-    "number": {"type": "string", "pattern": rf"^\s*({_NUMBER_TEXT})\s*$|\$\{{", "title": "number as a text"},
+_NUMBER_STRING: Final = rf"{_WHOLE}|[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?"
+_AS_STRING: Final[Mapping[str, Schema]] = {
+    "integer": {"type": "string", "pattern": rf"^\s*({_WHOLE})\s*$|\$\{{", "title": "whole number as a string"},
+    "number": {"type": "string", "pattern": rf"^\s*({_NUMBER_STRING})\s*$|\$\{{", "title": "number as a string"},
     "boolean": {
         "type": "string",
         "pattern": r"^\s*([Tt]rue|TRUE|[Ff]alse|FALSE)\s*$|\$\{",
-        "title": "true or false as a text",
+        "title": "true or false as a string",
     },
 }
 """A number or a boolean as a string, which the value of a variable always is."""
 
-_TEXTS: Final[Mapping[str, Schema]] = {name: {"$ref": f"#/$defs/{name}_text"} for name in _AS_TEXT}
-_OTHER_FORMS: Final = (_REFERENCE_PATH, *_TEXTS.values())
+_STRINGS: Final[Mapping[str, Schema]] = {name: {"$ref": f"#/$defs/{name}_string"} for name in _AS_STRING}
+_OTHER_FORMS: Final = (_REFERENCE_PATH, *_STRINGS.values())
 _ABOUT: Final = ("description", "default", "examples", "deprecated")
 _NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 _ATTRIBUTE: Final = re.compile(r"^    (\w+): (.+(?:\n {8,}.+)*)", re.MULTILINE)
@@ -59,7 +59,7 @@ class _Generator(GenerateJsonSchema):
         return False
 
     def str_schema(self, schema: core_schema.StringSchema) -> Schema:
-        return {**super().str_schema(schema), "type": _TEXT}
+        return {**super().str_schema(schema), "type": _STRING}
 
     def literal_schema(self, schema: core_schema.LiteralSchema) -> Schema:
         return {"enum": _written(schema["expected"])}
@@ -152,11 +152,11 @@ def _with_references(schema: Schema) -> Schema:
         else:
             found[key] = value
     if found.get("format") == "path":
-        found = {key: value for key, value in found.items() if key != "format"} | {"type": _TEXT}
+        found = {key: value for key, value in found.items() if key != "format"} | {"type": _STRING}
     if found.get("type") in ("integer", "number", "boolean") or "enum" in found:
         value = {key: item for key, item in found.items() if key not in _ABOUT}
         about: Schema = {key: item for key, item in found.items() if key in _ABOUT}
-        return {"anyOf": [value, _TEXTS.get(str(found.get("type")), _REFERENCE_PATH)], **about}
+        return {"anyOf": [value, _STRINGS.get(str(found.get("type")), _REFERENCE_PATH)], **about}
     if "anyOf" in found:
         found["anyOf"] = list(_flat(found["anyOf"]))
     return found
@@ -206,9 +206,9 @@ def json_schema(components: Components) -> Schema:
         "$defs": {
             "reference": {
                 **_REFERENCE,
-                "description": "A text with ${env:NAME}, ${env:NAME:-default} or ${file:PATH}.",
+                "description": "A string with ${env:NAME}, ${env:NAME:-default} or ${file:PATH}.",
             },
-            **{f"{name}_text": schema for name, schema in _AS_TEXT.items()},
+            **{f"{name}_string": schema for name, schema in _AS_STRING.items()},
             **definitions,
         },
     }
@@ -330,7 +330,7 @@ def _type(schema: Schema) -> str:
 
 def _is_other_form(schema: Schema) -> bool:
     """Whether the schema is only another way to write the same value."""
-    is_spelling = schema.get("type") == "string" and "title" not in schema  # a string has all of `_TEXT`
+    is_spelling = schema.get("type") == "string" and "title" not in schema  # a string has all of `_STRING`
     return schema in _OTHER_FORMS or schema.get("type") == "null" or is_spelling
 
 
@@ -345,7 +345,7 @@ def _word(schema: Schema) -> str:
         return f"mapping of {_plural(_type(schema['additionalProperties']))}"
     if "$ref" in schema:
         return "mapping"
-    return "text" if schema.get("type") == _TEXT else _WORDS.get(str(schema.get("type")), "anything")
+    return "string" if schema.get("type") == _STRING else _WORDS.get(str(schema.get("type")), "anything")
 
 
 def _plural(word: str) -> str:

@@ -40,11 +40,6 @@ class Place:
         file: The file, or another source, such as an environment variable.
         line: The line in the file, from 1.
         text: A number or a boolean as it was written.
-
-    Example:
-        >>> from statsig_otel.config.source import Place
-        >>> Place("config.yaml", 4).line
-        4
     """
 
     file: str
@@ -54,7 +49,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    r"""What was written, as plain values: mappings with strings as keys, lists, strings, numbers, booleans and None.
+    """What was written, as plain values: mappings with strings as keys, lists, strings, numbers, booleans and None.
 
     Attributes:
         values: The values. `UNKNOWN` stands for one that could not be read.
@@ -63,15 +58,6 @@ class Document:
         unresolved: What was wrong with references (`${...}`) in single values. They don't matter if another document
             replaces the value.
         templates: The values that contain a file's content, by their path.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from statsig_otel.config.source import parse
-        >>> document = parse(b"receivers:\n  statsig: {path: /hook}", file="config.yaml", directory=Path(), environ={})
-        >>> document.values
-        {'receivers': {'statsig': {'path': '/hook'}}}
-        >>> document.places["receivers", "statsig", "path"].line
-        2
     """
 
     values: Mapping[str, object]
@@ -101,38 +87,16 @@ class Document:
         return self.places.get(path)
 
     def problem(self, path: Path, message: str, hint: str | None = None) -> Problem:
-        """A problem at a value's place.
-
-        Args:
-            path: The value's path.
-            message: What is wrong with it.
-            hint: What to do about it.
-        """
+        """A problem of a value, with its place."""
         place = self.place(path)
-        if place is None:
-            return Problem(path, message, hint)
-        return Problem(path, message, hint, place.file, place.line)
+        return Problem(path, message, hint, place.file if place else None, place.line if place else None)
 
 
 def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
-    """Read a file.
-
-    Args:
-        path: The file. Relative paths in `${file:...}` start at its directory.
-        environ: The environment variables for `${env:...}`.
+    """Read a file. Relative paths in `${file:...}` start at its directory.
 
     Raises:
         ConfigError: It can't be read, or is not a YAML mapping. What is wrong with single values is in the document.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
-        >>> from statsig_otel.config.source import read
-        >>> with TemporaryDirectory() as folder:
-        ...     file = Path(folder, "config.yaml")
-        ...     _ = file.write_text("receivers: {statsig: }")
-        ...     read(file, environ={}).values
-        {'receivers': {'statsig': None}}
     """
     try:
         data = _read(path)
@@ -140,7 +104,9 @@ def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
         hint = "name a file, such as config.yaml within it" if isinstance(error, IsADirectoryError) else None
         raise ConfigError([Problem((), f"the file can't be read: {error.strerror}", hint, str(path))]) from None
     except ValueError:  # a NUL, or a surrogate
-        raise ConfigError([Problem((), f"{quoted(str(path))} is no path that a file can have")]) from None
+        raise ConfigError(
+            [Problem((), f"{quoted(str(path))} is not a path: it contains a NUL byte or a surrogate")]
+        ) from None
     return parse(data, file=str(path), directory=path.parent, environ=environ)
 
 
@@ -156,23 +122,10 @@ def _read(path: FilePath) -> bytes:
 
 
 def parse(data: bytes, *, file: str, directory: FilePath, environ: Mapping[str, str]) -> Document:
-    """Read the bytes of a file.
-
-    Args:
-        data: The bytes: UTF-8 YAML.
-        file: The file's name, for messages.
-        directory: Where relative paths in `${file:...}` start.
-        environ: The environment variables for `${env:...}`.
+    """Read the bytes of a file. Messages name `file`; relative paths in `${file:...}` start at `directory`.
 
     Raises:
         ConfigError: It is not a YAML mapping. What is wrong with single values is in the document.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from statsig_otel.config.source import parse
-        >>> environ = {"HOST": "collector"}
-        >>> parse(b"endpoint: ${env:HOST}:4317", file="config.yaml", directory=Path(), environ=environ).values
-        {'endpoint': 'collector:4317'}
     """
     if len(data) > MAX_FILE:
         raise ConfigError([Problem((), f"the file is larger than {MAX_FILE >> 20} MiB", file=file)])
@@ -185,8 +138,7 @@ def parse(data: bytes, *, file: str, directory: FilePath, environ: Mapping[str, 
     try:
         values = builder.mapping(_root(text), ())
     except TreeError as error:
-        fault = error.fault
-        raise ConfigError([Problem((), fault.message, fault.hint, file, fault.line)]) from None
+        raise ConfigError([Problem((), error.message, error.hint, file, error.line)]) from None
     return Document(values, builder.places, tuple(builder.problems), tuple(builder.unresolved), builder.templates)
 
 
@@ -195,8 +147,8 @@ def _root(text: str) -> yaml_tree.Mapping:
     if isinstance(root, yaml_tree.Mapping):
         return root
     if isinstance(root, Scalar) and root.value is None:
-        raise TreeError(BadNode(root.line, "the file is empty"))
-    raise TreeError(BadNode(root.line, "the file is no mapping", "begin with receivers: in the first column"))
+        raise TreeError(root.line, "the file is empty")
+    raise TreeError(root.line, "the file is not a mapping", "begin with receivers: in the first column")
 
 
 @dataclass(slots=True)
@@ -235,11 +187,8 @@ class _Builder:
             line = value_node.line if isinstance(value_node, Scalar) and value_node.text else key_node.line
             below = (*path, key)
             if key in values:
-                first = lines[key]
-                self.problems.append(
-                    Problem(below, "is there twice", f"the first is in line {first}", self.file, key_node.line)
-                )
-                values[key] = UNKNOWN
+                hint = f"the first is in line {lines[key]}"
+                values[key] = self._fault(below, BadNode(key_node.line, "is there twice", hint))
                 continue
             lines[key] = key_node.line
             values[key] = self.value(value_node, below, line)
@@ -247,31 +196,22 @@ class _Builder:
 
     def _key(self, node: Node, path: Path) -> str | None:
         """A key, which has to be a string."""
-        if isinstance(node, Scalar) and isinstance(node.value, str):
+        fault: tuple[str, str | None]
+        if isinstance(node, Scalar):
+            shown = quoted(node.text)[1:-1]
             if node.plain and node.text == "<<":
-                self._fault(
-                    path,
-                    BadNode(node.line, "has a merge key (<<), which YAML 1.2 does not have", "write the keys out"),
-                )
-                return None
-            return node.value
-        if isinstance(node, Scalar) and not node.text:
-            fault = BadNode(node.line, "has a key that is empty", 'write it as ""')
-        elif isinstance(node, Scalar):
-            fault = BadNode(
-                node.line,
-                f"has the key {quoted(node.text)[1:-1]}, which is no text",
-                f'write it as "{quoted(node.text)[1:-1]}"',
-            )
+                fault = "has a merge key (<<), which YAML 1.2 does not have", "write the keys out"
+            elif isinstance(node.value, str):
+                return node.value
+            elif node.text:
+                fault = f"has the key {shown}, which is not a string", f'write it as "{shown}"'
+            else:
+                fault = "has a key that is empty", 'write it as ""'
         elif isinstance(node, BadNode):
-            fault = BadNode(node.line, f"has a key that {node.message}", node.hint)
+            fault = f"has a key that {node.message}", node.hint
         else:
-            fault = BadNode(
-                node.line,
-                "has a key that is a list or a mapping",
-                "keys are texts; quote a text that begins with [, { or ?",
-            )
-        self._fault(path, fault)
+            fault = "has a key that is a list or a mapping", "keys are strings; quote one that begins with [, { or ?"
+        self._fault(path, BadNode(node.line, *fault))
         return None
 
     def _scalar(self, node: Scalar, path: Path) -> object:
@@ -296,10 +236,6 @@ class _Builder:
     def _visit(self, path: Path, line: int) -> None:
         self._count += 1
         if self._count > MAX_VALUES:
-            raise TreeError(
-                BadNode(line, f"the file holds more than {MAX_VALUES} values, with its aliases (*) written out")
-            )
+            raise TreeError(line, f"the file contains more than {MAX_VALUES} values, with its aliases (*) written out")
         if len(path) > MAX_DEPTH:
-            raise TreeError(
-                BadNode(line, f"values are nested more than {MAX_DEPTH} deep, with their aliases (*) written out")
-            )
+            raise TreeError(line, f"values are nested more than {MAX_DEPTH} deep, with their aliases (*) written out")

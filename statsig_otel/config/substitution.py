@@ -71,7 +71,7 @@ class Substitution:
         if match[0] == "$$":
             return "$"
         if not match[2]:
-            raise SettingError("holds a ${ without its }", _ESCAPE_HINT)
+            raise SettingError("contains a ${ without its }", _ESCAPE_HINT)
         value = self._resolve(match[1])
         self._room -= len(value)
         if self._room < 0:
@@ -81,8 +81,8 @@ class Substitution:
     def _resolve(self, reference: str) -> str:
         if "${" in reference:
             raise SettingError(
-                "holds a ${ within a ${...}",
-                f"close the first with a }}; a default can't hold another reference; {_ESCAPE_HINT}",
+                "contains a ${ within a ${...}",
+                f"close the first with a }}; a default can't contain another reference; {_ESCAPE_HINT}",
             )
         if reference.startswith("file:"):
             return self._file(reference.removeprefix("file:"))
@@ -90,12 +90,12 @@ class Substitution:
             scheme = reference.partition(":")[0]
             raise SettingError(f"${{{scheme}:...}} is not supported", _FORMS_HINT)
         if not reference.startswith("env:") and _SCHEME.match(reference) and not _VARIABLE.fullmatch(reference):
-            raise SettingError("holds a ${...} with an unknown scheme", _FORMS_HINT)
+            raise SettingError("contains a ${...} with an unknown scheme", _FORMS_HINT)
         match = _VARIABLE.fullmatch(reference.removeprefix("env:"))
         if match is None:
             raise SettingError(
-                "holds a ${...} that names no environment variable",
-                f"a name has letters, digits and _ only, and begins with no digit; {_ESCAPE_HINT}",
+                "contains a ${...} that names no environment variable",
+                f"a name has letters, digits and _ only, and does not begin with a digit; {_ESCAPE_HINT}",
             )
         return self._variable(match[1], match[2])
 
@@ -118,14 +118,14 @@ class Substitution:
     def _read(self, name: str) -> str:
         shown = quoted(name)[1:-1]
         if not name:
-            raise SettingError("holds a ${file:} without a path", _FORMS_HINT)
+            raise SettingError("contains a ${file:} without a path", _FORMS_HINT)
         try:
             content = read_regular(self._directory / name, MAX_FILE)
         except OSError as error:
             reason = error.strerror or "it can't be opened"
             raise SettingError(f"the file {shown} can't be read: {reason}") from None
         except ValueError:  # a NUL in the path, or a surrogate
-            raise SettingError("holds a ${file:...} whose path no file can have") from None
+            raise SettingError("contains a ${file:...} whose path no file can have") from None
         if len(content) > MAX_FILE:
             raise SettingError(f"the file {shown} is larger than {MAX_FILE >> 20} MiB")
         try:
@@ -172,7 +172,7 @@ def read_regular(path: Path, most: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(0, "it is no regular file")
+            raise OSError(0, "it is not a regular file")
         return file.read(most + 1)
 
 

@@ -7,40 +7,38 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Final, get_args
 
-from pydantic import (
-    BeforeValidator,
-    PlainSerializer,
-    ValidationInfo,
-    WithJsonSchema,
-)
+from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, WithJsonSchema
 
 from statsig_otel.config.errors import SettingError
 
-_DURATION: Final = re.compile(r"(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+")
-_NO_DURATION: Final = "must be a duration such as 30s, 500ms or 1h30m"
-_DURATION_PART: Final = re.compile(r"([0-9.]+)(ns|us|µs|μs|ms|s|m|h)")
 _SECONDS: Final = {
     "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0,
 }  # fmt: skip
+_PART: Final = rf"([0-9]+(\.[0-9]*)?|\.[0-9]+)({'|'.join(_SECONDS)})"
+_DURATION_PART: Final = re.compile(_PART)
+_DURATION: Final = re.compile(f"({_PART})+")
+_NO_DURATION: Final = "must be a duration such as 30s, 500ms or 1h30m"
 _LONGEST: Final = 9_223_372_036.0  # the most that Go's durations and the timeouts of Python's threads can be
-_TOO_LONG: Final = "is longer than 292 years, which no duration can be"
+_TOO_LONG: Final = "is too long: a duration is at most 292 years"
 _LIKE_A_DURATION: Final = re.compile(r"([-+]?)([0-9]{1,9}(?:\.[0-9]{1,9})?) *([a-z]*)")
 _UNIT_WORDS: Final = {
-    "": "s", "s": "s", "sec": "s", "second": "s", "m": "m", "min": "m", "minute": "m", "h": "h", "hr": "h", "hour": "h",
+    "s": "s", "sec": "s", "second": "s", "m": "m", "min": "m", "minute": "m", "h": "h", "hr": "h", "hour": "h",
     "ms": "ms", "milli": "ms", "msec": "ms", "millisecond": "ms", "us": "us", "microsecond": "us", "ns": "ns",
     "nanosecond": "ns",
 }  # fmt: skip
 
-_NO_SIZE: Final = "must be a size such as 20MiB, 512KiB or a number of bytes"
-_LIKE_A_SIZE: Final = re.compile(r"([-+]?)([0-9]{1,9}(?:\.[0-9]{1,9})?) *([kmgt]?)(i?)(?:b|bytes?)?", re.IGNORECASE)
-_SIZE: Final = re.compile(r"([0-9]{1,18})(?:[ ]?(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB))?", re.IGNORECASE)
 _BYTES: Final = {
-    "": 1, "b": 1,
-    "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
-    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "": 1, "B": 1,
+    "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
 }  # fmt: skip
+_SIZE: Final = re.compile(r"([0-9]{1,18})(?: ?((?:[KMGT]I?)?B))?", re.IGNORECASE | re.ASCII)
+_NO_SIZE: Final = "must be a size such as 20MiB, 512KiB or a number of bytes"
 _MOST_BYTES: Final = 2**63 - 1
-_TOO_LARGE: Final = "is 8 EiB or more (2^63 bytes), which no size can be"
+_TOO_LARGE: Final = "is too large: a size is less than 8 EiB (2^63 bytes)"
+_LIKE_A_SIZE: Final = re.compile(
+    r"([-+]?)([0-9]{1,9}(?:\.[0-9]{1,9})?) *([KMGT]?)(I?)(?:B|BYTES?)?", re.IGNORECASE | re.ASCII
+)
 
 AS_WRITTEN: Final = object()
 """The context of a validation of values from a file, where a duration needs a unit."""
@@ -58,7 +56,7 @@ def _duration_hint(value: str) -> str | None:
         return f"it needs a unit, such as {number}s or {number}ms"
     if unit[0] in "dw":
         return f"write hours: {float(number) * (24 if unit[0] == 'd' else 168):g}h"
-    known = _UNIT_WORDS.get(unit.rstrip("s") if unit not in ("s", "ms", "us", "ns") else unit)
+    known = _UNIT_WORDS.get(unit) or _UNIT_WORDS.get(unit.removesuffix("s"))
     return f"write {number}{known}" if known else None
 
 
@@ -83,7 +81,7 @@ def parse_duration(value: object) -> object:
         return 0.0
     if not _DURATION.fullmatch(value):
         raise SettingError(_NO_DURATION, _duration_hint(value))
-    seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value))
+    seconds = sum(float(number) * _SECONDS[unit] for number, _, unit in _DURATION_PART.findall(value))
     if seconds > _LONGEST:
         raise ValueError(_TOO_LONG)
     return seconds
@@ -96,45 +94,6 @@ def _duration(value: object, info: ValidationInfo) -> object:
     if not value <= _LONGEST:  # so no NaN either
         raise ValueError(_TOO_LONG)
     return value
-
-
-def _size_hint(value: object) -> str | None:
-    """What to write instead of a size that is nearly right."""
-    match = _LIKE_A_SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is None:
-        return None
-    sign, number, prefix, binary = match.groups()
-    if sign == "-":
-        return "it can't be negative"
-    unit = prefix.upper() + ("iB" if binary else "B") if prefix else ""
-    if "." not in number:
-        return f"write {number}{unit}"
-    size = float(number) * _BYTES[unit.lower()]
-    return f"write whole numbers: {format_size(int(size))}" if size.is_integer() else None
-
-
-def parse_size(value: object) -> object:
-    """Bytes of a size such as `20MiB`, `512KiB` or `1048576`.
-
-    Raises:
-        ValueError: It is not a size.
-    """
-    if isinstance(value, float) and value.is_integer():  # 1e6
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < 0:
-            raise ValueError("must not be negative")
-        return _bounded(value)
-    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise SettingError(_NO_SIZE, _size_hint(value))
-    return _bounded(int(match[1]) * _BYTES[(match[2] or "").lower()])
-
-
-def _bounded(size: int) -> int:
-    if size > _MOST_BYTES:
-        raise ValueError(_TOO_LARGE)
-    return size
 
 
 def format_duration(seconds: float) -> str:
@@ -150,6 +109,50 @@ def format_duration(seconds: float) -> str:
     return f"{minutes:f}m{text}" if minutes else text
 
 
+def _size_hint(value: object) -> str | None:
+    """What to write instead of a size that is nearly right."""
+    match = _LIKE_A_SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        return None
+    sign, number, prefix, binary = match.groups()
+    if sign == "-":
+        return "it can't be negative"
+    unit = prefix.upper() + ("iB" if binary else "B") if prefix else ""
+    if "." not in number:
+        return f"write {number}{unit}"
+    size = float(number) * _BYTES[unit.upper()]
+    return f"write whole numbers: {format_size(int(size))}" if size.is_integer() else None
+
+
+def parse_size(value: object) -> object:
+    """Bytes of a size such as `20MiB`, `512KiB` or `1048576`.
+
+    Raises:
+        ValueError: It is not a size.
+    """
+    if isinstance(value, float) and value.is_integer():  # 1e6
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    elif isinstance(value, str) and (match := _SIZE.fullmatch(value)):
+        size = int(match[1]) * _BYTES[(match[2] or "").upper()]
+    else:
+        raise SettingError(_NO_SIZE, _size_hint(value))
+    if size < 0:
+        raise ValueError("must not be negative")
+    if size > _MOST_BYTES:
+        raise ValueError(_TOO_LARGE)
+    return size
+
+
+def format_size(size: int) -> str | int:
+    """A size with the largest unit that leaves a whole number, such as `20MiB`; else a plain number."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size and size % _BYTES[unit.upper()] == 0:
+            return f"{size // _BYTES[unit.upper()]}{unit}"
+    return size
+
+
 def unit_of(annotation: Any) -> Callable[[Any], str | int] | None:
     """What formats the values of a type, if it is a duration or a size; else None."""
     validators = [one.func for one in get_args(annotation) if isinstance(one, BeforeValidator)]
@@ -158,19 +161,11 @@ def unit_of(annotation: Any) -> Callable[[Any], str | int] | None:
     return format_size if parse_size in validators else None
 
 
-def format_size(size: int) -> str | int:
-    """A size with the largest unit that leaves a whole number, such as `20MiB`; else a plain number."""
-    for unit in ("TiB", "GiB", "MiB", "KiB"):
-        if size and size % _BYTES[unit.lower()] == 0:
-            return f"{size // _BYTES[unit.lower()]}{unit}"
-    return size
-
-
 # In both schemas a string that contains a ${...} is allowed.
 _DURATION_SCHEMA: Final = {
     "title": "duration",
     "type": ["string", "number"],
-    "pattern": r"^0$|^(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+$|\$\{",
+    "pattern": rf"^0$|^({_PART})+$|\$\{{",
     "minimum": 0,
     "maximum": 0,
 }

@@ -25,13 +25,13 @@ Models: TypeAlias = tuple[type[Settings], ...]
 """The models that read one mapping, each its own keys."""
 
 LIST_HINT: Final = "write [A, B], or a line with - A for each"
-NO_NAME: Final = "holds a key that is no name"
-NO_NAME_HINT: Final = "write NAME: VALUE, with a blank behind the colon"
+NO_NAME: Final = "contains a key that is not a name"
+NO_NAME_HINT: Final = "write NAME: VALUE, with a space after the colon"
 
 # By pydantic's error types. In braces: keys of the error's context.
 _TYPES: Final = {
-    "string_type": "a text",
-    "string_sub_type": "a text",
+    "string_type": "a string",
+    "string_sub_type": "a string",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "int_type": "a whole number",
@@ -57,7 +57,7 @@ _TYPES: Final = {
     "enum": "{expected}",
 }
 _A_MAPPING: Final = "must be a mapping"
-_A_TEXT: Final = "must be a text"
+_A_STRING: Final = "must be a string"
 _NO_VALUE: Final = "has no value"
 _WORDS: Final = {
     "missing": "is required",
@@ -135,30 +135,30 @@ def _checked(
             return settings, []
         # A value that could not be read has a problem already, so the errors of the models about it are left out.
         problems = _problems(errors, models, value, path, document)
-        texts = {
-            problem.path: problem for problem in problems if problem.path not in tried and _text(problem, document)
+        strings = {
+            problem.path: problem for problem in problems if problem.path not in tried and _as_string(problem, document)
         }
-        if not texts:
+        if not strings:
             # Where a string was wanted, the error about the string says more than the one about the number.
-            first = {place: problem for place, problem in tried.items() if problem.message != _A_TEXT}
+            first = {place: problem for place, problem in tried.items() if problem.message != _A_STRING}
             return None, [first.get(problem.path, problem) for problem in problems]
-        tried |= texts
-        value = _with_texts(value, path, {place: _text(problem, document) for place, problem in texts.items()})
+        tried |= strings
+        value = _with_strings(value, path, {place: _as_string(problem, document) for place, problem in strings.items()})
 
 
-def _text(problem: Problem, document: Document) -> str | None:
+def _as_string(problem: Problem, document: Document) -> str | None:
     place = document.places.get(problem.path)
     return place.text if place else None
 
 
-def _with_texts(value: object, path: Path, texts: Mapping[Path, str | None]) -> object:
+def _with_strings(value: object, path: Path, strings: Mapping[Path, str | None]) -> object:
     """The value at the path, with some values in it replaced by strings."""
-    if path in texts:
-        return texts[path]
+    if path in strings:
+        return strings[path]
     if isinstance(value, Mapping):
-        return {key: _with_texts(item, (*path, key), texts) for key, item in value.items()}
+        return {key: _with_strings(item, (*path, key), strings) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_texts(item, (*path, index), texts) for index, item in enumerate(value)]
+        return [_with_strings(item, (*path, index), strings) for index, item in enumerate(value)]
     return value
 
 
@@ -180,14 +180,11 @@ def _problems(
         if below in right or below in unknown:
             continue
         if found[0]["type"] == "extra_forbidden":
-            key = str(below[-1])
-            holders = _types(models, below[:-1])
-            advice = _advice(holders, key)
-            if advice is not None:
+            if advice := _advice("refused", models, below):
                 problems[below] = Fault("is a key of the Collector that is not supported here", advice)
                 continue
-            known = _keys(holders)
-            target = _meant(holders, key)
+            key, known = str(below[-1]), _keys(_types(models, below[:-1]))
+            target = _advice("meant", models, below)
             problems[below] = Fault("unknown key", f"did you mean {target}?" if target else hint_for(key, known))
             near = target.partition("::")[0] if target else closest(key, known)
             if near is not None:
@@ -213,19 +210,17 @@ def _with_hint(fault: Fault, models: Models, below: Path, found: list[ErrorDetai
     if not isinstance(key, str):
         return fault
     if message in (_WORDS["missing"], _NO_VALUE):
-        return Fault(message, _first(models, below, "all_needed") or hint)
+        return Fault(message, _advice("needed", models, below) or hint)
     is_switch = all(isinstance(details["input"], bool) for details in found)
     if message == _A_MAPPING and is_switch and "enabled" in _keys(_types(models, below)):
         return Fault(message, f"write {key}: {{enabled: {'true' if found[0]['input'] else 'false'}}}")
     return fault
 
 
-def _first(models: Models, below: Path, table: str) -> str | None:
-    """What a table of the models around a key says about the key."""
-    for holder in _models(_types(models, below[:-1])):
-        if issubclass(holder, Settings) and (text := getattr(holder, table)().get(below[-1])):
-            return str(text)
-    return None
+def _advice(table: str, models: Models, below: Path) -> str | None:
+    """What the models around a key say about the key, in `refused`, `meant` or `needed`."""
+    tables = (getattr(holder, table, {}) for holder in _models(_types(models, below[:-1])))
+    return next((found[below[-1]] for found in tables if below[-1] in found), None)
 
 
 def is_secret(models: Models, below: Path) -> bool:
@@ -361,22 +356,6 @@ def _models(annotations: Collection[Any]) -> Iterator[type[BaseModel]]:
 
 def _keys(annotations: Collection[Any]) -> list[str]:
     return [name for model in _models(annotations) for name, _ in _names(model)]
-
-
-def _meant(annotations: Collection[Any], key: str) -> str | None:
-    """The key that is meant by a wrong one, if a model knows it."""
-    for model in _models(annotations):
-        if issubclass(model, Settings) and key in model.all_meant():
-            return model.all_meant()[key]
-    return None
-
-
-def _advice(annotations: Collection[Any], key: str) -> str | None:
-    """What to do instead of a key that is refused, if a model knows it."""
-    for model in _models(annotations):
-        if issubclass(model, Settings) and key in model.all_refused():
-            return model.all_refused()[key]
-    return None
 
 
 _SHORTEST_SECRET: Final = 4  # a shorter string is not a secret, and may be a part of the message's own words

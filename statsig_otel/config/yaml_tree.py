@@ -30,10 +30,11 @@ MAX_DEPTH: Final = 64
 """How deep values may be nested."""
 
 MAX_VALUES: Final = 20_000
-"""How many values a file may hold."""
+"""How many values a file may contain."""
 
 _TAG: Final = "tag:yaml.org,2002:"
-_TAG_HINT: Final = "quote a text that begins with a !"
+_TAGGED: Final = "has a YAML tag, which is not supported"
+_REMOVE_TAG: Final = "remove the word that begins with !"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,11 +76,13 @@ Node: TypeAlias = Scalar | Sequence | Mapping | BadNode
 
 
 class TreeError(Exception):
-    """The string is not a YAML document. The fault says why and where."""
+    """The string is not a YAML document."""
 
-    def __init__(self, fault: BadNode) -> None:
-        super().__init__(fault.message)
-        self.fault: Final = fault
+    def __init__(self, line: int, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.line: Final = line
+        self.message: Final = message
+        self.hint: Final = hint
 
 
 def parse(text: str) -> Node:
@@ -92,7 +95,7 @@ def parse(text: str) -> Node:
     for event in _events(text):
         builder.take(event)
     if builder.root is None:
-        raise TreeError(BadNode(1, "the file is empty"))
+        raise TreeError(1, "the file is empty")
     return builder.root
 
 
@@ -104,41 +107,39 @@ def _events(text: str) -> Iterator[Event]:
             yield event
     except ReaderError as error:
         # Its position counts from the beginning of the string.
-        found = text.count("\n", 0, error.position) + 1
-        raise TreeError(
-            BadNode(found, f"the file holds the character {error.character:#06x}, which YAML forbids")
-        ) from None
+        line = text.count("\n", 0, error.position) + 1
+        raise TreeError(line, f"the file contains the character {error.character:#06x}, which YAML forbids") from None
     except MarkedYAMLError as error:
-        raise TreeError(_syntax_fault(error)) from None
+        raise _syntax_error(error) from None
     except (YAMLError, ValueError, OverflowError, LookupError, TypeError, AttributeError, AssertionError):
         # The scanner itself raises for some strings, such as a \U escape past the end of Unicode.
-        raise TreeError(BadNode(line, "the file can't be read as YAML from here on")) from None
+        raise TreeError(line, "the file can't be read as YAML from here on") from None
 
 
-def _syntax_fault(error: MarkedYAMLError) -> BadNode:
+def _syntax_error(error: MarkedYAMLError) -> TreeError:
     """The parser's error in one line. Its excerpt of the file is left out, since it may contain a secret."""
     problem = " ".join((error.problem or error.context or "it can't be read").split())
     line = _mark_line(error.problem_mark) or _mark_line(error.context_mark) or 1
     begun = _mark_line(error.context_mark) or line
-    if "could not find expected ':'" in problem:
-        return BadNode(begun, "the file breaks YAML's syntax: a key without its :", "write KEY: VALUE")
-    if "end of stream" in problem:
-        return BadNode(begun, "the file breaks YAML's syntax: a quote that is not closed")
-    if "<stream end>" in problem:
-        return BadNode(begun, "the file breaks YAML's syntax: a [ or { that is not closed")
     hint = None
-    if "mapping values are not allowed" in problem:
-        problem, hint = "a : where none can be", 'quote a text that holds ": ", and look at the indentation'
+    if "could not find expected ':'" in problem:
+        line, problem, hint = begun, "a key without its :", "write KEY: VALUE"
+    elif "end of stream" in problem:
+        line, problem = begun, "a quote that is not closed"
+    elif "<stream end>" in problem:
+        line, problem = begun, "a [ or { that is not closed"
+    elif "mapping values are not allowed" in problem:
+        problem, hint = "a : where none can be", 'quote a string that contains ": ", and check the indentation'
     elif "'\\t'" in problem:
-        problem, hint = "a tab where blanks are wanted", "indent with blanks"
+        problem, hint = "a tab where spaces are expected", "indent with spaces"
     elif "cannot start any token" in problem:
-        hint = "quote a text that begins with this character"
+        hint = "quote a string that begins with this character"
     elif problem.endswith("but got '{'"):
-        hint = "quote a text that holds ${...} where it stands between [ ] or { }"
+        hint = "quote a string that contains ${...} where it stands between [ ] or { }"
     elif "expected <block end>" in problem:
         problem = "this does not belong to what stands above it"
-        hint = f"look at the indentation and the quotes; the block begins in line {begun}"
-    return BadNode(line, f"the file breaks YAML's syntax: {problem}", hint)
+        hint = f"check the indentation and the quotes; the block begins in line {begun}"
+    return TreeError(line, f"the file breaks YAML's syntax: {problem}", hint)
 
 
 def _mark_line(mark: Any) -> int | None:
@@ -156,7 +157,7 @@ class _Builder:
 
     def take(self, event: Event) -> None:
         if isinstance(event, DocumentStartEvent) and self.root is not None:
-            raise TreeError(BadNode(_line(event), "the file holds several documents", "put all into one, without ---"))
+            raise TreeError(_line(event), "the file contains several documents", "put all into one, without ---")
         if isinstance(event, SequenceEndEvent | MappingEndEvent):
             closed = self._open.pop()
             self._add(closed.fault or closed.node)
@@ -169,13 +170,11 @@ class _Builder:
 
     def _begin(self, event: SequenceStartEvent | MappingStartEvent) -> None:
         if len(self._open) == MAX_DEPTH:
-            raise TreeError(BadNode(_line(event), f"values are nested more than {MAX_DEPTH} deep"))
+            raise TreeError(_line(event), f"values are nested more than {MAX_DEPTH} deep")
         node = Sequence(_line(event)) if isinstance(event, SequenceStartEvent) else Mapping(_line(event))
         fault = None
         if event.tag not in (None, "!", _TAG + ("seq" if isinstance(node, Sequence) else "map")):
-            fault = BadNode(
-                _line(event), "has a YAML tag, which is not supported", "remove the word that begins with !"
-            )
+            fault = BadNode(_line(event), _TAGGED, _REMOVE_TAG)
         self._anchored(event, fault or node)
         self._open.append(_Open(node, event.anchor, fault))
 
@@ -187,11 +186,8 @@ class _Builder:
     def _alias(self, event: AliasEvent) -> Node:
         node = self._anchors.get(event.anchor)
         if node is None:
-            return BadNode(
-                _line(event),
-                "is an alias (*) of an anchor (&) that is nowhere above",
-                "quote a text that begins with a *",
-            )
+            message = "is an alias (*) of an anchor (&) that is nowhere above"
+            return BadNode(_line(event), message, "quote a string that begins with a *")
         if any(entry.node is node for entry in self._open):
             return BadNode(_line(event), "is an alias (*) of a value that it is a part of")
         return node
@@ -199,7 +195,7 @@ class _Builder:
     def _add(self, node: Node) -> None:
         self._count += 1
         if self._count > MAX_VALUES:
-            raise TreeError(BadNode(node.line, f"the file holds more than {MAX_VALUES} values"))
+            raise TreeError(node.line, f"the file contains more than {MAX_VALUES} values")
         if not self._open:
             self.root = node
             return
@@ -234,7 +230,7 @@ def _scalar(event: ScalarEvent) -> Scalar | BadNode:
         # Two escapes may be the halves of one character past U+FFFF (JSON's way, and JSON is YAML).
         text = event.value.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        return BadNode(line, "holds half of a character (a lone surrogate)")
+        return BadNode(line, "contains half of a character (a lone surrogate)")
     plain = not event.style
     tag = event.tag
     if tag is None:
@@ -245,8 +241,8 @@ def _scalar(event: ScalarEvent) -> Scalar | BadNode:
     if tag in (_TAG + "int", _TAG + "float", _TAG + "bool", _TAG + "null"):
         if _kind(value) == tag.removeprefix(_TAG):
             return Scalar(line, text, value, plain=True)
-        return BadNode(line, "is not what its YAML tag says", "remove the word that begins with !")
-    return BadNode(line, "has a YAML tag, which is not supported", _TAG_HINT)
+        return BadNode(line, "is not what its YAML tag says", _REMOVE_TAG)
+    return BadNode(line, _TAGGED, "quote a string that begins with a !")
 
 
 def _kind(value: Atom) -> str:

@@ -1,4 +1,4 @@
-"""Says why a path can't be used, in words. Creates, changes and holds nothing."""
+"""Says why a path can't be used, in words. Creates, changes and opens nothing."""
 
 import errno
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Final
 
 from statsig_otel.config.errors import Fault
 
-NO_PATH: Final = "holds a NUL, and is no path that a file can have"
+NO_PATH: Final = "contains a NUL byte, which no path can contain"
 WRITABLE_HINT: Final = "let the service's own user write there, or name another place"
 _LONGEST_SHOWN: Final = 120
 

@@ -65,7 +65,7 @@ def test_one_file_may_be_named_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("location", "text"),
     [
-        ("", "an empty text names no configuration (--config)\n  hint: name a file: it is read again at a reload"),
+        ("", "an empty string is not a location (--config)\n  hint: name a file: it is read again at a reload"),
         ("-", "standard input (-) can't be read (--config)\n  hint: name a file: it is read again at a reload"),
         (
             "http://h/x",
@@ -93,7 +93,7 @@ def test_one_file_may_be_named_twice(tmp_path: Path) -> None:
             "the environment variable NO is not set (--config)\n  hint: set it to YAML, or remove --config env:NO",
         ),
         ("env:EMPTY", "the file is empty (env:EMPTY:1)"),
-        ("env:BROKEN", "the text is not UTF-8 (env:BROKEN)"),
+        ("env:BROKEN", "it is not UTF-8 (env:BROKEN)"),
         ("yaml:", "the file is empty (yaml:...:1)"),
         ("nowhere.yaml", "the file can't be read: No such file or directory (nowhere.yaml)"),
         ("file:nowhere.yaml", "the file can't be read: No such file or directory (nowhere.yaml)"),

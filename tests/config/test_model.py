@@ -114,7 +114,7 @@ def test_no_other_text_is_a_number_or_a_boolean(key: str, values: list[object], 
 
 @pytest.mark.parametrize(
     ("value", "hint"),
-    [("yes", "write true: to YAML 1.2 yes is a text"), ("Off", "write false: to YAML 1.2 Off is a text"),
+    [("yes", "write true: to YAML 1.2 yes is a string"), ("Off", "write false: to YAML 1.2 Off is a string"),
      ("1", "write true"), (0, "write false"), ("maybe", None)],
 )  # fmt: skip
 def test_what_means_a_boolean_elsewhere_gets_a_hint(value: object, hint: str | None) -> None:
@@ -171,8 +171,9 @@ def test_sizes(written: object, size: int) -> None:
 
 @pytest.mark.parametrize(
     "written",
-    ["", "MiB", "-1", "1.5MiB", "1  MiB", "1M", "5\n", "٥", "9" * 5000, -1, 1.5, True, None, 2**63, "8388608TiB", 1e19],
-)
+    ["", "MiB", "-1", "1.5MiB", "1  MiB", "1M", "5\n", "٥", "9" * 5000, -1, 1.5, True, None, 2**63, "8388608TiB", 1e19,
+     "1K\u0131B", "1K\u0130B", "1\u212aB"],
+)  # fmt: skip
 def test_no_sizes(written: object) -> None:
     with pytest.raises(ValidationError):
         SIZE.validate_python(written)

@@ -94,7 +94,7 @@ def test_a_file_too_large(tmp_path: Path) -> None:
 def test_too_many_values() -> None:
     with pytest.raises(ConfigError) as caught:
         document("a: [" + "1," * 20_001 + "]\n")
-    assert str(caught.value) == "the file holds more than 20000 values (config.yaml:1)"
+    assert str(caught.value) == "the file contains more than 20000 values (config.yaml:1)"
 
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", "nowhere/config.yaml"])
@@ -116,7 +116,7 @@ def test_a_directory_is_no_file(tmp_path: Path) -> None:
 def test_a_pipe_with_a_name_is_no_file(tmp_path: Path) -> None:
     """A reload would wait for a writer for ever."""
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="the file can't be read: it is no regular file"):
+    with pytest.raises(ConfigError, match="the file can't be read: it is not a regular file"):
         read(tmp_path / "pipe", environ={})
 
 
@@ -130,7 +130,7 @@ def test_a_pipe_that_the_shell_has_opened_is_read() -> None:
 
 
 def test_a_path_that_no_file_can_have() -> None:
-    with pytest.raises(ConfigError, match=r"'a\\x00b' is no path that a file can have"):
+    with pytest.raises(ConfigError, match=r"'a\\x00b' is not a path: it contains a NUL byte or a surrogate"):
         read(Path("a\0b"), environ={})
 
 

@@ -43,15 +43,15 @@ def test_puts_in(text: str, value: str) -> None:
     [
         ("${NO}", ["the environment variable NO is not set"]),
         ("${env:NO}-${NO2}", ["the environment variable NO is not set", "the environment variable NO2 is not set"]),
-        ("${", ["holds a ${ without its }"]),
-        ("${A} ${env:A", ["holds a ${ without its }"]),
-        ("${A:-${B}}", ["holds a ${ within a ${...}"]),
-        *((f"${{{name}}}", ["holds a ${...} that names no environment variable"])
+        ("${", ["contains a ${ without its }"]),
+        ("${A} ${env:A", ["contains a ${ without its }"]),
+        ("${A:-${B}}", ["contains a ${ within a ${...}"]),
+        *((f"${{{name}}}", ["contains a ${...} that names no environment variable"])
           for name in ["", "env:", "1a", "a-b", "a b", "env:é", "env:A:B", " A", "A:", "env:env:A", "${"][:10]),
-        ("${vault:x}", ["holds a ${...} with an unknown scheme"]),
+        ("${vault:x}", ["contains a ${...} with an unknown scheme"]),
         ("${yaml:x}", ["${yaml:...} is not supported"]),
         ("${https://host/x}", ["${https:...} is not supported"]),
-        ("${file:}", ["holds a ${file:} without a path"]),
+        ("${file:}", ["contains a ${file:} without a path"]),
     ],
 )  # fmt: skip
 def test_says_what_is_wrong(text: str, messages: list[str]) -> None:
@@ -79,7 +79,7 @@ def test_a_file_as_large_as_allowed(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert faults("${file:pipe}", tmp_path) == ["the file pipe can't be read: it is no regular file"]
+    assert faults("${file:pipe}", tmp_path) == ["the file pipe can't be read: it is not a regular file"]
 
 
 def test_little_text_does_not_become_endlessly_much(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def _refused() -> Iterator[tuple[str, ...]]:
     paths: dict[tuple[str, str], list[str]] = {}
     for name, model in TABLES.items():
         for path, settings in _models(model, name):
-            for key, advice in settings.all_refused().items():
+            for key, advice in settings.refused.items():
                 paths.setdefault((key, advice), []).append(path)
     for (key, advice), refusing in paths.items():
         yield ", ".join(refusing), f"`{key}`", advice

@@ -68,7 +68,7 @@ def queue(directory: Path, min_free_bytes: int) -> Iterator[Finding]:
 
 def _access(directory: Path, place: Path) -> Finding:
     if not place.is_dir():
-        return Finding("queue directory", "failed", f"{place} is no directory", "name another in file_storage")
+        return Finding("queue directory", "failed", f"{place} is not a directory", "name another in file_storage")
     if not os.access(place, os.W_OK | os.X_OK):
         return Finding("queue directory", "failed", f"{place} can't be written by this user", _OWNER)
     if (fault := QueueDirectory(directory).check()) is not None:
@@ -146,7 +146,7 @@ def _state(directory: Path) -> Iterator[Finding]:
         yield Finding("queue state", "failed", _GONE[missing], hint)
     elif held.has_only_log():
         detail = "no service runs; its database (queue.db) is gone or empty, and its log is not"
-        hint = "bring queue.db back, else the next start carries over what its log holds"
+        hint = "bring queue.db back, else the next start carries over what its log contains"
         yield Finding("queue state", "failed", detail, hint)
     elif not (directory / DATABASE).exists():
         yield Finding("queue state", "ok", "no queue yet")

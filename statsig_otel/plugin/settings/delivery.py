@@ -72,7 +72,7 @@ class SendingQueueSettings(Settings):
     queue_size: int | None = Field(
         default=None,
         gt=0,
-        description="Log records that may wait; at the limit webhooks are refused. Without it: what the disk holds.",
+        description="Log records that may wait; at the limit webhooks are refused. Without it: what fits on the disk.",
     )
     sizer: Sizer = Field(default="items", description="What queue_size counts: log records.")
     storage: Annotated[str | None, ExtensionOf("file_storage")] = Field(

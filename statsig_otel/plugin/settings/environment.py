@@ -4,7 +4,7 @@ Without a file it is the configuration: `STATSIG_SIGNING_SECRET` and the `OTEL_E
 `_LOGS_` forms, which come first, as opentelemetry-sdk reads them: gRPC unless the protocol says otherwise, the timeout
 in seconds.
 
-With a file these count only where it names them: `OTEL_EXPORTER_OTLP_HEADERS` holds the key of one backend, and no
+With a file these count only where it names them: `OTEL_EXPORTER_OTLP_HEADERS` contains the key of one backend, and no
 exporter to another may send it. The SDKs do the same beside a file of their own (the specification's "Declarative
 configuration").
 """
@@ -116,7 +116,7 @@ def resource_from_environment(environ: Mapping[str, str]) -> dict[str, Attribute
     """
     pairs, broken = _pairs(environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
     if broken:
-        _logger.warning("OTEL_RESOURCE_ATTRIBUTES: %d of its entries are no key=value and are left out", broken)
+        _logger.warning("OTEL_RESOURCE_ATTRIBUTES: %d of its entries are not key=value and are left out", broken)
     name = environ.get("OTEL_SERVICE_NAME")
     return {**pairs, **({"service.name": valid(name)} if name else {})}
 
@@ -199,7 +199,7 @@ class _Reader:
             return "otlp_grpc"
         variable, protocol = found
         if protocol not in _EXPORTERS:
-            self._fault(variable, "is no protocol of this service", "use grpc or http/protobuf")
+            self._fault(variable, "is not a protocol of this service", "use grpc or http/protobuf")
         return _EXPORTERS.get(protocol)
 
     def _exporter(self, exporter: str) -> dict[str, object]:
@@ -225,7 +225,9 @@ class _Reader:
             settings["timeout"] = self._seconds(*found)
         if found := self._variable("HEADERS"):
             headers, broken = _pairs(found[1])
-            settings["headers"] = self._fault(found[0], "holds an entry that is no key=value") if broken else headers
+            settings["headers"] = (
+                self._fault(found[0], "contains an entry that is not key=value") if broken else headers
+            )
             self._origins["exporters", exporter, "headers"] = found[0]
         if exporter == "otlp_http":
             endpoint = self._http_endpoint(settings, exporter)

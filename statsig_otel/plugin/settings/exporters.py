@@ -142,7 +142,7 @@ class ExporterTypes(Mapping[str, type[Settings]]):
             reason = f"{one.distribution} adds an exporter type {one.name}, which is built in: the built-in one is used"
             return Unusable(reason, "give the entry point another name")
         if not TYPE.fullmatch(one.name):
-            reason = f"{one.distribution} adds {one.name!r}, which is no type: letters, digits and _, first a letter"
+            reason = f"{one.distribution} adds {one.name!r}, which is not a type: letters, digits and _, first a letter"
             return Unusable(reason, "give the entry point another name")
         kind = self.kind(one.name)
         return kind if isinstance(kind, Unusable) else None
@@ -190,7 +190,7 @@ class ExporterTypes(Mapping[str, type[Settings]]):
             raise ConfigError([Problem(("exporters", id_), reason)]) from None
         fault = fault_of(exporter)
         if fault is not None:
-            reason = f"{kind.origin} made no exporter but a {type(exporter).__name__}, which {fault}"
+            reason = f"{kind.origin} made a {type(exporter).__name__} instead of an exporter: it {fault}"
             raise ConfigError([Problem(("exporters", id_), reason)])
         return exporter
 
@@ -233,7 +233,7 @@ def _fault(found: object) -> str | None:
         return f"it is of the type {type(found).__name__}, and has to be a statsig_otel.exporters.ExporterType"
     settings: object = found.settings
     if not (isinstance(settings, type) and issubclass(settings, Settings)):
-        return "its settings are no subclass of statsig_otel.config.Settings"
+        return "its settings are not a subclass of statsig_otel.config.Settings"
     create: object = found.create
     if not callable(create):
         return "its create can't be called"
@@ -242,7 +242,7 @@ def _fault(found: object) -> str | None:
         return f"its settings have a key {taken[0]}, which every exporter has by itself"
     timeout = settings.model_fields.get("timeout")
     if timeout is not None and timeout.annotation not in (int, float):
-        return "its settings have a key timeout that is no statsig_otel.config.Duration"
+        return "its settings have a key timeout that is not a statsig_otel.config.Duration"
     return None
 
 

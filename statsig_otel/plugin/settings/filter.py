@@ -21,7 +21,7 @@ class ChangeMatchSettings(Settings):
     types: list[str] | None = Field(
         default=None,
         min_length=1,
-        description="Patterns of types. Case, blanks and _ don't count: dynamic_config is Dynamic Config.",
+        description="Patterns of types. Case, spaces and _ don't count: dynamic_config is Dynamic Config.",
         examples=[["gate", "dynamic_config"]],
     )
     actions: list[str] | None = Field(

@@ -46,7 +46,7 @@ def _check_pattern(pattern: str) -> str:
 def _check_integer(value: object) -> object:
     """Before all else, since a fraction could be made of it."""
     if isinstance(value, int) and not -MAX_INT - 1 <= value <= MAX_INT:
-        raise SettingError("is larger than the 64 bits of an attribute", "write it as a text")
+        raise SettingError("is larger than the 64 bits of an attribute", "write it as a string")
     return value
 
 
@@ -54,7 +54,7 @@ def _check_types(values: Sequence[str | float]) -> None:
     """Several types under one name can't be searched in most backends."""
     kinds = set(map(type, values))
     if len(kinds) > 1 and kinds != {int, float}:
-        raise SettingError("has values of several types", "write all of them as texts, in quotes")
+        raise SettingError("has values of several types", "write all of them as strings, in quotes")
 
 
 def _check_list(values: list[str | float]) -> list[str | float]:
@@ -79,7 +79,7 @@ class LookupSettings(Settings):
     """
 
     lookup: _Template = Field(description="What is looked up, a template.", examples=["{project.name}"])
-    table: dict[str, _Scalar] = Field(description="The values, by the text that is looked up.", min_length=1)
+    table: dict[str, _Scalar] = Field(description="The values, by the string that is looked up.", min_length=1)
     default: _Scalar | None = Field(default=None, description="The value of all else; without it there is none.")
 
     @model_validator(mode="after")

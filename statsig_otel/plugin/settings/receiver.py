@@ -132,7 +132,9 @@ def check_secret(secret: Opaque) -> Opaque:
     if secret.reveal() != secret.reveal().strip():
         raise SettingError("begins or ends with white space", _COPY_ALONE)
     if not secret.reveal().isprintable() or secret.reveal() == repr(secret):
-        raise SettingError("holds what no secret has: a byte order mark, a line end, or [REDACTED] itself", _COPY_ALONE)
+        raise SettingError(
+            "contains what no secret has: a byte order mark, a line end, or [REDACTED] itself", _COPY_ALONE
+        )
     return secret
 
 
@@ -332,9 +334,9 @@ class StatsigReceiverSettings(Settings):
                 raise ValueError("has an attribute without a name")
             for element in value if isinstance(value, list) else [value]:
                 if isinstance(element, float) and not math.isfinite(element):
-                    raise SettingError(f"{key} is no finite number", "write it as a text")
+                    raise SettingError(f"{key} is not a finite number", "write it as a string")
                 if isinstance(element, int) and not -MAX_INT - 1 <= element <= MAX_INT:
-                    raise SettingError(f"{key} is larger than the 64 bits of an attribute", "write it as a text")
+                    raise SettingError(f"{key} is larger than the 64 bits of an attribute", "write it as a string")
         return resource
 
     @model_validator(mode="after")

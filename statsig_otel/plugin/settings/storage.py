@@ -11,6 +11,7 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Size
+from statsig_otel.exporters.paths import NO_PATH
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 
 _SYSTEM: Final = Path("/var/lib/statsig-otel")
@@ -43,7 +44,7 @@ class FileStorageSettings(Settings):
         if value == "":
             raise SettingError("is empty", cls.needed["directory"])
         if "\0" in str(value):
-            raise ValueError("holds a NUL, and is no path that a directory can have")
+            raise ValueError(NO_PATH)
         return value
 
     min_free_bytes: Size = Field(

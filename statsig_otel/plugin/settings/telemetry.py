@@ -67,7 +67,7 @@ class LogsSettings(Settings):
     level: Annotated[LogLevel | None, BeforeValidator(_log_level), WithJsonSchema(_LEVEL_SCHEMA)] = Field(
         default=None, description="What is logged. Without it: OTEL_LOG_LEVEL, else info."
     )
-    encoding: LogEncoding = Field(default="console", description="Lines for people, or one JSON object a line.")
+    encoding: LogEncoding = Field(default="console", description="Lines of text, or one JSON object a line.")
 
 
 class MetricsSettings(Settings):

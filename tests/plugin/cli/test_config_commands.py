@@ -315,7 +315,7 @@ def test_a_directory_that_no_queue_can_have() -> None:
     assert in_queue("abcdefg/" * 600).endswith(too_long)
     there = f"{Path.cwd()}/"
     assert in_queue(there + "a/" * ((4080 - len(there)) // 2)).endswith(too_long), "with its files"
-    assert in_queue('"a\\0b"') == "holds a NUL, and is no path that a directory can have (config.yaml:10)"
+    assert in_queue('"a\\0b"') == "contains a NUL byte, which no path can contain (config.yaml:10)"
 
 
 def test_a_database_that_is_another_program_s_or_a_newer_version_s() -> None:

@@ -263,7 +263,7 @@ def test_a_queue_whose_database_is_gone(directory: Path) -> None:
     Path(f"{directory}/queue.db-wal").write_bytes(b"a frame")
     found = queue(directory)["queue state"]
     assert (found.status, "and its log is not" in found.detail) == ("failed", True)
-    assert "carries over what its log holds" in (found.hint or "")
+    assert "carries over what its log contains" in (found.hint or "")
 
 
 def test_what_was_set_aside(directory: Path) -> None:

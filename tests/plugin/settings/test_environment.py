@@ -135,10 +135,10 @@ def test_all_errors_are_said_at_once() -> None:
     assert str(caught.value).splitlines() == [
         "STATSIG_SIGNING_SECRET: is empty",
         "  hint: set it to the signing secret, or unset it to set the webhook up before there is one",
-        "OTEL_EXPORTER_OTLP_PROTOCOL: is no protocol of this service",
+        "OTEL_EXPORTER_OTLP_PROTOCOL: is not a protocol of this service",
         "  hint: use grpc or http/protobuf",
         "OTEL_EXPORTER_OTLP_TIMEOUT: must be a number of seconds, without a unit, such as 10",
-        "OTEL_EXPORTER_OTLP_HEADERS: holds an entry that is no key=value",
+        "OTEL_EXPORTER_OTLP_HEADERS: contains an entry that is not key=value",
         "OTEL_EXPORTER_OTLP_INSECURE: must be true or false",
     ]
 

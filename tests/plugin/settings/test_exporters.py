@@ -204,14 +204,14 @@ BROKEN: Final = {
         "statsig_otel.exporters.ExporterType"
     ),
     f"{MODULE}\nEXPORTER = ExporterType({{}}, TapeExporter)": (
-        "can't be used: its settings are no subclass of statsig_otel.config.Settings"
+        "can't be used: its settings are not a subclass of statsig_otel.config.Settings"
     ),
     f"{MODULE}\nEXPORTER = ExporterType(TapeSettings, 'x')": "can't be used: its create can't be called",
     MODULE.replace("reel: int = 1", "sending_queue: int = 1"): (
         "can't be used: its settings have a key sending_queue, which every exporter has by itself"
     ),
     MODULE.replace("timeout: Duration = 7.0", "timeout: str = '7s'"): (
-        "can't be used: its settings have a key timeout that is no statsig_otel.config.Duration"
+        "can't be used: its settings have a key timeout that is not a statsig_otel.config.Duration"
     ),
 }
 
@@ -260,7 +260,7 @@ def test_two_of_one_name_are_an_error_that_names_both(site: Site) -> None:
 def test_a_name_that_no_type_can_have_is_told(site: Site) -> None:
     site.install({"tape-drive": "anything:EXPORTER"})
     assert list_components()["exporters"][-1]["problem"] == (
-        "tape-drive 2.5 adds 'tape-drive', which is no type: letters, digits and _, first a letter"
+        "tape-drive 2.5 adds 'tape-drive', which is not a type: letters, digits and _, first a letter"
     )
     assert "tape-drive" not in list(EXPORTERS)
 
@@ -301,7 +301,7 @@ def test_a_model_without_a_schema_is_left_out_of_it_only(site: Site) -> None:
 def test_a_factory_that_makes_no_exporter_is_an_error(site: Site) -> None:
     module = site.module(f"{MODULE}\nEXPORTER = ExporterType(TapeSettings, lambda name, settings: name)")
     site.install({"tape": f"{module}:EXPORTER"})
-    with pytest.raises(ConfigError, match=r"tape-drive 2\.5 made no exporter but a str, which has no start\(\)"):
+    with pytest.raises(ConfigError, match=r"tape-drive 2\.5 made a str instead of an exporter: it has no start\(\)"):
         create_exporter("tape/a", exporter_settings(configured("tape/a: {key: a}", "tape/a"))["tape/a"])
 
 

@@ -56,7 +56,7 @@ VALUES: Final[list[Any]] = [
 ]  # fmt: skip
 
 TYPE_ERRORS: Final = (
-    "must be a whole number", "must be a number", "must be true or false", "must be a text", "must be a list",
+    "must be a whole number", "must be a number", "must be true or false", "must be a string", "must be a list",
     "must be a mapping", "must be a duration", "a duration needs a unit", "must be a size", "must be '", "unknown key",
     "is required", "has no value", "is a key of the Collector",
 )  # fmt: skip
