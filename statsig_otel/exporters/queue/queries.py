@@ -1,4 +1,4 @@
-"""Reads from the queue's database: exporters' places, routes, and the records that wait. Works on any connection."""
+"""Reads from the queue's database: exporters' states, routes, and the records that wait. Works on any connection."""
 
 import contextlib
 import heapq
@@ -7,21 +7,18 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.records import Records, Row
 
 
 @dataclass(frozen=True, slots=True)
 class ExporterState:
-    """An exporter's place in the log.
+    """An exporter's row: its cursor is the last seq that is done; `waiting` records of `bytes` bytes are behind it.
 
-    Attributes:
-        id: Its number in the database.
-        name: Its id in the configuration.
-        cursor: The last seq that is done.
-        waiting: How many records wait for it.
-        bytes: The size of their payloads together.
-        is_sound: Whether these two can be what was counted.
+    `is_sound` is false if these two counts contradict their checksum.
     """
 
     id: int
@@ -36,40 +33,53 @@ def exporter_states(connection: sqlite3.Connection) -> list[ExporterState]:
     """Every exporter that the queue knows, in the order in which they came.
 
     Raises:
-        DamagedError: A place contradicts itself.
+        DamagedError: A cursor contradicts itself.
     """
     query = "SELECT id, name, cursor, waiting, bytes, again, both FROM exporters ORDER BY id"
     states: list[ExporterState] = []
     for number, name, cursor, waiting, size, again, both in connection.execute(query).fetchall():
         if cursor != again:
-            raise schema.DamagedError("an exporter's place contradicts itself")
+            raise schema.DamagedError("an exporter's cursor contradicts itself")
         if any(type(value) is not int for value in (cursor, waiting, size)):
-            raise schema.DamagedError("an exporter's place can't be read")
+            raise schema.DamagedError("an exporter's cursor or counts can't be read")
         is_sound = min(waiting, size) >= 0 and waiting + size == both
         states.append(ExporterState(number, name, cursor, waiting, size, is_sound))
     return states
 
 
 def exporter_state(connection: sqlite3.Connection, name: str) -> ExporterState | None:
-    """One exporter; None where the queue knows none of that name."""
+    """One exporter; None if the queue does not know the name."""
     return next((state for state in exporter_states(connection) if state.name == name), None)
 
 
+def oldest_observed_ns(connection: sqlite3.Connection, exporter: ExporterState) -> int | None:
+    """When the first record that waits for an exporter was observed, in nanoseconds; None if that is unknown."""
+    if exporter.waiting <= 0:
+        return None
+    head = read_records(connection, routes_of(connection, exporter.id), after=exporter.cursor, count=1, size=0)
+    if not head or not head.intact[0]:
+        return None
+    try:
+        request = ExportLogsServiceRequest.FromString(head.payloads[0])
+        return request.resource_logs[0].scope_logs[0].log_records[0].observed_time_unix_nano or None
+    except (DecodeError, IndexError):
+        return None
+
+
 def routes(connection: sqlite3.Connection) -> dict[int, tuple[str, tuple[int, ...]]]:
-    """Every route's receiver and exporters, by its number.
+    """Every route's receiver and exporters, by the route's number.
 
     Raises:
         DamagedError: A route can't be read.
     """
     rows = connection.execute("SELECT id, receiver, exporters FROM routes").fetchall()
-    return {route: (receiver, _numbers(text)) for route, receiver, text in rows}
-
-
-def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(number) for number in text.split(",") if number)
+        return {
+            route: (receiver, tuple(int(number) for number in exporters.split(",") if number))
+            for route, receiver, exporters in rows
+        }
     except (AttributeError, TypeError, ValueError) as error:
-        raise schema.DamagedError(f"a route can't be read: {text!r}") from error
+        raise schema.DamagedError(f"the exporters of a route can't be read: {error}") from error
 
 
 def routes_of(connection: sqlite3.Connection, exporter: int) -> list[int]:
@@ -78,7 +88,7 @@ def routes_of(connection: sqlite3.Connection, exporter: int) -> list[int]:
 
 
 def last_seq(connection: sqlite3.Connection) -> int:
-    """The last seq that was ever given out; 0 for none."""
+    """The last seq that was ever assigned; 0 if none was."""
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
     if row is not None and type(row[0]) is not int:
         raise schema.DamagedError("the last seq can't be read")
@@ -87,10 +97,10 @@ def last_seq(connection: sqlite3.Connection) -> int:
 
 @contextlib.contextmanager
 def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
-    """All that is read in the block is of one moment; for a connection that may be in a transaction already.
+    """All reads in the block see the database at one moment. The connection may be in a transaction already.
 
-    With a snapshot for each statement, a commit between two routes' could show a record of the second and not the one
-    before it of the first, which the cursor would then pass over.
+    Otherwise a commit between the reads of two routes could show a record of the second route without an earlier one
+    of the first, which the cursor would then pass over.
     """
     own = not connection.in_transaction
     if own:
@@ -105,14 +115,9 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
 def read_records(
     connection: sqlite3.Connection, routes: Sequence[int], *, after: int, count: int, size: int
 ) -> Records:
-    """The next records of some routes, in order; those that can't be read are among them, not intact.
+    """The next records of some routes behind the seq `after`, in order. Unreadable ones are included, not intact.
 
-    Args:
-        connection: Any connection.
-        routes: The routes.
-        after: The seq behind which to begin.
-        count: How many at most.
-        size: Bytes of payload at most; a larger record comes alone.
+    They are at most `count` records and `size` bytes of payload; a larger record comes alone.
 
     Raises:
         DamagedError: The index of the records leads to the wrong ones.
@@ -120,14 +125,14 @@ def read_records(
     """
     with snapshot(connection):
         try:
-            found = _taken(_rows(connection, routes, after, count), count, size)
+            records = _limited(_rows(connection, routes, after, count), count, size)
         except sqlite3.DatabaseError as error:
             if not schema.is_damage(error):
                 raise
         else:
-            if found:
-                _check_index(connection, routes, after, found.seqs)
-            return found
+            if records:
+                _check_index(connection, routes, after, records.seqs)
+            return records
         try:
             seqs = _seqs(connection, "records", routes, after, count)
         except sqlite3.DatabaseError as error:
@@ -136,29 +141,28 @@ def read_records(
             seqs = _seqs(connection, "records NOT INDEXED", routes, after, count)
         if len(set(seqs)) < len(seqs) or (seqs and seqs[0] <= after):
             raise schema.DamagedError("the index of the records leads back")
-        return _taken(_one_by_one(connection, seqs), count, size)
+        return _limited(_one_by_one(connection, seqs), count, size)
 
 
 def read_without_index(
     connection: sqlite3.Connection, routes: Sequence[int], *, after: int, count: int, size: int
 ) -> Records:
-    """The same, past an index that ends too early. It takes seconds for each million of records."""
+    """The same without the index, which may end too early. It takes seconds for each million records."""
     seqs = _seqs(connection, "records NOT INDEXED", routes, after, count)
-    return _taken(_one_by_one(connection, seqs), count, size)
+    return _limited(_one_by_one(connection, seqs), count, size)
 
 
 def _rows(connection: sqlite3.Connection, routes: Sequence[int], after: int, count: int) -> Iterable[Row]:
     query = "SELECT seq, uid, payload, checksum FROM records WHERE route = ? AND seq > ? ORDER BY seq LIMIT ?"
-    found: list[Iterable[Row]] = []
+    by_route: list[Iterable[Row]] = []
     for route in routes:
-        rows = connection.execute(query, (route, after, count))  # row by row: some may be large
+        rows = connection.execute(query, (route, after, count))
         if first := rows.fetchone():
-            found.append(itertools.chain((first,), rows))
-    return found[0] if len(found) == 1 else heapq.merge(*found)
+            by_route.append(itertools.chain((first,), rows))
+    return by_route[0] if len(by_route) == 1 else heapq.merge(*by_route)
 
 
-def _taken(rows: Iterable[Row], count: int, size: int) -> Records:
-    """As many of some rows as a read may have."""
+def _limited(rows: Iterable[Row], count: int, size: int) -> Records:
     taken: list[Row] = []
     for row in itertools.islice(rows, count):  # row by row: some may be large
         size -= len(row[2]) if type(row[2]) is bytes else 0
@@ -169,23 +173,23 @@ def _taken(rows: Iterable[Row], count: int, size: int) -> Records:
 
 
 def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: int, seqs: Sequence[int]) -> None:
-    """See that the index has led to each record once: one that it leads past would be ticked off with the others.
+    """Check that the index led to each record once: a record that it omits would be ticked off with the others.
 
-    The table's pages are in memory, since they contain what was just read.
+    The table's pages are in memory already, since these records were just read from them.
     """
     if seqs == tuple(range(after + 1, after + 1 + len(seqs))):
-        return  # there is none in between that it could have led past
+        return  # there is no other record in between
     if any(first >= second for first, second in itertools.pairwise(seqs)):
         raise schema.DamagedError("the index of the records leads back")
     marks = ", ".join("?" * len(routes))
-    # In one row: the interpreter's lock changes hands for each.
+    # One row only: the interpreter's lock changes hands for each.
     query = f"SELECT count(*), sum(seq) FROM records NOT INDEXED WHERE seq > ? AND seq <= ? AND route IN ({marks})"  # noqa: S608 - ours
     try:
         there = connection.execute(query, (after, seqs[-1], *routes)).fetchone()
     except sqlite3.DatabaseError as error:
         if not schema.is_damage(error):
             raise
-        return  # a page in between can't be read: its records may be anybody's
+        return  # a page in between can't be read, so nobody knows whose records it has
     if there != (len(seqs), sum(seqs)):
         raise schema.DamagedError("the index of the records leads past some of them")
 
@@ -196,7 +200,7 @@ def _seqs(connection: sqlite3.Connection, source: str, routes: Sequence[int], af
 
 
 def _one_by_one(connection: sqlite3.Connection, seqs: Iterable[int]) -> Iterator[Row]:
-    """Each looked up by itself, so that one that can't be read hides no other."""
+    """Each record is looked up by itself, so that an unreadable one hides no other."""
     for seq in seqs:
         row = None
         try:

@@ -1,4 +1,4 @@
-"""The durable queue: a consumer that has a batch once it is on disk, and what each exporter's sender reads from."""
+"""The durable queue: accepts a batch once it is on disk, and gives each exporter's sender a cursor to read from."""
 
 import contextlib
 import logging
@@ -9,18 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from statsig_otel import _telemetry
 from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import checks, queries, schema, store
-from statsig_otel.exporters.queue.backlog import oldest_observed_ns
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.open_directory import OpenDirectory
 from statsig_otel.exporters.queue.queries import ExporterState
-from statsig_otel.exporters.queue.store import Appended, Entry, Numbers
+from statsig_otel.exporters.queue.store import Entry
 from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Work, Writer
 from statsig_otel.exporters.routing import CurrentRouting, Route, Routing
 
@@ -29,17 +28,21 @@ _logger: Final = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 DEFAULT_MIN_FREE: Final = 256 << 20
-"""Bytes of the disk that are left free: what was taken can still be delivered and ticked off."""
+"""Bytes of the disk that stay free, so that what was accepted can still be delivered and ticked off."""
 
 _BETWEEN_DISK_CHECKS: Final = 0.1
-"""Seconds for which a disk that had room counts as having some."""
+"""Seconds between two checks of the disk's free space."""
 
 _SHARE_UNCHECKED: Final = 8
-"""What comes in meanwhile may be this part of the room: with the log beside the file it takes some times its size."""
+"""Between two checks at most this part of the free space is accepted: with the log, a batch takes several times its
+size."""
+
+_Numbers: TypeAlias = dict[tuple[str, tuple[str, ...]], tuple[int, Sequence[int]]]
+"""By receiver and exporters: the numbers of their route and of these exporters in the database."""
 
 _PAGES_AT_ONCE: Final = 256
 _PAGES_WORTH_IT: Final = 1024
-_GONE: Final = {
+_MISSING_FILE: Final = {
     "queue.db": "%s: a queue was here before, and its database (queue.db) is gone or empty: what waited in it is lost",
     "queue.db-wal": "%s: the queue was not closed in order and its log (queue.db-wal) is gone: "
     "what was acknowledged last may be lost",
@@ -51,13 +54,14 @@ class DurableQueue:
 
     Args:
         directory: The directory; this process owns it between `start` and `shutdown`.
-        routing: Whose records are for whom.
+        routing: Which exporters the changes of each receiver are for.
         min_free_bytes: Refuse batches while the disk has less.
         clock: Seconds since the epoch.
 
     Attributes:
         directory: The directory.
-        recovery_due: Set where a database was set aside, or other exporters are configured: there may be something to
+        generation: The number of databases that were set aside since the start.
+        recovery_due: Set after a database was set aside or other exporters were configured: there may be something to
             recover, or somebody to recover it for.
     """
 
@@ -70,6 +74,7 @@ class DurableQueue:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory: QueueDirectory = QueueDirectory(directory)
+        self.generation: int = 0
         self.recovery_due: threading.Event = threading.Event()
         self._routing = routing
         self._min_free = min_free_bytes
@@ -85,17 +90,13 @@ class DurableQueue:
         self._open_directory = OpenDirectory(self.directory, self._writer)
         self._cursors = {name: ExporterCursor(self, name) for name in routing.now.exporters}
         self._owner = OwnerProcess()
-        self._generation = 0
         self._bodies_full = False
         self._disk_checked_at, self._room = 0.0, 0
-        self._coming: Routing | None = None  # what `reconfigure` is writing down
-        self._numbers: Numbers = {}
+        self._coming: Routing | None = None  # while `reconfigure` writes it down
+        self._numbers: _Numbers = {}  # of the configured routes
 
     def start(self) -> None:
-        """Own the directory, open the database, and know every exporter's place.
-
-        A database that can't be read is set aside, never deleted, and said loudly; the queue starts with a new one. One
-        that is gone is said as loudly.
+        """Own the directory and open the database. An unreadable one is set aside, and a new one is begun.
 
         Raises:
             DirectoryInUseError: Another process owns the directory.
@@ -106,7 +107,7 @@ class DurableQueue:
         """
         self._open_directory.open(set_aside=self._set_aside)
         if (missing := self._open_directory.missing_file) is not None:
-            _logger.error(_GONE[missing], self.directory.path)
+            _logger.error(_MISSING_FILE[missing], self.directory.path)
         self._owner.enter()
         _telemetry.queues.add(self)
 
@@ -119,40 +120,41 @@ class DurableQueue:
         self._open_directory.close()
 
     def reconfigure(self, routing: Routing) -> None:
-        """Make another routing the one that counts. What is stored keeps the exporters that it is for.
+        """Change to another routing. Stored records keep their exporters.
 
-        An exporter that is new begins as after a start; one that is gone keeps its place.
+        A new exporter begins as after a start; one that is gone keeps its cursor.
 
         Raises:
-            StorageError: It could not be written down, and nothing has changed.
+            StorageError: It could not be stored, and nothing has changed.
             NotRunningError: The queue is not running.
         """
 
-        def work(connection: sqlite3.Connection) -> list[ExporterState]:
+        def work(connection: sqlite3.Connection) -> tuple[_Numbers, list[ExporterState]]:
+            self._numbers = {}  # some are about to change; batches behind this look them up until it is on disk
             store.forget_routes(connection)
-            self._find_places(connection, routing)
-            return queries.exporter_states(connection)
+            return _ensure_routing(connection, routing), queries.exporter_states(connection)
 
-        def take(states: list[ExporterState]) -> None:
+        def switch(result: tuple[_Numbers, list[ExporterState]]) -> None:
+            self._numbers, states = result
             self._routing.now, self._coming = routing, None
             self._cursors = {name: self._cursors.get(name) or ExporterCursor(self, name) for name in routing.exporters}
-            self._found(states)
+            self._update_cursors(states)
 
         # In the writer's thread, so that no batch is stored in between.
         self._coming = routing
         try:
-            self._writer.submit(work, take).result()
+            self._writer.submit(work, switch).result()
         finally:
             self._coming = None
         self.recovery_due.set()
 
     @property
     def routing(self) -> Routing:
-        """Whose records are for whom, as configured now."""
+        """Which exporters the changes of each receiver are for, as configured now."""
         return self._routing.now
 
     def serves(self, exporter: str) -> bool:
-        """Whether an exporter is configured, or is just about to be."""
+        """Whether an exporter is configured, or is about to be."""
         coming = self._coming
         return exporter in self.routing.exporters or (coming is not None and exporter in coming.exporters)
 
@@ -161,8 +163,8 @@ class DurableQueue:
 
         Args:
             batch: The batch.
-            route: That of the moment at which the batch came in; None for now. The batch is for the exporters of that
-                moment, also where the configuration changes in between: somebody else may count on it.
+            route: The receiver's route when the batch arrived, which counts even if the configuration has changed
+                since: somebody else may have used it. None for the current one.
 
         Raises:
             RuntimeError: In a forked child: the queue belongs to the process that started it.
@@ -178,16 +180,10 @@ class DurableQueue:
         return entry.answer
 
     def _append(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> Sequence[Entry]:
-        """Store batches, or none of them where one is refused."""
-        known, looked_up = self._numbers, Numbers()
+        """Store batches, or none of them if one is refused."""
         for entry in entries:
             key = entry.batch.receiver, entry.route.queued
-            found = known.get(key) or looked_up.get(key)
-            if found is None:
-                numbers = [store.ensure_exporter(connection, name) for name in entry.route.queued]
-                found = looked_up[key] = store.ensure_route(connection, numbers, entry.batch.receiver), numbers
-                entry.remember = known
-            entry.number, entry.exporters = found
+            entry.number, entry.exporters = self._numbers.get(key) or _ensure_route(connection, *key)
         for entry, stored in zip(entries, store.append_batches(connection, entries, now_ms=self.now_ms()), strict=True):
             entry.stored = stored
         self._add_waiting(connection, entries)
@@ -196,10 +192,15 @@ class DurableQueue:
     def _add_waiting(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
         records: Counter[int] = Counter()
         size: Counter[int] = Counter()
+
+        def waiting(cursor: ExporterCursor) -> int:
+            _, stored = store.cursor_and_waiting(connection, cursor.id) or (0, 0)
+            return stored + records[cursor.id]
+
         for entry in entries:
             if entry.stored.records:
-                # Once more, where all before it are counted: many can pass the first check at the same time.
-                self._check_size(entry, lambda cursor: store.waiting_of(connection, cursor.id) + records[cursor.id])
+                # Once more, with all earlier ones counted: many can pass the first check at the same time.
+                self._check_size(entry, waiting)
             for number in entry.exporters:
                 records[number] += entry.stored.records
                 size[number] += entry.stored.size
@@ -210,74 +211,63 @@ class DurableQueue:
     def _count(self, entries: Sequence[Entry]) -> None:
         records: Counter[str] = Counter()
         for entry in entries:
-            if entry.remember is not None:  # looked up; by now it is on disk
-                entry.remember[entry.batch.receiver, entry.route.queued] = entry.number, entry.exporters
             for name in entry.route.queued:
                 records[name] += entry.stored.records
             if entry.batch.invalid:
-                self._count_invalid(entry.batch, entry.stored)
+                self._count_invalid(entry.batch, entry.stored.bodies_left_out)
         for name, count in records.items():
             if count and name in self._cursors:  # it may just have left
-                self._cursors[name].added(count)
+                self._cursors[name].add(count)
 
     @property
     def database(self) -> Path:
         """The database file."""
         return self.directory.database
 
-    @property
-    def generation(self) -> int:
-        """How many databases were set aside since the start."""
-        return self._generation
-
     def check_process(self) -> None:
-        """Refuse to work in a forked child.
-
-        Raises:
-            RuntimeError: This is one.
-        """
+        """Raise a RuntimeError in a forked child."""
         self._writer.check_process()
 
     def cursor(self, exporter: str) -> ExporterCursor:
-        """What an exporter's sender reads and ticks off."""
+        """The cursor of a configured exporter."""
         self.check_process()
         return self._cursors[exporter]
 
     def states(self) -> list[ExporterState]:
-        """Every exporter's place, those that left the configuration too."""
+        """The state of every exporter, also of those that left the configuration."""
         return self.submit(queries.exporter_states).result()
 
     def sizes(self) -> dict[str, int]:
-        """How many records wait, by exporter."""
+        """The number of waiting records, by exporter."""
         return {name: cursor.waiting for name, cursor in self._cursors.items()}
 
     def capacities(self) -> dict[str, int]:
-        """How many records may wait, by exporter; nothing for one that only the disk bounds."""
-        sizes = {name: exporter.queue_size for name, exporter in self.routing.exporters.items()}
-        return {name: size for name, size in sizes.items() if size is not None}
+        """The largest number of waiting records, by exporter; without those that only the disk limits."""
+        exporters = self.routing.exporters.items()
+        return {name: exporter.queue_size for name, exporter in exporters if exporter.queue_size is not None}
 
     def ages(self) -> dict[str, float]:
-        """Seconds since the first record that waits was observed, by exporter; nothing where none waits."""
+        """Seconds since the first waiting record was observed, by exporter; without those for which none waits."""
         now_ns = self.now_ms() * 1_000_000
         try:
             with contextlib.closing(schema.connect_reading(self.database)) as connection:
-                found = {
-                    place.name: oldest_observed_ns(connection, place)
-                    for place in queries.exporter_states(connection)
-                    if place.name in self._cursors
+                return {
+                    state.name: max(now_ns - observed_ns, 0) / 1e9
+                    for state in queries.exporter_states(connection)
+                    if state.name in self._cursors
+                    and (observed_ns := queries.oldest_observed_ns(connection, state)) is not None
                 }
         except sqlite3.Error:
             return {}  # whoever needs the file says so
-        return {name: max(now_ns - observed, 0) / 1e9 for name, observed in found.items() if observed is not None}
 
     def forgotten_exporters(self) -> list[ExporterState]:
-        """The exporters that the queue knows and the configuration does not."""
+        """The exporters that are in the queue and not in the configuration."""
         return [state for state in self.states() if state.name not in self.routing.exporters]
 
     def submit(self, work: Work[_T]) -> Future[_T]:
-        """Run a function of `store` on the writing connection; its future has the result once that is committed.
+        """Run a function on the writing connection; its future has the result once that is committed.
 
-        It may move an exporter's place, as a command does: the senders see it. For the rest see `Writer.submit`.
+        It may move cursors, as a command does: the senders see it. For the rest see `Writer.submit`.
         """
         states: list[ExporterState] = []
 
@@ -286,14 +276,14 @@ class DurableQueue:
             states[:] = queries.exporter_states(connection)
             return result
 
-        return self._writer.submit(work_and_read, lambda _: self._found(states))
+        return self._writer.submit(work_and_read, lambda _: self._update_cursors(states))
 
-    def finish(self, work: Work[_T], then: Callable[[_T], None]) -> Future[_T]:
-        """For a `ExporterCursor`, which counts by itself: see `Writer.submit`."""
+    def submit_tick(self, work: Work[_T], then: Callable[[_T], None]) -> Future[_T]:
+        """Like `submit`, but for a cursor, which updates itself: see `Writer.submit`."""
         return self._writer.submit(work, then)
 
     def room(self) -> int:
-        """Bytes that the disk has beyond those that are left free; negative while it has less."""
+        """The free bytes of the disk above `min_free_bytes`; negative if it has less."""
         return self.directory.free_bytes() - self._min_free
 
     def now_ms(self) -> int:
@@ -301,28 +291,18 @@ class DurableQueue:
         return int(self._clock() * 1000)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Look at the schema and at both ends, and find every exporter's place."""
+        """Check a database that was just opened, and read the state of every exporter."""
         checks.check_database(connection)
-        self._find_places(connection, self.routing)
-        self._found(queries.exporter_states(connection))
+        self._numbers = _ensure_routing(connection, self.routing)
+        self._update_cursors(queries.exporter_states(connection))
 
-    def _find_places(self, connection: sqlite3.Connection, routing: Routing) -> None:
-        """Give every exporter a place, where it has none."""
-        # A new exporter that begins at the oldest record widens routes: what was known of them is void, also where
-        # this transaction is undone.
-        self._numbers = {}
-        for name, exporter in routing.exporters.items():
-            receivers = [receiver for receiver, route in routing.receivers.items() if name in route.queued]
-            number = store.ensure_exporter(connection, name, from_oldest=exporter.from_oldest, receivers=receivers)
-            store.ensure_route(connection, [number])  # for what is replayed for it alone
-
-    def _found(self, states: Iterable[ExporterState]) -> None:
+    def _update_cursors(self, states: Iterable[ExporterState]) -> None:
         for state in states:
             if state.name in self._cursors:
-                self._cursors[state.name].found(state)
+                self._cursors[state.name].update(state)
 
     def _set_aside(self, error: Exception) -> None:
-        """Keep a damaged database under another name; senders that still read it can tick nothing off any more."""
+        """Keep a damaged database under another name. Senders that still read it can't tick anything off any more."""
         aside = self.directory.set_aside()
         self._begin_anew()
         _logger.error(
@@ -333,33 +313,30 @@ class DurableQueue:
         )
 
     def _copy_aside(self, connection: sqlite3.Connection) -> None:
-        """Write a database that somebody deleted, and that is still open, to a file that is set aside."""
+        """Copy a database that somebody deleted, and that is still open, to a file that counts as set aside."""
         self.directory.reclaim()
         aside = self.directory.path_aside()
         try:
             with contextlib.closing(schema.create(aside)) as copy:
                 connection.backup(copy)
         except BaseException:
-            self.directory.discard(aside)  # a part of it would be taken for all, and its space is what is missing
+            self.directory.discard(aside)  # it is incomplete, and its space may be what is missing
             raise
         self._begin_anew()
         _logger.error(
-            "Somebody deleted or replaced %s while it was in use. What it held is kept as %s, and will be carried over",
+            "Somebody deleted or replaced %s while it was in use. Its content is kept as %s, and will be carried over",
             self.directory.database,
             aside,
         )
 
     def _begin_anew(self) -> None:
-        self._generation += 1
+        self.generation += 1
         _telemetry.queue_set_aside.add(1)
         self.recovery_due.set()
 
-    def _count_invalid(self, batch: Batch, appended: Appended) -> None:
-        left_out = appended.bodies_left_out
-        for kind, number in (
-            ("item", sum(not invalid.whole_body for invalid in batch.invalid)),
-            ("body", sum(invalid.whole_body for invalid in batch.invalid) - left_out),
-        ):
+    def _count_invalid(self, batch: Batch, left_out: int) -> None:
+        bodies = sum(invalid.whole_body for invalid in batch.invalid)
+        for kind, number in (("item", len(batch.invalid) - bodies), ("body", bodies - left_out)):
             if number:
                 _telemetry.dead_letters.add(number, {"kind": kind, "owner": batch.receiver})
         if left_out and not self._bodies_full:
@@ -373,7 +350,7 @@ class DurableQueue:
         self._bodies_full = bool(left_out)
 
     def _check(self, entry: Entry) -> None:
-        """Refuse a batch that can't be stored now, as far as that can be told without the database."""
+        """Refuse a batch that can't be stored now, as far as that is known without the database."""
         if not entry.route.queued and entry.batch.receiver not in self.routing.receivers:
             raise RefusedError("the configuration has just changed", reason="reloaded", retry_after=1)
         self._check_size(entry, lambda cursor: cursor.waiting)
@@ -418,8 +395,24 @@ class DurableQueue:
         return True
 
 
+def _ensure_routing(connection: sqlite3.Connection, routing: Routing) -> _Numbers:
+    """Give every exporter and every route a row, if they have none; the numbers of all."""
+    for name, exporter in routing.exporters.items():
+        receivers = [receiver for receiver, route in routing.receivers.items() if name in route.queued]
+        number = store.ensure_exporter(connection, name, from_oldest=exporter.from_oldest, receivers=receivers)
+        store.ensure_route(connection, [number])  # for records that are replayed for it alone
+    keys = [(receiver, route.queued) for receiver, route in routing.receivers.items() if route.queued]
+    return {key: _ensure_route(connection, *key) for key in keys}
+
+
+def _ensure_route(connection: sqlite3.Connection, receiver: str, queued: Iterable[str]) -> tuple[int, Sequence[int]]:
+    """The numbers of a route and of its exporters."""
+    numbers = [store.ensure_exporter(connection, name) for name in queued]
+    return store.ensure_route(connection, numbers, receiver), numbers
+
+
 def _answer(entry: Entry, error: Exception | None) -> None:
-    """Give the promise, or refuse it."""
+    """Answer an entry that was stored, or refused with an error."""
     if error is None:
         entry.answer.set_result(entry.stored.receipt)
         return
@@ -430,11 +423,11 @@ def _answer(entry: Entry, error: Exception | None) -> None:
 
 
 def _refusal(error: Exception) -> RefusedError:
-    if isinstance(error, RefusedError):
-        return error
-    if isinstance(error, NotRunningError):
-        return RefusedError(str(error), reason="shutting_down")
-    if isinstance(error, StorageError):
-        reason = "disk_full" if error.is_disk_full else "storage_failed"
-        return RefusedError(str(error), reason=reason)
+    match error:
+        case RefusedError():
+            return error
+        case NotRunningError():
+            return RefusedError(str(error), reason="shutting_down")
+        case StorageError():
+            return RefusedError(str(error), reason="disk_full" if error.is_disk_full else "storage_failed")
     return RefusedError(f"unexpected: {error!r}", reason="storage_failed")

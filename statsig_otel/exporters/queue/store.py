@@ -1,13 +1,13 @@
-"""Writes to the queue's database, each as one plain function of a connection. Nothing here commits.
+"""Writes to the queue's database: plain functions of a connection, called inside the writer's transaction.
 
-The functions run inside a transaction that the writer's thread has begun. What any connection may ask is in `queries`.
+Nothing here commits. Reads, which any connection can do, are in `queries`.
 """
 
 import itertools
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Final, Literal, TypeAlias, TypeVar
 
 from statsig_otel.exporters.consumer import Batch, Receipt
@@ -18,38 +18,40 @@ from statsig_otel.exporters.routing import Route
 DeadLetterKind = Literal["item", "body", "record", "batch", "damaged"]
 
 MOST_BODIES: Final = 1000
-"""Whole bodies that are kept as dead letters at most."""
+"""At most so many whole bodies are kept as dead letters."""
 
 MOST_BODY_BYTES: Final = 256 << 20
-"""Bytes of them together at most."""
+"""At most so many bytes of them are kept."""
 
 _COLLECTED_AT_ONCE: Final = 5000
-"""Rows that one transaction deletes at most, so that nobody waits long for it."""
+"""One transaction deletes at most so many rows, so that nobody waits long for it."""
 
 _ROWS_AT_ONCE: Final = 32
-"""Rows of one statement at most."""
+"""One statement inserts at most so many rows."""
 
 _REMEMBER: Final = (
     "INSERT INTO seen (receiver, uid, at) VALUES {} "
     "ON CONFLICT (receiver, uid) DO UPDATE SET at = excluded.at WHERE at <= excluded.at - ?"
 )
 
+_REMEMBER_ONE: Final = _REMEMBER.format("(?, ?, ?)")
+
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Something that could not be delivered, or not even be mapped, with the reason.
+    """Something that could not be delivered or mapped, with the reason.
 
     Attributes:
-        kind: `item` and `body` come from the door, raw; all others from an exporter, encoded; `damaged` is what is left
-            of a record that changed on disk.
+        kind: `item` and `body` come from a receiver, as they were sent. All others come from an exporter, encoded;
+            `damaged` is the rest of a record that changed on disk.
         owner: The receiver or the exporter.
         reason: What was wrong.
-        content: The raw text or the encoded request.
-        uid: The record's uid, where there is one.
-        attempts: How often it was sent.
-        count: Log records in the content.
+        content: The item, the body, or the encoded request.
+        uid: The uid of a single record.
+        attempts: The number of times that it was sent.
+        count: The number of log records in the content.
     """
 
     kind: DeadLetterKind
@@ -63,13 +65,9 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What became of a batch.
+    """What was stored of a batch: `records` records with payloads of `size` bytes.
 
-    Attributes:
-        receipt: The promise.
-        records: How many records were stored.
-        size: Their payloads' bytes.
-        bodies_left_out: How many whole bodies were not kept, since there are too many already.
+    Of its whole bodies, `bodies_left_out` were not kept, since there are too many already.
     """
 
     receipt: Receipt
@@ -80,27 +78,15 @@ class Appended:
 
 _NOTHING: Final = Appended(Receipt(0), records=0, size=0, bodies_left_out=0)
 
-Numbers: TypeAlias = dict[tuple[str, tuple[str, ...]], tuple[int, Sequence[int]]]
-"""By a receiver and its exporters: the number of the route, and those of the exporters."""
-
 
 class Entry:
-    """A batch on its way to the disk.
+    """A batch on its way to the disk, with the future that answers it once it is there.
 
-    Args:
-        batch: The batch.
-        route: Whom its records are for.
-        number: The number of that route in the database, where it is known already.
-
-    Attributes:
-        window_ms: For how long a change that was seen is a duplicate; 0 for never.
-        exporters: The numbers of the exporters, once they were looked up.
-        remember: Where to keep the numbers once they are on disk; None where they are known.
-        stored: What became of it.
-        answer: The promise, which is given once all is on disk.
+    `number` is the route's number in the database, and `exporters` are those of its exporters; both are known from
+    when the batch is stored. `window_ms` is the time in which a change that was seen is a duplicate; 0 for never.
     """
 
-    __slots__ = ("answer", "batch", "exporters", "number", "remember", "route", "stored", "window_ms")
+    __slots__ = ("answer", "batch", "exporters", "number", "route", "stored", "window_ms")
 
     def __init__(self, batch: Batch, route: Route, number: int = 0) -> None:
         self.batch: Batch = batch
@@ -109,7 +95,6 @@ class Entry:
         self.window_ms: int = int(route.window * 1000)
         self.exporters: Sequence[int] = ()
         self.stored: Appended = _NOTHING
-        self.remember: Numbers | None = None
         self.answer: Future[Receipt] = Future()
         self.answer.set_running_or_notify_cancel()  # no caller can cancel what is being written
 
@@ -124,35 +109,24 @@ _Sight: TypeAlias = tuple[str, bytes, int, int]
 def ensure_exporter(
     connection: sqlite3.Connection, name: str, *, from_oldest: bool = False, receivers: Collection[str] = ()
 ) -> int:
-    """The number of an exporter; a new one begins at the next record, or at the oldest that is there.
-
-    Args:
-        connection: The writer's connection.
-        name: Its id in the configuration.
-        from_oldest: A new one also gets what is there of its receivers.
-        receivers: Its receivers.
-    """
+    """The number of an exporter. A new one begins at the next record, or at the oldest stored one of its receivers."""
     row = connection.execute("SELECT id FROM exporters WHERE name = ?", (name,)).fetchone()
     if row is not None:
         return int(row[0])
     cursor = 0 if from_oldest else last_seq(connection)
-    found = connection.execute(
-        "INSERT INTO exporters (name, cursor, again) VALUES (?1, ?2, ?2)", (name, cursor)
-    ).lastrowid
-    if found is None:
-        raise sqlite3.DatabaseError("an exporter could not be stored")
+    query = "INSERT INTO exporters (name, cursor, again) VALUES (?1, ?2, ?2)"
+    number = connection.execute(query, (name, cursor)).lastrowid or 0  # an INSERT always has one
     if from_oldest:
-        for receiver in receivers:
-            _claim(connection, found, receiver)
-    return found
+        _claim(connection, number, receivers)
+    return number
 
 
-def _claim(connection: sqlite3.Connection, exporter: int, receiver: str) -> None:
-    """Make what is there of a receiver a new exporter's as well. Reads all of it, once."""
-    for route, (owner, numbers) in routes(connection).items():
-        if owner != receiver:
+def _claim(connection: sqlite3.Connection, exporter: int, receivers: Collection[str]) -> None:
+    """Add a new exporter to the stored records of some receivers. Reads all of them, once."""
+    for route, (receiver, numbers) in routes(connection).items():
+        if receiver not in receivers:
             continue
-        wider = _text([*numbers, exporter])
+        wider = _joined([*numbers, exporter])
         connection.execute("UPDATE routes SET exporters = ? WHERE id = ?", (wider, route))
         records, size = connection.execute(
             "SELECT count(*), coalesce(sum(length(payload)), 0) FROM records WHERE route = ?", (route,)
@@ -161,28 +135,19 @@ def _claim(connection: sqlite3.Connection, exporter: int, receiver: str) -> None
 
 
 def forget_routes(connection: sqlite3.Connection) -> None:
-    """Delete the routes that no record is on: each reload with another set of exporters makes some."""
+    """Delete the routes without records: each reload with another set of exporters leaves some."""
     connection.execute("DELETE FROM routes WHERE NOT EXISTS (SELECT 1 FROM records WHERE route = routes.id)")
 
 
 def ensure_route(connection: sqlite3.Connection, exporters: Iterable[int], receiver: str = "") -> int:
-    """The number of a receiver's records for a set of exporters; without a receiver, of replayed ones."""
-    key = (receiver, _text(exporters))
+    """The number of the route from a receiver to a set of exporters; without a receiver, for replayed records."""
+    key = (receiver, _joined(exporters))
     connection.execute("INSERT INTO routes (receiver, exporters) VALUES (?, ?) ON CONFLICT DO NOTHING", key)
     return int(connection.execute("SELECT id FROM routes WHERE receiver = ? AND exporters = ?", key).fetchone()[0])
 
 
 def append_batches(connection: sqlite3.Connection, entries: Sequence[Entry], *, now_ms: int) -> list[Appended]:
-    """Store what requests brought: their new changes, and their invalid items as dead letters.
-
-    Args:
-        connection: The writer's connection.
-        entries: The requests' batches, in order.
-        now_ms: The time now, in milliseconds since the epoch.
-
-    Returns:
-        What was stored of each.
-    """
+    """Store the new changes of batches, and their invalid items as dead letters; what was stored of each batch."""
     uids = [[bytes.fromhex(change.uid) for change in entry.batch.changes] for entry in entries]
     fresh = iter(_first_sights(connection, entries, uids, now_ms))
     rows: list[_NewRow] = []
@@ -207,7 +172,7 @@ def append_batches(connection: sqlite3.Connection, entries: Sequence[Entry], *, 
 def _first_sights(
     connection: sqlite3.Connection, entries: Sequence[Entry], uids: Sequence[Sequence[bytes]], now_ms: int
 ) -> list[bool]:
-    """Remember uids; for each, in order, whether it was unknown, or known for longer than its window."""
+    """Remember uids; for each, in order, whether it was unknown or seen before its window."""
     windows = {entry.window_ms for entry in entries}
     sights = [
         (entry.batch.receiver, uid, now_ms, entry.window_ms)
@@ -216,11 +181,11 @@ def _first_sights(
     ]
     if len(sights) > 1 and len(windows) == 1 and all(windows) and _all_first_sights(connection, sights):
         return [True] * len(sights)
-    return [not sight[3] or _first_sight(connection, sight) for sight in sights]
+    return [not sight[3] or connection.execute(_REMEMBER_ONE, sight).rowcount > 0 for sight in sights]
 
 
 def _all_first_sights(connection: sqlite3.Connection, sights: Sequence[_Sight]) -> bool:
-    """Remember uids with the same window; where one of them is a duplicate, remember none."""
+    """Remember uids with the same window; none of them if one is a duplicate."""
     connection.execute("SAVEPOINT sights")
     new = 0
     for some in _chunks(sights):
@@ -233,15 +198,10 @@ def _all_first_sights(connection: sqlite3.Connection, sights: Sequence[_Sight]) 
     return new == len(sights)
 
 
-def _first_sight(connection: sqlite3.Connection, sight: _Sight) -> bool:
-    """Remember a uid; whether it was unknown, or known for longer than the window."""
-    return connection.execute(_REMEMBER.format("(?, ?, ?)"), sight).rowcount > 0
-
-
 def _chunks(rows: Sequence[_T]) -> Iterator[Sequence[_T]]:
     """Rows for one statement each: the interpreter's lock changes hands for every statement.
 
-    Their numbers are powers of two, so that there are few texts of statements, which the connection keeps compiled.
+    Their numbers are powers of two, so that there are few different statements, which the connection keeps compiled.
     """
     begin = 0
     while begin < len(rows):
@@ -251,7 +211,7 @@ def _chunks(rows: Sequence[_T]) -> Iterator[Sequence[_T]]:
 
 
 def _bury_invalid(connection: sqlite3.Connection, batch: Batch, now_ms: int) -> int:
-    """Keep a batch's invalid items; how many whole bodies there was no room for."""
+    """Keep a batch's invalid items; the number of whole bodies that there was no room for."""
     left_out = 0
     for invalid in batch.invalid:
         if invalid.whole_body and not _has_room_for(connection, invalid.text):
@@ -263,7 +223,7 @@ def _bury_invalid(connection: sqlite3.Connection, batch: Batch, now_ms: int) -> 
 
 
 def _has_room_for(connection: sqlite3.Connection, body: bytes) -> bool:
-    """Whether one more whole body may be kept: where Statsig's format changes, every webhook brings one."""
+    """Whether one more whole body may be kept: after a change of Statsig's format, every webhook brings one."""
     row = connection.execute(
         "SELECT count(*), coalesce(sum(length(content)), 0) FROM dead_letters INDEXED BY bodies WHERE kind = 'body'"
     ).fetchone()
@@ -271,7 +231,7 @@ def _has_room_for(connection: sqlite3.Connection, body: bytes) -> bool:
 
 
 def add_waiting(connection: sqlite3.Connection, exporters: Iterable[int], records: int, size: int) -> None:
-    """Count records that were stored for exporters; negative for those that are done."""
+    """Count records that were stored for exporters."""
     connection.executemany(
         "UPDATE exporters SET waiting = waiting + ?1, bytes = bytes + ?2, both = both + ?1 + ?2 WHERE id = ?3",
         [(records, size, exporter) for exporter in exporters],
@@ -284,9 +244,9 @@ def append_copies(
     records: Sequence[tuple[bytes, bytes]],
     receiver: str = "",
 ) -> None:
-    """Store records, each a uid and a payload, past the check for duplicates and `queue_size`.
+    """Store records, each a uid and a payload, that were acknowledged before: of a replay or of a damaged file.
 
-    For what was acknowledged before: a replay, or the content of a damaged file.
+    Neither duplicates nor `queue_size` are checked.
     """
     route = ensure_route(connection, exporters, receiver)
     rows = [(route, uid, payload, checksum(uid, payload)) for uid, payload in records]
@@ -295,17 +255,9 @@ def append_copies(
 
 
 def advance(connection: sqlite3.Connection, exporter: int, *, cursor: int, records: int, size: int) -> None:
-    """Move an exporter's cursor over records that are done.
-
-    Args:
-        connection: The writer's connection.
-        exporter: The exporter.
-        cursor: The last seq that is done.
-        records: How many records of this exporter that passes.
-        size: Their payloads' bytes.
-    """
-    # Of a record that can't be read nobody knows the size: with the last one the sum is right again. `both` changes by
-    # as much as the two do, and is not made of them: what contradicts itself goes on to do so until it is looked at.
+    """Move an exporter's cursor to a seq, over `records` records with payloads of `size` bytes that are done."""
+    # The size of an unreadable record is unknown; the sum is right again when nothing waits. `both` changes by the same
+    # amount and is not computed from the two, so that a contradiction stays until the file is checked.
     left = "CASE WHEN waiting > ?2 THEN max(bytes - ?3, 0) ELSE 0 END"
     connection.execute(
         "UPDATE exporters SET cursor = max(cursor, ?1), again = max(cursor, ?1), waiting = waiting - ?2, "  # noqa: S608 - ours
@@ -314,43 +266,30 @@ def advance(connection: sqlite3.Connection, exporter: int, *, cursor: int, recor
     )
 
 
-def place_of(connection: sqlite3.Connection, exporter: int) -> tuple[int, int] | None:
-    """An exporter's cursor and how many records wait for it; None for one that was removed."""
-    row = connection.execute("SELECT cursor, waiting FROM exporters WHERE id = ?", (exporter,)).fetchone()
-    return None if row is None else (int(row[0]), int(row[1]))
+def cursor_and_waiting(connection: sqlite3.Connection, exporter: int) -> tuple[int, int] | None:
+    """An exporter's cursor and its number of waiting records; None if it was removed."""
+    row: tuple[int, int] | None = connection.execute(
+        "SELECT cursor, waiting FROM exporters WHERE id = ?", (exporter,)
+    ).fetchone()
+    return row
 
 
-def waiting_of(connection: sqlite3.Connection, exporter: int) -> int:
-    """How many records wait for an exporter."""
-    place = place_of(connection, exporter)
-    return place[1] if place else 0
-
-
-def damaged_letter(exporter: str, record: Stored) -> DeadLetter:
-    """What is left of a record that changed on disk, as a dead letter of an exporter."""
+def damaged_record(exporter: str, record: Stored) -> DeadLetter:
+    """The rest of a record that changed on disk, as a dead letter of an exporter."""
     return DeadLetter("damaged", exporter, "damaged on disk: its checksum is wrong", record.payload, record.uid)
 
 
 def bury(connection: sqlite3.Connection, letter: DeadLetter, now_ms: int) -> None:
     """Keep a dead letter."""
     connection.execute(
-        "INSERT INTO dead_letters (at, kind, owner, reason, attempts, uid, count, content) "
+        "INSERT INTO dead_letters (at, kind, owner, reason, content, uid, attempts, count) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            now_ms,
-            letter.kind,
-            letter.owner,
-            letter.reason,
-            letter.attempts,
-            letter.uid,
-            letter.count,
-            letter.content,
-        ),
+        (now_ms, *astuple(letter)),
     )
 
 
 def delete_done(connection: sqlite3.Connection) -> int:
-    """Delete some of the records that every exporter of their route is done with; how many it deleted."""
+    """Delete some of the records that every exporter of their route is done with; the number of deleted records."""
     cursors = dict(connection.execute("SELECT id, cursor FROM exporters"))
     deleted = 0
     for route, (_, numbers) in routes(connection).items():
@@ -365,7 +304,7 @@ def delete_done(connection: sqlite3.Connection) -> int:
 
 
 def forget_seen(connection: sqlite3.Connection, before_ms: int) -> int:
-    """Delete some of the uids that were first seen before a time; how many it deleted."""
+    """Delete some of the uids that were first seen before a time; the number of deleted uids."""
     return connection.execute(
         "DELETE FROM seen WHERE (receiver, uid) IN (SELECT receiver, uid FROM seen WHERE at < ? LIMIT ?)",
         (before_ms, _COLLECTED_AT_ONCE),
@@ -373,12 +312,12 @@ def forget_seen(connection: sqlite3.Connection, before_ms: int) -> int:
 
 
 def remove_exporter(connection: sqlite3.Connection, name: str) -> ExporterState | None:
-    """Take an exporter out, with its claim on records; what it was, None where there is none of that name."""
+    """Remove an exporter: nothing waits for it any more. Its last state; None if the name is unknown."""
     state = exporter_state(connection, name)
     if state is not None:
         connection.execute("DELETE FROM exporters WHERE id = ?", (state.id,))
     return state
 
 
-def _text(numbers: Iterable[int]) -> str:
+def _joined(numbers: Iterable[int]) -> str:
     return ",".join(map(str, sorted(set(numbers))))

@@ -15,7 +15,6 @@ import click
 
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.exporters.queue import dead_letters, queries
-from statsig_otel.exporters.queue.backlog import oldest_observed_ns
 from statsig_otel.exporters.terminal import pad, printable, width
 from statsig_otel.plugin.control.queue_access import QueueAccess
 from statsig_otel.plugin.control.socket import ControlError
@@ -197,7 +196,7 @@ def _exporters(
     rows = []
     for state in queries.exporter_states(connection):
         sender = senders.get(state.name, {})
-        observed_ns = oldest_observed_ns(connection, state)
+        observed_ns = queries.oldest_observed_ns(connection, state)
         rows.append(
             _Exporter(
                 name=state.name,

@@ -151,7 +151,7 @@ class CarryOver:
                 store.append_copies(connection, numbers, [(record.uid, record.payload)], receiver=receiver)
             else:
                 for name in exporters:
-                    store.bury(connection, store.damaged_letter(name, record), self._now_ms())
+                    store.bury(connection, store.damaged_record(name, record), self._now_ms())
         self._note(connection, "records", rows[-1][1].seq)
         return done
 

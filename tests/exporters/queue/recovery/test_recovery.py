@@ -776,7 +776,7 @@ def test_a_place_of_which_a_bit_was_flipped_passes_nothing_over(
     with running(tmp_path) as queue:
         settled(tmp_path)
         assert set(delivered(queue.cursor("otlp"))) >= set(range(3, 11))
-    assert said(caplog, logging.ERROR, "an exporter's place contradicts itself") == 1
+    assert said(caplog, logging.ERROR, "an exporter's cursor contradicts itself") == 1
 
 
 def test_after_a_loss_a_redelivery_is_no_duplicate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
