@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from statsig_otel.config.errors import Fault, Path, Problem, SettingError, closest, hint_for
-from statsig_otel.config.model import Composed, Opaque, OrList, Settings
+from statsig_otel.config.model import Composed, Opaque, OrList, Settings, without_these
 from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.units import AS_WRITTEN, unit_of
 
@@ -170,7 +170,7 @@ def _problems(
         problems[below[:-1]] = Fault(NO_NAME, NO_NAME_HINT)
     secrets = tuple(_secrets(body, models))
     return [
-        document.problem(path + below, _without(secrets, message), hint and _without(secrets, hint))
+        document.problem(path + below, without_these(secrets, message), hint and without_these(secrets, hint))
         for below, (message, hint) in problems.items()
         # A key that is missing because it is misspelt is one mistake, not two.
         if not (below in meant and message == _WORDS["missing"])
@@ -344,11 +344,3 @@ def _secrets(value: object, annotations: Collection[Any]) -> Iterator[str]:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _secrets(item, _below(annotations, index))
-
-
-def _without(secrets: Collection[str], text: str) -> str:
-    """The message without secrets, which a model's own check may have put into it."""
-    for secret in secrets:
-        for shown in (secret, repr(secret)[1:-1]):
-            text = text.replace(shown, repr(Opaque(secret)))
-    return text
