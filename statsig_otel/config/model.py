@@ -1,6 +1,6 @@
 """The strict base model of all settings, and the types of special values: secrets, ids of extensions, lists."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, ClassVar, Final, Union, get_args, get_origin
@@ -21,14 +21,15 @@ from statsig_otel.config.errors import SettingError
 from statsig_otel.config.scalars import YAML_1_1_BOOLEANS, resolve
 
 _REDACTED: Final = "[REDACTED]"
-_BOOLEANS: Final = {**YAML_1_1_BOOLEANS, "t": "true", "1": "true", "f": "false", "0": "false"}
+_BOOLEANS: Final = {"t": "true", "1": "true", "f": "false", "0": "false"}
 
 
 def _boolean_hint(value: object) -> str | None:
-    word = _BOOLEANS.get(str(value).lower())
-    if word is None:
-        return None
-    return f"write {word}{f': to YAML 1.2 {value} is a string' if str(value).lower() in YAML_1_1_BOOLEANS else ''}"
+    """What to write instead of a word or a number that means a boolean elsewhere."""
+    written = str(value).lower()
+    if written in YAML_1_1_BOOLEANS:
+        return f"write {YAML_1_1_BOOLEANS[written]}: to YAML 1.2 {value} is a string"
+    return f"write {_BOOLEANS[written]}" if written in _BOOLEANS else None
 
 
 class Settings(BaseModel):
@@ -93,9 +94,6 @@ class Composed(Settings):
     """The settings of a component's type, with keys that every component of its section has. One mapping contains both.
 
     Each key is read by the model that has it.
-
-    Attributes:
-        settings: The settings of the type.
     """
 
     settings: SkipJsonSchema[Settings] = Field(exclude=True)
@@ -148,6 +146,14 @@ class Opaque:
         )
 
 
+def without_these(secrets: Iterable[str], text: str) -> str:
+    """A message without secrets, which a model's own check may have put into it."""
+    for secret in filter(None, secrets):
+        for shown in (secret, repr(secret)[1:-1]):
+            text = text.replace(shown, _REDACTED)
+    return text
+
+
 def without_secrets(value: Any) -> Any:
     """Settings, or a value of them, for a comparison in which all secrets are the same."""
     if isinstance(value, BaseModel):
@@ -161,11 +167,7 @@ def without_secrets(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ExtensionOf:
-    """Marks a key whose value is the id of an extension: `Annotated[str | None, ExtensionOf("file_storage")]`.
-
-    Attributes:
-        type: The extension's type.
-    """
+    """Marks a key whose value is the id of an extension of a type: `Annotated[str, ExtensionOf("file_storage")]`."""
 
     type: str
 

@@ -280,8 +280,6 @@ class Key:
         path: Its path below the component: `tls::insecure`.
         type: What may be written, in words.
         default: Its default, as it would be written.
-        is_required: Whether it has to be written.
-        meaning: What it does.
     """
 
     path: str

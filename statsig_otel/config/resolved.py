@@ -46,13 +46,12 @@ def _scalar(value: object) -> str:
         return "[]"
     if isinstance(value, float):
         return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
-    if isinstance(value, str) and _PLAIN.fullmatch(value) and resolve(value) == value and not _is_yaml_1_1(value):
-        return value
-    return json.dumps(value)  # JSON is YAML
+    return value if isinstance(value, str) and _is_plain(value) else json.dumps(value)  # JSON is YAML
 
 
-def _is_yaml_1_1(text: str) -> bool:
-    return text.lower() in YAML_1_1_BOOLEANS
+def _is_plain(text: str) -> bool:
+    """Whether it needs no quotes."""
+    return bool(_PLAIN.fullmatch(text)) and resolve(text) == text and text.lower() not in YAML_1_1_BOOLEANS
 
 
 def resolved(configuration: Configuration) -> dict[str, Any]:

@@ -36,12 +36,7 @@ _FORMS_HINT: Final = f"there are ${{env:NAME}}, ${{env:NAME:-default}} and ${{fi
 
 
 class Substitution:
-    """Resolves the references of one configuration. Each file is read once.
-
-    Args:
-        environ: The environment variables.
-        directory: Where relative paths start.
-    """
+    """Resolves the references of one configuration. Each file is read once; relative paths start at `directory`."""
 
     def __init__(self, environ: Mapping[str, str], directory: Path) -> None:
         self._environ = environ
@@ -64,8 +59,8 @@ class Substitution:
 
     def template(self, text: str) -> "Template | None":
         """A template for a string that refers to a file; None for any other."""
-        held = any(match[1] and match[1].startswith("file:") for match in _REFERENCE.finditer(text))
-        return Template(text, self._environ, self._directory) if held else None
+        names_file = any(match[1] and match[1].startswith("file:") for match in _REFERENCE.finditer(text))
+        return Template(text, self._environ, self._directory) if names_file else None
 
     def _value(self, match: re.Match[str]) -> str:
         if match[0] == "$$":
@@ -80,10 +75,8 @@ class Substitution:
 
     def _resolve(self, reference: str) -> str:
         if "${" in reference:
-            raise SettingError(
-                "contains a ${ within a ${...}",
-                f"close the first with a }}; a default can't contain another reference; {_ESCAPE_HINT}",
-            )
+            hint = f"close the first with a }}; a default can't contain another reference; {_ESCAPE_HINT}"
+            raise SettingError("contains a ${ within a ${...}", hint)
         if reference.startswith("file:"):
             return self._file(reference.removeprefix("file:"))
         if reference.startswith(("yaml:", "http:", "https:")):
@@ -93,21 +86,19 @@ class Substitution:
             raise SettingError("contains a ${...} with an unknown scheme", _FORMS_HINT)
         match = _VARIABLE.fullmatch(reference.removeprefix("env:"))
         if match is None:
-            raise SettingError(
-                "contains a ${...} that names no environment variable",
-                f"a name has letters, digits and _ only, and does not begin with a digit; {_ESCAPE_HINT}",
-            )
+            hint = f"a name has letters, digits and _ only, and does not begin with a digit; {_ESCAPE_HINT}"
+            raise SettingError("contains a ${...} that names no environment variable", hint)
         return self._variable(match[1], match[2])
 
     def _variable(self, name: str, default: str | None) -> str:
-        value = self._environ.get(name, default)
+        value, shown = self._environ.get(name, default), quoted(name)[1:-1]
         if value is None:
-            raise SettingError(
-                f"the environment variable {quoted(name)[1:-1]} is not set",
-                f"{_UNSET_HINT}${{env:{quoted(name)[1:-1]}:-default}}",
-            )
-        if not _is_unicode(value):
-            raise SettingError(f"the environment variable {quoted(name)[1:-1]} is not UTF-8")
+            hint = f"{_UNSET_HINT}${{env:{shown}:-default}}"
+            raise SettingError(f"the environment variable {shown} is not set", hint)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise SettingError(f"the environment variable {shown} is not UTF-8") from None
         return value
 
     def _file(self, name: str) -> str:
@@ -144,13 +135,7 @@ def hint_for_secret(hint: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A string with references to files, whose content may change while a service runs.
-
-    Attributes:
-        text: The string as it was written.
-        environ: The environment variables.
-        directory: Where relative paths start.
-    """
+    """A string, as it was written, with references to files whose content may change while a service runs."""
 
     text: str
     environ: Mapping[str, str]
@@ -174,11 +159,3 @@ def read_regular(path: Path, most: int) -> bytes:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "it is not a regular file")
         return file.read(most + 1)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -4,7 +4,7 @@ Each value has at most one problem, although pydantic reports one error for each
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, Final, TypeAlias, TypeVar, Union, get_args, get_origin
 
@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from statsig_otel.config.errors import Fault, Path, Problem, SettingError, closest, hint_for
-from statsig_otel.config.model import Composed, Opaque, OrList, Settings
+from statsig_otel.config.model import Composed, Opaque, OrList, Settings, without_these
 from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.units import AS_WRITTEN, unit_of
 
@@ -30,31 +30,19 @@ NO_NAME_HINT: Final = "write NAME: VALUE, with a space after the colon"
 
 # By pydantic's error types. In braces: keys of the error's context.
 _TYPES: Final = {
-    "string_type": "a string",
-    "string_sub_type": "a string",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_parsing_size": "a whole number of at most 4300 digits",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "decimal_type": "a number",
-    "decimal_parsing": "a number",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "set_type": "a list",
-    "frozen_set_type": "a list",
-    "iterable_type": "a list",
-    "dict_type": "a mapping",
-    "mapping_type": "a mapping",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
-    "dataclass_type": "a mapping",
-    "path_type": "a path",
-    "literal_error": "{expected}",
-    "enum": "{expected}",
+    kind: words
+    for words, kinds in {
+        "a string": "string_type string_sub_type",
+        "true or false": "bool_type bool_parsing",
+        "a whole number": "int_type int_parsing int_from_float",
+        "a whole number of at most 4300 digits": "int_parsing_size",
+        "a number": "float_type float_parsing decimal_type decimal_parsing",
+        "a list": "list_type tuple_type set_type frozen_set_type iterable_type",
+        "a mapping": "dict_type mapping_type model_type model_attributes_type dataclass_type",
+        "a path": "path_type",
+        "{expected}": "literal_error enum",
+    }.items()
+    for kind in kinds.split()
 }
 _A_MAPPING: Final = "must be a mapping"
 _A_STRING: Final = "must be a string"
@@ -77,15 +65,9 @@ _WORDS: Final = {
 def validate(
     model: type[_S], body: Mapping[str, object], path: Path, document: Document
 ) -> tuple[_S | None, list[Problem]]:
-    """The settings of a component, or what is wrong with them.
+    """The settings of a component, or what is wrong with `body`, which stands at a path of the document.
 
     A number or a boolean that is refused is tried again as a string: `name: 007` may mean the string `007`.
-
-    Args:
-        model: The component's model.
-        body: What was written.
-        path: Its path in the document.
-        document: The document, which knows the lines.
     """
     return _checked(lambda value: _read(model, value), (model,), body, path, document)
 
@@ -93,15 +75,7 @@ def validate(
 def compose(
     composed: type[_C], model: type[Settings], body: Mapping[str, object], path: Path, document: Document
 ) -> tuple[_C | None, list[Problem]]:
-    """The same for a component whose mapping also contains keys that its whole section has.
-
-    Args:
-        composed: The model of the keys that the section has.
-        model: The model of the component's type.
-        body: What was written.
-        path: Where it stands in the document.
-        document: What knows the lines.
-    """
+    """The same for a component whose mapping also contains the keys of `composed`, which its whole section has."""
     shared = composed.shared_keys()
 
     def read(value: Mapping[str, object]) -> tuple[_C | None, list[ErrorDetails]]:
@@ -196,7 +170,7 @@ def _problems(
         problems[below[:-1]] = Fault(NO_NAME, NO_NAME_HINT)
     secrets = tuple(_secrets(body, models))
     return [
-        document.problem(path + below, _without(secrets, message), hint and _without(secrets, hint))
+        document.problem(path + below, without_these(secrets, message), hint and without_these(secrets, hint))
         for below, (message, hint) in problems.items()
         # A key that is missing because it is misspelt is one mistake, not two.
         if not (below in meant and message == _WORDS["missing"])
@@ -226,15 +200,17 @@ def _advice(table: str, models: Models, below: Path) -> str | None:
 def is_secret(models: Models, below: Path) -> bool:
     """Whether the value is a secret, or a list of secrets."""
     kinds = _types(models, below)
-    return any(Opaque in tuple(_members(kind)) for kind in (*kinds, *_below(kinds, 0)))
+    return _wants_secret((*kinds, *_below(kinds, 0)))
 
 
 def may_be_secret(models: Models, below: Path) -> bool:
     """Whether the last key belongs to a mapping of secrets and is not a name, as in `{authorization:Bearer TOKEN}`."""
     key = below[-1] if below else None
-    if not isinstance(key, str) or _NAME.fullmatch(key):
-        return False
-    return any(Opaque in tuple(_members(kind)) for kind in _types(models, below))
+    return isinstance(key, str) and not _NAME.fullmatch(key) and _wants_secret(_types(models, below))
+
+
+def _wants_secret(annotations: Iterable[Any]) -> bool:
+    return Opaque in _members(annotations)
 
 
 def _has(value: object, step: str | int) -> bool:
@@ -287,32 +263,32 @@ def _one_of(words: list[str]) -> str:
 
 def _bounds(details: ErrorDetails, kinds: Collection[Any]) -> dict[str, Any]:
     """An error's context, with whole numbers written as such, and durations and sizes with their units."""
-    context = details.get("ctx", {})
+    context: dict[str, Any] = details.get("ctx", {})
     units = [unit for kind in kinds if (unit := unit_of(kind))]
-    if units:
-        return {name: units[0](value) if isinstance(value, float | int) else value for name, value in context.items()}
-    return {
-        name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name, value in context.items()
-    }
+    shown = units[0] if units else _whole
+    return {name: shown(value) if isinstance(value, float | int) else value for name, value in context.items()}
+
+
+def _whole(value: Any) -> Any:
+    """A whole number without a fraction, for a message."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def _members(annotation: Any) -> Iterator[Any]:
-    """The types that an annotation allows."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        first, *markers = get_args(annotation)
-        for form in (first, *(marker.items for marker in markers if isinstance(marker, OrList))):
-            yield from _members(form)
-    elif origin in (Union, UnionType):
-        for member in get_args(annotation):
-            yield from _members(member)
-    else:
-        yield annotation
+def _members(annotations: Iterable[Any]) -> Iterator[Any]:
+    """The types that annotations allow, each by itself."""
+    for annotation in annotations:
+        origin = get_origin(annotation)
+        if origin is Annotated:
+            first, *markers = get_args(annotation)
+            yield from _members([first, *(marker.items for marker in markers if isinstance(marker, OrList))])
+        elif origin in (Union, UnionType):
+            yield from _members(get_args(annotation))
+        else:
+            yield annotation
 
 
 def _names(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
@@ -327,16 +303,15 @@ def _names(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
                 yield choice, info.rebuild_annotation()
 
 
-def _below(annotations: Collection[Any], step: str | int) -> tuple[Any, ...]:
+def _below(annotations: Iterable[Any], step: str | int) -> tuple[Any, ...]:
     """The types of values that are one step below values of these types."""
     found: list[Any] = []
-    for annotation in annotations:
-        for member in _members(annotation):
-            arguments = get_args(member)
-            if isinstance(member, type) and issubclass(member, BaseModel):
-                found += [kind for name, kind in _names(member) if name == step]
-            elif arguments:
-                found.append(arguments[-1] if isinstance(step, str) else arguments[0])
+    for member in _members(annotations):
+        arguments = get_args(member)
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            found += [kind for name, kind in _names(member) if name == step]
+        elif arguments:
+            found.append(arguments[-1] if isinstance(step, str) else arguments[0])
     return tuple(found)
 
 
@@ -347,14 +322,11 @@ def _types(models: Models, path: Path) -> tuple[Any, ...]:
     return types
 
 
-def _models(annotations: Collection[Any]) -> Iterator[type[BaseModel]]:
-    for annotation in annotations:
-        for member in _members(annotation):
-            if isinstance(member, type) and issubclass(member, BaseModel):
-                yield member
+def _models(annotations: Iterable[Any]) -> list[type[BaseModel]]:
+    return [member for member in _members(annotations) if isinstance(member, type) and issubclass(member, BaseModel)]
 
 
-def _keys(annotations: Collection[Any]) -> list[str]:
+def _keys(annotations: Iterable[Any]) -> list[str]:
     return [name for model in _models(annotations) for name, _ in _names(model)]
 
 
@@ -364,7 +336,7 @@ _SHORTEST_SECRET: Final = 4  # a shorter string is not a secret, and may be a pa
 def _secrets(value: object, annotations: Collection[Any]) -> Iterator[str]:
     """The strings that the model wants as `Opaque`."""
     if isinstance(value, str):
-        if len(value) >= _SHORTEST_SECRET and any(Opaque in tuple(_members(kind)) for kind in annotations):
+        if len(value) >= _SHORTEST_SECRET and _wants_secret(annotations):
             yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
@@ -372,11 +344,3 @@ def _secrets(value: object, annotations: Collection[Any]) -> Iterator[str]:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _secrets(item, _below(annotations, index))
-
-
-def _without(secrets: Collection[str], text: str) -> str:
-    """The message without secrets, which a model's own check may have put into it."""
-    for secret in secrets:
-        for shown in (secret, repr(secret)[1:-1]):
-            text = text.replace(shown, repr(Opaque(secret)))
-    return text

@@ -57,7 +57,7 @@ def _installed_entry(one: Installed) -> dict[str, object]:
         "module": one.distribution,
         "built_in": False,
         "entry_point": one.value,
-        **({"problem": fault.reason, "hint": fault.hint} if fault else {}),
+        **({"problem": fault.message, "hint": fault.hint} if fault else {}),
     }
 
 

@@ -35,7 +35,7 @@ def installed_schema(warn: Callable[[str], None]) -> str:
     for one in EXPORTERS.installed():
         fault = EXPORTERS.fault(one)
         if fault is not None:
-            warn(f"left out: {fault.reason}")
+            warn(f"left out: {fault.message}")
             continue
         model = EXPORTERS[one.name]
         try:

@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from statsig_otel.config.configuration import Components
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.exporter import Exporter
-from statsig_otel.exporters.local.debug import DebugSettings
-from statsig_otel.exporters.local.file import FileSettings
+from statsig_otel.exporters.exporter_type import ExporterType
+from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
+from statsig_otel.exporters.local.file import FileExporter, FileSettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
-from statsig_otel.plugin.settings.exporters import ExporterTypes, Kind
+from statsig_otel.plugin.settings.exporters import ExporterTypes
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings
@@ -81,23 +82,11 @@ def _otlp_http(name: str, settings: OtlpHttpSettings) -> Exporter:
     return OtlpHttpExporter(name, settings)
 
 
-def _file(name: str, settings: FileSettings) -> Exporter:
-    from statsig_otel.exporters.local.file import FileExporter  # noqa: PLC0415 - likewise
-
-    return FileExporter(name, settings)
-
-
-def _debug(name: str, settings: DebugSettings) -> Exporter:
-    from statsig_otel.exporters.local.debug import DebugExporter  # noqa: PLC0415 - likewise
-
-    return DebugExporter(name, settings)
-
-
-_BUILT_IN: Final[Mapping[str, Kind]] = {
-    "otlp_grpc": Kind(OtlpGrpcSettings, _otlp_grpc),
-    "otlp_http": Kind(OtlpHttpSettings, _otlp_http),
-    "file": Kind(FileSettings, _file),
-    "debug": Kind(DebugSettings, _debug),
+_BUILT_IN: Final[Mapping[str, ExporterType[Any]]] = {
+    "otlp_grpc": ExporterType(OtlpGrpcSettings, _otlp_grpc),
+    "otlp_http": ExporterType(OtlpHttpSettings, _otlp_http),
+    "file": ExporterType(FileSettings, FileExporter),
+    "debug": ExporterType(DebugSettings, DebugExporter),
 }
 
 ALIASES: Final[Mapping[str, str]] = {"otlp": "otlp_grpc", "otlphttp": "otlp_http"}
@@ -108,7 +97,7 @@ EXPORTERS: Final = ExporterTypes(_BUILT_IN, ALIASES)
 
 BUILT_IN: Final = Components(
     receivers={"statsig": StatsigReceiverSettings},
-    exporters={name: kind.settings for name, kind in _BUILT_IN.items()},
+    exporters={name: one.settings for name, one in _BUILT_IN.items()},
     extensions={"file_storage": FileStorageSettings},
     aliases=ALIASES,
     telemetry=TelemetrySettings,

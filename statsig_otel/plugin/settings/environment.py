@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Final
 from urllib.parse import unquote
 
-from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.config.errors import ConfigError, Path, Problem
 from statsig_otel.config.locations import read_all
 from statsig_otel.config.source import UNKNOWN, Document, Unknown
 from statsig_otel.plugin.record.change_event import valid
@@ -27,8 +27,7 @@ SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's
 _logger: Final = logging.getLogger(__name__)
 _EXPORTERS: Final = {"grpc": "otlp_grpc", "http/protobuf": "otlp_http"}
 
-_TIMEOUT: Final = "10"
-"""Seconds: the SDK's default."""
+_TLS_FILES: Final = {"CERTIFICATE": "ca_file", "CLIENT_CERTIFICATE": "cert_file", "CLIENT_KEY": "key_file"}
 
 _SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 
@@ -139,7 +138,7 @@ class _Reader:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self._origins: dict[tuple[str | int, ...], str] = {}
+        self._origins: dict[Path, str] = {}
         self._problems: list[Problem] = []
 
     def document(self) -> Document:
@@ -164,20 +163,6 @@ class _Reader:
         self._problems.append(Problem((variable,), message, hint))
         return UNKNOWN
 
-    def _boolean(self, variable: str, value: str) -> bool | Unknown:
-        """Nothing but true is true (the specification); to take `1` for it would send in plain text."""
-        if value.lower() not in ("true", "false"):
-            return self._fault(variable, "must be true or false")
-        return value.lower() == "true"
-
-    def _seconds(self, variable: str, value: str) -> str | Unknown:
-        """The duration of a number of seconds."""
-        if not _SECONDS.fullmatch(value):
-            return self._fault(variable, "must be a number of seconds, without a unit, such as 10")
-        if float(value) >= _LIKE_MILLISECONDS:
-            _logger.warning("%s counts seconds here, as in the SDK for Python: %s are very many", variable, value)
-        return f"{value}s"
-
     def _variable(self, name: str) -> tuple[str, str] | None:
         """The variable that is set for a setting, and its value; an empty one counts as unset (the specification)."""
         for variable in _variables(name):
@@ -186,7 +171,7 @@ class _Reader:
         return None
 
     def _exporter_type(self) -> str | None:
-        """None where it can't be known."""
+        """The exporter of the protocol; None if there is no such protocol."""
         found = self._variable("PROTOCOL")
         if found is None:
             endpoint = self._variable("ENDPOINT")
@@ -203,77 +188,76 @@ class _Reader:
         return _EXPORTERS.get(protocol)
 
     def _exporter(self, exporter: str) -> dict[str, object]:
+        path = ("exporters", exporter)
+        # The SDK does not compress unless it is told to, and waits for ten seconds.
+        settings: dict[str, object] = {"compression": "none", "timeout": "10s"}
         tls: dict[str, object] = {}
-        # The SDK does not compress unless it is told to.
-        settings: dict[str, object] = {"timeout": f"{_TIMEOUT}s", "compression": "none"}
-
-        def take(name: str, holder: dict[str, object], key: str) -> None:
-            if found := self._variable(name):
-                holder[key] = found[1]
-                path = ("exporters", exporter, *(("tls",) if holder is tls else ()))
-                self._origins[*path, key] = found[0]
-                if holder is tls:
-                    self._origins[path] = found[0]
-
-        take("COMPRESSION", settings, "compression")
-        settings["compression"] = str(settings["compression"]).lower()
-        take("CERTIFICATE", tls, "ca_file")
-        take("CLIENT_CERTIFICATE", tls, "cert_file")
-        take("CLIENT_KEY", tls, "key_file")
-        take("TIMEOUT", settings, "timeout")
+        if found := self._variable("COMPRESSION"):
+            self._set(settings, (*path, "compression"), found[0], found[1].lower())
         if found := self._variable("TIMEOUT"):
-            settings["timeout"] = self._seconds(*found)
+            self._set(settings, (*path, "timeout"), found[0], self._seconds(*found))
         if found := self._variable("HEADERS"):
-            headers, broken = _pairs(found[1])
-            settings["headers"] = (
-                self._fault(found[0], "contains an entry that is not key=value") if broken else headers
-            )
-            self._origins["exporters", exporter, "headers"] = found[0]
-        if exporter == "otlp_http":
-            endpoint = self._http_endpoint(settings, exporter)
-        else:
-            take("INSECURE", tls, "insecure")
-            if found := self._variable("INSECURE"):
-                tls["insecure"] = self._boolean(*found)
-            endpoint = self._grpc_endpoint(settings, exporter)
+            self._set(settings, (*path, "headers"), found[0], self._headers(*found))
+        for name, key in _TLS_FILES.items():
+            if found := self._variable(name):
+                self._set(tls, (*path, "tls", key), *found)
+        if exporter == "otlp_grpc" and (found := self._variable("INSECURE")):
+            self._set(tls, (*path, "tls", "insecure"), found[0], self._boolean(*found))
+        key, endpoint = self._endpoint(exporter)
+        settings[key] = endpoint
         if tls and not endpoint.startswith("http://"):  # which is plain text, whatever else is set
-            self._pair(tls)
+            self._check_pair(tls)
             settings["tls"] = tls
         return settings
 
-    def _pair(self, tls: dict[str, object]) -> None:
+    def _set(self, holder: dict[str, object], path: Path, variable: str, value: object) -> None:
+        """Put the value of a variable where the last key of the path is."""
+        *above, key = path
+        holder[str(key)] = value
+        self._origins[path] = variable
+        if above[-1] == "tls":
+            self._origins[tuple(above)] = variable
+
+    def _boolean(self, variable: str, value: str) -> bool | Unknown:
+        """Nothing but true is true (the specification); to take `1` for it would send in plain text."""
+        if value.lower() not in ("true", "false"):
+            return self._fault(variable, "must be true or false")
+        return value.lower() == "true"
+
+    def _seconds(self, variable: str, value: str) -> str | Unknown:
+        """The duration of a number of seconds."""
+        if not _SECONDS.fullmatch(value):
+            return self._fault(variable, "must be a number of seconds, without a unit, such as 10")
+        if float(value) >= _LIKE_MILLISECONDS:
+            _logger.warning("%s counts seconds here, as in the SDK for Python: %s are very many", variable, value)
+        return f"{value}s"
+
+    def _headers(self, variable: str, value: str) -> dict[str, str] | Unknown:
+        headers, broken = _pairs(value)
+        return self._fault(variable, "contains an entry that is not key=value") if broken else headers
+
+    def _check_pair(self, tls: dict[str, object]) -> None:
         """A client's certificate and its key need each other."""
-        pair = {"cert_file": "CLIENT_CERTIFICATE", "key_file": "CLIENT_KEY"}
-        found = {key: self._variable(name) for key, name in pair.items()}
-        for key, other in zip(pair, reversed(pair), strict=True):
-            if (there := found[key]) and not found[other]:
-                missing = f"{there[0].removesuffix(pair[key])}{pair[other]}"
-                what = ("certificate", "key") if key == "cert_file" else ("key", "certificate")
-                tls[other] = self._fault(there[0], f"a client's {what[0]} needs its {what[1]}", f"set {missing}")
+        for there, missing in (("CERTIFICATE", "KEY"), ("KEY", "CERTIFICATE")):
+            found = self._variable(f"CLIENT_{there}")
+            if found and not self._variable(f"CLIENT_{missing}"):
+                message = f"a client's {there.lower()} needs its {missing.lower()}"
+                hint = f"set {found[0].removesuffix(there)}{missing}"
+                tls[_TLS_FILES[f"CLIENT_{missing}"]] = self._fault(found[0], message, hint)
 
-    def _http_endpoint(self, settings: dict[str, object], exporter: str) -> str:
-        """The general endpoint gets the path appended, the one for logs is used as it is (the specification)."""
-        for variable, key in (
-            ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "logs_endpoint"),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", "endpoint"),
-        ):
-            if value := self._environ.get(variable, "").strip():
-                settings[key] = value
-                self._origins["exporters", exporter, key] = variable
-                return value
-        settings["endpoint"] = "http://localhost:4318"
-        return "http://localhost:4318"
-
-    def _grpc_endpoint(self, settings: dict[str, object], exporter: str) -> str:
-        """Of a URL the scheme and the authority count, as in the SDK."""
-        variable, value = self._variable("ENDPOINT") or ("", "http://localhost:4317")
-        if variable:
-            self._origins["exporters", exporter, "endpoint"] = variable
-        scheme, separator, rest = value.partition("://")
-        if separator and scheme in ("http", "https"):
+    def _endpoint(self, exporter: str) -> tuple[str, str]:
+        """The endpoint, after the key that has it."""
+        key, default = "endpoint", "http://localhost:4318" if exporter == "otlp_http" else "http://localhost:4317"
+        variable, value = self._variable("ENDPOINT") or ("", default)
+        if exporter == "otlp_http":
+            # The general endpoint gets the path appended, the one for logs does not (the specification).
+            key = "logs_endpoint" if variable == _variables("ENDPOINT")[0] else "endpoint"
+        elif value.startswith(("http://", "https://")):
+            scheme, _, rest = value.partition("://")  # of a URL the scheme and the authority count, as in the SDK
             value = f"{scheme}://{rest.partition('/')[0]}"
-        settings["endpoint"] = value
-        return value
+        if variable:
+            self._origins["exporters", exporter, key] = variable
+        return key, value
 
 
 def read_document(locations: tuple[str, ...], environ: Mapping[str, str]) -> Document:

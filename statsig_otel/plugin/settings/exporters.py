@@ -6,7 +6,7 @@ Only what a configuration names is imported. What can't be used breaks no config
 import importlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from inspect import iscoroutinefunction
@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel, model_validator
 
-from statsig_otel.config.errors import ConfigError, Problem, SettingError
+from statsig_otel.config.errors import ConfigError, Fault, Problem, SettingError
 from statsig_otel.config.grammar import TYPE
-from statsig_otel.config.model import Opaque, Settings
+from statsig_otel.config.model import Opaque, Settings, without_these
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.exporter_type import ExporterType
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter
@@ -37,39 +37,13 @@ def fault_of(exporter: object) -> str | None:
 
 _logger: Final = logging.getLogger(__name__)
 
+_UNUSED: Final = "%s adds an exporter type %s, which is built in: the built-in one is used"
+
 GROUP: Final = "statsig_otel.exporters"
 """The group of the entry points."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A type of exporter that can be used.
-
-    Attributes:
-        settings: The model of its settings.
-        create: Makes one of its id and its checked settings. Loads the libraries that it needs, and opens nothing.
-        origin: The distribution that it is from, for people; empty for what is built in.
-    """
-
-    settings: type[Settings]
-    create: Callable[[str, Any], Exporter]
-    origin: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """Why a type of exporter can't be used.
-
-    Attributes:
-        reason: What is wrong.
-        hint: What to do about it.
-    """
-
-    reason: str
-    hint: str
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Installed:
     """An exporter type that a distribution adds.
 
@@ -83,11 +57,6 @@ class Installed:
     distribution: str
     value: str
 
-    @property
-    def module(self) -> str:
-        """The module that is imported for it."""
-        return self.value.partition(":")[0].strip()
-
 
 class ExporterTypes(Mapping[str, type[Settings]]):
     """The models of all types of exporters, as the table that `config` checks a file with; safe in any thread.
@@ -99,17 +68,17 @@ class ExporterTypes(Mapping[str, type[Settings]]):
         aliases: Older names of theirs.
     """
 
-    def __init__(self, built_in: Mapping[str, Kind], aliases: Mapping[str, str]) -> None:
+    def __init__(self, built_in: Mapping[str, ExporterType[Any]], aliases: Mapping[str, str]) -> None:
         self._built_in = built_in
         self._aliases = aliases
         self._lock = threading.RLock()  # over all below
         self._installed: tuple[Installed, ...] | None = None
-        self._loaded: dict[tuple[str, str], Kind | Unusable] = {}  # by name and value
+        self._loaded: dict[Installed, ExporterType[Any] | Fault] = {}
         self._said: set[Installed] = set()
 
     def __getitem__(self, type_: str) -> type[Settings]:
-        kind = self.kind(type_)
-        return _refusing(kind) if isinstance(kind, Unusable) else kind.settings
+        found = self.find(type_)
+        return _refusing(found) if isinstance(found, Fault) else found.settings
 
     def __iter__(self) -> Iterator[str]:
         names = (one.name for one in self.installed() if TYPE.fullmatch(one.name) and one.name not in self._aliases)
@@ -126,28 +95,28 @@ class ExporterTypes(Mapping[str, type[Settings]]):
         """Look anew at what is installed, once it is asked for. What was imported stays as it is until a restart."""
         with self._lock:
             self._installed = None
-            self._loaded = {key: kind for key, kind in self._loaded.items() if isinstance(kind, Kind)}
+            self._loaded = {one: found for one, found in self._loaded.items() if isinstance(found, ExporterType)}
             importlib.invalidate_caches()
 
     def installed(self) -> tuple[Installed, ...]:
         """All that distributions add, also what can't be used. Imports nothing."""
         with self._lock:
             if self._installed is None:
-                self._installed = tuple(sorted(map(_installed, entry_points(group=GROUP)), key=_order))
+                self._installed = tuple(sorted(map(_installed, entry_points(group=GROUP))))
             return self._installed
 
-    def fault(self, one: Installed) -> Unusable | None:
+    def fault(self, one: Installed) -> Fault | None:
         """What keeps a type that a distribution adds from being used. Imports it, where nothing else is wrong."""
+        rename = "give the entry point another name"
         if one.name in self._built_in or one.name in self._aliases:
-            reason = f"{one.distribution} adds an exporter type {one.name}, which is built in: the built-in one is used"
-            return Unusable(reason, "give the entry point another name")
+            return Fault(_UNUSED % (one.distribution, one.name), rename)
         if not TYPE.fullmatch(one.name):
-            reason = f"{one.distribution} adds {one.name!r}, which is not a type: letters, digits and _, first a letter"
-            return Unusable(reason, "give the entry point another name")
-        kind = self.kind(one.name)
-        return kind if isinstance(kind, Unusable) else None
+            what = f"{one.distribution} adds {one.name!r}, which is not a type: letters, digits and _, first a letter"
+            return Fault(what, rename)
+        found = self.find(one.name)
+        return found if isinstance(found, Fault) else None
 
-    def kind(self, type_: str) -> Kind | Unusable:
+    def find(self, type_: str) -> ExporterType[Any] | Fault:
         """A type by its name, imported where it has to be.
 
         Raises:
@@ -162,11 +131,10 @@ class ExporterTypes(Mapping[str, type[Settings]]):
                 raise KeyError(type_)
             if len(rivals) > 1:
                 names = " and ".join(one.distribution for one in rivals)
-                return Unusable(f"{names} both add an exporter type {type_}", "uninstall one of them")
-            key = rivals[0].name, rivals[0].value
-            if key not in self._loaded:
-                self._loaded[key] = _load(rivals[0])
-            return self._loaded[key]
+                return Fault(f"{names} both add an exporter type {type_}", "uninstall one of them")
+            if rivals[0] not in self._loaded:
+                self._loaded[rivals[0]] = _load(rivals[0])
+            return self._loaded[rivals[0]]
 
     def create(self, id_: str, settings: Settings) -> Exporter:
         """Make an exporter; nothing is opened.
@@ -176,30 +144,31 @@ class ExporterTypes(Mapping[str, type[Settings]]):
             KeyError: There is no such type.
         """
         type_ = id_.partition("/")[0]
-        kind = self.kind(self._aliases.get(type_, type_))
-        if isinstance(kind, Unusable):
-            raise ConfigError([Problem(("exporters", id_), kind.reason, kind.hint)])
-        if not kind.origin:
-            return kind.create(id_, settings)
+        type_ = self._aliases.get(type_, type_)
+        found = self.find(type_)
+        if isinstance(found, Fault):
+            raise ConfigError([Problem(("exporters", id_), *found)])
+        if type_ in self._built_in:
+            return found.create(id_, settings)
+        origin = next(one.distribution for one in self.installed() if one.name == type_)
         try:
-            exporter = kind.create(id_, settings)
+            exporter = found.create(id_, settings)
         except Exception as error:
-            _logger.debug("%s: %s could not make it", id_, kind.origin, exc_info=True)
-            said = str(error) if isinstance(error, ValueError) else _said(error)
-            reason = _without(_secrets(settings), f"{kind.origin} can't make an exporter of this: {_one_line(said)}")
-            raise ConfigError([Problem(("exporters", id_), reason)]) from None
+            _logger.debug("%s: %s could not make it", id_, origin, exc_info=True)
+            said = " ".join(str(error).split()) if isinstance(error, ValueError) else _described(error)
+            message = without_these(_secrets(settings), f"{origin} can't make an exporter of this: {said}")
+            raise ConfigError([Problem(("exporters", id_), message)]) from None
         fault = fault_of(exporter)
         if fault is not None:
-            reason = f"{kind.origin} made a {type(exporter).__name__} instead of an exporter: it {fault}"
-            raise ConfigError([Problem(("exporters", id_), reason)])
+            message = f"{origin} made a {type(exporter).__name__} instead of an exporter: it {fault}"
+            raise ConfigError([Problem(("exporters", id_), message)])
         return exporter
 
     def _say_unused(self, rivals: Sequence[Installed]) -> None:
         for one in rivals:
             if one not in self._said:
                 self._said.add(one)
-                message = "%s adds an exporter type %s, which is built in: the built-in one is used"
-                _logger.warning(message, one.distribution, one.name)
+                _logger.warning(_UNUSED, one.distribution, one.name)
 
 
 def _installed(point: EntryPoint) -> Installed:
@@ -207,24 +176,18 @@ def _installed(point: EntryPoint) -> Installed:
     return Installed(point.name, distribution, point.value)
 
 
-def _order(one: Installed) -> tuple[str, str, str]:
-    return one.name, one.distribution, one.value
-
-
-def _load(one: Installed) -> Kind | Unusable:
-    """Import a type and look whether it is what it has to be."""
+def _load(one: Installed) -> ExporterType[Any] | Fault:
+    """Import a type and check whether it is what it has to be."""
     mend = f"mend, upgrade or uninstall {one.distribution}"
     where = f"the entry point {one.name} of {one.distribution}"
     try:
         found = EntryPoint(one.name, one.value, GROUP).load()
     except (Exception, SystemExit) as error:
         _logger.debug("%s can't be imported", where, exc_info=True)
-        hint = f'try python -c "import {one.module}"; {mend}'
-        return Unusable(f"{where} can't be imported: {_said(error)}", hint)
+        hint = f'try python -c "import {one.value.partition(":")[0].strip()}"; {mend}'
+        return Fault(f"{where} can't be imported: {_described(error)}", hint)
     fault = _fault(found)
-    if fault is not None:
-        return Unusable(f"{where} can't be used: {fault}", mend)
-    return Kind(found.settings, found.create, one.distribution)
+    return Fault(f"{where} can't be used: {fault}", mend) if fault else found
 
 
 def _fault(found: object) -> str | None:
@@ -246,22 +209,19 @@ def _fault(found: object) -> str | None:
     return None
 
 
-def _said(error: BaseException) -> str:
-    return _one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+def _described(error: BaseException) -> str:
+    """The error's type and message on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _refusing(why: Unusable) -> type[Settings]:
+def _refusing(fault: Fault) -> type[Settings]:
     """A model for which nothing that is written is right."""
 
     class Refusing(Settings):
         @model_validator(mode="before")
         @classmethod
         def _refuse(cls, values: object) -> object:  # noqa: ARG003 - pydantic's signature
-            raise SettingError(why.reason, why.hint)
+            raise SettingError(*fault)
 
     return Refusing
 
@@ -279,10 +239,3 @@ def _secrets(value: object) -> Iterator[str]:
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
             yield from _secrets(item)
-
-
-def _without(secrets: Iterator[str], text: str) -> str:
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, repr(Opaque(secret)))
-    return text
