@@ -460,9 +460,8 @@ class Service:
         for intake in self._intakes.values():  # those of an application that the receivers are mounted in
             intake.wait_until_idle(max(drained - time.monotonic(), 0.0))
         if self._control is not None:
-            self._control.shutdown(
-                self._left() / 2 + _times.SHUTDOWN_MARGIN
-            )  # before the queue, which its handlers wait for
+            # Before the queue, which its handlers wait for.
+            self._control.shutdown(self._left() / 2 + _times.SHUTDOWN_MARGIN)
         is_alone = self._reconfiguring.acquire(timeout=self._left() + _times.SHUTDOWN_MARGIN)
         try:
             return self._backend.shutdown(min(self._drain, self._left()), grace=grace) and is_alone
