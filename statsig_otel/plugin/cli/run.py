@@ -18,16 +18,14 @@ import click
 from statsig_otel import __version__
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.config.grammar import check
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.cli.log_output import buffered_log
 from statsig_otel.plugin.cli.options import config_option
 from statsig_otel.plugin.control.socket import ControlError
-from statsig_otel.plugin.doctor.machine_checks import check_files, start_problem
-from statsig_otel.plugin.service.reload import Reloader, ReloadError
+from statsig_otel.plugin.doctor.machine_checks import start_problem
+from statsig_otel.plugin.service.reload import Reloader, ReloadError, check_with_files
 from statsig_otel.plugin.service.service import Service
-from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import (
     SECRET_VARIABLE,
     Environment,
@@ -115,9 +113,7 @@ def _read(locations: tuple[str, ...], log_level: str | None) -> tuple[Document, 
     with buffered_log(sys.stderr) as log:
         check_enabled(environ)
         document = read_document(locations, environ)
-        configuration = check(document, COMPONENTS)
-        if problems := check_files(configuration, document):
-            raise ConfigError(problems)
+        configuration = check_with_files(document)
         logs = cast("TelemetrySettings", configuration.telemetry).logs
         log.begin(named_level(log_level) or logs.level or log_level_from_environment(os.environ), logs.encoding)
     unused = environ.unused() if locations else []

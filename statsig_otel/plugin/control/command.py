@@ -1,4 +1,4 @@
-"""What the handler of a command works with: its arguments, checked, and the queue that it changes."""
+"""Checks the arguments of a command, and changes the queue for it."""
 
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 class ChangeableQueue(Protocol):
-    """A queue that can be changed: a running service's, or a stopped one."""
+    """A queue that commands can change: of a running or of a stopped service."""
 
     @property
     def database(self) -> Path:
@@ -28,7 +28,7 @@ class ChangeableQueue(Protocol):
 
 
 def read_arguments(arguments: dict[str, Any], kind: type[_T]) -> _T:
-    """The arguments of a command, checked.
+    """Check the arguments of a command.
 
     Raises:
         ControlError: They are wrong.
@@ -40,7 +40,7 @@ def read_arguments(arguments: dict[str, Any], kind: type[_T]) -> _T:
 
 
 def submit_and_wait(queue: ChangeableQueue, work: Work[_T]) -> _T:
-    """Run a function on the queue's writing connection, and wait until what it has changed is on disk.
+    """Run a function on the queue's writing connection, and wait until its changes are on disk.
 
     Raises:
         ControlError: The queue can't be changed now.

@@ -1,6 +1,6 @@
 """Replays and drops dead letters, on a running service or on the queue of a stopped one.
 
-Both work by the page: an answer has `next`, to be given back as `after`, until it is null.
+Both commands handle one page at a time. The next page's `after` is the answer's `next`, until that is null.
 """
 
 import logging
@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import asdict, replace
 from json import JSONDecodeError
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import msgspec
 
@@ -34,26 +34,25 @@ _logger: Final = logging.getLogger(__name__)
 _REPLAYED_AT_ONCE: Final = 100
 
 _REPLAYED_BYTES: Final = 8 << 20
-"""The most that one transaction replays: others wait for it, and all of it is in memory."""
+"""The most bytes that one transaction replays: other writes wait for it, and all of it is in memory."""
 
 _DROPPED_AT_ONCE: Final = 500
 _DAMAGED: Final = (
     "it was damaged on disk, so its content can't be trusted and is not sent: `dead-letters show {id}` gives what is "
     "left of it, `dead-letters drop {id}` removes it"
 )
-_Deliver: TypeAlias = Callable[[Batch], Future[Receipt]]
 
 
 class DeadLetters:
-    """The commands `dead-letters ...`, on a running service or on the queue of a stopped one.
+    """The commands `dead-letters ...`.
 
     Args:
         queue: The queue.
         routing: Which exporters the changes of each receiver are for.
         mapper_of: The mapper of a receiver; raises `ControlError` if it has none.
         deliver: Delivers a batch to the synchronous exporters of its receiver.
-        exporters: The exporters that a running service can send to again; None if no service runs. Then every exporter
-            that the queue knows will do, and nothing is logged.
+        exporters: The exporters that have a sender in the running service. None if no service runs: then records can be
+            replayed to each exporter that the queue knows, and nothing is logged.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class DeadLetters:
         *,
         routing: Routing,
         mapper_of: Callable[[str], Mapper],
-        deliver: _Deliver,
+        deliver: Callable[[Batch], Future[Receipt]],
         exporters: Collection[str] | None,
     ) -> None:
         self._queue = queue
@@ -70,38 +69,31 @@ class DeadLetters:
         self._mapper_of = mapper_of
         self._deliver = deliver
         self._exporters = exporters
-        self._is_running = exporters is not None
 
     def replay(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Replay one page of dead letters. Each is replayed and removed in one transaction.
 
-        Synchronous exporters come first, as in a request. If the service ends between the two, or the queue fails, they
-        get the same records again at the next replay: nothing is lost, and the uids are the same.
+        Synchronous exporters get the records first, as in a request. If the service ends or the queue fails after that,
+        they get the same records with the same uids again at the next replay.
         """
         page = read_arguments(arguments, _Page)
         try:
             with closing(schema.connect_reading(self._queue.database)) as reading:
                 upto = dead_letters.last_id(reading) if page.upto is None else page.upto
-                found = dead_letters.select(
-                    reading,
-                    page.selection,
-                    after=page.after,
-                    upto=upto,
-                    limit=_REPLAYED_AT_ONCE,
-                    size=_REPLAYED_BYTES,
-                )
-                plans = [self._plan(letter, dead_letters.content(reading, letter.id)) for letter in found]
+                limits = {"limit": _REPLAYED_AT_ONCE, "size": _REPLAYED_BYTES}
+                found = dead_letters.select(reading, page.selection, after=page.after, upto=upto, **limits)
+                replays = [self._prepare(letter, dead_letters.content(reading, letter.id)) for letter in found]
         except sqlite3.Error as error:
             raise ControlError(f"the queue can't be read: {error}") from error
-        plans = self._deliver_at_once(plans)
+        replays = self._deliver_at_once(replays)
 
         def work(connection: sqlite3.Connection) -> list[Replayed]:
             now_ms = self._queue.now_ms()
-            return [dead_letters.replay(connection, plan, routing=self._routing, now_ms=now_ms) for plan in plans]
+            return [dead_letters.replay(connection, one, routing=self._routing, now_ms=now_ms) for one in replays]
 
-        done = submit_and_wait(self._queue, work) if plans else []
-        if done and self._is_running:
-            _count_invalid(plans, done)
+        done = submit_and_wait(self._queue, work) if replays else []
+        if done and self._exporters is not None:
+            _count_invalid(replays, done)
             _log_replay(done)
         return {"letters": [asdict(one) for one in done], "next": found[-1].id if found else None, "upto": upto}
 
@@ -111,45 +103,42 @@ class DeadLetters:
 
         def work(connection: sqlite3.Connection) -> tuple[list[Letter], int]:
             upto = dead_letters.last_id(connection) if page.upto is None else page.upto
-            return dead_letters.drop(
-                connection, page.selection, after=page.after, upto=upto, limit=_DROPPED_AT_ONCE
-            ), upto
+            limit = _DROPPED_AT_ONCE
+            return dead_letters.drop(connection, page.selection, after=page.after, upto=upto, limit=limit), upto
 
         dropped, upto = submit_and_wait(self._queue, work)
         ids = [letter.id for letter in dropped]
-        if dropped and self._is_running:
+        if dropped and self._exporters is not None:
             size = sum(letter.size for letter in dropped)
             message = "Command dead-letters drop: deleted %s of %s: %s"
             _logger.warning(message, counted(len(ids), "dead letter"), counted(size, "byte"), ranges(ids))
         return {"ids": ids, "next": ids[-1] if ids else None, "upto": upto}
 
-    def _deliver_at_once(self, plans: Sequence[Replay]) -> list[Replay]:
-        """Send one page's records to the synchronous exporters, all together. Letters that they don't take are kept."""
+    def _deliver_at_once(self, replays: Sequence[Replay]) -> list[Replay]:
+        """Send the records of a page to the synchronous exporters, all together. What they refuse is kept."""
         answers = {
-            plan.letter: self._deliver(replace(plan.batch, invalid=()))
-            for plan in plans
-            if isinstance(plan, MapAgain)
-            and plan.batch.changes
-            and self._routing.route(plan.batch.receiver).synchronous
+            one.letter: self._deliver(replace(one.batch, invalid=()))
+            for one in replays
+            if isinstance(one, MapAgain) and one.batch.changes and self._routing.route(one.batch.receiver).synchronous
         }
         wait(answers.values(), timeout=REPLAY_TIMEOUT)
         return [
-            self._after(plan, answers[plan.letter]) if isinstance(plan, MapAgain) and plan.letter in answers else plan
-            for plan in plans
+            self._after(one, answers[one.letter]) if isinstance(one, MapAgain) and one.letter in answers else one
+            for one in replays
         ]
 
-    def _after(self, plan: MapAgain, answer: Future[Receipt]) -> Replay:
+    def _after(self, replay: MapAgain, answer: Future[Receipt]) -> Replay:
         """What is left to do after the synchronous exporters have answered."""
-        names = self._routing.route(plan.batch.receiver).synchronous
+        names = self._routing.route(replay.batch.receiver).synchronous
         try:
             answer.result(timeout=0)
         except TimeoutError:
-            return Keep(plan.letter, f"not delivered: {', '.join(names)} took more than {REPLAY_TIMEOUT:g} s")
+            return Keep(replay.letter, f"not delivered: {', '.join(names)} took more than {REPLAY_TIMEOUT:g} s")
         except RefusedError as error:
-            return Keep(plan.letter, f"not delivered: {error}")
-        return replace(plan, delivered=names)
+            return Keep(replay.letter, f"not delivered: {error}")
+        return replace(replay, delivered=names)
 
-    def _plan(self, letter: Letter, content: bytes | None) -> Replay:
+    def _prepare(self, letter: Letter, content: bytes | None) -> Replay:
         if content is None:  # replayed or dropped while this page was read
             return Keep(letter.id, letter.reason)
         if letter.kind == "damaged":
@@ -169,7 +158,7 @@ class DeadLetters:
 
 
 def _map_anew(letter: Letter, content: bytes, mapper: Mapper) -> Replay:
-    """Map an item or a body as if its request came in again, at the time of the first one."""
+    """Map an item or a body as if its webhook arrived again at the time of the first one."""
     observed_ns = letter.at_ms * 1_000_000
     if letter.kind == "body" and parse_url_verification(content) is not None:
         return Keep(letter.id, "is a URL verification: there is nothing to deliver", new_reason=True)
@@ -186,17 +175,17 @@ def _map_anew(letter: Letter, content: bytes, mapper: Mapper) -> Replay:
 
 
 class _Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The arguments of the commands that are about dead letters."""
+    """The arguments of both commands."""
 
     selection: Selection
     after: int = 0
     upto: int | None = None
 
 
-def _count_invalid(plans: Sequence[Replay], done: Sequence[Replayed]) -> None:
-    for plan, one in zip(plans, done, strict=True):
-        if isinstance(plan, MapAgain) and one.invalid:
-            _telemetry.dead_letters.add(one.invalid, {"kind": "item", "owner": plan.batch.receiver})
+def _count_invalid(replays: Sequence[Replay], done: Sequence[Replayed]) -> None:
+    for replay, one in zip(replays, done, strict=True):
+        if isinstance(replay, MapAgain) and one.invalid:
+            _telemetry.dead_letters.add(one.invalid, {"kind": "item", "owner": replay.batch.receiver})
 
 
 def _log_replay(done: Sequence[Replayed]) -> None:

@@ -3,7 +3,7 @@
 import logging
 import os
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +19,7 @@ _logger: Final = logging.getLogger(__name__)
 
 
 class _Exporter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The arguments of the commands that are about one exporter."""
+    """The arguments of the commands about one exporter."""
 
     exporter: str
     yes: bool = False
@@ -34,7 +34,7 @@ class RunningExporters:
         self._synchronous = synchronous
 
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
-        """What each sender does now. Everything else about the queue is in its file."""
+        """The state of each sender. Everything else about the queue is in its file."""
         exporters = {
             name: {"state": sender.state, "attempts": sender.attempts, "last_error": sender.last_error}
             for name, sender in self._senders.items()
@@ -64,9 +64,7 @@ class RunningExporters:
         """Forget an exporter that is not in the running configuration."""
         given = read_arguments(arguments, _Exporter)
         if given.exporter in self._senders or self._queue.serves(given.exporter):
-            raise ControlError(
-                f"{given.exporter} is in the running configuration: take it out there and restart, then remove it"
-            )
+            raise ControlError(f"{given.exporter} is in the running configuration: remove it there and restart first")
         removed = _remove(self._queue, given, self._synchronous)
         records, size = counted(removed["records"], "record"), counted(removed["bytes"], "byte")
         _logger.warning("Command queue remove: %s is forgotten, and %s of %s given up", given.exporter, records, size)
@@ -76,8 +74,7 @@ class RunningExporters:
         name = read_arguments(arguments, _Exporter).exporter
         if name in self._senders:
             return name, self._senders[name]
-        known = {state.name for state in submit_and_wait(self._queue, queries.exporter_states)}
-        if name in known:
+        if name in (state.name for state in submit_and_wait(self._queue, queries.exporter_states)):
             raise ControlError(f"{name} {why_no_sender(name, self._synchronous)}, so what waits for it is not sent")
         raise _unknown(name, self._senders, self._synchronous)
 
@@ -111,20 +108,14 @@ class StoppedExporters:
     def remove(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Forget an exporter that is not in the configuration."""
         given = read_arguments(arguments, _Exporter)
-        if self._configured is None:
-            if not given.yes:
-                raise ControlError(
-                    f"no service is running, so it can't be told whether {given.exporter} is still configured: "
-                    "give --config FILE, or say --yes"
-                )
-        elif given.exporter in self._configured:
-            raise ControlError(f"{given.exporter} is in the configuration: take it out there, then remove it")
+        if self._configured is None and not given.yes:
+            raise ControlError(
+                f"no service is running, so it is unknown whether {given.exporter} is still configured: "
+                "give --config FILE, or confirm with --yes"
+            )
+        if given.exporter in (self._configured or ()):
+            raise ControlError(f"{given.exporter} is in the configuration: remove it there first")
         return _remove(self._queue, given, self._synchronous)
-
-
-def exporters_of_all(delivered: Mapping[str, Sequence[str]]) -> frozenset[str]:
-    """The synchronous exporters of all receivers."""
-    return frozenset(name for names in delivered.values() for name in names)
 
 
 def why_no_sender(name: str, synchronous: Collection[str]) -> str:
@@ -137,9 +128,9 @@ def _remove(queue: ChangeableQueue, given: _Exporter, synchronous: Collection[st
         state = _find(connection, given.exporter, synchronous)
         if state.waiting and not given.yes:
             raise ControlError(
-                f"{counted(state.waiting, 'record')} of {counted(state.bytes, 'byte')} would be given up: what waits "
-                f"for {state.name} is never sent to it, and is deleted where it waits for no other exporter. Say --yes "
-                "for that"
+                f"{counted(state.waiting, 'record')} of {counted(state.bytes, 'byte')} would be given up: they would "
+                f"never be sent to {state.name}, and those that wait for no other exporter would be deleted. Confirm "
+                "with --yes"
             )
         store.remove_exporter(connection, state.name)
         return state

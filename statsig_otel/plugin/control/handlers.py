@@ -24,20 +24,12 @@ def handlers(
     routing: Routing,
     synchronous: SynchronousConsumer,
 ) -> dict[str, Handler]:
-    """The commands that a running service offers.
-
-    Args:
-        queue: Its queue.
-        senders: The sender of each queued exporter, by the exporter's id.
-        intakes: Every receiver, by its id. Its mapper is looked up each time, since a reload replaces it.
-        routing: Which exporters the changes of each receiver are for.
-        synchronous: Delivers a batch to the synchronous exporters of its receiver.
-    """
+    """The commands of a running service. Senders and intakes are given by the ids of their exporters and receivers."""
 
     def mapper_of(receiver: str) -> Mapper:
         if receiver not in intakes:
             raise ControlError(f"the receiver {receiver} is not in the running configuration")
-        return intakes[receiver].mapper
+        return intakes[receiver].mapper  # looked up each time, since a reload replaces it
 
     def deliver(batch: Batch) -> Future[Receipt]:
         return synchronous.deliver(batch, routing.route(batch.receiver))
@@ -64,9 +56,9 @@ def stopped_handlers(
     """The same commands on the queue of a stopped service.
 
     Args:
-        queue: Its queue.
+        queue: The queue.
         mappers: The mapper of each receiver, by the receiver's id; empty without a configuration.
-        routing: Whose records are for whom; empty without a configuration.
+        routing: Which exporters the changes of each receiver are for; empty without a configuration.
         configured: The queued exporters of the configuration; None without one.
     """
 

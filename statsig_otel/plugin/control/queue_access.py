@@ -1,4 +1,4 @@
-"""Finds a queue, and gives commands to its service if that runs, else carries them out itself."""
+"""Finds a queue, and carries out commands: in its running service, or in this process if none runs."""
 
 import os
 import sqlite3
@@ -25,10 +25,10 @@ _OWNER: Final = "only the service's own user, and root, can use its queue"
 
 
 class QueueAccess:
-    """One queue, found in the same way as its service finds it.
+    """One queue, found as its service finds it.
 
     Args:
-        directory: The queue's directory; None for the configuration's, or the default one.
+        directory: The queue's directory; None for that of the configuration, or the default one.
         locations: The locations of the service's configuration; empty for none.
         environ: The environment variables.
 
@@ -38,16 +38,14 @@ class QueueAccess:
     """
 
     def __init__(self, *, directory: Path | None, locations: tuple[str, ...], environ: Mapping[str, str]) -> None:
-        self._configuration = _read(locations, environ) if locations else None
-        self.directory: Path = directory or _directory(self._configuration, environ)
+        known = self._configuration = _read(locations, environ) if locations else None
+        self.directory: Path = directory or (known.directory if known else _default_directory(environ))
         try:
             found = (self.directory / DATABASE).exists()
         except PermissionError as error:
             raise ControlError(f"{self.directory} can't be read: {_OWNER}") from error
         if not found:
-            raise ControlError(
-                f"{self.directory} holds no queue. Name the right place: --directory DIR, or --config FILE"
-            )
+            raise ControlError(f"{self.directory} contains no queue: name the right place by --directory or --config")
 
     @property
     def configured(self) -> tuple[str, ...] | None:
@@ -80,28 +78,16 @@ class QueueAccess:
 
     @contextmanager
     def changing(self) -> Iterator[Perform]:
-        """A function that carries out commands that change the queue: in the service, or in this process if none runs.
+        """A function that carries out commands that change the queue.
 
         Raises:
             ControlError: The queue can't be opened.
         """
-        path = self.directory / CONTROL
-        running = True
-        try:
-            call(path, "queue")
-        except ServiceNotRunningError:
-            running = False
-        if running:
-
-            def perform(command: str, **arguments: Any) -> Any:
-                try:
-                    return call(path, command, **arguments)
-                except ServiceNotRunningError as error:
-                    raise ControlError("the service has stopped in the meantime: give the command again") from error
-
-            yield perform
+        if self.ask("queue") is not None:
+            yield self._call
             return
-        with self._stopped() as queue:
+        with ExitStack() as stack:
+            queue = self._open(stack)
             known = self._configuration
             handlers = stopped_handlers(
                 queue,
@@ -111,22 +97,23 @@ class QueueAccess:
             )
             yield lambda command, **arguments: handlers[command](arguments)
 
-    @contextmanager
-    def _stopped(self) -> Iterator[StoppedQueue]:
-        with ExitStack() as stack:
-            try:
-                queue = stack.enter_context(StoppedQueue(self.directory))
-            except DirectoryInUseError as error:
-                raise ControlError(
-                    f"{error}. Its control socket does not answer: is it starting, or stopping?"
-                ) from error
-            except QueueError as error:
-                raise ControlError(str(error)) from error
-            except PermissionError as error:
-                raise ControlError(f"{self.directory} can't be changed: {_OWNER}") from error
-            except (sqlite3.Error, OSError) as error:
-                raise ControlError(self._unreadable(error)) from error
-            yield queue
+    def _call(self, command: str, **arguments: Any) -> Any:
+        try:
+            return call(self.directory / CONTROL, command, **arguments)
+        except ServiceNotRunningError as error:
+            raise ControlError("the service has stopped in the meantime: give the command again") from error
+
+    def _open(self, stack: ExitStack) -> StoppedQueue:
+        try:
+            return stack.enter_context(StoppedQueue(self.directory))
+        except DirectoryInUseError as error:
+            raise ControlError(f"{error}. Its control socket does not answer: is it starting, or stopping?") from error
+        except QueueError as error:
+            raise ControlError(str(error)) from error
+        except PermissionError as error:
+            raise ControlError(f"{self.directory} can't be changed: {_OWNER}") from error
+        except (sqlite3.Error, OSError) as error:
+            raise ControlError(self._unreadable(error)) from error
 
     def _unreadable(self, error: Exception) -> str:
         if not os.access(self.directory / DATABASE, os.R_OK):
@@ -140,9 +127,7 @@ def _read(locations: tuple[str, ...], environ: Mapping[str, str]) -> "QueueConfi
     return read(locations, environ)
 
 
-def _directory(configuration: "QueueConfiguration | None", environ: Mapping[str, str]) -> Path:
-    if configuration is not None:
-        return configuration.directory
+def _default_directory(environ: Mapping[str, str]) -> Path:
     from statsig_otel.plugin.settings.storage import find_directory  # noqa: PLC0415 - as above
 
     return find_directory(None, environ)

@@ -45,8 +45,7 @@ _GRACE: Final = 0.1
 _WRITE_TIMEOUT: Final = 1.0
 """Seconds in which a client has to take its answer; nearly every answer fits into the socket's buffer."""
 
-_ACCEPT_PAUSE: Final = 1.0
-_CHUNK: Final = 16 << 10
+_ACCEPT_PAUSE: Final = 1.0  # seconds after a connection that could not be accepted
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIRECTORY: Final = 0o700
 
@@ -66,11 +65,9 @@ class ControlServer:
     """Listens on the control socket of a directory that this process owns. The constructor opens nothing.
 
     Args:
-        path: The socket's path. One that a killed service left behind is replaced.
-        handlers: What each command does. They are called in threads of the server, one at a time.
-
-    Attributes:
-        handlers: As above; another mapping may take its place at any time.
+        path: The socket's path. A socket that a killed service left behind is replaced.
+        handlers: The handler of each command. They are called in threads of the server, one at a time. Another mapping
+            may replace the attribute `handlers` at any time.
     """
 
     def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
@@ -98,10 +95,7 @@ class ControlServer:
             raise
 
     def let_go(self) -> None:
-        """Called by a handler that is about to stop the server, so that `shutdown` does not wait for that handler.
-
-        Does nothing anywhere else.
-        """
+        """Called by a handler that is about to stop the server, so that `shutdown` does not wait for that handler."""
         if self._server is not None:
             self._server.let_go()
 
@@ -109,7 +103,7 @@ class ControlServer:
         """Finish the command that is being carried out, and remove the socket. Safe to call twice, and in a command.
 
         Args:
-            timeout: Seconds for that command; one that takes longer goes on without being waited for. None for all.
+            timeout: Seconds for that command, which is left behind if it takes longer; None for no limit.
         """
         server = self._server
         if server is None or not self._owner.is_current or not server.stop():
@@ -123,17 +117,12 @@ class ControlServer:
 class _Server(socketserver.ThreadingUnixStreamServer):
     """One listening socket and its connections, each in a thread of its own.
 
-    Args:
-        path: The socket's path.
-        handlers: Gives what each command does now.
-
-    Attributes:
-        finished: No command is being carried out, or none that the end has to wait for.
+    `handlers` returns the current handlers. The event `finished` is set while `shutdown` has to wait for no command.
     """
 
     daemon_threads = True
     block_on_close = False
-    timeout = 0.5  # where a system does not wake `serve` at the end, it looks by itself
+    timeout = 0.5  # on a system that does not wake `serve` at the end, it checks regularly
 
     def __init__(self, path: Path, handlers: Callable[[], Mapping[str, Handler]]) -> None:
         self._handlers = handlers
@@ -156,7 +145,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
                 self.handle_request()
 
     def stop(self) -> bool:
-        """End `serve`, and all connections that have not sent their line yet; whether this is the first call."""
+        """End `serve` and the connections that have not sent their line yet. Return whether this is the first call."""
         with self._lock:
             is_first, self._stopped = not self._stopped, True
             self._hang_up_on_silent()
@@ -173,11 +162,11 @@ class _Server(socketserver.ThreadingUnixStreamServer):
         except OSError as error:
             if not self._stopped:
                 _logger.warning("A control connection can't be accepted: %s", error)
-                time.sleep(_ACCEPT_PAUSE)  # no descriptor is left: it would come back at once
+                time.sleep(_ACCEPT_PAUSE)  # no descriptor is left: the next attempt would fail at once
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start the connection's thread. Where there is no room for it, all silent clients have to leave."""
+        """Start the connection's thread. If there is no room for it, all silent clients have to leave."""
         while not self._room.acquire(timeout=_GRACE):
             with self._lock:
                 self._hang_up_on_silent()
@@ -202,13 +191,13 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 
     def _carry_out(self, line: bytes, connection: socket.socket) -> None:
         self._command = threading.current_thread()
-        self.finished.clear()  # before it is asked for the end, which sets the one and waits for the other
+        self.finished.clear()  # before `_stopped` is read: a shutdown sets that first, and then waits for this
         try:
             if self._stopped:
                 return
             answer = _answer(line, self._handlers())
             connection.settimeout(_WRITE_TIMEOUT)
-            with suppress(OSError):  # the client has left, or does not read; what it asked for is done
+            with suppress(OSError):  # the client has left, or does not read; the command is carried out
                 connection.sendall(json.dumps(answer).encode() + b"\n")
         finally:
             self._command = None
@@ -231,9 +220,9 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 
 
 def _hang_up(connection: socket.socket) -> None:
-    """End a connection, or a listening socket, under the thread that waits for it.
+    """End a connection, or a listening socket, and wake the thread that waits for it.
 
-    To close it would wake nobody as long as a forked child has a copy.
+    Closing it would wake nobody while a forked child has a copy.
     """
     with suppress(OSError):  # ended already
         connection.shutdown(socket.SHUT_RDWR)
@@ -245,11 +234,11 @@ def _answer(line: bytes, handlers: Mapping[str, Handler]) -> dict[str, Any]:
     try:
         request = json.loads(line)
     except (ValueError, RecursionError):
-        return {"error": "the request is no JSON"}
+        return {"error": "the request is not JSON"}
     command = request.get("command") if isinstance(request, dict) else None
     arguments = request.get("arguments", {}) if isinstance(request, dict) else None
     if not isinstance(command, str) or not isinstance(arguments, dict):
-        return {"error": "the request is no object with a command and its arguments"}
+        return {"error": "the request is not an object with a command and its arguments"}
     handler = handlers.get(command)
     if handler is None:
         return {"error": f"the running service knows no command {command!r}: it may be of another version"}
@@ -265,12 +254,7 @@ def _answer(line: bytes, handlers: Mapping[str, Handler]) -> dict[str, Any]:
 
 
 def call(path: Path, command: str, **arguments: Any) -> Any:
-    """Have a running service carry out a command, and return its answer.
-
-    Args:
-        path: The socket's path.
-        command: The command.
-        arguments: Its arguments, values for JSON.
+    """Have the service at this socket carry out a command, and return its answer. The arguments are values for JSON.
 
     Raises:
         ServiceNotRunningError: There is no socket, or nobody listens on it.
@@ -309,10 +293,10 @@ def _exchange(connection: socket.socket, request: bytes) -> Any:
 
 
 def _listen(path: Path) -> socket.socket:
-    """A listening socket at the path, with access for its owner alone from its first moment.
+    """A listening socket at the path, to which only its owner ever has access.
 
-    It is made in a private directory and renamed, so that nobody else can connect before its mode is set, whatever the
-    mode of the queue's directory. The rename replaces a socket that a killed service left behind.
+    It is made in a private directory and then renamed, so that nobody else can connect before its mode is set, whatever
+    the mode of the queue's directory. The rename replaces a socket that a killed service left behind.
     """
     private = path.with_name(f"{path.name}.new")
     shutil.rmtree(private, ignore_errors=True)  # of a service that was killed just here
@@ -335,7 +319,7 @@ def _listen(path: Path) -> socket.socket:
 
 @contextmanager
 def _address(path: Path) -> Iterator[str]:
-    """A name for the path that fits into a socket's address; for a long path one by way of its open directory.
+    """A name for the path that fits into a socket's address. A long path is named through its open directory.
 
     Raises:
         OSError: The path is too long, and the system has no /proc.

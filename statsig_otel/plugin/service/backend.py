@@ -1,7 +1,6 @@
-"""What stands behind the receivers: the durable queue, a sender for each exporter, and the synchronous exporters."""
+"""Starts, reloads and stops what stands behind the receivers: the queue, its senders, and the synchronous exporters."""
 
 import logging
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,10 +25,7 @@ from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.service.lifecycle import in_thread
 from statsig_otel.plugin.settings.catalog import create_exporter
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
-from statsig_otel.plugin.settings.reading import (
-    configured_exporters,
-    routing,
-)
+from statsig_otel.plugin.settings.reading import configured_exporters, routing
 from statsig_otel.plugin.settings.storage import file_storage
 
 _logger: Final = logging.getLogger(__name__)
@@ -40,7 +36,7 @@ class Backend:
 
     Args:
         configuration: A checked configuration.
-        directory: The queue's directory. A relative one is that of now, wherever the program may go later.
+        directory: The queue's directory. A relative path is resolved now.
     """
 
     def __init__(self, configuration: Configuration, directory: Path) -> None:
@@ -56,42 +52,42 @@ class Backend:
             for name, one in configured.items()
             if not one.is_queued
         }
-        self._synchronous = SynchronousConsumer(unqueued, receivers={})  # each batch comes with whom it is for
-        self._senders = {
-            name: QueueSender(self._queue.cursor(name), self._exporters[name], one.delivery())
-            for name, one in configured.items()
-            if one.is_queued and self._queue
-        }
+        self._synchronous = SynchronousConsumer(unqueued, receivers={})  # each batch comes with its route
+        self._senders = self._create_senders(configured, self._exporters)
         self._pipeline = Pipeline(self._synchronous, self._queue, self._routing)
-        self._failed: frozenset[str] = frozenset()  # what could not be started at the last reload
-        self._leaving: tuple[QueueSender, ...] = ()  # of a reload that is under way
+        self._failed: frozenset[str] = frozenset()  # exporters that the last reload could not start
+        self._leaving: tuple[QueueSender, ...] = ()  # senders that a reload under way replaces
 
     def _create_queue(self) -> DurableQueue:
         storage = file_storage(self._configuration)
         min_free_bytes = storage.min_free_bytes if storage else DEFAULT_MIN_FREE
         return DurableQueue(self._directory, self._routing, min_free_bytes=min_free_bytes)
 
-    @property
-    def configuration(self) -> Configuration:
-        """What it works by now."""
-        return self._configuration
+    def _create_senders(
+        self, configured: Mapping[str, ConfiguredExporter], exporters: Mapping[str, Exporter]
+    ) -> dict[str, QueueSender]:
+        return {
+            name: QueueSender(self._queue.cursor(name), exporters[name], one.delivery())
+            for name, one in configured.items()
+            if one.is_queued and self._queue
+        }
 
     @property
     def consumer(self) -> Consumer:
-        """Where the receivers' batches go."""
+        """Takes the receivers' batches."""
         return self._pipeline
 
     @property
     def socket(self) -> Path | None:
-        """Where the commands about the queue are answered; None where there is no queue."""
+        """The path of the control socket; None without a queue."""
         return None if self._queue is None else self._directory / CONTROL
 
     def patience(self, receiver: str) -> float:
-        """Seconds within which each batch of a receiver should be taken over or refused."""
+        """Seconds within which a receiver's batch should be accepted or refused."""
         return self._synchronous.longest_answer(self._routing.now.route(receiver)) + COMMIT_TIMEOUT
 
     def handlers(self, intakes: Mapping[str, Intake]) -> dict[str, Handler]:
-        """What answers the commands about the queue, as configured now; nothing where there is no queue."""
+        """The handlers of the control socket's commands, as configured now; none without a queue."""
         if self._queue is None:
             return {}
         return handlers(
@@ -103,19 +99,21 @@ class Backend:
         )
 
     def start(self) -> None:
-        """Open the queue and start the exporters. Where something fails, all is closed again.
+        """Open the queue and start the exporters. If something fails, everything is closed again.
 
         Raises:
             QueueError: The queue's directory belongs to another process, or its file can't be used.
             OSError: A file can't be opened.
-            ValueError: A file holds something else than it should.
+            ValueError: The content of a file is not valid.
         """
         try:
             self._synchronous.start()
             if self._queue is not None and self._recovery is not None:
                 self._queue.start()
                 self._recovery.start()
-                self._tell_of(self._queue)
+                waiting = sum(self._queue.cursor(name).waiting for name in self._senders)
+                _logger.info("The queue is in %s; %d records wait", self._directory, waiting)
+                self._warn_of_unused_cursors(self._queue)
             for sender in self._senders.values():
                 sender.start()
             self._pipeline.open()
@@ -124,49 +122,49 @@ class Backend:
             raise
 
     def needing_restart(self, configuration: Configuration) -> Iterator[str]:
-        """What differs that only a restart can take over, each with its place and why.
+        """The changes of exporters that only a restart can take over, each with its place and why.
 
-        That is all about synchronous exporters: webhooks wait for them, so they can't be replaced as those behind the
-        queue are.
+        They are about synchronous exporters: webhooks wait for them, so they can't be replaced as queued exporters are.
         """
         before, after = configured_exporters(self._configuration), configured_exporters(configuration)
-        for name in {**before, **after}:
-            old, new = before.get(name), after.get(name)
-            if old and new and old.is_queued is not new.is_queued:
+        for name, old in before.items():
+            new = after.get(name)
+            if new is None:
+                if not old.is_queued:
+                    yield f"exporters::{name}: is gone, and had no sending queue"
+            elif old.is_queued is not new.is_queued:
                 yield f"exporters::{name}::sending_queue::enabled: has changed"
-            elif old and new and not new.is_queued:
+            elif not new.is_queued:
                 for key in self._changed_keys(name, new):
                     yield f"exporters::{name}::{key}: has changed, and the exporter has no sending queue"
-            elif old and not new and not old.is_queued:
-                yield f"exporters::{name}: is gone, and had no sending queue"
-            elif new and not old and not new.is_queued:
+        for name, new in after.items():
+            if name not in before and not new.is_queued:
                 yield f"exporters::{name}: is new, and has no sending queue"
-            elif not old and self._queue is None:
+            elif name not in before and self._queue is None:
                 yield f"exporters::{name}::sending_queue: there has been no queue so far"
 
     def reconfigure(self, configuration: Configuration, *, taken: Callable[[], None] = lambda: None) -> list[str]:
-        """Take over other exporters and pipelines while it runs; what the changes are, for people.
+        """Take over other exporters and pipelines while it runs, and return the changes as sentences.
 
-        A queued exporter that changed finishes its batch, and another one starts at its place. Certificates and secrets
-        that were renewed are taken over by the exporters themselves, if they can do that. All try at once what they
-        could not deliver.
+        A queued exporter that changed finishes its batch, and another one goes on from its cursor. OTLP exporters take
+        over renewed certificates and secrets by themselves. All try at once what they could not deliver.
 
         Args:
-            configuration: A checked configuration, of which nothing is `needing_restart`.
-            taken: Called once nothing can go back any more, before exporters that may hang are waited for.
+            configuration: A checked configuration without a change that is `needing_restart`.
+            taken: Called when the change can't fail as a whole any more, before exporters that may hang are waited for.
 
         Raises:
             QueueError: The queue can't be written. Nothing has changed.
-            OSError: An exporter can't open a file. All else has been taken over; what is for it waits, or goes on with
-                the certificate of before.
-            ValueError: A file of an exporter's holds something else than it should. As above.
+            OSError: An exporter can't open a file. Everything else has been taken over; its records wait, or are sent
+                with the certificate of before.
+            ValueError: The content of an exporter's file is not valid. As above.
         """
         before, after = self._configuration, configured_exporters(configuration)
         same = {name for name in after if name in self._exporters and not self._changed_keys(name, after[name])}
         same -= self._failed
         created = {name: create_exporter(name, one.settings) for name, one in after.items() if name not in same}
         if self._queue is not None:
-            # First of all: it alone can fail, and a new sender needs its place.
+            # First, since only this can fail, and a new sender needs its cursor.
             self._queue.reconfigure(routing(configuration))
         else:
             self._routing.now = routing(configuration)
@@ -194,57 +192,46 @@ class Backend:
         for name in same & set(self._senders):
             self._senders[name].resume()
         if self._queue is not None:
-            self._tell_of_forgotten(self._queue)
+            self._warn_of_unused_cursors(self._queue)
         if failures:
             raise failures[0]
         return list(_changes(before, configuration, renewed))
 
     def _changed_keys(self, name: str, after: ConfiguredExporter) -> list[str]:
-        """The keys that differ from those of now, but for secrets that the exporter renews by itself."""
+        """The keys of an exporter that have changed, except for secrets that it renews by itself."""
         before = configured_exporters(self._configuration)[name]
         if before == after:
             return []
-        one, other = _values(before), _values(after)
+        old, new = _values(before), _values(after)
         renews = _renewable(self._exporters[name], after) is not None
         if renews:
-            one, other = without_secrets(one), without_secrets(other)
-        changed = [key for key in other if key not in one or one[key] != other[key]]
-        return changed if changed or renews else list(other)
+            old, new = without_secrets(old), without_secrets(new)
+        changed = [key for key in new if key not in old or old[key] != new[key]]
+        return changed if changed or renews else list(new)
 
     def _exchange(self, configuration: Configuration, created: Mapping[str, Exporter]) -> dict[str, QueueSender]:
-        """Take the configuration over; the senders that come, which are not yet started."""
+        """Take the configuration over, and return the new senders, which are not started yet."""
         configured, before = configured_exporters(configuration), self._senders
-        coming = {
-            name: QueueSender(self._queue.cursor(name), exporter, configured[name].delivery())
-            for name, exporter in created.items()
-            if self._queue
-        }
-        every = {**before, **coming}
-        self._senders = {name: every[name] for name, one in configured.items() if one.is_queued}
+        coming = self._create_senders({name: configured[name] for name in created}, created)
+        self._senders = {name: (before | coming)[name] for name, one in configured.items() if one.is_queued}
         self._leaving = tuple(sender for name, sender in before.items() if self._senders.get(name) is not sender)
-        exporters = {**self._exporters, **created}
-        self._exporters = {name: exporters[name] for name in configured}
+        self._exporters = {name: {**self._exporters, **created}[name] for name in configured}
         self._configuration = configuration
         return coming
 
     def close(self, grace: float = SEND_GRACE) -> None:
         """Refuse what waits for a synchronous exporter; sends under way get `grace` seconds more. Returns at once.
 
-        What a reload is waiting for ends, too.
+        A reload that waits for senders goes on.
         """
         self._synchronous.close(grace)
         for sender in self._leaving:
             in_thread(sender.shutdown, "stop sender")
 
     def shutdown(self, drain: float = 0.0, *, grace: float = SEND_GRACE) -> bool:
-        """Send what waits for a while, stop the exporters, close the queue. Safe to call twice.
+        """Send what waits for `drain` seconds, stop the exporters and close the queue. Safe to call twice.
 
-        Args:
-            drain: Seconds in which what waits is still sent; the rest is sent after the next start.
-            grace: Seconds for what synchronous exporters are sending.
-
-        Returns:
-            Whether nothing waits any more.
+        Sends of synchronous exporters get `grace` seconds. Returns whether nothing waits any more.
         """
         _stop(self._senders.values(), drain=drain)
         self._synchronous.shutdown(grace)
@@ -258,12 +245,7 @@ class Backend:
             _logger.info("%s: %d records stay in the queue, and are sent after the next start", name, records)
         return not waiting
 
-    def _tell_of(self, queue: DurableQueue) -> None:
-        waiting = sum(queue.cursor(name).waiting for name in self._senders)
-        _logger.info("The queue is in %s; %d records wait", self._directory, waiting)
-        self._tell_of_forgotten(queue)
-
-    def _tell_of_forgotten(self, queue: DurableQueue) -> None:
+    def _warn_of_unused_cursors(self, queue: DurableQueue) -> None:
         for state in queue.forgotten_exporters():
             _logger.warning(
                 "%s %s; the queue keeps its place, with %d records of %d bytes, until `statsig-otel queue remove %s`",
@@ -276,7 +258,7 @@ class Backend:
 
 
 def _changes(before: Configuration, after: Configuration, renewed: Collection[str]) -> Iterator[str]:
-    """What differs, for people; `renewed` are the exporters of which only the certificates do."""
+    """The changes as sentences; `renewed` are the exporters of which only the certificates have changed."""
     for name, keys in after.exporters.items():
         if name not in before.exporters:
             yield f"exporters::{name}: is new"
@@ -292,27 +274,17 @@ def _changes(before: Configuration, after: Configuration, renewed: Collection[st
 
 
 def _values(one: ConfiguredExporter) -> dict[str, Any]:
-    """What is written of an exporter, key by key."""
+    """An exporter's configuration, key by key."""
     return {**dict(one.settings), **{key: getattr(one, key) for key in one.shared_keys()}}
 
 
 def _renewable(exporter: Exporter, one: ConfiguredExporter) -> OtlpExporter[Any] | None:
-    """The exporter where it takes over by itself what was renewed; one that was made in code is somebody else's."""
+    """The exporter if it renews its certificates and secrets itself. One that was made in code belongs to the user."""
     return exporter if isinstance(exporter, OtlpExporter) and not isinstance(one.settings, ExporterObject) else None
 
 
 def _stop(senders: Iterable[QueueSender], *, drain: float = 0.0, finish: float = 0.0) -> None:
     """Stop senders, all at the same time."""
-    stopped = []
-    for sender in senders:
-        stopped.append(done := threading.Event())
-        in_thread(partial(_stop_one, sender, done, drain, finish), "stop sender")
-    for one in stopped:
-        one.wait()
-
-
-def _stop_one(sender: QueueSender, done: threading.Event, drain: float, finish: float) -> None:
-    try:
-        sender.shutdown(drain, finish=finish)
-    finally:
-        done.set()
+    for thread in [in_thread(partial(one.shutdown, drain, finish=finish), "stop sender") for one in senders]:
+        if thread is not None:
+            thread.join()

@@ -1,6 +1,6 @@
 """Groups receivers by address, checks that those on one address agree, and makes the server of each address."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from statsig_otel.config.errors import ConfigError, Problem
@@ -13,26 +13,35 @@ SERVER_KEYS: Final = ("read_header_timeout", "max_connections", "tls")
 
 
 def check_endpoints(receivers: Mapping[str, StatsigReceiverSettings]) -> None:
-    """Check receivers against each other.
+    """Check that receivers on one endpoint have the same settings of their server, and different paths.
 
     Raises:
         ConfigError: Receivers that share an endpoint don't agree.
     """
-    problems = list(_disagreements(receivers))
+    problems: list[Problem] = []
+    first: dict[str, str] = {}
+    paths: dict[tuple[str, str], str] = {}
+    for name, settings in receivers.items():
+        other = first.setdefault(settings.endpoint, name)
+        for key in SERVER_KEYS:
+            if getattr(settings, key) != getattr(receivers[other], key):
+                message = f"differs from receivers::{other}::{key}, which listens on the same endpoint"
+                hint = "let them agree, or give each its own endpoint"
+                problems.append(Problem(("receivers", name, key), message, hint))
+        other = paths.setdefault((settings.endpoint, settings.path), name)
+        if other != name:
+            message = f"is the path of receivers::{other} too, which listens on the same endpoint"
+            problems.append(Problem(("receivers", name, "path"), message, "give each receiver its own path"))
     if problems:
         raise ConfigError(problems)
 
 
 class Endpoint:
-    """One address, the receivers that share it, and their server. The constructor opens nothing.
+    """One address and its server. The constructor opens nothing.
 
     Args:
-        settings: The receivers' settings, by id.
-        receivers: The receivers, by id.
-
-    Attributes:
-        address: The address as it is written.
-        server: The server.
+        settings: The settings of the receivers that share the address, by id.
+        receivers: All receivers, by id.
     """
 
     def __init__(
@@ -44,7 +53,7 @@ class Endpoint:
         self._scheme = "https" if first.tls else "http"
         host, port = first.address
         self.server: Final = HttpServer(
-            create_app({self._paths[name]: receiver for name, receiver in receivers.items()}),
+            create_app({path: receivers[name] for name, path in self._paths.items()}),
             host=host,
             port=port,
             read_header_timeout=first.read_header_timeout,
@@ -63,27 +72,8 @@ class Endpoint:
 def endpoints_of(
     settings: Mapping[str, StatsigReceiverSettings], receivers: Mapping[str, StatsigReceiver]
 ) -> list[Endpoint]:
-    """The endpoints of all receivers."""
-    shared: dict[str, list[str]] = {}
+    """The endpoints of all receivers, which are given by id."""
+    shared: dict[str, dict[str, StatsigReceiverSettings]] = {}
     for name, one in settings.items():
-        shared.setdefault(one.endpoint, []).append(name)
-    return [
-        Endpoint({name: settings[name] for name in names}, {name: receivers[name] for name in names})
-        for names in shared.values()
-    ]
-
-
-def _disagreements(receivers: Mapping[str, StatsigReceiverSettings]) -> Iterable[Problem]:
-    """Receivers with the same endpoint share one server: its keys must agree, and their paths must differ."""
-    first: dict[str, str] = {}
-    paths: dict[tuple[str, str], str] = {}
-    for name, settings in receivers.items():
-        other = first.setdefault(settings.endpoint, name)
-        for key in SERVER_KEYS:
-            if getattr(settings, key) != getattr(receivers[other], key):
-                message = f"differs from receivers::{other}::{key}, which listens on the same endpoint"
-                yield Problem(("receivers", name, key), message, "let them agree, or give each its own endpoint")
-        other = paths.setdefault((settings.endpoint, settings.path), name)
-        if other != name:
-            message = f"is the path of receivers::{other} too, which listens on the same endpoint"
-            yield Problem(("receivers", name, "path"), message, "give each receiver its own path")
+        shared.setdefault(one.endpoint, {})[name] = one
+    return [Endpoint(of_address, receivers) for of_address in shared.values()]

@@ -44,12 +44,11 @@ class Lifecycle:
         with self._lock:
             if self._stopped is not None:
                 raise RuntimeError("this service was shut down, and a service starts once: make another one")
-            started, is_first = self._started, self._started is None
-            if started is None:
-                started = self._started = _future()
-                self._owner.enter()
-        if is_first:
-            in_thread(lambda: self._run_start(started), "statsig-otel start")
+            if self._started is not None:
+                return self._started
+            started = self._started = _future()
+            self._owner.enter()
+        in_thread(lambda: self._run_start(started), "statsig-otel start")
         return started
 
     def stop(self) -> "Future[bool]":
@@ -60,10 +59,11 @@ class Lifecycle:
         if self._owner.is_forked:
             return _true()
         with self._lock:
-            stopped, is_first, started = self._stopped, self._stopped is None, self._started
-            if stopped is None:
-                stopped = self._stopped = _true() if started is None else _future()
-        if is_first and started is not None:
+            if self._stopped is not None:
+                return self._stopped
+            started = self._started
+            stopped = self._stopped = _true() if started is None else _future()
+        if started is not None:
             in_thread(lambda: self._run_stop(started, stopped), "statsig-otel stop")
         return stopped
 
@@ -88,12 +88,15 @@ class Lifecycle:
             stopped.set_result(complete)
 
 
-def in_thread(work: Callable[[], None], name: str) -> None:
+def in_thread(work: Callable[[], None], name: str) -> threading.Thread | None:
     """Run a function in a daemon thread. At the interpreter's end, when no thread starts any more, run it here."""
+    thread = threading.Thread(target=work, name=name, daemon=True)
     try:
-        threading.Thread(target=work, name=name, daemon=True).start()
+        thread.start()
     except RuntimeError:
         work()
+        return None
+    return thread
 
 
 def _future() -> "Future[Any]":

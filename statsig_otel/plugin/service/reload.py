@@ -31,8 +31,8 @@ class Reloader:
 
     Args:
         service: The running service.
-        document: What it was configured with.
-        read: Reads the configuration, again at each reload.
+        document: The document of its configuration.
+        read: Reads the document again, at each reload.
     """
 
     def __init__(self, service: Service, document: Document, read: Callable[[], Document]) -> None:
@@ -40,7 +40,7 @@ class Reloader:
         self._document = document
         self._read = read
         self._lock = threading.Lock()
-        self._unusable = ""  # what is wrong with the secrets' files, if that was logged
+        self._unusable = ""  # the last logged message about the secrets' files
 
     @property
     def watches(self) -> bool:
@@ -48,7 +48,7 @@ class Reloader:
         return any("signing_secrets" in path for path in self._document.templates)
 
     def reload(self) -> list[str]:
-        """Take over what is written now, log the changes, and return them in words.
+        """Take over the configuration as it is written now, log the changes, and return them as sentences.
 
         Raises:
             ReloadError: It could not be taken over; the message says why, and what that means.
@@ -65,9 +65,9 @@ class Reloader:
             return changes
 
     def look_at_secrets(self) -> None:
-        """Take over the files of signing secrets that have changed. One that can't be used changes nothing.
+        """Take over changed files of signing secrets. A file that can't be used changes nothing.
 
-        Nothing else is read, so that the rotation of a secret does not apply a file that somebody is still editing.
+        Nothing else is read, so that the rotation of a secret does not apply a configuration that is being edited.
         """
         with self._lock:
             try:
@@ -84,7 +84,9 @@ class Reloader:
 
     def _take_over(self) -> list[str]:
         try:
-            document, configuration = self._checked()
+            document = self._read()
+            EXPORTERS.refresh()  # an exporter may have been installed meanwhile
+            configuration = check_with_files(document)
             try:
                 return self._service.reconfigure(configuration)
             finally:
@@ -99,19 +101,11 @@ class Reloader:
         except (OSError, ValueError) as error:
             raise ReloadError(f"all is taken over but for an exporter that can't be started: {error}") from error
 
-    def _checked(self) -> tuple[Document, Configuration]:
-        document = self._read()
-        EXPORTERS.refresh()  # an exporter may have been installed meanwhile
-        configuration = check(document, COMPONENTS)
-        if problems := check_files(configuration, document):
-            raise ConfigError(problems)
-        return document, configuration
-
     def _with_secrets(self, configuration: Configuration) -> Configuration:
-        """The configuration with the secrets that are in the files now.
+        """The configuration with the secrets that the files contain now.
 
         Raises:
-            ValueError: One can't be used.
+            ValueError: A file can't be used.
         """
         receivers = dict(configuration.receivers)
         for name, settings in receiver_settings(configuration).items():
@@ -126,10 +120,21 @@ class Reloader:
         if template is None:
             return before
         text, faults = template.expand()
-        where = render(path)
         if faults:
-            raise ValueError(f"{where}: {faults[0].message}")
+            raise ValueError(f"{render(path)}: {faults[0].message}")
         try:
             return check_secret(Opaque(text))
         except SettingError as error:
-            raise ValueError(f"{where}: {error.message}") from error
+            raise ValueError(f"{render(path)}: {error.message}") from error
+
+
+def check_with_files(document: Document) -> Configuration:
+    """Check a document, and the files that it names.
+
+    Raises:
+        ConfigError: All problems.
+    """
+    configuration = check(document, COMPONENTS)
+    if problems := check_files(configuration, document):
+        raise ConfigError(problems)
+    return configuration

@@ -5,13 +5,12 @@ from typing import Final
 
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
-from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.storage import file_storage
 
 _FIXED_KEYS: Final = (
     "endpoint", "path", "max_request_body_size", "max_in_flight_bytes", "read_timeout", *SERVER_KEYS
 )  # fmt: skip
-"""The keys of a receiver that its server or its limits were made from."""
+"""The keys of a receiver from which its server and its limits were made."""
 
 
 class RestartNeededError(Exception):
@@ -34,16 +33,11 @@ class RestartNeededError(Exception):
 
 
 def needing_restart(before: Configuration, after: Configuration) -> Iterator[str]:
-    """The places of a configuration whose changes need a restart.
-
-    Args:
-        before: What the service runs with.
-        after: What it should run with.
-    """
+    """The places of a configuration whose changes need a restart, except for the exporters' (`Backend`)."""
     for name in [*before.receivers, *after.receivers]:
         if (name in before.receivers) is not (name in after.receivers):
             yield f"receivers::{name}: {'is new' if name in after.receivers else 'is gone'}"
-    for name, settings in receiver_settings(after).items():
+    for name, settings in after.receivers.items():
         for key in _FIXED_KEYS if name in before.receivers else ():
             if getattr(settings, key) != getattr(before.receivers[name], key):
                 yield f"receivers::{name}::{key}"

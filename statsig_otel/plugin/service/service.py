@@ -1,4 +1,4 @@
-"""The whole service: receivers on their servers, a pipeline behind them, exporters at its end, and their lifecycle."""
+"""A whole service, as embedders and the command line use it: receivers, servers, queue, exporters, start and stop."""
 
 import asyncio
 import logging
@@ -8,19 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 from wsgiref.types import WSGIApplication
 
-from statsig_otel._times import (
-    BODY_GRACE,
-    LONGEST_SHUTDOWN,
-    QUEUE_DRAIN,
-    REQUEST_DRAIN,
-    SEND_GRACE,
-    SHUTDOWN_MARGIN,
-    SHUTDOWN_TIMEOUT,
-)
+from statsig_otel import _times
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.model import Opaque
@@ -60,29 +51,29 @@ _WORKERS: Final = (
 class Service:
     """Receivers, a durable queue and exporters, built in code. The constructor opens and starts nothing.
 
-    A webhook's 200 promises what that of `statsig-otel run` does: the changes are on disk, and reach every exporter.
-    `start` and `shutdown`, or a `with` or `async with` block, are its life; it has one. They may be called from any
-    thread, any number of times, under a running event loop and in a signal's handler. A service that was made before a
-    fork may be started after it. It has threads of its own, which keep no process alive; it installs no signal handler,
-    configures no logging, and reads no environment variable that it is not given.
+    A 200 means the same as with `statsig-otel run`: the changes are on disk, and reach every exporter. A service starts
+    once and ends once, by `start` and `shutdown` or by a `with` or `async with` block. Both may be called from any
+    thread, any number of times, under a running event loop and in a signal handler. A service that was made before a
+    fork may be started after it. Its threads are daemons. It installs no signal handler, does not configure logging,
+    and reads only the environment variables that it is given.
 
     Args:
-        receivers: The receivers, by id: `statsig` or `statsig/NAME`. Settings, or a mapping as a file has it.
+        receivers: The receivers, by id: `statsig` or `statsig/NAME`. Settings, or a mapping as in a file.
         exporters: The exporters, by id: `otlp_grpc`, `otlp_http/NAME`, ... Settings; an exporter of your own, with an
-            id of its own such as `mine`; a `Destination` around either, which says how it is fed; or a mapping as a
-            file has it.
-        pipelines: Which receivers feed which exporters, or a mapping as a file has it; by default all feed all.
-        directory: The queue's directory, which this service has for itself. Made where it is missing; a relative one is
-            below the working directory of now. Required unless every exporter is without a queue.
-        min_free_bytes: Webhooks are refused while the directory's disk has less.
-        resource: Attributes of the records' resource; those of a receiver go before them.
-        environ: Where OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME are looked up for attributes below `resource`;
-            `os.environ`, or nothing.
+            id of its own such as `mine`; a `Destination` around either, which says how it is fed; or a mapping as in a
+            file.
+        pipelines: Which receivers feed which exporters, or a mapping as in a file. By default all receivers feed all.
+        directory: The queue's directory, which no other service may use. It is created if it is missing. A relative
+            path is resolved now. Required unless all exporters are without a queue.
+        min_free_bytes: Webhooks are refused while the directory's disk has fewer free bytes.
+        resource: Attributes of the records' resource. A receiver's own attributes override them.
+        environ: Where OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME are read, such as `os.environ`; None for nowhere.
+            `resource` overrides them.
         listen: Whether receivers listen at their endpoints, on servers in a thread of the service. With False there is
             no server: mount `asgi_app()`, `wsgi_app()` or `receiver(...)` in an application of your own.
 
     Raises:
-        ConfigError: All that is wrong, each with its place: `exporters::otlp_grpc: ...`.
+        ConfigError: All problems, each with its place: `exporters::otlp_grpc: ...`.
 
     Example:
         >>> from statsig_otel.config import Opaque
@@ -129,38 +120,31 @@ class Service:
         resource: Mapping[str, AttributeValue] | None = None,
         listen: bool = True,
     ) -> Self:
-        """A service of a configuration that was read from files and checked.
+        """A service with a configuration that was read from files and checked.
 
         Args:
             configuration: The configuration.
-            directory: The queue's directory; used where an exporter is queued, as all are by default.
-            resource: Attributes of the records' resource below those that a receiver sets.
+            directory: The queue's directory; used if an exporter is queued, as all are by default.
+            resource: Attributes of the records' resource. A receiver's own attributes override them.
             listen: As in the constructor.
 
         Raises:
             ConfigError: Receivers that share an endpoint don't agree.
         """
         service = cls.__new__(cls)
-        service._build(  # noqa: SLF001 - it is this class's
-            configuration, directory, dict(resource or {}), listen=listen
-        )
+        service._build(configuration, directory, resource or {}, listen=listen)  # noqa: SLF001 - it is this class's
         return service
 
     def _build(
-        self, configuration: Configuration, directory: Path, resource: dict[str, AttributeValue], *, listen: bool
+        self, configuration: Configuration, directory: Path, resource: Mapping[str, AttributeValue], *, listen: bool
     ) -> None:
         settings = receiver_settings(configuration)
         check_endpoints(settings)
         self._configuration = configuration
-        self._resource = resource
-        self._ways_out = ""  # from a directory that is in use; the command line has no workers
+        self._resource = dict(resource)
+        self._ways_out = ""  # what to do if the directory is in use; the command line has no workers
         self._backend = Backend(configuration, directory)
-        self._intakes = {
-            name: Intake(
-                verifier=create_verifier(one), mapper=create_mapper(one, resource), name=name, limits=_limits(one)
-            )
-            for name, one in settings.items()
-        }
+        self._intakes = {name: _create_intake(name, one, resource) for name, one in settings.items()}
         self._receivers = {
             name: StatsigReceiver(intake, self._backend.consumer, patience=self._backend.patience(name))
             for name, intake in self._intakes.items()
@@ -179,20 +163,20 @@ class Service:
         self._closing = False
         self._reconfiguring = threading.Lock()  # a shutdown waits for a reload that is under way
         self._until = 0.0  # by the monotonic clock: the end of the shutdown
-        self._drain = QUEUE_DRAIN
+        self._drain = _times.QUEUE_DRAIN
 
     def unused_keys(self) -> list[str]:
-        """What the configuration says without effect, for people."""
+        """The keys of the configuration that have no effect, as sentences."""
         return list(unused_keys(configured_exporters(self._configuration)))
 
     @property
     def configuration(self) -> Configuration:
-        """What it runs by now."""
+        """The current configuration."""
         return self._configuration
 
     @property
     def consumer(self) -> Consumer:
-        """What takes batches over to the queue and to the exporters, for an HTTP side of your own.
+        """Takes batches to the queue and the exporters, for an HTTP server of your own.
 
         A batch's `receiver` is the id of one of the service's receivers. Before `start`, after `shutdown` and in a
         forked child batches are refused.
@@ -200,10 +184,7 @@ class Service:
         return self._backend.consumer
 
     def receiver(self, name: str = "statsig") -> StatsigReceiver:
-        """A receiver as a resource of a Falcon ASGI application.
-
-        Args:
-            name: Its id.
+        """The receiver with this id as a resource of a Falcon ASGI application.
 
         Raises:
             KeyError: There is no such receiver.
@@ -211,13 +192,13 @@ class Service:
         return self._receivers[name]
 
     def wsgi_receiver(self, name: str = "statsig") -> StatsigWsgiReceiver:
-        """A receiver as a resource of a Falcon WSGI application; see `receiver`."""
+        """The same for a Falcon WSGI application."""
         return self._wsgi_receivers[name]
 
     def asgi_app(self) -> MountableApp:
         """All receivers at their paths as an ASGI application, to mount in one of yours: Starlette, FastAPI.
 
-        Start and shut the service down where that application starts and ends, as its lifespan does.
+        Start the service and shut it down with that application, for example in its lifespan.
         """
         return create_app({self._path(name): receiver for name, receiver in self._receivers.items()})
 
@@ -227,44 +208,39 @@ class Service:
 
     @property
     def urls(self) -> dict[str, str]:
-        """For each receiver the URL at which it listens on this machine. After `start`; empty without servers."""
+        """The URL of each receiver on this machine. Only after `start`; empty without servers."""
         return {name: url for endpoint in self._endpoints for name, url in endpoint.urls.items()}
 
     @property
     def without_secret(self) -> list[str]:
-        """The receivers in set-up mode: they answer URL verifications, and refuse all else."""
-        return [
-            name for name, settings in receiver_settings(self._configuration).items() if not settings.signing_secrets
-        ]
+        """The receivers in set-up mode: they answer URL verifications, and refuse everything else."""
+        return [name for name, one in receiver_settings(self._configuration).items() if not one.signing_secrets]
 
     @property
     def ended(self) -> "Future[None]":
-        """Done once no webhook is answered any more: after a shutdown; with an error where a server has failed.
+        """Done when no more webhooks are answered: after a shutdown, or with an error if a server has failed.
 
-        Without servers only a shutdown ends it. It can't be cancelled.
+        It can't be cancelled.
         """
         return self._servers.ended
 
     def offer(self, command: str, handler: Handler) -> None:
-        """Answer one more command at the control socket, where there is one; `handler` is told what it is asked.
-
-        It may shut the service down.
-        """
+        """Answer one more command at the control socket, if there is one. The handler may shut the service down."""
         self._commands[command] = handler
         self._renew_handlers()
 
     def start(self) -> None:
-        """Open the queue, start the exporters and listen. Where something fails, all is closed again.
+        """Open the queue, start the exporters and listen. If something fails, everything is closed again.
 
-        Returns once webhooks are taken. Where it has started, nothing happens; where another thread is just starting
-        it, that is waited for. A start that has failed fails again: make another service.
+        Returns when webhooks are accepted. A second call waits for the same start and has the same result: after a
+        failed start make another service.
 
         Raises:
             OSError: An address can't be listened on, or a file can't be opened; the message says which and why.
-            ValueError: A file holds something else than it should.
-            QueueError: The queue's directory belongs to another process (`DirectoryInUseError`, which names the ways
-                out), or its file can't be used.
-            RuntimeError: It was shut down already; or it was started before this process was forked.
+            ValueError: The content of a file is not valid.
+            QueueError: The queue's directory belongs to another process (`DirectoryInUseError`, which says what to do),
+                or its file can't be used.
+            RuntimeError: The service was shut down already, or was started before this process was forked.
         """
         started = self._lifecycle.start()
         try:
@@ -275,7 +251,7 @@ class Service:
             raise
 
     async def astart(self) -> None:
-        """As `start`, and the caller's event loop goes on meanwhile. Cancelled, it shuts the service down."""
+        """As `start`, without blocking the caller's event loop. A cancellation shuts the service down."""
         started = self._lifecycle.start()
         try:
             await asyncio.wrap_future(started)
@@ -283,80 +259,71 @@ class Service:
             self._stop(0.0, 0.0)
             raise
 
-    def shutdown(self, timeout: float = SHUTDOWN_TIMEOUT, *, drain: float = QUEUE_DRAIN) -> bool:
-        """Take no more webhooks, finish those in flight, send what waits for a while, and close all. Always returns.
+    def shutdown(self, timeout: float = _times.SHUTDOWN_TIMEOUT, *, drain: float = _times.QUEUE_DRAIN) -> bool:
+        """Accept no more webhooks, finish those in flight, send what waits for a while, and close everything.
 
-        What is not sent stays in the queue, and is sent after the next start. Where it was never started, nothing
-        happens, and it can't be started any more. Where somebody else is shutting it down, that is waited for; the
-        times of the first one count.
+        What is not sent stays in the queue and is sent after the next start. A service that was never started can't be
+        started any more. A second call waits for the same shutdown; the first call's times count.
 
         Args:
             timeout: Seconds for all of it; closing may take one more. What hangs is left behind in daemon threads.
-            drain: Seconds of them for what waits in the queue, unless its backend is away.
+            drain: How many of these seconds to spend on what waits in the queue, unless its backend is away.
 
         Returns:
-            Whether all was delivered and closed. False says that records stay in the queue, or that something hangs:
-            the log says which.
+            Whether everything was delivered and closed. If not, records stay in the queue, or something hangs; the log
+            says which.
         """
-        timeout = min(LONGEST_SHUTDOWN, timeout)
         stopped = self._stop(timeout, drain)
         try:
-            return stopped.result(max(timeout, 0.0) + SHUTDOWN_MARGIN)
+            return stopped.result(_with_margin(timeout))
         except TimeoutError:
-            _logger.warning("The shutdown did not end within %g s; what hangs is left behind", timeout)
-            return False
+            return _left_behind(timeout)
 
-    async def ashutdown(self, timeout: float = SHUTDOWN_TIMEOUT, *, drain: float = QUEUE_DRAIN) -> bool:  # noqa: ASYNC109 - it bounds what goes on in threads
-        """As `shutdown`, and the caller's event loop goes on meanwhile. Cancelled, it goes on without the caller.
+    async def ashutdown(self, timeout: float = _times.SHUTDOWN_TIMEOUT, *, drain: float = _times.QUEUE_DRAIN) -> bool:  # noqa: ASYNC109 - it bounds what goes on in threads
+        """As `shutdown`, without blocking the caller's event loop. After a cancellation the shutdown goes on.
 
         For the parameters and the result see `shutdown`.
         """
-        timeout = min(LONGEST_SHUTDOWN, timeout)
         stopped = asyncio.wrap_future(self._stop(timeout, drain))
         try:
-            async with asyncio.timeout(max(timeout, 0.0) + SHUTDOWN_MARGIN):
+            async with asyncio.timeout(_with_margin(timeout)):
                 return await stopped
         except TimeoutError:
-            _logger.warning("The shutdown did not end within %g s; what hangs is left behind", timeout)
-            return False
+            return _left_behind(timeout)
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.shutdown()
 
     async def __aenter__(self) -> Self:
         await self.astart()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.ashutdown()
 
     def reconfigure(self, configuration: Configuration) -> list[str]:
-        """Take over another configuration while it runs. No connection ends, and no event is dropped.
+        """Take over another configuration while the service runs. No connection ends, and no event is dropped.
 
-        Secrets, tolerance and mapping count from the next request on, what the servers' TLS files hold now from the
-        next connection on; for the exporters see `Backend.reconfigure`.
+        Secrets, tolerance and mapping apply from the next request on, renewed TLS files of the servers from the next
+        connection on. An exporter that changed finishes its batch before another one takes its place.
 
         Args:
             configuration: A checked configuration.
 
         Returns:
-            The changes, for people.
+            The changes, as sentences.
 
         Raises:
             ConfigError: Receivers that share an endpoint don't agree, or a server's TLS files can't be used. Nothing
                 has changed.
             RestartNeededError: A part of it needs a restart, or the service is not running. Nothing has changed.
             QueueError: The queue can't be written. Nothing has changed.
-            OSError: An exporter can't open a file. All else has been taken over.
-            ValueError: A file of an exporter's holds something else than it should. As above.
+            OSError: An exporter can't open a file. Everything else has been taken over.
+            ValueError: The content of an exporter's file is not valid. Everything else has been taken over.
         """
         with self._reconfiguring:
             if self._closing:
@@ -368,9 +335,8 @@ class Service:
     def _take_over(self, configuration: Configuration) -> list[str]:
         check_endpoints(receiver_settings(configuration))
         needing = [
-            *needing_restart(self._configuration, configuration),
-            *self._backend.needing_restart(configuration),
-        ]
+            *needing_restart(self._configuration, configuration), *self._backend.needing_restart(configuration)
+        ]  # fmt: skip
         if needing:
             raise RestartNeededError("; ".join(needing))
         before, after = receiver_settings(self._configuration), receiver_settings(configuration)
@@ -399,26 +365,26 @@ class Service:
         ]
 
     def _renewed_tls(self) -> dict[str, Callable[[], None]]:
-        """What takes over the servers' TLS files that have changed, by address."""
+        """Functions that make the servers use their changed TLS files, by address."""
         try:
             return {one.address: use for one in self._endpoints if (use := one.server.renewed_tls())}
         except (OSError, ValueError) as error:
             raise ConfigError([Problem((), str(error))]) from error
 
     def renew_secrets(self, configuration: Configuration) -> None:
-        """Take over the signing secrets of a configuration that differs in nothing else. No exporter is touched."""
+        """Take over the signing secrets of a configuration that differs only in them."""
         self._configuration = configuration
         for name, settings in receiver_settings(configuration).items():
             self._intakes[name].verifier = create_verifier(settings)
 
     def rotate_secrets(self, receiver: str, secrets: Sequence[str]) -> None:
-        """Take over other signing secrets of a receiver, from the next request on. Before `start` too.
+        """Replace the signing secrets of a receiver from the next request on. Works before `start` too.
 
-        For a rotation that refuses nothing, first the old and the new one, later the new one alone.
+        To rotate without refusing a webhook, pass the old and the new secret first, and later only the new one.
 
         Args:
             receiver: The receiver's id.
-            secrets: The signing secrets, whole, in any order; none for the set-up mode.
+            secrets: The whole signing secrets, in any order; none for the set-up mode.
 
         Raises:
             KeyError: There is no such receiver.
@@ -435,7 +401,7 @@ class Service:
             ... )
             >>> service.rotate_secrets("statsig", ["webhook-old", "webhook-new"])
         """
-        Verifier(secrets)  # says what is wrong with them
+        Verifier(secrets)  # raises what is wrong with them
         with self._reconfiguring:
             settings = receiver_settings(self._configuration)[receiver]
             renewed = settings.model_copy(update={"signing_secrets": [Opaque(secret) for secret in secrets]})
@@ -464,35 +430,36 @@ class Service:
             raise
 
     def _stop(self, timeout: float, drain: float) -> "Future[bool]":
-        """Begin to shut down; the first one's times count."""
+        """Begin to shut down. Only the first call's times count."""
         if self._control is not None:
-            self._control.let_go()  # a command that asks for it would wait for itself
+            self._control.let_go()  # a command that shuts down would wait for itself
         if not self._until:
-            self._until, self._drain = time.monotonic() + timeout, drain
+            self._until, self._drain = time.monotonic() + min(timeout, _times.LONGEST_SHUTDOWN), drain
         stopped = self._lifecycle.stop()
-        stopped.add_done_callback(lambda _: self._servers.end_unstarted())  # a start that never was closes nothing
+        stopped.add_done_callback(lambda _: self._servers.end_unstarted())  # without a start nothing is closed
         return stopped
 
     def _left(self) -> float:
         return max(self._until - time.monotonic(), 0.0)
 
     def _close(self) -> bool:
-        """Close what `_open` opened, within the time that is left, in the thread of the lifecycle."""
+        """Close what `_open` opened, within the time that is left. docs/architecture.md has the steps' budget."""
         self._closing = True
         timeout = self._left()
-        grace = min(SEND_GRACE, timeout / 4)
+        grace = min(_times.SEND_GRACE, timeout / 4)
         self._backend.close(grace)
         for receiver in self._receivers.values():
-            receiver.close(min(BODY_GRACE, timeout / 4))
+            receiver.close(min(_times.BODY_GRACE, timeout / 4))
         for wsgi_receiver in self._wsgi_receivers.values():
             wsgi_receiver.close()
-        drained = time.monotonic() + min(REQUEST_DRAIN, timeout / 2)
+        drained = time.monotonic() + min(_times.REQUEST_DRAIN, timeout / 2)
         self._servers.shutdown(max(drained - time.monotonic(), 0.0))
         for intake in self._intakes.values():  # those of an application that the receivers are mounted in
             intake.wait_until_idle(max(drained - time.monotonic(), 0.0))
         if self._control is not None:
-            self._control.shutdown(self._left() / 2 + SHUTDOWN_MARGIN)  # before the queue, which its handlers wait for
-        is_alone = self._reconfiguring.acquire(timeout=self._left() + SHUTDOWN_MARGIN)
+            # Before the queue, which its handlers wait for.
+            self._control.shutdown(self._left() / 2 + _times.SHUTDOWN_MARGIN)
+        is_alone = self._reconfiguring.acquire(timeout=self._left() + _times.SHUTDOWN_MARGIN)
         try:
             return self._backend.shutdown(min(self._drain, self._left()), grace=grace) and is_alone
         finally:
@@ -504,9 +471,21 @@ class Service:
             self._control.handlers = {**self._backend.handlers(self._intakes), **self._commands}
 
 
-def _limits(settings: StatsigReceiverSettings) -> Limits:
-    return Limits(
+def _create_intake(name: str, settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> Intake:
+    limits = Limits(
         max_request_body_size=settings.max_request_body_size,
         max_in_flight_bytes=settings.max_in_flight_bytes,
         read_timeout=settings.read_timeout,
     )
+    mapper = create_mapper(settings, resource)
+    return Intake(verifier=create_verifier(settings), mapper=mapper, name=name, limits=limits)
+
+
+def _with_margin(timeout: float) -> float:
+    """Seconds to wait for a shutdown that has this timeout."""
+    return min(max(timeout, 0.0), _times.LONGEST_SHUTDOWN) + _times.SHUTDOWN_MARGIN
+
+
+def _left_behind(timeout: float) -> bool:
+    _logger.warning("The shutdown did not end within %g s; what hangs is left behind", timeout)
+    return False

@@ -293,7 +293,7 @@ def test_a_directory_without_a_queue_is_said_and_not_made(tmp_path: Path, files:
     for arguments in (("queue",), ("queue", "resume", "a"), ("dead-letters", "list"), ("dead-letters", "drop", "1")):
         result = run(directory, *arguments)
         assert result.exit_code == 1
-        assert "holds no queue" in result.output
+        assert "contains no queue" in result.output
     assert directory.exists() == bool(files)
 
 
@@ -341,7 +341,7 @@ def test_an_exporter_of_a_stopped_service_is_removed_where_it_is_not_configured(
             queue.submit(lambda connection, name=name: store.ensure_exporter(connection, name)).result()  # type: ignore[misc]  # a default argument
     unsure = run(directory, "queue", "remove", "old")
     assert unsure.exit_code == 1
-    assert "give --config FILE, or say --yes" in unsure.output
+    assert "give --config FILE, or confirm with --yes" in unsure.output
     config = config_file(tmp_path, directory)
     options = ["--config", str(config)]
     shown = CliRunner().invoke(queue_command.command, [*options, "--json"])

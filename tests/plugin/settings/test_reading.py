@@ -38,12 +38,12 @@ def test_several_locations_are_merged(locations: list[str], tmp_path: Path) -> N
     assert found.output.startswith(f"{tmp_path / 'queue'}: the queue of a service that is not running\n")
     assert call("dead-letters", *locations, "list").exit_code == 0
     assert call("dead-letters", "list", *locations).exit_code == 0
-    assert "nowhere holds no queue" in call("queue", *locations[:2]).output
+    assert "nowhere contains no queue" in call("queue", *locations[:2]).output
 
 
 def test_those_behind_a_subcommand_take_the_place_of_those_before_it(locations: list[str]) -> None:
     assert call("dead-letters", "--config", "no.yaml", "list", *locations).exit_code == 0
-    assert "nowhere holds no queue" in call("dead-letters", *locations, "list", *locations[:2]).output
+    assert "nowhere contains no queue" in call("dead-letters", *locations, "list", *locations[:2]).output
 
 
 def test_what_is_wrong_with_one_of_them_is_told(locations: list[str]) -> None:
