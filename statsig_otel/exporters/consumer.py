@@ -102,6 +102,7 @@ class RefusedError(Exception):
     Attributes:
         reason: A short identifier for metrics, such as `exporter_failed`. The message is for the log.
         retry_after: Seconds after which another attempt makes sense.
+        subject: What failed, such as an exporter. Of refusals with the same reason and subject not all are logged.
 
     Example:
         >>> from statsig_otel.exporters import RefusedError
@@ -110,10 +111,11 @@ class RefusedError(Exception):
         ('the disk is full', 'storage', 60)
     """
 
-    def __init__(self, message: str, *, reason: str, retry_after: int = RETRY_AFTER) -> None:
+    def __init__(self, message: str, *, reason: str, retry_after: int = RETRY_AFTER, subject: str = "") -> None:
         super().__init__(message)
         self.reason = reason
         self.retry_after = retry_after
+        self.subject = subject
 
 
 class Consumer(Protocol):

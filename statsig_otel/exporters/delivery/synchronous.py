@@ -190,10 +190,11 @@ class _Delivery:
         if not self._failures:
             self.future.set_result(self._receipt)
             return
-        message = "; ".join(f"{name} {_WORDS[type(why)]}: {why.reason}" for name, why in self._failures.items())
+        failures = {f"{name} {_WORDS[type(why)]}": why.reason for name, why in self._failures.items()}
+        message = "; ".join(f"{subject}: {why}" for subject, why in failures.items())
         asked = [why.after or 0.0 for why in self._failures.values() if isinstance(why, RetryLater)]
         reason = "shutting_down" if _SHUTTING_DOWN in self._failures.values() else "exporter_failed"
-        refusal = RefusedError(message, reason=reason)
+        refusal = RefusedError(message, reason=reason, subject=next(iter(failures)))
         refusal.retry_after = math.ceil(min(max([refusal.retry_after, *asked]), LONGEST_ASKED))
         self.future.set_exception(refusal)
 

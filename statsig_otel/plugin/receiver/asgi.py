@@ -5,7 +5,6 @@
 
 import asyncio
 import contextlib
-import math
 import time
 import weakref
 from collections import deque
@@ -28,7 +27,6 @@ from statsig_otel.plugin.receiver.answers import (
     slow_consumer,
     wrong_method,
 )
-from statsig_otel.plugin.receiver.deadlines import Deadlines
 from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
 from statsig_otel.plugin.server.asgi_types import Message, Receive, Send
 
@@ -89,7 +87,7 @@ class StatsigReceiver:
             loop = reference()
             with contextlib.suppress(RuntimeError):  # the loop is closed: no request is reading any more
                 if loop is not None:
-                    loop.call_soon_threadsafe(self._waits[loop].reading.hasten, grace)
+                    loop.call_soon_threadsafe(self._waits[loop].hasten, grace)
         if self._large_bodies is not None:
             self._large_bodies.shutdown(wait=False)  # bodies that it has got are finished nevertheless
 
@@ -121,7 +119,7 @@ class StatsigReceiver:
         request = self._intake.begin(req.scope["headers"], self._clock())
         taking: Future[Receipt] | None = None
         try:
-            complete = await self._read(_Body.of(req), request, waits.reading)
+            complete = await self._read(_Body.of(req), request, waits)
             if request.is_large and not self._closed:
                 outcome = await self._finish_in_thread(request, complete=complete)
             else:
@@ -129,15 +127,12 @@ class StatsigReceiver:
             if isinstance(outcome, Answer):
                 return outcome
             taking = self._consumer.consume(outcome)
-            patience = self.patience
             try:
                 # The consumer stores the batch even if the client has left.
-                return request.taken(await waits.wait_for(taking, patience))
+                return request.taken(await waits.answer(taking, self.patience))
             except RefusedError as error:
                 # The traceback would make a reference cycle with this frame.
                 return request.refused(error.with_traceback(None))
-            except _OutOfPatienceError:
-                return request.refused(slow_consumer(patience or 0.0))
         finally:
             if taking is None or taking.done():
                 request.close()
@@ -155,15 +150,15 @@ class StatsigReceiver:
             return finish()
         return await finished
 
-    async def _read(self, body: "_Body", request: intake.Request, deadlines: Deadlines[asyncio.Timeout]) -> bool:
+    async def _read(self, body: "_Body", request: intake.Request, waits: "_LoopWaits") -> bool:
         """Feed the body to the request, within `read_timeout`; whether it was read to its end."""
         try:
-            async with asyncio.timeout(None) as reading:
-                deadlines.add(reading, self._intake.limits.read_timeout)
+            async with asyncio.timeout(self._intake.limits.read_timeout) as reading:
+                waits.reading.add(reading)
                 try:
                     return await body.feed(request)
                 finally:
-                    deadlines.discard(reading)
+                    waits.reading.discard(reading)
         except TimeoutError:
             answer = shutting_down() if self._closed else slow_body()
             raise AnsweredError(answer) from None
@@ -180,29 +175,40 @@ class _LoopWaits:
     `asyncio.wrap_future` would wake the loop for each of them, and the two threads would compete for the interpreter.
 
     Attributes:
-        reading: Ends the reading of bodies that don't arrive in time.
+        reading: The bodies that are being read.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.reading: Deadlines[asyncio.Timeout] = Deadlines(_end_reading)
+        self.reading: set[asyncio.Timeout] = set()
         self._loop = weakref.ref(loop)
-        self._patience: Deadlines[asyncio.Future[Receipt]] = Deadlines(_end_waiting)
         self._ready: deque[tuple[asyncio.Future[Receipt], Future[Receipt]]] = deque()
         self._woken = False
 
-    def wait_for(self, answer: Future[Receipt], patience: float | None) -> "asyncio.Future[Receipt]":
-        """The consumer's answer as a future of the loop, in whose thread this is called.
+    def hasten(self, seconds: float) -> None:
+        """Stop reading bodies after at most that many seconds. Called in the loop's thread."""
+        latest = asyncio.get_running_loop().time() + seconds
+        for reading in self.reading:
+            if not reading.expired():
+                reading.reschedule(min(latest, reading.when() or latest))
 
-        The future gets an `_OutOfPatienceError` if there is no answer after `patience` seconds.
+    async def answer(self, taking: Future[Receipt], patience: float | None) -> Receipt:
+        """The consumer's answer. Called in the loop's thread.
+
+        Raises:
+            RefusedError: The consumer refuses the batch, or has not answered after `patience` seconds.
         """
-        waiter: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        if patience is not None:
-            self._patience.add(waiter, patience)
-        answer.add_done_callback(partial(self._add, waiter))
-        return waiter
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Receipt] = loop.create_future()
+        timer = None if patience is None else loop.call_later(patience, _refuse, waiter, patience)
+        taking.add_done_callback(partial(self._add, waiter))
+        try:
+            return await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
 
-    def _add(self, waiter: "asyncio.Future[Receipt]", answer: Future[Receipt]) -> None:
-        self._ready.append((waiter, answer))
+    def _add(self, waiter: "asyncio.Future[Receipt]", taking: Future[Receipt]) -> None:
+        self._ready.append((waiter, taking))
         if self._woken:
             return
         self._woken = True  # reset before answers are taken out, so that none is left behind
@@ -214,27 +220,18 @@ class _LoopWaits:
     def _hand_out(self) -> None:
         self._woken = False
         while self._ready:
-            waiter, answer = self._ready.popleft()
-            self._patience.discard(waiter)
+            waiter, taking = self._ready.popleft()
             if waiter.done():
                 continue
             try:
-                waiter.set_result(answer.result())
+                waiter.set_result(taking.result())
             except Exception as error:  # noqa: BLE001 - the consumer's error, or that the answer was cancelled
                 waiter.set_exception(error)
 
 
-def _end_reading(reading: asyncio.Timeout) -> None:
-    reading.reschedule(-math.inf)
-
-
-def _end_waiting(waiter: "asyncio.Future[Receipt]") -> None:
+def _refuse(waiter: "asyncio.Future[Receipt]", patience: float) -> None:
     if not waiter.done():
-        waiter.set_exception(_OutOfPatienceError)
-
-
-class _OutOfPatienceError(Exception):
-    """The consumer did not answer in time."""
+        waiter.set_exception(slow_consumer(patience))
 
 
 def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:

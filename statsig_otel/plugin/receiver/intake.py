@@ -58,6 +58,7 @@ class Answer:
         reason: A short word for the counter and the log.
         detail: What happened, only for the log.
         retry_after: Seconds for the Retry-After header; None for no header.
+        subject: What failed, such as an exporter; only for the log.
 
     Example:
         >>> from http import HTTPStatus
@@ -71,12 +72,15 @@ class Answer:
     reason: str
     detail: str = ""
     retry_after: int | None = None
+    subject: str = ""
 
 
-def refusal(status: HTTPStatus, reason: str, detail: str = "", retry_after: int | None = None) -> Answer:
+def refusal(
+    status: HTTPStatus, reason: str, detail: str = "", *, retry_after: int | None = None, subject: str = ""
+) -> Answer:
     """The answer that refuses a request: a title and a description, the same for every sender."""
-    title = f"{status.value} {status.phrase}"
-    return Answer(status, {"title": title, "description": _DESCRIPTIONS[status]}, reason, detail, retry_after)
+    body: dict[str, object] = {"title": f"{status.value} {status.phrase}", "description": _DESCRIPTIONS[status]}
+    return Answer(status, body, reason, detail, retry_after, subject)
 
 
 class AnsweredError(Exception):
@@ -241,12 +245,14 @@ class Intake:
         if answer.status is not HTTPStatus.OK:
             detail = f": {answer.detail}" if answer.detail else ""
             message = "%s: answered %d (%s)%s"
-            self._throttle.warning(_log_kind(answer), message, self.name, answer.status, answer.reason, detail)
+            kind = f"{answer.reason} {answer.subject}"
+            self._throttle.log(logging.WARNING, kind, message, self.name, answer.status, answer.reason, detail)
         elif answer.reason == "url_verification":
             todo = "Copy its signing secret from Statsig's console into signing_secrets, and reload or restart."
             done = "Signed events are accepted."
             message = "%s: a URL verification was answered. %s"
-            self._throttle.info(answer.reason, message, self.name, done if self.verifier.has_secret else todo)
+            hint = done if self.verifier.has_secret else todo
+            self._throttle.log(logging.INFO, answer.reason, message, self.name, hint)
 
 
 class Request:
@@ -357,7 +363,13 @@ class Request:
         """The answer after the consumer has refused the batch."""
         attributes = {"receiver": self._intake.name, "transport": "http"}
         _telemetry.receiver_refused.add(self._record_count(), attributes)
-        return refusal(HTTPStatus.SERVICE_UNAVAILABLE, error.reason, str(error), error.retry_after)
+        return refusal(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            error.reason,
+            str(error),
+            retry_after=error.retry_after,
+            subject=error.subject,
+        )
 
     def close(self) -> None:
         """Release the memory of the body."""
@@ -373,11 +385,6 @@ class Request:
 
 
 _NOTHING: Final = Mapped((), (), 0, ())
-
-
-def _log_kind(answer: Answer) -> str:
-    """The kind of an answer for the log throttle: its reason, and the name of a failed exporter."""
-    return f"{answer.reason} {answer.detail.partition(':')[0]}" if answer.reason == "exporter_failed" else answer.reason
 
 
 def _content_length(values: Sequence[bytes]) -> int | None:

@@ -31,15 +31,8 @@ class LogThrottle:
         self._states: dict[str, _State] = {}
         self._lock = threading.Lock()
 
-    def warning(self, kind: str, message: str, *args: object) -> None:
-        """Log a warning, unless a line of this kind was logged in the last ten seconds."""
-        self._log(logging.WARNING, kind, message, *args)
-
-    def info(self, kind: str, message: str, *args: object) -> None:
-        """Log information, unless a line of this kind was logged in the last ten seconds."""
-        self._log(logging.INFO, kind, message, *args)
-
-    def _log(self, level: int, kind: str, message: str, *args: object) -> None:
+    def log(self, level: int, kind: str, message: str, *args: object) -> None:
+        """Log a line, unless one of this kind was logged in the last ten seconds."""
         now = time.monotonic()
         with self._lock:
             if kind not in self._states and len(self._states) >= _MAX_KINDS:

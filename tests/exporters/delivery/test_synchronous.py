@@ -144,6 +144,7 @@ def test_any_outcome_but_delivered_refuses_the_batch(outcome: Outcome, message: 
     made = consumer(good=good, bad=bad)
     refused = refusal(made.consume(batch("a")))
     assert (str(refused), refused.reason, refused.retry_after) == (message, "exporter_failed", retry_after)
+    assert refused.subject == message.partition(":")[0]
     assert len(good.sent) == 1
     made.shutdown()
 

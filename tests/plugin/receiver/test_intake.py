@@ -159,7 +159,7 @@ def test_url_verifications_do_not_fill_the_log(caplog: pytest.LogCaptureFixture)
 def test_one_failed_exporter_does_not_hide_another(caplog: pytest.LogCaptureFixture) -> None:
     receiver = intake()
     for message in ("otlp_grpc: refused", "otlp_grpc: timeout", "file: disk full", "file: disk full"):
-        error = RefusedError(message, reason="exporter_failed")
+        error = RefusedError(message, reason="exporter_failed", subject=message.partition(":")[0])
         receiver.report(begin(receiver, b"").refused(error))
     for message in ("a: x", "b: y"):
         receiver.report(begin(receiver, b"").refused(RefusedError(message, reason="disk_full")))
@@ -174,5 +174,5 @@ def test_past_a_hundred_kinds_the_rest_is_one(caplog: pytest.LogCaptureFixture) 
     throttle = LogThrottle(logging.getLogger("test"))
     for number in range(150):
         for _ in range(2):
-            throttle.warning(f"kind {number}", "%d", number)
+            throttle.log(logging.WARNING, f"kind {number}", "%d", number)
     assert caplog.messages == [str(number) for number in range(101)]

@@ -17,7 +17,7 @@ from statsig_otel.plugin.webhook.payload import (
     MAX_URL_VERIFICATION_SIZE,
     Payload,
     _parse_leniently,
-    _search_for_changes,
+    _parse_strictly,
     parse,
     parse_url_verification,
 )
@@ -328,14 +328,14 @@ PIECES: Final = (
 @example(pieces=[PIECES[0]] * 9, comma=b",")
 def test_a_batch_that_is_searched_is_what_it_is_element_by_element(pieces: list[bytes], comma: bytes) -> None:
     text = b"[" + comma.join(pieces) + b"]"
-    around = _search_for_changes(text)
+    around = _parse_strictly(text)
     if around is not None:
         assert around == _parse_leniently(text.decode())
 
 
 def test_a_search_finds_few_changes_among_others() -> None:
     items = [*PIECES[:2], b'{"eventName":"x","value":"\\\\"}', b"1"] * 4
-    payload = _search_for_changes(b" [ %s ]\n" % b" ,\n".join(items))
+    payload = _parse_strictly(b" [ %s ]\n" % b" ,\n".join(items))
     assert payload is not None
     assert (payload.count, [change.text.encode() for change in payload.changes]) == (16, [*PIECES[:2]] * 4)
 
