@@ -56,9 +56,6 @@ API: Final = public()
 DOCUMENTED: Final = [name for name, value in API.items() if inspect.isclass(value) or inspect.isfunction(value)]
 
 
-# --- the snapshot -----------------------------------------------------------------------------------------------------
-
-
 def shown(hint: object) -> str:
     """A type as one would write it, without modules, and without what is only the model's affair."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -201,9 +198,6 @@ def test_the_api_is_what_was_written_down(update_golden: bool) -> None:  # noqa:
     assert snapshot().splitlines() == SNAPSHOT.read_text().splitlines()
 
 
-# --- documentation ----------------------------------------------------------------------------------------------------
-
-
 def test_every_public_name_is_documented_with_an_example() -> None:
     """tests/test_pure_part.py runs the examples."""
     assert [name for name in DOCUMENTED if "\nExample:\n    >>> " not in (inspect.getdoc(API[name]) or "")] == []
@@ -249,9 +243,6 @@ def test_every_parameter_and_field_is_told_of() -> None:
             about = told(value)
             missing += [f"{name}: {one.name}" for one in fields(value) if not re.search(rf"\b{one.name}\b", about)]
     assert missing == []
-
-
-# --- types ------------------------------------------------------------------------------------------------------------
 
 
 def named_in(hint: object) -> Iterator[type]:

@@ -80,9 +80,6 @@ def is_drained(folder: Path) -> bool:
     return set(waiting(folder).values()) == {0}
 
 
-# --- disk errors ----------------------------------------------------------------------------------------------------
-
-
 def test_a_disk_that_fails_refuses_every_webhook_and_the_next_one_after_it_is_taken(
     tmp_path: Path, machine: FaultyMachine
 ) -> None:
@@ -221,9 +218,6 @@ def test_what_was_acknowledged_after_a_failed_sync_outlives_a_power_loss(
         assert {uid(change(1)), uid(change(3))} <= set(uids(sink.requests))
 
 
-# --- full disks -----------------------------------------------------------------------------------------------------
-
-
 def large(number: int) -> dict[str, object]:
     return change(number, description="x" * 20_000)
 
@@ -291,8 +285,6 @@ def fill(disk: Path) -> Path:
             file.write(bytes(4096))
     return ballast
 
-
-# --- a clock that jumps ---------------------------------------------------------------------------------------------
 
 DAY = 24 * 3600
 JUMPS = {"a day ahead": DAY, "a year back": -365 * DAY, "ten years ahead": 3650 * DAY, "right": 0}

@@ -2,6 +2,7 @@
 
 import hashlib
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import grpc
+import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.exporters.consumer import Batch, Change
@@ -212,3 +214,14 @@ def refusing(bad: Iterable[str], kind: Kind = "rejected") -> Rule:
     """Whatever holds one of these is refused."""
     refused = frozenset(bad)
     return lambda names: kind if refused.intersection(names) else "delivered"
+
+
+LOGGER = "statsig_otel.exporters.delivery.sender"
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == LOGGER]
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "out" in thread.name]

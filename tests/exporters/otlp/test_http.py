@@ -4,15 +4,11 @@ import gzip
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from email.utils import formatdate
-from pathlib import Path
 from typing import Any
 
 import pytest
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # the package has no py.typed
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel import __version__
 from statsig_otel.exporters.exporter import (
@@ -27,6 +23,7 @@ from statsig_otel.exporters.exporter import (
 from statsig_otel.exporters.otlp.http import OtlpHttpExporter
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES
+from tests.exporters.otlp.over_http import LONG, encoded, exporting, send_to, trust
 from tests.exporters.otlp.test_status import http_expected
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import (
@@ -37,43 +34,7 @@ from tests.peers.otlp_servers import (
     Relay,
     free_port,
     partial_success,
-    server_context,
 )
-
-LONG = 30.0
-"""Seconds that no test comes near."""
-
-
-def encoded(body: str = "x") -> bytes:
-    request = ExportLogsServiceRequest()
-    request.resource_logs.add().scope_logs.add().log_records.add().body.string_value = body
-    return request.SerializeToString()
-
-
-@contextmanager
-def exporting(endpoint: str = "", **keys: Any) -> Iterator[OtlpHttpExporter]:
-    exporter = OtlpHttpExporter("otlp_http/test", OtlpHttpSettings.model_validate({"endpoint": endpoint, **keys}))
-    exporter.start()
-    try:
-        yield exporter
-    finally:
-        exporter.shutdown()
-
-
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    return Authority()
-
-
-@pytest.fixture
-def sink() -> Iterator[HttpSink]:
-    with HttpSink() as running:
-        yield running
-
-
-def send_to(endpoint: str = "", *, timeout: float = LONG, **keys: Any) -> Outcome:
-    with exporting(endpoint, **keys) as exporter:
-        return exporter.send(encoded(), 1, timeout)
 
 
 def test_it_keeps_the_contract_of_an_exporter() -> None:
@@ -226,9 +187,6 @@ def test_a_compressed_or_chunked_response_is_read(sink: HttpSink) -> None:
             sink.answer = answer
             assert exporter.send(encoded(), 1, LONG) == PartiallyRejected(1, "too old")
     assert sink.connections == 1
-
-
-# Connections
 
 
 def test_the_connection_is_kept(sink: HttpSink) -> None:
@@ -400,108 +358,6 @@ def test_no_thread_and_no_connection_outlives_it(sink: HttpSink) -> None:
     sink.wait_until_closed()
     assert not [thread for thread in threading.enumerate() if thread.name == "otlp_http/test request"]
     assert threading.active_count() <= before
-
-
-# TLS
-
-
-def trust(authority: Authority, **more: Any) -> dict[str, Any]:
-    return {"ca_pem": authority.pem.decode(), **more}
-
-
-@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
-def test_tls_keeps_its_connection_too(authority: Authority, name: str) -> None:
-    tls = ServerTls(authority.issue("localhost", "127.0.0.1"))
-    with HttpSink(tls=tls) as sink, exporting(f"https://{name}:{sink.port}", tls=trust(authority)) as exporter:
-        for _ in range(3):
-            assert exporter.send(encoded(), 1, LONG) == Delivered()
-        assert sink.connections == 1
-
-
-@pytest.mark.parametrize(
-    ("names", "expired", "trusted"),
-    [
-        (["localhost"], False, False),
-        (["localhost"], True, True),
-        (["elsewhere.test"], False, True),
-    ],
-    ids=["untrusted", "expired", "wrong host"],
-)
-def test_a_certificate_that_does_not_verify_is_blocked(
-    authority: Authority,
-    names: list[str],
-    expired: bool,  # noqa: FBT001 - a parameter
-    trusted: bool,  # noqa: FBT001 - a parameter
-) -> None:
-    with HttpSink(tls=ServerTls(authority.issue(*names, expired=expired))) as sink:
-        outcome = send_to(f"https://localhost:{sink.port}", tls=trust(authority if trusted else Authority()))
-        assert isinstance(outcome, Blocked)
-        assert "the server's certificate is not trusted" in outcome.reason
-        assert sink.requests == []
-
-
-def test_a_private_authority_is_not_trusted_by_default(authority: Authority) -> None:
-    with HttpSink(tls=ServerTls(authority.issue("localhost"))) as sink:
-        assert isinstance(send_to(f"https://localhost:{sink.port}"), Blocked)
-
-
-def test_the_name_in_the_certificate_can_be_set(authority: Authority) -> None:
-    with HttpSink(tls=ServerTls(authority.issue("elsewhere.test"))) as sink:
-        tls = trust(authority, server_name_override="elsewhere.test")
-        assert send_to(f"https://localhost:{sink.port}", tls=tls) == Delivered()
-
-
-def test_verification_can_be_skipped_and_start_warns(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
-    with HttpSink(tls=ServerTls(authority.issue("elsewhere.test"))) as sink:
-        assert send_to(f"https://localhost:{sink.port}", tls={"insecure_skip_verify": True}) == Delivered()
-    assert "insecure_skip_verify" in caplog.text
-
-
-def test_min_version_is_kept(authority: Authority) -> None:
-    context = server_context(ServerTls(authority.issue("localhost")))
-    context.maximum_version = context.maximum_version.TLSv1_2
-    with RawServer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", tls=context) as server:
-        endpoint = f"https://localhost:{server.port}"
-        assert send_to(endpoint, tls=trust(authority)) == Delivered()
-        assert isinstance(send_to(endpoint, tls=trust(authority, min_version="1.3")), RetryLater)
-
-
-def test_mutual_tls(authority: Authority, tmp_path: Path) -> None:
-    cert_file, key_file = authority.issue("client.test").write(tmp_path)
-    tls = trust(authority, cert_file=cert_file, key_file=key_file)
-    with HttpSink(tls=ServerTls(authority.issue("localhost"), client_ca=authority.pem)) as sink:
-        assert send_to(f"https://localhost:{sink.port}", tls=tls) == Delivered()
-
-
-@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
-def test_a_refused_client_certificate_delivers_and_loses_nothing(authority: Authority, version: str) -> None:
-    """It is blocked where the server's alert is seen; in TLS 1.3 a reset may be faster, and is a passing fault."""
-    stranger = Authority().issue("client.test")
-    context = server_context(ServerTls(authority.issue("localhost"), client_ca=authority.pem))
-    context.maximum_version = context.minimum_version = getattr(context.maximum_version, version)
-    tls = trust(authority, cert_pem=stranger.chain.decode(), key_pem=stranger.key.decode())
-    with RawServer(tls=context) as server:
-        outcome = send_to(f"https://localhost:{server.port}", tls=tls)
-    if version == "TLSv1_2":
-        assert isinstance(outcome, Blocked)
-    assert isinstance(outcome, Blocked | RetryLater)
-    assert "refuses the client certificate" in outcome.reason or isinstance(outcome, RetryLater)
-
-
-def test_tls_to_a_plain_server_and_the_other_way_round(authority: Authority, sink: HttpSink) -> None:
-    assert isinstance(send_to(f"https://localhost:{sink.port}", timeout=5.0), RetryLater)
-    with HttpSink(tls=ServerTls(authority.issue("localhost"))) as encrypted:
-        assert isinstance(send_to(f"http://localhost:{encrypted.port}"), RetryLater)
-
-
-def test_start_names_the_setting_of_a_wrong_file(tmp_path: Path) -> None:
-    path = tmp_path / "ca.pem"
-    settings = OtlpHttpSettings.model_validate({"endpoint": "https://localhost", "tls": {"ca_file": str(path)}})
-    with pytest.raises(FileNotFoundError, match="tls::ca_file"):
-        OtlpHttpExporter("otlp_http", settings).start()
-    path.write_text("garbage")
-    with pytest.raises(ValueError, match="tls::ca_file"):
-        OtlpHttpExporter("otlp_http", settings).start()
 
 
 def test_what_the_library_raises_unexpectedly_is_blocked_and_logged(

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
-from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
+from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt, RefusedError
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.queries import ExporterState
@@ -243,3 +244,19 @@ def child(mode: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
 def line_of(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().rstrip("\n")
+
+
+def refusal(queue: DurableQueue, made: Batch) -> RefusedError:
+    error = queue.consume(made).exception(PATIENCE)
+    assert isinstance(error, RefusedError)
+    return error
+
+
+def submit_damage(queue: DurableQueue) -> Future[None]:
+    before = queue.generation
+
+    def finds_it(_: sqlite3.Connection) -> None:
+        if queue.generation == before:
+            raise schema.DamagedError("found by a test")
+
+    return queue.submit(finds_it)

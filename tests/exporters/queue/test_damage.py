@@ -348,9 +348,6 @@ def test_a_file_that_goes_bad_under_a_running_queue_is_set_aside(
     assert said(caplog, logging.WARNING, "can be written again") == 1
 
 
-# --- the log beside the file ----------------------------------------------------------------------------------------
-
-
 def crashed(tmp_path: Path, *numbers: int) -> Path:
     """What a crash leaves behind after some changes were taken, none of them folded into the file."""
     with running(tmp_path / "running") as queue:
@@ -429,9 +426,6 @@ def test_a_state_file_of_garbage_loses_nothing(directory: Path, content: bytes) 
     (directory / "state.json").write_bytes(content)
     with running(directory) as queue:
         assert numbers_of(check_that_it_serves(queue)) == [*STORED, 10_000, 10_001]
-
-
-# --- anything anywhere ----------------------------------------------------------------------------------------------
 
 
 def flip(directory: Path, seed: int) -> None:

@@ -394,9 +394,6 @@ with StoppedQueue(Path(sys.argv[1])) as queue:
     assert len(waiting) >= 28
 
 
-# --- the queue of a service that does not run -----------------------------------------------------------------------
-
-
 def test_a_stopped_queue_is_changed_and_left_in_order(tmp_path: Path) -> None:
     directory = QueueDirectory(tmp_path)
     with StoppedQueue(tmp_path) as queue:

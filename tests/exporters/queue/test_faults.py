@@ -113,9 +113,6 @@ def test_a_file_that_cannot_grow_acknowledges_nothing_that_is_not_on_disk_and_re
     assert [int(number) for number in said[-2].split()[1:]] == [0, *taken], "no more and no less than was taken"
 
 
-# --- a disk that is full --------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 6 MiB."""

@@ -433,9 +433,6 @@ def is_walked_from_an_end(plan: str) -> bool:
     return plan in ("SCAN records", "SCAN dead_letters", "SCAN seen USING COVERING INDEX seen_by_time")
 
 
-# --- checksums --------------------------------------------------------------------------------------------------------
-
-
 @given(st.binary(max_size=5000), st.integers(0, 0xFFFFFFFF))
 def test_the_quick_checksum_is_that_of_zlib(data: bytes, before: int) -> None:
     assert records.quick_crc32(data, before) == zlib.crc32(data, before)

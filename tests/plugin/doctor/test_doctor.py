@@ -202,9 +202,6 @@ def test_a_server_that_says_nothing_of_the_time_answers_all_the_same(reply: byte
     assert (found.status, offsets) == ("ok", [])
 
 
-# --- the queue's directory ---
-
-
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """A queue that a service has left in order."""
@@ -304,9 +301,6 @@ def test_an_owner_that_does_not_answer_is_told_and_keeps_its_lock(directory: Pat
     finally:
         held.release()
     assert owner(directory) is None
-
-
-# --- the command ---
 
 
 def call(*args: str, env: Mapping[str, str] | None = None) -> Result:

@@ -317,9 +317,6 @@ def test_a_reload_finds_what_was_installed_or_mended_meanwhile(site: Site) -> No
     assert before == configured("tape: {key: a}"), "what was imported stays the same, so that it goes on running"
 
 
-# --- behind the queue, without it, and through a reload ---------------------------------------------------------------
-
-
 def batch(name: str) -> Batch:
     return Batch("statsig", (Change(name.ljust(32, "0"), (encoded(name),)),))
 

@@ -1,0 +1,171 @@
+"""Backends that are dead, hang or flap, exporters with mistakes, and senders that are configured to give up."""
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.exporters.delivery.retry import RetrySettings
+from statsig_otel.exporters.exporter import Delivered, Outcome
+from tests.exporters.delivery.helpers import (
+    SLOW,
+    Backend,
+    Kind,
+    Rig,
+    encoded,
+    exporter_to,
+    lines,
+    named,
+    rig,
+    settings,
+)
+from tests.peers.otlp_servers import free_port
+from tests.waiting import wait_until
+
+
+@pytest.mark.parametrize("trouble", ["later", "blocked", "hang", None])
+def test_a_dead_backend_holds_up_no_other(tmp_path: Path, trouble: Kind | None) -> None:
+    with Backend("grpc") as good, Backend() as bad:
+        bad.rule = lambda names: trouble or "delivered"
+        dead = bad.exporter() if trouble else exporter_to("http", f"127.0.0.1:{free_port()}")
+        made = Rig(tmp_path, {"good": (good.exporter(), settings()), "bad": (dead, settings(retry=SLOW))})
+        made.start()
+        try:
+            for name in named(20):
+                made.put(name)
+            made.drained("good")
+            assert good.taken == named(20)
+            assert made.waiting("bad") == 20
+        finally:
+            made.close()
+
+
+def test_a_backend_that_flaps_gets_everything_in_order(tmp_path: Path, http: Backend) -> None:
+    names = named(60)
+    http.rule = lambda sent: "later" if len(http.calls) % 2 else "delivered"
+    with rig(tmp_path, http.exporter(), settings(max_records=10)) as made:
+        made.put(*names)
+        made.start()
+        made.drained()
+        assert http.taken == names
+
+
+def test_a_backend_that_hangs_is_given_up_and_tried_again(tmp_path: Path, backend: Backend) -> None:
+    backend.rule = lambda names: "delivered" if len(backend.calls) >= 2 else "hang"
+    with rig(tmp_path, backend.exporter(), settings(timeout=0.3)) as made:
+        made.put("a")
+        made.start()
+        made.drained()
+        assert backend.taken == ["a"]
+
+
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+def test_a_backend_that_comes_back_on_its_port_is_found(tmp_path: Path, transport: str) -> None:
+    port = free_port()
+    exporter = exporter_to(transport, f"127.0.0.1:{port}")
+    with rig(tmp_path, exporter) as made:
+        made.put(*named(3))
+        made.start()
+        wait_until(lambda: made.sender.attempts >= 3)
+        assert made.sender.state == "retrying"
+        with Backend(transport, port=port) as first:
+            made.drained()
+            assert first.taken == named(3)
+        made.put("again")
+        wait_until(lambda: made.sender.state == "retrying")
+        with Backend(transport, port=port) as second:
+            made.drained()
+            assert second.taken == ["again"]
+
+
+def test_an_outage_costs_no_busy_loop(tmp_path: Path, http: Backend) -> None:
+    """At intervals of a fifth of a second, a second holds a handful of attempts."""
+    http.rule = lambda names: "later"
+    steady = RetrySettings(initial_interval=0.2, max_interval=0.2, randomization_factor=0)
+    with rig(tmp_path, http.exporter(), settings(retry=steady)) as made:
+        made.put("a")
+        made.start()
+        http.sink.wait_for(1)
+        for name in named(50):
+            made.put(name)  # what comes in ends no wait
+        time.sleep(0.8)
+        assert (http.times[-1] - http.times[0]) / 0.2 >= len(http.calls) - 1.05
+        assert all(later - earlier >= 0.19 for earlier, later in zip(http.times, http.times[1:], strict=False))
+
+
+def test_a_mistake_in_an_exporter_ends_no_sender(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`send` never raises; should it once do so, delivery goes on after a pause."""
+
+    class Mistaken:
+        sent: list[bytes]
+
+        def start(self) -> None:
+            self.sent = []
+
+        def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
+            self.sent.append(payload)
+            if len(self.sent) < 3:
+                raise AssertionError("a mistake")
+            return Delivered()
+
+        def shutdown(self) -> None:
+            """Nothing is open."""
+
+    exporter = Mistaken()
+    with rig(tmp_path, exporter) as made:
+        made.put("a")
+        made.start()
+        made.drained()
+        assert exporter.sent == [encoded("a")] * 3
+    assert "unexpected AssertionError" in "\n".join(lines(caplog))
+
+
+def test_without_retries_a_passing_fault_makes_dead_letters_and_drops_nothing(tmp_path: Path, http: Backend) -> None:
+    http.rule = lambda names: "delivered" if "r0004" in names else "later"
+    with rig(tmp_path, http.exporter(), settings(retry=RetrySettings(enabled=False), max_records=2)) as made:
+        made.put(*named(6))
+        made.start()
+        made.drained()
+        assert made.buried() == named(4)
+        assert all(
+            (letter.kind, letter.attempts, letter.reason.partition(":")[0])
+            == ("record", 1, "not sent again, as configured")
+            for letter in made.letters()
+        )
+        assert http.taken == ["r0004", "r0005"]
+
+
+def test_without_retries_a_wrong_key_still_gives_nothing_up(tmp_path: Path, http: Backend) -> None:
+    http.rule = lambda names: "blocked"
+    with rig(tmp_path, http.exporter(), settings(retry=RetrySettings(enabled=False))) as made:
+        made.put(*named(6))
+        made.start()
+        wait_until(lambda: made.sender.attempts >= 3)
+        assert (made.waiting(), made.letters()) == (6, [])
+
+
+def test_max_elapsed_time_counts_anew_for_each_batch(tmp_path: Path, http: Backend) -> None:
+    """A backlog is not given up in one go because its head was tried for long."""
+    http.rule = lambda names: "later"
+    bounded = RetrySettings(initial_interval=0.05, max_interval=0.05, max_elapsed_time=0.3)
+    with rig(tmp_path, http.exporter(), settings(retry=bounded, max_records=2)) as made:
+        made.put(*named(4))
+        made.start()
+        made.drained()
+        assert made.buried() == named(4)
+        tries = Counter(names[0] for names, _ in http.calls)
+        assert tries["r0000"] >= 3
+        assert tries["r0002"] >= 3
+        assert [letter.attempts for letter in made.letters()] == [tries["r0000"]] * 2 + [tries["r0002"]] * 2
+
+
+def test_an_attempt_that_shutdown_cuts_off_gives_nothing_up(tmp_path: Path, backend: Backend) -> None:
+    """With retries off, too: it was us who ended it."""
+    backend.rule = lambda names: "hang"
+    with rig(tmp_path, backend.exporter(), settings(retry=RetrySettings(enabled=False))) as made:
+        made.put(*named(3))
+        made.start()
+        backend.sink.wait_for(1)
+        made.sender.shutdown()
+        assert (made.waiting(), made.letters()) == (3, [])

@@ -1,0 +1,118 @@
+"""How a sender ends: what it still sends, and what it waits for."""
+
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.exporters.delivery.helpers import (
+    QUICK,
+    SLOW,
+    Backend,
+    Kind,
+    named,
+    rig,
+    settings,
+    threads,
+)
+from tests.waiting import wait_until
+
+
+def test_shutdown_sends_what_waits_while_the_backend_answers(tmp_path: Path, http: Backend) -> None:
+    names = named(300)
+    with rig(tmp_path, http.exporter(), settings(max_records=10)) as made:
+        made.put(*names)
+        made.start()
+        made.sender.shutdown(drain=30)
+        assert http.taken == names
+        assert made.waiting() == 0
+        assert made.sender.state == "stopped"
+        made.sender.shutdown(drain=30)
+        wait_until(lambda: threads() == [])
+
+
+def test_shutdown_drains_up_to_its_time_and_the_rest_is_delivered_after_the_next_start(
+    tmp_path: Path, http: Backend
+) -> None:
+    """What is sent twice is the one batch that shutdown cut off."""
+    names = named(40)
+
+    def slow(sent: list[str]) -> Kind:
+        time.sleep(0.03)
+        return "delivered"
+
+    http.rule = slow
+    with rig(tmp_path, http.exporter(), settings(max_records=2)) as made:
+        made.put(*names)
+        made.start()
+        made.sender.shutdown(drain=0.3)
+        left = made.waiting()
+        assert 0 < left < 40
+        wait_until(lambda: threads() == [])
+    with rig(tmp_path, http.exporter(), settings(max_records=2)) as again:
+        again.start()
+        again.drained()
+    seen = Counter(http.taken)
+    assert sorted(seen) == names
+    assert sum(count - 1 for count in seen.values()) <= 2
+    assert again.letters() == []
+
+
+@pytest.mark.parametrize("kind", ["later", "blocked", "hang"])
+def test_shutdown_waits_for_no_dead_backend(tmp_path: Path, http: Backend, kind: Kind) -> None:
+    http.rule = lambda names: "later" if kind == "hang" and not http.calls else kind
+    with rig(tmp_path, http.exporter(), settings(retry=QUICK, blocked=SLOW)) as made:
+        made.put(*named(3))
+        made.start()
+        if kind == "hang":
+            http.sink.wait_for(2)
+        else:
+            wait_until(lambda: made.sender.attempts)
+        began = time.monotonic()
+        made.sender.shutdown(drain=60)
+        assert time.monotonic() - began < 20
+        assert (made.waiting(), made.letters()) == (3, [])
+        wait_until(lambda: threads() == [])
+
+
+def test_shutdown_interrupts_a_send_that_hangs(tmp_path: Path, backend: Backend) -> None:
+    backend.rule = lambda names: "hang"
+    with rig(tmp_path, backend.exporter()) as made:
+        made.put(*named(3))
+        made.start()
+        backend.sink.wait_for(1)
+        began = time.monotonic()
+        made.sender.shutdown(drain=0.2)
+        assert time.monotonic() - began < 15
+        wait_until(lambda: threads() == [])
+        assert (made.waiting(), made.letters(), made.sender.state) == (3, [], "stopped")
+
+
+def test_a_sender_can_be_shut_down_before_and_without_work(tmp_path: Path, http: Backend) -> None:
+    with rig(tmp_path, http.exporter()) as made:
+        made.sender.shutdown(drain=60)
+        made.sender.shutdown()
+    with rig(tmp_path / "other", http.exporter()) as idle:
+        idle.start()
+        wait_until(lambda: idle.sender.state == "idle")
+        idle.sender.shutdown(drain=60)
+        wait_until(lambda: threads() == [])
+
+
+def test_a_queue_that_stops_first_ends_its_sender(tmp_path: Path, http: Backend) -> None:
+    gate = threading.Event()
+
+    def rule(names: list[str]) -> Kind:
+        assert gate.wait(30)
+        return "delivered"
+
+    http.rule = rule
+    with rig(tmp_path, http.exporter()) as made:
+        made.put("a")
+        made.start()
+        http.sink.wait_for(1)
+        made.queue.shutdown()
+        gate.set()
+        wait_until(lambda: made.sender.state == "stopped")

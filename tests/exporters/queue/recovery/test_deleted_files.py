@@ -1,0 +1,191 @@
+"""A database that somebody deletes or replaces while the queue runs is rescued."""
+
+import logging
+import shutil
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.exporters.consumer import Receipt
+from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue.directory import DirectoryInUseError
+from statsig_otel.exporters.queue.queue import DurableQueue
+from tests.exporters.queue.helpers import (
+    PATIENCE,
+    batch,
+    blocked,
+    check_counters,
+    delivered,
+    failing_disk,
+    kept,
+    put,
+    reading,
+    recovering,
+    running,
+    said,
+    settled,
+)
+from tests.exporters.queue.recovery.damage import PAGE, delete_all, spoil
+from tests.waiting import wait_until
+
+
+def delete_file(directory: Path) -> None:
+    (directory / "queue.db").unlink()
+
+
+def delete_directory(directory: Path) -> None:
+    shutil.rmtree(directory)
+
+
+def replace_file(directory: Path) -> None:
+    shutil.copyfile(directory / "queue.db", directory / "other")
+    (directory / "other").rename(directory / "queue.db")
+
+
+def sent_again(queue: DurableQueue, number: int) -> Receipt:
+    """What is answered in the end: until the directory is there again all is refused."""
+    wait_until(queue.database.parent.is_dir, "it is made again")
+    return put(queue, number)
+
+
+HARMS = [delete_file, delete_all, delete_directory, replace_file]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_file_that_is_deleted_in_use_is_rescued_and_nothing_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None]
+) -> None:
+    directory = tmp_path / "queue"
+    with running(directory) as queue:
+        cursor = queue.cursor("otlp")
+        put(queue, 1, 2, 3)
+        cursor.finish(cursor.read(1, 1000))
+        harm(directory)
+        assert sent_again(queue, 4) == Receipt(1)
+        assert put(queue, 5) == Receipt(1)
+        settled(directory)
+        with pytest.raises(DirectoryInUseError), running(directory):
+            pass
+    assert said(caplog, logging.ERROR, "Somebody deleted or replaced") == 1
+    with running(directory) as queue:
+        assert set(delivered(queue.cursor("otlp"))) == {2, 3, 4, 5}
+        check_counters(queue)
+        assert put(queue, 2, 4).duplicates == 2
+    assert len(kept(directory)) == 1
+
+
+def test_what_a_deleted_file_was_given_last_is_not_counted_in_the_new_one(tmp_path: Path) -> None:
+    """What its commit adds and ticks off is carried over with all else, and that may take until there is room."""
+    with running(tmp_path, recovers=False) as queue:
+        cursor = queue.cursor("otlp")
+        put(queue, 1, 2, 3)
+        records = cursor.read(2, 1000)
+        with ThreadPoolExecutor(1) as sender:
+            with blocked(queue):  # so that they share a commit, after which the file is missed
+                adding = queue.consume(batch(4))
+                deleting = queue.submit(lambda _: delete_all(tmp_path))
+                ticking = sender.submit(cursor.finish, records)
+                wait_until(lambda: queue._writer._jobs.qsize() == 3, "all wait for the writer")
+            assert adding.result(PATIENCE) == Receipt(1)
+            ticking.result(PATIENCE)
+            deleting.result(PATIENCE)
+        assert (queue.generation, cursor.waiting, cursor.position) == (1, 0, 0)
+        put(queue, 5)
+        assert delivered(cursor) == [5]
+        with recovering(queue):
+            settled(tmp_path)
+        assert delivered(cursor) == [3, 4]
+        check_counters(queue)
+
+
+def test_a_file_that_is_deleted_while_nothing_comes_in_is_rescued_too(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        put(queue, 1, 2)
+        delete_all(tmp_path)
+        wait_until(lambda: bool(kept(tmp_path)), "it is noticed")
+        settled(tmp_path)
+        assert delivered(queue.cursor("otlp")) == [1, 2]
+
+
+def test_a_file_that_is_deleted_while_tidying_fails_is_rescued_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def delete_and_fail(_: sqlite3.Connection) -> int:
+        monkeypatch.undo()
+        delete_all(tmp_path)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with running(tmp_path) as queue:
+        put(queue, 1, 2)
+        monkeypatch.setattr(store, "delete_done", delete_and_fail)
+        wait_until(lambda: bool(kept(tmp_path)), "it is noticed")
+        settled(tmp_path)
+        assert delivered(queue.cursor("otlp")) == [1, 2]
+
+
+def test_a_file_that_can_not_be_rescued_now_is_rescued_later_and_nobody_gets_a_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "queue"
+    with running(directory) as queue:
+        put(queue, 1, 2)
+        delete_directory(directory)
+        directory.write_text("in the way")
+        refused = queue.consume(batch(3)).exception(PATIENCE)
+        assert refused is not None
+        directory.unlink()
+        assert sent_again(queue, 4) == Receipt(1)
+        settled(directory)
+        assert {1, 2, 4} <= set(delivered(queue.cursor("otlp")))
+
+
+def test_while_there_is_no_room_for_a_copy_the_deleted_file_is_kept_open_and_nothing_is_left_lying(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tmp_path) as queue:
+        put(queue, *range(1, 201), size=500)
+        with failing_disk():
+            delete_all(tmp_path)
+            for number in range(300, 304):
+                assert queue.consume(batch(number)).exception(PATIENCE) is not None
+            assert kept(tmp_path) == []
+        wait_until(lambda: queue.consume(batch(400)).exception(PATIENCE) is None, "it is rescued in the end")
+        settled(tmp_path)
+        assert set(range(1, 201)) <= set(delivered(queue.cursor("otlp")))
+        assert len(kept(tmp_path)) == 1
+    assert said(caplog, logging.WARNING, "No record that waited is missing") == 1
+
+
+def test_a_place_of_which_a_bit_was_flipped_passes_nothing_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tmp_path) as queue:
+        put(queue, *range(1, 11))
+        cursor = queue.cursor("otlp")
+        cursor.finish(cursor.read(2, 1000))
+    with sqlite3.connect(tmp_path / "queue.db") as connection:
+        connection.execute("UPDATE exporters SET cursor = cursor | 4")
+    connection.close()
+    with running(tmp_path) as queue:
+        settled(tmp_path)
+        assert set(delivered(queue.cursor("otlp"))) >= set(range(3, 11))
+    assert said(caplog, logging.ERROR, "an exporter's cursor contradicts itself") == 1
+
+
+def test_after_a_loss_a_redelivery_is_no_duplicate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with running(tmp_path) as queue:
+        put(queue, *range(1, 101), size=500)
+    with reading(tmp_path / "queue.db") as connection:
+        leaves = [page for (page,) in connection.execute("SELECT pageno FROM dbstat WHERE name = 'records'")]
+    with (tmp_path / "queue.db").open("r+b") as file:
+        file.seek((leaves[5] - 1) * PAGE)
+        file.write(bytes(PAGE))
+    spoil(tmp_path)
+    with running(tmp_path) as queue:
+        settled(tmp_path)
+        missing = set(range(1, 101)) - set(delivered(queue.cursor("otlp")))
+        assert missing
+        assert put(queue, *missing, size=500) == Receipt(len(missing))

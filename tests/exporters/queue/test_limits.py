@@ -1,0 +1,196 @@
+"""The queue's limits, its space on disk, its one owner, and how quickly it starts."""
+
+import re
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.exporters.consumer import Receipt, RefusedError
+from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue.directory import DirectoryInUseError
+from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.writer import StorageError
+from statsig_otel.exporters.routing import QueuedExporter
+from tests.exporters.queue.helpers import (
+    PATIENCE,
+    batch,
+    check_counters,
+    child,
+    count,
+    delivered,
+    errors,
+    line_of,
+    put,
+    read_all,
+    reading,
+    refusal,
+    running,
+    settled,
+    state_of,
+    submit_damage,
+    tidied,
+)
+
+
+def test_a_full_queue_refuses_the_whole_batch_for_all_and_resumes_by_itself(tmp_path: Path) -> None:
+    exporters = {"small": QueuedExporter(queue_size=3), "large": QueuedExporter()}
+    with running(tmp_path, exporters=exporters) as queue:
+        put(queue, 1, 2)
+        put(queue, 3, 4)
+        error = refusal(queue, batch(5))
+        assert (error.reason, error.retry_after) == ("queue_full", 10)
+        assert "the queue of small holds 3 records, its queue_size" in str(error)
+        assert count(queue.database) == 4
+        check_counters(queue)
+        cursor = queue.cursor("small")
+        cursor.finish(cursor.read(2, 1000))
+        assert put(queue, 5) == Receipt(1)
+        assert delivered(queue.cursor("large")) == [1, 2, 3, 4, 5]
+
+
+def test_a_limit_holds_also_for_batches_that_come_together(tmp_path: Path) -> None:
+    with running(tmp_path, exporters={"otlp": QueuedExporter(queue_size=10)}) as queue:
+        entered, gate = threading.Event(), threading.Event()
+
+        def busy(_: sqlite3.Connection) -> None:
+            entered.set()
+            assert gate.wait(PATIENCE)
+
+        queue.submit(busy)
+        assert entered.wait(PATIENCE)
+        futures = [queue.consume(batch(number)) for number in range(50)]
+        gate.set()
+        failures = [future.exception(PATIENCE) for future in futures]
+        assert failures[:10] == [None] * 10
+        assert all(isinstance(one, RefusedError) and one.reason == "queue_full" for one in failures[10:])
+        check_counters(queue)
+        assert delivered(queue.cursor("otlp")) == list(range(10))
+        assert [put(queue, number) for number in (10, 49)] == [Receipt(1), Receipt(1)], (
+            "what was refused is no duplicate"
+        )
+
+
+def test_a_disk_with_too_little_left_refuses_before_it_is_full(tmp_path: Path) -> None:
+    with running(tmp_path, min_free_bytes=1 << 60) as queue:
+        error = refusal(queue, batch(1))
+        assert (error.reason, error.retry_after) == ("disk_full", 10)
+        assert re.search(r"the disk has \d+ bytes left, less than min_free_bytes", str(error))
+        assert count(queue.database) == 0
+
+
+def test_the_file_shrinks_while_it_serves(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        for start in range(0, 3000, 500):
+            put(queue, *range(start, start + 500), size=4000)
+        before = queue.database.stat().st_size
+        assert len(read_all(queue.cursor("otlp"), at_once=200)) == 3000
+        queue.cursor("otlp").close()
+        tidied(queue)
+        put(queue, 3000)
+        with reading(queue.database) as connection:
+            pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        assert pages * 4096 < 6 << 20
+    assert before > 8 << 20
+    assert queue.database.stat().st_size < 6 << 20
+
+
+def test_a_second_queue_on_the_same_directory_is_refused_and_does_no_harm(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        put(queue, 1)
+        with pytest.raises(DirectoryInUseError), running(tmp_path):
+            pass
+        with child("acknowledge", tmp_path, 1) as process:
+            assert process.wait(PATIENCE) != 0
+        put(queue, 2)
+        assert delivered(queue.cursor("otlp")) == [1, 2]
+
+
+def test_a_forked_child_gets_a_clear_error_and_does_no_harm(tmp_path: Path) -> None:
+    with child("fork and use", tmp_path) as process:
+        said = [line_of(process) for _ in range(14)]
+    message = "this queue was started by the process PARENT: start one after the fork"
+    wanted = []
+    for name in ("consume", "cursor", "read", "finish", "states"):
+        wanted += [f"{name}: {message}", "exit 0"]
+    assert said == [*wanted, "shutdown: nothing raised", "exit 0", "delivered 1 3", "end"]
+    with running(tmp_path) as queue:
+        assert delivered(queue.cursor("otlp")) == []
+
+
+def test_a_start_that_fails_leaves_the_directory_to_others_and_in_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tmp_path) as queue:
+        put(queue, 1)
+    (tmp_path / "state.json.new").mkdir()
+    with pytest.raises(IsADirectoryError), running(tmp_path):
+        pass
+    (tmp_path / "state.json.new").rmdir()
+    with running(tmp_path) as queue:
+        assert delivered(queue.cursor("otlp")) == [1]
+    assert not errors(caplog)
+
+
+def steps_of(directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many hundreds of the engine's steps a start, a first read and an idle round take."""
+    steps = 0
+    original: Callable[[DurableQueue, sqlite3.Connection], None] = DurableQueue._prepare
+
+    def counted(queue: DurableQueue, connection: sqlite3.Connection) -> None:
+        def step() -> None:
+            nonlocal steps
+            steps += 1
+
+        connection.set_progress_handler(step, 100)
+        original(queue, connection)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DurableQueue, "_prepare", counted)
+        with running(directory) as queue:
+            assert not queue.submit(lambda connection: queue._tidy(connection, True)).result(PATIENCE)
+            assert len(queue.cursor("otlp").read(100, 1 << 20)) == 100
+            assert state_of(queue, "otlp").waiting >= 100
+    return steps
+
+
+def test_a_start_with_many_waiting_records_takes_no_more_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"few": 100, "many": 200_000}
+    steps = {}
+    for name, size in sizes.items():
+        with running(tmp_path / name) as queue:
+
+            def fill(connection: sqlite3.Connection, queue: DurableQueue = queue, size: int = size) -> None:
+                connection.execute(
+                    "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2) "
+                    "INSERT INTO records (route, uid, payload, checksum) "
+                    "SELECT ?1, zeroblob(16), zeroblob(50), 0 FROM n",
+                    (store.ensure_route(connection, [1], "statsig"), size),
+                )
+                store.add_waiting(connection, [queue.cursor("otlp").id], size, 50 * size)
+
+            queue.submit(fill).result(PATIENCE * 2)
+        steps[name] = steps_of(tmp_path / name, monkeypatch)
+    assert steps["many"] <= steps["few"] + 3, steps
+
+
+def test_a_job_of_a_stopped_lane_is_refused_by_the_database_that_it_did_not_read(tmp_path: Path) -> None:
+    """What was read from a database that is set aside must not move a place in the new one."""
+    with running(tmp_path) as queue:
+        put(queue, 1, 2, 3)
+        cursor = queue.cursor("otlp")
+        records = cursor.read(10, 1000)
+        damage(queue)
+        put(queue, 4)
+        with pytest.raises(StorageError, match="set aside"):
+            cursor.finish(records)
+        settled(tmp_path)
+        assert sorted(delivered(cursor)) == [1, 2, 3, 4], "carried over, and not ticked off"
+        check_counters(queue)
+
+
+def damage(queue: DurableQueue) -> None:
+    """Make the writer believe that its file is damaged, until it begins another one."""
+    submit_damage(queue).result(PATIENCE)

@@ -1,0 +1,194 @@
+"""What `run` and `validate` say before a start: keys without an effect, ports, directories, several locations."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statsig_otel.config.grammar import check
+from statsig_otel.config.source import read
+from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.paths import nearest
+from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.reading import exporter_settings
+from tests.e2e.service_process import ServiceProcess
+from tests.plugin.cli.configurations import STORAGE, call, config, errors, tls, wrong
+
+STORED = ("--config", "yaml:service::extensions: [file_storage]")
+
+
+def test_a_service_runs_with_several_locations(tmp_path: Path) -> None:
+    path = config(exporters="debug: {verbosity: '${NO}'}")
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("exporters: {debug: {verbosity: basic}}\nreceivers: {statsig: {path: /hook}}\n")
+    with ServiceProcess(overlay, "--config", str(tmp_path / path)) as service:
+        assert service.url.endswith("/hook")
+
+
+@pytest.mark.parametrize("name", ["validate", "print-config", "components", "schema", "doctor", "explain"])
+def test_each_command_has_its_help(name: str) -> None:
+    result = call(name, "--help")
+    assert result.exit_code == 0
+    assert result.output.startswith(f"Usage: main {name} ")
+
+
+def test_what_has_no_effect_is_said_with_its_place() -> None:
+    queue = "{num_consumers: 4, block_on_overflow: true, batch: {min_size: 8192, flush_timeout: 200ms}}"
+    result = call("validate", "--config", config(exporters=f"debug: {{sending_queue: {queue}}}"))
+    assert result.exit_code == 0
+    where = "  warning: exporters::debug::sending_queue::"
+    assert result.output.splitlines()[-3:] == [
+        f"{where}num_consumers: 4 is not used: one sender keeps the order",
+        f"{where}block_on_overflow: not used: a full queue answers the webhook with 503",
+        f"{where}batch: min_size and flush_timeout are not used: what waits is sent at once",
+    ]
+    keys = "{sending_queue: {enabled: false, queue_size: 5}, retry_on_failure: {enabled: true}}"
+    result = call("validate", "--config", config(exporters=f"debug: {keys}"))
+    assert result.output.splitlines()[-1] == (
+        "  warning: exporters::debug: not used while sending_queue::enabled is false: sending_queue::queue_size, "
+        "retry_on_failure"
+    )
+
+
+def test_what_only_tls_uses_is_said_where_there_is_none() -> None:
+    """The Collector takes both, and many of its files have both."""
+    tls = "tls: {insecure: true, insecure_skip_verify: true}"
+    exporters = f"otlp_grpc: {{endpoint: 'h:1', {tls}}}\n  otlp_http: {{endpoint: 'http://h', {tls}}}\n  debug:"
+    result = call("validate", "--config", config(exporters=exporters, names="otlp_grpc, otlp_http, debug"))
+    assert result.exit_code == 0, result.output
+    said = "tls::insecure_skip_verify: not used: without TLS there is no certificate"
+    assert result.output.splitlines()[-2:] == [
+        f"  warning: exporters::otlp_grpc::{said}",
+        f"  warning: exporters::otlp_http::{said}",
+    ]
+
+
+def test_run_says_where_the_port_is_written() -> None:
+    storage = "extensions: {file_storage: {directory: queue}}\n"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = call("run", "--config", config(f"endpoint: 127.0.0.1:{port}", more=storage), *STORED)
+    assert result.exit_code == 1
+    assert result.output.endswith(
+        f"Error: receivers::statsig::endpoint: cannot listen on 127.0.0.1:{port}: the port is in use (config.yaml:5)\n"
+        "  hint: stop the process that listens there, or choose another port\n"
+    )
+
+
+def test_run_says_a_host_s_fault_without_the_system_s_number() -> None:
+    result = call("run", "--config", config("endpoint: host.invalid:80"))
+    said = "Error: receivers::statsig::endpoint: cannot listen on host.invalid:80: the host is not known: "
+    assert said in result.output
+    assert result.output.endswith(" (config.yaml:5)\n")
+    assert "Errno" not in result.output
+
+
+def test_run_says_where_a_directory_is_written_that_can_not_be_made() -> None:
+    storage = "extensions: {file_storage: {directory: /proc/nothing/queue}}\n"
+    result = call("run", "--config", config(more=storage), *STORED)
+    assert result.exit_code == 1
+    assert result.output == (
+        "Error: extensions::file_storage::directory: /proc/nothing can't be used: No such file or directory "
+        "(config.yaml:10)\n  hint: let the service's own user write there, or name another place\n"
+    )
+
+
+def test_run_says_where_no_queue_can_be_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "/proc/nothing/queue")
+    result = call("run", "--config", config())
+    assert result.output == (
+        "Error: the queue can't be in /proc/nothing/queue: /proc/nothing can't be used: No such file or directory\n"
+        "  hint: name another with extensions: {file_storage: {directory: ...}}\n"
+    )
+
+
+def test_what_depends_on_the_machine_can_be_left_out() -> None:
+    """As on another machine, or beside the running service."""
+    Path("taken").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config(
+            f"endpoint: 127.0.0.1:{port}\n    tls: " + tls(cert_file="no.pem", key_file="no.key"),
+            "otlp_http: {endpoint: 'https://h', tls: {ca_file: no.pem}}",
+            "otlp_http",
+            more=STORAGE % "taken/queue",
+        )
+        both = ("--config", "config.yaml", "--config", "yaml:service::extensions: [file_storage]")
+        assert len([line for line in errors(*both).splitlines() if "(config.yaml:" in line]) == 5
+        found = call("validate", "--no-machine", *both)
+    assert found.exit_code == 0, found.output
+    assert "tolerance: unknown key" in errors("--no-machine", "--config", config("tolerance: 5m"))
+
+
+def test_receivers_that_can_not_share_a_server_are_told_without_the_machine_too() -> None:
+    more = "yaml:receivers::statsig/b: {endpoint: 'localhost:0', signing_secrets: []}"
+    more_pipeline = "yaml:service::pipelines::logs::receivers: [statsig, statsig/b]"
+    text = errors("--no-machine", "--config", config(), "--config", more, "--config", more_pipeline)
+    assert "receivers::statsig/b::path: is the path of receivers::statsig too" in text
+
+
+def test_a_secret_s_variable_that_is_not_set_is_not_given_a_default() -> None:
+    path = Path("config.yaml")
+    path.write_text(
+        'receivers: {statsig: {signing_secrets: ["${env:NO}"], user: hash, hash_key: "${NO}"}}\n'
+        'exporters: {otlp_grpc: {endpoint: "${NO}", headers: {a: "${NO}"}}}\n'
+        "service: {pipelines: {logs: {receivers: [statsig], exporters: [otlp_grpc]}}}\n"
+    )
+    unset, secret = (
+        "the environment variable NO is not set (config.yaml:%d)",
+        ("set it where the service runs, or write ${file:PATH}, with the secret in a file"),
+    )
+    assert errors("--config", str(path)).splitlines() == [
+        f"receivers::statsig::signing_secrets[0]: {unset % 1}",
+        f"  hint: {secret}; write signing_secrets: [] to set the webhook up before there is a secret",
+        f"receivers::statsig::hash_key: {unset % 1}",
+        f"  hint: {secret}",
+        f"exporters::otlp_grpc::endpoint: {unset % 2}",
+        "  hint: set it, or write a default: ${env:NO:-default}",
+        f"exporters::otlp_grpc::headers::a: {unset % 2}",
+        f"  hint: {secret}",
+    ]
+
+
+def test_a_disabled_sdk_is_not_valid() -> None:
+    result = call("validate", "--config", config(), env={"OTEL_SDK_DISABLED": "true"})
+    assert result.exit_code == 1
+    assert "OTEL_SDK_DISABLED: is true" in result.output
+
+
+HEADER_FORMS = ["{x-key: '007', b: z}", "[{name: x-key, value: 007}, {name: b, value: z}]"]
+
+
+@pytest.mark.parametrize("headers", HEADER_FORMS)
+def test_headers_are_a_mapping_or_a_list(schema: Any, headers: str) -> None:
+    """Newer Collectors write them as a list."""
+    path = config(
+        exporters=f"otlp_grpc: {{endpoint: 'h:1', headers: {headers}}}\n"
+        f"  otlp_http: {{endpoint: 'http://h', headers: {headers}}}",
+        names="otlp_grpc, otlp_http",
+    )
+    document = read(Path(path), environ={})
+    for settings in exporter_settings(check(document, COMPONENTS)).values():
+        assert isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings)
+        assert {name: value.reveal() for name, value in settings.headers.items()} == {"x-key": "007", "b": "z"}
+    assert wrong(schema, Path(path).read_text()) == []
+    printed = call("print-config", "--config", path).output
+    assert printed.count('    headers:\n      x-key: "[REDACTED]"\n      b: "[REDACTED]"\n') == 2
+
+
+def test_a_place_that_this_user_may_not_look_into_is_none_that_is_there(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "queue").mkdir(parents=True)
+    closed.chmod(0)
+    try:
+        if os.geteuid() == 0:
+            os.seteuid(65534)  # root may look everywhere
+        assert nearest(closed / "queue" / "a") in closed.parents or nearest(closed / "queue" / "a") == closed
+    finally:
+        os.seteuid(os.getuid())
+        closed.chmod(0o700)
+    assert nearest(closed / "queue" / "a") == closed / "queue"

@@ -1,0 +1,163 @@
+"""The HTTP server with TLS: versions, client certificates, renewed files."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from pathlib import Path
+
+import pytest
+import trustme
+
+from statsig_otel.plugin.server.tls import ServerTls
+from tests.plugin.server.echo import EchoApp, echo_server, is_closed, post, serving, trusting
+
+
+@pytest.fixture(scope="session")
+def mutual_tls(authority: trustme.CA, tls: ServerTls) -> ServerTls:
+    ca_file = tls.cert_file.with_name("ca.pem")
+    authority.cert_pem.write_to_path(str(ca_file))
+    return ServerTls(cert_file=tls.cert_file, key_file=tls.key_file, client_ca_file=ca_file, min_version="1.3")
+
+
+def test_tls_is_served(authority: trustme.CA, tls: ServerTls) -> None:
+    context = trusting(authority)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        serving(echo_server(tls=tls)) as running,
+        context.wrap_socket(running.connect(), server_hostname="127.0.0.1") as connection,
+    ):
+        assert post(connection, b"", b"secret") == (200, b"secret")
+        assert connection.version() == "TLSv1.2"
+
+
+def test_an_older_version_than_the_least_is_refused(authority: trustme.CA, tls: ServerTls) -> None:
+    context = trusting(authority)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    least = ServerTls(cert_file=tls.cert_file, key_file=tls.key_file, min_version="1.3")
+    with serving(echo_server(tls=least)) as running, running.connect() as plain, pytest.raises(ssl.SSLError):
+        context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def test_a_client_with_a_certificate_of_the_authority_is_served(authority: trustme.CA, mutual_tls: ServerTls) -> None:
+    context = trusting(authority)
+    authority.issue_cert("client.test").configure_cert(context)
+    with (
+        serving(echo_server(tls=mutual_tls)) as running,
+        context.wrap_socket(running.connect(), server_hostname="127.0.0.1") as connection,
+    ):
+        assert post(connection, b"", b"mutual") == (200, b"mutual")
+
+
+def test_a_client_without_a_certificate_or_with_a_foreign_one_is_refused(
+    authority: trustme.CA, mutual_tls: ServerTls
+) -> None:
+    app = EchoApp()
+    foreign = trusting(authority)
+    trustme.CA().issue_cert("client.test").configure_cert(foreign)
+    with serving(echo_server(app, tls=mutual_tls)) as running:
+        for context in (trusting(authority), foreign):
+            # In TLS 1.3 the refusal comes after the client's side of the handshake.
+            with (
+                running.connect() as plain,
+                pytest.raises((ssl.SSLError, ConnectionError, EOFError)),
+                context.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+            ):
+                post(connection, b"", b"x")
+    assert not app.entered.is_set()
+
+
+def _renew(tls: ServerTls, authority: trustme.CA) -> None:
+    """Write another certificate and its key under the same names."""
+    certificate = authority.issue_cert("127.0.0.1")
+    tls.cert_file.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    tls.key_file.write_bytes(certificate.private_key_pem.bytes())
+
+
+def test_renewed_tls_files_count_for_new_connections_alone(authority: trustme.CA, tmp_path: Path) -> None:
+    """As certbot renews them. A connection that is open goes on; a pair that does not fit changes nothing."""
+    tls = ServerTls(cert_file=tmp_path / "cert.pem", key_file=tmp_path / "key.pem")
+    _renew(tls, authority)
+    server = echo_server(tls=tls)
+    with serving(server) as running:
+
+        def connect() -> ssl.SSLSocket:
+            return trusting(authority).wrap_socket(running.connect(), server_hostname="127.0.0.1")
+
+        with connect() as first:
+            before = first.getpeercert(binary_form=True)
+            assert server.renewed_tls() is None, "nothing has changed"
+            _renew(tls, authority)
+            take_over = server.renewed_tls()
+            assert take_over is not None
+            with connect() as second:
+                assert second.getpeercert(binary_form=True) == before, "it is not taken over yet"
+            take_over()
+            assert server.renewed_tls() is None
+            with connect() as third:
+                after = third.getpeercert(binary_form=True)
+                assert after != before
+                assert post(third, b"", b"new") == (200, b"new")
+            tls.key_file.write_bytes(authority.issue_cert("127.0.0.1").private_key_pem.bytes())
+            with pytest.raises(ValueError, match="is not that of the certificate"):
+                server.renewed_tls()
+            tls.key_file.unlink()
+            with pytest.raises(OSError, match="key_file: cannot read"):
+                server.renewed_tls()
+            with connect() as fourth:
+                assert fourth.getpeercert(binary_form=True) == after
+            assert post(first, b"", b"old") == (200, b"old")
+
+
+def test_a_server_without_tls_has_none_to_renew() -> None:
+    server = echo_server()
+    server.bind()
+    assert server.renewed_tls() is None
+    server.stop()
+
+
+def test_a_handshake_that_never_ends_holds_neither_others_nor_the_stop_up(
+    authority: trustme.CA, tls: ServerTls
+) -> None:
+    server = echo_server(tls=tls, read_header_timeout=0.5, max_connections=2, drain_timeout=600.0)
+    with serving(server) as running, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(running.connect()) for _ in range(4)]
+        plain = running.connect()
+        with trusting(authority).wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+            assert post(connection, b"", b"through") == (200, b"through")
+        server.stop()
+        running.join()
+        assert all(is_closed(connection) for connection in silent)
+
+
+def test_tls_files_are_checked_before_anything_is_opened(tls: ServerTls, tmp_path: Path) -> None:
+    other = trustme.CA().issue_cert("other.test")
+    other_key = tmp_path / "other.pem"
+    other.private_key_pem.write_to_path(str(other_key))
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("no certificate")
+    absent = tmp_path / "absent.pem"
+    cases: list[tuple[ServerTls, type[Exception], str]] = [
+        (
+            ServerTls(cert_file=absent, key_file=tls.key_file),
+            OSError,
+            r"tls\.cert_file: cannot read .*absent\.pem: No such",
+        ),
+        (
+            ServerTls(cert_file=tls.cert_file, key_file=other_key),
+            ValueError,
+            r"other\.pem is not that of the certificate",
+        ),
+        (ServerTls(cert_file=garbage, key_file=tls.key_file), ValueError, r"garbage\.pem .*not a PEM certificate"),
+        (
+            ServerTls(cert_file=tls.cert_file, key_file=tls.key_file, client_ca_file=garbage),
+            ValueError,
+            r"garbage\.pem holds no PEM certificates",
+        ),
+    ]
+    for settings, kind, message in cases:
+        server = echo_server(tls=settings)
+        with pytest.raises(kind, match=message):
+            server.bind()
+        with pytest.raises(RuntimeError, match="not bound"):
+            _ = server.address
