@@ -27,7 +27,7 @@ def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator
         environ: The environment variables.
     """
     yield from machine.versions()
-    yield from machine.sqlite()
+    yield machine.sqlite()
     offsets: list[tuple[str, float]] = []
     try:
         check_enabled(environ)

@@ -46,7 +46,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_version_of_sqlite_with_the_wal_reset_bug_is_told(version: tuple[int, ...]) -> None:
-    (found,) = machine.sqlite(version)
+    found = machine.sqlite(version)
     assert (found.status == "warning") == (version in FAULTY)
     assert ("WAL-reset bug" in found.detail) == (version in FAULTY)
 
