@@ -112,7 +112,7 @@ def clock(kept: bool | None, offsets: Iterable[tuple[str, float]]) -> Finding:  
         hint = (
             "check whether a time service runs: a webhook whose timestamp is off by more than the tolerance is refused"
         )
-        return Finding("clock", "unknown", "can't be told: the system does not say that it is synchronised", hint)
+        return Finding("clock", "unknown", "can't be determined: the system does not say that it is synchronised", hint)
     name, offset = found[0]
     detail = f"{abs(offset):.0f} s {'behind' if offset > 0 else 'ahead of'} the server of {name}"
     if abs(offset) < _OFF_A_LITTLE:

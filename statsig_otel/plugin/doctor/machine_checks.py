@@ -1,6 +1,6 @@
 """Checks whether this machine has what a checked configuration needs: certificates, directories, ports.
 
-Nothing is changed: ports are bound and released again, files and directories are only looked at.
+Nothing is changed: ports are bound and released again, files and directories are only read.
 """
 
 import errno
@@ -26,7 +26,7 @@ from statsig_otel.plugin.settings.reading import exporter_settings, queued_expor
 from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings, server_tls
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 
-_READABLE_HINT: Final = "the service reads it as its own user; look at the path and at the permissions"
+_READABLE_HINT: Final = "the service reads it as its own user; check the path and the permissions"
 _PEM_FILES: Final = ("ca_file", "cert_file", "key_file", "client_ca_file")
 
 
@@ -88,7 +88,7 @@ def check_locks(configuration: Configuration, document: Document) -> list[Proble
         document.problem(
             ("exporters", name, "path"),
             f"{settings.path} is locked: another process writes to it",
-            "stop that one, or give this exporter a file of its own",
+            "stop that process, or give this exporter a file of its own",
         )
         for name, settings in exporter_settings(configuration).items()
         if isinstance(settings, FileSettings) and is_locked(settings.path)
@@ -148,7 +148,7 @@ def _exporters(configuration: Configuration, document: Document) -> Iterator[Pro
         elif isinstance(settings, FileSettings):
             first = files.setdefault(_identity(settings.path), name)
             if first != name:
-                message = f"is the file of exporters::{first} too"
+                message = f"is also the file of exporters::{first}"
                 yield document.problem((*path, "path"), message, "give each its own: only one can write to it")
             fault = check_path(settings.path)
             if fault is not None:
@@ -177,7 +177,7 @@ def _tls(
         check()
     except (ServerTlsError, ClientTlsError) as error:
         yield document.problem(path, error.message)
-    except OSError as error:  # gone since it was looked at
+    except OSError as error:  # gone since it was checked
         yield document.problem(path, str(error))
 
 

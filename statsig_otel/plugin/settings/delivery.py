@@ -1,6 +1,7 @@
-"""`sending_queue` and `retry_on_failure`: what every exporter has beside its own keys, with the Collector's names.
+"""The settings `sending_queue` and `retry_on_failure`, which every exporter has beside its own keys.
 
-The defaults differ from the Collector's where losing nothing asks for it: the queue is on disk, nothing is given up.
+The names are the Collector's. Some defaults differ, so that nothing is lost: the queue is on disk,
+and retries never end.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ def _items_only(value: object) -> object:
 
 
 Sizer = Annotated[Literal["items"], BeforeValidator(_items_only)]
-"""What sizes count: log records."""
+"""What a size counts: log records."""
 
 
 class BatchSettings(Settings):
@@ -61,7 +62,7 @@ class SendingQueueSettings(Settings):
     """
 
     refused: ClassVar[Mapping[str, str]] = {
-        "blocking": "use block_on_overflow, its name today; here it is always false",
+        "blocking": "use block_on_overflow, its current name; here it is always false",
         "wait_for_result": "use enabled: false, with which the webhook waits for the exporter itself",
     }
 
@@ -117,7 +118,7 @@ class RetryOnFailureSettings(Settings):
 
 
 class ExporterObject(Settings):
-    """In the place of an exporter's settings: an exporter that was made in code. No file can name one."""
+    """Takes the place of an exporter's settings if the exporter was created in code. No file can name one."""
 
     exporter: Any = Field(description="The exporter, which keeps the Exporter protocol.")
     timeout: Duration = Field(default=DEFAULT_TIMEOUT, gt=0, description="The time for one send.")
@@ -159,7 +160,7 @@ class ConfiguredExporter(Composed):
 
 
 def unused_keys(exporters: "Mapping[str, ConfiguredExporter]") -> Iterator[str]:
-    """What is written, is right, and has no effect: a sentence each, with its place."""
+    """Keys that are valid and have no effect: a sentence for each, with its place."""
     for name, exporter in exporters.items():
         settings, queue, where = exporter.settings, exporter.sending_queue, f"exporters::{name}::sending_queue"
         if (

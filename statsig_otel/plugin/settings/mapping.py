@@ -1,4 +1,4 @@
-"""`mapping` of a receiver, as the configuration file has it."""
+"""The `mapping` settings of a receiver."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -34,14 +34,14 @@ def _passing(check: Callable[[str], object]) -> AfterValidator:
 
 
 def _check_integer(value: object) -> object:
-    """Before all else, since a fraction could be made of it."""
+    """Checked first, since pydantic would make a fraction of a large integer."""
     if isinstance(value, int) and not -MAX_INT - 1 <= value <= MAX_INT:
         raise SettingError("is larger than the 64 bits of an attribute", "write it as a string")
     return value
 
 
 def _check_types(values: list[str | float]) -> list[str | float]:
-    """Several types under one name can't be searched in most backends."""
+    """Most backends can't search values of several types under one name."""
     kinds = set(map(type, values))
     if len(kinds) > 1 and kinds != {int, float}:
         raise SettingError("has values of several types", "write all of them as strings, in quotes")
@@ -56,7 +56,7 @@ _Scalar = Annotated[_Template | bool | int | float, BeforeValidator(_check_integ
 
 
 class LookupSettings(Settings):
-    """A value by another one, such as a team by a project.
+    """Looks a value up by another one, such as a team by a project.
 
     Example:
         >>> from statsig_otel.plugin import LookupSettings
@@ -74,7 +74,7 @@ class LookupSettings(Settings):
         return self
 
     def source(self) -> Lookup:
-        """What looks it up. Of whole numbers and fractions all become fractions: an attribute is of one type."""
+        """The lookup itself. If one value is a fraction, all numbers become fractions: an attribute has one type."""
         fractions = any(isinstance(value, float) for value in (*self.table.values(), self.default))
 
         def source(value: str | float) -> Template | Constant:
@@ -89,7 +89,7 @@ _Written = _Scalar | _List | LookupSettings
 
 
 class MappingSettings(Settings):
-    """How a receiver's records look, where they are not to look as they do by default.
+    """How a receiver's records differ from the default record.
 
     Example:
         >>> from statsig_otel.plugin import LogRecordEncoder, Mapper, MappingSettings

@@ -1,4 +1,4 @@
-"""What the configuration file says of a `statsig` receiver."""
+"""The settings of a `statsig` receiver."""
 
 import math
 import re
@@ -145,7 +145,7 @@ class ServerTlsSettings(Settings):
 
 
 def server_tls(settings: ServerTlsSettings) -> ServerTls:
-    """What the server needs of the settings."""
+    """The same settings as the server takes them."""
     return ServerTls(**dict(settings))
 
 

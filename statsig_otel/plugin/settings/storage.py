@@ -1,4 +1,4 @@
-"""Where the durable queue lives: the `file_storage` extension, or a place that fits the machine."""
+"""Where the durable queue is: the `file_storage` extension, or a default directory that fits the machine."""
 
 import os
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ class FileStorageSettings(Settings):
 
 
 def file_storage(configuration: Configuration) -> FileStorageSettings | None:
-    """The settings of the one `file_storage` extension that the service names; None for none."""
+    """The settings of the one `file_storage` extension that the service names; None if it names none."""
     for name in configuration.service_extensions:
         settings = configuration.extensions[name]
         if isinstance(settings, FileStorageSettings):

@@ -86,7 +86,7 @@ def test_a_place_that_no_queue_should_be_in_is_told(
     ("kept", "offsets", "status", "detail"),
     [
         (True, [("a", 1000.0)], "ok", "synchronised"),
-        (None, [], "unknown", "can't be told"),
+        (None, [], "unknown", "can't be determined"),
         (None, [("a", 0.4)], "ok", "agrees with the server of a"),
         (None, [("a", 400.0), ("b", -6.0)], "warning", "6 s ahead of the server of b"),
         (None, [("a", 400.0)], "failed", "400 s behind the server of a"),
@@ -278,7 +278,7 @@ def test_what_was_set_aside(directory: Path) -> None:
 
 def test_a_directory_that_is_not_there_yet(tmp_path: Path) -> None:
     found = queue(tmp_path / "a" / "b")
-    assert "is not there yet, and can be made" in found["queue directory"].detail
+    assert "is not there yet, and can be created" in found["queue directory"].detail
     assert found["queue state"].detail == "no queue yet"
     assert list(tmp_path.iterdir()) == []
 
