@@ -46,7 +46,7 @@ class BatchSettings(Settings):
         "timeout": "flush_timeout",
     }
 
-    max_size: int = Field(default=512, gt=0, le=100_000, description="Log records of one request at most.")
+    max_size: int = Field(default=512, gt=0, le=100_000, description="The most log records in one request.")
     sizer: Sizer = Field(default="items", description="What max_size counts: log records.")
     min_size: int = Field(default=0, ge=0, description="Not used: what waits is sent at once.")
     flush_timeout: Duration = Field(default=0.0, ge=0, description="Not used: what waits is sent at once.")
@@ -79,7 +79,7 @@ class SendingQueueSettings(Settings):
         default=None, description="The id of the file_storage extension; there is one for all."
     )
     start_at: Literal["next", "oldest"] = Field(
-        default="next", description="Where an exporter begins that the queue does not know yet."
+        default="next", description="Where an exporter begins if the queue does not know it yet."
     )
     batch: BatchSettings = Field(default_factory=BatchSettings, description="What is sent together.")
     num_consumers: int = Field(default=1, gt=0, description="Always 1.")
@@ -95,12 +95,14 @@ class RetryOnFailureSettings(Settings):
         60.0
     """
 
-    enabled: bool = Field(default=True, description="With false what a passing fault hits becomes a dead letter.")
+    enabled: bool = Field(
+        default=True, description="With false a record that a passing fault hits becomes a dead letter."
+    )
     initial_interval: Duration = Field(default=5.0, gt=0, description="The wait after the first failure.")
     randomization_factor: float = Field(
-        default=0.5, ge=0, le=1, allow_inf_nan=False, description="How far a wait is moved by chance."
+        default=0.5, ge=0, le=1, allow_inf_nan=False, description="How far a wait is varied at random."
     )
-    multiplier: float = Field(default=1.5, ge=1, allow_inf_nan=False, description="By what the wait grows.")
+    multiplier: float = Field(default=1.5, ge=1, allow_inf_nan=False, description="The factor by which the wait grows.")
     max_interval: Duration = Field(default=30.0, gt=0, description="The longest wait.")
     max_elapsed_time: Duration = Field(default=0.0, ge=0, description="Dead letter after this; 0 is never.")
 

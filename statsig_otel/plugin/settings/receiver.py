@@ -236,20 +236,21 @@ class StatsigReceiverSettings(Settings):
     user: UserMode = Field(default="full", description="Who made a change: in full, hashed, or left out.")
     hash_key: Opaque | None = Field(default=None, description="The key for user: hash.")
     deduplication: DeduplicationSettings = Field(
-        default_factory=DeduplicationSettings, description="Redeliveries that are answered, and not sent on."
+        default_factory=DeduplicationSettings,
+        description="Redelivered changes, which are answered and not exported again.",
     )
     include_original: bool = Field(default=False, description="Add the item's own JSON text as log.record.original.")
     include_change_details: bool = Field(
         default=False, description="Add what the description says as statsig.change.* attributes: rules, rollouts, ..."
     )
     filter: FilterSettings | None = Field(
-        default=None, description="Which changes go on; all without it. The others are answered as ignored."
+        default=None, description="Which changes are exported; without it, all. The others are answered as ignored."
     )
     mapping: MappingSettings | None = Field(
-        default=None, description="How the records look; as the reference mapping has them without it."
+        default=None, description="How the records look; without it, as in the reference mapping."
     )
     impacted_services: ImpactedServicesSettings | None = Field(
-        default=None, description="Which services a change concerns; none without it."
+        default=None, description="Which services a change concerns; without it, none."
     )
 
     @field_validator("endpoint")
