@@ -1,4 +1,4 @@
-"""Says what is wrong with a configuration: all of it at once, in one form.
+"""The errors of a configuration, all reported at once and in one form.
 
     receivers::statsig::signing_secrets[0]: is empty (config.yaml:4)
       hint: ...

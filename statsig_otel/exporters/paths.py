@@ -1,4 +1,4 @@
-"""Says why a path can't be used, in words. Creates, changes and opens nothing."""
+"""Messages that say why a path can't be used. Creates, changes and opens nothing."""
 
 import errno
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Final
 from statsig_otel.config.errors import Fault
 
 NO_PATH: Final = "contains a NUL byte, which no path can contain"
-WRITABLE_HINT: Final = "let the service's own user write there, or name another place"
+WRITABLE_HINT: Final = "let the service's own user write there, or name another path"
 _LONGEST_SHOWN: Final = 120
 
 
 def nearest(directory: Path) -> Path:
-    """The directory, or the first one above it that exists, as far as this user may look."""
+    """The directory, or the nearest one above it that exists and that this user may see."""
     return next(place for place in (directory.absolute(), *directory.absolute().parents) if _is_there(place))
 
 
@@ -20,7 +20,7 @@ def exists(path: Path) -> bool:
     """Whether something is at the path.
 
     Raises:
-        OSError: It can't be told.
+        OSError: This user can't find out.
     """
     try:
         path.stat()
@@ -39,7 +39,7 @@ def unusable(path: Path, error: OSError) -> Fault:
     if error.errno == errno.ENAMETOOLONG:
         return too_long(path)
     if error.errno == errno.ELOOP:
-        hint = "remove the link, or name another place"
+        hint = "remove the link, or name another path"
         return Fault(f"{_shown(path)} is a symbolic link that leads in a circle", hint)
     return Fault(f"{_shown(path)} can't be used: {error.strerror}", WRITABLE_HINT)
 
@@ -52,5 +52,5 @@ def _shown(path: Path) -> str:
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # not ours to look at, or longer than any name
+    except OSError:  # no permission to look, or longer than any name
         return False

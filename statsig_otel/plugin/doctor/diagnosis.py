@@ -20,14 +20,9 @@ from statsig_otel.plugin.settings.storage import file_storage, find_directory
 
 
 def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Check everything that a service depends on.
-
-    Args:
-        locations: The locations of its configuration; without any, the environment is the configuration.
-        environ: The environment variables.
-    """
+    """Check everything that a service depends on. Without locations the environment is its configuration."""
     yield from machine.versions()
-    yield from machine.sqlite()
+    yield machine.sqlite()
     offsets: list[tuple[str, float]] = []
     try:
         check_enabled(environ)
@@ -70,7 +65,7 @@ def _on_this_machine(configuration: Configuration, document: Document, environ: 
         with suppress(OSError):
             is_running = storage.owner(directory) is not None
     if not is_running:
-        # If it can't be told whether the service runs, it may be the process that listens.
+        # If it is not known whether the service runs, the service may be the process that listens.
         status: Status = "failed" if is_running is False else "warning"
         for problem in [*check_ports(configuration, document), *check_locks(configuration, document)]:
             yield of_problem("this machine", problem, status)

@@ -47,7 +47,8 @@ def check_endpoints(exporters: Mapping[str, Settings]) -> tuple[list[Finding], l
     Returns:
         The findings; and for each server that tells its time, its exporter and by how many seconds it is ahead of us.
     """
-    probes = [_Probe(name, settings) for name, settings in exporters.items() if _is_otlp(settings)]
+    otlp = (OtlpGrpcSettings, OtlpHttpSettings)
+    probes = [_Probe(name, settings) for name, settings in exporters.items() if isinstance(settings, otlp)]
     for probe in probes:
         probe.start()
     deadline = time.monotonic() + _ALL_OF_IT
@@ -57,20 +58,12 @@ def check_endpoints(exporters: Mapping[str, Settings]) -> tuple[list[Finding], l
     return [probe.finding for probe in probes], offsets
 
 
-def _is_otlp(settings: Settings) -> bool:
-    return isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings)
-
-
-def _address(settings: Settings) -> _Address | None:
+def _address(settings: OtlpGrpcSettings | OtlpHttpSettings) -> _Address | None:
     """The address to connect to; None for a name that only grpcio can look up."""
+    tls = settings.tls if settings.uses_tls else None
     if isinstance(settings, OtlpHttpSettings):
         url = settings.url
-        is_secure = url.scheme == "https"
-        port = url.port or (_TLS_PORT if is_secure else 80)
-        return _Address(url.hostname or "", port, tls=settings.tls if is_secure else None, protocol="http/1.1")
-    if not isinstance(settings, OtlpGrpcSettings):
-        return None
-    tls = settings.tls if settings.uses_tls else None
+        return _Address(url.hostname or "", url.port or (_TLS_PORT if tls else 80), tls=tls, protocol="http/1.1")
     scheme, _, rest = settings.target.partition(":")
     if scheme == "unix":
         return _Address(path=rest.removeprefix("//"), tls=tls)
@@ -86,27 +79,29 @@ def _address(settings: Settings) -> _Address | None:
 
 
 class _Probe(threading.Thread):
-    """Checks one endpoint, in a thread that is left behind if nothing comes back."""
+    """Checks one endpoint, in a thread that is abandoned if nothing comes back."""
 
-    def __init__(self, exporter: str, settings: Settings) -> None:
+    def __init__(self, exporter: str, settings: OtlpGrpcSettings | OtlpHttpSettings) -> None:
         super().__init__(name=f"probe {exporter}", daemon=True)
         self.exporter = f"exporters::{exporter}"
         self._address = _address(settings)
         self.ahead: float | None = None
-        self.finding = self._found("failed", f"no answer within {_ALL_OF_IT:g} s", "look at the name service")
+        self.finding = self._found("failed", f"no answer within {_ALL_OF_IT:g} s", "check the name service")
 
     def run(self) -> None:
         if self._address is None:
-            self.finding = self._found("unknown", "can't be told of this kind of target")
+            self.finding = self._found(
+                "unknown", "can't be checked: only gRPC's library can resolve this kind of target"
+            )
             return
         try:
             with self._connect(self._address) as connection:
                 self.finding = self._answered(self._address, connection)
         except socket.gaierror as error:
-            self.finding = self._found("failed", f"the name is not known: {error.strerror}", "look at the endpoint")
+            self.finding = self._found("failed", f"the name is not known: {error.strerror}", "check the endpoint")
         except OSError as error:
             reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
-            hint = "look whether the backend listens there, and at firewalls"
+            hint = "check whether the backend listens there, and the firewalls"
             self.finding = self._found("failed", f"no connection: {reason}", hint)
 
     def _connect(self, address: _Address) -> socket.socket:
@@ -135,7 +130,7 @@ class _Probe(threading.Thread):
         try:
             with context.wrap_socket(connection, server_hostname=name or None) as secure:
                 if address.protocol == "h2" and secure.selected_alpn_protocol() != "h2":
-                    hint = "gRPC needs it: look whether this is a port for OTLP/HTTP, and use otlp_http"
+                    hint = "gRPC needs it: if this is a port for OTLP/HTTP, use otlp_http"
                     return self._found("warning", "answers with TLS, but not with HTTP/2", hint)
                 self.finding = found = self._found("ok", f"answers with {secure.version()}")
                 self._ask_for_the_time(address, secure)
@@ -147,7 +142,7 @@ class _Probe(threading.Thread):
             if error.reason in _NO_TLS:
                 hint = "write http:// for it, or tls: {insecure: true}, if it is a server without TLS"
                 return self._found("failed", "answers, but not with TLS", hint)
-            return self._found("failed", f"no TLS: {error.reason or error}", "look at the server's log")
+            return self._found("failed", f"no TLS: {error.reason or error}", "check the server's log")
 
     def _ask_for_the_time(self, address: _Address, connection: socket.socket) -> None:
         """Send `HEAD /`. The answer's Date is in whole seconds, so only a difference of more than one second counts."""

@@ -6,19 +6,12 @@ from typing import Literal
 from statsig_otel.config.errors import Problem
 
 Status = Literal["ok", "warning", "failed", "unknown"]
-"""`unknown` if it can't be told."""
+"""`unknown` if the check gave no answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check.
-
-    Attributes:
-        check: What was checked.
-        status: Whether it is right.
-        detail: What was found. It contains no secret.
-        hint: What to do about it.
-    """
+    """The result of one check. It contains no secret."""
 
     check: str
     status: Status

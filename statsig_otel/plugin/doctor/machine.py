@@ -5,8 +5,7 @@ import platform
 import resource
 import sqlite3
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -25,40 +24,14 @@ _OTHER_FILES: Final = 64
 """Open files besides the connections: those of the queue, the exporters and the libraries."""
 
 
-@dataclass(frozen=True, slots=True)
-class SqliteFault:
-    """A fault of SQLite that a queue may meet.
-
-    Attributes:
-        what: What it does.
-        since: The first version that has it.
-        fixed: The first version without it.
-        backports: The first versions of older series without it.
-        hint: What to do.
-    """
-
-    what: str
-    since: Version
-    fixed: Version
-    backports: tuple[Version, ...]
-    hint: str
-
-    def is_in(self, found: Version) -> bool:
-        """Whether a version has it. A backport counts for its own series: 3.50.7 for 3.50.8, but not for 3.51.0."""
-        mended = any(backport[:2] == found[:2] and found >= backport for backport in self.backports)
-        return self.since <= found < self.fixed and not mended
-
-
-FAULTS: Final = (
-    # https://sqlite.org/wal.html#walresetbug; https://sqlite.org/releaselog/3_51_3.html
-    SqliteFault(
-        "has the WAL-reset bug: two connections that write or checkpoint at the same moment may damage the database",
-        since=(3, 7, 0),
-        fixed=(3, 51, 3),
-        backports=((3, 44, 6), (3, 50, 7)),
-        hint="the service writes with one connection alone: never write to queue.db with another tool while it runs. "
-        "Fixed in SQLite 3.51.3, 3.50.7 and 3.44.6",
-    ),
+# https://sqlite.org/wal.html#walresetbug; https://sqlite.org/releaselog/3_51_3.html
+_FIXED_EARLIER: Final[Mapping[Version, Version]] = {(3, 44): (3, 44, 6), (3, 50): (3, 50, 7)}
+_WAL_RESET: Final = (
+    "has the WAL-reset bug: two connections that write or checkpoint at the same moment may damage the database"
+)
+_WAL_RESET_HINT: Final = (
+    "the service writes with one connection alone: never write to queue.db with another tool while it runs. "
+    "Fixed in SQLite 3.51.3, 3.50.7 and 3.44.6"
 )
 
 
@@ -83,22 +56,16 @@ def versions() -> Iterator[Finding]:
         yield Finding("platform", "warning", platform.platform(), "statsig-otel is tested on Linux and macOS alone")
 
 
-def sqlite(found: Version = sqlite3.sqlite_version_info) -> Iterator[Finding]:
-    """The version of SQLite that Python uses, and its known faults."""
+def sqlite(found: Version = sqlite3.sqlite_version_info) -> Finding:
+    """The version of SQLite that Python uses, and whether it may damage a queue."""
     shown = ".".join(map(str, found))
-    faults = [fault for fault in FAULTS if fault.is_in(found)]
-    for fault in faults:
-        yield Finding("sqlite", "warning", f"{shown} {fault.what}", fault.hint)
-    if not faults:
-        yield Finding("sqlite", "ok", shown)
+    if (3, 7, 0) <= found < _FIXED_EARLIER.get(found[:2], (3, 51, 3)):
+        return Finding("sqlite", "warning", f"{shown} {_WAL_RESET}", _WAL_RESET_HINT)
+    return Finding("sqlite", "ok", shown)
 
 
 def open_files(connections: int) -> Finding:
-    """Whether the limit of open files allows as many connections as are configured.
-
-    Args:
-        connections: `max_connections` of all servers together.
-    """
+    """Whether the limit of open files allows as many connections as all servers together may have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = connections + _OTHER_FILES
     if hard == resource.RLIM_INFINITY:
@@ -109,21 +76,8 @@ def open_files(connections: int) -> Finding:
     return Finding("open files", "ok", f"at most {hard}")
 
 
-class _Timex(ctypes.Structure):
-    """`struct timex` (adjtimex(2)), as far as it is read here."""
-
-    _fields_ = (
-        ("modes", ctypes.c_uint),
-        ("offset", ctypes.c_long),
-        ("freq", ctypes.c_long),
-        ("maxerror", ctypes.c_long),
-        ("esterror", ctypes.c_long),
-        ("status", ctypes.c_int),
-        ("rest", ctypes.c_byte * 512),
-    )
-
-
-_UNSYNCHRONISED: Final = 0x40  # STA_UNSYNC
+_TIME_ERROR: Final = 5  # adjtimex(2): the clock is not synchronised
+_TIMEX_BYTES: Final = 1024  # more than a `struct timex` has
 _TIMESYNCD: Final = Path("/run/systemd/timesync/synchronized")  # systemd-timesyncd(8)
 _OFF_A_LITTLE: Final = 5.0
 _OFF_TOO_MUCH: Final = 300.0
@@ -138,11 +92,10 @@ def clock_is_kept() -> bool | None:
     if _TIMESYNCD.exists():
         return True
     try:
-        timex = _Timex()
-        state = ctypes.CDLL(None).adjtimex(ctypes.byref(timex))
-    except (OSError, AttributeError):  # no Linux
+        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))  # modes is 0: it only reads
+    except (OSError, AttributeError):  # not Linux
         return None
-    return True if state >= 0 and not timex.status & _UNSYNCHRONISED else None
+    return True if 0 <= state < _TIME_ERROR else None
 
 
 def clock(kept: bool | None, offsets: Iterable[tuple[str, float]]) -> Finding:  # noqa: FBT001 - three answers
@@ -150,16 +103,16 @@ def clock(kept: bool | None, offsets: Iterable[tuple[str, float]]) -> Finding:  
 
     Args:
         kept: Whether the system says that it is.
-        offsets: By how many seconds servers are ahead of it, each with its exporter.
+        offsets: By how many seconds servers are ahead of it, each after its exporter.
     """
     if kept:
         return Finding("clock", "ok", "synchronised, as the system says")
     found = sorted(offsets, key=lambda one: abs(one[1]))
     if not found:
         hint = (
-            "look whether a time service runs: webhooks are refused whose timestamp is off by more than the tolerance"
+            "check whether a time service runs: a webhook whose timestamp is off by more than the tolerance is refused"
         )
-        return Finding("clock", "unknown", "can't be told: the system does not say that it is synchronised", hint)
+        return Finding("clock", "unknown", "can't be determined: the system does not say that it is synchronised", hint)
     name, offset = found[0]
     detail = f"{abs(offset):.0f} s {'behind' if offset > 0 else 'ahead of'} the server of {name}"
     if abs(offset) < _OFF_A_LITTLE:

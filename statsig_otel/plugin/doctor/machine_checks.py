@@ -1,11 +1,11 @@
 """Checks whether this machine has what a checked configuration needs: certificates, directories, ports.
 
-Nothing is changed: ports are bound and released again, files and directories are only looked at.
+Nothing is changed: ports are bound and released again, files and directories are only read.
 """
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path as FilePath
 from typing import Final
@@ -26,9 +26,8 @@ from statsig_otel.plugin.settings.reading import exporter_settings, queued_expor
 from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings, server_tls
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 
-_READABLE_HINT: Final = "the service reads it as its own user; look at the path and at the permissions"
-_SERVER_FILES: Final = ("cert_file", "key_file", "client_ca_file")
-_CLIENT_FILES: Final = ("ca_file", "cert_file", "key_file")
+_READABLE_HINT: Final = "the service reads it as its own user; check the path and the permissions"
+_PEM_FILES: Final = ("ca_file", "cert_file", "key_file", "client_ca_file")
 
 
 def check_machine(
@@ -38,11 +37,6 @@ def check_machine(
 
     A process that owns the queue is most likely the running service of this very configuration. Then what is in use is
     not a fault of the configuration.
-
-    Args:
-        configuration: What is to run.
-        document: Where it was written.
-        directory: The queue's directory.
 
     Returns:
         What is wrong; and what is only in use.
@@ -69,12 +63,7 @@ def _owner(directory: FilePath) -> str | None:
 
 
 def check_files(configuration: Configuration, document: Document) -> list[Problem]:
-    """What is wrong with the certificates, and what would keep an exporter from starting here.
-
-    Args:
-        configuration: The configuration.
-        document: Where it was written.
-    """
+    """What is wrong with the certificates, and what would keep an exporter from starting here."""
     return [*_certificates(configuration, document), *_exporters(configuration, document)]
 
 
@@ -84,7 +73,7 @@ def _certificates(configuration: Configuration, document: Document) -> list[Prob
         problem
         for name, settings in _servers(configuration).items()
         if settings.tls is not None
-        for problem in _server_tls(settings.tls, ("receivers", name, "tls"), document)
+        for problem in _tls(settings.tls, server_tls(settings.tls).check, ("receivers", name, "tls"), document)
     ]
 
 
@@ -99,7 +88,7 @@ def check_locks(configuration: Configuration, document: Document) -> list[Proble
         document.problem(
             ("exporters", name, "path"),
             f"{settings.path} is locked: another process writes to it",
-            "stop that one, or give this exporter a file of its own",
+            "stop that process, or give this exporter a file of its own",
         )
         for name, settings in exporter_settings(configuration).items()
         if isinstance(settings, FileSettings) and is_locked(settings.path)
@@ -109,14 +98,7 @@ def check_locks(configuration: Configuration, document: Document) -> list[Proble
 def start_problem(
     error: OSError, configuration: Configuration, document: Document, directory: FilePath
 ) -> Problem | None:
-    """What kept a service from starting, with its place in the configuration; None if it has none.
-
-    Args:
-        error: What the start raised.
-        configuration: What was to run.
-        document: Where it was written.
-        directory: The queue's directory.
-    """
+    """What kept a service from starting, with its place in the configuration; None if it has none."""
     if isinstance(error, ListenError):
         for name, settings in _servers(configuration).items():
             if error.address == settings.address:
@@ -156,34 +138,17 @@ async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
     raise NotImplementedError
 
 
-def _server_tls(settings: ServerTlsSettings, path: Path, document: Document) -> Iterator[Problem]:
-    files = {key: file for key in _SERVER_FILES if (file := getattr(settings, key)) is not None}
-    unreadable = list(_unreadable(files, path, document))
-    yield from unreadable
-    if unreadable:
-        return
-    try:
-        server_tls(settings).check()
-    except ServerTlsError as error:
-        yield document.problem(path, error.message)
-    except OSError as error:  # gone since it was looked at
-        yield document.problem(path, str(error))
-
-
 def _exporters(configuration: Configuration, document: Document) -> Iterator[Problem]:
     files: dict[object, str] = {}
     for name, settings in exporter_settings(configuration).items():
         path: Path = ("exporters", name)
-        if isinstance(settings, OtlpGrpcSettings):
+        if isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings):
             if settings.uses_tls:
-                yield from _client_tls(settings.tls, (*path, "tls"), document)
-        elif isinstance(settings, OtlpHttpSettings):
-            if settings.url.scheme == "https":
-                yield from _client_tls(settings.tls, (*path, "tls"), document)
+                yield from _tls(settings.tls, settings.tls.read, (*path, "tls"), document)
         elif isinstance(settings, FileSettings):
             first = files.setdefault(_identity(settings.path), name)
             if first != name:
-                message = f"is the file of exporters::{first} too"
+                message = f"is also the file of exporters::{first}"
                 yield document.problem((*path, "path"), message, "give each its own: only one can write to it")
             fault = check_path(settings.path)
             if fault is not None:
@@ -199,17 +164,20 @@ def _identity(file: FilePath) -> object:
     return found.st_dev, found.st_ino
 
 
-def _client_tls(settings: ClientTlsSettings, path: Path, document: Document) -> Iterator[Problem]:
-    files = {key: FilePath(file) for key in _CLIENT_FILES if (file := getattr(settings, key))}
+def _tls(
+    settings: ServerTlsSettings | ClientTlsSettings, check: Callable[[], object], path: Path, document: Document
+) -> Iterator[Problem]:
+    """What is wrong with the PEM files of a server or an exporter: one can't be read, or `check` refuses them."""
+    files = {key: FilePath(file) for key in _PEM_FILES if (file := getattr(settings, key, None))}
     unreadable = list(_unreadable(files, path, document))
     yield from unreadable
     if unreadable:
         return
     try:
-        settings.read()
-    except ClientTlsError as error:
+        check()
+    except (ServerTlsError, ClientTlsError) as error:
         yield document.problem(path, error.message)
-    except OSError as error:  # gone since it was looked at
+    except OSError as error:  # gone since it was checked
         yield document.problem(path, str(error))
 
 

@@ -31,7 +31,7 @@ _GONE: Final = {
 
 _ASIDE: Final[dict[Literal["corrupt", "salvaged", "unreadable"], str]] = {
     "corrupt": "the next start, or the running service, carries over what can be read",
-    "salvaged": "what could be read was carried over; delete it once the log has been looked at",
+    "salvaged": "what could be read was carried over; delete it once you have read the log",
     "unreadable": "nothing could be read: keep it for a closer look, or delete it",
 }
 """What to do with databases that were set aside."""
@@ -41,7 +41,7 @@ def owner(directory: Path) -> str | None:
     """The owner of a queue's directory, in words; None if it has none.
 
     Raises:
-        OSError: It can't be told.
+        OSError: This user can't find out.
     """
     with suppress(ServiceNotRunningError, ControlError):
         return f"process {call(directory / CONTROL, 'queue')['pid']}"
@@ -50,12 +50,7 @@ def owner(directory: Path) -> str | None:
 
 
 def queue(directory: Path, min_free_bytes: int) -> Iterator[Finding]:
-    """Check a queue's directory.
-
-    Args:
-        directory: The directory; it need not exist.
-        min_free_bytes: How much has to be free on its disk.
-    """
+    """Check a queue's directory, which need not exist, and whether its disk has `min_free_bytes`."""
     place = nearest(directory)
     yield _access(directory, place)
     yield _space(place, min_free_bytes)
@@ -75,7 +70,7 @@ def _access(directory: Path, place: Path) -> Finding:
         return Finding("queue directory", "failed", *fault)
     if place == directory.absolute():
         return Finding("queue directory", "ok", str(directory))
-    return Finding("queue directory", "ok", f"{directory}, which is not there yet, and can be made")
+    return Finding("queue directory", "ok", f"{directory}, which is not there yet, and can be created")
 
 
 def _space(place: Path, min_free_bytes: int) -> Finding:
@@ -83,14 +78,14 @@ def _space(place: Path, min_free_bytes: int) -> Finding:
     free = found.f_bavail * found.f_frsize
     detail = f"{free >> 20} MiB free; webhooks are refused below {format_size(min_free_bytes)}"
     if free < min_free_bytes:
-        return Finding("disk space", "failed", detail, "make room: webhooks are refused with 503")
+        return Finding("disk space", "failed", detail, "free some space: webhooks are refused with 503")
     if found.f_files and not found.f_favail:
-        return Finding("disk space", "failed", "no file can be made any more (no inodes)", "delete files")
+        return Finding("disk space", "failed", "no more files can be created (no inodes)", "delete files")
     return Finding("disk space", "ok", detail)
 
 
 def file_system(place: Path, mounts: str) -> str | None:
-    """The type of the file system of a path; None if it can't be told.
+    """The type of the file system of a path; None if it is not known.
 
     Args:
         place: The path, without symbolic links.
@@ -112,7 +107,7 @@ def _file_system(place: Path) -> Finding:
     except OSError:
         found = None
     if found is None:
-        return Finding("file system", "unknown", "can't be told", "the queue needs a local disk")
+        return Finding("file system", "unknown", "can't be determined", "the queue needs a local disk")
     if found in _NETWORK:
         hint = "put the queue on a local disk: SQLite's log (WAL) does not work over a network"
         return Finding("file system", "warning", f"{found}, which is not on this machine", hint)

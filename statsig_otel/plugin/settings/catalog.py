@@ -1,4 +1,4 @@
-"""What a configuration file can name: every component's settings, and how it is made of them."""
+"""The components that a configuration file can name: their settings models, and how exporters are created."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,19 +20,19 @@ from statsig_otel.plugin.settings.telemetry import TelemetrySettings
 _CREDENTIALS: Final = (
     'leave it out: put the credentials into the exporter\'s headers, such as authorization: "Bearer ..."'
 )
-_NO_METRICS: Final = "leave it out: changes are log records, and no metrics; for the service's own see docs/queue.md"
-_NO_TRACES: Final = "leave it out: changes are log records, and no traces"
+_NO_METRICS: Final = "leave it out: changes are log records, not metrics; for the service's own see docs/queue.md"
+_NO_TRACES: Final = "leave it out: changes are log records, not traces"
 _BY_COLLECTOR: Final = "send OTLP to a Collector that has it"
 _DEBUG: Final = "use debug, which prints"
-_ONE_RECEIVER: Final = "what comes in here are Statsig's webhooks; let a Collector receive all else"
-_DOCTOR: Final = "leave it out: statsig-otel doctor looks at what the service depends on"
+_ONE_RECEIVER: Final = "only Statsig's webhooks come in here; let a Collector receive everything else"
+_DOCTOR: Final = "leave it out: statsig-otel doctor checks what the service depends on"
 
 UNSUPPORTED_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
     "receivers": {
         **dict.fromkeys(("otlp", "filelog", "hostmetrics", "kafka", "prometheus", "webhookevent"), _ONE_RECEIVER),
     },
     "exporters": {
-        "logging": "use debug, its name today",
+        "logging": "use debug, its current name",
         "console": _DEBUG,
         "stdout": _DEBUG,
         "http": "use otlp_http",
@@ -93,7 +93,7 @@ ALIASES: Final[Mapping[str, str]] = {"otlp": "otlp_grpc", "otlphttp": "otlp_http
 """The Collector's older names."""
 
 EXPORTERS: Final = ExporterTypes(_BUILT_IN, ALIASES)
-"""All types of exporters, those of installed distributions too."""
+"""All types of exporters, including those of installed distributions."""
 
 BUILT_IN: Final = Components(
     receivers={"statsig": StatsigReceiverSettings},
@@ -112,10 +112,10 @@ COMPONENTS: Final = replace(BUILT_IN, exporters=EXPORTERS)
 
 
 def create_exporter(name: str, settings: Settings) -> Exporter:
-    """Make the exporter of an id such as `otlp_grpc/backend`, or take the one that was given; nothing is opened.
+    """Create the exporter of an id such as `otlp_grpc/backend`, or return the one that was given; nothing is opened.
 
     Raises:
-        ConfigError: It is from an installed distribution, which can't make one of these settings.
+        ConfigError: The distribution that adds its type can't create an exporter from these settings.
     """
     if isinstance(settings, ExporterObject):
         exporter: Exporter = settings.exporter

@@ -1,6 +1,7 @@
-"""`sending_queue` and `retry_on_failure`: what every exporter has beside its own keys, with the Collector's names.
+"""The settings `sending_queue` and `retry_on_failure`, which every exporter has beside its own keys.
 
-The defaults differ from the Collector's where losing nothing asks for it: the queue is on disk, nothing is given up.
+The names are the Collector's. Some defaults differ, so that nothing is lost: the queue is on disk,
+and retries never end.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ def _items_only(value: object) -> object:
 
 
 Sizer = Annotated[Literal["items"], BeforeValidator(_items_only)]
-"""What sizes count: log records."""
+"""What a size counts: log records."""
 
 
 class BatchSettings(Settings):
@@ -46,7 +47,7 @@ class BatchSettings(Settings):
         "timeout": "flush_timeout",
     }
 
-    max_size: int = Field(default=512, gt=0, le=100_000, description="Log records of one request at most.")
+    max_size: int = Field(default=512, gt=0, le=100_000, description="The most log records in one request.")
     sizer: Sizer = Field(default="items", description="What max_size counts: log records.")
     min_size: int = Field(default=0, ge=0, description="Not used: what waits is sent at once.")
     flush_timeout: Duration = Field(default=0.0, ge=0, description="Not used: what waits is sent at once.")
@@ -62,7 +63,7 @@ class SendingQueueSettings(Settings):
     """
 
     refused: ClassVar[Mapping[str, str]] = {
-        "blocking": "use block_on_overflow, its name today; here it is always false",
+        "blocking": "use block_on_overflow, its current name; here it is always false",
         "wait_for_result": "use enabled: false, with which the webhook waits for the exporter itself",
     }
 
@@ -79,7 +80,7 @@ class SendingQueueSettings(Settings):
         default=None, description="The id of the file_storage extension; there is one for all."
     )
     start_at: Literal["next", "oldest"] = Field(
-        default="next", description="Where an exporter begins that the queue does not know yet."
+        default="next", description="Where an exporter begins if the queue does not know it yet."
     )
     batch: BatchSettings = Field(default_factory=BatchSettings, description="What is sent together.")
     num_consumers: int = Field(default=1, gt=0, description="Always 1.")
@@ -95,12 +96,14 @@ class RetryOnFailureSettings(Settings):
         60.0
     """
 
-    enabled: bool = Field(default=True, description="With false what a passing fault hits becomes a dead letter.")
+    enabled: bool = Field(
+        default=True, description="With false a record that a passing fault hits becomes a dead letter."
+    )
     initial_interval: Duration = Field(default=5.0, gt=0, description="The wait after the first failure.")
     randomization_factor: float = Field(
-        default=0.5, ge=0, le=1, allow_inf_nan=False, description="How far a wait is moved by chance."
+        default=0.5, ge=0, le=1, allow_inf_nan=False, description="How far a wait is varied at random."
     )
-    multiplier: float = Field(default=1.5, ge=1, allow_inf_nan=False, description="By what the wait grows.")
+    multiplier: float = Field(default=1.5, ge=1, allow_inf_nan=False, description="The factor by which the wait grows.")
     max_interval: Duration = Field(default=30.0, gt=0, description="The longest wait.")
     max_elapsed_time: Duration = Field(default=0.0, ge=0, description="Dead letter after this; 0 is never.")
 
@@ -118,7 +121,7 @@ class RetryOnFailureSettings(Settings):
 
 
 class ExporterObject(Settings):
-    """In the place of an exporter's settings: an exporter that was made in code. No file can name one."""
+    """Takes the place of an exporter's settings if the exporter was created in code. No file can name one."""
 
     exporter: Any = Field(description="The exporter, which keeps the Exporter protocol.")
     timeout: Duration = Field(default=SEND_TIMEOUT, gt=0, description="The time for one send.")
@@ -160,7 +163,7 @@ class ConfiguredExporter(Composed):
 
 
 def unused_keys(exporters: "Mapping[str, ConfiguredExporter]") -> Iterator[str]:
-    """What is written, is right, and has no effect: a sentence each, with its place."""
+    """Keys that are valid and have no effect: a sentence for each, with its place."""
     for name, exporter in exporters.items():
         settings, queue, where = exporter.settings, exporter.sending_queue, f"exporters::{name}::sending_queue"
         if (

@@ -1,10 +1,10 @@
-"""What the environment says, beside a configuration file and without one.
+"""Reads the environment variables of OpenTelemetry's SDKs and of this service.
 
-Without a file it is the configuration: `STATSIG_SIGNING_SECRET` and the `OTEL_EXPORTER_OTLP_*` variables with their
-`_LOGS_` forms, which come first, as opentelemetry-sdk reads them: gRPC unless the protocol says otherwise, the timeout
-in seconds.
+Without a configuration file they are the configuration: `STATSIG_SIGNING_SECRET`, and the `OTEL_EXPORTER_OTLP_*`
+variables with their `_LOGS_` forms, which take precedence. They are read as opentelemetry-sdk reads them: gRPC unless
+the protocol says otherwise, the timeout in seconds.
 
-With a file these count only where it names them: `OTEL_EXPORTER_OTLP_HEADERS` contains the key of one backend, and no
+With a file they count only where it names them: `OTEL_EXPORTER_OTLP_HEADERS` contains the key of one backend, and no
 exporter to another may send it. The SDKs do the same beside a file of their own (the specification's "Declarative
 configuration").
 """
@@ -32,7 +32,7 @@ _TLS_FILES: Final = {"CERTIFICATE": "ca_file", "CLIENT_CERTIFICATE": "cert_file"
 _SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 
 _LIKE_MILLISECONDS: Final = 1000
-"""Nobody waits for so many seconds: the specification, and other languages' SDKs, count milliseconds."""
+"""A timeout of so many seconds is probably meant in milliseconds, as in the specification and other languages' SDKs."""
 
 _SETTINGS: Final = (
     "PROTOCOL", "ENDPOINT", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY",
@@ -41,11 +41,7 @@ _SETTINGS: Final = (
 
 
 class Environment(Mapping[str, str]):
-    """Environment variables, which remember which of them were asked for.
-
-    Args:
-        variables: The variables.
-    """
+    """Environment variables, which remember which of them were asked for."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = variables
@@ -68,10 +64,10 @@ class Environment(Mapping[str, str]):
 
 
 def check_enabled(environ: Mapping[str, str]) -> None:
-    """Refuse to run where `OTEL_SDK_DISABLED` says that nothing is to be exported.
+    """Refuse to run if `OTEL_SDK_DISABLED` is true.
 
     An SDK does nothing then, and the application goes on. Delivering is all that this service does: to acknowledge
-    webhooks and deliver nothing would be a loss, and so would be to refuse them quietly.
+    webhooks and deliver nothing would lose them, and so would refusing them quietly.
 
     Raises:
         ConfigError: It is true.
@@ -85,32 +81,31 @@ def check_enabled(environ: Mapping[str, str]) -> None:
 
 
 def log_level_from_environment(environ: Mapping[str, str]) -> LogLevel:
-    """`OTEL_LOG_LEVEL`, in any case; info where it is unset, or, with a warning, where it is none of ours."""
+    """`OTEL_LOG_LEVEL`, in any case; info if it is unset or, with a warning, if there is no such level."""
     value = environ.get("OTEL_LOG_LEVEL", "")
     level = named_level(value)
     if value.strip() and level is None:
-        _logger.warning("OTEL_LOG_LEVEL is none of debug, info, warn and error, and counts as info")
+        _logger.warning("OTEL_LOG_LEVEL is not one of debug, info, warn and error, and counts as info")
     return level or "info"
 
 
 def _variables(name: str) -> tuple[str, str]:
-    """The variables of a setting; the first goes before the second."""
+    """The variables of a setting; the first one takes precedence."""
     return f"OTEL_EXPORTER_OTLP_LOGS_{name}", f"OTEL_EXPORTER_OTLP_{name}"
 
 
 def document_from_environment(environ: Mapping[str, str]) -> Document:
-    """What a configuration file would say, made of environment variables.
+    """A document like a configuration file's, made from environment variables. It contains their problems.
 
-    Without a signing secret it is the set-up mode; a secret that is set but empty is an error. What is wrong with the
-    variables is in the document.
+    Without a signing secret it is the set-up mode; a secret that is set but empty is an error.
     """
     return _Reader(environ).document()
 
 
 def resource_from_environment(environ: Mapping[str, str]) -> dict[str, AttributeValue]:
-    """The attributes of `OTEL_RESOURCE_ATTRIBUTES`, and over them `OTEL_SERVICE_NAME`.
+    """The attributes of `OTEL_RESOURCE_ATTRIBUTES`, with `OTEL_SERVICE_NAME` over them.
 
-    Pairs that are none are left out with a warning, as in the SDK. Bytes that are no UTF-8, plain or
+    Entries that are not pairs are left out with a warning, as in the SDK. Bytes that are not UTF-8, plain or
     percent-encoded, become U+FFFD.
     """
     pairs, broken = _pairs(environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
@@ -121,7 +116,7 @@ def resource_from_environment(environ: Mapping[str, str]) -> dict[str, Attribute
 
 
 def _pairs(text: str) -> tuple[dict[str, str], int]:
-    """The pairs of `key=value,key=value`, values percent-decoded, and how many entries are no pair."""
+    """The pairs of `key=value,key=value`, values percent-decoded, and how many entries are not a pair."""
     found: dict[str, str] = {}
     broken = 0
     for entry in filter(None, (part.strip() for part in text.split(","))):
@@ -219,7 +214,7 @@ class _Reader:
             self._origins[tuple(above)] = variable
 
     def _boolean(self, variable: str, value: str) -> bool | Unknown:
-        """Nothing but true is true (the specification); to take `1` for it would send in plain text."""
+        """Only `true` is true (the specification). Taking `1` for true would send in plain text."""
         if value.lower() not in ("true", "false"):
             return self._fault(variable, "must be true or false")
         return value.lower() == "true"
@@ -229,7 +224,7 @@ class _Reader:
         if not _SECONDS.fullmatch(value):
             return self._fault(variable, "must be a number of seconds, without a unit, such as 10")
         if float(value) >= _LIKE_MILLISECONDS:
-            _logger.warning("%s counts seconds here, as in the SDK for Python: %s are very many", variable, value)
+            _logger.warning("%s counts seconds here, as in the SDK for Python: %s is a very long time", variable, value)
         return f"{value}s"
 
     def _headers(self, variable: str, value: str) -> dict[str, str] | Unknown:

@@ -1,4 +1,4 @@
-"""Which types of exporters there are: those that are built in, and those that entry points of distributions add.
+"""The types of exporters: those that are built in, and those that entry points of distributions add.
 
 Only what a configuration names is imported. What can't be used breaks no configuration that does not name it.
 """
@@ -25,7 +25,7 @@ _METHODS: Final = ("start", "send", "shutdown")
 
 
 def fault_of(exporter: object) -> str | None:
-    """What keeps an object from being an exporter, as the end of a sentence that begins with its type."""
+    """Why an object is not an exporter, as the end of a sentence that begins with its type."""
     for name in _METHODS:
         method = getattr(exporter, name, None)
         if not callable(method):
@@ -59,13 +59,10 @@ class Installed:
 
 
 class ExporterTypes(Mapping[str, type[Settings]]):
-    """The models of all types of exporters, as the table that `config` checks a file with; safe in any thread.
+    """The settings models of all types of exporters, for `config` to check a file with; safe in any thread.
 
-    A type that can't be used has a model that refuses whatever is written, with the reason.
-
-    Args:
-        built_in: Those that are built in. Nothing that is installed takes their place.
-        aliases: Older names of theirs.
+    A type that can't be used has a model that refuses whatever is written, with the reason. Nothing that is installed
+    takes the place of a built-in type or of its older names (`aliases`).
     """
 
     def __init__(self, built_in: Mapping[str, ExporterType[Any]], aliases: Mapping[str, str]) -> None:
@@ -92,21 +89,21 @@ class ExporterTypes(Mapping[str, type[Settings]]):
         return type_ in list(iter(self))
 
     def refresh(self) -> None:
-        """Look anew at what is installed, once it is asked for. What was imported stays as it is until a restart."""
+        """Find out again what is installed, when it is next needed. What was imported stays until a restart."""
         with self._lock:
             self._installed = None
             self._loaded = {one: found for one, found in self._loaded.items() if isinstance(found, ExporterType)}
             importlib.invalidate_caches()
 
     def installed(self) -> tuple[Installed, ...]:
-        """All that distributions add, also what can't be used. Imports nothing."""
+        """Everything that distributions add, usable or not. Imports nothing."""
         with self._lock:
             if self._installed is None:
                 self._installed = tuple(sorted(map(_installed, entry_points(group=GROUP))))
             return self._installed
 
     def fault(self, one: Installed) -> Fault | None:
-        """What keeps a type that a distribution adds from being used. Imports it, where nothing else is wrong."""
+        """Why a type that a distribution adds can't be used. Imports it if nothing else is wrong."""
         rename = "give the entry point another name"
         if one.name in self._built_in or one.name in self._aliases:
             return Fault(_UNUSED % (one.distribution, one.name), rename)
@@ -117,7 +114,7 @@ class ExporterTypes(Mapping[str, type[Settings]]):
         return found if isinstance(found, Fault) else None
 
     def find(self, type_: str) -> ExporterType[Any] | Fault:
-        """A type by its name, imported where it has to be.
+        """A type by its name, imported if needed.
 
         Raises:
             KeyError: There is none.
@@ -137,10 +134,10 @@ class ExporterTypes(Mapping[str, type[Settings]]):
             return self._loaded[rivals[0]]
 
     def create(self, id_: str, settings: Settings) -> Exporter:
-        """Make an exporter; nothing is opened.
+        """Create an exporter; nothing is opened.
 
         Raises:
-            ConfigError: The distribution that it is from can't make one of these settings.
+            ConfigError: The distribution that adds its type can't create an exporter from these settings.
             KeyError: There is no such type.
         """
         type_ = id_.partition("/")[0]
@@ -154,9 +151,9 @@ class ExporterTypes(Mapping[str, type[Settings]]):
         try:
             exporter = found.create(id_, settings)
         except Exception as error:
-            _logger.debug("%s: %s could not make it", id_, origin, exc_info=True)
+            _logger.debug("%s: %s could not create it", id_, origin, exc_info=True)
             said = " ".join(str(error).split()) if isinstance(error, ValueError) else _described(error)
-            message = without_these(_secrets(settings), f"{origin} can't make an exporter of this: {said}")
+            message = without_these(_secrets(settings), f"{origin} can't create an exporter from this: {said}")
             raise ConfigError([Problem(("exporters", id_), message)]) from None
         fault = fault_of(exporter)
         if fault is not None:
@@ -202,7 +199,7 @@ def _fault(found: object) -> str | None:
         return "its create can't be called"
     taken = [key for key in settings.model_fields if key in ConfiguredExporter.shared_keys()]
     if taken:
-        return f"its settings have a key {taken[0]}, which every exporter has by itself"
+        return f"its settings have a key {taken[0]}, which every exporter already has"
     timeout = settings.model_fields.get("timeout")
     if timeout is not None and timeout.annotation not in (int, float):
         return "its settings have a key timeout that is not a statsig_otel.config.Duration"
@@ -215,7 +212,7 @@ def _described(error: BaseException) -> str:
 
 
 def _refusing(fault: Fault) -> type[Settings]:
-    """A model for which nothing that is written is right."""
+    """A model that refuses every value, for a type that can't be used."""
 
     class Refusing(Settings):
         @model_validator(mode="before")

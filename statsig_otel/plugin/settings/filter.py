@@ -1,4 +1,4 @@
-"""`filter` of a receiver, as the configuration file has it."""
+"""The `filter` settings of a receiver."""
 
 from typing import Annotated
 
@@ -60,7 +60,7 @@ class ChangeMatchSettings(Settings):
         return self
 
     def block(self) -> Block:
-        """The patterns of the fields that are named."""
+        """The patterns by field, as a filter takes them."""
         return self.model_dump(exclude_none=True)
 
 

@@ -1,6 +1,6 @@
-"""`mapping` of a receiver, as the configuration file has it."""
+"""The `mapping` settings of a receiver."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -23,54 +23,40 @@ from statsig_otel.plugin.record.mapping import (
 from statsig_otel.plugin.record.template import Template
 
 
-def _check_template(text: str) -> str:
-    parse_template(text)
-    return text
+def _passing(check: Callable[[str], object]) -> AfterValidator:
+    """Validates a string by a function that raises for a wrong one."""
 
+    def validate(text: str) -> str:
+        check(text)
+        return text
 
-def _check_new_name(name: str) -> str:
-    check_new_name(name)
-    return name
-
-
-def _check_old_name(name: str) -> str:
-    check_old_name(name)
-    return name
-
-
-def _check_pattern(pattern: str) -> str:
-    check_pattern(pattern)
-    return pattern
+    return AfterValidator(validate)
 
 
 def _check_integer(value: object) -> object:
-    """Before all else, since a fraction could be made of it."""
+    """Checked first, since pydantic would make a fraction of a large integer."""
     if isinstance(value, int) and not -MAX_INT - 1 <= value <= MAX_INT:
         raise SettingError("is larger than the 64 bits of an attribute", "write it as a string")
     return value
 
 
-def _check_types(values: Sequence[str | float]) -> None:
-    """Several types under one name can't be searched in most backends."""
+def _check_types(values: list[str | float]) -> list[str | float]:
+    """Most backends can't search values of several types under one name."""
     kinds = set(map(type, values))
     if len(kinds) > 1 and kinds != {int, float}:
         raise SettingError("has values of several types", "write all of them as strings, in quotes")
-
-
-def _check_list(values: list[str | float]) -> list[str | float]:
-    _check_types(values)
     return values
 
 
-_Template = Annotated[str, AfterValidator(_check_template)]
-_NewName = Annotated[str, AfterValidator(_check_new_name)]
-_OldName = Annotated[str, AfterValidator(_check_old_name)]
-_Pattern = Annotated[str, AfterValidator(_check_pattern)]
+_Template = Annotated[str, _passing(parse_template)]
+_NewName = Annotated[str, _passing(check_new_name)]
+_OldName = Annotated[str, _passing(check_old_name)]
+_Pattern = Annotated[str, _passing(check_pattern)]
 _Scalar = Annotated[_Template | bool | int | float, BeforeValidator(_check_integer)]
 
 
 class LookupSettings(Settings):
-    """A value by another one, such as a team by a project.
+    """Looks a value up by another one, such as a team by a project.
 
     Example:
         >>> from statsig_otel.plugin import LookupSettings
@@ -88,7 +74,7 @@ class LookupSettings(Settings):
         return self
 
     def source(self) -> Lookup:
-        """What looks it up. Of whole numbers and fractions all become fractions: an attribute is of one type."""
+        """The lookup itself. If one value is a fraction, all numbers become fractions: an attribute has one type."""
         fractions = any(isinstance(value, float) for value in (*self.table.values(), self.default))
 
         def source(value: str | float) -> Template | Constant:
@@ -98,12 +84,12 @@ class LookupSettings(Settings):
         return Lookup(parse_template(self.lookup), table, None if self.default is None else source(self.default))
 
 
-_List = Annotated[list[_Scalar], Field(min_length=1), AfterValidator(_check_list)]
+_List = Annotated[list[_Scalar], Field(min_length=1), AfterValidator(_check_types)]
 _Written = _Scalar | _List | LookupSettings
 
 
 class MappingSettings(Settings):
-    """How a receiver's records look, where they are not to look as they do by default.
+    """How a receiver's records differ from the default record.
 
     Example:
         >>> from statsig_otel.plugin import LogRecordEncoder, Mapper, MappingSettings

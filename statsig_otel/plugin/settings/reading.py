@@ -1,4 +1,4 @@
-"""What a configuration says about the queue: where it is, whom its records are for, and how they are made."""
+"""What a configuration says about the queue: its directory, its routing, and how its records are made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,13 +24,7 @@ from statsig_otel.plugin.webhook.signature import Verifier
 
 @dataclass(frozen=True, slots=True)
 class QueueConfiguration:
-    """What a command needs to know of a configuration file.
-
-    Attributes:
-        directory: The queue's directory.
-        routing: Whose records are for whom.
-        mappers: What makes each receiver's records.
-    """
+    """What a command needs from a configuration file. The mappers are by receiver."""
 
     directory: Path
     routing: Routing
@@ -53,12 +47,12 @@ def read(locations: tuple[str, ...], environ: Mapping[str, str]) -> QueueConfigu
 
 
 def read_directory(locations: tuple[str, ...], environ: Mapping[str, str]) -> Path:
-    """The queue's directory that the locations of a configuration name, whatever else is wrong with them.
+    """The queue's directory according to a configuration, whatever else is wrong with the configuration.
 
-    For commands that only have to reach the service: it alone has its environment, and its files.
+    For commands that only have to reach the service, and may lack its environment and its files.
 
     Raises:
-        ConfigError: The directory can't be told; all that is wrong with what names it.
+        ConfigError: The directory is not known; it contains what is wrong with the part that names it.
     """
     configuration, problems = examine(read_all(locations, environ=environ), COMPONENTS)
     found = [one.directory for one in configuration.extensions.values() if isinstance(one, FileStorageSettings)]
@@ -75,7 +69,7 @@ def read_directory(locations: tuple[str, ...], environ: Mapping[str, str]) -> Pa
 
 
 def receiver_settings(configuration: Configuration) -> Mapping[str, StatsigReceiverSettings]:
-    """The settings of each receiver: there is one type of them."""
+    """The settings of each receiver; there is only one type."""
     return cast("Mapping[str, StatsigReceiverSettings]", configuration.receivers)
 
 
@@ -95,7 +89,7 @@ def queued_exporters(configuration: Configuration) -> tuple[str, ...]:
 
 
 def routing(configuration: Configuration) -> Routing:
-    """Whose records are for whom. Where pipelines of a receiver share an exporter, it gets each record once."""
+    """Which exporters the records of each receiver are for. If its pipelines share one, that gets each record once."""
     configured = configured_exporters(configuration)
     return Routing(
         receivers={
@@ -123,12 +117,7 @@ def _route(configuration: Configuration, receiver: str, settings: StatsigReceive
 
 
 def create_mapper(settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> Mapper:
-    """What makes a receiver's records.
-
-    Args:
-        settings: The receiver's settings.
-        resource: Attributes of the records' resource below those that the receiver sets.
-    """
+    """The mapper that makes a receiver's records. Its own `resource` takes precedence over the given one."""
     encoder = LogRecordEncoder(
         resource={**DEFAULT_RESOURCE, **resource, **settings.resource},
         user=settings.user,
@@ -145,6 +134,6 @@ def create_mapper(settings: StatsigReceiverSettings, resource: Mapping[str, Attr
 
 
 def create_verifier(settings: StatsigReceiverSettings) -> Verifier:
-    """What checks a receiver's signatures."""
+    """The verifier of a receiver's signatures."""
     secrets = [secret.reveal() for secret in settings.signing_secrets]
     return Verifier(secrets, tolerance=settings.timestamp_tolerance)

@@ -1,10 +1,10 @@
-"""What the configuration file says of a `statsig` receiver."""
+"""The settings of a `statsig` receiver."""
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -18,98 +18,49 @@ from statsig_otel.plugin.record.record import UserMode
 from statsig_otel.plugin.record.services import CHANGE_UID, IMPACTED_SERVICES
 from statsig_otel.plugin.server.tls import ServerTls
 from statsig_otel.plugin.settings.filter import FilterSettings
-from statsig_otel.plugin.settings.mapping import LookupSettings, MappingSettings
+from statsig_otel.plugin.settings.mapping import MappingSettings
 from statsig_otel.plugin.settings.services import ImpactedServicesSettings
 from statsig_otel.plugin.webhook import DEFAULT_PATH
-
-_Placed: TypeAlias = tuple[tuple[str | int, ...], str]
-"""A template, after its place."""
 
 _DETAILS: Final = "statsig.change."
 _ORIGINAL: Final = "log.record.original"
 
 
-def check_template_fields(
-    mapping: MappingSettings | None, services: ImpactedServicesSettings | None, *, details: bool, original: bool
-) -> None:
-    """Check that each field in the templates of a receiver is one that a change can have.
-
-    Args:
-        mapping: Its `mapping`.
-        services: Its `impacted_services`.
-        details: Its `include_change_details`.
-        original: Its `include_original`.
-
-    Raises:
-        ValidationError: A change can't have some; each is told in its place, with the key to set.
-    """
-
-    def fault(name: str) -> Fault | None:
-        if name.startswith(_DETAILS) and not details:
-            return Fault("without include_change_details", "set include_change_details: true")
-        if name == _ORIGINAL and not original:
-            return Fault("without include_original", "set include_original: true")
-        if name in (*SERVICE_FIELDS, CHANGE_UID, IMPACTED_SERVICES) and services is None:
-            return Fault("without impacted_services", "add rules to impacted_services")
-        if name in (*SERVICE_FIELDS, CHANGE_UID) and not (services and services.split):
-            return Fault("with impacted_services::split: false", "set split: true there")
-        return None
-
-    templates = [
-        *_below("mapping", _of_mapping(mapping) if mapping else ()),
-        *_below("impacted_services", _of_services(services) if services else ()),
-    ]
-    errors = list(_errors(templates, fault))
-    if errors:
-        raise ValidationError.from_exception_data("StatsigReceiverSettings", errors)
+def _fault_of_field(name: str, receiver: "StatsigReceiverSettings") -> Fault | None:
+    """Why no change of a receiver can have a field of a template, and the key to set."""
+    if name.startswith(_DETAILS) and not receiver.include_change_details:
+        return Fault("without include_change_details", "set include_change_details: true")
+    if name == _ORIGINAL and not receiver.include_original:
+        return Fault("without include_original", "set include_original: true")
+    services = receiver.impacted_services
+    if name in (*SERVICE_FIELDS, CHANGE_UID, IMPACTED_SERVICES) and services is None:
+        return Fault("without impacted_services", "add rules to impacted_services")
+    if name in (*SERVICE_FIELDS, CHANGE_UID) and not (services and services.split):
+        return Fault("with impacted_services::split: false", "set split: true there")
+    return None
 
 
-def _errors(templates: Iterable[_Placed], fault_of: Callable[[str], Fault | None]) -> Iterator[InitErrorDetails]:
-    for place, text in templates:
+def _wrong_templates(receiver: "StatsigReceiverSettings") -> Iterator[InitErrorDetails]:
+    """An error for each template with a field that no change can have, in its place."""
+    values = receiver.model_dump(include={"mapping": {"event_name", "body", "attributes"}, "impacted_services": True})
+    for place, text in _strings(values, ()):
+        if place[:2] == ("impacted_services", "rules") and "match" in place[2:4]:
+            continue  # patterns
         for name in parse_template(text).names:
-            if fault := fault_of(name):
+            if fault := _fault_of_field(name, receiver):
                 error = SettingError(f"has {{{name}}}, which no change has {fault.message}", fault.hint)
                 kind = PydanticCustomError("value_error", "Value error, {error}", {"error": error})
                 yield InitErrorDetails(type=kind, loc=place, input=text)
                 break
 
 
-def _below(key: str | int, templates: Iterable[_Placed]) -> Iterator[_Placed]:
-    return (((key, *place), text) for place, text in templates)
-
-
-def _of_mapping(mapping: MappingSettings) -> Iterator[_Placed]:
-    for key in ("event_name", "body"):
-        if text := getattr(mapping, key):
-            yield (key,), text
-    for name, written in mapping.attributes.items():
-        yield from _below("attributes", _below(name, _of_value(written)))
-
-
-def _of_services(services: ImpactedServicesSettings) -> Iterator[_Placed]:
-    if services.namespace is not None:
-        yield ("namespace",), services.namespace
-    is_list = isinstance(services.rules, list)
-    for index, rule in enumerate(services.rules if isinstance(services.rules, list) else [services.rules]):
-        found = list(_below("name", _of_value(rule.name)))
-        if rule.namespace is not None:
-            found.append((("namespace",), rule.namespace))
-        yield from _below("rules", _below(index, found) if is_list else found)
-
-
-def _of_value(written: str | float | Sequence[str | float] | LookupSettings) -> Iterator[_Placed]:
-    """The templates of what an attribute, or a name, is made of."""
-    if isinstance(written, str):
-        yield (), written
-    elif isinstance(written, LookupSettings):
-        yield ("lookup",), written.lookup
-        for key, value in written.table.items():
-            if isinstance(value, str):
-                yield ("table", key), value
-        if isinstance(written.default, str):
-            yield ("default",), written.default
-    elif isinstance(written, Sequence):
-        yield from (((index,), value) for index, value in enumerate(written) if isinstance(value, str))
+def _strings(value: object, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The strings in a value at a place, each after its own place."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, Mapping | list):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _strings(item, (*place, key))
 
 
 _ENDPOINT: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
@@ -194,13 +145,8 @@ class ServerTlsSettings(Settings):
 
 
 def server_tls(settings: ServerTlsSettings) -> ServerTls:
-    """What the server needs of the settings."""
-    return ServerTls(
-        cert_file=settings.cert_file,
-        key_file=settings.key_file,
-        client_ca_file=settings.client_ca_file,
-        min_version=settings.min_version,
-    )
+    """The same settings as the server takes them."""
+    return ServerTls(**dict(settings))
 
 
 class DeduplicationSettings(Settings):
@@ -290,20 +236,21 @@ class StatsigReceiverSettings(Settings):
     user: UserMode = Field(default="full", description="Who made a change: in full, hashed, or left out.")
     hash_key: Opaque | None = Field(default=None, description="The key for user: hash.")
     deduplication: DeduplicationSettings = Field(
-        default_factory=DeduplicationSettings, description="Redeliveries that are answered, and not sent on."
+        default_factory=DeduplicationSettings,
+        description="Redelivered changes, which are answered and not exported again.",
     )
     include_original: bool = Field(default=False, description="Add the item's own JSON text as log.record.original.")
     include_change_details: bool = Field(
         default=False, description="Add what the description says as statsig.change.* attributes: rules, rollouts, ..."
     )
     filter: FilterSettings | None = Field(
-        default=None, description="Which changes go on; all without it. The others are answered as ignored."
+        default=None, description="Which changes are exported; without it, all. The others are answered as ignored."
     )
     mapping: MappingSettings | None = Field(
-        default=None, description="How the records look; as the reference mapping has them without it."
+        default=None, description="How the records look; without it, as in the reference mapping."
     )
     impacted_services: ImpactedServicesSettings | None = Field(
-        default=None, description="Which services a change concerns; none without it."
+        default=None, description="Which services a change concerns; without it, none."
     )
 
     @field_validator("endpoint")
@@ -357,9 +304,9 @@ class StatsigReceiverSettings(Settings):
 
     @model_validator(mode="after")
     def _check_fields(self) -> "StatsigReceiverSettings":
-        check_template_fields(
-            self.mapping, self.impacted_services, details=self.include_change_details, original=self.include_original
-        )
+        errors = list(_wrong_templates(self))
+        if errors:
+            raise ValidationError.from_exception_data("StatsigReceiverSettings", errors)
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""`impacted_services` of a receiver, as the configuration file has it."""
+"""The `impacted_services` settings of a receiver."""
 
 from typing import Annotated, TypeAlias
 

@@ -1,4 +1,4 @@
-"""Where the durable queue lives: the `file_storage` extension, or a place that fits the machine."""
+"""Where the durable queue is: the `file_storage` extension, or a default directory that fits the machine."""
 
 import os
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ class FileStorageSettings(Settings):
 
     refused: ClassVar[Mapping[str, str]] = {
         "compaction": "leave it out: the space of delivered records is used again",
-        "create_directory": "leave it out: the directory is made where it is missing",
-        "directory_permissions": "leave it out: the directory is made for its owner alone (0700)",
+        "create_directory": "leave it out: the directory is created if it is missing",
+        "directory_permissions": "leave it out: the directory is created for its owner alone (0700)",
         "fsync": "leave it out: nothing is acknowledged before it is on the disk",
         "recreate": "leave it out: a corrupt file is set aside, and the service starts",
         "timeout": "leave it out: one service owns the directory, and a second one says so at once",
@@ -33,7 +33,7 @@ class FileStorageSettings(Settings):
     needed: ClassVar[Mapping[str, str]] = {"directory": "name a directory, such as /var/lib/statsig-otel"}
 
     directory: Path = Field(
-        description="The directory; it is made where it is missing.",
+        description="The directory; it is created if it is missing.",
         examples=["/var/lib/statsig-otel"],
         json_schema_extra={"minLength": 1},
     )
@@ -53,7 +53,7 @@ class FileStorageSettings(Settings):
 
 
 def file_storage(configuration: Configuration) -> FileStorageSettings | None:
-    """The settings of the one `file_storage` extension that the service names; None for none."""
+    """The settings of the one `file_storage` extension that the service names; None if it names none."""
     for name in configuration.service_extensions:
         settings = configuration.extensions[name]
         if isinstance(settings, FileStorageSettings):

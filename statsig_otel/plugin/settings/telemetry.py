@@ -1,4 +1,4 @@
-"""What the configuration file says in `service::telemetry`, with the Collector's names."""
+"""The `service::telemetry` settings, with the Collector's names."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Final, Literal
@@ -34,7 +34,7 @@ _NONE_SCHEMA: Final = {"anyOf": [{"enum": ["none"]}, {"type": "string", "pattern
 
 
 def named_level(word: str | None) -> LogLevel | None:
-    """The level that a word means, in any case; None for any other."""
+    """The level that a word means, in any case; None if it is not a level."""
     return _LEVELS.get((word or "").strip().lower())
 
 

@@ -144,7 +144,7 @@ def test_a_level_that_is_none_is_told_in_the_form_of_the_file(
     monkeypatch.setenv("OTEL_LOG_LEVEL", "loud")
     assert read(config).level == logging.INFO
     told = json.loads(capsys.readouterr().err)
-    assert told["msg"] == "OTEL_LOG_LEVEL is none of debug, info, warn and error, and counts as info"
+    assert told["msg"] == "OTEL_LOG_LEVEL is not one of debug, info, warn and error, and counts as info"
 
 
 @pytest.mark.usefixtures("_root_logger")

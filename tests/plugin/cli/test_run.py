@@ -91,7 +91,7 @@ def test_run_says_where_a_directory_is_written_that_can_not_be_made() -> None:
     assert result.exit_code == 1
     assert result.output == (
         "Error: extensions::file_storage::directory: /proc/nothing can't be used: No such file or directory "
-        "(config.yaml:10)\n  hint: let the service's own user write there, or name another place\n"
+        "(config.yaml:10)\n  hint: let the service's own user write there, or name another path\n"
     )
 
 

@@ -106,7 +106,7 @@ def test_a_host_that_is_not_this_machine() -> None:
 
 def test_certificates_of_a_server_that_can_not_be_read_are_told_one_by_one() -> None:
     config("endpoint: localhost:0\n    tls: " + tls(cert_file="no.pem", key_file="no.key", client_ca_file="/"))
-    hint = "\n  hint: the service reads it as its own user; look at the path and at the permissions"
+    hint = "\n  hint: the service reads it as its own user; check the path and the permissions"
     assert errors("--config", "config.yaml") == (
         f"receivers::statsig::tls::cert_file: no.pem can't be read: No such file or directory (config.yaml:6){hint}\n"
         f"receivers::statsig::tls::key_file: no.key can't be read: No such file or directory (config.yaml:6){hint}\n"
@@ -170,7 +170,7 @@ def test_where_a_file_exporter_can_not_write() -> None:
         ("x" * 300, (f"{'x' * 120}... is longer than a path, or a name in it, may be (config.yaml:7)\n"
          "  hint: choose a shorter one")),
         ("in-a-circle", ("in-a-circle is a symbolic link that leads in a circle (config.yaml:7)\n"
-         "  hint: remove the link, or name another place")),
+         "  hint: remove the link, or name another path")),
         ("away", "there is no directory /nowhere (config.yaml:7)\n  hint: make it: the exporter does not"),
         ("no-otlp", ("no-otlp holds something else than OTLP/JSON lines of logs (config.yaml:7)\n"
          "  hint: move it away, or name another")),
@@ -201,7 +201,7 @@ def test_one_file_under_two_names(other: str) -> None:
     Path("hard").hardlink_to("first")
     path = config(exporters=f"file: {{path: first}}\n  file/b: {{path: {other}}}", names="file, file/b")
     assert errors("--config", path) == (
-        "exporters::file/b::path: is the file of exporters::file too (config.yaml:8)\n"
+        "exporters::file/b::path: is also the file of exporters::file (config.yaml:8)\n"
         "  hint: give each its own: only one can write to it"
     )
 
@@ -211,7 +211,7 @@ def test_a_file_that_another_process_writes_to() -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert errors("--config", config(exporters="file: {path: changes.jsonl}", names="file")) == (
             "exporters::file::path: changes.jsonl is locked: another process writes to it (config.yaml:7)\n"
-            "  hint: stop that one, or give this exporter a file of its own"
+            "  hint: stop that process, or give this exporter a file of its own"
         )
 
 
@@ -221,7 +221,7 @@ def test_where_a_queue_can_not_be() -> None:
     more = "yaml:service::extensions: [file_storage]"
     assert errors("--config", "config.yaml", "--config", more) == (
         f"extensions::file_storage::directory: {Path('taken').absolute()} is no directory (config.yaml:10)\n"
-        "  hint: let the service's own user write there, or name another place"
+        "  hint: let the service's own user write there, or name another path"
     )
 
 
@@ -327,7 +327,7 @@ def test_where_the_default_queue_can_not_be(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_directory_that_can_not_be_written() -> None:
     config(exporters="file: {path: /proc/sys/changes}", names="file", more=STORAGE % "/proc/sys/queue")
     more = "yaml:service::extensions: [file_storage]"
-    hint = "\n  hint: let the service's own user write there, or name another place"
+    hint = "\n  hint: let the service's own user write there, or name another path"
     assert errors("--config", "config.yaml", "--config", more) == (
         f"exporters::file::path: /proc/sys/changes can't be written (config.yaml:7){hint}\n"
         f"extensions::file_storage::directory: /proc/sys can't be written (config.yaml:10){hint}"

@@ -46,7 +46,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_version_of_sqlite_with_the_wal_reset_bug_is_told(version: tuple[int, ...]) -> None:
-    (found,) = machine.sqlite(version)
+    found = machine.sqlite(version)
     assert (found.status == "warning") == (version in FAULTY)
     assert ("WAL-reset bug" in found.detail) == (version in FAULTY)
 
@@ -86,7 +86,7 @@ def test_a_place_that_no_queue_should_be_in_is_told(
     ("kept", "offsets", "status", "detail"),
     [
         (True, [("a", 1000.0)], "ok", "synchronised"),
-        (None, [], "unknown", "can't be told"),
+        (None, [], "unknown", "can't be determined"),
         (None, [("a", 0.4)], "ok", "agrees with the server of a"),
         (None, [("a", 400.0), ("b", -6.0)], "warning", "6 s ahead of the server of b"),
         (None, [("a", 400.0)], "failed", "400 s behind the server of a"),
@@ -275,7 +275,7 @@ def test_what_was_set_aside(directory: Path) -> None:
 
 def test_a_directory_that_is_not_there_yet(tmp_path: Path) -> None:
     found = queue(tmp_path / "a" / "b")
-    assert "is not there yet, and can be made" in found["queue directory"].detail
+    assert "is not there yet, and can be created" in found["queue directory"].detail
     assert found["queue state"].detail == "no queue yet"
     assert list(tmp_path.iterdir()) == []
 

@@ -177,7 +177,7 @@ def test_an_installed_exporter_is_configured_as_those_that_are_built_in(tape: st
 def test_what_is_wrong_with_its_settings_is_told_with_its_line(tape: str, body: str, said: str) -> None:
     if "[REDACTED]" in said:
         where, _, reason = said.partition(": ")
-        said = f"{where}: tape-drive 2.5 can't make an exporter of this: {reason} (config.yaml:4)"
+        said = f"{where}: tape-drive 2.5 can't create an exporter from this: {reason} (config.yaml:4)"
     assert errors(f"tape: {body}") == said
 
 
@@ -208,7 +208,7 @@ BROKEN: Final = {
     ),
     f"{MODULE}\nEXPORTER = ExporterType(TapeSettings, 'x')": "can't be used: its create can't be called",
     MODULE.replace("reel: int = 1", "sending_queue: int = 1"): (
-        "can't be used: its settings have a key sending_queue, which every exporter has by itself"
+        "can't be used: its settings have a key sending_queue, which every exporter already has"
     ),
     MODULE.replace("timeout: Duration = 7.0", "timeout: str = '7s'"): (
         "can't be used: its settings have a key timeout that is not a statsig_otel.config.Duration"
