@@ -384,7 +384,7 @@ class DurableQueue:
         if deleted:
             return True
         # On a short disk every page counts: the space that is held back here could be what is missing for ever.
-        is_short = self.directory.free_bytes() < self._min_free
+        is_short = self.room() < 0
         if not idle and not is_short:
             return False  # a backlog that is just being delivered frees the pages that would be moved now
         enough = 1 if is_short else _PAGES_WORTH_IT

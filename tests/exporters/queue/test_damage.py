@@ -280,7 +280,7 @@ def test_a_count_that_is_wrong_in_a_sound_file_is_set_right_and_said(
         assert len(read_all(queue.cursor("otlp"))) == len(STORED)
         check_counters(queue)
         assert not kept(directory)
-    assert errors(caplog) == ["3 records are counted as waiting, and are not in the queue: the count is set right"]
+    assert errors(caplog) == ["3 records are counted as waiting but are not in the queue: the count is corrected"]
 
 
 def test_a_count_of_which_a_bit_was_flipped_refuses_nothing_after_the_next_start(
@@ -295,7 +295,7 @@ def test_a_count_of_which_a_bit_was_flipped_refuses_nothing_after_the_next_start
         assert not kept(directory)
     with running(directory):
         pass
-    assert said(caplog, logging.ERROR, "Counted anew, it is 600 records of 300000 bytes") == 1
+    assert said(caplog, logging.ERROR, "There are 600 records of 300000 bytes") == 1
     assert len(errors(caplog)) == 1
 
 
