@@ -1,8 +1,7 @@
-"""The consumer of a service: for each receiver first its synchronous exporters, all of them, then the durable queue.
+"""The consumer of a service: gives each batch to all synchronous exporters of its receiver, then to the durable queue.
 
-With no queued exporter a receiver's batches are taken over once they are delivered; with one, once they are on disk as
-well. The queue comes last and alone remembers the uids: a synchronous exporter that fails leaves nothing behind, so the
-redelivery reaches all.
+A batch is accepted once it is delivered and, if the receiver has queued exporters, on disk. The queue comes last and is
+the only one to remember uids: after a synchronous exporter fails, a redelivery reaches all.
 """
 
 from concurrent.futures import Future
@@ -15,13 +14,7 @@ from statsig_otel.exporters.routing import CurrentRouting
 
 
 class Pipeline:
-    """Hands each batch on, in that order.
-
-    Args:
-        synchronous: Takes the batches of receivers with synchronous exporters.
-        queue: Takes the batches of receivers with queued ones; None where there is no such exporter.
-        routing: Whose batches are for whom.
-    """
+    """Hands each batch on, in that order. The queue is None if there is no queued exporter."""
 
     def __init__(self, synchronous: SynchronousConsumer, queue: DurableQueue | None, routing: CurrentRouting) -> None:
         self._synchronous = synchronous
@@ -29,11 +22,11 @@ class Pipeline:
         self._routing = routing
 
     def consume(self, batch: Batch) -> Future[Receipt]:
-        """Take over one batch; see `Consumer.consume`."""
-        route = self._routing.now.route(batch.receiver)  # once: it may change before the batch is in the queue
+        """Accept one batch; see `Consumer.consume`."""
+        route = self._routing.now.route(batch.receiver)  # once, since it may change before the batch is in the queue
         queue = self._queue if route.queued else None
         if queue is None:
-            return self._synchronous.deliver(batch, route)
+            return self._synchronous.consume(batch, route)
         if not route.synchronous:
             return queue.consume(batch, route)
         answer: Future[Receipt] = Future()
@@ -51,6 +44,6 @@ class Pipeline:
             else:
                 answer.set_result(stored.result())
 
-        # The invalid items go to the queue's dead letters alone.
-        self._synchronous.deliver(replace(batch, invalid=()), route).add_done_callback(store)
+        # The invalid items go only to the queue's dead letters.
+        self._synchronous.consume(replace(batch, invalid=()), route).add_done_callback(store)
         return answer

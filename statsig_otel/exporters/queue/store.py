@@ -23,6 +23,8 @@ MOST_BODIES: Final = 1000
 MOST_BODY_BYTES: Final = 256 << 20
 """At most so many bytes of them are kept."""
 
+DAMAGED: Final = "damaged on disk: its checksum is wrong"
+
 _COLLECTED_AT_ONCE: Final = 5000
 """One transaction deletes at most so many rows, so that nobody waits long for it."""
 
@@ -276,7 +278,7 @@ def cursor_and_waiting(connection: sqlite3.Connection, exporter: int) -> tuple[i
 
 def damaged_record(exporter: str, record: Stored) -> DeadLetter:
     """The rest of a record that changed on disk, as a dead letter of an exporter."""
-    return DeadLetter("damaged", exporter, "damaged on disk: its checksum is wrong", record.payload, record.uid)
+    return DeadLetter("damaged", exporter, DAMAGED, record.payload, record.uid)
 
 
 def bury(connection: sqlite3.Connection, letter: DeadLetter, now_ms: int) -> None:

@@ -64,7 +64,7 @@ class Backend:
             for name, one in configured.items()
             if not one.is_queued
         }
-        self._synchronous = SynchronousConsumer(unqueued, receivers={})  # each batch comes with whom it is for
+        self._synchronous = SynchronousConsumer(unqueued)
         self._senders = {
             name: QueueSender(self._queue.cursor(name), self._exporters[name], one.delivery())
             for name, one in configured.items()
