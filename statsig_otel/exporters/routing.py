@@ -10,19 +10,12 @@ DEFAULT_WINDOW: Final = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Which exporters the records of one receiver are for.
-
-    Attributes:
-        queued: The ids of the exporters behind the queue.
-        window: Seconds in which a change that comes again is a duplicate, for the queue; 0 for never.
-        synchronous: The ids of the exporters that the webhook waits for.
-        private: Whether its invalid items may contain what must not be shown: only their size is logged.
-    """
+    """Which exporters the records of one receiver are for, by their ids."""
 
     queued: tuple[str, ...] = ()
-    window: float = DEFAULT_WINDOW
-    synchronous: tuple[str, ...] = ()
-    private: bool = False
+    window: float = DEFAULT_WINDOW  # seconds in which a change that comes again is a duplicate; 0 for never
+    synchronous: tuple[str, ...] = ()  # those that the webhook waits for
+    private: bool = False  # whether invalid items may contain what must not be shown: only their size is logged
 
 
 _NOWHERE: Final = Route()
@@ -30,15 +23,10 @@ _NOWHERE: Final = Route()
 
 @dataclass(frozen=True, slots=True)
 class QueuedExporter:
-    """What the queue has to know of an exporter.
+    """What the queue has to know of an exporter."""
 
-    Attributes:
-        queue_size: The most records that may wait for it; None if only the disk limits them.
-        from_oldest: Whether a new exporter begins at the oldest stored record instead of the next one.
-    """
-
-    queue_size: int | None = None
-    from_oldest: bool = False
+    queue_size: int | None = None  # the most records that may wait for it; None if only the disk limits them
+    from_oldest: bool = False  # whether a new exporter begins at the oldest stored record instead of the next one
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,14 +40,16 @@ class Guarded:
             raise
         except Exception as error:
             _logger.exception("%s: unexpected error of the exporter's start", self._name)
-            raise ValueError(f"{self._name}: the exporter can't be started: unexpected {_kind(error)}") from error
+            raise ValueError(
+                f"{self._name}: the exporter can't be started: unexpected {type(error).__name__}"
+            ) from error
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Send a batch. An exception or an answer that is not an outcome is `Blocked`: the records stay."""
         try:
             outcome = self._exporter.send(payload, count, timeout)
         except BaseException as error:  # noqa: BLE001 - not even sys.exit() ends a sender
-            return self._mistaken(f"unexpected {_kind(error)}", error)
+            return self._mistaken(f"unexpected {type(error).__name__}", error)
         if not _is_outcome(outcome):
             return self._mistaken(f"the exporter answered with {_described(outcome)} instead of an outcome")
         self._logged = ""
@@ -65,10 +67,6 @@ class Guarded:
             self._logged = mistake
             _logger.error("%s: %s of the exporter's send", self._name, mistake, exc_info=error)
         return Blocked(mistake)
-
-
-def _kind(error: BaseException) -> str:
-    return type(error).__name__
 
 
 def _is_outcome(value: object) -> bool:

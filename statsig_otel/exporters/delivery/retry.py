@@ -12,23 +12,14 @@ LONGEST_ASKED: Final = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrySettings:
-    """`retry_on_failure`, with the keys and defaults of the Collector (configretry), except that it never ends.
-
-    Attributes:
-        enabled: Whether a batch is sent again at all.
-        initial_interval: Seconds before the second attempt.
-        randomization_factor: The largest random change of a wait in both directions, as a fraction of it.
-        multiplier: The factor by which the wait grows with each attempt.
-        max_interval: Seconds; the longest wait, before the random change, that the backend does not ask for.
-        max_elapsed_time: Seconds after which a batch becomes a dead letter; 0 for never.
-    """
+    """`retry_on_failure`, with the keys and defaults of the Collector (configretry), except that it never ends."""
 
     enabled: bool = True
-    initial_interval: float = 5.0
-    randomization_factor: float = 0.5
-    multiplier: float = 1.5
-    max_interval: float = 30.0
-    max_elapsed_time: float = 0.0
+    initial_interval: float = 5.0  # seconds before the second attempt
+    randomization_factor: float = 0.5  # the largest random change of a wait, in both directions, as a fraction of it
+    multiplier: float = 1.5  # of the wait, with each attempt
+    max_interval: float = 30.0  # seconds, before the random change; the backend may ask for more
+    max_elapsed_time: float = 0.0  # seconds after which a batch becomes a dead letter; 0 for never
 
 
 @dataclass(slots=True)

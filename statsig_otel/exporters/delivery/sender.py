@@ -54,23 +54,14 @@ DEFAULT_TIMEOUT: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliverySettings:
-    """How an exporter's sender works.
+    """How an exporter's sender works."""
 
-    Attributes:
-        max_records: The most records of a batch.
-        max_bytes: The most bytes of a batch; a larger record goes alone. A Collector's gRPC receiver takes 4 MiB.
-        timeout: Seconds for one attempt.
-        retry: When to try again after a passing fault.
-        blocked: When to try again, without end, while somebody has to repair something.
-        storage_pause: Seconds before the queue's file is tried again.
-    """
-
-    max_records: int = 512
-    max_bytes: int = 2 << 20
-    timeout: float = DEFAULT_TIMEOUT
-    retry: RetrySettings = field(default_factory=RetrySettings)
-    blocked: RetrySettings = BLOCKED
-    storage_pause: float = 5.0
+    max_records: int = 512  # of a batch
+    max_bytes: int = 2 << 20  # of a batch; a larger record goes alone. A Collector's gRPC receiver takes 4 MiB
+    timeout: float = DEFAULT_TIMEOUT  # seconds for one attempt
+    retry: RetrySettings = field(default_factory=RetrySettings)  # after a passing fault
+    blocked: RetrySettings = BLOCKED  # while somebody has to repair something; it never ends
+    storage_pause: float = 5.0  # seconds before the queue's file is tried again
 
 
 State = Literal["idle", "sending", "retrying", "blocked", "stopped"]

@@ -1,12 +1,10 @@
 """Opens a queue's directory: owns it, checks how it was left, and starts the writer of its database."""
 
 import logging
-import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
 
 from statsig_otel.exporters.queue import checks, schema, write_ahead_log
@@ -103,7 +101,8 @@ class StoppedQueue:
 
     def __init__(self, directory: Path) -> None:
         self._directory = QueueDirectory(directory)
-        self._writer = Writer(self._directory.database, prepare=checks.check_database, tidy=_leave)
+        # What is delivered is deleted by the service.
+        self._writer = Writer(self._directory.database, prepare=checks.check_database, tidy=lambda _, __: False)
         self._open_directory = OpenDirectory(self._directory, self._writer)
 
     def __enter__(self) -> Self:
@@ -117,9 +116,7 @@ class StoppedQueue:
         self._open_directory.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the database, and leave the directory in order."""
         # If the log is gone the service has to say so at its next start, so that stays visible.
         self._open_directory.close(clean=not self._open_directory.missing_file)
@@ -136,8 +133,3 @@ class StoppedQueue:
     def now_ms(self) -> int:
         """The time now, in milliseconds since the epoch."""
         return time.time_ns() // 1_000_000
-
-
-def _leave(_connection: sqlite3.Connection, _idle: bool) -> bool:  # noqa: FBT001 - the writer's signature
-    """Delete nothing: the service deletes what is delivered."""
-    return False

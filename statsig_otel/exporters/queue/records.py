@@ -74,17 +74,15 @@ class Records(Sequence[Stored]):
     def __getitem__(self, index: slice) -> "Records": ...
 
     def __getitem__(self, index: int | slice) -> "Stored | Records":
-        if isinstance(index, slice):
-            return Records(self.seqs[index], self.uids[index], self.payloads[index], self.intact[index])
-        return Stored(self.seqs[index], self.uids[index], self.payloads[index], self.intact[index])
+        columns = (column[index] for column in self._columns)
+        return Records(*columns) if isinstance(index, slice) else Stored._make(columns)
 
     def __add__(self, others: "Records") -> "Records":
-        return Records(
-            self.seqs + others.seqs,
-            self.uids + others.uids,
-            self.payloads + others.payloads,
-            self.intact + others.intact,
-        )
+        return Records(*(column + other for column, other in zip(self._columns, others._columns, strict=True)))
+
+    @property
+    def _columns(self) -> tuple[tuple[Any, ...], ...]:
+        return self.seqs, self.uids, self.payloads, self.intact
 
     @property
     def size(self) -> int:

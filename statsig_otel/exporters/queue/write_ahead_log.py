@@ -36,15 +36,10 @@ _ORDERS: Final = {0x377F0682: "<", 0x377F0683: ">"}
 
 @dataclass(frozen=True, slots=True)
 class LogCheck:
-    """How much of a log SQLite does not read.
+    """How much of a log SQLite does not read."""
 
-    Attributes:
-        unread_commits: Commits behind or at damage. A power failure can leave the last one incomplete.
-        missing_frames: Frames that were committed, according to the log's index.
-    """
-
-    unread_commits: int
-    missing_frames: int
+    unread_commits: int  # at or behind damage; a power failure can leave the last one of a log incomplete
+    missing_frames: int  # that were committed, according to the log's index
 
     @property
     def is_damaged(self) -> bool:
@@ -53,18 +48,11 @@ class LogCheck:
 
 
 class Frame(NamedTuple):
-    """A page that a transaction wrote.
+    """A page that a transaction wrote."""
 
-    Attributes:
-        page: The page's number, from 1.
-        is_commit: Whether it is the last one of its transaction.
-        is_read: Whether SQLite reads it: its checksum and those of all frames before it are right.
-        content: The page's content.
-    """
-
-    page: int
-    is_commit: bool
-    is_read: bool
+    page: int  # its number, from 1
+    is_commit: bool  # whether it is the last one of its transaction
+    is_read: bool  # whether SQLite reads it: its checksum and those of all frames before it are right
     content: bytes
 
 

@@ -156,8 +156,7 @@ class Writer:
             DamagedError: The file is damaged.
             sqlite3.Error: The file can't be opened now.
             OSError: The file can't be created.
-            NewerSchemaError: It was written by a newer version.
-            ForeignFileError: It is another program's.
+            QueueError: The file is not for this version.
             RuntimeError: No thread can be started.
         """
         self.stop()  # a second Ctrl-C can have left a thread behind that was told to end
@@ -376,12 +375,12 @@ class Writer:
             # What is delivered stays on the disk for longer. That is no reason to refuse anything.
             if not self._untidy and not self.failing:
                 self._untidy = True
-                _logger.error("The space of what is delivered can't be given back now: %s", error)  # noqa: TRY400 - as above
+                _logger.error("The disk space of delivered records can't be freed now: %s", error)  # noqa: TRY400 - as above
             self._tidy_at = time.monotonic() + _IDLE
             return False
         if self._untidy:
             self._untidy = False
-            _logger.warning("The space of what is delivered is given back again")
+            _logger.warning("The disk space of delivered records is freed again")
         ended = time.monotonic()
         self._tidy_at = ended + (ended - began) * (_TIDYING_SHARE - 1)
         self._unfolded |= more

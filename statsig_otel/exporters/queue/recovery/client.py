@@ -83,7 +83,7 @@ class Recovery:
                         return
         except damaged_file.UnreadableError as error:
             kept = self._directory.rename_aside(file, "unreadable")
-            _logger.error("%s, and what waited in it is lost. It is kept as %s", error, kept)  # noqa: TRY400 - as above
+            _logger.error("%s, and the records that waited in it are lost. It is kept as %s", error, kept)  # noqa: TRY400 - as above
         except NobodyConfiguredError:
             _logger.error(  # noqa: TRY400 - as above
                 "%s contains records, but not whom they are for: so they are for every exporter with a sending queue. "

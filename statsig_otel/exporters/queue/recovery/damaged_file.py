@@ -60,8 +60,7 @@ def exporter_states(connection: sqlite3.Connection) -> dict[int, ExporterState] 
     """Every exporter's state, by its number; None if one of them can't be trusted."""
     try:
         checks.check_table(connection, "exporters")
-        states = queries.exporter_states(connection)
-        last = queries.last_seq(connection)
+        states, last = queries.exporter_states(connection), queries.last_seq(connection)
     except sqlite3.Error:
         return None
     trusted = all(type(state.name) is str and 0 <= state.cursor <= last for state in states)
