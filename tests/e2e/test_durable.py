@@ -41,7 +41,7 @@ def test_what_waits_at_the_end_is_delivered_after_the_next_start(tmp_path: Path)
         config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
         with ServiceProcess(config, env=ENV) as service:
             assert post(service.url, change(1), change(2)).status == 200
-        assert any("is blocked until somebody mends it" in line for line in service.log)
+        assert any("is blocked until somebody repairs it" in line for line in service.log)
         assert waiting(tmp_path) == {"otlp_grpc": 2}
         sink.requests.clear()
         sink.answer = GrpcAnswer()

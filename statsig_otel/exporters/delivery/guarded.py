@@ -1,10 +1,11 @@
-"""An exporter that may be anybody's: whatever it does, its sender gets an outcome, and no record is lost."""
+"""Guards against mistakes of an exporter: whatever it does, its sender gets an outcome, and no record is lost."""
 
 import logging
 import math
 from dataclasses import replace
 from typing import Final
 
+from statsig_otel import _telemetry
 from statsig_otel.exporters.exporter import (
     Blocked,
     Delivered,
@@ -19,24 +20,19 @@ _logger: Final = logging.getLogger(__name__)
 
 
 class Guarded:
-    """Keeps an exporter to what the protocol `Exporter` says. A mistake of its own blocks it, and is logged.
-
-    Args:
-        name: The exporter's id, for the log.
-        exporter: The exporter.
-    """
+    """Keeps an exporter to the protocol `Exporter`. A mistake of the exporter blocks it, and is logged."""
 
     def __init__(self, name: str, exporter: Exporter) -> None:
         self._name = name
         self._exporter = exporter
-        self._said = ""  # the mistake that the log has already: each attempt repeats it
+        self._logged = ""  # the last mistake that was logged: each attempt repeats it
 
     def start(self) -> None:
         """Start the exporter.
 
         Raises:
             OSError: A file can't be opened.
-            ValueError: A file holds something else than it should, or the exporter raised what it should not.
+            ValueError: A file's content is wrong, or the exporter raised something else.
         """
         try:
             self._exporter.start()
@@ -44,17 +40,19 @@ class Guarded:
             raise
         except Exception as error:
             _logger.exception("%s: unexpected error of the exporter's start", self._name)
-            raise ValueError(f"{self._name}: the exporter can't be started: unexpected {_kind(error)}") from error
+            raise ValueError(
+                f"{self._name}: the exporter can't be started: unexpected {type(error).__name__}"
+            ) from error
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
-        """Send a batch. What raises, or answers with no outcome, is `Blocked`: nothing leaves the queue for it."""
+        """Send a batch. An exception or an answer that is not an outcome is `Blocked`: the records stay."""
         try:
             outcome = self._exporter.send(payload, count, timeout)
         except BaseException as error:  # noqa: BLE001 - not even sys.exit() ends a sender
-            return self._mistaken(f"unexpected {_kind(error)}", error)
+            return self._mistaken(f"unexpected {type(error).__name__}", error)
         if not _is_outcome(outcome):
-            return self._mistaken(f"the exporter answered with no outcome but with {_described(outcome)}")
-        self._said = ""
+            return self._mistaken(f"the exporter answered with {_described(outcome)} instead of an outcome")
+        self._logged = ""
         return _storable(outcome)
 
     def shutdown(self) -> None:
@@ -65,18 +63,14 @@ class Guarded:
             _logger.exception("%s: unexpected error of the exporter's shutdown", self._name)
 
     def _mistaken(self, mistake: str, error: BaseException | None = None) -> Blocked:
-        if mistake != self._said:
-            self._said = mistake
+        if mistake != self._logged:
+            self._logged = mistake
             _logger.error("%s: %s of the exporter's send", self._name, mistake, exc_info=error)
         return Blocked(mistake)
 
 
-def _kind(error: BaseException) -> str:
-    return type(error).__name__
-
-
 def _is_outcome(value: object) -> bool:
-    """Whether it is an outcome with values of the right types: annotations bind nobody who runs."""
+    """Whether it is an outcome with values of the right types: nothing enforces annotations."""
     match value:
         case Delivered() | Rejected(str()) | Blocked(str()) | RetryLater(str(), None):
             return True
@@ -88,13 +82,22 @@ def _is_outcome(value: object) -> bool:
 
 
 def _storable(outcome: Outcome) -> Outcome:
-    """The same outcome with a reason that a dead letter can bear: bytes of a backend's may have become surrogates."""
+    """The outcome with a reason that can be stored: bytes from a backend may have become surrogates."""
     if isinstance(outcome, Delivered) or outcome.reason.isascii():
         return outcome
     return replace(outcome, reason=outcome.reason.encode(errors="replace").decode())
 
 
 def _described(value: object) -> str:
-    """The value's type alone: what is in it may be a secret."""
+    """Only the value's type, since its content may be a secret."""
     kind = type(value).__name__
     return f"a {kind} of the wrong values" if isinstance(value, Outcome) else f"a {kind}"
+
+
+def count_sent(name: str, outcome: Outcome, records: int) -> None:
+    """Count the records of one `send` of an exporter in its metrics, by its outcome."""
+    failed = 0 if isinstance(outcome, Delivered) else records
+    if isinstance(outcome, PartiallyRejected):
+        failed = min(outcome.count, records)
+    _telemetry.exporter_sent.add(records - failed, {"exporter": name})
+    _telemetry.exporter_send_failed.add(failed, {"exporter": name})

@@ -1,35 +1,30 @@
-"""Which part of a batch to send next, where a backend refuses some of it: pure decisions, without I/O."""
+"""Decides which part of a batch to send next when a backend refuses some of it. Pure decisions, without I/O."""
 
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DeadLetter
 
 
 class Halving:
-    """One batch on its way: which records are decided, in order, and which part is to be sent next.
+    """One batch under way: which of its records are decided, in order, and which part is to be sent next.
 
-    A record that is refused alone becomes a dead letter only once it is settled that refusals are about the data:
-    another record of its batch was taken. Those that were refused before that are sent once more, since the backend may
-    have been mended in between. Where all of several are refused it is not the data, and none is given up.
-
-    Args:
-        batch: The records.
-        settled: It needs no other record to tell that a refusal is about the data.
-        attempts: How often the batch was sent in vain before.
+    A record that is refused alone becomes a dead letter only once it is confirmed that refusals are about the data: the
+    backend has taken another record of the batch. Records that were refused before that are sent once more, since the
+    backend may have been repaired in between. If all of several are refused it is not the data, and none is given up.
 
     Attributes:
         records: The batch.
-        settled: Whether a refusal is about the data.
-        attempts: How often the next segment's records will have been sent, as a part of larger ones too.
+        confirmed: Whether a refusal is about the data. A batch may begin with this, if no other record is needed.
+        attempts: How often the records of the next segment will have been sent, also as a part of larger segments.
     """
 
-    def __init__(self, batch: Records, *, settled: bool, attempts: int = 0) -> None:
+    def __init__(self, batch: Records, *, confirmed: bool, attempts: int = 0) -> None:
         self.records: Records = batch
-        self.settled: bool = settled
+        self.confirmed: bool = confirmed
         self.attempts: int = attempts
-        self._segments = [(0, len(self.records), attempts)]  # beginning, end, attempts; the last one is the first
-        self._unsure: list[tuple[int, int, int]] = []  # segments that were refused before it was settled
-        self._letters: list[tuple[int, DeadLetter]] = []  # each with the end of its segment
-        self._taken = 0
+        self._segments = [(0, len(self.records), attempts)]  # beginning, end, attempts; the last one is sent next
+        self._unsure: list[tuple[int, int, int]] = []  # segments that were refused before it was confirmed
+        self._dead_letters: list[tuple[int, DeadLetter]] = []  # each with the end of its segment
+        self._popped = 0
 
     def next_segment(self) -> Records | None:
         """What to send next; None at the end."""
@@ -39,43 +34,43 @@ class Halving:
         self.attempts = attempts + 1
         return self.records[start:end]
 
-    def finish(self, *letters: DeadLetter) -> None:
-        """The segment is done; with dead letters, not all of it was delivered. Settles the batch."""
+    def finish(self, *dead_letters: DeadLetter) -> None:
+        """The segment is done; with dead letters, not all of it was delivered. This confirms refusals."""
         _, end, _ = self._segments.pop()
-        self._letters += [(end, letter) for letter in letters]
-        self.settle()
+        self._dead_letters += [(end, dead_letter) for dead_letter in dead_letters]
+        self.confirm()
 
-    def refuse(self, letter: DeadLetter) -> None:
-        """The segment, one record, is refused: a dead letter if that is about the data."""
+    def refuse(self, dead_letter: DeadLetter) -> None:
+        """The segment, one record, is refused: it becomes this dead letter if that is about the data."""
         start, end, attempts = self._segments.pop()
-        if self.settled:
-            self._letters.append((end, letter))
+        if self.confirmed:
+            self._dead_letters.append((end, dead_letter))
         else:
             self._unsure.append((start, end, attempts + 1))
 
-    def settle(self) -> None:
-        """Refusals are about the data. What was refused before is sent once more."""
-        self.settled = True
+    def confirm(self) -> None:
+        """Refusals are about the data. Records that were refused before are sent once more."""
+        self.confirmed = True
         self._segments += reversed(self._unsure)
         self._unsure = []
 
     def split(self, size: int) -> None:
-        """Send the segment in two parts, the first one, of so many records, first."""
+        """Send the segment in two parts; the first has `size` records."""
         start, end, attempts = self._segments.pop()
         self._segments += [(start + size, end, attempts + 1), (start, start + size, attempts + 1)]
 
     def extend(self, records: Records) -> None:
-        """Send others after all."""
+        """Add records behind the batch."""
         self._segments.insert(0, (len(self.records), len(self.records) + len(records), 0))
         self.records += records
 
-    def take(self) -> tuple[Records, list[DeadLetter]]:
+    def pop_decided(self) -> tuple[Records, list[DeadLetter]]:
         """The records that can be ticked off now, and the dead letters among them; each only once."""
         first_open = self._segments[-1][0] if self._segments else len(self.records)
-        if not self.settled or first_open <= self._taken:
+        if not self.confirmed or first_open <= self._popped:
             return Records(), []
-        records, self._taken = self.records[self._taken : first_open], first_open
-        self._letters.sort(key=lambda one: one[0])  # what was sent once more came later
-        letters = [letter for end, letter in self._letters if end <= first_open]
-        self._letters = self._letters[len(letters) :]
-        return records, letters
+        records, self._popped = self.records[self._popped : first_open], first_open
+        self._dead_letters.sort(key=lambda one: one[0])  # records that were sent once more came later
+        dead_letters = [dead_letter for end, dead_letter in self._dead_letters if end <= first_open]
+        self._dead_letters = self._dead_letters[len(dead_letters) :]
+        return records, dead_letters

@@ -47,7 +47,7 @@ class Pipeline:
         route = routing.route(batch.receiver)
         queue = self._queue if route.queued else None
         if queue is None:
-            return self._synchronous.deliver(batch, route)
+            return self._synchronous.consume(batch, route)
         if not route.synchronous:
             return queue.consume(batch, route)
         answer: Future[Receipt] = Future()
@@ -65,8 +65,8 @@ class Pipeline:
             else:
                 answer.set_result(stored.result())
 
-        # The invalid items go to the queue's dead letters alone.
-        self._synchronous.deliver(replace(batch, invalid=()), route).add_done_callback(store)
+        # The invalid items go only to the queue's dead letters.
+        self._synchronous.consume(replace(batch, invalid=()), route).add_done_callback(store)
         return answer
 
 

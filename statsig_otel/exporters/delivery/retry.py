@@ -1,44 +1,30 @@
-"""When to try again: a pure decision, without a clock or a thread."""
+"""Decides when to try again after a failed send. Pure decisions, without a clock or a thread."""
 
 from dataclasses import dataclass, field
 from typing import Final
 
 SHORTEST_WAIT: Final = 0.05
-"""Seconds between two attempts at least, whatever the settings say: a dead backend is no reason for a busy loop."""
+"""At least so many seconds between two attempts, whatever the settings: a dead backend must cause no busy loop."""
 
 LONGEST_ASKED: Final = 3600.0
-"""Seconds that a backend may ask for: nobody may silence an exporter for good."""
+"""At most so many seconds are granted to a backend: nobody may silence an exporter for good."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrySettings:
-    """`retry_on_failure`, with the Collector's keys (configretry) and defaults, but no end by default.
-
-    Attributes:
-        enabled: Whether a batch is sent again at all.
-        initial_interval: Seconds before the second attempt.
-        randomization_factor: How far a wait is moved by chance, as a fraction, both ways.
-        multiplier: By what the wait grows with each attempt.
-        max_interval: Seconds; the longest wait that is not asked for by the backend, before chance moves it.
-        max_elapsed_time: Seconds after which a batch becomes a dead letter; 0 for never.
-    """
+    """`retry_on_failure`, with the keys and defaults of the Collector (configretry), except that it never ends."""
 
     enabled: bool = True
-    initial_interval: float = 5.0
-    randomization_factor: float = 0.5
-    multiplier: float = 1.5
-    max_interval: float = 30.0
-    max_elapsed_time: float = 0.0
+    initial_interval: float = 5.0  # seconds before the second attempt
+    randomization_factor: float = 0.5  # the largest random change of a wait, in both directions, as a fraction of it
+    multiplier: float = 1.5  # of the wait, with each attempt
+    max_interval: float = 30.0  # seconds, before the random change; the backend may ask for more
+    max_elapsed_time: float = 0.0  # seconds after which a batch becomes a dead letter; 0 for never
 
 
 @dataclass(slots=True)
 class Backoff:
-    """The waits of one outage.
-
-    Attributes:
-        settings: How long to wait.
-        attempts: How many waits there were since the last `reset`.
-    """
+    """The waits of one outage; `attempts` of them since the last `reset`."""
 
     settings: RetrySettings
     attempts: int = field(default=0, init=False)
@@ -48,11 +34,11 @@ class Backoff:
         """Seconds until the next attempt: exponential with jitter, and never less than the backend asked for.
 
         Args:
-            chance: A number from 0 to 1, the caller's.
-            asked: Seconds that the backend wants to be left alone for; at most `LONGEST_ASKED` are granted.
+            chance: A random number from 0 to 1.
+            asked: Seconds that the backend asks for; at most `LONGEST_ASKED` are granted.
         """
         settings = self.settings
-        # Grown step by step: a power of the number of attempts would overflow in a long outage.
+        # Step by step: a power of the number of attempts would overflow in a long outage.
         grown = self._interval * settings.multiplier if self.attempts else settings.initial_interval
         self._interval = min(grown, settings.max_interval)
         self.attempts += 1
@@ -60,5 +46,5 @@ class Backoff:
         return max(self._interval * (1 + jitter), min(asked or 0.0, LONGEST_ASKED), SHORTEST_WAIT)
 
     def reset(self) -> None:
-        """The outage is over: the next wait is the first one."""
+        """The outage is over: the next wait is as long as the first one."""
         self.attempts = 0

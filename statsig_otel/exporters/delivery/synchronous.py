@@ -1,8 +1,8 @@
-"""A consumer without a queue: a batch is taken over only once every exporter has delivered it.
+"""Delivers without a queue: a batch is accepted only once every exporter has delivered it.
 
-What a `sending_queue` with `enabled: false` means. An outcome other than Delivered refuses the batch, whatever it is:
-there is no place to keep a record in, so the sender has to keep it. Each exporter has a worker of its own, so that a
-slow backend costs a request no more than its own time. Every batch is answered in time, also where a `send` hangs.
+This is what `sending_queue: {enabled: false}` means. Any outcome but Delivered refuses the batch: there is nowhere to
+keep a record, so the sender of the webhook has to keep it. Each exporter has a worker of its own, so that a request
+waits no longer than for the slowest backend. Every batch is answered in time, even if a `send` hangs.
 """
 
 import logging
@@ -10,15 +10,14 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
-from statsig_otel import _telemetry
 from statsig_otel._times import SEND_GRACE, SEND_MARGIN, TURN_TIMEOUT
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
-from statsig_otel.exporters.delivery.guarded import Guarded
+from statsig_otel.exporters.delivery.guarded import Guarded, count_sent
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
 from statsig_otel.exporters.exporter import (
     Blocked,
@@ -29,7 +28,7 @@ from statsig_otel.exporters.exporter import (
     Rejected,
     RetryLater,
 )
-from statsig_otel.exporters.routing import Route, Routing
+from statsig_otel.exporters.routing import Route
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -48,65 +47,24 @@ _SHUTTING_DOWN: Final = RetryLater("shutting down")
 
 @dataclass(frozen=True, slots=True)
 class SynchronousExporter:
-    """One exporter of a pipeline.
-
-    Attributes:
-        exporter: The exporter.
-        timeout: Seconds for a batch, however many sends it takes.
-
-    Example:
-        >>> from statsig_otel.exporters import DebugSettings
-        >>> from statsig_otel.exporters.delivery.synchronous import SynchronousExporter
-        >>> from statsig_otel.exporters.local.debug import DebugExporter
-        >>> SynchronousExporter(DebugExporter("debug", DebugSettings()), timeout=5).timeout
-        5
-    """
+    """An exporter, and its seconds for a batch, however many sends that takes."""
 
     exporter: Exporter
     timeout: float
 
 
 class SynchronousConsumer:
-    """Delivers each batch to every exporter before it answers.
+    """Delivers each batch to every exporter of its route before it answers.
 
-    Batches that wait for an exporter are joined into one send; a large one goes in parts, in order. Where a part fails
-    the batch is refused as a whole: what was delivered of it comes again, with the same uids.
-
-    Args:
-        exporters: The exporters, by id.
-        receivers: For each receiver the ids of the exporters that its batches are for.
-        private: The receivers whose invalid items may hold what must not be shown: the log tells their size alone.
-
-    Example:
-        >>> import io
-        >>> from statsig_otel.exporters import Batch, DebugSettings
-        >>> from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
-        >>> from statsig_otel.exporters.local.debug import DebugExporter
-        >>> exporter = SynchronousExporter(DebugExporter("debug", DebugSettings(), io.StringIO()), timeout=5)
-        >>> consumer = SynchronousConsumer({"debug": exporter}, {"statsig": ["debug"]})
-        >>> consumer.start()
-        >>> consumer.consume(Batch("statsig")).result(timeout=10)
-        Receipt(accepted=0, duplicates=0)
-        >>> consumer.shutdown()
+    Batches that wait for an exporter are joined into one send; a large one goes in parts, in order. If a part fails,
+    the whole batch is refused: what was delivered of it comes again, with the same uids.
     """
 
-    def __init__(
-        self,
-        exporters: Mapping[str, SynchronousExporter],
-        receivers: Mapping[str, Sequence[str]],
-        *,
-        private: Collection[str] = (),
-    ) -> None:
+    def __init__(self, exporters: Mapping[str, SynchronousExporter]) -> None:
         self._workers = {name: _Worker(name, one.exporter, one.timeout) for name, one in exporters.items()}
-        self._routing = Routing(
-            {
-                name: Route(synchronous=tuple(receivers.get(name, ())), private=name in private)
-                for name in {*receivers, *private}
-            }
-        )
 
     def start(self) -> None:
-        """Start the exporters and their threads, once. Where one fails, those before it are closed again."""
+        """Start the exporters and their threads, once. If one fails, those before it are closed again."""
         try:
             for worker in self._workers.values():
                 worker.start()
@@ -125,26 +83,18 @@ class SynchronousConsumer:
     def shutdown(self, grace: float = SEND_GRACE) -> None:
         """Close, and wait until the exporters are shut down. Safe to call twice, after `close` and without a `start`.
 
-        Of two graces the one that ends first counts. A `send` that ignores its exporter's shutdown is left behind after
-        a second more, in a daemon thread, and the log says so.
+        The shortest grace counts. A `send` that ignores its exporter's shutdown is left behind after one more second,
+        in a daemon thread, which is logged.
         """
         self.close(grace)
         for worker in self._workers.values():
             worker.join()
 
-    def consume(self, batch: Batch) -> Future[Receipt]:
-        """Send one batch to all exporters of its receiver at once; see `deliver`."""
-        return self.deliver(batch, self._routing.route(batch.receiver))
+    def consume(self, batch: Batch, route: Route) -> Future[Receipt]:
+        """Send one batch to all synchronous exporters of a route at once.
 
-    def deliver(self, batch: Batch, route: Route) -> Future[Receipt]:
-        """Send one batch to all synchronous exporters of a route.
-
-        The future fails with `RefusedError` unless all have it. It is answered once all exporters are through: each
-        takes at most 10 s until it is the batch's turn, then its timeout, and a second.
-
-        Args:
-            batch: The batch.
-            route: Whom it is for.
+        The future fails with `RefusedError` unless all have it. It is answered once all exporters are done: each takes
+        at most 10 s until it is the batch's turn, then its timeout, and a second.
         """
         log_invalid(_logger, batch, hidden=route.private)
         records = tuple(record for change in batch.changes for record in change.records)
@@ -169,7 +119,7 @@ class _Delivery:
         self.size = sum(map(len, records))
         self.latest = time.monotonic() + TURN_TIMEOUT  # for its turn to come
         self.future: Future[Receipt] = Future()
-        self.future.set_running_or_notify_cancel()  # no caller can cancel what is under way
+        self.future.set_running_or_notify_cancel()  # so that nobody can cancel it
         self._receipt = receipt
         self._open = set(exporters)
         self._failures: dict[str, RetryLater | Rejected | PartiallyRejected | Blocked] = {}
@@ -178,7 +128,7 @@ class _Delivery:
             self.future.set_result(receipt)
 
     def done(self, name: str, outcome: Outcome) -> None:
-        """One exporter is through with the batch; the last one answers. What it says later on changes nothing."""
+        """One exporter is done with the batch; the last one answers. Only its first outcome counts."""
         with self._lock:
             if name not in self._open:
                 return
@@ -200,7 +150,7 @@ class _Delivery:
 
 
 class _Worker:
-    """The way to one exporter. One thread sends; another keeps the time, so that no send can hold up an answer."""
+    """Sends to one exporter in one thread. Another keeps the time, so that no send can delay an answer."""
 
     def __init__(self, name: str, exporter: Exporter, timeout: float) -> None:
         self.name = name
@@ -209,15 +159,15 @@ class _Worker:
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # of all below
         self._waiting: deque[_Delivery] = deque()
-        self._sending: list[_Delivery] = []  # what is under way, until it is answered
-        self._answer_by = 0.0  # when what is under way is refused
-        self._end_by = 0.0  # when it all ends; infinite as long as nobody closes it
+        self._sending: list[_Delivery] = []  # under way, until they are answered
+        self._answer_by = 0.0  # when these are refused
+        self._end_by = 0.0  # when all ends; infinite until it is closed
 
     def start(self) -> None:
         self._exporter.start()
         self._end_by = math.inf
         for role, target in (("exporter", self._send_all), ("deadlines of", self._keep_time)):
-            # A daemon, for a send that hangs would keep the process from its end.
+            # A daemon, so that a send that hangs does not keep the process alive.
             thread = threading.Thread(target=target, name=f"{role} {self.name}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -256,7 +206,7 @@ class _Worker:
         self._exporter.shutdown()  # ends a send under way
 
     def _refuse_late(self) -> bool:
-        """Refuse what is late, or sleep until something may be; False once it is closed and nothing is under way."""
+        """Refuse late batches, or sleep until one may be late; False once it is closed and nothing is under way."""
         unsent: list[_Delivery] = []
         unanswered: list[_Delivery] = []
         with self._changed:
@@ -294,7 +244,7 @@ class _Worker:
         return bool(group)
 
     def _next_group(self) -> list[_Delivery]:
-        """The batch at the head, and those behind it that fit into the same send. Empty once it is closed."""
+        """The first waiting batch, and those behind it that fit into the same send. Empty once it is closed."""
         group: list[_Delivery] = []
         count = size = 0
         with self._changed:
@@ -313,7 +263,7 @@ class _Worker:
         return group
 
     def _send(self, records: Iterable[bytes], latest: float) -> Outcome:
-        """Send records in parts; the first that is not delivered ends it."""
+        """Send records in parts, until one is not delivered."""
         outcomes = (self._send_part(part, latest - time.monotonic()) for part in _parts(records))
         return next((outcome for outcome in outcomes if not isinstance(outcome, Delivered)), Delivered())
 
@@ -321,16 +271,12 @@ class _Worker:
         if timeout <= 0:
             return RetryLater(f"not all was sent within {self.timeout:g} s")
         outcome = self._exporter.send(b"".join(part), len(part), timeout)
-        failed = 0 if isinstance(outcome, Delivered) else len(part)
-        if isinstance(outcome, PartiallyRejected):
-            failed = min(outcome.count, failed)
-        _telemetry.exporter_sent.add(len(part) - failed, {"exporter": self.name})
-        _telemetry.exporter_send_failed.add(failed, {"exporter": self.name})
+        count_sent(self.name, outcome, len(part))
         return outcome
 
 
 def _parts(records: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """The records in their order, in parts that one send may hold."""
+    """The records, in order, in parts for one send each."""
     part: list[bytes] = []
     size = 0
     for record in records:

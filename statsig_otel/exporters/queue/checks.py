@@ -1,4 +1,4 @@
-"""Checks whether the queue's database still contains what was written, and sets right what can be."""
+"""Checks whether the queue's database still contains what was written, and corrects counts that do not."""
 
 import logging
 import sqlite3
@@ -12,10 +12,9 @@ _logger: Final = logging.getLogger(__name__)
 
 
 def check_database(connection: sqlite3.Connection) -> None:
-    """Read both ends of every table, as a first sign of damage; a whole check would take a second per million rows.
+    """Read both ends of every table, inside the writer's transaction. A whole check takes a second per million rows.
 
-    A count that contradicts itself is set right, and said: it decides on what `queue_size` refuses. That alone takes
-    such a second. For the writer, inside a transaction.
+    A count that contradicts itself is corrected and logged, since `queue_size` depends on it; only that takes as long.
 
     Raises:
         sqlite3.DatabaseError: Something can't be read.
@@ -27,14 +26,14 @@ def check_database(connection: sqlite3.Connection) -> None:
     check_table(connection, "routes")
     last, states = queries.last_seq(connection), queries.exporter_states(connection)
     if any(not 0 <= state.cursor <= last for state in states):
-        raise schema.DamagedError("an exporter's place can't be")
+        raise schema.DamagedError("an exporter's cursor is out of range")
     for state in states:
         if not state.is_sound:
             _recount(connection, state)
 
 
 def check_table(connection: sqlite3.Connection, table: Literal["exporters", "routes"]) -> None:
-    """Check one of the small tables that say who gets what, with its indexes, whole: all else hangs on them.
+    """Check one of the small tables that say who gets what, with its indexes; everything depends on them.
 
     Raises:
         DamagedError: It contradicts itself.
@@ -45,7 +44,7 @@ def check_table(connection: sqlite3.Connection, table: Literal["exporters", "rou
 
 
 def _recount(connection: sqlite3.Connection, state: ExporterState) -> None:
-    """Count what waits for an exporter from the records themselves."""
+    """Count the records that wait for an exporter."""
     query = "SELECT count(*), coalesce(sum(length(payload)), 0) FROM records WHERE route = ? AND seq > ?"
     routes = queries.routes_of(connection, state.id)
     counts = [connection.execute(query, (route, state.cursor)).fetchone() for route in routes]
@@ -54,7 +53,7 @@ def _recount(connection: sqlite3.Connection, state: ExporterState) -> None:
         "UPDATE exporters SET waiting = ?1, bytes = ?2, both = ?1 + ?2 WHERE id = ?3", (waiting, size, state.id)
     )
     _logger.error(
-        "%s: the count of what waits was damaged: %d records of %d bytes. Counted anew, it is %d records of %d bytes",
+        "%s: the count of waiting records was damaged: %d records of %d bytes. There are %d records of %d bytes",
         state.name,
         state.waiting,
         state.bytes,
@@ -64,16 +63,10 @@ def _recount(connection: sqlite3.Connection, state: ExporterState) -> None:
 
 
 def find_records(connection: sqlite3.Connection, exporter: int, *, count: int, size: int) -> Records:
-    """The next records of an exporter for whom `read_records` found none although some are counted.
+    """The next records of an exporter for which `read_records` returned none although some are counted.
 
-    Damage that makes an index end too early is no error of the engine's. The table itself is read, and where that has
-    none either the whole file is checked: this takes seconds for each million of records.
-
-    Args:
-        connection: The writer's connection, inside a transaction.
-        exporter: The exporter.
-        count: How many at most.
-        size: Bytes of payload at most; a larger record comes alone.
+    If damage makes an index end too early, the engine reports no error. So the table itself is read, and if it has none
+    either, the whole file is checked: that takes seconds for each million records. Inside the writer's transaction.
 
     Raises:
         DamagedError: The file is damaged, and the records can't be reached.
@@ -82,12 +75,12 @@ def find_records(connection: sqlite3.Connection, exporter: int, *, count: int, s
     if state is None or not state.waiting:
         return Records()
     routes = queries.routes_of(connection, exporter)
-    for read in (queries.read_records, queries.read_without_index):  # they can have been stored in the meantime
-        if found := read(connection, routes, after=state.cursor, count=count, size=size):
-            return found
+    for read in (queries.read_records, queries.read_without_index):  # they can have been stored meanwhile
+        if records := read(connection, routes, after=state.cursor, count=count, size=size):
+            return records
     verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if verdict != "ok":
         raise schema.DamagedError(f"{state.waiting} records can't be found: {verdict}")
-    _logger.error("%d records are counted as waiting, and are not in the queue: the count is set right", state.waiting)
+    _logger.error("%d records are counted as waiting but are not in the queue: the count is corrected", state.waiting)
     connection.execute("UPDATE exporters SET waiting = 0, bytes = 0, both = 0 WHERE id = ?", (exporter,))
     return Records()

@@ -165,28 +165,16 @@ Replay: TypeAlias = Resend | MapAgain | Keep
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What became of a dead letter.
-
-    Attributes:
-        id: Its id.
-        outcome: `replayed`: it is gone, its records wait or are delivered. `kept`: it stays, with the reason. `gone`:
-            somebody else replayed or dropped it before.
-        reason: Why it was kept.
-        records: The number of records that wait now.
-        exporters: The exporters that they wait for.
-        delivered: The synchronous exporters that have its records already.
-        duplicates: The number of changes that had been delivered otherwise.
-        invalid: The number of items of a body that are dead letters of their own now.
-    """
+    """What became of a dead letter."""
 
     id: int
-    outcome: Literal["replayed", "kept", "gone"]
-    reason: str = ""
-    records: int = 0
-    exporters: tuple[str, ...] = ()
-    delivered: tuple[str, ...] = ()
-    duplicates: int = 0
-    invalid: int = 0
+    outcome: Literal["replayed", "kept", "gone"]  # `gone`: somebody else replayed or dropped it before
+    reason: str = ""  # why it was kept
+    records: int = 0  # that wait now
+    exporters: tuple[str, ...] = ()  # that these wait for
+    delivered: tuple[str, ...] = ()  # the synchronous exporters that have its records already
+    duplicates: int = 0  # changes that had been delivered otherwise
+    invalid: int = 0  # items of a body that are dead letters of their own now
 
 
 def split(request: bytes) -> tuple[tuple[bytes, bytes], ...]:

@@ -140,7 +140,7 @@ def read_records(
                 raise
             seqs = _seqs(connection, "records NOT INDEXED", routes, after, count)
         if len(set(seqs)) < len(seqs) or (seqs and seqs[0] <= after):
-            raise schema.DamagedError("the index of the records leads back")
+            raise schema.DamagedError("the index of the records is not in order")
         return _limited(_one_by_one(connection, seqs), count, size)
 
 
@@ -180,7 +180,7 @@ def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: i
     if seqs == tuple(range(after + 1, after + 1 + len(seqs))):
         return  # there is no other record in between
     if any(first >= second for first, second in itertools.pairwise(seqs)):
-        raise schema.DamagedError("the index of the records leads back")
+        raise schema.DamagedError("the index of the records is not in order")
     marks = ", ".join("?" * len(routes))
     # One row only: the interpreter's lock changes hands for each.
     query = f"SELECT count(*), sum(seq) FROM records NOT INDEXED WHERE seq > ? AND seq <= ? AND route IN ({marks})"  # noqa: S608 - ours
@@ -191,7 +191,7 @@ def _check_index(connection: sqlite3.Connection, routes: Sequence[int], after: i
             raise
         return  # a page in between can't be read, so nobody knows whose records it has
     if there != (len(seqs), sum(seqs)):
-        raise schema.DamagedError("the index of the records leads past some of them")
+        raise schema.DamagedError("the index of the records omits some of them")
 
 
 def _seqs(connection: sqlite3.Connection, source: str, routes: Sequence[int], after: int, count: int) -> list[int]:

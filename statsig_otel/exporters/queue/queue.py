@@ -99,10 +99,8 @@ class DurableQueue:
         """Own the directory and open the database. An unreadable one is set aside, and a new one is begun.
 
         Raises:
-            DirectoryInUseError: Another process owns the directory.
-            NewerSchemaError: The database was written by a newer version.
-            ForeignFileError: The file is another program's.
-            OSError: The directory can't be made or written.
+            QueueError: Another process owns the directory, or the file is not for this version.
+            OSError: The directory can't be created or written.
             sqlite3.OperationalError: The database can't be opened now.
         """
         self._open_directory.open(set_aside=self._set_aside)
@@ -361,7 +359,7 @@ class DurableQueue:
         for name in entry.route.queued:
             most = exporters[name].queue_size if name in exporters else None  # it may just have left
             if most is not None and name in cursors and waiting(cursors[name]) >= most:
-                raise RefusedError(f"the queue of {name} holds {most} records, its queue_size", reason="queue_full")
+                raise RefusedError(f"{most} records wait for {name}, which is its queue_size", reason="queue_full")
 
     def _check_disk(self, batch: Batch) -> None:
         now = time.monotonic()
@@ -384,7 +382,7 @@ class DurableQueue:
         if deleted:
             return True
         # On a short disk every page counts: the space that is held back here could be what is missing for ever.
-        is_short = self.directory.free_bytes() < self._min_free
+        is_short = self.room() < 0
         if not idle and not is_short:
             return False  # a backlog that is just being delivered frees the pages that would be moved now
         enough = 1 if is_short else _PAGES_WORTH_IT

@@ -1,4 +1,4 @@
-"""Records as they were read from the queue, with a checksum that tells whether they are still what was stored."""
+"""Records that were read from the queue, with a checksum that tells whether they have changed on disk."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -13,25 +13,21 @@ except ImportError:  # there is no wheel for this machine
     from zlib import crc32 as _quick_crc32
 
 quick_crc32: Final = _quick_crc32
-"""zlib's CRC-32 by instructions made for it, where there are any: each record of a backlog costs one."""
+"""zlib's CRC-32, with special instructions if the machine has them: each record of a backlog costs one."""
 
 Row: TypeAlias = tuple[int, Any, Any, Any]
-"""seq, uid, payload and checksum, as the database has them; damage can change the type of all but the first."""
+"""seq, uid, payload and checksum from the database; damage can change the type of all but the first."""
 
 
 def checksum(uid: bytes, payload: bytes) -> int:
-    """What is stored beside a record."""
+    """The checksum that is stored with a record."""
     return crc32(payload, crc32(uid))
 
 
 class Stored(NamedTuple):
-    """One record as it was read.
+    """One record: its uid (16 bytes) and its payload, an encoded request; empty if they can't be read.
 
-    Attributes:
-        seq: Its place in the log.
-        uid: The item's uid, 16 bytes; empty where it can't be read.
-        payload: The encoded request; empty where it can't be read.
-        intact: Whether both could be read and still have their checksum.
+    `intact` says whether both could be read and have their checksum.
     """
 
     seq: int
@@ -41,7 +37,7 @@ class Stored(NamedTuple):
 
     @classmethod
     def checked(cls, seq: int, uid: object, payload: object, stored: object) -> "Stored":
-        """A record as it was read, whatever the types of its values have become."""
+        """A record from values of any type."""
         if isinstance(uid, bytes) and isinstance(payload, bytes):
             return cls(seq, uid, payload, checksum(uid, payload) == stored)
         return cls(seq, uid if isinstance(uid, bytes) else b"", payload if isinstance(payload, bytes) else b"", False)
@@ -49,14 +45,7 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Records(Sequence[Stored]):
-    """Some records in the order of the log, as columns: a backlog is delivered with no object for each of them.
-
-    Attributes:
-        seqs: Their places in the log, ascending.
-        uids: Their items' uids.
-        payloads: Their encoded requests.
-        intact: Whether each could be read and still has its checksum.
-    """
+    """Records in the order of their seqs, as columns: a backlog is delivered without an object for each record."""
 
     seqs: tuple[int, ...] = ()
     uids: tuple[bytes, ...] = ()
@@ -65,10 +54,10 @@ class Records(Sequence[Stored]):
 
     @classmethod
     def checked(cls, rows: Sequence[Row]) -> "Records":
-        """Rows as they were read."""
+        """Records from rows."""
         if not rows:
             return cls()
-        # Column by column, with no step of the interpreter for each: a backlog is delivered as fast as this is.
+        # Column by column, without a step of the interpreter for each record: this limits how fast a backlog is sent.
         seqs, uids, payloads, checksums = zip(*rows, strict=True)
         with contextlib.suppress(TypeError):  # damage can change a value's type
             if all(map(eq, map(quick_crc32, payloads, map(quick_crc32, uids)), checksums)):
@@ -79,23 +68,21 @@ class Records(Sequence[Stored]):
         return len(self.seqs)
 
     @overload
-    def __getitem__(self, place: int) -> Stored: ...
+    def __getitem__(self, index: int) -> Stored: ...
 
     @overload
-    def __getitem__(self, place: slice) -> "Records": ...
+    def __getitem__(self, index: slice) -> "Records": ...
 
-    def __getitem__(self, place: int | slice) -> "Stored | Records":
-        if isinstance(place, slice):
-            return Records(self.seqs[place], self.uids[place], self.payloads[place], self.intact[place])
-        return Stored(self.seqs[place], self.uids[place], self.payloads[place], self.intact[place])
+    def __getitem__(self, index: int | slice) -> "Stored | Records":
+        columns = (column[index] for column in self._columns)
+        return Records(*columns) if isinstance(index, slice) else Stored._make(columns)
 
     def __add__(self, others: "Records") -> "Records":
-        return Records(
-            self.seqs + others.seqs,
-            self.uids + others.uids,
-            self.payloads + others.payloads,
-            self.intact + others.intact,
-        )
+        return Records(*(column + other for column, other in zip(self._columns, others._columns, strict=True)))
+
+    @property
+    def _columns(self) -> tuple[tuple[Any, ...], ...]:
+        return self.seqs, self.uids, self.payloads, self.intact
 
     @property
     def size(self) -> int:
@@ -104,13 +91,13 @@ class Records(Sequence[Stored]):
 
     @property
     def content(self) -> bytes:
-        """All payloads as one request: serialised protobuf messages that are concatenated merge."""
+        """All payloads as one request: concatenated protobuf messages merge."""
         return b"".join(self.payloads)
 
     def one_by_one(self) -> Iterator["Records"]:
-        """Each by itself."""
-        return (self[place : place + 1] for place in range(len(self)))
+        """Each record by itself."""
+        return (self[index : index + 1] for index in range(len(self)))
 
     def until_damage(self) -> "Records":
-        """Those before the first one that is not intact."""
+        """The records before the first one that is not intact."""
         return self if all(self.intact) else self[: self.intact.index(False)]

@@ -1,7 +1,7 @@
 """The queue's database file: its schema, and how a file of an older one is brought up to date.
 
-Cursors work like a topic's consumer groups: `records` is an append-only log, and each exporter has a place in it. A
-route is a receiver and the set of exporters that its records are for; each record bears one, fixed when it is stored.
+Cursors work like a topic's consumer groups: `records` is an append-only log, and each exporter has a cursor in it. A
+route is a receiver and the set of exporters that its records are for; each record has one, fixed when it is stored.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from statsig_otel.config.errors import Fault
 from statsig_otel.exporters.queue.errors import QueueError
 
 APPLICATION_ID: Final = 0x53744F74
-"""`PRAGMA application_id`: tells the file from any other SQLite database ("StOt")."""
+"""`PRAGMA application_id` ("StOt") tells the file from other SQLite databases."""
 
 _VERSION_1: Final = """
 CREATE TABLE exporters (
@@ -71,7 +71,7 @@ CREATE TABLE salvage (
 """
 
 _MIGRATIONS: Final[tuple[str, ...]] = (_VERSION_1,)
-"""What brings version n to version n + 1, in order. A released one is never changed."""
+"""Each brings the schema to the next version. A released one is never changed."""
 
 VERSION: Final = len(_MIGRATIONS)
 
@@ -92,15 +92,11 @@ _NOT_THE_FILE: Final = frozenset(
         sqlite3.SQLITE_READONLY,
     }
 )
-"""Errors that the machine is to blame for, and that pass once it is mended."""
+"""Errors that are not the file's fault, and that pass once the machine is repaired."""
 
 
 class NewerSchemaError(QueueError):
-    """The file was written by a newer version of this package. It is left as it is.
-
-    Attributes:
-        fault: The message, with what to do.
-    """
+    """The file was written by a newer version of this package. It is not touched."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(f"{message}: {hint}")
@@ -108,90 +104,90 @@ class NewerSchemaError(QueueError):
 
 
 class ForeignFileError(QueueError):
-    """The file is a sound SQLite database, but not a queue of this package. It is left as it is."""
+    """The file is a sound SQLite database of another program. It is not touched."""
 
 
 class DamagedError(sqlite3.DatabaseError):
     """The file's content can't be what this package wrote."""
 
 
+def error_code(error: BaseException) -> int | None:
+    """SQLite's primary code of an error; None if the error is not from SQLite itself."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
 def is_damage(error: BaseException) -> bool:
     """Whether an error of the database says that its file is damaged, wherever that was found."""
-    if isinstance(error, DamagedError):
-        return True
     if not isinstance(error, sqlite3.DatabaseError):
         return False
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # the standard library's own: a text that is no UTF-8
-        return isinstance(error, sqlite3.OperationalError)
-    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    if (code := error_code(error)) is None:  # else the standard library's own: a string that is not UTF-8
+        return isinstance(error, DamagedError | sqlite3.OperationalError)
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error of the database, or of a file beside it, says that the disk has no space left."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    return error_code(error) == sqlite3.SQLITE_FULL
 
 
 def will_pass(error: sqlite3.Error) -> bool:
-    """Whether the machine is to blame for an error of the database, and not its file."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_THE_FILE
+    """Whether an error of the database is not the file's fault, and passes once the machine is repaired."""
+    return error_code(error) in _NOT_THE_FILE
 
 
 @contextlib.contextmanager
-def opening(path: Path) -> Iterator[None]:
-    """Tell damage from a machine that can't open the file now, while the first statements look at it.
+def opening(path: Path, connection: sqlite3.Connection) -> Iterator[None]:
+    """Tell a damaged file from one that can't be opened now, during the first statements. Any error closes it again.
 
-    These statements are always the same, so whatever the file makes of them is damage: SQLite reports some of it as if
-    the statements were wrong.
+    These statements are always the same, so an error is damage also if SQLite says that the statements are wrong.
 
     Raises:
-        DamagedError: It is damaged.
+        DamagedError: The file is damaged.
         sqlite3.Error: It can't be opened now.
     """
     try:
         yield
-    except DamagedError:
-        raise
-    except UnicodeDecodeError as error:  # the engine quotes what it found in its message
-        raise DamagedError("its schema is no text") from error
-    except sqlite3.Error as error:
-        # A wrong format number in the header makes a file read-only that can be written.
-        wrong_format = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, UnicodeDecodeError):  # the engine quotes the file's content in its message
+            raise DamagedError("its schema is not UTF-8") from error
+        if not isinstance(error, sqlite3.Error) or isinstance(error, DamagedError):
+            raise
+        # A wrong format number in the header makes a writable file read-only. The extended codes have other causes.
+        is_read_only = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY
+        wrong_format = is_read_only and os.access(path, os.W_OK)
         if will_pass(error) and not wrong_format:
             raise
         raise DamagedError(str(error)) from error
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the file for its one writer, made where it is missing, for its owner alone.
+    """Open the file for its one writer, which is the calling thread. A missing file is created, for its owner only.
 
-    Transactions are begun and ended by hand. The connection belongs to the thread that calls this.
+    Transactions are begun and ended by hand.
 
     Raises:
         NewerSchemaError: It was written by a newer version.
-        ForeignFileError: It is something else's database.
+        ForeignFileError: It is another program's database.
         DamagedError: It is damaged, or gone and its log is not.
         sqlite3.Error: It can't be opened now.
     """
     _refuse_lone_log(path)
     _rewrite_log(_log_of(path))
     connection = create(path)
-    try:
-        with opening(path):
-            _prepare(connection, path)
-    except BaseException:
-        connection.close()
-        raise
+    with opening(path, connection):
+        _prepare(connection, path)
     return connection
 
 
 def create(path: Path) -> sqlite3.Connection:
-    """Open a file as it is, made where it is missing, for its owner alone.
+    """Open a file unchecked. A missing one is created, for its owner only.
 
     Raises:
-        OSError: It can't be made.
+        OSError: It can't be created.
         sqlite3.Error: It can't be opened.
     """
     # Only a missing file: closing one that is in use here would drop this process's locks on it (POSIX locks). The log
@@ -201,8 +197,36 @@ def create(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None, timeout=5.0)
 
 
+def connect_reading(path: Path) -> sqlite3.Connection:
+    """Open the file for reading beside its writer, in any process; for any thread, but one at a time.
+
+    Raises:
+        DamagedError: It is damaged, or no queue, or gone and its log is not.
+        sqlite3.Error: There is no such file, or it can't be read now.
+    """
+    _refuse_lone_log(path)
+    connection = open_read_only(path)
+    with opening(path, connection):
+        connection.execute("PRAGMA query_only = ON")
+        distrust(connection)
+        connection.execute("SELECT 1 FROM exporters LIMIT 1").fetchall()
+    return connection
+
+
+def open_read_only(path: Path, options: str = "") -> sqlite3.Connection:
+    """Open a file unchecked for reading, with more options of SQLite's URI."""
+    uri = f"{path.absolute().as_uri()}?mode=ro{options}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False)
+
+
+def distrust(connection: sqlite3.Connection) -> None:
+    """Make damage an error: a failing disk without a SIGBUS, and a page with impossible content."""
+    connection.execute("PRAGMA mmap_size = 0")
+    connection.execute("PRAGMA cell_size_check = ON")
+
+
 def size_of(path: Path) -> int:
-    """A file's bytes; 0 where there is none."""
+    """A file's bytes; 0 if there is none."""
     try:
         return path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
@@ -214,18 +238,13 @@ def _log_of(path: Path) -> Path:
 
 
 def has_only_log(path: Path) -> bool:
-    """Whether a database has no page, and its log has some, or may have."""
+    """Whether a database is gone or empty and its log is not: the log's content can be carried over."""
     return not size_of(path) and size_of(_log_of(path)) > 0
 
 
 def _refuse_lone_log(path: Path) -> None:
-    """Open no database that has only a log: SQLite takes it for a new one, and deletes the log.
-
-    That can hold all that was acknowledged since it was last folded in.
-
-    Raises:
-        DamagedError: The file is such a one.
-    """
+    # SQLite would take it for a new database and delete the log, which can contain all that was acknowledged since it
+    # was last folded in.
     if has_only_log(path):
         raise DamagedError("it is gone or empty, and its log is not")
 
@@ -233,78 +252,49 @@ def _refuse_lone_log(path: Path) -> None:
 def _rewrite_log(log: Path) -> None:
     """Bring all of the log to disk before anything is put behind it.
 
-    After a failed fsync the kernel may take pages for clean that are not on the disk: it reads them from memory, and
-    calls the next fsync a success. Changes that were acknowledged behind them would be lost with the power. So the
-    log's bytes are written once more, each in its place. SQLite holds no lock on this file that closing it could drop.
+    After a failed fsync the kernel may consider pages clean that are not on the disk: it reads them from memory, and
+    the next fsync succeeds. Changes that were acknowledged behind them would be lost with the power. So the log's bytes
+    are written once more, each in its position. SQLite has no lock on this file that closing it could drop.
     """
     try:
         descriptor = os.open(log, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
-        place = 0
-        while chunk := os.pread(descriptor, _CHUNK, place):
-            place += os.pwrite(descriptor, chunk, place)
+        position = 0
+        while chunk := os.pread(descriptor, _CHUNK, position):
+            position += os.pwrite(descriptor, chunk, position)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def connect_reading(path: Path) -> sqlite3.Connection:
-    """Open the file for reading beside its writer, in any process; for any thread, but one at a time.
-
-    Raises:
-        DamagedError: It is damaged, or no queue, or gone and its log is not.
-        sqlite3.Error: There is no such file, or it can't be read now.
-    """
-    _refuse_lone_log(path)
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=5.0, check_same_thread=False
-    )
-    try:
-        with opening(path):
-            connection.execute("PRAGMA query_only = ON")
-            connection.execute("PRAGMA mmap_size = 0")
-            connection.execute("PRAGMA cell_size_check = ON")
-            connection.execute("SELECT 1 FROM exporters LIMIT 1").fetchall()
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
 def check(path: Path) -> None:
-    """Check whose file it is, and change nothing. For a file that nobody has open, and that has no log beside it.
+    """Check whose file it is, and change nothing. For a file that nobody has open and that has no log beside it.
 
     Raises:
         NewerSchemaError: It was written by a newer version.
-        ForeignFileError: It is something else's database.
+        ForeignFileError: It is another program's database.
         sqlite3.Error: It is damaged, or can't be read now.
     """
-    # "immutable": no lock is taken, and no file is made beside it.
-    uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-    with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection, opening(path):
+    # "immutable": no lock is taken, and no file is created beside it.
+    with contextlib.closing(open_read_only(path, "&immutable=1")) as connection, opening(path, connection):
         _version_of(connection, path)
 
 
 def has_all_tables(connection: sqlite3.Connection) -> bool:
-    """Whether the tables and indexes are those of some version, whatever else the file's header says.
-
-    Raises:
-        sqlite3.Error: That can't be read.
-    """
+    """Whether the tables and indexes are those of some version, whatever the file's header says."""
     tables = _tables(connection)
     return any(_expected(version) <= tables for version in range(1, VERSION + 1))
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    connection.execute("PRAGMA mmap_size = 0")  # a failing disk must be an error, not a SIGBUS
-    connection.execute("PRAGMA cell_size_check = ON")
-    connection.execute("PRAGMA temp_store = MEMORY")  # no page of ours in a file of another directory
-    connection.execute("PRAGMA secure_delete = FAST")  # some systems build it as ON, which writes what is deleted twice
+    distrust(connection)
+    connection.execute("PRAGMA temp_store = MEMORY")  # none of our pages in a file of another directory
+    connection.execute("PRAGMA secure_delete = FAST")  # ON, the default of some systems, writes deleted content twice
     version = _version_of(connection, path)
     if version == 0:
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has to stand before the first table
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has to come before the first table
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA journal_size_limit = 4194304")  # what it grows to before it is folded in anyway
@@ -314,18 +304,18 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
 
 def _version_of(connection: sqlite3.Connection, path: Path) -> int:
     """Check whose file it is, and that it has the tables of its version; the version, 0 for a new file."""
-    version = _pragma(connection, "user_version")
-    tables = _tables(connection)
+    version, tables = pragma(connection, "user_version"), _tables(connection)
     if version == 0 and not tables:
         return 0
-    if _pragma(connection, "application_id") != APPLICATION_ID and not _expected(VERSION) <= tables:
+    is_marked = pragma(connection, "application_id") == APPLICATION_ID
+    if not is_marked and not _expected(VERSION) <= tables:
         raise ForeignFileError(f"{path} is a database of another program")
     if version > VERSION:
         raise NewerSchemaError(
-            f"{path} has schema version {version}, and this version of statsig-otel knows {VERSION} at most",
+            f"{path} has schema version {version}, and this version of statsig-otel knows at most {VERSION}",
             "use the version that wrote it, or another directory",
         )
-    if _pragma(connection, "application_id") != APPLICATION_ID or version < 1 or not _expected(version) <= tables:
+    if not is_marked or version < 1 or not _expected(version) <= tables:
         raise DamagedError(f"its tables are not those of schema version {version}")
     return version
 
@@ -336,7 +326,7 @@ def _tables(connection: sqlite3.Connection) -> frozenset[tuple[object, ...]]:
 
 @contextlib.contextmanager
 def in_memory(version: int = VERSION) -> Iterator[sqlite3.Connection]:
-    """An empty queue of a version that is no file."""
+    """An empty queue of a version, in memory."""
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         for number, script in enumerate(_MIGRATIONS[:version], 1):
@@ -359,6 +349,7 @@ def _migrate(connection: sqlite3.Connection, script: str, version: int) -> None:
     )
 
 
-def _pragma(connection: sqlite3.Connection, name: str) -> int:
+def pragma(connection: sqlite3.Connection, name: str) -> int:
+    """The value of a PRAGMA that is a number."""
     value: int = connection.execute(f"PRAGMA {name}").fetchone()[0]
     return value

@@ -7,7 +7,7 @@ import itertools
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Final, Literal, TypeAlias, TypeVar
 
 from statsig_otel.exporters.consumer import Batch, Receipt
@@ -22,6 +22,8 @@ MOST_BODIES: Final = 1000
 
 MOST_BODY_BYTES: Final = 256 << 20
 """At most so many bytes of them are kept."""
+
+DAMAGED: Final = "damaged on disk: its checksum is wrong"
 
 _COLLECTED_AT_ONCE: Final = 5000
 """One transaction deletes at most so many rows, so that nobody waits long for it."""
@@ -43,60 +45,54 @@ _T = TypeVar("_T")
 class DeadLetter:
     """Something that could not be delivered or mapped, with the reason.
 
-    Attributes:
-        kind: `item` and `body` come from a receiver, as they were sent. All others come from an exporter, encoded;
-            `damaged` is the rest of a record that changed on disk.
-        owner: The receiver or the exporter.
-        reason: What was wrong.
-        content: The item, the body, or the encoded request.
-        uid: The uid of a single record.
-        attempts: The number of times that it was sent.
-        count: The number of log records in the content.
+    The kinds `item` and `body` come from a receiver, as they were sent. All others come from an exporter, encoded;
+    `damaged` is the rest of a record that changed on disk.
     """
 
     kind: DeadLetterKind
-    owner: str
+    owner: str  # the receiver or the exporter
     reason: str
     content: bytes
-    uid: bytes | None = None
-    attempts: int = 0
-    count: int = 1
+    uid: bytes | None = None  # of a single record
+    attempts: int = 0  # to send it
+    count: int = 1  # log records in the content
 
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What was stored of a batch: `records` records with payloads of `size` bytes.
-
-    Of its whole bodies, `bodies_left_out` were not kept, since there are too many already.
-    """
+    """What was stored of a batch."""
 
     receipt: Receipt
     records: int
-    size: int
-    bodies_left_out: int
+    size: int  # bytes of their payloads
+    bodies_left_out: int  # whole bodies that were not kept, since there are too many already
 
 
 _NOTHING: Final = Appended(Receipt(0), records=0, size=0, bodies_left_out=0)
 
 
+@dataclass(slots=True, eq=False)
 class Entry:
     """A batch on its way to the disk, with the future that answers it once it is there.
 
-    `number` is the route's number in the database, and `exporters` are those of its exporters; both are known from
-    when the batch is stored. `window_ms` is the time in which a change that was seen is a duplicate; 0 for never.
+    `number` is the route's number in the database, and `exporters` are those of its exporters; both have to be known
+    when the batch is stored.
     """
 
-    __slots__ = ("answer", "batch", "exporters", "number", "route", "stored", "window_ms")
+    batch: Batch
+    route: Route
+    number: int = 0
+    exporters: Sequence[int] = ()
+    stored: Appended = _NOTHING
+    answer: Future[Receipt] = field(default_factory=Future)
 
-    def __init__(self, batch: Batch, route: Route, number: int = 0) -> None:
-        self.batch: Batch = batch
-        self.route: Route = route
-        self.number: int = number
-        self.window_ms: int = int(route.window * 1000)
-        self.exporters: Sequence[int] = ()
-        self.stored: Appended = _NOTHING
-        self.answer: Future[Receipt] = Future()
-        self.answer.set_running_or_notify_cancel()  # no caller can cancel what is being written
+    def __post_init__(self) -> None:
+        self.answer.set_running_or_notify_cancel()  # so that nobody can cancel it
+
+    @property
+    def window_ms(self) -> int:
+        """The time in which a change that was seen is a duplicate, in milliseconds; 0 for never."""
+        return int(self.route.window * 1000)
 
 
 _NewRow: TypeAlias = tuple[int, bytes, bytes, int]
@@ -173,12 +169,12 @@ def _first_sights(
     connection: sqlite3.Connection, entries: Sequence[Entry], uids: Sequence[Sequence[bytes]], now_ms: int
 ) -> list[bool]:
     """Remember uids; for each, in order, whether it was unknown or seen before its window."""
-    windows = {entry.window_ms for entry in entries}
     sights = [
         (entry.batch.receiver, uid, now_ms, entry.window_ms)
         for entry, its_uids in zip(entries, uids, strict=True)
         for uid in its_uids
     ]
+    windows = {sight[3] for sight in sights}
     if len(sights) > 1 and len(windows) == 1 and all(windows) and _all_first_sights(connection, sights):
         return [True] * len(sights)
     return [not sight[3] or connection.execute(_REMEMBER_ONE, sight).rowcount > 0 for sight in sights]
@@ -276,7 +272,7 @@ def cursor_and_waiting(connection: sqlite3.Connection, exporter: int) -> tuple[i
 
 def damaged_record(exporter: str, record: Stored) -> DeadLetter:
     """The rest of a record that changed on disk, as a dead letter of an exporter."""
-    return DeadLetter("damaged", exporter, "damaged on disk: its checksum is wrong", record.payload, record.uid)
+    return DeadLetter("damaged", exporter, DAMAGED, record.payload, record.uid)
 
 
 def bury(connection: sqlite3.Connection, letter: DeadLetter, now_ms: int) -> None:

@@ -1,7 +1,7 @@
 """Checks after a crash whether SQLite would read all of the database's write-ahead log (`queue.db-wal`).
 
-SQLite ends a log at the first frame whose checksum is wrong, since that is how a commit looks that a crash interrupted.
-So it drops without a word what was committed behind a flipped byte, or what is cut off. A log's format is section 4 of
+SQLite ends a log at the first frame whose checksum is wrong, since an interrupted commit looks like that. So what was
+committed behind a flipped byte, or was cut off, is dropped silently. A log's format is section 4 of
 https://www.sqlite.org/fileformat2.html, and that of its index section 2 of https://www.sqlite.org/walformat.html
 """
 
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
+
+from statsig_otel.exporters.queue import schema
 
 _HEADER: Final = struct.Struct(">4I8s2I")
 """Magic number, version, page size, checkpoints, salts, and two checksums of all before them."""
@@ -34,48 +36,30 @@ _ORDERS: Final = {0x377F0682: "<", 0x377F0683: ">"}
 
 @dataclass(frozen=True, slots=True)
 class LogCheck:
-    """How much of a log SQLite reads.
+    """How much of a log SQLite does not read."""
 
-    Attributes:
-        unread_commits: Commits that it does not, since the log is damaged before their end. The last one of a log may
-            never have come to its end: that is how a power failure leaves it.
-        missing_frames: Frames that were committed, by the log's index, and that it does not read.
-    """
-
-    unread_commits: int
-    missing_frames: int
+    unread_commits: int  # at or behind damage; a power failure can leave the last one of a log incomplete
+    missing_frames: int  # that were committed, according to the log's index
 
     @property
     def is_damaged(self) -> bool:
-        """Whether something that was acknowledged is there and not read."""
+        """Whether something that was acknowledged is in the log and not read."""
         return self.unread_commits > 1 or (self.unread_commits > 0 and self.missing_frames > 0)
 
 
 class Frame(NamedTuple):
-    """A page as a transaction left it.
+    """A page that a transaction wrote."""
 
-    Attributes:
-        page: The page's number, from 1 on.
-        is_commit: Whether it is the last one of a transaction.
-        is_read: Whether SQLite reads it: its checksum is right, and so are those of all before it.
-        content: The page.
-    """
-
-    page: int
-    is_commit: bool
-    is_read: bool
+    page: int  # its number, from 1
+    is_commit: bool  # whether it is the last one of its transaction
+    is_read: bool  # whether SQLite reads it: its checksum and those of all frames before it are right
     content: bytes
 
 
 class Log:
-    """A log, read from its beginning.
+    """A log, read from its beginning, with the number of its committed frames; 0 if the index does not tell.
 
-    Args:
-        file: The log.
-        index: The beginning of its index; it may be of an earlier one, since nobody brings it to disk.
-
-    Attributes:
-        committed: How many frames are committed; 0 where the index does not tell.
+    The index may be an earlier one, since nobody brings it to disk. Only its beginning is needed.
     """
 
     def __init__(self, file: BinaryIO, index: bytes) -> None:
@@ -89,12 +73,12 @@ class Log:
         committed, salts, *sums = _INDEX.unpack(index)
         if not any(index) or _sum_up(index[:_CHECKED_OF_INDEX], "=", [0, 0]) != sums:
             committed, salts = 0, b""
-        if not self._is_sound:  # what every queue has, and what the index or the first frame says, have to do
+        if not self._is_sound:  # then the usual page size, and the salts of the index or of the first frame
             self._size, self._salts = _usual_page_size(), salts
         self.committed: int = committed if not is_empty and salts == self._salts else 0
 
     def frames(self) -> Iterator[Frame]:
-        """Those that were written since the log was last begun anew, in order."""
+        """The frames that were written since the log last began anew, in order."""
         is_read = self._is_sound
         while len(raw := self._file.read(_FRAME.size + self._size)) == _FRAME.size + self._size:
             page, pages, salts, *sums = _FRAME.unpack_from(raw)
@@ -104,13 +88,13 @@ class Log:
                 checked = raw[:_CHECKED_OF_FRAME] + content
                 is_read = salts == self._salts and _sum_up(checked, self._order, self._sums) == sums
                 self._sums = sums
-            if salts == self._salts:  # else it is from before
+            if salts == self._salts:  # else it is from before the log began anew
                 yield Frame(page, pages > 0, is_read, content)
 
 
 @contextlib.contextmanager
 def opened(database: Path) -> Iterator[Log]:
-    """A database's log; where there is none, one without frames."""
+    """A database's log; a missing one is as one without frames."""
     index = b""
     with contextlib.suppress(FileNotFoundError), Path(f"{database}-shm").open("rb") as file:
         index = file.read(_INDEX.size)
@@ -122,9 +106,9 @@ def opened(database: Path) -> Iterator[Log]:
 
 
 def check(database: Path) -> LogCheck:
-    """How much of a database's log SQLite would read.
+    """How much of a database's log SQLite would not read.
 
-    For a database that this process has not open: to close its index here would drop the locks on it (POSIX locks).
+    Not for a database that this process has open: to close its index here would drop the locks on it (POSIX locks).
     """
     unread = read = 0
     with opened(database) as log:
@@ -136,12 +120,11 @@ def check(database: Path) -> LogCheck:
 
 def _usual_page_size() -> int:
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        size: int = connection.execute("PRAGMA page_size").fetchone()[0]
-        return size
+        return schema.pragma(connection, "page_size")
 
 
 def _sum_up(data: bytes, order: str, sums: list[int]) -> list[int]:
-    """The checksum of some bytes, which goes on from that of those before; section 4.2."""
+    """The checksum of bytes behind others with the checksum `sums`; section 4.2."""
     first, second = sums
     numbers = iter(struct.unpack(f"{order}{len(data) // 4}I", data))
     for one, another in zip(numbers, numbers, strict=True):

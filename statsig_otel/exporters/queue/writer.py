@@ -1,11 +1,11 @@
-"""The one thread that writes, on the one connection that writes: group commit.
+"""Group commit: one thread runs all writes to the database, in shared transactions on one connection.
 
-Whoever has something to write hands over a function and waits for its future. All that waits together shares one
+Whoever has something to write hands over a function and waits for its future. Functions that wait together share one
 transaction, and so one fsync; a lone one does not wait for others. A future is answered after the commit, never before.
 
-After an error the connection is closed and all of the transaction is refused: whether a commit that failed has reached
-the disk can't be known. The file is opened anew, which looks at it, before anything else is acknowledged. A file that
-turns out to be damaged, twice, is set aside, and what waits is written to a new one.
+After an error the connection is closed and all of the transaction is refused, since nobody can know whether a failed
+commit has reached the disk. The file is opened and checked again before anything else is acknowledged. A file that is
+found damaged twice is set aside, and what waits is written to a new one.
 """
 
 import contextlib
@@ -34,20 +34,19 @@ _I = TypeVar("_I")
 Work = Callable[[sqlite3.Connection], _T]
 
 _MOST_AT_ONCE: Final = 1024
-"""Jobs that share a transaction at most: it bounds how long the first of them waits."""
+"""At most so many jobs share a transaction: it limits how long the first of them waits."""
 
 _IDLE: Final = 1.0
 """Seconds after which an idle writer tidies up, and after which tidying that failed is tried again."""
 
 _SURE: Final = 2
-"""How often damage has to be found in a row, with the file opened anew in between, until the file is set aside."""
+"""A file is set aside once damage was found so many times in a row, with the file opened again in between."""
 
 _QUIET: Final = 0.05
-"""Seconds without a job after which the writer counts as idle while there is more to tidy up: a sender that delivers a
-backlog hands one over every few milliseconds."""
+"""As `_IDLE`, while there is more to tidy up: a sender that delivers a backlog submits a job every few milliseconds."""
 
 _TIDYING_SHARE: Final = 30
-"""A busy writer tidies up for one part in so many of its time: deleting costs an fsync, and all wait for it."""
+"""A busy writer tidies up for one part in so many of its time: to delete costs an fsync, and all wait for it."""
 
 _JOBS_OWN: Final = (
     sqlite3.DataError,
@@ -56,7 +55,7 @@ _JOBS_OWN: Final = (
     sqlite3.NotSupportedError,
     sqlite3.ProgrammingError,
 )
-"""What only the job that raised it is to blame for; after any other error of the database nothing is certain."""
+"""Errors that only concern the job that raised them; after any other error of the database nothing is certain."""
 
 
 class StorageError(QueueError):
@@ -77,10 +76,10 @@ class NotRunningError(QueueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bulk(Generic[_I, _T]):
-    """Work that is done at once for all items that wait together: a statement for each costs more than what it does.
+    """Work on all items that wait together, since one statement for each would cost much more.
 
     Attributes:
-        work: Returns a result for each item, in order. Where it raises for several, each is worked on by itself.
+        work: Returns a result for each item, in order. If it raises for several, it is run for each by itself.
         then: Run with the results after the commit and before any item is answered, in the writer's thread.
     """
 
@@ -93,12 +92,12 @@ class _Job:
     bulk: Bulk[Any, Any]
     item: Any
     answer: Callable[[Any, Exception | None], None]
-    """Told the result; or None, and the error."""
+    """Called with the result and None, or with None and the error."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What became of jobs that were worked on at once."""
+    """The results of jobs of one `Bulk`, or why they failed."""
 
     jobs: Sequence[_Job]
     results: Sequence[Any]
@@ -110,13 +109,16 @@ class Writer:
 
     Args:
         path: The database file.
-        prepare: Run on every connection that is opened, before anything else: it looks at what is there.
-        tidy: Run in a transaction of its own after others, and when idle, which it is told; returns whether there is
-            more to do at once. For deleting what is delivered.
-        set_aside: Run with the error where the file is damaged and closed; afterwards another one is begun. Without it
-            nothing more is written.
-        copy_aside: Run with the connection where somebody deleted or replaced the file: its content ends with the
-            connection. Afterwards another one is begun.
+        prepare: Run on every connection that is opened, before anything else: checks the content.
+        tidy: Deletes what is delivered, in a transaction of its own, after others and when idle, which it is told.
+            Returns whether there is more to delete at once.
+        set_aside: Run with the error when the file is damaged and closed; then another one is begun. Without it nothing
+            more is written.
+        copy_aside: Run with the connection when somebody has deleted or replaced the file, whose content ends with the
+            connection. Then another one is begun.
+
+    Attributes:
+        failing: Whether the last attempt to write failed.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Writer:
         set_aside: Callable[[Exception], None] | None = None,
         copy_aside: Callable[[sqlite3.Connection], None] | None = None,
     ) -> None:
+        self.failing: bool = False
         self._path = path
         self._prepare = prepare
         self._tidy = tidy
@@ -135,36 +138,29 @@ class Writer:
         self._copy_aside = copy_aside
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._ended = threading.Event()  # an interrupted `join` of Python 3.11 takes a thread that runs for ended
-        self._lock = threading.Lock()  # a job is queued before the end, or refused
+        self._ended = threading.Event()  # after an interrupted `join`, Python 3.11 considers a running thread ended
+        self._lock = threading.Lock()  # so that a job is queued before the end, or refused
         self._accepting = False
         self._connection: sqlite3.Connection | None = None
-        self._opened: os.stat_result | None = None  # the file that the connection is to
+        self._opened: os.stat_result | None = None  # the connection's file
         self._beside: dict[Path, os.stat_result] = {}  # its log and the log's index
-        self._failing = False
         self._untidy = False
         self._unfolded = True
         self._tidy_at = 0.0  # by the monotonic clock
         self._owner = OwnerProcess()
 
-    @property
-    def failing(self) -> bool:
-        """Whether the last attempt to write failed."""
-        return self._failing
-
     def start(self) -> None:
-        """Open the file, in the writer's thread. Whatever ends the wait for it ends the writer, too.
+        """Open the file, in the writer's thread. Whatever ends the wait for it also ends the writer.
 
         Raises:
             DamagedError: The file is damaged.
             sqlite3.Error: The file can't be opened now.
-            OSError: The file can't be made.
-            NewerSchemaError: It was written by a newer version.
-            ForeignFileError: It is another program's.
+            OSError: The file can't be created.
+            QueueError: The file is not for this version.
             RuntimeError: No thread can be started.
         """
-        self.stop()  # a second Ctrl-C can have left a writer behind that was told to end
-        self._jobs, self._ended = SimpleQueue(), threading.Event()  # what ended that one would end this one
+        self.stop()  # a second Ctrl-C can have left a thread behind that was told to end
+        self._jobs, self._ended = SimpleQueue(), threading.Event()  # what ended that thread would end this one
         self._owner.enter()
         opened: Future[None] = Future()
         thread = threading.Thread(target=self._run, args=(opened, self._ended), name="queue writer", daemon=True)
@@ -174,28 +170,28 @@ class Writer:
             opened.result()
             with self._lock:
                 self._accepting = True
-        except BaseException:  # a Ctrl-C and a test's timeout end the wait as well as a file that can't be opened
-            if not opened.cancel():  # it has begun, and would wait for work for ever
+        except BaseException:  # also a Ctrl-C or a test's timeout
+            if not opened.cancel():  # it has begun, and would wait for jobs for ever
                 self._thread = thread
                 self.stop()
             raise
 
     def submit(self, work: Work[_T], then: Callable[[_T], None] | None = None) -> Future[_T]:
-        """Hand over a function; its future has what it returned once that is committed.
+        """Hand over a function; its future has the returned value once that is committed.
 
-        The future fails with `StorageError` where nothing was stored, with `NotRunningError` after the end, and with
-        what the function itself raised, in which case the function alone is undone. A function may run again where the
-        file turns out to be damaged.
+        The future fails with `StorageError` if nothing was stored, with `NotRunningError` after the end, and with what
+        the function itself raised; then only this function is undone. A function may run again if the file turns out to
+        be damaged.
 
         Args:
             work: The function.
             then: Run with the result after the commit and before the future is answered, in the writer's thread.
 
         Raises:
-            RuntimeError: In a forked child: the writer's thread is not in it.
+            RuntimeError: In a forked child.
         """
         future: Future[_T] = Future()
-        future.set_running_or_notify_cancel()  # no caller can cancel what is being written
+        future.set_running_or_notify_cancel()  # so that nobody can cancel it
 
         def answer(result: Any, failure: Exception | None) -> None:
             if failure is None:
@@ -210,16 +206,13 @@ class Writer:
         return future
 
     def submit_item(self, bulk: Bulk[_I, _T], item: _I, answer: Callable[[_T | None, Exception | None], None]) -> None:
-        """Hand over an item; those of the same `bulk` that wait together are worked on at once.
+        """Hand over an item; `bulk` works at once on all of its items that wait together.
 
-        Args:
-            bulk: The work.
-            item: The item.
-            answer: Called with the result once that is committed, or with None and one of the errors of `submit`, in
-                the writer's thread; at once where that is not running.
+        Then `answer` is called in the writer's thread: with the result once that is committed, or with None and one of
+        the errors of `submit`. If the writer does not run, it is called at once.
 
         Raises:
-            RuntimeError: In a forked child: the writer's thread is not in it.
+            RuntimeError: In a forked child.
         """
         self.check_process()
         with self._lock:
@@ -230,21 +223,17 @@ class Writer:
             answer(None, NotRunningError("the queue is not running"))
 
     def check_process(self) -> None:
-        """Refuse to work in a forked child.
-
-        Raises:
-            RuntimeError: This is one.
-        """
+        """Raise a RuntimeError in a forked child, which does not have the writer's thread."""
         if self._owner.is_forked:
             raise RuntimeError(f"this queue was started by the process {self._owner.pid}: start one after the fork")
 
     def stop(self) -> None:
         """Finish what was handed over, and close the file. Safe to call twice."""
         if not self._owner.is_current:
-            return  # never started; or a forked child, which the thread is not in
+            return  # never started, or a forked child
         with self._lock:
             self._accepting = False
-            self._jobs.put(None)  # also while it does not accept yet: a thread that nobody tells never ends
+            self._jobs.put(None)  # also if it does not accept jobs yet: else the thread never ends
         thread = self._thread
         if thread is not None:
             self._ended.wait()
@@ -253,7 +242,7 @@ class Writer:
 
     def _run(self, opened: Future[None], ended: threading.Event) -> None:
         try:
-            if opened.set_running_or_notify_cancel():  # else the start was interrupted before this
+            if opened.set_running_or_notify_cancel():  # else the start was interrupted
                 self._work(opened)
         finally:
             ended.set()
@@ -261,20 +250,20 @@ class Writer:
     def _work(self, opened: Future[None]) -> None:
         try:
             self._open()
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+        except BaseException as error:  # noqa: BLE001 - given to the thread that waits
             opened.set_exception(error)
             return
         opened.set_result(None)
         running, more = True, False
         while running:
-            jobs, running = self._take(wait=_QUIET if more else _IDLE)
+            jobs, running = self._next_jobs(wait=_QUIET if more else _IDLE)
             self._write(jobs)
             if not jobs or time.monotonic() >= self._tidy_at:
                 more = self._tidy_up(idle=not jobs)
         self._close()
 
-    def _take(self, wait: float) -> tuple[list[_Job], bool]:
-        """All that waits, and whether to go on after it."""
+    def _next_jobs(self, wait: float) -> tuple[list[_Job], bool]:
+        """The jobs that wait, and whether to go on after them."""
         jobs: list[_Job] = []
         try:
             job = self._jobs.get(timeout=wait)
@@ -302,21 +291,21 @@ class Writer:
                 job.answer(result, done.failure)
 
     def _count(self, outcome: Iterable[_Done]) -> None:
-        """Let the jobs count what they did. Where that was to a file that is gone, the counts of the new one follow."""
+        """Run `then` of the jobs. If they wrote to a file that is gone, the counts of the new one follow."""
         for done in outcome:
             if done.failure is None:
                 try:
                     done.jobs[0].bulk.then(done.results)
-                except Exception:  # on disk it is; and without this thread nobody would ever be answered again
+                except Exception:  # it is on disk, and without this thread nobody would ever be answered again
                     _logger.exception("What was stored could not be counted")
         if self._connection is None:
             try:
                 self._open()
-            except Exception as error:  # noqa: BLE001 - said; whoever writes next opens it again
+            except Exception as error:  # noqa: BLE001 - logged; the next job opens it again
                 self._fail(error)
 
     def _commit(self, jobs: list[_Job]) -> list[_Done] | Exception:
-        """What the jobs returned or raised, once all is on disk; or the error for which nothing is."""
+        """What the jobs returned or raised, once all is on disk; or the error if nothing is."""
         damage: list[Exception] = []
         while True:
             try:
@@ -326,7 +315,7 @@ class Writer:
                 connection.execute("BEGIN IMMEDIATE")
                 outcome = list(_attempt_all(connection, jobs))
                 connection.execute("COMMIT")
-            except Exception as error:  # noqa: BLE001 - handed to all who wait
+            except Exception as error:  # noqa: BLE001 - given to all who wait
                 self._fail(error)
                 if not schema.is_damage(error) or len(damage) == _SURE:
                     return error
@@ -339,9 +328,9 @@ class Writer:
                 return outcome
 
     def _leave_deleted_file(self) -> Exception | None:
-        """Copy the content of a file that is not in its place any more, and close it; the error where that fails.
+        """If somebody has moved or deleted the file, copy its content and close it; the error if that fails.
 
-        What is committed could not be found after a restart. Afterwards another file is to be opened.
+        After a restart nobody could find what is committed. Then another file has to be opened.
         """
         if self._copy_aside is None or self._connection is None or self._is_in_place():
             return None
@@ -355,15 +344,15 @@ class Writer:
         return None
 
     def _remove_leftovers(self) -> None:
-        """Remove the log and the index of the file that is gone: they are not those of the one that comes.
+        """Remove the log and the index of the database that is gone: they stay if only the database was moved.
 
-        Both stay where only the database was moved. A new one would find frames of another in its log; and to begin the
-        index anew means to cut it, under a sender that still reads by it: that ends the process (SIGBUS).
+        A new database would find another one's frames in its log. And it would cut the index under a sender that still
+        reads by it, which ends the process (SIGBUS).
         """
-        for place, opened in self._beside.items():
+        for path, opened in self._beside.items():
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(place.stat(), opened):
-                    place.unlink()
+                if os.path.samestat(path.stat(), opened):
+                    path.unlink()
 
     def _is_in_place(self) -> bool:
         try:
@@ -381,17 +370,17 @@ class Writer:
             if idle and not more and self._unfolded:
                 _fold(self._open())
                 self._unfolded = False
-        except Exception as error:  # noqa: BLE001 - said, and tried again later
+        except Exception as error:  # noqa: BLE001 - logged, and tried again later
             self._give_up_connection()
-            # What is delivered stays on the disk for longer. It is no reason to refuse anything.
-            if not self._untidy and not self._failing:
+            # What is delivered stays on the disk for longer. That is no reason to refuse anything.
+            if not self._untidy and not self.failing:
                 self._untidy = True
-                _logger.error("The space of what is delivered can't be given back now: %s", error)  # noqa: TRY400 - as above
+                _logger.error("The disk space of delivered records can't be freed now: %s", error)  # noqa: TRY400 - as above
             self._tidy_at = time.monotonic() + _IDLE
             return False
         if self._untidy:
             self._untidy = False
-            _logger.warning("The space of what is delivered is given back again")
+            _logger.warning("The disk space of delivered records is freed again")
         ended = time.monotonic()
         self._tidy_at = ended + (ended - began) * (_TIDYING_SHARE - 1)
         self._unfolded |= more
@@ -400,17 +389,12 @@ class Writer:
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             connection = schema.connect(self._path)
-            try:
-                with schema.opening(self._path):
-                    _transact(connection, self._prepare)
-            except BaseException:
-                connection.close()
-                raise
+            with schema.opening(self._path, connection):
+                _transact(connection, self._prepare)
             self._connection = connection
             self._opened = self._path.stat()
-            self._beside = {
-                place: place.stat() for suffix in ("-wal", "-shm") if (place := Path(f"{self._path}{suffix}")).exists()
-            }
+            beside = [Path(f"{self._path}{suffix}") for suffix in ("-wal", "-shm")]
+            self._beside = {path: path.stat() for path in beside if path.exists()}
         return self._connection
 
     def _close(self) -> None:
@@ -426,7 +410,7 @@ class Writer:
         self._say_failing(error)
 
     def _give_up_connection(self) -> None:
-        """Close it after an error, but for one that is all that is left of its file: the content would end with it."""
+        """Close the connection after an error, unless its file was deleted: the content would end with it."""
         connection = self._connection
         if self._copy_aside is not None and connection is not None and not self._is_in_place():
             try:
@@ -438,13 +422,13 @@ class Writer:
             self._close()
 
     def _say_failing(self, error: Exception) -> None:
-        if not self._failing:
-            self._failing = True
+        if not self.failing:
+            self.failing = True
             _logger.error("The queue can't be written; nothing is acknowledged until it can: %s", error)
 
     def _succeed(self) -> None:
-        if self._failing:
-            self._failing = False
+        if self.failing:
+            self.failing = False
             _logger.warning("The queue can be written again")
 
 
@@ -459,7 +443,7 @@ def _attempt_all(connection: sqlite3.Connection, jobs: Sequence[_Job]) -> Iterat
 
 
 def _attempt(connection: sqlite3.Connection, jobs: Sequence[_Job]) -> _Done:
-    """Run jobs of one kind; what this raises undoes them alone, but for an error of the database."""
+    """Run jobs of one `Bulk`. What they raise undoes only them, unless it is an error of the database."""
     connection.execute("SAVEPOINT jobs")
     try:
         results = jobs[0].bulk.work(connection, [job.item for job in jobs])
@@ -487,7 +471,7 @@ def _transact(connection: sqlite3.Connection, work: Work[_T]) -> _T:
 
 
 def _fold(connection: sqlite3.Connection) -> None:
-    """Bring all of the log into the file, and give the log's space back; not where a reader is in the way."""
+    """Bring all of the log into the file, and free the log's space, unless a reader is in the way."""
     connection.execute("PRAGMA busy_timeout = 0")
     try:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -32,7 +32,7 @@ def handlers(
         return intakes[receiver].mapper  # looked up each time, since a reload replaces it
 
     def deliver(batch: Batch) -> Future[Receipt]:
-        return synchronous.deliver(batch, routing.route(batch.receiver))
+        return synchronous.consume(batch, routing.route(batch.receiver))
 
     exporters = RunningExporters(queue, senders, routing.synchronous)
     dead = DeadLetters(queue, routing=routing, mapper_of=mapper_of, deliver=deliver, exporters=senders)

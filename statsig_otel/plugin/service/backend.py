@@ -52,7 +52,7 @@ class Backend:
             for name, one in configured.items()
             if not one.is_queued
         }
-        self._synchronous = SynchronousConsumer(unqueued, receivers={})  # each batch comes with its route
+        self._synchronous = SynchronousConsumer(unqueued)
         self._senders = self._create_senders(configured, self._exporters)
         self._pipeline = Pipeline(self._synchronous, self._queue, self._routing)
         self._failed: frozenset[str] = frozenset()  # exporters that the last reload could not start

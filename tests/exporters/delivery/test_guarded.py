@@ -14,6 +14,7 @@ from statsig_otel.exporters.delivery.guarded import Guarded
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.routing import Route
 from tests.exporters.delivery.helpers import SLOW, named, names_in, rig, settings
 from tests.waiting import wait_until
 
@@ -51,9 +52,9 @@ def raising(error: BaseException) -> Callable[[list[str]], Any]:
 
 
 NONSENSE = [
-    pytest.param(lambda names: None, "the exporter answered with no outcome but with a NoneType", id="nothing"),
-    pytest.param(lambda names: "ok", "the exporter answered with no outcome but with a str", id="a text"),
-    pytest.param(lambda names: Delivered, "the exporter answered with no outcome but with a type", id="a class"),
+    pytest.param(lambda names: None, "the exporter answered with a NoneType instead of an outcome", id="nothing"),
+    pytest.param(lambda names: "ok", "the exporter answered with a str instead of an outcome", id="a text"),
+    pytest.param(lambda names: Delivered, "the exporter answered with a type instead of an outcome", id="a class"),
     *(
         pytest.param(lambda names, value=value: value, "of the wrong values", id=repr(value))
         for value in (
@@ -94,14 +95,16 @@ def test_a_mistake_blocks_the_exporter_and_nothing_leaves_the_queue(
 @pytest.mark.parametrize(("answer", "why"), NONSENSE)
 def test_without_a_queue_the_batch_is_refused(answer: Callable[[list[str]], Any], why: str) -> None:
     exporter = Mistaken(answer)
-    made = SynchronousConsumer({"out": SynchronousExporter(exporter, 5.0)}, {"statsig": ["out"]})
+    made = SynchronousConsumer({"out": SynchronousExporter(exporter, 5.0)})
     made.start()
     try:
-        refused = made.consume(Batch("statsig", (Change("a", (b"",)),))).exception(10)
+        refused = made.consume(Batch("statsig", (Change("a", (b"",)),)), Route(synchronous=("out",))).exception(10)
         assert isinstance(refused, RefusedError)
         assert why in str(refused)
         exporter.answer = lambda names: Delivered()
-        assert made.consume(Batch("statsig", (Change("a", (b"",)),))).result(10) == Receipt(1)
+        assert made.consume(Batch("statsig", (Change("a", (b"",)),)), Route(synchronous=("out",))).result(
+            10
+        ) == Receipt(1)
     finally:
         made.shutdown()
 
@@ -144,13 +147,15 @@ def test_a_wait_that_nobody_lives_to_see_ends_neither_the_sender_nor_the_exporte
         made.drained()
         assert exporter.taken == ["a"]
     answers = iter([RetryLater("later", after)])
-    without = SynchronousConsumer({"out": SynchronousExporter(exporter, 5.0)}, {"statsig": ["out"]})
+    without = SynchronousConsumer({"out": SynchronousExporter(exporter, 5.0)})
     without.start()
     try:
-        refused = without.consume(Batch("statsig", (Change("a", (b"",)),))).exception(10)
+        refused = without.consume(Batch("statsig", (Change("a", (b"",)),)), Route(synchronous=("out",))).exception(10)
         assert isinstance(refused, RefusedError)
         assert refused.retry_after == 3600
-        assert without.consume(Batch("statsig", (Change("a", (b"",)),))).result(10) == Receipt(1)
+        assert without.consume(Batch("statsig", (Change("a", (b"",)),)), Route(synchronous=("out",))).result(
+            10
+        ) == Receipt(1)
     finally:
         without.shutdown()
 
@@ -190,7 +195,7 @@ def test_a_send_that_ends_at_no_shutdown_is_left_behind_and_ticks_nothing_off(
         left = [thread for thread in threading.enumerate() if thread.name == "sender out"]
         assert [thread.daemon for thread in left] == [True]
 
-        with pytest.raises(RuntimeError, match="hangs still"):
+        with pytest.raises(RuntimeError, match="still hangs"):
             made.start()
         second = Mistaken(lambda names: RetryLater("not yet"))
         made.senders["out"] = QueueSender(made.queue.cursor("out"), second, settings(retry=SLOW))

@@ -16,6 +16,7 @@ from statsig_otel.exporters.delivery import synchronous
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
+from statsig_otel.exporters.routing import Route
 
 
 class Backend:
@@ -69,13 +70,16 @@ def batch(*names: str, receiver: str = "statsig") -> Batch:
     return Batch(receiver, tuple(Change(name, (name.encode(),)) for name in names))
 
 
-def consumer(
-    receivers: dict[str, list[str]] | None = None, /, timeout: float = 5.0, **backends: Backend
-) -> SynchronousConsumer:
-    routes = {name: SynchronousExporter(backend, timeout) for name, backend in backends.items()}
-    made = SynchronousConsumer(routes, receivers or {"statsig": list(backends)}, private={"statsig/private"})
+def consumer(timeout: float = 5.0, **backends: Backend) -> SynchronousConsumer:
+    made = SynchronousConsumer({name: SynchronousExporter(backend, timeout) for name, backend in backends.items()})
     made.start()
     return made
+
+
+def consume(made: SynchronousConsumer, batch: Batch, *exporters: str) -> Future[Receipt]:
+    """Hand over a batch for some exporters, or for all."""
+    route = Route(synchronous=exporters or tuple(made._workers), private=batch.receiver == "statsig/private")
+    return made.consume(batch, route)
 
 
 def refusal(future: Future[Receipt]) -> RefusedError:
@@ -88,7 +92,7 @@ def refusal(future: Future[Receipt]) -> RefusedError:
 @contextmanager
 def held(made: SynchronousConsumer, backend: Backend, gate: threading.Event) -> Iterator[Future[Receipt]]:
     """What is consumed within it waits behind a send under way, and is in the queue when that one ends."""
-    future = made.consume(batch("first"))
+    future = consume(made, batch("first"))
     assert backend.begun.acquire(timeout=10)
     yield future
     gate.set()
@@ -110,7 +114,7 @@ def test_a_batch_is_taken_once_all_exporters_have_it() -> None:
     gate = threading.Event()
     fast, slow = Backend(), Backend(gate=gate)
     made = consumer(fast=fast, slow=slow)
-    future = made.consume(batch("a", "b"))
+    future = consume(made, batch("a", "b"))
     with pytest.raises(TimeoutError):
         future.result(0.2)
     gate.set()
@@ -123,7 +127,7 @@ def test_a_batch_is_taken_once_all_exporters_have_it() -> None:
 def test_several_records_of_a_change_count_as_one_item_and_go_as_all_records() -> None:
     backend = Backend()
     made = consumer(one=backend)
-    receipt = made.consume(Batch("statsig", (Change("a", (b"1", b"2")),))).result(10)
+    receipt = consume(made, Batch("statsig", (Change("a", (b"1", b"2")),))).result(10)
     assert (receipt, backend.sent) == (Receipt(accepted=1), [(b"12", 2)])
     made.shutdown()
 
@@ -142,7 +146,7 @@ def test_several_records_of_a_change_count_as_one_item_and_go_as_all_records() -
 def test_any_outcome_but_delivered_refuses_the_batch(outcome: Outcome, message: str, retry_after: int) -> None:
     good, bad = Backend(), Backend(outcome)
     made = consumer(good=good, bad=bad)
-    refused = refusal(made.consume(batch("a")))
+    refused = refusal(consume(made, batch("a")))
     assert (str(refused), refused.reason, refused.retry_after) == (message, "exporter_failed", retry_after)
     assert refused.subject == message.partition(":")[0]
     assert len(good.sent) == 1
@@ -151,7 +155,7 @@ def test_any_outcome_but_delivered_refuses_the_batch(outcome: Outcome, message: 
 
 def test_the_refusal_names_every_exporter_that_failed() -> None:
     made = consumer(one=Backend(Blocked("key")), two=Backend(), three=Backend(RetryLater("down")))
-    parts = str(refusal(made.consume(batch("a")))).split("; ")
+    parts = str(refusal(consume(made, batch("a")))).split("; ")
     assert sorted(parts) == ["one blocked: key", "three retry later: down"]
     made.shutdown()
 
@@ -165,19 +169,19 @@ def test_an_exporter_that_raises_refuses_the_batch_and_goes_on(caplog: pytest.Lo
         return Delivered()
 
     made = consumer(one=Backend(fail))
-    refused = refusal(made.consume(batch("a")))
+    refused = refusal(consume(made, batch("a")))
     assert (str(refused), refused.reason) == ("one blocked: unexpected ZeroDivisionError", "exporter_failed")
     assert "Traceback" in caplog.text
     assert "a mistake" in caplog.text
-    assert made.consume(batch("b")).result(10) == Receipt(accepted=1)
+    assert consume(made, batch("b")).result(10) == Receipt(accepted=1)
     made.shutdown()
 
 
 def test_each_receiver_reaches_its_own_exporters() -> None:
     one, two = Backend(), Backend()
-    made = consumer({"statsig": ["one"], "statsig/eu": ["one", "two"]}, one=one, two=two)
-    made.consume(batch("a")).result(10)
-    made.consume(batch("b", receiver="statsig/eu")).result(10)
+    made = consumer(one=one, two=two)
+    consume(made, batch("a"), "one").result(10)
+    consume(made, batch("b", receiver="statsig/eu"), "one", "two").result(10)
     assert [sent[0] for sent in one.sent] == [b"a", b"b"]
     assert [sent[0] for sent in two.sent] == [b"b"]
     made.shutdown()
@@ -188,7 +192,7 @@ def warnings_for(batch: Batch, caplog: pytest.LogCaptureFixture) -> list[str]:
     backend = Backend()
     made = consumer(one=backend)
     with caplog.at_level(logging.WARNING):
-        assert made.consume(batch).result(10) == Receipt(accepted=0)
+        assert consume(made, batch).result(10) == Receipt(accepted=0)
     assert not backend.sent
     made.shutdown()
     return [record.getMessage() for record in caplog.records]
@@ -224,7 +228,7 @@ def test_what_waits_is_joined_into_one_send() -> None:
     backend = Backend(gate=gate)
     made = consumer(one=backend)
     with held(made, backend, gate) as first:
-        futures = [made.consume(batch(str(number))) for number in range(30)]
+        futures = [consume(made, batch(str(number))) for number in range(30)]
     assert all(future.result(10) == Receipt(accepted=1) for future in [first, *futures])
     assert backend.sent == [(b"first", 1), ("".join(map(str, range(30))).encode(), 30)]
     made.shutdown()
@@ -237,7 +241,7 @@ def test_a_joined_send_keeps_to_the_bounds(monkeypatch: pytest.MonkeyPatch) -> N
     backend = Backend(gate=gate)
     made = consumer(one=backend)
     with held(made, backend, gate):
-        futures = [made.consume(batch(*names)) for names in ("abc", "d", "ef", ["g" * 9], "h", "i", "jklmn")]
+        futures = [consume(made, batch(*names)) for names in ("abc", "d", "ef", ["g" * 9], "h", "i", "jklmn")]
     assert all(future.result(10) for future in futures)
     sent = [payload for payload, _ in backend.sent]
     assert sent == [b"first", b"abcd", b"ef", b"gggggggggh", b"i", b"jklm", b"n"]
@@ -250,7 +254,7 @@ def test_one_bad_batch_does_not_refuse_those_it_was_joined_with(refused: Outcome
     backend = Backend(lambda payload: refused if b"bad" in payload else Delivered(), gate=gate)
     made = consumer(one=backend)
     with held(made, backend, gate):
-        before, bad, behind = (made.consume(batch(name)) for name in ("before", "bad", "behind"))
+        before, bad, behind = (consume(made, batch(name)) for name in ("before", "bad", "behind"))
     assert before.result(10) == behind.result(10) == Receipt(accepted=1)
     assert "bad data" in str(refusal(bad))
     assert [payload for payload, _ in backend.sent] == [b"first", b"beforebadbehind", b"before", b"bad", b"behind"]
@@ -263,7 +267,7 @@ def test_a_backend_that_is_away_refuses_all_that_was_joined(outcome: Outcome) ->
     backend = Backend(outcome, gate=gate)
     made = consumer(one=backend)
     with held(made, backend, gate):
-        futures = [made.consume(batch(name)) for name in "abc"]
+        futures = [consume(made, batch(name)) for name in "abc"]
     assert {refusal(future).reason for future in futures} == {"exporter_failed"}
     assert backend.sent == [(b"first", 1), (b"abc", 3)]
     made.shutdown()
@@ -273,7 +277,7 @@ def test_a_large_batch_goes_in_parts_in_order() -> None:
     backend = Backend()
     made = consumer(one=backend)
     names = [f"{number:04}" for number in range(1100)]
-    assert made.consume(batch(*names)).result(10) == Receipt(accepted=1100)
+    assert consume(made, batch(*names)).result(10) == Receipt(accepted=1100)
     assert [count for _, count in backend.sent] == [512, 512, 76]
     assert b"".join(payload for payload, _ in backend.sent) == "".join(names).encode()
     made.shutdown()
@@ -283,7 +287,7 @@ def test_a_part_holds_two_mebibytes_and_a_larger_record_goes_alone() -> None:
     backend = Backend()
     made = consumer(one=backend)
     half, large = "h" * (1 << 20), "l" * (3 << 20)
-    assert made.consume(batch(half, half, "a", large, "b")).result(10) == Receipt(accepted=5)
+    assert consume(made, batch(half, half, "a", large, "b")).result(10) == Receipt(accepted=5)
     assert [(len(payload), count) for payload, count in backend.sent] == [(2 << 20, 2), (1, 1), (3 << 20, 1), (1, 1)]
     made.shutdown()
 
@@ -292,7 +296,7 @@ def test_a_part_that_fails_refuses_the_batch_and_ends_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(synchronous, "_MAX_RECORDS", 1)
     backend = Backend(lambda payload: RetryLater("down") if payload == b"b" else Delivered())
     made = consumer(one=backend)
-    assert refusal(made.consume(batch("a", "b", "c"))).reason == "exporter_failed"
+    assert refusal(consume(made, batch("a", "b", "c"))).reason == "exporter_failed"
     assert [payload for payload, _ in backend.sent] == [b"a", b"b"]
     made.shutdown()
 
@@ -306,7 +310,7 @@ def test_all_parts_share_one_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
 
     backend = Backend(take_time)
     made = consumer(one=backend, timeout=0.2)
-    refused = refusal(made.consume(batch(*map(str, range(100)))))
+    refused = refusal(consume(made, batch(*map(str, range(100)))))
     assert (str(refused), refused.reason) == ("one retry later: not all was sent within 0.2 s", "exporter_failed")
     assert backend.timeouts == sorted(backend.timeouts, reverse=True)
     assert len(backend.sent) < 100
@@ -319,11 +323,11 @@ def test_a_send_that_hangs_holds_up_neither_an_answer_nor_the_shutdown(
     monkeypatch.setattr(synchronous, "SEND_MARGIN", 0.1)
     gate = threading.Event()
     hanging, good = Backend(gate=gate, stoppable=False), Backend()
-    made = consumer({"statsig": ["hanging", "good"], "statsig/eu": ["good"]}, timeout=0.2, hanging=hanging, good=good)
-    first = made.consume(batch("a"))
+    made = consumer(timeout=0.2, hanging=hanging, good=good)
+    first = consume(made, batch("a"), "hanging", "good")
     refused = refusal(first)
     assert (str(refused), refused.reason) == ("hanging retry later: no answer within 0.2 s", "exporter_failed")
-    assert made.consume(batch("b", receiver="statsig/eu")).result(10) == Receipt(accepted=1)
+    assert consume(made, batch("b", receiver="statsig/eu"), "good").result(10) == Receipt(accepted=1)
     made.shutdown(grace=0.1)
     assert hanging.closed.wait(10)
     assert good.closed.wait(10)
@@ -338,12 +342,12 @@ def test_a_batch_that_waits_too_long_for_its_turn_is_refused_unsent(monkeypatch:
     made = consumer(timeout=60, one=backend)
     with held(made, backend, gate) as first, monkeypatch.context() as patched:
         patched.setattr(synchronous, "TURN_TIMEOUT", 0.1)
-        refused = refusal(made.consume(batch("b")))
+        refused = refusal(consume(made, batch("b")))
         assert (str(refused), refused.reason) == (
             "one retry later: too much waits for it: no turn within 0.1 s",
             "exporter_failed",
         )
-    assert first.result(10) == made.consume(batch("c")).result(10) == Receipt(accepted=1)
+    assert first.result(10) == consume(made, batch("c")).result(10) == Receipt(accepted=1)
     assert [payload for payload, _ in backend.sent] == [b"first", b"c"]
     made.shutdown()
 
@@ -354,7 +358,7 @@ def test_many_callers_at_a_time_are_all_served_and_nothing_is_sent_twice() -> No
 
     def deliver(number: int) -> None:
         for turn in range(50):
-            assert made.consume(batch(f"<{number}.{turn}>")).result(10) == Receipt(accepted=1)
+            assert consume(made, batch(f"<{number}.{turn}>")).result(10) == Receipt(accepted=1)
 
     with ThreadPoolExecutor(8) as callers:
         list(callers.map(deliver, range(8)))
@@ -371,12 +375,12 @@ def test_a_terminal_that_nobody_reads_refuses_until_somebody_does(monkeypatch: p
     filled = fill(writer)
     with os.fdopen(reader, "rb", buffering=0) as read_end, os.fdopen(writer, "w", encoding="utf-8") as stream:
         exporter = DebugExporter("debug", DebugSettings(verbosity="basic"), stream)
-        made = SynchronousConsumer({"debug": SynchronousExporter(exporter, 0.5)}, {"statsig": ["debug"]})
+        made = SynchronousConsumer({"debug": SynchronousExporter(exporter, 0.5)})
         made.start()
-        assert str(refusal(made.consume(batch("")))) == "debug retry later: no answer within 0.5 s"
+        assert str(refusal(consume(made, batch("")))) == "debug retry later: no answer within 0.5 s"
         while filled > 0:
             filled -= len(read_end.read(filled))
-        assert made.consume(batch("")).result(10) == Receipt(accepted=1)
+        assert consume(made, batch("")).result(10) == Receipt(accepted=1)
         made.shutdown()
 
 
@@ -385,9 +389,9 @@ def test_close_refuses_at_once_what_waits_and_what_comes() -> None:
     backend = Backend(gate=gate)
     made = consumer(one=backend)
     with held(made, backend, gate) as first:
-        second = made.consume(batch("b"))
+        second = consume(made, batch("b"))
         made.close(grace=10)
-        for future in (second, made.consume(batch("c"))):
+        for future in (second, consume(made, batch("c"))):
             refused = future.exception(0)
             assert isinstance(refused, RefusedError)
             assert (str(refused), refused.reason) == ("one retry later: shutting down", "shutting_down")
@@ -402,7 +406,7 @@ def test_close_ends_a_send_after_the_grace() -> None:
     gate = threading.Event()
     backend = Backend(gate=gate)
     made = consumer(timeout=60, one=backend)
-    future = made.consume(batch("a"))
+    future = consume(made, batch("a"))
     assert backend.begun.acquire(timeout=10)
     made.close(grace=0.1)
     refused = refusal(future)
@@ -416,7 +420,7 @@ def test_shutdown_shortens_the_grace_of_an_earlier_close() -> None:
     gate = threading.Event()
     backend = Backend(gate=gate)
     made = consumer(timeout=60, one=backend)
-    future = made.consume(batch("a"))
+    future = consume(made, batch("a"))
     assert backend.begun.acquire(timeout=10)
     made.close(grace=60)
     made.shutdown(grace=0)
@@ -428,32 +432,30 @@ def test_shutdown_finishes_what_has_begun_and_refuses_the_rest() -> None:
     gate = threading.Event()
     backend = Backend(gate=gate)
     made = consumer(one=backend)
-    first = made.consume(batch("a"))
+    first = consume(made, batch("a"))
     assert backend.begun.acquire(timeout=10)
-    second = made.consume(batch("b"))
+    second = consume(made, batch("b"))
     second.add_done_callback(lambda _: gate.set())
     made.shutdown(grace=10)
     assert first.result(0) == Receipt(accepted=1)
     with pytest.raises(RefusedError):
         second.result(0)
     with pytest.raises(RefusedError):
-        made.consume(batch("c")).result(0)
+        consume(made, batch("c")).result(0)
     assert backend.log == ["start", "shutdown"]
 
 
 def test_shutdown_is_safe_twice_and_without_a_start() -> None:
     backend = Backend()
-    made = SynchronousConsumer({"one": SynchronousExporter(backend, 1)}, {"statsig": ["one"]})
+    made = SynchronousConsumer({"one": SynchronousExporter(backend, 1)})
     made.shutdown()
     made.shutdown()
-    assert isinstance(made.consume(batch("a")).exception(0), RefusedError)
+    assert isinstance(consume(made, batch("a")).exception(0), RefusedError)
 
 
 def test_an_exporter_that_can_not_start_closes_those_before_it() -> None:
     good = Backend()
-    made = SynchronousConsumer(
-        {"good": SynchronousExporter(good, 1), "bad": SynchronousExporter(BrokenBackend(), 1)}, {"statsig": ["good"]}
-    )
+    made = SynchronousConsumer({"good": SynchronousExporter(good, 1), "bad": SynchronousExporter(BrokenBackend(), 1)})
     with pytest.raises(OSError, match="no such file"):
         made.start()
     assert good.log == ["start", "shutdown"]
@@ -462,7 +464,7 @@ def test_an_exporter_that_can_not_start_closes_those_before_it() -> None:
 def test_the_future_can_not_be_cancelled_by_who_waits() -> None:
     gate = threading.Event()
     made = consumer(one=Backend(gate=gate))
-    future: Future[Receipt] = made.consume(batch("a"))
+    future: Future[Receipt] = consume(made, batch("a"))
     assert not future.cancel()
     gate.set()
     assert future.result(10) == Receipt(accepted=1)

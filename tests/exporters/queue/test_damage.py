@@ -250,7 +250,7 @@ def test_what_cannot_be_deleted_is_said_once_and_stops_nothing(
         for number in range(1000, 1100):
             put(queue, number)
         assert len(read_all(queue.cursor("otlp"))) == 100
-    assert said(caplog, logging.ERROR, "The space of what is delivered can't be given back now") == 1
+    assert said(caplog, logging.ERROR, "The disk space of delivered records can't be freed now") == 1
     assert len(errors(caplog)) == 1
 
 
@@ -280,7 +280,7 @@ def test_a_count_that_is_wrong_in_a_sound_file_is_set_right_and_said(
         assert len(read_all(queue.cursor("otlp"))) == len(STORED)
         check_counters(queue)
         assert not kept(directory)
-    assert errors(caplog) == ["3 records are counted as waiting, and are not in the queue: the count is set right"]
+    assert errors(caplog) == ["3 records are counted as waiting but are not in the queue: the count is corrected"]
 
 
 def test_a_count_of_which_a_bit_was_flipped_refuses_nothing_after_the_next_start(
@@ -295,7 +295,7 @@ def test_a_count_of_which_a_bit_was_flipped_refuses_nothing_after_the_next_start
         assert not kept(directory)
     with running(directory):
         pass
-    assert said(caplog, logging.ERROR, "Counted anew, it is 600 records of 300000 bytes") == 1
+    assert said(caplog, logging.ERROR, "There are 600 records of 300000 bytes") == 1
     assert len(errors(caplog)) == 1
 
 
@@ -308,7 +308,7 @@ def test_an_index_that_leads_past_records_is_said_loudly_and_none_is_lost(
     with running(directory) as queue:
         assert set(STORED) <= set(numbers_of(check_that_it_serves(queue)))
         assert len(kept(directory)) == 1
-    assert said(caplog, logging.ERROR, "leads past some of them") == 2, "why it can't be used, and what became of it"
+    assert said(caplog, logging.ERROR, "omits some of them") == 2, "why it can't be used, and what became of it"
     assert said(caplog, logging.ERROR, "and a new one is begun") == 1
     assert said(caplog, logging.WARNING, "No record that waited is missing") == 1
 

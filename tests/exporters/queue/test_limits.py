@@ -42,7 +42,7 @@ def test_a_full_queue_refuses_the_whole_batch_for_all_and_resumes_by_itself(tmp_
         put(queue, 3, 4)
         error = refusal(queue, batch(5))
         assert (error.reason, error.retry_after) == ("queue_full", 10)
-        assert "the queue of small holds 3 records, its queue_size" in str(error)
+        assert "3 records wait for small, which is its queue_size" in str(error)
         assert count(queue.database) == 4
         check_counters(queue)
         cursor = queue.cursor("small")

@@ -69,7 +69,7 @@ def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     with opened(path) as connection:
         connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
     before = path.read_bytes()
-    with pytest.raises(schema.NewerSchemaError, match=r"schema version 2.*knows 1 at most: use the version") as caught:
+    with pytest.raises(schema.NewerSchemaError, match=r"schema version 2.*knows at most 1: use the version") as caught:
         schema.connect(path)
     assert isinstance(caught.value, QueueError)
     assert path.read_bytes() == before

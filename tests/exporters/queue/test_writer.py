@@ -374,8 +374,8 @@ def test_tidying_that_fails_is_said_once_refuses_nothing_and_is_tried_again(
     assert done.wait(PATIENCE)
     watched.writer.stop()
     assert errors(caplog) == [
-        "The space of what is delivered can't be given back now: database or disk is full",
-        "The space of what is delivered is given back again",
+        "The disk space of delivered records can't be freed now: database or disk is full",
+        "The disk space of delivered records is freed again",
     ]
 
 

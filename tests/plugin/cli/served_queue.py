@@ -116,7 +116,7 @@ class Served:
             {"statsig": Route(exporters, synchronous=delivered), "statsig/now": Route(synchronous=("debug/now",))},
             {name: QueuedExporter() for name in exporters},
         )
-        self.synchronous = SynchronousConsumer({"debug/now": SynchronousExporter(self.now, WAIT)}, {})
+        self.synchronous = SynchronousConsumer({"debug/now": SynchronousExporter(self.now, WAIT)})
         self.queue = DurableQueue(directory, CurrentRouting(routing), min_free_bytes=0)
         self.senders = {
             name: QueueSender(self.queue.cursor(name), backends[name], DeliverySettings(max_records=1))

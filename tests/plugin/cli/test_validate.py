@@ -220,7 +220,7 @@ def test_where_a_queue_can_not_be() -> None:
     config(more=STORAGE % "taken/queue")
     more = "yaml:service::extensions: [file_storage]"
     assert errors("--config", "config.yaml", "--config", more) == (
-        f"extensions::file_storage::directory: {Path('taken').absolute()} is no directory (config.yaml:10)\n"
+        f"extensions::file_storage::directory: {Path('taken').absolute()} is not a directory (config.yaml:10)\n"
         "  hint: let the service's own user write there, or name another path"
     )
 
@@ -316,7 +316,7 @@ def test_where_the_default_queue_can_not_be(monkeypatch: pytest.MonkeyPatch) -> 
     Path("taken").touch()
     monkeypatch.setenv("STATE_DIRECTORY", "taken")
     assert errors("--config", config()) == (
-        f"the queue can't be in taken: {Path('taken').absolute()} is no directory\n"
+        f"the queue can't be in taken: {Path('taken').absolute()} is not a directory\n"
         "  hint: name another with extensions: {file_storage: {directory: ...}}"
     )
     config(exporters="debug: {sending_queue: {enabled: false}}")

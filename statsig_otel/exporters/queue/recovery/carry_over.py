@@ -1,8 +1,8 @@
 """Carries the content of one damaged file over into the queue: records, dead letters, and the uids that were seen.
 
-Each record keeps the exporters that were not done with it, also one that has left the configuration. It passes the
-check for duplicates, since a change that was split has several records of one uid, and `queue_size`, since it was
-acknowledged long ago. It stands behind what has come in meanwhile, and is delivered at least once.
+Each record keeps the exporters that were not done with it, also those that have left the configuration. Duplicates are
+not checked, since the records of a change that was split have the same uid; nor is `queue_size`, since they were
+acknowledged long ago. They come behind what was stored meanwhile, and are delivered at least once.
 """
 
 import logging
@@ -26,32 +26,29 @@ _T = TypeVar("_T")
 
 _AT_ONCE: Final = 500
 _BYTES_AT_ONCE: Final = 4 << 20
-"""The most that one transaction carries over: webhooks wait for it."""
+"""One transaction carries over at most so much: webhooks wait for it."""
 
 _MISSING: Final[Mapping[int | None, str]] = {
-    None: "How many records are missing can't be told",
+    None: "How many records are missing is unknown",
     0: "No record that waited is missing",
 }
 
 CarriedOver: TypeAlias = Counter[tuple[Literal["record", "damaged", "letter"], str]]
-"""How many records of which exporter, damaged ones apart, and how many dead letters of which owner."""
+"""The numbers of intact and of damaged records, by exporter, and of dead letters, by owner."""
 
 
 class NobodyConfiguredError(Exception):
-    """A record may be for anybody, and nobody is configured."""
+    """The file does not tell whom a record is for, and no exporter is configured."""
 
 
 class CarryOver:
-    """One file, and what was carried over of it so far.
+    """Carries over one file. The caller adds what each step returns to `done`.
 
     Args:
-        name: The file's name, under which the queue remembers how far it came.
+        name: The file's name, under which the queue notes the progress.
         connection: A connection to it, for reading.
-        exporters_of: The exporters of a receiver, for records of which the file does not tell whom they are for.
+        exporters_of: The exporters of a receiver, for records if the file does not tell whom they are for.
         now_ms: The time now, in milliseconds since the epoch.
-
-    Attributes:
-        done: What the steps have counted.
     """
 
     def __init__(
@@ -67,25 +64,25 @@ class CarryOver:
         self._connection = connection
         self._exporters_of = exporters_of
         self._now_ms = now_ms
-        self._places = damaged_file.places(connection)
+        self._exporters = damaged_file.exporter_states(connection)
         self._routes = damaged_file.routes(connection)
-        self._before: dict[str, int] = {}  # how far an earlier attempt came
-        self._is_guessed = False  # for whom some records are
+        self._before: dict[str, int] = {}  # the progress of an earlier attempt
+        self._is_guessed = False  # whom some records are for
 
     def steps(self) -> Iterator[Work[CarriedOver]]:
-        """What is still to be done, in order: functions for the queue's writer, which count what they carry over.
+        """Functions for the queue's writer, in order, which return what they carry over.
 
-        A step may be done again where its commit is said to have failed: it can have reached the disk.
+        A step may be run again if its commit is said to have failed, although it can have reached the disk.
         """
         yield self._resume
-        delivered = min((place.cursor for place in (self._places or {}).values()), default=0)
+        delivered = min((exporter.cursor for exporter in (self._exporters or {}).values()), default=0)
         records = damaged_file.records(self._connection, max(delivered, self._before.get("records", 0)))
         for rows in _pages(records, lambda row: len(row[1].payload)):
             yield partial(self._add_records, rows)
-        letters = damaged_file.dead_letters(self._connection, self._before.get("dead_letters", 0))
-        for found in _pages(letters, lambda numbered: len(numbered[2].content)):
-            yield partial(self._add_letters, found)
-        if self._missing() == 0:  # else a redelivery can mend the loss
+        dead_letters = damaged_file.dead_letters(self._connection, self._before.get("dead_letters", 0))
+        for page in _pages(dead_letters, lambda row: len(row[2].content)):
+            yield partial(self._add_dead_letters, page)
+        if self._missing() == 0:  # else a redelivery can replace what is missing
             for seen in _pages(damaged_file.seen(self._connection), lambda _: 0):
                 yield partial(self._add_seen, seen)
 
@@ -114,13 +111,12 @@ class CarryOver:
         )
 
     def _missing(self) -> int | None:
-        """How many records that waited could not be carried over; None where that can't be told."""
-        places = (self._places or {}).values()
-        if self._places is None or self._before or self._is_guessed or not all(place.is_sound for place in places):
+        """The number of waiting records that could not be carried over; None if that is unknown."""
+        exporters = (self._exporters or {}).values()
+        if self._exporters is None or self._before or self._is_guessed or not all(one.is_sound for one in exporters):
             return None
         return sum(
-            max(place.waiting - self.done["record", place.name] - self.done["damaged", place.name], 0)
-            for place in places
+            max(one.waiting - self.done["record", one.name] - self.done["damaged", one.name], 0) for one in exporters
         )
 
     def _resume(self, connection: sqlite3.Connection) -> CarriedOver:
@@ -128,7 +124,7 @@ class CarryOver:
         return Counter()
 
     def _progress(self, connection: sqlite3.Connection) -> dict[str, int]:
-        """The last row of each table that the queue has."""
+        """The last row of each table that is in the queue."""
         return dict(connection.execute("SELECT source, after FROM salvage WHERE file = ?", (self._name,)))
 
     def _note(self, connection: sqlite3.Connection, source: str, after: int) -> None:
@@ -156,37 +152,39 @@ class CarryOver:
         return done
 
     def _remaining(self, route: int | None, seq: int) -> tuple[str, tuple[str, ...]]:
-        """A record's receiver, and the exporters that are not done with it; rather too many than too few."""
+        """A record's receiver, and the exporters that are not done with it; in doubt all of them."""
         receiver, numbers = (self._routes or {}).get(route or 0) or ("", None)
-        if self._places is None:
+        if self._exporters is None:
             names = self._exporters_of(receiver)
             if not names:
                 raise NobodyConfiguredError
             return receiver, names
         self._is_guessed |= numbers is None
-        places = self._places.values() if numbers is None else map(self._places.get, numbers)
-        return receiver, tuple(place.name for place in places if place and place.cursor < seq)
+        exporters = self._exporters.values() if numbers is None else map(self._exporters.get, numbers)
+        return receiver, tuple(one.name for one in exporters if one and one.cursor < seq)
 
-    def _add_letters(self, found: Sequence[tuple[int, int, DeadLetter]], connection: sqlite3.Connection) -> CarriedOver:
+    def _add_dead_letters(
+        self, rows: Sequence[tuple[int, int, DeadLetter]], connection: sqlite3.Connection
+    ) -> CarriedOver:
         before = self._progress(connection).get("dead_letters", 0)
-        for number, at_ms, letter in found:
+        for number, at_ms, dead_letter in rows:
             if number > before:
-                store.bury(connection, letter, at_ms)
-        self._note(connection, "dead_letters", found[-1][0])
-        return Counter(("letter", letter.owner) for _, _, letter in found)
+                store.bury(connection, dead_letter, at_ms)
+        self._note(connection, "dead_letters", rows[-1][0])
+        return Counter(("letter", dead_letter.owner) for _, _, dead_letter in rows)
 
     def _add_seen(self, seen: Iterable[tuple[str, bytes, int]], connection: sqlite3.Connection) -> CarriedOver:
         connection.executemany("INSERT INTO seen (receiver, uid, at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", seen)
         return Counter()
 
 
-def _pages(found: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
-    """What one transaction takes at a time."""
+def _pages(rows: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Rows for one transaction each."""
     page: list[_T] = []
     size = 0
-    for one in found:
-        page.append(one)
-        size += size_of(one)
+    for row in rows:
+        page.append(row)
+        size += size_of(row)
         if len(page) == _AT_ONCE or size >= _BYTES_AT_ONCE:
             yield page
             page, size = [], 0

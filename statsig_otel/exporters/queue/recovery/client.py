@@ -1,8 +1,8 @@
 """Recovers the database files that a running queue has set aside, in the background.
 
 It is a client of the queue, as a replay of dead letters is: it reads a file that nobody writes to any more, and hands
-its content to the queue's writer in small transactions. Each of them remembers how far it came, so that recovery goes
-on from there after a crash. A file that is done with is renamed.
+its content to the queue's writer in small transactions. Each of them notes the progress, so that recovery continues
+there after a crash. In the end the file is renamed.
 """
 
 import logging
@@ -19,17 +19,16 @@ from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, W
 _logger: Final = logging.getLogger(__name__)
 
 _PAUSE: Final = 5.0
-"""Seconds before storage that fails, or a disk that is short, is tried again."""
+"""Seconds before the next attempt if the storage fails or the disk is short of space."""
 
 _PASSING: Final = (sqlite3.Error, OSError, StorageError)
-"""Errors that end once the machine is mended."""
+"""Errors that end once the machine is repaired."""
 
 
 class Recovery:
-    """Recovers the files that were set aside, one after the other, in a thread of its own.
+    """Recovers the files that a queue has set aside, one after the other, in a thread of its own.
 
-    Args:
-        queue: The queue. It runs from before `start` until after `stop`.
+    The queue runs from before `start` until after `stop`.
     """
 
     def __init__(self, queue: DurableQueue) -> None:
@@ -46,7 +45,7 @@ class Recovery:
         self._thread = thread  # not before it runs: `stop` waits for its end
 
     def stop(self) -> None:
-        """Finish the transaction that is under way; the rest is done after the next start. Safe to call twice."""
+        """Finish the current transaction; the rest follows after the next start. Safe to call twice."""
         self._stopping.set()
         self._queue.recovery_due.set()
         if self._thread is not None:
@@ -56,7 +55,7 @@ class Recovery:
     def _run(self) -> None:
         failing = False
         while True:
-            self._queue.recovery_due.clear()  # before the check of what `stop` sets first: else its call could be lost
+            self._queue.recovery_due.clear()  # before the check of what `stop` sets first: else it could be missed
             if self._stopping.is_set():
                 return
             try:
@@ -68,7 +67,7 @@ class Recovery:
                 return
             except _PASSING as error:
                 if not failing:
-                    _logger.error("What was set aside can't be carried over now: %s", error)  # noqa: TRY400 - the message says it all
+                    _logger.error("The queue's files that were set aside can't be carried over now: %s", error)  # noqa: TRY400 - the message says it all
                 failing = True
                 self._stopping.wait(_PAUSE)
 
@@ -84,23 +83,23 @@ class Recovery:
                         return
         except damaged_file.UnreadableError as error:
             kept = self._directory.rename_aside(file, "unreadable")
-            _logger.error("%s, and what waited in it is lost. It is kept as %s", error, kept)  # noqa: TRY400 - as above
+            _logger.error("%s, and the records that waited in it are lost. It is kept as %s", error, kept)  # noqa: TRY400 - as above
         except NobodyConfiguredError:
             _logger.error(  # noqa: TRY400 - as above
-                "%s holds records, and does not tell whom they are for: so for every exporter with a sending queue, "
-                "and none is configured. They stay in the file, and are carried over once one is",
+                "%s contains records, but not whom they are for: so they are for every exporter with a sending queue. "
+                "None is configured, so they stay in the file, and are carried over once one is",
                 file,
             )
         except (NotRunningError, *_PASSING):
             raise
-        except Exception:  # a mistake of ours: neither the files behind it nor those to come must wait for its end
+        except Exception:  # a mistake of ours, for which no other file must wait
             _logger.exception("%s can't be carried over; it stays as it is, and is tried again at the next start", file)
         else:
             carry_over.report(self._directory.rename_aside(file, "salvaged"))
             self._queue.submit(carry_over.forget).result()
 
     def _do(self, step: Work[CarriedOver]) -> CarriedOver:
-        """Carry out one step, once there is room and the storage works, which others speak of."""
+        """Carry out one step once the disk has space and the storage works. Others log it if not."""
         while not self._stopping.is_set():
             try:
                 if self._queue.room() >= 0:
@@ -111,6 +110,6 @@ class Recovery:
         return CarriedOver()
 
     def _exporters_of(self, receiver: str) -> tuple[str, ...]:
-        """The exporters of a receiver as configured now, or all: for records that do not tell whom they are for."""
+        """The exporters of a receiver as configured now; all of them if it is not configured."""
         routing = self._queue.routing
         return routing.route(receiver).queued or tuple(routing.exporters)

@@ -1,4 +1,4 @@
-"""Reads what can still be read of a database that the queue can't use any more. The file itself is never changed."""
+"""Reads what can still be read of a damaged database. The file itself is never changed."""
 
 import contextlib
 import errno
@@ -15,10 +15,10 @@ from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.store import DeadLetter
 
 _MOST_FAILURES: Final = 50_000
-"""Failures in a row after which the rest of a table is given up: about a second."""
+"""After so many failures in a row, about a second, the rest of a table is given up."""
 
 _FAILURES_PER_STEP: Final = 1000
-"""The steps over what can't be read grow with it: a thousandth of what was passed. So a million rows can be passed."""
+"""After so many failures a step over unreadable rows is one row longer, so that a million rows can be passed."""
 
 _LAST_KEY: Final = 2**63 - 1
 
@@ -27,21 +27,18 @@ Routes: TypeAlias = dict[int, tuple[str, tuple[int, ...]]]
 
 
 class UnreadableError(QueueError):
-    """Not even the beginning of a file can be read."""
+    """Nothing of a file can be read."""
 
 
 @contextlib.contextmanager
 def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
-    """A connection for reading a damaged file, or a copy of it.
+    """A connection for reading a damaged file.
 
-    A copy has a new first page and all of the log folded in: where SQLite could not read the one, or all of the other.
-
-    Args:
-        path: The file.
-        room: Bytes that a copy may have.
+    If SQLite can't read its first page or all of its log, it is one to a copy of at most `room` bytes, which has a new
+    first page and all of the log folded in.
 
     Raises:
-        UnreadableError: There is nothing in it that can be read.
+        UnreadableError: Nothing in the file can be read.
         OSError: The copy can't be written, or there is no room for it.
     """
     copy = path.with_name(f"{path.name}.repaired")
@@ -59,12 +56,11 @@ def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
             Path(f"{copy}{suffix}").unlink(missing_ok=True)
 
 
-def places(connection: sqlite3.Connection) -> dict[int, ExporterState] | None:
-    """Every exporter's place, by its number; None where one of them can't be trusted."""
+def exporter_states(connection: sqlite3.Connection) -> dict[int, ExporterState] | None:
+    """Every exporter's state, by its number; None if one of them can't be trusted."""
     try:
         checks.check_table(connection, "exporters")
-        states = queries.exporter_states(connection)
-        last = queries.last_seq(connection)
+        states, last = queries.exporter_states(connection), queries.last_seq(connection)
     except sqlite3.Error:
         return None
     trusted = all(type(state.name) is str and 0 <= state.cursor <= last for state in states)
@@ -72,24 +68,24 @@ def places(connection: sqlite3.Connection) -> dict[int, ExporterState] | None:
 
 
 def routes(connection: sqlite3.Connection) -> Routes | None:
-    """Every route; None where one of them can't be read."""
+    """Every route; None if one of them can't be read."""
     try:
         checks.check_table(connection, "routes")
-        found = queries.routes(connection)
+        readable = queries.routes(connection)
     except sqlite3.Error:
         return None
-    return found if all(type(receiver) is str for receiver, _ in found.values()) else None
+    return readable if all(type(receiver) is str for receiver, _ in readable.values()) else None
 
 
 def records(connection: sqlite3.Connection, after: int) -> Iterator[tuple[int | None, Stored]]:
-    """All records behind a seq that can be read, in order, also those that changed; each with its route's number."""
+    """The readable records behind a seq, in order, also those that changed; each with its route's number."""
     columns = "seq, route, CAST(uid AS BLOB), CAST(payload AS BLOB), checksum"
     for seq, route, uid, payload, checksum in _rows(connection, columns, "records", after):
         yield route if type(route) is int else None, Stored.checked(seq, uid, payload, checksum)
 
 
 def dead_letters(connection: sqlite3.Connection, after: int) -> Iterator[tuple[int, int, DeadLetter]]:
-    """All dead letters behind an id that can be read: the id, the time in milliseconds, and the letter."""
+    """The readable dead letters behind an id: each one's id, time in milliseconds, and content."""
     columns = "id, at, kind, owner, reason, CAST(content AS BLOB), uid, attempts, count"
     for number, at_ms, kind, owner, reason, content, uid, *counts in _rows(connection, columns, "dead_letters", after):
         if {type(value) for value in (at_ms, *counts)} == {int} and {type(kind), type(owner), type(reason)} == {str}:
@@ -98,7 +94,7 @@ def dead_letters(connection: sqlite3.Connection, after: int) -> Iterator[tuple[i
 
 
 def seen(connection: sqlite3.Connection) -> Iterator[tuple[str, bytes, int]]:
-    """The uids that can be read, with their receiver and time: up to the first damage from both ends."""
+    """The readable uids, with their receiver and time: up to the first damage from both ends."""
     for order in ("ASC", "DESC"):
         query = f"SELECT receiver, uid, at FROM seen ORDER BY receiver {order}, uid {order}"  # noqa: S608 - ours
         try:
@@ -111,14 +107,13 @@ def seen(connection: sqlite3.Connection) -> Iterator[tuple[str, bytes, int]]:
 
 
 def _connect(path: Path) -> sqlite3.Connection | None:
-    """A connection that reads past damage; None where not even the tables' names can be read."""
+    """A connection that reads past damage; None if not even the tables' names can be read."""
     if not schema.size_of(path):
         return None  # SQLite would delete its log
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    connection = schema.open_read_only(path)
     try:
-        connection.execute("PRAGMA mmap_size = 0")
-        connection.execute("PRAGMA cell_size_check = ON")
-        connection.execute("PRAGMA writable_schema = ON")  # a file that was cut short can't be opened otherwise
+        schema.distrust(connection)
+        connection.execute("PRAGMA writable_schema = ON")  # otherwise a file that was cut short can't be opened
         if schema.has_all_tables(connection):
             for table in ("exporters", "routes", "records", "seen", "dead_letters"):
                 connection.execute(f"SELECT * FROM {table} LIMIT 0")  # noqa: S608 - ours
@@ -132,16 +127,15 @@ def _connect(path: Path) -> sqlite3.Connection | None:
 def _repair(path: Path, copy: Path, room: int) -> None:
     """Write a copy with a new first page, and with all of the log.
 
-    With auto_vacuum SQLite keeps the beginnings of all tables at the front of the file, in the order in which they were
-    made. So the first page of each file of a version is the same, but for the number of pages (the file format's
-    section 1.3).
+    With auto_vacuum SQLite keeps the beginnings of all tables at the front of the file, in the order of their creation.
+    So all files of a version have the same first page, except for the number of pages (section 1.3 of the file format).
     """
     if schema.size_of(path) + schema.size_of(path.with_name(f"{path.name}-wal")) > room:
         raise OSError(errno.ENOSPC, "the disk has no room for a copy with a new first page", str(path))
     shutil.copyfile(path, copy)
     fold(path, copy)
     with schema.in_memory() as connection:
-        size: int = connection.execute("PRAGMA page_size").fetchone()[0]
+        size = schema.pragma(connection, "page_size")
         page = bytearray(connection.serialize()[:size])
     pages = max(copy.stat().st_size // size, 1)
     page[18:20] = b"\x02\x02"  # in WAL mode
@@ -153,24 +147,24 @@ def _repair(path: Path, copy: Path, room: int) -> None:
 
 
 def fold(database: Path, into: Path) -> None:
-    """Write all that was committed to a database's log into a copy of it, damaged or not."""
+    """Write all commits in a database's log into a copy of the database, damaged or not."""
     with into.open("r+b") as file, write_ahead_log.opened(database) as log:
-        most = into.stat().st_size  # bytes that it can have: a damaged page number leads nowhere else
+        most = into.stat().st_size  # the copy has at most so many bytes, whatever a damaged page number says
         transaction: list[write_ahead_log.Frame] = []
         for frame in log.frames():
             most += len(frame.content)
             transaction.append(frame)
             if frame.is_commit:
                 for one in transaction:
-                    place = (one.page - 1) * len(one.content)
-                    if 0 <= place < most:
-                        file.seek(place)
+                    offset = (one.page - 1) * len(one.content)
+                    if 0 <= offset < most:
+                        file.seek(offset)
                         file.write(one.content)
                 transaction.clear()
 
 
 def _rows(connection: sqlite3.Connection, columns: str, table: str, after: int) -> Iterator[tuple[Any, ...]]:
-    """The rows of a table by its key, the first column, over those that can't be read."""
+    """The readable rows of a table in the order of its key, which is the first column."""
     query = f"SELECT {columns} FROM {table} WHERE rowid >= ? ORDER BY rowid"  # noqa: S608 - ours
     following = after + 1
     failures = 0
@@ -184,12 +178,8 @@ def _rows(connection: sqlite3.Connection, columns: str, table: str, after: int) 
             else:
                 return
         except sqlite3.Error as error:
-            # What the disk can't read of a file that nobody writes to any more is damage.
-            if schema.will_pass(error) and not _is_unreadable(error):
+            # If the disk can't read a file that nobody writes to any more, that is damage.
+            if schema.will_pass(error) and schema.error_code(error) != sqlite3.SQLITE_IOERR:
                 raise
         failures += 1
         following += 1 + failures // _FAILURES_PER_STEP
-
-
-def _is_unreadable(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR

@@ -120,12 +120,12 @@ def test_while_nobody_is_configured_records_that_may_be_for_anybody_wait_in_the_
     for _ in range(2):
         with running(tmp_path, exporters=()) as queue:
             queue.reconfigure(Routing())
-            wait_until(lambda: bool(said(caplog, logging.ERROR, "none is configured. They stay")), "it is said")
+            wait_until(lambda: bool(said(caplog, logging.ERROR, "None is configured, so they stay")), "it is said")
             queue.shutdown()
             assert (count(queue.database), count(queue.database, "dead_letters")) == (0, 0)
         caplog.clear()
     with running(tmp_path, exporters=()) as queue:
-        wait_until(lambda: bool(said(caplog, logging.ERROR, "none is configured. They stay")), "it is said")
+        wait_until(lambda: bool(said(caplog, logging.ERROR, "None is configured, so they stay")), "it is said")
         queue.reconfigure(Routing({"statsig": Route(("new",))}, {"new": QueuedExporter()}))
         settled(tmp_path)
         check_counters(queue)
@@ -151,7 +151,7 @@ def test_where_routes_can_not_be_read_each_exporter_gets_what_is_behind_its_plac
         assert delivered(queue.cursor("a")) == [2]
         assert delivered(queue.cursor("b")) == [1, 2]
         check_counters(queue)
-    assert said(caplog, logging.WARNING, "How many records are missing can't be told") == 1
+    assert said(caplog, logging.WARNING, "How many records are missing is unknown") == 1
 
 
 def test_what_changed_on_the_disk_is_a_dead_letter_for_each_exporter(
