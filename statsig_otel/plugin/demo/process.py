@@ -31,11 +31,7 @@ class Ended:
 class Child:
     """A process in its own process group: Ctrl-C reaches only the demo, which then stops its children in order.
 
-    Args:
-        name: The name in the demo's output.
-        arguments: The program and its arguments.
-        environment: The whole environment.
-        on_event: Called from this object's thread with each line of output, and when the process ends.
+    `on_event` is called in this object's thread with each line of output, and when the process ends.
     """
 
     def __init__(

@@ -44,19 +44,12 @@ class SendError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A receiver's answer.
-
-    Attributes:
-        status: The HTTP status.
-        body: The first 64 KiB of the body.
-        location: The target of a redirect, which is not followed.
-        retry_after: The Retry-After header, as sent.
-    """
+    """A receiver's answer."""
 
     status: int
-    body: bytes
-    location: str | None = None
-    retry_after: str | None = None
+    body: bytes  # its first 64 KiB
+    location: str | None = None  # the target of a redirect, which is not followed
+    retry_after: str | None = None  # the header, as sent
 
     @property
     def status_line(self) -> str:
@@ -155,8 +148,7 @@ class WebhookClient:
     def verify_url(self) -> tuple[Answer, bool]:
         """Send a URL verification as Statsig does when a webhook is saved: unsigned, with a random code.
 
-        Returns:
-            The answer, and whether it is a 200 that echoes the code.
+        Return the answer, and whether it is a 200 that echoes the code.
 
         Raises:
             SendError: There was no answer.

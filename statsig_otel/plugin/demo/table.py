@@ -85,12 +85,7 @@ class Table:
         self._write(self._line(_HEADINGS, [_HEADING_COLOR] * len(_HEADINGS)).rstrip())
 
     def row(self, row: Row, *, redelivery: bool = False) -> None:
-        """Write a row.
-
-        Args:
-            row: The row.
-            redelivery: Whether a record with the same `log.record.uid` arrived before.
-        """
+        """Write a row. A redelivery is a record whose `log.record.uid` arrived before."""
         for column, cell in enumerate(row.cells):
             wider = min(width(cell), _MAX_WIDTH) - self._widths[column]
             if wider > 0 and sum(self._widths) + wider <= self._available:
