@@ -76,7 +76,7 @@ class Child:
     @property
     def last_lines(self) -> str:
         """A message with the state of the process and its last lines of output."""
-        code = self._process.poll() if self._process is not None else None
+        code = None if self._process is None else self._process.poll()
         if code is not None:
             self._reader.join(_GRACE)  # until the last lines are read
         state = "is running" if code is None else f"ended with exit code {code}"

@@ -106,6 +106,7 @@ class Demo:
     ) -> None:
         self._once = once
         self._otlp_endpoint = otlp_endpoint
+        self._behind_collector = otlp_endpoint is None
         self._otlp_protocol = otlp_protocol
         self._verbose = verbose
         self._day = sample_day(time.time_ns() // 1_000_000)
@@ -142,13 +143,9 @@ class Demo:
                 raise DemoError("\n".join([str(error), *(child.last_lines for child in self._children)])) from error
             return 0 if is_good else 1
 
-    @property
-    def _behind_collector(self) -> bool:
-        return self._otlp_endpoint is None
-
     def _start(self, stack: ExitStack, directory: Path) -> None:
         """Start the backend, the collector and the receiver: each before the one that sends to it."""
-        environment = _environment(keep_otel=self._otlp_endpoint is not None)
+        environment = _environment(keep_otel=not self._behind_collector)
         if self._otlp_endpoint is not None:
             endpoint = self._otlp_endpoint
             self._table.print(f"collector  yours, at {endpoint} ({self._otlp_protocol})")
@@ -156,8 +153,8 @@ class Demo:
             address = stack.enter_context(backend(self._events.put))
             self._table.print(f"backend    the demo's own, OTLP over gRPC at {address}")
             endpoint = f"http://{self._start_collector(stack, directory, address, environment)}"
-        queued = self._otlp_endpoint is None
-        configuration = _configuration(endpoint, self._otlp_protocol, directory / "queue", queued=queued)
+        queue = directory / "queue"
+        configuration = _configuration(endpoint, self._otlp_protocol, queue, queued=self._behind_collector)
         self._start_receiver(stack, directory, configuration, environment)
 
     def _start_collector(self, stack: ExitStack, directory: Path, backend: str, environment: Mapping[str, str]) -> str:

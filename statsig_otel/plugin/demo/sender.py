@@ -82,8 +82,7 @@ def read_secret(file: Path | None, environment: Mapping[str, str] = os.environ) 
         SendError: There is no secret, or the file can't be read.
     """
     if file is None:
-        secret = environment.get(SECRET_VARIABLE, "")
-        source = SECRET_VARIABLE
+        secret, source = environment.get(SECRET_VARIABLE, ""), SECRET_VARIABLE
         if not secret:
             raise SendError(
                 f"there is no signing secret: set {SECRET_VARIABLE} or name a file with --secret-file. Use one of the "
@@ -92,19 +91,17 @@ def read_secret(file: Path | None, environment: Mapping[str, str] = os.environ) 
     else:
         source = str(file)
         try:
-            text = file.read_bytes().decode()
-            secret = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+            # A variable has bytes that are not UTF-8 as lone surrogates too (PEP 383).
+            text = file.read_bytes().decode(errors="surrogateescape")
         except OSError as error:
             raise SendError(f"the secret file can't be read: {error}") from error
-        except UnicodeDecodeError as error:
-            raise SendError(f"the secret in {source} is not valid UTF-8") from error
+        secret = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
         if not secret:
             raise SendError(f"the secret file {source} is empty")
-    if secret != secret.strip():
-        raise SendError(f"the secret in {source} begins or ends with white space")
-    # Python turns bytes of a variable that are not UTF-8 into lone surrogates (PEP 383).
     if any("\ud800" <= char <= "\udfff" for char in secret):
         raise SendError(f"the secret in {source} is not valid UTF-8")
+    if secret != secret.strip():
+        raise SendError(f"the secret in {source} begins or ends with white space")
     return secret
 
 
@@ -213,8 +210,6 @@ def _check_url(url: str) -> None:
 
 
 def _tls(ca_file: Path | None) -> ssl.SSLContext:
-    if ca_file is None:
-        return ssl.create_default_context()
     try:
         return ssl.create_default_context(cafile=ca_file)
     except ssl.SSLError as error:
@@ -229,10 +224,7 @@ def _host(url: str) -> str:
 
 def _cause(error: BaseException) -> str:
     """The innermost cause: urllib3 wraps the operating system's errors."""
-    while True:
-        inner = error.__cause__ or error.__context__
-        if inner is None:
-            break
+    while inner := error.__cause__ or error.__context__:
         error = inner
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return printable(text or type(error).__name__)
