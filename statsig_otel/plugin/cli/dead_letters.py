@@ -7,8 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import wraps
-from typing import Any, Final, TypeVar, cast, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import click
 import msgspec
@@ -37,43 +36,33 @@ _MAX_ID: Final = (1 << 63) - 1
 _REASON_CELLS: Final = 100
 
 
-def _selection_arguments(*, required: bool) -> Callable[[_F], _F]:
-    """Add the arguments that select dead letters. The function receives them as `selections`."""
+def _selection_options(function: _F) -> _F:
+    """Add the arguments of `_selections`."""
+    for option in (
+        click.option("--all", "everything", is_flag=True, help="Select all."),
+        click.option("--kind", type=click.Choice(get_args(DeadLetterKind)), help="Select one kind."),
+        click.option("--receiver", metavar="NAME", help="Select the items and bodies of this receiver."),
+        click.option("--exporter", metavar="NAME", help="Select what this exporter could not deliver."),
+        click.argument("ids", nargs=-1, type=click.IntRange(1, _MAX_ID), metavar="[ID]..."),
+    ):
+        function = option(function)
+    return function
 
-    def decorate(function: _F) -> _F:
-        @wraps(function)  # click stores the options of the decorators already applied in its `__dict__`
-        def run(
-            ids: tuple[int, ...],
-            exporter: str | None,
-            receiver: str | None,
-            kind: DeadLetterKind | None,
-            *,
-            everything: bool,
-            **others: Any,
-        ) -> Any:
-            filters = Selection(exporter=exporter, receiver=receiver, kind=kind)
-            given = bool(ids) + (filters != Selection()) + everything
-            if given > 1:
-                raise click.UsageError("IDs, filters and --all exclude each other.")
-            if exporter is not None and receiver is not None:
-                raise click.UsageError("A dead letter belongs to an exporter or to a receiver, never to both.")
-            if required and not given:
-                raise click.UsageError("Select dead letters: IDs, --exporter, --receiver, --kind or --all.")
-            unique = sorted(set(ids))
-            chunks = [tuple(unique[start : start + _IDS_AT_ONCE]) for start in range(0, len(unique), _IDS_AT_ONCE)]
-            return function(selections=[Selection(ids=chunk) for chunk in chunks] or [filters], **others)
 
-        for option in (
-            click.option("--all", "everything", is_flag=True, help="Select all."),
-            click.option("--kind", type=click.Choice(get_args(DeadLetterKind)), help="Select one kind."),
-            click.option("--receiver", metavar="NAME", help="Select the items and bodies of this receiver."),
-            click.option("--exporter", metavar="NAME", help="Select what this exporter could not deliver."),
-            click.argument("ids", nargs=-1, type=click.IntRange(1, _MAX_ID), metavar="[ID]..."),
-        ):
-            run = option(run)
-        return cast("_F", run)
-
-    return decorate
+def _selections(
+    ids: tuple[int, ...], *, everything: bool, required: bool = True, **filters: Any
+) -> Sequence[Selection]:
+    """The dead letters that the arguments select. Many ids become several selections."""
+    given = bool(ids) + any(value is not None for value in filters.values()) + everything
+    if given > 1:
+        raise click.UsageError("IDs, filters and --all exclude each other.")
+    if filters["exporter"] is not None and filters["receiver"] is not None:
+        raise click.UsageError("A dead letter belongs to an exporter or to a receiver, never to both.")
+    if required and not given:
+        raise click.UsageError("Select dead letters: IDs, --exporter, --receiver, --kind or --all.")
+    unique = sorted(set(ids))
+    chunks = [tuple(unique[start : start + _IDS_AT_ONCE]) for start in range(0, len(unique), _IDS_AT_ONCE)]
+    return [Selection(ids=chunk) for chunk in chunks] or [Selection(**filters)]
 
 
 @click.group("dead-letters")
@@ -101,11 +90,12 @@ def command() -> None:
 
 
 @command.command("list", short_help="List dead letters.")
-@_selection_arguments(required=False)
+@_selection_options
 @json_option
 @location_options
-def list_(*, selections: Sequence[Selection], as_json: bool) -> None:
+def list_(*, as_json: bool, **selected: Any) -> None:
     """List dead letters, oldest first. Without a selection, list all."""
+    selections = _selections(**selected, required=False)
     listed: set[int] = set()
     with queue_access() as access, access.reading() as connection, _json_array(as_json=as_json) as add:
         for page in _pages(connection, selections):
@@ -122,15 +112,16 @@ def list_(*, selections: Sequence[Selection], as_json: bool) -> None:
 
 
 @command.command()
-@_selection_arguments(required=True)
+@_selection_options
 @json_option
 @location_options
-def show(*, selections: Sequence[Selection], as_json: bool) -> None:
+def show(*, as_json: bool, **selected: Any) -> None:
     """Print the whole content of dead letters, with their reasons.
 
     In JSON, the content of an item or body is in `text`, and records are an OTLP/JSON request in `request`. Content
     that can't be decoded, and content that was damaged, is in `base64`.
     """
+    selections = _selections(**selected)
     shown: set[int] = set()
     with queue_access() as access, access.reading() as connection, _json_array(as_json=as_json) as add:
         for page in _pages(connection, selections):
@@ -147,10 +138,10 @@ def show(*, selections: Sequence[Selection], as_json: bool) -> None:
 
 
 @command.command(short_help="Try dead letters again.")
-@_selection_arguments(required=True)
+@_selection_options
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome of each as JSON.")
 @location_options
-def replay(*, selections: Sequence[Selection], as_json: bool) -> None:
+def replay(*, as_json: bool, **selected: Any) -> None:
     """Try dead letters again. Each is deleted once its content is delivered, or waits for delivery.
 
     A record is sent to its exporter again. So are all records of a batch: those that the backend had accepted arrive a
@@ -168,6 +159,7 @@ def replay(*, selections: Sequence[Selection], as_json: bool) -> None:
     While no service runs, items and bodies need --config. A replay may exceed an exporter's queue_size. Damaged dead
     letters are not replayed.
     """
+    selections = _selections(**selected)
     totals: Counter[str] = Counter()
     delivered: set[str] = set()
     with queue_access() as access, access.changing() as perform, _json_array(as_json=as_json) as add:
@@ -189,12 +181,13 @@ def replay(*, selections: Sequence[Selection], as_json: bool) -> None:
 
 
 @command.command()
-@_selection_arguments(required=True)
+@_selection_options
 @click.option("--yes", is_flag=True, help="Confirm that the dead letters are deleted for good.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ids of the dropped dead letters as JSON.")
 @location_options
-def drop(*, selections: Sequence[Selection], yes: bool, as_json: bool) -> None:
+def drop(*, yes: bool, as_json: bool, **selected: Any) -> None:
     """Delete dead letters for good."""
+    selections = _selections(**selected)
     dropped: set[int] = set()
     with queue_access() as access:
         with access.reading() as connection:

@@ -47,11 +47,7 @@ def stopped_handlers(
 ) -> dict[str, Handler]:
     """The same commands on the queue of a stopped service.
 
-    Args:
-        queue: The queue.
-        mappers: The mapper of each receiver, by the receiver's id; empty without a configuration.
-        routing: Which exporters the changes of each receiver are for; empty without a configuration.
-        configured: The queued exporters of the configuration; None without one.
+    Without a configuration there are no mappers, the routing is empty, and `configured` is None.
     """
 
     def deliver(batch: Batch) -> Future[Receipt]:

@@ -26,21 +26,13 @@ _LENGTH_MS: Final = 10 * 3_600_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One request to the receiver.
-
-    Attributes:
-        body: The body of the request.
-        rows: The `log.record.uid` of each config change in the body, and the row expected behind the collector.
-        ignored: The number of other events in the body.
-        forged: Whether the request is signed with a secret that is not the receiver's.
-        redelivery: Whether the same body was sent before.
-    """
+    """One request to the receiver."""
 
     body: bytes
-    rows: tuple[tuple[str, Row], ...] = ()
-    ignored: int = 0
-    forged: bool = False
-    redelivery: bool = False
+    rows: tuple[tuple[str, Row], ...] = ()  # of each config change: its uid, and the row expected behind the collector
+    ignored: int = 0  # the number of other events
+    forged: bool = False  # signed with a secret that is not the receiver's
+    redelivery: bool = False  # the same body was sent before
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,10 +56,7 @@ class Row:
 class Table:
     """Writes lines to a stream, in colour if the stream is a terminal that supports it.
 
-    Args:
-        stream: Where lines are written.
-        expected: Rows that are expected later, from which the columns get their width.
-        environment: NO_COLOR and TERM=dumb switch colours off; FORCE_COLOR switches them on without a terminal.
+    The columns get their width from rows that are expected later.
     """
 
     def __init__(

@@ -8,12 +8,7 @@ from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedErr
 
 
 class RunningGuard:
-    """Passes batches on once it is open, in the process that opened it.
-
-    Args:
-        consumer: Takes the batches.
-        receivers: The ids of the known receivers. A batch of any other has no exporter and is refused.
-    """
+    """Passes batches of the known receivers on to a consumer once it is open, in the process that opened it."""
 
     def __init__(self, consumer: Consumer, receivers: Collection[str]) -> None:
         self._consumer = consumer
