@@ -247,10 +247,10 @@ def _by_page(perform: Perform, name: str, selection: Selection) -> Iterator[dict
 
 def _pages(connection: sqlite3.Connection, selections: Sequence[Selection]) -> Iterator[list[Letter]]:
     for selection in selections:
-        page = dead_letters.select(connection, selection, limit=_LISTED_AT_ONCE)
-        while page:
+        after = 0
+        while page := dead_letters.select(connection, selection, after=after, limit=_LISTED_AT_ONCE):
             yield page
-            page = dead_letters.select(connection, selection, after=page[-1].id, limit=_LISTED_AT_ONCE)
+            after = page[-1].id
 
 
 def _exit_unless_found(selections: Sequence[Selection], found: Collection[object]) -> None:

@@ -56,11 +56,7 @@ def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
 
 
 def _check(document: Document, *, on_machine: bool) -> tuple[Configuration, Path, list[Problem]]:
-    """The configuration, the queue's directory, and the resources that another process uses.
-
-    Raises:
-        ConfigError: All problems of the configuration, its components and the machine.
-    """
+    """The configuration, the queue's directory, and the resources that another process uses. Raises all problems."""
     configuration = check(document, COMPONENTS)
     directory = find_directory(configuration, os.environ)
     wrong, in_use = check_machine(configuration, document, directory) if on_machine else ([], [])

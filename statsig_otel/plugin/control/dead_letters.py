@@ -47,20 +47,15 @@ _DAMAGED: Final = (
 class DeadLetters:
     """The commands `dead-letters ...`.
 
-    Attributes:
-        queue: The queue.
-        routing: Which exporters the changes of each receiver are for.
-        mappers: The mapper of each receiver, by the receiver's id; empty if there is no configuration.
-        deliver: Delivers a batch to the synchronous exporters of its receiver.
-        exporters: The exporters that have a sender in the running service. None if no service runs: then records can be
-            replayed to each exporter that the queue knows, and nothing is logged.
+    If no service runs, `exporters` is None: then records can be replayed to each exporter that the queue knows, and
+    nothing is logged.
     """
 
     queue: ChangeableQueue
     routing: Routing
-    mappers: Mapping[str, Mapper]
-    deliver: Callable[[Batch], Future[Receipt]]
-    exporters: Collection[str] | None
+    mappers: Mapping[str, Mapper]  # of each receiver; empty without a configuration
+    deliver: Callable[[Batch], Future[Receipt]]  # to the synchronous exporters of the batch's receiver
+    exporters: Collection[str] | None  # that have a sender in the running service
 
     def replay(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Replay one page of dead letters. Each is replayed and removed in one transaction.

@@ -25,12 +25,7 @@ _OWNER: Final = "only the service's own user, and root, can use its queue"
 
 
 class QueueAccess:
-    """One queue, found as its service finds it.
-
-    Args:
-        directory: The queue's directory; None for that of the configuration, or the default one.
-        locations: The locations of the service's configuration; empty for none.
-        environ: The environment variables.
+    """The queue in a directory, or else that of a configuration, or else the one in the default directory.
 
     Raises:
         ConfigError: The configuration is wrong.

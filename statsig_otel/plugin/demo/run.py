@@ -239,8 +239,6 @@ class Demo:
             self._table.print(f"{title:9}  {text}")
         for problem in problems:
             self._table.print(f"PROBLEM    {problem}", _BAD)
-        if not self._behind_collector and not problems:
-            self._table.print(_WHAT_TO_CHECK.format(event_name=EVENT_NAME, count=len(self._tally.expected)))
         if problems:
             for child in self._children:
                 self._table.print(child.last_lines, _QUIET)
@@ -248,6 +246,7 @@ class Demo:
         elif self._behind_collector:
             self._table.print("Every change arrived.", _GOOD)
         else:
+            self._table.print(_WHAT_TO_CHECK.format(event_name=EVENT_NAME, count=len(self._tally.expected)))
             self._table.print("Your collector accepted every change.", _GOOD)
         return not problems
 

@@ -119,10 +119,8 @@ def body_hint(body: bytes) -> str | None:
 class WebhookClient:
     """Posts bodies to one URL, byte for byte, and follows no redirects.
 
-    Args:
-        url: The receiver's URL, http or https, with its path.
-        timeout: Seconds for one request, from the connection to the end of the answer.
-        ca_file: PEM certificates to trust instead of the system's.
+    The timeout is in seconds, from the connection to the end of the answer. The CA file has PEM certificates to trust
+    instead of the system's.
 
     Raises:
         SendError: The URL is not valid, or the file contains no certificate.

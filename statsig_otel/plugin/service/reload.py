@@ -30,10 +30,7 @@ class ReloadError(ControlError):
 class Reloader:
     """Reloads the configuration of a service, one reload at a time. Safe to use from several threads.
 
-    Args:
-        service: The running service.
-        document: The document of its configuration.
-        read: Reads the document again, at each reload.
+    `document` is that of the service's configuration, and `read` reads it again.
     """
 
     def __init__(self, service: Service, document: Document, read: Callable[[], Document]) -> None:
