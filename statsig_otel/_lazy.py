@@ -9,9 +9,7 @@ def exports(
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
     """`__getattr__`, `__dir__` and `__all__` for a package.
 
-    Args:
-        package: The package's `__name__`.
-        names: For each module below the package its public names, separated by spaces.
+    `names` has the public names of each module below the package, separated by spaces.
     """
     modules = {name: module for module, of_module in names.items() for name in of_module.split()}
     public = sorted(modules)

@@ -4,14 +4,10 @@ import os
 
 
 class OwnerProcess:
-    """The process that started a component.
-
-    Attributes:
-        pid: Its id; 0 while nobody has started the component.
-    """
+    """The process that started a component."""
 
     def __init__(self) -> None:
-        self.pid = 0
+        self.pid = 0  # until the component is started
 
     def enter(self) -> None:
         """The current process starts the component."""

@@ -1,6 +1,5 @@
 """`statsig-otel components`: lists the receivers, exporters and extensions that a configuration can use."""
 
-from collections.abc import Iterator
 from typing import Final
 
 import click
@@ -40,7 +39,7 @@ def list_components() -> dict[str, list[dict[str, object]]]:
 
 
 def _entry(type_: str, signal: str) -> dict[str, object]:
-    aliases = list(_aliases(type_))
+    aliases = [alias for alias, name in BUILT_IN.aliases.items() if name == type_]
     return {
         "name": type_,
         **({"deprecated_names": aliases} if aliases else {}),
@@ -59,7 +58,3 @@ def _installed_entry(one: Installed) -> dict[str, object]:
         "entry_point": one.value,
         **({"problem": fault.message, "hint": fault.hint} if fault else {}),
     }
-
-
-def _aliases(type_: str) -> Iterator[str]:
-    return (alias for alias, name in BUILT_IN.aliases.items() if name == type_)

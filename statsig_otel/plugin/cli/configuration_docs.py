@@ -35,6 +35,7 @@ TABLES: Final[Mapping[str, type[Settings]]] = {
 """The tables of the page. The keys that every exporter has are in a table of their own."""
 
 _REFUSED: Final = "not here"
+_PIPE: Final = r"\|"  # in a cell
 _PART: Final = re.compile(r"(<!-- generated: ([a-z_ ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -92,11 +93,7 @@ def _models(model: type[Settings], path: str) -> Iterator[tuple[str, type[Settin
 
 def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
+    return "".join(f"| {' | '.join(cell.replace('|', _PIPE) for cell in line)} |\n" for line in lines)
 
 
 def main() -> None:

@@ -4,10 +4,10 @@ import base64
 import json
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from typing import Any, Final, TypeVar, cast, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import click
 import msgspec
@@ -21,7 +21,8 @@ from statsig_otel.exporters.queue import dead_letters
 from statsig_otel.exporters.queue.dead_letters import FROM_RECEIVER, Letter, Selection
 from statsig_otel.exporters.queue.store import DeadLetterKind
 from statsig_otel.exporters.terminal import printable, shorten
-from statsig_otel.plugin.cli.queue import location_options, print_table, queue_access
+from statsig_otel.plugin.cli.options import json_option
+from statsig_otel.plugin.cli.queue import location_options, print_table, queue_access, rfc3339
 from statsig_otel.plugin.control.queue_access import Perform
 from statsig_otel.plugin.control.wording import counted
 
@@ -35,45 +36,33 @@ _MAX_ID: Final = (1 << 63) - 1
 _REASON_CELLS: Final = 100
 
 
-def _selection_arguments(*, required: bool) -> Callable[[_F], _F]:
-    """Add the arguments that select dead letters. The function receives them as `selections`."""
+def _selection_options(function: _F) -> _F:
+    """Add the arguments of `_selections`."""
+    for option in (
+        click.option("--all", "everything", is_flag=True, help="Select all."),
+        click.option("--kind", type=click.Choice(get_args(DeadLetterKind)), help="Select one kind."),
+        click.option("--receiver", metavar="NAME", help="Select the items and bodies of this receiver."),
+        click.option("--exporter", metavar="NAME", help="Select what this exporter could not deliver."),
+        click.argument("ids", nargs=-1, type=click.IntRange(1, _MAX_ID), metavar="[ID]..."),
+    ):
+        function = option(function)
+    return function
 
-    def decorate(function: _F) -> _F:
-        def run(
-            ids: tuple[int, ...],
-            exporter: str | None,
-            receiver: str | None,
-            kind: DeadLetterKind | None,
-            *,
-            everything: bool,
-            **others: Any,
-        ) -> Any:
-            filters = Selection(exporter=exporter, receiver=receiver, kind=kind)
-            filtered = filters != Selection()
-            if (bool(ids) + filtered + everything) > 1:
-                raise click.UsageError("IDs, filters and --all exclude each other.")
-            if exporter is not None and receiver is not None:
-                raise click.UsageError("A dead letter belongs to an exporter or to a receiver, never to both.")
-            if required and not (ids or filtered or everything):
-                raise click.UsageError("Select dead letters: IDs, --exporter, --receiver, --kind or --all.")
-            unique = sorted(set(ids))
-            chunks = [tuple(unique[start : start + _IDS_AT_ONCE]) for start in range(0, len(unique), _IDS_AT_ONCE)]
-            return function(selections=[Selection(ids=chunk) for chunk in chunks] or [filters], **others)
 
-        run.__name__, run.__doc__ = function.__name__, function.__doc__
-        # click stores the options of the decorators already applied to `function` in its `__dict__`.
-        run.__dict__.update(function.__dict__)
-        for option in (
-            click.option("--all", "everything", is_flag=True, help="Select all."),
-            click.option("--kind", type=click.Choice(get_args(DeadLetterKind)), help="Select one kind."),
-            click.option("--receiver", metavar="NAME", help="Select the items and bodies of this receiver."),
-            click.option("--exporter", metavar="NAME", help="Select what this exporter could not deliver."),
-            click.argument("ids", nargs=-1, type=click.IntRange(1, _MAX_ID), metavar="[ID]..."),
-        ):
-            run = option(run)
-        return cast("_F", run)
-
-    return decorate
+def _selections(
+    ids: tuple[int, ...], *, everything: bool, required: bool = True, **filters: Any
+) -> Sequence[Selection]:
+    """The dead letters that the arguments select. Many ids become several selections."""
+    given = bool(ids) + any(value is not None for value in filters.values()) + everything
+    if given > 1:
+        raise click.UsageError("IDs, filters and --all exclude each other.")
+    if filters["exporter"] is not None and filters["receiver"] is not None:
+        raise click.UsageError("A dead letter belongs to an exporter or to a receiver, never to both.")
+    if required and not given:
+        raise click.UsageError("Select dead letters: IDs, --exporter, --receiver, --kind or --all.")
+    unique = sorted(set(ids))
+    chunks = [tuple(unique[start : start + _IDS_AT_ONCE]) for start in range(0, len(unique), _IDS_AT_ONCE)]
+    return [Selection(ids=chunk) for chunk in chunks] or [Selection(**filters)]
 
 
 @click.group("dead-letters")
@@ -101,11 +90,12 @@ def command() -> None:
 
 
 @command.command("list", short_help="List dead letters.")
-@_selection_arguments(required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_selection_options
+@json_option
 @location_options
-def list_(*, selections: Sequence[Selection], as_json: bool) -> None:
+def list_(*, as_json: bool, **selected: Any) -> None:
     """List dead letters, oldest first. Without a selection, list all."""
+    selections = _selections(**selected, required=False)
     listed: set[int] = set()
     with queue_access() as access, access.reading() as connection, _json_array(as_json=as_json) as add:
         for page in _pages(connection, selections):
@@ -114,36 +104,24 @@ def list_(*, selections: Sequence[Selection], as_json: bool) -> None:
                 for letter in page:
                     add(_metadata(letter))
                 continue
-            rows = [
-                (
-                    str(letter.id),
-                    _time(letter.at_ms),
-                    letter.kind,
-                    letter.owner,
-                    str(letter.count),
-                    str(letter.size),
-                    str(letter.attempts),
-                    shorten(printable(letter.reason), _REASON_CELLS),
-                )
-                for letter in page
-            ]
-            print_table(("ID", "KEPT AT", "KIND", "OF", "RECORDS", "BYTES", "ATTEMPTS", "REASON"), rows)
+            print_table(("ID", "KEPT AT", "KIND", "OF", "RECORDS", "BYTES", "ATTEMPTS", "REASON"), map(_row, page))
     if not listed and selections == [Selection()]:
         click.echo("There are no dead letters.", err=True)
         return
-    _exit_unless_found(missing=sorted(_requested_ids(selections) - listed), matched=bool(listed))
+    _exit_unless_found(selections, listed)
 
 
 @command.command()
-@_selection_arguments(required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_selection_options
+@json_option
 @location_options
-def show(*, selections: Sequence[Selection], as_json: bool) -> None:
+def show(*, as_json: bool, **selected: Any) -> None:
     """Print the whole content of dead letters, with their reasons.
 
     In JSON, the content of an item or body is in `text`, and records are an OTLP/JSON request in `request`. Content
     that can't be decoded, and content that was damaged, is in `base64`.
     """
+    selections = _selections(**selected)
     shown: set[int] = set()
     with queue_access() as access, access.reading() as connection, _json_array(as_json=as_json) as add:
         for page in _pages(connection, selections):
@@ -156,14 +134,14 @@ def show(*, selections: Sequence[Selection], as_json: bool) -> None:
                     add({**_metadata(letter), **_decoded(letter, content)})
                 else:
                     _print(letter, content)
-    _exit_unless_found(missing=sorted(_requested_ids(selections) - shown), matched=bool(shown))
+    _exit_unless_found(selections, shown)
 
 
 @command.command(short_help="Try dead letters again.")
-@_selection_arguments(required=True)
+@_selection_options
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome of each as JSON.")
 @location_options
-def replay(*, selections: Sequence[Selection], as_json: bool) -> None:
+def replay(*, as_json: bool, **selected: Any) -> None:
     """Try dead letters again. Each is deleted once its content is delivered, or waits for delivery.
 
     A record is sent to its exporter again. So are all records of a batch: those that the backend had accepted arrive a
@@ -181,31 +159,36 @@ def replay(*, selections: Sequence[Selection], as_json: bool) -> None:
     While no service runs, items and bodies need --config. A replay may exceed an exporter's queue_size. Damaged dead
     letters are not replayed.
     """
-    totals = _Totals()
+    selections = _selections(**selected)
+    totals: Counter[str] = Counter()
+    delivered: set[str] = set()
     with queue_access() as access, access.changing() as perform, _json_array(as_json=as_json) as add:
         for one in _replay(perform, selections):
-            totals.count(one)
+            totals.update([one["outcome"]])
+            totals.update({key: one[key] for key in ("records", "duplicates", "invalid")})
+            delivered.update(one["delivered"])
             if as_json:
                 add(one)
             elif one["outcome"] == "kept":
                 click.echo(f"{one['id']} stays: {printable(one['reason'])}", err=True)
             elif one["outcome"] == "gone":
                 click.echo(f"There is no dead letter {one['id']}.", err=True)
-    if not as_json and totals.replayed:
-        click.echo(totals.summary())
-    _exit_unless_found(missing=[], matched=totals.any)
-    if totals.incomplete:
+    if not as_json and totals["replayed"]:
+        click.echo(_summary(totals, delivered))
+    _exit_unless_found((), totals)
+    if totals["kept"] or totals["gone"] or totals["invalid"]:
         sys.exit(1)
 
 
 @command.command()
-@_selection_arguments(required=True)
+@_selection_options
 @click.option("--yes", is_flag=True, help="Confirm that the dead letters are deleted for good.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ids of the dropped dead letters as JSON.")
 @location_options
-def drop(*, selections: Sequence[Selection], yes: bool, as_json: bool) -> None:
+def drop(*, yes: bool, as_json: bool, **selected: Any) -> None:
     """Delete dead letters for good."""
-    dropped = 0
+    selections = _selections(**selected)
+    dropped: set[int] = set()
     with queue_access() as access:
         with access.reading() as connection:
             found = [dead_letters.count(connection, selection) for selection in selections]
@@ -213,58 +196,33 @@ def drop(*, selections: Sequence[Selection], yes: bool, as_json: bool) -> None:
         if not count:
             if as_json:
                 click.echo("[]")
-            _exit_unless_found(missing=sorted(_requested_ids(selections)), matched=False)
+            _exit_unless_found(selections, ())
         if not yes:
             raise click.ClickException(
                 f"{counted(count, 'dead letter')} of {counted(size, 'byte')} would be deleted for good; "
                 "each may be the only copy. Confirm with --yes."
             )
-        missing = _requested_ids(selections)
         with access.changing() as perform, _json_array(as_json=as_json) as add:
             for selection in selections:
                 for page in _by_page(perform, "dead-letters drop", selection):
-                    dropped += len(page["ids"])
-                    missing.difference_update(page["ids"])
-                    if as_json:
-                        for number in page["ids"]:
-                            add(number)
+                    dropped.update(page["ids"])
+                    for number in page["ids"] if as_json else ():
+                        add(number)
     if not as_json:
-        click.echo(f"Dropped: {counted(dropped, 'dead letter')}.")
-    _exit_unless_found(missing=sorted(missing), matched=bool(dropped))
+        click.echo(f"Dropped: {counted(len(dropped), 'dead letter')}.")
+    _exit_unless_found(selections, dropped)
 
 
-class _Totals:
-    """The sums over all dead letters of a replay."""
-
-    def __init__(self) -> None:
-        self.any = False
-        self.incomplete = False
-        self.replayed = 0
-        self._records = 0
-        self._duplicates = 0
-        self._invalid = 0
-        self._delivered: set[str] = set()
-
-    def count(self, one: dict[str, Any]) -> None:
-        """Add one letter's outcome."""
-        self.any = True
-        self.replayed += one["outcome"] == "replayed"
-        self.incomplete |= one["outcome"] != "replayed" or one["invalid"] > 0
-        self._records += one["records"]
-        self._duplicates += one["duplicates"]
-        self._invalid += one["invalid"]
-        self._delivered.update(one["delivered"])
-
-    def summary(self) -> str:
-        """The last line of the command's output."""
-        text = f"Replayed: {counted(self.replayed, 'dead letter')}, {counted(self._records, 'record')} to deliver."
-        if self._delivered:
-            text += f" Delivered at once: to {printable(', '.join(sorted(self._delivered)))}."
-        if self._duplicates:
-            text += f" Accepted before: {counted(self._duplicates, 'change')}."
-        if self._invalid:
-            text += f" Still invalid, now dead letters of their own: {counted(self._invalid, 'item')}."
-        return text
+def _summary(totals: Counter[str], delivered: Collection[str]) -> str:
+    """What a replay has done."""
+    text = f"Replayed: {counted(totals['replayed'], 'dead letter')}, {counted(totals['records'], 'record')} to deliver."
+    if delivered:
+        text += f" Delivered at once: to {printable(', '.join(sorted(delivered)))}."
+    if totals["duplicates"]:
+        text += f" Accepted before: {counted(totals['duplicates'], 'change')}."
+    if totals["invalid"]:
+        text += f" Still invalid, now dead letters of their own: {counted(totals['invalid'], 'item')}."
+    return text
 
 
 def _replay(perform: Perform, selections: Sequence[Selection]) -> Iterator[dict[str, Any]]:
@@ -289,23 +247,20 @@ def _by_page(perform: Perform, name: str, selection: Selection) -> Iterator[dict
 
 def _pages(connection: sqlite3.Connection, selections: Sequence[Selection]) -> Iterator[list[Letter]]:
     for selection in selections:
-        page = dead_letters.select(connection, selection, limit=_LISTED_AT_ONCE)
-        while page:
+        after = 0
+        while page := dead_letters.select(connection, selection, after=after, limit=_LISTED_AT_ONCE):
             yield page
-            page = dead_letters.select(connection, selection, after=page[-1].id, limit=_LISTED_AT_ONCE)
+            after = page[-1].id
 
 
-def _requested_ids(selections: Sequence[Selection]) -> set[int]:
-    return {number for selection in selections for number in selection.ids or ()}
-
-
-def _exit_unless_found(*, missing: Sequence[int], matched: bool) -> None:
+def _exit_unless_found(selections: Sequence[Selection], found: Collection[object]) -> None:
+    """Exit with 1 if a dead letter that was selected by its id was not found, or if none was found at all."""
+    missing = sorted({number for selection in selections for number in selection.ids or ()}.difference(found))
     for number in missing:
         click.echo(f"There is no dead letter {number}.", err=True)
-    if missing:
-        sys.exit(1)
-    if not matched:
+    if not missing and not found:
         click.echo("No dead letter matches.", err=True)
+    if missing or not found:
         sys.exit(1)
 
 
@@ -327,6 +282,12 @@ def _json_array(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
     finally:
         if as_json:
             click.echo("[]" if separator == "[" else "]")
+
+
+def _row(letter: Letter) -> tuple[str, ...]:
+    reason = shorten(printable(letter.reason), _REASON_CELLS)
+    numbers = map(str, (letter.count, letter.size, letter.attempts))
+    return (str(letter.id), _time(letter.at_ms), letter.kind, letter.owner, *numbers, reason)
 
 
 def _metadata(letter: Letter) -> dict[str, Any]:
@@ -375,4 +336,4 @@ def _print(letter: Letter, content: bytes) -> None:
 
 
 def _time(milliseconds: int) -> str:
-    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return rfc3339(milliseconds // 1000)

@@ -9,14 +9,14 @@ from dataclasses import asdict
 import click
 
 from statsig_otel.exporters.terminal import pad, printable, width
-from statsig_otel.plugin.cli.options import config_option
+from statsig_otel.plugin.cli.options import config_option, json_option
 from statsig_otel.plugin.doctor.diagnosis import diagnose
 from statsig_otel.plugin.doctor.finding import Finding
 
 
 @click.command()
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(locations: tuple[str, ...], *, as_json: bool) -> None:
     """Check everything that the service depends on, and suggest a fix for each problem.
 

@@ -15,19 +15,17 @@ import click
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.config.configuration import Configuration
-from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import check
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
 from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.terminal import printable, write
-from statsig_otel.plugin.cli.options import config_option
-from statsig_otel.plugin.receiver.explanation import ExplainedItem, Explanation, SignatureHeaders, Verdict, explain
+from statsig_otel.plugin.cli.options import config_errors_reported, config_option, read_body
+from statsig_otel.plugin.receiver.explanation import ExplainedItem, Explanation, SignatureHeaders, explain
 from statsig_otel.plugin.record.services import Concerned, Found
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import read_document, resource_from_environment
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
-_EXIT_NOT_UNDERSTOOD: Final = 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS: Final = re.compile(r"[0-9]{13}")
 _MAX_MILLISECONDS: Final = (1 << 64) // 1_000_000
@@ -92,17 +90,14 @@ def command(
       1  the body is malformed, all of its items are invalid, or the configuration has errors
       2  an option is wrong, or FILE can't be read
     """  # noqa: D301 - click wants the character itself
-    try:
+    with config_errors_reported():
         configuration = check(read_document(locations, os.environ), COMPONENTS)
-    except ConfigError as error:
-        raise click.ClickException(f"the configuration has errors\n{error}") from error
     name, settings = _receiver(configuration, receiver)
     given = signature is not None or timestamp is not None
     if at_ms is None:
-        signed_at = timestamp is not None and _MILLISECONDS.fullmatch(timestamp)
-        at_ms = int(cast("str", timestamp)) if signed_at else time.time_ns() // 1_000_000
+        at_ms = int(timestamp) if timestamp and _MILLISECONDS.fullmatch(timestamp) else time.time_ns() // 1_000_000
     explanation = explain(
-        _body(file),
+        read_body(file),
         settings,
         resource=resource_from_environment(os.environ),
         headers=SignatureHeaders(signature, timestamp) if given else None,
@@ -113,7 +108,7 @@ def command(
     else:
         _print(name, explanation)
     if not explanation.understood:
-        sys.exit(_EXIT_NOT_UNDERSTOOD)
+        sys.exit(1)
 
 
 def _receiver(configuration: Configuration, wanted: str | None) -> tuple[str, StatsigReceiverSettings]:
@@ -124,13 +119,6 @@ def _receiver(configuration: Configuration, wanted: str | None) -> tuple[str, St
     if name not in configuration.receivers:
         raise click.UsageError(f"There is no receiver {name!r}. There are: {', '.join(names)}.")
     return name, cast("StatsigReceiverSettings", configuration.receivers[name])
-
-
-def _body(file: Path) -> bytes:
-    try:
-        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    except OSError as error:
-        raise click.UsageError(f"The file can't be read: {error}") from error
 
 
 def _print(receiver: str, explanation: Explanation) -> None:
@@ -159,14 +147,14 @@ def _write(line: str) -> None:
 
 
 def _signature(explanation: Explanation) -> str:
-    verdict = explanation.verdict
-    if verdict is None:
+    if explanation.verdict is None:
         return "not checked"
-    if verdict.reason is None:
+    reason = explanation.verdict.reason
+    if reason is None:
         return "valid"
     if explanation.shape == "url_verification":
-        return f"{verdict.reason}; a URL verification needs no signature"
-    return f"{verdict.reason}: the receiver answers 401; the rest shows what a valid signature would lead to"
+        return f"{reason}; a URL verification needs no signature"
+    return f"{reason}: the receiver answers 401; the rest shows what a valid signature would lead to"
 
 
 def _shape(explanation: Explanation) -> str:
@@ -207,9 +195,15 @@ def _item(alike: Sequence[ExplainedItem]) -> Iterator[str]:
 
 
 def _as_json(receiver: str, explanation: Explanation) -> dict[str, object]:
+    verdict = explanation.verdict
+    reason = None if verdict is None else verdict.reason
     return {
         "receiver": receiver,
-        "signature": _verdict_as_json(explanation.verdict),
+        "signature": {
+            "checked": verdict is not None,
+            "right": None if verdict is None else reason is None,
+            "reason": reason,
+        },
         "size": explanation.size,
         "too_large": explanation.too_large,
         "shape": explanation.shape,
@@ -219,30 +213,17 @@ def _as_json(receiver: str, explanation: Explanation) -> dict[str, object]:
     }
 
 
-def _verdict_as_json(verdict: Verdict | None) -> dict[str, object]:
-    return {
-        "checked": verdict is not None,
-        "right": None if verdict is None else verdict.reason is None,
-        "reason": None if verdict is None else verdict.reason,
-    }
-
-
 def _item_as_json(item: ExplainedItem) -> dict[str, object]:
+    services = [
+        {"name": found.service.name, "namespace": found.service.namespace or None, "rules": found.rules}
+        for found in (item.concerned.found if item.concerned else ())
+    ]
     return {
         "index": item.index,
         "outcome": item.outcome,
         "reason": item.reason,
         "uid": item.uid,
         "left_out": item.left_out,
-        "services": _services_as_json(item.concerned),
+        "services": services if item.concerned else None,
         "records": [json.loads(to_json_line(ExportLogsServiceRequest.FromString(record))) for record in item.records],
     }
-
-
-def _services_as_json(concerned: Concerned | None) -> list[dict[str, object]] | None:
-    if concerned is None:
-        return None
-    return [
-        {"name": found.service.name, "namespace": found.service.namespace or None, "rules": found.rules}
-        for found in concerned.found
-    ]

@@ -16,18 +16,11 @@ _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.
 
 
 class LogOutput:
-    """The log of the process. `buffered_log` creates it.
-
-    Args:
-        stream: Where lines are written.
-    """
+    """The log of the process, whose lines are buffered until `begin`. `buffered_log` creates it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._buffer = _Buffer()
-
-    def hold(self) -> None:
-        """Buffer all lines until `begin`."""
         logging.basicConfig(level=logging.DEBUG, handlers=[self._buffer], force=True)
 
     def begin(self, level: LogLevel = "info", encoding: LogEncoding = "console") -> None:
@@ -35,11 +28,8 @@ class LogOutput:
         if self._buffer not in logging.root.handlers:
             return
         handler = logging.StreamHandler(self._stream)
-        handler.setFormatter(
-            _JsonLines()
-            if encoding == "json"
-            else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-        )
+        console = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+        handler.setFormatter(_JsonLines() if encoding == "json" else console)
         logging.basicConfig(level=_LEVELS[level], handlers=[handler], force=True)
         for record in self._buffer.records:
             if logging.getLogger(record.name).isEnabledFor(record.levelno):
@@ -50,7 +40,6 @@ class LogOutput:
 def buffered_log(stream: TextIO) -> Iterator[LogOutput]:
     """Buffer the log until `begin` is called, at the latest until the end of the block."""
     output = LogOutput(stream)
-    output.hold()
     try:
         yield output
     finally:

@@ -5,10 +5,9 @@ from typing import Final
 
 import click
 
-from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import check
 from statsig_otel.config.resolved import resolved, to_yaml
-from statsig_otel.plugin.cli.options import config_option
+from statsig_otel.plugin.cli.options import config_errors_reported, config_option
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import read_document
 
@@ -43,8 +42,6 @@ def command(locations: tuple[str, ...]) -> None:
     Secrets and the values of headers are printed as [REDACTED]. If there are none, the output is a configuration with
     the same meaning.
     """
-    try:
+    with config_errors_reported():
         configuration = check(read_document(locations, os.environ), COMPONENTS)
-    except ConfigError as error:
-        raise click.ClickException(f"the configuration has errors\n{error}") from error
     click.echo(to_yaml(resolved(configuration)), nl=False)

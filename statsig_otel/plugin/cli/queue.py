@@ -4,7 +4,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,14 +16,13 @@ import click
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.exporters.queue import dead_letters, queries
 from statsig_otel.exporters.terminal import pad, printable, width
+from statsig_otel.plugin.cli.options import json_option
 from statsig_otel.plugin.control.queue_access import QueueAccess
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.control.wording import counted
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_DIRECTORY: Final = f"{__name__}.directory"
-_CONFIG: Final = f"{__name__}.config"
 _NOT_RUNNING: Final = "not running"
 _NOT_CONFIGURED: Final = "not configured"
 _NUMBERS: Final = frozenset({"WAITING", "BYTES", "ATTEMPTS", "ID", "RECORDS"})
@@ -58,7 +57,7 @@ def location_options(function: _F) -> _F:
 def named_locations() -> tuple[Path | None, tuple[str, ...]]:
     """The values of `--directory` and `--config`."""
     meta = click.get_current_context().meta
-    return meta.get(_DIRECTORY), meta.get(_CONFIG, ())
+    return meta.get(f"{__name__}.directory"), meta.get(f"{__name__}.config", ())
 
 
 @contextmanager
@@ -75,7 +74,7 @@ def queue_access() -> Iterator[QueueAccess]:
         raise click.ClickException(str(error)) from error
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print aligned columns, numbers to the right. Unprintable characters are escaped."""
     shown = [list(head), *([printable(cell) or "-" for cell in row] for row in rows)]
     widths = [max(map(width, column)) for column in zip(*shown, strict=True)]
@@ -104,7 +103,7 @@ class _Exporter:
 
 @click.group("queue", invoke_without_command=True)
 @location_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.pass_context
 def command(context: click.Context, *, as_json: bool) -> None:
     """Show the records that wait for each exporter, and the state of its delivery.
@@ -204,7 +203,7 @@ def _exporters(
                 configured=None if known is None else state.name in known,
                 waiting=state.waiting,
                 bytes=state.bytes,
-                oldest_observed_at=None if observed_ns is None else _rfc3339(observed_ns),
+                oldest_observed_at=None if observed_ns is None else rfc3339(observed_ns // 10**9),
                 oldest_age_seconds=None if observed_ns is None else max(time.time_ns() - observed_ns, 0) // 10**9,
                 attempts=sender.get("attempts"),
                 last_error=sender.get("last_error") or None,
@@ -216,26 +215,19 @@ def _exporters(
 def _show(directory: Path, answer: dict[str, Any] | None, exporters: Sequence[_Exporter], dead: int) -> None:
     owner = f"the running service (process {answer['pid']})" if answer else "a service that is not running"
     click.echo(f"{printable(str(directory))}: the queue of {owner}\n")
-    rows = []
-    for exporter in exporters:
-        state = exporter.state
-        if exporter.configured is False and state != _NOT_CONFIGURED:
-            state = f"{state}, {_NOT_CONFIGURED}"
-        rows.append(
-            (
-                exporter.name,
-                state,
-                str(exporter.waiting),
-                str(exporter.bytes),
-                ""
-                if exporter.oldest_age_seconds is None
-                else f"{_age(exporter.oldest_age_seconds)} ago, {exporter.oldest_observed_at}",
-                "" if exporter.attempts is None else str(exporter.attempts),
-                exporter.last_error or "",
-            )
-        )
-    print_table(("EXPORTER", "STATE", "WAITING", "BYTES", "OLDEST", "ATTEMPTS", "LAST ERROR"), rows)
+    print_table(("EXPORTER", "STATE", "WAITING", "BYTES", "OLDEST", "ATTEMPTS", "LAST ERROR"), map(_row, exporters))
     click.echo(f"\nDead letters: {dead}" + (" (statsig-otel dead-letters list)" if dead else ""))
+
+
+def _row(one: _Exporter) -> tuple[str, ...]:
+    state = one.state
+    if one.configured is False and state != _NOT_CONFIGURED:
+        state = f"{state}, {_NOT_CONFIGURED}"
+    oldest = ""
+    if one.oldest_age_seconds is not None:
+        oldest = f"{_age(one.oldest_age_seconds)} ago, {one.oldest_observed_at}"
+    attempts = "" if one.attempts is None else str(one.attempts)
+    return (one.name, state, str(one.waiting), str(one.bytes), oldest, attempts, one.last_error or "")
 
 
 def _age(seconds: int) -> str:
@@ -248,5 +240,6 @@ def _age(seconds: int) -> str:
     return "".join(parts[:2]) or "0s"
 
 
-def _rfc3339(nanoseconds: int) -> str:
-    return f"{datetime.fromtimestamp(nanoseconds // 10**9, UTC):%Y-%m-%dT%H:%M:%SZ}"
+def rfc3339(seconds: int) -> str:
+    """A time, given in seconds since the epoch: `2026-01-31T12:00:00Z`."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -42,10 +42,8 @@ def command() -> None:
         answer = _reload(directory or _find_directory(locations))
     except ControlError as error:
         raise click.ClickException(str(error)) from error
-    for change in answer["changes"]:
+    for change in answer["changes"] or ("Nothing has changed.",):
         click.echo(change)
-    if not answer["changes"]:
-        click.echo("Nothing has changed.")
 
 
 def _find_directory(locations: tuple[str, ...]) -> Path:

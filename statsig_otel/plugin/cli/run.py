@@ -9,9 +9,8 @@ import resource
 import signal
 import sqlite3
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import click
 
@@ -22,7 +21,6 @@ from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.cli.log_output import buffered_log
 from statsig_otel.plugin.cli.options import config_option
-from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.doctor.machine_checks import start_problem
 from statsig_otel.plugin.service.reload import Reloader, ReloadError, check_with_files
 from statsig_otel.plugin.service.service import Service
@@ -94,7 +92,7 @@ def command(locations: tuple[str, ...], log_level: str | None) -> None:
     except (OSError, ValueError, QueueError, sqlite3.Error) as error:
         raise click.ClickException(_message(error)) from error
     reloader = Reloader(service, document, lambda: read_document(locations, os.environ))
-    service.offer("reload", partial(_reload, reloader))
+    service.offer("reload", lambda _: {"changes": reloader.reload()})
     try:
         where = (
             "in signing_secrets, and run: statsig-otel reload (or send SIGHUP)"
@@ -159,20 +157,11 @@ def _raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _OPEN_FILES)), hard))
 
 
-def _reload(reloader: Reloader, _: dict[str, Any]) -> dict[str, Any]:
-    """Handle the command `reload` of the control socket."""
-    try:
-        return {"changes": reloader.reload()}
-    except ReloadError as error:
-        raise ControlError(str(error)) from error
-
-
 async def _run(service: Service, reloader: Reloader, *, where: str) -> None:
     """Reload and stop the service on signals. The service itself runs in threads of its own."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     reload_requested = asyncio.Event()
-
     first = 0.0
 
     def stop(number: signal.Signals) -> None:
@@ -213,12 +202,8 @@ async def _reload_on(requested: asyncio.Event, reloader: Reloader) -> None:
     while True:
         await requested.wait()
         requested.clear()
-        await asyncio.to_thread(_reload_quietly, reloader)
-
-
-def _reload_quietly(reloader: Reloader) -> None:
-    with contextlib.suppress(ReloadError):  # the reloader has logged it
-        reloader.reload()
+        with contextlib.suppress(ReloadError):  # the reloader has logged it
+            await asyncio.to_thread(reloader.reload)
 
 
 async def _watch_secrets(reloader: Reloader) -> None:

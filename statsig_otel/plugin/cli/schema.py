@@ -26,11 +26,7 @@ def command() -> None:
 
 
 def installed_schema(warn: Callable[[str], None]) -> str:
-    """The schema of all built-in and installed components, as a string.
-
-    Args:
-        warn: Called with a message for each exporter that is left out.
-    """
+    """The schema of all built-in and installed components. `warn` gets a message for each exporter that is left out."""
     exporters = dict(BUILT_IN.exporters)
     for one in EXPORTERS.installed():
         fault = EXPORTERS.fault(one)

@@ -4,15 +4,14 @@ import sys
 import time
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
+from statsig_otel.plugin.cli.options import read_body
+
 if TYPE_CHECKING:
     from statsig_otel.plugin.demo.sender import Answer, WebhookClient
-
-_EXIT_NOT_OK: Final = 1
-_EXIT_NO_ANSWER: Final = 2
 
 
 def _list_samples(context: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click's signature
@@ -85,7 +84,7 @@ def command(
             _send(sender, _body(file, sample or "gate"), secret)
     except SendError as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(_EXIT_NO_ANSWER)
+        sys.exit(2)
 
 
 def _verify_url(sender: "WebhookClient") -> None:
@@ -93,7 +92,7 @@ def _verify_url(sender: "WebhookClient") -> None:
     _show(answer)
     if not echoed:
         click.echo("The code was not echoed: Statsig would not register this URL, without an error message.", err=True)
-        sys.exit(_EXIT_NOT_OK)
+        sys.exit(1)
     click.echo("The code was echoed: Statsig would register this URL.", err=True)
 
 
@@ -106,7 +105,7 @@ def _send(sender: "WebhookClient", body: bytes, secret: str) -> None:
     answer = sender.post(body, secret=secret)
     _show(answer)
     if answer.status != HTTPStatus.OK:
-        sys.exit(_EXIT_NOT_OK)
+        sys.exit(1)
 
 
 def _body(file: Path | None, sample: str) -> bytes:
@@ -116,10 +115,7 @@ def _body(file: Path | None, sample: str) -> bytes:
         if sample not in SAMPLES:
             raise click.UsageError(f"There is no sample {sample!r}. There are: {', '.join(SAMPLES)}.")
         return SAMPLES[sample].build(time.time_ns() // 1_000_000)
-    try:
-        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    except OSError as error:
-        raise click.UsageError(f"The file can't be read: {error}") from error
+    return read_body(file)
 
 
 def _show(answer: "Answer") -> None:

@@ -11,7 +11,7 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import Document
-from statsig_otel.plugin.cli.options import config_option
+from statsig_otel.plugin.cli.options import config_errors_reported, config_option
 from statsig_otel.plugin.doctor.machine_checks import check_machine
 from statsig_otel.plugin.service.service import Service
 from statsig_otel.plugin.settings.catalog import COMPONENTS
@@ -41,11 +41,9 @@ def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
       1  not valid
       2  an option is wrong
     """  # noqa: D301 - click wants the character itself
-    try:
+    with config_errors_reported():
         check_enabled(os.environ)
         configuration, directory, in_use = _check(read_document(locations, os.environ), on_machine=not no_machine)
-    except ConfigError as error:
-        raise click.ClickException(f"the configuration has errors\n{error}") from error
     click.echo("The configuration is valid.")
     for title, names in _summary(configuration, directory).items():
         click.echo(f"  {title:<11}{', '.join(names) or '-'}")
@@ -58,11 +56,7 @@ def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
 
 
 def _check(document: Document, *, on_machine: bool) -> tuple[Configuration, Path, list[Problem]]:
-    """The configuration, the queue's directory, and the resources that another process uses.
-
-    Raises:
-        ConfigError: All problems of the configuration, its components and the machine.
-    """
+    """The configuration, the queue's directory, and the resources that another process uses. Raises all problems."""
     configuration = check(document, COMPONENTS)
     directory = find_directory(configuration, os.environ)
     wrong, in_use = check_machine(configuration, document, directory) if on_machine else ([], [])

@@ -1,30 +1,20 @@
 """Checks the arguments of a command, and changes the queue for it."""
 
-from concurrent.futures import Future
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
 from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.open_directory import StoppedQueue
+from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.writer import Work
 from statsig_otel.plugin.control.socket import ControlError
 
 _T = TypeVar("_T")
 
 
-class ChangeableQueue(Protocol):
-    """A queue that commands can change: of a running or of a stopped service."""
-
-    @property
-    def database(self) -> Path:
-        """The database file."""
-
-    def submit(self, work: Work[_T]) -> Future[_T]:
-        """Run a function on the writing connection, in a transaction."""
-
-    def now_ms(self) -> int:
-        """The time now, in milliseconds since the epoch."""
+ChangeableQueue: TypeAlias = DurableQueue | StoppedQueue
+"""A queue that commands can change: of a running or of a stopped service."""
 
 
 def read_arguments(arguments: dict[str, Any], kind: type[_T]) -> _T:

@@ -5,10 +5,10 @@ Both commands handle one page at a time. The next page's `after` is the answer's
 
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from json import JSONDecodeError
 from typing import Any, Final
 
@@ -43,32 +43,19 @@ _DAMAGED: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetters:
     """The commands `dead-letters ...`.
 
-    Args:
-        queue: The queue.
-        routing: Which exporters the changes of each receiver are for.
-        mapper_of: The mapper of a receiver; raises `ControlError` if it has none.
-        deliver: Delivers a batch to the synchronous exporters of its receiver.
-        exporters: The exporters that have a sender in the running service. None if no service runs: then records can be
-            replayed to each exporter that the queue knows, and nothing is logged.
+    If no service runs, `exporters` is None: then records can be replayed to each exporter that the queue knows, and
+    nothing is logged.
     """
 
-    def __init__(
-        self,
-        queue: ChangeableQueue,
-        *,
-        routing: Routing,
-        mapper_of: Callable[[str], Mapper],
-        deliver: Callable[[Batch], Future[Receipt]],
-        exporters: Collection[str] | None,
-    ) -> None:
-        self._queue = queue
-        self._routing = routing
-        self._mapper_of = mapper_of
-        self._deliver = deliver
-        self._exporters = exporters
+    queue: ChangeableQueue
+    routing: Routing
+    mappers: Mapping[str, Mapper]  # of each receiver; empty without a configuration
+    deliver: Callable[[Batch], Future[Receipt]]  # to the synchronous exporters of the batch's receiver
+    exporters: Collection[str] | None  # that have a sender in the running service
 
     def replay(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Replay one page of dead letters. Each is replayed and removed in one transaction.
@@ -78,7 +65,7 @@ class DeadLetters:
         """
         page = read_arguments(arguments, _Page)
         try:
-            with closing(schema.connect_reading(self._queue.database)) as reading:
+            with closing(schema.connect_reading(self.queue.database)) as reading:
                 upto = dead_letters.last_id(reading) if page.upto is None else page.upto
                 limits = {"limit": _REPLAYED_AT_ONCE, "size": _REPLAYED_BYTES}
                 found = dead_letters.select(reading, page.selection, after=page.after, upto=upto, **limits)
@@ -88,11 +75,11 @@ class DeadLetters:
         replays = self._deliver_at_once(replays)
 
         def work(connection: sqlite3.Connection) -> list[Replayed]:
-            now_ms = self._queue.now_ms()
-            return [dead_letters.replay(connection, one, routing=self._routing, now_ms=now_ms) for one in replays]
+            now_ms = self.queue.now_ms()
+            return [dead_letters.replay(connection, one, routing=self.routing, now_ms=now_ms) for one in replays]
 
-        done = submit_and_wait(self._queue, work) if replays else []
-        if done and self._exporters is not None:
+        done = submit_and_wait(self.queue, work) if replays else []
+        if done and self.exporters is not None:
             _count_invalid(replays, done)
             _log_replay(done)
         return {"letters": [asdict(one) for one in done], "next": found[-1].id if found else None, "upto": upto}
@@ -106,9 +93,9 @@ class DeadLetters:
             limit = _DROPPED_AT_ONCE
             return dead_letters.drop(connection, page.selection, after=page.after, upto=upto, limit=limit), upto
 
-        dropped, upto = submit_and_wait(self._queue, work)
+        dropped, upto = submit_and_wait(self.queue, work)
         ids = [letter.id for letter in dropped]
-        if dropped and self._exporters is not None:
+        if dropped and self.exporters is not None:
             size = sum(letter.size for letter in dropped)
             message = "Command dead-letters drop: deleted %s of %s: %s"
             _logger.warning(message, counted(len(ids), "dead letter"), counted(size, "byte"), ranges(ids))
@@ -117,9 +104,9 @@ class DeadLetters:
     def _deliver_at_once(self, replays: Sequence[Replay]) -> list[Replay]:
         """Send the records of a page to the synchronous exporters, all together. What they refuse is kept."""
         answers = {
-            one.letter: self._deliver(replace(one.batch, invalid=()))
+            one.letter: self.deliver(replace(one.batch, invalid=()))
             for one in replays
-            if isinstance(one, MapAgain) and one.batch.changes and self._routing.route(one.batch.receiver).synchronous
+            if isinstance(one, MapAgain) and one.batch.changes and self.routing.route(one.batch.receiver).synchronous
         }
         wait(answers.values(), timeout=REPLAY_TIMEOUT)
         return [
@@ -129,7 +116,7 @@ class DeadLetters:
 
     def _after(self, replay: MapAgain, answer: Future[Receipt]) -> Replay:
         """What is left to do after the synchronous exporters have answered."""
-        names = self._routing.route(replay.batch.receiver).synchronous
+        names = self.routing.route(replay.batch.receiver).synchronous
         try:
             answer.result(timeout=0)
         except TimeoutError:
@@ -145,9 +132,9 @@ class DeadLetters:
             return Keep(letter.id, _DAMAGED.format(id=letter.id))
         try:
             if letter.kind in dead_letters.FROM_RECEIVER:
-                return _map_anew(letter, content, self._mapper_of(letter.owner))
-            if self._exporters is not None and letter.owner not in self._exporters:
-                why = why_no_sender(letter.owner, self._routing.synchronous)
+                return _map_anew(letter, content, self._mapper(letter.owner))
+            if self.exporters is not None and letter.owner not in self.exporters:
+                why = why_no_sender(letter.owner, self.routing.synchronous)
                 return Keep(letter.id, f"the exporter {letter.owner} {why}")
             records = dead_letters.split(content)
         except (ControlError, dead_letters.UnreadableError) as error:
@@ -155,6 +142,15 @@ class DeadLetters:
         if letter.kind == "record" and letter.uid is not None:
             records = ((letter.uid, content),)  # byte for byte what was stored
         return Resend(letter.id, letter.owner, records)
+
+    def _mapper(self, receiver: str) -> Mapper:
+        if receiver in self.mappers:
+            return self.mappers[receiver]
+        if self.exporters is not None:
+            raise ControlError(f"the receiver {receiver} is not in the running configuration")
+        if self.mappers:
+            raise ControlError(f"the receiver {receiver} is not in the configuration")
+        raise ControlError("no service is running: to map it anew, start it, or give --config FILE")
 
 
 def _map_anew(letter: Letter, content: bytes, mapper: Mapper) -> Replay:

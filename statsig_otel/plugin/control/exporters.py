@@ -4,6 +4,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -25,19 +26,19 @@ class _Exporter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     yes: bool = False
 
 
+@dataclass(frozen=True, slots=True)
 class RunningExporters:
     """The commands `queue ...` on a running service."""
 
-    def __init__(self, queue: DurableQueue, senders: Mapping[str, QueueSender], synchronous: Collection[str]) -> None:
-        self._queue = queue
-        self._senders = senders
-        self._synchronous = synchronous
+    queue: DurableQueue
+    senders: Mapping[str, QueueSender]
+    synchronous: Collection[str]
 
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
         """The state of each sender. Everything else about the queue is in its file."""
         exporters = {
             name: {"state": sender.state, "attempts": sender.attempts, "last_error": sender.last_error}
-            for name, sender in self._senders.items()
+            for name, sender in self.senders.items()
         }
         return {"pid": os.getpid(), "exporters": exporters}
 
@@ -52,7 +53,7 @@ class RunningExporters:
     def skip(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Make the head record a dead letter, while the backend does not take it."""
         name, sender = self._sender(arguments)
-        waiting = self._queue.cursor(name).waiting
+        waiting = self.queue.cursor(name).waiting
         if waiting > 0 and sender.state not in ("blocked", "retrying"):
             raise ControlError(f"{name} is {sender.state}, neither blocked nor retrying: there is nothing to skip")
         if not sender.skip():
@@ -63,31 +64,29 @@ class RunningExporters:
     def remove(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Forget an exporter that is not in the running configuration."""
         given = read_arguments(arguments, _Exporter)
-        if given.exporter in self._senders or self._queue.serves(given.exporter):
+        if given.exporter in self.senders or self.queue.serves(given.exporter):
             raise ControlError(f"{given.exporter} is in the running configuration: remove it there and restart first")
-        removed = _remove(self._queue, given, self._synchronous)
+        removed = _remove(self.queue, given, self.synchronous)
         records, size = counted(removed["records"], "record"), counted(removed["bytes"], "byte")
         _logger.warning("Command queue remove: %s is forgotten, and %s of %s given up", given.exporter, records, size)
         return removed
 
     def _sender(self, arguments: dict[str, Any]) -> tuple[str, QueueSender]:
         name = read_arguments(arguments, _Exporter).exporter
-        if name in self._senders:
-            return name, self._senders[name]
-        if name in (state.name for state in submit_and_wait(self._queue, queries.exporter_states)):
-            raise ControlError(f"{name} {why_no_sender(name, self._synchronous)}, so what waits for it is not sent")
-        raise _unknown(name, self._senders, self._synchronous)
+        if name in self.senders:
+            return name, self.senders[name]
+        if name in (state.name for state in submit_and_wait(self.queue, queries.exporter_states)):
+            raise ControlError(f"{name} {why_no_sender(name, self.synchronous)}, so what waits for it is not sent")
+        raise _unknown(name, self.senders, self.synchronous)
 
 
+@dataclass(frozen=True, slots=True)
 class StoppedExporters:
     """The commands `queue ...` on the queue of a stopped service."""
 
-    def __init__(
-        self, queue: ChangeableQueue, configured: Collection[str] | None, synchronous: Collection[str]
-    ) -> None:
-        self._queue = queue
-        self._configured = configured
-        self._synchronous = synchronous
+    queue: ChangeableQueue
+    configured: Collection[str] | None  # the queued exporters of the configuration; None without one
+    synchronous: Collection[str]
 
     def resume(self, _: dict[str, Any]) -> dict[str, Any]:
         """Refuse: there is no sender."""
@@ -98,24 +97,24 @@ class StoppedExporters:
         name = read_arguments(arguments, _Exporter).exporter
 
         def work(connection: sqlite3.Connection) -> int:
-            state = _find(connection, name, self._synchronous)
-            if not dead_letters.bury_head(connection, name, "skipped by command", self._queue.now_ms()):
+            state = _find(connection, name, self.synchronous)
+            if not dead_letters.bury_head(connection, name, "skipped by command", self.queue.now_ms()):
                 raise ControlError(f"nothing waits for {name}")
             return state.waiting
 
-        return {"waiting": submit_and_wait(self._queue, work)}
+        return {"waiting": submit_and_wait(self.queue, work)}
 
     def remove(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Forget an exporter that is not in the configuration."""
         given = read_arguments(arguments, _Exporter)
-        if self._configured is None and not given.yes:
+        if self.configured is None and not given.yes:
             raise ControlError(
                 f"no service is running, so it is unknown whether {given.exporter} is still configured: "
                 "give --config FILE, or confirm with --yes"
             )
-        if given.exporter in (self._configured or ()):
+        if given.exporter in (self.configured or ()):
             raise ControlError(f"{given.exporter} is in the configuration: remove it there first")
-        return _remove(self._queue, given, self._synchronous)
+        return _remove(self.queue, given, self.synchronous)
 
 
 def why_no_sender(name: str, synchronous: Collection[str]) -> str:

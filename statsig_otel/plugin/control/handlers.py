@@ -11,7 +11,7 @@ from statsig_otel.exporters.routing import Routing
 from statsig_otel.plugin.control.command import ChangeableQueue
 from statsig_otel.plugin.control.dead_letters import DeadLetters
 from statsig_otel.plugin.control.exporters import RunningExporters, StoppedExporters
-from statsig_otel.plugin.control.socket import ControlError, Handler
+from statsig_otel.plugin.control.socket import Handler
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapper
 
@@ -24,26 +24,18 @@ def handlers(
     routing: Routing,
     synchronous: SynchronousConsumer,
 ) -> dict[str, Handler]:
-    """The commands of a running service. Senders and intakes are given by the ids of their exporters and receivers."""
+    """The commands of a running service. A reload asks for them anew.
 
-    def mapper_of(receiver: str) -> Mapper:
-        if receiver not in intakes:
-            raise ControlError(f"the receiver {receiver} is not in the running configuration")
-        return intakes[receiver].mapper  # looked up each time, since a reload replaces it
+    Senders and intakes are given by the ids of their exporters and receivers.
+    """
 
     def deliver(batch: Batch) -> Future[Receipt]:
         return synchronous.consume(batch, routing.route(batch.receiver))
 
+    mappers = {name: intake.mapper for name, intake in intakes.items()}
     exporters = RunningExporters(queue, senders, routing.synchronous)
-    dead = DeadLetters(queue, routing=routing, mapper_of=mapper_of, deliver=deliver, exporters=senders)
-    return {
-        "queue": exporters.status,
-        "queue resume": exporters.resume,
-        "queue skip": exporters.skip,
-        "queue remove": exporters.remove,
-        "dead-letters replay": dead.replay,
-        "dead-letters drop": dead.drop,
-    }
+    dead = DeadLetters(queue=queue, routing=routing, mappers=mappers, deliver=deliver, exporters=senders)
+    return {"queue": exporters.status, **_changing(exporters, dead)}
 
 
 def stopped_handlers(
@@ -55,19 +47,8 @@ def stopped_handlers(
 ) -> dict[str, Handler]:
     """The same commands on the queue of a stopped service.
 
-    Args:
-        queue: The queue.
-        mappers: The mapper of each receiver, by the receiver's id; empty without a configuration.
-        routing: Which exporters the changes of each receiver are for; empty without a configuration.
-        configured: The queued exporters of the configuration; None without one.
+    Without a configuration there are no mappers, the routing is empty, and `configured` is None.
     """
-
-    def mapper_of(receiver: str) -> Mapper:
-        if not mappers:
-            raise ControlError("no service is running: to map it anew, start it, or give --config FILE")
-        if receiver not in mappers:
-            raise ControlError(f"the receiver {receiver} is not in the configuration")
-        return mappers[receiver]
 
     def deliver(batch: Batch) -> Future[Receipt]:
         names = ", ".join(routing.route(batch.receiver).synchronous)
@@ -77,7 +58,11 @@ def stopped_handlers(
         return refused
 
     exporters = StoppedExporters(queue, configured, routing.synchronous)
-    dead = DeadLetters(queue, routing=routing, mapper_of=mapper_of, deliver=deliver, exporters=None)
+    dead = DeadLetters(queue=queue, routing=routing, mappers=mappers, deliver=deliver, exporters=None)
+    return _changing(exporters, dead)
+
+
+def _changing(exporters: RunningExporters | StoppedExporters, dead: DeadLetters) -> dict[str, Handler]:
     return {
         "queue resume": exporters.resume,
         "queue skip": exporters.skip,

@@ -25,12 +25,7 @@ _OWNER: Final = "only the service's own user, and root, can use its queue"
 
 
 class QueueAccess:
-    """One queue, found as its service finds it.
-
-    Args:
-        directory: The queue's directory; None for that of the configuration, or the default one.
-        locations: The locations of the service's configuration; empty for none.
-        environ: The environment variables.
+    """The queue in a directory, or else that of a configuration, or else the one in the default directory.
 
     Raises:
         ConfigError: The configuration is wrong.
@@ -38,8 +33,18 @@ class QueueAccess:
     """
 
     def __init__(self, *, directory: Path | None, locations: tuple[str, ...], environ: Mapping[str, str]) -> None:
-        known = self._configuration = _read(locations, environ) if locations else None
-        self.directory: Path = directory or (known.directory if known else _default_directory(environ))
+        # What reads configurations takes longer to load than everything else.
+        self._configuration: QueueConfiguration | None = None
+        if locations:
+            from statsig_otel.plugin.settings.reading import read  # noqa: PLC0415 - see above
+
+            self._configuration = read(locations, environ)
+            directory = directory or self._configuration.directory
+        elif directory is None:
+            from statsig_otel.plugin.settings.storage import find_directory  # noqa: PLC0415 - see above
+
+            directory = find_directory(None, environ)
+        self.directory: Path = directory
         try:
             found = (self.directory / DATABASE).exists()
         except PermissionError as error:
@@ -119,15 +124,3 @@ class QueueAccess:
         if not os.access(self.directory / DATABASE, os.R_OK):
             return f"{self.directory} can't be read: {_OWNER}"
         return f"the queue in {self.directory} can't be read: {error}"
-
-
-def _read(locations: tuple[str, ...], environ: Mapping[str, str]) -> "QueueConfiguration":
-    from statsig_otel.plugin.settings.reading import read  # noqa: PLC0415 - takes longer to load than everything else
-
-    return read(locations, environ)
-
-
-def _default_directory(environ: Mapping[str, str]) -> Path:
-    from statsig_otel.plugin.settings.storage import find_directory  # noqa: PLC0415 - as above
-
-    return find_directory(None, environ)

@@ -24,15 +24,7 @@ def find_binary() -> Path | None:
 
 
 class Collector(Child):
-    """A rotel process that receives OTLP over gRPC and HTTP, and exports OTLP over gRPC.
-
-    Args:
-        binary: The path that `find_binary` returns.
-        backend: Where the collector exports to, as host:port.
-        directory: Where the collector writes its files.
-        environment: The environment of the process.
-        on_event: Called with each line of output, and when the process ends.
-    """
+    """A rotel process that receives OTLP over gRPC and HTTP, and exports OTLP over gRPC to `backend`, a host:port."""
 
     def __init__(
         self,

@@ -26,28 +26,20 @@ _LENGTH_MS: Final = 10 * 3_600_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One request to the receiver.
-
-    Attributes:
-        body: The body of the request.
-        rows: The `log.record.uid` of each config change in the body, and the row expected behind the collector.
-        ignored: The number of other events in the body.
-        forged: Whether the request is signed with a secret that is not the receiver's.
-        redelivery: Whether the same body was sent before.
-    """
+    """One request to the receiver."""
 
     body: bytes
-    rows: tuple[tuple[str, Row], ...] = ()
-    ignored: int = 0
-    forged: bool = False
-    redelivery: bool = False
+    rows: tuple[tuple[str, Row], ...] = ()  # of each config change: its uid, and the row expected behind the collector
+    ignored: int = 0  # the number of other events
+    forged: bool = False  # signed with a secret that is not the receiver's
+    redelivery: bool = False  # the same body was sent before
 
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    at: str
+    at: str  # time of day
     entity_type: str
-    title: str
+    title: str  # the name and the action
     environments: str
     by: Actor | None
     description: str
@@ -73,61 +65,8 @@ class _Exposures:
             yield exposure(at_ms, *shown[number % len(shown)], user_id=f"visitor-{number}")
 
 
-# The arguments: time of day, type, title, environments, actor, description.
-_CHECKOUT_CREATED: Final = _Change("00:04", "Gate", "new_checkout created", "", PLATFORM_ENGINEER, "Created Gate")
-_CHECKOUT_FOR_STAFF: Final = _Change(
-    "00:31", "Gate", "new_checkout updated", "development staging", PLATFORM_ENGINEER,
-    "Updated Gate\n    - Added rule Staff\n    - Updated rule Staff pass percentage from 0 to 100",
-)  # fmt: skip
-_COPY_CREATED: Final = _Change(
-    "01:15", "Experiment", "onboarding_copy created", "", GROWTH_ANALYST, "Created Experiment"
-)
-_COPY_STARTED: Final = _Change(
-    "01:48", "Experiment", "onboarding_copy updated", "staging production", GROWTH_ANALYST,
-    "Started Experiment\n    - Groups: control, short, playful",
-)  # fmt: skip
-_RANKING_UPDATED: Final = _Change(
-    "02:40", "DynamicConfig", "search_ranking updated", "staging", SEARCH_ENGINEER,
-    "Updated Config Conditions\n    - Updated return value of rule Everyone",
-)  # fmt: skip
-_CHECKOUT_TO_10: Final = _Change(
-    "03:20", "Gate", "new_checkout updated", "production", RELEASE_MANAGER,
-    "Updated Gate\n    - Updated rule Everyone pass percentage from 0 to 10",
-)  # fmt: skip
-_FORGED: Final = _Change(
-    "04:10", "Gate", "payments_kill_switch updated", "production", RELEASE_MANAGER, "Turned off for everybody"
-)
-_BANNER_CREATED: Final = _Change(
-    "05:05", "Dynamic Config", "banner_texts created", "", GROWTH_ANALYST, "Created Dynamic Config"
-)
-_BANNER_UPDATED: Final = _Change(
-    "05:30", "Dynamic Config", "banner_texts updated", "development", GROWTH_ANALYST, "Updated Config Conditions"
-)
-_CHECKOUT_TO_50: Final = _Change(
-    "06:12", "Gate", "new_checkout updated", "production", RELEASE_MANAGER,
-    "Updated Gate\n    - Updated rule Everyone pass percentage from 10 to 50",
-)  # fmt: skip
-_CHECKOUT_OFF: Final = _Change(
-    "06:40", "Gate", "new_checkout updated", "production", PLATFORM_ENGINEER,
-    "Updated Gate\n    - Updated rule Everyone pass percentage from 50 to 0",
-)  # fmt: skip
-_COPY_ARCHIVED: Final = _Change(
-    "08:02", "Experiment", "onboarding_copy archived", "staging production", GROWTH_ANALYST, "Archived Experiment"
-)
-_THEME_ARCHIVED: Final = _Change(
-    "08:55", "Gate", "winter_theme archived", "development staging production", RELEASE_MANAGER, "Archived Gate"
-)
-_RANKING_BY_SCHEDULE: Final = _Change(
-    "09:10", "DynamicConfig", "search_ranking updated", "production", None, "Updated by a schedule"
-)
-
-
 def sample_day(now_ms: int) -> tuple[Delivery, ...]:
-    """The deliveries of the last ten hours, in order.
-
-    Args:
-        now_ms: The current time, in milliseconds since the epoch.
-    """
+    """The deliveries of the last ten hours, in order. `now_ms` is in milliseconds since the epoch."""
     start_ms = now_ms - _LENGTH_MS
 
     def delivery(*parts: _Change | _Exposures, forged: bool = False, redelivery: bool = False) -> Delivery:
@@ -141,22 +80,64 @@ def sample_day(now_ms: int) -> tuple[Delivery, ...]:
             redelivery=redelivery,
         )
 
+    ranking_updated = _Change(
+        "02:40", "DynamicConfig", "search_ranking updated", "staging", SEARCH_ENGINEER,
+        "Updated Config Conditions\n    - Updated return value of rule Everyone",
+    )  # fmt: skip
     return (
-        delivery(_CHECKOUT_CREATED),
-        delivery(_CHECKOUT_FOR_STAFF),
+        delivery(_Change("00:04", "Gate", "new_checkout created", "", PLATFORM_ENGINEER, "Created Gate")),
+        delivery(_Change(
+            "00:31", "Gate", "new_checkout updated", "development staging", PLATFORM_ENGINEER,
+            "Updated Gate\n    - Added rule Staff\n    - Updated rule Staff pass percentage from 0 to 100",
+        )),
         delivery(_Exposures("01:02", 6)),
-        delivery(_COPY_CREATED, _COPY_STARTED),
-        delivery(_RANKING_UPDATED),
-        delivery(_CHECKOUT_TO_10, _Exposures("03:21", 4)),
-        delivery(_FORGED, forged=True),
-        delivery(_RANKING_UPDATED, redelivery=True),
-        delivery(_BANNER_CREATED, _BANNER_UPDATED),
-        delivery(_CHECKOUT_TO_50),
+        delivery(
+            _Change("01:15", "Experiment", "onboarding_copy created", "", GROWTH_ANALYST, "Created Experiment"),
+            _Change(
+                "01:48", "Experiment", "onboarding_copy updated", "staging production", GROWTH_ANALYST,
+                "Started Experiment\n    - Groups: control, short, playful",
+            ),
+        ),
+        delivery(ranking_updated),
+        delivery(
+            _Change(
+                "03:20", "Gate", "new_checkout updated", "production", RELEASE_MANAGER,
+                "Updated Gate\n    - Updated rule Everyone pass percentage from 0 to 10",
+            ),
+            _Exposures("03:21", 4),
+        ),
+        delivery(_Change(
+            "04:10", "Gate", "payments_kill_switch updated", "production", RELEASE_MANAGER, "Turned off for everybody"
+        ), forged=True),
+        delivery(ranking_updated, redelivery=True),
+        delivery(
+            _Change("05:05", "Dynamic Config", "banner_texts created", "", GROWTH_ANALYST, "Created Dynamic Config"),
+            _Change(
+                "05:30", "Dynamic Config", "banner_texts updated", "development", GROWTH_ANALYST,
+                "Updated Config Conditions",
+            ),
+        ),
+        delivery(_Change(
+            "06:12", "Gate", "new_checkout updated", "production", RELEASE_MANAGER,
+            "Updated Gate\n    - Updated rule Everyone pass percentage from 10 to 50",
+        )),
         delivery(_Exposures("06:13", 8)),
-        delivery(_CHECKOUT_OFF),
-        delivery(_COPY_ARCHIVED),
-        delivery(_THEME_ARCHIVED, _RANKING_BY_SCHEDULE),
-    )
+        delivery(_Change(
+            "06:40", "Gate", "new_checkout updated", "production", PLATFORM_ENGINEER,
+            "Updated Gate\n    - Updated rule Everyone pass percentage from 50 to 0",
+        )),
+        delivery(_Change(
+            "08:02", "Experiment", "onboarding_copy archived", "staging production", GROWTH_ANALYST,
+            "Archived Experiment",
+        )),
+        delivery(
+            _Change(
+                "08:55", "Gate", "winter_theme archived", "development staging production", RELEASE_MANAGER,
+                "Archived Gate",
+            ),
+            _Change("09:10", "DynamicConfig", "search_ranking updated", "production", None, "Updated by a schedule"),
+        ),
+    )  # fmt: skip
 
 
 def _milliseconds(time_of_day: str) -> int:

@@ -31,11 +31,7 @@ class Ended:
 class Child:
     """A process in its own process group: Ctrl-C reaches only the demo, which then stops its children in order.
 
-    Args:
-        name: The name in the demo's output.
-        arguments: The program and its arguments.
-        environment: The whole environment.
-        on_event: Called from this object's thread with each line of output, and when the process ends.
+    `on_event` is called in this object's thread with each line of output, and when the process ends.
     """
 
     def __init__(
@@ -80,7 +76,7 @@ class Child:
     @property
     def last_lines(self) -> str:
         """A message with the state of the process and its last lines of output."""
-        code = self._process.poll() if self._process is not None else None
+        code = None if self._process is None else self._process.poll()
         if code is not None:
             self._reader.join(_GRACE)  # until the last lines are read
         state = "is running" if code is None else f"ended with exit code {code}"

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -24,7 +23,7 @@ from statsig_otel.plugin.demo.collector import HOW_TO_GET, Collector, find_binar
 from statsig_otel.plugin.demo.day import Delivery, sample_day
 from statsig_otel.plugin.demo.process import Child, Ended, Output
 from statsig_otel.plugin.demo.sender import SECRET_VARIABLE, SendError, WebhookClient
-from statsig_otel.plugin.demo.sink import Arrived, Sink
+from statsig_otel.plugin.demo.sink import Arrived, backend
 from statsig_otel.plugin.demo.table import Table
 from statsig_otel.plugin.demo.tally import Tally
 from statsig_otel.plugin.record.record import EVENT_NAME
@@ -88,26 +87,13 @@ class DemoError(Exception):
 class _StoppedError(Exception):
     """A signal asked the demo to end."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    number: int
+    def __init__(self, signal_: signal.Signals) -> None:
+        super().__init__(signal_.name)
+        self.number = int(signal_)
 
 
 class Demo:
-    """One run of the demo.
-
-    Args:
-        stream: Where the table is printed.
-        once: End after the sample day instead of listening until a signal.
-        otlp_endpoint: The URL of the user's own collector, or None to start one.
-        otlp_protocol: The protocol of that collector.
-        verbose: Show the logs of the receiver and the collector.
-    """
+    """One run of the demo. The arguments are the options of `statsig-otel demo`; the table is printed to `stream`."""
 
     def __init__(
         self,
@@ -120,6 +106,7 @@ class Demo:
     ) -> None:
         self._once = once
         self._otlp_endpoint = otlp_endpoint
+        self._behind_collector = otlp_endpoint is None
         self._otlp_protocol = otlp_protocol
         self._verbose = verbose
         self._day = sample_day(time.time_ns() // 1_000_000)
@@ -127,25 +114,21 @@ class Demo:
         self._table = Table(stream, self._tally.expected)
         self._pause = _PAUSE if stream.isatty() else 0.01
         self._secret = f"webhook-{secrets.token_hex(20)}"
-        self._events: SimpleQueue[Arrived | Output | Ended | _Stop] = SimpleQueue()
+        self._events: SimpleQueue[Arrived | Output | Ended | signal.Signals] = SimpleQueue()
         self._children: list[Child] = []
         self._url = ""
 
     def run(self) -> int:
-        """Run the demo until it ends or a signal stops it. Call this in the main thread.
+        """Run the demo in the main thread until it ends or a signal stops it, and return the exit code.
 
         All started processes have ended when this returns.
-
-        Returns:
-            The exit code: 0 if the day went as expected, even if Ctrl-C followed; 1 if it did not; 128 plus the
-            signal's number if a signal ended the demo before the day was over.
 
         Raises:
             DemoError: A process could not be started, or ended too early.
         """
         is_day_over = False
         with ExitStack() as stack:
-            stack.enter_context(_signals_handled_by(lambda number: self._events.put(_Stop(number))))
+            stack.enter_context(_signals_handled_by(lambda number: self._events.put(signal.Signals(number))))
             directory = Path(stack.enter_context(TemporaryDirectory(prefix="statsig-otel-demo-")))
             try:
                 self._start(stack, directory)
@@ -160,35 +143,22 @@ class Demo:
                 raise DemoError("\n".join([str(error), *(child.last_lines for child in self._children)])) from error
             return 0 if is_good else 1
 
-    @property
-    def _behind_collector(self) -> bool:
-        return self._otlp_endpoint is None
-
     def _start(self, stack: ExitStack, directory: Path) -> None:
         """Start the backend, the collector and the receiver: each before the one that sends to it."""
-        environment = _environment(keep_otel=self._otlp_endpoint is not None)
+        environment = _environment(keep_otel=not self._behind_collector)
         if self._otlp_endpoint is not None:
             endpoint = self._otlp_endpoint
             self._table.print(f"collector  yours, at {endpoint} ({self._otlp_protocol})")
         else:
-            sink = Sink(self._events.put)
-            stack.callback(sink.stop)
-            sink.start()
-            self._table.print(f"backend    the demo's own, OTLP over gRPC at {sink.endpoint}")
-            endpoint = f"http://{self._start_collector(stack, directory, sink.endpoint, environment)}"
-        self._start_receiver(
-            stack,
-            directory,
-            _configuration(endpoint, self._otlp_protocol, directory / "queue", queued=self._otlp_endpoint is None),
-            environment,
-        )
+            address = stack.enter_context(backend(self._events.put))
+            self._table.print(f"backend    the demo's own, OTLP over gRPC at {address}")
+            endpoint = f"http://{self._start_collector(stack, directory, address, environment)}"
+        queue = directory / "queue"
+        configuration = _configuration(endpoint, self._otlp_protocol, queue, queued=self._behind_collector)
+        self._start_receiver(stack, directory, configuration, environment)
 
     def _start_collector(self, stack: ExitStack, directory: Path, backend: str, environment: Mapping[str, str]) -> str:
-        """Start the collector if it is installed.
-
-        Returns:
-            Where the receiver has to export to, as host:port.
-        """
+        """Start the collector if it is installed. Return the host:port to which the receiver has to export."""
         binary = find_binary()
         if binary is None:
             self._without_collector("rotel is not installed", backend)
@@ -244,14 +214,14 @@ class Demo:
         title = "Change events behind the collector" if self._behind_collector else "Accepted changes"
         self._table.print(f"\n{title}:\n")
         self._table.heading()
-        is_good = True
         for delivery in self._day:
             is_good = self._send(sender, delivery)
             self._wait(lambda: False, self._pause)
             if not is_good:
                 break
-        if is_good and self._behind_collector:
-            self._wait(lambda: self._tally.is_complete, _ARRIVAL_TIMEOUT)
+        else:
+            if self._behind_collector:
+                self._wait(lambda: self._tally.is_complete, _ARRIVAL_TIMEOUT)
         return self._summarize()
 
     def _send(self, sender: WebhookClient, delivery: Delivery) -> bool:
@@ -269,8 +239,6 @@ class Demo:
             self._table.print(f"{title:9}  {text}")
         for problem in problems:
             self._table.print(f"PROBLEM    {problem}", _BAD)
-        if not self._behind_collector and not problems:
-            self._table.print(_WHAT_TO_CHECK.format(event_name=EVENT_NAME, count=len(self._tally.expected)))
         if problems:
             for child in self._children:
                 self._table.print(child.last_lines, _QUIET)
@@ -278,6 +246,7 @@ class Demo:
         elif self._behind_collector:
             self._table.print("Every change arrived.", _GOOD)
         else:
+            self._table.print(_WHAT_TO_CHECK.format(event_name=EVENT_NAME, count=len(self._tally.expected)))
             self._table.print("Your collector accepted every change.", _GOOD)
         return not problems
 
@@ -293,10 +262,7 @@ class Demo:
     def _wait(self, is_done: Callable[[], bool], seconds: float, *, poll: float | None = None) -> bool:
         """Handle events until a condition is true or the time is over. Return whether the condition is true.
 
-        Args:
-            is_done: The condition, checked after each event.
-            seconds: The longest time to wait.
-            poll: The longest time between two checks, in seconds.
+        The condition is checked after each event, and every `poll` seconds.
         """
         deadline = time.monotonic() + seconds
         while not is_done():
@@ -310,7 +276,7 @@ class Demo:
             self._handle(event)
         return True
 
-    def _handle(self, event: Arrived | Output | Ended | _Stop) -> None:
+    def _handle(self, event: Arrived | Output | Ended | signal.Signals) -> None:
         match event:
             case Arrived(uid, row):
                 self._table.row(row, redelivery=self._tally.arrived(uid, row))
@@ -321,8 +287,8 @@ class Demo:
                     self._table.print(f"{child.name}: {line}", _QUIET)
             case Ended(child) if child in self._children:
                 raise DemoError(child.last_lines)
-            case _Stop(number):
-                raise _StoppedError(number)
+            case signal.Signals():
+                raise _StoppedError(event)
 
 
 @contextmanager

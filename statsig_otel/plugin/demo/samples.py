@@ -48,14 +48,7 @@ def config_change(
 ) -> Event:
     """One `statsig::config_change`, in the shape that Statsig sends today.
 
-    Args:
-        at_ms: The time of the change, in milliseconds since the epoch.
-        entity_type: The type of the entity, such as `Gate`.
-        name: The name of the entity.
-        action: The action, such as `updated`.
-        description: Statsig's description of the change.
-        environments: The environments that the change affects; none for a creation.
-        by: The author, or None for a change without one.
+    `at_ms` is in milliseconds since the epoch. A creation has no environments.
     """
     user = {} if by is None else {"user": by.user, "userID": by.user["userID"]}
     return {
@@ -79,11 +72,7 @@ def config_change(
 def exposure(at_ms: int, kind: str, name: str, *, user_id: str) -> Event:
     """One exposure event, which a receiver counts and ignores.
 
-    Args:
-        at_ms: The time of the exposure, in milliseconds since the epoch.
-        kind: `gate`, `config`, `experiment`, `layer` or `holdout`.
-        name: The name of the gate, config, experiment, layer or holdout.
-        user_id: The user who was exposed to it.
+    `at_ms` is in milliseconds since the epoch. The kind is `gate`, `config`, `experiment`, `layer` or `holdout`.
     """
     key = "gate" if kind == "gate" else "config"
     return {
@@ -116,12 +105,7 @@ def url_verification(code: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A body with a name.
-
-    Attributes:
-        about: A description of one line.
-        build: Makes the body. Its argument is the current time in milliseconds since the epoch.
-    """
+    """A body with a description of one line. `build` makes it at a time in milliseconds since the epoch."""
 
     about: str
     build: Callable[[int], bytes]

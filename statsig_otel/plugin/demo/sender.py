@@ -44,19 +44,12 @@ class SendError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A receiver's answer.
-
-    Attributes:
-        status: The HTTP status.
-        body: The first 64 KiB of the body.
-        location: The target of a redirect, which is not followed.
-        retry_after: The Retry-After header, as sent.
-    """
+    """A receiver's answer."""
 
     status: int
-    body: bytes
-    location: str | None = None
-    retry_after: str | None = None
+    body: bytes  # its first 64 KiB
+    location: str | None = None  # the target of a redirect, which is not followed
+    retry_after: str | None = None  # the header, as sent
 
     @property
     def status_line(self) -> str:
@@ -89,8 +82,7 @@ def read_secret(file: Path | None, environment: Mapping[str, str] = os.environ) 
         SendError: There is no secret, or the file can't be read.
     """
     if file is None:
-        secret = environment.get(SECRET_VARIABLE, "")
-        source = SECRET_VARIABLE
+        secret, source = environment.get(SECRET_VARIABLE, ""), SECRET_VARIABLE
         if not secret:
             raise SendError(
                 f"there is no signing secret: set {SECRET_VARIABLE} or name a file with --secret-file. Use one of the "
@@ -99,19 +91,17 @@ def read_secret(file: Path | None, environment: Mapping[str, str] = os.environ) 
     else:
         source = str(file)
         try:
-            text = file.read_bytes().decode()
-            secret = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+            # A variable has bytes that are not UTF-8 as lone surrogates too (PEP 383).
+            text = file.read_bytes().decode(errors="surrogateescape")
         except OSError as error:
             raise SendError(f"the secret file can't be read: {error}") from error
-        except UnicodeDecodeError as error:
-            raise SendError(f"the secret in {source} is not valid UTF-8") from error
+        secret = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
         if not secret:
             raise SendError(f"the secret file {source} is empty")
-    if secret != secret.strip():
-        raise SendError(f"the secret in {source} begins or ends with white space")
-    # Python turns bytes of a variable that are not UTF-8 into lone surrogates (PEP 383).
     if any("\ud800" <= char <= "\udfff" for char in secret):
         raise SendError(f"the secret in {source} is not valid UTF-8")
+    if secret != secret.strip():
+        raise SendError(f"the secret in {source} begins or ends with white space")
     return secret
 
 
@@ -129,10 +119,8 @@ def body_hint(body: bytes) -> str | None:
 class WebhookClient:
     """Posts bodies to one URL, byte for byte, and follows no redirects.
 
-    Args:
-        url: The receiver's URL, http or https, with its path.
-        timeout: Seconds for one request, from the connection to the end of the answer.
-        ca_file: PEM certificates to trust instead of the system's.
+    The timeout is in seconds, from the connection to the end of the answer. The CA file has PEM certificates to trust
+    instead of the system's.
 
     Raises:
         SendError: The URL is not valid, or the file contains no certificate.
@@ -155,8 +143,7 @@ class WebhookClient:
     def verify_url(self) -> tuple[Answer, bool]:
         """Send a URL verification as Statsig does when a webhook is saved: unsigned, with a random code.
 
-        Returns:
-            The answer, and whether it is a 200 that echoes the code.
+        Return the answer, and whether it is a 200 that echoes the code.
 
         Raises:
             SendError: There was no answer.
@@ -221,8 +208,6 @@ def _check_url(url: str) -> None:
 
 
 def _tls(ca_file: Path | None) -> ssl.SSLContext:
-    if ca_file is None:
-        return ssl.create_default_context()
     try:
         return ssl.create_default_context(cafile=ca_file)
     except ssl.SSLError as error:
@@ -237,10 +222,7 @@ def _host(url: str) -> str:
 
 def _cause(error: BaseException) -> str:
     """The innermost cause: urllib3 wraps the operating system's errors."""
-    while True:
-        inner = error.__cause__ or error.__context__
-        if inner is None:
-            break
+    while inner := error.__cause__ or error.__context__:
         error = inner
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return printable(text or type(error).__name__)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,56 +18,38 @@ _SERVICE: Final = "opentelemetry.proto.collector.logs.v1.LogsService"
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A log record reached the backend.
-
-    Attributes:
-        uid: The record's `log.record.uid`, or an empty string.
-        row: The record as a row of the table.
-    """
+    """A log record reached the backend. `uid` is its `log.record.uid`, or an empty string."""
 
     uid: str
     row: Row
 
 
-class Sink:
-    """An OTLP gRPC server on a free port of 127.0.0.1.
+@contextmanager
+def backend(on_record: Callable[[Arrived], None]) -> Iterator[str]:
+    """An OTLP gRPC server on a free port of 127.0.0.1; the value is its host:port.
 
-    Args:
-        on_record: Called from the server's thread with each record, in the order of arrival.
+    `on_record` is called in the server's thread with each record, in the order of arrival.
     """
 
-    def __init__(self, on_record: Callable[[Arrived], None]) -> None:
-        self._on_record = on_record
-        self._server: grpc.Server | None = None
-        self.endpoint: str = ""
-
-    def start(self) -> None:
-        """Start to listen, and set `endpoint` to host:port.
-
-        Raises:
-            RuntimeError: No port is free.
-        """
-        handler = grpc.unary_unary_rpc_method_handler(
-            self._export,
-            request_deserializer=ExportLogsServiceRequest.FromString,
-            response_serializer=ExportLogsServiceResponse.SerializeToString,
-        )
-        # With one thread the rows of the table are in the order of arrival.
-        server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {"Export": handler}),))
-        self.endpoint = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        server.start()
-        self._server = server
-
-    def stop(self) -> None:
-        """Stop listening. Safe to call twice, and without `start`."""
-        if self._server is not None:
-            self._server.stop(grace=1).wait(5)
-
-    def _export(self, request: ExportLogsServiceRequest, _: grpc.ServicerContext) -> ExportLogsServiceResponse:
+    def export(request: ExportLogsServiceRequest, _: grpc.ServicerContext) -> ExportLogsServiceResponse:
         for record in _records(request):
-            self._on_record(_arrived(record))
+            on_record(_arrived(record))
         return ExportLogsServiceResponse()
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        export,
+        request_deserializer=ExportLogsServiceRequest.FromString,
+        response_serializer=ExportLogsServiceResponse.SerializeToString,
+    )
+    # With one thread the rows of the table are in the order of arrival.
+    server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {"Export": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(grace=1).wait(5)
 
 
 def _records(request: ExportLogsServiceRequest) -> Iterator[LogRecord]:

@@ -56,10 +56,7 @@ class Row:
 class Table:
     """Writes lines to a stream, in colour if the stream is a terminal that supports it.
 
-    Args:
-        stream: Where lines are written.
-        expected: Rows that are expected later, from which the columns get their width.
-        environment: NO_COLOR and TERM=dumb switch colours off; FORCE_COLOR switches them on without a terminal.
+    The columns get their width from rows that are expected later.
     """
 
     def __init__(
@@ -85,12 +82,7 @@ class Table:
         self._write(self._line(_HEADINGS, [_HEADING_COLOR] * len(_HEADINGS)).rstrip())
 
     def row(self, row: Row, *, redelivery: bool = False) -> None:
-        """Write a row.
-
-        Args:
-            row: The row.
-            redelivery: Whether a record with the same `log.record.uid` arrived before.
-        """
+        """Write a row. A redelivery is a record whose `log.record.uid` arrived before."""
         for column, cell in enumerate(row.cells):
             wider = min(width(cell), _MAX_WIDTH) - self._widths[column]
             if wider > 0 and sum(self._widths) + wider <= self._available:

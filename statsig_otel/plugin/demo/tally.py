@@ -1,6 +1,7 @@
 """Counts what the demo sent, what was answered and what arrived, and reports differences from the sample day."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
@@ -13,11 +14,7 @@ _COUNTS: Final = ("accepted", "duplicates", "ignored", "invalid")
 
 
 class Tally:
-    """Counts one sample day.
-
-    Args:
-        day: The deliveries that will be sent.
-    """
+    """Counts one sample day. Behind the collector, the demo also sees what arrives."""
 
     def __init__(self, day: Sequence[Delivery]) -> None:
         self._day = day
@@ -26,7 +23,7 @@ class Tally:
         self._records = 0
         self._repeated = 0
         self._answers: list[tuple[Delivery, Answer]] = []
-        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._counts: Counter[str] = Counter()
         self._problems: list[str] = []
 
     @property
@@ -61,22 +58,14 @@ class Tally:
         return self._expected.keys() <= self._seen and self._records >= self._counts["accepted"]
 
     def problems(self, *, behind_collector: bool) -> list[str]:
-        """The differences from the expected day, as messages.
-
-        Args:
-            behind_collector: Whether the demo sees what arrives behind the collector.
-        """
+        """The differences from the expected day, as messages."""
         if not behind_collector:
             return self._problems
         missing = [row for uid, row in self._expected.items() if uid not in self._seen]
         return [*self._problems, *(f"{row.title!r} did not arrive" for row in missing)]
 
     def summary(self, *, behind_collector: bool) -> dict[str, str]:
-        """What was sent, answered and received, as one line per title.
-
-        Args:
-            behind_collector: Whether the demo sees what arrives behind the collector.
-        """
+        """What was sent, answered and received, as one line per title."""
         sent = [delivery for delivery, _ in self._answers]
         statuses = [answer.status for _, answer in self._answers]
         forged = [answer.status for delivery, answer in self._answers if delivery.forged]
@@ -113,8 +102,7 @@ class Tally:
             counts = {key: int(body[key]) for key in _COUNTS}
         except (ValueError, KeyError, TypeError):
             return "got an answer that is not a receiver's"
-        for key, count in counts.items():
-            self._counts[key] += count
+        self._counts.update(counts)
         changes = counts["accepted"] + counts["duplicates"]
         is_right = (changes, counts["ignored"], counts["invalid"]) == (len(delivery.rows), delivery.ignored, 0)
         return None if is_right else "was answered with counts that do not match its content"

@@ -32,12 +32,7 @@ _logger: Final = logging.getLogger(__name__)
 
 
 class Backend:
-    """Exporters, queue and senders of one configuration. The constructor opens nothing.
-
-    Args:
-        configuration: A checked configuration.
-        directory: The queue's directory. A relative path is resolved now.
-    """
+    """Exporters, queue and senders of one configuration. The constructor opens nothing; it resolves a relative path."""
 
     def __init__(self, configuration: Configuration, directory: Path) -> None:
         self._configuration = configuration
@@ -149,9 +144,8 @@ class Backend:
         A queued exporter that changed finishes its batch, and another one goes on from its cursor. OTLP exporters take
         over renewed certificates and secrets by themselves. All try at once what they could not deliver.
 
-        Args:
-            configuration: A checked configuration without a change that is `needing_restart`.
-            taken: Called when the change can't fail as a whole any more, before exporters that may hang are waited for.
+        Nothing may be `needing_restart`. `taken` is called when the change can't fail as a whole any more, before
+        exporters that may hang are waited for.
 
         Raises:
             QueueError: The queue can't be written. Nothing has changed.

@@ -37,12 +37,7 @@ def check_endpoints(receivers: Mapping[str, StatsigReceiverSettings]) -> None:
 
 
 class Endpoint:
-    """One address and its server. The constructor opens nothing.
-
-    Args:
-        settings: The settings of the receivers that share the address, by id.
-        receivers: All receivers, by id.
-    """
+    """One address and its server, for the receivers with these settings. The constructor opens nothing."""
 
     def __init__(
         self, settings: Mapping[str, StatsigReceiverSettings], receivers: Mapping[str, StatsigReceiver]

@@ -18,9 +18,8 @@ _logger: Final = logging.getLogger(__name__)
 class Lifecycle:
     """Starts, stops, and doesn't start again.
 
-    Args:
-        open_: Does the start. If it raises, it has closed everything again.
-        close: Does the stop, if the start succeeded. Returns whether everything was closed.
+    If `open_` raises, it has closed everything again. `close` is called after a successful start, and returns whether
+    everything was closed.
     """
 
     def __init__(self, open_: Callable[[], None], close: Callable[[], bool]) -> None:

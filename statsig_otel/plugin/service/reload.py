@@ -12,6 +12,7 @@ from statsig_otel.config.grammar import check
 from statsig_otel.config.model import Opaque
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.doctor.machine_checks import check_files
 from statsig_otel.plugin.service.restart import RestartNeededError
 from statsig_otel.plugin.service.service import Service
@@ -22,17 +23,14 @@ from statsig_otel.plugin.settings.receiver import check_secret
 _logger: Final = logging.getLogger(__name__)
 
 
-class ReloadError(Exception):
+class ReloadError(ControlError):
     """The configuration was not taken over. The service goes on as before, or as the message says."""
 
 
 class Reloader:
     """Reloads the configuration of a service, one reload at a time. Safe to use from several threads.
 
-    Args:
-        service: The running service.
-        document: The document of its configuration.
-        read: Reads the document again, at each reload.
+    `document` is that of the service's configuration, and `read` reads it again.
     """
 
     def __init__(self, service: Service, document: Document, read: Callable[[], Document]) -> None:
