@@ -73,19 +73,6 @@ class DebugExporter:
         name: The exporter's id, such as `debug/all`.
         settings: The exporter's settings.
         stream: The stream to print to, by default the standard output. It is not closed.
-
-    Example:
-        >>> import io
-        >>> from statsig_otel.exporters.local.debug import DebugExporter
-        >>> from statsig_otel.exporters import DebugSettings
-        >>> output = io.StringIO()
-        >>> exporter = DebugExporter("debug", DebugSettings(verbosity="basic"), output)
-        >>> exporter.start()
-        >>> exporter.send(b"", count=0, timeout=5)
-        Delivered()
-        >>> output.getvalue()
-        'debug: 0 log records\n'
-        >>> exporter.shutdown()
     """
 
     def __init__(self, name: str, settings: DebugSettings, stream: TextIO | None = None) -> None:

@@ -145,20 +145,6 @@ class FileExporter:
     Args:
         name: The exporter's id, such as `file/archive`.
         settings: The exporter's settings.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
-        >>> from statsig_otel.exporters.local.file import FileExporter
-        >>> from statsig_otel.exporters import FileSettings
-        >>> with TemporaryDirectory() as folder:
-        ...     path = Path(folder, "changes.jsonl")
-        ...     exporter = FileExporter("file", FileSettings(path=path))
-        ...     exporter.start()
-        ...     outcome = exporter.send(b"", count=0, timeout=5)
-        ...     exporter.shutdown()
-        ...     print(outcome, path.read_bytes())
-        Delivered() b''
     """
 
     def __init__(self, name: str, settings: FileSettings) -> None:

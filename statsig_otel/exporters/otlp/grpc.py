@@ -36,14 +36,6 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
 
     The channel connects when it is needed, and reconnects after a failure. It does not notice a connection that has
     silently died. So after two consecutive calls that exceed their deadline, the next call uses a new channel.
-
-    Example:
-        >>> from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
-        >>> from statsig_otel.exporters import OtlpGrpcSettings
-        >>> settings = OtlpGrpcSettings.model_validate({"endpoint": "127.0.0.1:1", "tls": {"insecure": True}})
-        >>> exporter = OtlpGrpcExporter("otlp_grpc", settings)
-        >>> exporter.start()  # succeeds even if the backend does not answer
-        >>> exporter.shutdown()
     """
 
     def __init__(self, name: str, settings: OtlpGrpcSettings) -> None:

@@ -114,13 +114,6 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
     The exporter keeps one connection between batches. If the server has closed it, the exporter opens a new one. If the
     server closes it just as the next request is sent, the outcome is `RetryLater`, as for any broken connection.
     The exporter follows no redirects and ignores the environment's proxies.
-
-    Example:
-        >>> from statsig_otel.exporters.otlp.http import OtlpHttpExporter
-        >>> from statsig_otel.exporters import OtlpHttpSettings
-        >>> exporter = OtlpHttpExporter("otlp_http", OtlpHttpSettings(endpoint="http://127.0.0.1:1"))
-        >>> exporter.start()  # succeeds even if the backend does not answer
-        >>> exporter.shutdown()
     """
 
     def __init__(self, name: str, settings: OtlpHttpSettings) -> None:

@@ -20,17 +20,7 @@ _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class InvalidItemError(Exception):
-    """No record can be made of a config change. The message says what is wrong, and where.
-
-    Example:
-        >>> from statsig_otel.plugin import ChangeEvent
-        >>> from statsig_otel.plugin.record.change_event import InvalidItemError
-        >>> try:
-        ...     ChangeEvent.from_item({"timestamp": 1739400185198})
-        ... except InvalidItemError as error:
-        ...     print(error)
-        metadata: must be an object, is missing or null
-    """
+    """No record can be made of a config change. The message says what is wrong, and where."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

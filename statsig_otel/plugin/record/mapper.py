@@ -22,12 +22,6 @@ class Mapped:
         invalid: The config changes that no record could be made of.
         ignored: The number of items that are not config changes, or that the filter drops.
         left_out: The optional fields that had an unusable type, with one entry for each time.
-
-    Example:
-        >>> from statsig_otel.plugin import Mapper, parse
-        >>> mapped = Mapper().map(parse(b'[{"eventName": "statsig::gate_exposure"}]'), observed_ns=0)
-        >>> (mapped.changes, mapped.ignored)
-        ((), 1)
     """
 
     changes: tuple[Change, ...]

@@ -73,19 +73,6 @@ class HttpServer:
         tls: The TLS settings, to serve HTTPS.
         drain_timeout: Seconds that `serve` grants to requests in flight after a stop before it closes their
             connections.
-
-    Example:
-        >>> from statsig_otel.plugin.server.server import HttpServer
-        >>> async def app(scope, receive, send):
-        ...     await send({"type": "http.response.start", "status": 204, "headers": []})
-        ...     await send({"type": "http.response.body"})
-        >>> server = HttpServer(app, host="127.0.0.1", port=0)
-        >>> server.bind()
-        >>> server.address[0]
-        '127.0.0.1'
-        >>> import asyncio
-        >>> server.stop()  # from any thread; `serve` finishes what is in flight
-        >>> asyncio.run(server.serve())
     """
 
     def __init__(

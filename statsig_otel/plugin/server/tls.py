@@ -44,12 +44,6 @@ class ServerTls:
         key_file: The certificate's unencrypted private key, as PEM.
         client_ca_file: Require a client certificate that one of the authorities in this PEM file has signed (mTLS).
         min_version: The lowest accepted TLS version.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from statsig_otel.plugin.server.tls import ServerTls
-        >>> ServerTls(cert_file=Path("chain.pem"), key_file=Path("key.pem")).min_version
-        '1.2'
     """
 
     cert_file: Path
