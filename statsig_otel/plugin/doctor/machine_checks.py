@@ -163,7 +163,7 @@ def _server_tls(settings: ServerTlsSettings, path: Path, document: Document) -> 
     if unreadable:
         return
     try:
-        server_tls(settings).check()
+        server_tls(settings).context()
     except ServerTlsError as error:
         yield document.problem(path, error.message)
     except OSError as error:  # gone since it was looked at

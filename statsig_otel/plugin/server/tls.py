@@ -24,11 +24,7 @@ def digest(files: Iterable[Path | None]) -> bytes:
 
 
 class ServerTlsError(ValueError):
-    """The files of a server's TLS do not fit.
-
-    Attributes:
-        message: Which of them, and why.
-    """
+    """The files of a server's TLS do not fit. The `message` says which of them, and why."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"tls: {message}")
@@ -56,21 +52,12 @@ class ServerTls:
         """The files whose content is watched for changes."""
         return self.cert_file, self.key_file, self.client_ca_file
 
-    def check(self) -> None:
-        """Read the files as the server does at its start, and discard the result.
-
-        Raises:
-            OSError: A file cannot be read.
-            ServerTlsError: A file holds no usable PEM, or the key is not the certificate's.
-        """
-        self.context()
-
     def context(self) -> ssl.SSLContext:
         """Read the files into a server's SSL context.
 
         Raises:
             OSError: A file cannot be read.
-            ServerTlsError: A file holds no usable PEM, or the key is not the certificate's.
+            ServerTlsError: A file does not contain usable PEM, or the key is not the certificate's.
         """
         files = {"cert_file": self.cert_file, "key_file": self.key_file, "client_ca_file": self.client_ca_file}
         for name, path in files.items():
