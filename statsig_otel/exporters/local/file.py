@@ -97,13 +97,13 @@ def check_path(path: Path) -> Fault | None:
     except OSError as error:
         return unusable(path, error)
     if not folder.is_dir():
-        return Fault(f"there is no directory {folder}", "make it: the exporter does not")
+        return Fault(f"there is no directory {folder}", "create it: the exporter does not")
     if is_there and not path.is_file():
-        return Fault(f"{path} is no regular file", "only a regular file can be synced and cut")
+        return Fault(f"{path} is not a regular file", "only a regular file can be synced and truncated")
     if not (os.access(path, os.R_OK | os.W_OK) if is_there else os.access(folder, os.W_OK | os.X_OK)):
         return Fault(f"{path} can't be written", WRITABLE_HINT)
     if is_there and not _begins_as_ours(path):
-        return Fault(f"{path} holds something else than OTLP/JSON lines of logs", "move it away, or name another")
+        return Fault(f"{path} contains something other than OTLP/JSON log lines", "move it away, or name another path")
     return None
 
 

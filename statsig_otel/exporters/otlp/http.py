@@ -178,7 +178,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
     def _prepare(self) -> None:
         """Make what each request needs of the settings and of the certificates."""
         configured = {key: value.reveal() for key, value in self._settings.headers.items()}
-        query = parse_qsl(self._url.query, keep_blank_values=True)  # may hold a key, too
+        query = parse_qsl(self._url.query, keep_blank_values=True)  # may contain a key too
         self._hide = (*configured.values(), self._url.query, *(value for _, value in query))
         self._headers = {"Content-Type": PROTOBUF, "User-Agent": f"statsig-otel/{__version__}", **configured}
         if self._settings.compression == "gzip":

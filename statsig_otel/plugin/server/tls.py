@@ -83,7 +83,7 @@ class ServerTls:
             try:
                 context.load_verify_locations(self.client_ca_file)
             except ssl.SSLError as error:
-                raise ServerTlsError(f"{self.client_ca_file} holds no PEM certificates: {error}") from error
+                raise ServerTlsError(f"{self.client_ca_file} contains no PEM certificates: {error}") from error
         return context
 
 
