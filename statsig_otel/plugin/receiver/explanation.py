@@ -18,7 +18,7 @@ from statsig_otel.plugin.settings.reading import create_mapper, create_verifier
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError
 from statsig_otel.plugin.webhook.lenient_json import Item
-from statsig_otel.plugin.webhook.payload import CONFIG_CHANGE, Payload, parse, parse_url_verification
+from statsig_otel.plugin.webhook.payload import Payload, is_config_change, parse, parse_url_verification
 
 Shape: TypeAlias = Literal["url_verification", "event", "batch"]
 ItemOutcome: TypeAlias = Literal["change", "filtered", "ignored", "invalid"]
@@ -146,15 +146,11 @@ def _decode(text: str) -> tuple[Literal["event", "batch"], Sequence[object]]:
         document = json.loads(text, parse_int=float)  # otherwise an integer with too many digits would be an error
     except RecursionError as error:
         raise MalformedBodyError("nested_too_deeply", "the body is nested too deeply") from error
-    if isinstance(document, dict) and not _is_change(document):
+    if isinstance(document, dict) and not is_config_change(document):
         data = document.get("data")
         if isinstance(data, list) or (isinstance(data, dict) and "eventName" in data):
             document = data
     return ("batch", document) if isinstance(document, list) else ("event", [document])
-
-
-def _is_change(value: object) -> bool:
-    return isinstance(value, dict) and value.get("eventName") == CONFIG_CHANGE
 
 
 def _explain_items(
@@ -162,7 +158,7 @@ def _explain_items(
 ) -> Iterator[ExplainedItem]:
     changes = iter(payload.changes)
     for index, value in enumerate(decoded):
-        if _is_change(value):
+        if is_config_change(value):
             yield _explain_change(index, next(changes), mapper, change_filter, at_ns)
         else:
             yield ExplainedItem(index=index, outcome="ignored", reason=_why_ignored(value))
