@@ -73,19 +73,6 @@ class DebugExporter:
         name: The exporter's id, such as `debug/all`.
         settings: The exporter's settings.
         stream: The stream to print to, by default the standard output. It is not closed.
-
-    Example:
-        >>> import io
-        >>> from statsig_otel.exporters.local.debug import DebugExporter
-        >>> from statsig_otel.exporters import DebugSettings
-        >>> output = io.StringIO()
-        >>> exporter = DebugExporter("debug", DebugSettings(verbosity="basic"), output)
-        >>> exporter.start()
-        >>> exporter.send(b"", count=0, timeout=5)
-        Delivered()
-        >>> output.getvalue()
-        'debug: 0 log records\n'
-        >>> exporter.shutdown()
     """
 
     def __init__(self, name: str, settings: DebugSettings, stream: TextIO | None = None) -> None:
@@ -140,13 +127,8 @@ class DebugExporter:
         self._stream = None
 
     def _render(self, request: ExportLogsServiceRequest) -> str:
-        if self._settings.verbosity == "detailed":
-            lines = self._detailed(request)
-        elif self._settings.verbosity == "normal":
-            lines = self._normal(request)
-        else:
-            lines = self._basic(request)
-        return "".join(f"{line}\n" for line in lines)
+        render = {"basic": self._basic, "normal": self._normal, "detailed": self._detailed}[self._settings.verbosity]
+        return "".join(f"{line}\n" for line in render(request))
 
     def _basic(self, request: ExportLogsServiceRequest) -> Iterator[str]:
         count = sum(1 for _ in _log_records(request))
@@ -199,11 +181,12 @@ def _log_records(request: ExportLogsServiceRequest) -> Iterator[LogRecord]:
 
 def _cells(record: LogRecord) -> tuple[str, ...]:
     """The columns of `normal`. Other programs' records show their event name and body instead of attributes."""
-    attributes = {attribute.key: _text(attribute.value) for attribute in record.attributes}
+    attributes = {attribute.key: attribute.value for attribute in record.attributes}
 
     def first(*keys: str, default: str = "") -> str:
-        return next((attributes[key] for key in keys if attributes.get(key)), default)
+        return next((text for key in keys if key in attributes and (text := _text(attributes[key]))), default)
 
+    environments = attributes.get("statsig.environments", AnyValue()).array_value.values
     # OTLP's logs.proto: if the time is missing, use the observed time.
     time = record.time_unix_nano or record.observed_time_unix_nano
     cells = (
@@ -211,17 +194,10 @@ def _cells(record: LogRecord) -> tuple[str, ...]:
         first("change_event.type", default=record.event_name),
         first("change_event.title", default=_text(record.body)),
         first("user.email", "user.name", "user.id"),
-        _environments(record) or first("deployment.environment.name"),
+        ", ".join(map(_text, environments)) or first("deployment.environment.name"),
         first("change_event.source"),
     )
     return tuple(printable(cell) or _MISSING for cell in cells)
-
-
-def _environments(record: LogRecord) -> str:
-    for attribute in record.attributes:
-        if attribute.key == "statsig.environments":
-            return ", ".join(_text(value) for value in attribute.value.array_value.values)
-    return ""
 
 
 def _resource_pairs(resource: Resource, schema_url: str) -> Iterator[tuple[str, str]]:
@@ -287,7 +263,5 @@ def _time(nanoseconds: int) -> str:
     if not nanoseconds:
         return _MISSING
     seconds, fraction = divmod(nanoseconds, 1_000_000_000)
-    digits = f"{fraction:09}"
-    if digits.endswith("000000"):
-        digits = digits[:3]
+    digits = f"{fraction:09}".removesuffix("000000")
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{digits}Z"

@@ -97,13 +97,13 @@ def check_path(path: Path) -> Fault | None:
     except OSError as error:
         return unusable(path, error)
     if not folder.is_dir():
-        return Fault(f"there is no directory {folder}", "make it: the exporter does not")
+        return Fault(f"there is no directory {folder}", "create it: the exporter does not")
     if is_there and not path.is_file():
-        return Fault(f"{path} is no regular file", "only a regular file can be synced and cut")
+        return Fault(f"{path} is not a regular file", "only a regular file can be synced and truncated")
     if not (os.access(path, os.R_OK | os.W_OK) if is_there else os.access(folder, os.W_OK | os.X_OK)):
         return Fault(f"{path} can't be written", WRITABLE_HINT)
     if is_there and not _begins_as_ours(path):
-        return Fault(f"{path} holds something else than OTLP/JSON lines of logs", "move it away, or name another")
+        return Fault(f"{path} contains something other than OTLP/JSON log lines", "move it away, or name another path")
     return None
 
 
@@ -145,20 +145,6 @@ class FileExporter:
     Args:
         name: The exporter's id, such as `file/archive`.
         settings: The exporter's settings.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
-        >>> from statsig_otel.exporters.local.file import FileExporter
-        >>> from statsig_otel.exporters import FileSettings
-        >>> with TemporaryDirectory() as folder:
-        ...     path = Path(folder, "changes.jsonl")
-        ...     exporter = FileExporter("file", FileSettings(path=path))
-        ...     exporter.start()
-        ...     outcome = exporter.send(b"", count=0, timeout=5)
-        ...     exporter.shutdown()
-        ...     print(outcome, path.read_bytes())
-        Delivered() b''
     """
 
     def __init__(self, name: str, settings: FileSettings) -> None:

@@ -1,11 +1,12 @@
-"""What the exporters over gRPC and over HTTP share: they take over renewed certificates and secrets while they run."""
+"""Shared by the OTLP exporters over gRPC and HTTP: taking over renewed certificates and secrets, and some outcomes."""
 
 import logging
 from threading import Lock
-from typing import Final, Generic, TypeVar
+from typing import ClassVar, Final, Generic, TypeVar
 
+from statsig_otel.exporters.exporter import Blocked, Outcome
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.status import Success
+from statsig_otel.exporters.otlp.status import PROTOBUF, printable, success
 from statsig_otel.exporters.otlp.tls import TlsMaterial
 
 _logger: Final = logging.getLogger(__name__)
@@ -17,9 +18,11 @@ class OtlpExporter(Generic[_S]):
     """The base of both.
 
     Args:
-        name: The exporter's id, such as `otlp_grpc/backend`; for the log.
-        settings: What the user wrote.
+        name: The exporter's id, such as `otlp_grpc/backend`, for the log.
+        settings: The exporter's settings.
     """
+
+    _protocol: ClassVar[str]
 
     def __init__(self, name: str, settings: _S) -> None:
         self._name = name
@@ -27,22 +30,23 @@ class OtlpExporter(Generic[_S]):
         self._material = TlsMaterial()
         self._lock = Lock()  # over the two above and the connection: renew() and shutdown() come from other threads
         self._renewed = False  # the connection is still the one of before
+        self._hide: tuple[str, ...] = ()  # strings that no reason may contain
         self._last_warning = ""
 
     def renew(self, settings: _S) -> bool:
-        """Take over what the PEM files contain now, and other secrets: headers and PEM texts. From any thread.
+        """Take over the present content of the PEM files, and other secrets. May be called from any thread.
 
-        A `send` that is under way ends as it began. The next one makes a new connection.
+        A `send` in progress does not change. The next one makes a new connection.
 
         Args:
-            settings: The settings of now, which differ from those of before in secrets alone.
+            settings: The new settings, which differ from the old ones only in secrets: headers and PEM strings.
 
         Returns:
             Whether anything has changed.
 
         Raises:
-            OSError: A file of `tls` can't be read. All stays as it was.
-            ValueError: A file of `tls` does not contain what it has to. All stays as it was.
+            OSError: A file of `tls` can't be read. Nothing has changed.
+            ValueError: A file of `tls` does not contain what its key requires. Nothing has changed.
         """
         material = settings.tls.read() if settings.uses_tls else TlsMaterial()
         with self._lock:
@@ -55,7 +59,16 @@ class OtlpExporter(Generic[_S]):
         if self._settings.uses_tls:
             self._material = self._settings.tls.read()
 
-    def _log_warning(self, answer: Success) -> None:
+    def _success(self, body: bytes, count: int, content_type: str = PROTOBUF) -> Outcome:
+        """The outcome of a success response. Its warning is logged, unless it is the same as the last one."""
+        answer = success(body, count, content_type=content_type, hide=self._hide)
         if answer.warning and answer.warning != self._last_warning:
             _logger.warning("%s: the backend accepted the records with a warning: %s", self._name, answer.warning)
             self._last_warning = answer.warning
+        return answer.outcome
+
+    def _unexpected(self, error: Exception) -> Outcome:
+        """The outcome of an error that no backend can cause. Waiting does not help, so it is `Blocked`."""
+        _logger.debug("%s: unexpected error of the %s library", self._name, self._protocol, exc_info=error)
+        reason = printable(str(error), self._hide)
+        return Blocked(f"unexpected {type(error).__name__} of the {self._protocol} library: {reason}")

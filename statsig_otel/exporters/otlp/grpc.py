@@ -1,17 +1,14 @@
 """The OTLP/gRPC exporter: sends stored bytes with grpcio, without parsing them."""
 
-import logging
-from typing import Final
+from typing import ClassVar, Final
 
 import grpc
 
 from statsig_otel import __version__
-from statsig_otel.exporters.exporter import Blocked, Outcome, RetryLater
+from statsig_otel.exporters.exporter import Outcome, RetryLater
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
-from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, grpc_failure, printable, success
-
-_logger = logging.getLogger(__name__)
+from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, grpc_failure
 
 _METHOD: Final = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
 _STATUS_DETAILS: Final = "grpc-status-details-bin"
@@ -36,26 +33,13 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
 
     The channel connects when it is needed, and reconnects after a failure. It does not notice a connection that has
     silently died. So after two consecutive calls that exceed their deadline, the next call uses a new channel.
-
-    Example:
-        >>> from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
-        >>> from statsig_otel.exporters import OtlpGrpcSettings
-        >>> settings = OtlpGrpcSettings.model_validate({"endpoint": "127.0.0.1:1", "tls": {"insecure": True}})
-        >>> exporter = OtlpGrpcExporter("otlp_grpc", settings)
-        >>> exporter.start()  # succeeds even if the backend does not answer
-        >>> exporter.shutdown()
     """
 
-    def __init__(self, name: str, settings: OtlpGrpcSettings) -> None:
-        """Store the arguments; nothing is opened before `start`.
+    _protocol: ClassVar[str] = "gRPC"
 
-        Args:
-            name: The exporter's id, such as `otlp_grpc/backend`, for log messages.
-            settings: The exporter's settings.
-        """
+    def __init__(self, name: str, settings: OtlpGrpcSettings) -> None:
         super().__init__(name, settings)
         self._metadata: tuple[tuple[str, str], ...] = ()
-        self._hide: tuple[str, ...] = ()
         self._compression = grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression
         self._channel: grpc.Channel | None = None
         self._deadlines_exceeded = 0
@@ -83,7 +67,10 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
         try:
             return self._export(channel, payload, count, timeout)
         except Exception as error:  # noqa: BLE001 - the contract: send never raises
-            return self._unexpected(channel, error)
+            with self._lock:
+                if self._channel is not channel:  # grpcio raises ValueError for a call on a closed channel
+                    return RetryLater("the exporter is shutting down")
+            return self._unexpected(error)
 
     def shutdown(self) -> None:
         """Close the channel. A call in progress ends at once with CANCELLED."""
@@ -122,9 +109,7 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
         except grpc.RpcError as error:
             return self._failure(channel, error)
         self._deadlines_exceeded = 0
-        answer = success(response, count, hide=self._hide)
-        self._log_warning(answer)
-        return answer.outcome
+        return self._success(response, count)
 
     def _failure(self, channel: grpc.Channel, error: grpc.RpcError) -> Outcome:
         code = error.code()
@@ -137,16 +122,8 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
                 details = item.value
         return grpc_failure(code.value[0], error.details() or "", details, hide=self._hide)
 
-    def _unexpected(self, channel: grpc.Channel, error: Exception) -> Outcome:
-        """The outcome of an error that no backend can cause. Waiting does not help, so it is `Blocked`."""
-        with self._lock:
-            if self._channel is not channel:  # grpcio raises ValueError for a call on a closed channel
-                return RetryLater("the exporter is shutting down")
-        _logger.debug("%s: unexpected error of the gRPC library", self._name, exc_info=error)
-        return Blocked(f"unexpected {type(error).__name__} of the gRPC library: {printable(str(error), self._hide)}")
-
     def _reopen(self, channel: grpc.Channel) -> grpc.Channel | None:
-        """Make a new channel in the place of one that no call uses; None where the exporter was shut down meanwhile."""
+        """Replace a channel that no call uses by a new one; None if the exporter was shut down meanwhile."""
         self._deadlines_exceeded = 0
         with self._lock:
             if self._channel is not channel:

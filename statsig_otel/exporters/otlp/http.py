@@ -8,7 +8,7 @@ import time
 from http.client import HTTPException
 from socket import SHUT_RDWR, socket
 from threading import Event, Thread
-from typing import Final
+from typing import ClassVar, Final
 from urllib.parse import parse_qsl
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -27,7 +27,6 @@ from statsig_otel.exporters.otlp.status import (
     is_client_certificate_alert,
     printable,
     server_time,
-    success,
 )
 
 _logger = logging.getLogger(__name__)
@@ -114,26 +113,14 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
     The exporter keeps one connection between batches. If the server has closed it, the exporter opens a new one. If the
     server closes it just as the next request is sent, the outcome is `RetryLater`, as for any broken connection.
     The exporter follows no redirects and ignores the environment's proxies.
-
-    Example:
-        >>> from statsig_otel.exporters.otlp.http import OtlpHttpExporter
-        >>> from statsig_otel.exporters import OtlpHttpSettings
-        >>> exporter = OtlpHttpExporter("otlp_http", OtlpHttpSettings(endpoint="http://127.0.0.1:1"))
-        >>> exporter.start()  # succeeds even if the backend does not answer
-        >>> exporter.shutdown()
     """
 
-    def __init__(self, name: str, settings: OtlpHttpSettings) -> None:
-        """Store the arguments; nothing is opened before `start`.
+    _protocol: ClassVar[str] = "HTTP"
 
-        Args:
-            name: The exporter's id, such as `otlp_http/backend`, for log messages.
-            settings: The exporter's settings.
-        """
+    def __init__(self, name: str, settings: OtlpHttpSettings) -> None:
         super().__init__(name, settings)
         self._url = settings.url
         self._path = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
-        self._hide: tuple[str, ...] = ()
         self._headers: dict[str, str] = {}
         self._context: ssl.SSLContext | None = None
         self._running = False
@@ -191,7 +178,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
     def _prepare(self) -> None:
         """Make what each request needs of the settings and of the certificates."""
         configured = {key: value.reveal() for key, value in self._settings.headers.items()}
-        query = parse_qsl(self._url.query, keep_blank_values=True)  # may hold a key, too
+        query = parse_qsl(self._url.query, keep_blank_values=True)  # may contain a key too
         self._hide = (*configured.values(), self._url.query, *(value for _, value in query))
         self._headers = {"Content-Type": PROTOBUF, "User-Agent": f"statsig-otel/{__version__}", **configured}
         if self._settings.compression == "gzip":
@@ -251,11 +238,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
                 now=server_time(exchange.date) or time.time(),
                 hide=self._hide,
             )
-        answer = success(
-            body if in_time and exchange.complete else b"", count, content_type=exchange.content_type, hide=self._hide
-        )
-        self._log_warning(answer)
-        return answer.outcome
+        return self._success(body if in_time and exchange.complete else b"", count, exchange.content_type)
 
     def _failure(self, error: Exception) -> Outcome:
         """The outcome of a request without an answer."""
@@ -267,8 +250,3 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         if isinstance(error, OSError | HTTPException | HTTPError):
             return RetryLater(reason)
         return self._unexpected(error)
-
-    def _unexpected(self, error: Exception) -> Outcome:
-        """The outcome of an error that no backend can cause. Waiting does not help, so it is `Blocked`."""
-        _logger.debug("%s: unexpected error of the HTTP library", self._name, exc_info=error)
-        return Blocked(f"unexpected {type(error).__name__} of the HTTP library: {printable(str(error), self._hide)}")

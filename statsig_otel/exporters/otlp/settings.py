@@ -22,6 +22,7 @@ from pydantic import (
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Opaque, OrList, Settings
 from statsig_otel.config.units import Duration
+from statsig_otel.config.validation import NO_NAME_HINT
 from statsig_otel.exporters.otlp.tls import CANNOT_SKIP, NOTHING, ClientTlsSettings, GrpcTlsSettings
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]+\]")
@@ -382,10 +383,10 @@ def _legal_headers(
     for key, opaque in headers.items():
         value = opaque.reveal()
         if not key_grammar.fullmatch(key):
-            # The key stays out of the message: `NAME:VALUE` without a blank is one, too.
+            # The key stays out of the message: `NAME:VALUE` without a space is one too.
             raise SettingError(
-                "holds a key that is no name of a header: letters, digits, - and _ only",
-                "write NAME: VALUE, with a blank behind the colon",
+                "contains a key that is not the name of a header: letters, digits, - and _ only",
+                NO_NAME_HINT,
             )
         if key.lower() in reserved:
             raise ValueError(f"the header {key!r} is set by the exporter itself; leave it out")

@@ -101,7 +101,7 @@ def success(body: bytes, count: int, *, content_type: str = PROTOBUF, hide: Iter
     Args:
         body: The response's bytes.
         count: The number of log records sent, which limits the number of refused records.
-        content_type: `application/x-protobuf`, which is also the meaning of an empty one, or `application/json`.
+        content_type: An empty one means protobuf.
         hide: Strings that a reason must not contain.
     """
     response = ExportLogsServiceResponse()
@@ -126,7 +126,7 @@ def grpc_failure(code: int, message: str, details: bytes = b"", *, hide: Iterabl
     Args:
         code: The number of the status code.
         message: The status message.
-        details: The value of the trailer `grpc-status-details-bin`, a `google.rpc.Status`.
+        details: The trailer `grpc-status-details-bin`, a `google.rpc.Status`.
         hide: Strings that a reason must not contain.
     """
     reason = _join(_code_name(code), printable(message, hide))
@@ -160,9 +160,9 @@ def http_failure(
 
     Args:
         status: The status code.
-        body: The part of the body that was read: a `google.rpc.Status` by the specification, any text in practice.
-        content_type: The value of Content-Type.
-        retry_after: The value of Retry-After.
+        body: The part of the body that was read: a `google.rpc.Status` by the specification, anything in practice.
+        content_type: The header Content-Type.
+        retry_after: The header Retry-After.
         now: The time of the response, in seconds since the epoch.
         hide: Strings that a reason must not contain.
     """
@@ -196,26 +196,17 @@ def retry_info(details: bytes) -> tuple[bool, float | None]:
 def parse_retry_after(value: str, now: float) -> float | None:
     """The seconds to wait by a Retry-After header: a number of seconds or a date (RFC 9110, section 10.2.3).
 
-    Args:
-        value: The header's value.
-        now: The current time in seconds since the epoch, which is subtracted from a date.
-
-    Returns:
-        Seconds, at most `LONGEST_ASKED`. None for a date in the past and for anything else.
+    At most `LONGEST_ASKED`. None for a date before `now`, in seconds since the epoch, and for anything else.
     """
     value = value.strip(" \t")
     if _DELAY_SECONDS.fullmatch(value):
         return _bounded(float(value))  # float() turns too many digits into infinity and does not raise
-    if not _DATE_LIKE.fullmatch(value):
-        return None
-    try:
-        return _bounded(parsedate_to_datetime(value).timestamp() - now)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
+    date = server_time(value)
+    return None if date is None else _bounded(date - now)
 
 
 def server_time(date: str) -> float | None:
-    """A response's Date header in seconds since the epoch, or None if it is not a date.
+    """A date in a header of a response in seconds since the epoch, or None if it is not a date.
 
     A date in Retry-After is by the server's clock. If the local clock is a day off, comparing the two adds that day.
     """

@@ -144,7 +144,7 @@ class ClientTlsSettings(Settings):
 
         Raises:
             OSError: A file can't be read; the message names its key.
-            ClientTlsError: What was read is no certificate, no key, or the two don't belong together.
+            ClientTlsError: A file does not contain a certificate or a key, or the two do not belong together.
         """
         material = TlsMaterial(ca=self._read("ca"), certificate=self._read("cert"), key=self._read("key"))
         self.context(material)
@@ -167,7 +167,7 @@ class ClientTlsSettings(Settings):
             try:
                 context.load_verify_locations(cadata=material.ca.decode("ascii"))
             except (ssl.SSLError, ValueError) as error:
-                raise ClientTlsError([self._key("ca")], f"holds no PEM certificate: {error}") from error
+                raise ClientTlsError([self._key("ca")], f"contains no PEM certificate: {error}") from error
         if material.certificate is not None and material.key is not None:
             self._load_identity(context, material.certificate, material.key)
         return context
@@ -183,7 +183,7 @@ class ClientTlsSettings(Settings):
             except (ssl.SSLError, ValueError) as error:
                 raise ClientTlsError(
                     [self._key("cert"), self._key("key")],
-                    f"must hold a PEM certificate and its private key, without a password: {error}",
+                    f"must contain a PEM certificate and its private key, without a password: {error}",
                 ) from error
 
     def _key(self, name: str) -> str:

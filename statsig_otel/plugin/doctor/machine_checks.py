@@ -73,7 +73,7 @@ def _certificates(configuration: Configuration, document: Document) -> list[Prob
         problem
         for name, settings in _servers(configuration).items()
         if settings.tls is not None
-        for problem in _tls(settings.tls, server_tls(settings.tls).check, ("receivers", name, "tls"), document)
+        for problem in _tls(settings.tls, server_tls(settings.tls).context, ("receivers", name, "tls"), document)
     ]
 
 

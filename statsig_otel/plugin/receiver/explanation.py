@@ -18,7 +18,7 @@ from statsig_otel.plugin.settings.reading import create_mapper, create_verifier
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError
 from statsig_otel.plugin.webhook.lenient_json import Item
-from statsig_otel.plugin.webhook.payload import CONFIG_CHANGE, Payload, parse, parse_url_verification
+from statsig_otel.plugin.webhook.payload import Payload, is_config_change, parse, parse_url_verification
 
 Shape: TypeAlias = Literal["url_verification", "event", "batch"]
 ItemOutcome: TypeAlias = Literal["change", "filtered", "ignored", "invalid"]
@@ -36,11 +36,7 @@ class SignatureHeaders:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of checking the signature.
-
-    Attributes:
-        reason: The receiver's word for what is wrong, such as `signature_wrong`; None for a right signature.
-    """
+    """The result of checking the signature. The reason is the receiver's, such as `signature_wrong`; None if right."""
 
     reason: str | None = None
 
@@ -50,15 +46,12 @@ class ExplainedItem:
     """One item of a payload. Apart from the records it shows only the name of the item's event.
 
     Attributes:
-        index: The index of the item, from 0.
         outcome: `change`: the item has records. `filtered`: the receiver's filter drops it. `ignored`: it is not a
             config change. `invalid`: it is one, but no record can be made of it.
         reason: The reason for the outcome; None for a change.
-        uid: The uid of a change.
         left_out: The optional fields of a change that had an unusable type.
         concerned: The services that a change concerns; None if the receiver has no `impacted_services`.
-        records: The records of a change as they would be sent, each a serialised `ExportLogsServiceRequest`: one, or
-            one for each service.
+        records: The records of a change, each a serialised `ExportLogsServiceRequest`.
     """
 
     index: int
@@ -77,11 +70,10 @@ class Explanation:
     Attributes:
         size: Bytes of the body.
         too_large: Whether the body is larger than the receiver accepts.
-        verdict: The result of checking the signature; None if it was not checked.
-        shape: The shape of the body; None for a malformed body.
+        verdict: None if the signature was not checked.
+        shape: None for a malformed body.
         problem: What is wrong with a malformed body.
         verification_code: The code of a URL verification, which the answer repeats.
-        items: The items of an event or a batch, in order.
     """
 
     size: int
@@ -106,15 +98,13 @@ def explain(
     headers: SignatureHeaders | None,
     at_ns: int,
 ) -> Explanation:
-    """Explain one request.
-
-    A receiver stops at a wrong signature. The rest is explained nevertheless.
+    """Explain one request. A receiver stops at a wrong signature; the rest is explained nevertheless.
 
     Args:
         body: The raw body, as sent.
         settings: The receiver's settings.
         resource: The resource attributes of the records, unless the receiver sets them.
-        headers: The headers of the signature; None to skip the check.
+        headers: None to skip the check of the signature.
         at_ns: The time of arrival to assume, in nanoseconds since the epoch.
     """
     verdict = None if headers is None else _verify(body, headers, settings, at_ns // 1_000_000)
@@ -156,15 +146,11 @@ def _decode(text: str) -> tuple[Literal["event", "batch"], Sequence[object]]:
         document = json.loads(text, parse_int=float)  # otherwise an integer with too many digits would be an error
     except RecursionError as error:
         raise MalformedBodyError("nested_too_deeply", "the body is nested too deeply") from error
-    if isinstance(document, dict) and not _is_change(document):
+    if isinstance(document, dict) and not is_config_change(document):
         data = document.get("data")
         if isinstance(data, list) or (isinstance(data, dict) and "eventName" in data):
             document = data
     return ("batch", document) if isinstance(document, list) else ("event", [document])
-
-
-def _is_change(value: object) -> bool:
-    return isinstance(value, dict) and value.get("eventName") == CONFIG_CHANGE
 
 
 def _explain_items(
@@ -172,7 +158,7 @@ def _explain_items(
 ) -> Iterator[ExplainedItem]:
     changes = iter(payload.changes)
     for index, value in enumerate(decoded):
-        if _is_change(value):
+        if is_config_change(value):
             yield _explain_change(index, next(changes), mapper, change_filter, at_ns)
         else:
             yield ExplainedItem(index=index, outcome="ignored", reason=_why_ignored(value))

@@ -20,17 +20,7 @@ _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class InvalidItemError(Exception):
-    """No record can be made of a config change. The message says what is wrong, and where.
-
-    Example:
-        >>> from statsig_otel.plugin import ChangeEvent
-        >>> from statsig_otel.plugin.record.change_event import InvalidItemError
-        >>> try:
-        ...     ChangeEvent.from_item({"timestamp": 1739400185198})
-        ... except InvalidItemError as error:
-        ...     print(error)
-        metadata: must be an object, is missing or null
-    """
+    """No record can be made of a config change. The message says what is wrong, and where."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,27 +73,29 @@ class ChangeEvent:
         Raises:
             InvalidItemError: A required field is missing or unusable.
         """
-        metadata = item.get("metadata")
-        if not isinstance(metadata, dict):
-            raise InvalidItemError(f"metadata: must be an object, is {_kind(metadata)}")
-        fields = _Fields(item.get("user"))
+        given, user = item.get("metadata"), item.get("user")
+        if not isinstance(given, dict):
+            raise InvalidItemError(f"metadata: must be an object, is {_kind(given)}")
+        left_out: list[str] = []
+        if user not in (None, "") and not isinstance(user, dict):
+            left_out.append("user")
+        metadata = _Fields("metadata.", given, left_out)
+        who = _Fields("user.", user if isinstance(user, dict) else {}, left_out)
         return cls(
             happened_at=_read_timestamp(item.get("timestamp")),
-            entity_type=_read_required(metadata, "type"),
-            name=_read_required(metadata, "name"),
-            action=fields.text(metadata, "metadata.action"),
-            description=fields.text(metadata, "metadata.description"),
-            environments=_split(
-                fields.text(metadata, "metadata.environments") or fields.text(metadata, "metadata.environment")
-            ),
-            project_id=fields.text(metadata, "metadata.projectID"),
-            project_name=fields.text(metadata, "metadata.projectName"),
-            tags=fields.texts(metadata, "metadata.tags"),
-            target_apps=fields.texts(metadata, "metadata.targetApps"),
-            user_id=fields.text(fields.user, "user.userID") or fields.text(item, "userID"),
-            user_name=fields.text(fields.user, "user.name"),
-            user_email=fields.text(fields.user, "user.email"),
-            left_out=tuple(fields.left_out),
+            entity_type=_read_required(given, "type"),
+            name=_read_required(given, "name"),
+            action=metadata.text("action"),
+            description=metadata.text("description"),
+            environments=_split(metadata.text("environments") or metadata.text("environment")),
+            project_id=metadata.text("projectID"),
+            project_name=metadata.text("projectName"),
+            tags=metadata.texts("tags"),
+            target_apps=metadata.texts("targetApps"),
+            user_id=who.text("userID") or _Fields("", item, left_out).text("userID"),
+            user_name=who.text("name"),
+            user_email=who.text("email"),
+            left_out=tuple(left_out),
         )
 
     @property
@@ -137,29 +129,28 @@ def _read_required(metadata: Mapping[str, object], name: str) -> str:
 
 
 class _Fields:
-    """Reads optional fields, and collects those that had an unusable type."""
+    """Reads the optional fields of an object, and adds those that had an unusable type to `left_out`, with a prefix."""
 
-    def __init__(self, user: object) -> None:
-        self.left_out: list[str] = []
-        self.user: Mapping[str, object] = user if isinstance(user, dict) else {}
-        if user not in (None, "") and not isinstance(user, dict):
-            self.left_out.append("user")
+    def __init__(self, prefix: str, members: Mapping[str, object], left_out: list[str]) -> None:
+        self._prefix = prefix
+        self._members = members
+        self._left_out = left_out
 
-    def text(self, holder: Mapping[str, object], path: str) -> str | None:
+    def text(self, name: str) -> str | None:
         """A string, or a number or a boolean as JSON; None if the field is absent, or an array or an object."""
-        value = holder.get(path.rpartition(".")[2])
+        value = self._members.get(name)
         if value is None or value == "":
             return None
         if isinstance(value, list | dict):
-            self.left_out.append(path)
+            self._left_out.append(self._prefix + name)
             return None
         return _as_text(value)
 
-    def texts(self, holder: Mapping[str, object], path: str) -> tuple[str, ...]:
+    def texts(self, name: str) -> tuple[str, ...]:
         """The elements of an array as strings, without null and "". A single value counts as an array of one."""
-        value = holder.get(path.rpartition(".")[2])
+        value = self._members.get(name)
         if isinstance(value, dict):
-            self.left_out.append(path)
+            self._left_out.append(self._prefix + name)
             return ()
         elements = value if isinstance(value, list) else [value]
         return tuple(_as_text(element) for element in elements if element is not None and element != "")

@@ -34,21 +34,13 @@ _BULLETS: Final = "-*• \t"
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """One change that was recognised in a description.
-
-    Attributes:
-        kind: What was done, such as `rule_rollout`.
-        rule: The name of the changed rule.
-        before: The percentage before.
-        after: The percentage after.
-        names: The changed groups or parameters.
-    """
+    """One change that was recognised in a description."""
 
     kind: str
     rule: str | None = None
-    before: float | None = None
+    before: float | None = None  # percent
     after: float | None = None
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()  # of groups or parameters
 
 
 def details(description: str) -> Iterator[Detail]:

@@ -98,14 +98,6 @@ class ChangeFilter:
 
     Raises:
         ValueError: A block has an unknown field, or no field.
-
-    Example:
-        >>> from statsig_otel.plugin import ChangeEvent
-        >>> from statsig_otel.plugin.record.filter import ChangeFilter
-        >>> change_filter = ChangeFilter(include=[{"environments": ["prod*"]}], exclude=[{"names": ["test_*"]}])
-        >>> change = ChangeEvent(happened_at=1739400185198, entity_type="Gate", name="a", environments=("production",))
-        >>> change_filter.why_dropped(change) is None
-        True
     """
 
     def __init__(self, *, include: Sequence[Block] = (), exclude: Sequence[Block] = ()) -> None:

@@ -22,12 +22,6 @@ class Mapped:
         invalid: The config changes that no record could be made of.
         ignored: The number of items that are not config changes, or that the filter drops.
         left_out: The optional fields that had an unusable type, with one entry for each time.
-
-    Example:
-        >>> from statsig_otel.plugin import Mapper, parse
-        >>> mapped = Mapper().map(parse(b'[{"eventName": "statsig::gate_exposure"}]'), observed_ns=0)
-        >>> (mapped.changes, mapped.ignored)
-        ((), 1)
     """
 
     changes: tuple[Change, ...]
@@ -116,24 +110,16 @@ class Mapper:
 
     def _encode(self, read: "_ReadItem", original: str, observed_ns: int) -> Change:
         """Encode the records of an item: one for each service, or a single one."""
-        records = [read.default]
+        uid, item, event, default = read
+        records = [default]
         if self._services is not None:
-            records = self._services.records(read.default, read.event, original=original, item=read.item)
-        encoded = [
-            self._encoder.encode(record, read.event, observed_ns=observed_ns, item=read.item) for record in records
-        ]
-        return Change(read.uid, tuple(encoded))
+            records = self._services.records(default, event, original=original, item=item)
+        encoded = [self._encoder.encode(record, event, observed_ns=observed_ns, item=item) for record in records]
+        return Change(uid, tuple(encoded))
 
 
 class _ReadItem(NamedTuple):
-    """An item that the filter lets pass.
-
-    Attributes:
-        uid: Its uid.
-        item: The item, decoded.
-        event: The change event of the item.
-        default: The default record of that event.
-    """
+    """An item that the filter lets pass, decoded, with what is made of it."""
 
     uid: str
     item: Mapping[str, object]

@@ -117,11 +117,7 @@ def _is_metadata(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """The same value in each record.
-
-    Attributes:
-        constant: The value; None for no attribute.
-    """
+    """The same value in each record; None for no attribute."""
 
     constant: AttributeValue | None
 
@@ -225,13 +221,7 @@ class RecordMapping:
             seen.add(target)
 
     def apply(self, record: RecordFields, event: ChangeEvent, item: Mapping[str, object]) -> RecordFields:
-        """Map a default record. Never raises, whatever the item contains.
-
-        Args:
-            record: The default record.
-            event: The change that the record is about.
-            item: The item that the record was made of.
-        """
+        """Map a default record. Never raises, whatever the item contains."""
         fields = fields_of(record, event, item)
         attributes = {
             self.rename.get(name, name): value for name, value in record.attributes.items() if name not in self._dropped
@@ -250,13 +240,7 @@ class RecordMapping:
 
 
 def fields_of(record: RecordFields, event: ChangeEvent, item: Mapping[str, object]) -> FieldsOf:
-    """The fields of one change for its templates.
-
-    Args:
-        record: The default record.
-        event: The change that the record is about.
-        item: The item that the record was made of.
-    """
+    """The fields of one change for its templates: of its default record, its event and its item."""
     metadata = item.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
 

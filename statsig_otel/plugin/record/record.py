@@ -44,11 +44,6 @@ def uid(item: Mapping[str, object]) -> str:
 
     Raises:
         InvalidItemError: The item has no canonical JSON: it contains NaN or is nested too deeply.
-
-    Example:
-        >>> from statsig_otel.plugin.record.record import uid
-        >>> uid({"timestamp": 1, "metadata": {"name": "a"}}) == uid({"metadata": {"name": "a"}, "timestamp": 1})
-        True
     """
     try:
         canonical = _canonical.encode(item)

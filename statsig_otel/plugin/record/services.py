@@ -30,12 +30,7 @@ list, so that a long description is not in memory a hundred times."""
 
 @dataclass(frozen=True, slots=True, order=True)
 class ImpactedService:
-    """A service that a change concerns.
-
-    Attributes:
-        name: Its `service.name`.
-        namespace: Its `service.namespace`; empty for none, which means the same in the semantic conventions.
-    """
+    """A service that a change concerns. An empty namespace is none, as in the semantic conventions."""
 
     name: str
     namespace: str = ""
@@ -99,12 +94,7 @@ class ServiceRule:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A service that rules found for a change.
-
-    Attributes:
-        service: The service.
-        rules: The indexes of those rules.
-    """
+    """A service that a change concerns, with the indexes of the rules that found it."""
 
     service: ImpactedService
     rules: tuple[int, ...]
@@ -146,7 +136,7 @@ class ImpactedServices:
 
         Args:
             default: The record that `LogRecordEncoder.default` makes of the change.
-            event: The change.
+            event: The change event.
             original: The item's own JSON text.
             item: The item, decoded.
         """
@@ -168,9 +158,9 @@ class ImpactedServices:
     def records(
         self, default: RecordFields, event: ChangeEvent, *, original: str, item: Mapping[str, object]
     ) -> list[RecordFields]:
-        """The default records of a change: one for each of its services, or a single one. For the arguments see `find`.
+        """The default records of a change: one for each of its services, or a single one, which lists them.
 
-        A single one lists the services, if there are any.
+        For the arguments see `find`.
         """
         concerned = self.find(default, event, original=original, item=item)
         services = [one.service for one in concerned.found]

@@ -24,12 +24,7 @@ class TemplateError(SettingError):
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """A field in a template.
-
-    Attributes:
-        name: The field's name.
-        default: The value if a change has no such field; in a tuple if the field is an array.
-    """
+    """A field in a template. The default is its value if a change has none; in a tuple if the field is an array."""
 
     name: str
     default: str | tuple[str] | None = None
@@ -37,11 +32,7 @@ class Placeholder:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A string with fields.
-
-    Attributes:
-        parts: Literal strings and placeholders, in order.
-    """
+    """A string with fields: literal strings and placeholders, in order."""
 
     parts: tuple[str | Placeholder, ...]
 

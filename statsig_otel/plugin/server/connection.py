@@ -48,9 +48,8 @@ class HttpConnection(HttpToolsProtocol):
     """One accepted connection.
 
     Args:
-        config: uvicorn's configuration, of which only the application and a few switches are used.
-        state: The state that all connections of a server share. The owner adds this connection to it; the connection
-            removes itself.
+        config: uvicorn's configuration, of which only a few switches are used.
+        state: The state that all connections of a server share.
         app: Called for each request.
         header_timeout: Seconds for a whole header, from the connection or from the end of the previous answer.
         on_lost: Called when the connection is closed.

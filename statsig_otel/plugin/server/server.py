@@ -24,10 +24,9 @@ from uvicorn.server import ServerState
 from statsig_otel._process import OwnerProcess
 from statsig_otel.config.errors import Fault
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Receive, Scope, Send
-from statsig_otel.plugin.server.connection import MAX_HEADER_BYTES, HttpConnection
+from statsig_otel.plugin.server.connection import HttpConnection
 from statsig_otel.plugin.server.tls import ServerTls, digest
 
-__all__ = ["MAX_HEADER_BYTES", "AsgiApp", "HttpServer", "Receive", "Scope", "Send", "ServerTls"]
 _log = logging.getLogger(__name__)
 _BACKLOG: Final = 1024
 _OTHER_FILES: Final = 128  # file descriptors reserved for the rest of the process
@@ -37,12 +36,7 @@ _TLS_SHUTDOWN: Final = 5.0  # seconds for the peer to confirm the end of a TLS c
 
 
 class ListenError(OSError):
-    """An address cannot be listened on.
-
-    Attributes:
-        address: The host and the port that were asked for.
-        fault: The address with what is wrong with it, and what to do.
-    """
+    """The server can't listen on an address: the `fault` names it, and says what is wrong and what to do."""
 
     def __init__(self, number: int | None, address: tuple[str, int], cause: Fault) -> None:
         host, port = address
@@ -59,33 +53,19 @@ class HttpServer:
     run in one process, in the same event loop or in several. After `serve` has returned, `bind` may be called again.
 
     Args:
-        app: Called for each request, in the loop that runs `serve`. The server sets no timeout for bodies; the
-            application has to.
+        app: Called for each request, in the loop that runs `serve`. It has to limit the time of bodies.
         host: A host name or an address. For a name, the server listens on its first IPv4 address, as Go's net.Listen
             does. An empty string means all addresses, IPv6 and IPv4.
-        port: The port. With 0 the system chooses one; see `address`.
+        port: With 0 the system chooses a port; see `address`.
         read_header_timeout: Seconds for a client to send a whole request header, counted from the connection or from
             the end of the previous answer. So it also closes idle connections. Behind a proxy that keeps connections
             open, set it above the proxy's idle timeout; otherwise the proxy may use a connection that is being closed.
             A TLS handshake may take as long before that.
         max_connections: The most connections at a time, including those in a TLS handshake; more wait in the system's
             backlog. The process's limit of open files may lower it, which logs a warning.
-        tls: The TLS settings, to serve HTTPS.
+        tls: To serve HTTPS.
         drain_timeout: Seconds that `serve` grants to requests in flight after a stop before it closes their
             connections.
-
-    Example:
-        >>> from statsig_otel.plugin.server.server import HttpServer
-        >>> async def app(scope, receive, send):
-        ...     await send({"type": "http.response.start", "status": 204, "headers": []})
-        ...     await send({"type": "http.response.body"})
-        >>> server = HttpServer(app, host="127.0.0.1", port=0)
-        >>> server.bind()
-        >>> server.address[0]
-        '127.0.0.1'
-        >>> import asyncio
-        >>> server.stop()  # from any thread; `serve` finishes what is in flight
-        >>> asyncio.run(server.serve())
     """
 
     def __init__(

@@ -17,11 +17,8 @@ _logger: Final = logging.getLogger(__name__)
 class ServerThread:
     """Serves until the servers are stopped. The thread is a daemon: it does not keep the process alive.
 
-    Args:
-        servers: The servers, bound before `start`.
-
-    Attributes:
-        ended: Done once all servers have ended. If one failed, all are stopped and this contains the error.
+    The servers have to be bound before. `ended` is done once all of them have ended. If one fails, all are stopped, and
+    `ended` contains the error.
     """
 
     def __init__(self, servers: Sequence[HttpServer]) -> None:
@@ -37,11 +34,7 @@ class ServerThread:
         self._thread = thread  # only now that it runs, since `shutdown` joins it
 
     def shutdown(self, drain_timeout: float) -> None:
-        """Stop accepting requests, wait for those in flight, and end the thread. Works without `start` too.
-
-        Args:
-            drain_timeout: Seconds for the requests in flight.
-        """
+        """Stop accepting, give the requests in flight so many seconds, and end the thread. Works without `start`."""
         for server in self._servers:
             server.stop(drain_timeout)
         if self._thread is not None:

@@ -24,11 +24,7 @@ def digest(files: Iterable[Path | None]) -> bytes:
 
 
 class ServerTlsError(ValueError):
-    """The files of a server's TLS do not fit.
-
-    Attributes:
-        message: Which of them, and why.
-    """
+    """The files of a server's TLS do not fit. The `message` says which of them, and why."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"tls: {message}")
@@ -44,12 +40,6 @@ class ServerTls:
         key_file: The certificate's unencrypted private key, as PEM.
         client_ca_file: Require a client certificate that one of the authorities in this PEM file has signed (mTLS).
         min_version: The lowest accepted TLS version.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from statsig_otel.plugin.server.tls import ServerTls
-        >>> ServerTls(cert_file=Path("chain.pem"), key_file=Path("key.pem")).min_version
-        '1.2'
     """
 
     cert_file: Path
@@ -62,21 +52,12 @@ class ServerTls:
         """The files whose content is watched for changes."""
         return self.cert_file, self.key_file, self.client_ca_file
 
-    def check(self) -> None:
-        """Read the files as the server does at its start, and discard the result.
-
-        Raises:
-            OSError: A file cannot be read.
-            ServerTlsError: A file holds no usable PEM, or the key is not the certificate's.
-        """
-        self.context()
-
     def context(self) -> ssl.SSLContext:
         """Read the files into a server's SSL context.
 
         Raises:
             OSError: A file cannot be read.
-            ServerTlsError: A file holds no usable PEM, or the key is not the certificate's.
+            ServerTlsError: A file does not contain usable PEM, or the key is not the certificate's.
         """
         files = {"cert_file": self.cert_file, "key_file": self.key_file, "client_ca_file": self.client_ca_file}
         for name, path in files.items():
@@ -102,7 +83,7 @@ class ServerTls:
             try:
                 context.load_verify_locations(self.client_ca_file)
             except ssl.SSLError as error:
-                raise ServerTlsError(f"{self.client_ca_file} holds no PEM certificates: {error}") from error
+                raise ServerTlsError(f"{self.client_ca_file} contains no PEM certificates: {error}") from error
         return context
 
 

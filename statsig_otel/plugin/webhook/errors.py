@@ -10,20 +10,10 @@ class WebhookError(Exception):
     """The base of the reasons for which a request is refused.
 
     Args:
-        reason: See below.
         message: What is wrong, for the log; by default the reason.
 
     Attributes:
         reason: A short word for the counter and the log. The sender is not told.
-
-    Example:
-        >>> from statsig_otel.plugin.webhook.errors import WebhookError
-        >>> from statsig_otel.plugin import parse
-        >>> try:
-        ...     parse(b"{")
-        ... except WebhookError as error:
-        ...     error.reason
-        'not_json'
     """
 
     def __init__(self, reason: str, message: str = "") -> None:

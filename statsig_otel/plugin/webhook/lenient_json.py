@@ -1,30 +1,19 @@
-"""Splits a JSON document that the strict decoder refuses into the items of a batch.
+"""Splits any JSON document into the items of a batch, also one that the strict decoder refuses.
 
 msgspec refuses a whole body because of one lone surrogate, one NaN or one number out of range. The standard library
-reads those, but more slowly, so only such bodies come here. Only the items that the caller wants are kept, each with
-its own text: a body with millions of others takes no more memory than its own size. An item with a number that JSON
-can't express gets a `problem`, and its neighbours are not affected.
+reads those, but more slowly. Only the items that the caller wants are kept, each with its own text: a body with
+millions of others takes no more memory than its own size. An item with a number that JSON can't express gets a
+`problem`, and its neighbours are not affected.
 """
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from json import JSONDecodeError, JSONDecoder
 from typing import Final, cast
 
-_SPACE: Final = " \t\n\r"
 _SPACES: Final = re.compile(r"[ \t\n\r]*")
-_SCALAR: Final = (
-    r'(?:"[^"\\,\x00-\x1f]*+"'
-    r"|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+"
-    r"|null|true|false|NaN|-?Infinity|\[[ \t\n\r]*+\]|\{[ \t\n\r]*+\})[ \t\n\r]*+,[ \t\n\r]*+"
-)
-"""A value with nothing to keep in it, and its only comma, which follows it. Possessive, so that nothing is tried
-twice."""
-
-# At most a few thousand in one match, during which no other thread can run.
-_SCALARS: Final = re.compile(f"(?:{_SCALAR}){{1,4096}}+")
 _MAX_DIGITS: Final = 4300
 """CPython's own limit for reading an integer (`sys.int_info.default_max_str_digits`), fixed here so that a process with
 a higher limit reads no longer ones. A process with a lower limit reads only shorter ones."""
@@ -38,11 +27,6 @@ class Item:
         text: The item's own JSON text.
         value: The item, decoded.
         problem: Why no record can be made of the item, if it can't be read exactly; None if it can.
-
-    Example:
-        >>> from statsig_otel.plugin import parse
-        >>> [item.text for item in parse(b'[{"eventName": "statsig::config_change"}]').changes]
-        ['{"eventName": "statsig::config_change"}']
     """
 
     text: str
@@ -122,8 +106,7 @@ class _Scanner:
         self._keep = keep
         self._position = 0
         self._numbers = _Numbers()
-        self._quick = JSONDecoder(strict=True)
-        self._careful = JSONDecoder(
+        self._decoder = JSONDecoder(
             parse_int=self._numbers.integer,
             parse_float=self._numbers.fraction,
             parse_constant=self._numbers.constant,
@@ -132,9 +115,8 @@ class _Scanner:
         self._skip_spaces()
 
     def _skip_spaces(self) -> None:
-        if self._text[self._position : self._position + 1] in _SPACE:  # at the end too; a match costs more
-            match = _SPACES.match(self._text, self._position)
-            self._position = match.end() if match else self._position
+        match = _SPACES.match(self._text, self._position)
+        self._position = match.end() if match else self._position
 
     def peek(self) -> str:
         """The next character that is not a space; empty at the end."""
@@ -150,74 +132,48 @@ class _Scanner:
     def value(self) -> object:
         """Read one value of any kind: as an `Item` if the caller wants it, otherwise just decoded."""
         start = self._position
-        try:
-            value, end = self._decode(self._quick, start)
-        except JSONDecodeError:
-            raise
-        except ValueError:  # an integer with more digits than Python reads
-            value, end = self._decode(self._careful, start)
-        self._position = end
+        self._numbers.problem = None
+        value, self._position = self._decoder.raw_decode(self._text, start)
         if self._keep(value):
-            self._numbers.problem = None
-            value, _ = self._decode(self._careful, start)
-            value = Item(self._text[start:end], value, self._numbers.problem)
+            value = Item(self._text[start : self._position], value, self._numbers.problem)
         self._skip_spaces()
         return value
 
-    def _decode(self, decoder: JSONDecoder, start: int) -> tuple[object, int]:
-        try:
-            return decoder.raw_decode(self._text, start)
-        except StopIteration as stop:  # raised by some versions at the end of the text
-            raise JSONDecodeError("Expecting value", self._text, start) from stop
-
-    def _begins(self, opening: str, closing: str) -> bool:
-        """Step into an array or an object; whether there is anything in it."""
+    def _steps(self, opening: str, closing: str) -> Iterator[None]:
+        """Stop at the beginning of each element of an array or member of an object, until all are read."""
         self.take(opening)
         if self.peek() != closing:
-            return True
+            yield
+            while self.peek() != closing:
+                self.take(",")
+                yield
         self.take(closing)
-        return False
-
-    def _goes_on(self, closing: str) -> bool:
-        """Skip what follows an element; whether there has to be another element."""
-        if self.peek() == closing:
-            self.take(closing)
-            return False
-        self.take(",")
-        return True
 
     def elements(self) -> Items:
         """Read one array, item by item."""
         count = 0
         kept: list[Item] = []
-        more = self._begins("[", "]")
-        while more:
-            while scalars := _SCALARS.match(self._text, self._position):
-                count += self._text.count(",", self._position, scalars.end())
-                self._position = scalars.end()
+        for _ in self._steps("[", "]"):
             count += 1
             value = self.value()
             if isinstance(value, Item):
                 kept.append(value)
-            more = self._goes_on("]")
         return Items(count, tuple(kept))
 
     def members(self, names: Collection[str]) -> Members:
         """Read one object, member by member."""
         last: dict[str, object] = {}
         lost = False
-        more = self._begins("{", "}")
-        while more:
+        for _ in self._steps("{", "}"):
             if self.peek() != '"':
                 raise JSONDecodeError("Expecting a name", self._text, self._position)
-            name = self.value()
+            name = cast("str", self.value())
             self.take(":")
             value = self.elements() if name in names and self.peek() == "[" else self.value()
             if name in names:
-                earlier = last.get(cast("str", name))
+                earlier = last.get(name)
                 lost = lost or isinstance(earlier, Item) or (isinstance(earlier, Items) and bool(earlier.kept))
-                last[cast("str", name)] = value
-            more = self._goes_on("}")
+                last[name] = value
         return Members(last, lost)
 
     def end(self) -> None:

@@ -183,7 +183,7 @@ def _change_around(text: str, at: int) -> tuple[int, int]:
         except JSONDecodeError:  # a brace within a string
             continue
         if stop > at:
-            if not _is_config_change(value):
+            if not is_config_change(value):
                 break
             return start, stop
     raise ValueError("not found")
@@ -207,7 +207,7 @@ def _read_item(text: bytes) -> Item:
 def _parse_leniently(text: str) -> Payload:
     """Read a body that contains something that msgspec refuses, or has none of the known shapes."""
     try:
-        payload = _payload_of(text, lenient_json.split(text, _is_config_change, names=("data", "eventName")))
+        payload = _payload_of(text, lenient_json.split(text, is_config_change, names=("data", "eventName")))
     except JSONDecodeError as error:
         raise MalformedBodyError("not_json", f"the body is not JSON: {error.msg} at character {error.pos}") from error
     except RecursionError as error:
@@ -236,5 +236,6 @@ def _payload_of(text: str, parts: Items | Members | None) -> Payload | None:
     return None
 
 
-def _is_config_change(value: object) -> bool:
+def is_config_change(value: object) -> bool:
+    """Whether a decoded item is a config change, by the name of its event."""
     return isinstance(value, dict) and value.get("eventName") == CONFIG_CHANGE

@@ -103,20 +103,7 @@ def _only(values: Sequence[bytes], name: str) -> bytes:
 
 
 class Verification:
-    """Computes the signature of one request while its body arrives. Made by `Verifier.begin`.
-
-    Example:
-        >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, UnauthorizedError, Verifier, sign
-        >>> headers = sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)
-        >>> signatures, timestamps = [headers[SIGNATURE_HEADER].encode()], [headers[TIMESTAMP_HEADER].encode()]
-        >>> verification = Verifier(["webhook-..."]).begin(signatures, timestamps, now_ms=1739400185198)
-        >>> verification.update(b"{ }")
-        >>> try:
-        ...     verification.finish()
-        ... except UnauthorizedError as error:
-        ...     error.reason
-        'signature_wrong'
-    """
+    """Computes the signature of one request while its body arrives. Made by `Verifier.begin`."""
 
     def __init__(self, digests: list["hmac.HMAC"], expected: bytes) -> None:
         self._digests = digests

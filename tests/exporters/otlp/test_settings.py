@@ -190,10 +190,10 @@ def test_header_values_are_secret_and_grpc_names_in_lower_case() -> None:
 
 
 WRONG_HEADERS = [
-    ({"a b": "v"}, "is no name"),
-    ({"": "v"}, "is no name"),
-    ({"a:b": "v"}, "is no name"),
-    ({"ä": "v"}, "is no name"),
+    ({"a b": "v"}, "is not the name"),
+    ({"": "v"}, "is not the name"),
+    ({"a:b": "v"}, "is not the name"),
+    ({"ä": "v"}, "is not the name"),
     ({"Content-Type": "hush"}, "set by the exporter itself"),
     ({"user-agent": "hush"}, "set by the exporter itself"),
     ({"k": "hush\r\nx: y"}, "line break"),
@@ -311,7 +311,7 @@ def test_a_missing_file_is_named_with_its_key(tmp_path: Path) -> None:
 def test_a_file_without_a_certificate_is_named_with_its_key(text: bytes, tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     path.write_bytes(text)
-    with pytest.raises(ValueError, match="tls::ca_file holds no PEM certificate"):
+    with pytest.raises(ValueError, match="tls::ca_file contains no PEM certificate"):
         ClientTlsSettings(ca_file=str(path)).read()
 
 
@@ -319,7 +319,7 @@ def test_a_certificate_and_a_key_must_belong_together(authority: Authority, clie
     other = authority.issue("other.test")
     for chain, key in ((client.chain, other.key), (client.key, client.key), (client.chain, b"garbage")):
         settings = ClientTlsSettings(cert_pem=Opaque(chain.decode()), key_pem=Opaque(key.decode()))
-        with pytest.raises(ValueError, match="tls::cert_pem and tls::key_pem must hold") as caught:
+        with pytest.raises(ValueError, match="tls::cert_pem and tls::key_pem must contain") as caught:
             settings.read()
         assert "PRIVATE" not in str(caught.value)
 

@@ -149,7 +149,7 @@ def test_certificates_of_an_exporter(tmp_path: Path) -> None:
     assert first == (
         "exporters::otlp_grpc::tls::ca_file: no.pem can't be read: No such file or directory (config.yaml:7)"
     )
-    assert second.startswith("exporters::otlp_http::tls: ca_file holds no PEM certificate: ")
+    assert second.startswith("exporters::otlp_http::tls: ca_file contains no PEM certificate: ")
     assert second.endswith("(config.yaml:8)")
 
 
@@ -158,9 +158,9 @@ def test_where_a_file_exporter_can_not_write() -> None:
     config(exporters="file: {path: no/changes.jsonl}\n  file/b: {path: folder}", names="file, file/b")
     assert errors("--config", "config.yaml") == (
         "exporters::file::path: there is no directory no (config.yaml:7)\n"
-        "  hint: make it: the exporter does not\n"
-        "exporters::file/b::path: folder is no regular file (config.yaml:8)\n"
-        "  hint: only a regular file can be synced and cut"
+        "  hint: create it: the exporter does not\n"
+        "exporters::file/b::path: folder is not a regular file (config.yaml:8)\n"
+        "  hint: only a regular file can be synced and truncated"
     )
 
 
@@ -171,9 +171,9 @@ def test_where_a_file_exporter_can_not_write() -> None:
          "  hint: choose a shorter one")),
         ("in-a-circle", ("in-a-circle is a symbolic link that leads in a circle (config.yaml:7)\n"
          "  hint: remove the link, or name another path")),
-        ("away", "there is no directory /nowhere (config.yaml:7)\n  hint: make it: the exporter does not"),
-        ("no-otlp", ("no-otlp holds something else than OTLP/JSON lines of logs (config.yaml:7)\n"
-         "  hint: move it away, or name another")),
+        ("away", "there is no directory /nowhere (config.yaml:7)\n  hint: create it: the exporter does not"),
+        ("no-otlp", ("no-otlp contains something other than OTLP/JSON log lines (config.yaml:7)\n"
+         "  hint: move it away, or name another path")),
         ("state/lock", "state/lock is a file of the queue (config.yaml:7)\n  hint: choose another name"),
     ],
 )  # fmt: skip

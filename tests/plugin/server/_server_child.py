@@ -6,7 +6,8 @@ import asyncio
 import signal
 import sys
 
-from statsig_otel.plugin.server.server import HttpServer, Receive, Scope, Send
+from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
+from statsig_otel.plugin.server.server import HttpServer
 
 _answered = 0
 

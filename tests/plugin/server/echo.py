@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import trustme
 
-from statsig_otel.plugin.server.server import AsgiApp, HttpServer, Receive, Scope, Send
+from statsig_otel.plugin.server.asgi_types import AsgiApp, Receive, Scope, Send
+from statsig_otel.plugin.server.server import HttpServer
 
 LONG = 20.0  # seconds: where a test waits this long, something hangs
 

@@ -11,7 +11,7 @@ import falcon.asgi
 import pytest
 import trustme
 
-from statsig_otel.plugin.server.server import MAX_HEADER_BYTES
+from statsig_otel.plugin.server.connection import MAX_HEADER_BYTES
 from statsig_otel.plugin.server.tls import ServerTls
 from tests.plugin.server.echo import (
     LONG,

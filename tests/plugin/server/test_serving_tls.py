@@ -152,7 +152,7 @@ def test_tls_files_are_checked_before_anything_is_opened(tls: ServerTls, tmp_pat
         (
             ServerTls(cert_file=tls.cert_file, key_file=tls.key_file, client_ca_file=garbage),
             ValueError,
-            r"garbage\.pem holds no PEM certificates",
+            r"garbage\.pem contains no PEM certificates",
         ),
     ]
     for settings, kind, message in cases:
