@@ -4,12 +4,14 @@ The default profile of Hypothesis is for the quick suite. `make test-slow` searc
 (HYPOTHESIS_PROFILE=slow), and HYPOTHESIS_PROFILE=ci a hundred times.
 """
 
+import faulthandler
 import fcntl
 import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 MEMORY = Path("/dev/shm")
+STDERR = pytest.StashKey[int]()
+GRACE = 30.0
+"""Seconds between a test's timeout and the end of its process, if it still hangs."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,11 +42,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
     The slow tests go to a real disk.
     """
+    config.stash[STDERR] = os.dup(2)
     if config.option.markexpr != "not slow" or "TMPDIR" in os.environ:
         return
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 1 << 30:
         os.environ["TMPDIR"] = str(MEMORY)
         tempfile.tempdir = None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test that pytest-timeout can't end, since it hangs in its teardown or in a `finally`, ends with its process."""
+    marker = item.get_closest_marker("timeout")
+    limit = marker.args[0] if marker else item.config.getoption("timeout") or item.config.getini("timeout")
+    watchdog = threading.Timer(float(limit) + GRACE, end_process, (item,))
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        return (yield)
+    finally:
+        watchdog.cancel()
+
+
+def end_process(item: pytest.Item) -> None:
+    stderr = item.config.stash[STDERR]
+    os.write(stderr, f"\n{item.nodeid} did not end after its timeout; its process ends, with these threads:\n".encode())
+    faulthandler.dump_traceback(stderr)
+    os._exit(1)
 
 
 def pytest_collection_finish() -> None:
