@@ -9,14 +9,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from opentelemetry.metrics import set_meter_provider
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
 from statsig_otel.exporters.consumer import Batch, Change, RefusedError
 from statsig_otel.exporters.queue.directory import QueueDirectory
@@ -25,6 +22,9 @@ from statsig_otel.exporters.queue.recovery import carry_over
 from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver, CarryOver
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.exporters.queue.helpers import PATIENCE, batch, delivered, put, running
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # the SDK is for one of the programs alone
 
 
 def say(*words: object) -> None:
@@ -141,6 +141,10 @@ def limited(directory: str, size: str) -> None:
 
 def metrics(directory: str) -> None:
     """Collect what a queue with a MeterProvider tells of itself, before and after its shutdown."""
+    from opentelemetry.metrics import set_meter_provider
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
     reader = InMemoryMetricReader()
     set_meter_provider(MeterProvider([reader]))
     observed_ns = 1_700_000_000 * 10**9
@@ -157,8 +161,10 @@ def metrics(directory: str) -> None:
     say(_points(reader))
 
 
-def _points(reader: InMemoryMetricReader) -> str:
+def _points(reader: "InMemoryMetricReader") -> str:
     """Each metric's values by exporter, as JSON."""
+    from opentelemetry.sdk.metrics.export import NumberDataPoint
+
     found: dict[str, dict[str, float]] = {}
     data = reader.get_metrics_data()
     for metrics_of_resource in data.resource_metrics if data else ():

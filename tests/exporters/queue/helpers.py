@@ -12,8 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-
-import pytest
+from typing import TYPE_CHECKING
 
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt, RefusedError
 from statsig_otel.exporters.queue import schema
@@ -25,6 +24,9 @@ from statsig_otel.exporters.queue.recovery.client import Recovery
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    import pytest  # the processes of `child` begin a third sooner without it
 
 PATIENCE = 30.0
 """Seconds after which something counts as hanging."""
@@ -163,7 +165,7 @@ def tidied(queue: DurableQueue, rounds: int = 400) -> None:
     for _ in range(rounds):
         if not queue.submit(lambda connection: queue._tidy(connection, True)).result(PATIENCE):
             return
-    pytest.fail("it never ends")
+    raise AssertionError("it never ends")
 
 
 def kept(directory: Path) -> list[Path]:
@@ -213,12 +215,12 @@ def copy_of(directory: Path, to: Path) -> Path:
     return to
 
 
-def said(caplog: pytest.LogCaptureFixture, level: int, text: str) -> int:
+def said(caplog: "pytest.LogCaptureFixture", level: int, text: str) -> int:
     """How many lines of a level hold a text."""
     return sum(1 for record in caplog.records if record.levelno == level and text in record.getMessage())
 
 
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+def errors(caplog: "pytest.LogCaptureFixture") -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
