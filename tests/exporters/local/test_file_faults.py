@@ -238,7 +238,7 @@ import sys
 from pathlib import Path
 from statsig_otel.exporters.local.file import FileExporter, FileSettings
 from statsig_otel.exporters.exporter import Delivered
-from tests.exporters.local.test_file import payload
+from tests.exporters.local.files import payload
 
 exporter = FileExporter("file", FileSettings(path=Path(sys.argv[1])))
 exporter.start()
