@@ -209,7 +209,7 @@ def test_a_collector_that_dies_shows_its_last_lines(folder: Path, no_rotel: Path
 @pytest.mark.parametrize(
     "number",
     [
-        signal.SIGTERM,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
     ],
@@ -268,7 +268,9 @@ def test_what_it_prints_to_try_works_as_it_is_printed(folder: Path) -> None:
         assert '"verification_code"' in tried.stdout
         running.wait_for("sample_experiment updated")
         running.wait_for("made_by_hand updated")
+        children = running.children()
         assert running.end(signal.SIGINT) == 0
+    check_nothing_is_left(folder, children)
     assert rows(running.output)[-1].split() == [
         "gate_updated",
         "made_by_hand",

@@ -63,6 +63,7 @@ def test_while_a_backend_is_away_all_that_it_took_before_is_ticked_off_on_disk(t
         assert made.waiting() == 6
 
 
+@pytest.mark.parametrize("backend", ["http", pytest.param("grpc", marks=pytest.mark.slow)], indirect=True)
 def test_a_backend_that_asks_for_time_gets_it(tmp_path: Path, backend: Backend) -> None:
     backend.rule = lambda names: "delivered" if backend.calls else "later in 1 s"
     with rig(tmp_path, backend.exporter()) as made:

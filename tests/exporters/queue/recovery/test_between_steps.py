@@ -194,6 +194,7 @@ def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right
             attack.reload(0)
 
 
+@pytest.mark.usefixtures("soon_idle")
 def test_what_was_sent_from_a_file_that_is_gone_ticks_nothing_else_off_in_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +231,7 @@ def test_what_was_sent_from_a_file_that_is_gone_ticks_nothing_else_off_in_the_ne
         check_counters(made.queue)
 
 
+@pytest.mark.usefixtures("soon_idle")
 def test_a_refused_head_of_a_file_that_is_gone_is_not_judged_by_what_the_new_one_holds(tmp_path: Path) -> None:
     """Else it would be ticked off there with the record behind it, and take one along that was never sent."""
 

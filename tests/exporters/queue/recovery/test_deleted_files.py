@@ -31,6 +31,8 @@ from tests.exporters.queue.helpers import (
 from tests.exporters.queue.recovery.damage import PAGE, delete_all, spoil
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("soon_idle")
+
 
 def delete_file(directory: Path) -> None:
     (directory / "queue.db").unlink()
