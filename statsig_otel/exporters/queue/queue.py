@@ -258,7 +258,7 @@ class DurableQueue:
         except sqlite3.Error:
             return {}  # whoever needs the file says so
 
-    def forgotten_exporters(self) -> list[ExporterState]:
+    def unconfigured_exporters(self) -> list[ExporterState]:
         """The exporters that are in the queue and not in the configuration."""
         return [state for state in self.states() if state.name not in self.routing.exporters]
 

@@ -9,8 +9,8 @@ from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.routing import Routing
 from statsig_otel.plugin.control.command import ChangeableQueue
-from statsig_otel.plugin.control.dead_letters import DeadLetters
-from statsig_otel.plugin.control.exporters import RunningExporters, StoppedExporters
+from statsig_otel.plugin.control.dead_letter_commands import DeadLetters
+from statsig_otel.plugin.control.queue_commands import RunningExporters, StoppedExporters
 from statsig_otel.plugin.control.socket import Handler
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapper

@@ -33,7 +33,7 @@ class RestartNeededError(Exception):
 
 
 def needing_restart(before: Configuration, after: Configuration) -> Iterator[str]:
-    """The places of a configuration whose changes need a restart, except for the exporters' (`Backend`)."""
+    """The places of a configuration whose changes need a restart, except for the exporters' (`Outbound`)."""
     for name in [*before.receivers, *after.receivers]:
         if (name in before.receivers) is not (name in after.receivers):
             yield f"receivers::{name}: {'is new' if name in after.receivers else 'is gone'}"

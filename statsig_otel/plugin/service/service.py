@@ -24,10 +24,10 @@ from statsig_otel.plugin.receiver.intake import Intake, Limits
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.server.thread import ServerThread
-from statsig_otel.plugin.service.backend import Backend
 from statsig_otel.plugin.service.builder import Exporters, Pipelines, Receivers, build_configuration
 from statsig_otel.plugin.service.endpoints import Endpoint, check_endpoints, endpoints_of
 from statsig_otel.plugin.service.lifecycle import Lifecycle
+from statsig_otel.plugin.service.outbound import Outbound
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
 from statsig_otel.plugin.settings.delivery import unused_keys
 from statsig_otel.plugin.settings.environment import resource_from_environment
@@ -143,21 +143,21 @@ class Service:
         self._configuration = configuration
         self._resource = dict(resource)
         self._ways_out = ""  # what to do if the directory is in use; the command line has no workers
-        self._backend = Backend(configuration, directory)
+        self._outbound = Outbound(configuration, directory)
         self._intakes = {name: _create_intake(name, one, resource) for name, one in settings.items()}
         self._receivers = {
-            name: StatsigReceiver(intake, self._backend.consumer, patience=self._backend.patience(name))
+            name: StatsigReceiver(intake, self._outbound.consumer, patience=self._outbound.patience(name))
             for name, intake in self._intakes.items()
         }
         self._wsgi_receivers = {
-            name: StatsigWsgiReceiver(intake, self._backend.consumer, patience=self._backend.patience(name))
+            name: StatsigWsgiReceiver(intake, self._outbound.consumer, patience=self._outbound.patience(name))
             for name, intake in self._intakes.items()
         }
         self._endpoints: list[Endpoint] = endpoints_of(settings, self._receivers) if listen else []
         self._servers = ServerThread([endpoint.server for endpoint in self._endpoints])
         self._commands: dict[str, Handler] = {}
-        socket = self._backend.socket
-        self._control = ControlServer(socket, self._backend.handlers(self._intakes)) if socket else None
+        socket = self._outbound.socket
+        self._control = ControlServer(socket, self._outbound.handlers(self._intakes)) if socket else None
         self._lifecycle = Lifecycle(self._open, self._close)
         self._is_open = False
         self._closing = False
@@ -181,7 +181,7 @@ class Service:
         A batch's `receiver` is the id of one of the service's receivers. Before `start`, after `shutdown` and in a
         forked child batches are refused.
         """
-        return self._backend.consumer
+        return self._outbound.consumer
 
     def receiver(self, name: str = "statsig") -> StatsigReceiver:
         """The receiver with this id as a resource of a Falcon ASGI application.
@@ -335,7 +335,7 @@ class Service:
     def _take_over(self, configuration: Configuration) -> list[str]:
         check_endpoints(receiver_settings(configuration))
         needing = [
-            *needing_restart(self._configuration, configuration), *self._backend.needing_restart(configuration)
+            *needing_restart(self._configuration, configuration), *self._outbound.needing_restart(configuration)
         ]  # fmt: skip
         if needing:
             raise RestartNeededError("; ".join(needing))
@@ -353,10 +353,10 @@ class Service:
             self._renew_handlers()
 
         try:
-            changes = self._backend.reconfigure(configuration, taken=take_over)
+            changes = self._outbound.reconfigure(configuration, taken=take_over)
         finally:
             for name in after:
-                patience = self._backend.patience(name)
+                patience = self._outbound.patience(name)
                 self._receivers[name].patience = self._wsgi_receivers[name].patience = patience
         return [
             *(f"receivers::{name}: has changed" for name in after if before[name] != after[name]),
@@ -413,7 +413,7 @@ class Service:
 
     def _open(self) -> None:
         try:
-            self._backend.start()
+            self._outbound.start()
             if self._control is not None:
                 self._control.start()
             for endpoint in self._endpoints:
@@ -447,7 +447,7 @@ class Service:
         self._closing = True
         timeout = self._left()
         grace = min(_times.SEND_GRACE, timeout / 4)
-        self._backend.close(grace)
+        self._outbound.close(grace)
         for receiver in self._receivers.values():
             receiver.close(min(_times.BODY_GRACE, timeout / 4))
         for wsgi_receiver in self._wsgi_receivers.values():
@@ -461,14 +461,14 @@ class Service:
             self._control.shutdown(self._left() / 2 + _times.SHUTDOWN_MARGIN)
         is_alone = self._reconfiguring.acquire(timeout=self._left() + _times.SHUTDOWN_MARGIN)
         try:
-            return self._backend.shutdown(min(self._drain, self._left()), grace=grace) and is_alone
+            return self._outbound.shutdown(min(self._drain, self._left()), grace=grace) and is_alone
         finally:
             if is_alone:
                 self._reconfiguring.release()
 
     def _renew_handlers(self) -> None:
         if self._control is not None:
-            self._control.handlers = {**self._backend.handlers(self._intakes), **self._commands}
+            self._control.handlers = {**self._outbound.handlers(self._intakes), **self._commands}
 
 
 def _create_intake(name: str, settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> Intake:

@@ -92,9 +92,9 @@ def test_an_exporter_that_left_keeps_its_place_until_it_comes_back(tmp_path: Pat
         put(queue, 1, 2, 3)
         cursor = queue.cursor("a")
         cursor.finish(cursor.read(1, 1000))
-        assert not queue.forgotten_exporters()
+        assert not queue.unconfigured_exporters()
     with running(tmp_path, exporters=("b",)) as queue:
-        (gone,) = queue.forgotten_exporters()
+        (gone,) = queue.unconfigured_exporters()
         assert (gone.name, gone.waiting, gone.bytes) == ("a", 2, 40)
         put(queue, 4)
         assert delivered(queue.cursor("b")) == [1, 2, 3, 4]
@@ -115,7 +115,7 @@ def test_removing_an_exporter_that_left_frees_what_it_held(tmp_path: Path) -> No
         removed = queue.submit(lambda connection: store.remove_exporter(connection, "a")).result(PATIENCE)
         assert removed is not None
         tidied(queue)
-        assert (count(queue.database), queue.forgotten_exporters()) == (0, [])
+        assert (count(queue.database), queue.unconfigured_exporters()) == (0, [])
     with running(tmp_path, exporters=("a", "b")) as queue:
         put(queue, 4)
         assert delivered(queue.cursor("a")) == [4]

@@ -250,7 +250,7 @@ class QueueMachine(RuleBasedStateMachine):
         else:
             self.close()
             self.open()
-        forgotten = {state.name for state in self.queue.forgotten_exporters()}
+        forgotten = {state.name for state in self.queue.unconfigured_exporters()}
         assert forgotten == set(self.places) - self.names
 
     @precondition(lambda self: set(self.places) - self.names)

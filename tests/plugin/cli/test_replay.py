@@ -16,7 +16,7 @@ from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.plugin.cli import dead_letters
-from statsig_otel.plugin.control import dead_letters as dead_letters_handlers
+from statsig_otel.plugin.control import dead_letter_commands as dead_letters_handlers
 from statsig_otel.plugin.control.socket import call
 from tests.exporters.queue.helpers import failing_disk
 from tests.plugin.cli.served_queue import (

@@ -18,7 +18,7 @@ from statsig_otel.exporters import Batch, Change, Delivered, Outcome, Receipt, R
 from statsig_otel.plugin.cli.components import list_components
 from statsig_otel.plugin.cli.configuration_docs import schema
 from statsig_otel.plugin.cli.main import main
-from statsig_otel.plugin.service.backend import Backend
+from statsig_otel.plugin.service.outbound import Outbound
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS, create_exporter
 from statsig_otel.plugin.settings.reading import exporter_settings
 from tests.exporters.delivery.helpers import encoded
@@ -333,7 +333,7 @@ def sent(exporter: Any) -> list[bytes]:
 def test_behind_the_queue_it_delivers_and_a_reload_exchanges_it_only_where_it_has_changed(
     tape: str, tmp_path: Path
 ) -> None:
-    delivery = Backend(configured("tape: {key: a}"), tmp_path / "q")
+    delivery = Outbound(configured("tape: {key: a}"), tmp_path / "q")
     (first,) = made_by(tape)
     assert first.log == []
     delivery.start()
@@ -356,7 +356,7 @@ def test_behind_the_queue_it_delivers_and_a_reload_exchanges_it_only_where_it_ha
 
 @pytest.mark.parametrize("outcome", [Delivered(), None])
 def test_without_a_queue_the_webhook_waits_for_it(tape: str, tmp_path: Path, outcome: Outcome) -> None:
-    delivery = Backend(configured("tape: {key: a, sending_queue: {enabled: false}}"), tmp_path / "q")
+    delivery = Outbound(configured("tape: {key: a, sending_queue: {enabled: false}}"), tmp_path / "q")
     (exporter,) = made_by(tape)
     exporter.answer = outcome
     delivery.start()
@@ -373,7 +373,7 @@ def test_without_a_queue_the_webhook_waits_for_it(tape: str, tmp_path: Path, out
 
 def test_what_it_refuses_is_a_dead_letter_where_retries_are_off(tape: str, tmp_path: Path) -> None:
     configuration = configured("tape: {key: a, retry_on_failure: {enabled: false}}")
-    delivery = Backend(configuration, tmp_path / "q")
+    delivery = Outbound(configuration, tmp_path / "q")
     (exporter,) = made_by(tape)
     exporter.answer = RetryLater("torn")
     delivery.start()
@@ -389,7 +389,7 @@ def test_what_it_refuses_is_a_dead_letter_where_retries_are_off(tape: str, tmp_p
 
 def test_one_ends_before_the_next_one_starts(tape: str, tmp_path: Path) -> None:
     """There are never two with the same settings at a time, such as two writers of a file."""
-    delivery = Backend(configured("tape: {key: a}"), tmp_path / "q")
+    delivery = Outbound(configured("tape: {key: a}"), tmp_path / "q")
     delivery.start()
     try:
         delivery.reconfigure(configured("tape: {key: a, reel: 2}"))
@@ -401,7 +401,7 @@ def test_one_ends_before_the_next_one_starts(tape: str, tmp_path: Path) -> None:
 def test_without_a_queue_not_even_another_secret_is_taken_over_by_one_that_can_not_renew_it(
     tape: str, tmp_path: Path
 ) -> None:
-    backend = Backend(configured("tape: {key: a, sending_queue: {enabled: false}}"), tmp_path / "q")
+    backend = Outbound(configured("tape: {key: a, sending_queue: {enabled: false}}"), tmp_path / "q")
     changed = configured("tape: {key: b, sending_queue: {enabled: false}}")
     assert list(backend.needing_restart(changed)) == [
         "exporters::tape::key: has changed, and the exporter has no sending queue"

@@ -17,7 +17,7 @@ from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery import damaged_file
-from statsig_otel.exporters.queue.store import DeadLetter
+from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 from statsig_otel.exporters.queue.writer import Work
 
 _logger: Final = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ _MISSING: Final[Mapping[int | None, str]] = {
     0: "No record that waited is missing",
 }
 
-CarriedOver: TypeAlias = Counter[tuple[Literal["record", "damaged", "letter"], str]]
-"""The numbers of intact and of damaged records, by exporter, and of dead letters, by owner."""
+CarriedOver: TypeAlias = Counter[tuple[Literal["record", "damaged", "dead letter"], str, DeadLetterKind | None]]
+"""The numbers of intact and of damaged records, by exporter, and of dead letters, by owner and kind."""
 
 
 class NobodyConfiguredError(Exception):
@@ -67,7 +67,7 @@ class CarryOver:
         self._exporters = damaged_file.exporter_states(connection)
         self._routes = damaged_file.routes(connection)
         self._before: dict[str, int] = {}  # the progress of an earlier attempt
-        self._is_guessed = False  # whom some records are for
+        self._is_guessed = False  # the exporters of some records
 
     def steps(self) -> Iterator[Work[CarriedOver]]:
         """Functions for the queue's writer, in order, which return what they carry over.
@@ -93,19 +93,19 @@ class CarryOver:
     def report(self, kept: Path) -> None:
         """Count and log what became of the file."""
         count: Counter[str] = Counter()
-        for (what, owner), number in self.done.items():
+        for (what, owner, kind), number in self.done.items():
             count[what] += number
-            if what == "record":
+            if kind is None:
                 _telemetry.queue_salvaged.add(number, {"exporter": owner})
             else:
-                _telemetry.dead_letters.add(number, {"kind": what, "owner": owner})
+                _telemetry.dead_letters.add(number, {"kind": kind, "owner": owner})
         _logger.warning(
             "What could be read of %s is carried over: %d records that wait, %d damaged ones and %d others as dead "
             "letters. %s. The file is kept as %s",
             self._name,
             count["record"],
             count["damaged"],
-            count["letter"],
+            count["dead letter"],
             _MISSING.get(missing := self._missing(), f"{missing} records that waited are missing"),
             kept,
         )
@@ -116,7 +116,8 @@ class CarryOver:
         if self._exporters is None or self._before or self._is_guessed or not all(one.is_sound for one in exporters):
             return None
         return sum(
-            max(one.waiting - self.done["record", one.name] - self.done["damaged", one.name], 0) for one in exporters
+            max(one.waiting - self.done["record", one.name, None] - self.done["damaged", one.name, "damaged"], 0)
+            for one in exporters
         )
 
     def _resume(self, connection: sqlite3.Connection) -> CarriedOver:
@@ -124,7 +125,7 @@ class CarryOver:
         return Counter()
 
     def _progress(self, connection: sqlite3.Connection) -> dict[str, int]:
-        """The last row of each table that is in the queue."""
+        """For each table of the file, the last row that was carried over."""
         return dict(connection.execute("SELECT source, after FROM salvage WHERE file = ?", (self._name,)))
 
     def _note(self, connection: sqlite3.Connection, source: str, after: int) -> None:
@@ -139,7 +140,9 @@ class CarryOver:
         before = self._progress(connection).get("records", 0)
         for route, record in rows:
             receiver, exporters = self._remaining(route, record.seq)
-            done.update(("record" if record.intact else "damaged", name) for name in exporters)
+            for name in exporters:
+                done["record", name, None] += record.intact
+                done["damaged", name, "damaged"] += not record.intact
             if not exporters or record.seq <= before:
                 continue
             if record.intact:
@@ -171,7 +174,7 @@ class CarryOver:
             if number > before:
                 store.bury(connection, dead_letter, at_ms)
         self._note(connection, "dead_letters", rows[-1][0])
-        return Counter(("letter", dead_letter.owner) for _, _, dead_letter in rows)
+        return Counter(("dead letter", dead_letter.owner, dead_letter.kind) for _, _, dead_letter in rows)
 
     def _add_seen(self, seen: Iterable[tuple[str, bytes, int]], connection: sqlite3.Connection) -> CarriedOver:
         connection.executemany("INSERT INTO seen (receiver, uid, at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", seen)

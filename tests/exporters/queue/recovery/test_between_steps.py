@@ -104,7 +104,7 @@ class Attack:
         )
 
     def remove(self, _: int) -> None:
-        for state in self.queue.forgotten_exporters():
+        for state in self.queue.unconfigured_exporters():
             with reading(self.queue.database) as connection:
                 routes = queries.routes_of(connection, state.id)
                 waiting = queries.read_records(connection, routes, after=state.cursor, count=1000, size=1 << 20)

@@ -4,10 +4,12 @@ import logging
 import signal
 import sqlite3
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Receipt
 from statsig_otel.exporters.queue.recovery import carry_over, client
 from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
@@ -50,6 +52,24 @@ def test_each_exporter_gets_what_it_was_not_done_with(tmp_path: Path) -> None:
         assert state_of(queue, "left").waiting == 2, "also for one that left the configuration"
         assert put(queue, 2, 9) == Receipt(1, 1)
         assert put(queue, 4, receiver="statsig/eu") == Receipt(0, 1)
+
+
+def test_dead_letters_are_counted_by_the_kinds_that_the_metric_declares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: Counter[str] = Counter()
+
+    class Counting:
+        def add(self, number: int, attributes: dict[str, str]) -> None:
+            counted[attributes["kind"]] += number
+
+    with running(tmp_path) as queue:
+        queue.consume(batch(1, invalid=2)).result(PATIENCE)
+    spoil(tmp_path)
+    monkeypatch.setattr(_telemetry, "dead_letters", Counting())
+    with running(tmp_path):
+        settled(tmp_path)
+    assert counted == {"item": 2}
 
 
 def test_a_change_that_was_split_keeps_all_its_records_though_they_have_one_uid(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from statsig_otel.exporters.queue import dead_letters, schema
 from statsig_otel.exporters.queue.dead_letters import Keep, Letter, MapAgain, Replay, Replayed, Resend, Selection
 from statsig_otel.exporters.routing import Routing
 from statsig_otel.plugin.control.command import ChangeableQueue, read_arguments, submit_and_wait
-from statsig_otel.plugin.control.exporters import why_no_sender
+from statsig_otel.plugin.control.queue_commands import why_no_sender
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.control.wording import counted, ranges
 from statsig_otel.plugin.record.mapper import Mapper

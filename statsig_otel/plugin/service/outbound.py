@@ -31,7 +31,7 @@ from statsig_otel.plugin.settings.storage import file_storage
 _logger: Final = logging.getLogger(__name__)
 
 
-class Backend:
+class Outbound:
     """Exporters, queue and senders of one configuration. The constructor opens nothing; it resolves a relative path."""
 
     def __init__(self, configuration: Configuration, directory: Path) -> None:
@@ -240,7 +240,7 @@ class Backend:
         return not waiting
 
     def _warn_of_unused_cursors(self, queue: DurableQueue) -> None:
-        for state in queue.forgotten_exporters():
+        for state in queue.unconfigured_exporters():
             _logger.warning(
                 "%s %s; the queue keeps its place, with %d records of %d bytes, until `statsig-otel queue remove %s`",
                 state.name,
