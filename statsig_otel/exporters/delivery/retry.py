@@ -7,7 +7,7 @@ SHORTEST_WAIT: Final = 0.05
 """At least so many seconds between two attempts, whatever the settings: a dead backend must cause no busy loop."""
 
 LONGEST_ASKED: Final = 3600.0
-"""At most so many seconds are granted to a backend: nobody may silence an exporter for good."""
+"""The longest wait that a backend may ask for, in seconds: nobody may silence an exporter for good."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ _GATHERING: Final = 0.5
 """After sending n records in t seconds, a sender waits 0.5 n t seconds, so that a busy stream forms batches."""
 
 _LONGEST_GATHERING: Final = 0.05
-"""At most so many seconds."""
+"""The longest such wait, in seconds."""
 
 BLOCKED: Final = RetrySettings(initial_interval=30.0, multiplier=2.0, max_interval=240.0, randomization_factor=0.25)
 """When the head is tried again while somebody has to repair something: at least every five minutes."""
@@ -133,7 +133,7 @@ class QueueSender:
     def shutdown(self, drain: float = 0.0, *, finish: float = 0.0) -> None:
         """Stop, and shut the exporter down. Safe to call twice.
 
-        A `send` that ignores its exporter's shutdown is left behind after three seconds, in a daemon thread, which is
+        A `send` that ignores its exporter's shutdown is left behind after SENDER_GRACE, in a daemon thread, which is
         logged; its batch stays in the queue.
 
         Args:
@@ -200,7 +200,7 @@ class QueueSender:
             self._storage_failed(error)
             return True
         except Exception as error:
-            # A mistake of ours must not end delivery for good, nor be repeated quickly.
+            # A bug of ours must neither end delivery nor spin.
             _logger.exception("%s: unexpected error of the sender", self._cursor.name)
             self._failed("blocked", f"unexpected {type(error).__name__}")
             more = True
@@ -253,9 +253,9 @@ class QueueSender:
         self._gather(len(batch), time.monotonic() - began)
 
     def _gather(self, records: int, took: float) -> None:
-        """Wait while a stream forms a batch: each batch costs the same, and those who answer webhooks pay for it.
+        """Wait while a stream forms a batch: each batch costs the same, and the threads that answer webhooks pay for it.
 
-        A lone record never waits, and neither does a full batch, nor the rest of a backlog.
+        The first record of a quiet time does not wait, and neither does a full batch or the rest of a backlog.
         """
         most = self._settings.max_records
         if not self._outage and not self._stopping and records < most and 0 < self._cursor.waiting < most:

@@ -25,7 +25,7 @@ _BETWEEN_TICKS: Final = 0.02
 """Seconds between two commits of `finish_soon`: each costs about as much as reading a batch does."""
 
 _MOST_DONE: Final = 16
-"""At most so many batches wait for such a commit, if the disk is slow."""
+"""The largest number of batches that wait for such a commit, if the disk is slow."""
 
 _SET_ASIDE: Final = "the database was set aside since these records were read"
 

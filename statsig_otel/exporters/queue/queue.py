@@ -34,7 +34,7 @@ _BETWEEN_DISK_CHECKS: Final = 0.1
 """Seconds between two checks of the disk's free space."""
 
 _SHARE_UNCHECKED: Final = 8
-"""Between two checks at most this part of the free space is accepted: with the log, a batch takes several times its
+"""Between two checks at most one eighth of the free space is accepted: with the log, a batch takes several times its
 size."""
 
 _Numbers: TypeAlias = dict[tuple[str, tuple[str, ...]], tuple[int, Sequence[int]]]
@@ -256,7 +256,7 @@ class DurableQueue:
                     and (observed_ns := queries.oldest_observed_ns(connection, state)) is not None
                 }
         except sqlite3.Error:
-            return {}  # whoever needs the file says so
+            return {}  # whoever needs the file will report it
 
     def unconfigured_exporters(self) -> list[ExporterState]:
         """The exporters that are in the queue and not in the configuration."""
@@ -381,10 +381,10 @@ class DurableQueue:
         deleted += store.forget_seen(connection, self.now_ms() - int(longest * 1000))
         if deleted:
             return True
-        # On a short disk every page counts: the space that is held back here could be what is missing for ever.
+        # When the disk is nearly full, free every page: the queue might otherwise never get going again.
         is_short = self.room() < 0
         if not idle and not is_short:
-            return False  # a backlog that is just being delivered frees the pages that would be moved now
+            return False  # a backlog that is being delivered will soon free the pages that this would move
         enough = 1 if is_short else _PAGES_WORTH_IT
         if connection.execute("PRAGMA freelist_count").fetchone()[0] < enough:
             return False

@@ -18,10 +18,10 @@ from statsig_otel.exporters.routing import Route
 DeadLetterKind = Literal["item", "body", "record", "batch", "damaged"]
 
 MOST_BODIES: Final = 1000
-"""At most so many whole bodies are kept as dead letters."""
+"""The largest number of whole bodies that are kept as dead letters."""
 
 MOST_BODY_BYTES: Final = 256 << 20
-"""At most so many bytes of them are kept."""
+"""The largest number of bytes of them."""
 
 DAMAGED: Final = "damaged on disk: its checksum is wrong"
 

@@ -34,7 +34,7 @@ _I = TypeVar("_I")
 Work = Callable[[sqlite3.Connection], _T]
 
 _MOST_AT_ONCE: Final = 1024
-"""At most so many jobs share a transaction: it limits how long the first of them waits."""
+"""The largest number of jobs that share a transaction. It limits how long the first of them waits."""
 
 _IDLE: Final = 1.0
 """Seconds after which an idle writer tidies up, and after which tidying that failed is tried again."""

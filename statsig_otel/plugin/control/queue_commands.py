@@ -1,4 +1,4 @@
-"""Resumes, skips and removes exporters of a queue, on a running service or on the queue of a stopped one."""
+"""Carries out `queue resume`, `queue skip` and `queue remove`, on a running service or on the queue of a stopped one."""
 
 import logging
 import os

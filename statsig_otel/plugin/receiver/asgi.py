@@ -89,7 +89,7 @@ class StatsigReceiver:
                 if loop is not None:
                     loop.call_soon_threadsafe(self._waits[loop].hasten, grace)
         if self._large_bodies is not None:
-            self._large_bodies.shutdown(wait=False)  # bodies that it has got are finished nevertheless
+            self._large_bodies.shutdown(wait=False)  # bodies that it already has are still finished
 
     async def on_post(self, req: Request, resp: Response) -> None:
         """Answer one webhook."""

@@ -223,7 +223,7 @@ class Outbound:
             in_thread(sender.shutdown, "stop sender")
 
     def shutdown(self, drain: float = 0.0, *, grace: float = SEND_GRACE) -> bool:
-        """Send what waits for `drain` seconds, stop the exporters and close the queue. Safe to call twice.
+        """Spend `drain` seconds sending what waits, stop the exporters and close the queue. Safe to call twice.
 
         Sends of synchronous exporters get `grace` seconds. Returns whether nothing waits any more.
         """
@@ -232,7 +232,7 @@ class Outbound:
         if self._queue is None or self._recovery is None:
             return True
         self._recovery.stop()
-        self._queue.shutdown()  # first: it finishes what was handed to it
+        self._queue.shutdown()  # before the sizes are read: it finishes what was handed to it
         sizes = self._queue.sizes()
         waiting = {name: sizes[name] for name in self._senders if sizes[name]}
         for name, records in waiting.items():

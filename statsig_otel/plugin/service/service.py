@@ -260,7 +260,7 @@ class Service:
             raise
 
     def shutdown(self, timeout: float = _times.SHUTDOWN_TIMEOUT, *, drain: float = _times.QUEUE_DRAIN) -> bool:
-        """Accept no more webhooks, finish those in flight, send what waits for a while, and close everything.
+        """Accept no more webhooks, finish those in flight, spend a while sending what waits, and close everything.
 
         What is not sent stays in the queue and is sent after the next start. A service that was never started can't be
         started any more. A second call waits for the same shutdown; the first call's times count.
@@ -306,7 +306,7 @@ class Service:
         await self.ashutdown()
 
     def reconfigure(self, configuration: Configuration) -> list[str]:
-        """Take over another configuration while the service runs. No connection ends, and no event is dropped.
+        """Take over another configuration while the service runs. No connection ends, and no change is lost.
 
         Secrets, tolerance and mapping apply from the next request on, renewed TLS files of the servers from the next
         connection on. An exporter that changed finishes its batch before another one takes its place.

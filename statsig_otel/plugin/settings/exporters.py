@@ -175,7 +175,7 @@ def _installed(point: EntryPoint) -> Installed:
 
 def _load(one: Installed) -> ExporterType[Any] | Fault:
     """Import a type and check whether it is what it has to be."""
-    mend = f"mend, upgrade or uninstall {one.distribution}"
+    mend = f"fix, upgrade or uninstall {one.distribution}"
     where = f"the entry point {one.name} of {one.distribution}"
     try:
         found = EntryPoint(one.name, one.value, GROUP).load()

@@ -224,7 +224,7 @@ def test_one_that_is_broken_says_why_and_disturbs_nobody_else(site: Site, code: 
     assert errors("tape: {key: a}").startswith(f"exporters::tape: {why} (config.yaml:4)\n  hint: ")
     listed = list_components()["exporters"][-1]
     assert (listed["name"], listed["module"], listed["problem"]) == ("tape", "tape-drive 2.5", why)
-    assert "mend, upgrade or uninstall tape-drive 2.5" in str(listed["hint"])
+    assert "fix, upgrade or uninstall tape-drive 2.5" in str(listed["hint"])
     assert call("validate", "debug:", "debug").exit_code == 0
     printed = CliRunner().invoke(main, ["schema"])
     assert (printed.stdout, printed.stderr) == (schema(), f"warning: left out: {why}\n")
