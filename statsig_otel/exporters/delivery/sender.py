@@ -253,7 +253,7 @@ class QueueSender:
         self._gather(len(batch), time.monotonic() - began)
 
     def _gather(self, records: int, took: float) -> None:
-        """Wait while a stream forms a batch: each batch costs the same, and the threads that answer webhooks pay for it.
+        """Wait while a stream forms a batch: each batch costs the same, and the threads that answer webhooks pay it.
 
         The first record of a quiet time does not wait, and neither does a full batch or the rest of a backlog.
         """

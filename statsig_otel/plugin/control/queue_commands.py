@@ -1,4 +1,4 @@
-"""Carries out `queue resume`, `queue skip` and `queue remove`, on a running service or on the queue of a stopped one."""
+"""Carries out `queue resume`, `queue skip` and `queue remove`, on a running service or on a stopped queue."""
 
 import logging
 import os

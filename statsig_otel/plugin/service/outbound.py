@@ -158,7 +158,7 @@ class Outbound:
         same -= self._failed
         created = {name: create_exporter(name, one.settings) for name, one in after.items() if name not in same}
         if self._queue is not None:
-            # First, since only this can fail, and a new sender needs its cursor.
+            # Of what comes after the exporters are created only this can fail, and a new sender needs its cursor.
             self._queue.reconfigure(routing(configuration))
         else:
             self._routing.now = routing(configuration)
