@@ -74,7 +74,7 @@ def start(
         output: The descriptor of its standard output.
         errors: The descriptor of its standard error.
     """
-    if "LD_PRELOAD" in env or sys.platform != "linux":
+    if "LD_PRELOAD" in env or env.get("PYTHONPATH") != os.environ.get("PYTHONPATH") or sys.platform != "linux":
         command = [sys.executable, "-m", "statsig_otel", *arguments]
         return subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
     orders, orders_end = os.pipe()

@@ -226,7 +226,8 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         """The outcome of an exchange. A received status decides, even if the body is incomplete."""
         status, body = exchange.status, bytes(exchange.body)
         if status is None:
-            if in_time and exchange.error is not None:
+            # The socket has the same timeout, and may be the first to notice.
+            if in_time and exchange.error is not None and not isinstance(exchange.error, TimeoutError):
                 return self._failure(exchange.error)
             return RetryLater(f"no answer within {timeout:g} s" if self._running else "the exporter is shutting down")
         if status not in _OK:

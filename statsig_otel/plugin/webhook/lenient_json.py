@@ -14,6 +14,16 @@ from json import JSONDecodeError, JSONDecoder
 from typing import Final, cast
 
 _SPACES: Final = re.compile(r"[ \t\n\r]*")
+_SCALAR: Final = (
+    r'(?:"[^"\\,\x00-\x1f]*+"'
+    r"|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+"
+    r"|null|true|false|NaN|-?Infinity|\[[ \t\n\r]*+\]|\{[ \t\n\r]*+\})[ \t\n\r]*+,[ \t\n\r]*+"
+)
+"""A value that nobody wants, with the comma after it, which is its only one. Possessive: nothing is tried twice."""
+
+# A body of a million small values would otherwise hold the interpreter for seconds. No other thread runs during a
+# match, so it covers at most a few thousand.
+_SCALARS: Final = re.compile(f"(?:{_SCALAR}){{1,4096}}+")
 _MAX_DIGITS: Final = 4300
 """CPython's own limit for reading an integer (`sys.int_info.default_max_str_digits`), fixed here so that a process with
 a higher limit reads no longer ones. A process with a lower limit reads only shorter ones."""
@@ -154,6 +164,9 @@ class _Scanner:
         count = 0
         kept: list[Item] = []
         for _ in self._steps("[", "]"):
+            while scalars := _SCALARS.match(self._text, self._position):
+                count += self._text.count(",", self._position, scalars.end())
+                self._position = scalars.end()
             count += 1
             value = self.value()
             if isinstance(value, Item):
