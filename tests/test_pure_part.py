@@ -106,7 +106,7 @@ MODEL = "pydantic"
 RECORD_MODEL = "pydantic opentelemetry.proto"
 MAY_LOAD = {
     "config": {
-        "": "ConfigError Problem",
+        "": "ConfigError Problem SettingError",
         MODEL: "Duration Opaque Settings Size",
     },
     "exporters": {
@@ -124,7 +124,7 @@ MAY_LOAD = {
         "msgspec opentelemetry.proto": "Mapper",
         "msgspec opentelemetry.metrics opentelemetry.proto": "Answer AnsweredError Intake Limits Request",
         MODEL: "ChangeMatchSettings FilterSettings",
-        f"{MODEL} opentelemetry.metrics": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
+        f"{RECORD_MODEL} opentelemetry.metrics": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
         RECORD_MODEL: "ImpactedServicesSettings LookupSettings MappingSettings ServiceRuleSettings",
         f"{RECORD_MODEL} msgspec": "DeduplicationSettings ServerTlsSettings StatsigReceiverSettings",
         FALCON: "StatsigReceiver StatsigWsgiReceiver create_app create_wsgi_app",

@@ -26,6 +26,9 @@ class Fault(NamedTuple):
     hint: str | None = None
 
 
+NOT_A_NAME: Final = Fault("contains a key that is not a name", "write NAME: VALUE, with a space after the colon")
+
+
 class SettingError(ValueError):
     """A validator refuses a value, and says what to write instead.
 

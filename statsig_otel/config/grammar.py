@@ -11,15 +11,23 @@ from typing import Final, TypeAlias
 from unicodedata import category
 
 from statsig_otel.config.configuration import Components, Configuration, Pipeline
-from statsig_otel.config.errors import ConfigError, Path, Problem, closest, hint_for, list_of, quoted, render
+from statsig_otel.config.errors import (
+    NOT_A_NAME,
+    ConfigError,
+    Path,
+    Problem,
+    closest,
+    hint_for,
+    list_of,
+    quoted,
+    render,
+)
 from statsig_otel.config.locations import read_all
 from statsig_otel.config.model import Composed, Settings, extensions_of
 from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.substitution import hint_for_secret
 from statsig_otel.config.validation import (
     LIST_HINT,
-    NO_NAME,
-    NO_NAME_HINT,
     compose,
     is_secret,
     may_be_secret,
@@ -89,7 +97,10 @@ def _for_secret(problem: Problem, components: Components) -> Problem:
     for end in range(1, len(below) + 1):
         if may_be_secret(models, tuple(below[:end])):
             return replace(
-                problem, path=problem.path[: _KEY_OF_COMPONENT + end - 1], message=NO_NAME, hint=NO_NAME_HINT
+                problem,
+                path=problem.path[: _KEY_OF_COMPONENT + end - 1],
+                message=NOT_A_NAME.message,
+                hint=NOT_A_NAME.hint,
             )
     if not is_secret(models, tuple(below)):
         return problem

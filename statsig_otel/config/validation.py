@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar, Union, get_args, g
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from statsig_otel.config.errors import Fault, Path, Problem, SettingError, closest, hint_for
+from statsig_otel.config.errors import NOT_A_NAME, Fault, Path, Problem, SettingError, closest, hint_for
 from statsig_otel.config.model import Composed, Opaque, OrList, Settings, without_these
 from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.units import AS_WRITTEN, unit_of
@@ -25,8 +25,6 @@ Models: TypeAlias = tuple[type[Settings], ...]
 """The models that read one mapping, each its own keys."""
 
 LIST_HINT: Final = "write [A, B], or a line with - A for each"
-NO_NAME: Final = "contains a key that is not a name"
-NO_NAME_HINT: Final = "write NAME: VALUE, with a space after the colon"
 
 # By pydantic's error types. In braces: keys of the error's context.
 _TYPES: Final = {
@@ -167,7 +165,7 @@ def _problems(
             problems[below] = _with_hint(_fault(found, _types(models, below)), models, below, found)
     for below in [one for one in problems if may_be_secret(models, one)]:
         del problems[below]
-        problems[below[:-1]] = Fault(NO_NAME, NO_NAME_HINT)
+        problems[below[:-1]] = NOT_A_NAME
     secrets = tuple(_secrets(body, models))
     return [
         document.problem(path + below, without_these(secrets, message), hint and without_these(secrets, hint))

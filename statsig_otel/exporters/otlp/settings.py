@@ -19,10 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from statsig_otel.config.errors import SettingError
+from statsig_otel.config.errors import NOT_A_NAME, SettingError
 from statsig_otel.config.model import Opaque, OrList, Settings
 from statsig_otel.config.units import Duration
-from statsig_otel.config.validation import NO_NAME_HINT
 from statsig_otel.exporters.otlp.tls import CANNOT_SKIP, NOTHING, ClientTlsSettings, GrpcTlsSettings
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]+\]")
@@ -386,7 +385,7 @@ def _legal_headers(
             # The key stays out of the message: `NAME:VALUE` without a space is one too.
             raise SettingError(
                 "contains a key that is not the name of a header: letters, digits, - and _ only",
-                NO_NAME_HINT,
+                NOT_A_NAME.hint,
             )
         if key.lower() in reserved:
             raise ValueError(f"the header {key!r} is set by the exporter itself; leave it out")
