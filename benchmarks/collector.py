@@ -36,7 +36,7 @@ from tests.e2e import otelcol
 _FILES = Path(__file__).parent / "peers" / "collector"
 _FEATURE_GATES = "ottl.functions.enableLambda"
 _SAMPLE = 5
-"""Requests of each kind of which the service and the Collector must make the same records."""
+"""Requests of each kind. The service and the Collector must make the same records from them."""
 
 _MOMENT = 0.5
 """Seconds to wait for records that must not arrive."""
