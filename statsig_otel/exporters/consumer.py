@@ -118,6 +118,13 @@ class RefusedError(Exception):
         self.subject = subject
 
 
+def refused(message: str, *, reason: str) -> Future[Receipt]:
+    """The answer of a consumer that refuses a batch at once."""
+    answer: Future[Receipt] = Future()
+    answer.set_exception(RefusedError(message, reason=reason))
+    return answer
+
+
 class Consumer(Protocol):
     """Accepts the batches of receivers. Examples are a queue, a database table and a LoggerProvider.
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 from statsig_otel._process import OwnerProcess
-from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
+from statsig_otel.exporters.consumer import Batch, Receipt, refused
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.routing import CurrentRouting
@@ -38,12 +38,12 @@ class Pipeline:
         """Take over one batch; see `Consumer.consume`."""
         routing = self._routing.now  # once: it may change before the batch is in the queue
         if batch.receiver not in routing.receivers:
-            return _refused(f"there is no receiver {batch.receiver!r} in this service", "unknown_receiver")
+            return refused(f"there is no receiver {batch.receiver!r} in this service", reason="unknown_receiver")
         if not self._owner.pid:
-            return _refused("the service was not started", "not_running")
+            return refused("the service was not started", reason="not_running")
         if self._owner.is_forked:
             owner = f"the process {self._owner.pid}, of which this is a fork"
-            return _refused(f"the service was started by {owner}: start one after the fork", "not_running")
+            return refused(f"the service was started by {owner}: start one after the fork", reason="not_running")
         route = routing.route(batch.receiver)
         queue = self._queue if route.queued else None
         if queue is None:
@@ -68,9 +68,3 @@ class Pipeline:
         # The invalid items go only to the queue's dead letters.
         self._synchronous.consume(replace(batch, invalid=()), route).add_done_callback(store)
         return answer
-
-
-def _refused(message: str, reason: str) -> Future[Receipt]:
-    answer: Future[Receipt] = Future()
-    answer.set_exception(RefusedError(message, reason=reason))
-    return answer

@@ -47,12 +47,17 @@ BLOCKED: Final = RetrySettings(initial_interval=30.0, multiplier=2.0, max_interv
 """When the head is tried again while somebody has to repair something: at least every five minutes."""
 
 
+MAX_RECORDS: Final = 512
+MAX_BYTES: Final = 2 << 20
+"""The limits of one `send`; a larger record goes alone. A Collector's gRPC receiver takes 4 MiB."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliverySettings:
     """How an exporter's sender works."""
 
-    max_records: int = 512  # of a batch
-    max_bytes: int = 2 << 20  # of a batch; a larger record goes alone. A Collector's gRPC receiver takes 4 MiB
+    max_records: int = MAX_RECORDS  # of a batch
+    max_bytes: int = MAX_BYTES  # of a batch
     timeout: float = SEND_TIMEOUT  # seconds for one attempt
     retry: RetrySettings = field(default_factory=RetrySettings)  # after a passing fault
     blocked: RetrySettings = BLOCKED  # while somebody has to repair something; it never ends

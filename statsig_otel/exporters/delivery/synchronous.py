@@ -19,6 +19,7 @@ from statsig_otel._times import SEND_GRACE, SEND_MARGIN, TURN_TIMEOUT
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
 from statsig_otel.exporters.delivery.guarded import Guarded, count_sent
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
+from statsig_otel.exporters.delivery.sender import MAX_BYTES, MAX_RECORDS
 from statsig_otel.exporters.exporter import (
     Blocked,
     Delivered,
@@ -31,10 +32,6 @@ from statsig_otel.exporters.exporter import (
 from statsig_otel.exporters.routing import Route
 
 _logger: Final = logging.getLogger(__name__)
-
-_MAX_RECORDS: Final = 512
-_MAX_BYTES: Final = 2 << 20
-"""Bytes of one `send`; a larger record goes alone. A Collector's gRPC receiver takes 4 MiB."""
 
 _WORDS: Final = {
     RetryLater: "retry later",
@@ -254,7 +251,7 @@ class _Worker:
             while self._waiting:
                 count += len(self._waiting[0].records)
                 size += self._waiting[0].size
-                if group and (count > _MAX_RECORDS or size > _MAX_BYTES):
+                if group and (count > MAX_RECORDS or size > MAX_BYTES):
                     break
                 group.append(self._waiting.popleft())
             self._sending = group
@@ -280,7 +277,7 @@ def _parts(records: Iterable[bytes]) -> Iterator[list[bytes]]:
     part: list[bytes] = []
     size = 0
     for record in records:
-        if part and (len(part) == _MAX_RECORDS or size + len(record) > _MAX_BYTES):
+        if part and (len(part) == MAX_RECORDS or size + len(record) > MAX_BYTES):
             yield part
             part, size = [], 0
         part.append(record)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 
-from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
+from statsig_otel.exporters.consumer import Batch, Receipt, refused
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer
 from statsig_otel.exporters.queue.queue import DurableQueue
@@ -53,9 +53,7 @@ def stopped_handlers(
     def deliver(batch: Batch) -> Future[Receipt]:
         names = ", ".join(routing.route(batch.receiver).synchronous)
         why = f"{names} has no sending queue, so nothing can wait for it: replay it while the service runs"
-        refused: Future[Receipt] = Future()
-        refused.set_exception(RefusedError(why, reason="not_running"))
-        return refused
+        return refused(why, reason="not_running")
 
     exporters = StoppedExporters(queue, configured, routing.synchronous)
     dead = DeadLetters(queue=queue, routing=routing, mappers=mappers, deliver=deliver, exporters=None)

@@ -207,9 +207,10 @@ class Outbound:
         """Take the configuration over, and return the new senders, which are not started yet."""
         configured, before = configured_exporters(configuration), self._senders
         coming = self._create_senders({name: configured[name] for name in created}, created)
-        self._senders = {name: (before | coming)[name] for name, one in configured.items() if one.is_queued}
+        senders, exporters = before | coming, {**self._exporters, **created}
+        self._senders = {name: senders[name] for name, one in configured.items() if one.is_queued}
         self._leaving = tuple(sender for name, sender in before.items() if self._senders.get(name) is not sender)
-        self._exporters = {name: {**self._exporters, **created}[name] for name in configured}
+        self._exporters = {name: exporters[name] for name in configured}
         self._configuration = configuration
         return coming
 

@@ -235,8 +235,8 @@ def test_what_waits_is_joined_into_one_send() -> None:
 
 
 def test_a_joined_send_keeps_to_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synchronous, "_MAX_RECORDS", 4)
-    monkeypatch.setattr(synchronous, "_MAX_BYTES", 10)
+    monkeypatch.setattr(synchronous, "MAX_RECORDS", 4)
+    monkeypatch.setattr(synchronous, "MAX_BYTES", 10)
     gate = threading.Event()
     backend = Backend(gate=gate)
     made = consumer(one=backend)
@@ -293,7 +293,7 @@ def test_a_part_holds_two_mebibytes_and_a_larger_record_goes_alone() -> None:
 
 
 def test_a_part_that_fails_refuses_the_batch_and_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synchronous, "_MAX_RECORDS", 1)
+    monkeypatch.setattr(synchronous, "MAX_RECORDS", 1)
     backend = Backend(lambda payload: RetryLater("down") if payload == b"b" else Delivered())
     made = consumer(one=backend)
     assert refusal(consume(made, batch("a", "b", "c"))).reason == "exporter_failed"
@@ -302,7 +302,7 @@ def test_a_part_that_fails_refuses_the_batch_and_ends_it(monkeypatch: pytest.Mon
 
 
 def test_all_parts_share_one_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synchronous, "_MAX_RECORDS", 1)
+    monkeypatch.setattr(synchronous, "MAX_RECORDS", 1)
 
     def take_time(payload: bytes) -> Outcome:
         time.sleep(0.05)
