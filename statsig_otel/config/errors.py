@@ -68,6 +68,7 @@ class Problem:
         hint: What to do about it.
         file: The file, or another source, such as an environment variable.
         line: The line in the file, from 1.
+        unset: The environment variable that is not set, if that is what is wrong.
 
     Example:
         >>> from statsig_otel.config import Problem
@@ -81,6 +82,7 @@ class Problem:
     hint: str | None = None
     file: str | None = None
     line: int | None = None
+    unset: str | None = None
 
     def __str__(self) -> str:
         text = f"{render(self.path)}: {self.message}" if self.path else self.message

@@ -25,7 +25,6 @@ from statsig_otel.config.errors import (
 from statsig_otel.config.locations import read_all
 from statsig_otel.config.model import Composed, Settings, extensions_of
 from statsig_otel.config.source import Document, Unknown
-from statsig_otel.config.substitution import hint_for_secret
 from statsig_otel.config.validation import (
     LIST_HINT,
     compose,
@@ -50,6 +49,7 @@ _SERVICE_HINT: Final = "write service: {pipelines: {logs: {receivers: [...], exp
 _SECTION_HINT: Final = "write a line for each, its id and a colon; lists of ids stand below service alone"
 _PIPELINE_HINT: Final = "move it below service::pipelines::logs"
 _KEY_OF_COMPONENT: Final = 2
+_UNSET_HINT: Final = "set it where the service runs, or write ${file:PATH}, with the secret in a file"
 _ID_HINT: Final = "an id is TYPE or TYPE/NAME, such as otlp_grpc/backup"
 
 
@@ -86,7 +86,7 @@ def examine(document: Document, components: Components) -> tuple[Configuration, 
 
 
 def _for_secret(problem: Problem, components: Components) -> Problem:
-    """A problem of reading a value. If the value is a secret, no hint says to write it into the file.
+    """A problem of reading a value. If the value is a secret, no hint says to write a default, which all could read.
 
     A key that is not a name may be a secret too: of `{authorization:Bearer TOKEN}` everything is the key.
     """
@@ -102,10 +102,10 @@ def _for_secret(problem: Problem, components: Components) -> Problem:
                 message=NOT_A_NAME.message,
                 hint=NOT_A_NAME.hint,
             )
-    if not is_secret(models, tuple(below)):
+    if problem.unset is None or not is_secret(models, tuple(below)):
         return problem
-    hint, without = hint_for_secret(problem.hint), models[-1].without.get(str(below[0]))
-    return replace(problem, hint=f"{hint}; {without}" if hint != problem.hint and without else hint)
+    without = models[-1].without.get(str(below[0]))
+    return replace(problem, hint=f"{_UNSET_HINT}; {without}" if without else _UNSET_HINT)
 
 
 _Section: TypeAlias = dict[str, Settings | None]

@@ -223,8 +223,8 @@ class _Builder:
             self.templates[path] = template
         if node not in self._texts:
             text, faults = self.substitution.expand(node.value)
-            for message, hint in faults:
-                self.unresolved.append(Problem(path, message, hint, self.file, node.line))
+            for message, hint, unset in faults:
+                self.unresolved.append(Problem(path, message, hint, self.file, node.line, unset))
             self._texts[node] = UNKNOWN if faults else text
         return self._texts[node]
 

@@ -17,9 +17,9 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from statsig_otel.config.errors import Fault, SettingError, quoted
+from statsig_otel.config.errors import SettingError, quoted
 
 MAX_FILE: Final = 1 << 20
 """The most bytes of a file that `${file:...}` reads."""
@@ -30,9 +30,28 @@ MAX_TEXT: Final = 8 << 20
 _REFERENCE: Final = re.compile(r"\$(?:\$|\{([^}]*)(\}?))")
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
-_UNSET_HINT: Final = "set it, or write a default: "
 _ESCAPE_HINT: Final = "write $$ where a $ is meant"
 _FORMS_HINT: Final = f"there are ${{env:NAME}}, ${{env:NAME:-default}} and ${{file:/path}}; {_ESCAPE_HINT}"
+
+
+class Unresolved(NamedTuple):
+    """What is wrong with a reference.
+
+    Attributes:
+        unset: The environment variable that is not set, if that is wrong.
+    """
+
+    message: str
+    hint: str | None = None
+    unset: str | None = None
+
+
+class _UnsetError(SettingError):
+    def __init__(self, variable: str) -> None:
+        shown = quoted(variable)[1:-1]
+        message = f"the environment variable {shown} is not set"
+        super().__init__(message, f"set it, or write a default: ${{env:{shown}:-default}}")
+        self.variable: Final = variable
 
 
 class Substitution:
@@ -44,15 +63,16 @@ class Substitution:
         self._files: dict[str, str] = {}
         self._room = MAX_TEXT
 
-    def expand(self, text: str) -> tuple[str, list[Fault]]:
+    def expand(self, text: str) -> tuple[str, list[Unresolved]]:
         """The string with its references resolved, and what was wrong with them. Messages contain only names."""
-        faults: list[Fault] = []
+        faults: list[Unresolved] = []
 
         def replace(match: re.Match[str]) -> str:
             try:
                 return self._value(match)
             except SettingError as error:
-                faults.append(Fault(error.message, error.hint))
+                unset = error.variable if isinstance(error, _UnsetError) else None
+                faults.append(Unresolved(error.message, error.hint, unset))
                 return ""
 
         return _REFERENCE.sub(replace, text), faults
@@ -93,8 +113,7 @@ class Substitution:
     def _variable(self, name: str, default: str | None) -> str:
         value, shown = self._environ.get(name, default), quoted(name)[1:-1]
         if value is None:
-            hint = f"{_UNSET_HINT}${{env:{shown}:-default}}"
-            raise SettingError(f"the environment variable {shown} is not set", hint)
+            raise _UnsetError(name)
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -126,13 +145,6 @@ class Substitution:
         return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
-def hint_for_secret(hint: str | None) -> str | None:
-    """The hint for a value that is a secret: it must not say to write a default, which everybody could read."""
-    if hint is None or not hint.startswith(_UNSET_HINT):
-        return hint
-    return "set it where the service runs, or write ${file:PATH}, with the secret in a file"
-
-
 @dataclass(frozen=True, slots=True)
 class Template:
     """A string, as it was written, with references to files whose content may change while a service runs."""
@@ -141,7 +153,7 @@ class Template:
     environ: Mapping[str, str]
     directory: Path
 
-    def expand(self) -> tuple[str, list[Fault]]:
+    def expand(self) -> tuple[str, list[Unresolved]]:
         """Read the files again and resolve the references; see `Substitution.expand`."""
         return Substitution(self.environ, self.directory).expand(self.text)
 

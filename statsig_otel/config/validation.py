@@ -26,25 +26,24 @@ Models: TypeAlias = tuple[type[Settings], ...]
 
 LIST_HINT: Final = "write [A, B], or a line with - A for each"
 
+_A_STRING: Final = "a string"
+_A_MAPPING: Final = "a mapping"
 # By pydantic's error types. In braces: keys of the error's context.
 _TYPES: Final = {
     kind: words
     for words, kinds in {
-        "a string": "string_type string_sub_type",
+        _A_STRING: "string_type string_sub_type",
         "true or false": "bool_type bool_parsing",
         "a whole number": "int_type int_parsing int_from_float",
         "a whole number of at most 4300 digits": "int_parsing_size",
         "a number": "float_type float_parsing decimal_type decimal_parsing",
         "a list": "list_type tuple_type set_type frozen_set_type iterable_type",
-        "a mapping": "dict_type mapping_type model_type model_attributes_type dataclass_type",
+        _A_MAPPING: "dict_type mapping_type model_type model_attributes_type dataclass_type",
         "a path": "path_type",
         "{expected}": "literal_error enum",
     }.items()
     for kind in kinds.split()
 }
-_A_MAPPING: Final = "must be a mapping"
-_A_STRING: Final = "must be a string"
-_NO_VALUE: Final = "has no value"
 _WORDS: Final = {
     "missing": "is required",
     "string_unicode": "is not valid Unicode",
@@ -99,22 +98,25 @@ def _checked(
     path: Path,
     document: Document,
 ) -> tuple[_S | None, list[Problem]]:
-    tried: dict[Path, Problem] = {}
+    tried: set[Path] = set()
+    about_numbers: dict[Path, Problem] = {}
     value: Any = body
     while True:
         settings, errors = read(value)
         if settings is not None:
             return settings, []
         # A value that could not be read has a problem already, so the errors of the models about it are left out.
-        problems = _problems(errors, models, value, path, document)
+        found = _by_place(errors, value)
+        problems = _problems(found, models, value, path, document)
         strings = {
             problem.path: problem for problem in problems if problem.path not in tried and _as_string(problem, document)
         }
         if not strings:
-            # Where a string was wanted, the error about the string says more than the one about the number.
-            first = {place: problem for place, problem in tried.items() if problem.message != _A_STRING}
-            return None, [first.get(problem.path, problem) for problem in problems]
-        tried |= strings
+            return None, [about_numbers.get(problem.path, problem) for problem in problems]
+        tried |= strings.keys()
+        # Where a string was wanted, the error about the string says more than the one about the number.
+        wants_string = {path + below for below, (_, details) in found.items() if _wanted(details) == [_A_STRING]}
+        about_numbers |= {place: problem for place, problem in strings.items() if place not in wants_string}
         value = _with_strings(value, path, {place: _as_string(problem, document) for place, problem in strings.items()})
 
 
@@ -134,22 +136,29 @@ def _with_strings(value: object, path: Path, strings: Mapping[Path, str | None])
     return value
 
 
-def _problems(
-    errors: list[ErrorDetails], models: Models, body: Mapping[str, object], path: Path, document: Document
-) -> list[Problem]:
-    by_place: dict[Path, list[ErrorDetails]] = {}
-    unknown: set[Path] = set()
+def _by_place(errors: Iterable[ErrorDetails], body: object) -> dict[Path, tuple[object, list[ErrorDetails]]]:
+    """The errors about each value, after the value itself."""
+    found: dict[Path, tuple[object, list[ErrorDetails]]] = {}
     for details in errors:
         below, value = _follow(body, details)
-        by_place.setdefault(below, []).append(details)
-        if isinstance(value, Unknown):
-            unknown.add(below)
+        found.setdefault(below, (value, []))[1].append(details)
+    return found
+
+
+def _problems(
+    by_place: Mapping[Path, tuple[object, list[ErrorDetails]]],
+    models: Models,
+    body: Mapping[str, object],
+    path: Path,
+    document: Document,
+) -> list[Problem]:
     # If something is wrong further down, the type was right.
     right = {place[:end] for place in by_place for end in range(len(place))}
     meant: set[Path] = set()
+    missing: set[Path] = set()
     problems: dict[Path, Fault] = {}
-    for below, found in by_place.items():
-        if below in right or below in unknown:
+    for below, (value, found) in by_place.items():
+        if below in right or isinstance(value, Unknown):
             continue
         if found[0]["type"] == "extra_forbidden":
             if advice := _advice("refused", models, below):
@@ -163,6 +172,9 @@ def _problems(
                 meant.add((*below[:-1], near))
         else:
             problems[below] = _with_hint(_fault(found, _types(models, below)), models, below, found)
+            missing |= {below} if _is_missing(found) else set()
+    # A key that is missing because it is misspelt is one mistake, not two.
+    problems = {below: fault for below, fault in problems.items() if below not in meant & missing}
     for below in [one for one in problems if may_be_secret(models, one)]:
         del problems[below]
         problems[below[:-1]] = NOT_A_NAME
@@ -170,8 +182,6 @@ def _problems(
     return [
         document.problem(path + below, without_these(secrets, message), hint and without_these(secrets, hint))
         for below, (message, hint) in problems.items()
-        # A key that is missing because it is misspelt is one mistake, not two.
-        if not (below in meant and message == _WORDS["missing"])
     ]
 
 
@@ -181,10 +191,10 @@ def _with_hint(fault: Fault, models: Models, below: Path, found: list[ErrorDetai
     key = below[-1] if below else None
     if not isinstance(key, str):
         return fault
-    if message in (_WORDS["missing"], _NO_VALUE):
+    if _is_missing(found) or _has_no_value(found):
         return Fault(message, _advice("needed", models, below) or hint)
     is_switch = all(isinstance(details["input"], bool) for details in found)
-    if message == _A_MAPPING and is_switch and "enabled" in _keys(_types(models, below)):
+    if _wanted(found) == [_A_MAPPING] and is_switch and "enabled" in _keys(_types(models, below)):
         return Fault(message, f"write {key}: {{enabled: {'true' if found[0]['input'] else 'false'}}}")
     return fault
 
@@ -231,15 +241,27 @@ def _follow(body: Any, details: ErrorDetails) -> tuple[Path, object]:
     return path, value
 
 
+def _is_missing(found: list[ErrorDetails]) -> bool:
+    return found[0]["type"] == "missing"
+
+
+def _has_no_value(found: list[ErrorDetails]) -> bool:
+    return all(details["input"] is None and details["type"] != "missing" for details in found)
+
+
+def _wanted(found: list[ErrorDetails]) -> list[str]:
+    """The types of which the value has to be one, in words; none if something else is wrong with it too."""
+    if not all(details["type"] in _TYPES for details in found):
+        return []
+    return list(dict.fromkeys(_TYPES[details["type"]].format_map(details.get("ctx", {})) for details in found))
+
+
 def _fault(found: list[ErrorDetails], kinds: Collection[Any]) -> Fault:
     """What is wrong with one value, which has to be of one of these types."""
-    if all(details["input"] is None and details["type"] != "missing" for details in found):
-        return Fault(_NO_VALUE, "write one, or remove the key")
-    wanted = [
-        _TYPES[details["type"]].format_map(details.get("ctx", {})) for details in found if details["type"] in _TYPES
-    ]
-    if len(wanted) == len(found):
-        return Fault(f"must be {_one_of(list(dict.fromkeys(wanted)))}", LIST_HINT if wanted == ["a list"] else None)
+    if _has_no_value(found):
+        return Fault("has no value", "write one, or remove the key")
+    if wanted := _wanted(found):
+        return Fault(f"must be {_one_of(wanted)}", LIST_HINT if wanted == ["a list"] else None)
     details = next(details for details in found if details["type"] not in _TYPES)
     kind, context = details["type"], _bounds(details, kinds)
     if kind in ("string_too_short", "too_short"):

@@ -18,7 +18,7 @@ def expand(text: str, directory: Path = Path()) -> str:
 
 
 def faults(text: str, directory: Path = Path()) -> list[str]:
-    return [message for message, _ in Substitution(ENVIRON, directory).expand(text)[1]]
+    return [fault.message for fault in Substitution(ENVIRON, directory).expand(text)[1]]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,12 @@ def test_puts_in(text: str, value: str) -> None:
 def test_says_what_is_wrong(text: str, messages: list[str]) -> None:
     """All of it, and no more of the text than names: it may hold a secret."""
     assert faults(text) == messages
+
+
+def test_names_the_variable_that_is_not_set() -> None:
+    """As a value, for whoever knows that a secret belongs there."""
+    _, found = Substitution(ENVIRON, Path()).expand("${NO} ${env:NO2} ${A} ${")
+    assert [fault.unset for fault in found] == ["NO", "NO2", None]
 
 
 @pytest.mark.parametrize(

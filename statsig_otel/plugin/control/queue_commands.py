@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from statsig_otel.config.errors import hint_for
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.queue import dead_letters, queries, store
 from statsig_otel.exporters.queue.queue import DurableQueue
@@ -148,9 +149,4 @@ def _find(connection: sqlite3.Connection, name: str, synchronous: Collection[str
 def _unknown(name: str, known: Iterable[str], synchronous: Collection[str]) -> ControlError:
     if name in synchronous:
         return ControlError(f"{name} has no sending queue: nothing waits for it")
-    import difflib  # noqa: PLC0415 - only for a mistake at the command line
-
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names) or 'none'}"
-    return ControlError(f"the queue knows no exporter {name}; {hint}")
+    return ControlError(f"the queue knows no exporter {name}; {hint_for(name, known) or 'there are none'}")

@@ -201,6 +201,7 @@ class Outbound:
         if renews:
             old, new = without_secrets(old), without_secrets(new)
         changed = [key for key in new if key not in old or old[key] != new[key]]
+        # Settings of another distribution may also differ in private attributes. Then any key may be meant.
         return changed if changed or renews else list(new)
 
     def _exchange(self, configuration: Configuration, created: Mapping[str, Exporter]) -> dict[str, QueueSender]:
