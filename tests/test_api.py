@@ -25,8 +25,7 @@ import statsig_otel
 SNAPSHOT: Final = Path(__file__).parent / "api.txt"
 PACKAGES: Final = ("config", "exporters", "plugin")
 THROUGH: Final = {
-    "statsig_otel.config.configuration.Configuration": "what a service runs with; the command line makes it from files",
-    "statsig_otel.config.configuration.Pipeline": "in a Configuration; a mapping does where pipelines are given",
+    "statsig_otel.config.configuration.Pipeline": "a mapping does where pipelines are given",
     "statsig_otel.exporters.otlp.tls.TlsMaterial": "between the settings and their exporters",
     "statsig_otel.plugin.record.filter.ChangeFilter": "of FilterSettings.create, for Mapper",
     "statsig_otel.plugin.record.mapper.Mapped": "of Mapper.map, whose attributes are read",

@@ -22,8 +22,9 @@ from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.cli.log_output import buffered_log
 from statsig_otel.plugin.cli.options import config_option
 from statsig_otel.plugin.doctor.machine_checks import start_problem
-from statsig_otel.plugin.service.reload import Reloader, ReloadError, check_with_files
-from statsig_otel.plugin.service.service import Service
+from statsig_otel.plugin.service.assembly import Assembly
+from statsig_otel.plugin.service.reload import FAILURES, Reloader, check_with_files
+from statsig_otel.plugin.service.service import Service, service_of
 from statsig_otel.plugin.settings.environment import (
     SECRET_VARIABLE,
     Environment,
@@ -45,9 +46,6 @@ _OBJECTS_BEFORE_COLLECTION: Final = 20_000
 
 _SIGNAL_REPEAT_SECONDS: Final = 0.5
 """Signals within this time count as one: a supervisor may signal the process and then its process group."""
-
-_SECRETS_INTERVAL: Final = 1.0
-"""Seconds between two checks of the signing secrets' files."""
 
 _SETUP_STEPS: Final = """\
 {name} has no signing secret yet. To set up the webhook:
@@ -80,26 +78,21 @@ def command(locations: tuple[str, ...], log_level: str | None) -> None:
     try:
         document, configuration = _read(locations, log_level)
         directory = find_directory(configuration, os.environ)
-        service = Service.from_configuration(
-            configuration, directory=directory, resource=resource_from_environment(os.environ)
-        )
-        for sentence in service.unused_keys():
-            _logger.warning("%s", sentence)
+        assembly = Assembly(configuration, directory=directory, resource=resource_from_environment(os.environ))
+        service = service_of(assembly, Reloader(assembly, document, lambda: read_document(locations, os.environ)))
         _start(service, configuration, document, directory)
         collect_garbage_rarely()
     except ConfigError as error:
         raise click.ClickException(f"the configuration has errors\n{error}") from error
     except (OSError, ValueError, QueueError, sqlite3.Error) as error:
         raise click.ClickException(_message(error)) from error
-    reloader = Reloader(service, document, lambda: read_document(locations, os.environ))
-    service.offer("reload", lambda _: {"changes": reloader.reload()})
     try:
         where = (
             "in signing_secrets, and run: statsig-otel reload (or send SIGHUP)"
             if locations
             else f"as {SECRET_VARIABLE}, and start again"
         )
-        asyncio.run(_run(service, reloader, where=where))
+        asyncio.run(_run(service, where=where))
     finally:
         service.shutdown()
     _logger.info("Stopped")
@@ -157,7 +150,7 @@ def _raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _OPEN_FILES)), hard))
 
 
-async def _run(service: Service, reloader: Reloader, *, where: str) -> None:
+async def _run(service: Service, *, where: str) -> None:
     """Reload and stop the service on signals. The service itself runs in threads of its own."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -182,14 +175,13 @@ async def _run(service: Service, reloader: Reloader, *, where: str) -> None:
         click.echo(f"Webhook URL: {url}")
         if name in service.without_secret:
             click.echo(_SETUP_STEPS.format(name=name, url=url, where=where))
-    tasks = [loop.create_task(_watch_secrets(reloader)), loop.create_task(_reload_on(reload_requested, reloader))]
+    reloading = loop.create_task(_reload_on(reload_requested, service))
     ended = asyncio.wrap_future(service.ended)
     ended.add_done_callback(lambda _: stopping.set())
     try:
         await stopping.wait()
     finally:
-        for task in tasks:
-            task.cancel()
+        reloading.cancel()
         loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         await service.ashutdown()
@@ -197,18 +189,10 @@ async def _run(service: Service, reloader: Reloader, *, where: str) -> None:
         ended.result()  # raises the error of a server that failed
 
 
-async def _reload_on(requested: asyncio.Event, reloader: Reloader) -> None:
+async def _reload_on(requested: asyncio.Event, service: Service) -> None:
     """Reload on each signal. Signals that arrive during a reload lead to one more reload after it."""
     while True:
         await requested.wait()
         requested.clear()
-        with contextlib.suppress(ReloadError):  # the reloader has logged it
-            await asyncio.to_thread(reloader.reload)
-
-
-async def _watch_secrets(reloader: Reloader) -> None:
-    """Check the files of the signing secrets regularly, for ever."""
-    while True:
-        await asyncio.sleep(_SECRETS_INTERVAL)
-        if reloader.watches:
-            await asyncio.to_thread(reloader.look_at_secrets)
+        with contextlib.suppress(*FAILURES):  # they were logged
+            await asyncio.to_thread(service.reload)

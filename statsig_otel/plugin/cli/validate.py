@@ -13,7 +13,7 @@ from statsig_otel.config.grammar import check
 from statsig_otel.config.source import Document
 from statsig_otel.plugin.cli.options import config_errors_reported, config_option
 from statsig_otel.plugin.doctor.machine_checks import check_machine
-from statsig_otel.plugin.service.service import Service
+from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.delivery import unused_keys
 from statsig_otel.plugin.settings.environment import check_enabled, read_document, resource_from_environment
@@ -69,7 +69,7 @@ def _check(document: Document, *, on_machine: bool) -> tuple[Configuration, Path
 def _component_problems(configuration: Configuration, document: Document, directory: Path) -> Iterator[Problem]:
     """The problems that only the service finds, because it knows all components, each with its file and line."""
     try:
-        Service.from_configuration(configuration, directory=directory, resource=resource_from_environment(os.environ))
+        Assembly(configuration, directory=directory, resource=resource_from_environment(os.environ))
     except ConfigError as error:
         for problem in error.problems:
             yield document.problem(problem.path, problem.message, problem.hint)

@@ -32,7 +32,11 @@ _logger: Final = logging.getLogger(__name__)
 
 
 class Outbound:
-    """Exporters, queue and senders of one configuration. The constructor opens nothing; it resolves a relative path."""
+    """Exporters, queue and senders of one configuration. The constructor opens nothing; it resolves a relative path.
+
+    Raises:
+        ConfigError: The distribution that adds an exporter's type can't create it from its settings.
+    """
 
     def __init__(self, configuration: Configuration, directory: Path) -> None:
         self._configuration = configuration
@@ -148,6 +152,7 @@ class Outbound:
         exporters that may hang are waited for.
 
         Raises:
+            ConfigError: An exporter can't be created from its settings. Nothing has changed.
             QueueError: The queue can't be written. Nothing has changed.
             OSError: An exporter can't open a file. Everything else has been taken over; its records wait, or are sent
                 with the certificate of before.

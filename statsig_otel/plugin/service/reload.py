@@ -3,7 +3,6 @@
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
 
 from statsig_otel.config.configuration import Configuration
@@ -14,51 +13,69 @@ from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.doctor.machine_checks import check_files
+from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.restart import RestartNeededError
-from statsig_otel.plugin.service.service import Service
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS
-from statsig_otel.plugin.settings.reading import receiver_settings
-from statsig_otel.plugin.settings.receiver import check_secret
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, check_secret
 
 _logger: Final = logging.getLogger(__name__)
 
+_SECRETS_INTERVAL: Final = 1.0
+"""Seconds between two checks of the signing secrets' files."""
 
-class ReloadError(ControlError):
-    """The configuration was not taken over. The service goes on as before, or as the message says."""
+FAILURES: Final = (ConfigError, RestartNeededError, QueueError, OSError, ValueError)
+"""The errors of a reload that could not be carried out as a whole."""
 
 
 class Reloader:
     """Reloads the configuration of a service, one reload at a time. Safe to use from several threads.
 
-    `document` is that of the service's configuration, and `read` reads it again.
+    Args:
+        assembly: The parts of the service.
+        document: What the configuration was made from.
+        read: Reads it again.
     """
 
-    def __init__(self, service: Service, document: Document, read: Callable[[], Document]) -> None:
-        self._service = service
+    def __init__(self, assembly: Assembly, document: Document, read: Callable[[], Document]) -> None:
+        self._assembly = assembly
         self._document = document
         self._read = read
         self._lock = threading.Lock()
         self._unusable = ""  # the last logged message about the secrets' files
+        self._ended = threading.Event()
+        assembly.offer("reload", lambda _: {"changes": self._answer()})
 
-    @property
-    def watches(self) -> bool:
-        """Whether a signing secret is in a file, so that `look_at_secrets` has something to do."""
-        return any("signing_secrets" in path for path in self._document.templates)
+    def start(self) -> None:
+        """Take over changed files of signing secrets from now on.
+
+        Raises:
+            RuntimeError: No thread can be started.
+        """
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, args=(self._ended,), name="signing secrets", daemon=True).start()
+
+    def shutdown(self) -> None:
+        """Look at no more files. Returns at once; safe to call twice, and without `start`."""
+        self._ended.set()
 
     def reload(self) -> list[str]:
         """Take over the configuration as it is written now, log the changes, and return them as sentences.
 
         Raises:
-            ReloadError: It could not be taken over; the message says why, and what that means.
+            ConfigError: See `Assembly.reconfigure` for this and the others.
+            RestartNeededError: As above.
+            QueueError: As above.
+            OSError: As above.
+            ValueError: As above.
         """
         with self._lock:
             try:
                 changes = self._take_over()
-            except ReloadError as error:
-                _logger.error("Reload: %s", error)  # noqa: TRY400 - the message says it all
+            except FAILURES as error:
+                _logger.error("Reload: %s", _told(error))  # noqa: TRY400 - the message says it all
                 raise
             _logger.info("Reload: %s", "; ".join(changes) or "nothing has changed")
-            for sentence in self._service.unused_keys() if changes else ():
+            for sentence in self._assembly.unused_keys() if changes else ():
                 _logger.warning("%s", sentence)
             return changes
 
@@ -69,49 +86,46 @@ class Reloader:
         """
         with self._lock:
             try:
-                configuration = self._with_secrets(self._service.configuration)
+                have_changed = self._assembly.change_secrets(self._with_secrets)
             except ValueError as error:
                 if str(error) != self._unusable:
                     _logger.error("%s; the secrets stay as they were", error)  # noqa: TRY400 - the message says it all
                 self._unusable = str(error)
                 return
             self._unusable = ""
-            if configuration != self._service.configuration:
-                self._service.renew_secrets(configuration)
+            if have_changed:
                 _logger.info("The signing secrets have changed, and count from now on")
 
-    def _take_over(self) -> list[str]:
-        try:
-            document = self._read()
-            EXPORTERS.refresh()  # an exporter may have been installed meanwhile
-            configuration = check_with_files(document)
-            try:
-                return self._service.reconfigure(configuration)
-            finally:
-                if self._service.configuration is configuration:
-                    self._document = document  # also where an exporter could not be started
-        except ConfigError as error:
-            raise ReloadError(f"the configuration has errors, and nothing has changed\n{error}") from error
-        except RestartNeededError as error:
-            raise ReloadError(f"nothing has changed, since only a restart can take this over: {error}") from error
-        except QueueError as error:
-            raise ReloadError(f"nothing has changed, since the queue can't be written now: {error}") from error
-        except (OSError, ValueError) as error:
-            raise ReloadError(f"all is taken over but for an exporter that can't be started: {error}") from error
+    def _watch(self, ended: threading.Event) -> None:
+        while not ended.wait(_SECRETS_INTERVAL):
+            if any("signing_secrets" in path for path in self._document.templates):
+                self.look_at_secrets()
 
-    def _with_secrets(self, configuration: Configuration) -> Configuration:
-        """The configuration with the secrets that the files contain now.
+    def _answer(self) -> list[str]:
+        try:
+            return self.reload()
+        except FAILURES as error:
+            raise ControlError(_told(error)) from error
+
+    def _take_over(self) -> list[str]:
+        document = self._read()
+        EXPORTERS.refresh()  # an exporter may have been installed meanwhile
+        configuration = check_with_files(document)
+        try:
+            return self._assembly.reconfigure(configuration)
+        finally:
+            if self._assembly.configuration is configuration:
+                self._document = document  # also where an exporter could not be started
+
+    def _with_secrets(self, name: str, settings: StatsigReceiverSettings) -> StatsigReceiverSettings:
+        """The settings of a receiver with the secrets that the files contain now.
 
         Raises:
             ValueError: A file can't be used.
         """
-        receivers = dict(configuration.receivers)
-        for name, settings in receiver_settings(configuration).items():
-            path = ("receivers", name, "signing_secrets")
-            secrets = [self._secret((*path, index), secret) for index, secret in enumerate(settings.signing_secrets)]
-            if secrets != settings.signing_secrets:
-                receivers[name] = settings.model_copy(update={"signing_secrets": secrets})
-        return replace(configuration, receivers=receivers)
+        path = ("receivers", name, "signing_secrets")
+        secrets = [self._secret((*path, index), secret) for index, secret in enumerate(settings.signing_secrets)]
+        return settings.model_copy(update={"signing_secrets": secrets})
 
     def _secret(self, path: tuple[str | int, ...], before: Opaque) -> Opaque:
         template = self._document.templates.get(path)
@@ -136,3 +150,15 @@ def check_with_files(document: Document) -> Configuration:
     if problems := check_files(configuration, document):
         raise ConfigError(problems)
     return configuration
+
+
+def _told(error: Exception) -> str:
+    """Why a configuration was not taken over, and what that means."""
+    match error:
+        case ConfigError():
+            return f"the configuration has errors, and nothing has changed\n{error}"
+        case RestartNeededError():
+            return f"nothing has changed, since only a restart can take this over: {error}"
+        case QueueError():
+            return f"nothing has changed, since the queue can't be written now: {error}"
+    return f"all is taken over but for an exporter that can't be started: {error}"

@@ -17,15 +17,15 @@ class RestartNeededError(Exception):
     """A change of the configuration that a running service can't take over. The message says where and why.
 
     Example:
-        >>> from statsig_otel.exporters import DebugSettings
-        >>> from statsig_otel.plugin import RestartNeededError, Service, StatsigReceiverSettings
-        >>> service = Service(
-        ...     receivers={"statsig": StatsigReceiverSettings(signing_secrets=["webhook-..."])},
-        ...     exporters={"debug": DebugSettings()},
-        ...     directory="statsig-queue",
+        >>> from statsig_otel.plugin import RestartNeededError, Service
+        >>> service = Service.from_file(
+        ...     "yaml:receivers: {statsig: {signing_secrets: []}}",
+        ...     "yaml:exporters: {debug: {}}",
+        ...     "yaml:service::pipelines::logs: {receivers: [statsig], exporters: [debug]}",
+        ...     environ={},
         ... )
         >>> try:
-        ...     service.reconfigure(service.configuration)
+        ...     service.reload()
         ... except RestartNeededError as error:
         ...     print(error)
         the service has not started

@@ -2,42 +2,30 @@
 
 import asyncio
 import logging
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Self
 from wsgiref.types import WSGIApplication
 
 from statsig_otel import _times
-from statsig_otel.config.configuration import Configuration
-from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.config.errors import ConfigError, Problem, hint_for
 from statsig_otel.config.model import Opaque
 from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
-from statsig_otel.plugin.control.socket import ControlServer, Handler
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
-from statsig_otel.plugin.receiver.intake import Intake, Limits
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.record.otlp import AttributeValue
-from statsig_otel.plugin.server.thread import ServerThread
+from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.builder import Exporters, Pipelines, Receivers, build_configuration
-from statsig_otel.plugin.service.endpoints import Endpoint, check_endpoints, endpoints_of
 from statsig_otel.plugin.service.lifecycle import Lifecycle
-from statsig_otel.plugin.service.outbound import Outbound
-from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
-from statsig_otel.plugin.settings.delivery import unused_keys
-from statsig_otel.plugin.settings.environment import resource_from_environment
-from statsig_otel.plugin.settings.reading import (
-    configured_exporters,
-    create_mapper,
-    create_verifier,
-    receiver_settings,
-)
+from statsig_otel.plugin.service.reload import Reloader, check_with_files
+from statsig_otel.plugin.settings.environment import read_document, resource_from_environment
+from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.settings.storage import find_directory
 from statsig_otel.plugin.webhook.signature import Verifier
 
 _logger: Final = logging.getLogger(__name__)
@@ -49,13 +37,13 @@ _WORKERS: Final = (
 
 
 class Service:
-    """Receivers, a durable queue and exporters, built in code. The constructor opens and starts nothing.
+    """Receivers, a durable queue and exporters, built in code; `from_file` reads them from files instead.
 
-    A 200 means the same as with `statsig-otel run`: the changes are on disk, and reach every exporter. A service starts
-    once and ends once, by `start` and `shutdown` or by a `with` or `async with` block. Both may be called from any
-    thread, any number of times, under a running event loop and in a signal handler. A service that was made before a
-    fork may be started after it. Its threads are daemons. It installs no signal handler, does not configure logging,
-    and reads only the environment variables that it is given.
+    A 200 means the same as with `statsig-otel run`: the changes are on disk, and reach every exporter. The constructor
+    opens and starts nothing. A service starts once and ends once, by `start` and `shutdown` or by a `with` or `async
+    with` block. Both may be called from any thread, any number of times, under a running event loop and in a signal
+    handler. A service that was made before a fork may be started after it. Its threads are daemons. It installs no
+    signal handler, does not configure logging, and reads only the environment variables that it is given.
 
     Args:
         receivers: The receivers, by id: `statsig` or `statsig/NAME`. Settings, or a mapping as in a file.
@@ -71,6 +59,8 @@ class Service:
             `resource` overrides them.
         listen: Whether receivers listen at their endpoints, on servers in a thread of the service. With False there is
             no server: mount `asgi_app()`, `wsgi_app()` or `receiver(...)` in an application of your own.
+        url: The address at which Statsig reaches the receivers, such as `https://flags.example.com/statsig`, without
+            their paths. Only `urls` tells it. By default `urls` has the addresses of the service's own servers.
 
     Raises:
         ConfigError: All problems, each with its place: `exporters::otlp_grpc: ...`.
@@ -97,6 +87,7 @@ class Service:
         resource: Mapping[str, AttributeValue] | None = None,
         environ: Mapping[str, str] | None = None,
         listen: bool = True,
+        url: str = "",
     ) -> None:
         configuration = build_configuration(
             receivers=receivers,
@@ -108,71 +99,83 @@ class Service:
             listen=listen,
         )
         below = resource_from_environment(environ) if environ is not None else {}
-        self._build(configuration, Path(directory or ""), {**below, **(resource or {})}, listen=listen)
-        self._ways_out = _WORKERS
+        assembly = Assembly(
+            configuration,
+            directory=Path(directory or ""),
+            resource={**below, **(resource or {})},
+            listen=listen,
+            url=url,
+        )
+        self._use(assembly, hint=_WORKERS)
 
     @classmethod
-    def from_configuration(
-        cls,
-        configuration: Configuration,
-        *,
-        directory: Path,
-        resource: Mapping[str, AttributeValue] | None = None,
-        listen: bool = True,
-    ) -> Self:
-        """A service with a configuration that was read from files and checked.
+    def from_file(cls, *locations: Path | str, environ: Mapping[str, str], listen: bool = True, url: str = "") -> Self:
+        """A service with the configuration of files, as `statsig-otel run` reads it.
+
+        Entry points, `${env:...}` and `${file:...}` work as described in docs/configuration.md. Files of signing
+        secrets are read again when they change. Only `service::telemetry` is not used: the log is your program's.
 
         Args:
-            configuration: The configuration.
-            directory: The queue's directory; used if an exporter is queued, as all are by default.
-            resource: Attributes of the records' resource. A receiver's own attributes override them.
+            locations: The files, or what else `--config` takes: `env:NAME`, `yaml:TEXT`. Several are merged; later ones
+                win. Without any, the environment variables are the configuration.
+            environ: The environment variables, such as `os.environ`.
             listen: As in the constructor.
+            url: As in the constructor.
 
         Raises:
-            ConfigError: Receivers that share an endpoint don't agree.
+            ConfigError: All problems, each with its place, file and line.
+
+        Example:
+            >>> import os
+            >>> from statsig_otel.plugin import Service
+            >>> service = Service.from_file(
+            ...     "yaml:receivers: {statsig: {signing_secrets: []}}",
+            ...     "yaml:exporters: {debug: {}}",
+            ...     "yaml:service::pipelines::logs: {receivers: [statsig], exporters: [debug]}",
+            ...     environ=os.environ,
+            ... )
+            >>> service.without_secret
+            ['statsig']
         """
+        document = read_document(locations, environ)
+        configuration = check_with_files(document)
+        directory = find_directory(configuration, environ)
+        resource = resource_from_environment(environ)
+        assembly = Assembly(configuration, directory=directory, resource=resource, listen=listen, url=url)
+        reloader = Reloader(assembly, document, lambda: read_document(locations, environ))
         service = cls.__new__(cls)
-        service._build(configuration, directory, resource or {}, listen=listen)  # noqa: SLF001 - it is this class's
+        service._use(assembly, reloader, hint=_WORKERS)  # noqa: SLF001 - it is this class's
         return service
 
-    def _build(
-        self, configuration: Configuration, directory: Path, resource: Mapping[str, AttributeValue], *, listen: bool
-    ) -> None:
-        settings = receiver_settings(configuration)
-        check_endpoints(settings)
-        self._configuration = configuration
-        self._resource = dict(resource)
-        self._ways_out = ""  # what to do if the directory is in use; the command line has no workers
-        self._outbound = Outbound(configuration, directory)
-        self._intakes = {name: _create_intake(name, one, resource) for name, one in settings.items()}
-        self._receivers = {
-            name: StatsigReceiver(intake, self._outbound.consumer, patience=self._outbound.patience(name))
-            for name, intake in self._intakes.items()
-        }
-        self._wsgi_receivers = {
-            name: StatsigWsgiReceiver(intake, self._outbound.consumer, patience=self._outbound.patience(name))
-            for name, intake in self._intakes.items()
-        }
-        self._endpoints: list[Endpoint] = endpoints_of(settings, self._receivers) if listen else []
-        self._servers = ServerThread([endpoint.server for endpoint in self._endpoints])
-        self._commands: dict[str, Handler] = {}
-        socket = self._outbound.socket
-        self._control = ControlServer(socket, self._outbound.handlers(self._intakes)) if socket else None
+    def _use(self, assembly: Assembly, reloader: Reloader | None = None, *, hint: str = "") -> None:
+        self._assembly = assembly
+        self._reloader = reloader
+        self._hint = hint  # what to do if the directory is in use
         self._lifecycle = Lifecycle(self._open, self._close)
-        self._is_open = False
-        self._closing = False
-        self._reconfiguring = threading.Lock()  # a shutdown waits for a reload that is under way
-        self._until = 0.0  # by the monotonic clock: the end of the shutdown
-        self._drain = _times.QUEUE_DRAIN
+        for sentence in assembly.unused_keys():
+            _logger.warning("%s", sentence)
 
-    def unused_keys(self) -> list[str]:
-        """The keys of the configuration that have no effect, as sentences."""
-        return list(unused_keys(configured_exporters(self._configuration)))
+    def reload(self) -> list[str]:
+        """Read the files of `from_file` again, and take over what has changed while the service runs.
 
-    @property
-    def configuration(self) -> Configuration:
-        """The current configuration."""
-        return self._configuration
+        No connection ends, and no change is lost. Secrets, tolerance and mapping apply from the next request on,
+        renewed TLS files of the servers from the next connection on. An exporter that changed finishes its batch before
+        another one takes its place. `statsig-otel reload` does the same from outside.
+
+        Returns:
+            The changes, as sentences.
+
+        Raises:
+            ConfigError: The configuration has errors, or the service was not made by `from_file`. Nothing has changed.
+            RestartNeededError: A part of it needs a restart, or the service is not running. Nothing has changed.
+            QueueError: The queue can't be written. Nothing has changed.
+            OSError: An exporter can't open a file. Everything else has been taken over.
+            ValueError: The content of an exporter's file is not valid. Everything else has been taken over.
+        """
+        if self._reloader is None:
+            hint = "make it with Service.from_file, or make another service; rotate_secrets changes its secrets"
+            raise ConfigError([Problem((), "this service was made in code, so there is no file to read again", hint)])
+        return self._reloader.reload()
 
     @property
     def consumer(self) -> Consumer:
@@ -181,40 +184,66 @@ class Service:
         A batch's `receiver` is the id of one of the service's receivers. Before `start`, after `shutdown` and in a
         forked child batches are refused.
         """
-        return self._outbound.consumer
+        return self._assembly.consumer
 
     def receiver(self, name: str = "statsig") -> StatsigReceiver:
         """The receiver with this id as a resource of a Falcon ASGI application.
 
         Raises:
-            KeyError: There is no such receiver.
+            ConfigError: There is no such receiver.
         """
-        return self._receivers[name]
+        return self._assembly.receivers[self._known(name)]
 
     def wsgi_receiver(self, name: str = "statsig") -> StatsigWsgiReceiver:
         """The same for a Falcon WSGI application."""
-        return self._wsgi_receivers[name]
+        return self._assembly.wsgi_receivers[self._known(name)]
 
     def asgi_app(self) -> MountableApp:
         """All receivers at their paths as an ASGI application, to mount in one of yours: Starlette, FastAPI.
 
-        Start the service and shut it down with that application, for example in its lifespan.
+        Start the service and shut it down with that application, for example by its `lifespan`.
         """
-        return create_app({self._path(name): receiver for name, receiver in self._receivers.items()})
+        return create_app({self._path(name): receiver for name, receiver in self._assembly.receivers.items()})
 
     def wsgi_app(self) -> WSGIApplication:
         """All receivers at their paths as a WSGI application, to mount in one of yours: Flask, Django."""
-        return create_wsgi_app({self._path(name): receiver for name, receiver in self._wsgi_receivers.items()})
+        return create_wsgi_app({self._path(name): receiver for name, receiver in self._assembly.wsgi_receivers.items()})
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:  # noqa: ARG002 - the frameworks' signature
+        """Start the service, and shut it down at the end: the `lifespan` of a Starlette or FastAPI application.
+
+        Args:
+            app: The application, which is not used.
+
+        Example:
+            >>> from starlette.applications import Starlette
+            >>> from starlette.routing import Mount
+            >>> from statsig_otel.exporters import DebugSettings
+            >>> from statsig_otel.plugin import Service
+            >>> service = Service(
+            ...     receivers={"statsig": {"signing_secrets": ["webhook-..."]}},
+            ...     exporters={"debug": DebugSettings()},
+            ...     directory="statsig-queue",
+            ...     listen=False,
+            ... )
+            >>> app = Starlette(routes=[Mount("/statsig", app=service.asgi_app())], lifespan=service.lifespan)
+        """
+        async with self:
+            yield
 
     @property
     def urls(self) -> dict[str, str]:
-        """The URL of each receiver on this machine. Only after `start`; empty without servers."""
-        return {name: url for endpoint in self._endpoints for name, url in endpoint.urls.items()}
+        """The URL of each receiver: below the given `url`, or else on this machine.
+
+        Without `url` they are known after `start`; a service that does not listen has none.
+        """
+        return self._assembly.urls
 
     @property
     def without_secret(self) -> list[str]:
         """The receivers in set-up mode: they answer URL verifications, and refuse everything else."""
-        return [name for name, one in receiver_settings(self._configuration).items() if not one.signing_secrets]
+        return [name for name, one in self._settings.items() if not one.signing_secrets]
 
     @property
     def ended(self) -> "Future[None]":
@@ -222,12 +251,7 @@ class Service:
 
         It can't be cancelled.
         """
-        return self._servers.ended
-
-    def offer(self, command: str, handler: Handler) -> None:
-        """Answer one more command at the control socket, if there is one. The handler may shut the service down."""
-        self._commands[command] = handler
-        self._renew_handlers()
+        return self._assembly.ended
 
     def start(self) -> None:
         """Open the queue, start the exporters and listen. If something fails, everything is closed again.
@@ -305,89 +329,18 @@ class Service:
     async def __aexit__(self, *_: object) -> None:
         await self.ashutdown()
 
-    def reconfigure(self, configuration: Configuration) -> list[str]:
-        """Take over another configuration while the service runs. No connection ends, and no change is lost.
-
-        Secrets, tolerance and mapping apply from the next request on, renewed TLS files of the servers from the next
-        connection on. An exporter that changed finishes its batch before another one takes its place.
-
-        Args:
-            configuration: A checked configuration.
-
-        Returns:
-            The changes, as sentences.
-
-        Raises:
-            ConfigError: Receivers that share an endpoint don't agree, or a server's TLS files can't be used. Nothing
-                has changed.
-            RestartNeededError: A part of it needs a restart, or the service is not running. Nothing has changed.
-            QueueError: The queue can't be written. Nothing has changed.
-            OSError: An exporter can't open a file. Everything else has been taken over.
-            ValueError: The content of an exporter's file is not valid. Everything else has been taken over.
-        """
-        with self._reconfiguring:
-            if self._closing:
-                raise RestartNeededError("the service is shutting down")
-            if not self._is_open:
-                raise RestartNeededError("the service has not started")
-            return self._take_over(configuration)
-
-    def _take_over(self, configuration: Configuration) -> list[str]:
-        check_endpoints(receiver_settings(configuration))
-        needing = [
-            *needing_restart(self._configuration, configuration), *self._outbound.needing_restart(configuration)
-        ]  # fmt: skip
-        if needing:
-            raise RestartNeededError("; ".join(needing))
-        before, after = receiver_settings(self._configuration), receiver_settings(configuration)
-        renewed = self._renewed_tls()
-        verifiers = {name: create_verifier(settings) for name, settings in after.items()}
-        mappers = {name: create_mapper(settings, self._resource) for name, settings in after.items()}
-
-        def take_over() -> None:
-            self._configuration = configuration
-            for name, intake in self._intakes.items():
-                intake.verifier, intake.mapper = verifiers[name], mappers[name]
-            for use_tls in renewed.values():
-                use_tls()
-            self._renew_handlers()
-
-        try:
-            changes = self._outbound.reconfigure(configuration, taken=take_over)
-        finally:
-            for name in after:
-                patience = self._outbound.patience(name)
-                self._receivers[name].patience = self._wsgi_receivers[name].patience = patience
-        return [
-            *(f"receivers::{name}: has changed" for name in after if before[name] != after[name]),
-            *(f"receivers::{name}::tls: its files have changed" for name in after if after[name].endpoint in renewed),
-            *changes,
-        ]
-
-    def _renewed_tls(self) -> dict[str, Callable[[], None]]:
-        """Functions that make the servers use their changed TLS files, by address."""
-        try:
-            return {one.address: use for one in self._endpoints if (use := one.server.renewed_tls())}
-        except (OSError, ValueError) as error:
-            raise ConfigError([Problem((), str(error))]) from error
-
-    def renew_secrets(self, configuration: Configuration) -> None:
-        """Take over the signing secrets of a configuration that differs only in them."""
-        self._configuration = configuration
-        for name, settings in receiver_settings(configuration).items():
-            self._intakes[name].verifier = create_verifier(settings)
-
     def rotate_secrets(self, receiver: str, secrets: Sequence[str]) -> None:
         """Replace the signing secrets of a receiver from the next request on. Works before `start` too.
 
-        To rotate without refusing a webhook, pass the old and the new secret first, and later only the new one.
+        To rotate without refusing a webhook, pass the old and the new secret first, and later only the new one. The
+        secrets of a service that `from_file` made are changed in its files.
 
         Args:
             receiver: The receiver's id.
             secrets: The whole signing secrets, in any order; none for the set-up mode.
 
         Raises:
-            KeyError: There is no such receiver.
+            ConfigError: There is no such receiver, or the service was made by `from_file`. Nothing has changed.
             ValueError: A secret is empty. Nothing has changed.
             TypeError: The secrets are one string. Nothing has changed.
 
@@ -402,83 +355,62 @@ class Service:
             >>> service.rotate_secrets("statsig", ["webhook-old", "webhook-new"])
         """
         Verifier(secrets)  # raises what is wrong with them
-        with self._reconfiguring:
-            settings = receiver_settings(self._configuration)[receiver]
-            renewed = settings.model_copy(update={"signing_secrets": [Opaque(secret) for secret in secrets]})
-            receivers = {**self._configuration.receivers, receiver: renewed}
-            self.renew_secrets(replace(self._configuration, receivers=receivers))
+        wanted, after = self._known(receiver), [Opaque(secret) for secret in secrets]
+        if self._reloader is not None:
+            problem = "this service was made from files, which say what its secrets are"
+            raise ConfigError(
+                [Problem((), problem, "change them there, and call reload; files of secrets are watched")]
+            )
+
+        def changed(name: str, settings: StatsigReceiverSettings) -> StatsigReceiverSettings:
+            return settings.model_copy(update={"signing_secrets": after}) if name == wanted else settings
+
+        self._assembly.change_secrets(changed)
+
+    @property
+    def _settings(self) -> Mapping[str, StatsigReceiverSettings]:
+        return receiver_settings(self._assembly.configuration)
+
+    def _known(self, receiver: str) -> str:
+        """The id of a receiver, which has to exist."""
+        if receiver not in self._settings:
+            problem = Problem(("receivers", receiver), "there is no such receiver", hint_for(receiver, self._settings))
+            raise ConfigError([problem])
+        return receiver
 
     def _path(self, name: str) -> str:
-        return receiver_settings(self._configuration)[name].path
+        return self._settings[name].path
 
     def _open(self) -> None:
         try:
-            self._outbound.start()
-            if self._control is not None:
-                self._control.start()
-            for endpoint in self._endpoints:
-                endpoint.server.bind()
-            if self._endpoints:
-                self._servers.start()
-            self._is_open = True
+            if self._reloader is not None:
+                self._reloader.start()
+            self._assembly.open()
         except BaseException as error:
-            self._until = time.monotonic()
-            self._drain = 0.0
-            self._close()
-            if isinstance(error, DirectoryInUseError) and not error.is_own and self._ways_out:
-                raise DirectoryInUseError(f"{error}; {self._ways_out}") from None
+            if self._reloader is not None:
+                self._reloader.shutdown()
+            if isinstance(error, DirectoryInUseError) and not error.is_own and self._hint:
+                raise DirectoryInUseError(f"{error}; {self._hint}") from None
             raise
+
+    def _close(self) -> bool:
+        if self._reloader is not None:
+            self._reloader.shutdown()
+        return self._assembly.close()
 
     def _stop(self, timeout: float, drain: float) -> "Future[bool]":
         """Begin to shut down. Only the first call's times count."""
-        if self._control is not None:
-            self._control.let_go()  # a command that shuts down would wait for itself
-        if not self._until:
-            self._until, self._drain = time.monotonic() + min(timeout, _times.LONGEST_SHUTDOWN), drain
+        self._assembly.begin_to_close(timeout, drain)
         stopped = self._lifecycle.stop()
-        stopped.add_done_callback(lambda _: self._servers.end_unstarted())  # without a start nothing is closed
+        stopped.add_done_callback(lambda _: self._assembly.close_unopened())  # without a start nothing is closed
         return stopped
 
-    def _left(self) -> float:
-        return max(self._until - time.monotonic(), 0.0)
 
-    def _close(self) -> bool:
-        """Close what `_open` opened, within the time that is left. docs/architecture.md has the steps' budget."""
-        self._closing = True
-        timeout = self._left()
-        grace = min(_times.SEND_GRACE, timeout / 4)
-        self._outbound.close(grace)
-        for receiver in self._receivers.values():
-            receiver.close(min(_times.BODY_GRACE, timeout / 4))
-        for wsgi_receiver in self._wsgi_receivers.values():
-            wsgi_receiver.close()
-        drained = time.monotonic() + min(_times.REQUEST_DRAIN, timeout / 2)
-        self._servers.shutdown(max(drained - time.monotonic(), 0.0))
-        for intake in self._intakes.values():  # those of an application that the receivers are mounted in
-            intake.wait_until_idle(max(drained - time.monotonic(), 0.0))
-        if self._control is not None:
-            # Before the queue, which its handlers wait for.
-            self._control.shutdown(self._left() / 2 + _times.SHUTDOWN_MARGIN)
-        is_alone = self._reconfiguring.acquire(timeout=self._left() + _times.SHUTDOWN_MARGIN)
-        try:
-            return self._outbound.shutdown(min(self._drain, self._left()), grace=grace) and is_alone
-        finally:
-            if is_alone:
-                self._reconfiguring.release()
-
-    def _renew_handlers(self) -> None:
-        if self._control is not None:
-            self._control.handlers = {**self._outbound.handlers(self._intakes), **self._commands}
-
-
-def _create_intake(name: str, settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> Intake:
-    limits = Limits(
-        max_request_body_size=settings.max_request_body_size,
-        max_in_flight_bytes=settings.max_in_flight_bytes,
-        read_timeout=settings.read_timeout,
-    )
-    mapper = create_mapper(settings, resource)
-    return Intake(verifier=create_verifier(settings), mapper=mapper, name=name, limits=limits)
+def service_of(assembly: Assembly, reloader: Reloader) -> Service:
+    """A service with these parts, for who has already read and checked their configuration."""
+    service = Service.__new__(Service)
+    service._use(assembly, reloader)  # noqa: SLF001 - it is this module's
+    return service
 
 
 def _with_margin(timeout: float) -> float:

@@ -11,8 +11,9 @@ configuration").
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path as FilePath
 from typing import Final
 from urllib.parse import unquote
 
@@ -255,7 +256,7 @@ class _Reader:
         return key, value
 
 
-def read_document(locations: tuple[str, ...], environ: Mapping[str, str]) -> Document:
+def read_document(locations: Sequence[FilePath | str], environ: Mapping[str, str]) -> Document:
     """What was written: the locations, merged; without any, what the environment says.
 
     Raises:

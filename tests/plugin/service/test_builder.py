@@ -160,8 +160,8 @@ def test_settings_and_what_a_file_would_say_are_the_same() -> None:
             "file": {"path": "changes.jsonl"},
         },
     )
-    assert built.configuration == written.configuration
-    assert built.unused_keys() == written.unused_keys() == []
+    assert built._assembly.configuration == written._assembly.configuration
+    assert built._assembly.unused_keys() == written._assembly.unused_keys() == []
 
 
 def test_a_mapping_does_where_a_file_has_one() -> None:
@@ -173,7 +173,7 @@ def test_a_mapping_does_where_a_file_has_one() -> None:
         exporters={"otlp_grpc": Destination(GRPC, {"enabled": False}, {"max_interval": "1m"})},
         pipelines={"logs": {"receivers": ["statsig"], "exporters": ["otlp_grpc"]}},
     )
-    assert built.configuration == written.configuration
+    assert built._assembly.configuration == written._assembly.configuration
 
 
 def test_pipelines_say_whose_changes_are_for_whom(tmp_path: Path) -> None:

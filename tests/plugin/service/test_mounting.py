@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
+from statsig_otel.config import ConfigError
 from statsig_otel.plugin import DEFAULT_PATH, Service
 from tests.plugin.adapters import serve_werkzeug, serve_wsgiref
 from tests.plugin.http_client import Address, connect, exchange, read_response, serving
@@ -58,7 +59,7 @@ def test_below_a_flask_application(tmp_path: Path) -> None:
 def test_as_a_resource_of_a_falcon_application(tmp_path: Path, kind: str) -> None:
     keeper = Keeper()
     with service(tmp_path, {"mine": keeper}, listen=False) as running:
-        with pytest.raises(KeyError):
+        with pytest.raises(ConfigError, match="receivers::statsig/eu: there is no such receiver"):
             running.receiver("statsig/eu")
         if kind == "asgi":
             app = falcon.asgi.App()

@@ -12,7 +12,8 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import parse
 from statsig_otel.exporters import Batch, Change, Receipt
-from statsig_otel.plugin import RestartNeededError, Service
+from statsig_otel.plugin import RestartNeededError
+from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from tests.exporters.delivery.helpers import encoded
 from tests.peers.certs import Authority, ServerTls
@@ -50,13 +51,17 @@ def configured(tmp_path: Path) -> Configured:
 
 
 @contextmanager
-def running(configuration: Configuration, tmp_path: Path) -> Iterator[Service]:
-    service = Service.from_configuration(configuration, directory=tmp_path / "queue", listen=False)
-    with service:
+def running(configuration: Configuration, tmp_path: Path) -> Iterator[Assembly]:
+    service = Assembly(configuration, directory=tmp_path / "queue", resource={}, listen=False)
+    service.open()
+    try:
         yield service
+    finally:
+        service.begin_to_close(LIMIT, LIMIT)
+        service.close()
 
 
-def send(service: Service, name: str, receiver: str = "statsig") -> Receipt:
+def send(service: Assembly, name: str, receiver: str = "statsig") -> Receipt:
     uid = name.encode().hex().ljust(32, "0")
     return service.consumer.consume(Batch(receiver, (Change(uid, (encoded(name),)),))).result(LIMIT)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from statsig_otel.config import ConfigError
 from statsig_otel.exporters import (
     Batch,
     Delivered,
@@ -335,7 +336,7 @@ def test_a_command_may_shut_its_service_down(
     listen: bool,  # noqa: FBT001 - a parameter
 ) -> None:
     running = service(tmp_path, {"mine": Keeper()}, listen=listen)
-    running.offer("end", lambda _: running.shutdown(LIMIT))
+    running._assembly.offer("end", lambda _: running.shutdown(LIMIT))
     running.start()
     assert call(tmp_path / CONTROL, "end") is True
     assert not (tmp_path / CONTROL).exists()
@@ -424,9 +425,9 @@ def test_a_consumer_says_why_it_does_not_take_a_batch(tmp_path: Path) -> None:
 
 def test_after_its_shutdown_a_service_takes_no_other_configuration_over(tmp_path: Path) -> None:
     with service(tmp_path, {"mine": Keeper()}) as running:
-        assert running.reconfigure(running.configuration) == []
+        assert running._assembly.reconfigure(running._assembly.configuration) == []
     with pytest.raises(RestartNeededError, match="shutting down"):
-        running.reconfigure(running.configuration)
+        running._assembly.reconfigure(running._assembly.configuration)
 
 
 def test_secrets_are_rotated_while_it_runs_and_before(tmp_path: Path) -> None:
@@ -441,23 +442,37 @@ def test_secrets_are_rotated_while_it_runs_and_before(tmp_path: Path) -> None:
             running.rotate_secrets("statsig", [other, ""])
         with pytest.raises(TypeError):
             running.rotate_secrets("statsig", other)
-        with pytest.raises(KeyError):
+        with pytest.raises(ConfigError, match="receivers::statsig/eu: there is no such receiver"):
             running.rotate_secrets("statsig/eu", [other])
         assert post(running, "a", secret=other).status == 200
-        assert other not in repr(running.configuration)
+        assert other not in repr(running._assembly.configuration)
     early = service(tmp_path / "early", {"mine": Keeper()})
     early.rotate_secrets("statsig", [other])
     with early:
         assert [post(early, "a", secret=secret).status for secret in (SECRET, other)] == [401, 200]
 
 
+def test_rotations_at_the_same_time_do_not_undo_each_other(tmp_path: Path) -> None:
+    names = ["statsig", "statsig/eu", "statsig/us"]
+    receivers = {name: {"signing_secrets": [SECRET], "path": f"/{name}"} for name in names}
+    running = Service(receivers=receivers, exporters={"mine": Keeper()}, directory=tmp_path, listen=False)
+
+    def rotate(name: str) -> None:
+        for number in range(100):
+            running.rotate_secrets(name, [f"{SECRET}{number}"] if number < 99 else [])
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(rotate, names))
+    assert running.without_secret == names
+
+
 def test_only_a_running_service_takes_over_another_configuration(tmp_path: Path) -> None:
     exporter = Keeper()
     made = service(tmp_path, {"mine": Destination(exporter, sending_queue=SendingQueueSettings(enabled=False))})
     with pytest.raises(RestartNeededError, match="has not started"):
-        made.reconfigure(made.configuration)
+        made._assembly.reconfigure(made._assembly.configuration)
     made.start()
-    assert made.reconfigure(made.configuration) == []
+    assert made._assembly.reconfigure(made._assembly.configuration) == []
     made.shutdown()
     with pytest.raises(RestartNeededError, match="is shutting down"):
-        made.reconfigure(made.configuration)
+        made._assembly.reconfigure(made._assembly.configuration)

@@ -1,0 +1,300 @@
+"""Assembles the parts of one configuration, and opens, reconfigures and closes them: receivers, servers, the exporters.
+
+`Service` is the public face of an assembly.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from statsig_otel import _times
+from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.exporters.consumer import Consumer
+from statsig_otel.plugin.control.socket import ControlServer, Handler
+from statsig_otel.plugin.receiver.asgi import StatsigReceiver
+from statsig_otel.plugin.receiver.intake import Intake, Limits
+from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver
+from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.server.thread import ServerThread
+from statsig_otel.plugin.service.endpoints import Endpoint, check_endpoints, endpoints_of
+from statsig_otel.plugin.service.outbound import Outbound
+from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
+from statsig_otel.plugin.settings.delivery import unused_keys
+from statsig_otel.plugin.settings.reading import (
+    configured_exporters,
+    create_mapper,
+    create_verifier,
+    receiver_settings,
+)
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+
+
+class Assembly:
+    """The parts of a service, made from a checked configuration. The constructor opens and starts nothing.
+
+    Args:
+        configuration: The configuration.
+        directory: The queue's directory; used if an exporter is queued, as all are by default.
+        resource: Attributes of the records' resource. A receiver's own attributes override them.
+        listen: Whether the receivers get servers at their endpoints.
+        url: The address at which Statsig reaches the receivers, without their paths.
+
+    Attributes:
+        receivers: The receivers for ASGI, by id.
+        wsgi_receivers: The receivers for WSGI, by id.
+
+    Raises:
+        ConfigError: Receivers that share an endpoint don't agree, or an exporter can't be made from its settings.
+    """
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        directory: Path,
+        resource: Mapping[str, AttributeValue],
+        listen: bool = True,
+        url: str = "",
+    ) -> None:
+        settings = receiver_settings(configuration)
+        check_endpoints(settings)
+        self._configuration = configuration
+        self._resource = dict(resource)
+        self._url = _checked_url(url)
+        self._outbound = Outbound(configuration, directory)
+        self._intakes = {name: _create_intake(name, one, resource) for name, one in settings.items()}
+        consumer, patience = self._outbound.consumer, self._outbound.patience
+        self.receivers: Final = {
+            name: StatsigReceiver(intake, consumer, patience=patience(name)) for name, intake in self._intakes.items()
+        }
+        self.wsgi_receivers: Final = {
+            name: StatsigWsgiReceiver(intake, consumer, patience=patience(name))
+            for name, intake in self._intakes.items()
+        }
+        self._endpoints: list[Endpoint] = endpoints_of(settings, self.receivers) if listen else []
+        self._servers = ServerThread([endpoint.server for endpoint in self._endpoints])
+        self._commands: dict[str, Handler] = {}
+        socket = self._outbound.socket
+        self._control = ControlServer(socket, self._outbound.handlers(self._intakes)) if socket else None
+        self._is_open = False
+        self._closing = False
+        self._reconfiguring = threading.Lock()  # a shutdown waits for a reload that is under way
+        self._until = 0.0  # by the monotonic clock: the end of the shutdown
+        self._drain = _times.QUEUE_DRAIN
+
+    @property
+    def configuration(self) -> Configuration:
+        """The current configuration."""
+        return self._configuration
+
+    @property
+    def consumer(self) -> Consumer:
+        """Takes the receivers' batches."""
+        return self._outbound.consumer
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """The URL of each receiver: below the given one, or else on this machine, and known after `open`."""
+        if self._url:
+            return {name: f"{self._url}{one.path}" for name, one in receiver_settings(self._configuration).items()}
+        return {name: url for endpoint in self._endpoints for name, url in endpoint.urls.items()}
+
+    @property
+    def ended(self) -> "Future[None]":
+        """Done when the servers have ended, or would have; with the error of a server that failed."""
+        return self._servers.ended
+
+    def unused_keys(self) -> list[str]:
+        """The keys of the configuration that have no effect, as sentences."""
+        return list(unused_keys(configured_exporters(self._configuration)))
+
+    def offer(self, command: str, handler: Handler) -> None:
+        """Answer one more command at the control socket, if there is one. The handler may shut the service down."""
+        self._commands[command] = handler
+        self._renew_handlers()
+
+    def open(self) -> None:
+        """Open the queue, start the exporters and listen. If something fails, everything is closed again.
+
+        Raises:
+            OSError: An address can't be listened on, or a file can't be opened.
+            ValueError: The content of a file is not valid.
+            QueueError: The queue's directory belongs to another process, or its file can't be used.
+        """
+        try:
+            self._outbound.start()
+            if self._control is not None:
+                self._control.start()
+            for endpoint in self._endpoints:
+                endpoint.server.bind()
+            if self._endpoints:
+                self._servers.start()
+            self._is_open = True
+        except BaseException:
+            self._until = time.monotonic()
+            self._drain = 0.0
+            self.close()
+            raise
+
+    def begin_to_close(self, timeout: float, drain: float) -> None:
+        """Say how long `close` may take, and how much of that it may spend on what waits. Only the first call counts.
+
+        A command that calls this is not waited for.
+        """
+        if self._control is not None:
+            self._control.let_go()
+        if not self._until:
+            self._until, self._drain = time.monotonic() + min(timeout, _times.LONGEST_SHUTDOWN), drain
+
+    def close(self) -> bool:
+        """Close what `open` opened, within the time that is left. docs/architecture.md has the steps' budget.
+
+        Returns:
+            Whether everything was delivered.
+        """
+        self._closing = True
+        timeout = self._left()
+        grace = min(_times.SEND_GRACE, timeout / 4)
+        self._outbound.close(grace)
+        for receiver in self.receivers.values():
+            receiver.close(min(_times.BODY_GRACE, timeout / 4))
+        for wsgi_receiver in self.wsgi_receivers.values():
+            wsgi_receiver.close()
+        drained = time.monotonic() + min(_times.REQUEST_DRAIN, timeout / 2)
+        self._servers.shutdown(max(drained - time.monotonic(), 0.0))
+        for intake in self._intakes.values():  # those of an application that the receivers are mounted in
+            intake.wait_until_idle(max(drained - time.monotonic(), 0.0))
+        if self._control is not None:
+            # Before the queue, which its handlers wait for.
+            self._control.shutdown(self._left() / 2 + _times.SHUTDOWN_MARGIN)
+        is_alone = self._reconfiguring.acquire(timeout=self._left() + _times.SHUTDOWN_MARGIN)
+        try:
+            return self._outbound.shutdown(min(self._drain, self._left()), grace=grace) and is_alone
+        finally:
+            if is_alone:
+                self._reconfiguring.release()
+
+    def close_unopened(self) -> None:
+        """Complete `ended` if `open` did not get as far as the servers. Safe to call twice."""
+        self._servers.end_unstarted()
+
+    def _left(self) -> float:
+        return max(self._until - time.monotonic(), 0.0)
+
+    def reconfigure(self, configuration: Configuration) -> list[str]:
+        """Take over another configuration while everything is open. No connection ends, and no change is lost.
+
+        Secrets, tolerance and mapping apply from the next request on, renewed TLS files of the servers from the next
+        connection on. An exporter that changed finishes its batch before another one takes its place.
+
+        Returns:
+            The changes, as sentences.
+
+        Raises:
+            ConfigError: Receivers that share an endpoint don't agree, a server's TLS files can't be used, or an
+                exporter can't be made from its settings. Nothing has changed.
+            RestartNeededError: A part of it needs a restart, or the service is not running. Nothing has changed.
+            QueueError: The queue can't be written. Nothing has changed.
+            OSError: An exporter can't open a file. Everything else has been taken over.
+            ValueError: The content of an exporter's file is not valid. Everything else has been taken over.
+        """
+        with self._reconfiguring:
+            if self._closing:
+                raise RestartNeededError("the service is shutting down")
+            if not self._is_open:
+                raise RestartNeededError("the service has not started")
+            return self._take_over(configuration)
+
+    def _take_over(self, configuration: Configuration) -> list[str]:
+        check_endpoints(receiver_settings(configuration))
+        needing = [
+            *needing_restart(self._configuration, configuration), *self._outbound.needing_restart(configuration)
+        ]  # fmt: skip
+        if needing:
+            raise RestartNeededError("; ".join(needing))
+        before, after = receiver_settings(self._configuration), receiver_settings(configuration)
+        renewed = self._renewed_tls()
+        verifiers = {name: create_verifier(settings) for name, settings in after.items()}
+        mappers = {name: create_mapper(settings, self._resource) for name, settings in after.items()}
+
+        def take_over() -> None:
+            self._configuration = configuration
+            for name, intake in self._intakes.items():
+                intake.verifier, intake.mapper = verifiers[name], mappers[name]
+            for use_tls in renewed.values():
+                use_tls()
+            self._renew_handlers()
+
+        try:
+            changes = self._outbound.reconfigure(configuration, taken=take_over)
+        finally:
+            for name in after:
+                patience = self._outbound.patience(name)
+                self.receivers[name].patience = self.wsgi_receivers[name].patience = patience
+        return [
+            *(f"receivers::{name}: has changed" for name in after if before[name] != after[name]),
+            *(f"receivers::{name}::tls: its files have changed" for name in after if after[name].endpoint in renewed),
+            *changes,
+        ]
+
+    def _renewed_tls(self) -> dict[str, Callable[[], None]]:
+        """Functions that make the servers use their changed TLS files, by address."""
+        try:
+            return {one.address: use for one in self._endpoints if (use := one.server.renewed_tls())}
+        except (OSError, ValueError) as error:
+            raise ConfigError([Problem((), str(error))]) from error
+
+    def change_secrets(self, changed: Callable[[str, StatsigReceiverSettings], StatsigReceiverSettings]) -> bool:
+        """Take over other signing secrets from the next request on. Works before `open` too.
+
+        Args:
+            changed: Returns the settings that a receiver shall have, which differ only in their signing secrets. What
+                it raises leaves everything unchanged.
+
+        Returns:
+            Whether something has changed.
+        """
+        with self._reconfiguring:
+            before = receiver_settings(self._configuration)
+            after = {name: changed(name, settings) for name, settings in before.items()}
+            if after == before:
+                return False
+            self._configuration = replace(self._configuration, receivers=dict(after))
+            for name, settings in after.items():
+                self._intakes[name].verifier = create_verifier(settings)
+            return True
+
+    def _renew_handlers(self) -> None:
+        if self._control is not None:
+            self._control.handlers = {**self._outbound.handlers(self._intakes), **self._commands}
+
+
+def _create_intake(name: str, settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> Intake:
+    limits = Limits(
+        max_request_body_size=settings.max_request_body_size,
+        max_in_flight_bytes=settings.max_in_flight_bytes,
+        read_timeout=settings.read_timeout,
+    )
+    mapper = create_mapper(settings, resource)
+    return Intake(verifier=create_verifier(settings), mapper=mapper, name=name, limits=limits)
+
+
+def _checked_url(url: str) -> str:
+    """The URL without a slash at its end; empty if there is none."""
+    if not url:
+        return ""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError(
+            [Problem(("url",), "must be a URL", "write it as https://host/prefix, without a receiver's path")]
+        )
+    return url.rstrip("/")

@@ -1,0 +1,132 @@
+"""A service from files, in code: what it reads, what it reads again, and what a URL is for."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statsig_otel.config import ConfigError
+from statsig_otel.exporters.queue.directory import CONTROL
+from statsig_otel.plugin import DEFAULT_PATH, RestartNeededError, Service, StatsigReceiverSettings
+from statsig_otel.plugin.control.socket import call
+from tests.plugin.services import SECRET, Keeper, post, service
+from tests.waiting import wait_until
+
+OTHER = "webhook-another-0123456789"
+
+FILE = """
+receivers:
+  statsig:
+    endpoint: ${env:ENDPOINT}
+    signing_secrets: ["${file:secret}"]
+exporters:
+  file:
+    path: ${env:FOLDER}/changes.jsonl
+extensions:
+  file_storage: {directory: "${env:FOLDER}/queue", min_free_bytes: 0}
+service:
+  extensions: [file_storage]
+  pipelines:
+    logs: {receivers: [statsig], exporters: [file]}
+"""
+
+Make = Callable[..., Service]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Makes services from `config.yaml`, whose secret is in the file `secret` beside it."""
+    (tmp_path / "config.yaml").write_text(FILE)
+    (tmp_path / "secret").write_text(f"{SECRET}\n")
+    environ = {"ENDPOINT": "127.0.0.1:0", "FOLDER": str(tmp_path), "OTEL_SERVICE_NAME": "host"}
+
+    def of(*more: str, **options: Any) -> Service:
+        return Service.from_file(tmp_path / "config.yaml", *more, **{"environ": environ, **options})
+
+    return of
+
+
+def test_files_the_environment_and_files_in_it_are_read_as_on_the_command_line(make: Make, tmp_path: Path) -> None:
+    with make("yaml:exporters::file/more: {path: '${env:FOLDER}/more.jsonl'}",
+              "yaml:service::pipelines::logs::exporters: [file, file/more]") as running:  # fmt: skip
+        assert post(running, "a").status == 200
+    for name in ("changes.jsonl", "more.jsonl"):
+        (line,) = (tmp_path / name).read_text().splitlines()
+        assert "a updated" in line
+        assert '"stringValue":"host"' in line
+
+
+def test_what_is_wrong_has_its_line(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(FILE.replace("path:", "paht:"))
+    with pytest.raises(ConfigError, match=r"exporters::file::paht: unknown key \(.*config.yaml:8\)"):
+        make()
+    (tmp_path / "config.yaml").write_text(FILE)
+    with pytest.raises(ConfigError, match=r"(?s)receivers::statsig::endpoint: .*ENDPOINT.*config.yaml:4"):
+        make(environ={"FOLDER": str(tmp_path)})
+
+
+def test_a_reload_takes_over_what_changed(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    running = make()
+    with pytest.raises(RestartNeededError, match="has not started"):
+        running.reload()
+    caplog.set_level(logging.INFO, "statsig_otel")
+    with running:
+        assert running.reload() == []
+        (tmp_path / "config.yaml").write_text(FILE.replace("changes.jsonl", "other.jsonl"))
+        assert running.reload() == ["exporters::file: has changed"]
+        assert "Reload: exporters::file: has changed" in caplog.text
+        assert post(running, "a").status == 200
+        (tmp_path / "config.yaml").write_text(FILE.replace("signing_secrets", "path: /other\n    signing_secrets"))
+        with pytest.raises(RestartNeededError, match="receivers::statsig::path"):
+            running.reload()
+        (tmp_path / "config.yaml").write_text("receivers: [")
+        with pytest.raises(ConfigError, match=r"config.yaml"):
+            running.reload()
+        # From outside it is the same.
+        (tmp_path / "config.yaml").write_text(FILE)
+        assert call(tmp_path / "queue" / CONTROL, "reload") == {"changes": ["exporters::file: has changed"]}
+        assert post(running, "b").status == 200
+    assert "a updated" in (tmp_path / "other.jsonl").read_text()
+    assert "b updated" in (tmp_path / "changes.jsonl").read_text()
+
+
+def test_a_changed_file_of_a_secret_counts_without_a_reload(make: Make, tmp_path: Path) -> None:
+    with make() as running:
+        assert post(running, "a", secret=OTHER).status == 401
+        (tmp_path / "secret").write_text(OTHER)
+        wait_until(lambda: post(running, "a", secret=OTHER).status == 200)
+        assert post(running, "a").status == 401
+
+
+def test_secrets_in_files_are_changed_there(make: Make) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)made from files.*hint: change them there"):
+        make().rotate_secrets("statsig", [OTHER])
+
+
+def test_a_service_made_in_code_has_no_file_to_read_again(tmp_path: Path) -> None:
+    with (
+        service(tmp_path, {"mine": Keeper()}) as running,
+        pytest.raises(ConfigError, match=r"(?s)made in code.*hint: make it with Service.from_file"),
+    ):
+        running.reload()
+
+
+@pytest.mark.parametrize("url", ["https://flags.example.com/statsig", "https://flags.example.com/statsig/"])
+def test_a_mounted_service_can_be_told_its_url(make: Make, url: str) -> None:
+    assert make(listen=False).urls == {}
+    assert make(listen=False, url=url).urls == {"statsig": f"https://flags.example.com/statsig{DEFAULT_PATH}"}
+
+
+@pytest.mark.parametrize(
+    "url", ["flags.example.com", "ftp://flags.example.com", "https://", "https://[", "https://a?b"]
+)
+def test_what_is_not_a_url_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"url: must be a URL\n  hint: write it as https://host/prefix"):
+        Service(
+            receivers={"statsig": StatsigReceiverSettings(signing_secrets=[])},
+            exporters={"mine": Keeper()},
+            directory=tmp_path,
+            url=url,
+        )
