@@ -92,7 +92,9 @@ class Exporter(Protocol):
     """Sends encoded log records to one backend.
 
     **Lifecycle.** The constructor opens nothing and starts nothing. `start` is called once, then `send` any number of
-    times, then `shutdown`. If a reload changes the settings, this exporter is shut down and another one is created.
+    times, then `shutdown`. If a reload changes the settings, this exporter is shut down and another one is created. If
+    the start of the service fails, an exporter that you made yourself is shut down, and started again with the next
+    attempt.
 
     **Threads.** `start` and `send` are called from one thread at a time. `shutdown` may be called from another thread
     during a `send`. That `send` must end soon; its outcome is ignored. A `send` that does not end is abandoned after a

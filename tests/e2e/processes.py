@@ -85,6 +85,10 @@ class Process:
             return "".join(self._lines)
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def is_running(self) -> bool:
         return self._process.poll() is None
 

@@ -8,7 +8,6 @@ reaches all exporters.
 from concurrent.futures import Future
 from dataclasses import replace
 
-from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.consumer import Batch, Receipt, refused
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer
 from statsig_otel.exporters.queue.queue import DurableQueue
@@ -16,7 +15,7 @@ from statsig_otel.exporters.routing import CurrentRouting
 
 
 class Pipeline:
-    """Takes batches once it is open, in the process that opened it, for the receivers that it knows.
+    """Takes batches for the receivers that it knows.
 
     Args:
         synchronous: Takes the batches of receivers with synchronous exporters.
@@ -28,22 +27,12 @@ class Pipeline:
         self._synchronous = synchronous
         self._queue = queue
         self._routing = routing
-        self._owner = OwnerProcess()
-
-    def open(self) -> None:
-        """Take batches from now on."""
-        self._owner.enter()
 
     def consume(self, batch: Batch) -> Future[Receipt]:
         """Take over one batch; see `Consumer.consume`."""
         routing = self._routing.now  # once: it may change before the batch is in the queue
         if batch.receiver not in routing.receivers:
             return refused(f"there is no receiver {batch.receiver!r} in this service", reason="unknown_receiver")
-        if not self._owner.pid:
-            return refused("the service was not started", reason="not_running")
-        if self._owner.is_forked:
-            owner = f"the process {self._owner.pid}, of which this is a fork"
-            return refused(f"the service was started by {owner}: start one after the fork", reason="not_running")
         route = routing.route(batch.receiver)
         queue = self._queue if route.queued else None
         if queue is None:

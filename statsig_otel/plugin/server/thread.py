@@ -17,14 +17,15 @@ _logger: Final = logging.getLogger(__name__)
 class ServerThread:
     """Serves until the servers are stopped. The thread is a daemon: it does not keep the process alive.
 
-    The servers have to be bound before. `ended` is done once all of them have ended. If one fails, all are stopped, and
-    `ended` contains the error.
+    Attributes:
+        ended: Done once all servers have ended. If one fails, all are stopped, and this contains the error.
+        servers: The servers, which have to be bound before `start`. Until then others may take their place.
     """
 
     def __init__(self, servers: Sequence[HttpServer]) -> None:
         self.ended: Future[None] = Future()
         self.ended.set_running_or_notify_cancel()
-        self._servers = servers
+        self.servers = servers
         self._thread: threading.Thread | None = None  # created in `start`: after a fork it would count as ended
 
     def start(self) -> None:
@@ -35,7 +36,7 @@ class ServerThread:
 
     def shutdown(self, drain_timeout: float) -> None:
         """Stop accepting, give the requests in flight so many seconds, and end the thread. Works without `start`."""
-        for server in self._servers:
+        for server in self.servers:
             server.stop(drain_timeout)
         if self._thread is not None:
             self._thread.join(drain_timeout + SERVER_CLOSING)
@@ -57,11 +58,11 @@ class ServerThread:
             self.ended.set_result(None)
 
     async def _serve(self) -> None:
-        servers = [asyncio.create_task(server.serve()) for server in self._servers]
+        servers = [asyncio.create_task(server.serve()) for server in self.servers]
         try:
             await asyncio.gather(*servers)
         finally:
             # If one server fails, stop the others: half a service would look healthy.
-            for server in self._servers:
+            for server in self.servers:
                 server.stop()
             await asyncio.gather(*servers, return_exceptions=True)

@@ -3,6 +3,8 @@
 `Service` is the public face of an assembly.
 """
 
+import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,12 +18,14 @@ from statsig_otel import _times
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.exporters.consumer import Consumer
+from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.plugin.control.socket import ControlServer, Handler
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver
 from statsig_otel.plugin.receiver.intake import Intake, Limits
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.server.thread import ServerThread
+from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.endpoints import Endpoint, check_endpoints, endpoints_of
 from statsig_otel.plugin.service.outbound import Outbound
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
@@ -34,6 +38,14 @@ from statsig_otel.plugin.settings.reading import (
 )
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
+_logger: Final = logging.getLogger(__name__)
+
+_BETWEEN_ATTEMPTS: Final = 0.05
+"""Seconds between two attempts to own a directory that another process owns."""
+
+_BETWEEN_WARNINGS: Final = 60.0
+"""Seconds between two warnings that another process owns the directory."""
+
 
 class Assembly:
     """The parts of a service, made from a checked configuration. The constructor opens and starts nothing.
@@ -43,6 +55,7 @@ class Assembly:
         directory: The queue's directory; used if an exporter is queued, as all are by default.
         resource: Attributes of the records' resource. A receiver's own attributes override them.
         listen: Whether the receivers get servers at their endpoints.
+        wait_for_directory: Whether `open` waits for the directory while another process owns it.
         url: The address at which Statsig reaches the receivers, without their paths.
 
     Attributes:
@@ -60,6 +73,7 @@ class Assembly:
         directory: Path,
         resource: Mapping[str, AttributeValue],
         listen: bool = True,
+        wait_for_directory: bool = False,
         url: str = "",
     ) -> None:
         settings = receiver_settings(configuration)
@@ -67,26 +81,40 @@ class Assembly:
         self._configuration = configuration
         self._resource = dict(resource)
         self._url = _checked_url(url)
-        self._outbound = Outbound(configuration, directory)
+        self._directory = directory.absolute()
+        self._listens = listen
+        self._waits = wait_for_directory
+        self._commands: dict[str, Handler] = {}
+        self._consumer = ServiceConsumer()
+        self._outbound = Outbound(configuration, self._directory)
         self._intakes = {name: _create_intake(name, one, resource) for name, one in settings.items()}
-        consumer, patience = self._outbound.consumer, self._outbound.patience
+        patience = self._outbound.patience
         self.receivers: Final = {
-            name: StatsigReceiver(intake, consumer, patience=patience(name)) for name, intake in self._intakes.items()
-        }
-        self.wsgi_receivers: Final = {
-            name: StatsigWsgiReceiver(intake, consumer, patience=patience(name))
+            name: StatsigReceiver(intake, self._consumer, patience=patience(name))
             for name, intake in self._intakes.items()
         }
-        self._endpoints: list[Endpoint] = endpoints_of(settings, self.receivers) if listen else []
-        self._servers = ServerThread([endpoint.server for endpoint in self._endpoints])
-        self._commands: dict[str, Handler] = {}
-        socket = self._outbound.socket
-        self._control = ControlServer(socket, self._outbound.handlers(self._intakes)) if socket else None
+        self.wsgi_receivers: Final = {
+            name: StatsigWsgiReceiver(intake, self._consumer, patience=patience(name))
+            for name, intake in self._intakes.items()
+        }
+        self._servers = ServerThread([])
+        self._make_openings()
+        self._failed = False  # the last `open`, which has used up what it opened
         self._is_open = False
         self._closing = False
         self._reconfiguring = threading.Lock()  # a shutdown waits for a reload that is under way
+        self._ending = threading.Event()  # a shutdown was asked for
         self._until = 0.0  # by the monotonic clock: the end of the shutdown
         self._drain = _times.QUEUE_DRAIN
+
+    def _make_openings(self) -> None:
+        """Make what webhooks and commands come in by, for the current `Outbound`."""
+        settings = receiver_settings(self._configuration)
+        self._endpoints: list[Endpoint] = endpoints_of(settings, self.receivers) if self._listens else []
+        self._servers.servers = [endpoint.server for endpoint in self._endpoints]
+        socket = self._outbound.socket
+        self._control = ControlServer(socket, {}) if socket else None
+        self._renew_handlers()
 
     @property
     def configuration(self) -> Configuration:
@@ -96,7 +124,7 @@ class Assembly:
     @property
     def consumer(self) -> Consumer:
         """Takes the receivers' batches."""
-        return self._outbound.consumer
+        return self._consumer
 
     @property
     def urls(self) -> dict[str, str]:
@@ -119,28 +147,64 @@ class Assembly:
         self._commands[command] = handler
         self._renew_handlers()
 
-    def open(self) -> None:
+    def open(self, go_on: Callable[[], None] = lambda: None) -> None:
         """Open the queue, start the exporters and listen. If something fails, everything is closed again.
+
+        After a failure it may be called again.
+
+        Args:
+            go_on: Called before this returns if webhooks are held while it waits for the directory.
 
         Raises:
             OSError: An address can't be listened on, or a file can't be opened.
             ValueError: The content of a file is not valid.
             QueueError: The queue's directory belongs to another process, or its file can't be used.
+            ConfigError: An exporter can't be made from its settings once more.
+            RuntimeError: `begin_to_close` was called while this waited for the directory.
         """
+        if self._failed:
+            self._outbound = Outbound(self._configuration, self._directory)
+            self._make_openings()
         try:
-            self._outbound.start()
+            self._open_queue(go_on)
             if self._control is not None:
                 self._control.start()
             for endpoint in self._endpoints:
                 endpoint.server.bind()
+            self._consumer.open(self._outbound.consumer)
             if self._endpoints:
                 self._servers.start()
             self._is_open = True
-        except BaseException:
-            self._until = time.monotonic()
-            self._drain = 0.0
-            self.close()
+        except BaseException as error:
+            self._failed = True
+            reason = "shutting_down" if self._ending.is_set() else "not_running"
+            self._consumer.close(f"the service could not be started: {error}", reason=reason)
+            for endpoint in self._endpoints:
+                endpoint.server.stop()
+            if self._control is not None:
+                self._control.shutdown()
+            self._outbound.shutdown()
             raise
+
+    def _open_queue(self, go_on: Callable[[], None]) -> None:
+        """Open the queue and start the exporters, once no other process owns the directory."""
+        warned = -math.inf
+        while True:
+            try:
+                self._outbound.start()
+            except DirectoryInUseError as error:
+                if error.is_own or not self._waits:
+                    raise
+                if time.monotonic() - warned > _BETWEEN_WARNINGS:
+                    is_first, warned = warned < 0, time.monotonic()
+                    _logger.warning("Waiting for the queue's directory: %s", error)
+                    if is_first and not self._endpoints:
+                        self._consumer.hold()
+                        go_on()
+            else:
+                return
+            if self._ending.wait(_BETWEEN_ATTEMPTS):
+                raise RuntimeError("this service was shut down before its directory was free")
 
     def begin_to_close(self, timeout: float, drain: float) -> None:
         """Say how long `close` may take, and how much of that it may spend on what waits. Only the first call counts.
@@ -149,6 +213,7 @@ class Assembly:
         """
         if self._control is not None:
             self._control.let_go()
+        self._ending.set()
         if not self._until:
             self._until, self._drain = time.monotonic() + min(timeout, _times.LONGEST_SHUTDOWN), drain
 

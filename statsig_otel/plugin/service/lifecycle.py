@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Final
 
 from statsig_otel._process import OwnerProcess
@@ -16,18 +17,19 @@ _logger: Final = logging.getLogger(__name__)
 
 
 class Lifecycle:
-    """Starts, stops, and doesn't start again.
+    """Starts, stops, and doesn't start again. A start that failed may be tried again.
 
-    If `open_` raises, it has closed everything again. `close` is called after a successful start, and returns whether
+    If `open_` raises, it has closed everything again. It may call its argument before it returns: then those who wait
+    for the start go on, and it fails without them. `close` is called after a successful start, and returns whether
     everything was closed.
     """
 
-    def __init__(self, open_: Callable[[], None], close: Callable[[], bool]) -> None:
+    def __init__(self, open_: Callable[[Callable[[], None]], None], close: Callable[[], bool]) -> None:
         self._open = open_
         self._close = close
         self._lock = threading.RLock()  # re-entrant, for a handler that interrupts its holder
         self._owner = OwnerProcess()
-        self._started: Future[None] | None = None
+        self._start: _Start | None = None  # the one that is under way or has succeeded
         self._stopped: Future[bool] | None = None
 
     def start(self) -> "Future[None]":
@@ -43,12 +45,12 @@ class Lifecycle:
         with self._lock:
             if self._stopped is not None:
                 raise RuntimeError("this service was shut down, and a service starts once: make another one")
-            if self._started is not None:
-                return self._started
-            started = self._started = _future()
+            if self._start is not None:
+                return self._start.answer
+            start = self._start = _Start(_future(), _future())
             self._owner.enter()
-        in_thread(lambda: self._run_start(started), "statsig-otel start")
-        return started
+        in_thread(lambda: self._run_start(start), "statsig-otel start")
+        return start.answer
 
     def stop(self) -> "Future[bool]":
         """Begin the stop, or join one that has begun. All callers get the same future, and it never fails.
@@ -60,31 +62,53 @@ class Lifecycle:
         with self._lock:
             if self._stopped is not None:
                 return self._stopped
-            started = self._started
-            stopped = self._stopped = _true() if started is None else _future()
-        if started is not None:
-            in_thread(lambda: self._run_stop(started, stopped), "statsig-otel stop")
+            start = self._start
+            stopped = self._stopped = _true() if start is None else _future()
+        if start is not None:
+            in_thread(lambda: self._run_stop(start, stopped), "statsig-otel stop")
         return stopped
 
-    def _run_start(self, started: "Future[None]") -> None:
-        if self._stopped is not None:
-            started.set_exception(RuntimeError("this service was shut down before it had started"))
-            return
+    def _run_start(self, start: "_Start") -> None:
         try:
-            self._open()
+            if self._stopped is not None:
+                raise RuntimeError("this service was shut down before it had started")  # noqa: TRY301 - as `_open` does
+            self._open(start.succeed)
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            started.set_exception(error)
+            with self._lock:
+                self._start = None
+                self._owner.leave()
+            start.fail(error)
         else:
-            started.set_result(None)
+            start.succeed()
+            start.is_open.set_result(True)
 
-    def _run_stop(self, started: "Future[None]", stopped: "Future[bool]") -> None:
+    def _run_stop(self, start: "_Start", stopped: "Future[bool]") -> None:
         complete = False
         try:
-            complete = started.exception() is not None or self._close()
+            complete = not start.is_open.result() or self._close()
         except Exception:
             _logger.exception("The service could not be closed in order")
         finally:
             stopped.set_result(complete)
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """One attempt to start: what its callers wait for, and whether there is something to close."""
+
+    answer: "Future[None]"
+    is_open: "Future[bool]"
+
+    def succeed(self) -> None:
+        if not self.answer.done():
+            self.answer.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        if self.answer.done():
+            _logger.error("The service could not be started: %s", error, exc_info=error)
+        else:
+            self.answer.set_exception(error)
+        self.is_open.set_result(False)
 
 
 def in_thread(work: Callable[[], None], name: str) -> threading.Thread | None:

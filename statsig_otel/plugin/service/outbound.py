@@ -73,7 +73,7 @@ class Outbound:
 
     @property
     def consumer(self) -> Consumer:
-        """Takes the receivers' batches."""
+        """Takes the receivers' batches, from `start` on."""
         return self._pipeline
 
     @property
@@ -101,21 +101,23 @@ class Outbound:
         """Open the queue and start the exporters. If something fails, everything is closed again.
 
         Raises:
-            QueueError: The queue's directory belongs to another process, or its file can't be used.
+            DirectoryInUseError: The queue's directory belongs to another process. Nothing was started, so it may be
+                tried again.
+            QueueError: The queue's file can't be used.
             OSError: A file can't be opened.
             ValueError: The content of a file is not valid.
         """
+        if self._queue is not None:
+            self._queue.start()  # if this fails it has closed everything itself
         try:
             self._synchronous.start()
             if self._queue is not None and self._recovery is not None:
-                self._queue.start()
                 self._recovery.start()
                 waiting = sum(self._queue.cursor(name).waiting for name in self._senders)
                 _logger.info("The queue is in %s; %d records wait", self._directory, waiting)
                 self._warn_of_unused_cursors(self._queue)
             for sender in self._senders.values():
                 sender.start()
-            self._pipeline.open()
         except BaseException:
             self.shutdown(drain=0.0)
             raise

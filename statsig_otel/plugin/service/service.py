@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,7 +32,8 @@ _logger: Final = logging.getLogger(__name__)
 
 _WORKERS: Final = (
     "one process owns a queue. Of a server's workers let one do it (gunicorn: --workers 1 --threads 8), or run "
-    "statsig-otel beside them, or turn the queue off: sending_queue enabled=False for every exporter"
+    "statsig-otel beside them, or turn the queue off: sending_queue enabled=False for every exporter; and if that "
+    "process is about to end, as a worker at a reload is, use wait_for_directory=True"
 )
 
 
@@ -59,6 +60,9 @@ class Service:
             `resource` overrides them.
         listen: Whether receivers listen at their endpoints, on servers in a thread of the service. With False there is
             no server: mount `asgi_app()`, `wsgi_app()` or `receiver(...)` in an application of your own.
+        wait_for_directory: Whether to wait while another process owns the directory, such as the worker that a reload
+            of gunicorn is about to replace. Meanwhile webhooks are held, each for at most 10 s, and are then refused. A
+            service with servers of its own listens only after that.
         url: The address at which Statsig reaches the receivers, such as `https://flags.example.com/statsig`, without
             their paths. Only `urls` tells it. By default `urls` has the addresses of the service's own servers.
 
@@ -87,6 +91,7 @@ class Service:
         resource: Mapping[str, AttributeValue] | None = None,
         environ: Mapping[str, str] | None = None,
         listen: bool = True,
+        wait_for_directory: bool = False,
         url: str = "",
     ) -> None:
         configuration = build_configuration(
@@ -104,12 +109,20 @@ class Service:
             directory=Path(directory or ""),
             resource={**below, **(resource or {})},
             listen=listen,
+            wait_for_directory=wait_for_directory,
             url=url,
         )
         self._use(assembly, hint=_WORKERS)
 
     @classmethod
-    def from_file(cls, *locations: Path | str, environ: Mapping[str, str], listen: bool = True, url: str = "") -> Self:
+    def from_file(
+        cls,
+        *locations: Path | str,
+        environ: Mapping[str, str],
+        listen: bool = True,
+        wait_for_directory: bool = False,
+        url: str = "",
+    ) -> Self:
         """A service with the configuration of files, as `statsig-otel run` reads it.
 
         Entry points, `${env:...}` and `${file:...}` work as described in docs/configuration.md. Files of signing
@@ -120,6 +133,7 @@ class Service:
                 win. Without any, the environment variables are the configuration.
             environ: The environment variables, such as `os.environ`.
             listen: As in the constructor.
+            wait_for_directory: As in the constructor.
             url: As in the constructor.
 
         Raises:
@@ -139,9 +153,14 @@ class Service:
         """
         document = read_document(locations, environ)
         configuration = check_with_files(document)
-        directory = find_directory(configuration, environ)
-        resource = resource_from_environment(environ)
-        assembly = Assembly(configuration, directory=directory, resource=resource, listen=listen, url=url)
+        assembly = Assembly(
+            configuration,
+            directory=find_directory(configuration, environ),
+            resource=resource_from_environment(environ),
+            listen=listen,
+            wait_for_directory=wait_for_directory,
+            url=url,
+        )
         reloader = Reloader(assembly, document, lambda: read_document(locations, environ))
         service = cls.__new__(cls)
         service._use(assembly, reloader, hint=_WORKERS)  # noqa: SLF001 - it is this class's
@@ -256,22 +275,23 @@ class Service:
     def start(self) -> None:
         """Open the queue, start the exporters and listen. If something fails, everything is closed again.
 
-        Returns when webhooks are accepted. A second call waits for the same start and has the same result: after a
-        failed start make another service.
+        Returns when webhooks are accepted, or held because of `wait_for_directory`. A second call waits for the same
+        start and has the same result. A start that failed may be tried again.
 
         Raises:
             OSError: An address can't be listened on, or a file can't be opened; the message says which and why.
             ValueError: The content of a file is not valid.
             QueueError: The queue's directory belongs to another process (`DirectoryInUseError`, which says what to do),
                 or its file can't be used.
+            ConfigError: A second attempt can't make an exporter from its settings any more.
             RuntimeError: The service was shut down already, or was started before this process was forked.
         """
-        started = self._lifecycle.start()
         try:
-            started.result()
-        except BaseException:
-            if not started.done():  # a Ctrl-C has ended the wait
-                self.shutdown(0.0)
+            self._lifecycle.start().result()
+        except Exception:
+            raise
+        except BaseException:  # a Ctrl-C, wherever it came
+            self.shutdown(0.0)
             raise
 
     async def astart(self) -> None:
@@ -381,11 +401,11 @@ class Service:
     def _path(self, name: str) -> str:
         return self._settings[name].path
 
-    def _open(self) -> None:
+    def _open(self, go_on: Callable[[], None]) -> None:
         try:
             if self._reloader is not None:
                 self._reloader.start()
-            self._assembly.open()
+            self._assembly.open(go_on)
         except BaseException as error:
             if self._reloader is not None:
                 self._reloader.shutdown()

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,8 @@ def test_a_service_belongs_to_the_process_that_starts_it(tmp_path: Path) -> None
     in_use = (
         f"{tmp_path} is in use by {owner}: stop that one, or give each service its own file_storage directory; "
         "one process owns a queue. Of a server's workers let one do it (gunicorn: --workers 1 --threads 8), or run "
-        "statsig-otel beside them, or turn the queue off: sending_queue enabled=False for every exporter"
+        "statsig-otel beside them, or turn the queue off: sending_queue enabled=False for every exporter; and if that "
+        "process is about to end, as a worker at a reload is, use wait_for_directory=True"
     )
     assert output.splitlines() == [
         "child took 200",
@@ -114,66 +114,4 @@ async def lifespan(app):
         yield
 
 app = Starlette(routes=[Mount("/", app=running.asgi_app())], lifespan=lifespan)
-"""
-
-
-@pytest.mark.slow
-def test_gunicorn_starts_a_service_in_its_worker_after_the_fork(tmp_path: Path) -> None:
-    """Made before it (`--preload`), started by `post_fork`, ended by `worker_exit`: what a 200 said is delivered."""
-    kept = tmp_path / "kept.jsonl"
-    (tmp_path / "program.py").write_text(
-        GUNICORN.format(root=str(ROOT), directory=str(tmp_path / "queue"), kept=str(kept))
-    )
-    (tmp_path / "gunicorn.conf.py").write_text(HOOKS)
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "gunicorn",
-        "--preload",
-        "--config",
-        str(tmp_path / "gunicorn.conf.py"),
-        "--workers",
-        "1",
-        "--threads",
-        "8",
-    ]
-    where = ["--bind", f"127.0.0.1:{port}", "--chdir", str(tmp_path), "program:app"]
-    with Process([*command, *where], environment()) as process:
-        process.wait_for(r"Booting worker")
-        with ThreadPoolExecutor(8) as clients:
-            answers = list(clients.map(lambda name: exchange(("127.0.0.1", port), webhook(name)), "abcdefgh"))
-        assert [answer.status for answer in answers] == [200] * 8
-        assert process.stop() == 0
-    lines = [json.loads(line) for line in kept.read_text().splitlines()]
-    bodies = [
-        record["body"]["stringValue"]
-        for line in lines
-        for resource in line["resourceLogs"]
-        for scope in resource["scopeLogs"]
-        for record in scope["logRecords"]
-    ]
-    assert sorted(bodies) == [f"{name} updated" for name in "abcdefgh"]
-
-
-GUNICORN = """
-import sys
-from pathlib import Path
-
-sys.path.insert(0, {root!r})
-from statsig_otel.exporters import FileSettings
-from tests.plugin.services import service
-
-running = service(Path({directory!r}), {{"file": FileSettings(path=Path({kept!r}))}}, listen=False)
-app = running.wsgi_app()
-"""
-
-HOOKS = """
-def post_fork(server, worker):
-    import program
-    program.running.start()
-
-def worker_exit(server, worker):
-    import program
-    program.running.shutdown(10)
 """

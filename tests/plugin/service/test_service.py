@@ -166,7 +166,7 @@ def test_a_relative_directory_is_that_of_the_beginning(tmp_path: Path, monkeypat
     assert (tmp_path / "here" / "q" / "queue.db").exists()
 
 
-def test_a_port_in_use_closes_all_again(tmp_path: Path) -> None:
+def test_a_port_in_use_closes_all_again_and_the_start_may_be_tried_again(tmp_path: Path) -> None:
     keeper = Keeper()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -174,10 +174,26 @@ def test_a_port_in_use_closes_all_again(tmp_path: Path) -> None:
         for _ in range(2):
             with pytest.raises(OSError, match="the port is in use"):
                 failing.start()
-    assert (keeper.started, keeper.stopped) == (1, 1)
+        assert (keeper.started, keeper.stopped) == (2, 2)
+        with service(tmp_path, {"mine": Keeper()}) as another:
+            assert post(another, "a").status == 200
+    keeper.stopped = 0
+    with failing:
+        assert post(failing, "b").status == 200
+        assert not failing.ended.done()
+    assert keeper.names == ["b"]
+    assert failing.ended.done()
+
+
+def test_a_start_that_failed_may_be_followed_by_a_shutdown(tmp_path: Path) -> None:
+    with service(tmp_path, {"mine": Keeper()}):
+        failing = service(tmp_path, {"mine": Keeper()})
+        with pytest.raises(DirectoryInUseError):
+            failing.start()
     assert failing.shutdown() is True
-    with service(tmp_path, {"mine": Keeper()}) as running:
-        assert post(running, "a").status == 200
+    assert failing.ended.done()
+    with pytest.raises(RuntimeError, match="make another one"):
+        failing.start()
 
 
 @pytest.mark.parametrize("name", ["queue writer", "queue recovery", "sender mine", "control", "statsig-otel server"])

@@ -1,0 +1,79 @@
+"""Takes batches while the service runs, holds them while it waits for its directory, and otherwise refuses them."""
+
+import threading
+from concurrent.futures import Future
+
+from statsig_otel._process import OwnerProcess
+from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError, refused
+
+
+class ServiceConsumer:
+    """Passes the batches of all receivers to a pipeline, in the process that opened it. Safe to use from threads.
+
+    What is held is in memory, and its webhooks are not answered yet. Each receiver has its `patience` for that; a batch
+    that is passed on after its webhook was refused is a duplicate if it comes again.
+    """
+
+    def __init__(self) -> None:
+        self._owner = OwnerProcess()
+        self._pipeline: Consumer | None = None
+        self._lock = threading.Lock()  # for the next two
+        self._held: list[tuple[Batch, Future[Receipt]]] | None = None  # None unless it holds them
+        self._refusal, self._reason = "the service was not started", "not_running"
+
+    def hold(self) -> None:
+        """Hold batches from now on, until `open` or `close`."""
+        self._owner.enter()
+        with self._lock:
+            self._held = []
+
+    def open(self, pipeline: Consumer) -> None:
+        """Pass on what is held, and every batch from now on."""
+        self._owner.enter()
+        with self._lock:
+            held, self._held = self._held or [], None
+            self._pipeline = pipeline
+        for batch, answer in held:
+            _pass_on(pipeline.consume(batch), answer)
+
+    def close(self, message: str, *, reason: str) -> None:
+        """Refuse what is held, and every batch from now on."""
+        with self._lock:
+            held, self._held = self._held or [], None
+            self._pipeline = None
+            self._refusal, self._reason = message, reason
+        for _, answer in held:
+            answer.set_exception(RefusedError(message, reason=reason))
+
+    def consume(self, batch: Batch) -> Future[Receipt]:
+        """Take over one batch; see `Consumer.consume`."""
+        if self._owner.is_forked:
+            owner = f"the process {self._owner.pid}, of which this is a fork"
+            return refused(f"the service was started by {owner}: start one after the fork", reason="not_running")
+        pipeline = self._pipeline
+        if pipeline is None:
+            with self._lock:
+                pipeline = self._pipeline
+                if pipeline is None:
+                    return self._hold(batch)
+        return pipeline.consume(batch)
+
+    def _hold(self, batch: Batch) -> Future[Receipt]:
+        if self._held is None:
+            return refused(self._refusal, reason=self._reason)
+        answer: Future[Receipt] = Future()
+        answer.set_running_or_notify_cancel()  # so that nobody can cancel it
+        self._held.append((batch, answer))
+        return answer
+
+
+def _pass_on(taken: Future[Receipt], answer: Future[Receipt]) -> None:
+    """Answer as another future does."""
+
+    def done(taken: Future[Receipt]) -> None:
+        if error := taken.exception():
+            answer.set_exception(error)
+        else:
+            answer.set_result(taken.result())
+
+    taken.add_done_callback(done)

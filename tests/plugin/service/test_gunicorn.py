@@ -1,0 +1,145 @@
+"""A service in the worker of a real gunicorn: its start, its end, and reloads under load."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.plugin import DEFAULT_PATH
+from tests.e2e.processes import Process, wait_until_listening
+from tests.e2e.service_process import environment
+from tests.peers.otlp_servers import free_port
+from tests.plugin.http_client import Address, exchange, request
+from tests.plugin.services import webhook
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[3]
+
+PROGRAM = """
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, {root!r})
+from flask import Flask
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from statsig_otel.exporters import FileSettings
+from tests.plugin.services import service
+
+running = service(
+    Path({directory!r}), {{"file": FileSettings(path=Path({kept!r}))}}, listen=False, wait_for_directory=True
+)
+app = Flask(__name__)
+
+@app.get("/page")
+def page():
+    return "here"
+
+@app.get("/slow")
+def slow():
+    time.sleep(3)
+    return "slow"
+
+app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {{"/statsig": running.wsgi_app()}})
+"""
+
+HOOKS = """
+workers = 1
+threads = 8
+
+def post_worker_init(worker):
+    import program
+    program.running.start()
+
+def worker_exit(server, worker):
+    import program
+    program.running.shutdown(10)
+"""
+
+
+def gunicorn(tmp_path: Path, port: int, *, preload: bool) -> Process:
+    directory, kept = str(tmp_path / "queue"), str(tmp_path / "kept.jsonl")
+    (tmp_path / "program.py").write_text(PROGRAM.format(root=str(ROOT), directory=directory, kept=kept))
+    (tmp_path / "gunicorn.conf.py").write_text(f"preload_app = {preload}\n{HOOKS}")
+    where = ["--bind", f"127.0.0.1:{port}", "--chdir", str(tmp_path)]
+    command = [sys.executable, "-m", "gunicorn", "--config", str(tmp_path / "gunicorn.conf.py"), *where, "program:app"]
+    return Process(command, environment())
+
+
+def delivered(tmp_path: Path) -> list[str]:
+    """The flags of the records that the exporter has written."""
+    lines = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    return [
+        record["body"]["stringValue"].removesuffix(" updated")
+        for line in lines
+        for resource in line["resourceLogs"]
+        for scope in resource["scopeLogs"]
+        for record in scope["logRecords"]
+    ]
+
+
+class Load:
+    """Posts webhooks and asks for pages until it is told to stop, and counts the answers."""
+
+    def __init__(self, address: Address) -> None:
+        self.acknowledged: list[str] = []
+        self.webhooks: Counter[int] = Counter()
+        self.pages: Counter[int] = Counter()
+        self._address = address
+        self._numbers = count()
+        self._stopping = threading.Event()
+
+    def post(self) -> None:
+        while not self._stopping.is_set():
+            name = f"flag {next(self._numbers)}"
+            status = exchange(self._address, webhook(name, f"/statsig{DEFAULT_PATH}")).status
+            self.webhooks[status] += 1
+            if status == 200:
+                self.acknowledged.append(name)
+
+    def browse(self) -> None:
+        while not self._stopping.wait(0.02):
+            self.pages[exchange(self._address, request(path="/page", method="GET")).status] += 1
+
+    def wait_for_more(self) -> None:
+        before = self.webhooks.total()
+        wait_until(lambda: self.webhooks.total() > before + 20)
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_a_reload_under_load_refuses_nothing_and_loses_nothing(tmp_path: Path, *, preload: bool) -> None:
+    """Also with a slow request in flight, for which the old worker keeps the directory."""
+    port = free_port()
+    address = ("127.0.0.1", port)
+    with gunicorn(tmp_path, port, preload=preload) as process, ThreadPoolExecutor(4) as pool:
+        wait_until_listening(process, port)
+        load = Load(address)
+        running = [pool.submit(work) for work in (load.post, load.post, load.browse)]
+        for reload in (1, 2):
+            load.wait_for_more()
+            slow = pool.submit(exchange, address, request(path="/slow", method="GET"))
+            os.kill(process.pid, signal.SIGHUP)
+            process.wait_for(rf"(?s)(Worker exiting.*){{{reload}}}")
+            assert slow.result(30).body == b"slow"
+        load.wait_for_more()
+        load.stop()
+        for one in running:
+            one.result(30)
+        assert set(load.webhooks) == {200}
+        assert set(load.pages) == {200}
+        assert "Waiting for the queue's directory" in process.output
+        assert process.stop() == 0
+    assert set(load.acknowledged) <= set(delivered(tmp_path))
+    assert len(delivered(tmp_path)) == len(set(delivered(tmp_path)))

@@ -1,0 +1,173 @@
+"""A service that waits for its directory: what it does with webhooks meanwhile, and how the wait ends."""
+
+import asyncio
+import fcntl
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.exporters import Batch, DirectoryInUseError
+from statsig_otel.exporters.queue.directory import LOCK
+from statsig_otel.plugin import Service
+from tests.plugin.adapters import serve_werkzeug
+from tests.plugin.http_client import Address, Response, exchange, serving
+from tests.plugin.services import Keeper, post, service, webhook
+from tests.waiting import wait_until
+
+LIMIT = 30.0
+
+
+@contextmanager
+def owned(directory: Path) -> Iterator[threading.Event]:
+    """A directory with another owner, until the event is set."""
+    directory.mkdir(exist_ok=True)
+    given_up = threading.Event()
+    with (directory / LOCK).open("w") as lock:  # not by the queue, so it counts as another process's
+        lock.write("4711\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def give_up() -> None:
+            given_up.wait(LIMIT)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        thread = threading.Thread(target=give_up)
+        thread.start()
+        try:
+            yield given_up
+        finally:
+            given_up.set()
+            thread.join()
+
+
+@pytest.fixture
+def clients() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+def mounted(directory: Path, keeper: Keeper) -> Service:
+    return service(directory, {"mine": keeper}, listen=False, wait_for_directory=True)
+
+
+def held(running: Service) -> int:
+    return len(running._assembly._consumer._held or [])
+
+
+def posting(clients: ThreadPoolExecutor, address: Address, *names: str) -> list[Future[Response]]:
+    return [clients.submit(exchange, address, webhook(name)) for name in names]
+
+
+@pytest.mark.parametrize("kind", ["asgi", "wsgi"])
+def test_webhooks_wait_until_the_other_has_gone(tmp_path: Path, clients: ThreadPoolExecutor, kind: str) -> None:
+    keeper = Keeper()
+    running = mounted(tmp_path, keeper)
+    server = serving(running.asgi_app()) if kind == "asgi" else serve_werkzeug(running.wsgi_app())
+    with server as address, owned(tmp_path) as given_up, running:  # which started while the other was there
+        answers = posting(clients, address, *"abc")
+        wait_until(lambda: held(running) == 3)
+        assert keeper.started == 0
+        running.start()  # it has, as far as its callers are concerned
+        given_up.set()
+        assert [answer.result(LIMIT).status for answer in answers] == [200] * 3
+        assert exchange(address, webhook("d")).status == 200
+    assert sorted(keeper.names) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("kind", ["asgi", "wsgi"])
+def test_what_is_refused_meanwhile_is_not_thrown_away(tmp_path: Path, clients: ThreadPoolExecutor, kind: str) -> None:
+    """Statsig may never send it again."""
+    keeper = Keeper()
+    running = mounted(tmp_path, keeper)
+    running.receiver().patience = running.wsgi_receiver().patience = 0.1
+    server = serving(running.asgi_app()) if kind == "asgi" else serve_werkzeug(running.wsgi_app())
+    with server as address, owned(tmp_path) as given_up, running:
+        (answer,) = posting(clients, address, "a")
+        assert (answer.result(LIMIT).status, answer.result().headers["retry-after"]) == (503, "10")
+        given_up.set()
+        wait_until(lambda: keeper.names == ["a"])
+        running.receiver().patience = running.wsgi_receiver().patience = LIMIT
+        assert exchange(address, webhook("a")).json["duplicates"] == 1
+    assert keeper.names == ["a"]
+
+
+def test_a_shutdown_ends_the_wait(tmp_path: Path, clients: ThreadPoolExecutor) -> None:
+    keeper = Keeper()
+    running = mounted(tmp_path, keeper)
+    with serving(running.asgi_app()) as address, owned(tmp_path):
+        running.start()
+        answers = posting(clients, address, *"ab")
+        wait_until(lambda: held(running) == 2)
+        assert running.shutdown(LIMIT) is True
+        assert [answer.result(LIMIT).status for answer in answers] == [503, 503]
+        assert exchange(address, webhook("c")).status == 503
+        assert (tmp_path / LOCK).read_text() == "4711\n"
+    refusal = running.consumer.consume(Batch("statsig")).exception(LIMIT)
+    assert "this service was shut down before its directory was free" in str(refusal)
+    assert (running.ended.done(), keeper.started, keeper.names) == (True, 0, [])
+
+
+def test_a_service_with_servers_of_its_own_listens_after_the_wait(tmp_path: Path) -> None:
+    running = service(tmp_path, {"mine": Keeper()}, wait_for_directory=True)
+    with owned(tmp_path) as given_up:
+        starting = threading.Thread(target=running.start)
+        starting.start()
+        starting.join(0.2)
+        assert starting.is_alive()
+        given_up.set()
+        starting.join(LIMIT)
+    assert post(running, "a").status == 200
+    assert running.shutdown() is True
+
+
+def test_an_async_start_does_not_block_meanwhile(tmp_path: Path) -> None:
+    async def main() -> None:
+        with owned(tmp_path) as given_up:
+            async with running:
+                consuming = running.consumer.consume(Batch("statsig"))
+                assert not consuming.done()
+                given_up.set()
+                assert (await asyncio.wrap_future(consuming)).accepted == 0
+
+    running = mounted(tmp_path, Keeper())
+    asyncio.run(main())
+
+
+def test_what_fails_after_the_wait_is_logged_and_may_be_tried_again(
+    tmp_path: Path, clients: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = mounted(tmp_path, Keeper())
+    with serving(running.asgi_app()) as address, owned(tmp_path) as given_up:
+        running.start()
+        answers = posting(clients, address, "a")
+        wait_until(lambda: held(running) == 1)
+        (tmp_path / "queue.db").mkdir()
+        given_up.set()
+        assert [answer.result(LIMIT).status for answer in answers] == [503]
+        wait_until(lambda: "The service could not be started: " in caplog.text)
+        (tmp_path / "queue.db").rmdir()
+        with running:
+            assert exchange(address, webhook("a")).status == 200
+
+
+def test_the_wait_is_logged_with_the_owner(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with owned(tmp_path) as given_up, mounted(tmp_path, Keeper()) as running:
+        (warning,) = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+        assert warning.startswith("Waiting for the queue's directory: ")
+        assert "is in use by the process 4711" in warning
+        given_up.set()
+        wait_until(lambda: running.consumer.consume(Batch("statsig")).result(LIMIT))
+
+
+def test_another_service_of_the_same_process_is_not_waited_for(tmp_path: Path) -> None:
+    """It may be what the caller would have to end."""
+    with (
+        service(tmp_path, {"mine": Keeper()}),
+        pytest.raises(DirectoryInUseError, match="another service of this process"),
+    ):
+        mounted(tmp_path, Keeper()).start()
