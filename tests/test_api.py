@@ -36,6 +36,7 @@ THROUGH: Final = {
     "statsig_otel.plugin.record.services.Concerned": "between Mapper and `statsig-otel explain`",
     "statsig_otel.plugin.record.services.ImpactedServices": "of ImpactedServicesSettings.create, for Mapper",
     "statsig_otel.plugin.record.services.ServiceRule": "of ServiceRuleSettings.rule, for ImpactedServices",
+    "statsig_otel.plugin.service.consumer.ServiceConsumer": "of Service.consumer, a Consumer whose answers are futures",
     "statsig_otel.plugin.webhook.lenient_json.Item": "in a Payload, for Mapper",
     "statsig_otel.plugin.webhook.signature.Verification": "of Verifier, for Intake",
 }
@@ -89,8 +90,12 @@ def signature(function: Callable[..., object]) -> str:
     except ValueError:  # of an exception that has no constructor of its own
         return "(...)"
     parts: list[str] = []
-    star = "*"
+    slash, star = "", "*"
     for one in found.parameters.values():
+        if one.kind is not one.POSITIONAL_ONLY and slash:
+            parts.append(slash)
+            slash = ""
+        slash = "/" if one.kind is one.POSITIONAL_ONLY else slash
         if one.kind is one.KEYWORD_ONLY and star:
             parts.append(star)
         if one.kind in (one.KEYWORD_ONLY, one.VAR_POSITIONAL):
@@ -98,6 +103,8 @@ def signature(function: Callable[..., object]) -> str:
         mark = "*" if one.kind is one.VAR_POSITIONAL else "**" if one.kind is one.VAR_KEYWORD else ""
         type_ = f": {shown(one.annotation)}" if one.annotation is not one.empty else ""
         parts.append(f"{mark}{one.name}{type_}{default(one.default) if one.default is not one.empty else ''}")
+    if slash:
+        parts.append(slash)
     result = f" -> {shown(found.return_annotation)}" if found.return_annotation is not found.empty else ""
     return f"({', '.join(parts)}){result}"
 

@@ -5,6 +5,7 @@ accepted them.
 """
 
 import logging
+from collections.abc import Awaitable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -128,17 +129,19 @@ def refused(message: str, *, reason: str) -> Future[Receipt]:
 class Consumer(Protocol):
     """Accepts the batches of receivers. Examples are a queue, a database table and a LoggerProvider.
 
-    **Threads.** `consume` is called from any thread, for several batches at a time, and before the futures of earlier
-    batches are done. Under ASGI it is called in the event loop's thread. So it must not wait, but pass the batch to
-    another thread and return the future at once.
+    **Threads.** `consume` is called from any thread, for several batches at a time, and before earlier batches are
+    answered. Under ASGI it is called in the event loop's thread. So it must not wait there: it passes the batch to
+    another thread and returns a future at once, or it is an `async def`. Under ASGI that runs in the loop of the
+    request. Under WSGI each call runs in a thread and a loop of its own.
 
     **Outcomes.** A `Receipt` is the promise behind the webhook's 200: the consumer has accepted the whole batch,
-    including its invalid items, with whatever durability it offers. `RefusedError` means "not now": the consumer has
-    accepted nothing of the batch, or does no harm if it receives the batch again, with the same uids. Statsig gets a
-    503 with Retry-After. A `Receipt` counts changes, not their records.
+    including its invalid items, with whatever durability it offers. It may be returned, or be the result of the future
+    or the awaitable that is returned. `RefusedError`, raised or as the future's exception, means "not now": the
+    consumer has accepted nothing of the batch, or does no harm if it receives the batch again, with the same uids.
+    Statsig gets a 503 with Retry-After. A `Receipt` counts changes, not their records.
 
-    **Mistakes.** Any other exception, of the future or of `consume` itself, is answered with 500 and logged with its
-    traceback. It never leads to a 2xx.
+    **Mistakes.** Any other exception or result is answered with 500 and logged with its traceback. It never leads to a
+    2xx.
 
     **Time.** If the receiver has a `patience`, it waits so many seconds for the future and then answers 503. Otherwise
     it waits without limit. The future is never cancelled: the consumer may still accept the batch later, and then finds
@@ -149,40 +152,43 @@ class Consumer(Protocol):
     `stop`.
 
     Example:
-        >>> from concurrent.futures import Future
         >>> from statsig_otel.exporters import Batch, Change, Consumer, Receipt, RefusedError
         >>> class Shelf:
         ...     def __init__(self, room: int) -> None:
         ...         self.changes: dict[str, Change] = {}
         ...         self._room = room
-        ...     def consume(self, batch: Batch) -> Future[Receipt]:
-        ...         future: Future[Receipt] = Future()
+        ...     def consume(self, batch: Batch) -> Receipt:
         ...         new = {change.uid: change for change in batch.changes if change.uid not in self.changes}
         ...         if len(self.changes) + len(new) > self._room:
-        ...             future.set_exception(RefusedError("the shelf is full", reason="full", retry_after=60))
-        ...         else:
-        ...             self.changes |= new
-        ...             future.set_result(Receipt(len(new), duplicates=len(batch.changes) - len(new)))
-        ...         return future
-        >>> consumer: Consumer = Shelf(room=1)
+        ...             raise RefusedError("the shelf is full", reason="full", retry_after=60)
+        ...         self.changes |= new
+        ...         return Receipt(len(new), duplicates=len(batch.changes) - len(new))
+        >>> shelf = Shelf(room=1)
+        >>> consumer: Consumer = shelf
         >>> first, second = (Change(digit * 32, (b"record",)) for digit in "12")
-        >>> consumer.consume(Batch("statsig", (first,))).result()
+        >>> shelf.consume(Batch("statsig", (first,)))
         Receipt(accepted=1, duplicates=0)
-        >>> consumer.consume(Batch("statsig", (first,))).result()
+        >>> shelf.consume(Batch("statsig", (first,)))
         Receipt(accepted=0, duplicates=1)
-        >>> consumer.consume(Batch("statsig", (second,))).exception().reason
-        'full'
+        >>> try:
+        ...     shelf.consume(Batch("statsig", (second,)))
+        ... except RefusedError as error:
+        ...     print(error.reason)
+        full
     """
 
-    def consume(self, batch: Batch) -> Future[Receipt]:
+    def consume(self, batch: Batch, /) -> Future[Receipt] | Awaitable[Receipt] | Receipt:
         """Accept one batch, completely or not at all.
 
         Args:
             batch: The changes and invalid items of one request. It is never empty, but may contain only invalid items.
 
         Returns:
-            A future that the consumer completes from any thread: with a `Receipt` once the batch is accepted, or with a
-            `RefusedError`.
+            A `Receipt`, or a future or an awaitable of one. A `concurrent.futures.Future` may be completed from any
+            thread.
+
+        Raises:
+            RefusedError: The consumer can't accept the batch now.
         """
 
 

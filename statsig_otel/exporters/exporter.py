@@ -157,7 +157,7 @@ class Exporter(Protocol):
             ValueError: A local file that the settings name does not contain what it should.
         """
 
-    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
+    def send(self, payload: bytes, count: int, timeout: float, /) -> Outcome:
         """Send one batch and return the outcome. Never raises.
 
         Args:

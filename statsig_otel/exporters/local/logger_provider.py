@@ -49,6 +49,9 @@ class LoggerProviderConsumer:
         show_invalid: Whether the log shows the content of invalid items. Use False if users are hashed or left out; the
             log then shows only the size.
 
+    Raises:
+        TypeError: The provider is not a LoggerProvider.
+
     Example:
         >>> from opentelemetry.sdk._logs import LoggerProvider
         >>> from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
@@ -66,6 +69,8 @@ class LoggerProviderConsumer:
     """
 
     def __init__(self, provider: LoggerProvider | None = None, *, show_invalid: bool = True) -> None:
+        if provider is not None and not callable(getattr(provider, "get_logger", None)):
+            raise TypeError(f"provider has to be a LoggerProvider, and is a {type(provider).__qualname__}")
         self._provider = provider
         self._show_invalid = show_invalid
 

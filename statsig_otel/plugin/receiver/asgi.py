@@ -27,6 +27,7 @@ from statsig_otel.plugin.receiver.answers import (
     slow_consumer,
     wrong_method,
 )
+from statsig_otel.plugin.receiver.consuming import check_parts, check_receivers, consume, receipt_of, run_in_loop
 from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
 from statsig_otel.plugin.server.asgi_types import Message, Receive, Send
 
@@ -52,6 +53,10 @@ class StatsigReceiver:
     Attributes:
         patience: See above. It may be changed.
 
+    Raises:
+        TypeError: An argument has another type, such as a consumer in the place of the intake.
+        ValueError: `patience` is not more than 0.
+
     Example:
         >>> import falcon.asgi
         >>> from statsig_otel.exporters import LoggerProviderConsumer
@@ -69,6 +74,7 @@ class StatsigReceiver:
         patience: float | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
+        check_parts(intake, consumer, patience)
         self._intake = intake
         self._consumer = consumer
         self.patience = patience
@@ -126,10 +132,11 @@ class StatsigReceiver:
                 outcome = request.finish(complete=complete)
             if isinstance(outcome, Answer):
                 return outcome
-            taking = self._consumer.consume(outcome)
+            taking = consume(self._consumer, outcome, run_in_loop)
             try:
                 # The consumer stores the batch even if the client has left.
-                return request.taken(await waits.answer(taking, self.patience))
+                receipt = await waits.answer(taking, self.patience)
+                return request.taken(receipt_of(self._consumer, receipt))
             except RefusedError as error:
                 # The traceback would make a reference cycle with this frame.
                 return request.refused(error.with_traceback(None))
@@ -243,12 +250,17 @@ def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
     Args:
         receivers: The receivers by their paths, which begin with `/`.
 
+    Raises:
+        TypeError: One of them is not a `StatsigReceiver`.
+        ValueError: A path does not begin with `/`.
+
     Example:
         >>> from statsig_otel.exporters import LoggerProviderConsumer
         >>> from statsig_otel.plugin import Intake, StatsigReceiver, Verifier
         >>> receiver = StatsigReceiver(Intake(verifier=Verifier(["webhook-..."])), LoggerProviderConsumer())
         >>> app = create_app({"/statsig": receiver})
     """
+    check_receivers(receivers, StatsigReceiver)
     app = App()
     app.set_error_serializer(serialize_error)
     app.add_error_handler(Exception, _handle_unexpected)

@@ -140,6 +140,9 @@ class Intake:
         name: The receiver's id, such as `statsig` or `statsig/eu`.
         limits: The limits for senders who are not yet known.
 
+    Raises:
+        TypeError: An argument has another type.
+
     Example:
         >>> import time
         >>> from statsig_otel.plugin import Intake, Verifier, sign
@@ -160,6 +163,10 @@ class Intake:
         self.mapper: Mapper = mapper or Mapper()
         self.name = name
         self.limits: Limits = limits or Limits()
+        for argument, type_ in {"verifier": Verifier, "mapper": Mapper, "name": str, "limits": Limits}.items():
+            given = getattr(self, argument)
+            if not isinstance(given, type_):
+                raise TypeError(f"{argument} has to be a {type_.__name__}, and is a {type(given).__qualname__}")
         self._in_flight = 0
         self._large_in_flight = 0
         self._requests = 0  # begun and not yet closed

@@ -25,6 +25,7 @@ from statsig_otel.plugin.receiver.answers import (
     slow_consumer,
     wrong_method,
 )
+from statsig_otel.plugin.receiver.consuming import check_parts, check_receivers, consume, receipt_of, run_in_thread
 from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
 from statsig_otel.plugin.webhook.payload import MAX_URL_VERIFICATION_SIZE
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER
@@ -61,6 +62,10 @@ class StatsigWsgiReceiver:
     Attributes:
         patience: See above. It may be changed.
 
+    Raises:
+        TypeError: An argument has another type, such as a consumer in the place of the intake.
+        ValueError: `patience` is not more than 0.
+
     Example:
         >>> import falcon
         >>> from statsig_otel.exporters import LoggerProviderConsumer
@@ -78,6 +83,7 @@ class StatsigWsgiReceiver:
         patience: float | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
+        check_parts(intake, consumer, patience)
         self._intake = intake
         self._consumer = consumer
         self.patience = patience
@@ -115,13 +121,13 @@ class StatsigWsgiReceiver:
             outcome = request.finish(complete=_read(environ, request))
             if isinstance(outcome, Answer):
                 return outcome
-            taking = self._consumer.consume(outcome)
+            taking = consume(self._consumer, outcome, run_in_thread)
             patience = self.patience
             wait((taking,), timeout=patience)
             if patience is not None and not taking.done():
                 return request.refused(slow_consumer(patience))
             try:
-                return request.taken(taking.result())
+                return request.taken(receipt_of(self._consumer, taking.result()))
             except RefusedError as error:
                 return request.refused(error)
         finally:
@@ -143,12 +149,17 @@ def create_wsgi_app(receivers: Mapping[str, StatsigWsgiReceiver]) -> WSGIApplica
     Args:
         receivers: The receivers by their paths, which begin with `/`.
 
+    Raises:
+        TypeError: One of them is not a `StatsigWsgiReceiver`.
+        ValueError: A path does not begin with `/`.
+
     Example:
         >>> from statsig_otel.exporters import LoggerProviderConsumer
         >>> from statsig_otel.plugin import Intake, StatsigWsgiReceiver, Verifier
         >>> receiver = StatsigWsgiReceiver(Intake(verifier=Verifier(["webhook-..."])), LoggerProviderConsumer())
         >>> app = create_wsgi_app({"/statsig": receiver})
     """
+    check_receivers(receivers, StatsigWsgiReceiver)
     app = App()
     app.set_error_serializer(serialize_error)
     app.add_error_handler(Exception, handle_unexpected)

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 from statsig_otel import _times
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError, Problem
-from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.plugin.control.socket import ControlServer, Handler
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver
@@ -122,7 +121,7 @@ class Assembly:
         return self._configuration
 
     @property
-    def consumer(self) -> Consumer:
+    def consumer(self) -> ServiceConsumer:
         """Takes the receivers' batches."""
         return self._consumer
 

@@ -4,7 +4,8 @@ import threading
 from concurrent.futures import Future
 
 from statsig_otel._process import OwnerProcess
-from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError, refused
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, refused
+from statsig_otel.exporters.delivery.pipeline import Pipeline
 
 
 class ServiceConsumer:
@@ -16,7 +17,7 @@ class ServiceConsumer:
 
     def __init__(self) -> None:
         self._owner = OwnerProcess()
-        self._pipeline: Consumer | None = None
+        self._pipeline: Pipeline | None = None
         self._lock = threading.Lock()  # for the next two
         self._held: list[tuple[Batch, Future[Receipt]]] | None = None  # None unless it holds them
         self._refusal, self._reason = "the service was not started", "not_running"
@@ -27,7 +28,7 @@ class ServiceConsumer:
         with self._lock:
             self._held = []
 
-    def open(self, pipeline: Consumer) -> None:
+    def open(self, pipeline: Pipeline) -> None:
         """Pass on what is held, and every batch from now on."""
         self._owner.enter()
         with self._lock:

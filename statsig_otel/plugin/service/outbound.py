@@ -9,7 +9,6 @@ from typing import Any, Final
 from statsig_otel._times import BATCH_FINISH, COMMIT_TIMEOUT, SEND_GRACE
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import without_secrets
-from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.exporters.delivery.pipeline import Pipeline
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
@@ -72,7 +71,7 @@ class Outbound:
         }
 
     @property
-    def consumer(self) -> Consumer:
+    def consumer(self) -> Pipeline:
         """Takes the receivers' batches, from `start` on."""
         return self._pipeline
 

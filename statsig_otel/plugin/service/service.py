@@ -12,7 +12,6 @@ from wsgiref.types import WSGIApplication
 from statsig_otel import _times
 from statsig_otel.config.errors import ConfigError, Problem, hint_for
 from statsig_otel.config.model import Opaque
-from statsig_otel.exporters.consumer import Consumer
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
@@ -20,6 +19,7 @@ from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_a
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.builder import Exporters, Pipelines, Receivers, build_configuration
+from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import Lifecycle
 from statsig_otel.plugin.service.reload import Reloader, check_with_files
 from statsig_otel.plugin.settings.environment import read_document, resource_from_environment
@@ -197,7 +197,7 @@ class Service:
         return self._reloader.reload()
 
     @property
-    def consumer(self) -> Consumer:
+    def consumer(self) -> ServiceConsumer:
         """Takes batches to the queue and the exporters, for an HTTP server of your own.
 
         A batch's `receiver` is the id of one of the service's receivers. Before `start`, after `shutdown` and in a

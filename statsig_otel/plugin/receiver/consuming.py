@@ -1,0 +1,148 @@
+"""Hands a batch to a consumer, in whichever way the consumer answers, and checks consumers when receivers are made."""
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError, Future
+from typing import Final
+
+from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
+from statsig_otel.plugin.receiver.intake import Intake
+
+_ANSWERS: Final = "a Receipt, a concurrent.futures.Future of one, or an awaitable of one"
+
+
+def check_parts(intake: object, consumer: object, patience: object) -> None:
+    """Check the arguments of a receiver.
+
+    Raises:
+        TypeError: One of them is something else. The message names it.
+        ValueError: `patience` is not more than 0.
+    """
+    if not isinstance(intake, Intake):
+        raise TypeError(f"the first argument has to be an Intake, and is {_shown(intake)}")
+    if isinstance(consumer, type):
+        raise TypeError(f"the consumer is the class {consumer.__qualname__}: give an object of it")
+    consume = getattr(consumer, "consume", None)
+    if not callable(consume):
+        known = callable(getattr(getattr(consumer, "consumer", None), "consume", None))
+        hint = ": give its attribute `consumer`" if known else ""
+        raise TypeError(f"the second argument has to be a consumer, and {_shown(consumer)} has no method consume{hint}")
+    if not _takes_a_batch(consume):
+        raise TypeError(f"{type(consumer).__qualname__}.consume has to take one argument, the batch")
+    if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int | float)):
+        raise TypeError(f"patience has to be a number of seconds or None, and is {_shown(patience)}")
+    if patience is not None and not patience > 0:
+        raise ValueError("patience has to be more than 0 seconds; None waits without a limit")
+
+
+def check_receivers(receivers: object, type_: type[object]) -> None:
+    """Check receivers by their paths.
+
+    Raises:
+        TypeError: They are not a mapping, or a value is not a receiver of this type.
+        ValueError: A path does not begin with a slash.
+    """
+    if not isinstance(receivers, dict) and not hasattr(receivers, "items"):
+        raise TypeError(f"the receivers have to be a mapping by their paths, and are {_shown(receivers)}")
+    for path, receiver in receivers.items():
+        if not isinstance(receiver, type_):
+            raise TypeError(f"the receiver at {path} has to be a {type_.__name__}, and is {_shown(receiver)}")
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise ValueError(f"the path {path!r} has to begin with /")
+
+
+def consume(consumer: Consumer, batch: Batch, run: Callable[[Awaitable[Receipt]], Future[Receipt]]) -> Future[Receipt]:
+    """Hand a batch to a consumer.
+
+    Args:
+        consumer: The consumer.
+        batch: The batch.
+        run: Makes an awaitable run.
+
+    Raises:
+        TypeError: The consumer has answered with something else.
+    """
+    answer: object
+    try:
+        answer = consumer.consume(batch)
+    except RefusedError as error:
+        answer = Future()
+        answer.set_exception(error)
+    if isinstance(answer, Future):
+        return answer
+    if isinstance(answer, Receipt):
+        done: Future[Receipt] = Future()
+        done.set_result(answer)
+        return done
+    if inspect.isawaitable(answer):
+        return run(answer)
+    raise TypeError(f"{type(consumer).__qualname__}.consume answered with {_shown(answer)} instead of {_ANSWERS}")
+
+
+def receipt_of(consumer: Consumer, answer: object) -> Receipt:
+    """The answer of a consumer's future, if it is a receipt.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if isinstance(answer, Receipt):
+        return answer
+    name = f"{type(consumer).__qualname__}.consume"
+    raise TypeError(f"the future of {name} has {_shown(answer)} as its result instead of a Receipt")
+
+
+def run_in_loop(awaitable: Awaitable[Receipt]) -> Future[Receipt]:
+    """Run an awaitable in the running event loop."""
+    answer: Future[Receipt] = Future()
+    task = asyncio.ensure_future(awaitable)
+
+    def done(task: "asyncio.Future[Receipt]") -> None:
+        _running.discard(task)
+        if task.cancelled():
+            answer.set_exception(CancelledError())
+        elif error := task.exception():
+            answer.set_exception(error)
+        else:
+            answer.set_result(task.result())
+
+    _running.add(task)
+    task.add_done_callback(done)
+    return answer
+
+
+_running: Final[set["asyncio.Future[Receipt]"]] = set()
+"""The consumers' awaitables: an event loop alone would let them be collected."""
+
+
+def run_in_thread(awaitable: Awaitable[Receipt]) -> Future[Receipt]:
+    """Run an awaitable in a thread and an event loop of its own."""
+    answer: Future[Receipt] = Future()
+
+    async def wait() -> Receipt:
+        return await awaitable
+
+    def work() -> None:
+        try:
+            answer.set_result(asyncio.run(wait()))
+        except BaseException as error:  # noqa: BLE001 - for whoever waits, and as an Exception, which ends no server
+            answer.set_exception(error if isinstance(error, Exception) else CancelledError())
+
+    threading.Thread(target=work, name="statsig-otel consumer", daemon=True).start()
+    return answer
+
+
+def _takes_a_batch(consume: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(consume).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # it does not say
+        return True
+    return True
+
+
+def _shown(value: object) -> str:
+    """The type of a value, since its content may be a secret."""
+    return "None" if value is None else f"a {type(value).__qualname__}"

@@ -1,0 +1,207 @@
+"""The forms in which a consumer may answer, and what is refused when a receiver is made."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+
+from statsig_otel.exporters import Batch, LoggerProviderConsumer, Receipt, RefusedError
+from statsig_otel.plugin import (
+    Intake,
+    LogRecordEncoder,
+    Service,
+    StatsigReceiver,
+    StatsigWsgiReceiver,
+    Verifier,
+    create_app,
+    create_wsgi_app,
+)
+from tests.plugin.adapters import ADAPTERS, CHANGE, SECRET, Adapter, assert_refused, body_of, post
+from tests.plugin.services import Keeper, service
+
+BODY = body_of(CHANGE)
+TAKEN = Receipt(accepted=1)
+
+
+def refusal() -> RefusedError:
+    return RefusedError("the table is locked", reason="locked", retry_after=7)
+
+
+class Consumer:
+    """Answers with what a function returns, or raises."""
+
+    def __init__(self, answer: Callable[[], Any]) -> None:
+        self._answer = answer
+
+    def consume(self, batch: Batch) -> Any:
+        return self._answer()
+
+
+class AsyncConsumer(Consumer):
+    """As an embedder writes it: the answer comes from the event loop."""
+
+    async def consume(self, batch: Batch) -> Any:
+        await asyncio.sleep(0.01)
+        return self._answer()
+
+
+def raising(error: BaseException) -> Callable[[], Any]:
+    def answer() -> Any:
+        raise error
+
+    return answer
+
+
+def future(result: Any) -> Future[Any]:
+    made: Future[Any] = Future()
+    made.set_exception(result) if isinstance(result, Exception) else made.set_result(result)
+    return made
+
+
+@pytest.fixture(params=[one for one in ADAPTERS if one.name in ("asgi", "wsgiref")], ids=lambda adapter: adapter.name)
+def adapter(request: pytest.FixtureRequest) -> Adapter:
+    found: Adapter = request.param
+    return found
+
+
+def test_a_receipt_may_be_returned_or_come_later(adapter: Adapter) -> None:
+    for consumer in (Consumer(lambda: TAKEN), Consumer(lambda: future(TAKEN)), AsyncConsumer(lambda: TAKEN)):
+        with adapter.receiving(consumer, patience=30) as address:
+            answer = post(address, BODY)
+            assert (answer.status, answer.json["accepted"]) == (200, 1)
+
+
+def test_a_refusal_may_be_raised_or_come_later(adapter: Adapter) -> None:
+    later = Consumer(lambda: future(refusal()))
+    for consumer in (Consumer(raising(refusal())), later, AsyncConsumer(raising(refusal()))):
+        with adapter.receiving(consumer) as address:
+            answer = post(address, BODY)
+            assert_refused(answer, 503)
+            assert answer.headers["retry-after"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("consumer", "said"),
+    [
+        (
+            Consumer(lambda: None),
+            "Consumer.consume answered with None instead of a Receipt, a concurrent.futures.Future",
+        ),
+        (Consumer(lambda: 1), "Consumer.consume answered with a int instead of a Receipt"),
+        (
+            Consumer(lambda: future(True)),
+            "the future of Consumer.consume has a bool as its result instead of a Receipt",
+        ),
+        (
+            AsyncConsumer(lambda: None),
+            "the future of AsyncConsumer.consume has None as its result instead of a Receipt",
+        ),
+        (AsyncConsumer(raising(KeyError("x"))), "KeyError: 'x'"),
+        (AsyncConsumer(raising(asyncio.CancelledError())), "CancelledError"),
+    ],
+)
+def test_any_other_answer_is_500_and_is_named(
+    adapter: Adapter, consumer: Consumer, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with adapter.receiving(consumer) as address:
+        assert post(address, BODY).status == 500
+    assert said in caplog.text
+
+
+def test_an_awaitable_that_takes_too_long_is_503_and_goes_on(adapter: Adapter) -> None:
+    done: list[int] = []
+
+    class Slow:
+        async def consume(self, batch: Batch) -> Receipt:
+            await asyncio.sleep(0.3)
+            done.append(1)
+            return TAKEN
+
+    with adapter.receiving(Slow(), patience=0.05) as address:
+        assert_refused(post(address, BODY), 503)
+        assert done == []
+        with adapter.receiving(Consumer(lambda: TAKEN)) as other:
+            while not done:
+                assert post(other, BODY).status == 200
+    assert done == [1]
+
+
+INTAKE = Intake(verifier=Verifier([SECRET]))
+CONSUMER = Consumer(lambda: TAKEN)
+
+
+class NoArgument:
+    def consume(self) -> None:
+        """Take nothing."""
+
+
+@pytest.mark.parametrize("make", [StatsigReceiver, StatsigWsgiReceiver])
+@pytest.mark.parametrize(
+    ("arguments", "patience", "said"),
+    [
+        ((CONSUMER, INTAKE), None, "the first argument has to be an Intake, and is a Consumer"),
+        ((Verifier([SECRET]), CONSUMER), None, "the first argument has to be an Intake, and is a Verifier"),
+        ((INTAKE, None), None, "the second argument has to be a consumer, and None has no method consume"),
+        ((INTAKE, Consumer), None, "the consumer is the class Consumer: give an object of it"),
+        ((INTAKE, NoArgument()), None, "NoArgument.consume has to take one argument, the batch"),
+        ((INTAKE, CONSUMER), "10", "patience has to be a number of seconds or None, and is a str"),
+    ],
+)
+def test_wrong_arguments_of_a_receiver_are_refused_when_it_is_made(
+    make: Any, arguments: tuple[Any, Any], patience: Any, said: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        make(*arguments, patience=patience)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("make", [StatsigReceiver, StatsigWsgiReceiver])
+def test_a_receiver_without_patience_is_refused(make: Any) -> None:
+    for patience in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="patience has to be more than 0"):
+            make(INTAKE, CONSUMER, patience=patience)
+
+
+def test_a_service_in_the_place_of_its_consumer_is_named(tmp_path: Any) -> None:
+    running: Service = service(tmp_path, {"mine": Keeper()}, listen=False)
+    with pytest.raises(TypeError, match="a Service has no method consume: give its attribute `consumer`"):
+        StatsigReceiver(INTAKE, running)  # type: ignore[arg-type] # what is tested
+    StatsigReceiver(INTAKE, running.consumer)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"verifier": SECRET}, "verifier has to be a Verifier, and is a str"),
+        ({"verifier": [SECRET]}, "verifier has to be a Verifier, and is a list"),
+        ({"verifier": INTAKE.verifier, "mapper": LogRecordEncoder()}, "mapper has to be a Mapper, and is a LogRecordEncoder"),  # noqa: E501 - one case a line
+        ({"verifier": INTAKE.verifier, "limits": 5}, "limits has to be a Limits, and is a int"),
+        ({"verifier": INTAKE.verifier, "name": None}, "name has to be a str, and is a NoneType"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_of_an_intake_are_refused_when_it_is_made(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        Intake(**keys)
+    assert str(caught.value) == said
+
+
+def test_wrong_receivers_of_an_application_are_refused_when_it_is_made() -> None:
+    asgi, wsgi = StatsigReceiver(INTAKE, CONSUMER), StatsigWsgiReceiver(INTAKE, CONSUMER)
+    cases: list[tuple[Any, Any, str]] = [
+        (create_app, {"/": wsgi}, "the receiver at / has to be a StatsigReceiver, and is a StatsigWsgiReceiver"),
+        (create_wsgi_app, {"/": asgi}, "the receiver at / has to be a StatsigWsgiReceiver, and is a StatsigReceiver"),
+        (create_app, asgi, "the receivers have to be a mapping by their paths, and are a StatsigReceiver"),
+        (create_app, {"hook": asgi}, "the path 'hook' has to begin with /"),
+    ]
+    for make, receivers, said in cases:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            make(receivers)
+        assert str(caught.value) == said
+
+
+def test_another_signal_s_provider_is_refused_when_its_consumer_is_made() -> None:
+    with pytest.raises(TypeError, match="provider has to be a LoggerProvider, and is a TracerProvider"):
+        LoggerProviderConsumer(TracerProvider())  # type: ignore[arg-type] # what is tested
