@@ -124,7 +124,7 @@ def fill(directory: Path, count: int, *, delivered: bool = False) -> None:
     try:
         left = records(count)
         while changes := tuple(Change(uid, (record,)) for uid, record in islice(left, _IN_ONE_COMMIT)):
-            assert queue.consume(Batch(RECEIVER, changes)).result().accepted == len(changes)
+            assert queue.consume(Batch(RECEIVER, changes), Route((EXPORTER,))).result().accepted == len(changes)
         if delivered:
             settings = DeliverySettings(max_records=_IN_ONE_COMMIT, max_bytes=64 << 20)
             sender = QueueSender(queue.cursor(EXPORTER), _AcceptingExporter(), settings)

@@ -17,7 +17,7 @@ import urllib3
 from click.testing import CliRunner, Result
 
 from statsig_otel.exporters.queue import store
-from statsig_otel.exporters.queue.open_directory import StoppedQueue
+from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.record.mapper import Mapper

@@ -9,17 +9,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import checks, queries, schema, store
+from statsig_otel.exporters.queue.database import Database
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
-
-if TYPE_CHECKING:  # a queue has cursors
-    from statsig_otel.exporters.queue.queue import DurableQueue
 
 _BETWEEN_TICKS: Final = 0.02
 """Seconds between two commits of `finish_soon`: each costs about as much as reading a batch does."""
@@ -64,12 +62,12 @@ class ExporterCursor:
         position: The seq of the last record that is done.
     """
 
-    def __init__(self, queue: "DurableQueue", name: str) -> None:
+    def __init__(self, database: Database, name: str) -> None:
         self.name = name
         self.id: int = 0
         self.position: int = 0
         self.waiting: int = 0
-        self._queue = queue
+        self._database = database
         self._more = threading.Event()
         self._lock = threading.Lock()  # over what the writer's thread changes too
         self._done: list[_Done] = []
@@ -86,7 +84,7 @@ class ExporterCursor:
         with self._lock:
             self.id, self.position, self.waiting = state.id, state.cursor, state.waiting
             for done in self._done:
-                if done.generation == self._queue.generation:
+                if done.generation == self._database.generation:
                     done.ahead = state.cursor < done.last
                     self.position, self.waiting = max(self.position, done.last), self.waiting - done.ahead * done.count
         self._more.set()
@@ -115,29 +113,40 @@ class ExporterCursor:
             StorageError: As above, and no new one can be written.
             RuntimeError: In a forked child.
         """
-        self._queue.check_process()
-        key = _ReadKey(self.position, count, size, self._queue.generation)
+        self._database.check_process()
+        key = _ReadKey(self.position, count, size, self._database.generation)
         if records := self._records_ahead(key):
             return records
         read = partial(self._read, key)
-        if self._generation != self._queue.generation:
+        if self._generation != self._database.generation:
             self.close()
         try:
             if self._reading is None:
-                self._generation = self._queue.generation
-                self._reading = schema.connect_reading(self._queue.database)
+                self._generation = self._database.generation
+                self._reading = schema.connect_reading(self._database.path)
             records = read(self._reading)
         except sqlite3.Error as error:
             self.close()
             if schema.is_damage(error):
-                self._queue.submit(read).result()  # if the writer finds the same, it begins a new file
+                self._database.submit(read).result()  # if the writer finds the same, it begins a new file
             raise
         if records or not self.waiting:
             return records
         self.flush()
-        return self._queue.submit(
-            lambda connection: checks.find_records(connection, self.id, count=count, size=size)
-        ).result()
+        return self._find(key)
+
+    def _find(self, key: _ReadKey) -> Records:
+        """Records that are counted and were not found, or none once the count is corrected."""
+
+        def work(connection: sqlite3.Connection) -> tuple[Records, ExporterState | None]:
+            records = checks.find_records(connection, self.id, count=key.count, size=key.size)
+            return records, queries.exporter_state(connection, self.name)
+
+        def update(found: tuple[Records, ExporterState | None]) -> None:
+            if found[1] is not None:
+                self.update(found[1])
+
+        return self._database.submit(work, update).result()[0]
 
     def read_ahead(self, after: int, count: int, size: int) -> None:
         """Begin to read behind a record, for the next `read` with these limits, while a batch is sent."""
@@ -202,7 +211,7 @@ class ExporterCursor:
             self._end_tick()
         done = self._done_with(records, ahead=True)
         with self._lock:
-            if done.generation != self._queue.generation:
+            if done.generation != self._database.generation:
                 raise StorageError(_SET_ASIDE)  # the cursor belongs to another file by now, or is about to
             self._done.append(done)
             self.position, self.waiting = done.last, self.waiting - done.count
@@ -228,10 +237,10 @@ class ExporterCursor:
 
     def _forget_set_aside(self) -> None:
         """Forget records of a database that was set aside: they will come again."""
-        if self._done and self._done[0].generation != self._queue.generation:
+        if self._done and self._done[0].generation != self._database.generation:
             self._ticking, self._tick_failed = None, False
             with self._lock:
-                self._done = [done for done in self._done if done.generation == self._queue.generation]
+                self._done = [done for done in self._done if done.generation == self._database.generation]
 
     def _begin_tick(self) -> None:
         """Hand over all that counts as done to the writer."""
@@ -265,7 +274,7 @@ class ExporterCursor:
         """
 
         def work(connection: sqlite3.Connection) -> int:
-            if group[0].generation != self._queue.generation:
+            if group[0].generation != self._database.generation:
                 raise StorageError(_SET_ASIDE)
             stored = store.cursor_and_waiting(connection, self.id)
             if stored is None:
@@ -274,7 +283,7 @@ class ExporterCursor:
             records = sum(done.count for done in rest)
             if rest:
                 for dead_letter in dead_letters:
-                    store.bury(connection, dead_letter, self._queue.now_ms())
+                    store.bury(connection, dead_letter, self._database.now_ms())
                 size = sum(done.size for done in rest)
                 store.advance(connection, self.id, cursor=rest[-1].last, records=records, size=size)
             return records
@@ -289,7 +298,7 @@ class ExporterCursor:
             for dead_letter in dead_letters if ticked_off else ():
                 _telemetry.dead_letters.add(1, {"kind": dead_letter.kind, "owner": self.name})
 
-        return self._queue.submit_tick(work, count)
+        return self._database.submit(work, count)
 
     def close(self) -> None:
         """Finish what is under way, and close what was opened for reading."""

@@ -14,13 +14,13 @@ from typing import Final, TypeAlias, TypeVar
 from statsig_otel import _telemetry
 from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
-from statsig_otel.exporters.queue import checks, queries, schema, store
+from statsig_otel.exporters.queue import queries, schema, store
 from statsig_otel.exporters.queue.cursor import ExporterCursor
+from statsig_otel.exporters.queue.database import Database
 from statsig_otel.exporters.queue.directory import QueueDirectory
-from statsig_otel.exporters.queue.open_directory import OpenDirectory
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.store import Entry
-from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Work, Writer
+from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Work
 from statsig_otel.exporters.routing import CurrentRouting, Route, Routing
 
 _logger: Final = logging.getLogger(__name__)
@@ -60,7 +60,6 @@ class DurableQueue:
 
     Attributes:
         directory: The directory.
-        generation: The number of databases that were set aside since the start.
         recovery_due: Set after a database was set aside or other exporters were configured: there may be something to
             recover, or somebody to recover it for.
     """
@@ -73,22 +72,13 @@ class DurableQueue:
         min_free_bytes: int = DEFAULT_MIN_FREE,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.directory: QueueDirectory = QueueDirectory(directory)
-        self.generation: int = 0
-        self.recovery_due: threading.Event = threading.Event()
+        self._database = Database(directory, prepare=self._prepare, tidy=self._tidy, replaces=True, clock=clock)
+        self.directory: QueueDirectory = self._database.directory
+        self.recovery_due: threading.Event = self._database.recovery_due
         self._routing = routing
         self._min_free = min_free_bytes
-        self._clock = clock
-        self._writer = Writer(
-            self.directory.database,
-            prepare=self._prepare,
-            tidy=self._tidy,
-            set_aside=self._set_aside,
-            copy_aside=self._copy_aside,
-        )
         self._appending = Bulk(self._append, self._count)
-        self._open_directory = OpenDirectory(self.directory, self._writer)
-        self._cursors = {name: ExporterCursor(self, name) for name in routing.now.exporters}
+        self._cursors = {name: ExporterCursor(self._database, name) for name in routing.now.exporters}
         self._owner = OwnerProcess()
         self._bodies_full = False
         self._disk_checked_at, self._room = 0.0, 0
@@ -103,8 +93,8 @@ class DurableQueue:
             OSError: The directory can't be created or written.
             sqlite3.OperationalError: The database can't be opened now.
         """
-        self._open_directory.open(set_aside=self._set_aside)
-        if (missing := self._open_directory.missing_file) is not None:
+        self._database.open()
+        if (missing := self._database.missing_file) is not None:
             _logger.error(_MISSING_FILE[missing], self.directory.path)
         self._owner.enter()
         _telemetry.queues.add(self)
@@ -115,7 +105,7 @@ class DurableQueue:
             return  # never started; or a forked child, which owns nothing
         self._owner.leave()
         _telemetry.queues.discard(self)
-        self._open_directory.close()
+        self._database.close()
 
     def reconfigure(self, routing: Routing) -> None:
         """Change to another routing. Stored records keep their exporters.
@@ -135,13 +125,16 @@ class DurableQueue:
         def switch(result: tuple[_Numbers, list[ExporterState]]) -> None:
             self._numbers, states = result
             self._routing.now, self._coming = routing, None
-            self._cursors = {name: self._cursors.get(name) or ExporterCursor(self, name) for name in routing.exporters}
+            before = self._cursors
+            self._cursors = {
+                name: before.get(name) or ExporterCursor(self._database, name) for name in routing.exporters
+            }
             self._update_cursors(states)
 
         # In the writer's thread, so that no batch is stored in between.
         self._coming = routing
         try:
-            self._writer.submit(work, switch).result()
+            self._database.submit(work, switch).result()
         finally:
             self._coming = None
         self.recovery_due.set()
@@ -156,25 +149,25 @@ class DurableQueue:
         coming = self._coming
         return exporter in self.routing.exporters or (coming is not None and exporter in coming.exporters)
 
-    def consume(self, batch: Batch, route: Route | None = None) -> Future[Receipt]:
+    def consume(self, batch: Batch, route: Route) -> Future[Receipt]:
         """Store a batch. Its future has the receipt once it is on disk.
 
         Args:
             batch: The batch.
-            route: The receiver's route when the batch arrived, which counts even if the configuration has changed
-                since: somebody else may have used it. None for the current one.
+            route: The receiver's route when the batch arrived, with at least one queued exporter. It counts even if the
+                configuration has changed since: synchronous exporters may have used it.
 
         Raises:
             RuntimeError: In a forked child: the queue belongs to the process that started it.
         """
-        self._writer.check_process()
-        entry = Entry(batch, route or self.routing.route(batch.receiver))
+        self._database.check_process()
+        entry = Entry(batch, route)
         try:
             self._check(entry)
         except RefusedError as refusal:
             _answer(entry, refusal)
         else:
-            self._writer.submit_item(self._appending, entry, lambda _, error: _answer(entry, error))
+            self._database.submit_item(self._appending, entry, lambda _, error: _answer(entry, error))
         return entry.answer
 
     def _append(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> Sequence[Entry]:
@@ -220,11 +213,16 @@ class DurableQueue:
     @property
     def database(self) -> Path:
         """The database file."""
-        return self.directory.database
+        return self._database.path
+
+    @property
+    def generation(self) -> int:
+        """The number of databases that were set aside since the start."""
+        return self._database.generation
 
     def check_process(self) -> None:
         """Raise a RuntimeError in a forked child."""
-        self._writer.check_process()
+        self._database.check_process()
 
     def cursor(self, exporter: str) -> ExporterCursor:
         """The cursor of a configured exporter."""
@@ -274,11 +272,7 @@ class DurableQueue:
             states[:] = queries.exporter_states(connection)
             return result
 
-        return self._writer.submit(work_and_read, lambda _: self._update_cursors(states))
-
-    def submit_tick(self, work: Work[_T], then: Callable[[_T], None]) -> Future[_T]:
-        """Like `submit`, but for a cursor, which updates itself: see `Writer.submit`."""
-        return self._writer.submit(work, then)
+        return self._database.submit(work_and_read, lambda _: self._update_cursors(states))
 
     def room(self) -> int:
         """The free bytes of the disk above `min_free_bytes`; negative if it has less."""
@@ -286,11 +280,10 @@ class DurableQueue:
 
     def now_ms(self) -> int:
         """The time now, in milliseconds since the epoch."""
-        return int(self._clock() * 1000)
+        return self._database.now_ms()
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Check a database that was just opened, and read the state of every exporter."""
-        checks.check_database(connection)
+        """Give every exporter and route its row in a database that was just opened, and read every exporter's state."""
         self._numbers = _ensure_routing(connection, self.routing)
         self._update_cursors(queries.exporter_states(connection))
 
@@ -298,39 +291,6 @@ class DurableQueue:
         for state in states:
             if state.name in self._cursors:
                 self._cursors[state.name].update(state)
-
-    def _set_aside(self, error: Exception) -> None:
-        """Keep a damaged database under another name. Senders that still read it can't tick anything off any more."""
-        aside = self.directory.set_aside()
-        self._begin_anew()
-        _logger.error(
-            "The queue's database can't be read (%s). It is kept as %s, and a new one is begun: "
-            "what can still be read of it will be carried over",
-            error,
-            aside,
-        )
-
-    def _copy_aside(self, connection: sqlite3.Connection) -> None:
-        """Copy a database that somebody deleted, and that is still open, to a file that counts as set aside."""
-        self.directory.reclaim()
-        aside = self.directory.path_aside()
-        try:
-            with contextlib.closing(schema.create(aside)) as copy:
-                connection.backup(copy)
-        except BaseException:
-            self.directory.discard(aside)  # it is incomplete, and its space may be what is missing
-            raise
-        self._begin_anew()
-        _logger.error(
-            "Somebody deleted or replaced %s while it was in use. Its content is kept as %s, and will be carried over",
-            self.directory.database,
-            aside,
-        )
-
-    def _begin_anew(self) -> None:
-        self.generation += 1
-        _telemetry.queue_set_aside.add(1)
-        self.recovery_due.set()
 
     def _count_invalid(self, batch: Batch, left_out: int) -> None:
         bodies = sum(invalid.whole_body for invalid in batch.invalid)
@@ -349,8 +309,6 @@ class DurableQueue:
 
     def _check(self, entry: Entry) -> None:
         """Refuse a batch that can't be stored now, as far as that is known without the database."""
-        if not entry.route.queued and entry.batch.receiver not in self.routing.receivers:
-            raise RefusedError("the configuration has just changed", reason="reloaded", retry_after=1)
         self._check_size(entry, lambda cursor: cursor.waiting)
         self._check_disk(entry.batch)
 

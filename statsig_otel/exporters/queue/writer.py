@@ -96,7 +96,7 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True)
-class _Done:
+class _BulkResult:
     """The results of jobs of one `Bulk`, or why they failed."""
 
     jobs: Sequence[_Job]
@@ -290,7 +290,7 @@ class Writer:
             for job, result in zip(done.jobs, done.results, strict=True):
                 job.answer(result, done.failure)
 
-    def _count(self, outcome: Iterable[_Done]) -> None:
+    def _count(self, outcome: Iterable[_BulkResult]) -> None:
         """Run `then` of the jobs. If they wrote to a file that is gone, the counts of the new one follow."""
         for done in outcome:
             if done.failure is None:
@@ -304,7 +304,7 @@ class Writer:
             except Exception as error:  # noqa: BLE001 - logged; the next job opens it again
                 self._fail(error)
 
-    def _commit(self, jobs: list[_Job]) -> list[_Done] | Exception:
+    def _commit(self, jobs: list[_Job]) -> list[_BulkResult] | Exception:
         """What the jobs returned or raised, once all is on disk; or the error if nothing is."""
         damage: list[Exception] = []
         while True:
@@ -432,7 +432,7 @@ class Writer:
             _logger.warning("The queue can be written again")
 
 
-def _attempt_all(connection: sqlite3.Connection, jobs: Sequence[_Job]) -> Iterator[_Done]:
+def _attempt_all(connection: sqlite3.Connection, jobs: Sequence[_Job]) -> Iterator[_BulkResult]:
     for _, together in itertools.groupby(jobs, attrgetter("bulk")):
         same = list(together)
         done = _attempt(connection, same)
@@ -442,7 +442,7 @@ def _attempt_all(connection: sqlite3.Connection, jobs: Sequence[_Job]) -> Iterat
             yield from (_attempt(connection, [job]) for job in same)
 
 
-def _attempt(connection: sqlite3.Connection, jobs: Sequence[_Job]) -> _Done:
+def _attempt(connection: sqlite3.Connection, jobs: Sequence[_Job]) -> _BulkResult:
     """Run jobs of one `Bulk`. What they raise undoes only them, unless it is an error of the database."""
     connection.execute("SAVEPOINT jobs")
     try:
@@ -452,9 +452,9 @@ def _attempt(connection: sqlite3.Connection, jobs: Sequence[_Job]) -> _Done:
             raise
         connection.execute("ROLLBACK TO jobs")
         connection.execute("RELEASE jobs")
-        return _Done(jobs, [None] * len(jobs), error)
+        return _BulkResult(jobs, [None] * len(jobs), error)
     connection.execute("RELEASE jobs")
-    return _Done(jobs, results)
+    return _BulkResult(jobs, results)
 
 
 def _transact(connection: sqlite3.Connection, work: Work[_T]) -> _T:

@@ -4,8 +4,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
+from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.errors import QueueError
-from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.writer import Work
 from statsig_otel.plugin.control.socket import ControlError

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, DirectoryInUseError
 from statsig_otel.exporters.queue.errors import QueueError
-from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.routing import Routing
 from statsig_otel.plugin.control.handlers import stopped_handlers
 from statsig_otel.plugin.control.socket import ControlError, ServiceNotRunningError, call

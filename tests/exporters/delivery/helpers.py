@@ -159,7 +159,7 @@ class Rig:
         changes = tuple(
             Change(hashlib.sha256(name.encode()).hexdigest()[:32], (encoded(name, size),)) for name in names
         )
-        self.queue.consume(Batch("statsig", changes)).result(30)
+        self.queue.consume(Batch("statsig", changes), self.queue.routing.route("statsig")).result(30)
 
     def start(self) -> None:
         for sender in self.senders.values():

@@ -21,7 +21,7 @@ from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import carry_over
 from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver, CarryOver
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
-from tests.exporters.queue.helpers import PATIENCE, batch, delivered, put, running
+from tests.exporters.queue.helpers import PATIENCE, batch, consume, delivered, put, running
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # the SDK is for one of the programs alone
@@ -125,16 +125,16 @@ def limited(directory: str, size: str) -> None:
         number, refused = 1, 0
         while refused < 3:
             try:
-                queue.consume(batch(number, size=5000)).result(PATIENCE)
+                consume(queue, batch(number, size=5000)).result(PATIENCE)
                 say(f"taken {number}")
             except RefusedError as error:
                 refused += 1
-                say(f"refused {number} {error.reason} {queue._writer.failing}")
+                say(f"refused {number} {error.reason} {queue._database.writer.failing}")
             number += 1
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        queue.consume(batch(number, size=5000)).result(PATIENCE)
+        consume(queue, batch(number, size=5000)).result(PATIENCE)
         say(f"taken {number}")
-        say(f"failing {queue._writer.failing}")
+        say(f"failing {queue._database.writer.failing}")
         say("delivered", *delivered(queue.cursor("otlp")))
     say("end")
 
@@ -154,7 +154,7 @@ def metrics(directory: str) -> None:
     exporters = {"bounded": QueuedExporter(queue_size=2), "free": QueuedExporter()}
     with running(Path(directory), exporters=exporters, clock=lambda: 1_700_000_090.0) as queue:
         for change in changes:
-            queue.consume(Batch("statsig", (change,))).exception(PATIENCE)
+            consume(queue, Batch("statsig", (change,))).exception(PATIENCE)
         cursor = queue.cursor("free")
         cursor.finish(cursor.read(10, 1 << 20))
         say(_points(reader))
@@ -189,7 +189,7 @@ def fork_and_use(directory: str) -> None:
     cursor = queue.cursor("otlp")
     records = cursor.read(10, 1 << 20)
     attempts: dict[str, Callable[[], object]] = {
-        "consume": lambda: queue.consume(batch(2)),
+        "consume": lambda: consume(queue, batch(2)),
         "cursor": lambda: queue.cursor("otlp"),
         "read": lambda: cursor.read(10, 1 << 20),
         "finish": lambda: cursor.finish(records),

@@ -91,8 +91,13 @@ def recovering(queue: DurableQueue) -> Iterator[Recovery]:
         recovery.stop()
 
 
+def consume(queue: DurableQueue, made: Batch) -> Future[Receipt]:
+    """Hand a batch over with its receiver's current route."""
+    return queue.consume(made, queue.routing.route(made.receiver))
+
+
 def put(queue: DurableQueue, *numbers: int, receiver: str = "statsig", records: int = 1, size: int = 20) -> Receipt:
-    return queue.consume(batch(*numbers, receiver=receiver, records=records, size=size)).result(PATIENCE)
+    return consume(queue, batch(*numbers, receiver=receiver, records=records, size=size)).result(PATIENCE)
 
 
 def numbers_of(records: Sequence[Stored]) -> list[int]:
@@ -249,7 +254,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
 
 
 def refusal(queue: DurableQueue, made: Batch) -> RefusedError:
-    error = queue.consume(made).exception(PATIENCE)
+    error = consume(queue, made).exception(PATIENCE)
     assert isinstance(error, RefusedError)
     return error
 

@@ -16,6 +16,7 @@ from tests.exporters.queue.helpers import (
     PATIENCE,
     batch,
     check_counters,
+    consume,
     count,
     delivered,
     letters,
@@ -40,7 +41,7 @@ class Clock:
 
 def test_an_answer_means_that_another_connection_sees_the_records_and_the_invalid_items(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
-        receipt = queue.consume(batch(1, 2, 1, records=2, invalid=1)).result(PATIENCE)
+        receipt = consume(queue, batch(1, 2, 1, records=2, invalid=1)).result(PATIENCE)
         assert receipt == Receipt(accepted=2, duplicates=1)
         assert count(queue.database) == 4
         assert letters(queue.database) == [DeadLetter("item", "statsig", "no name", b"bad 0")]
@@ -125,7 +126,7 @@ def test_a_duplicate_is_answered_after_the_commit_of_the_first(tmp_path: Path) -
 
         holding = queue.submit(busy)
         assert entered.wait(PATIENCE)
-        first, second = queue.consume(batch(1)), queue.consume(batch(1))
+        first, second = consume(queue, batch(1)), consume(queue, batch(1))
         seen: list[int] = []
         second.add_done_callback(lambda _: seen.append(count(queue.database)))
         assert not first.done()

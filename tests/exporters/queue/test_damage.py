@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.queue import schema, store
-from statsig_otel.exporters.queue.open_directory import StoppedQueue
+from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery import damaged_file
@@ -25,6 +25,7 @@ from tests.exporters.queue.helpers import (
     batch,
     change,
     check_counters,
+    consume,
     copy_of,
     delivered,
     errors,
@@ -50,7 +51,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("stock")
     with running(directory) as queue:
         for start in range(STORED.start, STORED.stop, 50):
-            queue.consume(batch(*range(start, start + 50), size=SIZE, invalid=1)).result(PATIENCE)
+            consume(queue, batch(*range(start, start + 50), size=SIZE, invalid=1)).result(PATIENCE)
     return directory
 
 
@@ -81,7 +82,7 @@ def check_that_it_serves(queue: DurableQueue) -> list[Stored]:
     cursor = queue.cursor("otlp")
     for fresh in (10_000, 10_001):  # the first may be in a file that only the reading of it shows to be damaged
         for _ in range(5):
-            if queue.consume(batch(fresh)).exception(PATIENCE) is None:
+            if consume(queue, batch(fresh)).exception(PATIENCE) is None:
                 break
         for _ in range(20):
             with contextlib.suppress(sqlite3.Error, StorageError):  # its sender says so, and tries again

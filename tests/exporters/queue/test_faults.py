@@ -17,6 +17,7 @@ from tests.exporters.queue.helpers import (
     batch,
     check_counters,
     child,
+    consume,
     count,
     delivered,
     errors,
@@ -130,7 +131,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def is_failing(queue: DurableQueue) -> bool:
-    return queue._writer.failing
+    return queue._database.writer.failing
 
 
 def fill(disk: Path) -> Path:
@@ -148,7 +149,7 @@ def test_a_reserve_is_kept_in_which_all_can_be_delivered_and_deleted(
     with running(disk / "queue", min_free_bytes=2 << 20) as queue:
         taken: list[int] = []
         for number in range(1, 1000):
-            error = queue.consume(batch(number, size=20_000)).exception(PATIENCE)
+            error = consume(queue, batch(number, size=20_000)).exception(PATIENCE)
             if error is not None:
                 assert isinstance(error, RefusedError)
                 assert (error.reason, error.retry_after) == ("disk_full", 10)
@@ -161,7 +162,7 @@ def test_a_reserve_is_kept_in_which_all_can_be_delivered_and_deleted(
         tidied(queue)
         check_counters(queue)
         pause, waited = threading.Event(), 0
-        while queue.consume(batch(1000)).exception(PATIENCE) is not None:  # it gives the space back in its own time
+        while consume(queue, batch(1000)).exception(PATIENCE) is not None:  # it gives the space back in its own time
             waited += 1
             assert waited < PATIENCE * 20
             pause.wait(0.05)
@@ -179,7 +180,7 @@ def test_a_disk_that_somebody_else_filled_refuses_and_recovers_without_a_hand_on
         ballast = fill(disk)
         taken = []
         for number in range(4, 40):
-            error = queue.consume(batch(number, size=20_000)).exception(PATIENCE)
+            error = consume(queue, batch(number, size=20_000)).exception(PATIENCE)
             if error is None:
                 taken.append(number)
             else:

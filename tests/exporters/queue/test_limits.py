@@ -19,6 +19,7 @@ from tests.exporters.queue.helpers import (
     batch,
     check_counters,
     child,
+    consume,
     count,
     delivered,
     errors,
@@ -61,7 +62,7 @@ def test_a_limit_holds_also_for_batches_that_come_together(tmp_path: Path) -> No
 
         queue.submit(busy)
         assert entered.wait(PATIENCE)
-        futures = [queue.consume(batch(number)) for number in range(50)]
+        futures = [consume(queue, batch(number)) for number in range(50)]
         gate.set()
         failures = [future.exception(PATIENCE) for future in futures]
         assert failures[:10] == [None] * 10
@@ -164,10 +165,10 @@ def test_a_start_with_many_waiting_records_takes_no_more_steps(tmp_path: Path, m
 
             def fill(connection: sqlite3.Connection, queue: DurableQueue = queue, size: int = size) -> None:
                 connection.execute(
-                    "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2) "
+                    "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :size) "
                     "INSERT INTO records (route, uid, payload, checksum) "
-                    "SELECT ?1, zeroblob(16), zeroblob(50), 0 FROM n",
-                    (store.ensure_route(connection, [1], "statsig"), size),
+                    "SELECT :route, zeroblob(16), zeroblob(50), 0 FROM n",
+                    {"route": store.ensure_route(connection, [1], "statsig"), "size": size},
                 )
                 store.add_waiting(connection, [queue.cursor("otlp").id], size, 50 * size)
 

@@ -21,6 +21,7 @@ from tests.exporters.queue.helpers import (
     batch,
     blocked,
     check_counters,
+    consume,
     copy_of,
     count,
     letters,
@@ -135,7 +136,7 @@ class QueueMachine(RuleBasedStateMachine):
             if self.now - self.seen.get((receiver, number), -WINDOW) >= WINDOW
         ]
         full = self.is_full(receiver, len(fresh) * records)
-        answer = self.queue.consume(batch(*numbers, receiver=receiver, records=records, invalid=invalid))
+        answer = consume(self.queue, batch(*numbers, receiver=receiver, records=records, invalid=invalid))
         if full:
             assert isinstance(answer.exception(PATIENCE), RefusedError)
             return

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statsig_otel.exporters.queue import schema, write_ahead_log, writer
-from statsig_otel.exporters.queue.open_directory import StoppedQueue
+from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import damaged_file
 from statsig_otel.exporters.queue.write_ahead_log import LogCheck

@@ -16,8 +16,8 @@ from statsig_otel.exporters.delivery.sender import DeliverySettings, QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome
 from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.directory import CONTROL
-from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
@@ -149,7 +149,7 @@ class Served:
 
     def accept(self, *accepted: str, invalid: tuple[Invalid, ...] = ()) -> None:
         batch = Batch("statsig", tuple(map(change, accepted)), invalid)
-        self.queue.consume(batch).result(WAIT)
+        self.queue.consume(batch, self.queue.routing.route(batch.receiver)).result(WAIT)
 
     def wait_until_blocked(self) -> None:
         self.bad.wait(lambda: self.bad.attempts > 0)

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from statsig_otel.exporters.consumer import Invalid
 from statsig_otel.exporters.exporter import Delivered
 from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.directory import CONTROL
-from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.plugin.cli import dead_letters
 from statsig_otel.plugin.cli import queue as queue_command
 from statsig_otel.plugin.control.wording import ranges

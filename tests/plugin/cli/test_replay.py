@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from statsig_otel import _telemetry
 from statsig_otel.exporters.exporter import Delivered, PartiallyRejected, RetryLater
 from statsig_otel.exporters.queue import queries
+from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.directory import CONTROL
-from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.plugin.cli import dead_letters
 from statsig_otel.plugin.control import dead_letter_commands as dead_letters_handlers

@@ -28,7 +28,7 @@ from statsig_otel.plugin.record.services import (
 )
 from statsig_otel.plugin.webhook.lenient_json import Item
 from statsig_otel.plugin.webhook.payload import parse
-from tests.exporters.queue.helpers import PATIENCE, read_all, running
+from tests.exporters.queue.helpers import PATIENCE, consume, read_all, running
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
 
 DATA: Final = Path(__file__).parents[2] / "data"
@@ -259,7 +259,7 @@ def test_a_redelivery_is_one_duplicate_of_all_records(tmp_path: Path) -> None:
     """The change is what is known again: all its records are stored at once, or none."""
     change = change_of(rules("{name: [a, b, c]}"), event())
     with running(tmp_path) as queue:
-        receipts = [queue.consume(Batch("statsig", (change,))).result(PATIENCE) for _ in range(2)]
+        receipts = [consume(queue, Batch("statsig", (change,))).result(PATIENCE) for _ in range(2)]
         assert receipts == [Receipt(1), Receipt(0, duplicates=1)]
         assert [stored.payload for stored in read_all(queue.cursor("otlp"))] == list(change.records)
 

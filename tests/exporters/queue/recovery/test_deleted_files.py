@@ -18,6 +18,7 @@ from tests.exporters.queue.helpers import (
     batch,
     blocked,
     check_counters,
+    consume,
     delivered,
     failing_disk,
     kept,
@@ -87,10 +88,10 @@ def test_what_a_deleted_file_was_given_last_is_not_counted_in_the_new_one(tmp_pa
         records = cursor.read(2, 1000)
         with ThreadPoolExecutor(1) as sender:
             with blocked(queue):  # so that they share a commit, after which the file is missed
-                adding = queue.consume(batch(4))
+                adding = consume(queue, batch(4))
                 deleting = queue.submit(lambda _: delete_all(tmp_path))
                 ticking = sender.submit(cursor.finish, records)
-                wait_until(lambda: queue._writer._jobs.qsize() == 3, "all wait for the writer")
+                wait_until(lambda: queue._database.writer._jobs.qsize() == 3, "all wait for the writer")
             assert adding.result(PATIENCE) == Receipt(1)
             ticking.result(PATIENCE)
             deleting.result(PATIENCE)
@@ -136,7 +137,7 @@ def test_a_file_that_can_not_be_rescued_now_is_rescued_later_and_nobody_gets_a_p
         put(queue, 1, 2)
         delete_directory(directory)
         directory.write_text("in the way")
-        refused = queue.consume(batch(3)).exception(PATIENCE)
+        refused = consume(queue, batch(3)).exception(PATIENCE)
         assert refused is not None
         directory.unlink()
         assert sent_again(queue, 4) == Receipt(1)
@@ -152,9 +153,9 @@ def test_while_there_is_no_room_for_a_copy_the_deleted_file_is_kept_open_and_not
         with failing_disk():
             delete_all(tmp_path)
             for number in range(300, 304):
-                assert queue.consume(batch(number)).exception(PATIENCE) is not None
+                assert consume(queue, batch(number)).exception(PATIENCE) is not None
             assert kept(tmp_path) == []
-        wait_until(lambda: queue.consume(batch(400)).exception(PATIENCE) is None, "it is rescued in the end")
+        wait_until(lambda: consume(queue, batch(400)).exception(PATIENCE) is None, "it is rescued in the end")
         settled(tmp_path)
         assert set(range(1, 201)) <= set(delivered(queue.cursor("otlp")))
         assert len(kept(tmp_path)) == 1

@@ -18,6 +18,7 @@ from tests.exporters.queue.helpers import (
     batch,
     check_counters,
     child,
+    consume,
     copy_of,
     count,
     delivered,
@@ -64,7 +65,7 @@ def test_dead_letters_are_counted_by_the_kinds_that_the_metric_declares(
             counted[attributes["kind"]] += number
 
     with running(tmp_path) as queue:
-        queue.consume(batch(1, invalid=2)).result(PATIENCE)
+        consume(queue, batch(1, invalid=2)).result(PATIENCE)
     spoil(tmp_path)
     monkeypatch.setattr(_telemetry, "dead_letters", Counting())
     with running(tmp_path):
@@ -253,7 +254,7 @@ def test_a_stop_in_the_middle_goes_on_after_the_next_start_and_doubles_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path) as queue:
-        queue.consume(batch(*range(300), invalid=40)).result(PATIENCE)
+        consume(queue, batch(*range(300), invalid=40)).result(PATIENCE)
     spoil(tmp_path)
     monkeypatch.setattr(carry_over, "_AT_ONCE", 10)
     starts, middle = 0, 0
@@ -297,7 +298,7 @@ def test_a_kill_in_the_middle_loses_nothing(tmp_path: Path) -> None:
 
 def test_a_kill_within_a_step_undoes_that_step_alone_and_doubles_nothing(tmp_path: Path) -> None:
     with running(tmp_path, exporters=("otlp", "done")) as queue:
-        queue.consume(batch(*range(100), records=2, invalid=15)).result(PATIENCE)
+        consume(queue, batch(*range(100), records=2, invalid=15)).result(PATIENCE)
         read_all(queue.cursor("done"))
     spoil(tmp_path)
     for steps, before in ((1, 0), (3, 0), (4, 20)):

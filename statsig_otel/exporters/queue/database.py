@@ -1,0 +1,225 @@
+"""Owns a queue's directory and its database: opens it, runs its writer, and sets a damaged or deleted one aside."""
+
+import contextlib
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Final, Literal, Self, TypeVar
+
+from statsig_otel import _telemetry
+from statsig_otel.exporters.queue import checks, schema, write_ahead_log
+from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.writer import Bulk, Work, Writer
+
+_T = TypeVar("_T")
+_I = TypeVar("_I")
+
+_logger: Final = logging.getLogger(__name__)
+
+
+class Database:
+    """The database in a directory that this process owns, from `open` to `close`, with the thread that writes to it.
+
+    Args:
+        path: The directory.
+        prepare: Run on every connection that the writer opens, after the check of its content.
+        tidy: Deletes what is delivered; see `Writer`.
+        replaces: Whether a damaged, deleted or missing database is set aside, and a new one begun.
+        clock: Seconds since the epoch.
+
+    Attributes:
+        directory: The directory.
+        generation: The number of databases that were set aside since the start.
+        recovery_due: Set after a database was set aside: there may be something to recover.
+        missing_file: One of the last owner's files that is gone; see `QueueDirectory.missing_file`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        prepare: Work[None] = lambda _: None,
+        tidy: Callable[[sqlite3.Connection, bool], bool] = lambda _, __: False,
+        replaces: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.directory: QueueDirectory = QueueDirectory(path)
+        self.generation: int = 0
+        self.recovery_due: threading.Event = threading.Event()
+        self.missing_file: Literal["queue.db", "queue.db-wal"] | None = None
+        self._prepare = prepare
+        self._replaces = replaces
+        self._clock = clock
+        self.writer: Writer = Writer(
+            self.directory.database,
+            prepare=self._check_and_prepare,
+            tidy=tidy,
+            set_aside=self._set_aside if replaces else None,
+            copy_aside=self._copy_aside if replaces else None,
+        )
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return self.directory.database
+
+    def open(self) -> None:
+        """Own the directory, open the database, and note that it is in use.
+
+        Raises:
+            QueueError: Another process owns the directory, or the file is not for this version.
+            DamagedError: The file is damaged or gone, and no new one may be begun.
+            sqlite3.Error: The file can't be opened now.
+            OSError: The directory can't be created or written.
+        """
+        self.directory.acquire()
+        try:
+            self.missing_file = self.directory.missing_file()
+            try:
+                self._check_files()
+                self.writer.start()
+            except schema.DamagedError as error:
+                if not self._replaces:
+                    raise
+                self._set_aside(error)
+                self.writer.start()
+            # After there is a log again, and before anything can be acknowledged.
+            self.directory.mark(clean=False)
+            self.directory.make_private()
+        except BaseException:
+            try:
+                self.writer.stop()
+            finally:
+                self.directory.release()
+            raise
+
+    def _check_files(self) -> None:
+        """Check that the database is there, and that SQLite would read all of its log: it deletes the rest.
+
+        Raises:
+            DamagedError: A new database has to be begun.
+        """
+        if self.missing_file == "queue.db" and not self._replaces:
+            raise schema.DamagedError("queue.db is gone or empty")
+        log = write_ahead_log.check(self.path)
+        if log.is_damaged:
+            raise schema.DamagedError(f"its log is damaged, and SQLite would not read {log.unread_commits} commits")
+        if log.missing_frames:
+            if not self._replaces:
+                raise schema.DamagedError("its log was cut short")
+            _logger.error(
+                "%s: the queue's log (queue.db-wal) was cut short: what was acknowledged last is lost",
+                self.directory.path,
+            )
+        elif log.unread_commits:
+            _logger.warning(
+                "%s: the last commit of the queue's log is incomplete. That is how a power failure leaves it, and then "
+                "nothing of it was acknowledged; without one the disk is damaged, and that commit is lost",
+                self.directory.path,
+            )
+
+    def close(self, *, clean: bool = True) -> None:
+        """Finish what is being written, and give the directory up; `clean` says whether it is in order."""
+        try:
+            self.writer.stop()
+            self.directory.mark(clean=clean)
+        except OSError as error:
+            _logger.warning("%s: can't note that the queue was closed in order: %s", self.directory.path, error)
+        finally:
+            self.directory.release()
+
+    def submit(self, work: Work[_T], then: Callable[[_T], None] | None = None) -> Future[_T]:
+        """Run a function on the writing connection; see `Writer.submit`."""
+        return self.writer.submit(work, then)
+
+    def submit_item(self, bulk: Bulk[_I, _T], item: _I, answer: Callable[[_T | None, Exception | None], None]) -> None:
+        """Hand over an item to work that is shared; see `Writer.submit_item`."""
+        self.writer.submit_item(bulk, item, answer)
+
+    def check_process(self) -> None:
+        """Raise a RuntimeError in a forked child."""
+        self.writer.check_process()
+
+    def now_ms(self) -> int:
+        """The time now, in milliseconds since the epoch."""
+        return int(self._clock() * 1000)
+
+    def _check_and_prepare(self, connection: sqlite3.Connection) -> None:
+        checks.check_database(connection)
+        self._prepare(connection)
+
+    def _set_aside(self, error: Exception) -> None:
+        """Keep a damaged database under another name. Senders that still read it can't tick anything off any more."""
+        aside = self.directory.set_aside()
+        self._begin_anew()
+        _logger.error(
+            "The queue's database can't be read (%s). It is kept as %s, and a new one is begun: "
+            "what can still be read of it will be carried over",
+            error,
+            aside,
+        )
+
+    def _copy_aside(self, connection: sqlite3.Connection) -> None:
+        """Copy a database that somebody deleted, and that is still open, to a file that counts as set aside."""
+        self.directory.reclaim()
+        aside = self.directory.path_aside()
+        try:
+            with contextlib.closing(schema.create(aside)) as copy:
+                connection.backup(copy)
+        except BaseException:
+            self.directory.discard(aside)  # it is incomplete, and its space may be what is missing
+            raise
+        self._begin_anew()
+        _logger.error(
+            "Somebody deleted or replaced %s while it was in use. Its content is kept as %s, and will be carried over",
+            self.path,
+            aside,
+        )
+
+    def _begin_anew(self) -> None:
+        self.generation += 1
+        _telemetry.queue_set_aside.add(1)
+        self.recovery_due.set()
+
+
+class StoppedQueue:
+    """Changes the queue in a directory without delivering from it. Inside the `with` block it owns the directory.
+
+    What is delivered is deleted by the service.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._database = Database(directory)
+
+    def __enter__(self) -> Self:
+        """Own the directory and open the database.
+
+        Raises:
+            QueueError: Another process owns the directory, or the file is not for this version.
+            sqlite3.Error: The file can't be read.
+            OSError: The directory can't be written.
+        """
+        self._database.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the database, and leave the directory in order."""
+        # If the log is gone the service has to say so at its next start, so that stays visible.
+        self._database.close(clean=not self._database.missing_file)
+
+    @property
+    def database(self) -> Path:
+        """The database file."""
+        return self._database.path
+
+    def submit(self, work: Work[_T]) -> Future[_T]:
+        """Run a function on the writing connection; see `DurableQueue.submit`."""
+        return self._database.submit(work)
+
+    def now_ms(self) -> int:
+        """The time now, in milliseconds since the epoch."""
+        return self._database.now_ms()
