@@ -99,7 +99,7 @@ queue_set_aside = _meter.create_counter(
     unit="{files}",
     description="Queue databases that were unusable and were set aside.",
 )
-queue_salvaged = _meter.create_counter(
+queue_recovered = _meter.create_counter(
     "statsig_otel_queue_salvaged_log_records",
     unit="{records}",
     description="Log records recovered from databases that were set aside. Attribute: exporter.",

@@ -50,7 +50,7 @@ def _recount(connection: sqlite3.Connection, state: ExporterState) -> None:
     counts = [connection.execute(query, (route, state.cursor)).fetchone() for route in routes]
     waiting, size = sum(count[0] for count in counts), sum(count[1] for count in counts)
     connection.execute(
-        "UPDATE exporters SET waiting = ?1, bytes = ?2, both = ?1 + ?2 WHERE id = ?3", (waiting, size, state.id)
+        "UPDATE exporters SET waiting = ?, bytes = ?, both = ? WHERE id = ?", (waiting, size, waiting + size, state.id)
     )
     _logger.error(
         "%s: the count of waiting records was damaged: %d records of %d bytes. There are %d records of %d bytes",

@@ -29,7 +29,7 @@ _COLUMNS: Final = "id, at, kind, owner, reason, attempts, uid, count, length(con
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class StoredDeadLetter:
     """A stored dead letter without its content; see `store.DeadLetter`.
 
     `at_ms` is when it was kept, in milliseconds since the epoch, and `size` the bytes of its content.
@@ -85,7 +85,7 @@ def select(
     upto: int | None = None,
     limit: int = 100,
     size: int | None = None,
-) -> list[Letter]:
+) -> list[StoredDeadLetter]:
     """One page of dead letters, the oldest first, with ids behind `after` and up to `upto`.
 
     They are at most `limit`, and at most `size` bytes of content; a larger one comes alone.
@@ -95,12 +95,12 @@ def select(
         f"SELECT {_COLUMNS} FROM dead_letters WHERE id > ? AND id <= ? AND {condition} ORDER BY id LIMIT ?",  # noqa: S608 - ours
         (after, last_id(connection) if upto is None else upto, *values, limit),
     )
-    page: list[Letter] = []
+    page: list[StoredDeadLetter] = []
     for row in rows:
-        letter = Letter(*row)
-        if page and size is not None and sum(one.size for one in page) + letter.size > size:
+        dead_letter = StoredDeadLetter(*row)
+        if page and size is not None and sum(one.size for one in page) + dead_letter.size > size:
             break
-        page.append(letter)
+        page.append(dead_letter)
     return page
 
 
@@ -120,9 +120,9 @@ def last_id(connection: sqlite3.Connection) -> int:
     return int(row[0]) if row else 0
 
 
-def content(connection: sqlite3.Connection, letter: int) -> bytes | None:
+def content(connection: sqlite3.Connection, dead_letter: int) -> bytes | None:
     """The content of a dead letter; None if there is none with that id."""
-    row = connection.execute("SELECT content FROM dead_letters WHERE id = ?", (letter,)).fetchone()
+    row = connection.execute("SELECT content FROM dead_letters WHERE id = ?", (dead_letter,)).fetchone()
     return None if row is None else bytes(row[0])
 
 
@@ -134,7 +134,7 @@ class UnreadableError(Exception):
 class Resend:
     """Deliver the records of a dead letter, each a uid and a payload, to its exporter again, duplicate or not."""
 
-    letter: int
+    dead_letter: int
     exporter: str
     records: tuple[tuple[bytes, bytes], ...]
 
@@ -146,7 +146,7 @@ class MapAgain:
     The synchronous exporters `delivered` have the changes already.
     """
 
-    letter: int
+    dead_letter: int
     batch: Batch
     delivered: tuple[str, ...] = ()
 
@@ -155,7 +155,7 @@ class MapAgain:
 class Keep:
     """Leave a dead letter where it is, for a reason; with `new_reason`, the reason becomes its own."""
 
-    letter: int
+    dead_letter: int
     reason: str
     new_reason: bool = False
 
@@ -197,29 +197,29 @@ def replay(connection: sqlite3.Connection, plan: Replay, *, routing: Routing, no
     match plan:
         case Keep():
             return _keep(connection, plan)
-        case Resend(letter, exporter):
+        case Resend(dead_letter, exporter):
             state = queries.exporter_state(connection, exporter)
             if state is None:
-                return _keep(connection, Keep(letter, f"the queue knows no exporter {exporter}"))
-            if not _delete(connection, letter):
-                return Replayed(letter, "gone")
+                return _keep(connection, Keep(dead_letter, f"the queue knows no exporter {exporter}"))
+            if not _delete(connection, dead_letter):
+                return Replayed(dead_letter, "gone")
             store.append_copies(connection, [state.id], plan.records)
-            return Replayed(letter, "replayed", records=len(plan.records), exporters=(exporter,))
-        case MapAgain(letter, batch, delivered):
+            return Replayed(dead_letter, "replayed", records=len(plan.records), exporters=(exporter,))
+        case MapAgain(dead_letter, batch, delivered):
             route = routing.route(batch.receiver)
             if batch.changes and not route.queued and not delivered:
                 why = f"no exporter is configured for the receiver {batch.receiver}"
-                return _keep(connection, Keep(letter, why))
-            if not _delete(connection, letter):
-                return Replayed(letter, "gone")
+                return _keep(connection, Keep(dead_letter, why))
+            if not _delete(connection, dead_letter):
+                return Replayed(dead_letter, "gone")
             return _accept(connection, plan, route, now_ms)
 
 
 def _keep(connection: sqlite3.Connection, plan: Keep) -> Replayed:
     if plan.new_reason:
-        connection.execute("UPDATE dead_letters SET reason = ? WHERE id = ?", (plan.reason, plan.letter))
-    exists = connection.execute("SELECT 1 FROM dead_letters WHERE id = ?", (plan.letter,)).fetchone()
-    return Replayed(plan.letter, "kept", plan.reason) if exists else Replayed(plan.letter, "gone")
+        connection.execute("UPDATE dead_letters SET reason = ? WHERE id = ?", (plan.reason, plan.dead_letter))
+    exists = connection.execute("SELECT 1 FROM dead_letters WHERE id = ?", (plan.dead_letter,)).fetchone()
+    return Replayed(plan.dead_letter, "kept", plan.reason) if exists else Replayed(plan.dead_letter, "gone")
 
 
 def _accept(connection: sqlite3.Connection, plan: MapAgain, route: Route, now_ms: int) -> Replayed:
@@ -232,7 +232,7 @@ def _accept(connection: sqlite3.Connection, plan: MapAgain, route: Route, now_ms
     (appended,) = store.append_batches(connection, [entry], now_ms=now_ms)
     store.add_waiting(connection, exporters, appended.records, appended.size)
     return Replayed(
-        plan.letter,
+        plan.dead_letter,
         "replayed",
         records=appended.records,
         exporters=route.queued if appended.records else (),
@@ -242,10 +242,12 @@ def _accept(connection: sqlite3.Connection, plan: MapAgain, route: Route, now_ms
     )
 
 
-def drop(connection: sqlite3.Connection, selection: Selection, *, after: int, upto: int, limit: int) -> list[Letter]:
+def drop(
+    connection: sqlite3.Connection, selection: Selection, *, after: int, upto: int, limit: int
+) -> list[StoredDeadLetter]:
     """Delete one page of dead letters for good; the deleted ones."""
     dropped = select(connection, selection, after=after, upto=upto, limit=limit)
-    connection.executemany("DELETE FROM dead_letters WHERE id = ?", [(letter.id,) for letter in dropped])
+    connection.executemany("DELETE FROM dead_letters WHERE id = ?", [(dead_letter.id,) for dead_letter in dropped])
     return dropped
 
 
@@ -261,14 +263,14 @@ def bury_head(connection: sqlite3.Connection, exporter: str, reason: str, now_ms
     head = next(iter(queries.read_records(connection, routes, after=state.cursor, count=1, size=0)), None)
     if head is None:
         return False
-    letter = DeadLetter("record", exporter, reason, head.payload, head.uid)
-    store.bury(connection, letter if head.intact else store.damaged_record(exporter, head), now_ms)
+    dead_letter = DeadLetter("record", exporter, reason, head.payload, head.uid)
+    store.bury(connection, dead_letter if head.intact else store.damaged_record(exporter, head), now_ms)
     store.advance(connection, state.id, cursor=head.seq, records=1, size=len(head.payload))
     return True
 
 
-def _delete(connection: sqlite3.Connection, letter: int) -> bool:
-    return connection.execute("DELETE FROM dead_letters WHERE id = ?", (letter,)).rowcount == 1
+def _delete(connection: sqlite3.Connection, dead_letter: int) -> bool:
+    return connection.execute("DELETE FROM dead_letters WHERE id = ?", (dead_letter,)).rowcount == 1
 
 
 def _uid(payload: ExportLogsServiceRequest) -> bytes:

@@ -110,8 +110,8 @@ def ensure_exporter(
     if row is not None:
         return int(row[0])
     cursor = 0 if from_oldest else last_seq(connection)
-    query = "INSERT INTO exporters (name, cursor, again) VALUES (?1, ?2, ?2)"
-    number = connection.execute(query, (name, cursor)).lastrowid or 0  # an INSERT always has one
+    query = "INSERT INTO exporters (name, cursor, again) VALUES (?, ?, ?)"
+    number = connection.execute(query, (name, cursor, cursor)).lastrowid or 0  # an INSERT always has one
     if from_oldest:
         _claim(connection, number, receivers)
     return number
@@ -229,8 +229,8 @@ def _has_room_for(connection: sqlite3.Connection, body: bytes) -> bool:
 def add_waiting(connection: sqlite3.Connection, exporters: Iterable[int], records: int, size: int) -> None:
     """Count records that were stored for exporters."""
     connection.executemany(
-        "UPDATE exporters SET waiting = waiting + ?1, bytes = bytes + ?2, both = both + ?1 + ?2 WHERE id = ?3",
-        [(records, size, exporter) for exporter in exporters],
+        "UPDATE exporters SET waiting = waiting + ?, bytes = bytes + ?, both = both + ? WHERE id = ?",
+        [(records, size, records + size, exporter) for exporter in exporters],
     )
 
 
@@ -254,11 +254,11 @@ def advance(connection: sqlite3.Connection, exporter: int, *, cursor: int, recor
     """Move an exporter's cursor to a seq, over `records` records with payloads of `size` bytes that are done."""
     # The size of an unreadable record is unknown; the sum is right again when nothing waits. `both` changes by the same
     # amount and is not computed from the two, so that a contradiction stays until the file is checked.
-    left = "CASE WHEN waiting > ?2 THEN max(bytes - ?3, 0) ELSE 0 END"
+    left = "CASE WHEN waiting > :records THEN max(bytes - :size, 0) ELSE 0 END"
     connection.execute(
-        "UPDATE exporters SET cursor = max(cursor, ?1), again = max(cursor, ?1), waiting = waiting - ?2, "  # noqa: S608 - ours
-        f"bytes = {left}, both = both - ?2 - bytes + {left} WHERE id = ?4",
-        (cursor, records, size, exporter),
+        "UPDATE exporters SET cursor = max(cursor, :cursor), again = max(cursor, :cursor), "  # noqa: S608 - ours
+        f"waiting = waiting - :records, bytes = {left}, both = both - :records - bytes + {left} WHERE id = :exporter",
+        {"cursor": cursor, "records": records, "size": size, "exporter": exporter},
     )
 
 
@@ -275,12 +275,12 @@ def damaged_record(exporter: str, record: Stored) -> DeadLetter:
     return DeadLetter("damaged", exporter, DAMAGED, record.payload, record.uid)
 
 
-def bury(connection: sqlite3.Connection, letter: DeadLetter, now_ms: int) -> None:
+def bury(connection: sqlite3.Connection, dead_letter: DeadLetter, now_ms: int) -> None:
     """Keep a dead letter."""
     connection.execute(
         "INSERT INTO dead_letters (at, kind, owner, reason, content, uid, attempts, count) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (now_ms, *astuple(letter)),
+        (now_ms, *astuple(dead_letter)),
     )
 
 

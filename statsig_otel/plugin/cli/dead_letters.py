@@ -18,7 +18,7 @@ from statsig_otel.exporters.exporter import Delivered
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
 from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.queue import dead_letters
-from statsig_otel.exporters.queue.dead_letters import FROM_RECEIVER, Letter, Selection
+from statsig_otel.exporters.queue.dead_letters import FROM_RECEIVER, Selection, StoredDeadLetter
 from statsig_otel.exporters.queue.store import DeadLetterKind
 from statsig_otel.exporters.terminal import printable, shorten
 from statsig_otel.plugin.cli.options import json_option
@@ -99,10 +99,10 @@ def list_(*, as_json: bool, **selected: Any) -> None:
     listed: set[int] = set()
     with queue_access() as access, access.reading() as connection, _json_array(as_json=as_json) as add:
         for page in _pages(connection, selections):
-            listed.update(letter.id for letter in page)
+            listed.update(dead_letter.id for dead_letter in page)
             if as_json:
-                for letter in page:
-                    add(_metadata(letter))
+                for dead_letter in page:
+                    add(_metadata(dead_letter))
                 continue
             print_table(("ID", "KEPT AT", "KIND", "OF", "RECORDS", "BYTES", "ATTEMPTS", "REASON"), map(_row, page))
     if not listed and selections == [Selection()]:
@@ -125,15 +125,15 @@ def show(*, as_json: bool, **selected: Any) -> None:
     shown: set[int] = set()
     with queue_access() as access, access.reading() as connection, _json_array(as_json=as_json) as add:
         for page in _pages(connection, selections):
-            for letter in page:
-                content = dead_letters.content(connection, letter.id)
+            for dead_letter in page:
+                content = dead_letters.content(connection, dead_letter.id)
                 if content is None:
                     continue  # replayed or dropped meanwhile
-                shown.add(letter.id)
+                shown.add(dead_letter.id)
                 if as_json:
-                    add({**_metadata(letter), **_decoded(letter, content)})
+                    add({**_metadata(dead_letter), **_decoded(dead_letter, content)})
                 else:
-                    _print(letter, content)
+                    _print(dead_letter, content)
     _exit_unless_found(selections, shown)
 
 
@@ -229,8 +229,8 @@ def _replay(perform: Perform, selections: Sequence[Selection]) -> Iterator[dict[
     for selection in selections:
         missing = set(selection.ids or ())
         for page in _by_page(perform, "dead-letters replay", selection):
-            missing.difference_update(one["id"] for one in page["letters"])
-            yield from page["letters"]
+            missing.difference_update(one["id"] for one in page["dead_letters"])
+            yield from page["dead_letters"]
         for number in sorted(missing):
             nothing = {"reason": "", "records": 0, "exporters": [], "delivered": [], "duplicates": 0, "invalid": 0}
             yield {"id": number, "outcome": "gone", **nothing}
@@ -245,7 +245,7 @@ def _by_page(perform: Perform, name: str, selection: Selection) -> Iterator[dict
         yield page
 
 
-def _pages(connection: sqlite3.Connection, selections: Sequence[Selection]) -> Iterator[list[Letter]]:
+def _pages(connection: sqlite3.Connection, selections: Sequence[Selection]) -> Iterator[list[StoredDeadLetter]]:
     for selection in selections:
         after = 0
         while page := dead_letters.select(connection, selection, after=after, limit=_LISTED_AT_ONCE):
@@ -284,52 +284,55 @@ def _json_array(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
             click.echo("[]" if separator == "[" else "]")
 
 
-def _row(letter: Letter) -> tuple[str, ...]:
-    reason = shorten(printable(letter.reason), _REASON_CELLS)
-    numbers = map(str, (letter.count, letter.size, letter.attempts))
-    return (str(letter.id), _time(letter.at_ms), letter.kind, letter.owner, *numbers, reason)
+def _row(dead_letter: StoredDeadLetter) -> tuple[str, ...]:
+    reason = shorten(printable(dead_letter.reason), _REASON_CELLS)
+    numbers = map(str, (dead_letter.count, dead_letter.size, dead_letter.attempts))
+    return (str(dead_letter.id), _time(dead_letter.at_ms), dead_letter.kind, dead_letter.owner, *numbers, reason)
 
 
-def _metadata(letter: Letter) -> dict[str, Any]:
+def _metadata(dead_letter: StoredDeadLetter) -> dict[str, Any]:
     return {
-        "id": letter.id,
-        "kept_at": _time(letter.at_ms),
-        "kind": letter.kind,
-        "receiver" if letter.kind in FROM_RECEIVER else "exporter": letter.owner,
-        "reason": letter.reason,
-        "attempts": letter.attempts,
-        "uid": letter.uid.hex() if letter.uid else None,
-        "records": letter.count,
-        "bytes": letter.size,
+        "id": dead_letter.id,
+        "kept_at": _time(dead_letter.at_ms),
+        "kind": dead_letter.kind,
+        "receiver" if dead_letter.kind in FROM_RECEIVER else "exporter": dead_letter.owner,
+        "reason": dead_letter.reason,
+        "attempts": dead_letter.attempts,
+        "uid": dead_letter.uid.hex() if dead_letter.uid else None,
+        "records": dead_letter.count,
+        "bytes": dead_letter.size,
     }
 
 
-def _decoded(letter: Letter, content: bytes) -> dict[str, Any]:
+def _decoded(dead_letter: StoredDeadLetter, content: bytes) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with suppress(UnicodeDecodeError, DecodeError, RecursionError, ValueError):
-        if letter.kind in FROM_RECEIVER:
+        if dead_letter.kind in FROM_RECEIVER:
             found["text"] = content.decode()
         else:
             found["request"] = json.loads(to_json_line(ExportLogsServiceRequest.FromString(content)))
-    if not found or letter.kind == "damaged":
+    if not found or dead_letter.kind == "damaged":
         found["base64"] = base64.b64encode(content).decode()
     return found
 
 
-def _print(letter: Letter, content: bytes) -> None:
-    click.echo(f"Dead letter {letter.id}: {letter.kind} of {printable(letter.owner)}, kept at {_time(letter.at_ms)}")
-    click.echo(f"Reason: {printable(letter.reason)}")
-    if letter.kind in FROM_RECEIVER:
+def _print(dead_letter: StoredDeadLetter, content: bytes) -> None:
+    click.echo(
+        f"Dead letter {dead_letter.id}: {dead_letter.kind} of {printable(dead_letter.owner)}, "
+        f"kept at {_time(dead_letter.at_ms)}"
+    )
+    click.echo(f"Reason: {printable(dead_letter.reason)}")
+    if dead_letter.kind in FROM_RECEIVER:
         for line in content.decode(errors="backslashreplace").split("\n"):
             click.echo(printable(line))
         click.echo()
         return
-    click.echo(f"Attempts: {letter.attempts}")
-    if letter.kind == "damaged":
+    click.echo(f"Attempts: {dead_letter.attempts}")
+    if dead_letter.kind == "damaged":
         click.echo("The rest of it, which may be wrong:" if content else "Nothing is left of it.")
     printer = DebugExporter("dead-letters", DebugSettings(verbosity="detailed"), sys.stdout)
     printer.start()
-    outcome = printer.send(content, letter.count, 0)
+    outcome = printer.send(content, dead_letter.count, 0)
     if not isinstance(outcome, Delivered):
         click.echo(f"{getattr(outcome, 'reason', outcome)}; in hex:\n{content.hex()}")
     click.echo()

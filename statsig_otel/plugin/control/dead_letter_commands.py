@@ -18,7 +18,15 @@ from statsig_otel import _telemetry
 from statsig_otel._times import REPLAY_TIMEOUT
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import dead_letters, schema
-from statsig_otel.exporters.queue.dead_letters import Keep, Letter, MapAgain, Replay, Replayed, Resend, Selection
+from statsig_otel.exporters.queue.dead_letters import (
+    Keep,
+    MapAgain,
+    Replay,
+    Replayed,
+    Resend,
+    Selection,
+    StoredDeadLetter,
+)
 from statsig_otel.exporters.routing import Routing
 from statsig_otel.plugin.control.command import ChangeableQueue, read_arguments, submit_and_wait
 from statsig_otel.plugin.control.queue_commands import why_no_sender
@@ -69,7 +77,9 @@ class DeadLetters:
                 upto = dead_letters.last_id(reading) if page.upto is None else page.upto
                 limits = {"limit": _REPLAYED_AT_ONCE, "size": _REPLAYED_BYTES}
                 found = dead_letters.select(reading, page.selection, after=page.after, upto=upto, **limits)
-                replays = [self._prepare(letter, dead_letters.content(reading, letter.id)) for letter in found]
+                replays = [
+                    self._prepare(dead_letter, dead_letters.content(reading, dead_letter.id)) for dead_letter in found
+                ]
         except sqlite3.Error as error:
             raise ControlError(f"the queue can't be read: {error}") from error
         replays = self._deliver_at_once(replays)
@@ -82,21 +92,21 @@ class DeadLetters:
         if done and self.exporters is not None:
             _count_invalid(replays, done)
             _log_replay(done)
-        return {"letters": [asdict(one) for one in done], "next": found[-1].id if found else None, "upto": upto}
+        return {"dead_letters": [asdict(one) for one in done], "next": found[-1].id if found else None, "upto": upto}
 
     def drop(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Delete one page of dead letters."""
         page = read_arguments(arguments, _Page)
 
-        def work(connection: sqlite3.Connection) -> tuple[list[Letter], int]:
+        def work(connection: sqlite3.Connection) -> tuple[list[StoredDeadLetter], int]:
             upto = dead_letters.last_id(connection) if page.upto is None else page.upto
             limit = _DROPPED_AT_ONCE
             return dead_letters.drop(connection, page.selection, after=page.after, upto=upto, limit=limit), upto
 
         dropped, upto = submit_and_wait(self.queue, work)
-        ids = [letter.id for letter in dropped]
+        ids = [dead_letter.id for dead_letter in dropped]
         if dropped and self.exporters is not None:
-            size = sum(letter.size for letter in dropped)
+            size = sum(dead_letter.size for dead_letter in dropped)
             message = "Command dead-letters drop: deleted %s of %s: %s"
             _logger.warning(message, counted(len(ids), "dead letter"), counted(size, "byte"), ranges(ids))
         return {"ids": ids, "next": ids[-1] if ids else None, "upto": upto}
@@ -104,13 +114,15 @@ class DeadLetters:
     def _deliver_at_once(self, replays: Sequence[Replay]) -> list[Replay]:
         """Send the records of a page to the synchronous exporters, all together. What they refuse is kept."""
         answers = {
-            one.letter: self.deliver(replace(one.batch, invalid=()))
+            one.dead_letter: self.deliver(replace(one.batch, invalid=()))
             for one in replays
             if isinstance(one, MapAgain) and one.batch.changes and self.routing.route(one.batch.receiver).synchronous
         }
         wait(answers.values(), timeout=REPLAY_TIMEOUT)
         return [
-            self._after(one, answers[one.letter]) if isinstance(one, MapAgain) and one.letter in answers else one
+            self._after(one, answers[one.dead_letter])
+            if isinstance(one, MapAgain) and one.dead_letter in answers
+            else one
             for one in replays
         ]
 
@@ -120,28 +132,28 @@ class DeadLetters:
         try:
             answer.result(timeout=0)
         except TimeoutError:
-            return Keep(replay.letter, f"not delivered: {', '.join(names)} took more than {REPLAY_TIMEOUT:g} s")
+            return Keep(replay.dead_letter, f"not delivered: {', '.join(names)} took more than {REPLAY_TIMEOUT:g} s")
         except RefusedError as error:
-            return Keep(replay.letter, f"not delivered: {error}")
+            return Keep(replay.dead_letter, f"not delivered: {error}")
         return replace(replay, delivered=names)
 
-    def _prepare(self, letter: Letter, content: bytes | None) -> Replay:
+    def _prepare(self, dead_letter: StoredDeadLetter, content: bytes | None) -> Replay:
         if content is None:  # replayed or dropped while this page was read
-            return Keep(letter.id, letter.reason)
-        if letter.kind == "damaged":
-            return Keep(letter.id, _DAMAGED.format(id=letter.id))
+            return Keep(dead_letter.id, dead_letter.reason)
+        if dead_letter.kind == "damaged":
+            return Keep(dead_letter.id, _DAMAGED.format(id=dead_letter.id))
         try:
-            if letter.kind in dead_letters.FROM_RECEIVER:
-                return _map_anew(letter, content, self._mapper(letter.owner))
-            if self.exporters is not None and letter.owner not in self.exporters:
-                why = why_no_sender(letter.owner, self.routing.synchronous)
-                return Keep(letter.id, f"the exporter {letter.owner} {why}")
+            if dead_letter.kind in dead_letters.FROM_RECEIVER:
+                return _map_anew(dead_letter, content, self._mapper(dead_letter.owner))
+            if self.exporters is not None and dead_letter.owner not in self.exporters:
+                why = why_no_sender(dead_letter.owner, self.routing.synchronous)
+                return Keep(dead_letter.id, f"the exporter {dead_letter.owner} {why}")
             records = dead_letters.split(content)
         except (ControlError, dead_letters.UnreadableError) as error:
-            return Keep(letter.id, str(error))
-        if letter.kind == "record" and letter.uid is not None:
-            records = ((letter.uid, content),)  # byte for byte what was stored
-        return Resend(letter.id, letter.owner, records)
+            return Keep(dead_letter.id, str(error))
+        if dead_letter.kind == "record" and dead_letter.uid is not None:
+            records = ((dead_letter.uid, content),)  # byte for byte what was stored
+        return Resend(dead_letter.id, dead_letter.owner, records)
 
     def _mapper(self, receiver: str) -> Mapper:
         if receiver in self.mappers:
@@ -153,21 +165,21 @@ class DeadLetters:
         raise ControlError("no service is running: to map it anew, start it, or give --config FILE")
 
 
-def _map_anew(letter: Letter, content: bytes, mapper: Mapper) -> Replay:
+def _map_anew(dead_letter: StoredDeadLetter, content: bytes, mapper: Mapper) -> Replay:
     """Map an item or a body as if its webhook arrived again at the time of the first one."""
-    observed_ns = letter.at_ms * 1_000_000
-    if letter.kind == "body" and parse_url_verification(content) is not None:
-        return Keep(letter.id, "is a URL verification: there is nothing to deliver", new_reason=True)
+    observed_ns = dead_letter.at_ms * 1_000_000
+    if dead_letter.kind == "body" and parse_url_verification(content) is not None:
+        return Keep(dead_letter.id, "is a URL verification: there is nothing to deliver", new_reason=True)
     try:
-        payload = Payload(1, (lenient_json.read(content.decode()),)) if letter.kind == "item" else parse(content)
+        payload = Payload(1, (lenient_json.read(content.decode()),)) if dead_letter.kind == "item" else parse(content)
     except (MalformedBodyError, JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        return Keep(letter.id, str(error), new_reason=True)
+        return Keep(dead_letter.id, str(error), new_reason=True)
     mapped = mapper.map(payload, observed_ns)
-    if letter.kind == "item" and mapped.invalid:
-        return Keep(letter.id, mapped.invalid[0].reason, new_reason=True)
+    if dead_letter.kind == "item" and mapped.invalid:
+        return Keep(dead_letter.id, mapped.invalid[0].reason, new_reason=True)
     if not mapped.changes and not mapped.invalid and mapped.ignored > payload.ignored:  # it may be the only copy
-        return Keep(letter.id, "the receiver's filter keeps nothing of it: change the filter, or drop it")
-    return MapAgain(letter.id, Batch(letter.owner, mapped.changes, mapped.invalid))
+        return Keep(dead_letter.id, "the receiver's filter keeps nothing of it: change the filter, or drop it")
+    return MapAgain(dead_letter.id, Batch(dead_letter.owner, mapped.changes, mapped.invalid))
 
 
 class _Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

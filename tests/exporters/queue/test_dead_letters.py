@@ -18,10 +18,10 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel.exporters.consumer import Batch, Change, Invalid
 from statsig_otel.exporters.queue import dead_letters, queries, schema, store
+from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.dead_letters import Keep, MapAgain, Replay, Replayed, Resend, Selection
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.errors import QueueError
-from statsig_otel.exporters.queue.open_directory import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
@@ -307,7 +307,7 @@ def test_replays_in_parallel_double_nothing(tmp_path: Path) -> None:
         sent = [payload(str(number)) for number in range(20)]
         for one in sent:
             letter = DeadLetter("record", "a", "why", one, b"u" * 16)
-            queue.submit(partial(store.bury, letter=letter, now_ms=NOW)).result()
+            queue.submit(partial(store.bury, dead_letter=letter, now_ms=NOW)).result()
         with closing(schema.connect_reading(queue.database)) as reading:
             plans = [
                 Resend(letter.id, "a", ((b"u" * 16, dead_letters.content(reading, letter.id) or b""),))
@@ -343,7 +343,7 @@ import os, sys
 from pathlib import Path
 from statsig_otel.exporters.queue import dead_letters, store
 from statsig_otel.exporters.queue.dead_letters import Resend, Selection
-from statsig_otel.exporters.queue.open_directory import StoppedQueue
+from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.routing import Routing
 with StoppedQueue(Path(sys.argv[1])) as queue:
     print("ready", flush=True)

@@ -96,7 +96,7 @@ class CarryOver:
         for (what, owner, kind), number in self.done.items():
             count[what] += number
             if kind is None:
-                _telemetry.queue_salvaged.add(number, {"exporter": owner})
+                _telemetry.queue_recovered.add(number, {"exporter": owner})
             else:
                 _telemetry.dead_letters.add(number, {"kind": kind, "owner": owner})
         _logger.warning(
@@ -130,8 +130,8 @@ class CarryOver:
 
     def _note(self, connection: sqlite3.Connection, source: str, after: int) -> None:
         connection.execute(
-            "INSERT INTO salvage (file, source, after) VALUES (?1, ?2, ?3) "
-            "ON CONFLICT (file, source) DO UPDATE SET after = ?3",
+            "INSERT INTO salvage (file, source, after) VALUES (?, ?, ?) "
+            "ON CONFLICT (file, source) DO UPDATE SET after = excluded.after",
             (self._name, source, after),
         )
 
