@@ -5,7 +5,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ import pytest
 
 from statsig_otel.exporters.delivery.retry import SHORTEST_WAIT
 from statsig_otel.plugin.record.record import uid
-from tests.e2e.faulty_machine import FaultyMachine, small_disk
+from tests.e2e.faulty_machine import FaultyMachine, fill, small_disk
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import (
@@ -277,13 +277,23 @@ def test_a_disk_that_somebody_else_filled_costs_no_change_and_repeats_none(disk:
     assert len([line for line in service.log if "The queue can't be written; nothing is acknowledged" in line]) == 1
 
 
-def fill(disk: Path) -> Path:
-    """Take all that is left of a disk."""
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    return ballast
+def test_a_service_that_finds_a_full_disk_starts_refuses_delivers_and_recovers(disk: Path) -> None:
+    with GrpcSink() as sink:
+        sink.answer = DOWN
+        config = write_disk_config(disk, {"otlp_grpc": grpc_exporter(sink)}, min_free_bytes=2 << 20)
+        with ServiceProcess(config, env=ENV) as service:
+            assert [post(service.url, large(number)).status for number in range(20)] == [200] * 20
+        sink.requests.clear()
+        sink.answer = GrpcAnswer()
+        ballast = fill(disk)
+        with ServiceProcess(config, env=ENV) as service:
+            refused = post(service.url, large(20))
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "10")
+            wait_until(lambda: is_drained(disk), "the queue is drained")
+            ballast.unlink()
+            wait_until(lambda: post(service.url, large(20)).status == 200, "it takes webhooks again")
+            wait_until(lambda: is_drained(disk), "the queue is drained")
+        assert uids(sink.requests) == [uid(large(number)) for number in range(21)], "each once"
 
 
 DAY = 24 * 3600

@@ -20,6 +20,13 @@ _I = TypeVar("_I")
 
 _logger: Final = logging.getLogger(__name__)
 
+_RESERVE: Final = 8 << 20
+"""Bytes that are set apart for a full disk: what the log grows to before it is folded in, and as much for its index and
+for what deletes."""
+
+_INDEX: Final = 32 << 10
+"""Bytes of the log's index: a database can't be opened without it."""
+
 
 class Database:
     """The database in a directory that this process owns, from `open` to `close`, with the thread that writes to it.
@@ -29,6 +36,7 @@ class Database:
         prepare: Run on every connection that the writer opens, after the check of its content.
         tidy: Deletes what is delivered; see `Writer`.
         replaces: Whether a damaged, deleted or missing database is set aside, and a new one begun.
+        min_free: Bytes of the disk that should stay free. A part of them is the reserve.
         clock: Seconds since the epoch.
 
     Attributes:
@@ -45,6 +53,7 @@ class Database:
         prepare: Work[None] = lambda _: None,
         tidy: Callable[[sqlite3.Connection, bool], bool] = lambda _, __: False,
         replaces: bool = False,
+        min_free: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory: QueueDirectory = QueueDirectory(path)
@@ -52,12 +61,16 @@ class Database:
         self.recovery_due: threading.Event = threading.Event()
         self.missing_file: Literal["queue.db", "queue.db-wal"] | None = None
         self._prepare = prepare
+        self._is_marked = False  # as being in use
+        self._tidy = tidy
         self._replaces = replaces
+        self._min_free = min_free
         self._clock = clock
         self.writer: Writer = Writer(
             self.directory.database,
             prepare=self._check_and_prepare,
-            tidy=tidy,
+            tidy=self._tidy_up,
+            make_room=self.directory.give_reserve,
             set_aside=self._set_aside if replaces else None,
             copy_aside=self._copy_aside if replaces else None,
         )
@@ -70,6 +83,9 @@ class Database:
     def open(self) -> None:
         """Own the directory, open the database, and note that it is in use.
 
+        If `replaces` is true and the disk is too full even for that, the database is opened once there is space. Until
+        then nothing can be stored.
+
         Raises:
             QueueError: Another process owns the directory, or the file is not for this version.
             DamagedError: The file is damaged or gone, and no new one may be begun.
@@ -78,23 +94,19 @@ class Database:
         """
         self.directory.acquire()
         try:
+            self.directory.give_reserve(below=_RESERVE)
             self.missing_file = self.directory.missing_file()
             try:
                 self._check_files()
-                self.writer.start()
+                self.writer.start(later=self._is_disk_full)
             except schema.DamagedError as error:
                 if not self._replaces:
                     raise
                 self._set_aside(error)
-                self.writer.start()
-            # After there is a log again, and before anything can be acknowledged.
-            self.directory.mark(clean=False)
-            self.directory.make_private()
+                self.writer.start(later=self._is_disk_full)
+            self._keep_reserve()
         except BaseException:
-            try:
-                self.writer.stop()
-            finally:
-                self.directory.release()
+            self.close(clean=not self.missing_file)
             raise
 
     def _check_files(self) -> None:
@@ -124,9 +136,11 @@ class Database:
 
     def close(self, *, clean: bool = True) -> None:
         """Finish what is being written, and give the directory up; `clean` says whether it is in order."""
+        is_marked, self._is_marked = self._is_marked, False
         try:
             self.writer.stop()
-            self.directory.mark(clean=clean)
+            if is_marked:
+                self.directory.mark(clean=clean)
         except OSError as error:
             _logger.warning("%s: can't note that the queue was closed in order: %s", self.directory.path, error)
         finally:
@@ -148,9 +162,29 @@ class Database:
         """The time now, in milliseconds since the epoch."""
         return int(self._clock() * 1000)
 
+    def _is_disk_full(self, error: Exception) -> bool:
+        """Whether a database that can't be opened can be once the disk has space."""
+        # Without space for its index SQLite says that there is an I/O error.
+        is_passing = isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and schema.will_pass(error))
+        return self._replaces and (schema.is_disk_full(error) or (is_passing and self.directory.free_bytes() < _INDEX))
+
+    def _keep_reserve(self) -> None:
+        if self._min_free:
+            self.directory.keep_reserve(min(_RESERVE, self._min_free // 2), min_free=self._min_free)
+
+    def _tidy_up(self, connection: sqlite3.Connection, idle: bool) -> bool:  # noqa: FBT001 - the writer's signature
+        more = self._tidy(connection, idle)
+        if idle and not more:
+            self._keep_reserve()
+        return more
+
     def _check_and_prepare(self, connection: sqlite3.Connection) -> None:
         checks.check_database(connection)
         self._prepare(connection)
+        if not self._is_marked:  # after there is a log again, and before anything can be acknowledged
+            self.directory.mark(clean=False)
+            self.directory.make_private()
+            self._is_marked = True
 
     def _set_aside(self, error: Exception) -> None:
         """Keep a damaged database under another name. Senders that still read it can't tick anything off any more."""

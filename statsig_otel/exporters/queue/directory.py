@@ -2,6 +2,7 @@
 
 lock            locked with flock while a process owns the directory; contains its pid
 state.json      {"clean": true} after an orderly stop
+reserve         space that is given back when the disk is full, so that the queue can still be opened and delivered
 queue.db        the database, with queue.db-wal and queue.db-shm beside it while it is in use
 queue.db.corrupt-TIME-N     set aside: it could not be read, or was deleted while it was in use
 queue.db.salvaged-TIME-N    the same, after what can be read of it was carried over
@@ -27,11 +28,14 @@ DATABASE: Final = "queue.db"
 CONTROL: Final = "control.sock"
 LOCK: Final = "lock"
 _STATE: Final = "state.json"
+_STATE_SIZE: Final = 64
+_RESERVE: Final = "reserve"
 _SUFFIXES: Final = ("", "-wal", "-shm")
-_FILES: Final = (*(f"{DATABASE}{suffix}" for suffix in _SUFFIXES), LOCK, CONTROL, _STATE, f"{_STATE}.new")
+_FILES: Final = (*(f"{DATABASE}{suffix}" for suffix in _SUFFIXES), LOCK, CONTROL, _RESERVE, _STATE)
 _ASIDE: Final = re.compile(rf"{re.escape(DATABASE)}\.(corrupt|salvaged|unreadable)-[0-9TZ]+-[0-9]+")
 _LONGEST_NAME: Final = f"{DATABASE}.unreadable-00000000T000000Z-1-journal"
 _ELSEWHERE: Final = "name another directory, or move what is there away"
+_ZEROS: Final = bytes(1 << 16)
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIRECTORY: Final = 0o700
 
@@ -123,8 +127,7 @@ class QueueDirectory:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise self._in_use(descriptor) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            _write_owner(descriptor)
         except BaseException:
             os.close(descriptor)
             raise
@@ -173,14 +176,23 @@ class QueueDirectory:
         return schema.has_only_log(self.database)
 
     def mark(self, *, clean: bool) -> None:
-        """Note whether the directory is in order; on disk when this returns."""
-        temporary = self.path / f"{_STATE}.new"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _PRIVATE_FILE)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"clean": clean, "pid": os.getpid()}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / _STATE)
+        """Note whether the directory is in order; on disk when this returns.
+
+        The file is overwritten, in one sector: that needs no space, and a power failure leaves one of both states.
+
+        Raises:
+            OSError: It can't be noted.
+        """
+        state = self.path / _STATE
+        content = json.dumps({"clean": clean, "pid": os.getpid()}).encode().ljust(_STATE_SIZE)
+        descriptor = os.open(state, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
+        try:
+            os.pwrite(descriptor, content, 0)
+            os.fsync(descriptor)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(state)) from error
+        finally:
+            os.close(descriptor)
         _sync(self.path)
 
     def make_private(self) -> None:
@@ -233,7 +245,34 @@ class QueueDirectory:
         self.mark(clean=False)
 
     def free_bytes(self) -> int:
-        """The free bytes of the disk."""
+        """The free bytes of the disk, and those of the reserve."""
+        return self._unused_bytes() + schema.size_of(self.path / _RESERVE)
+
+    def keep_reserve(self, size: int, *, min_free: int) -> None:
+        """Set so many bytes of the disk apart, unless it has less than `min_free` bytes left or they are already."""
+        reserve = self.path / _RESERVE
+        if schema.size_of(reserve) >= size or self._unused_bytes() < min_free:
+            return
+        try:
+            descriptor = os.open(reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
+            try:
+                _allocate(descriptor, size)
+            finally:
+                os.close(descriptor)
+        except OSError:  # the disk is nearly full, or has no room for one more file
+            self.give_reserve()
+
+    def give_reserve(self, *, below: int | None = None) -> bool:
+        """Give the reserve back to the disk, if it has less than `below` bytes left; whether there was one to give."""
+        if below is not None and self._unused_bytes() >= below:
+            return False
+        try:
+            (self.path / _RESERVE).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _unused_bytes(self) -> int:
         status = os.statvfs(self.path)
         return status.f_bavail * status.f_frsize
 
@@ -297,6 +336,17 @@ def _written_owner(descriptor: int) -> str:
     return os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
 
 
+def _write_owner(descriptor: int) -> None:
+    """Write this process's pid into the lock file. On a full disk only a message is without it."""
+    pid = f"{os.getpid()}\n".encode()
+    try:
+        os.pwrite(descriptor, pid, 0)  # over an earlier one, which needs no space
+        os.ftruncate(descriptor, len(pid))
+    except OSError as error:
+        if not schema.is_disk_full(error):
+            raise
+
+
 def _is_held(descriptor: int) -> bool:
     """Whether this process has a lock on the same file. The pid does not tell: each container has a process 1."""
     for held in tuple(_held):
@@ -304,6 +354,15 @@ def _is_held(descriptor: int) -> bool:
             if os.path.sameopenfile(descriptor, held):
                 return True
     return False
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Take space on the disk for a file."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    for offset in range(0, size, len(_ZEROS)):  # macOS
+        os.pwrite(descriptor, _ZEROS, offset)
 
 
 def _sync(directory: Path) -> None:

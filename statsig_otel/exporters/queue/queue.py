@@ -72,7 +72,14 @@ class DurableQueue:
         min_free_bytes: int = DEFAULT_MIN_FREE,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._database = Database(directory, prepare=self._prepare, tidy=self._tidy, replaces=True, clock=clock)
+        self._database = Database(
+            directory,
+            prepare=self._prepare,
+            tidy=self._tidy,
+            replaces=True,
+            min_free=min_free_bytes,
+            clock=clock,
+        )
         self.directory: QueueDirectory = self._database.directory
         self.recovery_due: threading.Event = self._database.recovery_due
         self._routing = routing
@@ -257,8 +264,11 @@ class DurableQueue:
             return {}  # whoever needs the file will report it
 
     def unconfigured_exporters(self) -> list[ExporterState]:
-        """The exporters that are in the queue and not in the configuration."""
-        return [state for state in self.states() if state.name not in self.routing.exporters]
+        """The exporters that are in the queue and not in the configuration; none while it can't be opened."""
+        try:
+            return [state for state in self.states() if state.name not in self.routing.exporters]
+        except StorageError:
+            return []
 
     def submit(self, work: Work[_T]) -> Future[_T]:
         """Run a function on the writing connection; its future has the result once that is committed.

@@ -116,6 +116,7 @@ class Writer:
             more is written.
         copy_aside: Run with the connection when somebody has deleted or replaced the file, whose content ends with the
             connection. Then another one is begun.
+        make_room: Run when the disk is full; whether there is more space now, so that it is worth another attempt.
 
     Attributes:
         failing: Whether the last attempt to write failed.
@@ -129,6 +130,7 @@ class Writer:
         tidy: Callable[[sqlite3.Connection, bool], bool],
         set_aside: Callable[[Exception], None] | None = None,
         copy_aside: Callable[[sqlite3.Connection], None] | None = None,
+        make_room: Callable[[], bool] = lambda: False,
     ) -> None:
         self.failing: bool = False
         self._path = path
@@ -136,6 +138,7 @@ class Writer:
         self._tidy = tidy
         self._set_aside = set_aside
         self._copy_aside = copy_aside
+        self._make_room = make_room
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()  # after an interrupted `join`, Python 3.11 considers a running thread ended
@@ -149,8 +152,11 @@ class Writer:
         self._tidy_at = 0.0  # by the monotonic clock
         self._owner = OwnerProcess()
 
-    def start(self) -> None:
+    def start(self, *, later: Callable[[Exception], bool] = lambda _: False) -> None:
         """Open the file, in the writer's thread. Whatever ends the wait for it also ends the writer.
+
+        Args:
+            later: Whether an error will pass while the writer runs: it tries again once a second, and for each job.
 
         Raises:
             DamagedError: The file is damaged.
@@ -163,7 +169,7 @@ class Writer:
         self._jobs, self._ended = SimpleQueue(), threading.Event()  # what ended that thread would end this one
         self._owner.enter()
         opened: Future[None] = Future()
-        thread = threading.Thread(target=self._run, args=(opened, self._ended), name="queue writer", daemon=True)
+        thread = threading.Thread(target=self._run, args=(opened, self._ended, later), name="queue writer", daemon=True)
         try:
             thread.start()
             self._thread = thread  # not before it runs: `stop` waits for its end
@@ -240,20 +246,25 @@ class Writer:
             thread.join()
             self._thread = None
 
-    def _run(self, opened: Future[None], ended: threading.Event) -> None:
+    def _run(self, opened: Future[None], ended: threading.Event, later: Callable[[Exception], bool]) -> None:
         try:
-            if opened.set_running_or_notify_cancel():  # else the start was interrupted
-                self._work(opened)
+            if opened.set_running_or_notify_cancel() and self._start(opened, later):  # else it was interrupted
+                self._work()
         finally:
             ended.set()
 
-    def _work(self, opened: Future[None]) -> None:
+    def _start(self, opened: Future[None], later: Callable[[Exception], bool]) -> bool:
         try:
             self._open()
         except BaseException as error:  # noqa: BLE001 - given to the thread that waits
-            opened.set_exception(error)
-            return
+            if not isinstance(error, Exception) or not later(error):
+                opened.set_exception(error)
+                return False
+            self._say_failing(error)
         opened.set_result(None)
+        return True
+
+    def _work(self) -> None:
         running, more = True, False
         while running:
             jobs, running = self._next_jobs(wait=_QUIET if more else _IDLE)
@@ -316,7 +327,10 @@ class Writer:
                 outcome = list(_attempt_all(connection, jobs))
                 connection.execute("COMMIT")
             except Exception as error:  # noqa: BLE001 - given to all who wait
-                self._fail(error)
+                self._give_up_connection()
+                if schema.is_disk_full(error) and self._make_room():
+                    continue
+                self._say_failing(error)
                 if not schema.is_damage(error) or len(damage) == _SURE:
                     return error
                 damage.append(error)
@@ -372,6 +386,8 @@ class Writer:
                 self._unfolded = False
         except Exception as error:  # noqa: BLE001 - logged, and tried again later
             self._give_up_connection()
+            if schema.is_disk_full(error) and self._make_room():
+                return True
             # What is delivered stays on the disk for longer. That is no reason to refuse anything.
             if not self._untidy and not self.failing:
                 self._untidy = True

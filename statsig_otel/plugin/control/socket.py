@@ -9,6 +9,7 @@ Each connection has a thread of its own, so that a silent client holds nobody up
 another.
 """
 
+import errno
 import json
 import logging
 import os
@@ -77,13 +78,19 @@ class ControlServer:
         self._owner = OwnerProcess()
 
     def start(self) -> None:
-        """Listen, and answer from now on.
+        """Listen, and answer from now on. On a full disk the service has to deliver without it.
 
         Raises:
             OSError: The socket can't be made.
             RuntimeError: No thread can be started.
         """
-        server = _Server(self._path, lambda: self.handlers)
+        try:
+            server = _Server(self._path, lambda: self.handlers)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _logger.error("%s: no command reaches this service until its next start: %s", self._path, error.strerror)  # noqa: TRY400 - the message says it all
+            return
         self._owner.enter()
         self._server = server  # before it runs, since a command may ask for the end at once
         try:

@@ -90,9 +90,9 @@ def start_as_nobody(directory: str) -> None:
         say(f"{type(error).__name__}: {error}")
 
 
-def acknowledge(directory: str, threads: str) -> None:
+def acknowledge(directory: str, threads: str, min_free_bytes: str = "0") -> None:
     """Print each number once it is acknowledged, until somebody kills this."""
-    with running(Path(directory)) as queue:
+    with running(Path(directory), min_free_bytes=int(min_free_bytes)) as queue:
 
         def send(first: int) -> None:
             number = first

@@ -126,10 +126,12 @@ def test_a_start_that_fails_leaves_the_directory_to_others_and_in_order(
 ) -> None:
     with running(tmp_path) as queue:
         put(queue, 1)
-    (tmp_path / "state.json.new").mkdir()
+    (tmp_path / "state.json").rename(tmp_path / "elsewhere")
+    (tmp_path / "state.json").mkdir()
     with pytest.raises(IsADirectoryError), running(tmp_path):
         pass
-    (tmp_path / "state.json.new").rmdir()
+    (tmp_path / "state.json").rmdir()
+    (tmp_path / "elsewhere").rename(tmp_path / "state.json")
     with running(tmp_path) as queue:
         assert delivered(queue.cursor("otlp")) == [1]
     assert not errors(caplog)
