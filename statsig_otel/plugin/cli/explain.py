@@ -19,8 +19,8 @@ from statsig_otel.config.grammar import check
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
 from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.terminal import printable, write
+from statsig_otel.plugin.cli.explanation import ExplainedItem, Explanation, SignatureHeaders, explain
 from statsig_otel.plugin.cli.options import config_errors_reported, config_option, read_body
-from statsig_otel.plugin.receiver.explanation import ExplainedItem, Explanation, SignatureHeaders, explain
 from statsig_otel.plugin.record.services import Concerned, Found
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import read_document, resource_from_environment

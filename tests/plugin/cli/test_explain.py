@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statsig_otel.plugin.cli import explanation
 from statsig_otel.plugin.cli.main import main
-from statsig_otel.plugin.receiver import explanation
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.settings.reading import create_mapper
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
