@@ -48,9 +48,8 @@ assert statsig_otel.__file__.startswith(tree), statsig_otel.__file__
 from statsig_otel.plugin import Mapper, parse
 mapper = Mapper()
 if keys != "{}":
-    from statsig_otel.plugin.settings.reading import create_mapper
     from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
-    mapper = create_mapper(StatsigReceiverSettings.model_validate({"signing_secrets": [], **json.loads(keys)}), {})
+    mapper = StatsigReceiverSettings.model_validate({"signing_secrets": [], **json.loads(keys)}).mapper()
 payload = parse(open(file, "rb").read())
 assert len(mapper.map(payload, 1).changes) == payload.count
 best, end = float("inf"), time.monotonic() + float(seconds)

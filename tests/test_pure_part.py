@@ -126,7 +126,8 @@ MAY_LOAD = {
         MODEL: "ChangeMatchSettings FilterSettings",
         f"{RECORD_MODEL} opentelemetry.metrics": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
         RECORD_MODEL: "ImpactedServicesSettings LookupSettings MappingSettings ServiceRuleSettings",
-        f"{RECORD_MODEL} msgspec": "DeduplicationSettings ServerTlsSettings StatsigReceiverSettings",
+        f"{RECORD_MODEL} msgspec opentelemetry.metrics": "DeduplicationSettings ServerTlsSettings "
+        "StatsigReceiverSettings",
         FALCON: "StatsigReceiver StatsigWsgiReceiver create_app create_wsgi_app",
         f"{FALCON} pydantic ruamel uvicorn click httptools": "Destination RestartNeededError Service",
     },

@@ -14,7 +14,6 @@ from statsig_otel.plugin.record.filter import ChangeFilter
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.record.services import Concerned
-from statsig_otel.plugin.settings.reading import create_mapper, create_verifier
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError
 from statsig_otel.plugin.webhook.lenient_json import Item
@@ -117,14 +116,14 @@ def explain(
         shape, decoded = _decode(body.decode())
     except MalformedBodyError as error:
         return replace(unread, problem=str(error))
-    mapper = create_mapper(settings, resource)
+    mapper = settings.mapper(resource)
     change_filter = settings.filter.create() if settings.filter else None
     return replace(unread, shape=shape, items=tuple(_explain_items(payload, decoded, mapper, change_filter, at_ns)))
 
 
 def _verify(body: bytes, headers: SignatureHeaders, settings: StatsigReceiverSettings, at_ms: int) -> Verdict:
     try:
-        verification = create_verifier(settings).begin(_values(headers.signature), _values(headers.timestamp), at_ms)
+        verification = settings.verifier().begin(_values(headers.signature), _values(headers.timestamp), at_ms)
         verification.update(body)
         verification.finish()
     except UnauthorizedError as error:

@@ -19,7 +19,7 @@ from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError
 from statsig_otel.plugin.receiver.log_throttle import LogThrottle
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
-from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError
+from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError, check_body
 from statsig_otel.plugin.webhook.payload import MAX_URL_VERIFICATION_SIZE, parse, parse_url_verification
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verification, Verifier
 
@@ -299,7 +299,9 @@ class Request:
 
         Raises:
             AnsweredError: The body is too large, or all bodies together are.
+            TypeError: They are a string, not bytes.
         """
+        check_body(chunk)
         size = self._size + len(chunk)
         if isinstance(self._signature, UnauthorizedError) and size > MAX_URL_VERIFICATION_SIZE:
             raise _refuse(HTTPStatus.UNAUTHORIZED, self._signature.reason)

@@ -20,7 +20,6 @@ from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.plugin.control.socket import ControlServer, Handler
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver
-from statsig_otel.plugin.receiver.intake import Intake, Limits
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.server.thread import ServerThread
@@ -31,8 +30,6 @@ from statsig_otel.plugin.service.restart import RestartNeededError, needing_rest
 from statsig_otel.plugin.settings.delivery import unused_keys
 from statsig_otel.plugin.settings.reading import (
     configured_exporters,
-    create_mapper,
-    create_verifier,
     receiver_settings,
 )
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
@@ -86,7 +83,7 @@ class Assembly:
         self._commands: dict[str, Handler] = {}
         self._consumer = ServiceConsumer()
         self._outbound = Outbound(configuration, self._directory)
-        self._intakes = {name: _create_intake(name, one, resource) for name, one in settings.items()}
+        self._intakes = {name: one.intake(name, resource) for name, one in settings.items()}
         patience = self._outbound.patience
         self.receivers: Final = {
             name: StatsigReceiver(intake, self._consumer, patience=patience(name))
@@ -284,8 +281,8 @@ class Assembly:
             raise RestartNeededError("; ".join(needing))
         before, after = receiver_settings(self._configuration), receiver_settings(configuration)
         renewed = self._renewed_tls()
-        verifiers = {name: create_verifier(settings) for name, settings in after.items()}
-        mappers = {name: create_mapper(settings, self._resource) for name, settings in after.items()}
+        verifiers = {name: settings.verifier() for name, settings in after.items()}
+        mappers = {name: settings.mapper(self._resource) for name, settings in after.items()}
 
         def take_over() -> None:
             self._configuration = configuration
@@ -331,22 +328,12 @@ class Assembly:
                 return False
             self._configuration = replace(self._configuration, receivers=dict(after))
             for name, settings in after.items():
-                self._intakes[name].verifier = create_verifier(settings)
+                self._intakes[name].verifier = settings.verifier()
             return True
 
     def _renew_handlers(self) -> None:
         if self._control is not None:
             self._control.handlers = {**self._outbound.handlers(self._intakes), **self._commands}
-
-
-def _create_intake(name: str, settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> Intake:
-    limits = Limits(
-        max_request_body_size=settings.max_request_body_size,
-        max_in_flight_bytes=settings.max_in_flight_bytes,
-        read_timeout=settings.read_timeout,
-    )
-    mapper = create_mapper(settings, resource)
-    return Intake(verifier=create_verifier(settings), mapper=mapper, name=name, limits=limits)
 
 
 def _checked_url(url: str) -> str:

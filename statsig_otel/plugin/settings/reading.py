@@ -12,14 +12,11 @@ from statsig_otel.config.locations import read_all
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
 from statsig_otel.plugin.record.mapper import Mapper
-from statsig_otel.plugin.record.otlp import AttributeValue
-from statsig_otel.plugin.record.record import DEFAULT_RESOURCE, LogRecordEncoder
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter
 from statsig_otel.plugin.settings.environment import resource_from_environment
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings, find_directory
-from statsig_otel.plugin.webhook.signature import Verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,7 @@ def read(locations: tuple[str, ...], environ: Mapping[str, str]) -> QueueConfigu
     return QueueConfiguration(
         directory=find_directory(configuration, environ),
         routing=routing(configuration),
-        mappers={name: create_mapper(one, resource) for name, one in receiver_settings(configuration).items()},
+        mappers={name: one.mapper(resource) for name, one in receiver_settings(configuration).items()},
     )
 
 
@@ -114,26 +111,3 @@ def _route(configuration: Configuration, receiver: str, settings: StatsigReceive
         synchronous=tuple(name for name in exporters if name not in queued),
         private=settings.user != "full",  # what its records don't show must not be in the log instead
     )
-
-
-def create_mapper(settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> Mapper:
-    """The mapper that makes a receiver's records. Its own `resource` takes precedence over the given one."""
-    encoder = LogRecordEncoder(
-        resource={**DEFAULT_RESOURCE, **resource, **settings.resource},
-        user=settings.user,
-        hash_key=settings.hash_key.reveal() if settings.hash_key else None,
-        include_original=settings.include_original,
-        include_change_details=settings.include_change_details,
-        mapping=settings.mapping.create() if settings.mapping else None,
-    )
-    return Mapper(
-        encoder,
-        settings.filter.create() if settings.filter else None,
-        settings.impacted_services.create() if settings.impacted_services else None,
-    )
-
-
-def create_verifier(settings: StatsigReceiverSettings) -> Verifier:
-    """The verifier of a receiver's signatures."""
-    secrets = [secret.reveal() for secret in settings.signing_secrets]
-    return Verifier(secrets, tolerance=settings.timestamp_tolerance)

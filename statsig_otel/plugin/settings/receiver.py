@@ -13,14 +13,18 @@ from statsig_otel.config.errors import Fault, SettingError
 from statsig_otel.config.model import Opaque, Settings
 from statsig_otel.config.units import Duration, Size
 from statsig_otel.exporters.routing import DEFAULT_WINDOW
+from statsig_otel.plugin.receiver.intake import Intake, Limits
+from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.mapping import MAX_INT, SERVICE_FIELDS, parse_template
-from statsig_otel.plugin.record.record import UserMode
+from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.record import DEFAULT_RESOURCE, LogRecordEncoder, UserMode
 from statsig_otel.plugin.record.services import CHANGE_UID, IMPACTED_SERVICES
 from statsig_otel.plugin.server.tls import ServerTls
 from statsig_otel.plugin.settings.filter import FilterSettings
 from statsig_otel.plugin.settings.mapping import MappingSettings
 from statsig_otel.plugin.settings.services import ImpactedServicesSettings
 from statsig_otel.plugin.webhook import DEFAULT_PATH
+from statsig_otel.plugin.webhook.signature import Verifier
 
 _DETAILS: Final = "statsig.change."
 _ORIGINAL: Final = "log.record.original"
@@ -167,10 +171,13 @@ class StatsigReceiverSettings(Settings):
     """One receiver: an address, a path, its secrets, and how its records look.
 
     Example:
-        >>> from statsig_otel.plugin import StatsigReceiverSettings
+        >>> from statsig_otel.plugin import Payload, StatsigReceiverSettings
         >>> settings = StatsigReceiverSettings.model_validate({"signing_secrets": ["webhook-..."], "user": "drop"})
         >>> (settings.endpoint, settings.signing_secrets)
         ('localhost:8080', [[REDACTED]])
+        >>> intake = settings.intake()  # for an application of your own
+        >>> len(settings.mapper().map(Payload(0, ()), observed_ns=0).changes)  # for a replay of your own
+        0
     """
 
     refused: ClassVar[Mapping[str, str]] = {
@@ -316,3 +323,44 @@ class StatsigReceiverSettings(Settings):
         if match is None:
             raise ValueError("the endpoint was not checked")
         return match["v6"] or match["host"], int(match["port"])
+
+    def verifier(self) -> Verifier:
+        """What checks the signatures of requests."""
+        return Verifier(
+            [secret.reveal() for secret in self.signing_secrets],
+            tolerance=self.timestamp_tolerance,
+        )
+
+    def mapper(self, resource: Mapping[str, AttributeValue] | None = None) -> Mapper:
+        """What makes the records, with this filter, mapping and these services, as a running receiver does.
+
+        Args:
+            resource: Attributes of the records' resource. The settings' own `resource` takes precedence.
+        """
+        encoder = LogRecordEncoder(
+            resource={**DEFAULT_RESOURCE, **(resource or {}), **self.resource},
+            user=self.user,
+            hash_key=self.hash_key.reveal() if self.hash_key else None,
+            include_original=self.include_original,
+            include_change_details=self.include_change_details,
+            mapping=self.mapping.create() if self.mapping else None,
+        )
+        return Mapper(
+            encoder,
+            self.filter.create() if self.filter else None,
+            self.impacted_services.create() if self.impacted_services else None,
+        )
+
+    def intake(self, name: str = "statsig", resource: Mapping[str, AttributeValue] | None = None) -> Intake:
+        """What answers requests with these secrets, limits and this mapper, for a framework or a consumer of your own.
+
+        Args:
+            name: The receiver's id, such as `statsig` or `statsig/eu`.
+            resource: See `mapper`.
+        """
+        limits = Limits(
+            max_request_body_size=self.max_request_body_size,
+            max_in_flight_bytes=self.max_in_flight_bytes,
+            read_timeout=self.read_timeout,
+        )
+        return Intake(verifier=self.verifier(), mapper=self.mapper(resource), name=name, limits=limits)

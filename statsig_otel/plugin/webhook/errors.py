@@ -45,3 +45,13 @@ class MalformedBodyError(WebhookError):
         ...     error.reason
         'unknown_shape'
     """
+
+
+def check_body(body: object) -> None:
+    """Refuse a body that was decoded: the signature covers its bytes.
+
+    Raises:
+        TypeError: The body is a string.
+    """
+    if isinstance(body, str):
+        raise TypeError("the body is bytes, not str: pass the raw body of the request, as it was sent")

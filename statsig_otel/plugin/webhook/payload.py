@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 
 from statsig_otel.plugin.webhook import lenient_json
-from statsig_otel.plugin.webhook.errors import MalformedBodyError
+from statsig_otel.plugin.webhook.errors import MalformedBodyError, check_body
 from statsig_otel.plugin.webhook.lenient_json import Item, Items, Members
 
 CONFIG_CHANGE: Final = "statsig::config_change"
@@ -100,6 +100,9 @@ def parse_url_verification(body: bytes) -> str | None:
     Returns:
         1 to 256 printable ASCII characters.
 
+    Raises:
+        TypeError: The body is a string, not bytes.
+
     Example:
         >>> from statsig_otel.plugin import parse_url_verification
         >>> parse_url_verification(b'{"data": {"event": "url_verification", "verification_code": "abc123"}}')
@@ -107,6 +110,7 @@ def parse_url_verification(body: bytes) -> str | None:
         >>> parse_url_verification(b"[]") is None
         True
     """
+    check_body(body)
     if len(body) > MAX_URL_VERIFICATION_SIZE:
         return None
     try:
@@ -121,12 +125,14 @@ def parse(body: bytes) -> Payload:
 
     Raises:
         MalformedBodyError: The body is not UTF-8, not JSON, or has none of the known shapes.
+        TypeError: The body is a string, not bytes.
 
     Example:
         >>> from statsig_otel.plugin import parse
         >>> parse(b'{"data": [{"eventName": "statsig::config_change"}]}').count
         1
     """
+    check_body(body)
     try:
         # The whole body: msgspec does not check the strings that it skips.
         if not body.isascii():

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Final
 
-from statsig_otel.plugin.webhook.errors import UnauthorizedError
+from statsig_otel.plugin.webhook.errors import UnauthorizedError, check_body
 
 SIGNATURE_HEADER: Final = "X-Statsig-Signature"
 """The request header with the signature: `v0=` and 64 hexadecimal digits in lower case."""
@@ -110,7 +110,12 @@ class Verification:
         self._expected = expected
 
     def update(self, chunk: bytes) -> None:
-        """Take the next bytes of the raw body."""
+        """Take the next bytes of the raw body.
+
+        Raises:
+            TypeError: They are a string, not bytes.
+        """
+        check_body(chunk)
         for digest in self._digests:
             digest.update(chunk)
 
@@ -143,6 +148,7 @@ def verify(
     Raises:
         UnauthorizedError: The request can't be proven to come from Statsig.
         ValueError: A secret is empty.
+        TypeError: The body is a string, not bytes.
 
     Example:
         >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign, verify
@@ -155,6 +161,7 @@ def verify(
         ...     now_ms=1739400185198,
         ... )
     """
+    check_body(body)
     headers = [signature.encode(errors="replace")], [timestamp.encode(errors="replace")]
     verification = Verifier(secrets, tolerance=tolerance).begin(*headers, now_ms)
     verification.update(body)
@@ -169,11 +176,15 @@ def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
         secret: The whole signing secret.
         timestamp_ms: The time of the request, in milliseconds since the epoch.
 
+    Raises:
+        TypeError: The body is a string, not bytes.
+
     Example:
         >>> from statsig_otel.plugin import sign
         >>> sign(b"{}", secret="webhook-...", timestamp_ms=1739400185198)["X-Statsig-Request-Timestamp"]
         '1739400185198'
     """
+    check_body(body)
     timestamp = f"{timestamp_ms:013d}"
     digest = hmac.new(secret.encode(), b"v0:" + timestamp.encode() + b":" + body, sha256).hexdigest()
     return {TIMESTAMP_HEADER: timestamp, SIGNATURE_HEADER: f"v0={digest}"}

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from statsig_otel.plugin.cli import explanation
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.record.record import uid
-from statsig_otel.plugin.settings.reading import create_mapper
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.payload import Payload, parse, parse_url_verification
@@ -172,7 +171,7 @@ def test_an_explanation_says_what_the_receiver_does(text: str) -> None:
     if payload is None:
         assert explained.items == ()
         return
-    mapped = create_mapper(RULES, {}).map(payload, 1)
+    mapped = RULES.mapper().map(payload, 1)
     items = explained.items
     assert [(item.uid, item.records) for item in items if item.uid] == [
         (one.uid, one.records) for one in mapped.changes

@@ -7,7 +7,6 @@ from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.source import parse
 from statsig_otel.config.validation import validate
 from statsig_otel.plugin.record.mapper import Mapper
-from statsig_otel.plugin.settings.reading import create_mapper
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
 OBSERVED: Final = 1_739_400_185_400_123_456
@@ -24,4 +23,4 @@ def mapper_of(keys: str) -> Mapper:
     settings, problems = validate(StatsigReceiverSettings, values, (), document)
     if settings is None:
         raise ConfigError(problems)
-    return create_mapper(settings, {})
+    return settings.mapper()

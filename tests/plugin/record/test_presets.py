@@ -15,7 +15,6 @@ from statsig_otel.config.grammar import check
 from statsig_otel.plugin.record.mapping import ATTRIBUTES
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import read_document
-from statsig_otel.plugin.settings.reading import create_mapper
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from tests.plugin.record.test_mapping_cases import records
 
@@ -32,7 +31,7 @@ def test_makes_exactly_these_records(name: str, update_golden: bool) -> None:  #
     (receiver,) = check(document, COMPONENTS).receivers.values()
     settings = cast("StatsigReceiverSettings", receiver)
     assert settings.signing_secrets  # the user's own file counts beside it
-    made = records((CASES / f"{name}.input.json").read_bytes(), create_mapper(settings, {}))
+    made = records((CASES / f"{name}.input.json").read_bytes(), settings.mapper())
     expected = CASES / f"{name}.record.json"
     if update_golden:
         expected.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")

@@ -3,7 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
+from statsig_otel.exporters.consumer import Batch
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.signature import sign
 
 
 def settings(**values: object) -> StatsigReceiverSettings:
@@ -87,3 +90,35 @@ def test_secrets_are_not_shown() -> None:
 def test_values_that_can_not_work_together_are_errors(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         settings(**values)
+
+
+def test_settings_make_the_intake_and_the_mapper_of_a_running_receiver() -> None:
+    """Secrets, limits, filter and mapping count, and both make the same records."""
+    made = settings(
+        max_request_body_size=300,
+        mapping={"body": "{name}!"},
+        filter={"exclude": {"names": ["b"]}},
+        resource={"service.name": "flags"},
+    )
+    changes = ",".join(
+        f'{{"eventName":"statsig::config_change","timestamp":1,"metadata":{{"type":"Gate","name":"{name}"}}}}'
+        for name in "ab"
+    )
+    body = f"[{changes}]".encode()
+    resource = {"service.name": "of the environment", "host.name": "h1"}
+    mapped = made.mapper(resource).map(parse(body), observed_ns=1_000_000)
+    intake = made.intake("statsig/eu", resource)
+    signed = sign(body, secret="webhook-x", timestamp_ms=1)
+    request = intake.begin([(name.encode(), value.encode()) for name, value in signed.items()], now_ns=1_000_000)
+    request.feed(body)
+    assert request.finish(complete=True) == Batch("statsig/eu", mapped.changes)
+    (record,) = mapped.changes[0].records
+    assert mapped.ignored == 1
+    assert all(text in record for text in (b"a!", b"flags", b"h1"))
+    assert intake.limits.max_request_body_size == 300
+
+
+def test_by_default_the_mapper_makes_default_records() -> None:
+    body = b'{"eventName":"statsig::config_change","timestamp":1,"metadata":{"type":"Gate","name":"a"}}'
+    (change,) = settings().mapper().map(parse(body), observed_ns=1).changes
+    assert b"statsig" in change.records[0]

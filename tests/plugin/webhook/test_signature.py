@@ -2,14 +2,17 @@
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.webhook.errors import UnauthorizedError, WebhookError
+from statsig_otel.plugin.webhook.payload import parse, parse_url_verification
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign, verify
 
 DATA: Final = Path(__file__).parents[2] / "data"
@@ -286,3 +289,21 @@ def test_a_tolerance_is_a_number_of_seconds(tolerance: float) -> None:
     """NaN would let every timestamp pass."""
     with pytest.raises(ValueError, match="tolerance"):
         Verifier(["webhook-x"], tolerance=tolerance)
+
+
+def test_a_body_that_was_decoded_is_refused_by_a_clear_error() -> None:
+    """The signature covers bytes, and a framework may have changed the string on the way."""
+    headers = sign(b"{}", secret="webhook-x", timestamp_ms=1)
+    signature, timestamp = headers[SIGNATURE_HEADER], headers[TIMESTAMP_HEADER]
+    request = Intake(verifier=Verifier(["webhook-x"])).begin([], now_ns=1)
+    body: Any = "{}"
+    calls: list[Callable[[], object]] = [
+        lambda: verify(body, signature=signature, timestamp=timestamp, secrets=["webhook-x"], now_ms=1),
+        lambda: sign(body, secret="webhook-x", timestamp_ms=1),
+        lambda: parse(body),
+        lambda: parse_url_verification(body),
+        lambda: request.feed(body),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="the body is bytes, not str"):
+            call()
