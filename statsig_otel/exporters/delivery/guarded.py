@@ -45,9 +45,14 @@ class Guarded:
             ) from error
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
-        """Send a batch. An exception or an answer that is not an outcome is `Blocked`: the records stay."""
+        """Send a batch. An exception or an answer that is not an outcome is `Blocked`: the records stay.
+
+        Too little memory is about the data, for fewer records take less.
+        """
         try:
             outcome = self._exporter.send(payload, count, timeout)
+        except MemoryError:
+            return Rejected("there is too little memory to send it")
         except BaseException as error:  # noqa: BLE001 - not even sys.exit() ends a sender
             return self._mistaken(f"unexpected {type(error).__name__}", error)
         if not _is_outcome(outcome):

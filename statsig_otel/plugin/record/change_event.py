@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from statsig_otel.plugin.record.arrays import converted, first, split
+
 _MAX_TIMESTAMP: Final = 253_402_300_799_999
 """The last millisecond of the year 9999, the last one that RFC 3339 can express."""
 
@@ -26,6 +28,8 @@ class InvalidItemError(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeEvent:
     """One config change. Its strings are valid Unicode and its time is in range. What Statsig did not send is empty.
+
+    Of an array with more than 1,000 elements the first 1,000 are here, and the record has their number.
 
     Attributes:
         happened_at: When it happened, in milliseconds since the epoch.
@@ -87,7 +91,7 @@ class ChangeEvent:
             name=_read_required(given, "name"),
             action=metadata.text("action"),
             description=metadata.text("description"),
-            environments=_split(metadata.text("environments") or metadata.text("environment")),
+            environments=split(metadata.text("environments") or metadata.text("environment") or ""),
             project_id=metadata.text("projectID"),
             project_name=metadata.text("projectName"),
             tags=metadata.texts("tags"),
@@ -153,7 +157,7 @@ class _Fields:
             self._left_out.append(self._prefix + name)
             return ()
         elements = value if isinstance(value, list) else [value]
-        return tuple(_as_text(element) for element in elements if element is not None and element != "")
+        return converted(first(element for element in elements if element is not None and element != ""), _as_text)
 
 
 def _as_text(value: object) -> str:
@@ -163,11 +167,6 @@ def _as_text(value: object) -> str:
         return valid(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
     except RecursionError:
         raise InvalidItemError("an element is nested too deeply") from None
-
-
-def _split(environments: str | None) -> tuple[str, ...]:
-    parts = (part.strip() for part in (environments or "").split(","))
-    return tuple(part for part in parts if part)
 
 
 def valid(text: str) -> str:

@@ -70,13 +70,13 @@ class Mapper:
         for item in payload.changes:
             try:
                 read = self._read(item)
+                if read is None:
+                    ignored += 1
+                    continue
+                changes.append(self._encode(read, item.text, observed_ns))
             except InvalidItemError as error:
                 invalid.append(Invalid(item.text.encode(), str(error)))
                 continue
-            if read is None:
-                ignored += 1
-                continue
-            changes.append(self._encode(read, item.text, observed_ns))
             left_out.extend(read.event.left_out)
         return Mapped(tuple(changes), tuple(invalid), ignored, tuple(left_out))
 

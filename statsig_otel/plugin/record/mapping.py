@@ -5,14 +5,15 @@ whatever happens to its attributes. `log.record.uid` can't be changed: it identi
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Final, TypeAlias, cast
 
 from statsig_otel.config.errors import SettingError, hint_for
+from statsig_otel.plugin.record.arrays import converted, first, joined
 from statsig_otel.plugin.record.change_event import ChangeEvent, valid
-from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.otlp import AttributeValue, Scalar
 from statsig_otel.plugin.record.record import RecordFields
 from statsig_otel.plugin.record.template import FieldsOf, Placeholder, Template, TemplateError, as_text
 
@@ -52,6 +53,8 @@ ATTRIBUTES: Final = (
     "statsig.config_change.uid",
     "statsig.impacted_services",
     "log.record.original",
+    "statsig.original.size",
+    "statsig.original.sha256",
 )
 """The attributes that a default record can have."""
 
@@ -134,7 +137,7 @@ class Texts:
 
     def value(self, fields: FieldsOf) -> AttributeValue | None:
         """The value for one change."""
-        return tuple(texts_of(template.value(fields) for template in self.templates)) or None
+        return joined(texts_of(template.value(fields)) for template in self.templates) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ class Lookup:
         # Each source once: otherwise the default would be made a thousand times for a thousand tags.
         sources = {id(source): source for source in map(self._source, [None] if key is None else key)}
         values = [source.value(fields) for source in sources.values() if source is not None]
-        return array(dict.fromkeys(_flat(value for value in values if value is not None)))
+        return array(joined(map(_elements, values), distinct=True))
 
     def _is_of_array(self) -> bool:
         """Whether the key is an array by its field, even if a change has none: an attribute has one type."""
@@ -297,48 +300,50 @@ def matching(pattern: str) -> list[str]:
 
 def _of_json(value: object) -> AttributeValue | None:
     """A member of the metadata as the value of an attribute. As everywhere, null, "" and [] count as absent."""
-    if isinstance(value, list):
-        return array([found for element in value if (found := _scalar(element)) is not None])
-    return _scalar(value)
-
-
-def _scalar(value: object) -> str | bool | int | float | None:
-    if value is None or value == "":
+    try:
+        if isinstance(value, list):
+            return array(converted(first(element for element in value if not _is_absent(element)), _scalar))
+        return None if _is_absent(value) else _scalar(value)
+    except RecursionError:
         return None
+
+
+def _is_absent(value: object) -> bool:
+    return value is None or value == ""
+
+
+def _scalar(value: object) -> Scalar:
     if isinstance(value, str):
         return valid(value)
     if isinstance(value, bool | float):
         return value
     if isinstance(value, int) and -MAX_INT - 1 <= value <= MAX_INT:
         return value
-    try:
-        return valid(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-    except RecursionError:
-        return None
+    return valid(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
-def _flat(values: Iterable[AttributeValue]) -> Iterable[str | bool | int | float]:
-    for value in values:
-        if isinstance(value, str | bool | int | float):
-            yield value
-        else:
-            yield from value
+def _elements(value: AttributeValue | None) -> tuple[Scalar, ...]:
+    """The elements of an array; a single value as an array of one."""
+    if value is None:
+        return ()
+    if isinstance(value, str | bool | int | float):
+        return (value,)
+    return value if isinstance(value, tuple) else tuple(value)
 
 
-def texts_of(values: Iterable[AttributeValue | None]) -> Iterable[str]:
-    """Each value as a string, the elements of arrays one by one."""
-    return (as_text(value) for value in _flat(value for value in values if value is not None))
+def texts_of(value: AttributeValue | None) -> tuple[str, ...]:
+    """The elements of an array as strings; a single value as an array of one."""
+    return converted(_elements(value), as_text)
 
 
-def array(values: Iterable[str | bool | int | float]) -> AttributeValue | None:
+def array(elements: tuple[Scalar, ...]) -> AttributeValue | None:
     """An array with elements of one type; None for an empty one.
 
     If there are integers and fractions, all become fractions; any other mixture becomes strings.
     """
-    elements = list(values)
     kinds = set(map(type, elements))
     if kinds == {int, float}:
-        return [float(element) for element in elements]
+        return converted(elements, float)
     if len(kinds) > 1:
-        return [as_text(element) for element in elements]
+        return converted(elements, as_text)
     return cast("AttributeValue", elements) or None

@@ -14,9 +14,14 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, Instr
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO, LogRecord, ResourceLogs, ScopeLogs
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
+from statsig_otel.plugin.record.arrays import Cut
+
 Scalar: TypeAlias = str | bool | int | float
 AttributeValue: TypeAlias = Scalar | Sequence[str] | Sequence[bool] | Sequence[int] | Sequence[float]
 Attributes: TypeAlias = Mapping[str, AttributeValue]
+
+COUNT: Final = "_count"
+"""Behind the name of an array that was cut: the attribute with the number of all its elements."""
 
 _MAX_NANOSECONDS: Final = (1 << 64) - 1
 """The largest `fixed64 time_unix_nano`: July 2554."""
@@ -81,7 +86,10 @@ class LogSerializer:
             ValueError: See the class.
         """
         parts = [_time(_TIME_UNIX_NANO, time_ns), _SEVERITY, _field(_BODY, _field(_STRING_VALUE, body.encode()))]
-        parts += [_attribute(key, value) for key, value in attributes.items()]
+        parts += [
+            _string_attribute(key, value) if isinstance(value, str) else _attribute(key, value, attributes)
+            for key, value in attributes.items()
+        ]
         parts.append(_time(_OBSERVED_TIME_UNIX_NANO, observed_ns))
         if event_name:
             parts.append(_field(_EVENT_NAME, event_name.encode()))
@@ -89,14 +97,19 @@ class LogSerializer:
         return _field(_RESOURCE_LOGS, self._resource + _field(_SCOPE_LOGS, scope_logs))
 
 
-def _attribute(key: str, value: AttributeValue) -> bytes:
-    if isinstance(value, str):
-        text = value.encode()
-        name, length = _name(key), len(text)
-        size = len(name) + length + 4
-        if size < len(_SHORT_ATTRIBUTE):
-            return _SHORT_ATTRIBUTE[size] + name + _SHORT_STRING[length] + text
-        return _field(_ATTRIBUTES, name + _field(_VALUE, _field(_STRING_VALUE, text)))
+def _string_attribute(key: str, value: str) -> bytes:
+    text = value.encode()
+    name, length = _name(key), len(text)
+    size = len(name) + length + 4
+    if size < len(_SHORT_ATTRIBUTE):
+        return _SHORT_ATTRIBUTE[size] + name + _SHORT_STRING[length] + text
+    return _field(_ATTRIBUTES, name + _field(_VALUE, _field(_STRING_VALUE, text)))
+
+
+def _attribute(key: str, value: AttributeValue, others: Attributes) -> bytes:
+    """An attribute of any other type. After an array that was cut comes the number of all its elements."""
+    if isinstance(value, Cut) and (count := f"{key}{COUNT}") not in others:
+        return _attribute(key, tuple(value), others) + _attribute(count, value.total, others)
     if not isinstance(value, bool | int | float) and all(isinstance(element, str) for element in value):
         elements = b"".join([_element(element) for element in value])
         return _field(_ATTRIBUTES, _name(key) + _field(_VALUE, _field(_ARRAY_VALUE, elements)))

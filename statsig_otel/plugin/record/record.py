@@ -8,7 +8,7 @@ times as long.
 import hmac
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final, Literal, Protocol, get_args
@@ -26,6 +26,13 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 """The version of the semantic conventions that the records use."""
 
 DEFAULT_RESOURCE: Final[Mapping[str, "AttributeValue"]] = {"service.name": "statsig"}
+
+MAX_RECORD_BYTES: Final = 900_000
+"""Below what backends and brokers take: Kafka's default for a message is 1,048,588 bytes."""
+
+ORIGINAL: Final = "log.record.original"
+ORIGINAL_SIZE: Final = "statsig.original.size"
+ORIGINAL_HASH: Final = "statsig.original.sha256"
 
 UserMode = Literal["full", "hash", "drop"]
 
@@ -107,6 +114,7 @@ class LogRecordEncoder:
         include_change_details: Whether changes that are recognised in the description become `statsig.change.*`
             attributes.
         mapping: Changes each record; None for the default records.
+        max_record_bytes: The most bytes of an encoded record. A larger one loses `log.record.original`.
 
     Raises:
         ValueError: `user` is not one of the three, `hash` has no key, or the original would show users that `hash` or
@@ -132,6 +140,7 @@ class LogRecordEncoder:
         include_original: bool = False,
         include_change_details: bool = False,
         mapping: RecordHook | None = None,
+        max_record_bytes: int = MAX_RECORD_BYTES,
     ) -> None:
         if user not in get_args(UserMode):
             raise ValueError(f"user: {user!r} is not one of {', '.join(get_args(UserMode))}")
@@ -144,6 +153,7 @@ class LogRecordEncoder:
         self._include_original = include_original
         self._include_change_details = include_change_details
         self._mapping = mapping
+        self._max_record_bytes = max_record_bytes
         self._resource = dict(resource)
         self._serializer = _serializer_of(resource)
 
@@ -159,7 +169,7 @@ class LogRecordEncoder:
         if self._include_change_details and event.description is not None:
             attributes.update(description.attributes(event.description))
         if self._include_original:
-            attributes["log.record.original"] = original
+            attributes[ORIGINAL] = original
         return RecordFields(event_name=EVENT_NAME, body=event.title, attributes=attributes)
 
     def encode(
@@ -167,12 +177,30 @@ class LogRecordEncoder:
     ) -> bytes:
         """One serialised `ExportLogsServiceRequest` that contains just this record, after the mapping.
 
+        A record over `max_record_bytes` is made again without `log.record.original`, of which the size in bytes and the
+        SHA-256 stay. Nothing else is left out or cut.
+
         Args:
             default: What `default` made. If it is about one service, that service replaces the one of the resource.
             event: The change event.
             observed_ns: When its request arrived, in nanoseconds since the epoch.
             item: The item, decoded, for a mapping that reads more of it than the event has.
+
+        Raises:
+            InvalidItemError: The record is too large, also without the original.
         """
+        encoded = self._encode(default, event, observed_ns, item)
+        original = default.attributes.get(ORIGINAL)
+        if len(encoded) > self._max_record_bytes and isinstance(original, str):
+            encoded = self._encode(_without_original(default, original), event, observed_ns, item)
+        if len(encoded) > self._max_record_bytes:
+            raise InvalidItemError(
+                f"is too large: a record of it has {len(encoded)} bytes, more than max_record_bytes "
+                f"({self._max_record_bytes}). Raise that setting, then replay this dead letter"
+            )
+        return encoded
+
+    def _encode(self, default: RecordFields, event: ChangeEvent, observed_ns: int, item: Mapping[str, object]) -> bytes:
         record = default if self._mapping is None else self._mapping.apply(default, event, item)
         serializer = self._serializer
         if default.service:
@@ -206,11 +234,11 @@ class LogRecordEncoder:
             "user.email": self._shown(event.user_email),
             "user.id": self._shown(event.user_id),
             "log.record.uid": uid,
-            "statsig.environments": list(environments),
+            "statsig.environments": environments,
             "statsig.project.name": event.project_name,
             "statsig.project.id": event.project_id,
-            "statsig.tags": list(event.tags),
-            "statsig.target_apps": list(event.target_apps),
+            "statsig.tags": event.tags,
+            "statsig.target_apps": event.target_apps,
         }
         return {key: value for key, value in attributes.items() if value}
 
@@ -220,6 +248,13 @@ class LogRecordEncoder:
         if self._user == "hash":
             return hmac.new(self._hash_key, value.encode(), sha256).hexdigest()
         return value
+
+
+def _without_original(record: RecordFields, original: str) -> RecordFields:
+    text = original.encode()
+    attributes = {name: value for name, value in record.attributes.items() if name != ORIGINAL}
+    attributes |= {ORIGINAL_SIZE: len(text), ORIGINAL_HASH: sha256(text).hexdigest()}
+    return replace(record, attributes=attributes)
 
 
 def _serializer_of(resource: Mapping[str, AttributeValue]) -> LogSerializer:

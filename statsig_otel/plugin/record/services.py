@@ -5,11 +5,12 @@ becomes a record for each service, with its own resource and uid; or a single re
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final
 
+from statsig_otel.plugin.record.arrays import converted, cut, hidden, joined
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.filter import Block, ChangeFilter
 from statsig_otel.plugin.record.mapping import SERVICE_FIELDS, UID, Source, fields_of, parse_template, texts_of
@@ -84,12 +85,12 @@ class ServiceRule:
     namespace: Template | None = None
     match: Sequence[Block] = ()
 
-    def services(self, fields: FieldsOf) -> Iterator[ImpactedService]:
+    def services(self, fields: FieldsOf) -> tuple[ImpactedService, ...]:
         """The services of a change that this rule matches."""
         namespace = (self.namespace and self.namespace.text(fields)) or ""
-        for name in texts_of([self.names.value(fields)]):
-            if name.strip():
-                yield ImpactedService(name.strip(), namespace.strip())
+        names = texts_of(self.names.value(fields))
+        services = tuple(ImpactedService(name.strip(), namespace.strip()) for name in names if name.strip())
+        return cut(services, hidden(names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +143,18 @@ class ImpactedServices:
         """
         fields = fields_of(default, event, item)
         found: dict[ImpactedService, dict[int, None]] = {}
+        more = 0
         for index, (change_filter, rule) in enumerate(self._rules):
             if change_filter.why_dropped(event) is None:
-                for service in rule.services(fields):
+                services = rule.services(fields)
+                more += hidden(services)
+                for service in services:
                     found.setdefault(service, {})[index] = None
         too_many = (
             self._split and len(found) > 1 and (len(found) > MAX_RECORDS or len(found) * len(original) > MAX_CHARACTERS)
         )
         return Concerned(
-            tuple(Found(service, tuple(rules)) for service, rules in found.items()),
+            joined([cut(tuple(Found(service, tuple(rules)) for service, rules in found.items()), more)]),
             split=self._split and bool(found) and not too_many,
             too_many=too_many,
         )
@@ -163,24 +167,20 @@ class ImpactedServices:
         For the arguments see `find`.
         """
         concerned = self.find(default, event, original=original, item=item)
-        services = [one.service for one in concerned.found]
+        services = converted(concerned.found, lambda one: one.service)
         if concerned.split:
             return [_of_service(default, service) for service in services]
         if services:
-            return [_with(default, {IMPACTED_SERVICES: _strings(services)})]
+            return [_with(default, {IMPACTED_SERVICES: converted(services, str)})]
         return [default]
 
 
 def _of_service(default: RecordFields, service: ImpactedService) -> RecordFields:
     """The default record of a change for one of its services."""
     uid = str(default.attributes[UID])
-    own = {UID: service_uid(uid, service), CHANGE_UID: uid, IMPACTED_SERVICES: _strings([service])}
+    own = {UID: service_uid(uid, service), CHANGE_UID: uid, IMPACTED_SERVICES: [str(service)]}
     return replace(_with(default, own), service=service.attributes)
 
 
 def _with(record: RecordFields, attributes: Mapping[str, AttributeValue]) -> RecordFields:
     return replace(record, attributes={**record.attributes, **attributes})
-
-
-def _strings(services: Sequence[ImpactedService]) -> list[str]:
-    return list(map(str, services))

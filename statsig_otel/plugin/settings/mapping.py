@@ -145,5 +145,5 @@ def _source(written: _Written) -> Source:
     if not isinstance(written, list):
         return _single(written)
     texts = [parse_template(value) for value in written if isinstance(value, str)]
-    numbers = [value for value in written if not isinstance(value, str)]
+    numbers = tuple(value for value in written if not isinstance(value, str))
     return Texts(tuple(texts)) if texts else Constant(array(numbers))

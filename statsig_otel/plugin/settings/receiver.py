@@ -17,7 +17,15 @@ from statsig_otel.plugin.receiver.intake import Intake, Limits
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.mapping import MAX_INT, SERVICE_FIELDS, parse_template
 from statsig_otel.plugin.record.otlp import AttributeValue
-from statsig_otel.plugin.record.record import DEFAULT_RESOURCE, LogRecordEncoder, UserMode
+from statsig_otel.plugin.record.record import (
+    DEFAULT_RESOURCE,
+    MAX_RECORD_BYTES,
+    ORIGINAL,
+    ORIGINAL_HASH,
+    ORIGINAL_SIZE,
+    LogRecordEncoder,
+    UserMode,
+)
 from statsig_otel.plugin.record.services import CHANGE_UID, IMPACTED_SERVICES
 from statsig_otel.plugin.server.tls import ServerTls
 from statsig_otel.plugin.settings.filter import FilterSettings
@@ -27,14 +35,14 @@ from statsig_otel.plugin.webhook import DEFAULT_PATH
 from statsig_otel.plugin.webhook.signature import Verifier
 
 _DETAILS: Final = "statsig.change."
-_ORIGINAL: Final = "log.record.original"
+_ORIGINAL: Final = (ORIGINAL, ORIGINAL_SIZE, ORIGINAL_HASH)
 
 
 def _fault_of_field(name: str, receiver: "StatsigReceiverSettings") -> Fault | None:
     """Why no change of a receiver can have a field of a template, and the key to set."""
     if name.startswith(_DETAILS) and not receiver.include_change_details:
         return Fault("without include_change_details", "set include_change_details: true")
-    if name == _ORIGINAL and not receiver.include_original:
+    if name in _ORIGINAL and not receiver.include_original:
         return Fault("without include_original", "set include_original: true")
     services = receiver.impacted_services
     if name in (*SERVICE_FIELDS, CHANGE_UID, IMPACTED_SERVICES) and services is None:
@@ -70,6 +78,8 @@ def _strings(value: object, place: tuple[str | int, ...]) -> Iterator[tuple[tupl
 _ENDPOINT: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
 _PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
 _MAX_PORT: Final = 65535
+_SMALLEST_RECORD: Final = 10_000
+"""Bytes. A lower limit would make dead letters of ordinary changes."""
 _SET_UP: Final = "write signing_secrets: [] to set the webhook up before there is a secret"
 _COPY_ALONE: Final = "copy the secret alone, from webhook- to its last letter"
 _RELOAD: Final = "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)"
@@ -250,6 +260,12 @@ class StatsigReceiverSettings(Settings):
     include_change_details: bool = Field(
         default=False, description="Add what the description says as statsig.change.* attributes: rules, rollouts, ..."
     )
+    max_record_bytes: Size = Field(
+        default=MAX_RECORD_BYTES,
+        ge=_SMALLEST_RECORD,
+        description="The largest record, encoded. A larger one loses log.record.original. If it is still too large, "
+        "its change becomes a dead letter, which can be replayed under a higher limit.",
+    )
     filter: FilterSettings | None = Field(
         default=None, description="Which changes are exported; without it, all. The others are answered as ignored."
     )
@@ -344,6 +360,7 @@ class StatsigReceiverSettings(Settings):
             include_original=self.include_original,
             include_change_details=self.include_change_details,
             mapping=self.mapping.create() if self.mapping else None,
+            max_record_bytes=self.max_record_bytes,
         )
         return Mapper(
             encoder,

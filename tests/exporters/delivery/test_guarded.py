@@ -127,6 +127,25 @@ def test_a_record_that_an_exporter_can_not_bear_holds_up_none_before_it_and_can_
         assert made.buried() == ["r0002"]
 
 
+def test_a_record_that_takes_too_much_memory_holds_up_no_other(tmp_path: Path) -> None:
+    """It would have been tried for ever, with all others behind it."""
+
+    def answer(names: list[str]) -> Any:
+        if "r0001" in names:
+            raise MemoryError
+        return Delivered()
+
+    exporter = Mistaken(answer)
+    with rig(tmp_path, exporter, settings(blocked=SLOW)) as made:
+        made.put(*named(4))
+        made.start()
+        made.drained()
+        assert exporter.taken == ["r0000", "r0002", "r0003"]
+        assert [(letter.reason, letter.count) for letter in made.letters()] == [
+            ("there is too little memory to send it", 1)
+        ]
+
+
 @pytest.mark.parametrize("outcome", [Rejected("no \udcff"), PartiallyRejected(1, "no \udcff")])
 def test_a_reason_that_is_no_text_is_kept_with_its_dead_letter(tmp_path: Path, outcome: Outcome) -> None:
     with rig(tmp_path, Mistaken(lambda names: outcome)) as made:

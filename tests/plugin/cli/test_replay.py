@@ -145,6 +145,22 @@ def test_what_the_filter_drops_now_stays(tmp_path: Path) -> None:
     assert [one["id"] for one in as_json(directory, "dead-letters", "list")] == [1, 2]
 
 
+def test_a_change_that_was_too_large_is_replayed_under_a_higher_limit(tmp_path: Path) -> None:
+    directory = tmp_path / "queue"
+    directory.mkdir()
+    text = json.dumps(item("x", metadata={"type": "Gate", "name": "x", "description": "d" * 1_000_000}))
+    bury(directory, DeadLetter("item", "statsig", "is too large", text.encode()))
+    with Served(directory):
+        low = run(directory, "dead-letters", "replay", "--all")
+    assert low.exit_code == 1
+    assert "1 stays: is too large: a record of it has 10" in low.output
+    config = config_file(tmp_path, directory, max_record_bytes="2MB")
+    high = CliRunner().invoke(dead_letters.command, ["--config", str(config), "replay", "--all"])
+    assert high.exit_code == 0, high.output
+    assert waiting(directory)["debug/good"] == 1
+    assert as_json(directory, "dead-letters", "list") == []
+
+
 def test_an_item_of_a_stopped_service_needs_its_configuration(tmp_path: Path) -> None:
     """And is mapped as the configuration says, for the exporters that it names."""
     directory = tmp_path / "queue"

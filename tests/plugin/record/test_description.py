@@ -76,8 +76,8 @@ def test_one_change() -> None:
         "statsig.change.rule": "test",
         "statsig.change.from": 100.0,
         "statsig.change.to": 50.0,
-        "statsig.change.kinds": ["rule_pass_percentage"],
-        "statsig.change.rules": ["test"],
+        "statsig.change.kinds": ("rule_pass_percentage",),
+        "statsig.change.rules": ("test",),
     }
 
 
@@ -85,10 +85,10 @@ def test_several_changes() -> None:
     """No single kind, rule or number would be true of them."""
     text = f"{PERCENTAGE}\nAdded rule a\nAdded rule b\nAdded rule a\n- Groups updated: x, y\n- Parameters added: p"
     assert attributes(text) == {
-        "statsig.change.kinds": ["rule_pass_percentage", "rule_added", "groups_updated", "parameters_added"],
-        "statsig.change.rules": ["test", "a", "b"],
-        "statsig.change.groups": ["x", "y"],
-        "statsig.change.parameters": ["p"],
+        "statsig.change.kinds": ("rule_pass_percentage", "rule_added", "groups_updated", "parameters_added"),
+        "statsig.change.rules": ("test", "a", "b"),
+        "statsig.change.groups": ("x", "y"),
+        "statsig.change.parameters": ("p",),
     }
 
 

@@ -102,6 +102,8 @@ def test_the_attributes_are_those_of_the_record() -> None:
     of_service = Mapper(services=ImpactedServices([ServiceRule(Constant("a"))]))
     records = [record_in(mapped(mapper, body).changes[0].records[0]) for body in (*told, bodies()["one_environment"])]
     records.append(record_in(mapped(of_service, EVERY_FIELD).changes[0].records[0]))
+    small = Mapper(LogRecordEncoder(include_original=True, max_record_bytes=len(EVERY_FIELD) + 1000))
+    records.append(record_in(mapped(small, EVERY_FIELD).changes[0].records[0]))
     assert {attribute.key for record in records for attribute in record.attributes} == set(ATTRIBUTES)
     assert set(SHORT_NAMES.values()) <= set(ATTRIBUTES)
     assert not set(SERVICE_FIELDS) & set(ATTRIBUTES)
@@ -277,7 +279,7 @@ def test_each_value_is_made_once_however_long_the_array_is() -> None:
 
     table: dict[str, Template | Constant] = {"tag 1": parse_template("{name}"), "tag 2": Constant("two")}
     lookup = Lookup(parse_template("{tags}"), table, parse_template("<{description}>"))
-    assert lookup.value(fields) == ["<text>", "text", "two"]
+    assert lookup.value(fields) == ("<text>", "text", "two")
     assert asked == ["tags", "description", "name"]
 
 

@@ -1,0 +1,140 @@
+"""`max_record_bytes`: the original goes first; a change whose record is still too large becomes a dead letter."""
+
+import json
+import os
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statsig_otel.config.errors import ConfigError
+from statsig_otel.plugin.record.mapper import Mapped
+from statsig_otel.plugin.record.record import MAX_RECORD_BYTES
+from statsig_otel.plugin.webhook.payload import parse
+from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
+from tests.plugin.record.test_arrays import body_of
+from tests.plugin.record.test_record import attributes_in, record_in
+
+
+def mapped(keys: str, body: bytes) -> Mapped:
+    return mapper_of(keys).map(parse(body), OBSERVED)
+
+
+def attributes_of(keys: str, body: bytes) -> dict[str, Any]:
+    found = mapped(keys, body)
+    assert not found.invalid
+    return attributes_in(record_in(found.changes[0].records[0]).attributes)
+
+
+def test_the_original_goes_first() -> None:
+    """Its size and its hash tell whether somebody else's copy is the same."""
+    body = body_of(other="ü" * 300_000)
+    item = body[1:-1]
+    attributes = attributes_of("include_original: true", body_of(other="x"))
+    assert attributes["log.record.original"] == body_of(other="x")[1:-1].decode()
+    assert "statsig.original.size" not in attributes
+    attributes = attributes_of("include_original: true", body)
+    assert "log.record.original" not in attributes
+    assert attributes["statsig.original.size"] == len(item) > MAX_RECORD_BYTES
+    assert attributes["statsig.original.sha256"] == sha256(item).hexdigest()
+    assert attributes["change_event.label.name"] == "a"
+
+
+def test_the_bound_is_exact() -> None:
+    body = body_of(description="d" * 20_000)
+    (change,) = mapped("user: full", body).changes
+    size = len(change.records[0])
+    assert mapped(f"max_record_bytes: {size}", body).changes == (change,)
+    (invalid,) = mapped(f"max_record_bytes: {size - 1}", body).invalid
+    assert invalid.text == body[1:-1]
+    assert f"has {size} bytes, more than max_record_bytes ({size - 1})" in invalid.reason
+
+
+def test_no_text_is_cut_and_the_neighbours_are_delivered() -> None:
+    events = [json.loads(body_of(description="d" * length))[0] for length in (800_000, 900_000, 10)]
+    found = mapped("include_original: false", json.dumps(events).encode())
+    assert [len(change.records[0]) > 800_000 for change in found.changes] == [True, False]
+    (invalid,) = found.invalid
+    assert json.loads(invalid.text) == events[1]
+    assert invalid.reason.startswith("is too large")
+
+
+def test_templates_find_no_original_where_it_had_to_go() -> None:
+    keys = """
+        include_original: true
+        mapping:
+          attributes: {copy: "{log.record.original:-gone}", size: "{statsig.original.size}"}
+          rename: {log.record.original: raw}
+    """
+    body = body_of(other="x" * 500_000)  # twice in the record
+    attributes = attributes_of(keys, body)
+    assert (attributes["copy"], attributes["size"]) == ("gone", len(body) - 2)
+    assert "raw" not in attributes
+    assert attributes_of(keys, body_of(other="x"))["raw"]
+
+
+def test_one_of_several_records_that_is_too_large_keeps_the_change_together() -> None:
+    """All records of a change are stored, or none: the dead letter is the change."""
+    keys = 'impacted_services: {rules: {name: [a, "{metadata.long}"]}}'
+    found = mapped(f"{{max_record_bytes: 10kB, {keys}}}", body_of(long="x" * 10_000))
+    assert (len(found.changes), len(found.invalid)) == (0, 1)
+
+
+@pytest.mark.parametrize("limit", ["0", "9999", "-1", "many"])
+def test_a_limit_below_ordinary_records_is_an_error(limit: str) -> None:
+    with pytest.raises(ConfigError, match="max_record_bytes"):
+        mapper_of(f"max_record_bytes: {limit}")
+
+
+MEASURE = """
+import json, resource, sys
+from pathlib import Path
+from statsig_otel.exporters.local.file import FileExporter, FileSettings
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.webhook.payload import parse
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+settings = {"include_original": True, "include_change_details": True, "mapping": {"attributes": {"x": "{metadata.x}"}}}
+mapper = StatsigReceiverSettings.model_validate({"signing_secrets": [], **settings}).mapper()
+body = Path(sys.argv[1]).read_bytes()
+exporter = FileExporter("file", FileSettings(path=Path(sys.argv[2])))
+exporter.start()
+before = peak()
+mapped = mapper.map(parse(body), 1)
+for change in mapped.changes:
+    for record in change.records:
+        exporter.send(record, 1, 30)
+print(peak() - before, len(mapped.changes), len(mapped.invalid))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("metadata", "delivered", "most"),
+    [
+        ({"environments": ",".join(["a"] * 7_000_000)}, 1, 250),
+        ({"tags": [1] * 7_000_000}, 1, 250),
+        ({"x": ["a"] * 3_500_000, "targetApps": ",".join(["b"] * 100_000)}, 1, 250),
+        ({"description": "Added rule x\n" * 1_100_000}, 0, 350),
+        ({"description": "Groups added: " + ",".join(["a"] * 7_000_000)}, 0, 350),
+        ({"x": [{}] * 3_500_000}, 1, 700),  # JSON itself takes this: each object is one
+    ],
+)
+def test_a_change_of_14_mb_takes_little_memory(
+    metadata: dict[str, object], delivered: int, most: int, tmp_path: Path
+) -> None:
+    """MB over those of the process before it, of a fresh process, on its way to a file. It was 1 to 4 GB."""
+    body = tmp_path / "body.json"
+    body.write_text(json.dumps(json.loads(body_of(**metadata)), separators=(",", ":")))
+    arguments = [sys.executable, "-c", MEASURE, str(body), str(tmp_path / "changes.jsonl")]
+    ran = subprocess.run(
+        arguments, capture_output=True, text=True, check=True, env={**os.environ, "MALLOC_ARENA_MAX": "1"}
+    )
+    megabytes, changes, invalid = map(int, ran.stdout.split())
+    assert (changes, invalid) == (delivered, 1 - delivered)
+    assert megabytes < most
