@@ -9,6 +9,7 @@ import fcntl
 import gc
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
@@ -43,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
     The slow tests go to a real disk.
     """
     config.stash[STDERR] = os.dup(2)
+    # A shell ignores Ctrl-C for what it runs in the background, and so would every process that a test starts and ends.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.markexpr != "not slow" or "TMPDIR" in os.environ:
         return
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 1 << 30:
