@@ -4,7 +4,6 @@ Each process ends with its `with` block, by its own id.
 """
 
 import hmac
-import importlib.util
 import json
 import os
 import re
@@ -15,11 +14,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
+from statsig_otel.plugin.demo.collector import find_binary, with_libpython
 from tests.plugin.http_client import Response, exchange, request
 
 SECRET = "webhook-a-made-up-secret"
@@ -192,11 +193,17 @@ class Collector:
         return {"otlp_grpc": {"endpoint": f"127.0.0.1:{self.ports.grpc}", "tls": {"insecure": True}, **settings}}
 
 
+@cache
 def find_rotel() -> Path | None:
-    """The binary in the Python package `rotel`; None where that is not installed."""
-    spec = importlib.util.find_spec("rotel")
-    places = [] if spec is None else spec.submodule_search_locations or []
-    return next((path for place in places if (path := Path(place, "rotel-agent")).exists()), None)
+    """The binary in the Python package `rotel`; None where that is not installed, or does not run."""
+    binary = find_binary()
+    try:
+        runs = binary and subprocess.run(
+            [binary, "--version"], env=with_libpython(os.environ), capture_output=True, check=False
+        )
+    except OSError:
+        return None
+    return binary if runs and runs.returncode == 0 else None
 
 
 @contextmanager
@@ -224,7 +231,7 @@ def rotel(
         "--log-file": str(folder / "rotel.log"),
     }
     arguments = [str(binary), "start", *(word for option in options.items() for word in option)]
-    with Process(arguments, clean_environment(NO_COLOR="1")) as process:
+    with Process(arguments, with_libpython(clean_environment(NO_COLOR="1"))) as process:
         for port in (ports.grpc, ports.http):
             wait_until_listening(process, port)
         yield Collector(process, ports)

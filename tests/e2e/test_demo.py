@@ -1,6 +1,5 @@
 """`statsig-otel demo` as a process, with all that it starts: the receiver, a real collector, a backend."""
 
-import importlib.util
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from statsig_otel.plugin.demo.sender import Answer
 from statsig_otel.plugin.demo.table import Row, Table
 from statsig_otel.plugin.demo.tally import Tally
 from statsig_otel.plugin.record.change_event import ChangeEvent
+from tests.e2e.processes import find_rotel
 from tests.peers.otlp_servers import GrpcSink, HttpSink
 
 NOW_MS: Final = 1_750_000_000_000
@@ -29,7 +29,7 @@ CHANGES: Final = sum(len(delivery.rows) for delivery in DAY if not delivery.forg
 LISTENING: Final = "Ctrl-C ends the demo."
 
 needs_rotel = pytest.mark.skipif(
-    importlib.util.find_spec("rotel") is None, reason="LOUD: rotel is not installed, the demo runs without a collector"
+    find_rotel() is None, reason="LOUD: rotel is not installed or does not run here: the demo runs without a collector"
 )
 
 
@@ -198,11 +198,31 @@ def test_a_rotel_for_another_machine_counts_as_none(folder: Path, no_rotel: Path
 
 
 @pytest.mark.slow
-def test_a_collector_that_dies_shows_its_last_lines(folder: Path, no_rotel: Path) -> None:
-    with demo(folder, "--once", path=with_binary(no_rotel, "#!/bin/sh\necho no room left; exit 7\n")) as running:
-        assert running.end() == 1
-    assert "the collector (rotel) ended with exit code 7" in running.output
-    assert "    no room left" in running.output
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("script", "reason", "last_line"),
+    [
+        (
+            "echo no libpython3.so; exit 127",
+            "rotel does not start: the collector (rotel) ended with exit code 127",
+            "no libpython3.so",
+        ),
+        (
+            "echo waiting; exec sleep 300",
+            "rotel does not listen after 30 s: the collector (rotel) is running",
+            "waiting",
+        ),
+    ],
+    ids=["ends", "hangs"],
+)
+def test_a_collector_that_does_not_start_counts_as_none(
+    folder: Path, no_rotel: Path, script: str, reason: str, last_line: str
+) -> None:
+    with demo(folder, "--once", path=with_binary(no_rotel, f"#!/bin/sh\n{script}\n")) as running:
+        assert running.end() == 0, running.output
+    assert f"NO COLLECTOR: {reason}" in running.output
+    assert f"    {last_line}" in running.output
+    check_day(running.output)
     check_nothing_is_left(folder, [])
 
 

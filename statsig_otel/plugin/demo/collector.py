@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import socket
+import sysconfig
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,15 @@ def find_binary() -> Path | None:
         if os.access(binary, os.X_OK):
             return binary
     return None
+
+
+def with_libpython(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with the folder of the interpreter's shared library, which the binary is linked to.
+
+    The system's loader finds the library of the system's own Python, but not that of any other.
+    """
+    folders = (environment.get("LD_LIBRARY_PATH"), sysconfig.get_config_var("LIBDIR"))
+    return {**environment, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
 
 
 class Collector(Child):
@@ -52,7 +62,7 @@ class Collector(Child):
         command = [str(binary), "start", *(word for pair in arguments.items() for word in pair)]
         # ROTEL_* variables would override these options.
         clean = {key: value for key, value in environment.items() if not key.startswith("ROTEL_")}
-        super().__init__("collector (rotel)", command, {**clean, "NO_COLOR": "1"}, on_event)
+        super().__init__("collector (rotel)", command, with_libpython({**clean, "NO_COLOR": "1"}), on_event)
 
     def is_listening(self) -> bool:
         """Whether the collector accepts connections."""

@@ -158,11 +158,23 @@ class Demo:
         self._start_receiver(stack, directory, configuration, environment)
 
     def _start_collector(self, stack: ExitStack, directory: Path, backend: str, environment: Mapping[str, str]) -> str:
-        """Start the collector if it is installed. Return the host:port to which the receiver has to export."""
+        """Start the collector if it runs here. Return the host:port to which the receiver has to export."""
         binary = find_binary()
         if binary is None:
-            self._without_collector("rotel is not installed", backend)
+            self._without_collector(f"rotel is not installed. Install it with: {HOW_TO_GET}", backend)
             return backend
+        collector = self._listening_collector(stack, binary, backend, directory, environment)
+        if isinstance(collector, str):
+            self._without_collector(collector, backend)
+            return backend
+        self._children.append(collector)
+        self._table.print(f"collector  rotel, OTLP over gRPC at {collector.endpoint}")
+        return collector.endpoint
+
+    def _listening_collector(
+        self, stack: ExitStack, binary: Path, backend: str, directory: Path, environment: Mapping[str, str]
+    ) -> Collector | str:
+        """Start the collector and wait until it listens, or return why it does not."""
         failure = ""
         for _ in range(_ATTEMPTS):  # another process may take the chosen ports first
             collector = Collector(
@@ -172,15 +184,13 @@ class Demo:
             try:
                 collector.start()
             except OSError as error:
-                self._without_collector(f"rotel does not run on this machine ({error})", backend)
-                return backend
-            self._wait(collector.is_listening_or_ended, _START_TIMEOUT, poll=0.05)
+                return f"rotel does not run on this machine ({error})"
+            if not self._wait(collector.is_listening_or_ended, _START_TIMEOUT, poll=0.05):
+                return f"rotel does not listen after {_START_TIMEOUT:g} s: {collector.last_lines}"
             if collector.is_listening():
-                self._children.append(collector)
-                self._table.print(f"collector  rotel, OTLP over gRPC at {collector.endpoint}")
-                return collector.endpoint
+                return collector
             failure = collector.last_lines
-        raise DemoError(f"the collector does not listen: {failure}")
+        return f"rotel does not start: {failure}"
 
     def _start_receiver(
         self, stack: ExitStack, directory: Path, configuration: str, environment: Mapping[str, str]
@@ -201,7 +211,7 @@ class Demo:
         self._table.print(f"receiver   {self._url}")
 
     def _without_collector(self, reason: str, backend: str) -> None:
-        self._table.print(f"NO COLLECTOR: {reason}. Install it with: {HOW_TO_GET}", _LOUD)
+        self._table.print(f"NO COLLECTOR: {reason}", _LOUD)
         self._table.print(f"The receiver exports straight to the backend at {backend}.", _LOUD)
 
     def _send_day(self) -> bool:
