@@ -119,6 +119,7 @@ def _instructions(function: Callable[[], object]) -> dict[CodeType, Cost]:
         nonlocal before, running
         if frame.f_code is outside:
             return None
+        frame.f_trace = within  # Python 3.13 traces the instructions of a frame only if it has its function already
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         costs[frame.f_code].calls += 1
         running = None  # the frame itself needs blocks only because it is traced
@@ -139,6 +140,7 @@ def _instructions(function: Callable[[], object]) -> dict[CodeType, Cost]:
         return within
 
     old = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # noqa: SLF001 - Python 3.12 asks at settrace whether any frame needs it
     sys.settrace(entered)
     try:
         function()

@@ -14,8 +14,8 @@ from tests.plugin.http_client import exchange
 from tests.plugin.services import names_in, webhook
 
 ROOT = Path(__file__).parents[3]
-QUIET = environment({"GRPC_VERBOSITY": "NONE"})
-"""A fork while it is at work is worth a line to grpc."""
+QUIET = environment({"GRPC_VERBOSITY": "NONE", "PYTHONWARNINGS": "ignore:This process:DeprecationWarning"})
+"""Without what grpc, and Python from 3.12 on, say of a fork of a process with threads."""
 
 
 def run(which: str, sink: GrpcSink, directory: Path) -> str:
