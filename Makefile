@@ -1,14 +1,21 @@
 # Start with `make demo` and `make test`. Each installs what it needs into .venv, once.
 
-PYTHON ?= python3.11
-VENV := .venv
+# Which Python to use: by default python3 if it is new enough, else the newest python3.x.
+PYTHON ?=
+# Which versions to install: `pinned` in constraints.txt, the `oldest` that pyproject.toml allows, or the `newest`.
+DEPENDENCIES ?= pinned
+# Each choice has an environment of its own.
+empty :=
+VENV := $(subst $(empty) $(empty),-,$(strip .venv $(notdir $(PYTHON)) $(filter-out pinned,$(DEPENDENCIES))))
 BIN := $(VENV)/bin
-# This pins build requirements too.
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+CONSTRAINTS := $(VENV)/constraints.txt
+# This pins build requirements too. The path is relative, since pip takes a space in it for the end.
+export PIP_CONSTRAINT := $(CONSTRAINTS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tests start many processes, and each starts a tenth of a second faster with compiled modules.
 unexport PYTHONDONTWRITEBYTECODE
 
+.DELETE_ON_ERROR:
 .PHONY: help demo test test-slow test-all check format bench docs clean
 
 help:
@@ -20,13 +27,25 @@ help:
 	@echo "make format     format the code"
 	@echo "make docs       generate the parts of docs/ that come from the code"
 
+# Names on the PATH may lead nowhere, as the shims of version managers do, so each one is tried.
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@newest_first=$$(IFS=:; ls $$PATH 2>/dev/null | grep -E '^python3\.[0-9]+$$' | sort -t. -k2,2nr | uniq); \
+	pythons="$(or $(PYTHON),python3 $$newest_first)"; \
+	for python in $$pythons; do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			"$$python" -c 'import sys; print("Python", sys.version.split()[0], "from", sys.executable)'; \
+			"$$python" -m venv $(VENV); exit; \
+		fi; \
+	done; \
+	echo Python 3.11 or newer is needed, and was not found at: $$pythons; \
+	echo "Install it, or say where it is: make PYTHON=/path/to/python3"; \
+	exit 1
+
+$(CONSTRAINTS): pyproject.toml constraints.txt .ci/constraints.py | $(BIN)/python
+	@$(BIN)/python .ci/constraints.py $(DEPENDENCIES) >$@
 
 # The demo's collector has wheels for Linux and macOS only. Without it the receiver exports straight to the backend.
-$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.demo: $(CONSTRAINTS)
 	$(BIN)/pip install --quiet --editable '.[demo]' || \
 		{ echo "!! rotel can't be installed here: the demo runs without a collector"; $(BIN)/pip install --quiet --editable .; }
 	@touch $@
@@ -73,4 +92,4 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m statsig_otel.plugin.cli.configuration_docs docs
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,6 +1,6 @@
 """Records through an embedder's LoggerProvider, compared with what the durable path sends, at a real gRPC backend.
 
-It runs with the oldest OpenTelemetry that is allowed too: see test_oldest_opentelemetry.py.
+The build runs it with the oldest OpenTelemetry that is allowed too.
 """
 
 import json
