@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import sys
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import click
 
@@ -21,6 +21,7 @@ from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.cli.log_output import buffered_log
 from statsig_otel.plugin.cli.options import config_option
+from statsig_otel.plugin.cli.supervisor import Supervisor
 from statsig_otel.plugin.doctor.machine_checks import start_problem
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.reload import FAILURES, Reloader, check_with_files
@@ -79,7 +80,10 @@ def command(locations: tuple[str, ...], log_level: str | None) -> None:
         document, configuration = _read(locations, log_level)
         directory = find_directory(configuration, os.environ)
         assembly = Assembly(configuration, directory=directory, resource=resource_from_environment(os.environ))
-        service = service_of(assembly, Reloader(assembly, document, lambda: read_document(locations, os.environ)))
+        supervisor = Supervisor(os.environ)
+        service = service_of(
+            assembly, Reloader(assembly, document, lambda: read_document(locations, os.environ), supervisor.reloading)
+        )
         _start(service, configuration, document, directory)
         collect_garbage_rarely()
     except ConfigError as error:
@@ -92,7 +96,7 @@ def command(locations: tuple[str, ...], log_level: str | None) -> None:
             if locations
             else f"as {SECRET_VARIABLE}, and start again"
         )
-        asyncio.run(_run(service, where=where))
+        asyncio.run(_run(service, assembly, supervisor, where=where))
     finally:
         service.shutdown()
     _logger.info("Stopped")
@@ -150,7 +154,7 @@ def _raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _OPEN_FILES)), hard))
 
 
-async def _run(service: Service, *, where: str) -> None:
+async def _run(service: Service, assembly: Assembly, supervisor: Supervisor, *, where: str) -> None:
     """Reload and stop the service on signals. The service itself runs in threads of its own."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -175,16 +179,20 @@ async def _run(service: Service, *, where: str) -> None:
         click.echo(f"Webhook URL: {url}")
         if name in service.without_secret:
             click.echo(_SETUP_STEPS.format(name=name, url=url, where=where))
+    supervisor.started()
     reloading = loop.create_task(_reload_on(reload_requested, service))
+    watched = loop.create_task(_report_alive(supervisor, assembly, stopping))
     ended = asyncio.wrap_future(service.ended)
     ended.add_done_callback(lambda _: stopping.set())
     try:
         await stopping.wait()
     finally:
+        supervisor.stopping()
         reloading.cancel()
         loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         await service.ashutdown()
+        watched.cancel()
     if ended.done():
         ended.result()  # raises the error of a server that failed
 
@@ -196,3 +204,16 @@ async def _reload_on(requested: asyncio.Event, service: Service) -> None:
         requested.clear()
         with contextlib.suppress(*FAILURES):  # they were logged
             await asyncio.to_thread(service.reload)
+
+
+async def _report_alive(supervisor: Supervisor, assembly: Assembly, stopping: asyncio.Event) -> None:
+    """Report regularly that webhooks are served; while the service stops, that this loop runs."""
+    if supervisor.watchdog_interval is None:
+        return
+    stopped = asyncio.create_task(stopping.wait())
+    while True:
+        if not stopping.is_set():
+            turn: asyncio.Future[Any] = asyncio.wrap_future(assembly.next_turn())
+            await asyncio.wait({turn, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        supervisor.alive()
+        await asyncio.sleep(supervisor.watchdog_interval / 2)

@@ -27,6 +27,7 @@ class ServerThread:
         self.ended.set_running_or_notify_cancel()
         self.servers = servers
         self._thread: threading.Thread | None = None  # created in `start`: after a fork it would count as ended
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Start to serve."""
@@ -48,6 +49,19 @@ class ServerThread:
             with suppress(InvalidStateError):
                 self.ended.set_result(None)
 
+    def next_turn(self) -> Future[None]:
+        """Done at the next turn of the thread's loop: soon, unless the loop hangs. Never done once it has ended."""
+        turn: Future[None] = Future()
+
+        def come() -> None:
+            if turn.set_running_or_notify_cancel():
+                turn.set_result(None)
+
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(come)
+        return turn
+
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
@@ -58,6 +72,7 @@ class ServerThread:
             self.ended.set_result(None)
 
     async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
         servers = [asyncio.create_task(server.serve()) for server in self.servers]
         try:
             await asyncio.gather(*servers)

@@ -134,6 +134,10 @@ class Assembly:
         """Done when the servers have ended, or would have; with the error of a server that failed."""
         return self._servers.ended
 
+    def next_turn(self) -> "Future[None]":
+        """Done at the next turn of the loop that serves webhooks; never done when that hangs or has ended."""
+        return self._servers.next_turn()
+
     def unused_keys(self) -> list[str]:
         """The keys of the configuration that have no effect, as sentences."""
         return list(unused_keys(configured_exporters(self._configuration)))

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from statsig_otel.config.configuration import Configuration
@@ -34,12 +35,20 @@ class Reloader:
         assembly: The parts of the service.
         document: What the configuration was made from.
         read: Reads it again.
+        during: Each reload goes on within this block.
     """
 
-    def __init__(self, assembly: Assembly, document: Document, read: Callable[[], Document]) -> None:
+    def __init__(
+        self,
+        assembly: Assembly,
+        document: Document,
+        read: Callable[[], Document],
+        during: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._assembly = assembly
         self._document = document
         self._read = read
+        self._during = during
         self._lock = threading.Lock()
         self._unusable = ""  # the last logged message about the secrets' files
         self._ended = threading.Event()
@@ -68,7 +77,7 @@ class Reloader:
             OSError: As above.
             ValueError: As above.
         """
-        with self._lock:
+        with self._lock, self._during():
             try:
                 changes = self._take_over()
             except FAILURES as error:
