@@ -4,7 +4,7 @@ import json
 import random
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -35,6 +35,7 @@ from tests.waiting import wait_until
 
 DOWN = GrpcAnswer(grpc.StatusCode.UNAVAILABLE, "down")
 KILLED = -signal.SIGKILL
+DELETED = "Somebody deleted or replaced"
 
 
 @pytest.fixture
@@ -216,6 +217,45 @@ def test_what_was_acknowledged_after_a_failed_sync_outlives_a_power_loss(
         with ServiceProcess(config, env=ENV | machine.env):
             wait_until(lambda: is_drained(tmp_path), "the queue is drained")
         assert {uid(change(1)), uid(change(3))} <= set(uids(sink.requests))
+
+
+def delete_and_kill(service: ServiceProcess, queue: Path, suffixes: Sequence[str], clients: Sequence[Client]) -> None:
+    before = sum(len(client.acknowledged) for client in clients)
+    wait_until(lambda: sum(len(client.acknowledged) for client in clients) > before + 50, "there is load")
+    for suffix in suffixes:
+        (queue / f"queue.db{suffix}").unlink()
+    wait_until(lambda: any(DELETED in line for line in service.log), "it is noticed")
+    kill(service)
+
+
+def delete_under_load(folder: Path, rounds: int) -> None:
+    """Delete files of the queue while webhooks come; kill the service as soon as it has noticed."""
+    clients = [Client(seed) for seed in (1, 2, 3)]
+    harms: list[tuple[str, ...]] = [("-wal",), ("-wal", "-shm"), ("-shm",), ("",), ("", "-wal", "-shm")]
+    with GrpcSink() as sink:
+        config = write_config(folder, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
+        with load(clients):
+            for number in range(rounds):
+                with ServiceProcess(config, env=ENV, exit_code=KILLED) as service:
+                    for client in clients:
+                        client.url = service.url
+                    delete_and_kill(service, folder / "queue", harms[number % len(harms)], clients)
+        with ServiceProcess(config, env=ENV):
+            wait_until(lambda: not list((folder / "queue").glob("*corrupt*")), "all is carried over")
+            wait_until(lambda: is_drained(folder), "the queue is drained")
+        acknowledged = set[str]().union(*(client.acknowledged for client in clients))
+        assert len(acknowledged) > 50 * rounds
+        assert acknowledged <= set(uids(sink.requests))
+
+
+def test_nothing_is_lost_with_a_log_that_is_deleted_under_load(tmp_path: Path) -> None:
+    delete_under_load(tmp_path, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_nothing_is_lost_with_files_that_are_deleted_under_load(tmp_path: Path) -> None:
+    delete_under_load(tmp_path, 25)
 
 
 def large(number: int) -> dict[str, object]:

@@ -25,7 +25,7 @@ _BETWEEN_TICKS: Final = 0.02
 _MOST_DONE: Final = 16
 """The largest number of batches that wait for such a commit, if the disk is slow."""
 
-_SET_ASIDE: Final = "the database was set aside since these records were read"
+_SET_ASIDE: Final = "the database was set aside, or opened anew, since these records were read"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Final, Literal, Self, TypeVar
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import checks, schema, write_ahead_log
 from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.open_files import OpenFiles
 from statsig_otel.exporters.queue.writer import Bulk, Work, Writer
 
 _T = TypeVar("_T")
@@ -41,7 +42,8 @@ class Database:
 
     Attributes:
         directory: The directory.
-        generation: The number of databases that were set aside since the start.
+        generation: How often connections for reading became useless since the start: the database was set aside, or its
+            log was deleted.
         recovery_due: Set after a database was set aside: there may be something to recover.
         missing_file: One of the last owner's files that is gone; see `QueueDirectory.missing_file`.
     """
@@ -72,7 +74,11 @@ class Database:
             tidy=self._tidy_up,
             make_room=self.directory.give_reserve,
             set_aside=self._set_aside if replaces else None,
-            copy_aside=self._copy_aside if replaces else None,
+            files=OpenFiles(
+                self.path, copy_aside=self._copy_aside, set_aside=self._set_aside, log_kept=self._count_generation
+            )
+            if replaces
+            else None,
         )
 
     @property
@@ -214,8 +220,11 @@ class Database:
             aside,
         )
 
-    def _begin_anew(self) -> None:
+    def _count_generation(self) -> None:
         self.generation += 1
+
+    def _begin_anew(self) -> None:
+        self._count_generation()
         _telemetry.queue_set_aside.add(1)
         self.recovery_due.set()
 

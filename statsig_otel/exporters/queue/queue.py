@@ -224,7 +224,7 @@ class DurableQueue:
 
     @property
     def generation(self) -> int:
-        """The number of databases that were set aside since the start."""
+        """See `Database`."""
         return self._database.generation
 
     def check_process(self) -> None:

@@ -8,10 +8,8 @@ commit has reached the disk. The file is opened and checked again before anythin
 found damaged twice is set aside, and what waits is written to a new one.
 """
 
-import contextlib
 import itertools
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -24,8 +22,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
 from statsig_otel._process import OwnerProcess
-from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue import open_files, schema
 from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.open_files import OpenFiles
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -114,8 +113,7 @@ class Writer:
             Returns whether there is more to delete at once.
         set_aside: Run with the error when the file is damaged and closed; then another one is begun. Without it nothing
             more is written.
-        copy_aside: Run with the connection when somebody has deleted or replaced the file, whose content ends with the
-            connection. Then another one is begun.
+        files: Keeps what is committed when somebody deletes, replaces or shortens the file or its log.
         make_room: Run when the disk is full; whether there is more space now, so that it is worth another attempt.
 
     Attributes:
@@ -129,7 +127,7 @@ class Writer:
         prepare: Work[None],
         tidy: Callable[[sqlite3.Connection, bool], bool],
         set_aside: Callable[[Exception], None] | None = None,
-        copy_aside: Callable[[sqlite3.Connection], None] | None = None,
+        files: OpenFiles | None = None,
         make_room: Callable[[], bool] = lambda: False,
     ) -> None:
         self.failing: bool = False
@@ -137,7 +135,7 @@ class Writer:
         self._prepare = prepare
         self._tidy = tidy
         self._set_aside = set_aside
-        self._copy_aside = copy_aside
+        self._files = files
         self._make_room = make_room
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -145,8 +143,6 @@ class Writer:
         self._lock = threading.Lock()  # so that a job is queued before the end, or refused
         self._accepting = False
         self._connection: sqlite3.Connection | None = None
-        self._opened: os.stat_result | None = None  # the connection's file
-        self._beside: dict[Path, os.stat_result] = {}  # its log and the log's index
         self._untidy = False
         self._unfolded = True
         self._tidy_at = 0.0  # by the monotonic clock
@@ -320,7 +316,10 @@ class Writer:
         damage: list[Exception] = []
         while True:
             try:
+                if (not_kept := self._keep_files(after_writing=False)) is not None:
+                    return not_kept
                 if len(damage) == _SURE and self._set_aside is not None:
+                    self._close()
                     self._set_aside(damage[-1])
                 connection = self._open()
                 connection.execute("BEGIN IMMEDIATE")
@@ -336,46 +335,28 @@ class Writer:
                 damage.append(error)
             else:
                 self._unfolded = True
-                if (error_of_copy := self._leave_deleted_file()) is not None:
-                    return error_of_copy
+                if (not_kept := self._keep_files(after_writing=True)) is not None:
+                    return not_kept
                 self._succeed()
                 return outcome
 
-    def _leave_deleted_file(self) -> Exception | None:
-        """If somebody has moved or deleted the file, copy its content and close it; the error if that fails.
+    def _keep_files(self, *, after_writing: bool) -> Exception | None:
+        """Keep what is committed if somebody has changed the files; the error if that fails.
 
-        After a restart nobody could find what is committed. Then another file has to be opened.
+        After a restart nobody could find it. Then another connection has to be opened.
         """
-        if self._copy_aside is None or self._connection is None or self._is_in_place():
+        if self._files is None or self._connection is None:
             return None
         try:
-            self._copy_aside(self._connection)
-            self._close()
-            self._remove_leftovers()
+            if self._files.keep(self._connection, after_writing=after_writing):
+                self._connection = None
         except (QueueError, sqlite3.Error, OSError) as error:
             self._say_failing(error)  # the connection stays open: its content would end with it
             return error
         return None
 
-    def _remove_leftovers(self) -> None:
-        """Remove the log and the index of the database that is gone: they stay if only the database was moved.
-
-        A new database would find another one's frames in its log. And it would cut the index under a sender that still
-        reads by it, which ends the process (SIGBUS).
-        """
-        for path, opened in self._beside.items():
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(path.stat(), opened):
-                    path.unlink()
-
-    def _is_in_place(self) -> bool:
-        try:
-            return self._opened is not None and os.path.samestat(self._path.stat(), self._opened)
-        except OSError:
-            return False
-
     def _tidy_up(self, *, idle: bool) -> bool:
-        if self._leave_deleted_file() is not None:
+        if self._keep_files(after_writing=False) is not None:
             self._tidy_at = time.monotonic() + _IDLE
             return False
         began = time.monotonic()
@@ -384,6 +365,8 @@ class Writer:
             if idle and not more and self._unfolded:
                 _fold(self._open())
                 self._unfolded = False
+            if self._files is not None:
+                self._files.wrote()
         except Exception as error:  # noqa: BLE001 - logged, and tried again later
             self._give_up_connection()
             if schema.is_disk_full(error) and self._make_room():
@@ -408,27 +391,23 @@ class Writer:
             with schema.opening(self._path, connection):
                 _transact(connection, self._prepare)
             self._connection = connection
-            self._opened = self._path.stat()
-            beside = [Path(f"{self._path}{suffix}") for suffix in ("-wal", "-shm")]
-            self._beside = {path: path.stat() for path in beside if path.exists()}
+            if self._files is not None:
+                self._files.opened()
         return self._connection
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
-                connection.close()  # rolls back what was begun
-            except sqlite3.Error as error:
-                _logger.warning("The queue's file could not be closed: %s", error)
+            open_files.close(connection)
 
     def _fail(self, error: Exception) -> None:
         self._give_up_connection()
         self._say_failing(error)
 
     def _give_up_connection(self) -> None:
-        """Close the connection after an error, unless its file was deleted: the content would end with it."""
+        """Close the connection after an error, unless a file was deleted: its content would end with the connection."""
         connection = self._connection
-        if self._copy_aside is not None and connection is not None and not self._is_in_place():
+        if self._files is not None and connection is not None and not self._files.are_in_place():
             try:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")

@@ -106,6 +106,14 @@ def acknowledge(directory: str, threads: str, min_free_bytes: str = "0") -> None
         time.sleep(PATIENCE)
 
 
+def answer(directory: str) -> None:
+    """Store each number that is written to this process, and print it once it is acknowledged."""
+    with running(Path(directory)) as queue:
+        for line in sys.stdin:
+            put(queue, int(line))
+            say(int(line))
+
+
 def deliver(directory: str) -> None:
     """Tick off one at a time, and print each number before that; until somebody kills this."""
     with running(Path(directory)) as queue:
@@ -222,6 +230,7 @@ PROGRAMS: dict[str, Callable[..., None]] = {
     "recover and crash": recover_and_crash,
     "start as nobody": start_as_nobody,
     "acknowledge": acknowledge,
+    "answer": answer,
     "deliver": deliver,
     "limited": limited,
     "metrics": metrics,

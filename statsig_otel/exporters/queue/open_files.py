@@ -1,0 +1,199 @@
+"""Keeps what is committed if somebody deletes, replaces or shortens the database's files while they are in use.
+
+That is noticed by stat alone: to open a file beside SQLite, and to close it again, would drop this process's locks on
+it (POSIX locks). A file that is overwritten in place, with the same size, is not noticed here.
+"""
+
+import contextlib
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from statsig_otel.exporters.queue import schema
+
+_logger: Final = logging.getLogger(__name__)
+
+_SUFFIXES: Final = ("", "-wal", "-shm")
+
+
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """The files that somebody else has changed, by their suffixes: none for the database, `-wal`, `-shm`."""
+
+    gone: frozenset[str] = frozenset()  # deleted, or another file is in its place
+    shorter: frozenset[str] = frozenset()
+
+
+class BusyError(sqlite3.OperationalError):
+    """A reader is in the way of what has to be done."""
+
+
+class OpenFiles:
+    """The database, its log and the log's index, as they were after this process last wrote to them.
+
+    Args:
+        database: The database file.
+        copy_aside: Run with the connection if the database is gone, whose content ends with the connection.
+        set_aside: Run with an error if the database or its log lacks something that was committed.
+        log_kept: Run after the content of a log that is gone was brought into the database. Connections for reading
+            from before are of no use.
+    """
+
+    def __init__(
+        self,
+        database: Path,
+        *,
+        copy_aside: Callable[[sqlite3.Connection], None],
+        set_aside: Callable[[Exception], None],
+        log_kept: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._paths = {suffix: f"{database}{suffix}" for suffix in _SUFFIXES}
+        self._known: dict[str, os.stat_result] = {}
+        self._copy_aside = copy_aside
+        self._set_aside = set_aside
+        self._log_kept = log_kept
+
+    def opened(self) -> None:
+        """The connection was just opened."""
+        self._known.clear()
+        self.wrote()
+
+    def wrote(self) -> None:
+        """The connection has written: the files may be shorter than they were."""
+        self._look(after_writing=True)
+
+    def are_in_place(self) -> bool:
+        """Whether what is committed is still found by the names of the database and its log. After writing to them."""
+        return self._look(after_writing=True).gone <= {"-shm"}
+
+    def keep(self, connection: sqlite3.Connection, *, after_writing: bool) -> bool:
+        """Keep what is committed; whether the connection was closed for it, and another has to be opened.
+
+        Args:
+            connection: The connection of the writer.
+            after_writing: This process has written since the last look, so the files may be shorter than they were.
+
+        Raises:
+            QueueError, sqlite3.Error, OSError: It can't be kept now, and the connection is open. It could not be found
+                after a restart.
+        """
+        changes = self._look(after_writing=after_writing)
+        if "-shm" in changes.shorter:
+            self._extend_index()
+        if "" in changes.gone:
+            self._copy_aside(connection)
+            close(connection)
+            self._remove_leftovers()
+            return True
+        shorter = changes.shorter - {"-shm"}
+        has_to_reopen = False
+        if "-wal" in changes.gone:
+            self._leave_log(connection)
+            has_to_reopen = True
+        elif shorter:
+            has_to_reopen = not self._is_whole(connection, shorter)
+        if "-shm" in changes.gone:
+            self._leave_index()
+        return has_to_reopen
+
+    def _look(self, *, after_writing: bool) -> _Changes:
+        gone, shorter = set(), set()
+        for suffix, path in self._paths.items():
+            known = self._known.get(suffix)
+            try:
+                now = os.stat(path)  # noqa: PTH116 - twice for every commit
+            except OSError:
+                now = None
+            if known is None:
+                if now is not None and after_writing:
+                    self._known[suffix] = now
+            elif now is None or not os.path.samestat(known, now):
+                gone.add(suffix)
+            elif after_writing:
+                self._known[suffix] = now
+            elif now.st_size < known.st_size:
+                shorter.add(suffix)
+        return _Changes(frozenset(gone), frozenset(shorter))
+
+    def _leave_index(self) -> None:
+        """All connections of this process share the index that is gone; those of others make another one."""
+        del self._known["-shm"]
+        _logger.warning(
+            "Somebody deleted or replaced %s while it was in use. Nothing is lost, but commands may not be able to "
+            "read the queue until the service is started again",
+            self._paths["-shm"],
+        )
+
+    def _extend_index(self) -> None:
+        """Make the index as long as it was: to read behind its end would end this process (SIGBUS).
+
+        SQLite does not believe an index of zeros, and makes it anew from the log.
+        """
+        with contextlib.suppress(OSError):
+            os.truncate(self._paths["-shm"], self._known["-shm"].st_size)
+
+    def _remove_leftovers(self) -> None:
+        """Remove the log and the index of the database that is gone: they stay if only the database was moved.
+
+        A new database would find another one's frames in its log. And it would cut the index under a sender that still
+        reads by it, which ends the process (SIGBUS).
+        """
+        for suffix in ("-wal", "-shm"):
+            path, known = Path(self._paths[suffix]), self._known.get(suffix)
+            with contextlib.suppress(FileNotFoundError):
+                if known is not None and os.path.samestat(path.stat(), known):
+                    path.unlink()
+
+    def _leave_log(self, connection: sqlite3.Connection) -> None:
+        """Bring a log that only this process can still read into the database."""
+        _fold_all(connection)
+        close(connection)
+        Path(self._paths["-wal"]).unlink(missing_ok=True)  # if there is one, it is somebody else's
+        self._log_kept()
+        _logger.error(
+            "Somebody deleted or replaced %s while it was in use. Its content was still open, and is in %s now",
+            self._paths["-wal"],
+            self._database.name,
+        )
+
+    def _is_whole(self, connection: sqlite3.Connection, shorter: Collection[str]) -> bool:
+        """Whether all that is committed is in the database. If not, it is closed and set aside."""
+        names = " and ".join(f"{self._database.name}{suffix}" for suffix in sorted(shorter))
+        try:
+            size = schema.pragma(connection, "page_count") * schema.pragma(connection, "page_size")
+            if "" in shorter and self._database.stat().st_size < size:
+                raise schema.DamagedError("pages are missing")
+            _fold_all(connection)
+        except BusyError:
+            raise
+        except sqlite3.Error as error:
+            close(connection)
+            self._set_aside(schema.DamagedError(f"{names} became shorter while it was in use: {error}"))
+            return False
+        self.wrote()
+        _logger.warning("Somebody shortened %s while it was in use. Nothing is lost", names)
+        return True
+
+
+def close(connection: sqlite3.Connection) -> None:
+    """Close the writing connection, and roll back what was begun."""
+    try:
+        connection.close()
+    except sqlite3.Error as error:
+        _logger.warning("The queue's file could not be closed: %s", error)
+
+
+def _fold_all(connection: sqlite3.Connection) -> None:
+    """Bring all of the log into the database, on disk, and begin the log anew.
+
+    Raises:
+        sqlite3.Error: Not all of the log can be read, or written.
+    """
+    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        raise BusyError("a reader of the log is in the way")
