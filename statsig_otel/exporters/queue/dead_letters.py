@@ -9,7 +9,7 @@ import contextlib
 import sqlite3
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 from google.protobuf.message import DecodeError
@@ -46,13 +46,17 @@ class StoredDeadLetter:
     size: int
 
 
+Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A dead letter's id, or 0 for before the first; a larger number fits into no database."""
+
+
 class Selection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The dead letters that match every given field; all of them if none is given.
 
     An unknown field is an error when it is read: to ignore it would select more.
     """
 
-    ids: tuple[int, ...] | None = None
+    ids: tuple[Id, ...] | None = None
     exporter: str | None = None
     receiver: str | None = None
     kind: DeadLetterKind | None = None

@@ -72,6 +72,8 @@ def queue_access() -> Iterator[QueueAccess]:
         ) from error
     except ControlError as error:
         raise click.ClickException(str(error)) from error
+    except UnicodeEncodeError as error:
+        raise click.ClickException(f"{error.object!r} is not Unicode, so no name in the queue is like it") from error
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -19,6 +19,7 @@ from statsig_otel._times import REPLAY_TIMEOUT
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.exporters.queue import dead_letters, schema
 from statsig_otel.exporters.queue.dead_letters import (
+    Id,
     Keep,
     MapAgain,
     Replay,
@@ -186,8 +187,8 @@ class _Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The arguments of both commands."""
 
     selection: Selection
-    after: int = 0
-    upto: int | None = None
+    after: Id = 0
+    upto: Id | None = None
 
 
 def _count_invalid(replays: Sequence[Replay], done: Sequence[Replayed]) -> None:
