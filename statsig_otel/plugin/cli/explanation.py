@@ -1,10 +1,9 @@
 """Explains what a receiver would do with a request, for `statsig-otel explain`: each item's outcome and its reason.
 
 Nothing is sent, and every decision is made by the receiver's own code: verification, parser, mapper and filter. The
-items are decoded again here, only for their index and the name of their event.
+items are decoded once more here, only for their index and the name of their event.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
@@ -15,8 +14,9 @@ from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.record.services import Concerned
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.webhook import lenient_json
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError
-from statsig_otel.plugin.webhook.lenient_json import Item
+from statsig_otel.plugin.webhook.lenient_json import Item, Items, Members
 from statsig_otel.plugin.webhook.payload import Payload, is_config_change, parse, parse_url_verification
 
 Shape: TypeAlias = Literal["url_verification", "event", "batch"]
@@ -113,9 +113,9 @@ def explain(
         return replace(unread, shape="url_verification", verification_code=code)
     try:
         payload = parse(body)
-        shape, decoded = _decode(body.decode())
     except MalformedBodyError as error:
         return replace(unread, problem=str(error))
+    shape, decoded = _decode(body.decode())
     mapper = settings.mapper(resource)
     change_filter = settings.filter.create() if settings.filter else None
     return replace(unread, shape=shape, items=tuple(_explain_items(payload, decoded, mapper, change_filter, at_ns)))
@@ -136,20 +136,16 @@ def _values(header: str | None) -> list[bytes]:
 
 
 def _decode(text: str) -> tuple[Literal["event", "batch"], Sequence[object]]:
-    """The items of a body that `parse` has accepted.
-
-    Raises:
-        MalformedBodyError: The body is nested so deeply that only `parse` could read it.
-    """
-    try:
-        document = json.loads(text, parse_int=float)  # otherwise an integer with too many digits would be an error
-    except RecursionError as error:
-        raise MalformedBodyError("nested_too_deeply", "the body is nested too deeply") from error
-    if isinstance(document, dict) and not is_config_change(document):
-        data = document.get("data")
-        if isinstance(data, list) or (isinstance(data, dict) and "eventName" in data):
-            document = data
-    return ("batch", document) if isinstance(document, list) else ("event", [document])
+    """The items of a body that `parse` has accepted, also those that it only counts."""
+    found: object = lenient_json.split(text, None, names=("data",))
+    event = lenient_json.read(text).value
+    if isinstance(found, Members):
+        found = None if is_config_change(event) else found.last.get("data")
+    if isinstance(found, Items):
+        return "batch", [item.value for item in found.kept]
+    if isinstance(found, Item) and isinstance(found.value, dict) and "eventName" in found.value:
+        event = found.value
+    return "event", [event]
 
 
 def _explain_items(

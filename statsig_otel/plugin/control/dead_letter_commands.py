@@ -173,7 +173,7 @@ def _map_anew(dead_letter: StoredDeadLetter, content: bytes, mapper: Mapper) -> 
         return Keep(dead_letter.id, "is a URL verification: there is nothing to deliver", new_reason=True)
     try:
         payload = Payload(1, (lenient_json.read(content.decode()),)) if dead_letter.kind == "item" else parse(content)
-    except (MalformedBodyError, JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (MalformedBodyError, JSONDecodeError, UnicodeDecodeError) as error:
         return Keep(dead_letter.id, str(error), new_reason=True)
     mapped = mapper.map(payload, observed_ns)
     if dead_letter.kind == "item" and mapped.invalid:

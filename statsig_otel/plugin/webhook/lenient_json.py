@@ -2,8 +2,8 @@
 
 msgspec refuses a whole body because of one lone surrogate, one NaN or one number out of range. The standard library
 reads those, but more slowly. Only the items that the caller wants are kept, each with its own text: a body with
-millions of others takes no more memory than its own size. An item with a number that JSON can't express gets a
-`problem`, and its neighbours are not affected.
+millions of others takes no more memory than its own size. An item with a number that JSON can't express, or that is
+nested too deeply for the decoder, gets a `problem`, and its neighbours are not affected.
 """
 
 import math
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from json import JSONDecodeError, JSONDecoder
 from typing import Final, cast
 
-_SPACES: Final = re.compile(r"[ \t\n\r]*")
+_SPACE: Final = " \t\n\r"
+_SPACES: Final = re.compile(f"[{_SPACE}]*")
 _SCALAR: Final = (
     r'(?:"[^"\\,\x00-\x1f]*+"'
     r"|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+"
@@ -23,10 +24,45 @@ _SCALAR: Final = (
 
 # A body of a million small values would otherwise hold the interpreter for seconds. No other thread runs during a
 # match, so it covers at most a few thousand.
-_SCALARS: Final = re.compile(f"(?:{_SCALAR}){{1,4096}}+")
+_AT_ONCE: Final = 4096
+_SCALARS: Final = re.compile(f"(?:{_SCALAR}){{1,{_AT_ONCE}}}+")
 _MAX_DIGITS: Final = 4300
 """CPython's own limit for reading an integer (`sys.int_info.default_max_str_digits`), fixed here so that a process with
 a higher limit reads no longer ones. A process with a lower limit reads only shorter ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bracket:
+    """The brackets of arrays or of objects, and expressions for several that follow each other."""
+
+    opening: str
+    closing: str
+    openings: re.Pattern[str]
+    closings: re.Pattern[str]
+
+
+_BRACKETS: Final = {
+    "[": _Bracket(
+        "[",
+        "]",
+        re.compile(rf"(?:\[[ \t\n\r]*+){{1,{_AT_ONCE}}}+"),
+        re.compile(rf"(?:\][ \t\n\r]*+){{1,{_AT_ONCE}}}+"),
+    ),
+    "{": _Bracket(
+        "{",
+        "}",
+        re.compile(rf'(?:\{{[ \t\n\r]*+"[^"{{\\\x00-\x1f]*+"[ \t\n\r]*+:[ \t\n\r]*+){{1,{_AT_ONCE}}}+'),
+        re.compile(rf"(?:\}}[ \t\n\r]*+){{1,{_AT_ONCE}}}+"),
+    ),
+}
+
+
+@dataclass(slots=True)
+class _Levels:
+    """Arrays or objects that are open, each directly within the one before."""
+
+    bracket: _Bracket
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +71,7 @@ class Item:
 
     Attributes:
         text: The item's own JSON text.
-        value: The item, decoded.
+        value: The item, decoded. Of one that is nested too deeply, only the members that are not.
         problem: Why no record can be made of the item, if it can't be read exactly; None if it can.
     """
 
@@ -69,10 +105,6 @@ class Members:
 
     last: dict[str, object]
     lost: bool
-
-
-def _keep_all(_: object) -> bool:
-    return True
 
 
 class _Numbers:
@@ -109,9 +141,9 @@ class _Numbers:
 
 
 class _Scanner:
-    """Reads one document from its beginning to its end. Raises `JSONDecodeError` or `RecursionError` if it can't."""
+    """Reads one document from its beginning to its end. Raises `JSONDecodeError` if it can't."""
 
-    def __init__(self, text: str, keep: Callable[[object], bool] = _keep_all) -> None:
+    def __init__(self, text: str, keep: Callable[[object], bool] | None = None) -> None:
         self._text = text
         self._keep = keep
         self._position = 0
@@ -143,11 +175,86 @@ class _Scanner:
         """Read one value of any kind: as an `Item` if the caller wants it, otherwise just decoded."""
         start = self._position
         self._numbers.problem = None
-        value, self._position = self._decoder.raw_decode(self._text, start)
-        if self._keep(value):
-            value = Item(self._text[start : self._position], value, self._numbers.problem)
+        try:
+            value = self._decode()
+            problem = self._numbers.problem
+        except RecursionError:
+            value, problem = self._decode_shallowly(), "is nested too deeply"
+        if self._keep is None or self._keep(value):
+            value = Item(self._text[start : self._position].rstrip(_SPACE), value, problem)
         self._skip_spaces()
         return value
+
+    def _decode(self) -> object:
+        value, self._position = self._decoder.raw_decode(self._text, self._position)
+        return value
+
+    def _decode_shallowly(self) -> object:
+        """Decode an object that is nested too deeply, with null for the members that are. An array is just empty."""
+        if self.peek() == "[":
+            self._step_over()
+            return []
+        value: dict[str, object] = {}
+        for _ in self._steps("{", "}"):
+            name = self._name()
+            try:
+                value[name] = self._decode()
+            except RecursionError:
+                value[name] = None
+                self._step_over()
+            self._skip_spaces()
+        return value
+
+    def _step_over(self) -> None:
+        """Skip a value, however deeply it is nested: without a call for each level."""
+        levels: list[_Levels] = []  # the innermost last
+        while True:
+            if self.peek() not in _BRACKETS:
+                self._decode()
+                self._skip_spaces()
+            elif not self._is_empty_after_opening(levels):
+                continue  # with the first value in it
+            while levels and self.peek() != ",":
+                self._close(levels)
+            if not levels:
+                return
+            self.take(",")
+            if levels[-1].bracket is _BRACKETS["{"]:
+                self._name()
+
+    def _is_empty_after_opening(self, levels: "list[_Levels]") -> bool:
+        """Open an array or an object, and those that begin in it at once. If the last one is empty, close that."""
+        bracket = _BRACKETS[self.peek()]
+        if not levels or levels[-1].bracket is not bracket:
+            levels.append(_Levels(bracket))
+        if several := bracket.openings.match(self._text, self._position):
+            levels[-1].count += self._text.count(bracket.opening, self._position, several.end())
+            self._position = several.end()
+            is_empty = bracket.opening == "[" and self.peek() == bracket.closing
+        else:  # an object that is empty, or whose first name is an unusual one
+            levels[-1].count += 1
+            self.take(bracket.opening)
+            is_empty = self.peek() == bracket.closing
+            if not is_empty:
+                self._name()
+        if is_empty:
+            self._close(levels)
+        return is_empty
+
+    def _close(self, levels: "list[_Levels]") -> None:
+        """Close the innermost array or object, and those around it that end here."""
+        inner = levels[-1]
+        several = None
+        if inner.count > _AT_ONCE:
+            several = inner.bracket.closings.match(self._text, self._position)
+        if several:
+            inner.count -= self._text.count(inner.bracket.closing, self._position, several.end())
+            self._position = several.end()
+        else:
+            self.take(inner.bracket.closing)
+            inner.count -= 1
+        if not inner.count:
+            levels.pop()
 
     def _steps(self, opening: str, closing: str) -> Iterator[None]:
         """Stop at the beginning of each element of an array or member of an object, until all are read."""
@@ -159,12 +266,21 @@ class _Scanner:
                 yield
         self.take(closing)
 
+    def _name(self) -> str:
+        """Read the name of a member, and the colon after it."""
+        if self.peek() != '"':
+            raise JSONDecodeError("Expecting a name", self._text, self._position)
+        name = cast("str", self._decode())
+        self._skip_spaces()
+        self.take(":")
+        return name
+
     def elements(self) -> Items:
         """Read one array, item by item."""
         count = 0
         kept: list[Item] = []
         for _ in self._steps("[", "]"):
-            while scalars := _SCALARS.match(self._text, self._position):
+            while self._keep and (scalars := _SCALARS.match(self._text, self._position)):
                 count += self._text.count(",", self._position, scalars.end())
                 self._position = scalars.end()
             count += 1
@@ -178,10 +294,7 @@ class _Scanner:
         last: dict[str, object] = {}
         lost = False
         for _ in self._steps("{", "}"):
-            if self.peek() != '"':
-                raise JSONDecodeError("Expecting a name", self._text, self._position)
-            name = cast("str", self.value())
-            self.take(":")
+            name = self._name()
             value = self.elements() if name in names and self.peek() == "[" else self.value()
             if name in names:
                 earlier = last.get(name)
@@ -200,7 +313,6 @@ def read(text: str) -> Item:
 
     Raises:
         JSONDecodeError: The text is not JSON.
-        RecursionError: The value is nested past the decoder's limit.
     """
     scanner = _Scanner(text)
     item = scanner.value()
@@ -208,17 +320,17 @@ def read(text: str) -> Item:
     return cast("Item", item)
 
 
-def split(text: str, keep: Callable[[object], bool], names: Collection[str]) -> Items | Members | None:
+def split(text: str, keep: Callable[[object], bool] | None, names: Collection[str]) -> Items | Members | None:
     """Split a document at its first level, into the items of an array or members of an object; None for a scalar.
 
     Args:
         text: The document.
         keep: Whether a decoded value is wanted. It must refuse the empty object and everything that is not an object.
+            None to keep all values.
         names: The names of the members that are wanted. An array among them is split into items.
 
     Raises:
         JSONDecodeError: The text is not JSON.
-        RecursionError: The document is nested past the decoder's limit.
     """
     scanner = _Scanner(text, keep)
     parts: Items | Members | None = None

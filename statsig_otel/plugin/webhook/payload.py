@@ -216,8 +216,6 @@ def _parse_leniently(text: str) -> Payload:
         payload = _payload_of(text, lenient_json.split(text, is_config_change, names=("data", "eventName")))
     except JSONDecodeError as error:
         raise MalformedBodyError("not_json", f"the body is not JSON: {error.msg} at character {error.pos}") from error
-    except RecursionError as error:
-        raise MalformedBodyError("nested_too_deeply", "the body is nested too deeply") from error
     if payload is None:
         raise MalformedBodyError("unknown_shape", "the body is neither a batch of events nor one event")
     return payload

@@ -75,9 +75,37 @@ def test_read_refuses_what_is_not_json(text: str) -> None:
         read(text)
 
 
-def test_read_refuses_what_is_nested_too_deeply() -> None:
-    with pytest.raises(RecursionError):
-        read("[" * 100_000)
+DEEP: Final = 50_000
+"""Deeper than any decoder that calls itself for each level."""
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("[" * DEEP + "]" * DEEP, []),
+        (
+            '{"a": 1, "b": [2], "deep":' + "[" * DEEP + "]" * DEEP + ' , "c": {}  }',
+            {"a": 1, "b": [2], "deep": None, "c": {}},
+        ),
+        ('{"a":' * DEEP + "{}" + "}" * DEEP, {"a": None}),
+    ],
+)
+def test_of_what_is_nested_too_deeply_the_first_level_is_read(text: str, value: object) -> None:
+    assert read(f" {text} ") == Item(text, value, "is nested too deeply")
+
+
+@given(json_texts(hostile=True) | st.text(st.sampled_from('[]{}:,"a1 \\'), max_size=12), st.booleans())
+def test_what_is_deep_inside_is_still_checked(inside: str, in_objects: bool) -> None:  # noqa: FBT001 - hypothesis
+    """The standard library is the judge, for the same text within fewer levels."""
+    opening, closing = ('{"a": ', " }") if in_objects else ("[", "]")
+    text = opening * DEEP + inside + closing * DEEP
+    try:
+        json.loads(opening * 20 + inside + closing * 20)
+    except json.JSONDecodeError:
+        with pytest.raises(json.JSONDecodeError):
+            read(text)
+    else:
+        assert read(text).text == text
 
 
 @given(json_texts(hostile=True))
