@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 from statsig_otel.exporters.consumer import Batch, Receipt, refused
+from statsig_otel.exporters.delivery import slices
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.routing import CurrentRouting
@@ -38,7 +39,7 @@ class Pipeline:
         if queue is None:
             return self._synchronous.consume(batch, route)
         if not route.synchronous:
-            return queue.consume(batch, route)
+            return slices.store(batch, lambda part: queue.consume(part, route))
         answer: Future[Receipt] = Future()
         answer.set_running_or_notify_cancel()
 
@@ -46,7 +47,7 @@ class Pipeline:
             if error := delivered.exception():
                 answer.set_exception(error)
                 return
-            queue.consume(batch, route).add_done_callback(finish)
+            slices.store(batch, lambda part: queue.consume(part, route)).add_done_callback(finish)
 
         def finish(stored: Future[Receipt]) -> None:
             if error := stored.exception():

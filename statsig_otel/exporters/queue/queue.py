@@ -87,7 +87,7 @@ class DurableQueue:
         self._appending = Bulk(self._append, self._count)
         self._cursors = {name: ExporterCursor(self._database, name) for name in routing.now.exporters}
         self._owner = OwnerProcess()
-        self._bodies_full = False
+        self._smallest_left_out: int | None = None  # bytes of a whole body, while there is no room for it
         self._disk_checked_at, self._room = 0.0, 0
         self._coming: Routing | None = None  # while `reconfigure` writes it down
         self._numbers: _Numbers = {}  # of the configured routes
@@ -303,11 +303,17 @@ class DurableQueue:
                 self._cursors[state.name].update(state)
 
     def _count_invalid(self, batch: Batch, left_out: int) -> None:
-        bodies = sum(invalid.whole_body for invalid in batch.invalid)
-        for kind, number in (("item", len(batch.invalid) - bodies), ("body", bodies - left_out)):
+        bodies = [len(invalid.text) for invalid in batch.invalid if invalid.whole_body]
+        for kind, number in (("item", len(batch.invalid) - len(bodies)), ("body", len(bodies) - left_out)):
             if number:
                 _telemetry.dead_letters.add(number, {"kind": kind, "owner": batch.receiver})
-        if left_out and not self._bodies_full:
+        smallest = self._smallest_left_out
+        if not left_out:
+            if smallest is not None and max(bodies, default=0) >= smallest:
+                self._smallest_left_out = None  # somebody has made room
+            return
+        self._smallest_left_out = min(bodies) if smallest is None else min(smallest, *bodies)
+        if smallest is None:
             _logger.error(
                 "%s: verified bodies of an unknown format are no longer kept: there are %d of them, or %d bytes, among "
                 "the dead letters. Replay or drop them: statsig-otel dead-letters list --kind body",
@@ -315,7 +321,6 @@ class DurableQueue:
                 store.MOST_BODIES,
                 store.MOST_BODY_BYTES,
             )
-        self._bodies_full = bool(left_out)
 
     def _check(self, entry: Entry) -> None:
         """Refuse a batch that can't be stored now, as far as that is known without the database."""

@@ -7,7 +7,8 @@ import itertools
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, Literal, TypeAlias, TypeVar
 
 from statsig_otel.exporters.consumer import Batch, Receipt
@@ -37,6 +38,11 @@ _REMEMBER: Final = (
 )
 
 _REMEMBER_ONE: Final = _REMEMBER.format("(?, ?, ?)")
+
+_BURY: Final = (
+    "INSERT INTO dead_letters (at, kind, owner, reason, content, uid, attempts, count) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_columns: Final = attrgetter("kind", "owner", "reason", "content", "uid", "attempts", "count")
 
 _T = TypeVar("_T")
 
@@ -208,13 +214,16 @@ def _chunks(rows: Sequence[_T]) -> Iterator[Sequence[_T]]:
 
 def _bury_invalid(connection: sqlite3.Connection, batch: Batch, now_ms: int) -> int:
     """Keep a batch's invalid items; the number of whole bodies that there was no room for."""
+    bodies = [one for one in batch.invalid if one.whole_body]
+    items = [one for one in batch.invalid if not one.whole_body]
+    dead_letters = [DeadLetter("item", batch.receiver, item.reason, item.text) for item in items]
+    connection.executemany(_BURY, [_columns_of(dead_letter, now_ms) for dead_letter in dead_letters])
     left_out = 0
-    for invalid in batch.invalid:
-        if invalid.whole_body and not _has_room_for(connection, invalid.text):
+    for body in bodies:
+        if _has_room_for(connection, body.text):
+            bury(connection, DeadLetter("body", batch.receiver, body.reason, body.text), now_ms)
+        else:
             left_out += 1
-            continue
-        kind: DeadLetterKind = "body" if invalid.whole_body else "item"
-        bury(connection, DeadLetter(kind, batch.receiver, invalid.reason, invalid.text), now_ms)
     return left_out
 
 
@@ -275,13 +284,13 @@ def damaged_record(exporter: str, record: Stored) -> DeadLetter:
     return DeadLetter("damaged", exporter, DAMAGED, record.payload, record.uid)
 
 
+def _columns_of(dead_letter: DeadLetter, now_ms: int) -> tuple[object, ...]:
+    return now_ms, *_columns(dead_letter)
+
+
 def bury(connection: sqlite3.Connection, dead_letter: DeadLetter, now_ms: int) -> None:
     """Keep a dead letter."""
-    connection.execute(
-        "INSERT INTO dead_letters (at, kind, owner, reason, content, uid, attempts, count) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (now_ms, *astuple(dead_letter)),
-    )
+    connection.execute(_BURY, _columns_of(dead_letter, now_ms))
 
 
 def delete_done(connection: sqlite3.Connection) -> int:

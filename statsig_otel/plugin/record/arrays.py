@@ -31,7 +31,7 @@ def first(elements: Iterable[_T]) -> tuple[_T, ...]:
     """The first 1,000 elements; a `Cut` if there are more."""
     rest = iter(elements)
     kept = tuple(islice(rest, MAX_ELEMENTS))
-    return cut(kept, sum(1 for _ in rest))
+    return kept if len(kept) < MAX_ELEMENTS else cut(kept, sum(1 for _ in rest))
 
 
 def converted(array: tuple[_T, ...], convert: Callable[[_T], _U]) -> tuple[_U, ...]:

@@ -153,6 +153,8 @@ class _Fields:
     def texts(self, name: str) -> tuple[str, ...]:
         """The elements of an array as strings, without null and "". A single value counts as an array of one."""
         value = self._members.get(name)
+        if value is None or value == []:
+            return ()
         if isinstance(value, dict):
             self._left_out.append(self._prefix + name)
             return ()

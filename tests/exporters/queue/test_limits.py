@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.exporters.consumer import Receipt, RefusedError
+from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.queue import DurableQueue
@@ -197,3 +197,26 @@ def test_a_job_of_a_stopped_lane_is_refused_by_the_database_that_it_did_not_read
 def damage(queue: DurableQueue) -> None:
     """Make the writer believe that its file is damaged, until it begins another one."""
     submit_damage(queue).result(PATIENCE)
+
+
+def test_it_is_said_once_that_bodies_are_no_longer_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither invalid items nor smaller bodies between them make it new; room that somebody makes does."""
+    monkeypatch.setattr(store, "MOST_BODY_BYTES", 100)
+    with running(tmp_path) as queue:
+
+        def bring(*sizes: int, whole_body: bool = True) -> int:
+            for size in sizes:
+                invalid = Invalid(bytes(size), "no JSON", whole_body=whole_body)
+                consume(queue, Batch("statsig", (), (invalid,))).result(PATIENCE)
+            return sum("no longer kept" in record.message for record in caplog.records)
+
+        assert bring(60) == 0
+        assert bring(50) == 1
+        for _ in range(3):
+            assert bring(10, whole_body=False) == 1
+            assert bring(5, 50, 45, 1) == 1
+        queue.submit(lambda connection: connection.execute("DELETE FROM dead_letters").rowcount).result(PATIENCE)
+        assert bring(50, 50) == 1
+        assert bring(50) == 2
