@@ -193,7 +193,11 @@ def described(name: str, value: object) -> Iterator[str]:
 
 
 def snapshot() -> str:
-    return "".join(f"{line}\n" for name, value in sorted(API.items()) for line in described(name, value))
+    names = {f"plugin.{name}": name for name in dir(statsig_otel) if name != "__version__"}
+    assert {name: getattr(statsig_otel, short) for name, short in names.items()}.items() <= API.items()
+    lines = [f"{short} = {name}" for name, short in names.items()]
+    lines += [line for name, value in sorted(API.items()) for line in described(name, value)]
+    return "".join(f"{line}\n" for line in lines)
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="another version of Python writes annotations otherwise")

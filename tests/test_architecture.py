@@ -1,6 +1,8 @@
 """The floors and the rooms: who may import whom, and what an import of the package costs."""
 
 import ast
+import pydoc
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,7 +91,7 @@ def test_a_room_imports_only_from_the_rooms_below_it() -> None:
     wrong = [
         f"{module} imports {name}"
         for module, path in MODULES.items()
-        if module not in FACES and module != "statsig_otel.__main__"
+        if module not in {"statsig_otel", "statsig_otel.__main__", *FACES}
         for name in imported_by(path)
         if ROOMS.index(room_of(name)) > ROOMS.index(room_of(module)) or name in FACES
     ]
@@ -123,9 +125,10 @@ def purpose(room: str) -> str:
     return docstring.splitlines()[0]
 
 
-@pytest.mark.parametrize("floor", FLOORS)
-def test_every_public_name_can_be_loaded_and_is_what_it_says(floor: str) -> None:
-    package = import_module(f"statsig_otel.{floor}")
+@pytest.mark.parametrize("face", ["statsig_otel", *sorted(FACES)])
+def test_every_public_name_can_be_loaded_and_is_what_it_says(face: str) -> None:
+    package = import_module(face)
+    assert sorted(package.__all__) == sorted(dir(package))
     for name in dir(package):
         found = getattr(package, name)
         assert not isinstance(found, ModuleType), f"{name} is hidden by the module of that name"
@@ -133,10 +136,21 @@ def test_every_public_name_can_be_loaded_and_is_what_it_says(floor: str) -> None
         _ = package.nothing
 
 
+@pytest.mark.parametrize("face", ["statsig_otel", *sorted(FACES)])
+def test_help_lists_what_is_public_and_not_how_it_is_loaded(face: str) -> None:
+    package = import_module(face)
+    text = pydoc.plain(pydoc.render_doc(package))
+    for name in {*package.__all__} - {"__version__"}:  # which has a heading of its own
+        assert re.search(rf"\b{name}\b", text), name
+    for name in ("exports", "TYPE_CHECKING"):
+        assert f"\n    {name}" not in text
+
+
 @pytest.mark.parametrize(
     ("statement", "allowed"),
     [
         ("import statsig_otel.plugin, statsig_otel.exporters, statsig_otel.config", ()),
+        ("import statsig_otel", ()),
         ("from statsig_otel.plugin import verify, parse, sign, ChangeEvent, LogRecordEncoder, Mapper", ()),
         ("from statsig_otel.plugin import Intake", ()),
         ("from statsig_otel.exporters import Consumer, Delivered", ()),
