@@ -1,4 +1,4 @@
-"""Writes the service's own log to standard error, with the configured level and encoding.
+"""Writes the service's own log to standard error, with the configured level and encoding, and warnings of libraries.
 
 Lines that are logged before the configuration is read are buffered, so that none is lost or written in the wrong form.
 """
@@ -30,6 +30,7 @@ class LogOutput:
         handler = logging.StreamHandler(self._stream)
         console = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
         handler.setFormatter(_JsonLines() if encoding == "json" else console)
+        handler.addFilter(_is_for_operators)
         logging.basicConfig(level=_LEVELS[level], handlers=[handler], force=True)
         for record in self._buffer.records:
             if logging.getLogger(record.name).isEnabledFor(record.levelno):
@@ -44,6 +45,11 @@ def buffered_log(stream: TextIO) -> Iterator[LogOutput]:
         yield output
     finally:
         output.begin()
+
+
+def _is_for_operators(record: logging.LogRecord) -> bool:
+    """Whether to write a record: of the libraries only warnings. Popular HTTP clients log whole URLs, with secrets."""
+    return record.levelno >= logging.WARNING or f"{record.name}.".startswith("statsig_otel.")
 
 
 class _Buffer(logging.Handler):

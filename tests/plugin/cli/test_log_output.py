@@ -95,6 +95,26 @@ def test_what_is_held_back_is_written_where_nothing_begins() -> None:
 
 
 @pytest.mark.usefixtures("_root_logger")
+def test_of_other_libraries_only_warnings_are_written() -> None:
+    """Some log whole URLs at INFO, in which the secret of a webhook may be."""
+    stream = io.StringIO()
+    library, lookalike = logging.getLogger("httpx"), logging.getLogger("statsig_otel_chat")
+    with buffered_log(stream) as output:
+        library.info("early POST https://chat/secret")
+        output.begin("debug")
+        for one in (library, lookalike):
+            one.debug("POST https://chat/secret")
+            one.info("POST https://chat/secret")
+            one.warning("about %s", one.name)
+        log.debug("ours")
+    assert [line.split(": ")[1] for line in stream.getvalue().splitlines()] == [
+        "about httpx",
+        "about statsig_otel_chat",
+        "ours",
+    ]
+
+
+@pytest.mark.usefixtures("_root_logger")
 def test_a_line_of_json_holds_all_of_a_record() -> None:
     stream = io.StringIO()
     with buffered_log(stream) as output:
