@@ -1,6 +1,8 @@
 """examples/agent: run as it stands, against a real OTLP receiver."""
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,8 +10,9 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from tests.e2e.processes import SECRET, Process, clean_environment, post, signed
-from tests.peers.otlp_servers import HttpSink
+from tests.peers.otlp_servers import HttpSink, free_port
 from tests.plugin.services import body_of, names_in
+from tests.waiting import wait_until
 
 AGENT = Path(__file__).parents[1] / "examples" / "agent" / "agent.py"
 
@@ -56,6 +59,26 @@ def test_an_option_that_can_not_be_used_is_one_line(tmp_path: Path) -> None:
             line = second.wait_for(r"^agent: (.*)$")[1]
         assert "is in use by the process" in line
         assert "Traceback" not in second.output
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_work_as_printed(tmp_path: Path) -> None:
+    """Only the port is another."""
+    readme = AGENT.with_name("README.md").read_text()
+    run, send = re.findall(r"(?m)^ {7}(STATSIG_SIGNING_SECRET=(?:.*\\\n)*.*)$", readme)
+    port = free_port()
+    with HttpSink() as sink:
+        env = clean_environment(
+            OTEL_EXPORTER_OTLP_ENDPOINT=sink.url, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        )
+        command = f"exec env {run.replace('agent.py', str(AGENT))} --listen localhost:{port} --directory {tmp_path}"
+        with Process(["sh", "-c", command], env) as process:
+            process.wait_for(r"^Webhook URL: ")
+            sent = subprocess.run(
+                ["sh", "-c", send.replace("8080", str(port))], env=env, capture_output=True, text=True, check=True
+            )
+            assert '"accepted":1' in sent.stdout
+            wait_until(lambda: [one for one in sink.requests if one.path == "/v1/logs"])
 
 
 def test_the_readme_names_what_there_is() -> None:

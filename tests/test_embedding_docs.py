@@ -1,13 +1,11 @@
-"""Every program of docs/embedding.md runs as it stands there, by the command below it; only the port is another."""
+"""Every program of docs/embedding.md runs as it stands there, by the commands below it; only the port is another."""
 
 import os
 import re
-import shlex
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +15,10 @@ import grpc
 import pytest
 
 from statsig_otel.plugin.webhook import DEFAULT_PATH
+from tests.e2e.processes import Process, wait_until_listening
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, free_port
 from tests.plugin.adapters import CHANGE, SECRET, VERIFICATION, assert_refused, body_of, signed
-from tests.plugin.http_client import Address, connect, exchange, request
+from tests.plugin.http_client import Address, exchange, request
 from tests.waiting import wait_until
 
 PAGE = (Path(__file__).parents[1] / "docs" / "embedding.md").read_text()
@@ -29,83 +28,83 @@ BODY = body_of(CHANGE)
 
 @dataclass(frozen=True)
 class Program:
-    """A program of the page, with its heading and its command."""
+    """A program of the page: its files by their names, and its commands."""
 
-    heading: str
-    code: str
-    command: str
+    files: dict[str, str]
+    commands: tuple[str, ...]
+
+
+def blocks(section: str, *languages: str) -> list[str]:
+    return re.findall(rf"```(?:{'|'.join(languages)})\n(.*?)```", section, re.DOTALL)
 
 
 def programs() -> dict[str, Program]:
+    """The programs by their headings."""
     found = {}
     for section in re.split(r"(?m)^## ", PAGE)[1:]:
-        blocks = re.findall(r"```python\n(.*?)```\n+```sh\n(.*?)\n```", section, re.DOTALL)
-        for code, command in blocks:
-            heading = section.partition("\n")[0]
-            found[heading] = Program(heading, code, command)
+        files = {block.partition("\n")[0].removeprefix("# "): block for block in blocks(section, "python", "yaml")}
+        commands = [line for block in blocks(section, "sh") for line in block.splitlines()]
+        if commands:
+            found[section.partition("\n")[0]] = Program(files, tuple(commands))
     return found
 
 
 PROGRAMS = programs()
-PURE = "Only the pure part"
-MOUNTED, SERVICE, FALCON, STARLETTE, FLASK, SDK, OWN, EXPORTER, THREAD = (
-    heading for heading in PROGRAMS if heading != PURE
-)
+SMALLEST, FROM_FILE, FASTAPI, FLASK, DEVELOPMENT, DJANGO, DJANGO_WSGI, FALCON, FALCON_WSGI, *_ = PROGRAMS
+*_, REPLAY, OWN, EXPORTER, SDK, PURE = PROGRAMS
+MOUNTED = f"/statsig{DEFAULT_PATH}"
+"""The path of a receiver below a prefix."""
 
 
-def test_every_block_of_code_is_a_program_with_its_command() -> None:
-    assert len(PROGRAMS) == len(re.findall(r"```python\n", PAGE)) == len(re.findall(r"```sh\n", PAGE)) == 10
+def test_every_block_of_code_belongs_to_a_program() -> None:
+    files = [name for program in PROGRAMS.values() for name in program.files]
+    assert len(PROGRAMS) == 14
+    assert len(files) == len(re.findall(r"```(?:python|yaml)\n", PAGE))
+    assert all(re.fullmatch(r"[\w/.-]+\.(py|yaml)", name) for name in files)
+    assert len(re.findall(r"```sh\n", PAGE)) == len(PROGRAMS)
 
 
-def arguments(program: Program, port: int) -> list[str]:
-    assert ("8080" in program.command) is not ("8080" in program.code)
-    command, *rest = shlex.split(program.command.replace("8080", str(port)))
-    return [sys.executable if command == "python" else str(BIN / command), *rest]
+def test_the_smallest_program_is_small() -> None:
+    (code,) = PROGRAMS[SMALLEST].files.values()
+    lines = [line for line in code.splitlines() if line and not line.startswith("#")]
+    assert len(lines) <= 10
+    assert len(re.findall(r"(?m)^from|^with", code)) == 2
 
 
 def environment(**variables: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "STATSIG_"))}
-    return {**kept, "STATSIG_SIGNING_SECRET": SECRET, **variables}
+    return {**kept, "PATH": f"{BIN}:{kept['PATH']}", "STATSIG_SIGNING_SECRET": SECRET, **variables}
+
+
+def write(heading: str, folder: Path, port: int) -> str:
+    """Write the files of a program, and those of other programs that its text refers to; its command, for a shell."""
+    files, commands = PROGRAMS[heading].files, PROGRAMS[heading].commands
+    if heading in (DEVELOPMENT, FALCON_WSGI):
+        files = {**PROGRAMS[FLASK].files, **files}
+    for name, code in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(at_port(code, port))
+    kept = [line for line in commands if not line.startswith(("pip install ", "export "))]
+    return at_port("\n".join([*kept[:-1], f"exec {kept[-1]}"]), port)
+
+
+def at_port(text: str, port: int) -> str:
+    return text.replace("8080", str(port))
 
 
 @contextmanager
-def running(
-    program: Program, folder: Path, end: signal.Signals = signal.SIGTERM, /, **variables: str
-) -> Iterator[Address]:
-    """The program until SIGTERM, which it has to obey; or until what a test ends it with."""
+def running(heading: str, folder: Path, **variables: str) -> Iterator[tuple[Process, Address]]:
+    """The program until SIGTERM, which it has to obey."""
     port = free_port()
-    (folder / "program.py").write_text(program.code.replace("8080", str(port)))
-    with (folder / "output").open("w") as output:
-        process = subprocess.Popen(
-            arguments(program, port), cwd=folder, env=environment(**variables), stdout=output, stderr=output
-        )
-    try:
-        wait_for_port(port, process, folder)
-        yield "127.0.0.1", port
-    finally:
-        process.send_signal(end)
-        try:
-            process.wait(20)
-        finally:
-            process.kill()
-            process.wait()
+    if heading in (DJANGO, DJANGO_WSGI) and not (folder / "manage.py").exists():
+        subprocess.run([BIN / "django-admin", "startproject", "mysite", folder], check=True)
+    command = write(heading, folder, port)
+    with Process(["sh", "-c", f"cd {folder}\n{command}"], environment(**variables)) as process:
+        wait_until_listening(process, port)
+        yield process, ("127.0.0.1", port)
 
 
-def wait_for_port(port: int, process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            connect(("127.0.0.1", port)).close()
-        except OSError:
-            assert process.poll() is None, (folder / "output").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        else:
-            return
-
-
-def assert_takes_webhooks(address: Address, prefix: str) -> None:
-    path = prefix + DEFAULT_PATH
+def assert_takes_webhooks(address: Address, path: str) -> None:
     verified = exchange(address, request(VERIFICATION, path=path))
     assert verified.json == {"verification_code": "abc123"}
     forged = signed(BODY, secret="webhook-another")
@@ -114,53 +113,113 @@ def assert_takes_webhooks(address: Address, prefix: str) -> None:
     assert (taken.status, taken.json["accepted"]) == (200, 1)
 
 
-@pytest.mark.parametrize(
-    ("heading", "prefix", "ends"),
-    [
-        (FALCON, "", True),
-        (STARLETTE, "/statsig", True),
-        (FLASK, "/statsig", False),
-        (SDK, "", False),
-        (THREAD, "", True),
-    ],
-)
-def test_a_program_sends_what_it_takes(heading: str, prefix: str, ends: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a parameter of the test
-    """Those that end in order send at their end what the batch processor still holds."""
-    delay = "60000" if ends else "50"
-    with GrpcSink() as sink:
-        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{sink.address}", "OTEL_BLRP_SCHEDULE_DELAY": delay}
-        with running(PROGRAMS[heading], tmp_path, **variables) as address:
-            assert_takes_webhooks(address, prefix)
-            assert not (ends and sink.requests)
-            if not ends:
-                sink.wait_for(1)
-        assert [record.event_name for record in sink.records] == ["statsig.config_change"]
+def path_of(heading: str) -> str:
+    if heading == FASTAPI:
+        return MOUNTED
+    return DEFAULT_PATH if heading in (SMALLEST, FROM_FILE) else "/statsig"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("heading", "prefix"), [(MOUNTED, "/statsig"), pytest.param(SERVICE, "", marks=pytest.mark.slow)]
+    "heading",
+    [SMALLEST, FROM_FILE, FASTAPI, FLASK, DEVELOPMENT, DJANGO, DJANGO_WSGI, FALCON, FALCON_WSGI],
 )
-def test_with_the_durable_queue_what_was_acknowledged_survives_a_kill(
-    heading: str, prefix: str, tmp_path: Path
-) -> None:
+def test_what_was_acknowledged_survives_a_kill(heading: str, tmp_path: Path) -> None:
     """Also where the backend was away all the time; and an orderly end after it sends what waits."""
+    for host, package in ((FASTAPI, "fastapi"), (DJANGO, "django"), (DJANGO_WSGI, "django")):
+        if heading == host:
+            pytest.importorskip(package)
+    lock, path = tmp_path / "statsig-queue" / "lock", path_of(heading)
     with GrpcSink() as sink:
         sink.answer = GrpcAnswer(grpc.StatusCode.UNAVAILABLE)
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{sink.address}"}
-        with running(PROGRAMS[heading], tmp_path, signal.SIGKILL, **variables) as address:
-            assert_takes_webhooks(address, prefix)
+        with running(heading, tmp_path, **variables) as (process, address):
+            assert_takes_webhooks(address, path)
             sink.wait_for(1)
+            if path.startswith("/statsig"):  # below another application, which goes on
+                page = exchange(address, request(method="GET", path="/").replace(b"Host: test", b"Host: localhost"))
+                assert page.status == (404 if "Falcon" in heading else 200)
+            os.kill(int(lock.read_text()), signal.SIGKILL)
         sink.answer = GrpcAnswer()
         sink.requests.clear()
-        with running(PROGRAMS[heading], tmp_path, **variables) as address:
-            again = exchange(address, request(BODY, path=prefix + DEFAULT_PATH, headers=signed(BODY)))
-            assert (again.json["accepted"], again.json["duplicates"]) == (0, 1)
+        with running(heading, tmp_path, **variables) as (process, address):
+            again = exchange(address, request(BODY, path=path, headers=signed(BODY)))
+            assert (again.status, again.json["accepted"], again.json["duplicates"]) == (200, 0, 1)
+            sink.wait_for(1)
+            assert process.stop() in (0, -signal.SIGTERM)  # the latter is uvicorn's
+        assert [record.event_name for record in sink.records] == ["statsig.config_change"]
+
+
+@pytest.mark.slow
+def test_a_reload_of_gunicorn_goes_on(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{sink.address}"}
+        with running(FLASK, tmp_path, **variables) as (process, address):
+            assert_takes_webhooks(address, "/statsig")
+            owner = (tmp_path / "statsig-queue" / "lock").read_text()
+            os.kill(process.pid, signal.SIGHUP)
+            wait_until(lambda: (tmp_path / "statsig-queue" / "lock").read_text() not in ("", owner))
+            body = body_of({**CHANGE, "timestamp": 1739400185199})
+            assert exchange(address, request(body, path="/statsig", headers=signed(body))).json["accepted"] == 1
+            assert process.stop() == 0
+        assert len(sink.records) == 2
+
+
+@pytest.mark.slow
+def test_the_development_server_reloads(tmp_path: Path) -> None:
+    """The process that watches the files owns nothing, and the next one that serves finds what the last one left."""
+    lock = tmp_path / "statsig-queue" / "lock"
+    with GrpcSink() as sink:
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{sink.address}"}
+        with running(DEVELOPMENT, tmp_path, **variables) as (process, address):
+            assert_takes_webhooks(address, "/statsig")
+            owner = int(lock.read_text())
+            assert owner != process.pid
+            (tmp_path / "program.py").write_text((tmp_path / "program.py").read_text() + "\n# edited\n")
+            wait_until(lambda: int(lock.read_text() or owner) != owner)
+            process.wait_for(r"(?s)(Debugger PIN.*){2}")
+            again = exchange(address, request(BODY, path="/statsig", headers=signed(BODY)))
+            assert again.json["duplicates"] == 1
+
+
+@pytest.mark.slow
+def test_a_reload_takes_the_file_over(tmp_path: Path) -> None:
+    other = "webhook-another-0123456789"
+    with GrpcSink() as sink:
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{sink.address}"}
+        with running(FROM_FILE, tmp_path, **variables) as (process, address):
+            assert_takes_webhooks(address, DEFAULT_PATH)
+            file = tmp_path / "statsig-otel.yaml"
+            for text in ("receivers: [", file.read_text().replace("${env:STATSIG_SIGNING_SECRET}", other)):
+                file.write_text(text)
+                os.kill(process.pid, signal.SIGHUP)
+            headers = signed(BODY, secret=other)
+            wait_until(lambda: exchange(address, request(BODY, path=DEFAULT_PATH, headers=headers)).status == 200)
+            assert process.stop() == 0
+
+
+def test_the_smallest_program_sends_what_it_takes(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{sink.address}"}
+        with running(SMALLEST, tmp_path, **variables) as (process, address):
+            assert_takes_webhooks(address, DEFAULT_PATH)
+            assert process.stop() == 0
+            assert f"Webhook URL: http://127.0.0.1:{address[1]}{DEFAULT_PATH}\n" in process.output
+        assert [record.event_name for record in sink.records] == ["statsig.config_change"]
+
+
+def test_the_sdk_sends_what_is_taken(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{sink.address}", "OTEL_BLRP_SCHEDULE_DELAY": "50"}
+        with running(SDK, tmp_path, **variables) as (_, address):
+            assert_takes_webhooks(address, DEFAULT_PATH)
+            sink.wait_for(1)
         assert [record.event_name for record in sink.records] == ["statsig.config_change"]
 
 
 def test_the_consumer_of_ones_own_keeps_each_change_once(tmp_path: Path) -> None:
-    with running(PROGRAMS[OWN], tmp_path) as address:
-        assert_takes_webhooks(address, "")
+    with running(OWN, tmp_path) as (_, address):
+        assert_takes_webhooks(address, DEFAULT_PATH)
         again = exchange(address, request(BODY, path=DEFAULT_PATH, headers=signed(BODY)))
         assert (again.json["accepted"], again.json["duplicates"]) == (0, 1)
         assert exchange(address, request(b"{", path=DEFAULT_PATH, headers=signed(b"{"))).status == 400
@@ -169,28 +228,60 @@ def test_the_consumer_of_ones_own_keeps_each_change_once(tmp_path: Path) -> None
         refused = exchange(address, request(BODY, path=DEFAULT_PATH, headers=signed(BODY)))
         assert_refused(refused, 503)
         (tmp_path / "changes.db").rmdir()
-        assert_takes_webhooks(address, "")
+        assert_takes_webhooks(address, DEFAULT_PATH)
     connection = sqlite3.connect(tmp_path / "changes.db")
     assert len(connection.execute("SELECT uid FROM changes").fetchall()) == 1
     connection.close()
 
 
 def test_the_exporter_of_ones_own_writes_what_is_taken(tmp_path: Path) -> None:
-    with running(PROGRAMS[EXPORTER], tmp_path) as address:
-        assert_takes_webhooks(address, "")
+    with running(EXPORTER, tmp_path) as (_, address):
+        assert_takes_webhooks(address, DEFAULT_PATH)
         wait_until(lambda: (tmp_path / "titles.txt").read_text() == "layout_v2 updated\n")
 
 
+def run_to_end(heading: str, folder: Path, **variables: str) -> str:
+    """What a program prints that ends by itself."""
+    command = write(heading, folder, 0)
+    ran = subprocess.run(
+        ["sh", "-ec", command], cwd=folder, env=environment(**variables), capture_output=True, text=True, check=True
+    )
+    return ran.stdout
+
+
+def test_a_replay_sends_what_was_stored(tmp_path: Path) -> None:
+    (tmp_path / "bodies.jsonl").write_bytes(BODY + b"\n" + BODY + b"\n")
+    with GrpcSink() as sink:
+        printed = run_to_end(REPLAY, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{sink.address}")
+        assert printed == "1 accepted, 0 duplicates, 0 invalid\n0 accepted, 1 duplicates, 0 invalid\n"
+        assert [record.event_name for record in sink.records] == ["statsig.config_change"]
+
+
 def test_the_pure_part_prints_what_it_mapped(tmp_path: Path) -> None:
-    program = PROGRAMS[PURE]
-    (tmp_path / "program.py").write_text(program.code)
-    command = [sys.executable, *shlex.split(program.command)[1:]]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
-    assert re.fullmatch(r"[0-9a-f]{32} 1 record\n0 invalid, 0 ignored\n", ran.stdout)
+    assert re.fullmatch(r"[0-9a-f]{32} 1 record\n0 invalid, 0 ignored\n", run_to_end(PURE, tmp_path))
 
 
 @pytest.mark.parametrize("heading", PROGRAMS)
 def test_a_program_uses_public_names_only(heading: str) -> None:
-    imports = re.findall(r"(?m)^from (statsig_otel\S*) import", PROGRAMS[heading].code)
-    assert imports
-    assert set(imports) <= {"statsig_otel.config", "statsig_otel.exporters", "statsig_otel.plugin"}
+    code = "\n".join(PROGRAMS[heading].files.values())
+    imports = re.findall(r"(?m)^ *from (statsig_otel\S*) import", code)
+    public = {"statsig_otel", "statsig_otel.config", "statsig_otel.exporters", "statsig_otel.plugin"}
+    assert set(imports) <= public
+    assert imports or heading == DEVELOPMENT
+
+
+@pytest.mark.slow
+def test_the_programs_pass_a_strict_type_check(tmp_path: Path) -> None:
+    for number, program in enumerate(PROGRAMS.values()):
+        folder = tmp_path / str(number)
+        files = {**(PROGRAMS[FLASK].files if "devserver.py" in program.files else {}), **program.files}
+        for name, code in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(code)
+            if name == "gunicorn.conf.py":
+                (folder / name).rename(folder / "hooks.py")
+        # Django has no types of its own.
+        options = ["--strict", "--explicit-package-bases", "--disable-error-code", "import-untyped"]
+        command = [sys.executable, "-m", "mypy", *options, "--cache-dir", str(tmp_path / "cache"), "."]
+        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, f"{list(program.files)}\n{ran.stdout}"

@@ -19,9 +19,9 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 
-from statsig_otel.config import ConfigError, Opaque
-from statsig_otel.exporters import OtlpHttpSettings, QueueError
-from statsig_otel.plugin import Service, StatsigReceiverSettings
+from statsig_otel import Service
+from statsig_otel.config import ConfigError
+from statsig_otel.exporters import QueueError
 
 ENDS = {signal.SIGTERM, signal.SIGINT}
 
@@ -65,10 +65,9 @@ def create_service(options: argparse.Namespace) -> Service:
         ConfigError: An option can't be used.
     """
     secret = os.environ.get("STATSIG_SIGNING_SECRET")  # without a secret, only Statsig's URL verification is answered
-    receiver = StatsigReceiverSettings(endpoint=options.listen, signing_secrets=[Opaque(secret)] if secret else [])
     return Service(
-        receivers={"statsig": receiver},
-        exporters={"otlp_http": OtlpHttpSettings(endpoint=options.otlp_endpoint)},
+        receivers={"statsig": {"endpoint": options.listen, "signing_secrets": [secret] if secret else []}},
+        exporters={"otlp_http": {"endpoint": options.otlp_endpoint}},
         directory=options.directory,
         environ=os.environ,  # so that OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME apply to the changes too
     )

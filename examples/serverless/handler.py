@@ -1,4 +1,4 @@
-"""A serverless function that receives webhooks with the pure part of statsig-otel and puts records into your queue.
+"""A serverless function that receives webhooks, makes log records of them, and puts these into your queue.
 
 `handler` uses the event format of an AWS Lambda function URL, which API Gateway's HTTP APIs use too.
 """
@@ -11,23 +11,13 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from statsig_otel.plugin import (
-    SIGNATURE_HEADER,
-    TIMESTAMP_HEADER,
-    MalformedBodyError,
-    Mapper,
-    UnauthorizedError,
-    parse,
-    parse_url_verification,
-    sign,
-    verify,
-)
+from statsig_otel.exporters import Batch, Receipt, RefusedError
+from statsig_otel.plugin import Answer, AnsweredError, Intake, Verifier, sign
 
 Put = Callable[[str, bytes], None]
 """Puts a message of a kind, `record` or `dead-letter`, into your queue, or raises."""
 
 Event = dict[str, Any]
-mapper = Mapper()
 
 
 def handle(event: Event, *, secrets: Sequence[str], put: Put, now_ns: int) -> Event:
@@ -39,53 +29,61 @@ def handle(event: Event, *, secrets: Sequence[str], put: Put, now_ns: int) -> Ev
         put: Your queue. The answer is 200 only after the queue has accepted everything.
         now_ns: The current time, in nanoseconds since the epoch.
     """
+    if event["requestContext"]["http"]["method"] != "POST":
+        return response(HTTPStatus.METHOD_NOT_ALLOWED)
     text = event.get("body") or ""
     body = base64.b64decode(text) if event.get("isBase64Encoded") else text.encode()
     # The platform writes names in lower case, and joins repeated headers with a comma, which is not a valid signature.
-    headers = event.get("headers", {})
-    if event["requestContext"]["http"]["method"] != "POST":
-        return answer(405)
-    if code := parse_url_verification(body):  # unsigned: it comes before there is a secret
-        return answer(200, verification_code=code)
+    headers = [(name.encode(), value.encode()) for name, value in event.get("headers", {}).items()]
     try:
-        verify(
-            body,
-            signature=headers.get(SIGNATURE_HEADER.lower(), ""),
-            timestamp=headers.get(TIMESTAMP_HEADER.lower(), ""),
-            secrets=secrets,
-            now_ms=now_ns // 1_000_000,
-        )
-        payload = parse(body)
-    except UnauthorizedError as error:
-        print("refused:", error.reason)
-        return answer(401)
-    except MalformedBodyError as error:
-        print("malformed:", error)
-        return keep([("dead-letter", body)], put) or answer(400)  # the body is Statsig's, and this is the only copy
-    mapped = mapper.map(payload, now_ns)
-    messages = [("record", record) for change in mapped.changes for record in change.records]
-    messages += [("dead-letter", invalid.text) for invalid in mapped.invalid]
-    counts = {"accepted": len(mapped.changes), "ignored": mapped.ignored, "invalid": len(mapped.invalid)}
-    return keep(messages, put) or answer(200, **counts)
+        answer = answer_to(Intake(verifier=Verifier(secrets)), headers, body, put=put, now_ns=now_ns)
+    except AnsweredError as answered:
+        answer = answered.answer
+    print("answered:", answer.status.value, answer.reason, answer.detail)
+    return response(answer.status, answer.body, answer.retry_after)
 
 
-def keep(messages: Sequence[tuple[str, bytes]], put: Put) -> Event | None:
-    """Put the messages into the queue. If that fails, return the answer 503."""
+def answer_to(intake: Intake, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, put: Put, now_ns: int) -> Answer:
+    """Verify and map a webhook, and put its records into the queue.
+
+    Raises:
+        AnsweredError: It is refused before all of it is looked at.
+    """
+    request = intake.begin(headers, now_ns)
+    try:
+        request.feed(body)
+        outcome = request.finish(complete=True)
+        if isinstance(outcome, Answer):
+            return outcome
+        return request.taken(keep(outcome, put))
+    except RefusedError as error:
+        return request.refused(error)
+    finally:
+        request.close()
+
+
+def keep(batch: Batch, put: Put) -> Receipt:
+    """Put the records into the queue, and what could not be mapped: the body is Statsig's, and this is the only copy.
+
+    Raises:
+        RefusedError: The queue failed: after any error, a 2xx would lose the messages.
+    """
+    messages = [("record", record) for change in batch.changes for record in change.records]
+    messages += [("dead-letter", invalid.text) for invalid in batch.invalid]
     try:
         for kind, message in messages:
             put(kind, message)
-    except Exception as error:  # noqa: BLE001 - after any error, a 2xx would lose the messages
-        print("the queue failed:", error)
-        return answer(503)
-    return None
+    except Exception as error:
+        raise RefusedError(f"the queue failed: {error}", reason="queue_failed") from error
+    return Receipt(len(batch.changes))
 
 
-def answer(status: int, **body: object) -> Event:
+def response(status: HTTPStatus, body: object = None, retry_after: int | None = None) -> Event:
     """The response in the platform's format."""
     headers = {"Content-Type": "application/json"}
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = "10"
-    return {"statusCode": status, "headers": headers, "body": json.dumps(body)}
+    if retry_after is not None:
+        headers["Retry-After"] = str(retry_after)
+    return {"statusCode": status.value, "headers": headers, "body": json.dumps(body)}
 
 
 def put_into_queue(kind: str, message: bytes) -> None:
@@ -117,4 +115,4 @@ if __name__ == "__main__":
         "headers": {name.lower(): value for name, value in signature.items()},
         "body": sample,
     }
-    print("answered:", handler(request, None))
+    print("returned:", handler(request, None))

@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 from wsgiref.types import WSGIApplication
 
 from statsig_otel import _times
@@ -17,6 +17,7 @@ from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.server.asgi_types import Receive, Send
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.builder import Exporters, Pipelines, Receivers, build_configuration
 from statsig_otel.plugin.service.consumer import ServiceConsumer
@@ -218,11 +219,33 @@ class Service:
         return self._assembly.wsgi_receivers[self._known(name)]
 
     def asgi_app(self) -> MountableApp:
-        """All receivers at their paths as an ASGI application, to mount in one of yours: Starlette, FastAPI.
+        """All receivers at their paths as an ASGI application, alone or mounted in one of yours: Starlette, FastAPI.
 
-        Start the service and shut it down with that application, for example by its `lifespan`.
+        Where it gets the server's lifespan events it starts the service and shuts it down. Frameworks don't pass these
+        on to what is mounted: there `lifespan` does it.
         """
-        return create_app({self._path(name): receiver for name, receiver in self._assembly.receivers.items()})
+        app = create_app({self._path(name): receiver for name, receiver in self._assembly.receivers.items()})
+
+        async def serve(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                await self._serve_lifespan(receive, send)
+            else:
+                await app(scope, receive, send)
+
+        return serve
+
+    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
+        """Answer the lifespan events of a server (the ASGI specification's "Lifespan Protocol")."""
+        await receive()
+        try:
+            await self.astart()
+        except Exception as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.ashutdown()
+        await send({"type": "lifespan.shutdown.complete"})
 
     def wsgi_app(self) -> WSGIApplication:
         """All receivers at their paths as a WSGI application, to mount in one of yours: Flask, Django."""

@@ -1,9 +1,9 @@
 """The durable path in somebody else's web application: a service without a server of its own."""
 
+import asyncio
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import falcon
 import falcon.asgi
@@ -14,6 +14,7 @@ from starlette.routing import Mount
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from statsig_otel.config import ConfigError
+from statsig_otel.exporters import DirectoryInUseError
 from statsig_otel.plugin import DEFAULT_PATH, Service
 from tests.plugin.adapters import serve_werkzeug, serve_wsgiref
 from tests.plugin.http_client import Address, connect, exchange, read_response, serving
@@ -28,20 +29,47 @@ def assert_taken(address: Address, path: str) -> None:
     assert [(answer.json["accepted"], answer.json["duplicates"]) for answer in answers] == [(1, 0), (0, 1)]
 
 
-def test_below_a_starlette_application_whose_lifespan_is_the_service_s(tmp_path: Path) -> None:
+def test_below_a_starlette_application_with_the_service_s_lifespan(tmp_path: Path) -> None:
     keeper = Keeper()
     running = service(tmp_path, {"mine": keeper}, listen=False)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with running:
-            yield
-
-    with serve_uvicorn(Starlette(routes=[Mount("/statsig", app=running.asgi_app())], lifespan=lifespan)) as address:
+    app = Starlette(routes=[Mount("/statsig", app=running.asgi_app())], lifespan=running.lifespan)
+    with serve_uvicorn(app) as address:
         assert_taken(address, "/statsig" + DEFAULT_PATH)
     assert keeper.names == ["a"]
     assert running.shutdown() is True
     assert running.urls == {}
+
+
+def test_as_an_application_of_its_own_that_the_server_starts_and_ends(tmp_path: Path) -> None:
+    keeper = Keeper()
+    running = service(tmp_path, {"mine": keeper}, listen=False)
+    with serve_uvicorn(running.asgi_app()) as address:
+        assert_taken(address, DEFAULT_PATH)
+    assert keeper.names == ["a"]
+    with pytest.raises(RuntimeError, match="was shut down"):
+        running.start()
+
+
+def test_a_start_that_fails_is_told_to_the_server(tmp_path: Path) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    with service(tmp_path, {"mine": Keeper()}):
+        second = service(tmp_path, {"mine": Keeper()}, listen=False)
+
+        async def serve() -> None:
+            await second.asgi_app()({"type": "lifespan"}, receive, send)
+
+        with pytest.raises(DirectoryInUseError):
+            asyncio.run(serve())
+    (message,) = sent
+    assert message["type"] == "lifespan.startup.failed"
+    assert "is in use by another service" in message["message"]
 
 
 def test_below_a_flask_application(tmp_path: Path) -> None:
