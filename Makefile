@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all check format bench docs clean
+.PHONY: help demo test test-slow test-all check format bench proof docs clean
 
 help:
 	@echo "make demo       watch a day of changes pass through a real collector"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-slow  run soak tests, longer searches, and tests against collectors, which are built first"
 	@echo "make check      check lint, format and types"
 	@echo "make bench      run the benchmarks; QUICK=1 for a rough run, BENCHMARKS=drain for only that one"
+	@echo "make proof      run the long proofs of proofs/; QUICK=1 for a first look, PROOFS=power_loss for only that one"
 	@echo "make format     format the code"
 	@echo "make docs       generate the parts of docs/ that come from the code"
 
@@ -86,6 +87,15 @@ BENCHMARKS ?= http_servers against_collector core_cost durable_answers drain bac
 bench: $(VENV)/.dev
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) $(ARGS); echo; done
+
+# Each script of proofs/ prints its report and fails if the proof does. The reports are in proofs/results, with their date.
+PROOFS ?= $(basename $(notdir $(wildcard proofs/*.py)))
+proof: $(VENV)/.dev
+	@mkdir -p proofs/results; failed=; for name in $(PROOFS); do \
+		echo "== $$name"; report=proofs/results/$$(date +%Y-%m-%d)-$$name.txt; \
+		{ $(BIN)/python proofs/$$name.py $(if $(QUICK),--quick) $(ARGS) && echo "== passed" || echo "== FAILED"; } 2>&1 | tee $$report; \
+		tail -1 $$report | grep -q passed || failed="$$failed $$name"; done; \
+		[ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 # Generates the tables of docs/configuration.md, and the schema.
 docs: $(VENV)/.dev

@@ -29,7 +29,7 @@ class FaultyMachine:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
-        self.env = {"LD_PRELOAD": str(_library()), "FAULTS": str(folder)}
+        self.env = {"LD_PRELOAD": str(preloaded(_SOURCE)), "FAULTS": str(folder)}
         self._folder = folder
         self._clock_error = 0
 
@@ -89,14 +89,14 @@ def fill(disk: Path) -> Path:
 
 
 @functools.cache
-def _library() -> Path:
-    """The compiled shim; once for each process of the tests."""
+def preloaded(source: Path) -> Path:
+    """A library to preload, compiled once for each process of the tests."""
     compiler = shutil.which("cc")
     if not sys.platform.startswith("linux") or compiler is None:
         pytest.skip("NOT PROVEN HERE: injecting faults into a service needs Linux and a C compiler (cc)")
     folder = TemporaryDirectory(prefix="statsig-otel-faults-")
     atexit.register(folder.cleanup)
-    library = Path(folder.name, "faults.so")
+    library = Path(folder.name, source.with_suffix(".so").name)
     flags = ["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([compiler, *flags, "-o", str(library), str(_SOURCE)], check=True, timeout=60)
+    subprocess.run([compiler, *flags, "-o", str(library), str(source)], check=True, timeout=60)
     return library

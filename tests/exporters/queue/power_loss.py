@@ -1,0 +1,298 @@
+"""What a power loss can leave of a queue: a recorded run, and disk images of any of its moments.
+
+A run is recorded by `trace.c`. At the moment of the power loss, all that was synced is on the disk. What was written
+since then is there or not, in any combination: each block of a file is in one of the states that it has had since the
+last sync, a file's size too, and of the names that were made, changed or removed in a directory, any may be as before.
+"""
+
+import logging
+import os
+import random
+import shutil
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+from statsig_otel.exporters.queue.errors import QueueError
+from tests.e2e.faulty_machine import preloaded
+from tests.exporters.queue.helpers import PATIENCE, ROOT, delivered, letters, running, settled
+from tests.exporters.queue.load import EXPORTERS
+
+_PARTS: Final = 3
+"""How often a queue is started in one run."""
+
+_HEADER: Final = struct.Struct("=IIQQQ")
+_T = TypeVar("_T")
+
+_BLOCKS: Final = (512, 4096)
+"""Bytes that a disk writes as a whole."""
+
+
+class Kind(IntEnum):
+    """As in `trace.c`."""
+
+    BEGIN = 1
+    WRITE = 2
+    SYNC = 3
+    TRUNCATE = 4
+    CREATE = 5
+    UNLINK = 6
+    RENAME = 7
+    MKDIR = 8
+    RMDIR = 9
+    SAID = 10
+    SHARED_INDEX = 11
+
+
+class Event(NamedTuple):
+    kind: Kind
+    inode: int
+    offset: int
+    path: str
+    data: bytes
+
+
+def record(root: Path, seed: int, *, unsynced: str = "") -> list[Event]:
+    """Run a queue under load below a directory, with a few restarts, and return what it did to the disk.
+
+    Args:
+        root: The directory, which exists.
+        seed: Determines the load.
+        unsynced: The name of a file whose syncs are left out.
+    """
+    trace = root.with_name(f"{root.name}.trace")
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": str(preloaded(Path(__file__).with_name("trace.c"))),
+        "TRACE": str(trace),
+        "TRACE_ROOT": str(root),
+        **({"UNSYNCED": unsynced} if unsynced else {}),
+    }
+    for part in range(_PARTS):
+        command = [sys.executable, "-m", "tests.exporters.queue.load", str(root / "queue"), str(seed), str(part)]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=4 * PATIENCE)
+    events = list(_parse(trace.read_bytes()))
+    trace.unlink()
+    shutil.rmtree(root / "queue")
+    return events
+
+
+def _parse(content: bytes) -> Iterator[Event]:
+    place = number = begun = 0
+    while place < len(content):
+        kind, path_length, inode, offset, size = _HEADER.unpack_from(content, place)
+        place += _HEADER.size
+        path = content[place : place + path_length].decode()
+        place += path_length
+        data = content[place : place + size]
+        place += size
+        if kind == Kind.BEGIN:
+            begun = number
+        yield Event(Kind(kind), inode, begun + offset if kind == Kind.SYNC else offset, path, data)
+        number += 1
+
+
+@dataclass(eq=False)
+class _File:
+    """A file or a directory: what was done to it, by the number of the event."""
+
+    is_directory: bool
+    changes: list[tuple[int, Event]] = field(default_factory=list)  # writes and truncations
+    names: list[tuple[int, str, "_File | None"]] = field(default_factory=list)  # of a directory; None: removed
+    syncs: list[tuple[int, int]] = field(default_factory=list)  # when it ended, and the events before it
+
+
+class Disk:
+    """The disk of a recorded run."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events = events
+        self._root = _File(is_directory=True)
+        self._indexes = [(number, one.data) for number, one in enumerate(events) if one.kind == Kind.SHARED_INDEX]
+        self._follow()
+
+    def _follow(self) -> None:
+        """Find out which file each event is about."""
+        by_inode: dict[int, _File] = {}
+        by_path: dict[str, _File] = {"": self._root}
+
+        def name(number: int, path: str, file: _File | None) -> None:
+            parent, _, last = path.rpartition("/")
+            by_path[parent].names.append((number, last, file))
+            if file is None:
+                by_path.pop(path)
+            else:
+                by_path[path] = file
+
+        for number, one in enumerate(self.events):
+            match one.kind:
+                case Kind.CREATE | Kind.MKDIR:
+                    by_inode[one.inode] = _File(one.kind is Kind.MKDIR)
+                    name(number, one.path, by_inode[one.inode])
+                case Kind.UNLINK | Kind.RMDIR:
+                    name(number, one.path, None)
+                case Kind.RENAME:
+                    old, new = one.path.split("\0")
+                    name(number, new, by_path[old])
+                    name(number, old, None)
+                case Kind.WRITE | Kind.TRUNCATE:
+                    by_inode[one.inode].changes.append((number, one))
+                case Kind.SYNC:
+                    by_inode.get(one.inode, self._root).syncs.append((number, one.offset))
+
+    def image(self, to: Path, moment: int, chance: random.Random) -> None:
+        """Make what a power loss after `moment` events may leave."""
+        self._make(self._root, to, _Loss(moment, chance))
+
+    def _make(self, file: _File, to: Path, loss: "_Loss") -> None:
+        moment = loss.moment
+        durable = max((before for ended, before in file.syncs if ended < moment), default=0)
+        if not file.is_directory:
+            to.write_bytes(_content([one for one in file.changes if one[0] < moment], durable, loss))
+            return
+        to.mkdir()
+        # By the event: a rename is there as a whole or not at all.
+        there = {number: number < durable or loss.is_lucky() for number, _, _ in file.names if number < moment}
+        entries: dict[str, _File | None] = {name: entry for number, name, entry in file.names if there.get(number)}
+        for name, entry in entries.items():
+            if entry is None or name == "reserve":
+                continue
+            if name.endswith("-shm"):
+                (to / name).write_bytes(self._index(loss))
+            else:
+                self._make(entry, to / name, loss)
+
+    def _index(self, loss: "_Loss") -> bytes:
+        """The log's index. It is never synced: its blocks are of any earlier moments, or were never written."""
+        found = [data for number, data in self._indexes if number < loss.moment][-5:]
+        if not found or loss.chance.random() < 0.3:
+            return b""
+        blocks = range(0, len(found[-1]), loss.block)
+        return b"".join(loss.pick(found)[start : start + loss.block] for start in blocks)
+
+
+class _Loss:
+    """A power loss after `moment` events."""
+
+    def __init__(self, moment: int, chance: random.Random) -> None:
+        self.moment = moment
+        self.chance = chance
+        self.block = chance.choice(_BLOCKS)
+        self._luck = chance.choice((0.0, 0.1, 0.5, 0.9, 1.0))  # how likely the last state is
+
+    def is_lucky(self) -> bool:
+        return self.chance.random() < self._luck
+
+    def pick(self, states: Sequence[_T]) -> _T:
+        """One of some states, the oldest first."""
+        return states[-1] if self.is_lucky() else self.chance.choice(states)
+
+
+def _content(changes: Sequence[tuple[int, Event]], durable: int, loss: _Loss) -> bytes:
+    """A file's content: its size and each of its blocks are as after some change since the last sync."""
+    content = bytearray()
+    pending: list[Event] = []
+    for number, change in changes:
+        if number < durable:
+            _apply(content, change)
+        else:
+            pending.append(change)
+    block = loss.block
+    sizes, states = [len(content)], dict[int, list[bytes]]()
+    for change in pending:
+        if change.kind is Kind.WRITE:
+            first, end = change.offset, change.offset + len(change.data)
+        else:
+            first, end = min(change.offset, len(content)), len(content)
+        touched = range(first // block, -(-end // block))
+        for index in touched:
+            states.setdefault(index, [bytes(content[index * block : (index + 1) * block])])
+        _apply(content, change)
+        sizes.append(len(content))
+        for index in touched:
+            states[index].append(bytes(content[index * block : (index + 1) * block]))
+    result = content.ljust(max(sizes), b"\0")
+    for index, found in states.items():
+        result[index * block : (index + 1) * block] = loss.pick(found).ljust(block, b"\0")
+    return bytes(result[: loss.pick(sizes)])
+
+
+def _apply(content: bytearray, change: Event) -> None:
+    if change.kind is Kind.TRUNCATE:
+        content.extend(bytes(max(change.offset - len(content), 0)))
+        del content[change.offset :]
+        return
+    content.extend(bytes(max(change.offset + len(change.data) - len(content), 0)))
+    content[change.offset : change.offset + len(change.data)] = change.data
+
+
+@dataclass(frozen=True)
+class Promised:
+    """What was said before a moment: numbers that were acknowledged, sent by exporters, and kept as dead letters."""
+
+    acknowledged: set[int]
+    sent: Mapping[str, set[int]]
+    kept: set[int]
+
+
+def promised(events: Sequence[Event], moment: int) -> Promised:
+    found: dict[str, set[int]] = {}
+    for one in events[:moment]:
+        for line in one.data.decode().splitlines() if one.kind is Kind.SAID else ():
+            word, number = line.split()
+            found.setdefault(word, set()).add(int(number))
+    acknowledged, kept = found.pop("acknowledged", set()), found.pop("kept", set())
+    return Promised(acknowledged, found, kept)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an image."""
+
+    missing: Mapping[str, set[int]]  # what was promised and is not there, by exporter
+    said: Sequence[str]  # what the queue logged as a warning or error
+
+
+def check(image: Path, promise: Promised) -> Outcome:
+    """Open an image as a service does after a power loss, and look for what was promised."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("statsig_otel")
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        with running(image / "queue", exporters=EXPORTERS) as queue:
+            settled(image / "queue")
+            found = {name: set(delivered(queue.cursor(name))) for name in EXPORTERS}
+            buried = {int.from_bytes(one.uid) for one in letters(queue.database) if one.uid is not None}
+    except (OSError, sqlite3.Error, QueueError) as error:
+        return Outcome({"all": promise.acknowledged}, [*lines, str(error)])
+    finally:
+        logger.propagate = True
+        logger.removeHandler(handler)
+    there = {name: numbers | promise.sent.get(name, set()) for name, numbers in found.items()}
+    there["otlp"] |= buried
+    missing = {name: promise.acknowledged - numbers for name, numbers in there.items()}
+    missing["dead letters"] = promise.kept - buried - found["otlp"]
+    return Outcome({name: numbers for name, numbers in missing.items() if numbers}, lines)
+
+
+def try_images(folder: Path, *, seed: int, images: int, unsynced: str = "") -> Iterator[Outcome]:
+    """Record a run in a folder, which is made, and check images of random moments of it."""
+    (folder / "root").mkdir(parents=True)
+    events = record(folder / "root", seed, unsynced=unsynced)
+    disk = Disk(events)
+    begun = next(number for number, one in enumerate(events) if one.kind is Kind.SAID)
+    for number in range(images):
+        chance = random.Random(f"{seed} {number}")
+        moment = chance.randrange(begun, len(events) + 1)
+        disk.image(folder / "image", moment, chance)
+        yield check(folder / "image", promised(events, moment))
+        shutil.rmtree(folder / "image")

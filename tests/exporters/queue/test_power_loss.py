@@ -1,0 +1,76 @@
+"""After a power loss, whatever it leaves of what was not synced, all that was acknowledged is there."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.exporters.queue.power_loss import Disk, Event, Kind, try_images
+
+BLOCK = 4096
+
+
+def event(kind: Kind, inode: int = 0, offset: int = 0, path: str = "", data: bytes = b"") -> Event:
+    return Event(kind, inode, offset, path, data)
+
+
+def images(events: list[Event], folder: Path, moment: int) -> list[bytes | None]:
+    """What a power loss may leave of a file `f`, in fifty attempts; None if it is not there."""
+    found: list[bytes | None] = []
+    for number in range(50):
+        image = folder / f"{moment} {number}"
+        Disk(events).image(image, moment, random.Random(number))
+        found.append((image / "f").read_bytes() if (image / "f").exists() else None)
+    return found
+
+
+def sectors(contents: list[bytes | None], place: int) -> set[bytes]:
+    """What the sectors of one of the two blocks have."""
+    blocks = [(content or b"")[place * BLOCK : (place + 1) * BLOCK] for content in contents]
+    found = {block[start : start + 512] for block in blocks for start in range(0, len(block), 512)}
+    assert all(len(set(sector)) == 1 for sector in found), "a sector is written as a whole"
+    return {sector[:1] for sector in found}
+
+
+def test_an_image_has_what_was_synced_and_any_part_of_the_rest(tmp_path: Path) -> None:
+    """The model itself: else the tests below would prove nothing."""
+    events = [
+        event(Kind.CREATE, 1, path="f"),  # 0
+        event(Kind.WRITE, 1, 0, data=b"a" * BLOCK),
+        event(Kind.SYNC, 1, 2),  # 2
+        event(Kind.SYNC, 99, 3),  # 3: the directory
+        event(Kind.WRITE, 1, 0, data=b"b" * BLOCK),
+        event(Kind.WRITE, 1, BLOCK, data=b"c" * BLOCK),  # 5
+        event(Kind.SYNC, 1, 5),  # 6: it began before the last write
+        event(Kind.RENAME, path="f\0g"),  # 7
+        event(Kind.SYNC, 99, 8),
+    ]
+    assert {None, b""} < set(images(events, tmp_path, 2))
+    assert images(events, tmp_path, 4) == [b"a" * BLOCK] * 50
+    unsynced = images(events, tmp_path, 6)
+    assert sectors(unsynced, 0) == {b"a", b"b"}
+    assert sectors(unsynced, 1) == {b"c", b"\0"}
+    assert {len(content or b"") for content in unsynced} == {BLOCK, 2 * BLOCK}
+    half_synced = images(events, tmp_path, 7)
+    assert sectors(half_synced, 0) == {b"b"}
+    assert sectors(half_synced, 1) == {b"c", b"\0"}
+    assert None not in half_synced
+    renamed = images(events, tmp_path, 8)
+    assert None in renamed
+    assert set(renamed) - {None}
+    assert images(events, tmp_path, 9) == [None] * 50
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_was_acknowledged_is_there_on_fifty_images(tmp_path: Path) -> None:
+    for seed in range(5):
+        assert not [one for one in try_images(tmp_path / str(seed), seed=seed, images=10) if one.missing]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("unsynced", ["queue.db-wal", "queue.db", "queue"])
+def test_without_one_of_the_syncs_something_is_missing(tmp_path: Path, unsynced: str) -> None:
+    """The control: the log, the database before the log begins anew, and the directory with their names."""
+    assert [one for one in try_images(tmp_path / "run", seed=0, images=20, unsynced=unsynced) if one.missing]
