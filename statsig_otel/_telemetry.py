@@ -94,6 +94,11 @@ fields_left_out = _meter.create_counter(
     unit="{fields}",
     description="Optional fields left out of a record because of their value's type. Attributes: receiver, field.",
 )
+timestamps_in_seconds = _meter.create_counter(
+    "statsig_otel_receiver_timestamps_in_seconds",
+    unit="{items}",
+    description="Config changes whose timestamp has ten digits and was read as seconds. Attribute: receiver.",
+)
 queue_set_aside = _meter.create_counter(
     "statsig_otel_queue_set_aside",
     unit="{files}",

@@ -245,6 +245,11 @@ class Intake:
             self._in_flight += size
             self._large_in_flight += large
 
+    def warn_of_seconds(self, changes: int) -> None:
+        """Log that changes had their time in seconds. For `Request`."""
+        message = "%s: %d config changes have a timestamp of ten digits, which was read as seconds, not milliseconds"
+        self._throttle.log(logging.WARNING, "timestamp_in_seconds", message, self.name, changes)
+
     def report(self, answer: Answer) -> None:
         """Count an answer, and log it if it is a refusal. Call this once for each request, when it is answered."""
         attributes = {"receiver": self.name, "status": answer.status.value, "reason": answer.reason}
@@ -360,6 +365,9 @@ class Request:
         if mapped.left_out:
             for field, times in Counter(mapped.left_out).items():
                 _telemetry.fields_left_out.add(times, {**receiver, "field": field})
+        if mapped.in_seconds:
+            _telemetry.timestamps_in_seconds.add(mapped.in_seconds, receiver)
+            self._intake.warn_of_seconds(mapped.in_seconds)
         body: dict[str, object] = {
             "accepted": receipt.accepted,
             "duplicates": receipt.duplicates,

@@ -16,6 +16,9 @@ from statsig_otel.plugin.record.arrays import converted, first, split
 _MAX_TIMESTAMP: Final = 253_402_300_799_999
 """The last millisecond of the year 9999, the last one that RFC 3339 can express."""
 
+_SECONDS: Final = range(10**9, 10**10)
+"""Ten digits: seconds of the years 2001 to 2286. As milliseconds they would be in 1970, when there was no Statsig."""
+
 _DIGITS: Final = re.compile(r"[0-9]{1,20}")
 _SPACE: Final = re.compile(r"\s")
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -46,6 +49,7 @@ class ChangeEvent:
         user_name: That user's name.
         user_email: That user's email address.
         left_out: The fields whose value had an unusable type.
+        in_seconds: Whether the time was sent in seconds (ten digits).
 
     Example:
         >>> from statsig_otel.plugin import ChangeEvent
@@ -69,6 +73,7 @@ class ChangeEvent:
     user_name: str | None = None
     user_email: str | None = None
     left_out: tuple[str, ...] = ()
+    in_seconds: bool = False
 
     @classmethod
     def from_item(cls, item: Mapping[str, object]) -> "ChangeEvent":
@@ -85,8 +90,10 @@ class ChangeEvent:
             left_out.append("user")
         metadata = _Fields("metadata.", given, left_out)
         who = _Fields("user.", user if isinstance(user, dict) else {}, left_out)
+        timestamp = _read_timestamp(item.get("timestamp"))
+        in_seconds = timestamp in _SECONDS
         return cls(
-            happened_at=_read_timestamp(item.get("timestamp")),
+            happened_at=timestamp * 1000 if in_seconds else timestamp,
             entity_type=_read_required(given, "type"),
             name=_read_required(given, "name"),
             action=metadata.text("action"),
@@ -100,6 +107,7 @@ class ChangeEvent:
             user_name=who.text("name"),
             user_email=who.text("email"),
             left_out=tuple(left_out),
+            in_seconds=in_seconds,
         )
 
     @property
@@ -114,7 +122,7 @@ class ChangeEvent:
 
 
 def _read_timestamp(value: object) -> int:
-    """Milliseconds: an integer, or a string of its digits as in older deliveries."""
+    """An integer, or a string of its digits as in older deliveries."""
     number: object = value
     if isinstance(value, str) and _DIGITS.fullmatch(value):
         number = int(value)

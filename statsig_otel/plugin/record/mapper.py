@@ -22,12 +22,14 @@ class Mapped:
         invalid: The config changes that no record could be made of.
         ignored: The number of items that are not config changes, or that the filter drops.
         left_out: The optional fields that had an unusable type, with one entry for each time.
+        in_seconds: The number of changes whose time was sent in seconds.
     """
 
     changes: tuple[Change, ...]
     invalid: tuple[Invalid, ...]
     ignored: int
     left_out: tuple[str, ...]
+    in_seconds: int = 0
 
 
 class Mapper:
@@ -66,6 +68,7 @@ class Mapper:
         changes: list[Change] = []
         invalid: list[Invalid] = []
         left_out: list[str] = []
+        in_seconds = 0
         ignored = payload.ignored
         for item in payload.changes:
             try:
@@ -78,7 +81,8 @@ class Mapper:
                 invalid.append(Invalid(item.text.encode(), str(error)))
                 continue
             left_out.extend(read.event.left_out)
-        return Mapped(tuple(changes), tuple(invalid), ignored, tuple(left_out))
+            in_seconds += read.event.in_seconds
+        return Mapped(tuple(changes), tuple(invalid), ignored, tuple(left_out), in_seconds)
 
     def concerned(self, item: Item) -> Concerned | None:
         """The services that a change concerns; None if there are no rules.

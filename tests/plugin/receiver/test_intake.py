@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.plugin.receiver.intake import SMALL_BODY, Answer, AnsweredError, Intake, Limits, Request
 from statsig_otel.plugin.receiver.log_throttle import LogThrottle
@@ -176,3 +177,20 @@ def test_past_a_hundred_kinds_the_rest_is_one(caplog: pytest.LogCaptureFixture) 
         for _ in range(2):
             throttle.log(logging.WARNING, f"kind {number}", "%d", number)
     assert caplog.messages == [str(number) for number in range(101)]
+
+
+def test_timestamps_in_seconds_are_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records have the right time, and somebody can look for the sender of the wrong one."""
+    counted: list[tuple[int, dict[str, str]]] = []
+    monkeypatch.setattr(_telemetry.timestamps_in_seconds, "add", lambda *arguments: counted.append(arguments))
+    changes = [json.loads(CHANGE) | {"timestamp": time} for time in (1_739_400_185, "1739400186", 1_739_400_185_000)]
+    body = json.dumps(changes).encode()
+    receiver = intake()
+    for _ in range(2):
+        request = begin(receiver, body)
+        request.feed(body)
+        assert isinstance(request.finish(complete=True), Batch)
+        request.taken(Receipt(3))
+    assert counted == [(2, {"receiver": receiver.name})] * 2
+    said = "2 config changes have a timestamp of ten digits, which was read as seconds"
+    assert caplog.text.count(said) == 1  # once in ten seconds

@@ -229,6 +229,23 @@ def test_the_timestamp_is_milliseconds_as_an_integer_or_its_digits(value: object
     assert mapped("timestamp", value).happened_at == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "expected", "in_seconds"),
+    [
+        (1_739_400_185, 1_739_400_185_000, True),
+        ("1739400185", 1_739_400_185_000, True),
+        (1_000_000_000, 1_000_000_000_000, True),
+        (9_999_999_999, 9_999_999_999_000, True),
+        (999_999_999, 999_999_999, False),
+        (10_000_000_000, 10_000_000_000, False),
+    ],
+)
+def test_a_timestamp_of_ten_digits_is_seconds(value: object, expected: int, in_seconds: bool) -> None:  # noqa: FBT001 - a case
+    """As milliseconds it would be in 1970: backends with a retention drop it without a word."""
+    event = mapped("timestamp", value)
+    assert (event.happened_at, event.in_seconds) == (expected, in_seconds)
+
+
 @pytest.mark.parametrize("value", [0, -1, "0", "00", 253402300800000, "253402300800000", 2**63, 2**64, 10**400])
 def test_the_timestamp_lies_between_1970_and_the_year_9999(value: object) -> None:
     with pytest.raises(InvalidItemError, match="between 1970 and the year 9999"):
