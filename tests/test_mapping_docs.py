@@ -68,6 +68,8 @@ def shown(encoded: bytes, wanted: dict[str, Any]) -> dict[str, object]:
     found = {
         "event_name": record.event_name,
         "body": plain(record.body),
+        "severity_number": record.severity_number,
+        "severity_text": record.severity_text,
         "resource": {attribute.key: plain(attribute.value) for attribute in resource_logs.resource.attributes},
         "attributes": {name: attributes.get(name) for name in wanted.get("attributes", {})},
     }
@@ -75,7 +77,7 @@ def shown(encoded: bytes, wanted: dict[str, Any]) -> dict[str, object]:
 
 
 def test_every_yaml_is_an_example() -> None:
-    assert len(EXAMPLES) == PAGE.count("```yaml") == 9
+    assert len(EXAMPLES) == PAGE.count("```yaml") == 10
 
 
 def test_the_tables_name_all_there_is() -> None:

@@ -5,7 +5,8 @@ whatever happens to its attributes. `log.record.uid` can't be changed: it identi
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Final, TypeAlias, cast
@@ -86,6 +87,8 @@ METADATA: Final = "metadata."
 
 _FIELDS: Final = (*SHORT_NAMES, TIMESTAMP, *ATTRIBUTES, *SERVICE_FIELDS)
 
+_SEVERITY: Final = re.compile(r"[1-9]|1[0-9]|2[0-4]")
+
 MAX_INT: Final = 2**63 - 1
 """The largest integer in OTLP."""
 
@@ -103,11 +106,27 @@ def parse_template(text: str) -> Template:
         if not (name in _FIELDS or _is_metadata(name)):
             near = hint_for(name, [*_FIELDS, f"{METADATA}NAME"])
             raise TemplateError(f"has {{{name}}}, which is not a field of a change", near)
-    only = template.only
-    if only is not None and isinstance(only.default, str) and _is_array(only.name):
-        # An attribute has one type.
-        return Template((Placeholder(only.name, (only.default,)),))
-    return template
+    return _typed(template)
+
+
+def _typed(template: Template) -> Template:
+    """The template, with its fields knowing whether they are arrays."""
+    return Template(tuple(part if isinstance(part, str) else _typed_placeholder(part) for part in template.parts))
+
+
+def _typed_placeholder(field: Placeholder) -> Placeholder:
+    is_array = None if _is_metadata(field.name) else _is_array(field.name)
+    return Placeholder(field.name, field.default and _typed(field.default), is_array)
+
+
+def is_array(template: Template) -> bool:
+    """Whether a template always gives an array: it is nothing but a field that is one."""
+    return template.only is not None and bool(template.only.is_array)
+
+
+def is_severity(text: str) -> bool:
+    """Whether a string is a SeverityNumber of OpenTelemetry's log data model."""
+    return _SEVERITY.fullmatch(text) is not None
 
 
 def _is_array(name: str) -> bool:
@@ -142,21 +161,25 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """A value from a table. An array is looked up element by element, and gives an array.
+    """A value from a table. An array is looked up element by element, and gives an array, or its first match.
 
     Attributes:
         key: What is looked up.
         table: The values by key.
         default: The value for all other keys and for an absent one; None for no attribute.
+        first_match: Give one value, also for an array: that of the first key of the table that is among its elements.
     """
 
     key: Template
     table: Mapping[str, "Template | Constant"]
     default: "Template | Constant | None" = None
+    first_match: bool = False
 
     def value(self, fields: FieldsOf) -> AttributeValue | None:
         """The value for one change."""
         key = self.key.value(fields)
+        if self.first_match:
+            return self._first_match(set(texts_of(key)), fields)
         if isinstance(key, str | bool | int | float) or (key is None and not self._is_of_array()):
             source = self._source(key)
             return None if source is None else source.value(fields)
@@ -165,10 +188,15 @@ class Lookup:
         values = [source.value(fields) for source in sources.values() if source is not None]
         return array(joined(map(_elements, values), distinct=True))
 
+    def _first_match(self, keys: Collection[str], fields: FieldsOf) -> AttributeValue | None:
+        for key, source in self.table.items():
+            if key in keys and (value := source.value(fields)) is not None:
+                return value
+        return None if self.default is None else self.default.value(fields)
+
     def _is_of_array(self) -> bool:
         """Whether the key is an array by its field, even if a change has none: an attribute has one type."""
-        only = self.key.only
-        return only is not None and _is_array(only.name)
+        return is_array(self.key)
 
     def _source(self, key: AttributeValue | None) -> "Template | Constant | None":
         return self.default if key is None else self.table.get(as_text(key), self.default)
@@ -188,6 +216,8 @@ class RecordMapping:
         attributes: Attributes to set. They replace those of the same name.
         rename: New names of default attributes.
         drop: Default attributes to leave out, by name or by a pattern of `fnmatch.fnmatchcase`.
+        severity_number: The SeverityNumber. Anything but an integer from 1 to 24 counts as nothing.
+        severity_text: The SeverityText.
 
     Raises:
         ValueError: An attribute is unknown, can't be changed, or would be in a record twice.
@@ -198,6 +228,8 @@ class RecordMapping:
     attributes: Mapping[str, Source] = field(default_factory=dict)
     rename: Mapping[str, str] = field(default_factory=dict)
     drop: Sequence[str] = ()
+    severity_number: Source | None = None
+    severity_text: Source | None = None
     _dropped: frozenset[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -239,7 +271,19 @@ class RecordMapping:
             event_name=(self.event_name and self.event_name.text(fields)) or record.event_name,
             body=(self.body and self.body.text(fields)) or record.body,
             attributes=attributes,
+            severity_number=_severity_of(self.severity_number, fields) or record.severity_number,
+            severity_text=_text_of(self.severity_text, fields) or record.severity_text,
         )
+
+
+def _severity_of(source: Source | None, fields: FieldsOf) -> int | None:
+    text = _text_of(source, fields)
+    return int(text) if text is not None and is_severity(text) else None
+
+
+def _text_of(source: Source | None, fields: FieldsOf) -> str | None:
+    value = None if source is None else source.value(fields)
+    return None if value is None else as_text(value)
 
 
 def fields_of(record: RecordFields, event: ChangeEvent, item: Mapping[str, object]) -> FieldsOf:

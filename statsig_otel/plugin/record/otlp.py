@@ -11,7 +11,13 @@ from functools import lru_cache
 from typing import Final, TypeAlias
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue
-from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO, LogRecord, ResourceLogs, ScopeLogs
+from opentelemetry.proto.logs.v1.logs_pb2 import (
+    SEVERITY_NUMBER_INFO,
+    LogRecord,
+    ResourceLogs,
+    ScopeLogs,
+    SeverityNumber,
+)
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from statsig_otel.plugin.record.arrays import Cut
@@ -33,6 +39,7 @@ _SCOPE_LOGS: Final = b"\x12"
 _LOG_RECORDS: Final = b"\x12"
 _TIME_UNIX_NANO: Final = b"\x09"
 _OBSERVED_TIME_UNIX_NANO: Final = b"\x59"
+_SEVERITY_TEXT: Final = b"\x1a"
 _BODY: Final = b"\x2a"
 _ATTRIBUTES: Final = b"\x32"
 _EVENT_NAME: Final = b"\x62"
@@ -43,7 +50,7 @@ _STRING_VALUE: Final = b"\x0a"
 _ARRAY_VALUE: Final = b"\x2a"
 _VALUES: Final = b"\x0a"
 
-_SEVERITY: Final = LogRecord(severity_number=SEVERITY_NUMBER_INFO).SerializeToString()
+_SEVERITIES: Final = tuple(LogRecord(severity_number=number).SerializeToString() for number in SeverityNumber.values())
 _FIXED64: Final = struct.Struct("<Q")
 _ONE_BYTE: Final = tuple(bytes((number,)) for number in range(0x80))
 
@@ -72,7 +79,17 @@ class LogSerializer:
         self._scope = ScopeLogs(scope=scope).SerializeToString()
         self._schema_url = ScopeLogs(schema_url=schema_url).SerializeToString()
 
-    def serialize(self, *, time_ns: int, observed_ns: int, event_name: str, body: str, attributes: Attributes) -> bytes:
+    def serialize(
+        self,
+        *,
+        time_ns: int,
+        observed_ns: int,
+        event_name: str,
+        body: str,
+        attributes: Attributes,
+        severity_number: int = SEVERITY_NUMBER_INFO,
+        severity_text: str = "",
+    ) -> bytes:
         """Serialise one record.
 
         Args:
@@ -81,11 +98,16 @@ class LogSerializer:
             event_name: Its EventName.
             body: Its body.
             attributes: Its attributes, in order.
+            severity_number: Its SeverityNumber, 1 to 24.
+            severity_text: Its SeverityText; empty for none.
 
         Raises:
             ValueError: See the class.
         """
-        parts = [_time(_TIME_UNIX_NANO, time_ns), _SEVERITY, _field(_BODY, _field(_STRING_VALUE, body.encode()))]
+        parts = [_time(_TIME_UNIX_NANO, time_ns), _SEVERITIES[severity_number]]
+        if severity_text:
+            parts.append(_field(_SEVERITY_TEXT, severity_text.encode()))
+        parts.append(_field(_BODY, _field(_STRING_VALUE, body.encode())))
         parts += [
             _string_attribute(key, value) if isinstance(value, str) else _attribute(key, value, attributes)
             for key, value in attributes.items()

@@ -1,8 +1,8 @@
 """Makes the log record of a change event: its uid, its default fields, and its OTLP bytes.
 
-The record follows the semantic conventions for events: a static EventName, a body of one readable line, no
-SeverityText. The SDK's encoder is not used: it is private, drops attributes with a lone surrogate, and takes several
-times as long.
+The record follows the semantic conventions for events: a static EventName, a body of one readable line, the severity
+INFO without a SeverityText. The SDK's encoder is not used: it is private, drops attributes with a lone surrogate, and
+takes several times as long.
 """
 
 import hmac
@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Final, Literal, Protocol, get_args
 
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO
 
 from statsig_otel import __version__
 from statsig_otel.plugin.record import description
@@ -69,6 +70,8 @@ class RecordFields:
         event_name: The EventName.
         body: The body.
         attributes: The attributes, in order.
+        severity_number: The SeverityNumber, 1 to 24.
+        severity_text: The SeverityText; empty for none.
         service: The `service.name` and `service.namespace` of a record that is about one service. A mapping may read
             them; they are in the resource.
     """
@@ -76,6 +79,8 @@ class RecordFields:
     event_name: str
     body: str
     attributes: Mapping[str, AttributeValue]
+    severity_number: int = SEVERITY_NUMBER_INFO
+    severity_text: str = ""
     service: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -211,6 +216,8 @@ class LogRecordEncoder:
             event_name=record.event_name,
             body=record.body,
             attributes=record.attributes,
+            severity_number=record.severity_number,
+            severity_text=record.severity_text,
         )
 
     def _attributes(self, event: ChangeEvent, uid: str) -> dict[str, AttributeValue]:

@@ -1,7 +1,7 @@
 """The `mapping` settings of a receiver."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -18,6 +18,8 @@ from statsig_otel.plugin.record.mapping import (
     check_new_name,
     check_old_name,
     check_pattern,
+    is_array,
+    is_severity,
     parse_template,
 )
 from statsig_otel.plugin.record.template import Template
@@ -48,6 +50,8 @@ def _check_types(values: list[str | float]) -> list[str | float]:
     return values
 
 
+_FIRST_MATCH: Final = "use a lookup with first_match: true, which gives one number"
+
 _Template = Annotated[str, _passing(parse_template)]
 _NewName = Annotated[str, _passing(check_new_name)]
 _OldName = Annotated[str, _passing(check_old_name)]
@@ -67,6 +71,10 @@ class LookupSettings(Settings):
     lookup: _Template = Field(description="What is looked up, a template.", examples=["{project.name}"])
     table: dict[str, _Scalar] = Field(description="The values, by the string that is looked up.", min_length=1)
     default: _Scalar | None = Field(default=None, description="The value of all else; without it there is none.")
+    first_match: bool = Field(
+        default=False,
+        description="Give one value, also for an array: that of the first key of the table that is among its elements.",
+    )
 
     @model_validator(mode="after")
     def _check_types(self) -> "LookupSettings":
@@ -81,9 +89,31 @@ class LookupSettings(Settings):
             return _single(float(value) if fractions else value)
 
         table = {key: source(value) for key, value in self.table.items()}
-        return Lookup(parse_template(self.lookup), table, None if self.default is None else source(self.default))
+        default = None if self.default is None else source(self.default)
+        return Lookup(parse_template(self.lookup), table, default, self.first_match)
 
 
+def _check_severity(value: str | float) -> str | float:
+    """A constant has to be a SeverityNumber. A template is one if it gives one."""
+    template = parse_template(value) if isinstance(value, str) else Template(())
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if not any(template.names) and not (is_number and is_severity(str(value))):
+        raise SettingError("is not a SeverityNumber", "write a number from 1 to 24: 9 is INFO, 13 WARN, 17 ERROR")
+    if is_array(template):
+        raise SettingError("is an array", _FIRST_MATCH)
+    return value
+
+
+def _check_severities(written: LookupSettings) -> LookupSettings:
+    for value in (*written.table.values(), *([] if written.default is None else [written.default])):
+        _check_severity(value)
+    if not written.first_match and is_array(parse_template(written.lookup)):
+        raise SettingError("gives an array, for it looks up each element of one", _FIRST_MATCH)
+    return written
+
+
+_SeverityNumber = Annotated[_Scalar, AfterValidator(_check_severity)]
+_SeverityLookup = Annotated[LookupSettings, AfterValidator(_check_severities)]
 _List = Annotated[list[_Scalar], Field(min_length=1), AfterValidator(_check_types)]
 _Written = _Scalar | _List | LookupSettings
 
@@ -102,6 +132,14 @@ class MappingSettings(Settings):
     )
     body: _Template | None = Field(
         default=None, description="The body, a template.", examples=["{name} {action:-changed}: {description}"]
+    )
+    severity_number: _SeverityNumber | _SeverityLookup | None = Field(
+        default=None,
+        description="The SeverityNumber, 1 to 24: a number, a template, or a lookup. 9, INFO, where it gives nothing.",
+        examples=[13, {"lookup": "{environments}", "table": {"production": 13}, "first_match": True}],
+    )
+    severity_text: _Template | LookupSettings | None = Field(
+        default=None, description="The SeverityText: a template, or a lookup. None by default.", examples=["{action}"]
     )
     attributes: dict[_NewName, _Written] = Field(
         default_factory=dict,
@@ -129,6 +167,8 @@ class MappingSettings(Settings):
         return RecordMapping(
             event_name=None if self.event_name is None else parse_template(self.event_name),
             body=None if self.body is None else parse_template(self.body),
+            severity_number=None if self.severity_number is None else _source(self.severity_number),
+            severity_text=None if self.severity_text is None else _source(self.severity_text),
             attributes={name: _source(written) for name, written in self.attributes.items()},
             rename=self.rename,
             drop=self.drop,

@@ -38,6 +38,10 @@ _DETAILS: Final = "statsig.change."
 _ORIGINAL: Final = (ORIGINAL, ORIGINAL_SIZE, ORIGINAL_HASH)
 
 
+_MAPPED: Final = {"event_name", "body", "severity_number", "severity_text", "attributes"}
+"""The keys of a mapping that have templates."""
+
+
 def _fault_of_field(name: str, receiver: "StatsigReceiverSettings") -> Fault | None:
     """Why no change of a receiver can have a field of a template, and the key to set."""
     if name.startswith(_DETAILS) and not receiver.include_change_details:
@@ -54,7 +58,7 @@ def _fault_of_field(name: str, receiver: "StatsigReceiverSettings") -> Fault | N
 
 def _wrong_templates(receiver: "StatsigReceiverSettings") -> Iterator[InitErrorDetails]:
     """An error for each template with a field that no change can have, in its place."""
-    values = receiver.model_dump(include={"mapping": {"event_name", "body", "attributes"}, "impacted_services": True})
+    values = receiver.model_dump(include={"mapping": _MAPPED, "impacted_services": True})
     for place, text in _strings(values, ()):
         if place[:2] == ("impacted_services", "rules") and "match" in place[2:4]:
             continue  # patterns

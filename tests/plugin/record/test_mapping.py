@@ -190,7 +190,7 @@ NAMES: Final = (
     *(f"{METADATA}{name}" for name in ("name", "description", "environments", "tags", "targetApps", "x")),
 )  # fmt: skip
 PIECES: Final = st.sampled_from(("text ", "{{", "}}", "é")) | st.sampled_from(NAMES).flatmap(
-    lambda name: st.sampled_from((f"{{{name}}}", f"{{{name}:-none}}", f"{{{name}:-}}"))
+    lambda name: st.sampled_from((f"{{{name}}}", f"{{{name}:-none}}", f"{{{name}:-}}", f"{{{name}:-{{tags}}}}"))
 )
 TEMPLATES: Final = st.lists(PIECES, min_size=1, max_size=4).map("".join).map(parse_template)
 CONSTANTS: Final = st.builds(
@@ -206,6 +206,7 @@ SOURCES: Final[st.SearchStrategy[Source]] = st.one_of(
         TEMPLATES,
         st.dictionaries(st.sampled_from(("Gate", "layout_v2", "true", "production", "")), TEMPLATES | CONSTANTS),
         st.none() | TEMPLATES | CONSTANTS,
+        st.booleans(),
     ),
 )
 OTHERS: Final = [name for name in ATTRIBUTES if name != UID]
@@ -218,10 +219,11 @@ def mappings(draw: st.DrawFn) -> RecordMapping:
     drop = draw(st.lists(st.sampled_from(("*", "user.*", *OTHERS)), max_size=3))
     rename = draw(st.dictionaries(st.sampled_from(OTHERS), st.sampled_from(("x", "y", *OTHERS)), max_size=2))
     event_name, body = draw(st.none() | TEMPLATES), draw(st.none() | TEMPLATES)
+    severity = draw(st.none() | SOURCES), draw(st.none() | SOURCES)
     try:
-        return RecordMapping(event_name, body, attributes, rename, drop)
+        return RecordMapping(event_name, body, attributes, rename, drop, *severity)
     except ValueError:
-        return RecordMapping(event_name, body, attributes, {}, drop)
+        return RecordMapping(event_name, body, attributes, {}, drop, *severity)
 
 
 BLOCKS: Final = st.dictionaries(

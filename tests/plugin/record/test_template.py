@@ -38,6 +38,15 @@ FIELDS: Final[Mapping[str, AttributeValue]] = {
         ("{text:-d}", "a"),
         ("{zero:-d}", 0),
         ("{absent:-:-d}", ":-d"),
+        ("{absent:-{text}}", "a"),
+        ("{absent:-{number}}", 7),
+        ("{absent:-{array}}", ["x", "y"]),
+        ("{text:-{number}}", "a"),
+        ("{absent:-<{absent:-{text}}> {number}}", "<a> 7"),
+        ("{absent:-{absent}}", None),
+        ("{absent:-<{absent}>}", None),
+        ("{absent:-{absent:-{absent:-d}}}}}", "d}"),
+        ("{absent:-{text}} {absent}", "a "),
         ("<{text}>", "<a>"),
         ("{text}{text}", "aa"),
         ("{text} {number} {fraction} {no} {array} {numbers}", "a 7 0.5 false x, y 1, 2"),
@@ -73,6 +82,12 @@ def test_as_a_text(text: str, value: str | None) -> None:
         ("{text}}", "has a } that was not opened"),
         ("{}", "has braces without a field"),
         ("{:-x}", "has braces without a field"),
+        ("{text:-{}}", "has braces without a field"),
+        ("{text:-{{a}}}", "has a { that is not closed"),
+        ("{text:-{a}", "has a { that is not closed"),
+        ("{text:-a}}", "has a } that was not opened"),
+        ("{a:-" * 11 + "}" * 11, "has too many defaults within defaults"),
+        ("{a:-" * 100_000, "has too many defaults within defaults"),
     ],
 )
 def test_what_is_none_says_why(text: str, fault: str) -> None:
@@ -87,8 +102,14 @@ def test_braces_hold_a_name_and_nothing_else(inside: str) -> None:
 
 LITERALS: Final = st.text(max_size=6)
 NAMES: Final = st.text(alphabet=st.characters(exclude_characters="{}:", codec="utf-8"), min_size=1)
-DEFAULTS: Final = st.none() | st.text(alphabet=st.characters(exclude_characters="{}", codec="utf-8"), min_size=1)
-PLACEHOLDERS: Final = st.builds(Placeholder, NAMES, DEFAULTS)
+DEFAULT_TEXTS: Final = st.text(alphabet=st.characters(exclude_characters="{}", codec="utf-8"), min_size=1)
+PLACEHOLDERS: Final[st.SearchStrategy[Placeholder]] = st.recursive(
+    st.builds(Placeholder, NAMES),
+    lambda inner: st.builds(
+        Placeholder, NAMES, st.lists(DEFAULT_TEXTS | inner, min_size=1, max_size=3).map(tuple).map(Template)
+    ),
+    max_leaves=4,
+)
 
 
 def written(parts: Sequence[str | Placeholder]) -> str:
@@ -97,15 +118,24 @@ def written(parts: Sequence[str | Placeholder]) -> str:
         if isinstance(part, str):
             texts.append(part.replace("{", "{{").replace("}", "}}"))
         else:
-            texts.append("{" + part.name + ("" if part.default is None else f":-{part.default}") + "}")
+            default = "" if part.default is None else f":-{written(part.default.parts)}"
+            texts.append("{" + part.name + default + "}")
     return "".join(texts)
+
+
+def names(parts: Sequence[str | Placeholder]) -> list[str]:
+    found = []
+    for part in parts:
+        if isinstance(part, Placeholder):
+            found += [part.name, *(names(part.default.parts) if part.default else [])]
+    return found
 
 
 @given(st.lists(LITERALS | PLACEHOLDERS, max_size=6))
 def test_what_is_written_is_read(parts: list[str | Placeholder]) -> None:
     """Any literal text and any fields, one behind the other, come back: none is taken for the other."""
     template = Template.parse(written(parts))
-    assert list(template.names) == [part.name for part in parts if isinstance(part, Placeholder)]
+    assert list(template.names) == names(parts)
     shown = "".join(part if isinstance(part, str) else f"<{part.name}>" for part in parts)
     assert (template.text(lambda name: f"<{name}>") or "") == shown
     again = written(template.parts)
