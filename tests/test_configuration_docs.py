@@ -10,6 +10,7 @@ from statsig_otel.config import Settings
 from statsig_otel.config.grammar import check
 from statsig_otel.config.reference import keys
 from statsig_otel.config.source import parse
+from statsig_otel.config.validation import in_words
 from statsig_otel.plugin.cli.configuration_docs import TABLES, default_text, fill, main, schema
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 
@@ -68,11 +69,11 @@ def test_every_key_is_in_its_section(name: str) -> None:
 
 def test_every_refused_key_is_told() -> None:
     part = section("Keys of the Collector that are not here")
-    told = set(re.findall(r"^\| .*? \| (`\w+`) \| (.*) \|$", part, re.MULTILINE))
+    told = set(re.findall(r"^\| .*? \| (`\w+`) \| (.*?) \| (.*) \|$", part, re.MULTILINE))
     models = {model for found in MODELS.values() for model in found}
     for model in {base for found in models for base in found.__mro__ if issubclass(base, Settings)}:
         for key, advice in model.refused.items():
-            assert (f"`{key}`", advice) in told
+            assert (f"`{key}`", in_words(model.implied.get(key, ())), advice) in told
 
 
 def test_the_defaults_that_differ_are_ours() -> None:

@@ -1,6 +1,7 @@
 """The strict base model of all settings, and the types of special values: secrets, ids of extensions, lists."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, ClassVar, Final, Union, get_args, get_origin
@@ -13,12 +14,14 @@ from pydantic import (
     GetCoreSchemaHandler,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.scalars import YAML_1_1_BOOLEANS, resolve
+from statsig_otel.config.units import Duration, parse_duration
 
 _REDACTED: Final = "[REDACTED]"
 _BOOLEANS: Final = {"t": "true", "1": "true", "f": "false", "0": "false"}
@@ -32,11 +35,28 @@ def _boolean_hint(value: object) -> str | None:
     return f"write {_BOOLEANS[written]}" if written in _BOOLEANS else None
 
 
+def _is_one_of(implied: Iterable[object], value: object) -> bool:
+    """Whether a value is one of `Settings.implied`. The value of a variable is a string."""
+    for one in implied:
+        if one is Duration:
+            with suppress(ValueError):
+                parse_duration(value)
+                return True
+        elif isinstance(one, type):
+            if isinstance(value, one):
+                return True
+        elif str(value).lower() == str(one).lower():
+            return True
+    return False
+
+
 class Settings(BaseModel):
     """The base of every component's settings: unknown keys are errors, values don't change once checked.
 
     Attributes:
         refused: Keys that the Collector's component has and this one has not, each with what to do instead.
+        implied: Values of such keys that ask for what happens here anyway, so they are accepted. `Duration` stands for
+            every duration, `dict` for every mapping.
         meant: Keys that are often written by mistake, each with the right one: `{"insecure": "tls::insecure"}`.
         needed: Required keys, each with what to write.
         without: Secrets that may be missing at first, each with what to write until then.
@@ -52,6 +72,7 @@ class Settings(BaseModel):
     """
 
     refused: ClassVar[Mapping[str, str]] = {}
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {}
     meant: ClassVar[Mapping[str, str]] = {}
     needed: ClassVar[Mapping[str, str]] = {}
     without: ClassVar[Mapping[str, str]] = {}
@@ -60,6 +81,13 @@ class Settings(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_is_implied(cls, values: object) -> object:
+        if not isinstance(values, Mapping):
+            return values
+        return {key: value for key, value in values.items() if not _is_one_of(cls.implied.get(key, ()), value)}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -85,7 +113,7 @@ class Settings(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         """Add the tables of the models that this one is built on to its own."""
-        for name in ("refused", "meant", "needed"):
+        for name in ("refused", "implied", "meant", "needed"):
             tables = [vars(base).get(name, {}) for base in reversed(cls.__mro__)]
             setattr(cls, name, {key: advice for table in tables for key, advice in table.items()})
 

@@ -17,6 +17,7 @@ from pydantic_core import core_schema
 
 from statsig_otel.config.configuration import Components
 from statsig_otel.config.model import Opaque, Settings
+from statsig_otel.config.units import DURATION_SCHEMA, Duration
 from statsig_otel.config.validation import Models
 
 Schema: TypeAlias = dict[str, Any]
@@ -87,12 +88,29 @@ class _Generator(GenerateJsonSchema):
             found["description"] = _summary(model)
         told = _attributes(model)
         defaults = model.model_construct().model_dump(mode="json", by_alias=True)
+        if issubclass(model, Settings):
+            found.setdefault("properties", {}).update(_implied(model))
         for key, value in found.get("properties", {}).items():
             if key in told:
                 value.setdefault("description", told[key])
             if key in defaults and "$ref" not in value:
                 value["default"] = defaults[key]
         return found
+
+
+def _implied(model: type[Settings]) -> dict[str, Schema]:
+    """The schemas of keys that have no effect, since what they ask for happens anyway."""
+    types: dict[object, Schema] = {Duration: dict(DURATION_SCHEMA), dict: {"type": "object"}}
+    found: dict[str, Schema] = {}
+    for key, values in model.implied.items():
+        words = [value for value in values if not isinstance(value, type) and value is not Duration]
+        forms = [types[one] for one in values if one not in words]
+        found[key] = {
+            "anyOf": [*([{"enum": _written(words)}] if words else []), *forms],
+            "description": f"Changes nothing: {model.refused[key]}.",
+            "deprecated": True,
+        }
+    return found
 
 
 def _written(values: list[Any]) -> list[Any]:
@@ -298,6 +316,8 @@ def keys(*models: type[Settings]) -> list[Key]:
 def _keys(model: str, definitions: Mapping[str, Schema], above: str) -> Iterator[Key]:
     definition = definitions[model]
     for name, schema in definition.get("properties", {}).items():
+        if schema.get("deprecated"):
+            continue  # it changes nothing
         path = f"{above}{name}"
         models = [_name(one) for one in _choices(schema) if "$ref" in one and one not in _OTHER_FORMS]
         yield Key(

@@ -162,7 +162,7 @@ def unit_of(annotation: Any) -> Callable[[Any], str | int] | None:
 
 
 # In both schemas a string that contains a ${...} is allowed.
-_DURATION_SCHEMA: Final = {
+DURATION_SCHEMA: Final = {
     "title": "duration",
     "type": ["string", "number"],
     "pattern": rf"^0$|^({_PART})+$|\$\{{",
@@ -181,7 +181,7 @@ Duration = Annotated[
     float,
     BeforeValidator(_duration),
     PlainSerializer(format_duration, when_used="json"),
-    WithJsonSchema(_DURATION_SCHEMA),
+    WithJsonSchema(DURATION_SCHEMA),
 ]
 """Seconds, written in Go's grammar (`5s`, `1m30s`); in code a number of seconds, or a `timedelta`."""
 

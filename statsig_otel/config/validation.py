@@ -3,6 +3,7 @@
 Each value has at most one problem, although pydantic reports one error for each type that a model allows.
 """
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import UnionType
@@ -13,8 +14,9 @@ from pydantic_core import ErrorDetails
 
 from statsig_otel.config.errors import NOT_A_NAME, Fault, Path, Problem, SettingError, closest, hint_for
 from statsig_otel.config.model import Composed, Opaque, OrList, Settings, without_these
+from statsig_otel.config.scalars import resolve
 from statsig_otel.config.source import Document, Unknown
-from statsig_otel.config.units import AS_WRITTEN, unit_of
+from statsig_otel.config.units import AS_WRITTEN, Duration, unit_of
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -24,6 +26,8 @@ _C = TypeVar("_C", bound=Composed)
 Models: TypeAlias = tuple[type[Settings], ...]
 """The models that read one mapping, each its own keys."""
 
+_NOT_HERE: Final = "is a key of the Collector that is not supported here"
+_EMPTY: Final = "empty"
 LIST_HINT: Final = "write [A, B], or a line with - A for each"
 
 _A_STRING: Final = "a string"
@@ -162,7 +166,9 @@ def _problems(
             continue
         if found[0]["type"] == "extra_forbidden":
             if advice := _advice("refused", models, below):
-                problems[below] = Fault("is a key of the Collector that is not supported here", advice)
+                implied = in_words(_advice("implied", models, below) or ())
+                message = f"can only be {implied} here" if implied not in ("", _EMPTY) else _NOT_HERE
+                problems[below] = Fault(message, advice)
                 continue
             key, known = str(below[-1]), _keys(_types(models, below[:-1]))
             target = _advice("meant", models, below)
@@ -199,8 +205,23 @@ def _with_hint(fault: Fault, models: Models, below: Path, found: list[ErrorDetai
     return fault
 
 
-def _advice(table: str, models: Models, below: Path) -> str | None:
-    """What the models around a key say about the key, in `refused`, `meant` or `needed`."""
+def in_words(implied: Iterable[object]) -> str:
+    """Values of `Settings.implied`: `true`, `pick_first or empty`, `a duration`."""
+    return _one_of(list(dict.fromkeys(map(_value_in_words, implied))))
+
+
+def _value_in_words(value: object) -> str:
+    if value is Duration:
+        return "a duration"
+    if value is dict:
+        return _A_MAPPING
+    if value in ("", [], {}):
+        return _EMPTY
+    return value if isinstance(value, str) and resolve(value) == value else json.dumps(value)
+
+
+def _advice(table: str, models: Models, below: Path) -> Any:
+    """What the models around a key say about the key, in `refused`, `implied`, `meant` or `needed`."""
     tables = (getattr(holder, table, {}) for holder in _models(_types(models, below[:-1])))
     return next((found[below[-1]] for found in tables if below[-1] in found), None)
 

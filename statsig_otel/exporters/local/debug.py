@@ -58,6 +58,11 @@ class DebugSettings(Settings):
         "sampling_thereafter": "leave it out: each record is printed",
         "use_internal_logger": "leave it out: the exporter prints to standard output",
     }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "output_paths": (["stdout"],),
+        "sampling_thereafter": (1,),
+        "use_internal_logger": (False,),
+    }
 
     verbosity: Literal["basic", "normal", "detailed"] = "normal"
     color: ColorMode = "auto"

@@ -21,6 +21,7 @@ from pydantic import Field, field_validator
 
 from statsig_otel.config.errors import Fault, SettingError
 from statsig_otel.config.model import Settings
+from statsig_otel.config.units import Duration
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.paths import NO_PATH, WRITABLE_HINT, exists, unusable
@@ -56,6 +57,12 @@ class FileSettings(Settings):
         "flush_interval": "leave it out: each batch is synced to disk before it counts as delivered",
         "group_by": "leave it out: there is one file; configure one exporter per file",
         "rotation": "let logrotate rename the file (create, not copytruncate): the exporter then starts a new one",
+    }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "compression": ("",),
+        "create_directory": (False,),
+        "flush_interval": (Duration,),
+        "group_by": ({"enabled": False},),
     }
 
     needed: ClassVar[Mapping[str, str]] = {"path": "name a file, such as /var/log/statsig-otel/changes.jsonl"}

@@ -152,6 +152,7 @@ class _OtlpSettings(Settings):
         "read_buffer_size": "leave it out: the library chooses its buffers",
         "write_buffer_size": "leave it out: the library chooses its buffers",
     }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"middlewares": ([],)}
 
     meant: ClassVar[Mapping[str, str]] = {
         "ca_file": "tls::ca_file",
@@ -189,6 +190,10 @@ class OtlpGrpcSettings(_OtlpSettings):
         "balancer_name": "leave it out: there is one connection, to the first address that answers",
         "user_agent": "leave it out: the service sends its own",
         "wait_for_ready": "leave it out: an attempt that can't connect is repeated, without limit",
+    }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "balancer_name": ("", "pick_first"),
+        "wait_for_ready": (True, False),
     }
     needed: ClassVar[Mapping[str, str]] = {"endpoint": "write host:port, such as localhost:4317"}
 
@@ -283,6 +288,11 @@ class OtlpHttpSettings(_OtlpSettings):
         "profiles_endpoint": _LOGS_ONLY,
         "proxy_url": "send to a Collector that uses the proxy",
         "traces_endpoint": _LOGS_ONLY,
+    }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "cookies": ({"enabled": False},),
+        "disable_keep_alives": (False,),
+        "force_attempt_http2": (False,),
     }
 
     endpoint: Url = ""

@@ -105,6 +105,13 @@ class ClientTlsSettings(Settings):
         "reload_interval": "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)",
         "tpm": "write the key to a file, and name that in key_file",
     }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "cipher_suites": ([],),
+        "curve_preferences": ([],),
+        "include_insecure_cipher_suites": (False,),
+        "max_version": ("", "1.3"),
+        "tpm": ({"enabled": False},),
+    }
 
     insecure: bool = False
     ca_file: str = ""

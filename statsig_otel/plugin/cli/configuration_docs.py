@@ -13,6 +13,7 @@ from typing import Any, Final, get_args
 
 from statsig_otel.config.model import Composed, Settings
 from statsig_otel.config.reference import Key, json_schema, keys
+from statsig_otel.config.validation import in_words
 from statsig_otel.exporters.local.debug import DebugSettings
 from statsig_otel.exporters.local.file import FileSettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
@@ -55,7 +56,7 @@ def schema() -> str:
 
 def _part(name: str) -> str:
     if name == _REFUSED:
-        return _table(("where", "key", "instead"), _refused())
+        return _table(("where", "key", "accepted", "instead"), _refused())
     return _table(("key", "type", "default", "meaning"), (_row(key) for key in keys(TABLES[name])))
 
 
@@ -71,13 +72,14 @@ def default_text(default: Any) -> str:
 
 
 def _refused() -> Iterator[tuple[str, ...]]:
-    paths: dict[tuple[str, str], list[str]] = {}
+    paths: dict[tuple[str, str, str], list[str]] = {}
     for name, model in TABLES.items():
         for path, settings in _models(model, name):
             for key, advice in settings.refused.items():
-                paths.setdefault((key, advice), []).append(path)
-    for (key, advice), refusing in paths.items():
-        yield ", ".join(refusing), f"`{key}`", advice
+                accepted = in_words(settings.implied.get(key, ()))
+                paths.setdefault((key, accepted, advice), []).append(path)
+    for (key, accepted, advice), refusing in paths.items():
+        yield ", ".join(refusing), f"`{key}`", accepted, advice
 
 
 def _models(model: type[Settings], path: str) -> Iterator[tuple[str, type[Settings]]]:

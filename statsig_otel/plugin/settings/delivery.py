@@ -40,6 +40,7 @@ class BatchSettings(Settings):
     refused: ClassVar[Mapping[str, str]] = {
         "partition": "leave it out: an exporter has one queue, and keeps the order",
     }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"partition": ({}, {"metadata_keys": []})}
     # The keys of the Collector's batch processor.
     meant: ClassVar[Mapping[str, str]] = {
         "send_batch_max_size": "max_size",
@@ -66,6 +67,7 @@ class SendingQueueSettings(Settings):
         "blocking": "use block_on_overflow, its current name; here it is always false",
         "wait_for_result": "use enabled: false, with which the webhook waits for the exporter itself",
     }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"blocking": (False,), "wait_for_result": (False,)}
 
     enabled: bool = Field(
         default=True, description="Queue on disk. With false the webhook waits for the exporter itself."

@@ -130,6 +130,14 @@ class ServerTlsSettings(Settings):
         "include_insecure_cipher_suites": "leave it out: OpenSSL's own are used",
         "tpm": "write the key to a file, and name that in key_file",
     }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "cipher_suites": ([],),
+        "curve_preferences": ([],),
+        "include_insecure_cipher_suites": (False,),
+        "include_system_ca_certs_pool": (False,),
+        "max_version": ("", "1.3"),
+        "tpm": ({"enabled": False},),
+    }
 
     needed: ClassVar[Mapping[str, str]] = {
         "cert_file": "name the file of the certificate chain, or leave tls out to serve plain HTTP",
@@ -207,6 +215,13 @@ class StatsigReceiverSettings(Settings):
         "response_headers": "let a proxy before it add them",
         "transport": "leave it out: it listens on TCP",
         "write_timeout": "leave it out: an answer has a few bytes",
+    }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "include_metadata": (False,),
+        "keep_alives_enabled": (True,),
+        "middlewares": ([],),
+        "response_headers": ({}, []),
+        "transport": ("tcp",),
     }
 
     meant: ClassVar[Mapping[str, str]] = {

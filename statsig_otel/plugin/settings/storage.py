@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
-from statsig_otel.config.units import Size
+from statsig_otel.config.units import Duration, Size
 from statsig_otel.exporters.paths import NO_PATH
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 
@@ -28,6 +28,14 @@ class FileStorageSettings(Settings):
         "fsync": "leave it out: nothing is acknowledged before it is on the disk",
         "recreate": "leave it out: a corrupt file is set aside, and the service starts",
         "timeout": "leave it out: one service owns the directory, and a second one says so at once",
+    }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "compaction": (dict,),
+        "create_directory": (True,),
+        "directory_permissions": ("0700", "700"),
+        "fsync": (True,),
+        "recreate": (True,),
+        "timeout": (Duration,),
     }
 
     needed: ClassVar[Mapping[str, str]] = {"directory": "name a directory, such as /var/lib/statsig-otel"}

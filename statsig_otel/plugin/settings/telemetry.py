@@ -63,6 +63,14 @@ class LogsSettings(Settings):
         "processors": "leave it out: the log goes to standard error; a Collector's filelog receiver can read it",
         "sampling": "leave it out: what repeats itself is throttled",
     }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "development": (False,),
+        "disable_caller": (True,),
+        "error_output_paths": (["stderr"],),
+        "initial_fields": ({},),
+        "output_paths": (["stderr"],),
+        "processors": ([],),
+    }
 
     level: Annotated[LogLevel | None, BeforeValidator(_log_level), WithJsonSchema(_LEVEL_SCHEMA)] = Field(
         default=None, description="What is logged. Without it: OTEL_LOG_LEVEL, else info."
@@ -74,6 +82,7 @@ class MetricsSettings(Settings):
     """`service::telemetry::metrics`."""
 
     refused: ClassVar[Mapping[str, str]] = dict.fromkeys(("address", "readers", "views"), _METRICS_HINT)
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"readers": ([],), "views": ([],)}
 
     level: Annotated[Literal["none"], BeforeValidator(_no_metrics), WithJsonSchema(_NONE_SCHEMA)] = Field(
         default="none", description="Always none: metrics are made with the OpenTelemetry API, for a MeterProvider."
@@ -87,6 +96,7 @@ class TelemetrySettings(Settings):
         "resource": "use the receiver's resource key, or OTEL_RESOURCE_ATTRIBUTES, for the records' resource",
         "traces": "leave it out: no traces are made",
     }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"resource": ({},), "traces": ({"level": "none"},)}
 
     logs: LogsSettings = Field(default_factory=LogsSettings, description="The service's own log, on standard error.")
     metrics: MetricsSettings = Field(default_factory=MetricsSettings, description="The service's own metrics.")

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.config import ConfigError, Problem, Settings
+from statsig_otel.config import ConfigError, Duration, Problem, Settings
 from statsig_otel.config.grammar import check
 from statsig_otel.config.reference import json_schema, keys
 from statsig_otel.config.source import parse
@@ -132,6 +132,29 @@ def test_what_a_variable_may_bring_in_the_schema_allows(
     file = written(place, form.replace("%s", text))
     if not list(problems(file, {"A": text})):
         assert [error.message for error in SCHEMA.iter_errors(file)] == []
+
+
+def implied(model: type[Settings], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys that change nothing, at every depth, each with a value that is accepted."""
+    for key, values in model.implied.items():
+        for value in values:
+            yield above + key, "1m" if value is Duration else {"on_start": True} if value is dict else value
+    for key, info in model.model_fields.items():
+        for member in (info.annotation, *get_args(info.annotation)):
+            if isinstance(member, type) and issubclass(member, Settings):
+                yield from implied(member, f"{above}{key}::")
+
+
+def test_both_accept_values_that_ask_for_what_happens_anyway() -> None:
+    tried = 0
+    for component, models in COMPONENTS.items():
+        for model in models:
+            for path, value in implied(model):
+                file = written((component, path), value)
+                assert not [problem for problem in problems(file, {}) if problem.path[-1] == path.rpartition("::")[2]]
+                assert [error.message for error in SCHEMA.iter_errors(file)] == [], path
+                tried += 1
+    assert tried > 60
 
 
 def test_every_place_is_one_that_the_reader_knows() -> None:
