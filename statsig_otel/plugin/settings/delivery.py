@@ -5,17 +5,20 @@ and retries never end.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from statsig_otel._times import SEND_TIMEOUT
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Composed, ExtensionOf, Settings
 from statsig_otel.config.units import Duration, format_duration
 from statsig_otel.exporters.delivery.retry import RetrySettings
-from statsig_otel.exporters.delivery.sender import DeliverySettings
+from statsig_otel.exporters.delivery.sender import MAX_BYTES, MAX_RECORDS, DeliverySettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
+
+_MOST_RECORDS: Final = 100_000
+_MOST_BYTES: Final = 64 << 20
 
 
 def _items_only(value: object) -> object:
@@ -24,8 +27,14 @@ def _items_only(value: object) -> object:
     return value
 
 
-Sizer = Annotated[Literal["items"], BeforeValidator(_items_only)]
-"""What a size counts: log records."""
+def _no_requests(value: object) -> object:
+    if value == "requests":
+        raise SettingError("requests are not counted here", "write items, and count log records, or write bytes")
+    return value
+
+
+Sizer = Annotated[Literal["items", "bytes"], BeforeValidator(_no_requests)]
+"""What a size counts: log records, or their bytes."""
 
 
 class BatchSettings(Settings):
@@ -48,10 +57,40 @@ class BatchSettings(Settings):
         "timeout": "flush_timeout",
     }
 
-    max_size: int = Field(default=512, gt=0, le=100_000, description="The most log records in one request.")
-    sizer: Sizer = Field(default="items", description="What max_size counts: log records.")
+    sizer: Sizer = Field(
+        default="items", description="What max_size counts: log records, or their bytes. Without it: as in the queue."
+    )
+    max_size: int = Field(
+        default=MAX_RECORDS,
+        ge=0,
+        description="The most log records in one request, which has at most 2 MiB; or with `sizer: bytes` its bytes, "
+        "where a larger record goes alone, and the default is 2 MiB.",
+    )
     min_size: int = Field(default=0, ge=0, description="Not used: what waits is sent at once.")
     flush_timeout: Duration = Field(default=0.0, ge=0, description="Not used: what waits is sent at once.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _limit_bytes(cls, values: object) -> object:
+        """The default of `max_size` counts log records."""
+        if isinstance(values, Mapping) and values.get("sizer") == "bytes":
+            return {"max_size": MAX_BYTES, **values}
+        return values
+
+    @field_validator("max_size")
+    @classmethod
+    def _check_max_size(cls, size: int, info: ValidationInfo) -> int:
+        counts_bytes = info.data.get("sizer") == "bytes"
+        most, unit = (_MOST_BYTES, "bytes") if counts_bytes else (_MOST_RECORDS, "log records")
+        if size == 0:
+            default = "2 MiB" if counts_bytes else f"{MAX_RECORDS} log records"
+            raise SettingError(
+                "must be more than 0", f"leave it out for the default, {default}: there is always a limit"
+            )
+        if size > most:
+            why = "a request is in memory as a whole" if counts_bytes else "a request has at most 2 MiB anyway"
+            raise SettingError(f"must be at most {most} {unit}", f"write less, or leave it out: {why}")
+        return size
 
 
 class SendingQueueSettings(Settings):
@@ -77,7 +116,9 @@ class SendingQueueSettings(Settings):
         gt=0,
         description="Log records that may wait; at the limit webhooks are refused. Without it: what fits on the disk.",
     )
-    sizer: Sizer = Field(default="items", description="What queue_size counts: log records.")
+    sizer: Annotated[Literal["items"], BeforeValidator(_items_only)] = Field(
+        default="items", description="What queue_size counts: log records."
+    )
     storage: Annotated[str | None, ExtensionOf("file_storage")] = Field(
         default=None, description="The id of the file_storage extension; there is one for all."
     )
@@ -87,6 +128,15 @@ class SendingQueueSettings(Settings):
     batch: BatchSettings = Field(default_factory=BatchSettings, description="What is sent together.")
     num_consumers: int = Field(default=1, gt=0, description="Always 1.")
     block_on_overflow: bool = Field(default=False, description="Always false.")
+
+    @field_validator("batch", mode="before")
+    @classmethod
+    def _count_as_the_queue(cls, batch: object, info: ValidationInfo) -> object:
+        """As in the Collector a batch that names no sizer has that of the queue."""
+        inherited = {"sizer": info.data.get("sizer", "items")}
+        if isinstance(batch, BatchSettings):
+            return BatchSettings(**inherited | batch.model_dump(exclude_unset=True))
+        return inherited | dict(batch) if isinstance(batch, Mapping) else batch
 
 
 class RetryOnFailureSettings(Settings):
@@ -161,7 +211,14 @@ class ConfiguredExporter(Composed):
     def delivery(self) -> DeliverySettings:
         """The sender's settings."""
         retry = RetrySettings(**dict(self.retry_on_failure))
-        return DeliverySettings(max_records=self.sending_queue.batch.max_size, timeout=self.timeout, retry=retry)
+        batch = self.sending_queue.batch
+        counts_bytes = batch.sizer == "bytes"
+        return DeliverySettings(
+            max_records=_MOST_RECORDS if counts_bytes else batch.max_size,
+            max_bytes=batch.max_size if counts_bytes else MAX_BYTES,
+            timeout=self.timeout,
+            retry=retry,
+        )
 
 
 def unused_keys(exporters: "Mapping[str, ConfiguredExporter]") -> Iterator[str]:

@@ -1,0 +1,28 @@
+"""`sending_queue` and `retry_on_failure` as the sender takes them."""
+
+from collections.abc import Mapping
+
+from statsig_otel.exporters import DebugSettings
+from statsig_otel.plugin import BatchSettings, SendingQueueSettings
+from statsig_otel.plugin.settings.delivery import ConfiguredExporter
+
+MIB = 1 << 20
+
+
+def limits(queue: SendingQueueSettings | Mapping[str, object]) -> tuple[int, int]:
+    """The most records and the most bytes of one request."""
+    exporter = ConfiguredExporter.model_validate({"settings": DebugSettings(), "sending_queue": queue})
+    return exporter.delivery().max_records, exporter.delivery().max_bytes
+
+
+def test_a_batch_is_limited_by_records_or_by_bytes() -> None:
+    assert limits({}) == (512, 2 * MIB)
+    assert limits({"batch": {}}) == (512, 2 * MIB)
+    assert limits({"batch": {"max_size": 10}}) == (10, 2 * MIB)
+    assert limits({"batch": {"sizer": "bytes"}}) == (100_000, 2 * MIB)
+    assert limits({"batch": {"sizer": "bytes", "max_size": "4_000_000"}}) == (100_000, 4_000_000)
+    assert limits({"batch": {"max_size": 5000, "sizer": "items"}}) == (5000, 2 * MIB)
+
+
+def test_in_code() -> None:
+    assert limits(SendingQueueSettings(batch=BatchSettings(sizer="bytes", max_size=4_000_000))) == (100_000, 4_000_000)
