@@ -297,7 +297,7 @@ def test_a_port_in_use_is_one_clear_error(tmp_path: Path) -> None:
     ("env", "message"),
     [
         ({"STATSIG_SIGNING_SECRET": ""}, "STATSIG_SIGNING_SECRET: is empty"),
-        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "OTEL_EXPORTER_OTLP_PROTOCOL: is not a protocol"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/xml"}, "OTEL_EXPORTER_OTLP_PROTOCOL: is not a protocol"),
         ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "OTEL_EXPORTER_OTLP_TIMEOUT: must be a number of seconds"),
         ({"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": "ftp://x"}, "(OTEL_EXPORTER_OTLP_LOGS_ENDPOINT)"),
         ({"OTEL_EXPORTER_OTLP_HEADERS": "hidden-key"}, "OTEL_EXPORTER_OTLP_HEADERS: contains an entry"),

@@ -11,12 +11,15 @@ from threading import Event, Thread
 from typing import ClassVar, Final
 from urllib.parse import parse_qsl
 
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 from statsig_otel import __version__
-from statsig_otel.exporters.exporter import Blocked, Outcome, RetryLater
+from statsig_otel.exporters.exporter import Blocked, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
+from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import (
     CLIENT_CERTIFICATE_REFUSED,
@@ -31,9 +34,20 @@ from statsig_otel.exporters.otlp.status import (
 
 _logger = logging.getLogger(__name__)
 
+_JSON: Final = "application/json"
 _CHUNK: Final = 64 << 10
 _FINAL: Final = 200  # lower status codes are interim
 _OK: Final = range(_FINAL, 300)
+
+
+def _as_json(payload: bytes) -> bytes:
+    """The request as JSON.
+
+    Raises:
+        DecodeError: It is not an `ExportLogsServiceRequest`.
+        RecursionError: It is nested too deeply.
+    """
+    return to_json_line(ExportLogsServiceRequest.FromString(payload))
 
 
 class _Exchange:
@@ -108,7 +122,7 @@ class _Exchange:
 
 
 class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
-    """Sends log records to an OTLP/HTTP receiver as binary protobuf. Implements `Exporter`.
+    """Sends log records to an OTLP/HTTP receiver as binary protobuf or as JSON. Implements `Exporter`.
 
     The exporter keeps one connection between batches. If the server has closed it, the exporter opens a new one. If the
     server closes it just as the next request is sent, the outcome is `RetryLater`, as for any broken connection.
@@ -150,7 +164,9 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         deadline = time.monotonic() + timeout
         exchange, in_time = None, False
         try:
-            body = gzip.compress(payload, mtime=0) if self._settings.compression == "gzip" else payload
+            body = payload if self._settings.encoding == "proto" else _as_json(payload)
+            if self._settings.compression == "gzip":
+                body = gzip.compress(body, mtime=0)
             exchange = self._begin(body, timeout)
             if exchange is None:
                 return RetryLater("the exporter is not running")
@@ -159,6 +175,8 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             if not in_time:
                 exchange.abandon()
             outcome = self._outcome(exchange, count, timeout, in_time=in_time)
+        except (DecodeError, RecursionError) as error:
+            outcome = Rejected(f"the payload can't be read as an ExportLogsServiceRequest: {error}")
         except Exception as error:  # noqa: BLE001 - the contract: send never raises
             outcome = self._unexpected(error)
         self._end(exchange if in_time else None)
@@ -180,7 +198,8 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         configured = {key: value.reveal() for key, value in self._settings.headers.items()}
         query = parse_qsl(self._url.query, keep_blank_values=True)  # may contain a key too
         self._hide = (*configured.values(), self._url.query, *(value for _, value in query))
-        self._headers = {"Content-Type": PROTOBUF, "User-Agent": f"statsig-otel/{__version__}", **configured}
+        media_type = PROTOBUF if self._settings.encoding == "proto" else _JSON
+        self._headers = {"Content-Type": media_type, "User-Agent": f"statsig-otel/{__version__}", **configured}
         if self._settings.compression == "gzip":
             self._headers["Content-Encoding"] = "gzip"
         self._context = self._settings.tls.context(self._material) if self._settings.uses_tls else None

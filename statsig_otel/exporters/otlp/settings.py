@@ -52,12 +52,6 @@ def _compression(value: object) -> object:
     return value
 
 
-def _encoding(value: object) -> object:
-    if value == "json":
-        raise ValueError("json is not supported here; use proto, which every OTLP receiver reads")
-    return value
-
-
 def _above_zero(seconds: float) -> float:
     if not seconds > 0:
         raise ValueError("must be longer than 0s")
@@ -71,8 +65,8 @@ Compression = Annotated[
 ]
 """`gzip` or `none`."""
 
-Encoding = Annotated[Literal["proto"], BeforeValidator(_encoding)]
-"""`proto`."""
+Encoding = Literal["proto", "json"]
+"""`proto` or `json`."""
 
 Timeout = Annotated[Duration, AfterValidator(_above_zero)]
 """A duration above 0, in seconds."""
@@ -263,7 +257,7 @@ class OtlpHttpSettings(_OtlpSettings):
     Attributes:
         endpoint: A URL, to which `/v1/logs` is appended. Its scheme decides whether TLS is used.
         logs_endpoint: A URL to which nothing is appended. It overrides `endpoint`.
-        encoding: `proto`, the only encoding.
+        encoding: `proto`, which every OTLP receiver reads, or `json`, for receivers that read nothing else.
         timeout: The time for one attempt, including connecting.
         tls: The TLS settings for an `https://` URL.
 

@@ -26,7 +26,7 @@ from statsig_otel.plugin.settings.telemetry import LogLevel, named_level
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's name
 _logger: Final = logging.getLogger(__name__)
-_EXPORTERS: Final = {"grpc": "otlp_grpc", "http/protobuf": "otlp_http"}
+_EXPORTERS: Final = {"grpc": "otlp_grpc", "http/protobuf": "otlp_http", "http/json": "otlp_http"}
 
 _TLS_FILES: Final = {"CERTIFICATE": "ca_file", "CLIENT_CERTIFICATE": "cert_file", "CLIENT_KEY": "key_file"}
 
@@ -180,7 +180,7 @@ class _Reader:
             return "otlp_grpc"
         variable, protocol = found
         if protocol not in _EXPORTERS:
-            self._fault(variable, "is not a protocol of this service", "use grpc or http/protobuf")
+            self._fault(variable, "is not a protocol of this service", "use grpc, http/protobuf or http/json")
         return _EXPORTERS.get(protocol)
 
     def _exporter(self, exporter: str) -> dict[str, object]:
@@ -188,6 +188,8 @@ class _Reader:
         # The SDK does not compress unless it is told to, and waits for ten seconds.
         settings: dict[str, object] = {"compression": "none", "timeout": "10s"}
         tls: dict[str, object] = {}
+        if (protocol := self._variable("PROTOCOL")) and protocol[1] == "http/json":
+            settings["encoding"] = "json"
         if found := self._variable("COMPRESSION"):
             self._set(settings, (*path, "compression"), found[0], found[1].lower())
         if found := self._variable("TIMEOUT"):

@@ -8,7 +8,9 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # the package has no py.typed
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel import __version__
 from statsig_otel.exporters.exporter import (
@@ -72,6 +74,28 @@ def test_the_logs_endpoint_is_used_as_it_is(sink: HttpSink) -> None:
     for path in ("/in?key=1", "/", ""):
         assert send_to(logs_endpoint=sink.url + path) == Delivered()
     assert [request.path for request in sink.requests] == ["/in?key=1", "/", "/"]
+
+
+def test_json_is_what_a_receiver_of_json_reads(sink: HttpSink) -> None:
+    """The same records as in protobuf, and its answer may be JSON too."""
+    payload = encoded("one") + encoded("zwei \u20ac")
+    as_json = {"Content-Type": "application/json"}
+    sink.answer = HttpAnswer(
+        body=b'{"partialSuccess": {"rejectedLogRecords": "1", "errorMessage": "no"}}', headers=as_json
+    )
+    for compression in ("gzip", "none"):
+        with exporting(sink.url, encoding="json", compression=compression) as exporter:
+            assert exporter.send(payload, 2, LONG) == PartiallyRejected(1, "no")
+    for request in sink.requests:
+        assert request.headers["content-type"] == "application/json"
+        read = json_format.Parse(request.payload, ExportLogsServiceRequest())
+        assert read == ExportLogsServiceRequest.FromString(payload)
+
+
+def test_what_is_not_a_request_can_t_become_json(sink: HttpSink) -> None:
+    with exporting(sink.url, encoding="json") as exporter:
+        assert isinstance(exporter.send(b"\xff", 1, LONG), Rejected)
+    assert not sink.requests
 
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])

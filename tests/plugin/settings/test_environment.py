@@ -69,6 +69,12 @@ def test_http_appends_the_path_to_the_general_endpoint_only() -> None:
     assert http(**own).url.geturl() == "https://y:2/own"
 
 
+def test_http_json_is_http_with_another_encoding() -> None:
+    found = exporter(OTEL_EXPORTER_OTLP_PROTOCOL="http/json")
+    assert isinstance(found, OtlpHttpSettings)
+    assert (found.encoding, http().encoding) == ("json", "proto")
+
+
 @pytest.mark.parametrize(
     ("environ", "tls"),
     [
@@ -116,7 +122,7 @@ def test_http_port_with_grpc_is_warned_about(caplog: pytest.LogCaptureFixture) -
     "environ",
     [
         {"STATSIG_SIGNING_SECRET": ""},
-        {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/xml"},
         {"OTEL_EXPORTER_OTLP_LOGS_HEADERS": "no pair"},
         {"OTEL_EXPORTER_OTLP_TIMEOUT": "5s"},
         {"OTEL_EXPORTER_OTLP_INSECURE": "perhaps"},
@@ -136,7 +142,7 @@ def test_all_errors_are_said_at_once() -> None:
         "STATSIG_SIGNING_SECRET: is empty",
         "  hint: set it to the signing secret, or unset it to set the webhook up before there is one",
         "OTEL_EXPORTER_OTLP_PROTOCOL: is not a protocol of this service",
-        "  hint: use grpc or http/protobuf",
+        "  hint: use grpc, http/protobuf or http/json",
         "OTEL_EXPORTER_OTLP_TIMEOUT: must be a number of seconds, without a unit, such as 10",
         "OTEL_EXPORTER_OTLP_HEADERS: contains an entry that is not key=value",
         "OTEL_EXPORTER_OTLP_INSECURE: must be true or false",
