@@ -105,7 +105,12 @@ def _unfolded(document: Document) -> Document:
         for outer in reversed(keys[1:]):
             value = {outer: value}  # noqa: PLW2901 - folded from the inside out
         parts.append(Document({keys[0]: value}, places, templates=templates))
-    return replace(merge(parts), problems=moved(document.problems), unresolved=moved(document.unresolved))
+    return replace(
+        merge(parts),
+        problems=moved(document.problems),
+        unresolved=moved(document.unresolved),
+        doubts=moved(document.doubts),
+    )
 
 
 def _error(message: str, hint: str) -> ConfigError:

@@ -25,6 +25,7 @@ def merge(documents: Iterable[Document]) -> Document:
     places: dict[Path, Place] = {}
     problems: list[Problem] = []
     unresolved: list[Problem] = []
+    doubts: list[Problem] = []
     templates: dict[Path, Template] = {}
     for document in documents:
         replaced: set[Path] = set()
@@ -32,11 +33,13 @@ def merge(documents: Iterable[Document]) -> Document:
         kept = {path: place for path, place in places.items() if not _is_below(path, replaced)}
         places = {**document.places, **kept}
         unresolved = [problem for problem in unresolved if not _is_below(problem.path, replaced)]
+        doubts = [problem for problem in doubts if not _is_below(problem.path, replaced)]
         templates = {path: template for path, template in templates.items() if not _is_below(path, replaced)}
         templates |= document.templates
         problems += document.problems
         unresolved += document.unresolved
-    return Document(values, places, tuple(problems), tuple(unresolved), templates)
+        doubts += document.doubts
+    return Document(values, places, tuple(problems), tuple(unresolved), templates, tuple(doubts))
 
 
 def _merged(

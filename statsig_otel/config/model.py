@@ -82,6 +82,16 @@ class Settings(BaseModel):
         extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True
     )
 
+    @classmethod
+    def advice(cls, key: str, value: object) -> str | None:  # noqa: ARG003 - for subclasses
+        """What to do instead of a refused key; None for one that is not. A model may look at the value.
+
+        Args:
+            key: The key.
+            value: What was written there.
+        """
+        return cls.refused.get(key)
+
     @model_validator(mode="before")
     @classmethod
     def _leave_out_what_is_implied(cls, values: object) -> object:

@@ -12,7 +12,7 @@ from typing import Final
 
 from statsig_otel.config import yaml_tree
 from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
-from statsig_otel.config.substitution import Substitution, Template, read_regular
+from statsig_otel.config.substitution import Substitution, Template, has_old_reference, read_regular
 from statsig_otel.config.yaml_tree import MAX_DEPTH, MAX_VALUES, BadNode, Node, Scalar, Sequence, TreeError
 
 MAX_FILE: Final = 1 << 20
@@ -58,6 +58,7 @@ class Document:
         unresolved: What was wrong with references (`${...}`) in single values. They don't matter if another document
             replaces the value.
         templates: The values that contain a file's content, by their path.
+        doubts: What is valid in single values and probably not meant.
     """
 
     values: Mapping[str, object]
@@ -65,6 +66,7 @@ class Document:
     problems: tuple[Problem, ...] = ()
     unresolved: tuple[Problem, ...] = ()
     templates: Mapping[Path, Template] = field(default_factory=dict)
+    doubts: tuple[Problem, ...] = ()
 
     @classmethod
     def from_values(
@@ -90,6 +92,10 @@ class Document:
         """A problem of a value, with its place."""
         place = self.place(path)
         return Problem(path, message, hint, place.file if place else None, place.line if place else None)
+
+
+NOWHERE: Final = Document({}, {})
+"""Where values that were made in code come from."""
 
 
 def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
@@ -139,7 +145,14 @@ def parse(data: bytes, *, file: str, directory: FilePath, environ: Mapping[str, 
         values = builder.mapping(_root(text), ())
     except TreeError as error:
         raise ConfigError([Problem((), error.message, error.hint, file, error.line)]) from None
-    return Document(values, builder.places, tuple(builder.problems), tuple(builder.unresolved), builder.templates)
+    return Document(
+        values,
+        builder.places,
+        tuple(builder.problems),
+        tuple(builder.unresolved),
+        builder.templates,
+        tuple(builder.doubts),
+    )
 
 
 def _root(text: str) -> yaml_tree.Mapping:
@@ -161,6 +174,7 @@ class _Builder:
     problems: list[Problem] = field(default_factory=list)
     unresolved: list[Problem] = field(default_factory=list)
     templates: dict[Path, Template] = field(default_factory=dict)
+    doubts: list[Problem] = field(default_factory=list)
     _texts: dict[Scalar, object] = field(default_factory=dict)
     _count: int = 0
 
@@ -221,6 +235,9 @@ class _Builder:
             return node.value
         if template := self.substitution.template(node.value):
             self.templates[path] = template
+        if has_old_reference(node.value):  # the name is not shown: it may be a part of a password
+            message = "contains a $ before a name, which is not replaced: write ${env:NAME}, or $$ where a $ is meant"
+            self.doubts.append(Problem(path, message, file=self.file, line=node.line))
         if node not in self._texts:
             text, faults = self.substitution.expand(node.value)
             for message, hint, unset in faults:

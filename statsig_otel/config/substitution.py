@@ -28,6 +28,7 @@ MAX_TEXT: Final = 8 << 20
 """The most characters that all references of one configuration may stand for together."""
 
 _REFERENCE: Final = re.compile(r"\$(?:\$|\{([^}]*)(\}?))")
+_OLD_REFERENCE: Final = re.compile(r"\$\$|\$\{[^}]*\}?|\$([A-Z_][A-Z0-9_]+)")
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _ESCAPE_HINT: Final = "write $$ where a $ is meant"
@@ -52,6 +53,11 @@ class _UnsetError(SettingError):
         message = f"the environment variable {shown} is not set"
         super().__init__(message, f"set it, or write a default: ${{env:{shown}:-default}}")
         self.variable: Final = variable
+
+
+def has_old_reference(text: str) -> bool:
+    """Whether a string contains `$NAME`, which the Collector replaced until version 0.104."""
+    return any(match[1] for match in _OLD_REFERENCE.finditer(text))
 
 
 class Substitution:

@@ -165,7 +165,7 @@ def _problems(
         if below in right or isinstance(value, Unknown):
             continue
         if found[0]["type"] == "extra_forbidden":
-            if advice := _advice("refused", models, below):
+            if advice := _instead(models, below, value):
                 implied = in_words(_advice("implied", models, below) or ())
                 message = f"can only be {implied} here" if implied not in ("", _EMPTY) else _NOT_HERE
                 problems[below] = Fault(message, advice)
@@ -220,8 +220,14 @@ def _value_in_words(value: object) -> str:
     return value if isinstance(value, str) and resolve(value) == value else json.dumps(value)
 
 
+def _instead(models: Models, below: Path, value: object) -> str | None:
+    """What to do instead of a key that the models around it refuse; None if none of them refuses it."""
+    holders = [model for model in _models(_types(models, below[:-1])) if issubclass(model, Settings)]
+    return next((advice for one in holders if (advice := one.advice(str(below[-1]), value))), None)
+
+
 def _advice(table: str, models: Models, below: Path) -> Any:
-    """What the models around a key say about the key, in `refused`, `implied`, `meant` or `needed`."""
+    """What the models around a key say about the key, in `implied`, `meant` or `needed`."""
     tables = (getattr(holder, table, {}) for holder in _models(_types(models, below[:-1])))
     return next((found[below[-1]] for found in tables if below[-1] in found), None)
 

@@ -129,6 +129,28 @@ def _as_mapping(headers: list[HeaderSettings]) -> dict[str, Opaque]:
     return found
 
 
+_BASIC: Final = (
+    'leave it out, and write headers: {authorization: "Basic ${env:AUTH}"} into the exporter, with AUTH from: '
+    "printf %s USER:PASSWORD | base64 | tr -d '\\n'"
+)
+_BEARER: Final = (
+    'leave it out, and write headers: {authorization: "Bearer ${env:TOKEN}"} into the exporter, or '
+    '"Bearer ${file:PATH}" for a token in a file'
+)
+_SIGNING: Final = "send to a Collector that has it: it renews tokens that expire, or signs each request"
+
+AUTHENTICATORS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("basicauth", "basic_auth"), _BASIC),
+    **dict.fromkeys(("bearertokenauth", "bearer_token_auth"), _BEARER),
+    "headers_setter": "leave it out, and write the headers that it sets into the exporter's headers",
+    **dict.fromkeys(
+        ("asapclient", "azureauth", "azure_auth", "googleclientauth", "google_client_auth", "oauth2client",
+         "oauth2_client", "sigv4auth", "sigv4_auth"), _SIGNING
+    ),
+}  # fmt: skip
+"""The Collector's authenticators, each with what to do instead."""
+
+
 class _OtlpSettings(Settings):
     """The settings of both protocols.
 
@@ -161,6 +183,19 @@ class _OtlpSettings(Settings):
 
     headers: Annotated[dict[str, Opaque], OrList(list[HeaderSettings], _as_mapping)] = Field(default_factory=dict)
     compression: Compression = "gzip"
+
+    @classmethod
+    def advice(cls, key: str, value: object) -> str | None:
+        """What to do instead of a refused key. For `auth` that depends on the type of its authenticator.
+
+        Args:
+            key: The key.
+            value: What was written there.
+        """
+        if key == "auth" and isinstance(value, Mapping):
+            type_ = str(value.get("authenticator", "")).partition("/")[0]
+            return AUTHENTICATORS.get(type_, cls.refused[key])
+        return super().advice(key, value)
 
 
 class OtlpGrpcSettings(_OtlpSettings):

@@ -15,9 +15,9 @@ from statsig_otel.plugin.cli.options import config_errors_reported, config_optio
 from statsig_otel.plugin.doctor.machine_checks import check_machine
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.settings.catalog import COMPONENTS
-from statsig_otel.plugin.settings.delivery import unused_keys
 from statsig_otel.plugin.settings.environment import check_enabled, read_document, resource_from_environment
-from statsig_otel.plugin.settings.reading import configured_exporters, queued_exporters
+from statsig_otel.plugin.settings.reading import queued_exporters
+from statsig_otel.plugin.settings.remarks import remarks
 from statsig_otel.plugin.settings.storage import find_directory
 
 
@@ -43,11 +43,12 @@ def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
     """  # noqa: D301 - click wants the character itself
     with config_errors_reported():
         check_enabled(os.environ)
-        configuration, directory, in_use = _check(read_document(locations, os.environ), on_machine=not no_machine)
+        document = read_document(locations, os.environ)
+        configuration, directory, in_use = _check(document, on_machine=not no_machine)
     click.echo("The configuration is valid.")
     for title, names in _summary(configuration, directory).items():
         click.echo(f"  {title:<11}{', '.join(names) or '-'}")
-    for sentence in unused_keys(configured_exporters(configuration)):
+    for sentence in remarks(configuration, document):
         click.echo(f"  warning: {sentence}")
     for problem in in_use:
         click.echo(f"  warning: {replace(problem, hint=None)}")

@@ -21,6 +21,7 @@ from statsig_otel.exporters.terminal import printable
 from statsig_otel.plugin.demo.samples import url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.payload import parse, parse_url_verification
+from statsig_otel.plugin.webhook.secret import fault_of_secret
 from statsig_otel.plugin.webhook.signature import sign
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - a variable's name
@@ -100,8 +101,8 @@ def read_secret(file: Path | None, environment: Mapping[str, str] = os.environ) 
             raise SendError(f"the secret file {source} is empty")
     if any("\ud800" <= char <= "\udfff" for char in secret):
         raise SendError(f"the secret in {source} is not valid UTF-8")
-    if secret != secret.strip():
-        raise SendError(f"the secret in {source} begins or ends with white space")
+    if fault := fault_of_secret(secret):
+        raise SendError(f"the secret in {source} {fault.message}: {fault.hint}")
     return secret
 
 

@@ -16,6 +16,7 @@ from statsig_otel.plugin.doctor.machine_checks import check_files, check_locks, 
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import Environment, check_enabled, read_document
 from statsig_otel.plugin.settings.reading import exporter_settings, queued_exporters, receiver_settings
+from statsig_otel.plugin.settings.remarks import remarks
 from statsig_otel.plugin.settings.storage import file_storage, find_directory
 
 
@@ -42,6 +43,7 @@ def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator
         yield from (of_problem("configuration", problem) for problem in ConfigError(problems).problems)
         if not problems:
             yield Finding("configuration", "ok", "valid")
+            yield from (Finding("configuration", "warning", sentence) for sentence in remarks(configuration, document))
         there = tuple(name for name in configuration.service_extensions if name in configuration.extensions)
         configuration = replace(configuration, service_extensions=there)
         yield from _on_this_machine(configuration, document, environ)

@@ -27,9 +27,7 @@ from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.endpoints import Endpoint, check_endpoints, endpoints_of
 from statsig_otel.plugin.service.outbound import Outbound
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
-from statsig_otel.plugin.settings.delivery import unused_keys
 from statsig_otel.plugin.settings.reading import (
-    configured_exporters,
     receiver_settings,
 )
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
@@ -137,10 +135,6 @@ class Assembly:
     def next_turn(self) -> "Future[None]":
         """Done at the next turn of the loop that serves webhooks; never done when that hangs or has ended."""
         return self._servers.next_turn()
-
-    def unused_keys(self) -> list[str]:
-        """The keys of the configuration that have no effect, as sentences."""
-        return list(unused_keys(configured_exporters(self._configuration)))
 
     def offer(self, command: str, handler: Handler) -> None:
         """Answer one more command at the control socket, if there is one. The handler may shut the service down."""

@@ -12,7 +12,7 @@ from statsig_otel.config.configuration import Configuration, Pipeline
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import examine
 from statsig_otel.config.model import Settings
-from statsig_otel.config.source import Document
+from statsig_otel.config.source import NOWHERE, Document
 from statsig_otel.config.validation import validate
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.plugin.record.otlp import AttributeValue
@@ -64,8 +64,6 @@ Exporters: TypeAlias = Mapping[str, Destination | Settings | Exporter | Mapping[
 
 Pipelines: TypeAlias = Mapping[str, Pipeline | Mapping[str, object]]
 """Pipelines by id, or mappings as in a file."""
-
-_NOWHERE: Final = Document({}, places={})
 
 
 def build_configuration(
@@ -152,7 +150,7 @@ def _as_in_a_file(exporters: Exporters, problems: list[Problem]) -> Iterator[tup
         feeding = {"sending_queue": destination.sending_queue, "retry_on_failure": destination.retry_on_failure}
         keys = {key: value for key, value in feeding.items() if value is not None}
         if isinstance(settings, Settings) and keys:
-            configured, found = validate(ConfiguredExporter, {"settings": settings, **keys}, path, _NOWHERE)
+            configured, found = validate(ConfiguredExporter, {"settings": settings, **keys}, path, NOWHERE)
             problems += found
             yield name, configured
         else:
@@ -197,7 +195,7 @@ def _misshapen(arguments: Mapping[str, object]) -> Iterator[Problem]:
 
 def _resource_problems(resource: Mapping[str, object]) -> list[Problem]:
     """What is wrong with the resource, by the rules for a receiver's resource."""
-    return validate(StatsigReceiverSettings, {"signing_secrets": [], "resource": dict(resource)}, (), _NOWHERE)[1]
+    return validate(StatsigReceiverSettings, {"signing_secrets": [], "resource": dict(resource)}, (), NOWHERE)[1]
 
 
 def _unused_keys(receivers: Receivers) -> Iterator[Problem]:

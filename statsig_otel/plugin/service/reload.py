@@ -18,6 +18,7 @@ from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.restart import RestartNeededError
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, check_secret
+from statsig_otel.plugin.settings.remarks import remarks
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -54,6 +55,11 @@ class Reloader:
         self._ended = threading.Event()
         assembly.offer("reload", lambda _: {"changes": self._answer()})
 
+    @property
+    def document(self) -> Document:
+        """What the current configuration was made from."""
+        return self._document
+
     def start(self) -> None:
         """Take over changed files of signing secrets from now on.
 
@@ -84,7 +90,7 @@ class Reloader:
                 _logger.error("Reload: %s", _told(error))  # noqa: TRY400 - the message says it all
                 raise
             _logger.info("Reload: %s", "; ".join(changes) or "nothing has changed")
-            for sentence in self._assembly.unused_keys() if changes else ():
+            for sentence in remarks(self._assembly.configuration, self._document) if changes else ():
                 _logger.warning("%s", sentence)
             return changes
 

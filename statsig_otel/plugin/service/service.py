@@ -12,6 +12,7 @@ from wsgiref.types import WSGIApplication
 from statsig_otel import _times
 from statsig_otel.config.errors import ConfigError, Problem, hint_for
 from statsig_otel.config.model import Opaque
+from statsig_otel.config.source import NOWHERE
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
@@ -25,7 +26,8 @@ from statsig_otel.plugin.service.lifecycle import Lifecycle
 from statsig_otel.plugin.service.reload import Reloader, check_with_files
 from statsig_otel.plugin.settings.environment import read_document, resource_from_environment
 from statsig_otel.plugin.settings.reading import receiver_settings
-from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, check_secret
+from statsig_otel.plugin.settings.remarks import remarks
 from statsig_otel.plugin.settings.storage import find_directory
 from statsig_otel.plugin.webhook.signature import Verifier
 
@@ -172,7 +174,7 @@ class Service:
         self._reloader = reloader
         self._hint = hint  # what to do if the directory is in use
         self._lifecycle = Lifecycle(self._open, self._close)
-        for sentence in assembly.unused_keys():
+        for sentence in remarks(assembly.configuration, reloader.document if reloader else NOWHERE):
             _logger.warning("%s", sentence)
 
     def reload(self) -> list[str]:
@@ -384,7 +386,7 @@ class Service:
 
         Raises:
             ConfigError: There is no such receiver, or the service was made by `from_file`. Nothing has changed.
-            ValueError: A secret is empty. Nothing has changed.
+            ValueError: A secret is empty, or no secret looks like this. Nothing has changed.
             TypeError: The secrets are one string. Nothing has changed.
 
         Example:
@@ -398,7 +400,7 @@ class Service:
             >>> service.rotate_secrets("statsig", ["webhook-old", "webhook-new"])
         """
         Verifier(secrets)  # raises what is wrong with them
-        wanted, after = self._known(receiver), [Opaque(secret) for secret in secrets]
+        wanted, after = self._known(receiver), [check_secret(Opaque(secret)) for secret in secrets]
         if self._reloader is not None:
             problem = "this service was made from files, which say what its secrets are"
             raise ConfigError(

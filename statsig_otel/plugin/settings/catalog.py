@@ -10,16 +10,13 @@ from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.exporter_type import ExporterType
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
 from statsig_otel.exporters.local.file import FileExporter, FileSettings
-from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.settings import AUTHENTICATORS, OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
 from statsig_otel.plugin.settings.exporters import ExporterTypes
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings
 
-_CREDENTIALS: Final = (
-    'leave it out: put the credentials into the exporter\'s headers, such as authorization: "Bearer ..."'
-)
 _NO_METRICS: Final = "leave it out: changes are log records, not metrics; for the service's own see docs/queue.md"
 _NO_TRACES: Final = "leave it out: changes are log records, not traces"
 _BY_COLLECTOR: Final = "send OTLP to a Collector that has it"
@@ -60,7 +57,7 @@ UNSUPPORTED_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
         ),
     },
     "extensions": {
-        **dict.fromkeys(("basicauth", "bearertokenauth", "headers_setter", "oauth2client", "sigv4auth"), _CREDENTIALS),
+        **AUTHENTICATORS,
         **dict.fromkeys(("db_storage", "redis_storage"), "use file_storage, a directory of this machine"),
         **dict.fromkeys(("health_check", "healthcheckv2", "pprof", "zpages"), _DOCTOR),
         "memory_ballast": "leave it out: max_in_flight_bytes of the receiver bounds the memory",

@@ -32,6 +32,7 @@ from statsig_otel.plugin.settings.filter import FilterSettings
 from statsig_otel.plugin.settings.mapping import MappingSettings
 from statsig_otel.plugin.settings.services import ImpactedServicesSettings
 from statsig_otel.plugin.webhook import DEFAULT_PATH
+from statsig_otel.plugin.webhook.secret import fault_of_secret
 from statsig_otel.plugin.webhook.signature import Verifier
 
 _DETAILS: Final = "statsig.change."
@@ -85,7 +86,6 @@ _MAX_PORT: Final = 65535
 _SMALLEST_RECORD: Final = 10_000
 """Bytes. A lower limit would make dead letters of ordinary changes."""
 _SET_UP: Final = "write signing_secrets: [] to set the webhook up before there is a secret"
-_COPY_ALONE: Final = "copy the secret alone, from webhook- to its last letter"
 _RELOAD: Final = "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)"
 ResourceValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
 
@@ -94,16 +94,12 @@ def check_secret(secret: Opaque) -> Opaque:
     """A signing secret that is one.
 
     Raises:
-        SettingError: It is empty, or has white space around it.
+        SettingError: It is empty, or no secret looks like this.
     """
     if not secret.reveal():
         raise SettingError("is empty", _SET_UP)
-    if secret.reveal() != secret.reveal().strip():
-        raise SettingError("begins or ends with white space", _COPY_ALONE)
-    if not secret.reveal().isprintable() or secret.reveal() == repr(secret):
-        raise SettingError(
-            "contains what no secret has: a byte order mark, a line end, or [REDACTED] itself", _COPY_ALONE
-        )
+    if fault := fault_of_secret(secret.reveal()):
+        raise SettingError(*fault)
     return secret
 
 

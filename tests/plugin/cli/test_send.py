@@ -352,6 +352,7 @@ def test_a_missing_secret_says_what_to_do(receiver: Receiver, secret: str | None
         (b"\n", "is empty"),
         (b" x", "white space"),
         (b"x\n\n", "white space"),
+        (b'"x"\n', "quotation mark"),
         (b"\xff", "not valid UTF-8"),
     ],
 )

@@ -456,6 +456,8 @@ def test_secrets_are_rotated_while_it_runs_and_before(tmp_path: Path) -> None:
         assert [post(running, "a", secret=secret).status for secret in (SECRET, other)] == [401, 200]
         with pytest.raises(ValueError, match="is empty"):
             running.rotate_secrets("statsig", [other, ""])
+        with pytest.raises(ValueError, match="quotation mark"):
+            running.rotate_secrets("statsig", [other, f'"{other}"'])
         with pytest.raises(TypeError):
             running.rotate_secrets("statsig", other)
         with pytest.raises(ConfigError, match="receivers::statsig/eu: there is no such receiver"):

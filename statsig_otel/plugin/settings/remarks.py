@@ -1,0 +1,20 @@
+"""Says what is valid in a configuration and probably not meant: keys without an effect, and values that look wrong."""
+
+from collections.abc import Iterator
+
+from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.source import NOWHERE, Document
+from statsig_otel.plugin.settings.delivery import unused_keys
+from statsig_otel.plugin.settings.reading import configured_exporters, receiver_settings
+from statsig_otel.plugin.webhook.secret import PREFIX
+
+
+def remarks(configuration: Configuration, document: Document = NOWHERE) -> Iterator[str]:
+    """A sentence for each, with its place. `document` is what the configuration was read from, if it was."""
+    yield from map(str, document.doubts)
+    for name, settings in receiver_settings(configuration).items():
+        for index, secret in enumerate(settings.signing_secrets):
+            if not secret.reveal().startswith(PREFIX):
+                message = f"does not begin with {PREFIX}, as Statsig's secrets do: copy the whole secret"
+                yield str(document.problem(("receivers", name, "signing_secrets", index), message))
+    yield from unused_keys(configured_exporters(configuration))

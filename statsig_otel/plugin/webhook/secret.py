@@ -1,0 +1,23 @@
+"""What is wrong with a signing secret, as far as its characters tell."""
+
+from typing import Final
+
+from statsig_otel.config.errors import Fault
+
+PREFIX: Final = "webhook-"
+"""How Statsig's signing secrets begin. It is a part of the secret."""
+
+_QUOTES: Final = frozenset("\"'`\u2018\u2019\u201c\u201d")
+_COPY_ALONE: Final = "copy the secret alone, from webhook- to its last letter"
+_NO_QUOTES: Final = "leave the quotation marks out: docker's --env-file, for example, makes them a part of the value"
+
+
+def fault_of_secret(secret: str) -> Fault | None:
+    """Why no secret looks like this; None for one that may be right. It must not be empty."""
+    if secret != secret.strip():
+        return Fault("begins or ends with white space", _COPY_ALONE)
+    if not _QUOTES.isdisjoint({secret[0], secret[-1]}):
+        return Fault("begins or ends with a quotation mark", _NO_QUOTES)
+    if not secret.isprintable() or secret == "[REDACTED]":  # noqa: S105 - it takes the place of one
+        return Fault("contains what no secret has: a byte order mark, a line end, or [REDACTED] itself", _COPY_ALONE)
+    return None

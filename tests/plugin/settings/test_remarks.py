@@ -1,0 +1,109 @@
+"""What is wrong with a secret wherever it comes from, and what is only said to be probably wrong."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.config import ConfigError
+from statsig_otel.config.grammar import check
+from statsig_otel.config.locations import read_all
+from statsig_otel.config.source import Document
+from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.environment import document_from_environment
+from statsig_otel.plugin.settings.remarks import remarks
+
+FILE = """\
+receivers: {statsig: {signing_secrets: [%s]}}
+exporters:
+  otlp_http:
+    endpoint: https://backend
+    headers: {authorization: "%s"}
+service: {pipelines: {logs: {receivers: [statsig], exporters: [otlp_http]}}}
+"""
+
+
+def said(document: Document) -> list[str]:
+    return list(remarks(check(document, COMPONENTS), document))
+
+
+def read(*texts: str, environ: Mapping[str, str] | None = None) -> Document:
+    variables = {f"C{number}": text for number, text in enumerate(texts)}
+    return read_all([f"env:{name}" for name in variables], environ={**variables, **(environ or {})})
+
+
+def in_the_environment(secret: str) -> Document:
+    return document_from_environment({"STATSIG_SIGNING_SECRET": secret})
+
+
+def in_a_variable(secret: str) -> Document:
+    return read(FILE % ("'${env:SECRET}'", "x"), environ={"SECRET": secret})
+
+
+def in_a_file(secret: str) -> Document:
+    Path("secret").write_text(secret + "\n")
+    return read(FILE % ("'${file:secret}'", "x"))
+
+
+def in_yaml(secret: str) -> Document:
+    quoted = secret.replace("\\", "\\\\").replace('"', '\\"')
+    return read(FILE % (f'"{quoted}"', "x"))
+
+
+SOURCES = [in_the_environment, in_a_variable, in_a_file, in_yaml]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_secret_in_quotes_is_an_error(
+    source: Callable[[str], Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for secret in (
+        '"webhook-s3cr3t"',
+        "'webhook-s3cr3t'",
+        '"webhook-s3cr3t',
+        "webhook-s3cr3t'",
+        "\u201cwebhook-x\u201d",
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check(source(secret), COMPONENTS)
+        (problem,) = caught.value.problems
+        assert problem.path == ("receivers", "statsig", "signing_secrets", 0)
+        assert problem.message == "begins or ends with a quotation mark"
+        assert "leave the quotation marks out" in str(problem.hint)
+        assert "s3cr3t" not in str(caught.value)
+    assert said(source("webhook-s3cr3t")) == []
+    assert said(source("webhook-a'b\"c")) == []
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_secret_without_its_beginning_is_only_told(
+    source: Callable[[str], Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (sentence,) = said(source("s3cr3t"))
+    assert sentence.startswith("receivers::statsig::signing_secrets[0]: does not begin with webhook-, as Statsig's ")
+    assert "s3cr3t" not in sentence
+
+
+def test_a_reference_without_braces_is_told() -> None:
+    """The Collector replaced it in older versions. Its name is not shown: it may be a part of a password."""
+    where = "exporters::otlp_http::headers::authorization: "
+    for value in ("Basic $AUTH_HEADER", "$TOKEN", "$$x $TOKEN", "${env:A} $B_2"):
+        (sentence,) = said(read(FILE % ("webhook-x", value), environ={"A": "a", "AUTH_HEADER": "b"}))
+        assert sentence == (
+            f"{where}contains a $ before a name, which is not replaced: write ${{env:NAME}}, or $$ where a $ is meant "
+            "(env:C0:5)"
+        )
+
+
+def test_other_dollars_are_not() -> None:
+    for value in ("Basic $$AUTH_HEADER", "pa$$word $5 $a $ $-X", "${env:A}", "${A:-$TOKEN}", "$$$$TOKEN"):
+        assert said(read(FILE % ("webhook-x", value), environ={"A": "$TOKEN"})) == []
+
+
+def test_a_value_that_was_replaced_is_not_told() -> None:
+    file = FILE % ("webhook-x", "Basic $AUTH_HEADER")
+    assert said(read(file, 'exporters: {otlp_http: {headers: {authorization: "x"}}}')) == []
+    assert len(said(read(file, "exporters: {otlp_http: {headers: {other: x}}}"))) == 1
+    assert len(said(read(file, "exporters: {otlp_http: {headers: {other: $OTHER}}}"))) == 2
