@@ -30,7 +30,7 @@ def test_a_piece_is_a_valid_exporter(piece: str) -> None:
 
 
 def test_every_yaml_is_such_a_piece() -> None:
-    assert len(PIECES) == PAGE.count("```yaml") == 6
+    assert len(PIECES) == PAGE.count("```yaml") == 7
 
 
 def test_the_presets_are_told() -> None:

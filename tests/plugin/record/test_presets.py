@@ -72,7 +72,7 @@ def registered() -> Iterator[str]:
 
 
 def test_the_plain_ones_are_all_those_that_are_registered() -> None:
-    everything = attributes("event_name") - {"event.name"}
+    everything = attributes("event_name") - {"otel.event.name"}
     assert attributes("semantic_conventions") == everything & set(registered())
     assert "feature_flag.key" in attributes("semantic_conventions")
 
@@ -84,5 +84,5 @@ def test_chronospheres_fields_are_all_of_them() -> None:
 
 def test_the_attribute_is_the_event_name() -> None:
     for record in json.loads((CASES / "event_name.record.json").read_text())["logRecords"]:
-        (name,) = [one["value"]["stringValue"] for one in record["attributes"] if one["key"] == "event.name"]
+        (name,) = [one["value"]["stringValue"] for one in record["attributes"] if one["key"] == "otel.event.name"]
         assert name == record["eventName"]
