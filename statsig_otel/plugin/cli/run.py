@@ -59,31 +59,34 @@ Until then all requests except the verification are refused with 401."""
 
 @click.command()
 @config_option
+@click.option("--listen", metavar="HOST:PORT", help="Listen here, whatever endpoint the receivers have.")
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warn", "warning", "error"], case_sensitive=False),
     help="The log level. Overrides the configuration's level and OTEL_LOG_LEVEL.  [default: info]",
 )
-def command(locations: tuple[str, ...], log_level: str | None) -> None:
+def command(locations: tuple[str, ...], listen: str | None, log_level: str | None) -> None:
     """Run the service until SIGTERM or Ctrl-C. A second signal, at least half a second later, ends it at once.
 
     SIGHUP reloads the configuration, as `statsig-otel reload` does. The log goes to standard error.
 
-    Without --config the service listens on localhost:8080. It takes its signing secret from STATSIG_SIGNING_SECRET and
-    its exporter from the OTEL_EXPORTER_OTLP_* variables.
+    Without --config the service listens on localhost:8080, or where STATSIG_LISTEN says. It takes its signing secret
+    from STATSIG_SIGNING_SECRET and its exporter from the OTEL_EXPORTER_OTLP_* variables.
     """
     # By default SIGHUP ends the process. `_run` handles it for as long as there is something to reload.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _raise_open_files()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core would write to standard error, beside the log
     try:
-        document, configuration = _read(locations, log_level)
+        document, configuration = _read(locations, log_level, listen=listen)
         directory = find_directory(configuration, os.environ)
         assembly = Assembly(configuration, directory=directory, resource=resource_from_environment(os.environ))
         supervisor = Supervisor(os.environ)
-        service = service_of(
-            assembly, Reloader(assembly, document, lambda: read_document(locations, os.environ), supervisor.reloading)
-        )
+
+        def read() -> Document:
+            return read_document(locations, os.environ, listen=listen)
+
+        service = service_of(assembly, Reloader(assembly, document, read, supervisor.reloading))
         _start(service, configuration, document, directory)
         collect_garbage_rarely()
     except ConfigError as error:
@@ -91,23 +94,20 @@ def command(locations: tuple[str, ...], log_level: str | None) -> None:
     except (OSError, ValueError, QueueError, sqlite3.Error) as error:
         raise click.ClickException(_message(error)) from error
     try:
-        where = (
-            "in signing_secrets, and run: statsig-otel reload (or send SIGHUP)"
-            if locations
-            else f"as {SECRET_VARIABLE}, and start again"
-        )
-        asyncio.run(_run(service, assembly, supervisor, where=where))
+        asyncio.run(_run(service, assembly, supervisor, document))
     finally:
         service.shutdown()
     _logger.info("Stopped")
 
 
-def _read(locations: tuple[str, ...], log_level: str | None) -> tuple[Document, Configuration]:
+def _read(
+    locations: tuple[str, ...], log_level: str | None, *, listen: str | None = None
+) -> tuple[Document, Configuration]:
     """Read and check the configuration, and start the log with the configured level and encoding."""
     environ = Environment(os.environ)
     with buffered_log(sys.stderr) as log:
         check_enabled(environ)
-        document = read_document(locations, environ)
+        document = read_document(locations, environ, listen=listen)
         configuration = check_with_files(document)
         logs = cast("TelemetrySettings", configuration.telemetry).logs
         log.begin(named_level(log_level) or logs.level or log_level_from_environment(os.environ), logs.encoding)
@@ -117,6 +117,13 @@ def _read(locations: tuple[str, ...], log_level: str | None) -> tuple[Document, 
             "There is a configuration, so these variables have no effect unless it names them: %s", ", ".join(unused)
         )
     return document, configuration
+
+
+def _where_the_secret_goes(document: Document, receiver: str) -> str:
+    place = document.place(("receivers", receiver, "signing_secrets"))
+    if place is not None and place.file == SECRET_VARIABLE:
+        return f"as {SECRET_VARIABLE}, and start again"
+    return "in signing_secrets, and run: statsig-otel reload (or send SIGHUP)"
 
 
 def collect_garbage_rarely() -> None:
@@ -154,7 +161,7 @@ def _raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _OPEN_FILES)), hard))
 
 
-async def _run(service: Service, assembly: Assembly, supervisor: Supervisor, *, where: str) -> None:
+async def _run(service: Service, assembly: Assembly, supervisor: Supervisor, document: Document) -> None:
     """Reload and stop the service on signals. The service itself runs in threads of its own."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -178,6 +185,7 @@ async def _run(service: Service, assembly: Assembly, supervisor: Supervisor, *, 
     for name, url in service.urls.items():
         click.echo(f"Webhook URL: {url}")
         if name in service.without_secret:
+            where = _where_the_secret_goes(document, name)
             click.echo(_SETUP_STEPS.format(name=name, url=url, where=where))
     supervisor.started()
     reloading = loop.create_task(_reload_on(reload_requested, service))

@@ -1,8 +1,8 @@
 """Reads the environment variables of OpenTelemetry's SDKs and of this service.
 
-Without a configuration file they are the configuration: `STATSIG_SIGNING_SECRET`, and the `OTEL_EXPORTER_OTLP_*`
-variables with their `_LOGS_` forms, which take precedence. They are read as opentelemetry-sdk reads them: gRPC unless
-the protocol says otherwise, the timeout in seconds.
+Without a configuration file they are the configuration: `STATSIG_SIGNING_SECRET`, `STATSIG_LISTEN`, and the
+`OTEL_EXPORTER_OTLP_*` variables with their `_LOGS_` forms, which take precedence. They are read as opentelemetry-sdk
+reads them: gRPC unless the protocol says otherwise, the timeout in seconds.
 
 With a file they count only where it names them: `OTEL_EXPORTER_OTLP_HEADERS` contains the key of one backend, and no
 exporter to another may send it. The SDKs do the same beside a file of their own (the specification's "Declarative
@@ -19,12 +19,14 @@ from urllib.parse import unquote
 
 from statsig_otel.config.errors import ConfigError, Path, Problem
 from statsig_otel.config.locations import read_all
+from statsig_otel.config.merging import merge
 from statsig_otel.config.source import UNKNOWN, Document, Unknown
 from statsig_otel.plugin.record.change_event import valid
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.settings.telemetry import LogLevel, named_level
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's name
+LISTEN_VARIABLE: Final = "STATSIG_LISTEN"
 _logger: Final = logging.getLogger(__name__)
 _EXPORTERS: Final = {"grpc": "otlp_grpc", "http/protobuf": "otlp_http", "http/json": "otlp_http"}
 
@@ -60,7 +62,7 @@ class Environment(Mapping[str, str]):
 
     def unused(self) -> list[str]:
         """The variables that would be a configuration without a file, are set, and were not asked for."""
-        names = [SECRET_VARIABLE, *(variable for name in _SETTINGS for variable in _variables(name))]
+        names = [SECRET_VARIABLE, LISTEN_VARIABLE, *(variable for name in _SETTINGS for variable in _variables(name))]
         return [name for name in names if self._variables.get(name) and name not in self._asked_for]
 
 
@@ -147,8 +149,11 @@ class _Reader:
         known = self._exporter_type()
         exporter = known or "otlp_grpc"
         settings = self._exporter(exporter)
+        receiver: dict[str, object] = {"signing_secrets": [secret] if secret else []}
+        if listen := self._environ.get(LISTEN_VARIABLE, "").strip():
+            self._set(receiver, ("receivers", "statsig", "endpoint"), LISTEN_VARIABLE, listen)
         values: dict[str, object] = {
-            "receivers": {"statsig": {"signing_secrets": [secret] if secret else []}},
+            "receivers": {"statsig": receiver},
             "exporters": {exporter: settings if known else UNKNOWN},
             "service": {"pipelines": {"logs": {"receivers": ["statsig"], "exporters": [exporter]}}},
         }
@@ -258,10 +263,35 @@ class _Reader:
         return key, value
 
 
-def read_document(locations: Sequence[FilePath | str], environ: Mapping[str, str]) -> Document:
+def read_document(
+    locations: Sequence[FilePath | str], environ: Mapping[str, str], *, listen: str | None = None
+) -> Document:
     """What was written: the locations, merged; without any, what the environment says.
 
+    `yaml:` locations that name no pipeline are merged over what the environment says. `listen` takes the place of the
+    receivers' endpoint.
+
     Raises:
-        ConfigError: What can't be read.
+        ConfigError: What can't be read; or the receivers have several endpoints, and `listen` is given.
     """
-    return read_all(locations, environ=environ) if locations else document_from_environment(environ)
+    document = read_all(locations, environ=environ)
+    if all(str(location).startswith("yaml:") for location in locations) and not _has_pipelines(document):
+        document = merge([document_from_environment(environ), document])
+    return document if listen is None else _listening(document, listen)
+
+
+def _has_pipelines(document: Document) -> bool:
+    service = document.values.get("service")
+    return isinstance(service, Mapping) and "pipelines" in service
+
+
+def _listening(document: Document, address: str) -> Document:
+    receivers = document.values.get("receivers")
+    bodies = receivers if isinstance(receivers, Mapping) else {}
+    endpoints = {str(body.get("endpoint")) for body in bodies.values() if isinstance(body, Mapping)}
+    if len(endpoints) > 1:
+        message = f"--listen replaces one endpoint, and the receivers have {len(endpoints)}"
+        raise ConfigError([Problem((), message, "change the endpoint of each receiver in the configuration")])
+    values = {"receivers": {id_: {"endpoint": address} for id_ in bodies}}
+    origins: dict[Path, str] = {("receivers", id_, "endpoint"): "--listen" for id_ in bodies}
+    return merge([document, Document.from_values(values, "--listen", origins)]) if bodies else document

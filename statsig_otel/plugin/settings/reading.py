@@ -7,14 +7,13 @@ from typing import cast
 
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.config.grammar import examine, load
-from statsig_otel.config.locations import read_all
+from statsig_otel.config.grammar import check, examine
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter
-from statsig_otel.plugin.settings.environment import resource_from_environment
+from statsig_otel.plugin.settings.environment import read_document, resource_from_environment
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings, find_directory
 
@@ -34,7 +33,7 @@ def read(locations: tuple[str, ...], environ: Mapping[str, str]) -> QueueConfigu
     Raises:
         ConfigError: All that is wrong with it.
     """
-    configuration = load(*locations, components=COMPONENTS, environ=environ)
+    configuration = check(read_document(locations, environ), COMPONENTS)
     resource = resource_from_environment(environ)
     return QueueConfiguration(
         directory=find_directory(configuration, environ),
@@ -51,7 +50,7 @@ def read_directory(locations: tuple[str, ...], environ: Mapping[str, str]) -> Pa
     Raises:
         ConfigError: The directory is not known; it contains what is wrong with the part that names it.
     """
-    configuration, problems = examine(read_all(locations, environ=environ), COMPONENTS)
+    configuration, problems = examine(read_document(locations, environ), COMPONENTS)
     found = [one.directory for one in configuration.extensions.values() if isinstance(one, FileStorageSettings)]
     if found:
         return found[0]

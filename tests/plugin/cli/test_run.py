@@ -1,6 +1,7 @@
 """What `run` and `validate` say before a start: keys without an effect, ports, directories, several locations."""
 
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,17 @@ def test_a_service_runs_with_several_locations(tmp_path: Path) -> None:
     overlay.write_text("exporters: {debug: {verbosity: basic}}\nreceivers: {statsig: {path: /hook}}\n")
     with ServiceProcess(overlay, "--config", str(tmp_path / path)) as service:
         assert service.url.endswith("/hook")
+
+
+def test_a_service_with_only_variables_can_be_reached_from_elsewhere() -> None:
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "STATSIG_LISTEN": "localhost:1"}
+    with ServiceProcess(
+        None, "--listen", "0.0.0.0:0", "--config", "yaml:receivers::statsig::path: /x", env=variables
+    ) as service:
+        assert re.fullmatch(r"http://0\.0\.0\.0:\d+/x", service.url)
+        service.wait_for_output(
+            "  4. Copy the signing secret that Statsig then shows, and set it as STATSIG_SIGNING_SECRET"
+        )
 
 
 @pytest.mark.parametrize("name", ["validate", "print-config", "components", "schema", "doctor", "explain"])

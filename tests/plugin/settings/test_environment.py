@@ -9,7 +9,7 @@ import pytest
 from statsig_otel.config import ConfigError
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.grammar import check
-from statsig_otel.config.source import parse
+from statsig_otel.config.source import Document, parse
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.record.record import LogRecordEncoder
 from statsig_otel.plugin.settings.catalog import COMPONENTS
@@ -17,9 +17,10 @@ from statsig_otel.plugin.settings.environment import (
     Environment,
     check_enabled,
     document_from_environment,
+    read_document,
     resource_from_environment,
 )
-from statsig_otel.plugin.settings.reading import exporter_settings
+from statsig_otel.plugin.settings.reading import exporter_settings, receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
 HTTP = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
@@ -286,3 +287,66 @@ def test_beside_a_file_variables_count_only_where_it_names_them() -> None:
     assert (first.endpoint, first.timeout, first.tls.ca_file) == ("first:4317", 5.0, "")
     assert second.endpoint == "http://third:4318"
     assert environ.unused() == ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE"]
+
+
+def test_where_to_listen() -> None:
+    assert endpoints(document_from_environment({})) == {"statsig": "localhost:8080"}
+    assert endpoints(document_from_environment({"STATSIG_LISTEN": "0.0.0.0:80"})) == {"statsig": "0.0.0.0:80"}
+    assert endpoints(document_from_environment({"STATSIG_LISTEN": ""})) == {"statsig": "localhost:8080"}
+    with pytest.raises(ConfigError) as caught:
+        configuration(STATSIG_LISTEN="80")
+    assert str(caught.value).startswith("receivers::statsig::endpoint: must be host:port, such as localhost:8080 or ")
+    assert "(STATSIG_LISTEN)" in str(caught.value)
+    assert Environment({"STATSIG_LISTEN": ":80"}).unused() == ["STATSIG_LISTEN"]
+
+
+def endpoints(document: Document) -> dict[str, str]:
+    return {name: one.endpoint for name, one in receiver_settings(check(document, COMPONENTS)).items()}
+
+
+TWO = """\
+receivers:
+  statsig: {signing_secrets: [], endpoint: "h:1"}
+  statsig/b: {signing_secrets: [], path: /b%s}
+exporters: {debug: {}}
+service: {pipelines: {logs: {receivers: [statsig, statsig/b], exporters: [debug]}}}
+"""
+
+
+def test_an_option_says_where_to_listen(tmp_path: Path) -> None:
+    """Over a variable and over a file, for all receivers of one endpoint."""
+    environ = {"STATSIG_LISTEN": "h:1"}
+    assert endpoints(read_document([], environ, listen=":2")) == {"statsig": ":2"}
+    path = tmp_path / "config.yaml"
+    path.write_text(TWO % ', endpoint: "h:1"')
+    assert endpoints(read_document([path], {}, listen=":2")) == {"statsig": ":2", "statsig/b": ":2"}
+    with pytest.raises(ConfigError, match=r"must be host:port.* \(--listen\)"):
+        check(read_document([path], {}, listen="80"), COMPONENTS)
+    path.write_text(TWO % ', endpoint: "h:3"')
+    with pytest.raises(ConfigError, match="--listen replaces one endpoint, and the receivers have 2"):
+        read_document([path], {}, listen=":2")
+    path.write_text("receivers: [a]")
+    assert read_document([path], {}, listen=":2").values == {"receivers": ["a"]}
+
+
+def test_a_text_without_pipelines_is_merged_over_the_environment() -> None:
+    environ = {"STATSIG_SIGNING_SECRET": "webhook-x", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://backend:1"}
+    texts = ["yaml:receivers::statsig::user: drop", "yaml:exporters::otlp_grpc::timeout: 3s"]
+    found = check(read_document(texts, environ), COMPONENTS)
+    receiver, exporter = receiver_settings(found)["statsig"], exporter_settings(found)["otlp_grpc"]
+    assert isinstance(exporter, OtlpGrpcSettings)
+    assert (receiver.user, len(receiver.signing_secrets)) == ("drop", 1)
+    assert (exporter.endpoint, exporter.timeout) == ("http://backend:1", 3.0)
+    with pytest.raises(ConfigError, match=r"receivers::statsig::user: .* \(yaml:receivers::statsig::user:1\)"):
+        check(read_document(["yaml:receivers::statsig::user: x"], environ), COMPONENTS)
+
+
+def test_a_whole_configuration_and_files_stand_alone(tmp_path: Path) -> None:
+    environ = {"STATSIG_SIGNING_SECRET": "webhook-x"}
+    whole = "yaml:" + TWO % ""
+    assert list(check(read_document([whole], environ), COMPONENTS).exporters) == ["debug"]
+    path = tmp_path / "preset.yaml"
+    path.write_text("receivers: {statsig: {user: drop}}")
+    for locations in ([path], [path, "yaml:receivers::statsig::path: /x"]):
+        with pytest.raises(ConfigError, match="exporters: is required"):
+            check(read_document(locations, environ), COMPONENTS)
