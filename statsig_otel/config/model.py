@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Final, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Final, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -222,6 +223,19 @@ def extensions_of(settings: Settings) -> Iterator[tuple[tuple[str, ...], str, Ex
         for marker in info.metadata:
             if isinstance(marker, ExtensionOf) and value is not None:
                 yield (name,), value, marker
+
+
+class _PathMarker:
+    """See `PathText`."""
+
+
+PathText = Annotated[str, _PathMarker()]
+"""A path as a string. Like a `Path` it starts at the directory of the configuration file if it is relative."""
+
+
+def is_path(annotation: Any) -> bool:
+    """Whether a type is a path."""
+    return annotation is Path or any(isinstance(one, _PathMarker) for one in get_args(annotation)[1:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ can still become the string `007` if the component's model wants a string.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Final
 
@@ -40,11 +40,13 @@ class Place:
         file: The file, or another source, such as an environment variable.
         line: The line in the file, from 1.
         text: A number or a boolean as it was written.
+        directory: Where a relative path starts; None if the value was not read.
     """
 
     file: str
     line: int | None = None
     text: str | None = None
+    directory: FilePath | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ def parse(data: bytes, *, file: str, directory: FilePath, environ: Mapping[str, 
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem((), "the file is not UTF-8", "save it as UTF-8", file, line)]) from None
-    builder = _Builder(file, Substitution(environ, directory))
+    builder = _Builder(file, directory, Substitution(environ, directory))
     try:
         values = builder.mapping(_root(text), ())
     except TreeError as error:
@@ -169,6 +171,7 @@ class _Builder:
     """Makes values of nodes. It counts what it visits, since a few aliases can stand for very many values."""
 
     file: str
+    directory: FilePath
     substitution: Substitution
     places: dict[Path, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -180,7 +183,7 @@ class _Builder:
 
     def value(self, node: Node, path: Path, line: int) -> object:
         self._visit(path, line)
-        self.places[path] = Place(self.file, line)
+        self.places[path] = Place(self.file, line, directory=self.directory)
         if isinstance(node, Scalar):
             return self._scalar(node, path)
         if isinstance(node, Sequence):
@@ -190,7 +193,7 @@ class _Builder:
         return self._fault(path, node)
 
     def mapping(self, node: yaml_tree.Mapping, path: Path) -> dict[str, object]:
-        self.places.setdefault(path, Place(self.file, node.line))
+        self.places.setdefault(path, Place(self.file, node.line, directory=self.directory))
         values: dict[str, object] = {}
         lines: dict[str, int] = {}
         for key_node, value_node in node.pairs:
@@ -231,7 +234,7 @@ class _Builder:
     def _scalar(self, node: Scalar, path: Path) -> object:
         if not isinstance(node.value, str):
             if node.value is not None:
-                self.places[path] = Place(self.file, self.places[path].line, node.text)
+                self.places[path] = replace(self.places[path], text=node.text)
             return node.value
         if template := self.substitution.template(node.value):
             self.templates[path] = template

@@ -13,7 +13,7 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from statsig_otel.config.errors import NOT_A_NAME, Fault, Path, Problem, SettingError, closest, hint_for
-from statsig_otel.config.model import Composed, Opaque, OrList, Settings, without_these
+from statsig_otel.config.model import Composed, Opaque, OrList, Settings, is_path, without_these
 from statsig_otel.config.scalars import resolve
 from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.units import AS_WRITTEN, Duration, unit_of
@@ -106,7 +106,7 @@ def _checked(
     about_numbers: dict[Path, Problem] = {}
     value: Any = body
     while True:
-        settings, errors = read(value)
+        settings, errors = read(_with_paths(value, models, path, document))
         if settings is not None:
             return settings, []
         # A value that could not be read has a problem already, so the errors of the models about it are left out.
@@ -147,6 +147,35 @@ def _by_place(errors: Iterable[ErrorDetails], body: object) -> dict[Path, tuple[
         below, value = _follow(body, details)
         found.setdefault(below, (value, []))[1].append(details)
     return found
+
+
+def _with_paths(value: Any, annotations: Collection[Any], path: Path, document: Document) -> Any:
+    """The value with its relative paths after the directory of the file that they were written in."""
+    if isinstance(value, Mapping):
+        below = {key: _below(annotations, key) for key in value}
+        return {key: _with_paths(item, below[key], (*path, key), document) for key, item in value.items()}
+    if isinstance(value, list):
+        return [
+            _with_paths(item, _below(annotations, index), (*path, index), document) for index, item in enumerate(value)
+        ]
+    place = document.places.get(path)
+    if not isinstance(value, str) or not value or place is None or place.directory is None:
+        return value
+    return str(place.directory / value) if _wants_path(annotations) else value
+
+
+def _wants_path(annotations: Iterable[Any]) -> bool:
+    for annotation in annotations:
+        if is_path(annotation):
+            return True
+        arguments = get_args(annotation)
+        if get_origin(annotation) is Annotated:
+            arguments = arguments[:1]
+        elif get_origin(annotation) not in (Union, UnionType):
+            continue
+        if _wants_path(arguments):
+            return True
+    return False
 
 
 def _problems(

@@ -48,13 +48,13 @@ def test_what_comes_later_wins(first: str, second: str, values: object) -> None:
 def test_each_value_knows_its_file() -> None:
     found = merged("a:\n  b: 007\n  c: [x,\n   y]\nd: 1\n", "\na:\n  c: [z]\n  e: 2\n")
     assert found.places == {
-        (): Place("0.yaml", 1),
-        ("a",): Place("0.yaml", 1),
-        ("a", "b"): Place("0.yaml", 2, "007"),
-        ("a", "c"): Place("1.yaml", 3),
-        ("a", "c", 0): Place("1.yaml", 3),
-        ("d",): Place("0.yaml", 5, "1"),
-        ("a", "e"): Place("1.yaml", 4, "2"),
+        (): Place("0.yaml", 1, directory=Path()),
+        ("a",): Place("0.yaml", 1, directory=Path()),
+        ("a", "b"): Place("0.yaml", 2, "007", Path()),
+        ("a", "c"): Place("1.yaml", 3, directory=Path()),
+        ("a", "c", 0): Place("1.yaml", 3, directory=Path()),
+        ("d",): Place("0.yaml", 5, "1", Path()),
+        ("a", "e"): Place("1.yaml", 4, "2", Path()),
     }
 
 

@@ -140,7 +140,7 @@ def test_reads_a_file_and_what_is_beside_it(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: ${file:secret}\nb: ${env:HOME}\n")
     found = read(tmp_path / "config.yaml", environ={"HOME": "there"})
     assert found.values == {"a": "0123", "b": "there"}
-    assert found.place(("b",)) == Place(str(tmp_path / "config.yaml"), 2)
+    assert found.place(("b",)) == Place(str(tmp_path / "config.yaml"), 2, directory=tmp_path)
 
 
 def test_the_environment_is_an_argument() -> None:

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from statsig_otel.config.model import Opaque, Settings
+from statsig_otel.config.model import Opaque, PathText, Settings
 
 CANNOT_SKIP: Final = (
     "grpcio can't skip the verification of certificates: name the server's CA in ca_file, or the name in its "
@@ -114,12 +114,12 @@ class ClientTlsSettings(Settings):
     }
 
     insecure: bool = False
-    ca_file: str = ""
+    ca_file: PathText = ""
     ca_pem: Opaque | None = None
     include_system_ca_certs_pool: bool = False
-    cert_file: str = ""
+    cert_file: PathText = ""
     cert_pem: Opaque | None = None
-    key_file: str = ""
+    key_file: PathText = ""
     key_pem: Opaque | None = None
     server_name_override: str = ""
     insecure_skip_verify: bool = False

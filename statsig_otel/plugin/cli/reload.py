@@ -47,11 +47,11 @@ def command() -> None:
 
 
 def _find_directory(locations: tuple[str, ...]) -> Path:
-    if not locations:
-        return find_directory(None, os.environ)
-    from statsig_otel.plugin.settings.reading import read_directory  # noqa: PLC0415 - takes long to load
-
     try:
+        if not locations:
+            return find_directory(None, os.environ)
+        from statsig_otel.plugin.settings.reading import read_directory  # noqa: PLC0415 - takes long to load
+
         return read_directory(locations, os.environ)
     except ConfigError as error:
         raise ControlError(

@@ -61,11 +61,15 @@ def _on_this_machine(configuration: Configuration, document: Document, environ: 
         yield of_problem("this machine", problem)
     is_running: bool | None = None
     if queued_exporters(configuration):
-        directory = find_directory(configuration, environ)
-        settings = file_storage(configuration)
-        yield from storage.queue(directory, settings.min_free_bytes if settings else DEFAULT_MIN_FREE)
-        with suppress(OSError):
-            is_running = storage.owner(directory) is not None
+        try:
+            directory = find_directory(configuration, environ)
+        except ConfigError as error:
+            yield from (of_problem("queue directory", problem) for problem in error.problems)
+        else:
+            settings = file_storage(configuration)
+            yield from storage.queue(directory, settings.min_free_bytes if settings else DEFAULT_MIN_FREE)
+            with suppress(OSError):
+                is_running = storage.owner(directory) is not None
     if not is_running:
         # If it is not known whether the service runs, the service may be the process that listens.
         status: Status = "failed" if is_running is False else "warning"

@@ -53,7 +53,7 @@ def read_directory(locations: tuple[str, ...], environ: Mapping[str, str]) -> Pa
     configuration, problems = examine(read_document(locations, environ), COMPONENTS)
     found = [one.directory for one in configuration.extensions.values() if isinstance(one, FileStorageSettings)]
     if found:
-        return found[0]
+        return found[0].absolute()
     unknown = [
         problem
         for problem in problems

@@ -8,11 +8,12 @@ from typing import ClassVar, Final
 from pydantic import Field, field_validator
 
 from statsig_otel.config.configuration import Configuration
-from statsig_otel.config.errors import SettingError
+from statsig_otel.config.errors import ConfigError, Problem, SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration, Size
 from statsig_otel.exporters.paths import NO_PATH
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
+from statsig_otel.plugin.settings.delivery import ConfiguredExporter
 
 _SYSTEM: Final = Path("/var/lib/statsig-otel")
 _NAME: Final = "statsig-otel"
@@ -70,20 +71,43 @@ def file_storage(configuration: Configuration) -> FileStorageSettings | None:
 
 
 def find_directory(configuration: Configuration | None, environ: Mapping[str, str]) -> Path:
-    """The queue's directory.
+    """The queue's directory, as an absolute path.
 
     The `file_storage` extension's; without one systemd's `$STATE_DIRECTORY`, else /var/lib/statsig-otel where that can
     be written, else the user's state directory (XDG Base Directory Specification).
+
+    Raises:
+        ConfigError: There is none of them, and an exporter of the configuration has a queue.
     """
     settings = file_storage(configuration) if configuration is not None else None
     if settings is not None:
-        return settings.directory
+        return settings.directory.absolute()
     if state := environ.get("STATE_DIRECTORY", "").partition(":")[0]:  # systemd.exec: several are joined by colons
-        return Path(state)
-    if _can_be_written(_SYSTEM):
+        return Path(state).absolute()
+    state_home = _state_home(environ)
+    if _can_be_written(_SYSTEM) or not _has_queue(configuration):
         return _SYSTEM
-    home = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".local" / "state")
-    return Path(home) / _NAME
+    if state_home is None:
+        message = f"there is no directory for the queue: {_SYSTEM} can't be written, and the user has no home directory"
+        hint = "name one in extensions: {file_storage: {directory: ...}}, in STATE_DIRECTORY, or with --directory"
+        raise ConfigError([Problem((), message, hint)])
+    return state_home.absolute() / _NAME
+
+
+def _state_home(environ: Mapping[str, str]) -> Path | None:
+    """The directory for the user's state; None for a user without a home, such as a container's."""
+    if home := environ.get("XDG_STATE_HOME"):
+        return Path(home)
+    try:
+        return Path(environ.get("HOME") or "~").expanduser() / ".local" / "state"
+    except RuntimeError:
+        return None
+
+
+def _has_queue(configuration: Configuration | None) -> bool:
+    return configuration is None or any(
+        one.is_queued for one in configuration.exporters.values() if isinstance(one, ConfiguredExporter)
+    )
 
 
 def _can_be_written(directory: Path) -> bool:

@@ -114,7 +114,9 @@ def test_a_configuration_that_can_not_be_read() -> None:
 def test_nobody_is_there() -> None:
     result = call("--config", config())
     assert result.exit_code == 1
-    assert result.output.startswith("Error: no service is running on queue\nhint: pass the queue's directory")
+    assert result.output.startswith(
+        f"Error: no service is running on {Path.cwd()}/queue\nhint: pass the queue's directory"
+    )
 
 
 def test_a_service_that_does_not_answer_yet() -> None:
@@ -126,7 +128,8 @@ def test_a_service_that_does_not_answer_yet() -> None:
         held.release()
     assert result.exit_code == 1
     assert result.output == (
-        f"Error: queue is in use by process {os.getpid()}, starting or stopping; that process does not answer\n"
+        f"Error: {Path.cwd()}/queue is in use by process {os.getpid()}, starting or stopping; "
+        "that process does not answer\n"
     )
 
 

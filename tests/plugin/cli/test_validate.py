@@ -229,7 +229,7 @@ def in_queue(directory: str) -> str:
     """What `validate` says of a queue in a directory."""
     config(more=STORAGE % directory)
     text = errors("--config", "config.yaml", "--config", "yaml:service::extensions: [file_storage]")
-    return text.removeprefix("extensions::file_storage::directory: ")
+    return text.removeprefix("extensions::file_storage::directory: ").removeprefix(f"{Path.cwd()}/")
 
 
 @pytest.mark.parametrize("name", ["queue.db", "queue.db-wal", "lock", "state.json", "control.sock"])
@@ -245,9 +245,7 @@ def test_a_directory_that_no_queue_can_have() -> None:
     Path("away").symlink_to("/nowhere/queue")
     elsewhere = "\n  hint: name another directory, or move what is there away"
     too_long = "... is longer than a path, or a name in it, may be (config.yaml:10)\n  hint: choose a shorter one"
-    assert in_queue("away/queue") == (
-        f"{Path('away').absolute()} is a symbolic link that leads nowhere (config.yaml:10){elsewhere}"
-    )
+    assert in_queue("away/queue") == f"away is a symbolic link that leads nowhere (config.yaml:10){elsewhere}"
     assert in_queue("a/b" * 50 + "x" * 300).endswith(too_long)
     assert in_queue("abcdefg/" * 600).endswith(too_long)
     there = f"{Path.cwd()}/"
@@ -297,8 +295,8 @@ def test_beside_the_running_service_what_it_has_in_use_is_a_warning() -> None:
     assert result.exit_code == 0
     assert result.output.splitlines()[-4:] == [
         (
-            f"  warning: extensions::file_storage::directory: queue is in use by process {os.getpid()}, starting or "
-            "stopping (config.yaml:10)"
+            f"  warning: extensions::file_storage::directory: {Path.cwd()}/queue is in use by process "
+            f"{os.getpid()}, starting or stopping (config.yaml:10)"
         ),
         (
             f"  warning: receivers::statsig::endpoint: cannot listen on 127.0.0.1:{port}: the port is in use "
@@ -316,7 +314,7 @@ def test_where_the_default_queue_can_not_be(monkeypatch: pytest.MonkeyPatch) -> 
     Path("taken").touch()
     monkeypatch.setenv("STATE_DIRECTORY", "taken")
     assert errors("--config", config()) == (
-        f"the queue can't be in taken: {Path('taken').absolute()} is not a directory\n"
+        f"the queue can't be in {Path('taken').absolute()}: {Path('taken').absolute()} is not a directory\n"
         "  hint: name another with extensions: {file_storage: {directory: ...}}"
     )
     config(exporters="debug: {sending_queue: {enabled: false}}")

@@ -347,6 +347,6 @@ def test_a_whole_configuration_and_files_stand_alone(tmp_path: Path) -> None:
     assert list(check(read_document([whole], environ), COMPONENTS).exporters) == ["debug"]
     path = tmp_path / "preset.yaml"
     path.write_text("receivers: {statsig: {user: drop}}")
-    for locations in ([path], [path, "yaml:receivers::statsig::path: /x"]):
+    for more in ([], ["yaml:receivers::statsig::path: /x"]):
         with pytest.raises(ConfigError, match="exporters: is required"):
-            check(read_document(locations, environ), COMPONENTS)
+            check(read_document([path, *more], environ), COMPONENTS)
