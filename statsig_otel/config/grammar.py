@@ -104,8 +104,7 @@ def _for_secret(problem: Problem, components: Components) -> Problem:
             )
     if problem.unset is None or not is_secret(models, tuple(below)):
         return problem
-    without = models[-1].without.get(str(below[0]))
-    return replace(problem, hint=f"{_UNSET_HINT}; {without}" if without else _UNSET_HINT)
+    return replace(problem, hint=_UNSET_HINT)
 
 
 _Section: TypeAlias = dict[str, Settings | None]

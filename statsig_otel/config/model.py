@@ -60,7 +60,6 @@ class Settings(BaseModel):
             every duration, `dict` for every mapping.
         meant: Keys that are often written by mistake, each with the right one: `{"insecure": "tls::insecure"}`.
         needed: Required keys, each with what to write.
-        without: Secrets that may be missing at first, each with what to write until then.
 
     Example:
         >>> from statsig_otel.config import Duration, Opaque, Settings, Size
@@ -76,7 +75,6 @@ class Settings(BaseModel):
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {}
     meant: ClassVar[Mapping[str, str]] = {}
     needed: ClassVar[Mapping[str, str]] = {}
-    without: ClassVar[Mapping[str, str]] = {}
 
     # pydantic's own messages would show what was written, which may be a secret.
     model_config: ClassVar[ConfigDict] = ConfigDict(

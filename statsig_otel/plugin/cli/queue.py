@@ -138,6 +138,7 @@ def command(context: click.Context, *, as_json: bool) -> None:
             "running": answer is not None,
             "pid": answer["pid"] if answer else None,
             "exporters": [asdict(exporter) for exporter in exporters],
+            "receivers": answer["receivers"] if answer else {},
             "dead_letters": dead,
         }
         click.echo(json.dumps(found, indent=2))
@@ -219,6 +220,11 @@ def _show(directory: Path, answer: dict[str, Any] | None, exporters: Sequence[_E
     click.echo(f"{printable(str(directory))}: the queue of {owner}\n")
     print_table(("EXPORTER", "STATE", "WAITING", "BYTES", "OLDEST", "ATTEMPTS", "LAST ERROR"), map(_row, exporters))
     click.echo(f"\nDead letters: {dead}" + (" (statsig-otel dead-letters list)" if dead else ""))
+    for name, receiver in (answer["receivers"] if answer else {}).items():
+        if receiver["secrets"] > 1:
+            last = receiver["last_secret"]
+            told = f"verified with secret {last} of {receiver['secrets']}" if last else "none since the last change"
+            click.echo(f"Last webhook of {printable(name)}: {told}")
 
 
 def _row(one: _Exporter) -> tuple[str, ...]:

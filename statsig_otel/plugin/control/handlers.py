@@ -33,7 +33,7 @@ def handlers(
         return synchronous.consume(batch, routing.route(batch.receiver))
 
     mappers = {name: intake.mapper for name, intake in intakes.items()}
-    exporters = RunningExporters(queue, senders, routing.synchronous)
+    exporters = RunningExporters(queue, senders, routing.synchronous, intakes)
     dead = DeadLetters(queue=queue, routing=routing, mappers=mappers, deliver=deliver, exporters=senders)
     return {"queue": exporters.status, **_changing(exporters, dead)}
 

@@ -16,6 +16,7 @@ from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.plugin.control.command import ChangeableQueue, read_arguments, submit_and_wait
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.control.wording import counted
+from statsig_otel.plugin.receiver.intake import Intake
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -34,14 +35,19 @@ class RunningExporters:
     queue: DurableQueue
     senders: Mapping[str, QueueSender]
     synchronous: Collection[str]
+    intakes: Mapping[str, Intake]
 
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
-        """The state of each sender. Everything else about the queue is in its file."""
+        """The state of each sender, and the secret that each receiver used last. All else is in the queue's file."""
         exporters = {
             name: {"state": sender.state, "attempts": sender.attempts, "last_error": sender.last_error}
             for name, sender in self.senders.items()
         }
-        return {"pid": os.getpid(), "exporters": exporters}
+        receivers = {
+            name: {"secrets": intake.verifier.places, "last_secret": intake.last_secret}
+            for name, intake in self.intakes.items()
+        }
+        return {"pid": os.getpid(), "exporters": exporters, "receivers": receivers}
 
     def resume(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Send again at once."""

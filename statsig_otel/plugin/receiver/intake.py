@@ -135,7 +135,7 @@ class Intake:
     """Decides the answers of one receiver, with its secrets, mapping and limits. Safe to use from several threads.
 
     Args:
-        verifier: Checks the signatures.
+        verifier: Checks the signatures. It may be replaced at any time.
         mapper: Makes the records.
         name: The receiver's id, such as `statsig` or `statsig/eu`.
         limits: The limits for senders who are not yet known.
@@ -159,7 +159,8 @@ class Intake:
     def __init__(
         self, *, verifier: Verifier, mapper: Mapper | None = None, name: str = "statsig", limits: Limits | None = None
     ) -> None:
-        self.verifier = verifier
+        self.last_secret: int | None = None
+        self._verifier = verifier
         self.mapper: Mapper = mapper or Mapper()
         self.name = name
         self.limits: Limits = limits or Limits()
@@ -173,6 +174,23 @@ class Intake:
         self._lock = threading.Lock()  # for the three above
         self._idle = threading.Condition(self._lock)
         self._throttle = LogThrottle(_logger)
+
+    @property
+    def verifier(self) -> Verifier:
+        """Checks the signatures of the requests that begin from now on."""
+        return self._verifier
+
+    @verifier.setter
+    def verifier(self, verifier: Verifier) -> None:
+        self._verifier, self.last_secret = verifier, None
+
+    def verified(self, position: int) -> None:
+        """Remember which secret verified the last request, by its position from 1, and log another one."""
+        if position != self.last_secret:
+            self.last_secret = position
+            if self._verifier.places > 1:
+                message = "%s: the last webhook was verified with secret %d of the %d in signing_secrets"
+                _logger.info(message, self.name, position, self._verifier.places)
 
     def begin(self, headers: Iterable[tuple[bytes, bytes]], now_ns: int) -> "Request":
         """Begin a request, or refuse it by its headers.
@@ -342,7 +360,7 @@ class Request:
             # Before the signature is compared: a body that was cut short is not a forgery.
             return refusal(HTTPStatus.BAD_REQUEST, "truncated")
         try:
-            self._signature.finish()
+            self._intake.verified(self._signature.finish())
             payload = parse(body)
         except UnauthorizedError as error:
             return refusal(HTTPStatus.UNAUTHORIZED, error.reason)

@@ -309,25 +309,20 @@ class Assembly:
         except (OSError, ValueError) as error:
             raise ConfigError([Problem((), str(error))]) from error
 
-    def change_secrets(self, changed: Callable[[str, StatsigReceiverSettings], StatsigReceiverSettings]) -> bool:
+    def change_secrets(self, changed: Callable[[str, StatsigReceiverSettings], StatsigReceiverSettings]) -> None:
         """Take over other signing secrets from the next request on. Works before `open` too.
 
         Args:
             changed: Returns the settings that a receiver shall have, which differ only in their signing secrets. What
                 it raises leaves everything unchanged.
-
-        Returns:
-            Whether something has changed.
         """
         with self._reconfiguring:
             before = receiver_settings(self._configuration)
             after = {name: changed(name, settings) for name, settings in before.items()}
-            if after == before:
-                return False
             self._configuration = replace(self._configuration, receivers=dict(after))
             for name, settings in after.items():
-                self._intakes[name].verifier = settings.verifier()
-            return True
+                if settings != before[name]:
+                    self._intakes[name].verifier = settings.verifier()
 
     def _renew_handlers(self) -> None:
         if self._control is not None:

@@ -17,6 +17,7 @@ from statsig_otel.plugin.doctor.machine_checks import check_files
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.restart import RestartNeededError
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS
+from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, check_secret
 from statsig_otel.plugin.settings.remarks import remarks
 
@@ -52,6 +53,7 @@ class Reloader:
         self._during = during
         self._lock = threading.Lock()
         self._unusable = ""  # the last logged message about the secrets' files
+        self._emptied: set[tuple[str | int, ...]] = set()  # secrets whose files were found empty once
         self._ended = threading.Event()
         assembly.offer("reload", lambda _: {"changes": self._answer()})
 
@@ -100,16 +102,19 @@ class Reloader:
         Nothing else is read, so that the rotation of a secret does not apply a configuration that is being edited.
         """
         with self._lock:
+            before = _secrets(self._assembly.configuration)
             try:
-                have_changed = self._assembly.change_secrets(self._with_secrets)
+                self._assembly.change_secrets(self._with_secrets)
             except ValueError as error:
                 if str(error) != self._unusable:
                     _logger.error("%s; the secrets stay as they were", error)  # noqa: TRY400 - the message says it all
                 self._unusable = str(error)
                 return
             self._unusable = ""
-            if have_changed:
-                _logger.info("The signing secrets have changed, and count from now on")
+            for path, secret in _secrets(self._assembly.configuration).items():
+                if secret != before[path]:
+                    what = "a new secret, which counts from now on" if secret.reveal() else "empty now"
+                    _logger.info("%s: is %s", render(path), what)
 
     def _watch(self, ended: threading.Event) -> None:
         while not ended.wait(_SECRETS_INTERVAL):
@@ -140,6 +145,8 @@ class Reloader:
         """
         path = ("receivers", name, "signing_secrets")
         secrets = [self._secret((*path, index), secret) for index, secret in enumerate(settings.signing_secrets)]
+        if secrets and not any(secret.reveal() for secret in secrets):
+            raise ValueError(f"{render((*path, 0))}: is empty")
         return settings.model_copy(update={"signing_secrets": secrets})
 
     def _secret(self, path: tuple[str | int, ...], before: Opaque) -> Opaque:
@@ -149,10 +156,23 @@ class Reloader:
         text, faults = template.expand()
         if faults:
             raise ValueError(f"{render(path)}: {faults[0].message}")
+        if not text and before.reveal() and path not in self._emptied:
+            self._emptied.add(path)  # perhaps it is just being written: the next look decides
+            return before
+        self._emptied.discard(path)
         try:
             return check_secret(Opaque(text))
         except SettingError as error:
             raise ValueError(f"{render(path)}: {error.message}") from error
+
+
+def _secrets(configuration: Configuration) -> dict[tuple[str | int, ...], Opaque]:
+    """The signing secrets by their path."""
+    return {
+        ("receivers", name, "signing_secrets", index): secret
+        for name, settings in receiver_settings(configuration).items()
+        for index, secret in enumerate(settings.signing_secrets)
+    }
 
 
 def check_with_files(document: Document) -> Configuration:

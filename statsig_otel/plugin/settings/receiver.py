@@ -85,22 +85,38 @@ _PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
 _MAX_PORT: Final = 65535
 _SMALLEST_RECORD: Final = 10_000
 """Bytes. A lower limit would make dead letters of ordinary changes."""
-_SET_UP: Final = "write signing_secrets: [] to set the webhook up before there is a secret"
+_COPY: Final = "copy it from the Statsig console, from webhook- to its last letter"
 _RELOAD: Final = "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)"
 ResourceValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
 
 
 def check_secret(secret: Opaque) -> Opaque:
-    """A signing secret that is one.
+    """A signing secret that may be one, or an empty place for one.
 
     Raises:
-        SettingError: It is empty, or no secret looks like this.
+        SettingError: No secret looks like this.
     """
-    if not secret.reveal():
-        raise SettingError("is empty", _SET_UP)
-    if fault := fault_of_secret(secret.reveal()):
+    if secret.reveal() and (fault := fault_of_secret(secret.reveal())):
         raise SettingError(*fault)
     return secret
+
+
+def check_secrets(secrets: list[Opaque]) -> list[Opaque]:
+    """A list of signing secrets, in which not all places are empty.
+
+    Raises:
+        ValidationError: All are; it has an error for each.
+    """
+    if any(secret.reveal() for secret in secrets):
+        return secrets
+    error = PydanticCustomError("value_error", "Value error, {error}", {"error": SettingError("is empty", _COPY)})
+    wrong = [InitErrorDetails(type=error, loc=(index,), input="") for index in range(len(secrets))]
+    if wrong:
+        raise ValidationError.from_exception_data("signing_secrets", wrong)
+    return secrets
+
+
+_Secrets = Annotated[list[Annotated[Opaque, AfterValidator(check_secret)]], AfterValidator(check_secrets)]
 
 
 class ServerTlsSettings(Settings):
@@ -233,15 +249,14 @@ class StatsigReceiverSettings(Settings):
     needed: ClassVar[Mapping[str, str]] = {
         "signing_secrets": 'write ["${env:STATSIG_SIGNING_SECRET}"], or [] until Statsig has shown the secret',
     }
-    without: ClassVar[Mapping[str, str]] = {"signing_secrets": _SET_UP}
 
     endpoint: str = Field(
         default="localhost:8080", description="Where to listen, as host:port.", examples=["0.0.0.0:8080"]
     )
     path: str = Field(default=DEFAULT_PATH, description="The path of the webhook's URL.")
-    signing_secrets: list[Annotated[Opaque, AfterValidator(check_secret)]] = Field(
-        description="The signing secrets of the webhook, several while one is rotated. [] is the set-up mode: it "
-        "answers Statsig's URL verification and refuses all else.",
+    signing_secrets: _Secrets = Field(
+        description="The signing secrets of the webhook, several while one is rotated; an empty one is a place for the "
+        "next. [] is the set-up mode: it answers Statsig's URL verification and refuses all else.",
         examples=[["${env:STATSIG_SIGNING_SECRET}"], ["${file:/run/secrets/statsig}"], []],
     )
     timestamp_tolerance: Duration = Field(

@@ -14,7 +14,7 @@ def remarks(configuration: Configuration, document: Document = NOWHERE) -> Itera
     yield from map(str, document.doubts)
     for name, settings in receiver_settings(configuration).items():
         for index, secret in enumerate(settings.signing_secrets):
-            if not secret.reveal().startswith(PREFIX):
+            if secret.reveal() and not secret.reveal().startswith(PREFIX):
                 message = f"does not begin with {PREFIX}, as Statsig's secrets do: copy the whole secret"
                 yield str(document.problem(("receivers", name, "signing_secrets", index), message))
     yield from unused_keys(configured_exporters(configuration))

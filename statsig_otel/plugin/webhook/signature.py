@@ -7,7 +7,7 @@ key is the whole secret, its `webhook-` prefix included.
 import hmac
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Final
 
@@ -31,12 +31,15 @@ class Verifier:
     the reason `no_secret`: Statsig's console shows the secret only after the webhook was saved.
 
     Args:
-        secrets: The whole signing secrets, in any order.
+        secrets: The whole signing secrets, in any order. An empty string is a place for one that is not known yet.
         tolerance: Seconds by which a request's timestamp may differ from the time now, in both directions. Statsig
             documents none; five minutes is the usual protection against replays.
 
+    Attributes:
+        places: How many secrets there are, with the empty ones.
+
     Raises:
-        ValueError: A secret is empty, or the tolerance is negative, infinite or NaN.
+        ValueError: All secrets are empty, or the tolerance is negative, infinite or NaN.
         TypeError: The secrets are a single string, whose characters would each be a secret.
 
     Example:
@@ -46,17 +49,23 @@ class Verifier:
         >>> signatures, timestamps = [headers[SIGNATURE_HEADER].encode()], [headers[TIMESTAMP_HEADER].encode()]
         >>> verification = verifier.begin(signatures, timestamps, now_ms=1739400185198)
         >>> verification.update(b"{}")
-        >>> verification.finish()  # raises UnauthorizedError if no secret fits
+        >>> verification.finish()  # the position of the secret; raises UnauthorizedError if none fits
+        2
     """
 
     def __init__(self, secrets: Sequence[str], *, tolerance: float = 300.0) -> None:
         if isinstance(secrets, str):
             raise TypeError("the signing secrets must be a sequence of strings, not one string")
-        if not all(secrets):
-            raise ValueError("a signing secret is empty")
+        if secrets and not any(secrets):
+            raise ValueError("the signing secret is empty")
         if not 0 <= tolerance < math.inf:
             raise ValueError("the tolerance must be a number of seconds, 0 or more")
-        self._keyed = [hmac.new(secret.encode(), digestmod=sha256) for secret in secrets]
+        self.places: Final = len(secrets)
+        self._keyed = {
+            position: hmac.new(secret.encode(), digestmod=sha256)
+            for position, secret in enumerate(secrets, 1)
+            if secret
+        }
         # 1.001 * 1000 is a little less than 1001, which would exclude the limit itself.
         self._tolerance_ms = round(tolerance * 1000, 6)
 
@@ -88,8 +97,8 @@ class Verifier:
             raise UnauthorizedError("timestamp_malformed")
         if abs(int(timestamp) - now_ms) > self._tolerance_ms:
             raise UnauthorizedError("timestamp_outside_tolerance")
-        digests = [keyed.copy() for keyed in self._keyed]
-        for digest in digests:
+        digests = {position: keyed.copy() for position, keyed in self._keyed.items()}
+        for digest in digests.values():
             digest.update(b"v0:" + timestamp + b":")
         return Verification(digests, signed[1])
 
@@ -105,7 +114,7 @@ def _only(values: Sequence[bytes], name: str) -> bytes:
 class Verification:
     """Computes the signature of one request while its body arrives. Made by `Verifier.begin`."""
 
-    def __init__(self, digests: list["hmac.HMAC"], expected: bytes) -> None:
+    def __init__(self, digests: Mapping[int, "hmac.HMAC"], expected: bytes) -> None:
         self._digests = digests
         self._expected = expected
 
@@ -116,20 +125,26 @@ class Verification:
             TypeError: They are a string, not bytes.
         """
         check_body(chunk)
-        for digest in self._digests:
+        for digest in self._digests.values():
             digest.update(chunk)
 
-    def finish(self) -> None:
+    def finish(self) -> int:
         """Compare the signature with that of every secret, in constant time, after the last byte of the body.
+
+        Returns:
+            The position, from 1, of the secret that gives this signature.
 
         Raises:
             UnauthorizedError: No secret gives this signature.
         """
-        matches = False
-        for digest in self._digests:
-            matches |= hmac.compare_digest(digest.hexdigest().encode(), self._expected)
-        if not matches:
+        matching = [
+            position
+            for position, digest in self._digests.items()
+            if hmac.compare_digest(digest.hexdigest().encode(), self._expected)
+        ]
+        if not matching:
             raise UnauthorizedError("signature_wrong")
+        return matching[0]
 
 
 def verify(

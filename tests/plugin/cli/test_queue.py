@@ -19,6 +19,7 @@ from statsig_otel.plugin.cli import dead_letters
 from statsig_otel.plugin.cli import queue as queue_command
 from statsig_otel.plugin.control.wording import ranges
 from statsig_otel.plugin.record.record import uid
+from statsig_otel.plugin.webhook.signature import Verifier
 from tests.plugin.cli.served_queue import (
     Served,
     as_json,
@@ -54,6 +55,17 @@ def test_a_running_queue_is_shown_with_what_each_sender_does(tmp_path: Path) -> 
     assert bad["oldest_age_seconds"] > 0
     assert "401: the key has expired" in table
     assert "Dead letters: 1" in table
+
+
+def test_which_secret_verified_last_is_shown_while_there_are_several(tmp_path: Path) -> None:
+    with Served(tmp_path) as served:
+        assert "Last webhook" not in ok(tmp_path, "queue")
+        served.intakes["statsig"].verifier = Verifier(["webhook-old", "", "webhook-new"])
+        assert "Last webhook of statsig: none since the last change" in ok(tmp_path, "queue")
+        served.intakes["statsig"].verified(3)
+        assert "Last webhook of statsig: verified with secret 3 of 3" in ok(tmp_path, "queue")
+        assert as_json(tmp_path, "queue")["receivers"]["statsig"] == {"secrets": 3, "last_secret": 3}
+    assert as_json(tmp_path, "queue")["receivers"] == {}
 
 
 def test_two_hundred_silent_clients_do_not_stop_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,33 @@ def test_a_changed_file_of_a_secret_counts_without_a_reload(make: Make, tmp_path
         assert post(running, "a").status == 401
 
 
+def test_a_rotation_of_a_secret(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As the page says: an empty place first, then the new secret in it. The log and `queue` say which one counts."""
+    caplog.set_level(logging.INFO, "statsig_otel")
+    (tmp_path / "config.yaml").write_text(FILE.replace('"${file:secret}"', '"${file:secret}", "${file:next}"'))
+    (tmp_path / "next").touch()
+    with make() as running:
+
+        def last() -> object:
+            return call(tmp_path / "queue" / CONTROL, "queue")["receivers"]["statsig"]["last_secret"]
+
+        assert [post(running, "a").status, post(running, "a", secret=OTHER).status] == [200, 401]
+        assert last() == 1
+        (tmp_path / "next").write_text(f"{OTHER}\n")
+        wait_until(lambda: post(running, "b", secret=OTHER).status == 200)
+        assert last() == 2
+        assert post(running, "c").status == 200
+        assert "signing_secrets[1]: is a new secret, which counts from now on" in caplog.text
+        assert "statsig: the last webhook was verified with secret 2 of the 2 in signing_secrets" in caplog.text
+        (tmp_path / "secret").write_text(OTHER)
+        (tmp_path / "next").write_text("")
+        wait_until(lambda: "signing_secrets[1]: is empty now" in caplog.text)
+        assert [post(running, "d").status, post(running, "d", secret=OTHER).status] == [401, 200]
+        (tmp_path / "secret").write_text("")
+        wait_until(lambda: "signing_secrets[0]: is empty; the secrets stay as they were" in caplog.text)
+        assert post(running, "e", secret=OTHER).status == 200
+
+
 def test_secrets_in_files_are_changed_there(make: Make) -> None:
     with pytest.raises(ConfigError, match=r"(?s)made from files.*hint: change them there"):
         make().rotate_secrets("statsig", [OTHER])

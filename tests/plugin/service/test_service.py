@@ -455,7 +455,7 @@ def test_secrets_are_rotated_while_it_runs_and_before(tmp_path: Path) -> None:
         running.rotate_secrets("statsig", [other])
         assert [post(running, "a", secret=secret).status for secret in (SECRET, other)] == [401, 200]
         with pytest.raises(ValueError, match="is empty"):
-            running.rotate_secrets("statsig", [other, ""])
+            running.rotate_secrets("statsig", [""])
         with pytest.raises(ValueError, match="quotation mark"):
             running.rotate_secrets("statsig", [other, f'"{other}"'])
         with pytest.raises(TypeError):

@@ -43,11 +43,24 @@ def test_a_path_is_plain(path: str) -> None:
 
 @pytest.mark.parametrize(
     ("secrets", "message"),
-    [(["webhook-x", ""], "is empty"), (["webhook-x\n"], "white space"), ("webhook-x", "list"), (None, "list")],
+    [
+        ([""], "is empty"),
+        (["", ""], r"(?s)0\n.*is empty.*1\n.*is empty"),
+        (["webhook-x\n"], "white space"),
+        ("webhook-x", "list"),
+        (None, "list"),
+    ],
 )
 def test_secrets_are_a_list_of_texts_that_are_not_empty(secrets: object, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         settings(signing_secrets=secrets)
+
+
+def test_a_place_for_the_next_secret_may_be_empty() -> None:
+    for secrets in (["webhook-x", ""], ["", "webhook-x"], ["", "webhook-x", ""]):
+        found = settings(signing_secrets=secrets)
+        assert [secret.reveal() for secret in found.signing_secrets] == secrets
+        assert found.verifier().places == len(secrets)
 
 
 def test_no_secret_must_be_written_out() -> None:

@@ -257,8 +257,21 @@ def test_a_secret_is_keyed_as_utf8() -> None:
     assert refusal([signed], [TIMESTAMP], verifier=Verifier(["webhook-geheim-ключ-鍵-🔑"])) is None
 
 
-@pytest.mark.parametrize("secrets", [[""], [SECRET, ""], ["", SECRET]])
-def test_an_empty_secret_is_an_error(secrets: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("secrets", "position"),
+    [([SECRET], 1), ([SECRET, ""], 1), (["", SECRET], 2), (["webhook-old", "", SECRET], 3), ([SECRET, SECRET], 1)],
+)
+def test_says_which_secret_it_was(secrets: list[str], position: int) -> None:
+    """An empty one is only a place: nothing passes with it."""
+    verification = Verifier(secrets).begin([SIGNATURE], [TIMESTAMP], NOW)
+    verification.update(BODY)
+    assert verification.finish() == position
+    headers = sign(BODY, secret="", timestamp_ms=NOW)
+    assert refusal([headers[SIGNATURE_HEADER].encode()], [TIMESTAMP], verifier=Verifier(secrets)) == "signature_wrong"
+
+
+@pytest.mark.parametrize("secrets", [[""], ["", ""]])
+def test_a_list_of_empty_secrets_is_an_error(secrets: list[str]) -> None:
     with pytest.raises(ValueError, match="empty"):
         Verifier(secrets)
     with pytest.raises(ValueError, match="empty"):
