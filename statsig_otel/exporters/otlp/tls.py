@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from statsig_otel.config.model import Opaque, PathText, Settings
+from statsig_otel.config.units import Duration
 
 CANNOT_SKIP: Final = (
     "grpcio can't skip the verification of certificates: name the server's CA in ca_file, or the name in its "
@@ -102,7 +103,7 @@ class ClientTlsSettings(Settings):
         "curve_preferences": "leave it out: the library's defaults are used",
         "include_insecure_cipher_suites": "leave it out: the library's defaults are used",
         "max_version": "leave it out: the newest version that both sides know is used",
-        "reload_interval": "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)",
+        "reload_interval": "leave it out: changed PEM files are taken over within seconds",
         "tpm": "write the key to a file, and name that in key_file",
     }
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
@@ -110,6 +111,7 @@ class ClientTlsSettings(Settings):
         "curve_preferences": ([],),
         "include_insecure_cipher_suites": (False,),
         "max_version": ("", "1.3"),
+        "reload_interval": (Duration,),
         "tpm": ({"enabled": False},),
     }
 

@@ -22,12 +22,11 @@ from statsig_otel.plugin.doctor.storage import owner
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.server import HttpServer, ListenError
 from statsig_otel.plugin.server.tls import ServerTlsError
-from statsig_otel.plugin.settings.reading import exporter_settings, queued_exporters, receiver_settings
+from statsig_otel.plugin.settings.reading import PEM_KEYS, exporter_settings, queued_exporters, receiver_settings
 from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings, server_tls
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 
 _READABLE_HINT: Final = "the service reads it as its own user; check the path and the permissions"
-_PEM_FILES: Final = ("ca_file", "cert_file", "key_file", "client_ca_file")
 
 
 def check_machine(
@@ -168,7 +167,7 @@ def _tls(
     settings: ServerTlsSettings | ClientTlsSettings, check: Callable[[], object], path: Path, document: Document
 ) -> Iterator[Problem]:
     """What is wrong with the PEM files of a server or an exporter: one can't be read, or `check` refuses them."""
-    files = {key: FilePath(file) for key in _PEM_FILES if (file := getattr(settings, key, None))}
+    files = {key: FilePath(file) for key in PEM_KEYS if (file := getattr(settings, key, None))}
     unreadable = list(_unreadable(files, path, document))
     yield from unreadable
     if unreadable:

@@ -324,6 +324,27 @@ class Assembly:
                 if settings != before[name]:
                     self._intakes[name].verifier = settings.verifier()
 
+    def renew_certificates(self) -> list[str]:
+        """Take over the content of PEM files that has changed, of servers and of exporters.
+
+        Returns:
+            The changes, as sentences.
+
+        Raises:
+            ConfigError: The files of a server can't be used. Nothing has changed.
+            OSError: A file of an exporter can't be read. Everything else has been taken over.
+            ValueError: The content of an exporter's file is not valid. As above.
+        """
+        with self._reconfiguring:
+            if self._closing or not self._is_open:
+                return []
+            renewed = self._renewed_tls()
+            for use_tls in renewed.values():
+                use_tls()
+            receivers = receiver_settings(self._configuration)
+            servers = [f"receivers::{name}::tls" for name, one in receivers.items() if one.endpoint in renewed]
+            return [*(f"{name}: its files have changed" for name in servers), *self._outbound.renew_certificates()]
+
     def _renew_handlers(self) -> None:
         if self._control is not None:
             self._control.handlers = {**self._outbound.handlers(self._intakes), **self._commands}

@@ -197,6 +197,33 @@ class Outbound:
             raise failures[0]
         return list(_changes(before, configuration, renewed))
 
+    def renew_certificates(self) -> list[str]:
+        """Let OTLP exporters take over the content of their PEM files that has changed, and try at once.
+
+        Returns:
+            The changes, as sentences.
+
+        Raises:
+            OSError: A file can't be read. The other exporters have taken theirs over.
+            ValueError: The content of a file is not valid. As above.
+        """
+        changes: list[str] = []
+        failures: list[Exception] = []
+        for name, one in configured_exporters(self._configuration).items():
+            try:
+                exporter = _renewable(self._exporters[name], one)
+                if exporter is None or not exporter.renew(one.settings):
+                    continue
+            except (OSError, ValueError) as error:
+                failures.append(error)
+                continue
+            changes.append(f"exporters::{name}::tls: its files have changed")
+            if name in self._senders:
+                self._senders[name].resume()
+        if failures:
+            raise failures[0]
+        return changes
+
     def _changed_keys(self, name: str, after: ConfiguredExporter) -> list[str]:
         """The keys of an exporter that have changed, except for secrets that it renews by itself."""
         before = configured_exporters(self._configuration)[name]

@@ -14,17 +14,18 @@ from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.doctor.machine_checks import check_files
+from statsig_otel.plugin.server.tls import digest
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.restart import RestartNeededError
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS
-from statsig_otel.plugin.settings.reading import receiver_settings
+from statsig_otel.plugin.settings.reading import pem_files, receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, check_secret
 from statsig_otel.plugin.settings.remarks import remarks
 
 _logger: Final = logging.getLogger(__name__)
 
-_SECRETS_INTERVAL: Final = 1.0
-"""Seconds between two checks of the signing secrets' files."""
+_INTERVAL: Final = 1.0
+"""Seconds between two looks at the files of signing secrets and certificates."""
 
 FAILURES: Final = (ConfigError, RestartNeededError, QueueError, OSError, ValueError)
 """The errors of a reload that could not be carried out as a whole."""
@@ -54,6 +55,7 @@ class Reloader:
         self._lock = threading.Lock()
         self._unusable = ""  # the last logged message about the secrets' files
         self._emptied: set[tuple[str | int, ...]] = set()  # secrets whose files were found empty once
+        self._pem = self._pem_seen = self._read_pem()  # those that were taken over, and those of the last look
         self._ended = threading.Event()
         assembly.offer("reload", lambda _: {"changes": self._answer()})
 
@@ -63,13 +65,13 @@ class Reloader:
         return self._document
 
     def start(self) -> None:
-        """Take over changed files of signing secrets from now on.
+        """Take over changed files of signing secrets and certificates from now on.
 
         Raises:
             RuntimeError: No thread can be started.
         """
         self._ended = threading.Event()
-        threading.Thread(target=self._watch, args=(self._ended,), name="signing secrets", daemon=True).start()
+        threading.Thread(target=self._watch, args=(self._ended,), name="watched files", daemon=True).start()
 
     def shutdown(self) -> None:
         """Look at no more files. Returns at once; safe to call twice, and without `start`."""
@@ -116,10 +118,33 @@ class Reloader:
                     what = "a new secret, which counts from now on" if secret.reveal() else "empty now"
                     _logger.info("%s: is %s", render(path), what)
 
+    def look_at_certificates(self) -> None:
+        """Take over changed PEM files, once they are the same at two looks: a certificate and its key are two files.
+
+        Files that can't be used change nothing.
+        """
+        with self._lock:
+            now = self._read_pem()
+            is_settled, self._pem_seen = now == self._pem_seen, now
+            if not is_settled or now == self._pem:
+                return
+            self._pem = now
+            try:
+                changes = self._assembly.renew_certificates()
+            except (ConfigError, OSError, ValueError) as error:
+                _logger.error("%s; the certificates stay as they were", error)  # noqa: TRY400 - the message says it all
+                return
+            for change in changes:
+                _logger.info("%s, and count from the next connection on", change)
+
+    def _read_pem(self) -> bytes:
+        return digest(pem_files(self._assembly.configuration))
+
     def _watch(self, ended: threading.Event) -> None:
-        while not ended.wait(_SECRETS_INTERVAL):
+        while not ended.wait(_INTERVAL):
             if any("signing_secrets" in path for path in self._document.templates):
                 self.look_at_secrets()
+            self.look_at_certificates()
 
     def _answer(self) -> list[str]:
         try:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError
@@ -16,6 +16,9 @@ from statsig_otel.plugin.settings.delivery import ConfiguredExporter
 from statsig_otel.plugin.settings.environment import read_document, resource_from_environment
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings, find_directory
+
+PEM_KEYS: Final = ("ca_file", "cert_file", "key_file", "client_ca_file")
+"""The keys of `tls` that name files, of servers and of exporters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,15 @@ def configured_exporters(configuration: Configuration) -> dict[str, ConfiguredEx
 def exporter_settings(configuration: Configuration) -> dict[str, Settings]:
     """The settings of each exporter, without how it is fed."""
     return {name: one.settings for name, one in configured_exporters(configuration).items()}
+
+
+def pem_files(configuration: Configuration) -> list[Path]:
+    """The files of certificates and keys that servers and exporters use."""
+    exporters = [one for one in exporter_settings(configuration).values() if getattr(one, "uses_tls", False)]
+    every = [one.tls for one in receiver_settings(configuration).values()] + [
+        getattr(one, "tls", None) for one in exporters
+    ]
+    return [Path(file) for tls in every for key in PEM_KEYS if (file := getattr(tls, key, None))]
 
 
 def queued_exporters(configuration: Configuration) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ _MAX_PORT: Final = 65535
 _SMALLEST_RECORD: Final = 10_000
 """Bytes. A lower limit would make dead letters of ordinary changes."""
 _COPY: Final = "copy it from the Statsig console, from webhook- to its last letter"
-_RELOAD: Final = "leave it out: PEM files are read again at each reload (statsig-otel reload, or SIGHUP)"
+_WATCHED: Final = "leave it out: changed PEM files are taken over within seconds"
 ResourceValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
 
 
@@ -133,8 +133,8 @@ class ServerTlsSettings(Settings):
         "ca_pem": "write the authorities of clients to a file, and name it in client_ca_file",
         "cert_pem": "write it to a file, and name that in cert_file",
         "key_pem": "write it to a file, and name that in key_file",
-        "client_ca_file_reload": _RELOAD,
-        "reload_interval": _RELOAD,
+        "client_ca_file_reload": _WATCHED,
+        "reload_interval": _WATCHED,
         "include_system_ca_certs_pool": "name the authorities of clients in client_ca_file",
         "max_version": "leave it out: the newest version that both sides know is used",
         "cipher_suites": 'leave it out: OpenSSL\'s own are used; min_version: "1.3" has the strongest only',
@@ -144,10 +144,12 @@ class ServerTlsSettings(Settings):
     }
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "cipher_suites": ([],),
+        "client_ca_file_reload": (True,),
         "curve_preferences": ([],),
         "include_insecure_cipher_suites": (False,),
         "include_system_ca_certs_pool": (False,),
         "max_version": ("", "1.3"),
+        "reload_interval": (Duration,),
         "tpm": ({"enabled": False},),
     }
 
