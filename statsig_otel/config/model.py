@@ -183,6 +183,26 @@ class Opaque:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ReadAs:
+    """Marks a value that code may also give as other types, which are turned into this one."""
+
+    type: Any
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Read it as the type."""
+        return handler.generate_schema(self.type)
+
+
+Secret = Annotated[str | Opaque, ReadAs(Opaque)]
+"""A secret as a person writes it, a plain string. Settings keep it as an `Opaque`."""
+
+
+def reveal(secret: str | Opaque) -> str:
+    """The string of a secret."""
+    return secret.reveal() if isinstance(secret, Opaque) else secret
+
+
 def without_these(secrets: Iterable[str], text: str) -> str:
     """A message without secrets, which a model's own check may have put into it."""
     for secret in filter(None, secrets):

@@ -19,6 +19,7 @@ from google.protobuf import json_format
 
 from statsig_otel import __version__
 from statsig_otel.config.grammar import load
+from statsig_otel.config.model import reveal
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.reading import exporter_settings
@@ -367,7 +368,7 @@ def test_the_configuration_of_the_example_is_what_it_says() -> None:
     assert isinstance(receiver, StatsigReceiverSettings)
     assert isinstance(exporter, OtlpGrpcSettings)
     assert receiver.address == ("localhost", 8080)
-    assert [secret.reveal() for secret in receiver.signing_secrets] == [SECRET]
+    assert [reveal(secret) for secret in receiver.signing_secrets] == [SECRET]
     assert exporter.target == "dns:///localhost:4317"
     assert not exporter.uses_tls
     pipeline = configuration.pipelines["logs"]

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from statsig_otel.config import Opaque
 from statsig_otel.exporters import Delivered, Outcome, RetryLater
 from statsig_otel.plugin import DEFAULT_PATH, Service, StatsigReceiverSettings, sign
 from tests.plugin.http_client import Address, Response, exchange, request
@@ -65,7 +64,7 @@ def names_in(payload: bytes) -> list[str]:
 def service(directory: Path, exporters: Any, **options: Any) -> Service:
     """A service with one receiver, on a free port unless it does not listen."""
     keys = {} if options.get("listen") is False else {"endpoint": "127.0.0.1:0"}
-    settings = StatsigReceiverSettings(signing_secrets=[Opaque(SECRET)], **{**keys, **options.pop("receiver", {})})
+    settings = StatsigReceiverSettings(signing_secrets=[SECRET], **{**keys, **options.pop("receiver", {})})
     return Service(
         receivers={"statsig": settings}, exporters=exporters, directory=directory, min_free_bytes=0, **options
     )

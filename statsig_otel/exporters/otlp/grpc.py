@@ -5,6 +5,7 @@ from typing import ClassVar, Final
 import grpc
 
 from statsig_otel import __version__
+from statsig_otel.config.model import reveal
 from statsig_otel.exporters.exporter import Outcome, RetryLater
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
@@ -81,7 +82,7 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
 
     def _open(self) -> grpc.Channel:
         settings, material = self._settings, self._material
-        self._metadata = tuple((key, value.reveal()) for key, value in settings.headers.items())
+        self._metadata = tuple((key, reveal(value)) for key, value in settings.headers.items())
         self._hide = tuple(value for _, value in self._metadata)
         options = list(_OPTIONS)
         if settings.authority:

@@ -17,6 +17,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
 from statsig_otel import __version__
+from statsig_otel.config.model import reveal
 from statsig_otel.exporters.exporter import Blocked, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.otlp.json_lines import to_json_line
@@ -195,7 +196,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
 
     def _prepare(self) -> None:
         """Make what each request needs of the settings and of the certificates."""
-        configured = {key: value.reveal() for key, value in self._settings.headers.items()}
+        configured = {key: reveal(value) for key, value in self._settings.headers.items()}
         query = parse_qsl(self._url.query, keep_blank_values=True)  # may contain a key too
         self._hide = (*configured.values(), self._url.query, *(value for _, value in query))
         media_type = PROTOBUF if self._settings.encoding == "proto" else _JSON

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from statsig_otel.config.errors import NOT_A_NAME, SettingError
-from statsig_otel.config.model import Opaque, OrList, Settings
+from statsig_otel.config.model import Opaque, OrList, ReadAs, Secret, Settings
 from statsig_otel.config.units import Duration
 from statsig_otel.exporters.otlp.tls import CANNOT_SKIP, NOTHING, ClientTlsSettings, GrpcTlsSettings
 
@@ -115,11 +115,11 @@ class HeaderSettings(Settings):
     """One element of `headers` if that is a list."""
 
     name: str = Field(description="The name of the header.")
-    value: Opaque = Field(description="The value of the header.")
+    value: Secret = Field(description="The value of the header.")
 
 
-def _as_mapping(headers: list[HeaderSettings]) -> dict[str, Opaque]:
-    found: dict[str, Opaque] = {}
+def _as_mapping(headers: list[HeaderSettings]) -> dict[str, str | Opaque]:
+    found: dict[str, str | Opaque] = {}
     for header in headers:
         if header.name in found:
             # A string that is not a header name may be a misplaced secret.
@@ -181,7 +181,9 @@ class _OtlpSettings(Settings):
         "url": "endpoint",
     }
 
-    headers: Annotated[dict[str, Opaque], OrList(list[HeaderSettings], _as_mapping)] = Field(default_factory=dict)
+    headers: Annotated[Mapping[str, Secret], ReadAs(dict[str, Opaque]), OrList(list[HeaderSettings], _as_mapping)] = (
+        Field(default_factory=dict)
+    )
     compression: Compression = "gzip"
 
     @classmethod

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from statsig_otel.config.model import Opaque, PathText, Settings
+from statsig_otel.config.model import Opaque, PathText, Secret, Settings, reveal
 from statsig_otel.config.units import Duration
 
 CANNOT_SKIP: Final = (
@@ -117,12 +117,12 @@ class ClientTlsSettings(Settings):
 
     insecure: bool = False
     ca_file: PathText = ""
-    ca_pem: Opaque | None = None
+    ca_pem: Secret | None = None
     include_system_ca_certs_pool: bool = False
     cert_file: PathText = ""
-    cert_pem: Opaque | None = None
+    cert_pem: Secret | None = None
     key_file: PathText = ""
-    key_pem: Opaque | None = None
+    key_pem: Secret | None = None
     server_name_override: str = ""
     insecure_skip_verify: bool = False
     min_version: TlsVersion = None
@@ -200,9 +200,9 @@ class ClientTlsSettings(Settings):
 
     def _read(self, name: str) -> bytes | None:
         path: str = getattr(self, f"{name}_file")
-        text: Opaque | None = getattr(self, f"{name}_pem")
+        text: str | Opaque | None = getattr(self, f"{name}_pem")
         if text is not None:
-            return text.reveal().encode()
+            return reveal(text).encode()
         if not path:
             return None
         try:

@@ -9,7 +9,7 @@ from typing import Final
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError, SettingError, render
 from statsig_otel.config.grammar import check
-from statsig_otel.config.model import Opaque
+from statsig_otel.config.model import Opaque, reveal
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.control.socket import ControlError
@@ -115,7 +115,7 @@ class Reloader:
             self._unusable = ""
             for path, secret in _secrets(self._assembly.configuration).items():
                 if secret != before[path]:
-                    what = "a new secret, which counts from now on" if secret.reveal() else "empty now"
+                    what = "a new secret, which counts from now on" if reveal(secret) else "empty now"
                     _logger.info("%s: is %s", render(path), what)
 
     def look_at_certificates(self) -> None:
@@ -170,18 +170,18 @@ class Reloader:
         """
         path = ("receivers", name, "signing_secrets")
         secrets = [self._secret((*path, index), secret) for index, secret in enumerate(settings.signing_secrets)]
-        if secrets and not any(secret.reveal() for secret in secrets):
+        if secrets and not any(reveal(secret) for secret in secrets):
             raise ValueError(f"{render((*path, 0))}: is empty")
         return settings.model_copy(update={"signing_secrets": secrets})
 
-    def _secret(self, path: tuple[str | int, ...], before: Opaque) -> Opaque:
+    def _secret(self, path: tuple[str | int, ...], before: str | Opaque) -> str | Opaque:
         template = self._document.templates.get(path)
         if template is None:
             return before
         text, faults = template.expand()
         if faults:
             raise ValueError(f"{render(path)}: {faults[0].message}")
-        if not text and before.reveal() and path not in self._emptied:
+        if not text and reveal(before) and path not in self._emptied:
             self._emptied.add(path)  # perhaps it is just being written: the next look decides
             return before
         self._emptied.discard(path)
@@ -191,7 +191,7 @@ class Reloader:
             raise ValueError(f"{render(path)}: {error.message}") from error
 
 
-def _secrets(configuration: Configuration) -> dict[tuple[str | int, ...], Opaque]:
+def _secrets(configuration: Configuration) -> dict[tuple[str | int, ...], str | Opaque]:
     """The signing secrets by their path."""
     return {
         ("receivers", name, "signing_secrets", index): secret

@@ -77,7 +77,7 @@ class Service:
         >>> from statsig_otel.exporters import OtlpGrpcSettings
         >>> from statsig_otel.plugin import Service, StatsigReceiverSettings
         >>> service = Service(
-        ...     receivers={"statsig": StatsigReceiverSettings(signing_secrets=[Opaque("webhook-...")])},
+        ...     receivers={"statsig": StatsigReceiverSettings(signing_secrets=["webhook-..."])},
         ...     exporters={"otlp_grpc": OtlpGrpcSettings(endpoint="https://collector:4317")},
         ...     directory="/var/lib/agent/statsig",
         ... )

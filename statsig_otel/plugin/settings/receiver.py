@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from statsig_otel.config.errors import Fault, SettingError
-from statsig_otel.config.model import Opaque, Settings
+from statsig_otel.config.model import Opaque, ReadAs, Secret, Settings, reveal
 from statsig_otel.config.units import Duration, Size
 from statsig_otel.exporters.routing import DEFAULT_WINDOW
 from statsig_otel.plugin.receiver.intake import Intake, Limits
@@ -116,7 +116,9 @@ def check_secrets(secrets: list[Opaque]) -> list[Opaque]:
     return secrets
 
 
-_Secrets = Annotated[list[Annotated[Opaque, AfterValidator(check_secret)]], AfterValidator(check_secrets)]
+_Secrets = Annotated[
+    Sequence[Secret], ReadAs(list[Annotated[Opaque, AfterValidator(check_secret)]]), AfterValidator(check_secrets)
+]
 
 
 class ServerTlsSettings(Settings):
@@ -283,7 +285,7 @@ class StatsigReceiverSettings(Settings):
         examples=[{"deployment.environment.name": "production"}],
     )
     user: UserMode = Field(default="full", description="Who made a change: in full, hashed, or left out.")
-    hash_key: Opaque | None = Field(default=None, description="The key for user: hash.")
+    hash_key: Secret | None = Field(default=None, description="The key for user: hash.")
     deduplication: DeduplicationSettings = Field(
         default_factory=DeduplicationSettings,
         description="Redelivered changes, which are answered and not exported again.",
@@ -349,7 +351,7 @@ class StatsigReceiverSettings(Settings):
 
     @model_validator(mode="after")
     def _check_user(self) -> "StatsigReceiverSettings":
-        if self.user == "hash" and (self.hash_key is None or not self.hash_key.reveal()):
+        if self.user == "hash" and (self.hash_key is None or not reveal(self.hash_key)):
             raise ValueError("user: hash needs a hash_key that is not empty")
         if self.user != "hash" and self.hash_key is not None:
             raise ValueError("hash_key is used with user: hash only")
@@ -375,7 +377,7 @@ class StatsigReceiverSettings(Settings):
     def verifier(self) -> Verifier:
         """What checks the signatures of requests."""
         return Verifier(
-            [secret.reveal() for secret in self.signing_secrets],
+            [reveal(secret) for secret in self.signing_secrets],
             tolerance=self.timestamp_tolerance,
         )
 
@@ -388,7 +390,7 @@ class StatsigReceiverSettings(Settings):
         encoder = LogRecordEncoder(
             resource={**DEFAULT_RESOURCE, **(resource or {}), **self.resource},
             user=self.user,
-            hash_key=self.hash_key.reveal() if self.hash_key else None,
+            hash_key=reveal(self.hash_key) if self.hash_key else None,
             include_original=self.include_original,
             include_change_details=self.include_change_details,
             mapping=self.mapping.create() if self.mapping else None,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.model import reveal
 from statsig_otel.config.source import NOWHERE, Document
 from statsig_otel.plugin.settings.delivery import unused_keys
 from statsig_otel.plugin.settings.reading import configured_exporters, receiver_settings
@@ -14,7 +15,7 @@ def remarks(configuration: Configuration, document: Document = NOWHERE) -> Itera
     yield from map(str, document.doubts)
     for name, settings in receiver_settings(configuration).items():
         for index, secret in enumerate(settings.signing_secrets):
-            if secret.reveal() and not secret.reveal().startswith(PREFIX):
+            if reveal(secret) and not reveal(secret).startswith(PREFIX):
                 message = f"does not begin with {PREFIX}, as Statsig's secrets do: copy the whole secret"
                 yield str(document.problem(("receivers", name, "signing_secrets", index), message))
     yield from unused_keys(configured_exporters(configuration))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from statsig_otel.config.grammar import check
+from statsig_otel.config.model import reveal
 from statsig_otel.config.source import read
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.paths import nearest
@@ -186,7 +187,7 @@ def test_headers_are_a_mapping_or_a_list(schema: Any, headers: str) -> None:
     document = read(Path(path), environ={})
     for settings in exporter_settings(check(document, COMPONENTS)).values():
         assert isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings)
-        assert {name: value.reveal() for name, value in settings.headers.items()} == {"x-key": "007", "b": "z"}
+        assert {name: reveal(value) for name, value in settings.headers.items()} == {"x-key": "007", "b": "z"}
     assert wrong(schema, Path(path).read_text()) == []
     printed = call("print-config", "--config", path).output
     assert printed.count('    headers:\n      x-key: "[REDACTED]"\n      b: "[REDACTED]"\n') == 2

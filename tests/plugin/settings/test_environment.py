@@ -9,6 +9,7 @@ import pytest
 from statsig_otel.config import ConfigError
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.grammar import check
+from statsig_otel.config.model import reveal
 from statsig_otel.config.source import Document, parse
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.record.record import LogRecordEncoder
@@ -60,7 +61,7 @@ def test_nothing_set_is_the_set_up_mode_with_grpc_to_a_local_collector() -> None
 def test_the_secret() -> None:
     receiver = configuration(STATSIG_SIGNING_SECRET="webhook-x").receivers["statsig"]
     assert isinstance(receiver, StatsigReceiverSettings)
-    assert [secret.reveal() for secret in receiver.signing_secrets] == ["webhook-x"]
+    assert [reveal(secret) for secret in receiver.signing_secrets] == ["webhook-x"]
 
 
 def test_http_appends_the_path_to_the_general_endpoint_only() -> None:
@@ -109,7 +110,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
 
 def test_headers_are_percent_decoded_and_secret() -> None:
     found = grpc(OTEL_EXPORTER_OTLP_HEADERS="api-key=a%2Cb%3D1 ,  x=%41")
-    assert found.headers["api-key"].reveal() == "a,b=1"
+    assert reveal(found.headers["api-key"]) == "a,b=1"
     assert "a,b" not in repr(found)
 
 

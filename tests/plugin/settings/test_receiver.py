@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from statsig_otel.config.model import reveal
 from statsig_otel.exporters.consumer import Batch
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.payload import parse
@@ -59,7 +60,7 @@ def test_secrets_are_a_list_of_texts_that_are_not_empty(secrets: object, message
 def test_a_place_for_the_next_secret_may_be_empty() -> None:
     for secrets in (["webhook-x", ""], ["", "webhook-x"], ["", "webhook-x", ""]):
         found = settings(signing_secrets=secrets)
-        assert [secret.reveal() for secret in found.signing_secrets] == secrets
+        assert [reveal(secret) for secret in found.signing_secrets] == secrets
         assert found.verifier().places == len(secrets)
 
 
