@@ -25,8 +25,9 @@ _NOWHERE: Final = Route()
 class QueuedExporter:
     """What the queue has to know of an exporter."""
 
-    queue_size: int | None = None  # the most records that may wait for it; None if only the disk limits them
+    queue_size: int | None = None  # the most records that may wait for it, or bytes; None if only the disk limits them
     from_oldest: bool = False  # whether a new exporter begins at the oldest stored record instead of the next one
+    counts_bytes: bool = False  # whether `queue_size` is a number of bytes
 
 
 @dataclass(frozen=True, slots=True)

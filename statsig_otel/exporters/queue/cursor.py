@@ -59,6 +59,7 @@ class ExporterCursor:
         name: The exporter's id.
         id: Its number in the database.
         waiting: The number of records that wait for it.
+        size: The bytes of their payloads.
         position: The seq of the last record that is done.
     """
 
@@ -67,11 +68,13 @@ class ExporterCursor:
         self.id: int = 0
         self.position: int = 0
         self.waiting: int = 0
+        self.size: int = 0
         self._database = database
         self._more = threading.Event()
         self._lock = threading.Lock()  # over what the writer's thread changes too
         self._done: list[_Done] = []
-        self._ticking: tuple[Future[int], int] | None = None  # a commit under way, and how many of `_done` it is for
+        # A commit under way, and how many of `_done` it is for.
+        self._ticking: tuple[Future[tuple[int, int]], int] | None = None
         self._tick_at = 0.0  # by the monotonic clock
         self._tick_failed = False
         self._reading: sqlite3.Connection | None = None  # used by one thread at a time
@@ -82,17 +85,19 @@ class ExporterCursor:
     def update(self, state: ExporterState) -> None:
         """Take over the database's state. Called in the writer's thread."""
         with self._lock:
-            self.id, self.position, self.waiting = state.id, state.cursor, state.waiting
+            self.id, self.position, self.waiting, self.size = state.id, state.cursor, state.waiting, state.bytes
             for done in self._done:
                 if done.generation == self._database.generation:
                     done.ahead = state.cursor < done.last
                     self.position, self.waiting = max(self.position, done.last), self.waiting - done.ahead * done.count
+                    self.size -= done.ahead * done.size
         self._more.set()
 
-    def add(self, records: int) -> None:
-        """Count records that are on disk now, and wake the sender."""
+    def add(self, records: int, size: int) -> None:
+        """Count records that are on disk now, and the bytes of their payloads, and wake the sender."""
         with self._lock:
             self.waiting += records
+            self.size += size
         self._more.set()
 
     def wait(self, timeout: float | None) -> None:
@@ -215,6 +220,7 @@ class ExporterCursor:
                 raise StorageError(_SET_ASIDE)  # the cursor belongs to another file by now, or is about to
             self._done.append(done)
             self.position, self.waiting = done.last, self.waiting - done.count
+            self.size -= done.size
         if self._ticking is None and time.monotonic() >= self._tick_at:
             self._begin_tick()
 
@@ -263,7 +269,7 @@ class ExporterCursor:
         group: Sequence[_Done],
         remaining: Callable[[int], Sequence[_Done]],
         dead_letters: Sequence[DeadLetter] = (),
-    ) -> Future[int]:
+    ) -> Future[tuple[int, int]]:
         """Tick off records on disk, and keep their dead letters.
 
         Args:
@@ -273,29 +279,28 @@ class ExporterCursor:
             dead_letters: Are not kept if no record remains.
         """
 
-        def work(connection: sqlite3.Connection) -> int:
+        def work(connection: sqlite3.Connection) -> tuple[int, int]:
             if group[0].generation != self._database.generation:
                 raise StorageError(_SET_ASIDE)
             stored = store.cursor_and_waiting(connection, self.id)
-            if stored is None:
-                return sum(done.count for done in group)  # removed by command
-            rest = remaining(stored[0])
-            records = sum(done.count for done in rest)
-            if rest:
+            rest = group if stored is None else remaining(stored[0])  # None: removed by command
+            records, size = sum(done.count for done in rest), sum(done.size for done in rest)
+            if rest and stored is not None:
                 for dead_letter in dead_letters:
                     store.bury(connection, dead_letter, self._database.now_ms())
-                size = sum(done.size for done in rest)
                 store.advance(connection, self.id, cursor=rest[-1].last, records=records, size=size)
-            return records
+            return records, size
 
-        def count(ticked_off: int) -> None:
+        def count(ticked_off: tuple[int, int]) -> None:
+            records, size = ticked_off
             with self._lock:
-                self.waiting -= ticked_off
+                self.waiting, self.size = self.waiting - records, self.size - size
                 for done in group:
                     self.waiting += done.ahead * done.count
+                    self.size += done.ahead * done.size
                     done.ahead = False
                 self.position = max(self.position, group[-1].last)
-            for dead_letter in dead_letters if ticked_off else ():
+            for dead_letter in dead_letters if records else ():
                 _telemetry.dead_letters.add(1, {"kind": dead_letter.kind, "owner": self.name})
 
         return self._database.submit(work, count)

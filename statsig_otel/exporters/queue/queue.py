@@ -191,9 +191,9 @@ class DurableQueue:
         records: Counter[int] = Counter()
         size: Counter[int] = Counter()
 
-        def waiting(cursor: ExporterCursor) -> int:
-            _, stored = store.cursor_and_waiting(connection, cursor.id) or (0, 0)
-            return stored + records[cursor.id]
+        def waiting(cursor: ExporterCursor) -> tuple[int, int]:
+            _, stored, stored_size = store.cursor_and_waiting(connection, cursor.id) or (0, 0, 0)
+            return stored + records[cursor.id], stored_size + size[cursor.id]
 
         for entry in entries:
             if entry.stored.records:
@@ -208,14 +208,16 @@ class DurableQueue:
 
     def _count(self, entries: Sequence[Entry]) -> None:
         records: Counter[str] = Counter()
+        size: Counter[str] = Counter()
         for entry in entries:
             for name in entry.route.queued:
                 records[name] += entry.stored.records
+                size[name] += entry.stored.size
             if entry.batch.invalid:
                 self._count_invalid(entry.batch, entry.stored.bodies_left_out)
         for name, count in records.items():
             if count and name in self._cursors:  # it may just have left
-                self._cursors[name].add(count)
+                self._cursors[name].add(count, size[name])
 
     @property
     def database(self) -> Path:
@@ -245,9 +247,9 @@ class DurableQueue:
         return {name: cursor.waiting for name, cursor in self._cursors.items()}
 
     def capacities(self) -> dict[str, int]:
-        """The largest number of waiting records, by exporter; without those that only the disk limits."""
+        """The largest number of waiting records, by exporter; without those that the disk or a size in bytes limits."""
         exporters = self.routing.exporters.items()
-        return {name: exporter.queue_size for name, exporter in exporters if exporter.queue_size is not None}
+        return {name: one.queue_size for name, one in exporters if one.queue_size is not None and not one.counts_bytes}
 
     def ages(self) -> dict[str, float]:
         """Seconds since the first waiting record was observed, by exporter; without those for which none waits."""
@@ -324,15 +326,20 @@ class DurableQueue:
 
     def _check(self, entry: Entry) -> None:
         """Refuse a batch that can't be stored now, as far as that is known without the database."""
-        self._check_size(entry, lambda cursor: cursor.waiting)
+        self._check_size(entry, lambda cursor: (cursor.waiting, cursor.size))
         self._check_disk(entry.batch)
 
-    def _check_size(self, entry: Entry, waiting: Callable[[ExporterCursor], int]) -> None:
+    def _check_size(self, entry: Entry, waiting: Callable[[ExporterCursor], tuple[int, int]]) -> None:
         exporters, cursors = self.routing.exporters, self._cursors
         for name in entry.route.queued:
-            most = exporters[name].queue_size if name in exporters else None  # it may just have left
-            if most is not None and name in cursors and waiting(cursors[name]) >= most:
-                raise RefusedError(f"{most} records wait for {name}, which is its queue_size", reason="queue_full")
+            limit = exporters.get(name)  # it may just have left
+            if limit is None or limit.queue_size is None or name not in cursors:
+                continue
+            records, size = waiting(cursors[name])
+            if (size if limit.counts_bytes else records) >= limit.queue_size:
+                unit = "bytes of records" if limit.counts_bytes else "records"
+                message = f"{limit.queue_size} {unit} wait for {name}, which is its queue_size"
+                raise RefusedError(message, reason="queue_full")
 
     def _check_disk(self, batch: Batch) -> None:
         now = time.monotonic()

@@ -271,10 +271,10 @@ def advance(connection: sqlite3.Connection, exporter: int, *, cursor: int, recor
     )
 
 
-def cursor_and_waiting(connection: sqlite3.Connection, exporter: int) -> tuple[int, int] | None:
-    """An exporter's cursor and its number of waiting records; None if it was removed."""
-    row: tuple[int, int] | None = connection.execute(
-        "SELECT cursor, waiting FROM exporters WHERE id = ?", (exporter,)
+def cursor_and_waiting(connection: sqlite3.Connection, exporter: int) -> tuple[int, int, int] | None:
+    """An exporter's cursor, its number of waiting records, and their bytes; None if it was removed."""
+    row: tuple[int, int, int] | None = connection.execute(
+        "SELECT cursor, waiting, bytes FROM exporters WHERE id = ?", (exporter,)
     ).fetchone()
     return row
 

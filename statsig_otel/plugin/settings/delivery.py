@@ -21,12 +21,6 @@ _MOST_RECORDS: Final = 100_000
 _MOST_BYTES: Final = 64 << 20
 
 
-def _items_only(value: object) -> object:
-    if value in ("requests", "bytes"):
-        raise SettingError(f"{value} are not counted here, only items", "leave it out, and count log records")
-    return value
-
-
 def _no_requests(value: object) -> object:
     if value == "requests":
         raise SettingError("requests are not counted here", "write items, and count log records, or write bytes")
@@ -114,11 +108,10 @@ class SendingQueueSettings(Settings):
     queue_size: int | None = Field(
         default=None,
         gt=0,
-        description="Log records that may wait; at the limit webhooks are refused. Without it: what fits on the disk.",
+        description="Log records that may wait, or their bytes; at the limit webhooks are refused. Without it: what "
+        "fits on the disk.",
     )
-    sizer: Annotated[Literal["items"], BeforeValidator(_items_only)] = Field(
-        default="items", description="What queue_size counts: log records."
-    )
+    sizer: Sizer = Field(default="items", description="What queue_size counts: log records, or their bytes.")
     storage: Annotated[str | None, ExtensionOf("file_storage")] = Field(
         default=None, description="The id of the file_storage extension; there is one for all."
     )

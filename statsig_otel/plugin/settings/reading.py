@@ -105,7 +105,11 @@ def routing(configuration: Configuration) -> Routing:
             for receiver, settings in receiver_settings(configuration).items()
         },
         exporters={
-            name: QueuedExporter(one.sending_queue.queue_size, one.sending_queue.start_at == "oldest")
+            name: QueuedExporter(
+                one.sending_queue.queue_size,
+                one.sending_queue.start_at == "oldest",
+                one.sending_queue.sizer == "bytes",
+            )
             for name, one in configured.items()
             if one.is_queued
         },

@@ -159,6 +159,8 @@ def check_counters(queue: DurableQueue, ahead: Mapping[str, int] | None = None) 
             soon = (ahead or {}).get(state.name, 0)
             assert (cursor.waiting, cursor.position > state.cursor) == (state.waiting - soon, soon > 0)
             assert cursor.position >= state.cursor
+            if not soon:
+                assert cursor.size == state.bytes
 
 
 def state_of(queue: DurableQueue, name: str) -> ExporterState:

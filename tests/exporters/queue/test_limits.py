@@ -52,6 +52,31 @@ def test_a_full_queue_refuses_the_whole_batch_for_all_and_resumes_by_itself(tmp_
         assert delivered(queue.cursor("large")) == [1, 2, 3, 4, 5]
 
 
+def test_a_queue_can_be_full_of_bytes(tmp_path: Path) -> None:
+    exporters = {"small": QueuedExporter(queue_size=1, counts_bytes=True), "large": QueuedExporter()}
+    with running(tmp_path, exporters=exporters) as queue:
+        assert put(queue, 1, 2) == Receipt(2), "whatever comes first is stored"
+        size = queue.cursor("small").size
+        assert size == sum(len(record.payload) for record in queue.cursor("small").read(2, 1000))
+        error = refusal(queue, batch(3))
+        assert error.reason == "queue_full"
+        assert "1 bytes of records wait for small, which is its queue_size" in str(error)
+        check_counters(queue)
+        assert queue.capacities() == {}, "the metric counts records"
+        assert delivered(queue.cursor("small")) == [1, 2]
+        assert (queue.cursor("small").waiting, queue.cursor("small").size) == (0, 0)
+        assert put(queue, 3) == Receipt(1)
+    with running(tmp_path, exporters={"small": QueuedExporter(queue_size=2 * size, counts_bytes=True)}) as queue:
+        assert queue.cursor("small").size == size / 2, "also after a start"
+        assert [put(queue, 4), put(queue, 5), put(queue, 6)] == [Receipt(1)] * 3
+        assert refusal(queue, batch(7)).reason == "queue_full"
+        cursor = queue.cursor("small")
+        cursor.finish_soon(cursor.read(1, 1000))
+        cursor.flush()
+        assert put(queue, 7) == Receipt(1)
+        check_counters(queue)
+
+
 def test_a_limit_holds_also_for_batches_that_come_together(tmp_path: Path) -> None:
     with running(tmp_path, exporters={"otlp": QueuedExporter(queue_size=10)}) as queue:
         entered, gate = threading.Event(), threading.Event()

@@ -326,7 +326,7 @@ def test_what_is_waiting_is_counted_down_to_nothing(connection: sqlite3.Connecti
     number = store.ensure_exporter(connection, "a")
     append(connection, store.ensure_route(connection, [number]), 1, 2, 3)
     store.advance(connection, number, cursor=1, records=1, size=20)
-    assert store.cursor_and_waiting(connection, number) == (1, 2)
+    assert store.cursor_and_waiting(connection, number)[:2] == (1, 2)  # type: ignore[index]
     store.advance(connection, number, cursor=3, records=2, size=7)
     (state,) = queries.exporter_states(connection)
     assert (state.cursor, state.waiting, state.bytes) == (3, 0, 0)
