@@ -104,8 +104,10 @@ def test_what_is_deep_inside_is_still_checked(inside: str, in_objects: bool) -> 
     except json.JSONDecodeError:
         with pytest.raises(json.JSONDecodeError):
             read(text)
-    else:
-        assert read(text).text == text
+        return
+    except ValueError:  # a number of more digits than the library reads
+        pass
+    assert read(text).text == text
 
 
 @given(json_texts(hostile=True))
