@@ -307,7 +307,8 @@ class _Checker:
         if id_ not in section:
             id_ = self._misspelt.get((kind, id_), id_)
         if id_ not in section:
-            hint = hint_for(id_, section) or f"add it to {kind}"
+            advice = self._components.elsewhere.get(kind, {}).get(id_.partition("/")[0])
+            hint = advice or hint_for(id_, section) or f"add it to {kind}"
             self._say(path, f"there is no {_KINDS[kind]} {quoted(id_)}", hint)
         if used is not None:
             # A misspelt reference is one mistake: what was meant counts as used.
@@ -353,13 +354,22 @@ class _Checker:
         for key, value in values.items():
             if key in refused:
                 if value not in (None, [], {}) and not isinstance(value, Unknown):
-                    self._say((*path, key), f"{key} are not supported", _ADVICE[key])
+                    self._say((*path, key), f"{key} are not supported", self._instead_of(key, value))
             elif key not in known:
                 is_of_pipeline = path == ("service",) and key in ("receivers", "exporters")
                 self._say((*path, key), "unknown key", _PIPELINE_HINT if is_of_pipeline else hint_for(key, known))
                 near = closest(key, known)
                 if near is not None:
                     self._meant.add((*path, near))
+
+    def _instead_of(self, kind: str, written: object) -> str:
+        """What to do instead of processors or connectors, by their types where each is known."""
+        ids = list(written) if isinstance(written, Mapping | list) else []
+        advice = self._components.elsewhere.get(kind, {})
+        types = dict.fromkeys(id_.partition("/")[0] if isinstance(id_, str) else "" for id_ in ids)
+        if not types or not all(type_ in advice for type_ in types):
+            return _ADVICE[kind]
+        return "; ".join(f"{type_}: {advice[type_]}" for type_ in types)
 
     def _say(self, path: Path, message: str, hint: str | None = None) -> None:
         self.problems.append(self._document.problem(path, message, hint))

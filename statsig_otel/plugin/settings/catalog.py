@@ -56,6 +56,15 @@ UNSUPPORTED_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
             _BY_COLLECTOR,
         ),
     },
+    "processors": {
+        "attributes": "use the receiver's mapping",
+        "batch": "leave it out: what waits is sent together, see sending_queue::batch",
+        "filter": "use the receiver's filter",
+        "memory_limiter": "leave it out: max_in_flight_bytes of the receiver bounds the memory",
+        "resource": "use the receiver's resource",
+        "resourcedetection": "use the receiver's resource, or OTEL_RESOURCE_ATTRIBUTES",
+        "transform": "use the receiver's mapping",
+    },
     "extensions": {
         **AUTHENTICATORS,
         **dict.fromkeys(("db_storage", "redis_storage"), "use file_storage, a directory of this machine"),
