@@ -16,13 +16,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all check format bench proof docs clean
+.PHONY: help demo test test-slow test-all check format bench proof docs fuzz clean
 
 help:
 	@echo "make demo       watch a day of changes pass through a real collector"
 	@echo "make test       run the quick tests"
 	@echo "make test-slow  run soak tests, longer searches, and tests against collectors, which are built first"
 	@echo "make check      check lint, format and types"
+	@echo "make fuzz       run the fuzzer for SECONDS=20 on each of TARGETS; findings are in .fuzz/findings"
 	@echo "make bench      run the benchmarks; QUICK=1 for a rough run, BENCHMARKS=drain for only that one"
 	@echo "make proof      run the long proofs of proofs/; QUICK=1 for a first look, PROOFS=power_loss for only that one"
 	@echo "make format     format the code"
@@ -76,6 +77,15 @@ check: $(VENV)/.dev
 	@out=$$(PATH="$(CURDIR)/$(BIN):$$PATH" basedpyright --verifytypes statsig_otel --ignoreexternal) || \
 		{ echo "$$out"; exit 1; }
 
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(BIN)/pip install --quiet --editable '.[fuzz]'
+	@touch $@
+
+# One process, one target after another. What was found before is where the next run begins.
+SECONDS ?= 20
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS) $(TARGETS) $(ARGS)
+
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -102,4 +112,4 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m statsig_otel.plugin.cli.configuration_docs docs
 
 clean:
-	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .venv-* .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

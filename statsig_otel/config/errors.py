@@ -122,9 +122,13 @@ def render(path: Path) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            shown = part if part.isprintable() and 0 < len(part) <= _LONGEST else quoted(part)
-            text += f"::{shown}" if text else shown
+            text += f"::{_name(part)}" if text else _name(part)
     return text
+
+
+def _name(text: str) -> str:
+    """A name as a message shows it: in quotes only if it is empty, long or unprintable."""
+    return text if text.isprintable() and 0 < len(text) <= _LONGEST else quoted(text)
 
 
 def quoted(text: str) -> str:
@@ -145,10 +149,10 @@ def hint_for(word: str, words: Iterable[str]) -> str | None:
     """`did you mean ...?`, or all words that there are."""
     known = list(islice(words, _MOST_WORDS))
     near = closest(word, known)
-    return f"did you mean {near}?" if near else list_of(known)
+    return f"did you mean {_name(near)}?" if near else list_of(known)
 
 
 def list_of(words: Iterable[str]) -> str | None:
     """`there are: ...`; None without words."""
     known = sorted(words)
-    return f"there are: {', '.join(known)}" if known else None
+    return f"there are: {', '.join(map(_name, known))}" if known else None

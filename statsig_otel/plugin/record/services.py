@@ -67,7 +67,8 @@ def parse_service_template(text: str) -> Template:
     template = parse_template(text)
     for name in template.names:
         if name in (*SERVICE_FIELDS, IMPACTED_SERVICES, CHANGE_UID):
-            raise TemplateError(f"has {{{name}}}, which depends on the services")
+            hint = "name a field of the change itself, such as {name} or {tags}"
+            raise TemplateError(f"has {{{name}}}, which depends on the services", hint)
     return template
 
 

@@ -1,0 +1,145 @@
+"""The control socket of a running service: whatever line it is sent, it answers with one line of JSON, and goes on."""
+
+import json
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final, NoReturn
+
+from statsig_otel.exporters import Blocked, Outcome
+from statsig_otel.exporters.queue import schema
+from statsig_otel.plugin import Service
+from statsig_otel.plugin.control.socket import MAX_REQUEST, call
+from tests.fuzz.targets import Check
+from tests.plugin.http_client import exchange
+from tests.plugin.services import Keeper, address_of, body_of, service, signed_request
+
+LONGEST: Final = 512
+TOKENS: Final = (
+    b'{"command": "', b'", "arguments": {', b"}}\n", b'"queue"', b"queue resume", b"queue skip", b"queue remove",
+    b"dead-letters replay", b"dead-letters drop", b'"exporter": "', b'"selection": {', b'"ids": [', b'"receiver": "',
+    b'"kind": "', b'"item"', b'"body"', b'"record"', b'"batch"', b'"damaged"', b'"after": ', b'"upto": ',
+    b'"yes": true', b"stuck", b"keeper", b"statsig", b"9223372036854775808", b"-1", b"1e999", b"NaN", b"\\ud800",
+)  # fmt: skip
+
+MEMORY: Final = Path("/dev/shm")
+WAIT: Final = 20.0
+ITEMS: Final = 3
+"""Dead letters of each kind to begin with, and records that wait for the exporter that is stuck."""
+
+MOST: Final = 60
+"""Dead letters after which they are dropped and made anew."""
+
+
+class Stuck:
+    """An exporter whose backend refuses its key."""
+
+    def start(self) -> None:
+        pass
+
+    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
+        return Blocked("401")
+
+    def shutdown(self) -> None:
+        pass
+
+
+def seeds() -> Iterator[bytes]:
+    """Each command, with the arguments that it takes."""
+    for command in ("queue", "queue resume", "queue skip", "queue remove"):
+        for exporter in ("stuck", "keeper", "gone"):
+            yield line(command, exporter=exporter)
+    yield line("queue remove", exporter="gone", yes=True)
+    for command in ("dead-letters replay", "dead-letters drop"):
+        for selection in ({}, {"ids": [1, 2]}, {"exporter": "stuck"}, {"receiver": "statsig"}, {"kind": "item"}):
+            yield line(command, selection=selection, after=0, upto=2)
+    yield from (b"\n", b"{}\n", b'{"command": 1}\n', b'{"command": "queue"}')
+
+
+def line(command: str, **arguments: object) -> bytes:
+    return json.dumps({"command": command, "arguments": arguments}).encode() + b"\n"
+
+
+@contextmanager
+def checking() -> Iterator[Check]:
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory,
+        service(Path(directory), {"stuck": Stuck(), "keeper": Keeper()}) as running,
+    ):
+        stock = Stock(running, Path(directory))
+        stock.fill()
+
+        def check(data: bytes) -> None:
+            check_answer(data, answer_to(stock.socket, data))
+            stock.fill()
+
+        yield check
+
+
+class Stock:
+    """What the commands find: dead letters, and records that wait."""
+
+    def __init__(self, running: Service, directory: Path) -> None:
+        self.socket = directory / "control.sock"
+        self._database = directory / "queue.db"
+        self._service = running
+        self._posted = 0
+
+    def fill(self) -> None:
+        """Make anew what a command has taken away."""
+        letters, waiting = self._counts()
+        if letters > MOST:
+            call(self.socket, "dead-letters drop", selection={})
+        if letters < ITEMS or letters > MOST:
+            broken = b'{"data": [' + b",".join([b'{"eventName": "statsig::config_change"}'] * ITEMS) + b"]}"
+            self._post(broken)
+        if waiting < ITEMS:
+            self._posted += 1
+            self._post(body_of(f"gate_{self._posted}"))
+            self.fill()
+
+    def _post(self, body: bytes) -> None:
+        assert exchange(address_of(self._service), signed_request(body)).status == 200
+
+    def _counts(self) -> tuple[int, int]:
+        with closing(schema.connect_reading(self._database)) as connection:
+            (letters,) = connection.execute("SELECT count(*) FROM dead_letters").fetchone()
+            (waiting,) = connection.execute("SELECT waiting FROM exporters WHERE name = 'stuck'").fetchone()
+            return letters, waiting
+
+
+def answer_to(path: Path, data: bytes) -> bytes:
+    """All that comes back for some bytes."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT)
+        client.connect(str(path))
+        try:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has answered the first line
+        received = b""
+        try:
+            while chunk := client.recv(1 << 16):
+                received += chunk
+        except ConnectionResetError:
+            pass  # it has not read what stood behind the first line
+        return received
+
+
+def check_answer(data: bytes, received: bytes) -> None:
+    if b"\n" not in data[: MAX_REQUEST + 1] and len(data) <= MAX_REQUEST:
+        assert received == b"", "a line that has not ended is answered"
+        return
+    assert received.endswith(b"\n")
+    assert received.count(b"\n") == 1
+    answer = json.loads(received, parse_constant=_refuse)
+    assert isinstance(answer, dict)
+    assert set(answer) in ({"result"}, {"error"})
+    assert "the service's log says why" not in str(answer.get("error")), "a command has failed with a traceback"
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise AssertionError(f"{constant} is not JSON")

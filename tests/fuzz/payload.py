@@ -1,0 +1,203 @@
+"""The body of a webhook: its two readers and the standard library agree, and every item is accounted for."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from statsig_otel.plugin.record.mapper import Mapper
+from statsig_otel.plugin.record.record import LogRecordEncoder
+from statsig_otel.plugin.webhook.errors import MalformedBodyError
+from statsig_otel.plugin.webhook.payload import (
+    CONFIG_CHANGE,
+    MAX_URL_VERIFICATION_SIZE,
+    Payload,
+    _parse_leniently,
+    _parse_strictly,
+    parse,
+    parse_url_verification,
+)
+from tests.fuzz.targets import Check
+
+DATA: Final = Path(__file__).parents[1] / "data"
+
+LONGEST: Final = 2048
+TOKENS: Final = (
+    b'"data"', b'"eventName"', b'"statsig::config_change"', b'"timestamp"', b'"metadata"', b'"user"', b'"userID"',
+    b'"email"', b'"name"', b'"type"', b'"Gate"', b'"action"', b'"updated"', b'"description"', b'"environments"',
+    b'"projectName"', b'"projectID"', b'"tags"', b'"targetApps"', b'"event"', b'"url_verification"',
+    b'"verification_code"', b"1739400185198", b'"1739400185198"', b"null", b"true", b"NaN", b"-Infinity", b"1e999",
+    b"\\ud800", b"\\u0061", b"\\udc00", b"\xf0\x9f\x98\x80", b"\\n", b'{"eventName":"statsig::config_change"}',
+    b"- Updated rule test pass percentage from 100 to 50", b"- Added groups a, b", b"9" * 40, b"\xef\xbb\xbf",
+)  # fmt: skip
+
+REASONS: Final = {"not_utf8", "not_json", "nested_too_deeply", "unknown_shape"}
+NOW_NS: Final = 1_739_400_185_198_000_000
+UID: Final = "log.record.uid"
+
+Found = tuple[int, list[Any]]
+"""The number of items, and the changes among them."""
+
+
+def seeds() -> Iterator[bytes]:
+    """The samples of what Statsig sends, one by one and in batches."""
+    for name in ("config_changes", "exposures"):
+        items = [one["event"] for one in json.loads((DATA / f"{name}.json").read_text())["events"]]
+        yield from (json.dumps(item).encode() for item in items)
+        yield json.dumps({"data": items[:2]}, separators=(",", ":")).encode()
+    yield b'{"data":{"event":"url_verification","verification_code":"abc123"}}'
+    yield b'[{"eventName":"statsig::config_change","timestamp":1,"metadata":{"type":"Gate","name":"a"}},1,{}]'
+
+
+@contextmanager
+def checking() -> Iterator[Check]:
+    mapper = Mapper(LogRecordEncoder(include_original=True, include_change_details=True))
+
+    def check(body: bytes) -> None:
+        check_verification(body)
+        payload = outcome(body)
+        check_readers(body, payload)
+        check_against_the_library(body, payload)
+        if payload is not None:
+            check_mapped(payload, mapper)
+
+    yield check
+
+
+def outcome(body: bytes) -> Payload | None:
+    """What the body contains; None if it is malformed."""
+    try:
+        payload = parse(body)
+    except MalformedBodyError as error:
+        assert error.reason in REASONS
+        assert str(error).isprintable()
+        return None
+    assert 0 <= len(payload.changes) <= payload.count
+    return payload
+
+
+def check_readers(body: bytes, payload: Payload | None) -> None:
+    """What the quick reader finds, the thorough one finds too."""
+    quick = _parse_strictly(body) if payload is not None else None
+    if quick is not None:
+        assert quick == payload
+        try:
+            assert quick == _parse_leniently(body.decode())
+        except MalformedBodyError as error:
+            assert error.reason == "nested_too_deeply"
+
+
+class Object(dict[str, Any]):
+    """An object of the standard library's reader, which also keeps members whose name occurs again."""
+
+    members: list[tuple[str, Any]]
+
+
+def _object(members: list[tuple[str, Any]]) -> Object:
+    made = Object(members)
+    made.members = members
+    return made
+
+
+def check_against_the_library(body: bytes, payload: Payload | None) -> None:
+    """The contract of the body's shapes, applied to what the standard library reads."""
+    try:
+        text = body.decode()
+        value = json.loads(text, object_pairs_hook=_object, parse_int=lambda digits: float(digits[:400]))
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        assert payload is None
+        return
+    except RecursionError:
+        return
+    expected = expected_of(value)
+    assert (payload is None) == (expected is None)
+    if payload is None or expected is None:
+        return
+    assert (payload.count, len(payload.changes)) == (expected[0], len(expected[1]))
+    for change, wanted in zip(payload.changes, expected[1], strict=True):
+        sent = json.loads(change.text, object_pairs_hook=_object, parse_int=lambda digits: float(digits[:400]))
+        assert spelled(sent) == spelled(wanted)
+        if change.problem is None:
+            assert spelled(change.value) == spelled(wanted)
+
+
+def spelled(value: Any) -> str:
+    """The same string for the same value; integers of the library's reader are floats, since they can be too long."""
+    return json.dumps(_floats(value), sort_keys=True)
+
+
+def _floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_floats(item) for item in value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def is_change(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("eventName") == CONFIG_CHANGE
+
+
+def expected_of(value: Any) -> Found | None:
+    if isinstance(value, list):
+        return len(value), [item for item in value if is_change(item)]
+    if not isinstance(value, Object):
+        return None
+    if is_change(value):
+        return 1, [value]
+    if any(map(lost, earlier(value))):
+        return None
+    data = value.get("data")
+    if isinstance(data, list):
+        return len(data), [item for item in data if is_change(item)]
+    if is_change(data):
+        return 1, [data]
+    is_event = "eventName" in value or (isinstance(data, dict) and "eventName" in data)
+    return (1, []) if is_event else None
+
+
+def earlier(value: Object) -> Iterable[Any]:
+    """The members of an envelope that a later one of the same name hides."""
+    for name in ("data", "eventName"):
+        yield from [item for key, item in value.members if key == name][:-1]
+
+
+def lost(value: Any) -> bool:
+    return is_change(value) or (isinstance(value, list) and any(map(is_change, value)))
+
+
+def check_mapped(payload: Payload, mapper: Mapper) -> None:
+    """Every item is a change, invalid or ignored, and every record can be read by the protobuf library."""
+    mapped = mapper.map(payload, NOW_NS)
+    assert len(mapped.changes) + len(mapped.invalid) + mapped.ignored == payload.count
+    assert mapped == mapper.map(payload, NOW_NS)
+    for invalid in mapped.invalid:
+        assert invalid.text.decode()
+        assert invalid.reason.isprintable()
+    for change in mapped.changes:
+        (encoded,) = change.records
+        (resource,) = ExportLogsServiceRequest.FromString(encoded).resource_logs
+        (record,) = resource.scope_logs[0].log_records
+        attributes = {one.key: one.value for one in record.attributes}
+        assert len(attributes) == len(record.attributes)
+        assert attributes[UID].string_value == change.uid
+        assert len(bytes.fromhex(change.uid)) == 16
+
+
+def check_verification(body: bytes) -> None:
+    """A URL verification is answered with its own code, and nothing else is."""
+    code = parse_url_verification(body)
+    if code is None:
+        return
+    assert len(body) <= MAX_URL_VERIFICATION_SIZE
+    assert 1 <= len(code) <= 256
+    assert all(" " <= character <= "~" for character in code)
+    assert json.loads(body) == {"data": {"event": "url_verification", "verification_code": code}}

@@ -1,0 +1,204 @@
+"""The queue's files with anything done to them: they are opened, set aside or refused, and no readable record is lost.
+
+An input is a list of edits. The first byte chooses whether the service that left the files was stopped or killed.
+"""
+
+import contextlib
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.writer import StorageError
+from tests.exporters.queue.helpers import PATIENCE, batch, change, consume, read_all, running, settled
+from tests.fuzz.targets import Check
+from tests.waiting import wait_until
+
+LONGEST: Final = 512
+TOKENS: Final = (b"SQLite format 3\0", b"\x37\x7f\x06\x82", b"\x0d", b"\x05", b"\x0a", b"\x02", b"\xff" * 8, b"\0" * 8)
+
+MEMORY: Final = Path("/dev/shm")
+PAGE: Final = 4096
+EXPORTERS: Final = ("otlp", "file")
+STORED: Final = range(1, 31)
+DONE: Final = {"otlp": 0, "file": 4}
+"""How many of the records each exporter is done with."""
+
+SIZE: Final = 500
+FRESH: Final = 1000
+FILES: Final = ("queue.db", "queue.db-wal", "queue.db-shm", "state.json", "lock")
+
+Rows: TypeAlias = list[tuple[object, ...]]
+
+
+@dataclass(frozen=True)
+class Stock:
+    """Files as a service left them, and what its tables say."""
+
+    files: Mapping[str, bytes]
+    exporters: Rows
+    routes: Rows
+    records: Rows
+
+
+def seeds() -> Iterator[bytes]:
+    """One edit of each kind, to the files of a stopped and of a killed service."""
+    for crashed in (b"\0", b"\1"):
+        yield crashed
+        yield from (
+            crashed + bytes((operation, file, 0, page * 16, 64)) + b"\xff" * 8
+            for operation in range(6)
+            for file in range(len(FILES))
+            for page in (0, 1, 3, 5)
+        )
+
+
+@contextmanager
+def checking() -> Iterator[Check]:
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as made:
+        directory, copy = Path(made, "queue"), Path(made, "copy")
+        stocks = [stock(Path(made, "stopped"), crashed=False), stock(Path(made, "killed"), crashed=True)]
+
+        def check(data: bytes) -> None:
+            left = stocks[data[0] & 1 if data else 0]
+            files = edited(left.files, data[1:])
+            for place in (directory, copy):
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+                for name, content in files.items():
+                    (place / name).write_bytes(content)
+            check_queue(directory, files, readable(left, copy))
+
+        yield check
+
+
+def stock(directory: Path, *, crashed: bool) -> Stock:
+    """Records of which one exporter is done with some, and a dead letter."""
+    with running(directory, exporters=EXPORTERS) as queue:
+        for start in STORED[::10]:
+            consume(queue, batch(*range(start, start + 10), size=SIZE, invalid=1)).result(PATIENCE)
+        cursor = queue.cursor("file")
+        cursor.finish(cursor.read(DONE["file"], 1 << 20))
+        files = contents(directory)
+    if not crashed:
+        files = contents(directory)
+    with contextlib.closing(sqlite3.connect(directory / "queue.db")) as connection:
+        return Stock(files, *tables(connection), records=connection.execute(_RECORDS).fetchall())
+
+
+_RECORDS: Final = "SELECT seq, route, uid, payload, checksum FROM records ORDER BY seq"
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {name: (directory / name).read_bytes() for name in FILES if (directory / name).exists()}
+
+
+def tables(connection: sqlite3.Connection) -> tuple[Rows, Rows]:
+    exporters = connection.execute("SELECT id, name, cursor, again FROM exporters ORDER BY id").fetchall()
+    return exporters, connection.execute("SELECT id, receiver, exporters FROM routes ORDER BY id").fetchall()
+
+
+def edited(files: Mapping[str, bytes], edits: bytes) -> dict[str, bytes]:
+    """The files after the edits, each of at least five bytes: what is done, to which file, where, and with how much."""
+    found = dict(files)
+    while len(edits) >= 5:
+        operation, name, where, amount = edits[0], FILES[edits[1] % len(FILES)], edits[2:4], edits[4]
+        edits = edits[5:]
+        content = found.get(name, b"")
+        place = int.from_bytes(where) * 4 % (len(content) + 1)
+        match operation % 6:
+            case 0:  # overwrite
+                new, edits = edits[: amount % 65], edits[amount % 65 :]
+                found[name] = content[:place] + new + content[place + len(new) :]
+            case 1:  # cut off
+                found[name] = content[:place]
+            case 2:  # a page of zeros
+                page = place // PAGE * PAGE
+                found[name] = content[:page] + bytes(min(PAGE, len(content) - page)) + content[page + PAGE :]
+            case 3:  # delete
+                found.pop(name, None)
+            case 4:  # one page in the place of another
+                page, other = place // PAGE * PAGE, amount * PAGE
+                found[name] = content[:page] + content[other : other + PAGE] + content[page + PAGE :]
+            case _:  # flip a bit
+                if place < len(content):
+                    place = min(len(content) - 1, place + amount // 8)
+                    flipped = content[place] ^ 1 << amount % 8
+                    found[name] = content[:place] + bytes((flipped,)) + content[place + 1 :]
+    return found
+
+
+def readable(left: Stock, copy: Path) -> list[int] | None:
+    """The records that SQLite itself still finds as they were stored; None if it can't say for whom they are."""
+    try:
+        with contextlib.closing(sqlite3.connect(copy / "queue.db")) as connection:
+            if tables(connection) != (left.exporters, left.routes):
+                return None
+            found = []
+            for row in left.records:
+                with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+                    if row in connection.execute(f"{_RECORDS.partition(' ORDER')[0]} WHERE seq = ?", row[:1]):
+                        found.append(int(str(row[0])))
+            return found
+    except (sqlite3.Error, UnicodeDecodeError):
+        return None
+
+
+def check_queue(directory: Path, files: Mapping[str, bytes], found: list[int] | None) -> None:
+    try:
+        with running(directory, exporters=EXPORTERS) as queue:
+            delivered = everything(queue)
+    except (QueueError, sqlite3.Error, OSError):
+        kept = [path.read_bytes() for path in directory.glob("queue.db*")]
+        assert not files.get("queue.db") or files["queue.db"] in kept, "refused, and the database is gone"
+        return
+    check_delivered(delivered, found or ())
+
+
+def check_delivered(delivered: Mapping[str, set[int]], found: Iterable[int]) -> None:
+    """Each exporter has what is acknowledged now, and what was found for it."""
+    for name in EXPORTERS:
+        assert FRESH in delivered[name], f"{name} has not got a change that was acknowledged"
+        missing = [seq for seq in found if seq > DONE[name] and seq not in delivered[name]]
+        assert not missing, f"{name} has not got {missing}, which can be read"
+
+
+def everything(queue: DurableQueue) -> dict[str, set[int]]:
+    """What each exporter gets, with a change that is acknowledged now; as its sender does, again after an error."""
+    delivered: dict[str, set[int]] = {name: set() for name in EXPORTERS}
+    # The first change may be in a file that only the reading of it shows to be damaged.
+    for fresh in (FRESH + 1, FRESH):
+        wait_until(partial(takes, queue, fresh), "it takes a change")
+        read_by_all(queue, delivered)
+    settled(queue.database.parent)
+    read_by_all(queue, delivered)
+    return delivered
+
+
+def takes(queue: DurableQueue, number: int) -> bool:
+    return consume(queue, batch(number)).exception(PATIENCE) is None
+
+
+def read_by_all(queue: DurableQueue, delivered: Mapping[str, set[int]]) -> None:
+    for name, numbers in delivered.items():
+        wait_until(partial(read, queue, name, numbers), f"{name} reads all")
+
+
+def read(queue: DurableQueue, name: str, delivered: set[int]) -> bool:
+    """Read what waits for an exporter, and add the intact records; False if it can't be read now."""
+    try:
+        for record in read_all(queue.cursor(name), at_once=100):
+            number = int.from_bytes(record.uid)
+            if record.intact and number < FRESH:
+                assert (record.payload,) == change(number, size=SIZE).records
+            delivered.add(number if record.intact else 0)
+    except (sqlite3.Error, StorageError):
+        return False
+    return True

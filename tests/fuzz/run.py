@@ -1,0 +1,157 @@
+"""Runs the fuzzer: `python -m tests.fuzz.run --seconds 20`, or for hours, with one process at a time.
+
+What it finds out about the code stays in `.fuzz/TARGET`, from which the next run begins. An input for which a check
+fails is written to `.fuzz/findings`, and the exit code is 1. `--minimise` writes the smallest set of inputs with the
+same coverage to `corpus/`.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from tests.fuzz.targets import TARGETS, keep, kept, target
+
+ROOT: Final = Path(__file__).parents[2]
+FOUND: Final = ROOT / ".fuzz"
+FINDINGS: Final = FOUND / "findings"
+
+_SLOWEST: Final = 30
+"""Seconds for one input at most."""
+
+_MEMORY: Final = 2048
+"""MiB of a fuzzing process at most."""
+
+_COVERAGE: Final = re.compile(r"#(?P<runs>\d+)\t(?P<event>[A-Za-z]+).*? cov: (?P<covered>\d+)")
+_DONE: Final = re.compile(r"stat::number_of_executed_units: (\d+)")
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of one target.
+
+    Attributes:
+        target: The target.
+        date: When it began.
+        seconds: How long it ran.
+        executions: How many inputs were tried.
+        covered: How many places of the code were reached.
+        seconds_without_news: The time since the last input that reached a new place.
+        failed: Whether a check failed.
+    """
+
+    target: str
+    date: str
+    seconds: int = 0
+    executions: int = 0
+    covered: int = 0
+    seconds_without_news: int = 0
+    failed: bool = False
+
+
+def fuzz(name: str, seconds: int) -> Report:
+    """Fuzz one target for so long."""
+    corpus = prepare(name)
+    report = Report(name, datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"))
+    arguments = [f"-max_total_time={seconds}", f"-artifact_prefix={FINDINGS}/{name}-", *_arguments(name), str(corpus)]
+    begun = news = time.monotonic()
+    tail: list[str] = []
+    with subprocess.Popen(
+        _command(name, arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, errors="replace"
+    ) as child:
+        for line in child.stderr or ():
+            tail = [*tail[-60:], line]
+            if (found := _COVERAGE.match(line)) and int(found["covered"]) > report.covered:
+                report.covered, news = int(found["covered"]), time.monotonic()
+            if found:
+                report.executions = int(found["runs"])
+            if found := _DONE.match(line):
+                report.executions = int(found[1])
+    report.failed = child.returncode != 0
+    report.seconds, report.seconds_without_news = round(time.monotonic() - begun), round(time.monotonic() - news)
+    if report.failed:
+        print("".join(line for line in tail if not line.startswith("INFO: Instrumenting")))
+    return report
+
+
+def prepare(name: str) -> Path:
+    """The directory of a target's inputs, with all that are kept, and its dictionary."""
+    corpus = FOUND / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    FINDINGS.mkdir(exist_ok=True)
+    for one in (*target(name).seeds(), *kept(name)):
+        (corpus / sha256(one).hexdigest()[:40]).write_bytes(one)
+    tokens = "".join('"' + "".join(f"\\x{byte:02x}" for byte in token) + '"\n' for token in target(name).TOKENS)
+    _dictionary(name).write_text(tokens)
+    return corpus
+
+
+def minimise(name: str) -> int:
+    """Keep the smallest set of inputs with the coverage of all that were found; their number."""
+    corpus, smallest = prepare(name), FOUND / f"{name}.smallest"
+    smallest.mkdir(exist_ok=True)
+    for file in smallest.iterdir():
+        file.unlink()
+    arguments = ["-merge=1", *_arguments(name), str(smallest), str(corpus)]
+    subprocess.run(_command(name, arguments), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    inputs = [file.read_bytes() for file in smallest.iterdir()]
+    keep(name, inputs)
+    return len(inputs)
+
+
+def _command(name: str, arguments: Iterable[str]) -> Sequence[str]:
+    return [sys.executable, "-m", "tests.fuzz.fuzzer", name, *arguments]
+
+
+def _arguments(name: str) -> list[str]:
+    return [
+        f"-dict={_dictionary(name)}",
+        f"-max_len={target(name).LONGEST}",
+        f"-timeout={_SLOWEST}",
+        f"-rss_limit_mb={_MEMORY}",
+        "-print_final_stats=1",
+    ]
+
+
+def _dictionary(name: str) -> Path:
+    return FOUND / f"{name}.dict"
+
+
+def main() -> int:
+    """Fuzz the targets, one after another."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"by default all: {', '.join(TARGETS)}")
+    parser.add_argument("--seconds", type=int, default=20, help="for each target (20)")
+    parser.add_argument("--minimise", action="store_true", help="write corpus/ anew from what was found")
+    parser.add_argument("--results", type=Path, help="append a line for each target to this file")
+    options = parser.parse_args()
+    os.nice(5)
+    failed = False
+    for name in options.targets or TARGETS:
+        if options.minimise:
+            print(f"{name}: {minimise(name)} inputs are kept")
+            continue
+        report = fuzz(name, options.seconds)
+        failed = failed or report.failed
+        print(
+            f"{name}: {report.executions} inputs in {report.seconds} s, {report.covered} places covered, "
+            f"the last new one {report.seconds_without_news} s ago{'; A CHECK FAILED' if report.failed else ''}",
+            flush=True,
+        )
+        if options.results:
+            with options.results.open("a") as file:
+                file.write(json.dumps(asdict(report)) + "\n")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

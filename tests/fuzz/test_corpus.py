@@ -1,0 +1,78 @@
+"""What the fuzzer found stays true: every input that is kept, in the quick suite and without the fuzzer."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from statsig_otel.plugin.webhook.payload import Payload, parse
+from tests.fuzz.control_socket import check_answer
+from tests.fuzz.payload import check_against_the_library, check_readers
+from tests.fuzz.queue_file import check_delivered, edited
+from tests.fuzz.targets import TARGETS, kept, target
+
+
+@pytest.fixture(autouse=True)
+def silence() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize(
+    "name",
+    # Some of the damaged files take a second each, until all is carried over.
+    [pytest.param(name, marks=pytest.mark.slow) if name == "queue_file" else name for name in TARGETS],
+)
+def test_the_inputs_that_are_kept(name: str) -> None:
+    module = target(name)
+    inputs = kept(name)
+    assert len(inputs) >= 10
+    with module.checking() as check:
+        for one in inputs:
+            try:
+                check(one)
+            except Exception as error:
+                error.add_note(f"{name}: {one!r}")
+                raise
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_input_is_longer_than_the_fuzzer_makes_them(name: str) -> None:
+    assert all(len(one) <= target(name).LONGEST for one in kept(name))
+
+
+def test_the_edits_of_a_file() -> None:
+    """Each operation does what it says: an input that changes nothing would check nothing."""
+    files = {"queue.db": bytes([1, 2] * 2048 + [3, 4] * 2048)}
+    for operation in range(6):
+        found = edited(files, bytes((operation, 0, 0, 0x10, 1, 0xAA)))
+        assert found != files, operation
+    assert edited(files, b"\0\0\0\1\2ab")["queue.db"][4:6] == b"ab"
+    assert len(edited(files, b"\1\0\0\1\0")["queue.db"]) == 4
+    assert edited(files, b"\3\0\0\0\0") == {}
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, Payload(2, ()), Payload(1, parse(b'[{"eventName": "statsig::config_change"}]').changes)]
+)
+def test_the_oracle_of_payloads_notices(wrong: Payload | None) -> None:
+    with pytest.raises(AssertionError):
+        check_against_the_library(b"[1]", wrong)
+
+
+def test_readers_that_disagree_are_noticed() -> None:
+    with pytest.raises(AssertionError):
+        check_readers(b"[1]", Payload(2, ()))
+
+
+@pytest.mark.parametrize("wrong", [b"", b"{}\n", b'{"result": NaN}\n', b'{"error": "x"}', b"{}\n{}\n", b"[]\n"])
+def test_a_wrong_answer_is_noticed(wrong: bytes) -> None:
+    with pytest.raises((AssertionError, ValueError)):
+        check_answer(b"{}\n", wrong)
+
+
+@pytest.mark.parametrize("delivered", [{"otlp": {1000}, "file": {30, 1000}}, {"otlp": {30}, "file": {30}}])
+def test_a_record_that_is_missing_is_noticed(delivered: dict[str, set[int]]) -> None:
+    with pytest.raises(AssertionError, match="has not got"):
+        check_delivered(delivered, [30])
