@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all check format bench proof docs fuzz clean
+.PHONY: help demo test test-slow test-all check format bench proof docs fuzz dependencies sbom clean
 
 help:
 	@echo "make demo       watch a day of changes pass through a real collector"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench      run the benchmarks; QUICK=1 for a rough run, BENCHMARKS=drain for only that one"
 	@echo "make proof      run the long proofs of proofs/; QUICK=1 for a first look, PROOFS=power_loss for only that one"
 	@echo "make format     format the code"
+	@echo "make sbom       list what an installation contains, in build/sbom.json (CycloneDX)"
 	@echo "make docs       generate the parts of docs/ that come from the code"
 
 # Names on the PATH may lead nowhere, as the shims of version managers do, so each one is tried.
@@ -93,7 +94,7 @@ format: $(VENV)/.dev
 # Each script prints a report and writes it to benchmarks/results. ARGS are passed to all of them. against_collector and
 # memory build an OpenTelemetry Collector with Go, once. If that is not possible, their reports say so.
 BENCHMARKS ?= http_servers against_collector core_cost durable_answers drain backlog_start latency memory startup growth \
-	mapping_cost hot_spots
+	mapping_cost hot_spots dependencies
 bench: $(VENV)/.dev
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) $(ARGS); echo; done
@@ -110,6 +111,25 @@ proof: $(VENV)/.dev
 # Generates the tables of docs/configuration.md, and the schema.
 docs: $(VENV)/.dev
 	$(BIN)/python -m statsig_otel.plugin.cli.configuration_docs docs
+
+# Tools about packages, apart from the packages that they are about.
+build/tools/.made: $(CONSTRAINTS)
+	$(BIN)/python -m venv build/tools
+	build/tools/bin/pip install --quiet cyclonedx-bom uv
+	@touch $@
+
+# What the registry says of each package, in docs/dependencies.md.
+dependencies: $(VENV)/.dev build/tools/.made
+	$(BIN)/python -m tests.registry --uv build/tools/bin/uv
+
+# Of an installation of its own, so that nothing for developers is in it. Without times and random numbers: two runs
+# write the same file.
+sbom: build/tools/.made
+	rm -rf build/product
+	$(BIN)/python -m venv --without-pip build/product
+	build/tools/bin/uv pip install --quiet --python build/product/bin/python --constraint $(CONSTRAINTS) .
+	build/tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --mc-type application \
+		--of JSON --output-file build/sbom.json build/product/bin/python
 
 clean:
 	rm -rf .venv .venv-* .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

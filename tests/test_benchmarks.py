@@ -32,6 +32,7 @@ TINY = {
     "against_collector": ["--clients", "1", "8", "--seconds", "0.2"],
     "backlog_start": ["--records", "1000"],
     "core_cost": ["--seconds", "0.1"],
+    "dependencies": ["--records", "2000", "--seconds", "0.05"],
     "drain": ["--records", "2000"],
     "durable_answers": ["--seconds", "0.2"],
     "growth": ["--seconds", "0.1", "--largest-body", "10240", "--largest-queue", "10000"],
