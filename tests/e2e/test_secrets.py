@@ -1,4 +1,4 @@
-"""No output of any command, and no line of the log, holds a secret of the configuration.
+"""No output of any command, no line of the log and no file of the service contains a secret of the configuration.
 
 The service says as much as it can: debug level, backends that quote the headers which they were sent, failing TLS,
 forged webhooks, a reload with errors.
@@ -8,6 +8,7 @@ import base64
 import html
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # the p
 
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.webhook.signature import sign
-from tests.e2e.service_process import ServiceProcess, run_to_end
+from tests.e2e.processes import Process
+from tests.e2e.service_process import ServiceProcess, environment, run_to_end
 from tests.e2e.statsig_client import change
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink, Received, partial_success
@@ -140,6 +142,18 @@ class Site:
     def with_config(self, *args: str) -> str:
         return self.give(*args, "--config", str(self.config))
 
+    def read_files(self, when: str) -> None:
+        """Read all that the service has written: the queue's files, and the lines of the `file` exporter."""
+        written = [path for path in self.folder.rglob("*") if path.is_file() and path not in self.sources]
+        assert {"queue.db", "state.json", "lock", "changes.jsonl"} <= {path.name for path in written}
+        for path in written:
+            self.said[f"{path.name} {when}"] = path.read_bytes().decode("latin-1")
+
+    @property
+    def sources(self) -> set[Path]:
+        """The files that the user has written, secrets included."""
+        return {self.config, self.folder / "secret"}
+
 
 def site_that_has_said_everything(folder: Path) -> Site:
     authority = Authority()
@@ -163,6 +177,8 @@ def site_that_has_said_everything(folder: Path) -> Site:
             "otlp_http/untrusted": {"endpoint": second.url, "tls": mutual, **common},
             "otlp_grpc/blocked": {"endpoint": first.address, "tls": {"insecure": True}, **listed},
             "otlp_grpc/untrusted": {"endpoint": third.address, "tls": mutual, **listed},
+            "file": {"path": str(folder / "changes.jsonl")},
+            "debug": {"verbosity": "detailed"},
         }
         found = Site(folder, exporters, identity.key.decode().splitlines()[1:-1])
         found.write()
@@ -178,9 +194,11 @@ def site_that_has_said_everything(folder: Path) -> Site:
 
 def _say_everything(site: Site) -> None:
     about_queue = ("--directory", str(site.folder / "queue"))
+    program = (sys.executable, "-m", "statsig_otel", "run", "--config", str(site.config))
+    with Process(program, environment(ENV)) as process:
+        process.wait_for("Webhook URL: ")
+        site.said["the list of processes"] = listed(process.pid)
     with ServiceProcess(site.config, env=ENV) as service:
-        process = Path(f"/proc/{service.process.pid}/cmdline")
-        site.said["the command line"] = process.read_text() if process.exists() else ""
         body = json.dumps({"data": [change(1), {**change(2), "timestamp": "never"}]}).encode()
         now = time.time_ns() // 1_000_000
         for secret, moment, status in [
@@ -201,6 +219,7 @@ def _say_everything(site: Site) -> None:
         site.give("send", service.url, env={"STATSIG_SIGNING_SECRET": SECRETS["header"]})
         for arguments in (("doctor",), ("doctor", "--json"), ("validate",), ("print-config",), ("queue",)):
             site.with_config(*arguments)
+        site.read_files("while it runs")
         site.write(wrong=True)
         site.give("reload", *about_queue)
         service.process.send_signal(signal.SIGHUP)
@@ -209,6 +228,7 @@ def _say_everything(site: Site) -> None:
             site.with_config(*arguments)
     site.said["the log"] = "\n".join(service.log)
     site.said["the output"] = "\n".join(service.output)
+    site.read_files("after its end")
     done = run_to_end("run", "--config", str(site.config), env=ENV)
     assert done.returncode == 1
     site.said["a start that fails"] = done.stdout + done.stderr
@@ -224,6 +244,16 @@ def _say_everything(site: Site) -> None:
         site.give(command)
 
 
+def listed(pid: int) -> str:
+    """What other users of the machine see of a process: its command line, and the names of its threads."""
+    process = Path(f"/proc/{pid}")
+    if not process.exists():  # not Linux
+        return ""
+    names = [file.read_text() for file in process.glob("task/*/comm")]
+    assert len(names) > 1
+    return "".join([(process / "cmdline").read_text(), (process / "stat").read_text(), *names])
+
+
 def _all_tried(report: str) -> bool:
     """Whether each exporter has delivered all, or has an error."""
     found = json.loads(report.rpartition("\n")[0])["exporters"]
@@ -231,9 +261,10 @@ def _all_tried(report: str) -> bool:
 
 
 def spellings(secret: str) -> set[str]:
-    """How a program may write it."""
+    """How a program may write it. In base64 it depends on where it begins, as in `Bearer KEY`."""
     encoded = secret.encode()
-    return {secret, repr(secret)[1:-1], base64.b64encode(encoded).decode(), encoded.hex()}
+    inside = {base64.b64encode(bytes(before) + encoded).decode()[4:-4] for before in range(3)}
+    return {secret, repr(secret)[1:-1], encoded.hex(), quote(secret), quote(secret, safe=""), *inside}
 
 
 def test_no_secret_is_said(tmp_path: Path) -> None:
@@ -255,6 +286,8 @@ def test_no_secret_is_said(tmp_path: Path) -> None:
 def check_that_all_was_said(site: Site) -> None:
     """There was something to look at: each backend has quoted, and been quoted."""
     log = site.said["the log"]
+    assert "gate_1" in site.said["changes.jsonl after its end"]
+    assert sys.platform != "linux" or "--config" in site.said["the list of processes"]
     for exporter in ("otlp_http/blocked", "otlp_http/retried", "otlp_http/rejected", "otlp_grpc/blocked"):
         assert any(exporter in line and "not allowed: " in line for line in log.splitlines()), exporter
     for exporter in ("otlp_http/untrusted", "otlp_grpc/untrusted"):
