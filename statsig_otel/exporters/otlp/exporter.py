@@ -2,6 +2,7 @@
 
 import logging
 from threading import Lock
+from traceback import format_tb
 from typing import ClassVar, Final, Generic, TypeVar
 
 from statsig_otel.exporters.exporter import Blocked, Outcome
@@ -69,6 +70,8 @@ class OtlpExporter(Generic[_S]):
 
     def _unexpected(self, error: Exception) -> Outcome:
         """The outcome of an error that no backend can cause. Waiting does not help, so it is `Blocked`."""
-        _logger.debug("%s: unexpected error of the %s library", self._name, self._protocol, exc_info=error)
+        # Not the error itself, which may quote a header.
+        frames = "".join(format_tb(error.__traceback__))
+        _logger.debug("%s: unexpected error of the %s library:\n%s", self._name, self._protocol, frames)
         reason = printable(str(error), self._hide)
         return Blocked(f"unexpected {type(error).__name__} of the {self._protocol} library: {reason}")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
+from statsig_otel.exporters.terminal import printable
 from statsig_otel.plugin.settings.telemetry import LogEncoding, LogLevel
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
@@ -28,8 +29,7 @@ class LogOutput:
         if self._buffer not in logging.root.handlers:
             return
         handler = logging.StreamHandler(self._stream)
-        console = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-        handler.setFormatter(_JsonLines() if encoding == "json" else console)
+        handler.setFormatter(_JsonLines() if encoding == "json" else _Console())
         handler.addFilter(_is_for_operators)
         logging.basicConfig(level=_LEVELS[level], handlers=[handler], force=True)
         for record in self._buffer.records:
@@ -59,6 +59,16 @@ class _Buffer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
+
+
+class _Console(logging.Formatter):
+    """Lines for people. Control characters become escapes: an error may quote what somebody sent."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 class _JsonLines(logging.Formatter):

@@ -131,6 +131,27 @@ def test_a_line_of_json_holds_all_of_a_record() -> None:
     assert (found["level"], found["logger"], found["msg"]) == ("warn", "statsig_otel.test", "it broke\n")
 
 
+def reveal(text: str) -> None:
+    raise ValueError(text)
+
+
+@pytest.mark.usefixtures("_root_logger")
+def test_no_control_character_reaches_the_terminal() -> None:
+    """Neither in a message nor in a traceback, which may quote what somebody sent."""
+    stream = io.StringIO()
+    with buffered_log(stream) as output:
+        output.begin()
+        try:
+            reveal("\x1b]0;a title\x07\r\u202e")
+        except ValueError:
+            log.exception("it %s\n  hint: é", "\x1b[2J\x9b")
+    lines = stream.getvalue().split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert lines[0].endswith("statsig_otel.test: it \\x1b[2J\\x9b")
+    assert lines[1:3] == ["  hint: é", "Traceback (most recent call last):"]
+    assert lines[-2:] == ["ValueError: \\x1b]0;a title\\x07\\r\\u202e", ""]
+
+
 def read(config: Path | None = None, log_level: str | None = None) -> logging.Logger:
     """Read a configuration as `run` does; the log that it begins."""
     run._read((str(config),) if config else (), log_level)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
         OSError: The copy can't be written, or there is no room for it.
     """
     copy = path.with_name(f"{path.name}.repaired")
+    _remove(copy)  # of a process that was killed
     try:
         connection = None if write_ahead_log.check(path).unread_commits else _connect(path)
         if connection is None:
@@ -52,8 +54,12 @@ def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
         with contextlib.closing(connection):
             yield connection
     finally:
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{copy}{suffix}").unlink(missing_ok=True)
+        _remove(copy)
+
+
+def _remove(copy: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{copy}{suffix}").unlink(missing_ok=True)
 
 
 def exporter_states(connection: sqlite3.Connection) -> dict[int, ExporterState] | None:
@@ -132,6 +138,8 @@ def _repair(path: Path, copy: Path, room: int) -> None:
     """
     if schema.size_of(path) + schema.size_of(path.with_name(f"{path.name}-wal")) > room:
         raise OSError(errno.ENOSPC, "the disk has no room for a copy with a new first page", str(path))
+    # For its owner only, whatever the umask: it contains what the file itself does.
+    os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     shutil.copyfile(path, copy)
     fold(path, copy)
     with schema.in_memory() as connection:

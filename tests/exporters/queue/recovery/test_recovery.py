@@ -1,8 +1,10 @@
 """What was set aside is carried over: to whom it was for, once."""
 
 import logging
+import os
 import signal
 import sqlite3
+import stat
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Receipt
-from statsig_otel.exporters.queue.recovery import carry_over, client
+from statsig_otel.exporters.queue.recovery import carry_over, client, damaged_file
 from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
 from tests.exporters.queue.helpers import (
     PATIENCE,
@@ -325,3 +327,19 @@ def test_while_the_disk_is_short_it_waits(tmp_path: Path, monkeypatch: pytest.Mo
     with running(tmp_path) as queue:
         settled(tmp_path)
         assert delivered(queue.cursor("otlp")) == [1]
+
+
+def test_the_copy_of_a_damaged_file_is_for_its_owner_alone_and_gone_afterwards(tmp_path: Path) -> None:
+    with running(tmp_path) as queue:
+        put(queue, 1)
+    spoil(tmp_path)
+    left = tmp_path / "queue.db.repaired"
+    left.write_bytes(b"of a process that was killed")
+    before = os.umask(0)
+    try:
+        with damaged_file.opened(tmp_path / "queue.db", room=1 << 30) as connection:
+            assert connection.execute("SELECT count(*) FROM records").fetchone() == (1,)
+            assert stat.S_IMODE(left.stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+    assert not list(tmp_path.glob("*.repaired*"))
