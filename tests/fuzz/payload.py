@@ -184,7 +184,9 @@ def check_mapped(payload: Payload, mapper: Mapper) -> None:
         assert invalid.reason.isprintable()
     for change in mapped.changes:
         (encoded,) = change.records
-        (resource,) = ExportLogsServiceRequest.FromString(encoded).resource_logs
+        request = ExportLogsServiceRequest.FromString(encoded)
+        assert request.SerializeToString() == encoded
+        (resource,) = request.resource_logs
         (record,) = resource.scope_logs[0].log_records
         attributes = {one.key: one.value for one in record.attributes}
         assert len(attributes) == len(record.attributes)
