@@ -10,6 +10,7 @@ queue.db.unreadable-TIME-N  the same, if nothing can be read
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -35,6 +36,7 @@ _FILES: Final = (*(f"{DATABASE}{suffix}" for suffix in _SUFFIXES), LOCK, CONTROL
 _ASIDE: Final = re.compile(rf"{re.escape(DATABASE)}\.(corrupt|salvaged|unreadable)-[0-9TZ]+-[0-9]+")
 _LONGEST_NAME: Final = f"{DATABASE}.unreadable-00000000T000000Z-1-journal"
 _ELSEWHERE: Final = "name another directory, or move what is there away"
+_A_LINK: Final = "is a symbolic link, where the queue has a file of its own"
 _ZEROS: Final = bytes(1 << 16)
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIRECTORY: Final = 0o700
@@ -84,6 +86,8 @@ class QueueDirectory:
             return Fault(f"{existing} is not a directory", WRITABLE_HINT)
         if not os.access(existing, os.W_OK | os.X_OK):
             return Fault(f"{existing} can't be written", WRITABLE_HINT)
+        if link := self._link():
+            return Fault(f"{link} {_A_LINK}", _ELSEWHERE)
         for name in _FILES:
             if (self.path / name).is_dir():
                 return Fault(f"{self.path / name} is a directory, where the queue has a file", _ELSEWHERE)
@@ -118,10 +122,12 @@ class QueueDirectory:
 
         Raises:
             DirectoryInUseError: Another process is the owner.
-            OSError: The directory can't be created or written.
+            OSError: The directory can't be created or written, or one of the files is a symbolic link.
         """
         self._make()
-        descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
+        if link := self._link():  # whoever made it may want a file of somebody else to be overwritten
+            raise OSError(errno.ELOOP, _A_LINK, str(link))
+        descriptor = _open(self.path / LOCK, os.O_RDWR)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,7 +191,7 @@ class QueueDirectory:
         """
         state = self.path / _STATE
         content = json.dumps({"clean": clean, "pid": os.getpid()}).encode().ljust(_STATE_SIZE)
-        descriptor = os.open(state, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
+        descriptor = _open(state, os.O_WRONLY)
         try:
             os.pwrite(descriptor, content, 0)
             os.fsync(descriptor)
@@ -254,7 +260,7 @@ class QueueDirectory:
         if schema.size_of(reserve) >= size or self._unused_bytes() < min_free:
             return
         try:
-            descriptor = os.open(reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
+            descriptor = _open(reserve, os.O_RDWR)
             try:
                 _allocate(descriptor, size)
             finally:
@@ -275,6 +281,10 @@ class QueueDirectory:
     def _unused_bytes(self) -> int:
         status = os.statvfs(self.path)
         return status.f_bavail * status.f_frsize
+
+    def _link(self) -> Path | None:
+        """One of the queue's files that is a symbolic link; None if none is. SQLite would follow it, too."""
+        return next((path for name in _FILES if (path := self.path / name).is_symlink()), None)
 
     def _check_missing(self, existing: Path) -> Fault | None:
         """Why the missing directories below an existing one can't be created."""
@@ -322,6 +332,11 @@ class QueueDirectory:
         self.path.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         for directory in missing:
             _sync(directory.parent)
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open a file of the queue, and create it for its owner only if it is missing. A symbolic link is not followed."""
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _PRIVATE_FILE)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -68,6 +69,9 @@ def _access(directory: Path, place: Path) -> Finding:
         return Finding("queue directory", "failed", f"{place} can't be written by this user", _OWNER)
     if (fault := QueueDirectory(directory).check()) is not None:
         return Finding("queue directory", "failed", *fault)
+    if place == directory.absolute() and place.stat().st_mode & stat.S_IWOTH:
+        hint = f"chmod o-w {directory}, unless nobody else has access to this machine or container"
+        return Finding("queue directory", "warning", f"{directory} can be written by every user", hint)
     if place == directory.absolute():
         return Finding("queue directory", "ok", str(directory))
     return Finding("queue directory", "ok", f"{directory}, which is not there yet, and can be created")

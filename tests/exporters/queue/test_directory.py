@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.queue.directory import DirectoryInUseError, QueueDirectory
-from tests.exporters.queue.helpers import PATIENCE, child, line_of
+from tests.exporters.queue.helpers import PATIENCE, child, line_of, running
 
 
 def mode(path: Path) -> int:
@@ -153,3 +153,46 @@ def test_a_directory_that_cannot_be_written_is_said_by_name(tmp_path: Path) -> N
         assert line_of(process).startswith("FileNotFoundError: ")
     with child("start as nobody", "/usr/queue") as process:
         assert line_of(process) == "PermissionError: [Errno 13] Permission denied: '/usr/queue'"
+
+
+@pytest.mark.parametrize(
+    "name", ["queue.db", "queue.db-wal", "queue.db-shm", "lock", "reserve", "state.json", "control.sock"]
+)
+@pytest.mark.parametrize("target", ["victim", "missing"])
+def test_no_link_in_the_place_of_a_file_is_followed(tmp_path: Path, name: str, target: str) -> None:
+    """Whoever can write into the directory must not have a file of somebody else overwritten or created."""
+    victim, folder = tmp_path / "victim", tmp_path / "queue"
+    victim.write_text("of somebody else")
+    victim.chmod(0o644)
+    folder.mkdir()
+    (folder / name).symlink_to(tmp_path / target)
+    fault = QueueDirectory(folder).check()
+    assert fault is not None
+    assert fault.message == f"{folder / name} is a symbolic link, where the queue has a file of its own"
+    with pytest.raises(OSError, match="is a symbolic link") as error, running(folder):
+        pass
+    assert error.value.filename == str(folder / name)
+    assert (victim.read_text(), mode(victim)) == ("of somebody else", 0o644)
+    assert not (tmp_path / "missing").exists()
+    assert [path.name for path in folder.iterdir()] == [name]
+
+
+def test_a_link_that_is_made_after_the_look_is_not_followed_either(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("of somebody else")
+    directory = QueueDirectory(tmp_path / "queue")
+    directory.acquire()
+    for name in ("state.json", "reserve"):
+        (directory.path / name).symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic link"):
+        directory.mark(clean=True)
+    directory.keep_reserve(1 << 20, min_free=0)
+    assert victim.read_text() == "of somebody else"
+    directory.release()
+
+
+def test_the_directory_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "queue").symlink_to(tmp_path / "disk")
+    with running(tmp_path / "queue"):
+        assert (tmp_path / "disk" / "queue.db").exists()

@@ -82,6 +82,14 @@ def test_a_place_that_no_queue_should_be_in_is_told(
     assert storage._file_system(tmp_path).status == "unknown"
 
 
+@pytest.mark.parametrize(("mode", "status"), [(0o700, "ok"), (0o775, "ok"), (0o757, "warning"), (0o1777, "warning")])
+def test_a_directory_that_every_user_can_write_is_told(mode: int, status: str, tmp_path: Path) -> None:
+    tmp_path.chmod(mode)
+    found = next(storage.queue(tmp_path, 0))
+    assert (found.check, found.status) == ("queue directory", status)
+    assert (f"chmod o-w {tmp_path}" in (found.hint or "")) == (status == "warning")
+
+
 @pytest.mark.parametrize(
     ("kept", "offsets", "status", "detail"),
     [
