@@ -25,6 +25,7 @@ from typing import Any, Final, TypeAlias
 
 from statsig_otel._process import OwnerProcess
 from statsig_otel._times import COMMAND_TIMEOUT
+from statsig_otel.exporters.terminal import printable
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -293,9 +294,14 @@ def _exchange(connection: socket.socket, request: bytes) -> Any:
         line = b""
     if not line.endswith(b"\n"):
         raise ControlError("the service left without an answer: look what became of it before trying again")
-    answer = json.loads(line)
-    if "error" in answer:
-        raise ControlError(answer["error"])
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict) or not answer.keys() & {"error", "result"}:
+        raise ControlError("what listens there does not answer as the service does")
+    if "error" in answer:  # for a terminal, whoever listens there
+        raise ControlError("\n".join(map(printable, str(answer["error"]).split("\n"))))
     return answer["result"]
 
 

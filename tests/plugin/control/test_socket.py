@@ -452,3 +452,36 @@ time.sleep(600)
         call(path, "echo")
     with serving(path):
         assert call(path, "echo", n=2) == {"n": 2}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b'{"error": "no\\u001b[2J\\n  hint: x"}\n', "no\\x1b[2J\n  hint: x"),
+        (b"garbage\n", "what listens there does not answer as the service does"),
+        (b"[" * 100_000 + b"\n", "what listens there does not answer as the service does"),
+        (b"[]\n", "what listens there does not answer as the service does"),
+        (b"{}\n", "what listens there does not answer as the service does"),
+        (b"", "the service left without an answer: look what became of it before trying again"),
+    ],
+)
+def test_whoever_listens_can_harm_neither_the_terminal_nor_the_command(
+    tmp_path: Path, answer: bytes, message: str
+) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.makefile("rb").readline()
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(ControlError) as error:
+            call(path, "queue")
+        thread.join(WAIT)
+    assert str(error.value) == message
