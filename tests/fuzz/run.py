@@ -6,16 +6,16 @@ same coverage to `corpus/`.
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -108,6 +108,16 @@ def minimise(name: str) -> int:
     return len(inputs)
 
 
+def add_result(file: Path, report: Report) -> None:
+    """Add a row to a table in Markdown, which is begun if it is missing."""
+    columns = [field.name for field in fields(report)]
+    if not file.exists():
+        names = [name.replace("_", " ") for name in columns]
+        file.write_text(f"# Fuzzing\n\n| {' | '.join(names)} |\n{'|---' * len(names)}|\n")
+    with file.open("a") as table:
+        table.write(f"| {' | '.join(str(getattr(report, name)) for name in columns)} |\n")
+
+
 def _command(name: str, arguments: Iterable[str]) -> Sequence[str]:
     return [sys.executable, "-m", "tests.fuzz.fuzzer", name, *arguments]
 
@@ -132,8 +142,12 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"by default all: {', '.join(TARGETS)}")
     parser.add_argument("--seconds", type=int, default=20, help="for each target (20)")
     parser.add_argument("--minimise", action="store_true", help="write corpus/ anew from what was found")
-    parser.add_argument("--results", type=Path, help="append a line for each target to this file")
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="add a row for each target to a table in this file"
+    )
     options = parser.parse_args()
+    if find_spec("atheris") is None:
+        sys.exit("atheris is not installed: it has wheels for Linux on x86-64 only, and comes with pip install .[fuzz]")
     os.nice(5)
     failed = False
     for name in options.targets or TARGETS:
@@ -148,8 +162,7 @@ def main() -> int:
             flush=True,
         )
         if options.results:
-            with options.results.open("a") as file:
-                file.write(json.dumps(asdict(report)) + "\n")
+            add_result(options.results, report)
     return failed
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from statsig_otel.plugin.webhook.payload import Payload, parse
 from tests.fuzz.control_socket import check_answer
 from tests.fuzz.payload import check_against_the_library, check_readers
 from tests.fuzz.queue_file import check_delivered, edited
+from tests.fuzz.run import Report, add_result
 from tests.fuzz.targets import TARGETS, kept, target
 
 
@@ -76,3 +78,16 @@ def test_a_wrong_answer_is_noticed(wrong: bytes) -> None:
 def test_a_record_that_is_missing_is_noticed(delivered: dict[str, set[int]]) -> None:
     with pytest.raises(AssertionError, match="has not got"):
         check_delivered(delivered, [30])
+
+
+def test_results_are_rows_of_one_table(tmp_path: Path) -> None:
+    for executions in (1, 2):
+        add_result(tmp_path / "fuzz.md", Report("payload", "2026-01-01T00:00Z", 20, executions, 3, 4))
+    assert (tmp_path / "fuzz.md").read_text().splitlines() == [
+        "# Fuzzing",
+        "",
+        "| target | date | seconds | executions | covered | seconds without news | failed |",
+        "|---|---|---|---|---|---|---|",
+        "| payload | 2026-01-01T00:00Z | 20 | 1 | 3 | 4 | False |",
+        "| payload | 2026-01-01T00:00Z | 20 | 2 | 3 | 4 | False |",
+    ]
