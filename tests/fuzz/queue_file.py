@@ -126,7 +126,7 @@ def edited(files: Mapping[str, bytes], edits: bytes) -> dict[str, bytes]:
                 found.pop(name, None)
             case 4:  # one page in the place of another
                 page, other = place // PAGE * PAGE, amount * PAGE
-                found[name] = content[:page] + content[other : other + PAGE] + content[page + PAGE :]
+                found[name] = content[:page] + content[other : other + PAGE].ljust(PAGE, b"\0") + content[page + PAGE :]
             case _:  # flip a bit
                 if place < len(content):
                     place = min(len(content) - 1, place + amount // 8)

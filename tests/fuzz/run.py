@@ -127,6 +127,7 @@ def _arguments(name: str) -> list[str]:
         f"-dict={_dictionary(name)}",
         f"-max_len={target(name).LONGEST}",
         f"-timeout={_SLOWEST}",
+        f"-report_slow_units={_SLOWEST}",
         f"-rss_limit_mb={_MEMORY}",
         "-print_final_stats=1",
     ]
