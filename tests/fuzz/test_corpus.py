@@ -21,11 +21,7 @@ def silence() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize(
-    "name",
-    # Some of the damaged files take a second each, until all is carried over.
-    [pytest.param(name, marks=pytest.mark.slow) if name == "queue_file" else name for name in TARGETS],
-)
+@pytest.mark.parametrize("name", TARGETS)
 def test_the_inputs_that_are_kept(name: str) -> None:
     module = target(name)
     inputs = kept(name)
