@@ -22,6 +22,7 @@ _FAILURES_PER_STEP: Final = 1000
 """After so many failures a step over unreadable rows is one row longer, so that a million rows can be passed."""
 
 _LAST_KEY: Final = 2**63 - 1
+_NO_LIMIT: Final = -1  # https://www.sqlite.org/lang_select.html#the_limit_clause
 
 Routes: TypeAlias = dict[int, tuple[str, tuple[int, ...]]]
 """Every route's receiver and exporters, by its number."""
@@ -173,21 +174,29 @@ def fold(database: Path, into: Path) -> None:
 
 def _rows(connection: sqlite3.Connection, columns: str, table: str, after: int) -> Iterator[tuple[Any, ...]]:
     """The readable rows of a table in the order of its key, which is the first column."""
-    query = f"SELECT {columns} FROM {table} WHERE rowid >= ? ORDER BY rowid"  # noqa: S608 - ours
+    query = f"SELECT {columns} FROM {table} WHERE rowid >= ? ORDER BY rowid LIMIT ?"  # noqa: S608 - ours
     following = after + 1
     failures = 0
+    limit = _NO_LIMIT
     while failures < _MOST_FAILURES and following <= _LAST_KEY:
+        found = False
         try:
-            for row in connection.execute(query, (following,)):
+            for row in connection.execute(query, (following, limit)):
                 if row[0] < following:
                     break  # damage can lead back to the beginning
-                following, failures = row[0] + 1, 0
+                following, failures, found = row[0] + 1, 0, True
                 yield row
             else:
-                return
+                if limit == _NO_LIMIT or not found:
+                    return
+                limit = _NO_LIMIT
+                continue
         except sqlite3.Error as error:
             # If the disk can't read a file that nobody writes to any more, that is damage.
             if schema.will_pass(error) and schema.error_code(error) != sqlite3.SQLITE_IOERR:
                 raise
+            if limit == _NO_LIMIT:  # Python's module reads a row ahead, and an error takes the row before it along
+                limit = 1
+                continue
         failures += 1
         following += 1 + failures // _FAILURES_PER_STEP
