@@ -63,7 +63,8 @@ class ChatExporter:
         self._closed = False
 
     def start(self) -> None:
-        """Do nothing: changes are rare, so each message opens its own connection."""
+        """Open nothing: changes are rare, so each message has its own connection."""
+        self._closed = False
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the protocol's signature
         """Post the batch as one message: the chat accepts all of it or nothing, so that a retry repeats no change."""

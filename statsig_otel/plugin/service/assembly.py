@@ -4,7 +4,6 @@
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -37,8 +36,8 @@ _logger: Final = logging.getLogger(__name__)
 _BETWEEN_ATTEMPTS: Final = 0.05
 """Seconds between two attempts to own a directory that another process owns."""
 
-_BETWEEN_WARNINGS: Final = 60.0
-"""Seconds between two warnings that another process owns the directory."""
+_BETWEEN_ERRORS: Final = 60.0
+"""Seconds of waiting for the directory after which that is an error, each time again."""
 
 
 class Assembly:
@@ -51,6 +50,7 @@ class Assembly:
         listen: Whether the receivers get servers at their endpoints.
         wait_for_directory: Whether `open` waits for the directory while another process owns it.
         url: The address at which Statsig reaches the receivers, without their paths.
+        ways_out: What to do if another process owns the directory.
 
     Attributes:
         receivers: The receivers for ASGI, by id.
@@ -69,6 +69,7 @@ class Assembly:
         listen: bool = True,
         wait_for_directory: bool = False,
         url: str = "",
+        ways_out: str = "",
     ) -> None:
         settings = receiver_settings(configuration)
         check_endpoints(settings)
@@ -78,6 +79,7 @@ class Assembly:
         self._directory = directory.absolute()
         self._listens = listen
         self._waits = wait_for_directory
+        self._ways_out = ways_out
         self._commands: dict[str, Handler] = {}
         self._consumer = ServiceConsumer()
         self._outbound = Outbound(configuration, self._directory)
@@ -160,7 +162,43 @@ class Assembly:
             self._outbound = Outbound(self._configuration, self._directory)
             self._make_openings()
         try:
-            self._open_queue(go_on)
+            self._start_outbound(go_on)
+            self._open_openings()
+            self._is_open = True
+        except BaseException as error:
+            self._failed = True
+            reason = "shutting_down" if self._ending.is_set() else "not_running"
+            self._consumer.close(f"the service could not be started: {error}", reason=reason)
+            raise
+
+    def _start_outbound(self, go_on: Callable[[], None]) -> None:
+        """Open the queue and start the exporters, once no other process owns the directory."""
+        logged_at = 0.0  # by the monotonic clock
+        while True:
+            try:
+                self._outbound.start()
+            except DirectoryInUseError as error:
+                if error.is_own:
+                    raise
+                if not self._waits:
+                    raise DirectoryInUseError(f"{error}; {self._ways_out}" if self._ways_out else str(error)) from None
+                if not logged_at:
+                    logged_at = time.monotonic()
+                    _logger.warning("Waiting for the queue's directory: %s", error)
+                    if not self._endpoints:
+                        self._consumer.hold()
+                        go_on()
+                elif time.monotonic() > logged_at + _BETWEEN_ERRORS:
+                    logged_at = time.monotonic()
+                    message = "Still waiting, and refusing webhooks: %s; %s"
+                    _logger.error(message, error, self._ways_out)  # noqa: TRY400 - the message says it all
+            else:
+                return
+            if self._ending.wait(_BETWEEN_ATTEMPTS):
+                raise RuntimeError("this service was shut down before its directory was free")
+
+    def _open_openings(self) -> None:
+        try:
             if self._control is not None:
                 self._control.start()
             for endpoint in self._endpoints:
@@ -168,37 +206,13 @@ class Assembly:
             self._consumer.open(self._outbound.consumer)
             if self._endpoints:
                 self._servers.start()
-            self._is_open = True
-        except BaseException as error:
-            self._failed = True
-            reason = "shutting_down" if self._ending.is_set() else "not_running"
-            self._consumer.close(f"the service could not be started: {error}", reason=reason)
+        except BaseException:
             for endpoint in self._endpoints:
                 endpoint.server.stop()
             if self._control is not None:
                 self._control.shutdown()
             self._outbound.shutdown()
             raise
-
-    def _open_queue(self, go_on: Callable[[], None]) -> None:
-        """Open the queue and start the exporters, once no other process owns the directory."""
-        warned = -math.inf
-        while True:
-            try:
-                self._outbound.start()
-            except DirectoryInUseError as error:
-                if error.is_own or not self._waits:
-                    raise
-                if time.monotonic() - warned > _BETWEEN_WARNINGS:
-                    is_first, warned = warned < 0, time.monotonic()
-                    _logger.warning("Waiting for the queue's directory: %s", error)
-                    if is_first and not self._endpoints:
-                        self._consumer.hold()
-                        go_on()
-            else:
-                return
-            if self._ending.wait(_BETWEEN_ATTEMPTS):
-                raise RuntimeError("this service was shut down before its directory was free")
 
     def begin_to_close(self, timeout: float, drain: float) -> None:
         """Say how long `close` may take, and how much of that it may spend on what waits. Only the first call counts.

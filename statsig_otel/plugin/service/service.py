@@ -13,7 +13,6 @@ from statsig_otel import _times
 from statsig_otel.config.errors import ConfigError, Problem, hint_for
 from statsig_otel.config.model import Opaque
 from statsig_otel.config.source import NOWHERE
-from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
@@ -114,8 +113,9 @@ class Service:
             listen=listen,
             wait_for_directory=wait_for_directory,
             url=url,
+            ways_out=_WORKERS,
         )
-        self._use(assembly, hint=_WORKERS)
+        self._use(assembly)
 
     @classmethod
     def from_file(
@@ -163,16 +163,16 @@ class Service:
             listen=listen,
             wait_for_directory=wait_for_directory,
             url=url,
+            ways_out=_WORKERS,
         )
         reloader = Reloader(assembly, document, lambda: read_document(locations, environ))
         service = cls.__new__(cls)
-        service._use(assembly, reloader, hint=_WORKERS)  # noqa: SLF001 - it is this class's
+        service._use(assembly, reloader)  # noqa: SLF001 - it is this class's
         return service
 
-    def _use(self, assembly: Assembly, reloader: Reloader | None = None, *, hint: str = "") -> None:
+    def _use(self, assembly: Assembly, reloader: Reloader | None = None) -> None:
         self._assembly = assembly
         self._reloader = reloader
-        self._hint = hint  # what to do if the directory is in use
         self._lifecycle = Lifecycle(self._open, self._close)
         for sentence in remarks(assembly.configuration, reloader.document if reloader else NOWHERE):
             _logger.warning("%s", sentence)
@@ -431,11 +431,9 @@ class Service:
             if self._reloader is not None:
                 self._reloader.start()
             self._assembly.open(go_on)
-        except BaseException as error:
+        except BaseException:
             if self._reloader is not None:
                 self._reloader.shutdown()
-            if isinstance(error, DirectoryInUseError) and not error.is_own and self._hint:
-                raise DirectoryInUseError(f"{error}; {self._hint}") from None
             raise
 
     def _close(self) -> bool:

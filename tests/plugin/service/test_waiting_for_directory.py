@@ -14,6 +14,7 @@ import pytest
 from statsig_otel.exporters import Batch, DirectoryInUseError
 from statsig_otel.exporters.queue.directory import LOCK
 from statsig_otel.plugin import Service
+from statsig_otel.plugin.service import assembly
 from tests.plugin.adapters import serve_werkzeug
 from tests.plugin.http_client import Address, Response, exchange, serving
 from tests.plugin.services import Keeper, post, service, webhook
@@ -162,6 +163,29 @@ def test_the_wait_is_logged_with_the_owner(tmp_path: Path, caplog: pytest.LogCap
         assert "is in use by the process 4711" in warning
         given_up.set()
         wait_until(lambda: running.consumer.consume(Batch("statsig")).result(LIMIT))
+
+
+def test_a_long_wait_is_an_error_with_the_ways_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most likely there are several workers."""
+    monkeypatch.setattr(assembly, "_BETWEEN_ERRORS", 0.01)
+    with owned(tmp_path) as given_up, mounted(tmp_path, Keeper()) as running:
+        wait_until(lambda: caplog.text.count("Still waiting, and refusing webhooks: ") >= 2)
+        assert "gunicorn: --workers 1 --threads 8" in caplog.text
+        given_up.set()
+        wait_until(lambda: running.consumer.consume(Batch("statsig")).result(LIMIT))
+
+
+def test_an_exporter_is_not_touched_before_the_directory_is_free(tmp_path: Path) -> None:
+    """One that was made in code, and was shut down, might not start any more."""
+    keeper = Keeper()
+    waiting = service(tmp_path, {"mine": keeper}, listen=False)
+    with owned(tmp_path), pytest.raises(DirectoryInUseError):
+        waiting.start()
+    assert (keeper.started, keeper.stopped) == (0, 0)
+    with waiting:
+        assert keeper.started == 1
 
 
 def test_another_service_of_the_same_process_is_not_waited_for(tmp_path: Path) -> None:
