@@ -64,6 +64,11 @@ def test_every_block_of_code_belongs_to_a_program() -> None:
     assert len(re.findall(r"```sh\n", PAGE)) == len(PROGRAMS)
 
 
+def test_the_table_of_programs_leads_to_them() -> None:
+    anchors = [re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in PROGRAMS]
+    assert set(anchors) - set(re.findall(r"\]\(#([^)]*)\)", PAGE)) == set()
+
+
 def test_the_smallest_program_is_small() -> None:
     (code,) = PROGRAMS[SMALLEST].files.values()
     lines = [line for line in code.splitlines() if line and not line.startswith("#")]
