@@ -14,6 +14,7 @@ from statsig_otel.config.errors import ConfigError, Problem, hint_for
 from statsig_otel.config.model import Opaque
 from statsig_otel.config.source import NOWHERE
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
+from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.record.otlp import AttributeValue
@@ -37,6 +38,9 @@ _WORKERS: Final = (
     "statsig-otel beside them, or turn the queue off: sending_queue enabled=False for every exporter; and if that "
     "process is about to end, as a worker at a reload is, use wait_for_directory=True"
 )
+
+
+_NO_FILE: Final = "this service was made in code, so there is no file to read again"
 
 
 class Service:
@@ -174,6 +178,8 @@ class Service:
         self._assembly = assembly
         self._reloader = reloader
         self._lifecycle = Lifecycle(self._open, self._close)
+        if reloader is None:
+            assembly.offer("reload", _refuse_reload)
         for sentence in remarks(assembly.configuration, reloader.document if reloader else NOWHERE):
             _logger.warning("%s", sentence)
 
@@ -196,7 +202,7 @@ class Service:
         """
         if self._reloader is None:
             hint = "make it with Service.from_file, or make another service; rotate_secrets changes its secrets"
-            raise ConfigError([Problem((), "this service was made in code, so there is no file to read again", hint)])
+            raise ConfigError([Problem((), _NO_FILE, hint)])
         return self._reloader.reload()
 
     @property
@@ -454,6 +460,10 @@ def service_of(assembly: Assembly, reloader: Reloader) -> Service:
     service = Service.__new__(Service)
     service._use(assembly, reloader)  # noqa: SLF001 - it is this module's
     return service
+
+
+def _refuse_reload(_: object) -> None:
+    raise ControlError(_NO_FILE)
 
 
 def _with_margin(timeout: float) -> float:

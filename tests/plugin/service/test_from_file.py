@@ -10,7 +10,7 @@ import pytest
 from statsig_otel.config import ConfigError
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.plugin import DEFAULT_PATH, RestartNeededError, Service, StatsigReceiverSettings
-from statsig_otel.plugin.control.socket import call
+from statsig_otel.plugin.control.socket import ControlError, call
 from tests.plugin.services import SECRET, Keeper, post, service
 from tests.waiting import wait_until
 
@@ -133,11 +133,11 @@ def test_secrets_in_files_are_changed_there(make: Make) -> None:
 
 
 def test_a_service_made_in_code_has_no_file_to_read_again(tmp_path: Path) -> None:
-    with (
-        service(tmp_path, {"mine": Keeper()}) as running,
-        pytest.raises(ConfigError, match=r"(?s)made in code.*hint: make it with Service.from_file"),
-    ):
-        running.reload()
+    with service(tmp_path, {"mine": Keeper()}) as running:
+        with pytest.raises(ConfigError, match=r"(?s)made in code.*hint: make it with Service.from_file"):
+            running.reload()
+        with pytest.raises(ControlError, match="this service was made in code"):
+            call(tmp_path / CONTROL, "reload")
 
 
 @pytest.mark.parametrize("url", ["https://flags.example.com/statsig", "https://flags.example.com/statsig/"])
