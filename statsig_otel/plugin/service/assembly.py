@@ -167,8 +167,10 @@ class Assembly:
             self._is_open = True
         except BaseException as error:
             self._failed = True
-            reason = "shutting_down" if self._ending.is_set() else "not_running"
-            self._consumer.close(f"the service could not be started: {error}", reason=reason)
+            if self._ending.is_set():
+                self._consumer.close("the service was shut down", reason="shutting_down")
+            else:
+                self._consumer.close(f"the service could not be started: {error}", reason="not_running")
             raise
 
     def _start_outbound(self, go_on: Callable[[], None]) -> None:

@@ -77,7 +77,7 @@ class Lifecycle:
             with self._lock:
                 self._start = None
                 self._owner.leave()
-            start.fail(error)
+            start.fail(error, is_wanted=self._stopped is None)
         else:
             start.succeed()
             start.is_open.set_result(True)
@@ -103,11 +103,12 @@ class _Start:
         if not self.answer.done():
             self.answer.set_result(None)
 
-    def fail(self, error: BaseException) -> None:
-        if self.answer.done():
-            _logger.error("The service could not be started: %s", error, exc_info=error)
-        else:
+    def fail(self, error: BaseException, *, is_wanted: bool) -> None:
+        """Tell whoever waits for it; if nobody does any more, the log, unless a stop has ended it."""
+        if not self.answer.done():
             self.answer.set_exception(error)
+        elif is_wanted:
+            _logger.error("The service could not be started: %s", error, exc_info=error)
         self.is_open.set_result(False)
 
 
