@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from typing import Final
 
@@ -44,7 +44,7 @@ def check_receivers(receivers: object, type_: type[object]) -> None:
         TypeError: They are not a mapping, or a value is not a receiver of this type.
         ValueError: A path does not begin with a slash.
     """
-    if not isinstance(receivers, dict) and not hasattr(receivers, "items"):
+    if not isinstance(receivers, Mapping):
         raise TypeError(f"the receivers have to be a mapping by their paths, and are {_shown(receivers)}")
     for path, receiver in receivers.items():
         if not isinstance(receiver, type_):
@@ -64,18 +64,18 @@ def consume(consumer: Consumer, batch: Batch, run: Callable[[Awaitable[Receipt]]
     Raises:
         TypeError: The consumer has answered with something else.
     """
-    answer: object
     try:
-        answer = consumer.consume(batch)
+        answer: object = consumer.consume(batch)
     except RefusedError as error:
-        answer = Future()
-        answer.set_exception(error)
+        refusal: Future[Receipt] = Future()
+        refusal.set_exception(error)
+        return refusal
     if isinstance(answer, Future):
         return answer
     if isinstance(answer, Receipt):
-        done: Future[Receipt] = Future()
-        done.set_result(answer)
-        return done
+        taken: Future[Receipt] = Future()
+        taken.set_result(answer)
+        return taken
     if inspect.isawaitable(answer):
         return run(answer)
     raise TypeError(f"{type(consumer).__qualname__}.consume answered with {_shown(answer)} instead of {_ANSWERS}")
