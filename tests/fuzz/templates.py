@@ -4,7 +4,8 @@ An input is a template and, behind a NUL, a pattern and a value that the pattern
 """
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -12,7 +13,7 @@ from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.filter import ChangeFilter
 from statsig_otel.plugin.record.mapping import parse_template
 from statsig_otel.plugin.record.services import parse_service_template
-from statsig_otel.plugin.record.template import Placeholder, Template, TemplateError
+from statsig_otel.plugin.record.template import Template, TemplateError
 from tests.fuzz.targets import Check
 
 LONGEST: Final = 256
@@ -22,9 +23,19 @@ TOKENS: Final = (
     b"[a-z]", b"**", b"\\", b"\n", b"(?", b"\xc3\xa9",
 )  # fmt: skip
 
+MOST_DEFAULTS: Final = 10
+"""Defaults within defaults."""
+
 
 def seeds() -> Iterator[bytes]:
-    yield from (b"{name} {action}", b"a {{b}} {type:-none}", b"{tags:-x}\0*a[!b-d]?\0xac1", b"{metadata.name}\0[]]\0]")
+    yield from (
+        b"{name} {action}",
+        b"{tags:-{type:-{name}}} x",
+        b"{a:-" * 11 + b"}" * 11,
+        b"a {{b}} {type:-none}",
+        b"{tags:-x}\0*a[!b-d]?\0xac1",
+        b"{metadata.name}\0[]]\0]",
+    )
 
 
 @contextmanager
@@ -50,41 +61,52 @@ def check_template(text: str) -> None:
         template = Template.parse(text)
     except TemplateError as error:
         assert error.hint
-        assert unbalanced(text)
+        assert not is_template(text)
         return
-    assert not unbalanced(text)
-    assert Template.parse(written(template.parts)) == template
+    assert is_template(text)
+    assert Template.parse(written(template)) == template
+    assert template.value(lambda _: None) == template.text(lambda _: None)
     shown = "".join(part if isinstance(part, str) else f"<{part.name}>" for part in template.parts)
     assert (template.text(lambda name: f"<{name}>") or "") == shown
 
 
-def unbalanced(text: str) -> bool:
-    """Whether a string is not a template: the same grammar, read character by character."""
-    position = 0
+def is_template(text: str) -> bool:
+    """The same grammar, read character by character."""
+    return _end(text, 0, 0) == len(text)
+
+
+def _end(text: str, position: int, depth: int) -> int:
+    """Where a template ends that begins there, that many defaults deep; -1 if it is wrong."""
     while position < len(text):
-        if text[position : position + 2] in ("{{", "}}"):
+        if not depth and text[position : position + 2] in ("{{", "}}"):
             position += 2
-        elif text[position] == "{":
-            end = text.find("}", position)
-            inside = text[position + 1 : end]
-            if end < 0 or "{" in inside or not inside.partition(":-")[0]:
-                return True
-            position = end + 1
         elif text[position] == "}":
-            return True
+            return position if depth else -1
+        elif text[position] == "{":
+            inside = re.split(r"[{}]|:-", text[position + 1 :], maxsplit=1)[0]
+            position += 1 + len(inside)
+            if not inside:
+                return -1
+            if text.startswith(":-", position):
+                position = _end(text, position + 2, depth + 1) if depth < MOST_DEFAULTS else -1
+            if position < 0 or not text.startswith("}", position):
+                return -1
+            position += 1
         else:
             position += 1
-    return False
+    return position
 
 
-def written(parts: Sequence[str | Placeholder]) -> str:
-    """The template with these parts."""
-    return "".join(
-        part.replace("{", "{{").replace("}", "}}")
-        if isinstance(part, str)
-        else "{" + part.name + ("" if part.default is None else f":-{part.default}") + "}"
-        for part in parts
-    )
+def written(template: Template, *, inside: bool = False) -> str:
+    """The template as a string. Within a default a brace can't be a character."""
+    parts = []
+    for part in template.parts:
+        if isinstance(part, str):
+            parts.append(part if inside else part.replace("{", "{{").replace("}", "}}"))
+        else:
+            default = "" if part.default is None else f":-{written(part.default, inside=True)}"
+            parts.append(f"{{{part.name}{default}}}")
+    return "".join(parts)
 
 
 def check_pattern(pattern: str, value: str) -> None:
