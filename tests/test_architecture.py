@@ -47,7 +47,6 @@ MOST_LINES: Final = 500
 
 HEAVY: Final = (
     "falcon",
-    "uvicorn",
     "grpc",
     "urllib3",
     "pydantic",

@@ -130,7 +130,7 @@ MAY_LOAD = {
         f"{RECORD_MODEL} msgspec opentelemetry.metrics": "DeduplicationSettings ServerTlsSettings "
         "StatsigReceiverSettings",
         FALCON: "StatsigReceiver StatsigWsgiReceiver create_app create_wsgi_app",
-        f"{FALCON} pydantic ruamel uvicorn click httptools": "Destination RestartNeededError Service",
+        f"{FALCON} pydantic ruamel click httptools": "Destination RestartNeededError Service",
     },
 }
 """For each public name the packages that its import may load. What is not here is not looked at."""

@@ -115,6 +115,7 @@ class Adapter:
         whole: Whether all answers are the package's: in a host's application the host answers wrong paths, unheard-of
             methods and faults.
         drains: Whether a client that is still sending gets the answer.
+        tells: Whether the application learns the path as it was sent: the standard library drops slashes at its start.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Adapter:
     chunked: bool = True
     whole: bool = True
     drains: bool = True
+    tells: bool = True
 
     def receiving(
         self,
@@ -280,8 +282,8 @@ def _flask(setting: Setting) -> Serving:
 ADAPTERS: Final = (
     Adapter(name="asgi", serve=_asgi),
     Adapter(name="falcon.asgi", serve=_falcon_asgi, early=False, whole=False),
-    Adapter(name="wsgiref", serve=_wsgiref, chunked=False, drains=False),
-    Adapter(name="werkzeug", serve=_werkzeug),
+    Adapter(name="wsgiref", serve=_wsgiref, chunked=False, drains=False, tells=False),
+    Adapter(name="werkzeug", serve=_werkzeug, tells=False),
     Adapter(name="waitress", serve=_waitress, early=False),
     Adapter(name="falcon", serve=_falcon_wsgi, chunked=False, drains=False, whole=False),
     Adapter(name="starlette", serve=_starlette),

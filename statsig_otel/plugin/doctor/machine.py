@@ -17,7 +17,7 @@ Version: TypeAlias = tuple[int, ...]
 
 _LIBRARIES: Final = (
     "falcon", "grpcio", "httptools", "msgspec", "opentelemetry-api", "opentelemetry-proto", "protobuf", "pydantic",
-    "ruamel.yaml", "urllib3", "uvicorn",
+    "ruamel.yaml", "urllib3",
 )  # fmt: skip
 
 _OTHER_FILES: Final = 64

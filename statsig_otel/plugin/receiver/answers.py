@@ -1,22 +1,66 @@
-"""Shared by the ASGI and WSGI adapters: Falcon responses, and the answers that don't depend on the request."""
+"""Shared by the ASGI and WSGI adapters: paths, Falcon responses, and answers that don't depend on the request."""
 
 import logging
+import re
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import unquote
 
 import msgspec
 from falcon import HTTPError, Request, Response
 
+from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.consumer import RefusedError
+from statsig_otel.exporters.terminal import printable
 from statsig_otel.plugin.receiver.intake import Answer, refusal
 
 _logger: Final = logging.getLogger(__name__)
+
+_OTHER_FORM: Final = re.compile("(?:/.*)?//|/.*%2f", re.IGNORECASE)
+"""A path as it was sent, with an empty part or an escaped slash. An absolute URL is not one."""
+
+_NOWHERE: Final = "/\0"
+"""A path that no receiver can have."""
+
+_SHOWN: Final = 100
+"""The most characters of a path that are logged."""
+
+
+class Paths:
+    """Decides which receiver a path leads to, and logs why a path leads to none.
+
+    A path has to be that of a receiver, letter by letter. It may have one slash more at its end. Other forms, such as
+    `//` or an escaped slash, are not the same path: a proxy may have applied other rules to them.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = {form: path for path in paths for form in (path, f"{path.rstrip('/')}/")}
+        self._throttle = LogThrottle(_logger)
+
+    def route(self, path: str, *, encoded: str = "") -> str:
+        """The path of the receiver, or one that leads nowhere.
+
+        Args:
+            path: The path with its escapes decoded, below the prefix of a mount; empty at the prefix itself.
+            encoded: The path as it was sent, if the server tells.
+        """
+        path = path or "/"
+        found = self._paths.get(path)
+        if found is not None and not _OTHER_FORM.match(encoded):  # servers may have changed it to the right one
+            return found
+        shown = printable((encoded or path)[:_SHOWN])
+        meant = self._paths.get(re.sub("/+", "/", unquote(path)))
+        hint = f"the path is {meant or ' or '.join(sorted(set(self._paths.values())))}"
+        self._throttle.log(logging.WARNING, f"404 {meant}", "a request for %s is answered with 404: %s", shown, hint)
+        return _NOWHERE
 
 
 def fill(resp: Response, answer: Answer) -> None:
     """Write an answer into Falcon's response."""
     resp.status = answer.status
+    resp.set_header("X-Content-Type-Options", "nosniff")
     resp.data = msgspec.json.encode(answer.body)
     if answer.retry_after is not None:
         resp.set_header("Retry-After", str(answer.retry_after))
@@ -65,4 +109,4 @@ def handle_unexpected(
 
 def serialize_error(req: Request, resp: Response, error: HTTPError) -> None:  # noqa: ARG001 - Falcon's signature
     """Give Falcon's own errors, such as a wrong path, the form of all other answers."""
-    resp.data = msgspec.json.encode(refusal(HTTPStatus(error.status_code), "framework").body)
+    fill(resp, refusal(HTTPStatus(error.status_code), "framework"))

@@ -19,6 +19,7 @@ from falcon.asgi import App, Request, Response
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver import intake
 from statsig_otel.plugin.receiver.answers import (
+    Paths,
     fill,
     handle_unexpected,
     serialize_error,
@@ -34,8 +35,8 @@ from statsig_otel.plugin.server.asgi_types import Message, Receive, Send
 MountableApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 """An ASGI 3 application by the types of this package's server, and by those of Starlette and FastAPI."""
 
-_BODY: Final = "statsig_otel.body"
-"""The key of a request's `_Body` in its scope."""
+_RECEIVE: Final = "statsig_otel.receive"
+"""The key of the server's `receive` in a request's scope."""
 
 _HEADERS_ONLY: Final[Message] = {"type": "http.request", "body": b"", "more_body": True}
 
@@ -125,7 +126,7 @@ class StatsigReceiver:
         request = self._intake.begin(req.scope["headers"], self._clock())
         taking: Future[Receipt] | None = None
         try:
-            complete = await self._read(_Body.of(req), request, waits)
+            complete = await self._read(req, request, waits)
             if request.is_large and not self._closed:
                 outcome = await self._finish_in_thread(request, complete=complete)
             else:
@@ -157,13 +158,26 @@ class StatsigReceiver:
             return finish()
         return await finished
 
-    async def _read(self, body: "_Body", request: intake.Request, waits: "_LoopWaits") -> bool:
-        """Feed the body to the request, within `read_timeout`; whether it was read to its end."""
+    async def _read(self, req: Request, request: intake.Request, waits: "_LoopWaits") -> bool:
+        """Feed the body to the request, within `read_timeout`; whether it was complete before the client left.
+
+        Falcon's own stream ends alike for a whole body and for a cut one, whose signature would look forged.
+        """
+        receive = req.scope.get(_RECEIVE)
+        event: Message = _HEADERS_ONLY
+        if receive is None:  # in an application that `create_app` has not made. A test over a socket covers these.
+            receive, event = req._receive, req._first_event or event  # noqa: SLF001
         try:
             async with asyncio.timeout(self._intake.limits.read_timeout) as reading:
                 waits.reading.add(reading)
                 try:
-                    return await body.feed(request)
+                    while event["type"] == "http.request":
+                        if chunk := event.get("body"):
+                            request.feed(chunk)
+                        if not event.get("more_body"):
+                            return True
+                        event = await receive()
+                    return False
                 finally:
                     waits.reading.discard(reading)
         except TimeoutError:
@@ -264,21 +278,27 @@ def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
     app = App()
     app.set_error_serializer(serialize_error)
     app.add_error_handler(Exception, _handle_unexpected)
+    paths = Paths(receivers)
     for path, receiver in receivers.items():
         app.add_route(path, receiver)
 
     async def serve(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        routed = dict(scope)
-        if root := scope.get("root_path"):
-            routed["path"] = _below(root, scope["path"])
-        if scope["type"] == "http":
-            receive = routed[_BODY] = _Body(receive)
-            # Falcon answers unknown methods with 400, and those that a resource lacks with a list of all others.
-            if scope["method"] != "POST":
-                routed["method"] = "OPTIONS"
-        await app(routed, receive, send)
+        if scope["type"] != "http":
+            await app(dict(scope), receive, send)
+            return
+        root, raw = scope.get("root_path"), scope.get("raw_path") or b""
+        path = paths.route(_below(root, scope["path"]) if root else scope["path"], encoded=raw.decode("latin-1"))
+        # Falcon answers unknown methods with 400, and those that a resource lacks with a list of all others.
+        method = "POST" if scope["method"] == "POST" else "OPTIONS"
+        # It waits for the first event of the body before it routes, so nothing would refuse a sender who declares a
+        # body and then stays silent. It gets an empty event, and the receiver reads the body.
+        await app({**scope, "path": path, "method": method, _RECEIVE: receive}, _headers_only, send)
 
     return serve
+
+
+async def _headers_only() -> Message:
+    return _HEADERS_ONLY
 
 
 def _below(root: str, path: str) -> str:
@@ -291,45 +311,3 @@ def _below(root: str, path: str) -> str:
 
 async def _handle_unexpected(req: Request, resp: Response, error: Exception, params: dict[str, object]) -> None:
     handle_unexpected(req, resp, error, params)
-
-
-class _Body:
-    """Reads the body of one request. Falcon gets it as `receive`.
-
-    Falcon waits for the first event of the body before it routes a request. A sender who declares a body and then stays
-    silent could not be refused by its headers. So Falcon gets an empty first event from here, and `feed` reads the real
-    ones. It also notices a client that leaves: Falcon's stream ends alike for a whole body and for a cut one, so the
-    signature of a cut chunked body would look forged.
-
-    Args:
-        receive: The server's `receive`.
-        first: The event that was already taken from it.
-    """
-
-    def __init__(self, receive: Receive, first: Message = _HEADERS_ONLY) -> None:
-        self._receive = receive
-        self._first = first
-
-    @classmethod
-    def of(cls, req: Request) -> "_Body":
-        """The body of a request, also in an application that `create_app` has not made."""
-        found = req.scope.get(_BODY)
-        if isinstance(found, cls):
-            return found
-        # Falcon has no public way to a `receive` that shows a disconnect. A test over a socket covers these.
-        return cls(req._receive, req._first_event or _HEADERS_ONLY)  # noqa: SLF001
-
-    async def __call__(self) -> Message:
-        """The first event. Falcon calls this once."""
-        return self._first
-
-    async def feed(self, request: intake.Request) -> bool:
-        """Feed the body to a request as it arrives; whether it was complete before the client left."""
-        event = self._first
-        while event["type"] == "http.request":
-            if chunk := event.get("body"):
-                request.feed(chunk)
-            if not event.get("more_body"):
-                return True
-            event = await self._receive()
-        return False

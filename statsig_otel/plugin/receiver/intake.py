@@ -15,9 +15,9 @@ from http import HTTPStatus
 from typing import Final
 
 from statsig_otel import _telemetry
+from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError
-from statsig_otel.plugin.receiver.log_throttle import LogThrottle
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError, check_body
 from statsig_otel.plugin.webhook.payload import MAX_URL_VERIFICATION_SIZE, parse, parse_url_verification

@@ -17,6 +17,7 @@ from falcon import App, Request, Response
 from statsig_otel.exporters.consumer import Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver import intake
 from statsig_otel.plugin.receiver.answers import (
+    Paths,
     fill,
     handle_unexpected,
     serialize_error,
@@ -163,17 +164,28 @@ def create_wsgi_app(receivers: Mapping[str, StatsigWsgiReceiver]) -> WSGIApplica
     app = App()
     app.set_error_serializer(serialize_error)
     app.add_error_handler(Exception, handle_unexpected)
+    paths = Paths(receivers)
     for path, receiver in receivers.items():
         app.add_route(path, receiver)
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        # Falcon would answer unknown methods itself. HEAD stays, so that its answer has no body.
-        if environ["REQUEST_METHOD"] not in ("POST", "HEAD"):
-            environ = {**environ, "REQUEST_METHOD": "OPTIONS"}
-        body: Iterable[bytes] = app(environ, start_response)
+        method = environ["REQUEST_METHOD"]
+        routed = {
+            **environ,
+            "PATH_INFO": paths.route(environ.get("PATH_INFO", ""), encoded=_encoded_path(environ)),
+            # Falcon would answer unknown methods itself. HEAD stays, so that its answer has no body.
+            "REQUEST_METHOD": method if method in ("POST", "HEAD") else "OPTIONS",
+        }
+        body: Iterable[bytes] = app(routed, start_response)
         return body
 
     return serve
+
+
+def _encoded_path(environ: WSGIEnvironment) -> str:
+    """The path as it was sent, from servers that tell: gunicorn and werkzeug, uWSGI and mod_wsgi."""
+    sent: str = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
+    return sent.partition("?")[0]
 
 
 def _headers(environ: WSGIEnvironment) -> Iterator[tuple[bytes, bytes]]:

@@ -1,367 +1,370 @@
-"""One HTTP/1.1 connection: uvicorn's httptools protocol with the limits that a public receiver needs.
+"""One HTTP/1.1 connection: reads a request, calls the application, sends its answer, and closes in good order.
 
-uvicorn parses requests, calls the application and controls the flow. This module adds what uvicorn lacks:
-
-- A deadline for a whole header, which also closes idle connections, and a deadline for a client that does not read
-  its answers.
-- A limit for consecutive bytes that are not body: headers, trailers and chunk extensions.
-- An answer for a client that has closed its sending side, and an application that notices a truncated body.
+- One request at a time. Bytes behind a request are not read: the answer is the last one of the connection. So a client
+  can't make the server collect requests, and nothing can hide behind a request.
+- A deadline for a whole header, which also closes idle connections, and one for a client that does not read its answer.
+  The application limits the time of bodies.
+- A turn of one connection is short: it handles what one read has brought, and of a chunked body a number of chunks.
+- An answer for a client that still sends, or that has closed its sending side.
 - A close that does not destroy the answer: closing a socket on which data still arrives resets it (RFC 9112, 9.6).
-- Strict framing: bytes after an error or after the last request are never parsed, an Upgrade header never changes where
-  a body ends, trailers do not become headers, and pipelined requests are not read ahead without limit.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import logging
 import math
-import time
-from collections import deque
-from collections.abc import Callable
-from email.utils import formatdate
-from functools import lru_cache
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, cast
+import socket
+import struct
+from typing import Final, Protocol, cast
+from urllib.parse import unquote_to_bytes
 
-import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from statsig_otel._log_throttle import LogThrottle
+from statsig_otel.plugin.server.asgi_types import AsgiApp, Scope
+from statsig_otel.plugin.server.exchange import Exchange, answer_head
+from statsig_otel.plugin.server.reader import BadRequestError, Head, RequestReader
 
-from statsig_otel.plugin.server.asgi_types import AsgiApp, Message, Scope, Send
+_throttle: Final = LogThrottle(logging.getLogger(__name__))
 
-if TYPE_CHECKING:
-    from uvicorn.config import Config
-    from uvicorn.server import ServerState
-
-_log = logging.getLogger(__name__)
-
-MAX_HEADER_BYTES: Final = 64 * 1024
-"""The limit for a request line and headers, and for trailers and chunk extensions. Above it the answer is 431."""
-
-_MAX_FIELDS: Final = 100  # header fields of a request; above it the answer is 431 too
 _LINGER: Final = 5.0  # seconds in which a closing connection reads and discards what the client still sends
-_DISCONNECT: Final[Message] = {"type": "http.disconnect"}
+_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, for no time
+_MOST_UNTAKEN: Final = 64 * 1024  # bytes of a body that may wait for the application; above it the client has to wait
 
 
-class HttpConnection(HttpToolsProtocol):
+class Owner(Protocol):
+    """The server, as a connection knows it."""
+
+    def waits(self, connection: HttpConnection) -> None:
+        """The connection has heard from its client, and waits for it again. It may be closed to make room."""
+
+    def works(self, connection: HttpConnection) -> None:
+        """The connection has a whole request, and must not be closed to make room."""
+
+    def calls(self, task: asyncio.Task[None]) -> None:
+        """A task calls the application."""
+
+    def lost(self, connection: HttpConnection) -> None:
+        """The connection is closed."""
+
+
+class HttpConnection(asyncio.Protocol):
     """One accepted connection.
 
     Args:
-        config: uvicorn's configuration, of which only a few switches are used.
-        state: The state that all connections of a server share.
         app: Called for each request.
-        header_timeout: Seconds for a whole header, from the connection or from the end of the previous answer.
-        on_lost: Called when the connection is closed.
+        header_timeout: Seconds for a whole header, from the connection or from the end of the previous answer; and for
+            a client to read a part of its answer.
+        owner: Is told what the connection waits for.
     """
 
-    def __init__(
-        self, config: Config, state: ServerState, *, app: AsgiApp, header_timeout: float, on_lost: Callable[[], None]
-    ) -> None:
-        super().__init__(config, state, {})
-        # uvicorn's own parser accepts bytes after a request with "Connection: close".
-        self.parser: httptools.HttpRequestParser = httptools.HttpRequestParser(self)
-        self.access_log = False
-        self.timeout_keep_alive = header_timeout  # type: ignore[assignment]  # fractions work too
-        self._application = app
-        self._on_lost = on_lost
-        self._request: _Request | None = None
-        self._raw: asyncio.Transport | None = None
-        self._overhead = 0  # bytes received since the last body byte, end of a header or end of a message
-        self._in_message = False
-        self._refusal_status = HTTPStatus.BAD_REQUEST
-        self._discarding = False  # further bytes are discarded
+    def __init__(self, app: AsgiApp, *, header_timeout: float, owner: Owner) -> None:
+        self._app = app
+        self._header_timeout = header_timeout
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._addresses: dict[str, object] = {}  # the parts of a scope that all requests share
+        self._reader = RequestReader()
+        self._exchange: Exchange | None = None  # the request that is not yet answered
+        self._unread = b""  # a part of the body, for the next turn
+        self._is_paused = False  # nothing is read, since the application has to take the body first
+        self._is_discarding = False  # further bytes are discarded
+        self._has_answered = False
         self._client_ended = False  # the client has closed its sending side
-        self._closing = False
-        self._shutting_down = False  # the next answer is the last one
-        self._unsent = math.inf  # bytes of answers that were still unsent at the previous deadline
+        self._is_shutting_down = False  # the next answer is the last one
+        self._is_closing = False
+        self._is_lingering = False  # it is closed once the client has stopped sending
+        self._unsent = math.inf  # bytes of answers that were still unsent at the beginning of the deadline
+        self._sent: asyncio.Future[None] | None = None  # the application waits for the client to read
+        self._deadline = math.inf
+        self._timer: asyncio.TimerHandle | None = None
 
     # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the deadline for the first header."""
-        self._raw = transport = cast("asyncio.Transport", transport)
-        super().connection_made(_LingeringTransport(transport, self))
-        self.flow: _PipelineFlowControl = _PipelineFlowControl(transport, self.pipeline)
-        self._expire_after(self.timeout_keep_alive)
+        self._transport = transport = cast("asyncio.Transport", transport)
+        if self._is_closing:  # to make room, during the handshake
+            transport.abort()
+            return
+        # The smallest buffer, so that `pause_writing` and `resume_writing` say whether everything is sent.
+        transport.set_write_buffer_limits(high=1, low=0)
+        self._addresses = {
+            "server": _address(transport.get_extra_info("sockname")),
+            "client": _address(transport.get_extra_info("peername")),
+            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+        }
+        self._expire_after(self._header_timeout)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Notify the application and the owner."""
-        self._closing = True
-        super().connection_lost(exc)
-        if self._request is not None:
-            self.cycle.body = bytearray()  # free it now: the garbage collector may run late
-        self._cancel_timer()
-        self._on_lost()
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Tell the application and the owner."""
+        self._is_closing = True
+        if self._exchange is not None:
+            self._reader.body.clear()  # free it now
+            self._exchange.end()
+            self._exchange = None
+        self._let_go_on()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._owner.lost(self)
 
     def data_received(self, data: bytes) -> None:
-        """Parse the bytes, and refuse them if they are not HTTP or if a header is too long."""
-        if self._discarding or self._closing:
+        """Read a part of a request."""
+        if self._is_closing:
             return
-        self._overhead += len(data)
-        try:
-            self._parse(data)
-        except httptools.HttpParserError:
-            self._refuse(self._refusal_status)
+        if self._exchange is not None and self._reader.is_complete:
+            self._discard()
+        if self._is_discarding:
+            return
+        if self._unread:
+            self._unread += data
         else:
-            if self._overhead > MAX_HEADER_BYTES:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            self._read(data)
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn says None, asyncio says bool
+    def eof_received(self) -> bool:
         """Keep the connection open if an answer is pending. Under TLS, asyncio can't close one direction only."""
         self._client_ended = True
-        if self._closing or not self._is_pending():
+        if self._is_closing or self._exchange is None:
             return False
-        self._end_after_answer()
-        return self.scheme == "http"
+        if not self._unread and not self._reader.is_complete:
+            self._exchange.end()
+        return self._addresses["scheme"] == "http"
 
     def pause_writing(self) -> None:
-        """Start the deadline of a client that does not read. It is as long as that for a header."""
-        super().pause_writing()
-        if not self._closing:
-            self._expire_after(self.timeout_keep_alive)
+        """Start the deadline of a client that does not read."""
+        if self._transport is not None and self._unsent == math.inf:
+            self._unsent = self._transport.get_write_buffer_size()
+            self._expire_after(self._header_timeout)
 
     def resume_writing(self) -> None:
-        """Cancel that deadline. The deadline of an idle connection stays."""
-        super().resume_writing()
-        self._unsent = math.inf
-        if not self._closing and self._is_pending():
-            self._cancel_timer()
+        """Everything is sent: end that deadline. The deadline of an idle connection stays."""
+        self._let_go_on()
+        if self._exchange is not None:
+            self._deadline = math.inf
+        elif self._is_lingering:
+            self._end_writing()
+            self._expire_after(_LINGER)
 
-    # Called by the parser.
+    # Called by the exchange.
 
-    def on_message_begin(self) -> None:
-        """Remember that a request has begun."""
-        self._in_message = True
-        super().on_message_begin()
+    def write(self, data: bytes | bytearray) -> None:
+        """Send bytes; nothing if the connection is closed."""
+        if self._transport is not None and not self._is_closing and not self._transport.is_closing():
+            self._transport.write(data)
 
-    def on_headers_complete(self) -> None:
-        """Check the header, and start the application."""
-        self._overhead = 0
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        version = self.parser.get_http_version()
-        if size > MAX_HEADER_BYTES or len(self.headers) > _MAX_FIELDS:
-            self._refusal_status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        elif version not in ("1.0", "1.1"):
-            self._refusal_status = HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
-        elif self.parser.get_method() == b"CONNECT":
-            self._refusal_status = HTTPStatus.NOT_IMPLEMENTED
-        if self._refusal_status != HTTPStatus.BAD_REQUEST:
-            raise ValueError(self._refusal_status)
-        if self.parser.should_upgrade():
+    def read_on(self) -> None:
+        """Read on: the application has taken the part of the body that had arrived."""
+        if self._is_paused:
+            self._loop.call_soon(self._next_turn)
+
+    async def until_sent(self) -> None:
+        """Wait while the client does not read."""
+        while self._unsent != math.inf:
+            self._sent = self._loop.create_future()
+            await self._sent
+
+    def is_last(self) -> bool:
+        """Whether the connection can't be used for another request."""
+        head = self._reader.head
+        return (
+            self._is_shutting_down or self._is_discarding or self._client_ended
+            or not self._reader.is_complete or head is None or not head.keep_alive
+        )  # fmt: skip
+
+    def answered(self, *, last: bool) -> None:
+        """Continue with the next request, or close."""
+        if self._exchange is None:  # the client has left
             return
-        if not self.flow.write_paused:
-            self._cancel_timer()
-        if version == "1.0":
-            self.expect_100_continue = False
-        self.server_state.default_headers = _date_header(int(time.time()))
-        request = _Request(self._application)
-        self.app = request  # one object per request, because it needs uvicorn's cycle
-        super().on_headers_complete()
-        request.cycle = self.cycle
-        self._request = request
-        # A client that waits for "100 Continue" and gets another answer may or may not send its body.
-        if self.expect_100_continue or self._shutting_down:
-            self.cycle.keep_alive = False
-        self.headers: list[tuple[bytes, bytes]] = []  # collects trailers: the scope keeps the list of headers
-
-    def on_body(self, body: bytes) -> None:
-        """Pass on a piece of the body."""
-        self._overhead = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """Remember that a request has ended."""
-        if self.parser.should_upgrade():
+        self._exchange = None
+        self._has_answered = True
+        if last or self._is_discarding:
+            self._close()
             return
-        self._overhead = 0
-        self._in_message = False
-        super().on_message_complete()
-
-    # Called by uvicorn, the owner and the timer.
-
-    def on_response_complete(self) -> None:
-        """Continue with the next request. Renew the deadline if the client does not read."""
-        super().on_response_complete()
-        if self.flow.write_paused:
-            self.pause_writing()
-
-    def shutdown(self) -> None:
-        """Close after the current request. A new connection, or one in the middle of a header, may still send one."""
-        self._shutting_down = True
-        if self._is_pending():
-            self.cycle.keep_alive = False
-        elif self._request is not None and not self._in_message:
-            self.transport.close()
-
-    def is_unused(self) -> bool:
-        """Whether the connection is open and no answer is pending."""
-        return not (self._closing or self._is_pending())
+        self._reader = RequestReader()
+        if self._unsent == math.inf:
+            self._expire_after(self._header_timeout)
+        if self._is_paused:
+            self._resume_reading()
+        self._owner.waits(self)
 
     def abort(self) -> None:
         """Close at once."""
-        self._closing = True
-        if self._raw is not None:
-            self._raw.abort()
+        self._is_closing = True
+        if self._transport is not None:
+            self._transport.abort()
 
-    def close(self) -> None:
-        """Close after everything written so far is sent, in a way that lets it arrive."""
-        if self._closing or self._raw is None:
-            return
-        self._closing = True
-        self.pipeline.clear()
-        if self._client_ended or not self._in_message:
-            self._raw.close()
-        else:
-            if self._raw.can_write_eof():
-                self._raw.write_eof()
-            self.flow.resume_reading()
-        self._expire_after(_LINGER)
+    # Called by the owner.
 
-    def timeout_keep_alive_handler(self) -> None:
-        """Close, unless the client has read a part of its answer since the previous deadline."""
-        if self._raw is None:
-            return
-        unsent = self._raw.get_write_buffer_size()
-        if 0 < unsent < self._unsent:
-            self._unsent = unsent
-            self._expire_after(self.timeout_keep_alive)
-        elif unsent or self._closing:
-            self.abort()
-        else:
-            self._closing = True
-            self._raw.close()
+    def shutdown(self) -> None:
+        """Close after the current request. A new connection, or one in the middle of a header, may still send one."""
+        self._is_shutting_down = True
+        idle = self._exchange is None and self._has_answered and not self._reader.has_begun
+        if idle and not self._is_closing and self._transport is not None:
+            self._is_closing = True
+            self._transport.close()
             self._expire_after(_LINGER)
 
-    def _expire_after(self, seconds: float) -> None:
-        self._cancel_timer()
-        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+    @property
+    def is_unused(self) -> bool:
+        """Whether the connection is open and no answer is pending."""
+        return self._exchange is None and not self._is_closing
 
-    def _cancel_timer(self) -> None:
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
-            self.timeout_keep_alive_task = None
+    # Reading.
 
-    def _is_pending(self) -> bool:
-        return self._request is not None and not self.cycle.response_complete
-
-    def _parse(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while True:
-            try:
-                self.parser.feed_data(rest)
-            except httptools.HttpParserUpgrade as upgrade:
-                # The server ignores Upgrade, as RFC 9110, 7.8 allows. But this parser ends the request here and would
-                # read its body as the next request. So a new parser reads the header again, without Upgrade.
-                head = self._head_without_upgrade()
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.feed_data(head)
-                rest = rest[upgrade.args[0] :]
-            else:
-                return
-
-    def _head_without_upgrade(self) -> bytes:
-        line = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
-        fields = [b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade"]
-        return line + b"".join(fields) + b"\r\n"
-
-    def _refuse(self, status: HTTPStatus) -> None:
-        """Stop reading, and answer with a status.
-
-        A pending request is answered first. If the error is in its body, the application decides on the answer.
-        """
-        self._discarding = True
-        self._in_message = True
-        if self._is_pending():
-            self._end_after_answer()
-            return
-        head = f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
-        date = b"date: %s\r\n" % _date_header(int(time.time()))[0][1]
-        self.transport.write(head + date + b"content-length: 0\r\nconnection: close\r\n\r\n")
-        self.transport.close()
-
-    def _end_after_answer(self) -> None:
-        self.cycle.keep_alive = False
-        if self.cycle.more_body and self._request is not None:
-            self._request.cut_short()
-
-
-class _Request:
-    """Calls the application for one request. If the body is truncated, the application is told and can still answer."""
-
-    cycle: RequestResponseCycle
-
-    def __init__(self, app: AsgiApp) -> None:
-        self._app = app
-        self._cut_short = False
-
-    def cut_short(self) -> None:
-        self._cut_short = True
-        self.cycle.message_event.set()
-
-    async def __call__(self, scope: Scope, _: object, send: Send) -> None:
+    def _read(self, data: bytes) -> None:
+        reader = self._reader
         try:
-            await self._app(scope, self._receive, send)
-        except asyncio.CancelledError:
-            # Only the end of the event loop cancels a request. uvicorn would log that as the application's error.
-            self.cycle.disconnected = True
-            self.cycle.transport.abort()
-        except Exception:
-            if self.cycle.response_started:
-                raise  # uvicorn logs the error and closes the connection
-            _log.exception("the application failed")
-            await send({"type": "http.response.start", "status": 500, "headers": [(b"content-length", b"0")]})
-            await send({"type": "http.response.body"})
+            rest = reader.feed(data)
+        except BadRequestError as error:
+            self._refuse(error)
+            return
+        if self._exchange is not None:
+            self._exchange.arrived()
+        elif reader.head is not None:
+            self._call(reader.head)
+        if reader.is_complete:
+            if rest:
+                self._discard()
+            self._owner.works(self)
+            return
+        self._owner.waits(self)
+        if rest or sum(map(len, reader.body)) > _MOST_UNTAKEN:
+            self._unread = rest
+            self._pause_reading()
+            if rest:
+                self._loop.call_soon(self._next_turn)
 
-    async def _receive(self) -> Message:
-        if self._cut_short and not self.cycle.body:
-            return _DISCONNECT
-        message: Message = await self.cycle.receive()
-        if self._cut_short and message["type"] == "http.request" and message["more_body"] and not message["body"]:
-            return _DISCONNECT
-        return message
+    def _next_turn(self) -> None:
+        """Read what one turn has left, if the application has taken what was read before."""
+        if self._is_closing or self._is_discarding or sum(map(len, self._reader.body)) > _MOST_UNTAKEN:
+            return
+        data, self._unread = self._unread, b""
+        if data:
+            self._read(data)
+        if not self._unread and self._exchange is not None:
+            if self._client_ended and not self._reader.is_complete:
+                self._exchange.end()
+            self._resume_reading()
+
+    def _call(self, head: Head) -> None:
+        """Call the application for a request, whose body may still be on its way."""
+        self._deadline = math.inf
+        path, _, query = head.target.partition(b"?")
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": head.version,
+            "method": head.method,
+            "path": (unquote_to_bytes(path) if b"%" in path else path).decode(errors="replace"),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": head.fields,
+            **self._addresses,
+        }
+        self._exchange = Exchange(head, self._reader, self)
+        # In a context of its own, so that requests don't see each other's variables.
+        call = self._exchange.run(self._app, scope)
+        self._owner.calls(self._loop.create_task(call, context=contextvars.Context()))
+
+    def _refuse(self, error: BadRequestError) -> None:
+        """Stop reading, and answer. If the error is in a body, the application decides on the answer."""
+        self._discard()
+        client = self._addresses["client"]
+        host = client[0] if isinstance(client, tuple) else "?"
+        message = "a request from %s was refused with %d: %s"
+        _throttle.log(logging.WARNING, error.kind, message, host, error.status, error.explanation)
+        if self._exchange is None and self._reader.head is not None:
+            self._call(self._reader.head)
+        if self._exchange is not None:
+            self._exchange.end()
+            return
+        self.write(answer_head(error.status) + b"content-length: 0\r\nconnection: close\r\n\r\n")
+        self._close()
+
+    def _discard(self) -> None:
+        """Read no more requests. What still arrives is read after the answer, and discarded."""
+        self._is_discarding = True
+        self._unread = b""
+        self._pause_reading()
+
+    def _pause_reading(self) -> None:
+        self._is_paused = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        self._is_paused = False
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    # Closing.
+
+    def _close(self) -> None:
+        """Close after everything written so far is sent, in a way that lets it arrive."""
+        if self._is_closing or self._transport is None:
+            return
+        self._is_closing = True
+        self._unread = b""
+        if self._unsent == math.inf:
+            self._expire_after(_LINGER)
+        if self._client_ended or (self._reader.is_complete and not self._is_discarding):
+            self._transport.close()
+            return
+        self._is_lingering = True
+        self._owner.waits(self)
+        self._resume_reading()
+        if self._unsent == math.inf:
+            self._end_writing()
+
+    def _let_go_on(self) -> None:
+        self._unsent = math.inf
+        if self._sent is not None and not self._sent.done():
+            self._sent.set_result(None)
+
+    def _end_writing(self) -> None:
+        """Close the sending side. asyncio's `write_eof` fails in the loop if the client has left."""
+        if self._transport is not None and self._addresses["scheme"] == "http":
+            with contextlib.suppress(OSError):
+                self._transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+
+    def _expire_after(self, seconds: float) -> None:
+        """Set the deadline. The timer is only moved when it fires: most deadlines are replaced before."""
+        self._deadline = self._loop.time() + seconds
+        if self._timer is None or self._timer.when() > self._deadline:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
+
+    def _check_deadline(self) -> None:
+        self._timer = None
+        if self._deadline <= self._loop.time():
+            self._expire()
+        elif self._deadline != math.inf:
+            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
+
+    def _expire(self) -> None:
+        """Close, unless the client has read a part of its answer since the beginning of the deadline."""
+        if self._transport is None:
+            return
+        unsent = self._transport.get_write_buffer_size()
+        if 0 < unsent < self._unsent < math.inf:
+            self._unsent = unsent
+            self._expire_after(self._header_timeout)
+        elif unsent:
+            # A reset, so that the system does not keep the rest of the answer for this client.
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.abort()
+        elif self._is_closing:
+            self.abort()
+        else:
+            self._is_closing = True
+            self._transport.close()
+            self._expire_after(_LINGER)
 
 
-class _PipelineFlowControl(FlowControl):
-    """Stops reading while pipelined requests wait for earlier ones."""
-
-    def __init__(self, transport: asyncio.Transport, pipeline: deque[Any]) -> None:
-        super().__init__(transport)
-        self._pipeline = pipeline
-
-    def resume_reading(self) -> None:
-        if not self._pipeline:
-            super().resume_reading()
-
-
-class _LingeringTransport(asyncio.Transport):
-    """The transport that uvicorn writes to. It leaves closing to the connection."""
-
-    def __init__(self, transport: asyncio.Transport, connection: HttpConnection) -> None:
-        super().__init__()
-        self._transport = transport
-        self._connection = connection
-        self._closing = False
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._transport.get_extra_info(name, default)
-
-    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
-        if not self._closing:
-            self._transport.write(data)
-
-    def is_closing(self) -> bool:
-        return self._closing or self._transport.is_closing()
-
-    def close(self) -> None:
-        self._closing = True
-        self._connection.close()
-
-    def abort(self) -> None:
-        self._closing = True
-        self._connection.abort()
-
-
-@lru_cache(maxsize=1)
-def _date_header(second: int) -> list[tuple[bytes, bytes]]:
-    return [(b"date", formatdate(second, usegmt=True).encode())]
+def _address(name: object) -> tuple[str, int] | None:
+    """Host and port, of the name of a socket."""
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None

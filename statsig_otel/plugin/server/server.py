@@ -18,21 +18,21 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from uvicorn.config import Config
-from uvicorn.server import ServerState
-
 from statsig_otel._process import OwnerProcess
 from statsig_otel.config.errors import Fault
-from statsig_otel.plugin.server.asgi_types import AsgiApp, Receive, Scope, Send
+from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.connection import HttpConnection
 from statsig_otel.plugin.server.tls import ServerTls, digest
 
 _log = logging.getLogger(__name__)
 _BACKLOG: Final = 1024
 _OTHER_FILES: Final = 128  # file descriptors reserved for the rest of the process
+_ACCEPTED_A_TURN: Final = 64  # connections, before those that are open have their turn
+_MIN_WAIT: Final = 0.5  # seconds in which a client can send something before its connection may make room
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
 _LINGER: Final = 1.0  # seconds that a stop grants to half-sent headers, and to the last answers
 _TLS_SHUTDOWN: Final = 5.0  # seconds for the peer to confirm the end of a TLS connection
+_BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # errors of a listening socket that never accepts again
 
 
 class ListenError(OSError):
@@ -176,7 +176,7 @@ class HttpServer:
             )
             try:
                 connections.accept()
-                await self._stopped.wait()
+                await self._until_stopped(connections.failed)
                 await connections.drain(self._drain_timeout)
             finally:
                 await connections.cut_off()
@@ -184,6 +184,20 @@ class HttpServer:
             self._release(listening)
             with self._lock:
                 self._loop = None
+
+    async def _until_stopped(self, failed: asyncio.Future[None]) -> None:
+        """Wait for `stop`.
+
+        Raises:
+            OSError: The server can't accept connections any more.
+        """
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+        if failed.done():
+            failed.result()
 
     def stop(self, drain_timeout: float | None = None) -> None:
         """Stop accepting, and make `serve` return. May be called from any thread, and repeatedly.
@@ -214,7 +228,14 @@ class HttpServer:
 
 
 class _Connections:
-    """Accepts the connections of one listening socket in the running loop, and closes them."""
+    """Accepts the connections of one listening socket in the running loop, and closes them.
+
+    At the limit, a connection that waits for its client makes room for a new one: the one whose client has been silent
+    for longest, and for half a second at least. Without such a connection new ones wait in the system's backlog.
+
+    Attributes:
+        failed: The error that ends the server: it can't accept connections any more.
+    """
 
     def __init__(
         self,
@@ -227,38 +248,63 @@ class _Connections:
         release: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[None] = self._loop.create_future()
         self._app = app
         self._listening = listening
         self._header_timeout = header_timeout
         self._max_connections = max_connections
         self._context = context
         self._release = release
-        self._config = Config(
-            _unused,
-            interface="asgi3",
-            http=HttpConnection,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            workers=1,  # otherwise uvicorn reads an environment variable
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            reset_contextvars=True,
-        )
-        self._state = ServerState()
         self._open: set[HttpConnection] = set()
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._waiting: dict[HttpConnection, float] = {}  # for their clients, since when: the longest wait first
+        self._handshakes: dict[HttpConnection, asyncio.Task[None]] = {}
+        self._calls: set[asyncio.Task[None]] = set()  # of the application
         self._accepting = False
+        self._next_try: asyncio.TimerHandle | None = None
         self._stopping = False
         self._all_closed = asyncio.Event()
         self._all_closed.set()
 
+    # Called by connections.
+
+    def waits(self, connection: HttpConnection) -> None:
+        """The connection waits for its client."""
+        self._waiting.pop(connection, None)
+        self._waiting[connection] = self._loop.time()
+        self.accept()
+
+    def works(self, connection: HttpConnection) -> None:
+        """The connection has a whole request."""
+        self._waiting.pop(connection, None)
+
+    def calls(self, task: asyncio.Task[None]) -> None:
+        """A task calls the application."""
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    def lost(self, connection: HttpConnection) -> None:
+        """The connection is closed, or about to be."""
+        self._open.discard(connection)
+        self._waiting.pop(connection, None)
+        if not self._open:
+            self._all_closed.set()
+        self.accept()
+
+    # Called by the server.
+
     def accept(self) -> None:
-        """Accept connections if the limit allows. Called at the start and whenever a connection has closed."""
-        if not (self._accepting or self._stopping) and len(self._open) < self._max_connections:
+        """Accept connections. Called at the start, and whenever there may be room again."""
+        if self._accepting or self._stopping:
+            return
+        if not self._is_full() or self._removable() is not None:
             self._accepting = True
             self._loop.add_reader(self._listening, self._accept_waiting)
+        elif self._waiting and self._next_try is None:
+            self._next_try = self._loop.call_later(_MIN_WAIT, self._try_again)
+
+    def _try_again(self) -> None:
+        self._next_try = None
+        self.accept()
 
     async def drain(self, seconds: float) -> None:
         """Stop accepting, and wait for the requests in flight. Half-sent headers get one second."""
@@ -268,22 +314,20 @@ class _Connections:
             connection.shutdown()
         await self._wait_until_all_closed(min(_LINGER, seconds))
         for connection in tuple(self._open):
-            if connection.is_unused():
+            if connection.is_unused:
                 connection.abort()
-        while tasks := set(self._state.tasks):
+        while calls := set(self._calls):
             if (left := deadline - self._loop.time()) <= 0:
-                _log.warning("the drain timeout is over: %d requests in flight were cut off", len(tasks))
+                _log.warning("the drain timeout is over: %d requests in flight were cut off", len(calls))
                 return
-            await asyncio.wait(tasks, timeout=left)
+            await asyncio.wait(calls, timeout=left)
         await self._wait_until_all_closed(min(_LINGER, seconds))
 
     async def cut_off(self) -> None:
         """Close all connections at once."""
         self._stop_accepting()
-        for handshake in self._handshakes:
-            handshake.cancel()
         for connection in tuple(self._open):
-            connection.abort()
+            self._abort(connection)
         await self._all_closed.wait()
 
     async def _wait_until_all_closed(self, seconds: float) -> None:
@@ -302,40 +346,63 @@ class _Connections:
             self._loop.remove_reader(self._listening)
 
     def _accept_waiting(self) -> None:
-        while len(self._open) < self._max_connections:
+        for _ in range(_ACCEPTED_A_TURN):
+            removable = self._removable() if self._is_full() else None
+            if self._is_full() and removable is None:
+                self._pause()
+                self.accept()
+                return
             try:
-                accepted, _ = self._listening.accept()
+                accepted, _address = self._listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                _log.warning("can't accept connections, trying again in %g s: %s", _ACCEPT_RETRY, error.strerror)
                 self._pause()
-                self._loop.call_later(_ACCEPT_RETRY, self.accept)
+                if error.errno in _BROKEN:
+                    if not self.failed.done():
+                        self.failed.set_exception(error)
+                    return
+                _log.warning("can't accept connections, trying again in %g s: %s", _ACCEPT_RETRY, error.strerror)
+                self._next_try = self._next_try or self._loop.call_later(_ACCEPT_RETRY, self._try_again)
                 return
+            if removable is not None:
+                self._abort(removable)
             self._connect(accepted)
-        self._pause()
+
+    def _is_full(self) -> bool:
+        return len(self._open) >= self._max_connections
+
+    def _removable(self) -> HttpConnection | None:
+        """The connection that makes room for the next one."""
+        for connection, since in self._waiting.items():
+            return connection if since + _MIN_WAIT <= self._loop.time() else None
+        return None
+
+    def _abort(self, connection: HttpConnection) -> None:
+        """Close a connection at once. From now on it does not count."""
+        handshake = self._handshakes.get(connection)
+        if handshake is not None:
+            handshake.cancel()
+        connection.abort()
+        self._open.discard(connection)
+        self._waiting.pop(connection, None)
 
     def _connect(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
-        connection = HttpConnection(
-            self._config,
-            self._state,
-            app=self._app,
-            header_timeout=self._header_timeout,
-            on_lost=lambda: self._remove(connection),
-        )
+        connection = HttpConnection(self._app, header_timeout=self._header_timeout, owner=self)
         self._open.add(connection)
+        self._waiting[connection] = self._loop.time()
         self._all_closed.clear()
         handshake = self._loop.create_task(self._handshake(connection, accepted))
-        self._handshakes.add(handshake)
+        self._handshakes[connection] = handshake
 
         def done(task: asyncio.Task[None]) -> None:
-            self._handshakes.discard(task)
+            del self._handshakes[connection]
             error = None if task.cancelled() else task.exception()
             if task.cancelled() or error is not None:
                 accepted.close()
                 connection.abort()
-                self._remove(connection)
+                self.lost(connection)
             if error is not None and not isinstance(error, OSError):  # a failed handshake is an OSError
                 _log.error("a connection could not be served", exc_info=error)
 
@@ -353,17 +420,6 @@ class _Connections:
         )
         if self._stopping:
             connection.shutdown()
-
-    def _remove(self, connection: HttpConnection) -> None:
-        self._open.discard(connection)
-        if not self._open:
-            self._all_closed.set()
-        self.accept()
-
-
-async def _unused(scope: Scope, receive: Receive, send: Send) -> None:
-    """Fill the application's place in uvicorn's configuration, which is not used: each connection has its own."""
-    raise NotImplementedError
 
 
 def _within_open_files(max_connections: int) -> int:

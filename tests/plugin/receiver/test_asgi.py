@@ -181,14 +181,14 @@ def test_a_request_leaves_next_to_nothing_to_the_garbage_collector(body: bytes, 
         return Receipt(accepted=1)
 
     data = request(body, headers=signed(body) if body else {})
-    with ASGI.receiving(Sink(answer)) as address, connect(address) as connection:
-        assert exchange(connection, data) == status  # what is made once is made
+    with ASGI.receiving(Sink(answer)) as address:
+        assert exchange(address, data) == status  # what is made once is made
         gc.collect()
         gc.disable()
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
             for _ in range(10):
-                exchange(connection, data)
+                exchange(address, data)
             gc.collect()
             left = {type(thing) for thing in gc.garbage}
         finally:
@@ -199,9 +199,10 @@ def test_a_request_leaves_next_to_nothing_to_the_garbage_collector(body: bytes, 
     assert not (of_ours - {_Numbers}) | (left & {bytes, FrameType})
 
 
-def exchange(connection: socket.socket, data: bytes) -> int:
-    connection.sendall(data)
-    return read_response(connection).status
+def exchange(address: Address, data: bytes) -> int:
+    with connect(address) as connection:
+        connection.sendall(data)
+        return read_response(connection).status
 
 
 def test_an_answer_that_its_consumer_cancels_is_an_error_and_its_neighbours_have_theirs() -> None:
@@ -216,5 +217,5 @@ def test_an_answer_that_its_consumer_cancels_is_an_error_and_its_neighbours_have
             return future
 
     data = request(body_of(CHANGE), headers=signed(body_of(CHANGE)))
-    with ASGI.receiving(Cancelling()) as address, connect(address) as connection:
-        assert [exchange(connection, data) for _ in range(2)] == [500, 200]
+    with ASGI.receiving(Cancelling()) as address:
+        assert [exchange(address, data) for _ in range(2)] == [500, 200]

@@ -48,9 +48,29 @@ def address(adapter: Adapter) -> Iterator[Address]:
 
 @whole
 def test_wrong_path_is_404(address: Address) -> None:
-    for path in ("/", "/hook/", "/hook/x", "/other", "/HOOK"):
+    for path in ("/", "/hook//", "/hook%2F%2F", "/hook/x", "/other", "/HOOK"):
         for method in ("POST", "GET"):
             assert_refused(exchange(address, request(b"{}", path=path, method=method)), 404, (method, path))
+
+
+@adapters(lambda adapter: adapter.whole and adapter.tells)
+def test_a_path_that_is_nearly_right_is_named_in_the_log(adapter: Adapter, caplog: pytest.LogCaptureFixture) -> None:
+    for path in ("//hook", "/hook//", "/%2fhook", "/hook%2F"):
+        caplog.clear()
+        with adapter.receiving() as address:
+            assert exchange(address, request(path=path)).status == 404
+        assert "is answered with 404: the path is /hook" in caplog.text, path
+
+
+@whole
+def test_one_slash_at_the_end_of_the_path_is_accepted(address: Address) -> None:
+    body = body_of(CHANGE)
+    assert exchange(address, request(body, path="/hook/", headers=signed(body))).status == 200
+
+
+def test_no_answer_is_to_be_taken_for_something_else_than_its_media_type(address: Address) -> None:
+    answers = [exchange(address, request()), exchange(address, request(method="GET")), post(address, body_of(CHANGE))]
+    assert [answer.headers["x-content-type-options"] for answer in answers] == ["nosniff"] * 3
 
 
 def test_wrong_method_is_405(address: Address) -> None:

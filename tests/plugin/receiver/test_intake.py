@@ -6,9 +6,9 @@ import logging
 import pytest
 
 from statsig_otel import _telemetry
+from statsig_otel._log_throttle import LogThrottle
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.plugin.receiver.intake import SMALL_BODY, Answer, AnsweredError, Intake, Limits, Request
-from statsig_otel.plugin.receiver.log_throttle import LogThrottle
 from statsig_otel.plugin.webhook.signature import Verifier, sign
 
 SECRET = "webhook-0123456789abcdef"

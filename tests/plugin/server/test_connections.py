@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import select
+import time
 
 import pytest
 
@@ -39,16 +41,50 @@ def test_as_many_silent_connections_as_are_allowed_do_not_starve_the_others_for_
             assert post(connection, b"", b"through") == (200, b"through")
 
 
-def test_more_connections_than_are_allowed_wait_their_turn() -> None:
-    with serving(echo_server(max_connections=1)) as running, running.connect() as first, running.connect() as second:
-        assert post(first, b"", b"first") == (200, b"first")
-        second.sendall(POST % (b"", 6, b"second"))
-        second.settimeout(0.3)
-        with pytest.raises(TimeoutError):
-            second.recv(1)
-        first.close()
-        second.settimeout(LONG)
-        assert read_answer(second) == (200, b"second")
+def test_an_idle_connection_makes_room_and_one_with_a_whole_request_does_not() -> None:
+    app = EchoApp()
+    with serving(echo_server(app, max_connections=1)) as running, running.connect() as idle, running.connect() as busy:
+        assert post(idle, b"", b"first") == (200, b"first")
+        app.entered.clear()
+        busy.sendall(POST % (b"slow", 4, b"busy"))
+        assert is_closed(idle)
+        assert app.entered.wait(LONG)
+        with running.connect() as third:
+            third.sendall(POST % (b"", 5, b"third"))
+            third.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                third.recv(1)
+            app.release.set()
+            assert read_answer(busy) == (200, b"busy")
+            third.settimeout(LONG)
+            assert read_answer(third) == (200, b"third")
+
+
+def test_the_connection_whose_client_is_silent_for_longest_makes_room() -> None:
+    with serving(echo_server(max_connections=3)) as running, contextlib.ExitStack() as stack:
+        first, second, third = (stack.enter_context(running.connect()) for _ in range(3))
+        for connection in (first, second, third):
+            assert post(connection, b"", b"") == (200, b"")
+        first.sendall(b"POST / HTTP/1.1\r\n")  # it has been heard from, even without a whole header
+        third.sendall(POST % (b"", 9, b"unfinis"))
+        second.sendall(POST % (b"", 1, b"x"))
+        assert read_answer(second) == (200, b"x")
+        with running.connect() as fourth, running.connect() as fifth:
+            assert post(fourth, b"", b"fourth") == (200, b"fourth")
+            assert is_closed(first)
+            assert post(fifth, b"", b"fifth") == (200, b"fifth")
+            assert is_closed(third)
+            assert post(second, b"", b"still") == (200, b"still")
+
+
+@pytest.mark.parametrize(("path", "status"), [(b"early", 413), (b"boom", 500)])
+def test_keep_alive_is_not_for_senders_that_were_refused(path: bytes, status: int) -> None:
+    with serving(echo_server()) as running, running.connect() as connection:
+        connection.sendall(POST % (path, 2, b"hi"))
+        answer = read_to_end(connection)
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert b"\r\nconnection: close\r\n" in answer
+        assert answer.count(b"\r\nx-content-type-options: nosniff\r\n") == 1
 
 
 def test_connections_never_use_up_the_open_files_of_the_process(caplog: pytest.LogCaptureFixture) -> None:
@@ -68,12 +104,26 @@ def test_connections_never_use_up_the_open_files_of_the_process(caplog: pytest.L
     assert "1000 connections exceed the limit of 256 open files, so only 128 are served at a time" in caplog.text
 
 
-def test_a_client_that_does_not_read_its_answers_is_cut_off() -> None:
-    app = EchoApp()
-    with serving(echo_server(app, read_header_timeout=0.3)) as running, running.connect() as connection:
-        request = POST % (b"", 300_000, bytes(300_000))
-        with pytest.raises(ConnectionError):
-            connection.sendall(request * 200)  # far more than all buffers hold
+def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
+    size = 20 << 20  # far more than all buffers
+    with serving(echo_server(read_header_timeout=0.5)) as running, running.connect() as connection:
+        connection.sendall(POST % (b"", size, bytes(size)))
+        reset = select.poll()
+        reset.register(connection, 0)  # no more than errors and the end of both directions
+        assert reset.poll(LONG * 1000)
+        assert len(read_to_end(connection)) < size
+
+
+@pytest.mark.slow
+def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
+    size = 20 << 20
+    with serving(echo_server(read_header_timeout=2.0)) as running, running.connect() as connection:
+        connection.sendall(POST % (b"", size, bytes(size)))
+        received = 0
+        while received < size and (chunk := connection.recv(256 << 10)):
+            received += len(chunk)
+            time.sleep(0.06)
+        assert received > size
 
 
 def test_a_header_that_is_begun_before_the_stop_is_served_and_then_the_connection_ends() -> None:
