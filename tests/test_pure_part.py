@@ -124,11 +124,10 @@ MAY_LOAD = {
         "opentelemetry.proto": "LogRecordEncoder",
         "msgspec opentelemetry.proto": "Mapper",
         "msgspec opentelemetry.metrics opentelemetry.proto": "Answer AnsweredError Intake Limits Request",
-        MODEL: "ChangeMatchSettings FilterSettings",
+        MODEL: "ChangeMatchSettings FilterSettings ServerTlsSettings",
         f"{RECORD_MODEL} opentelemetry.metrics": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
         RECORD_MODEL: "ImpactedServicesSettings LookupSettings MappingSettings ServiceRuleSettings",
-        f"{RECORD_MODEL} msgspec opentelemetry.metrics": "DeduplicationSettings ServerTlsSettings "
-        "StatsigReceiverSettings",
+        f"{RECORD_MODEL} msgspec opentelemetry.metrics": "DeduplicationSettings StatsigReceiverSettings",
         FALCON: "StatsigReceiver StatsigWsgiReceiver create_app create_wsgi_app",
         f"{FALCON} pydantic ruamel click httptools": "Destination RestartNeededError Service",
     },

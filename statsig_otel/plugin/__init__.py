@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.record.change_event import ChangeEvent as ChangeEvent
     from statsig_otel.plugin.record.mapper import Mapper as Mapper
     from statsig_otel.plugin.record.record import LogRecordEncoder as LogRecordEncoder
+    from statsig_otel.plugin.server.tls import ServerTlsSettings as ServerTlsSettings
     from statsig_otel.plugin.service.builder import Destination as Destination
     from statsig_otel.plugin.service.restart import RestartNeededError as RestartNeededError
     from statsig_otel.plugin.service.service import Service as Service
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.settings.mapping import LookupSettings as LookupSettings
     from statsig_otel.plugin.settings.mapping import MappingSettings as MappingSettings
     from statsig_otel.plugin.settings.receiver import DeduplicationSettings as DeduplicationSettings
-    from statsig_otel.plugin.settings.receiver import ServerTlsSettings as ServerTlsSettings
     from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings as StatsigReceiverSettings
     from statsig_otel.plugin.settings.services import ImpactedServicesSettings as ImpactedServicesSettings
     from statsig_otel.plugin.settings.services import ServiceRuleSettings as ServiceRuleSettings
@@ -62,13 +62,14 @@ else:  # type checkers would accept any name of a module with __getattr__
             "record.change_event": "ChangeEvent",
             "record.mapper": "Mapper",
             "record.record": "LogRecordEncoder",
+            "server.tls": "ServerTlsSettings",
             "service.builder": "Destination",
             "service.restart": "RestartNeededError",
             "service.service": "Service",
             "settings.delivery": "BatchSettings RetryOnFailureSettings SendingQueueSettings",
             "settings.filter": "ChangeMatchSettings FilterSettings",
             "settings.mapping": "LookupSettings MappingSettings",
-            "settings.receiver": "DeduplicationSettings ServerTlsSettings StatsigReceiverSettings",
+            "settings.receiver": "DeduplicationSettings StatsigReceiverSettings",
             "settings.services": "ImpactedServicesSettings ServiceRuleSettings",
             "webhook": "DEFAULT_PATH",
             "webhook.errors": "MalformedBodyError UnauthorizedError",

@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Final
 
@@ -21,9 +22,9 @@ from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.plugin.doctor.storage import owner
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.server import HttpServer, ListenError
-from statsig_otel.plugin.server.tls import ServerTlsError
+from statsig_otel.plugin.server.tls import ServerTlsError, ServerTlsSettings, server_context
 from statsig_otel.plugin.settings.reading import PEM_KEYS, exporter_settings, queued_exporters, receiver_settings
-from statsig_otel.plugin.settings.receiver import ServerTlsSettings, StatsigReceiverSettings, server_tls
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 
 _READABLE_HINT: Final = "the service reads it as its own user; check the path and the permissions"
@@ -72,7 +73,7 @@ def _certificates(configuration: Configuration, document: Document) -> list[Prob
         problem
         for name, settings in _servers(configuration).items()
         if settings.tls is not None
-        for problem in _tls(settings.tls, server_tls(settings.tls).context, ("receivers", name, "tls"), document)
+        for problem in _tls(settings.tls, partial(server_context, settings.tls), ("receivers", name, "tls"), document)
     ]
 
 

@@ -22,7 +22,7 @@ from statsig_otel._process import OwnerProcess
 from statsig_otel.config.errors import Fault
 from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.connection import HttpConnection
-from statsig_otel.plugin.server.tls import ServerTls, digest
+from statsig_otel.plugin.server.tls import ServerTlsSettings, digest, pem_files, server_context
 
 _log = logging.getLogger(__name__)
 _BACKLOG: Final = 1024
@@ -76,7 +76,7 @@ class HttpServer:
         port: int,
         read_header_timeout: float = 10.0,
         max_connections: int = 1000,
-        tls: ServerTls | None = None,
+        tls: ServerTlsSettings | None = None,
         drain_timeout: float = 15.0,
     ) -> None:
         self._app = app
@@ -117,8 +117,8 @@ class HttpServer:
             RuntimeError: The server is bound already.
         """
         # The fingerprint comes first, so that `renewed_tls` notices a change during the next step.
-        pem = b"" if self._tls is None else digest(self._tls.files)
-        context = None if self._tls is None else self._tls.context()
+        pem = b"" if self._tls is None else digest(pem_files(self._tls))
+        context = None if self._tls is None else server_context(self._tls)
         with self._lock:
             if self._socket is not None or self._loop is not None:
                 raise RuntimeError("the server is bound already")
@@ -141,9 +141,9 @@ class HttpServer:
             OSError: A file cannot be read.
             ValueError: The files are not valid.
         """
-        if self._tls is None or (pem := digest(self._tls.files)) == self._pem:
+        if self._tls is None or (pem := digest(pem_files(self._tls))) == self._pem:
             return None
-        context = self._tls.context()
+        context = server_context(self._tls)
 
         def use() -> None:
             self._context, self._pem = context, pem

@@ -1,13 +1,18 @@
-"""Loads a server's TLS certificate and key, and detects changes of certificate files."""
-
-from __future__ import annotations
+"""The TLS settings of a server: what a user may write, the SSL context of the files, and changes of these files."""
 
 import hashlib
 import ssl
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from statsig_otel.config.errors import SettingError
+from statsig_otel.config.model import Settings
+from statsig_otel.config.units import Duration
+
+_WATCHED: Final = "leave it out: changed PEM files are taken over within seconds"
 
 
 def digest(files: Iterable[Path | None]) -> bytes:
@@ -31,60 +36,108 @@ class ServerTlsError(ValueError):
         self.message: Final = message
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerTls:
-    """The TLS settings of a server, named as in the Collector's configtls.
+class ServerTlsSettings(Settings):
+    """`tls` of a server, with the Collector's names (configtls).
 
-    Attributes:
-        cert_file: The certificate and its chain, as PEM.
-        key_file: The certificate's unencrypted private key, as PEM.
-        client_ca_file: Require a client certificate that one of the authorities in this PEM file has signed (mTLS).
-        min_version: The lowest accepted TLS version.
+    Example:
+        >>> from statsig_otel.plugin import ServerTlsSettings
+        >>> ServerTlsSettings.model_validate({"cert_file": "chain.pem", "key_file": "key.pem"}).min_version
+        '1.2'
     """
 
-    cert_file: Path
-    key_file: Path
-    client_ca_file: Path | None = None
-    min_version: Literal["1.2", "1.3"] = "1.2"
+    refused: ClassVar[Mapping[str, str]] = {
+        "ca_file": "write client_ca_file for the authorities of clients; a server needs no other",
+        "ca_pem": "write the authorities of clients to a file, and name it in client_ca_file",
+        "cert_pem": "write it to a file, and name that in cert_file",
+        "key_pem": "write it to a file, and name that in key_file",
+        "client_ca_file_reload": _WATCHED,
+        "reload_interval": _WATCHED,
+        "include_system_ca_certs_pool": "name the authorities of clients in client_ca_file",
+        "max_version": "leave it out: the newest version that both sides know is used",
+        "cipher_suites": 'leave it out: OpenSSL\'s own are used; min_version: "1.3" has the strongest only',
+        "curve_preferences": "leave it out: OpenSSL's own are used",
+        "include_insecure_cipher_suites": "leave it out: OpenSSL's own are used",
+        "tpm": "write the key to a file, and name that in key_file",
+    }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "cipher_suites": ([],),
+        "client_ca_file_reload": (True,),
+        "curve_preferences": ([],),
+        "include_insecure_cipher_suites": (False,),
+        "include_system_ca_certs_pool": (False,),
+        "max_version": ("", "1.3"),
+        "reload_interval": (Duration,),
+        "tpm": ({"enabled": False},),
+    }
 
-    @property
-    def files(self) -> tuple[Path | None, ...]:
-        """The files whose content is watched for changes."""
-        return self.cert_file, self.key_file, self.client_ca_file
+    needed: ClassVar[Mapping[str, str]] = {
+        "cert_file": "name the file of the certificate chain, or leave tls out to serve plain HTTP",
+        "key_file": "name the file of the certificate's private key",
+    }
 
-    def context(self) -> ssl.SSLContext:
-        """Read the files into a server's SSL context.
+    cert_file: Path = Field(
+        description="The certificate chain, PEM.",
+        examples=["/etc/statsig-otel/tls.crt"],
+        json_schema_extra={"minLength": 1},
+    )
+    key_file: Path = Field(
+        description="Its private key, PEM, unencrypted.",
+        examples=["/etc/statsig-otel/tls.key"],
+        json_schema_extra={"minLength": 1},
+    )
+    client_ca_file: Path | None = Field(
+        default=None,
+        description="Clients must present a certificate that one of these authorities has signed.",
+        json_schema_extra={"minLength": 1},
+    )
+    min_version: Literal["1.2", "1.3"] = Field(default="1.2", description="The oldest TLS version that is accepted.")
 
-        Raises:
-            OSError: A file cannot be read.
-            ServerTlsError: A file does not contain usable PEM, or the key is not the certificate's.
-        """
-        files = {"cert_file": self.cert_file, "key_file": self.key_file, "client_ca_file": self.client_ca_file}
-        for name, path in files.items():
-            if path is not None:
-                _require_readable(name, path)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[self.min_version]
-        context.set_alpn_protocols(["http/1.1"])
+    @field_validator("cert_file", "key_file", "client_ca_file", mode="before")
+    @classmethod
+    def _name_one(cls, value: object, info: ValidationInfo) -> object:
+        if value == "":  # as a path it would be the working directory
+            hint = cls.needed.get(info.field_name or "", "name the file of the authorities of clients, or leave it out")
+            raise SettingError("is empty", hint)
+        return value
+
+
+def pem_files(tls: ServerTlsSettings) -> tuple[Path | None, ...]:
+    """The files whose content is watched for changes."""
+    return tls.cert_file, tls.key_file, tls.client_ca_file
+
+
+def server_context(tls: ServerTlsSettings) -> ssl.SSLContext:
+    """Read the files into a server's SSL context.
+
+    Raises:
+        OSError: A file cannot be read.
+        ServerTlsError: A file does not contain usable PEM, or the key is not the certificate's.
+    """
+    files = {"cert_file": tls.cert_file, "key_file": tls.key_file, "client_ca_file": tls.client_ca_file}
+    for name, path in files.items():
+        if path is not None:
+            _require_readable(name, path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[tls.min_version]
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # With an empty password, OpenSSL refuses an encrypted key instead of prompting on the terminal.
+        context.load_cert_chain(tls.cert_file, tls.key_file, password="")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            message = f"the key in {tls.key_file} is not that of the certificate in {tls.cert_file}"
+        else:
+            message = (
+                f"{tls.cert_file} and {tls.key_file} are not a PEM certificate chain and its unencrypted key: {error}"
+            )
+        raise ServerTlsError(message) from error
+    if tls.client_ca_file is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
         try:
-            # With an empty password, OpenSSL refuses an encrypted key instead of prompting on the terminal.
-            context.load_cert_chain(self.cert_file, self.key_file, password="")
+            context.load_verify_locations(tls.client_ca_file)
         except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
-                message = f"the key in {self.key_file} is not that of the certificate in {self.cert_file}"
-            else:
-                message = (
-                    f"{self.cert_file} and {self.key_file} are not a PEM certificate chain"
-                    f" and its unencrypted key: {error}"
-                )
-            raise ServerTlsError(message) from error
-        if self.client_ca_file is not None:
-            context.verify_mode = ssl.CERT_REQUIRED
-            try:
-                context.load_verify_locations(self.client_ca_file)
-            except ssl.SSLError as error:
-                raise ServerTlsError(f"{self.client_ca_file} contains no PEM certificates: {error}") from error
-        return context
+            raise ServerTlsError(f"{tls.client_ca_file} contains no PEM certificates: {error}") from error
+    return context
 
 
 def _require_readable(name: str, path: Path) -> None:

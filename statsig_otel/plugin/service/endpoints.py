@@ -6,7 +6,7 @@ from typing import Final
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
 from statsig_otel.plugin.server.server import HttpServer
-from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, server_tls
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
 SERVER_KEYS: Final = ("read_header_timeout", "max_connections", "tls")
 """The settings of a server, which have to agree for all receivers on one endpoint."""
@@ -53,7 +53,7 @@ class Endpoint:
             port=port,
             read_header_timeout=first.read_header_timeout,
             max_connections=first.max_connections,
-            tls=server_tls(first.tls) if first.tls else None,
+            tls=first.tls,
         )
 
     @property

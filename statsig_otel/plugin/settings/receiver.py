@@ -3,10 +3,9 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from statsig_otel.config.errors import Fault, SettingError
@@ -27,7 +26,7 @@ from statsig_otel.plugin.record.record import (
     UserMode,
 )
 from statsig_otel.plugin.record.services import CHANGE_UID, IMPACTED_SERVICES
-from statsig_otel.plugin.server.tls import ServerTls
+from statsig_otel.plugin.server.tls import ServerTlsSettings
 from statsig_otel.plugin.settings.filter import FilterSettings
 from statsig_otel.plugin.settings.mapping import MappingSettings
 from statsig_otel.plugin.settings.services import ImpactedServicesSettings
@@ -86,7 +85,6 @@ _MAX_PORT: Final = 65535
 _SMALLEST_RECORD: Final = 10_000
 """Bytes. A lower limit would make dead letters of ordinary changes."""
 _COPY: Final = "copy it from the Statsig console, from webhook- to its last letter"
-_WATCHED: Final = "leave it out: changed PEM files are taken over within seconds"
 ResourceValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
 
 
@@ -119,76 +117,6 @@ def check_secrets(secrets: list[Opaque]) -> list[Opaque]:
 _Secrets = Annotated[
     Sequence[Secret], ReadAs(list[Annotated[Opaque, AfterValidator(check_secret)]]), AfterValidator(check_secrets)
 ]
-
-
-class ServerTlsSettings(Settings):
-    """`tls` of a server, with the Collector's names (configtls).
-
-    Example:
-        >>> from statsig_otel.plugin import ServerTlsSettings
-        >>> ServerTlsSettings.model_validate({"cert_file": "chain.pem", "key_file": "key.pem"}).min_version
-        '1.2'
-    """
-
-    refused: ClassVar[Mapping[str, str]] = {
-        "ca_file": "write client_ca_file for the authorities of clients; a server needs no other",
-        "ca_pem": "write the authorities of clients to a file, and name it in client_ca_file",
-        "cert_pem": "write it to a file, and name that in cert_file",
-        "key_pem": "write it to a file, and name that in key_file",
-        "client_ca_file_reload": _WATCHED,
-        "reload_interval": _WATCHED,
-        "include_system_ca_certs_pool": "name the authorities of clients in client_ca_file",
-        "max_version": "leave it out: the newest version that both sides know is used",
-        "cipher_suites": 'leave it out: OpenSSL\'s own are used; min_version: "1.3" has the strongest only',
-        "curve_preferences": "leave it out: OpenSSL's own are used",
-        "include_insecure_cipher_suites": "leave it out: OpenSSL's own are used",
-        "tpm": "write the key to a file, and name that in key_file",
-    }
-    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "cipher_suites": ([],),
-        "client_ca_file_reload": (True,),
-        "curve_preferences": ([],),
-        "include_insecure_cipher_suites": (False,),
-        "include_system_ca_certs_pool": (False,),
-        "max_version": ("", "1.3"),
-        "reload_interval": (Duration,),
-        "tpm": ({"enabled": False},),
-    }
-
-    needed: ClassVar[Mapping[str, str]] = {
-        "cert_file": "name the file of the certificate chain, or leave tls out to serve plain HTTP",
-        "key_file": "name the file of the certificate's private key",
-    }
-
-    cert_file: Path = Field(
-        description="The certificate chain, PEM.",
-        examples=["/etc/statsig-otel/tls.crt"],
-        json_schema_extra={"minLength": 1},
-    )
-    key_file: Path = Field(
-        description="Its private key, PEM, unencrypted.",
-        examples=["/etc/statsig-otel/tls.key"],
-        json_schema_extra={"minLength": 1},
-    )
-    client_ca_file: Path | None = Field(
-        default=None,
-        description="Clients must present a certificate that one of these authorities has signed.",
-        json_schema_extra={"minLength": 1},
-    )
-    min_version: Literal["1.2", "1.3"] = Field(default="1.2", description="The oldest TLS version that is accepted.")
-
-    @field_validator("cert_file", "key_file", "client_ca_file", mode="before")
-    @classmethod
-    def _name_one(cls, value: object, info: ValidationInfo) -> object:
-        if value == "":  # as a path it would be the working directory
-            hint = cls.needed.get(info.field_name or "", "name the file of the authorities of clients, or leave it out")
-            raise SettingError("is empty", hint)
-        return value
-
-
-def server_tls(settings: ServerTlsSettings) -> ServerTls:
-    """The same settings as the server takes them."""
-    return ServerTls(**dict(settings))
 
 
 class DeduplicationSettings(Settings):

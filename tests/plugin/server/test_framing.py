@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from statsig_otel.plugin.server.reader import MAX_HEADER_BYTES
-from statsig_otel.plugin.server.tls import ServerTls
+from statsig_otel.plugin.server.tls import ServerTlsSettings
 from tests.plugin.server.echo import (
     LONG,
     POST,
@@ -166,7 +166,7 @@ _MANY = 20 * 1024 * 1024
 )
 @pytest.mark.parametrize("secure", [False, True])
 def test_an_answer_before_the_body_reaches_a_client_that_still_sends_and_nothing_is_kept(
-    path: bytes, header: bytes, *, secure: bool, authority: trustme.CA, tls: ServerTls
+    path: bytes, header: bytes, *, secure: bool, authority: trustme.CA, tls: ServerTlsSettings
 ) -> None:
     with serving(echo_server(tls=tls if secure else None)) as running, contextlib.ExitStack() as stack:
         connection = stack.enter_context(running.connect())

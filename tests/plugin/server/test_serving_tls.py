@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import trustme
 
-from statsig_otel.plugin.server.tls import ServerTls
+from statsig_otel.plugin.server.tls import ServerTlsSettings
 from tests.plugin.server.echo import EchoApp, echo_server, is_closed, post, serving, trusting
 
 
 @pytest.fixture(scope="session")
-def mutual_tls(authority: trustme.CA, tls: ServerTls) -> ServerTls:
+def mutual_tls(authority: trustme.CA, tls: ServerTlsSettings) -> ServerTlsSettings:
     ca_file = tls.cert_file.with_name("ca.pem")
     authority.cert_pem.write_to_path(str(ca_file))
-    return ServerTls(cert_file=tls.cert_file, key_file=tls.key_file, client_ca_file=ca_file, min_version="1.3")
+    return ServerTlsSettings(cert_file=tls.cert_file, key_file=tls.key_file, client_ca_file=ca_file, min_version="1.3")
 
 
-def test_tls_is_served(authority: trustme.CA, tls: ServerTls) -> None:
+def test_tls_is_served(authority: trustme.CA, tls: ServerTlsSettings) -> None:
     context = trusting(authority)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with (
@@ -31,15 +31,17 @@ def test_tls_is_served(authority: trustme.CA, tls: ServerTls) -> None:
         assert connection.version() == "TLSv1.2"
 
 
-def test_an_older_version_than_the_least_is_refused(authority: trustme.CA, tls: ServerTls) -> None:
+def test_an_older_version_than_the_least_is_refused(authority: trustme.CA, tls: ServerTlsSettings) -> None:
     context = trusting(authority)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    least = ServerTls(cert_file=tls.cert_file, key_file=tls.key_file, min_version="1.3")
+    least = ServerTlsSettings(cert_file=tls.cert_file, key_file=tls.key_file, min_version="1.3")
     with serving(echo_server(tls=least)) as running, running.connect() as plain, pytest.raises(ssl.SSLError):
         context.wrap_socket(plain, server_hostname="127.0.0.1")
 
 
-def test_a_client_with_a_certificate_of_the_authority_is_served(authority: trustme.CA, mutual_tls: ServerTls) -> None:
+def test_a_client_with_a_certificate_of_the_authority_is_served(
+    authority: trustme.CA, mutual_tls: ServerTlsSettings
+) -> None:
     context = trusting(authority)
     authority.issue_cert("client.test").configure_cert(context)
     with (
@@ -50,7 +52,7 @@ def test_a_client_with_a_certificate_of_the_authority_is_served(authority: trust
 
 
 def test_a_client_without_a_certificate_or_with_a_foreign_one_is_refused(
-    authority: trustme.CA, mutual_tls: ServerTls
+    authority: trustme.CA, mutual_tls: ServerTlsSettings
 ) -> None:
     app = EchoApp()
     foreign = trusting(authority)
@@ -67,7 +69,7 @@ def test_a_client_without_a_certificate_or_with_a_foreign_one_is_refused(
     assert not app.entered.is_set()
 
 
-def _renew(tls: ServerTls, authority: trustme.CA) -> None:
+def _renew(tls: ServerTlsSettings, authority: trustme.CA) -> None:
     """Write another certificate and its key under the same names."""
     certificate = authority.issue_cert("127.0.0.1")
     tls.cert_file.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
@@ -76,7 +78,7 @@ def _renew(tls: ServerTls, authority: trustme.CA) -> None:
 
 def test_renewed_tls_files_count_for_new_connections_alone(authority: trustme.CA, tmp_path: Path) -> None:
     """As certbot renews them. A connection that is open goes on; a pair that does not fit changes nothing."""
-    tls = ServerTls(cert_file=tmp_path / "cert.pem", key_file=tmp_path / "key.pem")
+    tls = ServerTlsSettings(cert_file=tmp_path / "cert.pem", key_file=tmp_path / "key.pem")
     _renew(tls, authority)
     server = echo_server(tls=tls)
     with serving(server) as running:
@@ -117,7 +119,7 @@ def test_a_server_without_tls_has_none_to_renew() -> None:
 
 
 def test_a_handshake_that_never_ends_holds_neither_others_nor_the_stop_up(
-    authority: trustme.CA, tls: ServerTls
+    authority: trustme.CA, tls: ServerTlsSettings
 ) -> None:
     server = echo_server(tls=tls, read_header_timeout=0.5, max_connections=2, drain_timeout=600.0)
     with serving(server) as running, contextlib.ExitStack() as stack:
@@ -130,27 +132,31 @@ def test_a_handshake_that_never_ends_holds_neither_others_nor_the_stop_up(
         assert all(is_closed(connection) for connection in silent)
 
 
-def test_tls_files_are_checked_before_anything_is_opened(tls: ServerTls, tmp_path: Path) -> None:
+def test_tls_files_are_checked_before_anything_is_opened(tls: ServerTlsSettings, tmp_path: Path) -> None:
     other = trustme.CA().issue_cert("other.test")
     other_key = tmp_path / "other.pem"
     other.private_key_pem.write_to_path(str(other_key))
     garbage = tmp_path / "garbage.pem"
     garbage.write_text("no certificate")
     absent = tmp_path / "absent.pem"
-    cases: list[tuple[ServerTls, type[Exception], str]] = [
+    cases: list[tuple[ServerTlsSettings, type[Exception], str]] = [
         (
-            ServerTls(cert_file=absent, key_file=tls.key_file),
+            ServerTlsSettings(cert_file=absent, key_file=tls.key_file),
             OSError,
             r"tls\.cert_file: cannot read .*absent\.pem: No such",
         ),
         (
-            ServerTls(cert_file=tls.cert_file, key_file=other_key),
+            ServerTlsSettings(cert_file=tls.cert_file, key_file=other_key),
             ValueError,
             r"other\.pem is not that of the certificate",
         ),
-        (ServerTls(cert_file=garbage, key_file=tls.key_file), ValueError, r"garbage\.pem .*not a PEM certificate"),
         (
-            ServerTls(cert_file=tls.cert_file, key_file=tls.key_file, client_ca_file=garbage),
+            ServerTlsSettings(cert_file=garbage, key_file=tls.key_file),
+            ValueError,
+            r"garbage\.pem .*not a PEM certificate",
+        ),
+        (
+            ServerTlsSettings(cert_file=tls.cert_file, key_file=tls.key_file, client_ca_file=garbage),
             ValueError,
             r"garbage\.pem contains no PEM certificates",
         ),
