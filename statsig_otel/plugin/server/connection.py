@@ -69,6 +69,7 @@ class HttpConnection(asyncio.Protocol):
         self._reader = RequestReader()
         self._exchange: Exchange | None = None  # the request that is not yet answered
         self._unread = b""  # a part of the body, for the next turn
+        self._is_turn_scheduled = False
         self._is_paused = False  # nothing is read, since the application has to take the body first
         self._is_discarding = False  # further bytes are discarded
         self._has_answered = False
@@ -157,7 +158,7 @@ class HttpConnection(asyncio.Protocol):
     def read_on(self) -> None:
         """Read on: the application has taken the part of the body that had arrived."""
         if self._is_paused:
-            self._loop.call_soon(self._next_turn)
+            self._schedule_turn()
 
     async def until_sent(self) -> None:
         """Wait while the client does not read."""
@@ -234,10 +235,17 @@ class HttpConnection(asyncio.Protocol):
             self._unread = rest
             self._pause_reading()
             if rest:
-                self._loop.call_soon(self._next_turn)
+                self._schedule_turn()
+
+    def _schedule_turn(self) -> None:
+        """Read on after other connections had their turn. One turn is scheduled at a time."""
+        if not self._is_turn_scheduled:
+            self._is_turn_scheduled = True
+            self._loop.call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
         """Read what one turn has left, if the application has taken what was read before."""
+        self._is_turn_scheduled = False
         if self._is_closing or self._is_discarding or sum(map(len, self._reader.body)) > _MOST_UNTAKEN:
             return
         data, self._unread = self._unread, b""

@@ -25,13 +25,14 @@ POST = b"POST /%s HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\n%s"
 
 
 class EchoApp:
-    """Answers with the body; `/slow` only after `release` was set. Keeps what it saw."""
+    """Answers with the body. `/slow` waits for `release` before the answer, `/unread` before the body."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
         self.release = threading.Event()
         self.events: list[str] = []
         self.bodies: list[bytes] = []
+        self.sizes: list[int] = []
         self.headers: list[list[tuple[bytes, bytes]]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,6 +40,8 @@ class EchoApp:
             close = [(b"connection", b"close")] if scope["path"] == "/early-and-close" else []
             await answer(send, 413, b"too large", *close)
             return
+        if scope["path"] == "/unread":
+            await self._until_released()
         body = b""
         more = True
         while more:
@@ -49,15 +52,19 @@ class EchoApp:
                 await answer(send, 400, b"truncated")
                 return
             body += message["body"]
+            self.sizes.append(len(message["body"]))
             more = message["more_body"]
         self.bodies.append(body)
         self.headers.append(scope["headers"])
         if scope["path"] == "/slow":
-            while not self.release.is_set():  # noqa: ASYNC110  # set by another thread
-                await asyncio.sleep(0.01)
+            await self._until_released()
         if scope["path"] == "/boom":
             raise RuntimeError("a mistake of the application")
         await answer(send, 200, body)
+
+    async def _until_released(self) -> None:
+        while not self.release.is_set():  # noqa: ASYNC110  # set by another thread
+            await asyncio.sleep(0.01)
 
 
 async def answer(send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:

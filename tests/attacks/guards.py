@@ -1,0 +1,304 @@
+"""The guards against attacks: what each does, and how it is removed from the code to see that an attack then succeeds.
+
+This module imports nothing of the package: `mutant.py` replaces its modules before anything imports them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Edit:
+    """How a guard is removed: a text of a module, and what replaces it."""
+
+    module: str
+    guard: str
+    without: str
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A part of the code that stops attacks.
+
+    Attributes:
+        does: What it does, for the documentation.
+        edits: What removes it. Where two parts of the code do the same, both are removed.
+    """
+
+    does: str
+    edits: tuple[Edit, ...]
+
+
+READER: Final = "statsig_otel.plugin.server.reader"
+CONNECTION: Final = "statsig_otel.plugin.server.connection"
+EXCHANGE: Final = "statsig_otel.plugin.server.exchange"
+SERVER_MODULE: Final = "statsig_otel.plugin.server.server"
+INTAKE: Final = "statsig_otel.plugin.receiver.intake"
+ANSWERS: Final = "statsig_otel.plugin.receiver.answers"
+ASGI: Final = "statsig_otel.plugin.receiver.asgi"
+SIGNATURE: Final = "statsig_otel.plugin.webhook.signature"
+
+_HTTPTOOLS: Final = 'httptools.HttpRequestParser(found).feed_data(_TRAILING_SPACE.sub(b"", data[:end]))'
+_NAIVE: Final = (
+    "[found.on_header(*line.split(b':', 1)) for line in data[:end].split(b'\\r\\n')[1:-2] if b':' in line]\n"
+    "        found.ended = True"
+)
+
+GUARDS: Final[dict[str, Guard]] = {
+    "request line": Guard(
+        "A request line has a method, a target and HTTP/1.0 or 1.1, separated by single spaces.",
+        (
+            Edit(
+                READER,
+                'rb"(?:\\r\\n)?([A-Z_-]+) ([!-~]+) HTTP/([0-9]\\.[0-9])\\r\\n"',
+                'rb"([A-Z_-]+) +([!-~]+)() ?.*\\r\\n"',
+            ),
+            Edit(READER, 'if version not in ("1.0", "1.1"):', "if version := '1.1' and False:"),
+            Edit(READER, _HTTPTOOLS, _NAIVE),
+        ),
+    ),
+    "early check": Guard(
+        "Bytes that can't begin a request are refused before a whole header has arrived.",
+        (Edit(READER, "if _NOT_IN_A_HEAD.search(data, max(before - 1, 0)) or (", "if False and ("),),
+    ),
+    "header grammar": Guard(
+        "httptools checks names, values and line ends of all header fields.", (Edit(READER, _HTTPTOOLS, _NAIVE),)
+    ),
+    "header size": Guard(
+        "A request line and headers have at most 64 KiB.",
+        (Edit(READER, "if end > MAX_HEADER_BYTES:", "if False:"),),
+    ),
+    "header count": Guard(
+        "A request has at most 100 header fields.",
+        (Edit(READER, "if len(self.fields) > MAX_FIELDS:", "if False:"),),
+    ),
+    "Host": Guard(
+        "A request has one Host; one of HTTP/1.0 may have none.",
+        (Edit(READER, 'if len(hosts) > 1 or (version == "1.1" and not hosts):', "if False:"),),
+    ),
+    "Content-Length": Guard(
+        "There is at most one Content-Length, of digits only.",
+        (
+            Edit(READER, "if lengths and (len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0])):", "if False:"),
+            Edit(READER, "int(lengths[0]) if lengths else 0", "int(lengths[0].split(b',')[0], 0) if lengths else 0"),
+            Edit(READER, _HTTPTOOLS, _NAIVE),
+        ),
+    ),
+    "Transfer-Encoding": Guard(
+        "The only Transfer-Encoding is chunked, once, in HTTP/1.1 and without a Content-Length.",
+        (
+            Edit(
+                READER,
+                'if codings and (len(codings) > 1 or codings[0].lower() != b"chunked" or lengths or version == "1.0"):',
+                "if False:",
+            ),
+            Edit(READER, _HTTPTOOLS, _NAIVE),
+        ),
+    ),
+    "one head end": Guard(
+        "httptools has to find the end of the headers where the first empty line is.",
+        (
+            Edit(READER, "if not found.ended:", "if False:"),
+            Edit(READER, 'rb"[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]|(?<!\\r)\\n|\\r(?=[^\\n])"', 'rb"\\x00"'),
+            Edit(READER, _HTTPTOOLS, _NAIVE),
+        ),
+    ),
+    "CONNECT": Guard("A request to be a proxy is refused.", (Edit(READER, 'if method == "CONNECT":', "if False:"),)),
+    "chunk grammar": Guard(
+        "The header of a chunk is a hexadecimal size with optional extensions, between exact line ends.",
+        (
+            Edit(
+                READER,
+                '_SIZE: Final = rb"([0-9A-Fa-f]{1,15})(?:[ \\t]*;[\\t\\x20-\\x7e\\x80-\\xff]*)?\\r\\n"',
+                '_SIZE: Final = rb"[ +x-]*([0-9A-Fa-f]{1,15})[^\\n]*\\n"',
+            ),
+            Edit(READER, "if not self._header_begun.fullmatch(data, at) or end - at > MAX_HEADER_BYTES:", "if False:"),
+            Edit(READER, 're.compile(rb"\\r\\n" + _SIZE)', 're.compile(rb"[^\\n]*\\n" + _SIZE)'),
+        ),
+    ),
+    "chunk framing": Guard(
+        "The headers of all chunks have at most as many bytes as what is in them, and 64 KiB more.",
+        (Edit(READER, "if self._framing > MAX_HEADER_BYTES + self._payload:", "if False:"),),
+    ),
+    "chunk header size": Guard(
+        "The header of one chunk has at most 64 KiB.",
+        (Edit(READER, "or end - at > MAX_HEADER_BYTES:", ":"),),
+    ),
+    "trailers": Guard(
+        "Trailers have at most 64 KiB and 100 fields. They never become headers.",
+        (
+            Edit(
+                READER,
+                "            if self._trailers > MAX_HEADER_BYTES or self._trailer_lines > MAX_FIELDS:\n",
+                "            if False:\n",
+            ),
+            Edit(
+                READER,
+                "if self._trailers + len(self._unread) > MAX_HEADER_BYTES or self._trailer_lines > MAX_FIELDS:",
+                "if False:",
+            ),
+        ),
+    ),
+    "short turns": Guard(
+        "One turn of a connection handles at most 256 chunks; then the others have theirs.",
+        (Edit(READER, "chunks < CHUNKS_A_TURN and ", ""),),
+    ),
+    "one request": Guard(
+        "Nothing behind a request is read, and such a connection ends with the answer.",
+        (
+            Edit(
+                CONNECTION,
+                "            if rest:\n                self._discard()\n            self._owner.works(self)",
+                "            self._owner.works(self)\n            self.x = rest",
+            ),
+            Edit(
+                CONNECTION,
+                "        self._owner.waits(self)\n\n    def abort(self)",
+                "        self._owner.waits(self)\n        self._read(vars(self).pop('x', b''))\n\n    def abort(self)",
+            ),
+        ),
+    ),
+    "body end": Guard(
+        "A body ends where its length says; the header Upgrade changes nothing about it.",
+        (
+            Edit(
+                READER,
+                "    except httptools.HttpParserUpgrade:\n        pass",
+                "    except httptools.HttpParserUpgrade:\n        found.fields = [(b'host', b'test')]",
+            ),
+        ),
+    ),
+    "no keep-alive": Guard(
+        "An answer of 400 or more ends the connection.",
+        (Edit(EXCHANGE, "status >= HTTPStatus.BAD_REQUEST or ", ""),),
+    ),
+    "header deadline": Guard(
+        "A whole header has to arrive within `read_header_timeout`, which also ends idle connections.",
+        (
+            Edit(
+                CONNECTION,
+                "        self._expire_after(self._header_timeout)\n\n    def connection_lost",
+                "\n    def connection_lost",
+            ),
+        ),
+    ),
+    "handshake deadline": Guard(
+        "A TLS handshake has to end within `read_header_timeout`.",
+        (
+            Edit(
+                SERVER_MODULE,
+                "ssl_handshake_timeout=self._header_timeout if tls else None",
+                "ssl_handshake_timeout=None",
+            ),
+        ),
+    ),
+    "reading deadline": Guard(
+        "A client has to read a part of its answer within `read_header_timeout`.",
+        (
+            Edit(
+                CONNECTION,
+                "            self._unsent = self._transport.get_write_buffer_size()\n            self._expire_after(",
+                "            self._unsent = 1\n            id(",
+            ),
+        ),
+    ),
+    "making room": Guard(
+        "At `max_connections`, the connection whose client has been silent for longest makes room.",
+        (Edit(SERVER_MODULE, "return connection if since + _MIN_WAIT <= self._loop.time() else None", "return None"),),
+    ),
+    "flow control": Guard(
+        "A body that the application does not take is not read.",
+        (Edit(CONNECTION, "if rest or sum(map(len, reader.body)) > _MOST_UNTAKEN:", "if rest:"),),
+    ),
+    "lingering close": Guard(
+        "What a refused sender still sends is discarded for some seconds, so that the answer arrives.",
+        (
+            Edit(
+                CONNECTION,
+                "        if self._client_ended or (self._reader.is_complete and not self._is_discarding):\n",
+                "        if True:\n",
+            ),
+        ),
+    ),
+    "nosniff": Guard(
+        "All answers have X-Content-Type-Options: nosniff.",
+        (Edit(EXCHANGE, "\\r\\nx-content-type-options: nosniff", ""),),
+    ),
+    "path": Guard(
+        "The path is compared letter by letter; one slash at its end is accepted.",
+        (
+            Edit(
+                ANSWERS,
+                "        if found is not None and not _OTHER_FORM.match(encoded):",
+                "        found = self._paths.get(re.sub('/+', '/', path))\n        if found is not None:",
+            ),
+        ),
+    ),
+    "method": Guard(
+        "A webhook is sent with POST.", (Edit(ASGI, '"POST" if scope["method"] == "POST" else "OPTIONS"', '"POST"'),)
+    ),
+    "encoding": Guard(
+        "Content-Encoding is identity: nothing is unpacked.",
+        (
+            Edit(
+                INTAKE,
+                'if any(value.strip().lower() != b"identity" for value in fields.get(_CONTENT_ENCODING, ())):',
+                "if False:",
+            ),
+        ),
+    ),
+    "declared size": Guard(
+        "A body that is declared larger than `max_request_body_size` is refused by its headers.",
+        (Edit(INTAKE, "if length is not None and length > limit:", "if False:"),),
+    ),
+    "arriving size": Guard(
+        "A body that becomes larger than `max_request_body_size` is refused while it arrives.",
+        (Edit(INTAKE, "if size > self._intake.limits.max_request_body_size:", "if False:"),),
+    ),
+    "bytes in flight": Guard(
+        "All bodies together have at most `max_in_flight_bytes`.",
+        (
+            Edit(
+                INTAKE,
+                "if (size > 0 and self._in_flight + size > self.limits.max_in_flight_bytes) or (",
+                "if False and (",
+            ),
+        ),
+    ),
+    "unsigned body": Guard(
+        "Of a request without valid signature headers at most 4 KiB are read, as it may be a URL verification.",
+        (
+            Edit(INTAKE, "if length is not None and length > MAX_URL_VERIFICATION_SIZE:", "if False:"),
+            Edit(
+                INTAKE,
+                "if isinstance(self._signature, UnauthorizedError) and size > MAX_URL_VERIFICATION_SIZE:",
+                "if False:",
+            ),
+        ),
+    ),
+    "body deadline": Guard(
+        "A whole body has to arrive within `read_timeout`.",
+        (Edit(ASGI, "asyncio.timeout(self._intake.limits.read_timeout)", "asyncio.timeout(None)"),),
+    ),
+    "whole body": Guard(
+        "A body that ends early is never taken for a whole one.",
+        (
+            Edit(SIGNATURE, "        if not matches:\n", "        if False:\n"),
+            Edit(INTAKE, "        if not complete:\n", "        if False:\n"),
+        ),
+    ),
+    "signature": Guard(
+        "The signature has to be that of the body and the timestamp, by a secret of the receiver.",
+        (Edit(SIGNATURE, "        if not matches:\n", "        if False:\n"),),
+    ),
+    "tolerance": Guard(
+        "The timestamp has to be within `timestamp_tolerance`.",
+        (Edit(SIGNATURE, "if abs(int(timestamp) - now_ms) > self._tolerance_ms:", "if False:"),),
+    ),
+    "one value": Guard(
+        "The signature and the timestamp are sent once.",
+        (Edit(SIGNATURE, "    if len(values) > 1:\n", "    if False:\n"),),
+    ),
+}

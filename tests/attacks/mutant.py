@@ -1,0 +1,50 @@
+"""Runs the attacks against one guard without that guard: `python -m tests.attacks.mutant GUARD`.
+
+It prints the attacks that succeed then. The guard's texts are replaced in the source of their modules before anything
+imports these.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+
+from tests.attacks.guards import GUARDS, Guard
+
+
+def replace(guard: Guard) -> None:
+    """Load the guard's modules without it."""
+    sources: dict[str, str] = {}
+    for edit in guard.edits:
+        spec = importlib.util.find_spec(edit.module)
+        assert spec is not None
+        assert spec.origin is not None
+        source = sources.get(edit.module) or Path(spec.origin).read_text()
+        assert source.count(edit.guard) == 1, edit.guard
+        sources[edit.module] = source.replace(edit.guard, edit.without)
+    for name, source in sources.items():
+        assert name not in sys.modules, f"{name} is loaded already"
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        exec(compile(source, str(spec.origin), "exec"), module.__dict__)
+
+
+def main(name: str) -> None:
+    replace(GUARDS[name])
+    from tests.attacks.attack import SITES
+    from tests.attacks.table import ATTACKS
+
+    logging.disable()
+    for attack in ATTACKS:
+        if name in attack.guards:
+            try:
+                attack.act(SITES["server"])
+            except Exception as error:  # noqa: BLE001 - an assertion, or a timeout
+                print(f"{attack.name}: {error!r}"[:300])  # noqa: T201 - what the test reads
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
