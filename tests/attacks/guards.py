@@ -285,13 +285,13 @@ GUARDS: Final[dict[str, Guard]] = {
     "whole body": Guard(
         "A body that ends early is never taken for a whole one.",
         (
-            Edit(SIGNATURE, "        if not matches:\n", "        if False:\n"),
+            Edit(SIGNATURE, "        if not matching:\n", "        if not matching and matching.append(0):\n"),
             Edit(INTAKE, "        if not complete:\n", "        if False:\n"),
         ),
     ),
     "signature": Guard(
         "The signature has to be that of the body and the timestamp, by a secret of the receiver.",
-        (Edit(SIGNATURE, "        if not matches:\n", "        if False:\n"),),
+        (Edit(SIGNATURE, "        if not matching:\n", "        if not matching and matching.append(0):\n"),),
     ),
     "tolerance": Guard(
         "The timestamp has to be within `timestamp_tolerance`.",

@@ -100,6 +100,10 @@ class AnsweredError(Exception):
         self.answer = answer
 
 
+def _unauthorized(error: UnauthorizedError) -> Answer:
+    return refusal(HTTPStatus.UNAUTHORIZED, error.reason, str(error))
+
+
 def _refuse(status: HTTPStatus, reason: str, *, retry_after: int | None = None) -> AnsweredError:
     return AnsweredError(refusal(status, reason, retry_after=retry_after))
 
@@ -217,7 +221,7 @@ class Intake:
         except UnauthorizedError as error:
             # A short body may be a URL verification. A longer one is not even read.
             if length is not None and length > MAX_URL_VERIFICATION_SIZE:
-                raise _refuse(HTTPStatus.UNAUTHORIZED, error.reason) from error
+                raise AnsweredError(_unauthorized(error)) from error
             # The traceback would make a reference cycle with the request.
             return Request(self, now_ns, length, error.with_traceback(None))
         return Request(self, now_ns, length, verification)
@@ -327,7 +331,7 @@ class Request:
         check_body(chunk)
         size = self._size + len(chunk)
         if isinstance(self._signature, UnauthorizedError) and size > MAX_URL_VERIFICATION_SIZE:
-            raise _refuse(HTTPStatus.UNAUTHORIZED, self._signature.reason)
+            raise AnsweredError(_unauthorized(self._signature))
         if size > self._intake.limits.max_request_body_size:
             raise _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large")
         large = size if max(self._length or 0, size) > SMALL_BODY else 0
@@ -355,7 +359,7 @@ class Request:
         if code is not None:
             return Answer(HTTPStatus.OK, {"verification_code": code}, "url_verification")
         if isinstance(self._signature, UnauthorizedError):
-            return refusal(HTTPStatus.UNAUTHORIZED, self._signature.reason)
+            return _unauthorized(self._signature)
         if not complete:
             # Before the signature is compared: a body that was cut short is not a forgery.
             return refusal(HTTPStatus.BAD_REQUEST, "truncated")
@@ -363,7 +367,7 @@ class Request:
             self._intake.verified(self._signature.finish())
             payload = parse(body)
         except UnauthorizedError as error:
-            return refusal(HTTPStatus.UNAUTHORIZED, error.reason)
+            return _unauthorized(error)
         except MalformedBodyError as error:
             self._malformed = error.reason, str(error)
             return Batch(self._intake.name, invalid=(Invalid(body, str(error), whole_body=True),))

@@ -22,6 +22,7 @@ TIMESTAMP_HEADER: Final = "X-Statsig-Request-Timestamp"
 # The grammar first, int() later: int() accepts spaces, signs, underscores and the digits of other scripts.
 _SIGNATURE: Final = re.compile(rb"v0=([0-9a-f]{64})")
 _TIMESTAMP: Final = re.compile(rb"[0-9]{13}")
+_SECONDS: Final = re.compile(rb"[0-9]{10}")
 
 
 class Verifier:
@@ -87,27 +88,37 @@ class Verifier:
                 tolerance.
         """
         if not self._keyed:
-            raise UnauthorizedError("no_secret")
-        signature = _only(signatures, "signature")
-        timestamp = _only(timestamps, "timestamp")
+            raise UnauthorizedError("no_secret", "the receiver has no signing secret: add it to signing_secrets")
+        signature = _only(signatures, "signature", SIGNATURE_HEADER)
+        timestamp = _only(timestamps, "timestamp", TIMESTAMP_HEADER)
         signed = _SIGNATURE.fullmatch(signature)
         if signed is None:
-            raise UnauthorizedError("signature_malformed")
+            raise UnauthorizedError("signature_malformed", f"{SIGNATURE_HEADER} is not v0= and 64 hex digits")
         if _TIMESTAMP.fullmatch(timestamp) is None:
-            raise UnauthorizedError("timestamp_malformed")
+            seconds = ": these are seconds" if _SECONDS.fullmatch(timestamp) else ""
+            message = f"{TIMESTAMP_HEADER} is not 13 digits of milliseconds{seconds}"
+            raise UnauthorizedError("timestamp_malformed", message)
         if abs(int(timestamp) - now_ms) > self._tolerance_ms:
-            raise UnauthorizedError("timestamp_outside_tolerance")
+            raise UnauthorizedError("timestamp_outside_tolerance", self._too_far(int(timestamp) - now_ms))
         digests = {position: keyed.copy() for position, keyed in self._keyed.items()}
         for digest in digests.values():
             digest.update(b"v0:" + timestamp + b":")
         return Verification(digests, signed[1])
 
+    def _too_far(self, ahead_ms: int) -> str:
+        where = "in the future" if ahead_ms > 0 else "old"
+        return (
+            f"the webhook is {abs(ahead_ms) / 1000:.0f} s {where}, and timestamp_tolerance is "
+            f"{self._tolerance_ms / 1000:g} s: check this machine's clock, or whether something holds webhooks back"
+        )
 
-def _only(values: Sequence[bytes], name: str) -> bytes:
+
+def _only(values: Sequence[bytes], name: str, header: str) -> bytes:
     if not values:
-        raise UnauthorizedError(f"{name}_missing")
+        message = f"{header} is missing: the sender is not Statsig, or a proxy removes the header"
+        raise UnauthorizedError(f"{name}_missing", message)
     if len(values) > 1:
-        raise UnauthorizedError(f"{name}_repeated")
+        raise UnauthorizedError(f"{name}_repeated", f"{header} is there several times: look at what a proxy adds")
     return values[0]
 
 
@@ -143,7 +154,8 @@ class Verification:
             if hmac.compare_digest(digest.hexdigest().encode(), self._expected)
         ]
         if not matching:
-            raise UnauthorizedError("signature_wrong")
+            message = "the sender has a secret that is not in signing_secrets, or something changed the body on the way"
+            raise UnauthorizedError("signature_wrong", message)
         return matching[0]
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.webhook import signature as signature_module
 from statsig_otel.plugin.webhook.errors import UnauthorizedError, WebhookError
 from statsig_otel.plugin.webhook.payload import parse, parse_url_verification
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign, verify
@@ -151,10 +153,34 @@ def test_a_timestamp_is_13_ascii_digits(timestamp: bytes) -> None:
 @pytest.mark.parametrize("text", ["é", "\ud800", "\u0661" * 13, "v0=" + "\uff11" * 64, "\r\nX: y"])
 def test_headers_as_text_are_judged_like_bytes(text: str) -> None:
     """A header that no byte string can hold is refused, not raised about."""
-    with pytest.raises(UnauthorizedError, match="signature_malformed"):
-        verify(BODY, signature=text, timestamp=TIMESTAMP.decode(), secrets=[SECRET], now_ms=NOW)
-    with pytest.raises(UnauthorizedError, match="timestamp_malformed"):
-        verify(BODY, signature=SIGNATURE.decode(), timestamp=text, secrets=[SECRET], now_ms=NOW)
+    for signature, timestamp in ((text, TIMESTAMP.decode()), (SIGNATURE.decode(), text)):
+        with pytest.raises(UnauthorizedError) as caught:
+            verify(BODY, signature=signature, timestamp=timestamp, secrets=[SECRET], now_ms=NOW)
+        assert caught.value.reason in ("signature_malformed", "timestamp_malformed")
+
+
+@pytest.mark.parametrize(
+    ("signature", "timestamp", "reason", "sentence"),
+    [
+        (SIGNATURE, TIMESTAMP[:10], "timestamp_malformed", "these are seconds"),
+        (SIGNATURE, b"%d" % (NOW - 412_000), "timestamp_outside_tolerance", "412 s old"),
+        (SIGNATURE, b"%d" % (NOW + 3_600_000), "timestamp_outside_tolerance", "3600 s in the future"),
+        (b"v0=" + b"0" * 64, TIMESTAMP, "signature_wrong", "something changed the body on the way"),
+        (b"", TIMESTAMP, "signature_malformed", "is not v0= and 64 hex digits"),
+    ],
+)
+def test_a_refusal_says_what_to_check(signature: bytes, timestamp: bytes, reason: str, sentence: str) -> None:
+    with pytest.raises(UnauthorizedError, match=sentence) as caught:
+        verify(BODY, signature=signature.decode(), timestamp=timestamp.decode(), secrets=[SECRET], now_ms=NOW)
+    assert caught.value.reason == reason
+
+
+def test_the_documentation_lists_every_reason_of_a_401() -> None:
+    source = Path(signature_module.__file__).read_text()
+    reasons = set(re.findall(r'"(no_secret|(?:signature|timestamp)_[a-z_]+)"', source))
+    reasons |= {f"{name}_{fault}" for name in ("signature", "timestamp") for fault in ("missing", "repeated")}
+    page = (Path(__file__).parents[3] / "docs" / "webhook.md").read_text()
+    assert {reason for reason in reasons if f"`{reason}`" not in page} == set()
 
 
 def test_an_error_shows_nothing_of_the_request() -> None:
