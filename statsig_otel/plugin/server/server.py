@@ -11,14 +11,15 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import resource
 import socket
 import ssl
 import threading
 from collections.abc import Callable
 from typing import Final
+from weakref import WeakSet
 
-from statsig_otel._process import OwnerProcess
 from statsig_otel.config.errors import Fault
 from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.connection import HttpConnection
@@ -92,7 +93,6 @@ class HttpServer:
         self._stopped = asyncio.Event()
         self._stopping = False
         self._address: tuple[str, int] | None = None
-        self._owner = OwnerProcess()  # that called `bind`
         self._context: ssl.SSLContext | None = None
         self._pem = b""  # the fingerprint of the TLS files when they were read
 
@@ -123,10 +123,10 @@ class HttpServer:
             if self._socket is not None or self._loop is not None:
                 raise RuntimeError("the server is bound already")
             self._socket = listening = _listen(self._host, self._port)
+            _sockets.add(listening)
             self._context, self._pem = context, pem
             self._stopped = asyncio.Event()
             self._stopping = False
-        self._owner.enter()
         name = listening.getsockname()
         self._address = (name[0], name[1])
 
@@ -172,7 +172,7 @@ class HttpServer:
                 header_timeout=self._read_header_timeout,
                 max_connections=_within_open_files(self._max_connections),
                 context=lambda: self._context,
-                release=lambda: self._release(listening),
+                release=listening.close,
             )
             try:
                 connections.accept()
@@ -181,7 +181,7 @@ class HttpServer:
             finally:
                 await connections.cut_off()
         finally:
-            self._release(listening)
+            listening.close()
             with self._lock:
                 self._loop = None
 
@@ -213,18 +213,7 @@ class HttpServer:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._stopped.set)
         if listening is not None:  # bound, but never served
-            self._release(listening)
-
-    def _release(self, listening: socket.socket) -> None:
-        """Close the listening socket.
-
-        The process that bound it also shuts it down. That ends the copies in forked children too, which would otherwise
-        accept connections that nobody serves.
-        """
-        if self._owner.is_current:
-            with contextlib.suppress(OSError):  # closed already, or not supported by the system
-                listening.shutdown(socket.SHUT_RDWR)
-        listening.close()
+            listening.close()
 
 
 class _Connections:
@@ -389,6 +378,7 @@ class _Connections:
 
     def _connect(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
+        _sockets.add(accepted)
         connection = HttpConnection(self._app, header_timeout=self._header_timeout, owner=self)
         self._open.add(connection)
         self._waiting[connection] = self._loop.time()
@@ -420,6 +410,19 @@ class _Connections:
         )
         if self._stopping:
             connection.shutdown()
+
+
+_sockets: Final[WeakSet[socket.socket]] = WeakSet()
+"""The sockets of all servers of this process."""
+
+
+def _close_in_child() -> None:
+    """Close the copies in a forked child, which serves nobody: the port and the connections are its parent's."""
+    for one in list(_sockets):
+        one.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _within_open_files(max_connections: int) -> int:

@@ -67,7 +67,9 @@ class ServerThread:
             asyncio.run(self._serve())
         except BaseException as error:
             _logger.exception("The server failed: no more webhooks are accepted")
-            self.ended.set_exception(error)
+            # An exit that an application asks for is a failure too: whoever waits must not end as if all was well.
+            is_error = isinstance(error, Exception)
+            self.ended.set_exception(error if is_error else RuntimeError(f"the server's thread ended with {error!r}"))
         else:
             self.ended.set_result(None)
 

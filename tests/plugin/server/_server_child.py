@@ -1,8 +1,12 @@
-"""A service in small, for the soak: serve until SIGTERM, then say how many requests were answered with 200."""
+"""A service in small: serve until SIGTERM, then say how many requests were answered with 200.
+
+With --fork it forks on SIGUSR1, and says the id of the child, which does nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 
@@ -47,10 +51,20 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await _answer(send, 200, body)
 
 
+def fork() -> None:
+    child = os.fork()
+    if not child:
+        signal.pause()
+        os._exit(0)
+    print(child, flush=True)  # noqa: T201
+
+
 async def main() -> None:
     server = HttpServer(app, host="127.0.0.1", port=int(sys.argv[1]), read_header_timeout=5.0, drain_timeout=10.0)
     server.bind()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
+    if "--fork" in sys.argv:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, fork)
     print(server.address[1], flush=True)  # noqa: T201  # what the test reads
     await server.serve()
     print(_answered, flush=True)  # noqa: T201

@@ -6,13 +6,22 @@ import asyncio
 import errno
 import io
 import logging
+import os
+import signal
 import socket
+import struct
+import subprocess
+import sys
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.server import HttpServer
+from statsig_otel.plugin.server.thread import ServerThread
 from tests.plugin.server.echo import (
     LONG,
     POST,
@@ -287,3 +296,69 @@ def test_an_error_that_escapes_the_application_is_500_and_logged(caplog: pytest.
     assert any(
         "a mistake of the application" in str(record.exc_info or record.getMessage()) for record in caplog.records
     )
+
+
+def test_a_client_that_leaves_on_its_answer_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    app = EchoApp()
+    with serving(echo_server(app)) as running:
+        for path in (b"early", b"early-and-close", b"slow"):
+            for _ in range(10):
+                with running.connect() as connection:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    connection.sendall(POST % (path, 1000, b"part"))
+        app.release.set()
+        with running.connect() as connection:
+            assert post(connection, b"", b"x") == (200, b"x")
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_a_server_that_cannot_accept_any_more_ends_with_an_error() -> None:
+    """It must not look alive: somebody has to start it again."""
+    server = echo_server()
+    server.bind()
+    assert server._socket is not None
+    with server._socket.dup() as copy, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(lambda: asyncio.run(server.serve()))
+        with socket.create_connection(server.address, timeout=LONG) as connection:
+            assert post(connection, b"", b"x") == (200, b"x")
+        copy.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(OSError, match="Invalid argument"):
+            serving.result(LONG)
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt()])
+def test_a_thread_that_an_application_ends_has_failed(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    async def app(_: Scope, __: Receive, ___: Send) -> None:
+        raise error
+
+    server = echo_server(app)
+    server.bind()
+    thread = ServerThread([server])
+    thread.start()
+    with socket.create_connection(server.address, timeout=LONG) as connection:
+        connection.sendall(POST % (b"", 0, b""))
+        with pytest.raises(RuntimeError, match="the server's thread ended with"):
+            thread.ended.result(LONG)
+    assert "no more webhooks are accepted" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_forked_child_keeps_neither_the_port_nor_a_connection() -> None:
+    """Also if its parent is killed, and could not close them."""
+    command = [sys.executable, str(Path(__file__).with_name("_server_child.py")), "0", "--fork"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        port, child = int(parent.stdout.readline()), 0
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=LONG) as connection:
+                assert post(connection, b"", b"x") == (200, b"x")
+                parent.send_signal(signal.SIGUSR1)
+                child = int(parent.stdout.readline())
+                assert post(connection, b"", b"y") == (200, b"y")
+                parent.kill()
+                assert is_closed(connection)
+            await_refusal(("127.0.0.1", port))
+        finally:
+            parent.kill()
+            if child:
+                os.kill(child, signal.SIGKILL)
