@@ -20,12 +20,14 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakSet
 
+from statsig_otel._log_throttle import LogThrottle
 from statsig_otel.config.errors import Fault
 from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.connection import HttpConnection
-from statsig_otel.plugin.server.tls import ServerTlsSettings, digest, pem_files, server_context
+from statsig_otel.plugin.server.tls import ServerTlsSettings, digest, handshake_fault, pem_files, server_context
 
 _log = logging.getLogger(__name__)
+_throttle: Final = LogThrottle(_log)
 _BACKLOG: Final = 1024
 _OTHER_FILES: Final = 128  # file descriptors reserved for the rest of the process
 _ACCEPTED_A_TURN: Final = 64  # connections, before those that are open have their turn
@@ -393,7 +395,10 @@ class _Connections:
                 accepted.close()
                 connection.abort()
                 self.lost(connection)
-            if error is not None and not isinstance(error, OSError):  # a failed handshake is an OSError
+            if isinstance(error, ssl.SSLError):
+                fault = handshake_fault(error)
+                _throttle.log(logging.WARNING, fault, "a TLS handshake failed: %s", fault)
+            elif error is not None and not isinstance(error, OSError):  # the client has left, or was too slow
                 _log.error("a connection could not be served", exc_info=error)
 
         handshake.add_done_callback(done)

@@ -140,6 +140,24 @@ def server_context(tls: ServerTlsSettings) -> ssl.SSLContext:
     return context
 
 
+_HANDSHAKE_FAULTS: Final = {
+    "HTTP_REQUEST": "a client speaks plain HTTP to this port, which serves HTTPS: use https://, or leave tls out",
+    "WRONG_VERSION_NUMBER": "a client does not speak TLS to this port: does a load balancer send the PROXY protocol?",
+    "TLSV1_ALERT_UNKNOWN_CA": "a client does not trust the certificate: does cert_file contain the whole chain?",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "a client refuses the certificate: is the name that it uses in it?",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "a client refuses the certificate: is the name that it uses in it?",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "a client has no certificate, and client_ca_file asks for one",
+    "CERTIFICATE_VERIFY_FAILED": "a client's certificate is not signed by an authority in client_ca_file",
+    "UNSUPPORTED_PROTOCOL": "a client speaks an older version of TLS than min_version",
+}
+"""What OpenSSL's reasons for a failed handshake mean, and what to do."""
+
+
+def handshake_fault(error: ssl.SSLError) -> str:
+    """Why a TLS handshake failed, for the log."""
+    return _HANDSHAKE_FAULTS.get(error.reason, str(error.reason or error))
+
+
 def _require_readable(name: str, path: Path) -> None:
     try:
         with path.open("rb"):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import ssl
 from pathlib import Path
 
 import pytest
 import trustme
 
+from statsig_otel._log_throttle import LogThrottle
+from statsig_otel.plugin.server import server
 from statsig_otel.plugin.server.tls import ServerTlsSettings
-from tests.plugin.server.echo import EchoApp, echo_server, is_closed, post, serving, trusting
+from tests.plugin.server.echo import EchoApp, echo_server, is_closed, post, read_to_end, serving, trusting
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="session")
@@ -167,3 +171,30 @@ def test_tls_files_are_checked_before_anything_is_opened(tls: ServerTlsSettings,
             server.bind()
         with pytest.raises(RuntimeError, match="not bound"):
             _ = server.address
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"POST / HTTP/1.1\r\nhost: test\r\n\r\n", "plain HTTP to this port, which serves HTTPS"),
+        (b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n", "the PROXY protocol"),
+    ],
+)
+def test_a_client_that_does_not_speak_tls_is_logged_with_what_to_do(
+    sent: bytes, said: str, tls: ServerTlsSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_throttle", LogThrottle(logging.getLogger("test")))
+    with serving(echo_server(tls=tls)) as running, running.connect() as connection:
+        connection.sendall(sent)
+        assert is_closed(connection) or read_to_end(connection)  # OpenSSL may send an alert
+        wait_until(lambda: said in caplog.text)
+
+
+def test_a_client_that_does_not_trust_the_certificate_is_logged_with_what_to_do(
+    tls: ServerTlsSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_throttle", LogThrottle(logging.getLogger("test")))
+    with serving(echo_server(tls=tls)) as running, running.connect() as plain:
+        with pytest.raises(ssl.SSLError):
+            ssl.create_default_context().wrap_socket(plain, server_hostname="127.0.0.1")
+        wait_until(lambda: "does cert_file contain the whole chain" in caplog.text)
