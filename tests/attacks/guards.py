@@ -114,17 +114,17 @@ GUARDS: Final[dict[str, Guard]] = {
                 '_SIZE: Final = rb"([0-9A-Fa-f]{1,15})(?:[ \\t]*;[\\t\\x20-\\x7e\\x80-\\xff]*)?\\r\\n"',
                 '_SIZE: Final = rb"[ +x-]*([0-9A-Fa-f]{1,15})[^\\n]*\\n"',
             ),
-            Edit(READER, "if not self._header_begun.fullmatch(data, at) or end - at > MAX_HEADER_BYTES:", "if False:"),
+            Edit(READER, "if not self._header_begun.fullmatch(data, at) or end - at > MAX_FRAMING:", "if False:"),
             Edit(READER, 're.compile(rb"\\r\\n" + _SIZE)', 're.compile(rb"[^\\n]*\\n" + _SIZE)'),
         ),
     ),
     "chunk framing": Guard(
-        "The headers of all chunks have at most as many bytes as what is in them, and 64 KiB more.",
-        (Edit(READER, "if self._framing > MAX_HEADER_BYTES + self._payload:", "if False:"),),
+        "The headers of all chunks have at most as many bytes as what is in them, and 16 KiB more.",
+        (Edit(READER, "if self._framing > MAX_FRAMING + self._payload:", "if False:"),),
     ),
     "chunk header size": Guard(
-        "The header of one chunk has at most 64 KiB.",
-        (Edit(READER, "or end - at > MAX_HEADER_BYTES:", ":"),),
+        "The header of one chunk has at most 16 KiB.",
+        (Edit(READER, "or end - at > MAX_FRAMING:", ":"),),
     ),
     "trailers": Guard(
         "Trailers have at most 64 KiB and 100 fields. They never become headers.",
@@ -142,7 +142,7 @@ GUARDS: Final[dict[str, Guard]] = {
         ),
     ),
     "short turns": Guard(
-        "One turn of a connection handles at most 256 chunks; then the others have theirs.",
+        "One turn of a connection handles at most 128 chunks; then the others have theirs.",
         (Edit(READER, "chunks < CHUNKS_A_TURN and ", ""),),
     ),
     "one request": Guard(

@@ -416,7 +416,7 @@ ATTACKS: Final = (
         act=_tiny_chunks,
     ),
     Attack(
-        name="chunk extensions of more than 64 KiB, also without an end",
+        name="chunk extensions of more than 16 KiB, also without an end",
         expected="400",
         guards=("chunk framing", "chunk header size"),
         act=sends(

@@ -21,12 +21,15 @@ from typing import Final, TypeAlias
 import httptools
 
 MAX_HEADER_BYTES: Final = 64 * 1024
-"""The limit for a request line and headers. The same limit is for the trailers, and for one chunk's header."""
+"""The limit for a request line and headers, and for trailers."""
+
+MAX_FRAMING: Final = 16 * 1024
+"""The limit for the header of one chunk. The headers of all chunks may have as many bytes more as there is content."""
 
 MAX_FIELDS: Final = 100
 """The most header fields of a request."""
 
-CHUNKS_A_TURN: Final = 256
+CHUNKS_A_TURN: Final = 128
 """The most chunks that one call of `feed` handles, so that a body in tiny chunks can't hold up other connections."""
 
 Field: TypeAlias = tuple[bytes, bytes]
@@ -208,7 +211,7 @@ class _Chunks:
                 continue
             match = self._header.match(data, at)
             if match is None:
-                if not self._header_begun.fullmatch(data, at) or end - at > MAX_HEADER_BYTES:
+                if not self._header_begun.fullmatch(data, at) or end - at > MAX_FRAMING:
                     raise _wrong_chunk("a chunk has no valid header")
                 self._unread = data[at:]
                 return end
@@ -219,7 +222,7 @@ class _Chunks:
             self._payload += self._left
             self._framing += match.end() - at
             at = match.end()
-            if self._framing > MAX_HEADER_BYTES + self._payload:
+            if self._framing > MAX_FRAMING + self._payload:
                 raise _wrong_chunk("the headers of the chunks are larger than what is in them")
         return at
 

@@ -28,10 +28,10 @@ from statsig_otel.plugin.server.tls import ServerTlsSettings, digest, handshake_
 
 _log = logging.getLogger(__name__)
 _throttle: Final = LogThrottle(_log)
-_BACKLOG: Final = 1024
+_BACKLOG: Final = 4096
 _OTHER_FILES: Final = 128  # file descriptors reserved for the rest of the process
 _ACCEPTED_A_TURN: Final = 64  # connections, before those that are open have their turn
-_MIN_WAIT: Final = 0.5  # seconds in which a client can send something before its connection may make room
+_MIN_WAIT: Final = 0.1  # seconds in which a client can send something before its connection may make room
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
 _LINGER: Final = 1.0  # seconds that a stop grants to half-sent headers, and to the last answers
 _TLS_SHUTDOWN: Final = 5.0  # seconds for the peer to confirm the end of a TLS connection
@@ -222,7 +222,7 @@ class _Connections:
     """Accepts the connections of one listening socket in the running loop, and closes them.
 
     At the limit, a connection that waits for its client makes room for a new one: the one whose client has been silent
-    for longest, and for half a second at least. Without such a connection new ones wait in the system's backlog.
+    for longest, and for a tenth of a second at least. Without such a connection new ones wait in the system's backlog.
 
     Attributes:
         failed: The error that ends the server: it can't accept connections any more.

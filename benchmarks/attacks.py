@@ -1,0 +1,301 @@
+"""Is a signed webhook answered in time while the server is attacked, and does its memory stay bounded?
+
+`statsig-otel run` with its defaults is attacked from another process: by idle, slow and silent clients, by floods of
+requests that are refused, and by a flood of signed exposures. Meanwhile a third process posts signed config changes at
+a steady pace, each over a new connection, as after a pause. Memory is that of the service, which is started again for
+each attack. All changes that were answered with 200 must reach the sink.
+Target: p99 below 1 s beside every attack, no change refused, and no growth of the memory during a flood.
+
+    python benchmarks/attacks.py [--seconds S] [--pace N] [--only NAME ...] [--directory DIR] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import resource
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+
+from benchmarks import measure, webhooks
+from benchmarks.load import quantile
+from benchmarks.service import Running, service
+from benchmarks.sink import sink
+from benchmarks.webhooks import CHANGE, EXPOSURES
+from statsig_otel.plugin import DEFAULT_PATH
+
+NOTHING = "nothing"
+_TIMEOUT = 30.0
+"""Seconds after which a change that was not answered counts as lost."""
+
+_MOMENT = 2.0
+"""Seconds from the begin of an attack to the first change, in which all its connections are opened."""
+
+_HEAD = f"POST {DEFAULT_PATH} HTTP/1.1\r\nhost: attack\r\n".encode()
+_UNSIGNED = _HEAD + b"content-length: 2\r\n\r\n{}"
+_FAKE = (
+    b"x-statsig-signature: v0=" + b"0" * 64 + b"\r\nx-statsig-request-timestamp: %d\r\n"
+)  # signature headers with the right form: the body has to be read
+
+
+# The attacks. Each is one client's work, and is begun again when its connection ends.
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Client = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def kept_alive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(_UNSIGNED)
+        if not await reader.read(65536):
+            return
+        await asyncio.sleep(7.0)
+
+
+async def slow_header(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    for byte in _HEAD * 1000:
+        writer.write(bytes([byte]))
+        await _drained_or_closed(reader, writer)
+        await asyncio.sleep(0.5)
+
+
+async def slow_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(_HEAD + _fake_headers() + b"content-length: 100000\r\n\r\n")
+    for _ in range(100_000):
+        writer.write(b"x")
+        await _drained_or_closed(reader, writer)
+        await asyncio.sleep(0.5)
+
+
+async def pipelined(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n" * 10_000)
+    await writer.drain()
+    await reader.read()
+
+
+async def one_byte_chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(_HEAD + _fake_headers() + b"transfer-encoding: chunked\r\n\r\n")
+    while not reader.at_eof():
+        writer.write(b"1\r\nx\r\n" * 10_000)
+        await _drained_or_closed(reader, writer)
+
+
+async def large_bodies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(_HEAD + _fake_headers() + b"content-length: %d\r\n\r\n" % (20 << 20))
+    for _ in range(20):
+        writer.write(bytes(1 << 20))
+        await _drained_or_closed(reader, writer)
+    await reader.read()
+
+
+async def unsigned(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(_UNSIGNED)
+        if not await reader.read(65536):
+            return
+
+
+_exposures = webhooks.requests(EXPOSURES)
+
+
+async def exposures(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(next(_exposures))
+        if not await reader.read(65536):
+            return
+
+
+def _fake_headers() -> bytes:
+    return _FAKE % (time.time_ns() // 1_000_000)
+
+
+async def _drained_or_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    if reader.at_eof():
+        raise ConnectionError
+    await writer.drain()
+
+
+ATTACKS: dict[str, tuple[Client, int]] = {
+    "silent connections": (silent, 5000),
+    "kept-alive connections, an unsigned request every 7 s": (kept_alive, 5000),
+    "headers of two bytes per second": (slow_header, 3000),
+    "bodies of two bytes per second": (slow_body, 3000),
+    "pipelined requests": (pipelined, 200),
+    "one-byte chunks": (one_byte_chunks, 200),
+    "large bodies with a wrong signature": (large_bodies, 50),
+    "unsigned requests, as many as possible": (unsigned, 64),
+    "signed exposures, 500 a body, as many as possible": (exposures, 8),
+}
+"""Each attack with its number of clients at a time."""
+
+
+async def attack(name: str, port: int) -> None:
+    """Attack without end."""
+    client, clients = ATTACKS[name]
+
+    async def again_and_again() -> None:
+        while True:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                reader, writer = await asyncio.open_connection(measure.HOST, port)
+                try:
+                    await client(reader, writer)
+                finally:
+                    writer.transport.abort()
+            await asyncio.sleep(0.1)
+
+    async with asyncio.TaskGroup() as attacking:
+        for _ in range(clients):
+            attacking.create_task(again_and_again())
+
+
+# The changes beside it.
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How the changes were answered.
+
+    Attributes:
+        took: The seconds from the connection to the answer, for each.
+        refused: The number of those that were not answered with 200.
+    """
+
+    took: list[float]
+    refused: int
+
+
+async def post_changes(port: int, pace: float, seconds: float) -> Answered:
+    """Post changes at a steady pace, each over a connection of its own."""
+    took: list[float] = []
+    refused = 0
+
+    async def one(request: bytes) -> None:
+        nonlocal refused
+        began = time.monotonic()
+        head = b""
+        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+            async with asyncio.timeout(_TIMEOUT):
+                reader, writer = await asyncio.open_connection(measure.HOST, port)
+                writer.write(request)
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.close()
+        took.append(time.monotonic() - began)
+        refused += not head.startswith(b"HTTP/1.1 200")
+
+    async with asyncio.TaskGroup() as posting:
+        began = time.monotonic()
+        for index, request in zip(count(), islice(webhooks.requests(CHANGE), round(pace * seconds)), strict=False):
+            await asyncio.sleep(began + index / pace - time.monotonic())
+            posting.create_task(one(request))
+    return Answered(took, refused)
+
+
+# The parent.
+
+
+@contextlib.contextmanager
+def attacked(name: str, port: int) -> Iterator[None]:
+    """Attack the port from another process during the block."""
+    if name == NOTHING:
+        yield
+        return
+    arguments = ("-m", "benchmarks.attacks", "--attack", name, "--port", str(port))
+    with measure.spawn(*arguments) as attacker:
+        try:
+            yield
+        finally:
+            attacker.kill()
+
+
+@contextlib.contextmanager
+def sampled(running: Running) -> Iterator[list[int]]:
+    """The service's resident memory in bytes, every tenth of a second during the block."""
+    found: list[int] = []
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(0.1):
+            found.append(measure.memory(running.pid).now)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
+
+
+def compare(given: argparse.Namespace) -> None:
+    rows = []
+    file_system = ""
+    names = [NOTHING, *(name for name in ATTACKS if not given.only or any(word in name for word in given.only))]
+    for name in names:
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(measure.working_directory(given.directory))
+            backend = stack.enter_context(sink())
+            running = stack.enter_context(service(directory / "queue", backend.address))
+            at_rest = measure.memory(running.pid).now
+            with attacked(name, running.port), sampled(running) as memory:
+                time.sleep(_MOMENT)
+                printed = measure.output(
+                    "-m", "benchmarks.attacks", "--post", "--port", str(running.port),
+                    "--seconds", str(given.seconds), "--pace", str(given.pace),
+                    timeout=given.seconds + _TIMEOUT + measure.START_TIMEOUT,
+                )  # fmt: skip
+            answered = Answered(**json.loads(printed))
+            backend.settle(len(answered.took) - answered.refused)
+            half = memory[: len(memory) // 2]
+            file_system = measure.file_system(directory)
+        clients = str(ATTACKS[name][1]) if name in ATTACKS else ""
+        rows.append(
+            [
+                name,
+                clients,
+                *(f"{quantile(answered.took, hundredths) * 1000:.0f}" for hundredths in (50, 99)),
+                f"{answered.refused} of {len(answered.took)}",
+                *(f"{size / 2**20:.0f}" for size in (at_rest, max(half), max(memory))),
+            ]
+        )
+    measure.publish(
+        "attacks",
+        "Milliseconds from the connection of a signed webhook to its answer, beside each attack; webhooks that were not "
+        "answered with 200; and the service's resident memory in MiB: at rest, its maximum in the first half of the "
+        "time, and its maximum.",
+        f"{measure.machine()}. On {file_system}.",
+        measure.arguments(given, ("seconds", "pace")),
+        measure.table(["attack", "clients", "p50", "p99", "refused", "at rest", "half", "all"], rows),
+    )
+
+
+def main() -> None:
+    parser = measure.parser(__doc__, rounds=1, quick={"seconds": 5.0})
+    parser.add_argument("--seconds", type=float, default=30.0, help="the length of one attack")
+    parser.add_argument("--pace", type=float, default=10.0, help="changes per second beside it")
+    parser.add_argument("--only", nargs="*", help="only the attacks whose names contain one of these words")
+    measure.add_directory(parser)
+    parser.add_argument("--attack", help=argparse.SUPPRESS)
+    parser.add_argument("--post", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if given.attack is not None:
+        asyncio.run(attack(given.attack, given.port))
+    elif given.post:
+        print(json.dumps(vars(asyncio.run(post_changes(given.port, given.pace, given.seconds)))))
+    else:
+        compare(given)
+
+
+if __name__ == "__main__":
+    main()
