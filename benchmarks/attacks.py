@@ -268,9 +268,9 @@ def compare(given: argparse.Namespace) -> None:
         )
     measure.publish(
         "attacks",
-        "Milliseconds from the connection of a signed webhook to its answer, beside each attack; webhooks that were not "
-        "answered with 200; and the service's resident memory in MiB: at rest, its maximum in the first half of the "
-        "time, and its maximum.",
+        "Milliseconds from the connection of a signed webhook to its answer, beside each attack; webhooks that were "
+        "not answered with 200; and the service's resident memory in MiB: at rest, at most in the first half of the "
+        "time, and at most.",
         f"{measure.machine()}. On {file_system}.",
         measure.arguments(given, ("seconds", "pace")),
         measure.table(["attack", "clients", "p50", "p99", "refused", "at rest", "half", "all"], rows),
