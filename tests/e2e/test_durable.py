@@ -1,8 +1,5 @@
 """The promise behind a 200, with real processes: what was acknowledged reaches every exporter."""
 
-import random
-import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +10,8 @@ import pytest
 from statsig_otel.plugin.record.record import uid
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, run_to_end
-from tests.e2e.statsig_client import ENV, Client, change, grpc_exporter, load, post, uids, waiting
-from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink, Received
+from tests.e2e.statsig_client import ENV, change, grpc_exporter, post, uids, waiting
+from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink
 from tests.waiting import wait_until
 
 
@@ -140,63 +137,3 @@ def test_an_exporter_that_left_the_configuration_keeps_its_place(tmp_path: Path)
         leaves.answer = GrpcAnswer()
         with ServiceProcess(write_config(tmp_path, both, queued=True), env=ENV):
             wait_until(lambda: len(uids(leaves.requests)) == 1, "the other has it now")
-
-
-class Killer:
-    """Ends the service with SIGKILL, at random or from within a backend, between a delivery and its bookkeeping."""
-
-    def __init__(self) -> None:
-        self._chance = random.Random(1)
-        self._armed = threading.Event()
-        self._victim: ServiceProcess | None = None
-
-    def answer(self, _: Received) -> GrpcAnswer:
-        """A backend's answer: it comes too late where the backend has killed the service before."""
-        if not self._armed.is_set() or self._victim is None:
-            return GrpcAnswer()
-        self._armed.clear()
-        self._victim.process.send_signal(signal.SIGKILL)
-        self._victim.process.wait(10)
-        return GrpcAnswer()
-
-    def kill(self, victim: ServiceProcess, *, on_receipt: bool) -> None:
-        self._victim = victim
-        time.sleep(self._chance.uniform(0.0, 0.4))
-        if on_receipt:
-            self._armed.set()
-        else:
-            victim.process.send_signal(signal.SIGKILL)
-        victim.wait()
-
-
-def kill_in_a_loop(folder: Path, kills: int) -> None:
-    killer = Killer()
-    clients = [Client(seed) for seed in (1, 2, 3)]
-    with GrpcSink() as first, GrpcSink() as second:
-        first.answer = killer.answer
-        exporters = {"otlp_grpc/first": grpc_exporter(first), "otlp_grpc/second": grpc_exporter(second)}
-        config = write_config(folder, exporters, queued=True)
-        with load(clients):
-            for number in range(kills):
-                with ServiceProcess(config, env=ENV, exit_code=-signal.SIGKILL) as service:
-                    for client in clients:
-                        client.url = service.url
-                    killer.kill(service, on_receipt=number % 3 == 0)
-        with ServiceProcess(config, env=ENV) as service:
-            fresh = change(999_999_999)
-            assert post(service.url, fresh).status == 200
-            wait_until(lambda: set(waiting(folder).values()) == {0}, "the queue is drained")
-        acknowledged = set[str]().union(*(client.acknowledged for client in clients), {uid(fresh)})
-        assert len(acknowledged) > kills
-        for sink in (first, second):
-            assert acknowledged <= set(uids(sink.requests))
-
-
-def test_nothing_acknowledged_is_lost_over_a_few_kills(tmp_path: Path) -> None:
-    kill_in_a_loop(tmp_path, 3)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_nothing_acknowledged_is_lost_over_two_hundred_kills(tmp_path: Path) -> None:
-    kill_in_a_loop(tmp_path, 200)
