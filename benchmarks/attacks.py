@@ -235,6 +235,31 @@ def sampled(running: Running) -> Iterator[list[int]]:
         thread.join()
 
 
+@dataclass(frozen=True)
+class Result:
+    """What happened beside one attack.
+
+    Attributes:
+        answered: How the changes were answered.
+        memory: The service's resident memory in bytes, every tenth of a second.
+    """
+
+    answered: Answered
+    memory: list[int]
+
+
+def beside(name: str, running: Running, *, seconds: float, pace: float) -> Result:
+    """Attack a service, and post so many changes per second beside it."""
+    with attacked(name, running.port), sampled(running) as memory:
+        time.sleep(_MOMENT)
+        printed = measure.output(
+            "-m", "benchmarks.attacks", "--post", "--port", str(running.port),
+            "--seconds", str(seconds), "--pace", str(pace),
+            timeout=seconds + _TIMEOUT + measure.START_TIMEOUT,
+        )  # fmt: skip
+    return Result(Answered(**json.loads(printed)), memory)
+
+
 def compare(given: argparse.Namespace) -> None:
     rows = []
     file_system = ""
@@ -245,14 +270,8 @@ def compare(given: argparse.Namespace) -> None:
             backend = stack.enter_context(sink())
             running = stack.enter_context(service(directory / "queue", backend.address))
             at_rest = measure.memory(running.pid).now
-            with attacked(name, running.port), sampled(running) as memory:
-                time.sleep(_MOMENT)
-                printed = measure.output(
-                    "-m", "benchmarks.attacks", "--post", "--port", str(running.port),
-                    "--seconds", str(given.seconds), "--pace", str(given.pace),
-                    timeout=given.seconds + _TIMEOUT + measure.START_TIMEOUT,
-                )  # fmt: skip
-            answered = Answered(**json.loads(printed))
+            result = beside(name, running, seconds=given.seconds, pace=given.pace)
+            answered, memory = result.answered, result.memory
             backend.settle(len(answered.took) - answered.refused)
             half = memory[: len(memory) // 2]
             file_system = measure.file_system(directory)
