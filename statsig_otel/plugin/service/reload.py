@@ -10,7 +10,7 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError, SettingError, render
 from statsig_otel.config.grammar import check
 from statsig_otel.config.model import Opaque, reveal
-from statsig_otel.config.source import Document
+from statsig_otel.config.source import NOWHERE, Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.doctor.machine_checks import check_files
@@ -37,15 +37,15 @@ class Reloader:
     Args:
         assembly: The parts of the service.
         document: What the configuration was made from.
-        read: Reads it again.
+        read: Reads it again. None for a configuration that was made in code: only its certificates can be renewed.
         during: Each reload goes on within this block.
     """
 
     def __init__(
         self,
         assembly: Assembly,
-        document: Document,
-        read: Callable[[], Document],
+        document: Document = NOWHERE,
+        read: Callable[[], Document] | None = None,
         during: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._assembly = assembly
@@ -55,7 +55,7 @@ class Reloader:
         self._lock = threading.Lock()
         self._unusable = ""  # the last logged message about the secrets' files
         self._emptied: set[tuple[str | int, ...]] = set()  # secrets whose files were found empty once
-        self._pem = self._pem_seen = self._read_pem()  # those that were taken over, and those of the last look
+        self._pem = self._pem_seen = b""  # the PEM files that were taken over, and those of the last look
         self._ended = threading.Event()
         assembly.offer("reload", lambda _: {"changes": self._answer()})
 
@@ -64,6 +64,11 @@ class Reloader:
         """What the current configuration was made from."""
         return self._document
 
+    @property
+    def has_files(self) -> bool:
+        """Whether the configuration was read from files, or other locations."""
+        return self._read is not None
+
     def start(self) -> None:
         """Take over changed files of signing secrets and certificates from now on.
 
@@ -71,6 +76,9 @@ class Reloader:
             RuntimeError: No thread can be started.
         """
         self._ended = threading.Event()
+        if not self.has_files and not pem_files(self._assembly.configuration):
+            return  # and a reload can't add any
+        self._pem = self._pem_seen = self._read_pem()
         threading.Thread(target=self._watch, args=(self._ended,), name="watched files", daemon=True).start()
 
     def shutdown(self) -> None:
@@ -153,6 +161,8 @@ class Reloader:
             raise ControlError(_told(error)) from error
 
     def _take_over(self) -> list[str]:
+        if self._read is None:
+            return self._assembly.renew_certificates()
         document = self._read()
         EXPORTERS.refresh()  # an exporter may have been installed meanwhile
         configuration = check_with_files(document)

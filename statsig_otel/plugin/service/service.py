@@ -12,9 +12,7 @@ from wsgiref.types import WSGIApplication
 from statsig_otel import _times
 from statsig_otel.config.errors import ConfigError, Problem, hint_for
 from statsig_otel.config.model import Opaque
-from statsig_otel.config.source import NOWHERE
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
-from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.record.otlp import AttributeValue
@@ -38,9 +36,6 @@ _WORKERS: Final = (
     "statsig-otel beside them, or turn the queue off: sending_queue enabled=False for every exporter; and if that "
     "process is about to end, as a worker at a reload is, use wait_for_directory=True"
 )
-
-
-_NO_FILE: Final = "this service was made in code, so there is no file to read again"
 
 
 class Service:
@@ -119,7 +114,7 @@ class Service:
             url=url,
             ways_out=_WORKERS,
         )
-        self._use(assembly)
+        self._use(assembly, Reloader(assembly))
 
     @classmethod
     def from_file(
@@ -133,7 +128,8 @@ class Service:
         """A service with the configuration of files, as `statsig-otel run` reads it.
 
         Entry points, `${env:...}` and `${file:...}` work as described in docs/configuration.md. Files of signing
-        secrets are read again when they change. Only `service::telemetry` is not used: the log is your program's.
+        secrets and certificates are read again when they change. Only `service::telemetry` is not used: the log is your
+        program's.
 
         Args:
             locations: The files, or what else `--config` takes: `env:NAME`, `yaml:TEXT`. Several are merged; later ones
@@ -174,13 +170,11 @@ class Service:
         service._use(assembly, reloader)  # noqa: SLF001 - it is this class's
         return service
 
-    def _use(self, assembly: Assembly, reloader: Reloader | None = None) -> None:
+    def _use(self, assembly: Assembly, reloader: Reloader) -> None:
         self._assembly = assembly
         self._reloader = reloader
         self._lifecycle = Lifecycle(self._open, self._close)
-        if reloader is None:
-            assembly.offer("reload", _refuse_reload)
-        for sentence in remarks(assembly.configuration, reloader.document if reloader else NOWHERE):
+        for sentence in remarks(assembly.configuration, reloader.document):
             _logger.warning("%s", sentence)
 
     def reload(self) -> list[str]:
@@ -188,21 +182,19 @@ class Service:
 
         No connection ends, and no change is lost. Secrets, tolerance and mapping apply from the next request on,
         renewed TLS files of the servers from the next connection on. An exporter that changed finishes its batch before
-        another one takes its place. `statsig-otel reload` does the same from outside.
+        another one takes its place. Of a service that was made in code only certificates are read again; they are also
+        watched. `statsig-otel reload` does the same from outside.
 
         Returns:
             The changes, as sentences.
 
         Raises:
-            ConfigError: The configuration has errors, or the service was not made by `from_file`. Nothing has changed.
+            ConfigError: The configuration has errors, or a server's TLS files can't be used. Nothing has changed.
             RestartNeededError: A part of it needs a restart, or the service is not running. Nothing has changed.
             QueueError: The queue can't be written. Nothing has changed.
             OSError: An exporter can't open a file. Everything else has been taken over.
             ValueError: The content of an exporter's file is not valid. Everything else has been taken over.
         """
-        if self._reloader is None:
-            hint = "make it with Service.from_file, or make another service; rotate_secrets changes its secrets"
-            raise ConfigError([Problem((), _NO_FILE, hint)])
         return self._reloader.reload()
 
     @property
@@ -407,7 +399,7 @@ class Service:
         """
         Verifier(secrets)  # raises what is wrong with them
         wanted, after = self._known(receiver), [check_secret(Opaque(secret)) for secret in secrets]
-        if self._reloader is not None:
+        if self._reloader.has_files:
             problem = "this service was made from files, which say what its secrets are"
             raise ConfigError(
                 [Problem((), problem, "change them there, and call reload; files of secrets are watched")]
@@ -434,17 +426,14 @@ class Service:
 
     def _open(self, go_on: Callable[[], None]) -> None:
         try:
-            if self._reloader is not None:
-                self._reloader.start()
+            self._reloader.start()
             self._assembly.open(go_on)
         except BaseException:
-            if self._reloader is not None:
-                self._reloader.shutdown()
+            self._reloader.shutdown()
             raise
 
     def _close(self) -> bool:
-        if self._reloader is not None:
-            self._reloader.shutdown()
+        self._reloader.shutdown()
         return self._assembly.close()
 
     def _stop(self, timeout: float, drain: float) -> "Future[bool]":
@@ -460,10 +449,6 @@ def service_of(assembly: Assembly, reloader: Reloader) -> Service:
     service = Service.__new__(Service)
     service._use(assembly, reloader)  # noqa: SLF001 - it is this module's
     return service
-
-
-def _refuse_reload(_: object) -> None:
-    raise ControlError(_NO_FILE)
 
 
 def _with_margin(timeout: float) -> float:

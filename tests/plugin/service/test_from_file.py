@@ -1,6 +1,8 @@
 """A service from files, in code: what it reads, what it reads again, and what a URL is for."""
 
 import logging
+import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ import pytest
 from statsig_otel.config import ConfigError
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.plugin import DEFAULT_PATH, RestartNeededError, Service, StatsigReceiverSettings
-from statsig_otel.plugin.control.socket import ControlError, call
-from tests.plugin.services import SECRET, Keeper, post, service
+from statsig_otel.plugin.control.socket import call
+from tests.peers.certs import Authority
+from tests.plugin.services import SECRET, Keeper, address_of, post, service
 from tests.waiting import wait_until
 
 OTHER = "webhook-another-0123456789"
@@ -132,12 +135,48 @@ def test_secrets_in_files_are_changed_there(make: Make) -> None:
         make().rotate_secrets("statsig", [OTHER])
 
 
-def test_a_service_made_in_code_has_no_file_to_read_again(tmp_path: Path) -> None:
-    with service(tmp_path, {"mine": Keeper()}) as running:
-        with pytest.raises(ConfigError, match=r"(?s)made in code.*hint: make it with Service.from_file"):
-            running.reload()
-        with pytest.raises(ControlError, match="this service was made in code"):
-            call(tmp_path / CONTROL, "reload")
+class Served:
+    """A service with TLS that is made in code, whose certificate is written again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._authority = Authority()
+        self._trusting = ssl.create_default_context(cafile=self._authority.write(folder))
+        cert_file, key_file = self.issue()
+        tls = {"cert_file": cert_file, "key_file": key_file}
+        self.service = service(folder / "queue", {"mine": Keeper()}, receiver={"tls": tls})
+
+    def issue(self) -> tuple[str, str]:
+        return self._authority.issue("127.0.0.1").write(self._folder)
+
+    def certificate(self) -> str:
+        """The serial number of the certificate that a client is shown."""
+        with (
+            socket.create_connection(address_of(self.service), 10) as plain,
+            self._trusting.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
+        ):
+            return str((secure.getpeercert() or {})["serialNumber"])
+
+
+def test_of_a_service_made_in_code_a_reload_renews_the_certificates(tmp_path: Path) -> None:
+    served = Served(tmp_path)
+    assert served.service.reload() == []
+    with served.service:
+        first = served.certificate()
+        assert served.service.reload() == []
+        served.issue()
+        assert served.service.reload() == ["receivers::statsig::tls: its files have changed"]
+        assert served.certificate() != first
+        assert call(tmp_path / "queue" / CONTROL, "reload") == {"changes": []}
+
+
+@pytest.mark.slow
+def test_of_a_service_made_in_code_the_certificates_are_watched(tmp_path: Path) -> None:
+    served = Served(tmp_path)
+    with served.service:
+        first = served.certificate()
+        served.issue()
+        wait_until(lambda: served.certificate() != first)
 
 
 @pytest.mark.parametrize("url", ["https://flags.example.com/statsig", "https://flags.example.com/statsig/"])
