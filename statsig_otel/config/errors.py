@@ -91,8 +91,8 @@ class Problem:
         return text if self.hint is None else f"{text}\n  hint: {self.hint}"
 
 
-class ConfigError(Exception):
-    """A configuration can't be used. Its string lists all problems.
+class ConfigError(ValueError):
+    """A configuration can't be used, from a file or from code. Its string lists all problems.
 
     Attributes:
         problems: Each once, sorted by file and line.

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Final, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -20,7 +21,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
-from statsig_otel.config.errors import SettingError
+from statsig_otel.config.errors import ConfigError, SettingError
 from statsig_otel.config.scalars import YAML_1_1_BOOLEANS, resolve
 from statsig_otel.config.units import Duration, parse_duration
 
@@ -54,6 +55,8 @@ def _is_one_of(implied: Iterable[object], value: object) -> bool:
 class Settings(BaseModel):
     """The base of every component's settings: unknown keys are errors, values don't change once checked.
 
+    The constructor and `model_validate` raise a `ConfigError` with all problems, as a file has them.
+
     Attributes:
         refused: Keys that the Collector's component has and this one has not, each with what to do instead.
         implied: Values of such keys that ask for what happens here anyway, so they are accepted. `Duration` stands for
@@ -80,6 +83,32 @@ class Settings(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True
     )
+
+    if not TYPE_CHECKING:  # type checkers know the constructor by the fields
+
+        def __init__(self, /, **values: object) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise _config_error(type(self), values, error) from None
+
+        __init__.__pydantic_base_init__ = True  # so that pydantic does not call it for the models in models
+
+        @classmethod
+        def model_validate(cls, obj: object, **options: object) -> Self:
+            """Make settings of a mapping.
+
+            Args:
+                obj: The mapping; or settings, which are returned.
+                options: See pydantic's `BaseModel.model_validate`.
+
+            Raises:
+                ConfigError: All that is wrong.
+            """
+            try:
+                return super().model_validate(obj, **options)
+            except ValidationError as error:
+                raise _config_error(cls, obj, error) from None
 
     @classmethod
     def advice(cls, key: str, value: object) -> str | None:  # noqa: ARG003 - for subclasses
@@ -125,6 +154,13 @@ class Settings(BaseModel):
         for name in ("refused", "implied", "meant", "needed"):
             tables = [vars(base).get(name, {}) for base in reversed(cls.__mro__)]
             setattr(cls, name, {key: advice for table in tables for key, advice in table.items()})
+
+
+def _config_error(model: type[Settings], values: object, error: ValidationError) -> ConfigError:
+    """The same problems as of a file, for settings that are made in code."""
+    from statsig_otel.config.validation import problems_of  # noqa: PLC0415 - it needs the models
+
+    return ConfigError(problems_of(model, values, error))
 
 
 class Composed(Settings):

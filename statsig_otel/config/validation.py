@@ -6,8 +6,9 @@ Each value has at most one problem, although pydantic reports one error for each
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from types import UnionType
-from typing import Annotated, Any, Final, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, TypeAlias, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -15,10 +16,11 @@ from pydantic_core import ErrorDetails
 from statsig_otel.config.errors import NOT_A_NAME, Fault, Path, Problem, SettingError, closest, hint_for
 from statsig_otel.config.model import Composed, Opaque, OrList, Settings, is_path, without_these
 from statsig_otel.config.scalars import resolve
-from statsig_otel.config.source import Document, Unknown
+from statsig_otel.config.source import NOWHERE, Document, Unknown
 from statsig_otel.config.units import AS_WRITTEN, Duration, unit_of
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_REFERENCE: Final = re.compile(r'"([^"$]*)\$\{env:(\w+)\}"')
 
 _S = TypeVar("_S", bound=Settings)
 _C = TypeVar("_C", bound=Composed)
@@ -88,9 +90,28 @@ def compose(
     return _checked(read, (composed, model), body, path, document)
 
 
+def problems_of(model: type[Settings], values: object, error: ValidationError) -> list[Problem]:
+    """What is wrong with settings that are made in code."""
+    found = _by_place(error.errors(include_url=False), values)
+    problems = [in_code(problem) for problem in _problems(found, (model,), values, (), NOWHERE)]
+    return [problem if problem.path else replace(problem, path=(model.__name__,)) for problem in problems]
+
+
+def in_code(problem: Problem) -> Problem:
+    """A problem of a file in the words of somebody who writes code."""
+    hint = problem.hint and _REFERENCE.sub(_as_expression, problem.hint)
+    return replace(problem, hint=hint)
+
+
+def _as_expression(reference: re.Match[str]) -> str:
+    before, name = reference.groups()
+    variable = f'os.environ["{name}"]'
+    return f'"{before}" + {variable}' if before else variable
+
+
 def _read(model: type[_S], value: object) -> tuple[_S | None, list[ErrorDetails]]:
     try:
-        return model.model_validate(value, context=AS_WRITTEN), []
+        return cast("_S", model.__pydantic_validator__.validate_python(value, context=AS_WRITTEN)), []
     except ValidationError as error:
         return None, error.errors(include_url=False)
 
@@ -181,7 +202,7 @@ def _wants_path(annotations: Iterable[Any]) -> bool:
 def _problems(
     by_place: Mapping[Path, tuple[object, list[ErrorDetails]]],
     models: Models,
-    body: Mapping[str, object],
+    body: object,
     path: Path,
     document: Document,
 ) -> list[Problem]:

@@ -140,6 +140,8 @@ def collect_garbage_rarely() -> None:
 def _start(service: Service, configuration: Configuration, document: Document, directory: Path) -> None:
     try:
         service.start()
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
     except OSError as error:
         problem = start_problem(error, configuration, document, directory)
         if problem is None:

@@ -103,9 +103,17 @@ def start_problem(
         for name, settings in _servers(configuration).items():
             if error.address == settings.address:
                 return document.problem(("receivers", name, "endpoint"), *error.fault)
+    return directory_problem(error, configuration, document, directory)
+
+
+def directory_problem(
+    error: OSError, configuration: Configuration, document: Document, directory: FilePath
+) -> Problem | None:
+    """Why the queue can't be in its directory, with its place; None if the error is about something else."""
     place = directory.absolute()
     if isinstance(error.filename, str) and FilePath(error.filename).absolute() in (place, *place.parents):
-        return _no_queue(configuration, document, directory, unusable(FilePath(error.filename), error))
+        fault = QueueDirectory(directory).check() or unusable(FilePath(error.filename), error)
+        return _no_queue(configuration, document, directory, fault)
     return None
 
 

@@ -106,7 +106,7 @@ class HttpServer:
             RuntimeError: `bind` was not called.
         """
         if self._address is None:
-            raise RuntimeError("the server is not bound: call bind() first")
+            raise RuntimeError("the server does not listen yet")
         return self._address
 
     def bind(self) -> None:
@@ -164,7 +164,7 @@ class HttpServer:
             if self._stopping:
                 return
             if self._socket is None:
-                raise RuntimeError("the server is not bound: call bind() first")
+                raise RuntimeError("the server does not listen yet")
             listening, self._socket = self._socket, None
             self._loop = asyncio.get_running_loop()
         try:

@@ -55,6 +55,7 @@ class Assembly:
     Attributes:
         receivers: The receivers for ASGI, by id.
         wsgi_receivers: The receivers for WSGI, by id.
+        directory: The queue's directory, as an absolute path.
 
     Raises:
         ConfigError: Receivers that share an endpoint don't agree, or an exporter can't be made from its settings.
@@ -76,13 +77,13 @@ class Assembly:
         self._configuration = configuration
         self._resource = dict(resource)
         self._url = _checked_url(url)
-        self._directory = directory.absolute()
+        self.directory: Final = directory.absolute()
         self._listens = listen
         self._waits = wait_for_directory
         self._ways_out = ways_out
         self._commands: dict[str, Handler] = {}
         self._consumer = ServiceConsumer()
-        self._outbound = Outbound(configuration, self._directory)
+        self._outbound = Outbound(configuration, self.directory)
         self._intakes = {name: one.intake(name, resource) for name, one in settings.items()}
         patience = self._outbound.patience
         self.receivers: Final = {
@@ -159,7 +160,7 @@ class Assembly:
             RuntimeError: `begin_to_close` was called while this waited for the directory.
         """
         if self._failed:
-            self._outbound = Outbound(self._configuration, self._directory)
+            self._outbound = Outbound(self._configuration, self.directory)
             self._make_openings()
         try:
             self._start_outbound(go_on)

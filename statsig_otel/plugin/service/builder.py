@@ -1,19 +1,20 @@
 """Makes a configuration from code instead of files, with the same components, checks and messages."""
 
+import re
 import threading
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Any, Final, TypeAlias, TypeGuard, cast
 
 from statsig_otel._times import SEND_TIMEOUT
 from statsig_otel.config.configuration import Configuration, Pipeline
-from statsig_otel.config.errors import ConfigError, Problem
+from statsig_otel.config.errors import ConfigError, Path, Problem
 from statsig_otel.config.grammar import examine
 from statsig_otel.config.model import Settings
 from statsig_otel.config.source import NOWHERE, Document
-from statsig_otel.config.validation import validate
+from statsig_otel.config.validation import in_code, validate
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
@@ -29,6 +30,7 @@ from statsig_otel.plugin.settings.reading import queued_exporters
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
 _STORAGE: Final = "file_storage"
+_REFERENCE: Final = re.compile(r"\$\{(env:|file:|[A-Z_][A-Z0-9_]*(:-[^}]*)?\})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def build_configuration(
     exporters: Exporters,
     pipelines: Pipelines | None,
     resource: Mapping[str, AttributeValue] | None,
-    directory: Path | str | None,
+    directory: FilePath | str | None,
     min_free_bytes: int,
     listen: bool,
 ) -> Configuration:
@@ -86,6 +88,7 @@ def build_configuration(
     if misshapen:
         raise ConfigError(misshapen)
     problems = [*_resource_problems(resource or {}), *([] if listen else _unused_keys(receivers))]
+    references = [*_references(("receivers",), receivers), *_references(("exporters",), exporters)]
     every: Pipelines = {"logs": Pipeline(tuple(receivers), tuple(exporters))}
     values: dict[str, object] = {
         "receivers": dict(receivers),
@@ -103,7 +106,9 @@ def build_configuration(
     }
     configuration, found = examine(Document(values, places={}), replace(COMPONENTS, exporters=_models(exporters)))
     wrong = {problem.path[:2] for problem in problems if problem.path[0] == "exporters"}
-    problems += [_as_argument(problem) for problem in found if problem.path[:2] not in wrong]
+    told = {problem.path[:end] for problem in references for end in range(3, len(problem.path) + 1)}
+    problems += references
+    problems += [as_argument(one) for one in found if one.path[:2] not in wrong and one.path not in told]
     queued = queued_exporters(configuration)
     if queued and not directory:
         message = f"is required: what waits for {', '.join(queued)} is kept there"
@@ -114,9 +119,10 @@ def build_configuration(
     return configuration
 
 
-def _as_argument(problem: Problem) -> Problem:
-    """The keys of a file's storage extension are arguments here."""
-    return replace(problem, path=problem.path[2:]) if problem.path[:2] == ("extensions", _STORAGE) else problem
+def as_argument(problem: Problem) -> Problem:
+    """A problem in the words of code: the keys of a file's storage extension are arguments of `Service`."""
+    path = problem.path[2:] if problem.path[:2] == ("extensions", _STORAGE) else problem.path
+    return in_code(replace(problem, path=path))
 
 
 def _models(exporters: Exporters) -> Mapping[str, type[Settings]]:
@@ -178,6 +184,19 @@ def _object_problems(name: str, destination: Destination, owner: str) -> Iterato
     elif owner != name:
         message = f"is the same object as exporters::{owner}"
         yield Problem(path, message, "make one for each id: each has a thread of its own")
+
+
+def _references(path: Path, value: object) -> Iterator[Problem]:
+    """The strings of mappings that refer to a variable or a file, which they do in files only."""
+    if isinstance(value, str):
+        if _REFERENCE.search(value):
+            hint = "give the value itself, or make the service with Service.from_file"
+            yield Problem(path, "contains ${...}, which stands for something in files only", hint)
+    elif isinstance(value, Destination):
+        yield from _references(path, value.exporter)
+    elif isinstance(value, Mapping | list | tuple):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _references((*path, key), item)
 
 
 def _misshapen(arguments: Mapping[str, object]) -> Iterator[Problem]:

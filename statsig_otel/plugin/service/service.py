@@ -13,12 +13,13 @@ from statsig_otel import _times
 from statsig_otel.config.errors import ConfigError, Problem, hint_for
 from statsig_otel.config.model import Opaque
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
+from statsig_otel.plugin.doctor.machine_checks import directory_problem
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.server.asgi_types import Receive, Send
 from statsig_otel.plugin.service.assembly import Assembly
-from statsig_otel.plugin.service.builder import Exporters, Pipelines, Receivers, build_configuration
+from statsig_otel.plugin.service.builder import Exporters, Pipelines, Receivers, as_argument, build_configuration
 from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import Lifecycle
 from statsig_otel.plugin.service.reload import Reloader, check_with_files
@@ -306,7 +307,8 @@ class Service:
             ValueError: The content of a file is not valid.
             QueueError: The queue's directory belongs to another process (`DirectoryInUseError`, which says what to do),
                 or its file can't be used.
-            ConfigError: A second attempt can't make an exporter from its settings any more.
+            ConfigError: The queue's directory can't be used; or a second attempt can't make an exporter from its
+                settings any more.
             RuntimeError: The service was shut down already, or was started before this process was forked.
         """
         try:
@@ -428,9 +430,17 @@ class Service:
         try:
             self._reloader.start()
             self._assembly.open(go_on)
-        except BaseException:
+        except BaseException as error:
             self._reloader.shutdown()
+            if isinstance(error, OSError) and (problem := self._directory_problem(error)):
+                raise ConfigError([problem]) from error
             raise
+
+    def _directory_problem(self, error: OSError) -> Problem | None:
+        """What an error means for the queue's directory, in the words of who made the service; None for nothing."""
+        assembly, document = self._assembly, self._reloader.document
+        problem = directory_problem(error, assembly.configuration, document, assembly.directory)
+        return problem if problem is None or self._reloader.has_files else as_argument(problem)
 
     def _close(self) -> bool:
         self._reloader.shutdown()

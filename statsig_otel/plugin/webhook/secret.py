@@ -18,6 +18,8 @@ def fault_of_secret(secret: str) -> Fault | None:
         return Fault("begins or ends with white space", _COPY_ALONE)
     if not _QUOTES.isdisjoint({secret[0], secret[-1]}):
         return Fault("begins or ends with a quotation mark", _NO_QUOTES)
+    if "${" in secret:
+        return Fault("contains ${, which stands for something in files only", "give the secret itself")
     if not secret.isprintable() or secret == "[REDACTED]":  # noqa: S105 - it takes the place of one
         return Fault("contains what no secret has: a byte order mark, a line end, or [REDACTED] itself", _COPY_ALONE)
     return None

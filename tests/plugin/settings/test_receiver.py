@@ -1,8 +1,8 @@
 """The receiver's settings: every bound, with an error that says what to do."""
 
 import pytest
-from pydantic import ValidationError
 
+from statsig_otel.config import ConfigError
 from statsig_otel.config.model import reveal
 from statsig_otel.exporters.consumer import Batch
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
@@ -32,13 +32,13 @@ def test_an_endpoint_is_host_and_port(endpoint: str, address: tuple[str, int]) -
     ["", "localhost", "localhost:", "http://localhost:8080", "localhost:8080/x", "::1:80", "a:65536", "a:1 "],
 )
 def test_anything_else_is_no_endpoint(endpoint: str) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ConfigError):
         settings(endpoint=endpoint)
 
 
 @pytest.mark.parametrize("path", ["", "hook", "/a b", "/{x}", "/a?b", "/a#b", "/ä", "//x", "/a//b", "/a%20b"])
 def test_a_path_is_plain(path: str) -> None:
-    with pytest.raises(ValidationError, match="must begin with /"):
+    with pytest.raises(ConfigError, match="must begin with /"):
         settings(path=path)
 
 
@@ -46,14 +46,14 @@ def test_a_path_is_plain(path: str) -> None:
     ("secrets", "message"),
     [
         ([""], "is empty"),
-        (["", ""], r"(?s)0\n.*is empty.*1\n.*is empty"),
+        (["", ""], r"(?s)\[0\]: is empty.*\[1\]: is empty"),
         (["webhook-x\n"], "white space"),
         ("webhook-x", "list"),
-        (None, "list"),
+        (None, "has no value"),
     ],
 )
 def test_secrets_are_a_list_of_texts_that_are_not_empty(secrets: object, message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ConfigError, match=message):
         settings(signing_secrets=secrets)
 
 
@@ -66,7 +66,7 @@ def test_a_place_for_the_next_secret_may_be_empty() -> None:
 
 def test_no_secret_must_be_written_out() -> None:
     assert settings(signing_secrets=[]).signing_secrets == []
-    with pytest.raises(ValidationError, match="signing_secrets"):
+    with pytest.raises(ConfigError, match="signing_secrets"):
         StatsigReceiverSettings.model_validate({})
 
 
@@ -86,10 +86,10 @@ def test_secrets_are_not_shown() -> None:
         ({"user": "hash", "hash_key": "k", "include_original": True}, "would show the users"),
         ({"user": "none"}, "full"),
         ({"timestamp_tolerance": "-1s"}, "duration"),
-        ({"read_timeout": "0"}, "greater than 0"),
-        ({"read_header_timeout": "61m"}, "3600"),
-        ({"max_connections": 0}, "greater than 0"),
-        ({"max_request_body_size": "0MiB"}, "greater than 0"),
+        ({"read_timeout": "0"}, "must be more than 0s"),
+        ({"read_header_timeout": "61m"}, "at most 1h0m0s"),
+        ({"max_connections": 0}, "must be more than 0"),
+        ({"max_request_body_size": "0MiB"}, "must be more than 0"),
         ({"max_request_body_size": "2MiB", "max_in_flight_bytes": "1MiB"}, "at least max_request_body_size"),
         ({"resource": {"a": None}}, "resource"),
         ({"resource": {"a": 2**63}}, "resource"),
@@ -102,7 +102,7 @@ def test_secrets_are_not_shown() -> None:
     ],
 )
 def test_values_that_can_not_work_together_are_errors(values: dict[str, object], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ConfigError, match=message):
         settings(**values)
 
 

@@ -1,0 +1,116 @@
+"""What is wrong with settings, mappings, types and directories is one kind of error, in the words of code."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statsig_otel.config import ConfigError
+from statsig_otel.exporters import ClientTlsSettings, DebugSettings, FileSettings, OtlpHttpSettings
+from statsig_otel.plugin import (
+    BatchSettings,
+    Destination,
+    SendingQueueSettings,
+    Service,
+    StatsigReceiverSettings,
+)
+from tests.plugin.services import SECRET, service
+
+RECEIVER = StatsigReceiverSettings(signing_secrets=[SECRET], endpoint="127.0.0.1:0")
+
+
+def made(**arguments: Any) -> Service:
+    given = {"receivers": {"statsig": RECEIVER}, "exporters": {"debug": DebugSettings()}, "directory": "queue"}
+    return Service(**{**given, **arguments})
+
+
+HTTP = OtlpHttpSettings(endpoint="https://h")
+WRONG: list[tuple[Callable[[], object], str]] = [
+    (
+        lambda: OtlpHttpSettings(endpoint="https://h", hedaers={}),  # type: ignore[call-arg]
+        "hedaers: unknown key\n  hint: did you mean headers?",
+    ),
+    (OtlpHttpSettings, "OtlpHttpSettings: needs an endpoint, such as http://localhost:4318, or a logs_endpoint"),
+    (lambda: SendingQueueSettings(batch=BatchSettings(max_size=0)), "max_size: must be more than 0\n"),
+    (
+        lambda: SendingQueueSettings.model_validate({"batch": {"max_size": 0}}),
+        "batch::max_size: must be more than 0\n",
+    ),
+    (lambda: ClientTlsSettings(cert_file="x"), "ClientTlsSettings: a client certificate needs its private key"),
+    (
+        lambda: made(receivers={"statsig": {}}),
+        'receivers::statsig::signing_secrets: is required\n  hint: write [os.environ["STATSIG_SIGNING_SECRET"]], or',
+    ),
+    (lambda: made(exporters={"nope": {}}), "exporters::nope: there is no exporter of the type 'nope'\n  hint: there"),
+    (lambda: made(exporters={"nope": HTTP}), "exporters::nope: there is no exporter of the type 'nope'\n  hint: there"),
+    (lambda: made().receiver("nope"), "receivers::nope: there is no such receiver\n  hint: there are: statsig"),
+    (lambda: made(directory="a\0b"), "directory: contains a NUL byte, which no path can contain"),
+]
+
+
+@pytest.mark.parametrize(("make", "said"), WRONG)
+def test_settings_and_mappings_say_what_is_wrong_where_and_what_to_do(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value).startswith(said)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_directory_that_can_not_be_one_is_said_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError) as caught:
+            made(directory=directory).start()
+        assert str(caught.value).startswith(f"directory: {tmp_path / 'file'} is not a directory\n  hint: ")
+    with pytest.raises(ConfigError, match="directory: /proc/nothing can't be used: No such file or directory"):
+        made(directory="/proc/nothing").start()
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "receivers: {statsig: {signing_secrets: [], endpoint: '127.0.0.1:0'}}\nexporters: {debug: }\n"
+        "extensions:\n  file_storage: {directory: file}\n"
+        "service: {extensions: [file_storage], pipelines: {logs: {receivers: [statsig], exporters: [debug]}}}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        Service.from_file(config, environ={}).start()
+    assert str(caught.value).startswith(
+        f"extensions::file_storage::directory: {tmp_path / 'file'} is not a directory ({config}:4)"
+    )
+
+
+def test_an_address_is_known_after_the_start(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the server does not listen yet"):
+        _ = service(tmp_path, {"debug": DebugSettings()}).urls
+
+
+REFERENCES = ["${env:TOKEN}", "Bearer ${env:TOKEN}", "${file:/run/token}", "${TOKEN}", "${TOKEN:-x}"]
+
+
+@pytest.mark.parametrize("written", REFERENCES)
+def test_a_reference_in_code_is_no_secret(written: str) -> None:
+    """It stands for something in files only. As a literal it would be refused by Statsig, or by the backend."""
+    http = {"endpoint": "https://h", "headers": {"authorization": written}}
+    for arguments, path in (
+        ({"receivers": {"statsig": {"signing_secrets": [SECRET, written]}}}, "receivers::statsig::signing_secrets[1]"),
+        ({"exporters": {"otlp_http": http}}, "exporters::otlp_http::headers::authorization"),
+        ({"exporters": {"otlp_http": Destination(http)}}, "exporters::otlp_http::headers::authorization"),  # type: ignore[arg-type]
+        ({"exporters": {"file": {"path": written}}}, "exporters::file::path"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            made(**arguments)
+        (problem,) = caught.value.problems
+        assert str(problem).startswith(
+            f"{path}: contains ${{...}}, which stands for something in files only\n  hint: give"
+        )
+
+
+def test_settings_refuse_it_too() -> None:
+    with pytest.raises(ConfigError, match=r"signing_secrets\[0\]: contains \$\{, which stands for something in files"):
+        StatsigReceiverSettings(signing_secrets=["${env:SECRET}"])
+    with pytest.raises(ConfigError, match=r"headers: the value of the header 'a' contains \$\{...\}"):
+        OtlpHttpSettings(endpoint="https://h", headers={"a": "Bearer ${env:TOKEN}"})
+
+
+def test_other_dollars_are_only_characters() -> None:
+    mapping = {"signing_secrets": [SECRET], "resource": {"a": "$5 ${x} $$ {name}"}, "mapping": {"body": "${name}"}}
+    made(receivers={"statsig": mapping}, exporters={"file": FileSettings(path=Path("${env:X}"))})
