@@ -3,6 +3,8 @@
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ import urllib3
 
 from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.processes import write_config
-from tests.e2e.service_process import ServiceProcess, run_to_end
+from tests.e2e.service_process import ServiceProcess, environment, run_to_end
 from tests.peers.certs import Authority
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink
 
@@ -383,3 +385,28 @@ def test_help_and_version() -> None:
     unknown = run_to_end("rnu")
     assert unknown.returncode == 2
     assert "rnu" in unknown.stderr
+
+
+@pytest.mark.slow
+def test_a_service_that_cannot_accept_any_more_ends_so_that_a_supervisor_starts_it_again(tmp_path: Path) -> None:
+    """Not a process that lives and listens no more."""
+    program = (
+        "import socket, sys, threading, time\n"
+        "from statsig_otel.plugin.cli.main import main\n"
+        "from statsig_otel.plugin.server.server import _sockets\n"
+        "def end():\n"
+        "    while not (listening := list(_sockets)):\n"
+        "        time.sleep(0.1)\n"
+        "    time.sleep(1)\n"
+        "    listening[0].shutdown(socket.SHUT_RDWR)\n"
+        "threading.Thread(target=end, daemon=True).start()\n"
+        "main(sys.argv[1:])\n"
+    )
+    config = write_config(tmp_path, {"debug": {}})
+    command = [sys.executable, "-c", program, "run", "--config", str(config)]
+    ended = subprocess.run(
+        command, env=environment(SECRET_ENV), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert "The server failed: no more webhooks are accepted" in ended.stderr
+    assert ended.stderr.splitlines()[-1] == "Error: the server failed: Invalid argument"

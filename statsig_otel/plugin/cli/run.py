@@ -203,8 +203,9 @@ async def _run(service: Service, assembly: Assembly, supervisor: Supervisor, doc
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         await service.ashutdown()
         watched.cancel()
-    if ended.done():
-        ended.result()  # raises the error of a server that failed
+    if ended.done() and (error := ended.exception()) is not None:
+        words = _message(error) if isinstance(error, Exception) else str(error)
+        raise click.ClickException(f"the server failed: {words}")
 
 
 async def _reload_on(requested: asyncio.Event, service: Service) -> None:
