@@ -13,7 +13,7 @@ from typing import Final
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
 
 MOST_AT_ONCE: Final = 1000
-"""Records and invalid items of one slice; a change is never divided."""
+"""Records, changes without one, and invalid items of a slice. A change is never divided."""
 
 
 def store(batch: Batch, consume: Callable[[Batch], Future[Receipt]]) -> Future[Receipt]:
@@ -23,13 +23,14 @@ def store(batch: Batch, consume: Callable[[Batch], Future[Receipt]]) -> Future[R
         batch: The batch.
         consume: As `Consumer.consume`. It is called for the next slice after the one before is stored.
     """
-    if len(batch.changes) + len(batch.invalid) <= MOST_AT_ONCE and _weight(batch.changes) <= MOST_AT_ONCE:
+    if sum(map(_rows, batch.changes)) + len(batch.invalid) <= MOST_AT_ONCE:
         return consume(batch)
     return _Storing(batch, consume).answer
 
 
-def _weight(changes: tuple[Change, ...]) -> int:
-    return sum(len(change.records) for change in changes)
+def _rows(change: Change) -> int:
+    """What a change costs to store. Even one without records is looked up among the duplicates."""
+    return max(1, len(change.records))
 
 
 class _Storing:
@@ -75,13 +76,13 @@ def _slices(batch: Batch) -> Iterator[Batch]:
     """The parts of a batch, in its order."""
     changes: list[Change] = []
     invalid: list[Invalid] = []
-    weight = 0
+    rows = 0
     for one in chain(batch.changes, batch.invalid):
-        size = _weight((one,)) if isinstance(one, Change) else 1
-        if weight and weight + size > MOST_AT_ONCE:
+        more = _rows(one) if isinstance(one, Change) else 1
+        if rows and rows + more > MOST_AT_ONCE:
             yield replace(batch, changes=tuple(changes), invalid=tuple(invalid))
-            changes, invalid, weight = [], [], 0
-        weight += size
+            changes, invalid, rows = [], [], 0
+        rows += more
         if isinstance(one, Change):
             changes.append(one)
         elif isinstance(one, Invalid):
