@@ -85,7 +85,8 @@ $(VENV)/.fuzz: $(VENV)/.dev
 # One process, one target after another. What was found before is where the next run begins.
 SECONDS ?= 20
 fuzz: $(VENV)/.fuzz
-	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS) $(TARGETS) $(ARGS)
+	@mkdir -p proofs/results
+	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS) --results proofs/results/$$(date +%Y-%m-%d)-fuzz.md $(TARGETS) $(ARGS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
