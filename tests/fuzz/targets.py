@@ -14,6 +14,7 @@ TARGETS: Final[Mapping[str, tuple[str, ...]]] = {
     "payload": ("statsig_otel.plugin", "json.decoder"),
     "configuration": ("statsig_otel", "ruamel"),
     "templates": ("statsig_otel.plugin.record", "fnmatch"),
+    "answers": ("statsig_otel.exporters.otlp",),
     "queue_file": ("statsig_otel.exporters",),
     "control_socket": ("statsig_otel.plugin.control", "statsig_otel.exporters"),
 }
