@@ -46,11 +46,15 @@ class Process:
     Args:
         arguments: The program and its arguments.
         environment: The whole environment.
+        pass_fds: Descriptors that stay open in it.
     """
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], environment: Mapping[str, str], *, pass_fds: Sequence[int] = ()
+    ) -> None:
         self._arguments = arguments
         self._environment = environment
+        self._pass_fds = pass_fds
         self._lines: list[str] = []
         self._said = threading.Condition()
         self._ended = False
@@ -59,6 +63,7 @@ class Process:
         self._process = subprocess.Popen(
             self._arguments,
             env=self._environment,
+            pass_fds=self._pass_fds,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -23,6 +23,7 @@ from statsig_otel.plugin.cli.log_output import buffered_log
 from statsig_otel.plugin.cli.options import config_option
 from statsig_otel.plugin.cli.supervisor import Supervisor
 from statsig_otel.plugin.doctor.machine_checks import start_problem
+from statsig_otel.plugin.server.inherited import inherited_sockets
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.reload import FAILURES, Reloader, check_with_files
 from statsig_otel.plugin.service.service import Service, service_of
@@ -80,7 +81,12 @@ def command(locations: tuple[str, ...], listen: str | None, log_level: str | Non
     try:
         document, configuration = _read(locations, log_level, listen=listen)
         directory = find_directory(configuration, os.environ)
-        assembly = Assembly(configuration, directory=directory, resource=resource_from_environment(os.environ))
+        assembly = Assembly(
+            configuration,
+            directory=directory,
+            resource=resource_from_environment(os.environ),
+            inherited=inherited_sockets(os.environ),
+        )
         supervisor = Supervisor(os.environ)
 
         def read() -> Document:
@@ -221,10 +227,12 @@ async def _report_alive(supervisor: Supervisor, assembly: Assembly, stopping: as
     """Report regularly that webhooks are served; while the service stops, that this loop runs."""
     if supervisor.watchdog_interval is None:
         return
+    pause = supervisor.watchdog_interval / 2
     stopped = asyncio.create_task(stopping.wait())
     while True:
-        if not stopping.is_set():
-            turn: asyncio.Future[Any] = asyncio.wrap_future(assembly.next_turn())
-            await asyncio.wait({turn, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        supervisor.alive()
-        await asyncio.sleep(supervisor.watchdog_interval / 2)
+        turn: asyncio.Future[Any] = asyncio.wrap_future(assembly.next_turn())
+        await asyncio.wait({turn, stopped}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+        if turn.done() or stopping.is_set():
+            supervisor.alive()
+            await asyncio.sleep(pause)
+        turn.cancel()

@@ -69,6 +69,8 @@ class HttpServer:
         tls: To serve HTTPS.
         drain_timeout: Seconds that `serve` grants to requests in flight after a stop before it closes their
             connections.
+        inherited: A socket of a supervisor to accept from, instead of one for `host` and `port`. It goes on listening
+            after a stop: clients wait until the next server accepts them.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class HttpServer:
         max_connections: int = 1000,
         tls: ServerTlsSettings | None = None,
         drain_timeout: float = 15.0,
+        inherited: socket.socket | None = None,
     ) -> None:
         self._app = app
         self._host = host
@@ -89,11 +92,13 @@ class HttpServer:
         self._max_connections = max_connections
         self._tls = tls
         self._drain_timeout = drain_timeout
+        self._inherited = inherited
         self._lock = threading.Lock()  # for the next four attributes: stop() is called from any thread
         self._socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = asyncio.Event()
         self._stopping = False
+        self._quiet = threading.Event()  # no more requests can come
         self._address: tuple[str, int] | None = None
         self._context: ssl.SSLContext | None = None
         self._pem = b""  # the fingerprint of the TLS files when they were read
@@ -124,11 +129,12 @@ class HttpServer:
         with self._lock:
             if self._socket is not None or self._loop is not None:
                 raise RuntimeError("the server is bound already")
-            self._socket = listening = _listen(self._host, self._port)
+            self._socket = listening = self._listening()
             _sockets.add(listening)
             self._context, self._pem = context, pem
             self._stopped = asyncio.Event()
             self._stopping = False
+            self._quiet.clear()
         name = listening.getsockname()
         self._address = (name[0], name[1])
 
@@ -179,10 +185,11 @@ class HttpServer:
             try:
                 connections.accept()
                 await self._until_stopped(connections.failed)
-                await connections.drain(self._drain_timeout)
+                await connections.drain(self._drain_timeout, quiet=self._quiet.set)
             finally:
                 await connections.cut_off()
         finally:
+            self._quiet.set()
             listening.close()
             with self._lock:
                 self._loop = None
@@ -215,7 +222,22 @@ class HttpServer:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._stopped.set)
         if listening is not None:  # bound, but never served
+            self._quiet.set()
             listening.close()
+
+    def wait_until_quiet(self, timeout: float) -> None:
+        """Wait after `stop` until no more requests can come: a client that had connected may still send its first one.
+
+        That takes a second at most, unless the loop hangs.
+        """
+        self._quiet.wait(timeout)
+
+    def _listening(self) -> socket.socket:
+        if self._inherited is None:
+            return _listen(self._host, self._port)
+        listening = self._inherited.dup()
+        listening.setblocking(False)
+        return listening
 
 
 class _Connections:
@@ -297,8 +319,8 @@ class _Connections:
         self._next_try = None
         self.accept()
 
-    async def drain(self, seconds: float) -> None:
-        """Stop accepting, and wait for the requests in flight. Half-sent headers get one second."""
+    async def drain(self, seconds: float, *, quiet: Callable[[], None]) -> None:
+        """Stop accepting, and wait for the requests in flight. Half-sent headers get one second; then it is quiet."""
         deadline = self._loop.time() + seconds
         self._stop_accepting()
         for connection in tuple(self._open):
@@ -307,6 +329,7 @@ class _Connections:
         for connection in tuple(self._open):
             if connection.is_unused:
                 connection.abort()
+        quiet()
         while calls := set(self._calls):
             if (left := deadline - self._loop.time()) <= 0:
                 _log.warning("the drain timeout is over: %d requests in flight were cut off", len(calls))

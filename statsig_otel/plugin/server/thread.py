@@ -35,6 +35,17 @@ class ServerThread:
         thread.start()
         self._thread = thread  # only now that it runs, since `shutdown` joins it
 
+    def stop_accepting(self, drain_timeout: float) -> None:
+        """Accept no more connections, and wait until no more requests can come on those that were accepted.
+
+        That takes a second at most. The requests in flight get so many seconds, from now on.
+        """
+        for server in self.servers:
+            server.stop(drain_timeout)
+        if self._thread is not None:
+            for server in self.servers:
+                server.wait_until_quiet(drain_timeout)
+
     def shutdown(self, drain_timeout: float) -> None:
         """Stop accepting, give the requests in flight so many seconds, and end the thread. Works without `start`."""
         for server in self.servers:
@@ -50,7 +61,7 @@ class ServerThread:
                 self.ended.set_result(None)
 
     def next_turn(self) -> Future[None]:
-        """Done at the next turn of the thread's loop: soon, unless the loop hangs. Never done once it has ended."""
+        """Done at the next turn of the thread's loop: soon, unless it hangs. Never done while no loop runs."""
         turn: Future[None] = Future()
 
         def come() -> None:

@@ -6,7 +6,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from statsig_otel.plugin.control.socket import ControlServer, Handler
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver
 from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.server.inherited import InheritedSocket
 from statsig_otel.plugin.server.thread import ServerThread
 from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.endpoints import Endpoint, check_endpoints, endpoints_of
@@ -51,6 +52,7 @@ class Assembly:
         wait_for_directory: Whether `open` waits for the directory while another process owns it.
         url: The address at which Statsig reaches the receivers, without their paths.
         ways_out: What to do if another process owns the directory.
+        inherited: Listening sockets of a supervisor. The name of each is the id of a receiver.
 
     Attributes:
         receivers: The receivers for ASGI, by id.
@@ -59,6 +61,7 @@ class Assembly:
 
     Raises:
         ConfigError: Receivers that share an endpoint don't agree, or an exporter can't be made from its settings.
+        ValueError: The inherited sockets do not fit the receivers.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Assembly:
         wait_for_directory: bool = False,
         url: str = "",
         ways_out: str = "",
+        inherited: Sequence[InheritedSocket] = (),
     ) -> None:
         settings = receiver_settings(configuration)
         check_endpoints(settings)
@@ -81,6 +85,7 @@ class Assembly:
         self._listens = listen
         self._waits = wait_for_directory
         self._ways_out = ways_out
+        self._inherited = inherited
         self._commands: dict[str, Handler] = {}
         self._consumer = ServiceConsumer()
         self._outbound = Outbound(configuration, self.directory)
@@ -107,7 +112,9 @@ class Assembly:
     def _make_openings(self) -> None:
         """Make what webhooks and commands come in by, for the current `Outbound`."""
         settings = receiver_settings(self._configuration)
-        self._endpoints: list[Endpoint] = endpoints_of(settings, self.receivers) if self._listens else []
+        self._endpoints: list[Endpoint] = (
+            endpoints_of(settings, self.receivers, self._inherited) if self._listens else []
+        )
         self._servers.servers = [endpoint.server for endpoint in self._endpoints]
         socket = self._outbound.socket
         self._control = ControlServer(socket, {}) if socket else None
@@ -237,12 +244,14 @@ class Assembly:
         self._closing = True
         timeout = self._left()
         grace = min(_times.SEND_GRACE, timeout / 4)
+        drained = time.monotonic() + min(_times.REQUEST_DRAIN, timeout / 2)
+        # First of all, so that a request of a client that has connected is taken and not refused.
+        self._servers.stop_accepting(min(_times.REQUEST_DRAIN, timeout / 2))
         self._outbound.close(grace)
         for receiver in self.receivers.values():
             receiver.close(min(_times.BODY_GRACE, timeout / 4))
         for wsgi_receiver in self.wsgi_receivers.values():
             wsgi_receiver.close()
-        drained = time.monotonic() + min(_times.REQUEST_DRAIN, timeout / 2)
         self._servers.shutdown(max(drained - time.monotonic(), 0.0))
         for intake in self._intakes.values():  # those of an application that the receivers are mounted in
             intake.wait_until_idle(max(drained - time.monotonic(), 0.0))

@@ -1,10 +1,12 @@
 """Groups receivers by address, checks that those on one address agree, and makes the server of each address."""
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
+from statsig_otel.plugin.server.inherited import InheritedSocket
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
@@ -40,7 +42,10 @@ class Endpoint:
     """One address and its server, for the receivers with these settings. The constructor opens nothing."""
 
     def __init__(
-        self, settings: Mapping[str, StatsigReceiverSettings], receivers: Mapping[str, StatsigReceiver]
+        self,
+        settings: Mapping[str, StatsigReceiverSettings],
+        receivers: Mapping[str, StatsigReceiver],
+        inherited: socket.socket | None,
     ) -> None:
         self._paths = {name: one.path for name, one in settings.items()}
         first = next(iter(settings.values()))
@@ -51,6 +56,7 @@ class Endpoint:
             create_app({path: receivers[name] for name, path in self._paths.items()}),
             host=host,
             port=port,
+            inherited=inherited,
             read_header_timeout=first.read_header_timeout,
             max_connections=first.max_connections,
             tls=first.tls,
@@ -65,10 +71,43 @@ class Endpoint:
 
 
 def endpoints_of(
-    settings: Mapping[str, StatsigReceiverSettings], receivers: Mapping[str, StatsigReceiver]
+    settings: Mapping[str, StatsigReceiverSettings],
+    receivers: Mapping[str, StatsigReceiver],
+    inherited: Sequence[InheritedSocket] = (),
 ) -> list[Endpoint]:
-    """The endpoints of all receivers, which are given by id."""
+    """The endpoints of all receivers, which are given by id.
+
+    Args:
+        settings: The receivers' settings.
+        receivers: The receivers.
+        inherited: Sockets that a supervisor listens on. The name of each is the id of a receiver. If there is one
+            socket for one endpoint, its name does not matter. An endpoint without a socket listens by itself.
+
+    Raises:
+        ValueError: The sockets do not fit the endpoints.
+    """
     shared: dict[str, dict[str, StatsigReceiverSettings]] = {}
     for name, one in settings.items():
         shared.setdefault(one.endpoint, {})[name] = one
-    return [Endpoint(of_address, receivers) for of_address in shared.values()]
+    sockets = _by_endpoint(inherited, {name: one.endpoint for name, one in settings.items()})
+    return [Endpoint(group, receivers, sockets.get(address)) for address, group in shared.items()]
+
+
+def _by_endpoint(inherited: Sequence[InheritedSocket], endpoints: Mapping[str, str]) -> dict[str, socket.socket]:
+    """The socket of each endpoint that has one. `endpoints` has the endpoint of each receiver."""
+    if len(inherited) == 1 and len(set(endpoints.values())) == 1:
+        return dict.fromkeys(endpoints.values(), inherited[0].socket)
+    sockets: dict[str, socket.socket] = {}
+    for one in inherited:
+        endpoint = endpoints.get(one.name)
+        if endpoint is None:
+            raise ValueError(
+                f"LISTEN_FDNAMES: {one.name} is not the id of a receiver; name each socket after a receiver at its "
+                f"endpoint ({', '.join(endpoints)}); in a systemd socket unit this is FileDescriptorName"
+            )
+        if endpoint in sockets:
+            raise ValueError(
+                f"LISTEN_FDNAMES: {one.name} is the name of two sockets for one endpoint, {endpoint}; pass one"
+            )
+        sockets[endpoint] = one.socket
+    return sockets
