@@ -6,7 +6,7 @@ PYTHON ?=
 DEPENDENCIES ?= pinned
 # Each choice has an environment of its own.
 empty :=
-VENV := $(subst $(empty) $(empty),-,$(strip .venv $(notdir $(PYTHON)) $(filter-out pinned,$(DEPENDENCIES))))
+VENV := $(subst $(empty) $(empty),-,$(strip .venv $(subst /,_,$(PYTHON)) $(filter-out pinned,$(DEPENDENCIES))))
 BIN := $(VENV)/bin
 CONSTRAINTS := $(VENV)/constraints.txt
 # This pins build requirements too. The path is relative, since pip takes a space in it for the end.
