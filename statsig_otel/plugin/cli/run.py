@@ -23,7 +23,7 @@ from statsig_otel.plugin.cli.log_output import buffered_log
 from statsig_otel.plugin.cli.options import config_option
 from statsig_otel.plugin.cli.supervisor import Supervisor
 from statsig_otel.plugin.doctor.machine_checks import start_problem
-from statsig_otel.plugin.server.inherited import inherited_sockets
+from statsig_otel.plugin.server.listening import inherited_sockets
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.reload import FAILURES, Reloader, check_with_files
 from statsig_otel.plugin.service.service import Service, service_of

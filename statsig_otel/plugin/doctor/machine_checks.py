@@ -21,7 +21,8 @@ from statsig_otel.exporters.paths import NO_PATH, unusable
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.plugin.doctor.storage import owner
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
-from statsig_otel.plugin.server.server import HttpServer, ListenError
+from statsig_otel.plugin.server.listening import ListenError
+from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.tls import ServerTlsError, ServerTlsSettings, server_context
 from statsig_otel.plugin.settings.reading import PEM_KEYS, exporter_settings, queued_exporters, receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings

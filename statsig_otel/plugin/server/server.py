@@ -21,14 +21,13 @@ from typing import Final
 from weakref import WeakSet
 
 from statsig_otel._log_throttle import LogThrottle
-from statsig_otel.config.errors import Fault
 from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.connection import HttpConnection
+from statsig_otel.plugin.server.listening import listen
 from statsig_otel.plugin.server.tls import ServerTlsSettings, digest, handshake_fault, pem_files, server_context
 
 _log = logging.getLogger(__name__)
 _throttle: Final = LogThrottle(_log)
-_BACKLOG: Final = 4096
 _OTHER_FILES: Final = 128  # file descriptors reserved for the rest of the process
 _ACCEPTED_A_TURN: Final = 64  # connections, before those that are open have their turn
 _MIN_WAIT: Final = 0.1  # seconds in which a client can send something before its connection may make room
@@ -36,17 +35,6 @@ _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has
 _LINGER: Final = 1.0  # seconds that a stop grants to half-sent headers, and to the last answers
 _TLS_SHUTDOWN: Final = 5.0  # seconds for the peer to confirm the end of a TLS connection
 _BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # errors of a listening socket that never accepts again
-
-
-class ListenError(OSError):
-    """The server can't listen on an address: the `fault` names it, and says what is wrong and what to do."""
-
-    def __init__(self, number: int | None, address: tuple[str, int], cause: Fault) -> None:
-        host, port = address
-        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self.address: Final = address
-        self.fault: Final = Fault(f"cannot listen on {shown}: {cause.message}", cause.hint)
-        super().__init__(number, "; ".join(filter(None, self.fault)))
 
 
 class HttpServer:
@@ -234,7 +222,7 @@ class HttpServer:
 
     def _listening(self) -> socket.socket:
         if self._inherited is None:
-            return _listen(self._host, self._port)
+            return listen(self._host, self._port)
         listening = self._inherited.dup()
         listening.setblocking(False)
         return listening
@@ -467,49 +455,3 @@ def _within_open_files(max_connections: int) -> int:
             allowed,
         )
     return min(max_connections, allowed)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, address = _resolve(host, port)
-    except (socket.gaierror, UnicodeError) as error:
-        words = error.strerror if isinstance(error, socket.gaierror) else error
-        cause = Fault(f"the host is not known: {words}")
-        raise ListenError(errno.EADDRNOTAVAIL, (host, port), cause) from error
-    listening: socket.socket | None = None
-    try:
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        # Only for connections of an earlier run that linger in TIME_WAIT; without SO_REUSEPORT a second listener fails.
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host in ("", "::") else 1)
-        listening.bind(address)
-        listening.listen(_BACKLOG)
-        listening.setblocking(False)
-    except (OSError, OverflowError) as error:
-        if listening is not None:
-            listening.close()
-        number = error.errno if isinstance(error, OSError) else errno.EINVAL
-        raise ListenError(number, (host, port), _cause(error, address[0])) from error
-    return listening
-
-
-def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    if not host and socket.has_dualstack_ipv6():
-        return socket.AF_INET6, ("::", port)
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    found.sort(key=lambda entry: entry[0] != socket.AF_INET)  # stable: IPv4 first, else as the system orders them
-    family, _, _, _, address = found[0]
-    return family, (str(address[0]), port)
-
-
-def _cause(error: OSError | OverflowError, address: str) -> Fault:
-    number = error.errno if isinstance(error, OSError) else None
-    if number == errno.EADDRINUSE:
-        return Fault("the port is in use", "stop the process that listens there, or choose another port")
-    if number in (errno.EACCES, errno.EPERM):
-        return Fault("no permission", "ports below 1024 need a privilege, so choose a higher one")
-    if number == errno.EADDRNOTAVAIL:
-        return Fault(f"{address} is not an address of this machine")
-    return Fault(str(error.strerror if isinstance(error, OSError) else error))

@@ -21,7 +21,7 @@ from statsig_otel.plugin.control.socket import ControlServer, Handler
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver
 from statsig_otel.plugin.record.otlp import AttributeValue
-from statsig_otel.plugin.server.inherited import InheritedSocket
+from statsig_otel.plugin.server.listening import InheritedSocket
 from statsig_otel.plugin.server.thread import ServerThread
 from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.endpoints import Endpoint, check_endpoints, endpoints_of

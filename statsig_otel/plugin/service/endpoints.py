@@ -6,7 +6,7 @@ from typing import Final
 
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
-from statsig_otel.plugin.server.inherited import InheritedSocket
+from statsig_otel.plugin.server.listening import InheritedSocket
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from statsig_otel.plugin.server.inherited import inherited_sockets
+from statsig_otel.plugin.server.listening import inherited_sockets
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.thread import ServerThread
 from tests.plugin.server.echo import LONG, POST, EchoApp, is_closed, post, read_answer
