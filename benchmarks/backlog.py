@@ -8,7 +8,8 @@ from pathlib import Path
 
 from benchmarks.measure import HOST
 from statsig_otel.exporters.consumer import Batch, Change
-from statsig_otel.exporters.delivery.sender import DeliverySettings, QueueSender
+from statsig_otel.exporters.delivery.sender import QueueSender
+from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import Delivered, Outcome
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing

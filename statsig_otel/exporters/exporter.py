@@ -6,13 +6,21 @@ from typing import Protocol, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The backend has accepted the batch.
+    """The backend has accepted the batch, or its first records.
+
+    Attributes:
+        first: The number of records, from the first one on, that were accepted, at least 1. The rest is sent again at
+            once, as a batch of its own. None for all of them.
 
     Example:
         >>> from statsig_otel.exporters import Delivered
         >>> Delivered()
-        Delivered()
+        Delivered(first=None)
+        >>> Delivered(first=3)
+        Delivered(first=3)
     """
+
+    first: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +30,18 @@ class RetryLater:
     Attributes:
         reason: What happened, for the log.
         after: The least number of seconds to wait, if the backend asks for one; at most an hour.
+        may_be_data: Whether one of the records may be the cause, as with HTTP 500. Then the record is found, and if it
+            still fails alone after ten minutes, that counts as `Rejected`.
 
     Example:
         >>> from statsig_otel.exporters import RetryLater
         >>> RetryLater("503 out for lunch", after=30)
-        RetryLater(reason='503 out for lunch', after=30)
+        RetryLater(reason='503 out for lunch', after=30, may_be_data=False)
     """
 
     reason: str
     after: float | None = None
+    may_be_data: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +113,12 @@ class Exporter(Protocol):
 
     **Outcomes.** The return value of `send` decides what happens to the batch:
 
-    - `Delivered`: The batch is done. Return this only once the backend has accepted it for good.
+    - `Delivered`: The batch is done. Return this only once the backend has accepted it for good. With `first=k` only
+      its first k records are done, and the rest is sent again at once. This is for a backend that takes one record at a
+      time: if the third record fails, return `Delivered(first=2)`, and the failure with the next call.
     - `RetryLater`: A temporary failure. The same records are sent again after a wait, without a limit on attempts.
-    - `Rejected`: The data is at fault. The batch is halved until the refused record is alone, which then becomes a dead
-      letter. The other records are delivered.
+    - `Rejected`: The data is at fault. The batch is halved until the refused record is alone. That record becomes a
+      dead letter once the backend has taken another one; until then it waits. The other records are delivered.
     - `PartiallyRejected`: The backend has accepted the batch except for some records, and must not receive it again.
       The batch is done, and a copy is stored as a dead letter.
     - `Blocked`: Any other failure: someone has to fix something. Nothing leaves the queue. When in doubt, return this.
@@ -140,10 +153,10 @@ class Exporter(Protocol):
         >>> exporter: Exporter = Tape()
         >>> exporter.start()
         >>> exporter.send(b"", count=0, timeout=5)
-        Delivered()
+        Delivered(first=None)
         >>> exporter.shutdown()
         >>> exporter.send(b"", count=0, timeout=5)
-        RetryLater(reason='not started, or shut down', after=None)
+        RetryLater(reason='not started, or shut down', after=None, may_be_data=False)
     """
 
     def start(self) -> None:

@@ -1,5 +1,7 @@
 """The promise behind a 200, with real processes: what was acknowledged reaches every exporter."""
 
+import json
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,8 +12,8 @@ import pytest
 from statsig_otel.plugin.record.record import uid
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, run_to_end
-from tests.e2e.statsig_client import ENV, change, grpc_exporter, post, uids, waiting
-from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink
+from tests.e2e.statsig_client import ENV, change, give, grpc_exporter, post, uids, waiting
+from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink, Received
 from tests.waiting import wait_until
 
 
@@ -137,3 +139,34 @@ def test_an_exporter_that_left_the_configuration_keeps_its_place(tmp_path: Path)
         leaves.answer = GrpcAnswer()
         with ServiceProcess(write_config(tmp_path, both, queued=True), env=ENV):
             wait_until(lambda: len(uids(leaves.requests)) == 1, "the other has it now")
+
+
+@pytest.mark.slow
+def test_a_crash_after_a_probe_was_taken_loses_nothing_and_gives_nothing_else_up(tmp_path: Path) -> None:
+    """The evidence was in memory, so the probe may come again, with the same uid."""
+    poison, other, last = change(1), change(2), change(3)
+    with GrpcSink() as sink:
+        victims: list[ServiceProcess] = []
+
+        def answer(received: Received) -> GrpcAnswer:
+            if uid(poison) not in uids([received]):
+                return GrpcAnswer()
+            if victims and uid(other) in uids(sink.requests):  # the probe was taken: this is the next attempt
+                victims.pop().process.send_signal(signal.SIGKILL)
+            return GrpcAnswer(grpc.StatusCode.INVALID_ARGUMENT, "no good")
+
+        sink.answer = answer
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
+        with ServiceProcess(config, env=ENV, exit_code=-signal.SIGKILL) as service:
+            assert post(service.url, poison).status == 200
+            wait_until(lambda: len(sink.requests) == 1, "it is refused")
+            victims.append(service)
+            assert post(service.url, other).status == 200
+            service.wait()
+        assert waiting(tmp_path) == {"otlp_grpc": 2}
+        with ServiceProcess(config, env=ENV) as service:
+            assert post(service.url, last).status == 200
+            wait_until(lambda: waiting(tmp_path) == {"otlp_grpc": 0}, "the queue is drained")
+        dead = json.loads(give(tmp_path, "dead-letters", "list", "--json"))
+        assert [one["uid"] for one in dead] == [uid(poison)]
+        assert {uid(other), uid(last)} <= set(uids(sink.requests))

@@ -55,7 +55,7 @@ class Guarded:
             return Rejected("there is too little memory to send it")
         except BaseException as error:  # noqa: BLE001 - not even sys.exit() ends a sender
             return self._mistaken(f"unexpected {type(error).__name__}", error)
-        if not _is_outcome(outcome):
+        if not _is_outcome(outcome, count):
             return self._mistaken(f"the exporter answered with {_described(outcome)} instead of an outcome")
         self._logged = ""
         return _storable(outcome)
@@ -74,12 +74,14 @@ class Guarded:
         return Blocked(mistake)
 
 
-def _is_outcome(value: object) -> bool:
-    """Whether it is an outcome with values of the right types: nothing enforces annotations."""
+def _is_outcome(value: object, records: int) -> bool:
+    """Whether it is an outcome with values of the right types for so many records: nothing enforces annotations."""
     match value:
-        case Delivered() | Rejected(str()) | Blocked(str()) | RetryLater(str(), None):
+        case Delivered(None) | Rejected(str()) | Blocked(str()) | RetryLater(str(), None, bool()):
             return True
-        case RetryLater(str(), int() | float() as after):
+        case Delivered(int() as first):
+            return 0 < first <= records
+        case RetryLater(str(), int() | float() as after, bool()):
             return -math.inf < after < math.inf  # math.isfinite raises for a large integer
         case PartiallyRejected(int() as count, str()):
             return count > 0
@@ -99,10 +101,20 @@ def _described(value: object) -> str:
     return f"a {kind} of the wrong values" if isinstance(value, Outcome) else f"a {kind}"
 
 
-def count_sent(name: str, outcome: Outcome, records: int) -> None:
-    """Count the records of one `send` of an exporter in its metrics, by its outcome."""
-    failed = 0 if isinstance(outcome, Delivered) else records
-    if isinstance(outcome, PartiallyRejected):
-        failed = min(outcome.count, records)
+def report_sent(name: str, outcome: Outcome, records: int, seconds: float) -> None:
+    """Count and log the records of one `send` of an exporter, by its outcome."""
+    match outcome:
+        case Delivered(None):
+            failed = 0
+        case Delivered(int() as first):
+            failed = records - first
+        case PartiallyRejected(count):
+            failed = min(count, records)
+        case _:
+            failed = records
     _telemetry.exporter_sent.add(records - failed, {"exporter": name})
     _telemetry.exporter_send_failed.add(failed, {"exporter": name})
+    if _logger.isEnabledFor(logging.DEBUG):
+        said = "delivered" if isinstance(outcome, Delivered) else f"{type(outcome).__name__}: {outcome.reason}"
+        message = "%s: %d of %d records sent in %.0f ms: %s"
+        _logger.debug(message, name, records - failed, records, seconds * 1000, said)

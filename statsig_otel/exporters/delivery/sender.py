@@ -1,7 +1,7 @@
 """One exporter's sender: reads batches from the queue, sends them, and ticks off what is done.
 
-It keeps the order, also when it halves a batch to find the record that a backend refuses. Nothing is dropped: a record
-is delivered, or becomes a dead letter with its reason, or waits.
+`Decisions` says what is sent next and what becomes of it; the sender does what it says, in a thread of its own. Nothing
+is dropped: a record is delivered, or becomes a dead letter with its reason, or waits.
 """
 
 import logging
@@ -10,26 +10,20 @@ import sqlite3
 import sys
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from statsig_otel._times import SEND_TIMEOUT, SENDER_GRACE
-from statsig_otel.exporters.delivery.guarded import Guarded, count_sent
-from statsig_otel.exporters.delivery.halving import Halving
-from statsig_otel.exporters.delivery.retry import Backoff, RetrySettings
-from statsig_otel.exporters.exporter import (
-    Blocked,
-    Delivered,
-    Exporter,
-    Outcome,
-    PartiallyRejected,
-    Rejected,
-    RetryLater,
-)
+from statsig_otel._times import SENDER_GRACE
+from statsig_otel.exporters.delivery.decisions import Decided, Decisions, FailedState
+from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
+from statsig_otel.exporters.delivery.retry import Backoff
+from statsig_otel.exporters.delivery.settings import DeliverySettings
+from statsig_otel.exporters.exporter import Delivered, Exporter, Outcome, PartiallyRejected, RetryLater
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.records import Records
-from statsig_otel.exporters.queue.store import DAMAGED, DeadLetter, DeadLetterKind
+from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError
 
 _logger: Final = logging.getLogger(__name__)
@@ -43,28 +37,34 @@ _GATHERING: Final = 0.5
 _LONGEST_GATHERING: Final = 0.05
 """The longest such wait, in seconds."""
 
-BLOCKED: Final = RetrySettings(initial_interval=30.0, multiplier=2.0, max_interval=240.0, randomization_factor=0.25)
-"""When the head is tried again while somebody has to repair something: at least every five minutes."""
+_REFUSED: Final = (
+    "%(name)s: a record is refused: %(reason)s. It keeps its place, and %(waiting)d records wait. It becomes a dead "
+    "letter once the backend takes another record, which is sent at once, or by `statsig-otel queue skip %(name)s`"
+)
+_BLOCKED: Final = (
+    "%(name)s is blocked until somebody repairs it: %(reason)s. %(waiting)d records wait; nothing is given up. Repair "
+    "it, then run `statsig-otel reload`, or `statsig-otel queue resume %(name)s` if the configuration stays the same"
+)
+_SAID: Final[dict[FailedState, tuple[int, str]]] = {
+    "retrying": (logging.WARNING, "%(name)s can't deliver now: %(reason)s. %(waiting)d records wait"),
+    "refused": (logging.WARNING, _REFUSED),
+    "blocked": (logging.ERROR, _BLOCKED),
+}
+"""The level and the message of each state."""
+
+State = Literal["idle", "sending", "retrying", "refused", "blocked", "stopped"]
 
 
-MAX_RECORDS: Final = 512
-MAX_BYTES: Final = 2 << 20
-"""The limits of one `send`; a larger record goes alone. A Collector's gRPC receiver takes 4 MiB."""
+@dataclass(slots=True)
+class Outage:
+    """A time in which the backend takes nothing, since a time of the monotonic clock.
 
+    `said_at` is when each of the sender's states in it was logged: a backend may change between them.
+    """
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeliverySettings:
-    """How an exporter's sender works."""
-
-    max_records: int = MAX_RECORDS  # of a batch
-    max_bytes: int = MAX_BYTES  # of a batch
-    timeout: float = SEND_TIMEOUT  # seconds for one attempt
-    retry: RetrySettings = field(default_factory=RetrySettings)  # after a passing fault
-    blocked: RetrySettings = BLOCKED  # while somebody has to repair something; it never ends
-    storage_pause: float = 5.0  # seconds before the queue's file is tried again
-
-
-State = Literal["idle", "sending", "retrying", "blocked", "stopped"]
+    since: float = field(default_factory=time.monotonic)
+    attempts: int = 0
+    said_at: dict[FailedState, float] = field(default_factory=dict)
 
 
 class QueueSender:
@@ -74,12 +74,14 @@ class QueueSender:
         state: What it does now. `idle` if nothing waits, even while the backend is away.
         attempts: The failed attempts to send the head.
         last_error: The backend's last failure; empty while all is well.
+        outage: The time in which the backend takes nothing; None while it takes something.
     """
 
     def __init__(self, cursor: ExporterCursor, exporter: Exporter, settings: DeliverySettings | None = None) -> None:
         self.state: State = "stopped"
         self.attempts: int = 0
         self.last_error: str = ""
+        self.outage: Outage | None = None
         self._cursor = cursor
         self._exporter = Guarded(cursor.name, exporter)
         self._settings = settings or DeliverySettings()
@@ -91,18 +93,22 @@ class QueueSender:
         self._closed = False  # the exporter is shut down: its answers mean nothing from now on
         self._drain_until = 0.0
         self._resumed = threading.Event()
-        self._skip_behind: int | None = None  # the cursor's position when somebody wanted the head skipped
+        self._renewed = False  # the exporter has other secrets since the last send
+        self._skip: _Skip | None = None
+        self._decisions = Decisions(cursor.name, self._settings)
+        self._generation = 0  # of the database that the decisions are about
         self._backoff = Backoff(self._settings.retry)
         self._blocked = Backoff(self._settings.blocked)
-        self._outage: _Outage | None = None
-        self._failing_since = 0.0  # the first of the head's passing faults; 0 for none
-        self._head_only = False  # somebody has to repair something: one record tells whether it is done
-        self._refused_to = 0  # the last seq of a batch that was refused as a whole; 0 for none
         self._storage_fails = False
         self._pause = 0.0  # seconds to wait after this step
+        self._refused_until = 0.0  # when the head is tried again, while every record is refused
 
-    def start(self) -> None:
+    def start(self, *, instead_of: "QueueSender | None" = None) -> None:
         """Start the exporter and the thread.
+
+        Args:
+            instead_of: The stopped sender that this one replaces. If its backend was away, this one says when the
+                backend answers again.
 
         Raises:
             OSError: The exporter can't open a file.
@@ -111,6 +117,8 @@ class QueueSender:
         """
         if self._left_behind:
             raise RuntimeError(f"{self._cursor.name}: an earlier send still hangs: make another sender")
+        if instead_of is not None:
+            self.outage = instead_of.outage
         self._exporter.start()
         self.state = "idle"
         self._stopping = self._closed = False
@@ -118,20 +126,27 @@ class QueueSender:
         thread.start()
         self._thread = thread  # not before it runs: `shutdown` waits for its end
 
-    def resume(self) -> None:
-        """Try at once if it is blocked or waits. An attempt that is under way is finished first."""
+    def resume(self, *, renewed: bool = False) -> None:
+        """Try at once if it is blocked or waits. An attempt that is under way is finished first.
+
+        Args:
+            renewed: Whether the exporter has other secrets now: what the backend took before says nothing any more.
+        """
+        self._renewed = self._renewed or renewed
         self._resumed.set()
         self._cursor.wake()
 
-    def skip(self) -> bool:
-        """Make the current head a dead letter, and go on behind it; False if nothing waits.
+    def skip(self, behind: int, up_to: int) -> bool:
+        """Make the records behind a seq, up to another, dead letters; False if nothing waits.
 
-        A head that an attempt under way delivers is not skipped, and neither is the one behind it.
+        Args:
+            behind: The cursor's position when somebody decided it. If an attempt under way delivers the head, nothing
+                is skipped.
+            up_to: The seq of the last record to skip.
         """
-        position = self._cursor.position  # before the count, so that it belongs to no later head
         if not self._cursor.waiting:
             return False
-        self._skip_behind = position
+        self._skip = _Skip(behind, up_to)
         self.resume()
         return True
 
@@ -150,7 +165,7 @@ class QueueSender:
         self.resume()
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.join(max(finish, 0.0 if self._outage else drain))
+            thread.join(max(finish, 0.0 if self.outage else drain))
         self._closed = True
         latest = time.monotonic() + SENDER_GRACE
         closing = threading.Thread(target=self._exporter.shutdown, name=f"shutdown {self._cursor.name}", daemon=True)
@@ -189,7 +204,7 @@ class QueueSender:
 
     def _goes_on(self) -> bool:
         """Whether to do another step; while stopping, only to drain towards a backend that answers."""
-        return not self._stopping or (not self._closed and not self._outage and time.monotonic() < self._drain_until)
+        return not self._stopping or (not self._closed and not self.outage and time.monotonic() < self._drain_until)
 
     def _step(self) -> bool:
         """Do what is next; False at the end."""
@@ -210,9 +225,8 @@ class QueueSender:
             self._failed("blocked", f"unexpected {type(error).__name__}")
             more = True
         pause, self._pause = self._pause, 0.0
-        if pause and self._sleep(pause):  # somebody expects it to work now: begin with short waits again
-            self._backoff.reset()
-            self._blocked.reset()
+        if pause:
+            self._try_again(resumed=self._sleep(pause))
         return more
 
     def _work(self) -> bool:
@@ -221,41 +235,45 @@ class QueueSender:
             if self._stopping:
                 return False
             self.state = "idle"
-            self._skip_behind = None
+            self._skip = None
             self._resumed.clear()  # there was nothing to try
             self._cursor.flush()
             self._cursor.wait(_IDLE)
-        elif not batch.intact[0]:  # before a skip, whose dead letter could be replayed
-            self._bury(self._dead_letter("damaged", batch[:1], DAMAGED, self.attempts), batch[:1])
-        elif self._skip_behind == self._cursor.position:
-            self._bury(self._dead_letter("record", batch[:1], "skipped by command", self.attempts), batch[:1])
+        elif self._decisions.decided(batch) is None and not batch.intact[0]:
+            # Before a skip, whose dead letter could be replayed.
+            self._bury(Decided(batch[:1], [self._decisions.damaged(batch[:1])]))
+        elif self._skip is not None and self._skip.behind == self._cursor.position:
+            self._skip_some(batch, self._skip)
         else:
-            self._deliver(batch.until_damage())
+            self._deliver(batch)
         return True
 
     def _read(self) -> Records:
-        count, size = 1 if self._head_only else self._settings.max_records, self._settings.max_bytes
+        count, size = self._settings.max_records, self._settings.max_bytes
         batch = self._cursor.read(count, size)
         self._storage_works()
-        if batch and len(batch) < self._cursor.waiting and not self._outage:
+        if self._generation != self._cursor.generation:  # other records have these seqs
+            self._generation = self._cursor.generation
+            self._decisions = Decisions(self._cursor.name, self._settings)
+        if batch and len(batch) < self._cursor.waiting and not self.outage:
             self._cursor.read_ahead(batch.seqs[-1], count, size)
-        if batch and batch.seqs[-1] <= self._refused_to:
-            # All of these were refused one by one. Two tell whether the backend was repaired meanwhile.
-            return batch[:2]
         return batch
 
     def _deliver(self, batch: Records) -> None:
         """Send a batch, in parts if it is refused, and tick off from its beginning what is decided."""
-        began = time.monotonic()
-        run = Halving(batch, confirmed=self._is_judged_alone(batch), attempts=self.attempts)
+        began, count = time.monotonic(), len(batch)
         dead_letters: list[DeadLetter] = []
-        while (segment := run.next_segment()) is not None and self._decide(run, segment):
-            records, new = run.pop_decided()
-            if not self._tick_off(records, new):
+        while batch:
+            decided = self._decisions.decided(batch)
+            if decided is not None:
+                if not self._tick_off(*decided):
+                    break
+                dead_letters += decided.dead_letters
+                batch = batch[bisect_right(batch.seqs, self._cursor.position) :]
+            elif not batch.intact[0] or not self._attempt(batch.until_damage()):
                 break
-            dead_letters += new
         self._log_dead_letters(dead_letters)
-        self._gather(len(batch), time.monotonic() - began)
+        self._gather(count, time.monotonic() - began)
 
     def _gather(self, records: int, took: float) -> None:
         """Wait while a stream forms a batch: each batch costs the same, and the threads that answer webhooks pay it.
@@ -263,81 +281,86 @@ class QueueSender:
         The first record of a quiet time does not wait, and neither does a full batch or the rest of a backlog.
         """
         most = self._settings.max_records
-        if not self._outage and not self._stopping and records < most and 0 < self._cursor.waiting < most:
+        if not self.outage and not self._stopping and records < most and 0 < self._cursor.waiting < most:
             time.sleep(min(took * records * _GATHERING, _LONGEST_GATHERING))
 
-    def _decide(self, run: Halving, segment: Records) -> bool:
-        """Send a segment and do what its outcome requires; False if the rest of the batch has to wait."""
-        match self._send(segment):
-            case Delivered():
-                run.finish()
-                self._answers_again()
-            case PartiallyRejected(count, reason):
-                said = f"{count} of {len(segment)} were refused: {reason}"
-                run.finish(self._dead_letter("batch", segment, said, run.attempts))
-                self._answers_again()
-            case _ if self._closed:
-                return False  # said by an exporter that was shut down in the middle
-            case Rejected() if len(segment) > 1:
-                run.split(len(segment) // 2)
-            case Rejected(reason):
-                run.refuse(self._dead_letter("record", segment, reason, run.attempts))
-                self._try_next(run, reason)
-            case RetryLater(reason, after) if self._may_retry():
-                self._failed("retrying", reason, after)
-                return False
-            case RetryLater(reason):
-                said = f"not sent again, as configured: {reason}"
-                run.finish(
-                    *(self._dead_letter("record", record, said, run.attempts) for record in segment.one_by_one())
-                )
-                self.last_error = reason
-            case Blocked() if len(segment) > 1:
-                # It may be about one record. The head alone tells; once something passed, halves find it.
-                run.split(len(segment) // 2 if run.confirmed else 1)
-            case Blocked(reason):
-                self._head_only = True
-                self._failed("blocked", reason)
-                return False
-        return True
-
-    def _is_judged_alone(self, batch: Records) -> bool:
-        """Whether a refusal of this lone record is final: no other one can tell, or it is larger than any batch."""
-        if len(batch) > 1 or self._refused_to:
+    def _attempt(self, batch: Records) -> bool:
+        """Send the next part of a batch, or a probe; False if the rest of the batch has to wait."""
+        if self._renewed:
+            self._renewed = False
+            self._decisions.forget_taken()
+        segment = self._decisions.next(batch)
+        if not segment:
+            newest = self._cursor.newest(self._decisions.out_of_turn + 1)
+            segment = self._decisions.probe(batch[:1], newest, time.monotonic())
+        if not segment:
+            self._wait_refused()
             return False
-        return self._cursor.waiting <= 1 or batch.size > self._settings.max_bytes
-
-    def _try_next(self, run: Halving, reason: str) -> None:
-        """One record was refused. If nothing in the batch confirms that it is about the data, add the next record."""
-        self.last_error = reason
-        if run.confirmed:
+        outcome = self._send(segment)
+        is_taken = isinstance(outcome, Delivered | PartiallyRejected)
+        if self._closed and not is_taken:
+            return False  # said by an exporter that was shut down in the middle
+        failure = self._decisions.answer(segment, outcome, time.monotonic())
+        if failure is not None:
+            self._failed(*failure)
+        elif is_taken:
             self._answers_again()
-            return
-        if run.next_segment() is not None:
-            return
-        if len(run.records) == 1 and self._cursor.waiting > 1:
-            head = self._cursor.read(2, sys.maxsize)
-            if head[:1] != run.records:
-                raise StorageError("the database was set aside since the head was read")
-            if len(head) > 1 and head.intact[1]:
-                run.extend(head[1:])
-            else:
-                run.confirm()  # nothing can tell
-            return
-        self._refused_to = max(self._refused_to, run.records.seqs[-1])
-        self._head_only = False
-        self._failed("blocked", f"every record is refused, so it is not the data: {reason}")
+        elif isinstance(outcome, RetryLater):
+            self.last_error = outcome.reason
+        return failure is None
 
-    def _bury(self, dead_letter: DeadLetter, head: Records) -> None:
-        if self._tick_off(head, [dead_letter]):
-            self._log_dead_letters([dead_letter])
+    def _wait_refused(self) -> None:
+        """Wait until the head is tried again, a new record can be a probe, or somebody resumes."""
+        failure, now = self._decisions.all_refused(), time.monotonic()
+        if now >= self._refused_until:
+            self._failed(*failure)
+            self._refused_until, self._pause = now + self._pause, 0.0
+        elif failure.state != self.state:
+            self._say(failure.state, failure.reason)
+        self._cursor.flush()
+        rest, pause = self._refused_until - now, self._decisions.probe_pause(now)
+        if pause > 0:
+            resumed = self._sleep(min(pause, rest))
+        else:
+            self._cursor.wait(rest)
+            resumed = self._resumed.is_set()
+        if resumed or time.monotonic() >= self._refused_until:
+            self._try_again(resumed=resumed)
+
+    def _try_again(self, *, resumed: bool) -> None:
+        """A wait is over."""
+        self._decisions.try_again()
+        self._refused_until = 0.0
+        if resumed:  # somebody expects it to work now: begin with short waits again
+            self._resumed.clear()
+            self._backoff.reset()
+            self._blocked.reset()
+
+    def _skip_some(self, batch: Records, skip: "_Skip") -> None:
+        """Skip the head, and what is to be skipped of the batch with it."""
+        decided = self._decisions.decided(batch)
+        if decided is None:
+            batch = batch.until_damage()
+            batch = batch[: max(bisect_right(batch.seqs, skip.up_to), 1)]
+            decided = self._decisions.skip(batch)
+        self._bury(decided)
+        if self._cursor.position >= skip.up_to:
+            self._skip = None
+
+    def _bury(self, decided: Decided) -> None:
+        """Tick off records that are not sent."""
+        behind = self._cursor.position
+        if self._tick_off(*decided):
+            self._log_dead_letters(decided.dead_letters)
+            if self._skip is not None and self._skip.behind == behind:
+                self._skip.behind = self._cursor.position
 
     def _tick_off(self, records: Records, dead_letters: Sequence[DeadLetter]) -> bool:
         """Tick off records, with the dead letters among them; False if they are not at the head any more.
 
         While the storage fails it is tried again, so that the backend does not get them twice.
         """
-        while records:
+        while True:
             try:
                 # All of them: in a new file other records can follow the same head.
                 if self._storage_fails and self._cursor.read(len(records), sys.maxsize) != records:
@@ -352,10 +375,9 @@ class QueueSender:
                 self._storage_failed(error)
                 continue
             self._storage_works()
+            self._decisions.ticked_off(records)
             self.attempts = 0
-            self._failing_since = 0.0
-            break
-        return True
+            return True
 
     def _log_dead_letters(self, dead_letters: Sequence[DeadLetter]) -> None:
         """Log one line for a batch: half of a backlog may be refused."""
@@ -369,40 +391,33 @@ class QueueSender:
             self.state = "sending"
         with self._lock:
             self._in_send = True
+        began = time.monotonic()
         outcome = self._exporter.send(segment.content, len(segment), self._settings.timeout)
         with self._lock:
             self._in_send = False
             if self._left_behind:
                 raise _LeftBehind
-        count_sent(self._cursor.name, outcome, len(segment))
+        report_sent(self._cursor.name, outcome, len(segment), time.monotonic() - began)
         return outcome
 
-    def _dead_letter(self, kind: DeadLetterKind, records: Records, reason: str, attempts: int) -> DeadLetter:
-        uid = records.uids[0] if len(records) == 1 else None
-        return DeadLetter(kind, self._cursor.name, reason, records.content, uid, attempts, len(records))
-
-    def _may_retry(self) -> bool:
-        """Whether the head is sent again after a passing fault; `max_elapsed_time` begins with the first one."""
-        retry, now = self._settings.retry, time.monotonic()
-        self._failing_since = self._failing_since or now
-        return retry.enabled and not 0 < retry.max_elapsed_time <= now - self._failing_since
-
-    def _failed(self, state: Literal["retrying", "blocked"], reason: str, asked: float | None = None) -> None:
-        """Pause before the next attempt. Each state of an outage is logged once."""
-        self._outage = outage = self._outage or _Outage()
-        outage.attempts += 1
+    def _failed(self, state: FailedState, reason: str, asked: float | None = None) -> None:
+        """Pause before the next attempt."""
         self.attempts += 1
-        self.last_error = reason
-        self.state = state
-        level, message, backoff = logging.WARNING, "%s can't deliver now: %s. %d records wait", self._backoff
-        if state == "blocked":
-            self._failing_since = 0.0
-            level, backoff = logging.ERROR, self._blocked
-            message = "%s is blocked until somebody repairs it: %s. %d records wait; nothing is given up"
-        if state not in outage.logged:
-            outage.logged.add(state)
-            _logger.log(level, message, self._cursor.name, reason, self._cursor.waiting)
+        backoff = self._backoff if state == "retrying" else self._blocked
         self._pause = backoff.next(random.random(), asked)  # noqa: S311 - it only spreads attempts
+        self._refused_until = 0.0
+        self._say(state, reason).attempts += 1
+
+    def _say(self, state: FailedState, reason: str) -> Outage:
+        """Show and log the state of an outage: each state once, and that it is blocked once an hour."""
+        self.state, self.last_error = state, reason
+        self.outage = outage = self.outage or Outage()
+        now, said_at = time.monotonic(), outage.said_at.get(state)
+        if said_at is None or (state == "blocked" and now - said_at >= self._settings.reminder):
+            outage.said_at[state] = now
+            level, message = _SAID[state]
+            _logger.log(level, message, {"name": self._cursor.name, "reason": reason, "waiting": self._cursor.waiting})
+        return outage
 
     def _sleep(self, seconds: float) -> bool:
         """Whether somebody ended it."""
@@ -413,7 +428,7 @@ class QueueSender:
         return resumed
 
     def _answers_again(self) -> None:
-        outage, self._outage = self._outage, None
+        outage, self.outage = self.outage, None
         if outage:
             away = time.monotonic() - outage.since
             message = "%s answers again after %.0f s and %d attempts; %d records to catch up"
@@ -423,8 +438,7 @@ class QueueSender:
         self._backoff.reset()
         self._blocked.reset()
         self._resumed.clear()  # it was for this outage
-        self._head_only = False
-        self._refused_to = 0
+        self._refused_until = 0.0
 
     def _storage_failed(self, error: Exception) -> None:
         self.last_error = f"the queue's file: {error}"
@@ -447,12 +461,8 @@ class _LeftBehind(BaseException):
 
 
 @dataclass(slots=True)
-class _Outage:
-    """A time in which the backend takes nothing, since a time of the monotonic clock.
+class _Skip:
+    """What somebody skips: the records behind one seq, up to another. It is void once the first one is delivered."""
 
-    `logged` are the sender's states in it that were logged: a backend may change between them.
-    """
-
-    since: float = field(default_factory=time.monotonic)
-    attempts: int = 0
-    logged: set[State] = field(default_factory=set)
+    behind: int
+    up_to: int

@@ -17,9 +17,9 @@ from typing import Final
 
 from statsig_otel._times import SEND_GRACE, SEND_MARGIN, TURN_TIMEOUT
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
-from statsig_otel.exporters.delivery.guarded import Guarded, count_sent
+from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
-from statsig_otel.exporters.delivery.sender import MAX_BYTES, MAX_RECORDS
+from statsig_otel.exporters.delivery.settings import MAX_BYTES, MAX_RECORDS
 from statsig_otel.exporters.exporter import (
     Blocked,
     Delivered,
@@ -267,8 +267,9 @@ class _Worker:
     def _send_part(self, part: Sequence[bytes], timeout: float) -> Outcome:
         if timeout <= 0:
             return RetryLater(f"not all was sent within {self.timeout:g} s")
+        began = time.monotonic()
         outcome = self._exporter.send(b"".join(part), len(part), timeout)
-        count_sent(self.name, outcome, len(part))
+        report_sent(self.name, outcome, len(part), time.monotonic() - began)
         return outcome
 
 

@@ -60,9 +60,9 @@ class OtlpExporter(Generic[_S]):
         if self._settings.uses_tls:
             self._material = self._settings.tls.read()
 
-    def _success(self, body: bytes, count: int, content_type: str = PROTOBUF) -> Outcome:
+    def _success(self, body: bytes, count: int, content_type: str = PROTOBUF, place: str = "") -> Outcome:
         """The outcome of a success response. Its warning is logged, unless it is the same as the last one."""
-        answer = success(body, count, content_type=content_type, hide=self._hide)
+        answer = success(body, count, content_type=content_type, place=place, hide=self._hide)
         if answer.warning and answer.warning != self._last_warning:
             _logger.warning("%s: the backend accepted the records with a warning: %s", self._name, answer.warning)
             self._last_warning = answer.warning

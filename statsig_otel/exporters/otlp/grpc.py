@@ -85,8 +85,9 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
         self._metadata = tuple((key, reveal(value)) for key, value in settings.headers.items())
         self._hide = tuple(value for _, value in self._metadata)
         options = list(_OPTIONS)
-        if settings.authority:
-            options.append(("grpc.default_authority", settings.authority))
+        if settings.authority or settings.target.startswith("unix"):
+            # gRPC would send the path of a Unix socket, which is not an authority (RFC 3986, section 3.2).
+            options.append(("grpc.default_authority", settings.authority or "localhost"))
         if settings.tls.server_name_override:
             options.append(("grpc.ssl_target_name_override", settings.tls.server_name_override))
         if settings.keepalive is not None:
@@ -121,7 +122,8 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
         for item in error.trailing_metadata() or ():
             if item.key == _STATUS_DETAILS and isinstance(item.value, bytes):
                 details = item.value
-        return grpc_failure(code.value[0], error.details() or "", details, hide=self._hide)
+        plain = "http:// before the endpoint" if self._settings.is_url else "tls: {insecure: true}"
+        return grpc_failure(code.value[0], error.details() or "", details, plain=plain, hide=self._hide)
 
     def _reopen(self, channel: grpc.Channel) -> grpc.Channel | None:
         """Replace a channel that no call uses by a new one; None if the exporter was shut down meanwhile."""

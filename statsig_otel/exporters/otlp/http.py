@@ -5,7 +5,7 @@ import gzip
 import logging
 import ssl
 import time
-from http.client import HTTPException
+from http.client import BadStatusLine, HTTPException
 from socket import SHUT_RDWR, socket
 from threading import Event, Thread
 from typing import ClassVar, Final
@@ -26,11 +26,14 @@ from statsig_otel.exporters.otlp.status import (
     CLIENT_CERTIFICATE_REFUSED,
     MAX_RESPONSE_BYTES,
     PROTOBUF,
+    SPEAKS_HTTP2,
     UNTRUSTED,
     http_failure,
     is_client_certificate_alert,
     printable,
     server_time,
+    speaks_http2,
+    without_tls,
 )
 
 _logger = logging.getLogger(__name__)
@@ -63,6 +66,7 @@ class _Exchange:
         self.status: int | None = None
         self.content_type = ""
         self.retry_after = ""
+        self.location = ""
         self.date = ""
         self.body = bytearray()
         self.complete = False  # the connection can be used for the next request
@@ -113,6 +117,7 @@ class _Exchange:
         response = self.connection.getresponse()
         self.content_type = response.headers.get("Content-Type", "")
         self.retry_after = response.headers.get("Retry-After", "")
+        self.location = response.headers.get("Location", "")
         self.date = response.headers.get("Date", "")
         self.status = response.status
         while chunk := response.read1(_CHUNK):
@@ -136,6 +141,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         super().__init__(name, settings)
         self._url = settings.url
         self._path = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
+        self._place = f"{self._url.scheme}://{self._url.netloc}{self._url.path}"  # for messages
         self._headers: dict[str, str] = {}
         self._context: ssl.SSLContext | None = None
         self._running = False
@@ -249,25 +255,34 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             # The socket has the same timeout, and may be the first to notice.
             if in_time and exchange.error is not None and not isinstance(exchange.error, TimeoutError):
                 return self._failure(exchange.error)
-            return RetryLater(f"no answer within {timeout:g} s" if self._running else "the exporter is shutting down")
+            return RetryLater(
+                f"no answer within {timeout:g} s from {self._place}"
+                if self._running
+                else "the exporter is shutting down"
+            )
         if status not in _OK:
             return http_failure(
                 status,
                 body,
                 content_type=exchange.content_type,
                 retry_after=exchange.retry_after,
+                location=exchange.location,
                 now=server_time(exchange.date) or time.time(),
+                place=self._place,
                 hide=self._hide,
             )
-        return self._success(body if in_time and exchange.complete else b"", count, exchange.content_type)
+        return self._success(body if in_time and exchange.complete else b"", count, exchange.content_type, self._place)
 
     def _failure(self, error: Exception) -> Outcome:
         """The outcome of a request without an answer."""
-        reason = f"{type(error).__name__}: {printable(str(error), self._hide)}"
+        message = str(error)
+        reason = f"{type(error).__name__} from {self._place}: {printable(message, self._hide)}"
         if isinstance(error, ssl.SSLCertVerificationError):
             return Blocked(f"{UNTRUSTED}: {reason}")
-        if isinstance(error, ssl.SSLError) and is_client_certificate_alert(str(error)):
+        if isinstance(error, ssl.SSLError) and is_client_certificate_alert(message):
             return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
+        if isinstance(error, BadStatusLine) and speaks_http2(message):
+            return Blocked(f"{SPEAKS_HTTP2}: {self._place}")
         if isinstance(error, OSError | HTTPException | HTTPError):
-            return RetryLater(reason)
+            return RetryLater(without_tls(message, reason, "http://") if isinstance(error, ssl.SSLError) else reason)
         return self._unexpected(error)

@@ -281,11 +281,14 @@ class OtlpGrpcSettings(_OtlpSettings):
         return "dns:///" + self.endpoint.removeprefix("http://").removeprefix("https://").rstrip("/")
 
     @property
+    def is_url(self) -> bool:
+        """Whether the endpoint's scheme decides about TLS, and not `tls::insecure`."""
+        return self.endpoint.startswith(("http://", "https://"))
+
+    @property
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""
-        if self.endpoint.startswith(("http://", "https://")):
-            return self.endpoint.startswith("https://")
-        return not self.tls.insecure
+        return self.endpoint.startswith("https://") if self.is_url else not self.tls.insecure
 
 
 class OtlpHttpSettings(_OtlpSettings):

@@ -1,17 +1,19 @@
 """Translates a backend's answer into an outcome, for OTLP over gRPC and over HTTP. Pure functions.
 
-The rules are those of the OTLP specification, sections "Failures", "Partial Success", "OTLP/gRPC Throttling",
+The rules begin with those of the OTLP specification, sections "Failures", "Partial Success", "OTLP/gRPC Throttling",
 "OTLP/HTTP Response" and "OTLP/HTTP Throttling":
 
-- `Delivered`: gRPC OK; HTTP 2xx.
+- `Delivered`: gRPC OK; HTTP 2xx, except with a web page.
 - `PartiallyRejected`: the same, with `rejected_log_records` above 0.
 - `RetryLater`: gRPC CANCELLED, DEADLINE_EXCEEDED, ABORTED, OUT_OF_RANGE, UNAVAILABLE, DATA_LOSS, and RESOURCE_EXHAUSTED
-  with RetryInfo; HTTP 429, 502, 503, 504.
+  with RetryInfo; HTTP 408, 425, 429, and 5xx except 501 and 505. HTTP 500, gRPC INTERNAL and UNKNOWN may be about the
+  data: a Collector without a queue answers with them what its backend refused for good.
 - `Rejected`: gRPC INVALID_ARGUMENT, and RESOURCE_EXHAUSTED without RetryInfo; HTTP 400, 413, 422.
-- `Blocked`: all else, including unknown codes.
+- `Blocked`: all else, including unknown codes, and a web page.
 
-The last line deviates from the specification, where everything that is not retryable means "drop the data". An expired
-key or a wrong path says nothing about the data, so the data is kept.
+In the specification everything that is not retryable means "drop the data", and of HTTP only 429, 502, 503 and 504 are
+retryable. An expired key, a wrong path or a crashed proxy says nothing about the data, so the data is kept.
+docs/exporters.md has the table with both.
 
 A reason is written for a person who reads a log: one line of printable characters, of limited length, without the
 values of the exporter's headers.
@@ -43,6 +45,9 @@ number in gRPC's message tells whose limit was exceeded."""
 MAX_MESSAGE_CHARS: Final = 300
 """The most characters of a server's message that a reason contains."""
 
+_MOST_SHOWN: Final = 4096
+"""The most bytes of an answer that is not OTLP of which the beginning is shown."""
+
 PROTOBUF: Final = "application/x-protobuf"
 """The content type of binary OTLP over HTTP."""
 
@@ -50,8 +55,10 @@ _GRPC_RETRY_LATER: Final = frozenset({
     code_pb2.CANCELLED, code_pb2.DEADLINE_EXCEEDED, code_pb2.ABORTED,
     code_pb2.OUT_OF_RANGE, code_pb2.UNAVAILABLE, code_pb2.DATA_LOSS,
 })  # fmt: skip
-_HTTP_RETRY_LATER: Final = frozenset({429, 502, 503, 504})
+_GRPC_MAY_BE_DATA: Final = frozenset({code_pb2.INTERNAL, code_pb2.UNKNOWN})
+_HTTP_RETRY_LATER: Final = frozenset({408, 425, 429, *range(500, 600)}) - {501, 505}
 _HTTP_REJECTED: Final = frozenset({400, 413, 422})
+_HTTP_REDIRECT: Final = range(300, 400)
 
 # gRPC reports a failed handshake as UNAVAILABLE. Only its wording tells a bad certificate from an unreachable server.
 _GRPC_NOT_CONNECTED: Final = re.compile(r"failed to connect to all addresses|connections to all backends failing")
@@ -75,6 +82,25 @@ UNTRUSTED: Final = (
 CLIENT_CERTIFICATE_REFUSED: Final = "the server refuses the client certificate (see tls::cert_file)"
 """The reason for an alert about the exporter's own certificate."""
 
+# What grpcio says of a server that answers in HTTP/1.1: "frame type 80" is the P of HTTP/1.1, 79 the O of <!DOCTYPE.
+_GRPC_NOT_HTTP2: Final = re.compile(r"connect an http1\.x server|as the first frame, got frame type (?:79|80)\b")
+_GRPC_HTTP1_STATUS: Final = re.compile(r"\(HTTP status ([0-9]{3})\)")
+_HTTP2_SETTINGS: Final = re.compile(r"\x00\x00.\x04", re.DOTALL)
+"""The first bytes of a server that speaks HTTP/2: a SETTINGS frame (RFC 9113, sections 4.1 and 6.5)."""
+
+_NO_TLS: Final = re.compile(r"WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAILURE")
+"""What TLS libraries say of a server that answers without TLS."""
+
+SPEAKS_HTTP1: Final = (
+    "this port speaks HTTP/1.1, and gRPC needs HTTP/2: use otlp_http, or the port for OTLP/gRPC, usually 4317"
+)
+SPEAKS_HTTP2: Final = (
+    "this port speaks HTTP/2 only, as gRPC does: use otlp_grpc, or the port for OTLP/HTTP, usually 4318"
+)
+"""The reasons for the wrong one of a Collector's two ports."""
+
+_WEB_PAGE: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)", re.IGNORECASE)
+
 _LONG_SECRET: Final = 8  # characters; a shorter secret would be found inside ordinary words
 
 _DELAY_SECONDS: Final = re.compile(r"[0-9]+")
@@ -87,32 +113,46 @@ class Success:
     """A backend's success response.
 
     Attributes:
-        outcome: `Delivered` or `PartiallyRejected`.
-        warning: The backend's message about a batch that it accepted completely; usually empty.
+        outcome: `Delivered`, `PartiallyRejected`, or `Blocked` for a web page.
+        warning: The backend's message about a batch that it accepted completely, or that its answer is not OTLP;
+            usually empty.
     """
 
-    outcome: Delivered | PartiallyRejected
+    outcome: Delivered | PartiallyRejected | Blocked
     warning: str = ""
 
 
-def success(body: bytes, count: int, *, content_type: str = PROTOBUF, hide: Iterable[str] = ()) -> Success:
+def success(
+    body: bytes, count: int, *, content_type: str = PROTOBUF, place: str = "", hide: Iterable[str] = ()
+) -> Success:
     """Read an `ExportLogsServiceResponse`. An unreadable body counts as delivered, because the status says so.
 
     Args:
         body: The response's bytes.
         count: The number of log records sent, which limits the number of refused records.
         content_type: An empty one means protobuf.
+        place: The URL of the request.
         hide: Strings that a reason must not contain.
     """
-    response = ExportLogsServiceResponse()
     kind = _media_type(content_type)
+    if kind == "text/html" or _WEB_PAGE.match(body):
+        return Success(
+            Blocked(f"{place or 'the backend'} answers with a web page, not with OTLP: correct the endpoint")
+        )
+    response = ExportLogsServiceResponse()
+    is_otlp = not body
     try:
         if kind in (PROTOBUF, ""):
             response.ParseFromString(body)
-        elif kind == "application/json":
+            is_otlp = True
+        elif kind == "application/json" and body:
             json_format.Parse(body, response, ignore_unknown_fields=True)
+            is_otlp = response.HasField("partial_success") or body.split() == [b"{}"]
     except (DecodeError, json_format.ParseError, ValueError, RecursionError):
-        return Success(Delivered())
+        pass
+    if not is_otlp:
+        shown = printable(body[:_MOST_SHOWN].decode("utf-8", "replace"), hide)
+        return Success(Delivered(), f"the answer is not OTLP ({kind}): {shown}")
     rejected = min(response.partial_success.rejected_log_records, count)
     message = printable(response.partial_success.error_message, hide)
     if rejected > 0:
@@ -120,24 +160,24 @@ def success(body: bytes, count: int, *, content_type: str = PROTOBUF, hide: Iter
     return Success(Delivered(), message)
 
 
-def grpc_failure(code: int, message: str, details: bytes = b"", *, hide: Iterable[str] = ()) -> Outcome:
+def grpc_failure(
+    code: int, message: str, details: bytes = b"", *, plain: str = "", hide: Iterable[str] = ()
+) -> Outcome:
     """The outcome of a gRPC call with a status other than OK.
 
     Args:
         code: The number of the status code.
         message: The status message.
         details: The trailer `grpc-status-details-bin`, a `google.rpc.Status`.
+        plain: What to write in the configuration for a connection without TLS.
         hide: Strings that a reason must not contain.
     """
     reason = _join(_code_name(code), printable(message, hide))
     has_info, after = retry_info(details)
-    if code in _GRPC_RETRY_LATER:
-        if code == code_pb2.UNAVAILABLE and _GRPC_NOT_CONNECTED.match(message):
-            if _GRPC_UNTRUSTED.search(message):
-                return Blocked(f"{UNTRUSTED}: {reason}")
-            if is_client_certificate_alert(message):
-                return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
-        return RetryLater(reason, after)
+    if code == code_pb2.UNAVAILABLE and _GRPC_NOT_CONNECTED.match(message):
+        return _not_connected(message, reason, plain)
+    if code in _GRPC_RETRY_LATER or code in _GRPC_MAY_BE_DATA:
+        return RetryLater(reason, after, may_be_data=code in _GRPC_MAY_BE_DATA)
     if code == code_pb2.RESOURCE_EXHAUSTED:
         if _GRPC_RESPONSE_TOO_LARGE.search(message):
             return Delivered()  # the call succeeded, but its response is longer than this client reads
@@ -147,13 +187,43 @@ def grpc_failure(code: int, message: str, details: bytes = b"", *, hide: Iterabl
     return Blocked(reason)
 
 
+def _not_connected(message: str, reason: str, plain: str) -> Outcome:
+    """The outcome of a gRPC call without a connection; only the wording tells a mistake from a server that is away."""
+    if _GRPC_UNTRUSTED.search(message):
+        return Blocked(f"{UNTRUSTED}: {reason}")
+    if is_client_certificate_alert(message):
+        return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
+    if _GRPC_NOT_HTTP2.search(message):
+        # A proxy whose backend is away may say so in HTTP/1.1.
+        status = _GRPC_HTTP1_STATUS.search(message)
+        is_passing = status is not None and int(status[1]) in _HTTP_RETRY_LATER
+        return RetryLater(reason) if is_passing else Blocked(f"{SPEAKS_HTTP1}: {reason}")
+    return RetryLater(without_tls(message, reason, plain))
+
+
+def speaks_http2(beginning: str) -> bool:
+    """Whether the first characters of an answer, read as ISO 8859-1, are HTTP/2, although HTTP/1.1 was spoken to it."""
+    return _HTTP2_SETTINGS.match(beginning) is not None
+
+
+def without_tls(message: str, reason: str, plain: str) -> str:
+    """The reason, with what to write if a TLS library's message says that the server speaks without TLS."""
+    return (
+        f"the server speaks without TLS (if that is meant, write {plain}): {reason}"
+        if _NO_TLS.search(message)
+        else reason
+    )
+
+
 def http_failure(
     status: int,
     body: bytes = b"",
     *,
     content_type: str = "",
     retry_after: str = "",
+    location: str = "",
     now: float = 0.0,
+    place: str = "",
     hide: Iterable[str] = (),
 ) -> Outcome:
     """The outcome of an HTTP response with a status other than 2xx.
@@ -163,12 +233,21 @@ def http_failure(
         body: The part of the body that was read: a `google.rpc.Status` by the specification, anything in practice.
         content_type: The header Content-Type.
         retry_after: The header Retry-After.
+        location: The header Location.
         now: The time of the response, in seconds since the epoch.
+        place: The URL of the request.
         hide: Strings that a reason must not contain.
     """
-    reason = _join(f"HTTP {status} {_phrase(status)}".rstrip(), printable(_http_message(body, content_type), hide))
+    words = [f"HTTP {status}", _phrase(status)]
+    if status in _HTTP_REDIRECT and location:
+        words.append(f"to {printable(location.partition('?')[0], hide)}")
+    if place:
+        words.append(f"from {place}")
+    reason = _join(" ".join(filter(None, words)), printable(_http_message(body, content_type), hide))
     if status in _HTTP_RETRY_LATER:
-        return RetryLater(reason, parse_retry_after(retry_after, now))
+        return RetryLater(
+            reason, parse_retry_after(retry_after, now), may_be_data=status == HTTPStatus.INTERNAL_SERVER_ERROR
+        )
     if status in _HTTP_REJECTED:
         return Rejected(reason)
     return Blocked(reason)

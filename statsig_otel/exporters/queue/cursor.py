@@ -153,6 +153,24 @@ class ExporterCursor:
 
         return self._database.submit(work, update).result()[0]
 
+    def newest(self, count: int) -> Records:
+        """The last records that wait, the newest first; at most `count`. None before the first `read`.
+
+        Raises:
+            sqlite3.Error: The file can't be read.
+        """
+        self._records_ahead(None)
+        if self._reading is None:
+            return Records()
+        with queries.snapshot(self._reading):
+            routes = queries.routes_of(self._reading, self.id)
+            return queries.newest_records(self._reading, routes, after=self.position, count=count)
+
+    @property
+    def generation(self) -> int:
+        """The number of databases that had been set aside when records were last read: another one has other seqs."""
+        return self._generation
+
     def read_ahead(self, after: int, count: int, size: int) -> None:
         """Begin to read behind a record, for the next `read` with these limits, while a batch is sent."""
         if self._reading is None or self._ahead is not None:
@@ -163,7 +181,7 @@ class ExporterCursor:
         with contextlib.suppress(RuntimeError):  # the interpreter is about to end, and starts nothing more
             self._ahead = key, self._reader.submit(self._read, key, self._reading)
 
-    def _records_ahead(self, key: _ReadKey) -> Records:
+    def _records_ahead(self, key: _ReadKey | None) -> Records:
         """The records that were read ahead, if they are those of `key`. Afterwards nothing uses the connection."""
         ahead, self._ahead = self._ahead, None
         if ahead is None:

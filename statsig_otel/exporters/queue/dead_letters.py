@@ -25,6 +25,9 @@ FROM_RECEIVER: Final[tuple[DeadLetterKind, ...]] = ("item", "body")
 
 _UID: Final = "log.record.uid"
 _UID_SIZE: Final = 16
+_BURIED_BYTES: Final = 8 << 20
+"""The most bytes of records that one transaction makes dead letters."""
+
 _COLUMNS: Final = "id, at, kind, owner, reason, attempts, uid, count, length(content)"
 
 
@@ -255,22 +258,22 @@ def drop(
     return dropped
 
 
-def bury_head(connection: sqlite3.Connection, exporter: str, reason: str, now_ms: int) -> bool:
-    """Make the first record that waits for an exporter a dead letter, `damaged` if it is; False if none waits.
+def bury_first(connection: sqlite3.Connection, exporter: str, reason: str, *, count: int, now_ms: int) -> int:
+    """Make the first records that wait for an exporter dead letters, `damaged` if they are; how many waited.
 
     Only for a stopped service: the senders of a running one have cursors of their own.
     """
     state = queries.exporter_state(connection, exporter)
     if state is None:
-        return False
+        return 0
     routes = queries.routes_of(connection, state.id)
-    head = next(iter(queries.read_records(connection, routes, after=state.cursor, count=1, size=0)), None)
-    if head is None:
-        return False
-    dead_letter = DeadLetter("record", exporter, reason, head.payload, head.uid)
-    store.bury(connection, dead_letter if head.intact else store.damaged_record(exporter, head), now_ms)
-    store.advance(connection, state.id, cursor=head.seq, records=1, size=len(head.payload))
-    return True
+    records = queries.read_records(connection, routes, after=state.cursor, count=count, size=_BURIED_BYTES)
+    for record in records:
+        dead_letter = DeadLetter("record", exporter, reason, record.payload, record.uid)
+        store.bury(connection, dead_letter if record.intact else store.damaged_record(exporter, record), now_ms)
+    if records:
+        store.advance(connection, state.id, cursor=records.seqs[-1], records=len(records), size=records.size)
+    return len(records)
 
 
 def _delete(connection: sqlite3.Connection, dead_letter: int) -> bool:

@@ -6,12 +6,18 @@ import itertools
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.records import Records, Row
+
+_PAGE: Final = 512
+_PAGE_BYTES: Final = 4 << 20
+"""The most records, and bytes of them, that are read at once where all that waits is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +65,46 @@ def oldest_observed_ns(connection: sqlite3.Connection, exporter: ExporterState) 
     head = read_records(connection, routes_of(connection, exporter.id), after=exporter.cursor, count=1, size=0)
     if not head or not head.intact[0]:
         return None
+    record = _log_record(head.payloads[0])
+    return record.observed_time_unix_nano or None if record else None
+
+
+def first_waiting(
+    connection: sqlite3.Connection, exporter: int, *, after: int, count: int | None, before_ns: int | None
+) -> tuple[int, int]:
+    """How many records, from the first one on, wait for an exporter behind the seq `after`; and the last one's seq.
+
+    Args:
+        connection: A connection.
+        exporter: The exporter's number.
+        after: The exporter's cursor.
+        count: The most that are counted; None for all.
+        before_ns: A time in nanoseconds; the first record with a timestamp that is not before it ends the count.
+    """
+    found, last = 0, after
+    with snapshot(connection):
+        numbers = routes_of(connection, exporter)
+        while count is None or found < count:
+            wanted = _PAGE if count is None else min(count - found, _PAGE)
+            page = read_records(connection, numbers, after=last, count=wanted, size=_PAGE_BYTES)
+            for record in page:
+                if before_ns is not None and record.intact and _timestamp_ns(record.payload) >= before_ns:
+                    return found, last
+                found, last = found + 1, record.seq
+            if not page:
+                break
+    return found, last
+
+
+def _timestamp_ns(payload: bytes) -> int:
+    record = _log_record(payload)
+    return (record.time_unix_nano or record.observed_time_unix_nano) if record else 0
+
+
+def _log_record(payload: bytes) -> LogRecord | None:
+    """The first record of an encoded request; None if it can't be read."""
     try:
-        request = ExportLogsServiceRequest.FromString(head.payloads[0])
-        return request.resource_logs[0].scope_logs[0].log_records[0].observed_time_unix_nano or None
+        return ExportLogsServiceRequest.FromString(payload).resource_logs[0].scope_logs[0].log_records[0]
     except (DecodeError, IndexError):
         return None
 
@@ -142,6 +185,13 @@ def read_records(
         if len(set(seqs)) < len(seqs) or (seqs and seqs[0] <= after):
             raise schema.DamagedError("the index of the records is not in order")
         return _limited(_one_by_one(connection, seqs), count, size)
+
+
+def newest_records(connection: sqlite3.Connection, routes: Sequence[int], *, after: int, count: int) -> Records:
+    """The last records of some routes behind the seq `after`, the newest first; at most `count`."""
+    query = "SELECT seq, uid, payload, checksum FROM records WHERE route = ? AND seq > ? ORDER BY seq DESC LIMIT ?"
+    rows = [row for route in routes for row in connection.execute(query, (route, after, count))]
+    return Records.checked(sorted(rows, key=lambda row: row[0], reverse=True)[:count])
 
 
 def read_without_index(

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
+from pydantic import TypeAdapter
 
 from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.units import Duration
 from statsig_otel.exporters.queue import dead_letters, queries
 from statsig_otel.exporters.terminal import pad, printable, width
 from statsig_otel.plugin.cli.options import json_option
@@ -26,6 +28,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _NOT_RUNNING: Final = "not running"
 _NOT_CONFIGURED: Final = "not configured"
 _NUMBERS: Final = frozenset({"WAITING", "BYTES", "ATTEMPTS", "ID", "RECORDS"})
+_DIGITS_OF_DAYS: Final = 5
 _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
@@ -58,6 +61,24 @@ def named_locations() -> tuple[Path | None, tuple[str, ...]]:
     """The values of `--directory` and `--config`."""
     meta = click.get_current_context().meta
     return meta.get(f"{__name__}.directory"), meta.get(f"{__name__}.config", ())
+
+
+_seconds: Final = TypeAdapter[float](Duration).validate_python
+
+
+class _Age(click.ParamType[float]):
+    """A duration that may begin with days, in seconds: `7d`, `1d12h`."""
+
+    name = "age"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        days, unit, rest = value.partition("d")
+        try:
+            if unit and days.isascii() and days.isdigit() and len(days) <= _DIGITS_OF_DAYS:
+                return int(days) * 86400.0 + _seconds(rest or "0")
+            return _seconds(value)
+        except ValueError:
+            self.fail(f"{value!r} is not an age such as 7d, 12h or 1d12h", param, ctx)
 
 
 @contextmanager
@@ -153,7 +174,7 @@ def resume(exporter: str) -> None:
     """Let EXPORTER try again now if it is blocked or waits for its next attempt."""
     with queue_access() as access, access.changing() as perform:
         answer = perform("queue resume", exporter=exporter)
-    if answer["state"] in ("blocked", "retrying"):
+    if answer["state"] in ("blocked", "refused", "retrying"):
         click.echo(f"{exporter} was {answer['state']}; it tries again now. `statsig-otel queue` shows the result.")
     else:
         click.echo(f"{exporter} is {answer['state']}: there was nothing to resume.")
@@ -161,17 +182,27 @@ def resume(exporter: str) -> None:
 
 @command.command(short_help="Turn the first waiting record into a dead letter.")
 @click.argument("exporter")
+@click.option("--count", type=click.IntRange(min=1), help="Skip so many records; by default one.")
+@click.option(
+    "--older-than",
+    type=_Age(),
+    help="Skip records up to the first one whose own timestamp is younger than this, such as 7d or 12h.",
+)
 @location_options
-def skip(exporter: str) -> None:
+def skip(exporter: str, *, count: int | None, older_than: float | None) -> None:
     """Turn the first record that waits for EXPORTER into a dead letter, and continue with the next one.
 
-    A dead letter can be shown, and replayed later. A running service skips a record only while the exporter is blocked
-    or retries.
+    A dead letter can be shown, and replayed later. A running service skips records only while the exporter is blocked
+    or retries. With both --count and --older-than a record has to meet both.
     """
     with queue_access() as access, access.changing() as perform:
-        answer = perform("queue skip", exporter=exporter)
-    remaining = counted(answer["waiting"] - 1, "record")
-    click.echo(f"The first record that waits for {exporter} becomes a dead letter. Still waiting: {remaining}.")
+        answer = perform("queue skip", exporter=exporter, count=count, older_than=older_than)
+    skipped = answer["skipped"]
+    if skipped == 1:
+        what = f"The first record that waits for {exporter} becomes a dead letter"
+    else:
+        what = f"The first {skipped} records that wait for {exporter} become dead letters"
+    click.echo(f"{what}. Still waiting: {counted(answer['waiting'], 'record')}.")
 
 
 @command.command(short_help="Remove an exporter that left the configuration.")

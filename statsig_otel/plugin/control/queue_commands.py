@@ -3,15 +3,18 @@
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from statsig_otel.config.errors import hint_for
+from statsig_otel.exporters.delivery.decisions import SKIPPED
 from statsig_otel.exporters.delivery.sender import QueueSender
-from statsig_otel.exporters.queue import dead_letters, queries, store
+from statsig_otel.exporters.queue import dead_letters, queries, schema, store
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.plugin.control.command import ChangeableQueue, read_arguments, submit_and_wait
 from statsig_otel.plugin.control.socket import ControlError
@@ -20,12 +23,41 @@ from statsig_otel.plugin.receiver.intake import Intake
 
 _logger: Final = logging.getLogger(__name__)
 
+_SKIPPED_AT_ONCE: Final = 500
+
 
 class _Exporter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The arguments of the commands about one exporter."""
 
     exporter: str
     yes: bool = False
+
+
+class _Skip(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The arguments of `queue skip`: how many records from the head on, and the seconds by which they are old."""
+
+    exporter: str
+    count: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    older_than: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+    def find(self, connection: sqlite3.Connection, exporter: int, after: int) -> tuple[int, int]:
+        """The number of records to skip, and the seq of the last one.
+
+        Raises:
+            ControlError: There are none.
+        """
+        before_ns = None if self.older_than is None else time.time_ns() - int(self.older_than * 1e9)
+        count = 1 if self.count is None and before_ns is None else self.count
+        found, last = queries.first_waiting(connection, exporter, after=after, count=count, before_ns=before_ns)
+        if (
+            not found
+            and before_ns is not None
+            and queries.first_waiting(connection, exporter, after=after, count=1, before_ns=None)[0]
+        ):
+            raise ControlError(f"the first record that waits for {self.exporter} is not that old: nothing is skipped")
+        if not found:
+            raise ControlError(f"nothing waits for {self.exporter}")
+        return found, last
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +90,20 @@ class RunningExporters:
         return {"state": state}
 
     def skip(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Make the head record a dead letter, while the backend does not take it."""
-        name, sender = self._sender(arguments)
-        waiting = self.queue.cursor(name).waiting
-        if waiting > 0 and sender.state not in ("blocked", "retrying"):
-            raise ControlError(f"{name} is {sender.state}, neither blocked nor retrying: there is nothing to skip")
-        if not sender.skip():
+        """Make the head record, and others behind it, dead letters, while the backend does not take it."""
+        given = read_arguments(arguments, _Skip)
+        name, sender = self._sender({"exporter": given.exporter})
+        cursor = self.queue.cursor(name)
+        waiting, position = cursor.waiting, cursor.position
+        if waiting > 0 and sender.state not in ("blocked", "refused", "retrying"):
+            raise ControlError(f"{name} is {sender.state}, and it is neither blocked nor retrying: nothing is skipped")
+        with closing(schema.connect_reading(self.queue.database)) as reading:
+            skipped, last = given.find(reading, cursor.id, position)
+        if not sender.skip(position, last):
             raise ControlError(f"nothing waits for {name}")
-        _logger.warning("Command queue skip: the record at the head of %s becomes a dead letter", name)
-        return {"waiting": waiting}
+        become = "becomes a dead letter" if skipped == 1 else "become dead letters"
+        _logger.warning("Command queue skip: %s at the head of %s %s", counted(skipped, "record"), name, become)
+        return {"skipped": skipped, "waiting": waiting - skipped}
 
     def remove(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Forget an exporter that is not in the running configuration."""
@@ -100,16 +137,23 @@ class StoppedExporters:
         raise ControlError("no service is running, so there is nothing to resume: it tries at once when it starts")
 
     def skip(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Make the head record a dead letter."""
-        name = read_arguments(arguments, _Exporter).exporter
+        """Make the head record, and others behind it, dead letters."""
+        given = read_arguments(arguments, _Skip)
 
-        def work(connection: sqlite3.Connection) -> int:
-            state = _find(connection, name, self.synchronous)
-            if not dead_letters.bury_head(connection, name, "skipped by command", self.queue.now_ms()):
-                raise ControlError(f"nothing waits for {name}")
-            return state.waiting
+        def find(connection: sqlite3.Connection) -> tuple[int, int]:
+            state = _find(connection, given.exporter, self.synchronous)
+            return given.find(connection, state.id, state.cursor)[0], state.waiting
 
-        return {"waiting": submit_and_wait(self.queue, work)}
+        skipped, waiting = submit_and_wait(self.queue, find)
+        left = skipped
+
+        def bury(connection: sqlite3.Connection) -> int:
+            count, now_ms = min(left, _SKIPPED_AT_ONCE), self.queue.now_ms()
+            return dead_letters.bury_first(connection, given.exporter, SKIPPED, count=count, now_ms=now_ms)
+
+        while left:
+            left -= submit_and_wait(self.queue, bury)
+        return {"skipped": skipped, "waiting": waiting - skipped}
 
     def remove(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Forget an exporter that is not in the configuration."""

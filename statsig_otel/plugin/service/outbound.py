@@ -54,7 +54,7 @@ class Outbound:
         self._senders = self._create_senders(configured, self._exporters)
         self._pipeline = Pipeline(self._synchronous, self._queue, self._routing)
         self._failed: frozenset[str] = frozenset()  # exporters that the last reload could not start
-        self._leaving: tuple[QueueSender, ...] = ()  # senders that a reload under way replaces
+        self._leaving: dict[str, QueueSender] = {}  # senders that a reload under way replaces
 
     def _create_queue(self) -> DurableQueue:
         storage = file_storage(self._configuration)
@@ -179,18 +179,19 @@ class Outbound:
                     renewed.add(name)
             except (OSError, ValueError) as error:
                 failures.append(error)
-        _stop(self._leaving, finish=BATCH_FINISH)
-        self._leaving = ()
+        leaving = self._leaving
+        _stop(leaving.values(), finish=BATCH_FINISH)
+        self._leaving = {}
         failed: set[str] = set()
         for name, sender in coming.items():
             try:
-                sender.start()
+                sender.start(instead_of=leaving.get(name))
             except (OSError, ValueError) as error:
                 failures.append(error)
                 failed.add(name)
         self._failed = frozenset(failed)
         for name in same & set(self._senders):
-            self._senders[name].resume()
+            self._senders[name].resume(renewed=name in renewed)
         if self._queue is not None:
             self._warn_of_unused_cursors(self._queue)
         if failures:
@@ -243,7 +244,7 @@ class Outbound:
         coming = self._create_senders({name: configured[name] for name in created}, created)
         senders, exporters = before | coming, {**self._exporters, **created}
         self._senders = {name: senders[name] for name, one in configured.items() if one.is_queued}
-        self._leaving = tuple(sender for name, sender in before.items() if self._senders.get(name) is not sender)
+        self._leaving = {name: one for name, one in before.items() if self._senders.get(name) is not one}
         self._exporters = {name: exporters[name] for name in configured}
         self._configuration = configuration
         return coming
@@ -254,7 +255,7 @@ class Outbound:
         A reload that waits for senders goes on.
         """
         self._synchronous.close(grace)
-        for sender in self._leaving:
+        for sender in self._leaving.values():
             in_thread(sender.shutdown, "stop sender")
 
     def shutdown(self, drain: float = 0.0, *, grace: float = SEND_GRACE) -> bool:

@@ -14,7 +14,7 @@ from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Composed, ExtensionOf, Settings
 from statsig_otel.config.units import Duration, format_duration
 from statsig_otel.exporters.delivery.retry import RetrySettings
-from statsig_otel.exporters.delivery.sender import MAX_BYTES, MAX_RECORDS, DeliverySettings
+from statsig_otel.exporters.delivery.settings import MAX_BYTES, MAX_RECORDS, DeliverySettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 
 _MOST_RECORDS: Final = 100_000

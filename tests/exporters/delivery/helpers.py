@@ -5,7 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,11 +15,13 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel.exporters.consumer import Batch, Change
 from statsig_otel.exporters.delivery.retry import RetrySettings
-from statsig_otel.exporters.delivery.sender import DeliverySettings, QueueSender
+from statsig_otel.exporters.delivery.sender import QueueSender
+from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
 from statsig_otel.exporters.otlp.http import OtlpHttpExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.queue import queries, schema
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery.client import Recovery
 from statsig_otel.exporters.queue.store import DeadLetter
@@ -27,7 +29,9 @@ from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink, Received, partial_success, retry_info
 from tests.waiting import wait_until
 
-Kind = Literal["delivered", "later", "later in 1 s", "rejected", "too large", "partial", "blocked", "broken", "hang"]
+Kind = Literal[
+    "delivered", "later", "later in 1 s", "rejected", "too large", "partial", "blocked", "missing", "broken", "hang"
+]
 Rule = Callable[[list[str]], Kind]
 
 QUICK = RetrySettings(initial_interval=0.05, max_interval=0.1)
@@ -43,6 +47,7 @@ HTTP: Mapping[Kind, HttpAnswer] = {
     "too large": HttpAnswer(413),
     "partial": HttpAnswer(body=partial_success(1, "one of them")),
     "blocked": HttpAnswer(401, _TEXT, b"who are you"),
+    "missing": HttpAnswer(404, _TEXT, b"no such thing"),
     "broken": HttpAnswer(500, _TEXT, b"oops"),
     "hang": HttpAnswer(503, hang=True),
 }
@@ -56,6 +61,7 @@ GRPC: Mapping[Kind, GrpcAnswer] = {
     "too large": GrpcAnswer(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large"),
     "partial": GrpcAnswer(body=partial_success(1, "one of them")),
     "blocked": GrpcAnswer(grpc.StatusCode.UNAUTHENTICATED, "who are you"),
+    "missing": GrpcAnswer(grpc.StatusCode.UNIMPLEMENTED, "no such thing"),
     "broken": GrpcAnswer(grpc.StatusCode.INTERNAL, "oops"),
     "hang": GrpcAnswer(grpc.StatusCode.UNAVAILABLE, hang=True),
 }
@@ -63,7 +69,8 @@ GRPC: Mapping[Kind, GrpcAnswer] = {
 
 def settings(**keys: Any) -> DeliverySettings:
     """Short waits, unless others are asked for."""
-    return DeliverySettings(**{"retry": QUICK, "blocked": QUICK, "storage_pause": 0.05, "timeout": 30.0, **keys})
+    short = {"retry": QUICK, "blocked": QUICK, "storage_pause": 0.05, "between_probes": 0.01, "timeout": 30.0}
+    return DeliverySettings(**{**short, **keys})
 
 
 def encoded(name: str, size: int = 0) -> bytes:
@@ -110,6 +117,10 @@ class Backend:
 
     def exporter(self, **keys: Any) -> Exporter:
         return exporter_to(self.transport, self.sink.address, **keys)
+
+    @property
+    def exporter_url(self) -> str:
+        return f"http://{self.sink.address}/v1/logs"
 
     @property
     def taken(self) -> list[str]:
@@ -175,6 +186,14 @@ class Rig:
     def drained(self, name: str = "out") -> None:
         """Wait until nothing waits for an exporter."""
         wait_until(lambda: self.waiting(name) == 0, f"{self.waiting(name)} records to leave")
+
+    def skip(self, count: int = 1) -> bool:
+        """Skip records from the head on, as the command does."""
+        cursor = self.queue.cursor("out")
+        position = cursor.position
+        with closing(schema.connect_reading(self.queue.database)) as connection:
+            found, last = queries.first_waiting(connection, cursor.id, after=position, count=count, before_ns=None)
+        return found > 0 and self.sender.skip(position, last)
 
     def letters(self) -> list[DeadLetter]:
         """All dead letters, in order."""

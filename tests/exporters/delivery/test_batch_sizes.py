@@ -31,7 +31,7 @@ def test_two_records_larger_than_any_batch_are_dead_letters_and_the_rest_goes_on
         made.start()
         made.drained()
         assert made.buried() == ["giant1", "giant2"]
-        assert http.calls[-1][0] == ["a", "b"]
+        assert sorted(http.taken) == ["a", "b"]
 
 
 def test_a_batch_keeps_to_its_limits_and_a_larger_record_goes_alone(tmp_path: Path, http: Backend) -> None:

@@ -73,30 +73,31 @@ def test_resume_with_nothing_to_do_saves_no_later_wait(tmp_path: Path, http: Bac
 
 
 def test_skip_makes_the_head_alone_a_dead_letter_and_goes_on(tmp_path: Path, http: Backend) -> None:
-    http.rule = refusing(["r0000"], "broken")
+    http.rule = refusing(["r0000"], "missing")
     with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
         made.put(*named(5))
         made.start()
         wait_until(lambda: made.sender.state == "blocked")
-        assert made.sender.skip()
+        assert made.skip()
         made.drained()
         (letter,) = made.letters()
-        assert (letter.kind, letter.reason, letter.attempts) == ("record", "skipped by command", 1)
+        said = f"skipped by command: HTTP 404 Not Found from {http.exporter_url}: no such thing"
+        assert (letter.kind, letter.reason) == ("record", said)
         assert names_in(letter.content) == ["r0000"]
         assert http.taken == named(5)[1:]
 
 
-def test_a_record_that_breaks_the_backend_comes_to_the_head_by_itself(tmp_path: Path, http: Backend) -> None:
-    """500 for one record in the middle: those before it are delivered, and skip hits the right one."""
+def test_a_record_that_blocks_the_backend_comes_to_the_head_by_itself(tmp_path: Path, http: Backend) -> None:
+    """404 for one record in the middle: those before it are delivered, and skip hits the right one."""
     names = named(100)
-    http.rule = refusing(["r0057"], "broken")
+    http.rule = refusing(["r0057"], "missing")
     with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
         made.put(*names)
         made.start()
         wait_until(lambda: made.sender.state == "blocked")
         assert http.taken == names[:57]
         assert (made.waiting(), made.letters()) == (43, [])
-        made.sender.skip()
+        made.skip()
         made.drained()
         assert made.buried() == ["r0057"]
         assert http.taken == names[:57] + names[58:]
@@ -109,7 +110,7 @@ def test_skip_while_all_is_blocked_takes_one_record_each(tmp_path: Path, http: B
         made.start()
         for gone in (1, 2):
             wait_until(lambda: made.sender.state == "blocked" and made.sender.attempts == 1)
-            made.sender.skip()
+            made.skip()
             wait_until(lambda gone=gone: made.waiting() == 5 - gone)  # type: ignore[misc] # mypy can't see the default
         assert made.buried() == named(2)
         http.rule = lambda names: "delivered"
@@ -122,7 +123,7 @@ def test_skip_of_an_empty_queue_takes_no_later_record(tmp_path: Path, http: Back
     with rig(tmp_path, http.exporter()) as made:
         made.start()
         wait_until(lambda: made.sender.state == "idle")
-        assert not made.sender.skip()
+        assert not made.skip()
         made.put("a")
         made.drained()
         assert made.letters() == []
@@ -141,11 +142,28 @@ def test_skip_is_void_where_the_head_is_delivered_meanwhile(tmp_path: Path, http
         made.put("a", "b")
         made.start()
         http.sink.wait_for(1)
-        assert made.sender.skip()
+        assert made.skip()
         gate.set()
         made.drained()
         assert http.taken == ["a", "b"]
         assert made.letters() == []
+
+
+def test_skip_takes_as_many_as_were_asked_for_and_not_what_was_delivered(tmp_path: Path, http: Backend) -> None:
+    names = named(1100)
+    http.rule = lambda sent: "blocked"
+    with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
+        made.put(*names)
+        made.start()
+        wait_until(lambda: made.sender.state == "blocked")
+        assert made.skip(1050)
+        http.rule = lambda sent: "delivered"
+        made.drained()
+        assert made.buried() == names[:1050]
+        assert http.taken == names[1050:]
+        reasons = [letter.reason for letter in made.letters()]
+        assert reasons[0].startswith("skipped by command: HTTP 401"), "with what the backend said"
+        assert reasons[-1] == "skipped by command"
 
 
 def test_after_a_skip_the_last_of_those_refused_is_not_given_up_by_itself(tmp_path: Path, http: Backend) -> None:
@@ -154,7 +172,7 @@ def test_after_a_skip_the_last_of_those_refused_is_not_given_up_by_itself(tmp_pa
         made.put("a", "b")
         made.start()
         wait_until(lambda: made.sender.state == "blocked")
-        made.sender.skip()
+        made.skip()
         wait_until(lambda: made.waiting() == 1)
         wait_until(lambda: made.sender.attempts >= 2)
         assert made.buried() == ["a"]

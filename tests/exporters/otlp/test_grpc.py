@@ -22,7 +22,7 @@ from statsig_otel.exporters.exporter import (
 )
 from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
-from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES
+from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, SPEAKS_HTTP1
 from tests.exporters.otlp.test_status import GRPC
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import (
@@ -219,8 +219,8 @@ def test_a_connection_that_died_silently_is_replaced(sink: GrpcSink) -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00" * 5000],
-    ids=["closes", "another protocol", "http/1", "zeros"],
+    [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 503 Service Unavailable\r\n\r\n", b"\x00" * 5000],
+    ids=["closes", "another protocol", "a proxy", "zeros"],
 )
 def test_a_server_of_another_kind_is_a_passing_fault(reply: bytes) -> None:
     with RawServer(reply) as server:
@@ -229,9 +229,22 @@ def test_a_server_of_another_kind_is_a_passing_fault(reply: bytes) -> None:
     assert outcome.reason.startswith("UNAVAILABLE: ")
 
 
-def test_an_otlp_http_server_is_a_passing_fault() -> None:
-    with HttpSink() as sink:
-        assert isinstance(send_to(sink.address), RetryLater)
+def test_a_port_for_http_is_named() -> None:
+    with HttpSink() as sink, RawServer(b"HTTP/1.1 400 Bad Request\r\n\r\n") as server:
+        for address in (sink.address, server.address):
+            outcome = send_to(address)
+            assert isinstance(outcome, Blocked)
+            assert outcome.reason.startswith(SPEAKS_HTTP1)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "plain"), [("", "tls: {insecure: true}"), ("https://", "http:// before the endpoint")]
+)
+def test_a_server_without_tls_is_named_with_what_has_an_effect(scheme: str, plain: str) -> None:
+    with GrpcSink() as sink:
+        outcome = send_to(f"{scheme}{sink.address}", tls={})
+    assert isinstance(outcome, RetryLater)
+    assert outcome.reason.startswith(f"the server speaks without TLS (if that is meant, write {plain}): UNAVAILABLE")
 
 
 def test_a_name_that_does_not_resolve_is_a_passing_fault() -> None:

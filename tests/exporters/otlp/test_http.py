@@ -25,7 +25,7 @@ from statsig_otel.exporters.exporter import (
 )
 from statsig_otel.exporters.otlp.http import OtlpHttpExporter
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
-from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES
+from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, SPEAKS_HTTP2
 from tests.exporters.otlp.over_http import LONG, encoded, exporting, send_to, trust
 from tests.exporters.otlp.test_status import http_expected
 from tests.peers.certs import Authority, ServerTls
@@ -122,20 +122,21 @@ def test_every_status_over_the_wire(sink: HttpSink) -> None:
 
 def test_a_redirect_is_not_followed(sink: HttpSink) -> None:
     sink.answer = HttpAnswer(status=307, headers={"Location": f"{sink.url}/other"})
-    assert send_to(sink.url) == Blocked("HTTP 307 Temporary Redirect")
+    place = f"to {sink.url}/other from {sink.url}/v1/logs"
+    assert send_to(sink.url) == Blocked(f"HTTP 307 Temporary Redirect {place}")
     assert len(sink.requests) == 1
 
 
 def test_retry_after_over_the_wire(sink: HttpSink) -> None:
     sink.answer = HttpAnswer(status=503, headers={"Retry-After": "17"}, body=Status(message="busy").SerializeToString())
-    assert send_to(sink.url) == RetryLater("HTTP 503 Service Unavailable: busy", 17.0)
+    assert send_to(sink.url) == RetryLater(f"HTTP 503 Service Unavailable from {sink.url}/v1/logs: busy", 17.0)
     sink.answer = HttpAnswer(status=429, headers={"Retry-After": formatdate(time.time() + 600, usegmt=True)})
     outcome = send_to(sink.url)
     assert isinstance(outcome, RetryLater)
     assert outcome.after is not None
     assert 500 < outcome.after <= 600
     sink.answer = HttpAnswer(status=502, headers={"Retry-After": "soon"})
-    assert send_to(sink.url) == RetryLater("HTTP 502 Bad Gateway")
+    assert send_to(sink.url) == RetryLater(f"HTTP 502 Bad Gateway from {sink.url}/v1/logs")
 
 
 def test_a_date_to_retry_at_counts_from_the_server_s_clock(sink: HttpSink) -> None:
@@ -143,16 +144,17 @@ def test_a_date_to_retry_at_counts_from_the_server_s_clock(sink: HttpSink) -> No
     then = time.time() - 400 * 86400
     dates = {"Date": formatdate(then, usegmt=True), "Retry-After": formatdate(then + 30, usegmt=True)}
     sink.answer = HttpAnswer(status=503, headers=dates)
-    assert send_to(sink.url) == RetryLater("HTTP 503 Service Unavailable", 30.0)
+    assert send_to(sink.url) == RetryLater(f"HTTP 503 Service Unavailable from {sink.url}/v1/logs", 30.0)
     sink.answer = HttpAnswer(status=503, headers={**dates, "Date": "Mon, 99 Foo 2026 25:00:00 GMT"})
-    assert send_to(sink.url) == RetryLater("HTTP 503 Service Unavailable")
+    assert send_to(sink.url) == RetryLater(f"HTTP 503 Service Unavailable from {sink.url}/v1/logs")
 
 
 def test_a_quoted_header_value_is_hidden(sink: HttpSink) -> None:
     sink.answer = HttpAnswer(status=401, headers={"Content-Type": "text/plain"}, body=b"bad key\r\nhush-hush-hush")
     outcome = send_to(sink.url, headers={"authorization": "Bearer hush-hush-hush"})
-    assert outcome == Blocked("HTTP 401 Unauthorized: bad key [REDACTED]")
-    assert send_to(logs_endpoint=f"{sink.url}/in?hush-hush-hush") == outcome
+    assert outcome == Blocked(f"HTTP 401 Unauthorized from {sink.url}/v1/logs: bad key [REDACTED]")
+    outcome = send_to(logs_endpoint=f"{sink.url}/in?hush-hush-hush")
+    assert outcome == Blocked(f"HTTP 401 Unauthorized from {sink.url}/in: bad key [REDACTED]")
 
 
 def test_partial_success(sink: HttpSink) -> None:
@@ -257,14 +259,14 @@ def test_connection_close_is_respected(sink: HttpSink) -> None:
 def test_a_server_that_does_not_answer_is_left_after_the_timeout(sink: HttpSink, answer: HttpAnswer) -> None:
     sink.answer = answer
     with exporting(sink.url) as exporter:
-        assert exporter.send(encoded(), 1, 0.3) == RetryLater("no answer within 0.3 s")
+        assert exporter.send(encoded(), 1, 0.3) == RetryLater(f"no answer within 0.3 s from {sink.url}/v1/logs")
         sink.answer = HttpAnswer()
         assert exporter.send(encoded(), 1, LONG) == Delivered()
 
 
 @pytest.mark.parametrize(
     ("status", "expected"),
-    [(200, Delivered()), (503, RetryLater("HTTP 503 Service Unavailable: zzz", 7.0))],
+    [(200, Delivered()), (503, RetryLater("HTTP 503 Service Unavailable from here: zzz", 7.0))],
 )
 def test_a_status_decides_also_where_the_body_drips(sink: HttpSink, status: int, expected: Outcome) -> None:
     headers = {"Retry-After": "7", "Content-Type": "text/plain"}
@@ -272,7 +274,8 @@ def test_a_status_decides_also_where_the_body_drips(sink: HttpSink, status: int,
     outcome = send_to(sink.url, timeout=0.5)
     if isinstance(outcome, RetryLater):
         assert set(outcome.reason.rpartition(" ")[2]) == {"z"}, "what had come by then"
-        outcome = RetryLater(outcome.reason.rpartition(" ")[0] + " zzz", outcome.after)
+        said = outcome.reason.rpartition(" ")[0].replace(f"{sink.url}/v1/logs", "here")
+        outcome = RetryLater(f"{said} zzz", outcome.after)
     assert outcome == expected
 
 
@@ -304,9 +307,31 @@ def test_a_server_of_another_kind_is_a_passing_fault(reply: bytes) -> None:
         assert isinstance(send_to(f"http://{server.address}"), RetryLater)
 
 
-def test_an_otlp_grpc_server_is_a_passing_fault() -> None:
+def test_a_port_for_grpc_is_named() -> None:
     with GrpcSink() as sink:
-        assert isinstance(send_to(f"http://{sink.address}", timeout=5.0), RetryLater)
+        outcome = send_to(f"http://{sink.address}")
+    assert outcome == Blocked(f"{SPEAKS_HTTP2}: http://{sink.address}/v1/logs")
+
+
+def test_a_web_page_is_not_a_delivery_and_any_other_answer_is_a_warning_once(
+    sink: HttpSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink.answer = HttpAnswer(headers={"Content-Type": "text/html"}, body=b"<h1>Welcome</h1>")
+    page = send_to(sink.url)
+    assert isinstance(page, Blocked)
+    assert page.reason.startswith(f"{sink.url}/v1/logs answers with a web page")
+    sink.answer = HttpAnswer(headers={"Content-Type": "text/plain"}, body=b"ok")
+    with exporting(sink.url) as exporter:
+        assert [exporter.send(encoded(), 1, LONG) for _ in range(3)] == [Delivered()] * 3
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "the backend accepted the records with a warning: the answer is not OTLP (text/plain): ok"
+    ]
+
+
+def test_a_server_without_tls_is_named_with_what_has_an_effect(sink: HttpSink) -> None:
+    outcome = send_to(sink.url.replace("http://", "https://"))
+    assert isinstance(outcome, RetryLater)
+    assert outcome.reason.startswith("the server speaks without TLS (if that is meant, write http://): SSLError")
 
 
 def test_a_name_that_does_not_resolve_is_a_passing_fault() -> None:
@@ -328,7 +353,7 @@ def test_a_name_lookup_that_hangs_is_left_after_the_timeout(sink: HttpSink, monk
     with exporting(sink.url) as exporter:
         with monkeypatch.context() as patch:
             patch.setattr(socket, "getaddrinfo", slow)
-            assert exporter.send(encoded(), 1, 0.2) == RetryLater("no answer within 0.2 s")
+            assert exporter.send(encoded(), 1, 0.2) == RetryLater(f"no answer within 0.2 s from {sink.url}/v1/logs")
         released.set()
         assert found.wait(LONG)
         for thread in threading.enumerate():

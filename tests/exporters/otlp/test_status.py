@@ -20,7 +20,7 @@ NOW = 1_700_000_000.0
 
 GRPC = {
     "CANCELLED": RetryLater,
-    "UNKNOWN": Blocked,
+    "UNKNOWN": RetryLater,
     "INVALID_ARGUMENT": Rejected,
     "DEADLINE_EXCEEDED": RetryLater,
     "NOT_FOUND": Blocked,
@@ -31,12 +31,13 @@ GRPC = {
     "ABORTED": RetryLater,
     "OUT_OF_RANGE": RetryLater,
     "UNIMPLEMENTED": Blocked,
-    "INTERNAL": Blocked,
+    "INTERNAL": RetryLater,
     "UNAVAILABLE": RetryLater,
     "DATA_LOSS": RetryLater,
     "UNAUTHENTICATED": Blocked,
 }
-HTTP_RETRY_LATER = {429, 502, 503, 504}
+GRPC_MAY_BE_DATA = {"INTERNAL", "UNKNOWN"}
+HTTP_RETRY_LATER = {408, 425, 429, *range(500, 600)} - {501, 505}
 HTTP_REJECTED = {400, 413, 422}
 
 
@@ -51,6 +52,10 @@ def reason(outcome: Outcome) -> str:
     return outcome.reason
 
 
+def may_be_data(outcome: Outcome) -> bool:
+    return isinstance(outcome, RetryLater) and outcome.may_be_data
+
+
 def test_the_expectation_names_every_grpc_code_but_ok() -> None:
     assert {code.name for code in grpc.StatusCode} - {"OK"} == set(GRPC)
 
@@ -60,6 +65,7 @@ def test_every_grpc_code_has_its_outcome(code: grpc.StatusCode) -> None:
     outcome = table.grpc_failure(code.value[0], "so it is")
     assert type(outcome) is GRPC[code.name]
     assert reason(outcome) == f"{code.name}: so it is"
+    assert may_be_data(outcome) == (code.name in GRPC_MAY_BE_DATA)
 
 
 @pytest.mark.parametrize("code", [-1, 17, 99, 2**31])
@@ -82,6 +88,7 @@ def test_every_http_status_has_its_outcome() -> None:
         assert type(outcome) is http_expected(status), status
         phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else ""
         assert reason(outcome) == " ".join(f"HTTP {status} {phrase}".split()) + ": so it is"
+        assert may_be_data(outcome) == (status == 500)
 
 
 @pytest.mark.parametrize("status", [0, 600, 999])
@@ -189,7 +196,7 @@ def test_any_status_details_give_an_outcome(details: bytes, code: int, message: 
 
 @given(
     body=st.binary(),
-    content_type=st.sampled_from(["", "application/x-protobuf", "application/json", "text/html; charset=x"]),
+    content_type=st.sampled_from(["", "application/x-protobuf", "application/json", "text/plain; charset=x"]),
     count=st.integers(1, 1000),
     status=st.integers(100, 599),
 )
@@ -203,7 +210,9 @@ def test_any_body_gives_an_outcome(body: bytes, content_type: str, count: int, s
     ("body", "expected"),
     [
         pytest.param(b"", table.Success(Delivered()), id="empty"),
-        pytest.param(b"\xff", table.Success(Delivered()), id="unreadable"),
+        pytest.param(
+            b"\xff", table.Success(Delivered(), f"the answer is not OTLP ({table.PROTOBUF}): \ufffd"), id="else"
+        ),
         pytest.param(partial_success(0), table.Success(Delivered()), id="nothing refused"),
         pytest.param(partial_success(0, "old\nclient"), table.Success(Delivered(), "old client"), id="only a warning"),
         pytest.param(partial_success(-3, "odd"), table.Success(Delivered(), "odd"), id="negative"),
@@ -225,12 +234,75 @@ def test_success(body: bytes, expected: table.Success) -> None:
         (b"[" * 100_000, "application/json", 0),
         (partial_success(2), "", 2),
         (partial_success(2), "text/plain", 0),
-        (b"<html>", "text/html", 0),
+        (b"ok", "text/plain", 0),
     ],
 )
 def test_success_of_other_content_types(body: bytes, content_type: str, expected: int) -> None:
     outcome = table.success(body, 5, content_type=content_type).outcome
     assert (outcome.count if isinstance(outcome, PartiallyRejected) else 0) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"", "text/html"),
+        (b"", "Text/HTML; charset=utf-8"),
+        (b"<!DOCTYPE html><title>Home</title>", ""),
+        (b"\xef\xbb\xbf\r\n <HTML lang=en>", table.PROTOBUF),
+        (b"<html>", "application/json"),
+    ],
+)
+def test_a_web_page_is_not_a_delivery(body: bytes, content_type: str) -> None:
+    answer = table.success(body, 5, content_type=content_type, place="https://example.com/v1/logs")
+    assert isinstance(answer.outcome, Blocked)
+    assert "https://example.com/v1/logs answers with a web page" in answer.outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "warns"),
+    [
+        (b"", "text/plain", False),
+        (b"{}", "application/json", False),
+        (b' {"partialSuccess": {}}', "application/json", False),
+        (b'{"code":0,"text":"Success"}', "application/json", True),
+        (b"nonsense", "application/json", True),
+        (b"ok", "text/plain", True),
+        (b"<title>no page", "", True),
+    ],
+)
+def test_an_answer_that_is_not_otlp_is_a_warning(body: bytes, content_type: str, warns: bool) -> None:  # noqa: FBT001
+    answer = table.success(body, 5, content_type=content_type)
+    assert answer.outcome == Delivered()
+    assert answer.warning.startswith("the answer is not OTLP") == warns
+
+
+def test_http_failures_name_the_place_and_where_a_redirect_leads() -> None:
+    place, key = "http://backend:4318/v1/logs", "secret-key"
+    assert reason(table.http_failure(404, place=place)) == f"HTTP 404 Not Found from {place}"
+    location = f"https://backend/login/{key}?next={key}"
+    moved = reason(table.http_failure(302, location=location, place=place, hide=[key]))
+    assert moved == f"HTTP 302 Found to https://backend/login/[REDACTED] from {place}"
+    assert reason(table.http_failure(302, place=place)) == f"HTTP 302 Found from {place}"
+    assert "elsewhere" not in reason(table.http_failure(400, location="elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("(Expected SETTINGS frame as the first frame, got frame type 79)", Blocked),
+        (
+            "(Expected SETTINGS frame as the first frame, got frame type 80) (Trying to connect an http1.x server)",
+            Blocked,
+        ),
+        ("(... got frame type 80) (Trying to connect an http1.x server (HTTP status 404))", Blocked),
+        ("(... got frame type 80) (Trying to connect an http1.x server (HTTP status 503))", RetryLater),
+        ("(Expected SETTINGS frame as the first frame, got frame type 45)", RetryLater),
+    ],
+)
+def test_a_port_for_http_is_named(message: str, expected: type[Outcome]) -> None:
+    outcome = table.grpc_failure(14, f"failed to connect to all addresses; last error: Failed parsing HTTP/2 {message}")
+    assert type(outcome) is expected
+    assert reason(outcome).startswith(table.SPEAKS_HTTP1) == (expected is Blocked)
 
 
 @pytest.mark.parametrize(

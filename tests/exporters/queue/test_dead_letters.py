@@ -273,7 +273,7 @@ def test_the_head_becomes_a_letter_and_comes_back(database: Database) -> None:
         store.append_copies(connection, cursors, records, "statsig")
 
     database(fill)
-    assert database(lambda connection: dead_letters.bury_head(connection, "a", "skipped", NOW))
+    assert database(lambda connection: dead_letters.bury_first(connection, "a", "skipped", count=1, now_ms=NOW))
     assert database.waiting()["a"] == [payload("y"), payload("z")]
     (letter,) = dead_letters.select(database.connection, Selection())
     assert (letter.kind, letter.owner, letter.reason, letter.uid) == ("record", "a", "skipped", b"x" * 16)
@@ -282,7 +282,7 @@ def test_the_head_becomes_a_letter_and_comes_back(database: Database) -> None:
         "a": [payload("y"), payload("z"), payload("x")],
         "b": [payload("x"), payload("y"), payload("z")],
     }
-    assert not database(lambda connection: dead_letters.bury_head(connection, "c", "skipped", NOW))
+    assert not database(lambda connection: dead_letters.bury_first(connection, "c", "skipped", count=1, now_ms=NOW))
 
 
 def test_a_head_that_is_damaged_becomes_a_letter_that_says_so(database: Database) -> None:
@@ -292,7 +292,7 @@ def test_a_head_that_is_damaged_becomes_a_letter_that_says_so(database: Database
         connection.execute("UPDATE records SET payload = ?", (payload("X"),))
 
     database(fill)
-    assert database(lambda connection: dead_letters.bury_head(connection, "a", "skipped", NOW))
+    assert database(lambda connection: dead_letters.bury_first(connection, "a", "skipped", count=1, now_ms=NOW))
     (letter,) = dead_letters.select(database.connection, Selection(exporter="a"))
     assert (letter.kind, letter.reason) == ("damaged", "damaged on disk: its checksum is wrong")
     assert dead_letters.content(database.connection, letter.id) == payload("X")

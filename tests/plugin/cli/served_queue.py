@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.exporters.consumer import Batch, Change, Invalid
-from statsig_otel.exporters.delivery.sender import DeliverySettings, QueueSender
+from statsig_otel.exporters.delivery.sender import QueueSender
+from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome
 from statsig_otel.exporters.queue import store
@@ -47,10 +48,13 @@ def item(name: str, **others: object) -> dict[str, object]:
 
 
 def change(name: str) -> Change:
+    """What a receiver makes of an item with a name."""
+    return mapped(item(name))
+
+
+def mapped(one: dict[str, object]) -> Change:
     """What a receiver makes of an item."""
-    payload = parse(json.dumps([item(name)]).encode())
-    mapped = Mapper().map(payload, OBSERVED)
-    return mapped.changes[0]
+    return Mapper().map(parse(json.dumps([one]).encode()), OBSERVED).changes[0]
 
 
 def names(payload: bytes) -> list[str]:

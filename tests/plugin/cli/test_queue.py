@@ -3,6 +3,7 @@
 import json
 import logging
 import socket
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from statsig_otel.exporters.consumer import Invalid
+from statsig_otel.exporters.consumer import Batch, Invalid
 from statsig_otel.exporters.exporter import Delivered
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.database import StoppedQueue
@@ -28,6 +29,7 @@ from tests.plugin.cli.served_queue import (
     config_file,
     item,
     letter_of_record,
+    mapped,
     maybe_served,
     ok,
     run,
@@ -204,13 +206,14 @@ def test_skip_makes_the_head_a_dead_letter_that_can_be_replayed(
         assert "Still waiting: 1 record." in ok(tmp_path, "queue", "skip", "bad")
         served.bad.wait(lambda: served.bad.received == ["y"])
         (letter,) = as_json(tmp_path, "dead-letters", "list")
-        assert (letter["kind"], letter["exporter"], letter["reason"]) == ("record", "bad", "skipped by command")
+        said = "skipped by command: 401: the key has expired"
+        assert (letter["kind"], letter["exporter"], letter["reason"]) == ("record", "bad", said)
         assert letter["uid"] == uid(item("x"))
         assert "1 dead letter, 1 record to deliver" in ok(tmp_path, "dead-letters", "replay", str(letter["id"]))
         served.bad.wait(lambda: served.bad.received == ["y", "x"])
         assert as_json(tmp_path, "dead-letters", "list") == []
         assert served.good.received == ["x", "y"]
-    assert "Command queue skip: the record at the head of bad" in caplog.text
+    assert "Command queue skip: 1 record at the head of bad becomes a dead letter" in caplog.text
 
 
 def test_skip_works_on_a_stopped_queue(tmp_path: Path) -> None:
@@ -224,6 +227,37 @@ def test_skip_works_on_a_stopped_queue(tmp_path: Path) -> None:
     none = run(tmp_path, "queue", "skip", "bad")
     assert none.exit_code == 1
     assert "nothing waits for bad" in none.output
+
+
+@pytest.mark.parametrize("how", ["running", "stopped"])
+def test_skip_takes_a_count_or_an_age_by_the_records_own_time(tmp_path: Path, how: str) -> None:
+    """The timestamps of Statsig, 1.7e12 ms, are long ago, and the one of `new` is in the future."""
+    with Served(tmp_path) as served:
+        served.accept("a", "b", "c")
+        future = {**item("new"), "timestamp": int((time.time() + 86_400) * 1000)}
+        served.queue.consume(Batch("statsig", (mapped(future), change("behind")))).result(30)
+        served.wait_until_blocked()
+    with maybe_served(tmp_path, how) as running:
+        if running is not None:
+            running.wait_until_blocked()
+        assert "The first 2 records that wait for bad become dead letters. Still waiting: 3 records." in ok(
+            tmp_path, "queue", "skip", "bad", "--count", "2"
+        )
+        wait_until(lambda: waiting(tmp_path)["bad"] == 3)
+        if running is not None:
+            wait_until(lambda: running.senders["bad"].attempts > 0)
+        assert "The first record that waits for bad becomes a dead letter. Still waiting: 2 records." in ok(
+            tmp_path, "queue", "skip", "bad", "--older-than", "7d12h"
+        )
+        wait_until(lambda: waiting(tmp_path)["bad"] == 2)
+        if running is not None:
+            wait_until(lambda: running.senders["bad"].attempts > 0)
+        young = run(tmp_path, "queue", "skip", "bad", "--older-than", "7d")
+        assert young.exit_code == 1
+        assert "the first record that waits for bad is not that old" in young.output
+        assert len(as_json(tmp_path, "dead-letters", "list")) == 3
+    for wrong in (("--older-than", "soon"), ("--older-than", "7"), ("--count", "0")):
+        assert run(tmp_path, "queue", "skip", "bad", *wrong).exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,291 @@
+"""Decides what to send next, and which records become dead letters. Pure decisions, without I/O or a clock.
+
+A refusal is the data's fault only if something else is taken. A batch that a backend refuses is halved, in order, until
+the refused record is alone. It becomes a dead letter when it is refused alone after the exporter has taken another
+record that was sent since its first refusal, or that stands behind it in the queue. Until then it keeps its place, and
+other records are tried: first the rest of its batch, and once each of these was refused alone, the newest record that
+waits, as a probe. What is taken out of its turn is passed over when its turn comes.
+
+That another record was taken counts only until a failure of another kind: the backend may be a different one after it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from statsig_otel.exporters.delivery.settings import DeliverySettings
+from statsig_otel.exporters.exporter import (
+    Blocked,
+    Delivered,
+    Outcome,
+    PartiallyRejected,
+    Rejected,
+    RetryLater,
+)
+from statsig_otel.exporters.queue.records import Records
+from statsig_otel.exporters.queue.store import DAMAGED, DeadLetter, DeadLetterKind
+
+FailedState = Literal["retrying", "refused", "blocked"]
+"""What a sender does after a failure: `refused` while nothing else tells whether the data is at fault."""
+
+SKIPPED: Final = "skipped by command"
+"""The reason of a dead letter that somebody asked for; what the backend said about the record follows."""
+
+
+class Failure(NamedTuple):
+    """Nothing can be sent before a wait; `after` is the least number of seconds that the backend asks for."""
+
+    state: FailedState
+    reason: str
+    after: float | None = None
+
+
+class Decided(NamedTuple):
+    """Records that can be ticked off together, with the dead letters among them."""
+
+    records: Records
+    dead_letters: Sequence[DeadLetter]
+
+
+@dataclass(slots=True)
+class _Failed:
+    """What is known of a waiting record that was sent and not taken."""
+
+    size: int = 0  # the largest number of records, from this one on, that are sent together; 0 for no limit
+    first_refusal: int = 0  # the number of the send that was its first refusal, alone or with others; 0 for none
+    is_alone: bool = False  # it was refused alone
+    failing_since: float = math.inf  # the first fault that may be about the data
+    attempts: int = 0
+    reason: str = ""
+
+
+class Decisions:
+    """The decisions for one exporter, as it is configured, over one database.
+
+    Args:
+        exporter: The exporter's id, for its dead letters.
+        settings: The sender's settings.
+    """
+
+    def __init__(self, exporter: str, settings: DeliverySettings) -> None:
+        self._exporter = exporter
+        self._settings = settings
+        self._sends = 0
+        self._failed: dict[int, _Failed] = {}  # by seq
+        self._decided: dict[int, Decided] = {}  # by the seq of its first record; not ticked off yet
+        self._last_taken = 0  # the number of the last send of which something was taken
+        self._taken_up_to = 0  # the last seq that was taken
+        self._failing_since = math.inf  # the first passing fault since something was ticked off
+        self._probed_at = -settings.between_probes
+        self._only_probes = False  # a whole batch was refused: what comes behind it is sent as a probe only
+        self._tries_head = False  # a wait is over: the head is sent again, and then a probe
+        self._tries_probe = False
+
+    def decided(self, batch: Records) -> Decided | None:
+        """What can be ticked off at the head of the queue; None if the first record of the batch is not decided."""
+        return self._decided.get(batch.seqs[0])
+
+    def next(self, batch: Records) -> Records:
+        """The part of a batch to send next. Empty if each of its records was refused alone.
+
+        Args:
+            batch: Records from the head of the queue on, of which the first is not decided.
+        """
+        if not self._failed and not self._decided:
+            return batch
+        tries_head, self._tries_head = self._tries_head, False
+        decided = self._decided_seqs()
+        candidates = (index for index, seq in enumerate(batch.seqs) if seq not in decided and not self._waits(seq))
+        start = next(candidates, None)
+        if start is None or (start > 0 and self._only_probes):
+            self._only_probes = True
+            self._tries_probe = self._tries_probe or tries_head
+            return batch[:1] if tries_head else Records()
+        size = self._size(batch.seqs[start])
+        end = start + 1
+        while end < len(batch) and (not size or end - start < size):
+            seq = batch.seqs[end]
+            if seq in decided or self._waits(seq) or self._size(seq) != size:
+                break
+            end += 1
+        return batch[start:end]
+
+    def probe(self, head: Records, newest: Records, now: float) -> Records:
+        """The record to send while each one of a batch was refused alone. Empty if none may be sent now.
+
+        Args:
+            head: The record at the head of the queue.
+            newest: Records that wait, the newest first: one more than are out of turn.
+            now: Seconds of a monotonic clock.
+        """
+        decided = self._decided_seqs()
+        for probe in newest.one_by_one():
+            (seq,) = probe.seqs
+            if seq in decided or not probe.intact[0]:
+                continue
+            is_due = self._tries_probe or not self._waits(seq)
+            if seq == head.seqs[0] or not is_due or self.probe_pause(now) > 0:
+                break
+            self._tries_probe = False
+            self._probed_at = now
+            return probe
+        return Records()
+
+    def probe_pause(self, now: float) -> float:
+        """Seconds until the next probe may be sent; 0 or less if it may be sent now."""
+        return self._probed_at + self._settings.between_probes - now
+
+    @property
+    def out_of_turn(self) -> int:
+        """How many records are decided and not ticked off yet."""
+        return sum(len(decided.records) for decided in self._decided.values())
+
+    def answer(self, segment: Records, outcome: Outcome, now: float) -> Failure | None:
+        """Take the outcome of a send into account; a failure if nothing more can be sent before a wait.
+
+        Args:
+            segment: What was sent: of `next` or `probe`.
+            outcome: Its outcome.
+            now: Seconds of a monotonic clock.
+        """
+        self._sends += 1
+        if isinstance(outcome, Delivered):
+            self._take(segment if outcome.first is None else segment[: outcome.first])
+            return None
+        self._count(segment, outcome.reason)
+        match outcome:
+            case PartiallyRejected(count, reason):
+                letter = self._dead_letter("batch", segment, f"{count} of {len(segment)} were refused: {reason}")
+                if count < len(segment):
+                    self._take(segment, letter)
+                else:
+                    self._decide(segment, letter)
+            case Rejected():
+                self._refuse(segment, outcome.reason)
+            case RetryLater():
+                return self._retry(segment, outcome, now)
+            case Blocked(reason):
+                self.forget_taken()
+                self._failing_since = math.inf
+                if self._narrow(segment):
+                    return None
+                return Failure("blocked", reason)
+        return None
+
+    def all_refused(self) -> Failure:
+        """The failure while each record of a batch was refused alone, and nothing says yet that it is the data."""
+        refused = sorted(seq for seq in self._failed if self._waits(seq))
+        reason = self._failed[refused[0]].reason
+        if len(refused) == 1:
+            return Failure("refused", reason)
+        return Failure("blocked", f"each of {len(refused)} records is refused, and none is taken: {reason}")
+
+    def try_again(self) -> None:
+        """A wait is over: the head is sent again, even if it was refused, and then a probe."""
+        self._tries_head = True
+
+    def forget_taken(self) -> None:
+        """What was taken so far no longer says that refusals are about the data. It is still passed over."""
+        self._last_taken = self._taken_up_to = 0
+
+    def skip(self, batch: Records) -> Decided:
+        """Skip a batch, up to the first record that is decided, with the reasons that the backend gave for them."""
+        decided = self._decided_seqs()
+        end = next((index for index, seq in enumerate(batch.seqs) if seq in decided), len(batch))
+        records = batch[:end]
+        return Decided(records, [self._skipped(record) for record in records.one_by_one()])
+
+    def damaged(self, record: Records) -> DeadLetter:
+        """The dead letter of a record that changed on disk."""
+        return self._dead_letter("damaged", record, DAMAGED)
+
+    def ticked_off(self, records: Records) -> None:
+        """These records, and all before them, do not wait any more."""
+        self._failing_since = math.inf
+        self._decided.pop(records.seqs[0], None)
+        last = records.seqs[-1]
+        if self._decided:
+            self._decided = {first: decided for first, decided in self._decided.items() if first > last}
+        if self._failed:
+            self._failed = {seq: failed for seq, failed in self._failed.items() if seq > last}
+
+    def _take(self, records: Records, *dead_letters: DeadLetter) -> None:
+        self._last_taken, self._only_probes = self._sends, False
+        self._taken_up_to = max(self._taken_up_to, records.seqs[-1])
+        self._decide(records, *dead_letters)
+
+    def _decide(self, records: Records, *dead_letters: DeadLetter) -> None:
+        self._decided[records.seqs[0]] = Decided(records, dead_letters)
+
+    def _refuse(self, segment: Records, reason: str) -> None:
+        for seq in segment.seqs:
+            self._failed[seq].first_refusal = self._failed[seq].first_refusal or self._sends
+        if len(segment) > 1:
+            self._split(segment, len(segment) // 2)
+            return
+        (seq,) = segment.seqs
+        self._failed[seq].size, self._failed[seq].is_alone = 1, True
+        if not self._waits(seq):
+            self._decide(segment, self._dead_letter("record", segment, reason))
+
+    def _retry(self, segment: Records, outcome: RetryLater, now: float) -> Failure | None:
+        retry, first = self._settings.retry, self._failed[segment.seqs[0]]
+        self._failing_since = min(self._failing_since, now)
+        if outcome.may_be_data:
+            first.failing_since = min(first.failing_since, now)
+            if self._narrow(segment):
+                return None
+        else:
+            self.forget_taken()
+        if not retry.enabled or 0 < retry.max_elapsed_time <= now - self._failing_since:
+            said = f"not sent again, as configured: {outcome.reason}"
+            self._decide(segment, *(self._dead_letter("record", one, said) for one in segment.one_by_one()))
+        elif outcome.may_be_data and now - first.failing_since >= self._settings.refused_after:
+            self._refuse(segment, outcome.reason)
+        else:
+            return Failure("retrying", outcome.reason, outcome.after)
+        return None
+
+    def _narrow(self, segment: Records) -> bool:
+        """Send less of a segment, since its failure may be about one record; False if it is one record.
+
+        The head alone tells. Once it was taken, halves find the record.
+        """
+        self._split(segment, len(segment) // 2 if self._size(segment.seqs[0]) and len(segment) > 1 else 1)
+        return len(segment) > 1
+
+    def _split(self, segment: Records, first: int) -> None:
+        """Send the segment in two parts; the first has so many records."""
+        for index, seq in enumerate(segment.seqs):
+            self._failed[seq].size = first if index < first else len(segment) - first
+
+    def _count(self, segment: Records, reason: str) -> None:
+        for seq in segment.seqs:
+            failed = self._failed.setdefault(seq, _Failed())
+            failed.attempts += 1
+            failed.reason = reason
+
+    def _waits(self, seq: int) -> bool:
+        """Whether a record was refused alone, and nothing says yet that it is the data."""
+        failed = self._failed.get(seq)
+        if failed is None or not failed.is_alone:
+            return False
+        return failed.first_refusal > self._last_taken and seq > self._taken_up_to
+
+    def _skipped(self, record: Records) -> DeadLetter:
+        failed = self._failed.get(record.seqs[0])
+        return self._dead_letter("record", record, f"{SKIPPED}: {failed.reason}" if failed else SKIPPED)
+
+    def _size(self, seq: int) -> int:
+        failed = self._failed.get(seq)
+        return failed.size if failed else 0
+
+    def _decided_seqs(self) -> set[int]:
+        return {seq for decided in self._decided.values() for seq in decided.records.seqs}
+
+    def _dead_letter(self, kind: DeadLetterKind, records: Records, reason: str) -> DeadLetter:
+        failed = self._failed.get(records.seqs[0])
+        uid = records.uids[0] if len(records) == 1 else None
+        attempts = failed.attempts if failed else 0
+        return DeadLetter(kind, self._exporter, reason, records.content, uid, attempts, len(records))

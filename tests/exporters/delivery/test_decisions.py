@@ -1,0 +1,213 @@
+"""The rule about refusals, as a property: whatever a backend does, each dead letter and each wait has its reason."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from hypothesis import settings as limited
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from statsig_otel.exporters.delivery.decisions import Decisions, Failure
+from statsig_otel.exporters.delivery.settings import DeliverySettings
+from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.queue.records import Records
+
+Quality = Literal["good", "refused", "broken"]
+Mood = Literal["well", "refuses all", "away", "locked", "broken", "takes the first"]
+
+SETTINGS = DeliverySettings(max_records=6)
+
+
+def records(seqs: Iterable[int]) -> Records:
+    seqs = tuple(seqs)
+    payloads = tuple(b"%d" % seq for seq in seqs)
+    return Records(seqs, tuple(bytes(16) for _ in seqs), payloads, (True,) * len(seqs))
+
+
+@dataclass
+class Sent:
+    """One send of the model's history."""
+
+    seqs: tuple[int, ...]
+    kind: Literal["taken", "refused", "failed", "unclear"]
+
+
+class Delivery(RuleBasedStateMachine):
+    """Records, a backend with moods, and a history from which the rule is computed anew for each refusal."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.decisions = Decisions("out", SETTINGS)
+        self.now = 1000.0
+        self.mood: Mood = "well"
+        self.quality: dict[int, Quality] = {}
+        self.waiting: list[int] = []
+        self.history: list[Sent] = []
+        self.unclear_since: dict[int, float] = {}
+        self.taken: list[int] = []
+        self.buried: list[int] = []
+        self.probed_at = 0.0
+        self.has_to_wait = False
+
+    @rule(quality=st.sampled_from(["good", "good", "refused", "broken"]), count=st.integers(1, 4))
+    def arrive(self, quality: Quality, count: int) -> None:
+        for _ in range(count):
+            seq = len(self.quality) + 1
+            self.quality[seq] = quality
+            self.waiting.append(seq)
+
+    @rule(
+        mood=st.sampled_from(["well", "well", "well", "refuses all", "away", "locked", "broken", "takes the first"]),
+        steps=st.integers(0, 9),
+    )
+    def change(self, mood: Mood, steps: int) -> None:
+        self.mood = mood
+        self.send(steps, waits=False)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 700.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def renew(self) -> None:
+        self.decisions.forget_taken()
+        self.history.append(Sent((), "failed"))
+
+    @rule(steps=st.integers(1, 30), waits=st.booleans())
+    def send(self, steps: int, waits: bool) -> None:  # noqa: FBT001 - a rule's signature
+        if self.has_to_wait and not waits:
+            self.end_wait()
+        for _ in range(steps):
+            self.step()
+
+    def end_wait(self) -> None:
+        self.has_to_wait = False
+        self.decisions.try_again()
+
+    @invariant()
+    def nothing_is_lost_or_sent_again(self) -> None:
+        if not hasattr(self, "taken"):
+            return
+        assert len(self.taken) == len(set(self.taken)), "what was taken is not sent again"
+        assert len(self.buried) == len(set(self.buried))
+        assert {*self.taken, *self.buried} | {*self.waiting} == {*self.quality}
+
+    def step(self) -> None:
+        """What the sender does next, if it does not have to wait."""
+        if not self.waiting or self.has_to_wait:
+            return
+        self.now += 0.01
+        batch = records(self.waiting[: SETTINGS.max_records])
+        if (decided := self.decisions.decided(batch)) is not None:
+            assert decided.records.seqs == tuple(self.waiting[: len(decided.records)]), "only from the head on"
+            self.waiting = self.waiting[len(decided.records) :]
+            self.decisions.ticked_off(decided.records)
+            return
+        segment = self.decisions.next(batch)
+        if not segment:
+            newest = records(reversed(self.waiting))[: self.decisions.out_of_turn + 1]
+            segment = self.decisions.probe(batch[:1], newest, self.now)
+            if segment:
+                assert self.now - self.probed_at >= SETTINGS.between_probes
+                self.probed_at = self.now
+        if not segment:
+            assert self.decisions.all_refused().state in ("refused", "blocked")
+            self.has_to_wait = self.decisions.probe_pause(self.now) <= 0
+            return
+        assert not {*segment.seqs} & {*self.taken, *self.buried}
+        self.judge(segment, self.answer(segment.seqs))
+
+    def answer(self, seqs: tuple[int, ...]) -> Outcome:
+        qualities = {self.quality[seq] for seq in seqs}
+        match self.mood:
+            case "refuses all":
+                return Rejected("no")
+            case "away":
+                return RetryLater("away")
+            case "locked":
+                return Blocked("who are you")
+            case "broken":
+                return RetryLater("oops", may_be_data=True)
+            case "takes the first" if self.quality[seqs[0]] == "good" and len(seqs) > 1:
+                return Delivered(first=1)
+        if "broken" in qualities:
+            return RetryLater("oops", may_be_data=True)
+        if "refused" in qualities:
+            return Rejected("no") if len(seqs) % 2 else PartiallyRejected(1, "one") if len(seqs) > 4 else Rejected("no")
+        return Delivered()
+
+    def judge(self, segment: Records, outcome: Outcome) -> None:
+        """Tell the outcome, and compare what is decided with the rule."""
+        seqs = segment.seqs
+        failure = self.decisions.answer(segment, outcome, self.now)
+        match outcome:
+            case Delivered(first):
+                taken = seqs[:first]
+                self.history.append(Sent(taken, "taken"))
+                self.taken += taken
+                assert failure is None
+            case PartiallyRejected():
+                self.history.append(Sent(seqs, "taken"))
+                self.taken += seqs
+            case Blocked():
+                self.history.append(Sent(seqs, "failed"))
+                assert failure == (Failure("blocked", outcome.reason) if len(seqs) == 1 else None)
+            case RetryLater(may_be_data=False):
+                self.history.append(Sent(seqs, "failed"))
+                assert failure == Failure("retrying", outcome.reason)
+            case RetryLater():
+                since = self.unclear_since.setdefault(seqs[0], self.now)
+                if len(seqs) == 1 and self.now - since >= SETTINGS.refused_after:
+                    self.refuse(seqs)
+                    assert failure is None
+                else:
+                    self.history.append(Sent(seqs, "unclear"))
+                    assert failure == (Failure("retrying", outcome.reason) if len(seqs) == 1 else None)
+            case Rejected():
+                self.refuse(seqs)
+                assert failure is None
+        self.has_to_wait = failure is not None
+
+    def refuse(self, seqs: tuple[int, ...]) -> None:
+        self.history.append(Sent(seqs, "refused"))
+        if len(seqs) > 1:
+            return
+        decided = self.decisions.decided(records(seqs))
+        assert (decided is not None) == self.is_data(seqs[0]), "a dead letter exactly if another record was taken"
+        if decided is not None:
+            (letter,) = decided.dead_letters
+            assert (letter.kind, letter.content) == ("record", b"%d" % seqs[0])
+            self.buried += seqs
+
+    def is_data(self, seq: int) -> bool:
+        """The rule, from the history: the last send is a refusal of this record alone."""
+        first = next(index for index, sent in enumerate(self.history) if sent.kind == "refused" and seq in sent.seqs)
+        since = max((index for index, sent in enumerate(self.history) if sent.kind == "failed"), default=-1)
+        return any(
+            sent.kind == "taken" and (index > first or max(sent.seqs) > seq)
+            for index, sent in enumerate(self.history)
+            if index > since
+        )
+
+    def teardown(self) -> None:
+        """Once the backend is well, all that is good is delivered, and the rest is given up: none blocks for good."""
+        if not hasattr(self, "taken"):
+            return
+        self.mood = "well"
+        for _ in range(60):
+            if not self.waiting:
+                break
+            self.arrive("good", 1)
+            for _ in range(60):
+                self.now += 15.0
+                self.end_wait()
+                self.send(10, waits=True)
+        assert not self.waiting
+        good = {seq for seq, quality in self.quality.items() if quality == "good"}
+        assert good <= {*self.taken, *self.buried}
+        assert {*self.buried} | {*self.taken} == {*self.quality}
+
+
+Delivery.TestCase.settings = limited(max_examples=300, stateful_step_count=30)
+TestDelivery = Delivery.TestCase

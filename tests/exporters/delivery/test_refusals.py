@@ -1,0 +1,328 @@
+"""A refusal is the data's fault only if another record is taken: poison, wrong paths, old backlogs, and outages."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from statsig_otel.exporters.delivery.sender import QueueSender
+from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
+from tests.exporters.delivery.helpers import (
+    SLOW,
+    Backend,
+    Kind,
+    Rig,
+    encoded,
+    lines,
+    named,
+    names_in,
+    refusing,
+    rig,
+    settings,
+)
+from tests.waiting import wait_until
+
+
+@pytest.mark.parametrize("kind", ["rejected", "too large"])
+def test_one_poison_record_waits_for_the_next_change_which_is_sent_at_once(
+    tmp_path: Path, backend: Backend, kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No attempt of its own is due for a long time. 413 is no other case."""
+    backend.rule = refusing(["poison"], kind)
+    with rig(tmp_path, backend.exporter(), settings(blocked=SLOW)) as made:
+        made.put("poison")
+        made.start()
+        wait_until(lambda: made.sender.state == "refused")
+        assert (made.waiting(), made.letters()) == (1, [])
+        wait_until(lambda: [record.levelno for record in caplog.records] == [logging.WARNING])
+        made.put("next")
+        made.drained()
+        assert [names for names, _ in backend.calls] == [["poison"], ["next"], ["poison"]]
+        (letter,) = made.letters()
+        assert (letter.kind, letter.owner, letter.content, letter.attempts, letter.count) == (
+            "record", "out", encoded("poison"), 2, 1,
+        )  # fmt: skip
+        wait_until(lambda: made.sender.state == "idle")
+        assert made.sender.last_error == ""
+    assert sum("answers again" in line for line in lines(caplog)) == 1
+
+
+def test_a_good_record_before_the_bad_one_settles_it_inside_the_batch(tmp_path: Path, backend: Backend) -> None:
+    backend.rule = refusing(["bad"])
+    with rig(tmp_path, backend.exporter(), settings(blocked=SLOW)) as made:
+        made.put("good", "bad")
+        made.start()
+        made.drained()
+        assert [names for names, _ in backend.calls] == [["good", "bad"], ["good"], ["bad"]]
+        assert made.buried() == ["bad"]
+
+
+def test_a_wrong_path_that_answers_400_gives_nothing_up_as_changes_come_one_by_one(
+    tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And once it is repaired at the backend, the head is sent again, and then the rest."""
+    http.rule = lambda names: "rejected"
+    with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
+        made.start()
+        for number, name in enumerate(named(5), 1):
+            made.put(name)
+            wait_until(lambda number=number: http.count("rejected") >= number)  # type: ignore[misc] # mypy can't see it
+        wait_until(lambda: made.sender.state == "blocked")
+        assert (made.waiting(), made.letters()) == (5, [])
+        http.rule = lambda names: "delivered"
+        made.sender.resume()
+        made.drained()
+        assert http.taken == named(5), "the head first"
+        assert made.letters() == []
+    first, second, last = lines(caplog)
+    assert first.startswith("out: a record is refused: HTTP 400 Bad Request from http://127.0.0.1")
+    assert second.startswith("out is blocked until somebody repairs it: each of ")
+    assert "then run `statsig-otel reload`" in second
+    assert last.startswith("out answers again after ")
+
+
+def test_a_wrong_path_that_is_repaired_by_a_reload_gives_nothing_up(
+    tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The evidence ends with the reload: what the exporter of before took says nothing about the one of now."""
+    http.rule = lambda names: "rejected"
+    with Backend() as right, rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
+        made.put("a", "b")
+        made.start()
+        wait_until(lambda: made.sender.state == "blocked")
+        made.sender.shutdown()
+        renewed = QueueSender(made.queue.cursor("out"), right.exporter(), settings())
+        renewed.start(instead_of=made.sender)
+        made.senders["out"] = renewed
+        made.drained()
+        assert right.taken == ["a", "b"]
+        assert made.letters() == []
+    assert lines(caplog)[-1].startswith("out answers again after ")
+
+
+def test_a_change_of_the_exporter_s_secrets_ends_the_evidence(tmp_path: Path, http: Backend) -> None:
+    """`a` was taken out of turn by the exporter of before. It is not sent again, but it tells nothing any more."""
+    gate = threading.Event()
+
+    def rule(names: list[str]) -> Kind:
+        if names == ["poison"] and "next" in http.taken:
+            assert gate.wait(30)
+        return "rejected" if "poison" in names else "delivered"
+
+    http.rule = rule
+    with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
+        made.put("poison")
+        made.start()
+        wait_until(lambda: made.sender.state == "refused")
+        made.put("next")
+        wait_until(lambda: [names for names, _ in http.calls].count(["poison"]) >= 1 and "next" in http.taken)
+        made.sender.resume(renewed=True)
+        http.rule = refusing(["poison"])
+        gate.set()
+        wait_until(lambda: made.sender.state == "refused" or made.waiting() == 0)
+        made.put("last")
+        made.drained()
+        assert made.buried() == ["poison"]
+        assert http.taken == ["next", "last"], "each once"
+
+
+def test_a_backlog_that_is_too_old_holds_up_no_younger_change(tmp_path: Path, http: Backend) -> None:
+    """Loki's default refuses what is a week old."""
+    old, young = named(600, "old"), named(20, "young")
+    http.rule = lambda names: "rejected" if any(name.startswith("old") for name in names) else "delivered"
+    with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
+        made.put(*old)
+        made.start()
+        wait_until(lambda: made.sender.state == "blocked")
+        assert made.letters() == []
+        made.put(*young)
+        made.drained()
+        assert made.buried() == old
+        assert sorted(http.taken) == young, "each once"
+        assert len(http.calls) <= 2 * 2 * 600 + 20
+
+
+def test_new_changes_are_tried_at_most_once_a_second(tmp_path: Path, http: Backend) -> None:
+    http.rule = lambda names: "rejected"
+    pause = 0.3
+    with rig(tmp_path, http.exporter(), settings(blocked=SLOW, between_probes=pause)) as made:
+        made.put("head")
+        made.start()
+        wait_until(lambda: made.sender.state == "refused")
+        for name in named(40):
+            made.put(name)
+            time.sleep(0.02)
+        wait_until(lambda: http.calls[-1][0] == ["r0039"], "the newest of all")
+        probes = http.times[1:]
+        assert len(probes) <= 2 + (probes[-1] - probes[0]) / pause
+        assert (made.waiting(), made.letters()) == (41, [])
+
+
+def test_a_slow_attempt_sends_the_head_and_the_newest_one(tmp_path: Path, http: Backend) -> None:
+    http.rule = lambda names: "rejected"
+    with rig(tmp_path, http.exporter()) as made:
+        made.put(*named(3))
+        made.start()
+        wait_until(lambda: made.sender.attempts >= 4)
+        made.sender.shutdown()
+        after = [names[0] for names, _ in http.calls[5:] if len(names) == 1]
+        assert after[:4] == ["r0000", "r0002", "r0000", "r0002"]
+
+
+@pytest.mark.parametrize("outage", ["later", "blocked"])
+def test_a_failure_of_another_kind_ends_the_evidence(tmp_path: Path, http: Backend, outage: Kind) -> None:
+    """The probe is taken, and then the backend fails otherwise: it may be a different one after that."""
+    answers: dict[int, Kind] = {0: "rejected", 1: "delivered", 2: outage}
+    http.rule = lambda names: answers.get(len(http.calls), "rejected")
+    with rig(tmp_path, http.exporter()) as made:
+        made.put("head")
+        made.start()
+        wait_until(lambda: made.sender.state == "refused")
+        made.put("probe")
+        wait_until(lambda: http.count("rejected") >= 4)
+        assert [names for names, _ in http.calls[:4]] == [["head"], ["probe"], ["head"], ["head"]]
+        assert (made.waiting(), made.letters()) == (2, [])
+        http.rule = refusing(["head"])
+        made.put("last")
+        made.drained()
+        assert made.buried() == ["head"]
+        assert http.taken == ["probe", "last"], "the probe is not sent again"
+
+
+def test_after_a_crash_nothing_is_lost_and_the_probe_may_come_again(tmp_path: Path, http: Backend) -> None:
+    """The evidence lives in memory. Here the service ends between the probe and the next attempt."""
+    http.rule = lambda names: "rejected" if "poison" in names else "delivered"
+    gate = threading.Event()
+    with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
+        made.put("poison")
+        made.start()
+        wait_until(lambda: made.sender.state == "refused")
+        http.rule = lambda names: "delivered" if names == ["next"] else "hang"
+        made.put("next")
+        http.sink.wait_for(3)
+    assert http.taken == ["next"]
+    gate.set()
+    http.sink.release()
+    http.rule = refusing(["poison"])
+    with rig(tmp_path, http.exporter()) as made:
+        made.start()
+        made.drained()
+        assert made.buried() == ["poison"]
+    assert http.taken == ["next", "next"]
+
+
+def test_an_exporter_that_refuses_holds_up_no_other(tmp_path: Path) -> None:
+    with Backend() as well, Backend() as ill:
+        ill.rule = lambda names: "rejected"
+        made = Rig(tmp_path, {"well": (well.exporter(), settings()), "ill": (ill.exporter(), settings(blocked=SLOW))})
+        made.start()
+        try:
+            for name in named(10):
+                made.put(name)
+            made.drained("well")
+            wait_until(lambda: made.senders["ill"].state == "blocked")
+            assert well.taken == named(10)
+            assert (made.waiting("ill"), made.letters()) == (10, [])
+            made.put("bad")
+            ill.rule = refusing(["bad"])
+            made.senders["ill"].resume()
+            made.put("last")
+            made.drained("ill")
+            assert made.buried() == ["bad"]
+            assert sorted(ill.taken) == sorted([*named(10), "last"])
+        finally:
+            made.close()
+
+
+def test_500_is_a_passing_fault_and_after_a_time_the_data_s(tmp_path: Path, backend: Backend) -> None:
+    """A Collector without a queue answers so to what its backend refuses for good."""
+    names = named(40)
+    backend.rule = refusing(["r0011"], "broken")
+    with rig(tmp_path, backend.exporter(), settings(refused_after=0.3)) as made:
+        made.put(*names)
+        made.start()
+        wait_until(lambda: made.sender.state == "retrying")
+        assert backend.taken == names[:11], "the record comes to the head by itself"
+        began = time.monotonic()
+        made.drained()
+        assert time.monotonic() - began >= 0.2
+        assert made.buried() == ["r0011"]
+        assert sorted(backend.taken) == [name for name in names if name != "r0011"], "each once"
+
+
+def test_500_for_everything_gives_nothing_up_however_long_it_takes(tmp_path: Path, http: Backend) -> None:
+    http.rule = lambda names: "broken"
+    with rig(tmp_path, http.exporter(), settings(refused_after=0.1)) as made:
+        made.put(*named(5))
+        made.start()
+        wait_until(lambda: made.sender.attempts >= 8)
+        assert (made.waiting(), made.letters()) == (5, [])
+        http.rule = lambda names: "delivered"
+        made.drained()
+        assert sorted(http.taken) == named(5)
+
+
+class OneByOne:
+    """An exporter whose backend takes one record at a time. What fails ends the batch."""
+
+    def __init__(self, post: Callable[[str], Outcome]) -> None:
+        self._post = post
+        self.posted: list[str] = []
+
+    def start(self) -> None:
+        """Nothing to open."""
+
+    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
+        for done, name in enumerate(names_in(payload)):
+            outcome = self._post(name)
+            if not isinstance(outcome, Delivered):
+                return Delivered(first=done) if done else outcome
+            self.posted.append(name)
+        return Delivered()
+
+    def shutdown(self) -> None:
+        """Nothing to close."""
+
+
+def test_an_exporter_can_say_that_the_first_records_were_delivered(tmp_path: Path) -> None:
+    """Each is posted once, across a passing fault and a refusal in the middle."""
+    faults: dict[str, list[Outcome]] = {"r0007": [RetryLater("503"), RetryLater("503")], "r0020": [Blocked("401")]}
+
+    def post(name: str) -> Outcome:
+        if name in ("r0003", "r0012", "r0013"):
+            return Rejected("400")
+        return faults[name].pop() if faults.get(name) else Delivered()
+
+    exporter = OneByOne(post)
+    names = named(30)
+    with rig(tmp_path, exporter) as made:
+        made.put(*names)
+        made.start()
+        made.drained()
+        assert made.buried() == ["r0003", "r0012", "r0013"]
+    assert sorted(exporter.posted) == [name for name in names if name not in ("r0003", "r0012", "r0013")]
+
+
+def test_that_an_exporter_stays_blocked_is_said_again(
+    tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    http.rule = lambda names: "blocked"
+    with rig(tmp_path, http.exporter(), settings(reminder=0.2)) as made:
+        made.put("a")
+        made.start()
+        wait_until(lambda: len(lines(caplog)) >= 3)
+    assert {record.levelno for record in caplog.records if "is blocked" in record.getMessage()} == {logging.ERROR}
+    assert all("then run `statsig-otel reload`" in line for line in lines(caplog))
+
+
+def test_a_delivery_is_a_line_at_debug(tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "statsig_otel")
+    with rig(tmp_path, http.exporter()) as made:
+        made.put(*named(3))
+        made.start()
+        made.drained()
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
+    assert [line.partition(" in ")[0] for line in said if "records sent" in line] == ["out: 3 of 3 records sent"]
