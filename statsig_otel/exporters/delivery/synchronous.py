@@ -54,7 +54,7 @@ class SynchronousConsumer:
     """Delivers each batch to every exporter of its route before it answers.
 
     Batches that wait for an exporter are joined into one send; a large one goes in parts, in order. If a part fails,
-    the whole batch is refused: what was delivered of it comes again, with the same uids.
+    those batches are refused of which not every record was delivered before: these come again, with the same uids.
     """
 
     def __init__(self, exporters: Mapping[str, SynchronousExporter]) -> None:
@@ -232,12 +232,16 @@ class _Worker:
         """Wait for batches and send them, joined; False once it is closed."""
         group = self._next_group()
         latest = time.monotonic() + self.timeout
-        outcome = self._send([record for delivery in group for record in delivery.records], latest)
-        if len(group) > 1 and isinstance(outcome, Rejected | PartiallyRejected):
+        outcome, delivered = self._send([record for delivery in group for record in delivery.records], latest)
+        rest = deque(group)
+        while rest and len(rest[0].records) <= delivered:
+            delivered -= len(rest[0].records)
+            rest.popleft().done(self.name, Delivered())
+        if len(rest) > 1 and isinstance(outcome, Rejected | PartiallyRejected):
             # One bad batch must not refuse the others.
-            for delivery in group:
-                delivery.done(self.name, self._send(delivery.records, latest))
-        self._answer(group, outcome)
+            for delivery in rest:
+                delivery.done(self.name, self._send(delivery.records, latest)[0])
+        self._answer(rest, outcome)
         return bool(group)
 
     def _next_group(self) -> list[_Delivery]:
@@ -259,10 +263,18 @@ class _Worker:
             self._changed.notify_all()
         return group
 
-    def _send(self, records: Iterable[bytes], latest: float) -> Outcome:
-        """Send records in parts, until one is not delivered."""
-        outcomes = (self._send_part(part, latest - time.monotonic()) for part in _parts(records))
-        return next((outcome for outcome in outcomes if not isinstance(outcome, Delivered)), Delivered())
+    def _send(self, records: Iterable[bytes], latest: float) -> tuple[Outcome, int]:
+        """Send records in parts, until one is not delivered; its outcome, and how many were delivered before."""
+        delivered = 0
+        for part in _parts(records):
+            left: Sequence[bytes] = part
+            while left:
+                outcome = self._send_part(left, latest - time.monotonic())
+                if not isinstance(outcome, Delivered):
+                    return outcome, delivered
+                first = len(left) if outcome.first is None else outcome.first
+                left, delivered = left[first:], delivered + first
+        return Delivered(), delivered
 
     def _send_part(self, part: Sequence[bytes], timeout: float) -> Outcome:
         if timeout <= 0:

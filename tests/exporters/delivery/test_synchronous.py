@@ -261,6 +261,23 @@ def test_one_bad_batch_does_not_refuse_those_it_was_joined_with(refused: Outcome
     made.shutdown()
 
 
+@pytest.mark.parametrize("failure", [RetryLater("503"), Rejected("400"), Blocked("401")])
+def test_after_the_first_records_the_rest_is_sent_alone_and_only_its_batches_are_refused(failure: Outcome) -> None:
+    def answer(sent: bytes) -> Outcome:
+        taken = sent.partition(b"!")[0]
+        return Delivered() if taken == sent else Delivered(len(taken)) if taken else failure
+
+    gate = threading.Event()
+    backend = Backend(answer, gate=gate)
+    made = consumer(out=backend)
+    with held(made, backend, gate):
+        taken, refused = consume(made, batch("a", "b")), consume(made, batch("c", "!"))
+    assert taken.result(10) == Receipt(2)
+    assert refusal(refused).reason == "exporter_failed"
+    assert backend.sent[1:] == [(b"abc!", 4), (b"!", 1)]
+    made.shutdown()
+
+
 @pytest.mark.parametrize("outcome", [RetryLater("down"), Blocked("key")])
 def test_a_backend_that_is_away_refuses_all_that_was_joined(outcome: Outcome) -> None:
     gate = threading.Event()
