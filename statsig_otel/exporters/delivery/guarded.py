@@ -5,6 +5,8 @@ import math
 from dataclasses import replace
 from typing import Final
 
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, detach, set_value
+
 from statsig_otel import _telemetry
 from statsig_otel.exporters.exporter import (
     Blocked,
@@ -47,14 +49,18 @@ class Guarded:
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Send a batch. An exception or an answer that is not an outcome is `Blocked`: the records stay.
 
-        Too little memory is about the data, for fewer records take less.
+        Too little memory is about the data, for fewer records take less. The host program's instrumentation makes no
+        spans of the call, as for the exporters of an OpenTelemetry SDK.
         """
+        token = attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, value=True))
         try:
             outcome = self._exporter.send(payload, count, timeout)
         except MemoryError:
             return Rejected("there is too little memory to send it")
         except BaseException as error:  # noqa: BLE001 - not even sys.exit() ends a sender
             return self._mistaken(f"unexpected {type(error).__name__}", error)
+        finally:
+            detach(token)
         if not _is_outcome(outcome, count):
             return self._mistaken(f"the exporter answered with {_described(outcome)} instead of an outcome")
         self._logged = ""

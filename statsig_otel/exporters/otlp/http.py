@@ -5,6 +5,8 @@ import gzip
 import logging
 import ssl
 import time
+from contextvars import copy_context
+from functools import partial
 from http.client import BadStatusLine, HTTPException
 from socket import SHUT_RDWR, socket
 from threading import Event, Thread
@@ -177,7 +179,8 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             exchange = self._begin(body, timeout)
             if exchange is None:
                 return RetryLater("the exporter is not running")
-            Thread(target=exchange.run, name=f"{self._name} request", daemon=True).start()
+            run = partial(copy_context().run, exchange.run)  # the sender's: it says that nobody makes spans of this
+            Thread(target=run, name=f"{self._name} request", daemon=True).start()
             in_time = exchange.wait(deadline - time.monotonic())
             if not in_time:
                 exchange.abandon()
