@@ -341,11 +341,9 @@ class QueueSender:
         decided = self._decisions.decided(batch)
         if decided is None:
             batch = batch.until_damage()
-            batch = batch[: max(bisect_right(batch.seqs, skip.up_to), 1)]
+            batch = batch[: bisect_right(batch.seqs, skip.up_to)]
             decided = self._decisions.skip(batch)
         self._bury(decided)
-        if self._cursor.position >= skip.up_to:
-            self._skip = None
 
     def _bury(self, decided: Decided) -> None:
         """Tick off records that are not sent."""
@@ -354,6 +352,8 @@ class QueueSender:
             self._log_dead_letters(decided.dead_letters)
             if self._skip is not None and self._skip.behind == behind:
                 self._skip.behind = self._cursor.position
+                if self._skip.behind >= self._skip.up_to:
+                    self._skip = None
 
     def _tick_off(self, records: Records, dead_letters: Sequence[DeadLetter]) -> bool:
         """Tick off records, with the dead letters among them; False if they are not at the head any more.

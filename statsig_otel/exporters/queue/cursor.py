@@ -154,13 +154,13 @@ class ExporterCursor:
         return self._database.submit(work, update).result()[0]
 
     def newest(self, count: int) -> Records:
-        """The last records that wait, the newest first; at most `count`. None before the first `read`.
+        """The last records that wait, the newest first; at most `count`. None if the database is not the one of `read`.
 
         Raises:
             sqlite3.Error: The file can't be read.
         """
         self._records_ahead(None)
-        if self._reading is None:
+        if self._reading is None or self._generation != self._database.generation:
             return Records()
         with queries.snapshot(self._reading):
             routes = queries.routes_of(self._reading, self.id)

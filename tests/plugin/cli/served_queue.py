@@ -151,8 +151,9 @@ class Served:
         self.synchronous.shutdown()
         self.queue.shutdown()
 
-    def accept(self, *accepted: str, invalid: tuple[Invalid, ...] = ()) -> None:
-        batch = Batch("statsig", tuple(map(change, accepted)), invalid)
+    def accept(self, *accepted: str | Change, invalid: tuple[Invalid, ...] = ()) -> None:
+        changes = tuple(one if isinstance(one, Change) else change(one) for one in accepted)
+        batch = Batch("statsig", changes, invalid)
         self.queue.consume(batch, self.queue.routing.route(batch.receiver)).result(WAIT)
 
     def wait_until_blocked(self) -> None:

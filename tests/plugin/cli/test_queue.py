@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from statsig_otel.exporters.consumer import Batch, Invalid
+from statsig_otel.exporters.consumer import Invalid
 from statsig_otel.exporters.exporter import Delivered
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.database import StoppedQueue
@@ -235,7 +235,7 @@ def test_skip_takes_a_count_or_an_age_by_the_records_own_time(tmp_path: Path, ho
     with Served(tmp_path) as served:
         served.accept("a", "b", "c")
         future = {**item("new"), "timestamp": int((time.time() + 86_400) * 1000)}
-        served.queue.consume(Batch("statsig", (mapped(future), change("behind")))).result(30)
+        served.accept(mapped(future), "behind")
         served.wait_until_blocked()
     with maybe_served(tmp_path, how) as running:
         if running is not None:
