@@ -152,10 +152,10 @@ class Exporter(Protocol):
         ...         self._is_open = False
         >>> exporter: Exporter = Tape()
         >>> exporter.start()
-        >>> exporter.send(b"", count=0, timeout=5)
+        >>> exporter.send(b"", 0, 5.0)
         Delivered(first=None)
         >>> exporter.shutdown()
-        >>> exporter.send(b"", count=0, timeout=5)
+        >>> exporter.send(b"", 0, 5.0)
         RetryLater(reason='not started, or shut down', after=None, may_be_data=False)
     """
 

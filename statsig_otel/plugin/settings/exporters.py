@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from inspect import iscoroutinefunction
+from inspect import iscoroutinefunction, signature
 from typing import Any, Final
 
 from pydantic import BaseModel, model_validator
@@ -21,17 +21,24 @@ from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.exporter_type import ExporterType
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter
 
-_METHODS: Final = ("start", "send", "shutdown")
+_METHODS: Final = {"start": "", "send": "payload, count, timeout", "shutdown": ""}
+"""The methods of an exporter, and the arguments that each is called with, by position."""
 
 
 def fault_of(exporter: object) -> str | None:
     """Why an object is not an exporter, as the end of a sentence that begins with its type."""
-    for name in _METHODS:
+    for name, arguments in _METHODS.items():
         method = getattr(exporter, name, None)
         if not callable(method):
             return f"has no {name}()"
         if iscoroutinefunction(method):
             return f"has an async {name}(), and it is called in a thread"
+        try:
+            signature(method).bind(*filter(None, arguments.split(", ")))
+        except TypeError:
+            return f"has a {name}() that can't be called as {name}({arguments})"
+        except ValueError:
+            pass  # it does not say what it takes
     return None
 
 

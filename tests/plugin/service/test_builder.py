@@ -3,6 +3,7 @@
 import math
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,6 +47,9 @@ DIRECT = SendingQueueSettings(enabled=False)
 def build(**arguments: Any) -> Service:
     given = {"receivers": {"statsig": RECEIVER}, "exporters": {"otlp_grpc": GRPC}, "directory": "queue"}
     return Service(**{**given, **arguments})
+
+
+BAD_SEND = "has a send() that can't be called as send(payload, count, timeout)"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,8 @@ def build(**arguments: Any) -> Service:
         ({"resource": {1: "a"}}, ["resource::1: must have a string as its key"]),
         ({"exporters": {"mine": AsyncKeeper()}},
          ["exporters::mine: is not an exporter: AsyncKeeper has an async send(), and it is called in a thread"]),
+        ({"exporters": {"mine": SimpleNamespace(start=str, send=lambda batch: batch, shutdown=str)}},
+         [f"exporters::mine: is not an exporter: SimpleNamespace {BAD_SEND}"]),
         ({"directory": None}, ["directory: is required: what waits for otlp_grpc is kept there"]),
         ({"directory": ""}, ["directory: is required: what waits for otlp_grpc is kept there"]),
         ({"min_free_bytes": -1}, ["min_free_bytes: must not be negative"]),
