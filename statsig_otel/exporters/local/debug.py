@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,8 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.terminal import ColorMode, paint, printable, shorten, wants_color, width, write
+
+_logger: Final = logging.getLogger(__name__)
 
 _MISSING: Final = "-"
 _TEMPORARY: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOSPC, errno.EDQUOT})
@@ -99,6 +102,7 @@ class DebugExporter:
             raise OSError(f"{self._name}: the process has no standard output; use the file exporter")
         self._colored = wants_color(self._settings.color, stream, os.environ)
         self._stream = stream
+        _logger.info("%s prints to standard output", self._name)
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the seam's signature
         """Print the batch. For the parameters see `Exporter.send`.

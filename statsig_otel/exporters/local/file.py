@@ -25,6 +25,7 @@ from statsig_otel.config.units import Duration
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.paths import NO_PATH, WRITABLE_HINT, exists, unusable
+from statsig_otel.exporters.terminal import printable
 
 _log = logging.getLogger(__name__)
 
@@ -175,6 +176,7 @@ class FileExporter:
             if not self._append:
                 os.ftruncate(self._fd, 0)
             self._running = True
+        _log.info("%s writes to %s", self._name, printable(str(self._path)))
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the seam's signature
         """Write the batch and sync it to disk. For the parameters see `Exporter.send`.

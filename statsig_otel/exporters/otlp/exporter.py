@@ -60,6 +60,9 @@ class OtlpExporter(Generic[_S]):
         if self._settings.uses_tls:
             self._material = self._settings.tls.read()
 
+    def _say_where(self, place: str) -> None:
+        _logger.info("%s sends to %s, %s TLS", self._name, place, "with" if self._settings.uses_tls else "without")
+
     def _success(self, body: bytes, count: int, content_type: str = PROTOBUF, place: str = "") -> Outcome:
         """The outcome of a success response. Its warning is logged, unless it is the same as the last one."""
         answer = success(body, count, content_type=content_type, place=place, hide=self._hide)

@@ -56,6 +56,7 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
         channel = self._open()
         with self._lock:
             self._channel = channel
+        self._say_where(f"{self._settings.target} over gRPC")
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Export one batch. For the parameters and outcomes see `Exporter.send`."""

@@ -167,6 +167,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         with self._lock:
             self._prepare()
             self._running = True
+        self._say_where(self._place)
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Post one batch. For the parameters and outcomes see `Exporter.send`."""

@@ -30,6 +30,8 @@ _PORT: Final = re.compile(r"[0-9]{1,5}")
 # The schemes of gRPC's "Name Resolution" document that grpcio supports. grpcio checks what follows the scheme.
 _GRPC_TARGET: Final = re.compile(r"(?:dns://[!-.0-~]*/|unix:/|unix-abstract:|ipv4:|ipv6:)[!-~]+")
 _URL_TEXT: Final = re.compile(r"[!-~]+")
+_SIGNAL_PATH: Final = re.compile(r"(/v1/(?:logs|traces|metrics))/*$")
+_LOKI_PUSH: Final = "/loki/api/v1/push"
 _METADATA_KEY: Final = re.compile(r"[0-9a-z_.-]+")  # gRPC over HTTP/2, "Header-Name"
 _METADATA_VALUE: Final = re.compile(r"[ -~]*")  # the same document, "ASCII-Value"
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1: a token
@@ -40,6 +42,9 @@ _HTTP_RESERVED: Final = frozenset({
     "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
 })  # fmt: skip
 _MAX_PORT: Final = 65535
+_GRPC_PORT: Final = 4317
+_USE_HTTP: Final = "otlp_http (without a file: OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf)"
+_USE_GRPC: Final = "otlp_grpc (without a file: OTEL_EXPORTER_OTLP_PROTOCOL=grpc)"
 _ONE_CONNECTION: Final = "leave it out: there is one connection, which is reopened when needed"
 _LOGS_ONLY: Final = "leave it out: changes are log records; their URL is endpoint or logs_endpoint"
 
@@ -281,6 +286,13 @@ class OtlpGrpcSettings(_OtlpSettings):
         return "dns:///" + self.endpoint.removeprefix("http://").removeprefix("https://").rstrip("/")
 
     @property
+    def doubt(self) -> str:
+        """Why the endpoint is probably wrong; empty if it looks right."""
+        if not self.endpoint.rstrip("/").endswith(":4318"):
+            return ""
+        return f"4318 is OTLP's port for HTTP, and this exporter speaks gRPC: use {_USE_HTTP}, or port 4317"
+
+    @property
     def is_url(self) -> bool:
         """Whether the endpoint's scheme decides about TLS, and not `tls::insecure`."""
         return self.endpoint.startswith(("http://", "https://"))
@@ -354,8 +366,11 @@ class OtlpHttpSettings(_OtlpSettings):
     def _check_base(cls, value: str) -> str:
         if "?" in value:
             raise ValueError("/v1/logs can't be appended to a URL with a query; put the whole URL into logs_endpoint")
-        if value.rstrip("/").endswith("/v1/logs"):
-            raise ValueError("/v1/logs is appended to this URL; leave it out, or put the whole URL into logs_endpoint")
+        path = _SIGNAL_PATH.search(value)
+        if path is not None:
+            raise ValueError(
+                f"/v1/logs is appended to this URL; leave {path[1]} out, or put the whole URL into logs_endpoint"
+            )
         return value
 
     @field_validator("headers")
@@ -377,6 +392,15 @@ class OtlpHttpSettings(_OtlpSettings):
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""
         return self.url.scheme == "https"
+
+    @property
+    def doubt(self) -> str:
+        """Why the endpoint is probably wrong; empty if it looks right."""
+        if self.url.port == _GRPC_PORT:
+            return f"4317 is OTLP's port for gRPC, and this exporter speaks HTTP: use {_USE_GRPC}, or port 4318"
+        if _LOKI_PUSH in self.url.path:
+            return f"{_LOKI_PUSH} does not take OTLP: use endpoint: {self.url.scheme}://{self.url.netloc}/otlp"
+        return ""
 
     @property
     def url(self) -> SplitResult:

@@ -214,16 +214,15 @@ class ConfiguredExporter(Composed):
         )
 
 
-def unused_keys(exporters: "Mapping[str, ConfiguredExporter]") -> Iterator[str]:
-    """Keys that are valid and have no effect: a sentence for each, with its place."""
+def doubts(exporters: "Mapping[str, ConfiguredExporter]") -> Iterator[str]:
+    """What is valid and probably wrong, such as keys without an effect: a sentence for each, with its place."""
     for name, exporter in exporters.items():
         settings, queue, where = exporter.settings, exporter.sending_queue, f"exporters::{name}::sending_queue"
-        if (
-            isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings)
-            and not settings.uses_tls
-            and settings.tls.insecure_skip_verify
-        ):
-            yield f"exporters::{name}::tls::insecure_skip_verify: not used: without TLS there is no certificate"
+        if isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings):
+            if settings.doubt:
+                yield f"exporters::{name}: {settings.doubt}"
+            if not settings.uses_tls and settings.tls.insecure_skip_verify:
+                yield f"exporters::{name}::tls::insecure_skip_verify: not used: without TLS there is no certificate"
         if not queue.enabled:
             written = [f"sending_queue::{key}" for key in sorted(queue.model_fields_set - {"enabled"})]
             written += ["retry_on_failure"] if "retry_on_failure" in exporter.model_fields_set else []

@@ -175,13 +175,6 @@ class _Reader:
         """The exporter of the protocol; None if there is no such protocol."""
         found = self._variable("PROTOCOL")
         if found is None:
-            endpoint = self._variable("ENDPOINT")
-            if endpoint and endpoint[1].endswith((":4318", ":4318/")):
-                _logger.warning(
-                    "%s names port 4318, which is OTLP's port for HTTP, but gRPC is used: "
-                    "set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
-                    endpoint[0],
-                )
             return "otlp_grpc"
         variable, protocol = found
         if protocol not in _EXPORTERS:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import reveal
 from statsig_otel.config.source import NOWHERE, Document
-from statsig_otel.plugin.settings.delivery import unused_keys
+from statsig_otel.plugin.settings.delivery import doubts
 from statsig_otel.plugin.settings.reading import configured_exporters, receiver_settings
 from statsig_otel.plugin.webhook.secret import PREFIX
 
@@ -18,4 +18,4 @@ def remarks(configuration: Configuration, document: Document = NOWHERE) -> Itera
             if reveal(secret) and not reveal(secret).startswith(PREFIX):
                 message = f"does not begin with {PREFIX}, as Statsig's secrets do: copy the whole secret"
                 yield str(document.problem(("receivers", name, "signing_secrets", index), message))
-    yield from unused_keys(configured_exporters(configuration))
+    yield from doubts(configured_exporters(configuration))

@@ -132,3 +132,12 @@ def test_after_a_shutdown_nothing_is_sent_by_what_was_renewed(peers: Peers) -> N
         exporter.shutdown()
         assert exporter.send(b"", 0, LONG) != Delivered()
         assert sink.requests == []
+
+
+def test_the_start_says_where_it_sends(peers: Peers, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with peers.sink() as sink:
+        peers.exporter(peers.settings(sink))
+    address = f"127.0.0.1:{sink.port}"
+    place = f"dns:///{address} over gRPC" if peers.protocol == "grpc" else f"http://{address}/v1/logs"
+    assert caplog.messages == [f"otlp sends to {place}, without TLS"]

@@ -106,7 +106,9 @@ def test_http_url(keys: dict[str, str], url: str) -> None:
         ({}, "needs an endpoint, such as http://localhost:4318"),
         ({"endpoint": "h:4318"}, "write http://HOST:PORT (plain text) or https://HOST:PORT"),
         ({"endpoint": "ftp://h"}, "has an unknown scheme"),
-        ({"endpoint": "http://h/v1/logs"}, "/v1/logs is appended to this URL"),
+        ({"endpoint": "http://h/v1/logs"}, "/v1/logs is appended to this URL; leave /v1/logs out"),
+        ({"endpoint": "http://h/otlp/v1/traces/"}, "/v1/logs is appended to this URL; leave /v1/traces out"),
+        ({"endpoint": "http://h/v1/metrics"}, "/v1/logs is appended to this URL; leave /v1/metrics out"),
         ({"endpoint": "http://"}, "has no host"),
         ({"endpoint": "http://h:"}, "has no host"),
         ({"endpoint": "http://h:x"}, "has no host"),
@@ -362,3 +364,23 @@ def test_the_models_can_be_extended() -> None:
 def test_a_header_that_is_there_twice_is_named_where_it_is_a_name(name: str, shown: str) -> None:
     said = refusal(OtlpHttpSettings, **HTTP, headers=[{"name": name, "value": "x"}] * 2)
     assert said.endswith(f"the header {shown} is given twice")
+
+
+@pytest.mark.parametrize(
+    ("settings", "doubt"),
+    [
+        (OtlpGrpcSettings(endpoint="collector:4317"), ""),
+        (OtlpGrpcSettings(endpoint="https://backend:443"), ""),
+        (OtlpGrpcSettings(endpoint="collector:4318"), "4318 is OTLP's port for HTTP"),
+        (OtlpGrpcSettings(endpoint="http://collector:4318/"), "4318 is OTLP's port for HTTP"),
+        (OtlpHttpSettings(endpoint="http://collector:4318"), ""),
+        (OtlpHttpSettings(endpoint="https://backend"), ""),
+        (OtlpHttpSettings(endpoint="http://collector:4317"), "4317 is OTLP's port for gRPC"),
+        (OtlpHttpSettings(logs_endpoint="http://l:3100/loki/api/v1/push"), "use endpoint: http://l:3100/otlp"),
+    ],
+)
+def test_an_endpoint_that_is_probably_wrong_is_doubted(
+    settings: OtlpGrpcSettings | OtlpHttpSettings, doubt: str
+) -> None:
+    assert doubt in settings.doubt
+    assert bool(doubt) == bool(settings.doubt)

@@ -1,6 +1,5 @@
 """The SDK's variables: without a file they are the configuration, read as the SDK reads them."""
 
-import logging
 import os
 from pathlib import Path
 
@@ -112,12 +111,6 @@ def test_headers_are_percent_decoded_and_secret() -> None:
     found = grpc(OTEL_EXPORTER_OTLP_HEADERS="api-key=a%2Cb%3D1 ,  x=%41")
     assert reveal(found.headers["api-key"]) == "a,b=1"
     assert "a,b" not in repr(found)
-
-
-def test_http_port_with_grpc_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        grpc(OTEL_EXPORTER_OTLP_ENDPOINT="http://localhost:4318")
-    assert "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf" in caplog.text
 
 
 @pytest.mark.parametrize(
