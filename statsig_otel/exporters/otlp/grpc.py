@@ -123,8 +123,8 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
         for item in error.trailing_metadata() or ():
             if item.key == _STATUS_DETAILS and isinstance(item.value, bytes):
                 details = item.value
-        plain = "http:// before the endpoint" if self._settings.is_url else "tls: {insecure: true}"
-        return grpc_failure(code.value[0], error.details() or "", details, plain=plain, hide=self._hide)
+        plain, hide = self._settings.without_tls, self._hide
+        return grpc_failure(code.value[0], error.details() or "", details, plain=plain, hide=hide)
 
     def _reopen(self, channel: grpc.Channel) -> grpc.Channel | None:
         """Replace a channel that no call uses by a new one; None if the exporter was shut down meanwhile."""

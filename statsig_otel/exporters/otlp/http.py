@@ -288,5 +288,5 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         if isinstance(error, BadStatusLine) and speaks_http2(message):
             return Blocked(f"{SPEAKS_HTTP2}: {self._place}")
         if isinstance(error, OSError | HTTPException | HTTPError):
-            return RetryLater(without_tls(message, reason, "http://") if isinstance(error, ssl.SSLError) else reason)
+            return RetryLater(without_tls(message, reason, self._settings.without_tls))
         return self._unexpected(error)

@@ -293,14 +293,18 @@ class OtlpGrpcSettings(_OtlpSettings):
         return f"4318 is OTLP's port for HTTP, and this exporter speaks gRPC: use {_USE_HTTP}, or port 4317"
 
     @property
-    def is_url(self) -> bool:
-        """Whether the endpoint's scheme decides about TLS, and not `tls::insecure`."""
-        return self.endpoint.startswith(("http://", "https://"))
-
-    @property
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""
-        return self.endpoint.startswith("https://") if self.is_url else not self.tls.insecure
+        return self.endpoint.startswith("https://") if self._is_url else not self.tls.insecure
+
+    @property
+    def without_tls(self) -> str:
+        """What to write for a connection without TLS."""
+        return "http:// before the endpoint" if self._is_url else "tls: {insecure: true}"
+
+    @property
+    def _is_url(self) -> bool:
+        return self.endpoint.startswith(("http://", "https://"))  # then `tls::insecure` has no effect
 
 
 class OtlpHttpSettings(_OtlpSettings):
@@ -392,6 +396,11 @@ class OtlpHttpSettings(_OtlpSettings):
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""
         return self.url.scheme == "https"
+
+    @property
+    def without_tls(self) -> str:
+        """What to write for a connection without TLS."""
+        return "http:// before the endpoint"
 
     @property
     def doubt(self) -> str:

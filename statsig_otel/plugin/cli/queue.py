@@ -25,6 +25,9 @@ from statsig_otel.plugin.control.wording import counted
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+_BLOCKED: Final = 3
+"""The exit code if an exporter is blocked."""
+
 _NOT_RUNNING: Final = "not running"
 _NOT_CONFIGURED: Final = "not configured"
 _NUMBERS: Final = frozenset({"WAITING", "BYTES", "ATTEMPTS", "ID", "RECORDS"})
@@ -143,6 +146,7 @@ def command(context: click.Context, *, as_json: bool) -> None:
       0  done
       1  refused, or the queue or exporter does not exist
       2  an option is wrong
+      3  shown, and an exporter is blocked
     """  # noqa: D301 - click wants the character itself
     if context.invoked_subcommand is not None:
         if as_json:
@@ -163,8 +167,10 @@ def command(context: click.Context, *, as_json: bool) -> None:
             "dead_letters": dead,
         }
         click.echo(json.dumps(found, indent=2))
-        return
-    _show(access.directory, answer, exporters, dead)
+    else:
+        _show(access.directory, answer, exporters, dead)
+    if any(exporter.state == "blocked" for exporter in exporters):
+        context.exit(_BLOCKED)
 
 
 @command.command(short_help="Let an exporter try again now.")

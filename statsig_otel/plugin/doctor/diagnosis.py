@@ -68,6 +68,7 @@ def _on_this_machine(configuration: Configuration, document: Document, environ: 
         else:
             settings = file_storage(configuration)
             yield from storage.queue(directory, settings.min_free_bytes if settings else DEFAULT_MIN_FREE)
+            yield from storage.exporters(directory)
             with suppress(OSError):
                 is_running = storage.owner(directory) is not None
     if not is_running:

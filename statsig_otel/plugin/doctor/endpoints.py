@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException
+from http.client import BadStatusLine, HTTPConnection, HTTPException
 from typing import Final
 
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.status import server_time
+from statsig_otel.exporters.otlp.status import SPEAKS_HTTP1, SPEAKS_HTTP2, server_time, speaks_http2
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from statsig_otel.plugin.doctor.finding import Finding, Status
 
@@ -22,6 +22,12 @@ TIMEOUT: Final = 5.0
 _ALL_OF_IT: Final = 3 * TIMEOUT
 """Seconds for one endpoint, since looking up a name has no limit of its own."""
 
+_SETTINGS_TIMEOUT: Final = 1.0
+"""Seconds for the first bytes of a server that speaks HTTP/2, which sends them at once."""
+
+# RFC 9113, section 3.4: the preface of a client, and an empty SETTINGS frame.
+_HTTP2_BEGINNING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_FRAME_HEAD: Final = 9
 _TLS_PORT: Final = 443
 _MAX_PORT: Final = 65535
 _NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
@@ -85,6 +91,7 @@ class _Probe(threading.Thread):
         super().__init__(name=f"probe {exporter}", daemon=True)
         self.exporter = f"exporters::{exporter}"
         self._address = _address(settings)
+        self._without_tls = settings.without_tls
         self.ahead: float | None = None
         self.finding = self._found("failed", f"no answer within {_ALL_OF_IT:g} s", "check the name service")
 
@@ -118,9 +125,9 @@ class _Probe(threading.Thread):
 
     def _answered(self, address: _Address, connection: socket.socket) -> Finding:
         if address.tls is None:
-            self.finding = found = self._found("ok", "answers, without TLS")
-            self._ask_for_the_time(address, connection)
-            return found
+            self.finding = self._found("ok", "answers, without TLS")
+            self._ask(address, connection)
+            return self.finding
         try:
             context = address.tls.context(address.tls.read())
         except (OSError, ValueError):
@@ -132,32 +139,50 @@ class _Probe(threading.Thread):
                 if address.protocol == "h2" and secure.selected_alpn_protocol() != "h2":
                     hint = "gRPC needs it: if this is a port for OTLP/HTTP, use otlp_http"
                     return self._found("warning", "answers with TLS, but not with HTTP/2", hint)
-                self.finding = found = self._found("ok", f"answers with {secure.version()}")
-                self._ask_for_the_time(address, secure)
-                return found
+                self.finding = self._found("ok", f"answers with {secure.version()}")
+                self._ask(address, secure)
+                return self.finding
         except ssl.SSLCertVerificationError as error:
             hint = "name its CA in tls::ca_file, its name in tls::server_name_override"
             return self._found("failed", f"its certificate is not trusted: {error.verify_message}", hint)
         except ssl.SSLError as error:
             if error.reason in _NO_TLS:
-                hint = "write http:// for it, or tls: {insecure: true}, if it is a server without TLS"
+                hint = f"write {self._without_tls}, if it is a server without TLS"
                 return self._found("failed", "answers, but not with TLS", hint)
             return self._found("failed", f"no TLS: {error.reason or error}", "check the server's log")
 
+    def _ask(self, address: _Address, connection: socket.socket) -> None:
+        """Find out whether the server speaks the exporter's protocol, and what time it has."""
+        with suppress(OSError, HTTPException):  # some servers say nothing, or refuse to
+            if address.protocol == "h2":
+                self._ask_for_settings(connection)
+            else:
+                self._ask_for_the_time(address, connection)
+
+    def _ask_for_settings(self, connection: socket.socket) -> None:
+        """Begin a connection of HTTP/2, which the server answers with its settings; of HTTP/1.1, with an error."""
+        connection.settimeout(_SETTINGS_TIMEOUT)
+        connection.sendall(_HTTP2_BEGINNING)
+        answer = connection.recv(_FRAME_HEAD).decode("latin-1")
+        if answer and not speaks_http2(answer) and answer.startswith(("HTTP/1", "<")):
+            self.finding = self._found("failed", "answers, but in HTTP/1.1", SPEAKS_HTTP1)
+
     def _ask_for_the_time(self, address: _Address, connection: socket.socket) -> None:
         """Send `HEAD /`. The answer's Date is in whole seconds, so only a difference of more than one second counts."""
-        if address.protocol == "h2":
-            return
         client = HTTPConnection(address.host, address.port)
         client.sock = connection
-        with suppress(OSError, HTTPException):  # some servers refuse it, and then don't tell the time
-            asked = time.time()
+        asked = time.time()
+        try:
             client.request("HEAD", "/", headers={"Connection": "close"})
             with client.getresponse() as response:
                 date = server_time(response.headers.get("Date", ""))
-            answered = time.time()
-            if date is not None:
-                self.ahead = max(date - answered, 0.0) + min(date + 1 - asked, 0.0)
+        except BadStatusLine as error:
+            if speaks_http2(str(error)):
+                self.finding = self._found("failed", "answers, but in HTTP/2", SPEAKS_HTTP2)
+            return
+        answered = time.time()
+        if date is not None:
+            self.ahead = max(date - answered, 0.0) + min(date + 1 - asked, 0.0)
 
     def _found(self, status: Status, detail: str, hint: str | None = None) -> Finding:
         where = f"{self._address} " if self._address else ""

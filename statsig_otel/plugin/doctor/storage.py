@@ -62,6 +62,23 @@ def queue(directory: Path, min_free_bytes: int) -> Iterator[Finding]:
         yield Finding("queue state", "unknown", f"{directory} can't be read", _OWNER)
 
 
+def exporters(directory: Path) -> Iterator[Finding]:
+    """Check whether the exporters of the running service deliver, if one runs."""
+    try:
+        senders = call(directory / CONTROL, "queue")["exporters"]
+    except (ServiceNotRunningError, ControlError, OSError):
+        return
+    for name, sender in senders.items():
+        check, state = f"exporters::{name}", sender["state"]
+        if state == "blocked":
+            hint = f"repair it, then run `statsig-otel reload` or `statsig-otel queue resume {name}`"
+            yield Finding(check, "failed", f"is blocked: {sender['last_error']}", hint)
+        elif state in ("refused", "retrying"):
+            yield Finding(check, "warning", f"can't deliver now: {sender['last_error']}")
+        else:
+            yield Finding(check, "ok", f"of the running service: {state}")
+
+
 def _access(directory: Path, place: Path) -> Finding:
     if not place.is_dir():
         return Finding("queue directory", "failed", f"{place} is not a directory", "name another in file_storage")

@@ -331,7 +331,9 @@ def test_a_web_page_is_not_a_delivery_and_any_other_answer_is_a_warning_once(
 def test_a_server_without_tls_is_named_with_what_has_an_effect(sink: HttpSink) -> None:
     outcome = send_to(sink.url.replace("http://", "https://"))
     assert isinstance(outcome, RetryLater)
-    assert outcome.reason.startswith("the server speaks without TLS (if that is meant, write http://): SSLError")
+    assert outcome.reason.startswith(
+        "the server speaks without TLS (if that is meant, write http:// before the endpoint): SSLError"
+    )
 
 
 def test_a_name_that_does_not_resolve_is_a_passing_fault() -> None:

@@ -19,9 +19,11 @@ from click.testing import CliRunner, Result
 import statsig_otel
 from statsig_otel.config import Settings
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.status import SPEAKS_HTTP1, SPEAKS_HTTP2
 from statsig_otel.exporters.queue import schema
-from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.directory import CONTROL, QueueDirectory
 from statsig_otel.plugin.cli.main import main
+from statsig_otel.plugin.control.socket import ControlServer
 from statsig_otel.plugin.doctor import endpoints, machine, storage
 from statsig_otel.plugin.doctor.finding import Finding
 from statsig_otel.plugin.doctor.storage import owner
@@ -166,10 +168,41 @@ def test_a_server_with_tls_is_verified_as_the_exporter_does() -> None:
         assert (unusable.status, "TLS can't be tried" in unusable.detail) == ("unknown", True)
 
 
-def test_a_server_without_tls_is_told() -> None:
-    with HttpSink() as sink:
-        found = look("a", http(sink.url.replace("http", "https")))[0]
-    assert (found.status, found.detail) == ("failed", f"{sink.address} answers, but not with TLS")
+def test_a_server_without_tls_is_told_with_what_has_an_effect() -> None:
+    with HttpSink() as sink, GrpcSink() as rpc:
+        for settings, address, hint in (
+            (http(sink.url.replace("http", "https")), sink.address, "write http:// before the endpoint"),
+            (grpc(f"https://{rpc.address}"), rpc.address, "write http:// before the endpoint"),
+            (grpc(rpc.address), rpc.address, "write tls: {insecure: true}"),
+        ):
+            found = look("a", settings)[0]
+            assert (found.status, found.detail) == ("failed", f"{address} answers, but not with TLS")
+            assert found.hint == f"{hint}, if it is a server without TLS"
+
+
+def test_the_port_of_the_other_protocol_is_told() -> None:
+    with HttpSink() as sink, GrpcSink() as rpc, RawServer(b"HTTP/1.1 400 Bad Request\r\n\r\n") as raw:
+        for settings, hint in (
+            (grpc(sink.address, insecure=True), SPEAKS_HTTP1),
+            (grpc(raw.address, insecure=True), SPEAKS_HTTP1),
+            (http(f"http://{rpc.address}"), SPEAKS_HTTP2),
+        ):
+            found = look("a", settings)[0]
+            assert (found.status, found.hint) == ("failed", hint)
+
+
+@pytest.mark.parametrize("state", ["blocked", "refused", "retrying", "idle"])
+def test_an_exporter_of_the_running_service_that_can_not_deliver_is_told(tmp_path: Path, state: str) -> None:
+    senders = {"out": {"state": state, "attempts": 3, "last_error": "HTTP 401"}}
+    control = ControlServer(tmp_path / CONTROL, {"queue": lambda _: {"pid": 1, "exporters": senders}})
+    control.start()
+    try:
+        (found,) = storage.exporters(tmp_path)
+    finally:
+        control.shutdown()
+    status = {"blocked": "failed", "idle": "ok"}.get(state, "warning")
+    assert (found.check, found.status, "HTTP 401" in found.detail) == ("exporters::out", status, state != "idle")
+    assert list(storage.exporters(tmp_path / "none")) == []
 
 
 def test_what_does_not_answer_is_told() -> None:
