@@ -1,6 +1,6 @@
 """The table of commands: which handler carries out each, on a running service and on a stopped one."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 
 from statsig_otel.exporters.consumer import Batch, Receipt, refused
@@ -23,17 +23,19 @@ def handlers(
     intakes: Mapping[str, Intake],
     routing: Routing,
     synchronous: SynchronousConsumer,
+    before_resume: Callable[[], None] = lambda: None,
 ) -> dict[str, Handler]:
     """The commands of a running service. A reload asks for them anew.
 
-    Senders and intakes are given by the ids of their exporters and receivers.
+    Senders and intakes are given by the ids of their exporters and receivers. `before_resume` is called before an
+    exporter tries again: a file with its key may have changed.
     """
 
     def deliver(batch: Batch) -> Future[Receipt]:
         return synchronous.consume(batch, routing.route(batch.receiver))
 
     mappers = {name: intake.mapper for name, intake in intakes.items()}
-    exporters = RunningExporters(queue, senders, routing.synchronous, intakes)
+    exporters = RunningExporters(queue, senders, routing.synchronous, intakes, before_resume)
     dead = DeadLetters(queue=queue, routing=routing, mappers=mappers, deliver=deliver, exporters=senders)
     return {"queue": exporters.status, **_changing(exporters, dead)}
 

@@ -4,7 +4,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
@@ -68,6 +68,7 @@ class RunningExporters:
     senders: Mapping[str, QueueSender]
     synchronous: Collection[str]
     intakes: Mapping[str, Intake]
+    before_resume: Callable[[], None] = lambda: None
 
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
         """The state of each sender, and the secret that each receiver used last. All else is in the queue's file."""
@@ -85,6 +86,7 @@ class RunningExporters:
         """Send again at once."""
         name, sender = self._sender(arguments)
         state = sender.state
+        self.before_resume()
         sender.resume()
         _logger.info("Command queue resume: %s, which was %s, tries again at once", name, state)
         return {"state": state}

@@ -86,6 +86,7 @@ class Assembly:
         self._waits = wait_for_directory
         self._ways_out = ways_out
         self._inherited = inherited
+        self.before_resume: Callable[[], None] = lambda: None  # looks at files before an exporter tries again
         self._commands: dict[str, Handler] = {}
         self._consumer = ServiceConsumer()
         self._outbound = Outbound(configuration, self.directory)
@@ -145,6 +146,11 @@ class Assembly:
     def next_turn(self) -> "Future[None]":
         """Done at the next turn of the loop that serves webhooks; never done when that hangs or has ended."""
         return self._servers.next_turn()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `open` has ended, and `close` has not begun."""
+        return self._is_open and not self._closing
 
     def offer(self, command: str, handler: Handler) -> None:
         """Answer one more command at the control socket, if there is one. The handler may shut the service down."""
@@ -373,7 +379,8 @@ class Assembly:
 
     def _renew_handlers(self) -> None:
         if self._control is not None:
-            self._control.handlers = {**self._outbound.handlers(self._intakes), **self._commands}
+            handlers = self._outbound.handlers(self._intakes, before_resume=self.before_resume)
+            self._control.handlers = {**handlers, **self._commands}
 
 
 def _checked_url(url: str) -> str:

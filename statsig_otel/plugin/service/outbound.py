@@ -84,8 +84,11 @@ class Outbound:
         """Seconds within which a receiver's batch should be accepted or refused."""
         return self._synchronous.longest_answer(self._routing.now.route(receiver)) + COMMIT_TIMEOUT
 
-    def handlers(self, intakes: Mapping[str, Intake]) -> dict[str, Handler]:
-        """The handlers of the control socket's commands, as configured now; none without a queue."""
+    def handlers(self, intakes: Mapping[str, Intake], *, before_resume: Callable[[], None]) -> dict[str, Handler]:
+        """The handlers of the control socket's commands, as configured now; none without a queue.
+
+        `before_resume` is called before an exporter tries again by command.
+        """
         if self._queue is None:
             return {}
         return handlers(
@@ -94,6 +97,7 @@ class Outbound:
             intakes=intakes,
             routing=self._routing.now,
             synchronous=self._synchronous,
+            before_resume=before_resume,
         )
 
     def start(self) -> None:

@@ -1,16 +1,19 @@
 """Reloads the configuration of a running service: at a signal, at a command, and when a secret's file changes."""
 
+import copy
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 from statsig_otel.config.configuration import Configuration
-from statsig_otel.config.errors import ConfigError, SettingError, render
+from statsig_otel.config.errors import ConfigError, Path, SettingError, render
 from statsig_otel.config.grammar import check
 from statsig_otel.config.model import Opaque, reveal
 from statsig_otel.config.source import NOWHERE, Document
+from statsig_otel.config.substitution import Template
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.doctor.machine_checks import check_files
@@ -54,9 +57,10 @@ class Reloader:
         self._during = during
         self._lock = threading.Lock()
         self._unusable = ""  # the last logged message about the secrets' files
-        self._emptied: set[tuple[str | int, ...]] = set()  # secrets whose files were found empty once
+        self._emptied: set[Path] = set()  # secrets whose files were found empty once
         self._pem = self._pem_seen = b""  # the PEM files that were taken over, and those of the last look
         self._ended = threading.Event()
+        assembly.before_resume = self.look_at_secrets
         assembly.offer("reload", lambda _: {"changes": self._answer()})
 
     @property
@@ -70,7 +74,7 @@ class Reloader:
         return self._read is not None
 
     def start(self) -> None:
-        """Take over changed files of signing secrets and certificates from now on.
+        """Take over changed files of secrets and certificates from now on.
 
         Raises:
             RuntimeError: No thread can be started.
@@ -107,24 +111,29 @@ class Reloader:
             return changes
 
     def look_at_secrets(self) -> None:
-        """Take over changed files of signing secrets. A file that can't be used changes nothing.
+        """Take over changed files of signing secrets and of exporters' headers. One that can't be used changes nothing.
 
         Nothing else is read, so that the rotation of a secret does not apply a configuration that is being edited.
         """
         with self._lock:
-            before = _secrets(self._assembly.configuration)
+            before, faults, exporters = _secrets(self._assembly.configuration), list[str](), list[str]()
             try:
                 self._assembly.change_secrets(self._with_secrets)
             except ValueError as error:
-                if str(error) != self._unusable:
-                    _logger.error("%s; the secrets stay as they were", error)  # noqa: TRY400 - the message says it all
-                self._unusable = str(error)
-                return
-            self._unusable = ""
+                faults.append(str(error))
+            try:
+                exporters = self._change_headers()
+            except FAILURES as error:
+                faults.append(str(error))
+            unusable, self._unusable = self._unusable, "; ".join(faults)
+            if faults and self._unusable != unusable:
+                _logger.error("%s; the secrets stay as they were", self._unusable)
             for path, secret in _secrets(self._assembly.configuration).items():
                 if secret != before[path]:
                     what = "a new secret, which counts from now on" if reveal(secret) else "empty now"
                     _logger.info("%s: is %s", render(path), what)
+            for name in exporters:
+                _logger.info("%s: the files of its headers have changed, and count from now on", name)
 
     def look_at_certificates(self) -> None:
         """Take over changed PEM files, once they are the same at two looks: a certificate and its key are two files.
@@ -150,9 +159,33 @@ class Reloader:
 
     def _watch(self, ended: threading.Event) -> None:
         while not ended.wait(_INTERVAL):
-            if any("signing_secrets" in path for path in self._document.templates):
+            if any("signing_secrets" in path or "headers" in path for path in self._document.templates):
                 self.look_at_secrets()
             self.look_at_certificates()
+
+    def _change_headers(self) -> list[str]:
+        """Take over headers of exporters that come from files which have changed; the exporters.
+
+        Raises:
+            ValueError: A file can't be used; nothing has changed. For the others see `Assembly.reconfigure`.
+        """
+        texts = {
+            path: self._text(path, template)
+            for path, template in self._document.templates.items()
+            if path[:1] == ("exporters",) and "headers" in path
+        }
+        changed = {path: text for path, text in texts.items() if text != _value(self._document.values, path)}
+        if not changed or not self._assembly.is_open:
+            return []
+        document = replace(self._document, values=_with_texts(self._document.values, changed))
+        names = sorted({str(path[1]) for path in changed})
+        checked = check(document, COMPONENTS).exporters
+        before = self._assembly.configuration
+        self._assembly.reconfigure(
+            replace(before, exporters={**before.exporters, **{name: checked[name] for name in names}})
+        )
+        self._document = document
+        return names
 
     def _answer(self) -> list[str]:
         try:
@@ -184,13 +217,11 @@ class Reloader:
             raise ValueError(f"{render((*path, 0))}: is empty")
         return settings.model_copy(update={"signing_secrets": secrets})
 
-    def _secret(self, path: tuple[str | int, ...], before: str | Opaque) -> str | Opaque:
+    def _secret(self, path: Path, before: str | Opaque) -> str | Opaque:
         template = self._document.templates.get(path)
         if template is None:
             return before
-        text, faults = template.expand()
-        if faults:
-            raise ValueError(f"{render(path)}: {faults[0].message}")
+        text = self._text(path, template)
         if not text and reveal(before) and path not in self._emptied:
             self._emptied.add(path)  # perhaps it is just being written: the next look decides
             return before
@@ -200,8 +231,38 @@ class Reloader:
         except SettingError as error:
             raise ValueError(f"{render(path)}: {error.message}") from error
 
+    def _text(self, path: Path, template: Template) -> str:
+        """What a value is with the present content of its files.
 
-def _secrets(configuration: Configuration) -> dict[tuple[str | int, ...], str | Opaque]:
+        Raises:
+            ValueError: A file can't be used.
+        """
+        text, faults = template.expand()
+        if faults:
+            raise ValueError(f"{render(path)}: {faults[0].message}")
+        return text
+
+
+def _value(values: Any, path: Path) -> object:
+    """The value at a path; None if there is none."""
+    for key in path:
+        try:
+            values = values[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return values
+
+
+def _with_texts(values: Mapping[str, object], texts: Mapping[Path, str]) -> dict[str, object]:
+    """A copy of values, with other strings at some paths that exist."""
+    copied = copy.deepcopy(dict(values))
+    for (*above, key), text in texts.items():
+        holder: Any = _value(copied, tuple(above))
+        holder[key] = text
+    return copied
+
+
+def _secrets(configuration: Configuration) -> dict[Path, str | Opaque]:
     """The signing secrets by their path."""
     return {
         ("receivers", name, "signing_secrets", index): secret

@@ -13,7 +13,9 @@ from statsig_otel.config import ConfigError
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.plugin import DEFAULT_PATH, RestartNeededError, Service, StatsigReceiverSettings
 from statsig_otel.plugin.control.socket import call
+from statsig_otel.plugin.service import reload
 from tests.peers.certs import Authority
+from tests.peers.otlp_servers import HttpAnswer, HttpSink
 from tests.plugin.services import SECRET, Keeper, address_of, post, service
 from tests.waiting import wait_until
 
@@ -128,6 +130,42 @@ def test_a_rotation_of_a_secret(make: Make, tmp_path: Path, caplog: pytest.LogCa
         (tmp_path / "secret").write_text("")
         wait_until(lambda: "signing_secrets[0]: is empty; the secrets stay as they were" in caplog.text)
         assert post(running, "e", secret=OTHER).status == 200
+
+
+@pytest.mark.parametrize(
+    ("form", "is_watched"), [("{authorization: %s}", True), ("[{name: authorization, value: %s}]", False)]
+)
+def test_a_changed_file_of_an_exporter_s_header_counts_without_a_reload(
+    make: Make,
+    tmp_path: Path,
+    form: str,
+    is_watched: bool,  # noqa: FBT001
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The exporter is blocked by 401, and tries again at once, or at `queue resume`."""
+    caplog.set_level(logging.INFO, "statsig_otel")
+    key = tmp_path / "key"
+    key.write_text("old-key-old-key")
+    with HttpSink() as sink, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reload, "_INTERVAL", 0.05 if is_watched else 3600.0)
+        sink.answer = lambda got: HttpAnswer(200 if got.headers["authorization"] == "Bearer new-key" else 401)
+        headers = form % '"Bearer ${file:key}"'
+        exporter = f"{{endpoint: {sink.url}, headers: {headers}}}"
+        text = FILE.replace("\n  file:\n    path: ${env:FOLDER}/changes.jsonl", f"\n  otlp_http: {exporter}")
+        (tmp_path / "config.yaml").write_text(text.replace("exporters: [file]", "exporters: [otlp_http]"))
+        with make() as running:
+            assert post(running, "a").status == 200
+            wait_until(lambda: "otlp_http is blocked" in caplog.text)
+            if is_watched:  # a file that can't be used changes nothing
+                key.unlink()
+                wait_until(lambda: "the secrets stay as they were" in caplog.text)
+            key.write_text("new-key")
+            if not is_watched:
+                call(tmp_path / "queue" / CONTROL, "queue resume", exporter="otlp_http")
+            wait_until(lambda: "otlp_http answers again" in caplog.text)
+            assert "otlp_http: the files of its headers have changed" in caplog.text
+    assert "old-key-old-key" not in caplog.text
+    assert [got.headers["authorization"] for got in sink.requests][-1] == "Bearer new-key"
 
 
 def test_secrets_in_files_are_changed_there(make: Make) -> None:
