@@ -3,8 +3,10 @@
 import contextlib
 import gzip
 import logging
+import re
 import ssl
 import time
+from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
 from http.client import BadStatusLine, HTTPException
@@ -23,6 +25,7 @@ from statsig_otel.config.model import reveal
 from statsig_otel.exporters.exporter import Blocked, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.otlp.json_lines import to_json_line
+from statsig_otel.exporters.otlp.proxy import Proxy, proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import (
     CLIENT_CERTIFICATE_REFUSED,
@@ -42,6 +45,7 @@ _logger = logging.getLogger(__name__)
 
 _JSON: Final = "application/json"
 _CHUNK: Final = 64 << 10
+_TUNNEL_FAILED: Final = re.compile(r"Tunnel connection failed: ([0-9]{3})(.*)", re.DOTALL)
 _FINAL: Final = 200  # lower status codes are interim
 _OK: Final = range(_FINAL, 300)
 
@@ -63,7 +67,14 @@ class _Exchange:
     can limit the time of both.
     """
 
-    def __init__(self, connection: HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        connection: HTTPConnection,
+        path: str,
+        body: bytes,
+        headers: dict[str, str],
+        tunnel: Callable[[HTTPConnection], None],
+    ) -> None:
         self.connection = connection
         self.status: int | None = None
         self.content_type = ""
@@ -74,6 +85,7 @@ class _Exchange:
         self.complete = False  # the connection can be used for the next request
         self.error: Exception | None = None
         self._request = (path, body, headers)
+        self._tunnel = tunnel  # names the server to a proxy, for each connection anew
         self._socket: socket | None = None
         self._ended = Event()
         self._abandoned = False
@@ -108,6 +120,7 @@ class _Exchange:
         path, body, headers = self._request
         if not self.connection.is_connected:  # never opened, or closed by the server while idle
             self.connection.close()
+            self._tunnel(self.connection)
             self.connection.connect()
         self._socket = self.connection.sock
         if self._abandoned:
@@ -134,7 +147,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
 
     The exporter keeps one connection between batches. If the server has closed it, the exporter opens a new one. If the
     server closes it just as the next request is sent, the outcome is `RetryLater`, as for any broken connection.
-    The exporter follows no redirects and ignores the environment's proxies.
+    The exporter follows no redirects. It uses the environment's proxies: see `proxy_for`.
     """
 
     _protocol: ClassVar[str] = "HTTP"
@@ -144,6 +157,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         self._url = settings.url
         self._path = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
         self._place = f"{self._url.scheme}://{self._url.netloc}{self._url.path}"  # for messages
+        self._proxy: Proxy | None = None
         self._headers: dict[str, str] = {}
         self._context: ssl.SSLContext | None = None
         self._running = False
@@ -155,9 +169,11 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
 
         Raises:
             OSError: A file of `tls` can't be read.
-            ValueError: A file of `tls` does not contain what its key requires.
+            ValueError: A file of `tls` does not contain what its key requires, or the environment names a proxy that
+                can't be used.
         """
         self._read_material()
+        self._proxy = proxy_for(self._url)
         if self._settings.uses_tls and self._settings.tls.insecure_skip_verify:
             _logger.warning(
                 "%s: tls::insecure_skip_verify is on, so any server that answers at %s receives the records",
@@ -167,7 +183,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         with self._lock:
             self._prepare()
             self._running = True
-        self._say_where(self._place)
+        self._say_where(f"{self._place} through the proxy {self._proxy}" if self._proxy else self._place)
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Post one batch. For the parameters and outcomes see `Exporter.send`."""
@@ -211,6 +227,10 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         self._hide = (*configured.values(), self._url.query, *(value for _, value in query))
         media_type = PROTOBUF if self._settings.encoding == "proto" else _JSON
         self._headers = {"Content-Type": media_type, "User-Agent": f"statsig-otel/{__version__}", **configured}
+        if self._proxy is not None:
+            self._hide += tuple(self._proxy.headers.values())
+            if self._url.scheme == "http":  # otherwise only the tunnel needs them
+                self._headers |= self._proxy.headers
         if self._settings.compression == "gzip":
             self._headers["Content-Encoding"] = "gzip"
         self._context = self._settings.tls.context(self._material) if self._settings.uses_tls else None
@@ -230,7 +250,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             connection.timeout = timeout
             if connection.sock is not None:
                 connection.sock.settimeout(timeout)
-            self._exchange = _Exchange(connection, self._path, body, self._headers)
+            self._exchange = _Exchange(connection, self._target(), body, self._headers, self._tunnel)
             return self._exchange
 
     def _end(self, exchange: _Exchange | None) -> None:
@@ -242,15 +262,24 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
 
     def _connect(self) -> HTTPConnection:
         """Create a connection without opening it."""
-        host = self._url.hostname or ""
+        host, port = self._url.hostname or "", self._url.port
+        if self._proxy is not None:
+            host, port = self._proxy.host, self._proxy.port
         if self._context is None:
-            return HTTPConnection(host, self._url.port)
-        return HTTPSConnection(
-            host,
-            self._url.port,
-            ssl_context=self._context,
-            server_hostname=self._settings.tls.server_name_override or None,
-        )
+            return HTTPConnection(host, port)
+        name = self._settings.tls.server_name_override
+        return HTTPSConnection(host, port, ssl_context=self._context, server_hostname=name or None)
+
+    def _target(self) -> str:
+        """What is asked for: a path, or of a proxy without a tunnel the whole URL (RFC 9112, section 3.2)."""
+        if self._proxy is None or self._url.scheme == "https":
+            return self._path
+        return f"http://{self._url.netloc}{self._path}"
+
+    def _tunnel(self, connection: HTTPConnection) -> None:
+        """Name the server to the proxy."""
+        if self._proxy is not None and self._url.scheme == "https":
+            connection.set_tunnel(self._url.hostname or "", self._url.port or 443, self._proxy.headers)
 
     def _outcome(self, exchange: _Exchange, count: int, timeout: float, *, in_time: bool) -> Outcome:
         """The outcome of an exchange. A received status decides, even if the body is incomplete."""
@@ -285,6 +314,10 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             return Blocked(f"{UNTRUSTED}: {reason}")
         if isinstance(error, ssl.SSLError) and is_client_certificate_alert(message):
             return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
+        if found := _TUNNEL_FAILED.match(message):
+            said = printable(found[2], self._hide)
+            reason = f"the proxy {self._proxy} refuses a tunnel to {self._place}: HTTP {found[1]} {said}"
+            return RetryLater(reason) if isinstance(http_failure(int(found[1])), RetryLater) else Blocked(reason)
         if isinstance(error, BadStatusLine) and speaks_http2(message):
             return Blocked(f"{SPEAKS_HTTP2}: {self._place}")
         if isinstance(error, OSError | HTTPException | HTTPError):

@@ -11,6 +11,7 @@ from http.client import BadStatusLine, HTTPConnection, HTTPException
 from typing import Final
 
 from statsig_otel.config.model import Settings
+from statsig_otel.exporters.otlp.proxy import proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import SPEAKS_HTTP1, SPEAKS_HTTP2, server_time, speaks_http2
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
@@ -92,10 +93,19 @@ class _Probe(threading.Thread):
         self.exporter = f"exporters::{exporter}"
         self._address = _address(settings)
         self._without_tls = settings.without_tls
+        self._url = settings.url if isinstance(settings, OtlpHttpSettings) else None
         self.ahead: float | None = None
         self.finding = self._found("failed", f"no answer within {_ALL_OF_IT:g} s", "check the name service")
 
     def run(self) -> None:
+        try:
+            proxy = proxy_for(self._url) if self._url else None
+        except ValueError as error:
+            self.finding = self._found("failed", f"can't be reached: {error}")
+            return
+        if proxy is not None:
+            self.finding = self._found("unknown", f"is not checked: the way to it is the proxy {proxy}")
+            return
         if self._address is None:
             self.finding = self._found(
                 "unknown", "can't be checked: only gRPC's library can resolve this kind of target"

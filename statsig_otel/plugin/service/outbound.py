@@ -224,7 +224,7 @@ class Outbound:
                 continue
             changes.append(f"exporters::{name}::tls: its files have changed")
             if name in self._senders:
-                self._senders[name].resume()
+                self._senders[name].resume(renewed=True)
         if failures:
             raise failures[0]
         return changes

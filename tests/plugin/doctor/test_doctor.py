@@ -191,6 +191,18 @@ def test_the_port_of_the_other_protocol_is_told() -> None:
             assert (found.status, found.hint) == ("failed", hint)
 
 
+@pytest.mark.parametrize(
+    ("proxy", "status", "detail"),
+    [("http://proxy:3128", "unknown", "the proxy proxy:3128"), ("socks5://proxy", "failed", "variable https_proxy")],
+)
+def test_behind_a_proxy_nothing_is_said_of_the_backend(
+    proxy: str, status: str, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    found = look("a", http("https://backend.example"))[0]
+    assert (found.status, detail in found.detail) == (status, True)
+
+
 @pytest.mark.parametrize("state", ["blocked", "refused", "retrying", "idle"])
 def test_an_exporter_of_the_running_service_that_can_not_deliver_is_told(tmp_path: Path, state: str) -> None:
     senders = {"out": {"state": state, "attempts": 3, "last_error": "HTTP 401"}}

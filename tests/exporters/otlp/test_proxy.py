@@ -1,0 +1,116 @@
+"""`otlp_http` through the environment's proxies: which requests, and what a proxy gets to see."""
+
+from urllib.parse import urlsplit
+
+import pytest
+
+from statsig_otel.exporters.exporter import Blocked, Delivered, RetryLater
+from statsig_otel.exporters.otlp.proxy import Proxy, proxy_for
+from tests.exporters.otlp.over_http import LONG, encoded, exporting, send_to
+from tests.peers.certs import Authority, ServerTls
+from tests.peers.http_proxy import HttpProxy
+from tests.peers.otlp_servers import HttpAnswer, HttpSink
+from tests.waiting import wait_until
+
+PROXY = Proxy("proxy", 3128)
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "url", "expected"),
+    [
+        ({}, "https://backend", None),
+        ({"HTTPS_PROXY": "http://proxy:3128"}, "https://backend", PROXY),
+        ({"https_proxy": "proxy:3128"}, "https://backend", PROXY),
+        ({"HTTPS_PROXY": "http://proxy"}, "https://backend", Proxy("proxy", 80)),
+        ({"HTTPS_PROXY": "http://proxy:3128"}, "http://backend", None),
+        ({"HTTP_PROXY": "http://proxy:3128"}, "http://backend:4318", PROXY),
+        ({"ALL_PROXY": "http://proxy:3128"}, "http://backend:4318", PROXY),
+        ({"HTTPS_PROXY": "http://u:p%40@proxy:3128"}, "https://backend", Proxy("proxy", 3128, "Basic dTpwQA==")),
+        *(
+            ({"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": no_proxy}, url, expected)
+            for no_proxy, url, expected in [
+                ("*", "https://backend", None),
+                ("backend", "https://backend", None),
+                ("other, backend.example.com", "https://BACKEND.example.com.", None),
+                (".example.com", "https://backend.example.com", None),
+                ("example.com", "https://backend.example.com:8443", None),
+                ("example.com:443", "https://backend.example.com:8443", PROXY),
+                ("example.com:8443", "https://backend.example.com:8443", None),
+                ("ample.com", "https://backend.example.com", PROXY),
+                ("10.0.0.0/8", "https://10.1.2.3", None),
+                ("10.0.0.0/8", "https://11.1.2.3", PROXY),
+                ("fd00::/8", "https://[fd00::1]:443", None),
+                ("10.0.0.0/8", "https://backend", PROXY),
+                ("", "https://localhost", None),
+                ("", "https://127.0.0.5", None),
+                ("", "https://[::1]", None),
+                (",,", "https://backend", PROXY),
+            ]
+        ),
+    ],
+)
+def test_which_proxy(
+    variables: dict[str, str], url: str, expected: Proxy | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert proxy_for(urlsplit(url)) == expected
+
+
+@pytest.mark.parametrize("value", ["socks5://user:secret@proxy", "https://user:secret@proxy", "http://", "http://h:x"])
+def test_a_proxy_that_can_not_be_used_is_said_at_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", value)
+    with (
+        pytest.raises(ValueError, match="the environment variable https_proxy") as caught,
+        exporting("https://backend"),
+    ):
+        pass
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_requests_go_through_the_proxy_with_its_credentials(
+    scheme: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over TLS in a tunnel, verified by the name of the server; the proxy's credentials never reach the server."""
+    caplog.set_level("INFO")
+    authority = Authority()
+    tls = ServerTls(authority.issue("backend.example")) if scheme == "https" else None
+    with HttpProxy(authorization="Basic dXNlcjpzZWNyZXQ=") as proxy, HttpSink(tls=tls) as sink:
+        monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://user:secret@127.0.0.1:{proxy.port}")
+        url = f"{scheme}://backend.example:{sink.port}"
+        keys = {"tls": {"ca_pem": authority.pem.decode()}} if tls else {}
+        with exporting(url, **keys) as exporter:
+            assert exporter.send(encoded(), 1, LONG) == Delivered()
+            assert exporter.send(encoded(), 1, LONG) == Delivered()
+            sink.answer = HttpAnswer(close_after=True)
+            assert exporter.send(encoded(), 1, LONG) == Delivered()
+            sink.answer = HttpAnswer()
+            wait_until(lambda: exporter.send(encoded(), 1, LONG) == Delivered(), "with a new tunnel")
+        if tls:
+            assert proxy.asked == [("CONNECT", f"backend.example:{sink.port}")] * 2
+        else:
+            assert proxy.asked == [("POST", f"{url}/v1/logs")] * 4
+        assert [got.path for got in sink.requests] == ["/v1/logs"] * 4
+        assert all("proxy-authorization" not in got.headers for got in sink.requests)
+    assert f"sends to {url}/v1/logs through the proxy 127.0.0.1:{proxy.port}" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(("status", "kind"), [(407, Blocked), (403, Blocked), (503, RetryLater), (502, RetryLater)])
+def test_a_proxy_that_refuses_is_named(status: int, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    with HttpProxy(status=status) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+        outcome = send_to("https://backend.example")
+    assert isinstance(outcome, Blocked | RetryLater)
+    assert type(outcome) is kind
+    assert outcome.reason.startswith(
+        f"the proxy 127.0.0.1:{proxy.port} refuses a tunnel to https://backend.example/v1/logs: HTTP {status}"
+    )
