@@ -1,5 +1,6 @@
 """The OTLP/gRPC exporter against real servers."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,9 @@ from typing import Any
 
 import grpc
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import RequestReceived
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel import __version__
@@ -132,6 +136,34 @@ def test_a_unix_socket_is_a_target(tmp_path: Path) -> None:
     with GrpcSink(address=f"unix:{path}") as sink:
         assert send_to(f"unix://{path}") == Delivered()
         assert len(sink.requests) == 1
+
+
+@pytest.mark.parametrize(("keys", "authority"), [({}, "localhost"), ({"authority": "backend"}, "backend")])
+def test_a_unix_socket_gets_an_authority_that_is_one(tmp_path: Path, keys: dict[str, Any], authority: str) -> None:
+    """gRPC's own, the escaped path, is reset by servers in Rust. The peer here decodes what is sent."""
+    path = tmp_path / "otlp.sock"
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    listening.listen()
+    found: list[str] = []
+
+    def serve() -> None:
+        peer, _ = listening.accept()
+        with peer:
+            http2 = H2Connection(H2Configuration(client_side=False))
+            http2.initiate_connection()
+            peer.sendall(http2.data_to_send())
+            while not found and (data := peer.recv(65536)):
+                requests = (event for event in http2.receive_data(data) if isinstance(event, RequestReceived))
+                found.extend(dict(request.headers)[b":authority"].decode() for request in requests)
+                peer.sendall(http2.data_to_send())
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    assert isinstance(send_to(f"unix:{path}", **keys), RetryLater), "the peer answers nothing"
+    serving.join(LONG)
+    listening.close()
+    assert found == [authority]
 
 
 def test_an_ip_address_and_a_name_are_endpoints(sink: GrpcSink) -> None:
