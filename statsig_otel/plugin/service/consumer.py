@@ -5,11 +5,11 @@ from concurrent.futures import Future
 
 from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, refused
-from statsig_otel.exporters.delivery.pipeline import Pipeline
+from statsig_otel.exporters.delivery.dispatcher import Dispatcher
 
 
 class ServiceConsumer:
-    """Passes the batches of all receivers to a pipeline, in the process that opened it. Safe to use from threads.
+    """Passes the batches of all receivers to a dispatcher, in the process that opened it. Safe to use from threads.
 
     What is held is in memory, and its webhooks are not answered yet. Each receiver has its `patience` for that; a batch
     that is passed on after its webhook was refused is a duplicate if it comes again.
@@ -17,7 +17,7 @@ class ServiceConsumer:
 
     def __init__(self) -> None:
         self._owner = OwnerProcess()
-        self._pipeline: Pipeline | None = None
+        self._dispatcher: Dispatcher | None = None
         self._lock = threading.Lock()  # for the next two
         self._held: list[tuple[Batch, Future[Receipt]]] | None = None  # None unless it holds them
         self._refusal, self._reason = "the service was not started", "not_running"
@@ -28,20 +28,20 @@ class ServiceConsumer:
         with self._lock:
             self._held = []
 
-    def open(self, pipeline: Pipeline) -> None:
+    def open(self, dispatcher: Dispatcher) -> None:
         """Pass on what is held, and every batch from now on."""
         self._owner.enter()
         with self._lock:
             held, self._held = self._held or [], None
-            self._pipeline = pipeline
+            self._dispatcher = dispatcher
         for batch, answer in held:
-            _pass_on(pipeline.consume(batch), answer)
+            _pass_on(dispatcher.consume(batch), answer)
 
     def close(self, message: str, *, reason: str) -> None:
         """Refuse what is held, and every batch from now on."""
         with self._lock:
             held, self._held = self._held or [], None
-            self._pipeline = None
+            self._dispatcher = None
             self._refusal, self._reason = message, reason
         for _, answer in held:
             answer.set_exception(RefusedError(message, reason=reason))
@@ -51,13 +51,13 @@ class ServiceConsumer:
         if self._owner.is_forked:
             owner = f"the process {self._owner.pid}, of which this is a fork"
             return refused(f"the service was started by {owner}: start one after the fork", reason="not_running")
-        pipeline = self._pipeline
-        if pipeline is None:
+        dispatcher = self._dispatcher
+        if dispatcher is None:
             with self._lock:
-                pipeline = self._pipeline
-                if pipeline is None:
+                dispatcher = self._dispatcher
+                if dispatcher is None:
                     return self._hold(batch)
-        return pipeline.consume(batch)
+        return dispatcher.consume(batch)
 
     def _hold(self, batch: Batch) -> Future[Receipt]:
         if self._held is None:

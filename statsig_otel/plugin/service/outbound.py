@@ -9,7 +9,7 @@ from typing import Any, Final
 from statsig_otel._times import BATCH_FINISH, COMMIT_TIMEOUT, SEND_GRACE
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import without_secrets
-from statsig_otel.exporters.delivery.pipeline import Pipeline
+from statsig_otel.exporters.delivery.dispatcher import Dispatcher
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Exporter
@@ -52,7 +52,7 @@ class Outbound:
         }
         self._synchronous = SynchronousConsumer(unqueued)
         self._senders = self._create_senders(configured, self._exporters)
-        self._pipeline = Pipeline(self._synchronous, self._queue, self._routing)
+        self._dispatcher = Dispatcher(self._synchronous, self._queue, self._routing)
         self._failed: frozenset[str] = frozenset()  # exporters that the last reload could not start
         self._leaving: dict[str, QueueSender] = {}  # senders that a reload under way replaces
 
@@ -71,9 +71,9 @@ class Outbound:
         }
 
     @property
-    def consumer(self) -> Pipeline:
+    def consumer(self) -> Dispatcher:
         """Takes the receivers' batches, from `start` on."""
-        return self._pipeline
+        return self._dispatcher
 
     @property
     def socket(self) -> Path | None:

@@ -15,7 +15,7 @@ from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.routing import CurrentRouting
 
 
-class Pipeline:
+class Dispatcher:
     """Takes batches for the receivers that it knows.
 
     Args:
