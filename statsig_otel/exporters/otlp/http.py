@@ -26,7 +26,7 @@ from statsig_otel.exporters.exporter import Blocked, Outcome, Rejected, RetryLat
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.otlp.proxy import Proxy, proxy_for
-from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
+from statsig_otel.exporters.otlp.settings import OtlpHttpSettings, plain_hint
 from statsig_otel.exporters.otlp.status import (
     CLIENT_CERTIFICATE_REFUSED,
     MAX_RESPONSE_BYTES,
@@ -321,5 +321,5 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         if isinstance(error, BadStatusLine) and speaks_http2(message):
             return Blocked(f"{SPEAKS_HTTP2}: {self._place}")
         if isinstance(error, OSError | HTTPException | HTTPError):
-            return RetryLater(without_tls(message, reason, self._settings.without_tls))
+            return RetryLater(without_tls(message, reason, plain_hint(self._settings)))
         return self._unexpected(error)

@@ -42,7 +42,9 @@ _HTTP_RESERVED: Final = frozenset({
     "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
 })  # fmt: skip
 _MAX_PORT: Final = 65535
+_SCHEMES: Final = ("http://", "https://")
 _GRPC_PORT: Final = 4317
+_HTTP_PORT: Final = 4318
 _USE_HTTP: Final = "otlp_http (without a file: OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf)"
 _USE_GRPC: Final = "otlp_grpc (without a file: OTEL_EXPORTER_OTLP_PROTOCOL=grpc)"
 _ONE_CONNECTION: Final = "leave it out: there is one connection, which is reopened when needed"
@@ -286,25 +288,11 @@ class OtlpGrpcSettings(_OtlpSettings):
         return "dns:///" + self.endpoint.removeprefix("http://").removeprefix("https://").rstrip("/")
 
     @property
-    def doubt(self) -> str:
-        """Why the endpoint is probably wrong; empty if it looks right."""
-        if not self.endpoint.rstrip("/").endswith(":4318"):
-            return ""
-        return f"4318 is OTLP's port for HTTP, and this exporter speaks gRPC: use {_USE_HTTP}, or port 4317"
-
-    @property
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""
-        return self.endpoint.startswith("https://") if self._is_url else not self.tls.insecure
-
-    @property
-    def without_tls(self) -> str:
-        """What to write for a connection without TLS."""
-        return "http:// before the endpoint" if self._is_url else "tls: {insecure: true}"
-
-    @property
-    def _is_url(self) -> bool:
-        return self.endpoint.startswith(("http://", "https://"))  # then `tls::insecure` has no effect
+        if self.endpoint.startswith(_SCHEMES):
+            return self.endpoint.startswith("https://")
+        return not self.tls.insecure
 
 
 class OtlpHttpSettings(_OtlpSettings):
@@ -336,7 +324,7 @@ class OtlpHttpSettings(_OtlpSettings):
         "max_idle_conns_per_host": _ONE_CONNECTION,
         "metrics_endpoint": _LOGS_ONLY,
         "profiles_endpoint": _LOGS_ONLY,
-        "proxy_url": "send to a Collector that uses the proxy",
+        "proxy_url": "leave it out: the environment's HTTPS_PROXY, HTTP_PROXY and NO_PROXY count",
         "traces_endpoint": _LOGS_ONLY,
     }
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
@@ -398,23 +386,27 @@ class OtlpHttpSettings(_OtlpSettings):
         return self.url.scheme == "https"
 
     @property
-    def without_tls(self) -> str:
-        """What to write for a connection without TLS."""
-        return "http:// before the endpoint"
-
-    @property
-    def doubt(self) -> str:
-        """Why the endpoint is probably wrong; empty if it looks right."""
-        if self.url.port == _GRPC_PORT:
-            return f"4317 is OTLP's port for gRPC, and this exporter speaks HTTP: use {_USE_GRPC}, or port 4318"
-        if _LOKI_PUSH in self.url.path:
-            return f"{_LOKI_PUSH} does not take OTLP: use endpoint: {self.url.scheme}://{self.url.netloc}/otlp"
-        return ""
-
-    @property
     def url(self) -> SplitResult:
         """The URL to which log records are posted."""
         return urlsplit(self.logs_endpoint or self.endpoint.rstrip("/") + "/v1/logs")
+
+
+def doubt(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
+    """Why an endpoint is probably wrong; empty if it looks right."""
+    if isinstance(settings, OtlpGrpcSettings):
+        if settings.endpoint.rstrip("/").endswith(f":{_HTTP_PORT}"):
+            return f"4318 is OTLP's port for HTTP, and this exporter speaks gRPC: use {_USE_HTTP}, or port 4317"
+    elif settings.url.port == _GRPC_PORT:
+        return f"4317 is OTLP's port for gRPC, and this exporter speaks HTTP: use {_USE_GRPC}, or port 4318"
+    elif _LOKI_PUSH in settings.url.path:
+        return f"{_LOKI_PUSH} does not take OTLP: use endpoint: {settings.url.scheme}://{settings.url.netloc}/otlp"
+    return ""
+
+
+def plain_hint(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
+    """What to write for a connection without TLS: `tls::insecure` has no effect if a scheme decides."""
+    is_target = isinstance(settings, OtlpGrpcSettings) and not settings.endpoint.startswith(_SCHEMES)
+    return "tls: {insecure: true}" if is_target else "http:// before the endpoint"
 
 
 def _split_url(value: str) -> SplitResult:

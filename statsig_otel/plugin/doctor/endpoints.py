@@ -12,7 +12,7 @@ from typing import Final
 
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.otlp.proxy import proxy_for
-from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings, plain_hint
 from statsig_otel.exporters.otlp.status import SPEAKS_HTTP1, SPEAKS_HTTP2, server_time, speaks_http2
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from statsig_otel.plugin.doctor.finding import Finding, Status
@@ -92,7 +92,7 @@ class _Probe(threading.Thread):
         super().__init__(name=f"probe {exporter}", daemon=True)
         self.exporter = f"exporters::{exporter}"
         self._address = _address(settings)
-        self._without_tls = settings.without_tls
+        self._without_tls = plain_hint(settings)
         self._url = settings.url if isinstance(settings, OtlpHttpSettings) else None
         self.ahead: float | None = None
         self.finding = self._found("failed", f"no answer within {_ALL_OF_IT:g} s", "check the name service")

@@ -15,7 +15,7 @@ from statsig_otel.config.model import Composed, ExtensionOf, Settings
 from statsig_otel.config.units import Duration, format_duration
 from statsig_otel.exporters.delivery.retry import RetrySettings
 from statsig_otel.exporters.delivery.settings import MAX_BYTES, MAX_RECORDS, DeliverySettings
-from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings, doubt
 
 _MOST_RECORDS: Final = 100_000
 _MOST_BYTES: Final = 64 << 20
@@ -219,8 +219,8 @@ def doubts(exporters: "Mapping[str, ConfiguredExporter]") -> Iterator[str]:
     for name, exporter in exporters.items():
         settings, queue, where = exporter.settings, exporter.sending_queue, f"exporters::{name}::sending_queue"
         if isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings):
-            if settings.doubt:
-                yield f"exporters::{name}: {settings.doubt}"
+            if why := doubt(settings):
+                yield f"exporters::{name}: {why}"
             if not settings.uses_tls and settings.tls.insecure_skip_verify:
                 yield f"exporters::{name}::tls::insecure_skip_verify: not used: without TLS there is no certificate"
         if not queue.enabled:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from statsig_otel.config import ConfigError
 from statsig_otel.config.model import Opaque
-from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings, doubt
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from tests.peers.certs import Authority, Certificate
 
@@ -367,7 +367,7 @@ def test_a_header_that_is_there_twice_is_named_where_it_is_a_name(name: str, sho
 
 
 @pytest.mark.parametrize(
-    ("settings", "doubt"),
+    ("settings", "expected"),
     [
         (OtlpGrpcSettings(endpoint="collector:4317"), ""),
         (OtlpGrpcSettings(endpoint="https://backend:443"), ""),
@@ -380,7 +380,7 @@ def test_a_header_that_is_there_twice_is_named_where_it_is_a_name(name: str, sho
     ],
 )
 def test_an_endpoint_that_is_probably_wrong_is_doubted(
-    settings: OtlpGrpcSettings | OtlpHttpSettings, doubt: str
+    settings: OtlpGrpcSettings | OtlpHttpSettings, expected: str
 ) -> None:
-    assert doubt in settings.doubt
-    assert bool(doubt) == bool(settings.doubt)
+    assert expected in doubt(settings)
+    assert bool(expected) == bool(doubt(settings))
