@@ -3,8 +3,9 @@
 The public names, each loaded when it is first used:
 
 - Everyday: the settings of the exporters; `QueueError` and `DirectoryInUseError`, which a service raises.
-- Seams: `Consumer` with `Batch`, `Change`, `Invalid`, `Receipt` and `RefusedError`; `Exporter` with its outcomes, and
-  `ExporterType` for an exporter that a configuration file can name. `LoggerProviderConsumer` is a consumer.
+- Seams: `Consumer` with `Batch`, `Change`, `Invalid`, `Receipt` and `RefusedError`; `Exporter` with its outcomes and
+  `log_records`, and `ExporterType` for an exporter that a configuration file can name. `LoggerProviderConsumer` is a
+  consumer.
 """
 
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.otlp.settings import OtlpHttpSettings as OtlpHttpSettings
     from statsig_otel.exporters.otlp.tls import ClientTlsSettings as ClientTlsSettings
     from statsig_otel.exporters.otlp.tls import GrpcTlsSettings as GrpcTlsSettings
+    from statsig_otel.exporters.payload import log_records as log_records
     from statsig_otel.exporters.queue.directory import DirectoryInUseError as DirectoryInUseError
     from statsig_otel.exporters.queue.errors import QueueError as QueueError
 else:  # type checkers would accept any name of a module with __getattr__
@@ -48,6 +50,7 @@ else:  # type checkers would accept any name of a module with __getattr__
             "local.logger_provider": "LoggerProviderConsumer",
             "otlp.settings": "KeepaliveSettings OtlpGrpcSettings OtlpHttpSettings",
             "otlp.tls": "ClientTlsSettings GrpcTlsSettings",
+            "payload": "log_records",
             "queue.directory": "DirectoryInUseError",
             "queue.errors": "QueueError",
         },

@@ -133,8 +133,7 @@ class Exporter(Protocol):
     **Secrets.** Reasons are logged and stored with dead letters, and exceptions are logged: neither may contain a key.
 
     Example:
-        >>> from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-        >>> from statsig_otel.exporters import Delivered, Exporter, Outcome, RetryLater
+        >>> from statsig_otel.exporters import Delivered, Exporter, Outcome, RetryLater, log_records
         >>> class Tape:
         ...     def __init__(self) -> None:
         ...         self.titles: list[str] = []
@@ -144,9 +143,7 @@ class Exporter(Protocol):
         ...     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         ...         if not self._is_open:
         ...             return RetryLater("not started, or shut down")
-        ...         for resource_logs in ExportLogsServiceRequest.FromString(payload).resource_logs:
-        ...             for scope_logs in resource_logs.scope_logs:
-        ...                 self.titles += [record.body.string_value for record in scope_logs.log_records]
+        ...         self.titles += [record.body.string_value for record in log_records(payload)]
         ...         return Delivered()
         ...     def shutdown(self) -> None:
         ...         self._is_open = False

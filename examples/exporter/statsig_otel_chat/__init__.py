@@ -12,12 +12,11 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Final
 from urllib.parse import urlsplit
 
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from pydantic import Field, field_validator
 
 from statsig_otel.config import Duration, Opaque, SettingError, Settings
-from statsig_otel.exporters import Blocked, Delivered, ExporterType, Outcome, Rejected, RetryLater
+from statsig_otel.exporters import Blocked, Delivered, ExporterType, Outcome, Rejected, RetryLater, log_records
 
 _LONGEST: Final = 300
 """The most characters of one change. The length of a message is limited, and one change must always fit."""
@@ -126,9 +125,7 @@ def _outcome(status: int, text: str, retry_after: str) -> Outcome:
 
 def _lines(payload: bytes) -> Iterator[str]:
     """One line per change."""
-    for resource_logs in ExportLogsServiceRequest.FromString(payload).resource_logs:
-        for scope_logs in resource_logs.scope_logs:
-            yield from map(_line, scope_logs.log_records)
+    yield from map(_line, log_records(payload))
 
 
 def _line(record: LogRecord) -> str:

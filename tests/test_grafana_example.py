@@ -1,0 +1,114 @@
+"""examples/grafana: each change is posted once, across a passing fault and a refusal in the middle."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.grafana.annotations import Annotations
+from statsig_otel.exporters import Blocked, Outcome, Rejected, RetryLater
+from statsig_otel.plugin import Destination, RetryOnFailureSettings
+from tests.plugin.http_client import exchange
+from tests.plugin.services import service, signed_request
+from tests.test_exporter_example import changed, records
+from tests.waiting import wait_until
+
+
+class Grafana:
+    """A Grafana that takes one annotation at a time.
+
+    Attributes:
+        faults: What it answers to each text, one after the other, before it takes it.
+        taken: The annotations that it took.
+    """
+
+    def __init__(self, faults: dict[str, list[int]]) -> None:
+        self.faults = faults
+        self.taken: list[dict[str, Any]] = []
+        self.url = ""
+        self.tokens: set[str] = set()
+
+    def answer(self, annotation: dict[str, Any]) -> int:
+        if faults := self.faults.get(annotation["text"]):
+            return faults[0] if faults[0] == 400 else faults.pop(0)
+        self.taken.append(annotation)
+        return 200
+
+
+@contextmanager
+def grafana(**faults: list[int]) -> Iterator[Grafana]:
+    there = Grafana({f"{name} updated": statuses for name, statuses in faults.items()})
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            there.tokens.add(str(self.headers["Authorization"]))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(there.answer(body) if self.path == "/api/annotations" else 404)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        there.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield there
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def changes(*names: str) -> bytes:
+    metadata = {"type": "Gate", "action": "updated", "environments": "production"}
+    events = [
+        {"eventName": "statsig::config_change", "timestamp": 1739400185198 + at, "metadata": {**metadata, "name": name}}
+        for at, name in enumerate(names)
+    ]
+    return json.dumps({"data": events}).encode()
+
+
+def test_each_change_is_posted_once_across_a_503_and_a_400_in_the_middle(tmp_path: Path) -> None:
+    names = [f"flag{number:02}" for number in range(20)]
+    with grafana(flag05=[503, 503], flag11=[400], flag12=[500]) as there:
+        quick = RetryOnFailureSettings(initial_interval=0.05, max_interval=0.1)
+        exporter = Destination(Annotations(there.url, "glsa_token"), retry_on_failure=quick)
+        with service(tmp_path, {"grafana": exporter}) as running:
+            port = int(running.urls["statsig"].split(":")[2].partition("/")[0])
+            assert exchange(("127.0.0.1", port), signed_request(changes(*names))).status == 200
+            wait_until(lambda: len(there.taken) == 19, "all but the one that is refused")
+            assert running.shutdown(), "nothing waits any more"
+    assert sorted(one["text"] for one in there.taken) == [f"{name} updated" for name in names if name != "flag11"]
+    assert there.taken[0] == {
+        "time": 1739400185198, "text": "flag00 updated", "tags": ["statsig", "flag00", "production"]
+    }  # fmt: skip
+    assert there.tokens == {"Bearer glsa_token"}
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (400, Rejected("400 {}")),
+        (401, Blocked("401 {}")),
+        (429, RetryLater("429 {}")),
+        (500, RetryLater("500 {}", may_be_data=True)),
+        (503, RetryLater("503 {}")),
+    ],
+)
+def test_the_outcome_of_each_answer(status: int, outcome: Outcome) -> None:
+    with grafana(first=[status]) as there:
+        exporter = Annotations(there.url, "token")
+        assert exporter.send(records(changed("first")), 1, 30) == outcome
+        assert exporter.send(records(changed("first")), 1, 0) == RetryLater("not all was posted in time")
+    exporter.shutdown()
