@@ -164,7 +164,7 @@ def check_outages(folder: Path, *, count: int, one_in: int) -> None:
             "otlp_grpc/refusing_some": GrpcBackend(refuses_over_grpc(bad)),
             "otlp_http/refusing_all": HttpBackend(answers(400), short_batches),
             "otlp_http/unauthorized": HttpBackend(answers(401)),
-            "otlp_http/broken_by_one": HttpBackend(fails_on({broken}, 500)),
+            "otlp_http/broken_by_one": HttpBackend(fails_on({broken}, 404)),
             "otlp_http/limited": HttpBackend(takes_up_to(LIMIT), uncompressed),
             "otlp_http/small": HttpBackend(takes_up_to(SMALL_LIMIT), uncompressed),
             "otlp_http/leaving_one_out": HttpBackend(takes_all_but(left_out)),
