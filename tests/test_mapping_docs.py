@@ -77,7 +77,7 @@ def shown(encoded: bytes, wanted: dict[str, Any]) -> dict[str, object]:
 
 
 def test_every_yaml_is_an_example() -> None:
-    assert len(EXAMPLES) == PAGE.count("```yaml") == 10
+    assert len(EXAMPLES) == PAGE.count("```yaml") == 12
 
 
 def test_the_tables_name_all_there_is() -> None:

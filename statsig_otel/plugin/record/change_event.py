@@ -102,7 +102,7 @@ class ChangeEvent:
             project_id=metadata.text("projectID"),
             project_name=metadata.text("projectName"),
             tags=metadata.texts("tags"),
-            target_apps=metadata.texts("targetApps"),
+            target_apps=metadata.texts_or_list("targetApps"),
             user_id=who.text("userID") or _Fields("", item, left_out).text("userID"),
             user_name=who.text("name"),
             user_email=who.text("email"),
@@ -168,6 +168,11 @@ class _Fields:
             return ()
         elements = value if isinstance(value, list) else [value]
         return converted(first(element for element in elements if element is not None and element != ""), _as_text)
+
+    def texts_or_list(self, name: str) -> tuple[str, ...]:
+        """Like `texts`, but a single string is split at its commas, as environments are."""
+        value = self._members.get(name)
+        return split(valid(value)) if isinstance(value, str) else self.texts(name)
 
 
 def _as_text(value: object) -> str:

@@ -18,6 +18,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO
 
 from statsig_otel import __version__
 from statsig_otel.plugin.record import description
+from statsig_otel.plugin.record.arrays import converted, joined
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
 from statsig_otel.plugin.record.otlp import AttributeValue, LogSerializer
 
@@ -116,6 +117,7 @@ class LogRecordEncoder:
             the original text are not affected.
         hash_key: The key for `hash`: each value becomes the hex digits of its HMAC-SHA256.
         include_original: Whether the item's own JSON text becomes `log.record.original`.
+        lowercase_environments: Whether environments are written in lower case, each of them once.
         include_change_details: Whether changes that are recognised in the description become `statsig.change.*`
             attributes.
         mapping: Changes each record; None for the default records.
@@ -143,6 +145,7 @@ class LogRecordEncoder:
         user: UserMode = "full",
         hash_key: str | None = None,
         include_original: bool = False,
+        lowercase_environments: bool = False,
         include_change_details: bool = False,
         mapping: RecordHook | None = None,
         max_record_bytes: int = MAX_RECORD_BYTES,
@@ -156,6 +159,7 @@ class LogRecordEncoder:
         self._user = user
         self._hash_key = (hash_key or "").encode()
         self._include_original = include_original
+        self._lowercase_environments = lowercase_environments
         self._include_change_details = include_change_details
         self._mapping = mapping
         self._max_record_bytes = max_record_bytes
@@ -223,6 +227,8 @@ class LogRecordEncoder:
     def _attributes(self, event: ChangeEvent, uid: str) -> dict[str, AttributeValue]:
         """The attributes that have a value."""
         environments = event.environments
+        if self._lowercase_environments:
+            environments = joined([converted(environments, str.lower)], distinct=True)
         attributes: dict[str, AttributeValue | None] = {
             "change_event.category": "feature_flags",
             "change_event.type": event.type,

@@ -121,12 +121,14 @@ class ImpactedServices:
     """Finds the services of changes, and makes a default record for each. Safe to use from several threads.
 
     Args:
-        rules: The rules. All that match count; a service that several rules find is one service.
+        rules: The rules, in order. A service that several rules find is one service.
+        first_match: Stop at the first rule that finds a service. Otherwise all rules count.
         split: True for a record for each service, False for one record with the list.
     """
 
-    def __init__(self, rules: Sequence[ServiceRule], *, split: bool = True) -> None:
+    def __init__(self, rules: Sequence[ServiceRule], *, first_match: bool = False, split: bool = True) -> None:
         self._rules = [(ChangeFilter(include=rule.match), rule) for rule in rules]
+        self._first_match = first_match
         self._split = split
 
     def find(
@@ -146,6 +148,8 @@ class ImpactedServices:
         found: dict[ImpactedService, dict[int, None]] = {}
         more = 0
         for index, (change_filter, rule) in enumerate(self._rules):
+            if self._first_match and found:
+                break
             if change_filter.why_dropped(event) is None:
                 services = rule.services(fields)
                 more += hidden(services)

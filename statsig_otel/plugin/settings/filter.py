@@ -2,11 +2,24 @@
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from statsig_otel.config.errors import SettingError, list_of
 from statsig_otel.config.model import Settings
 from statsig_otel.plugin.record.filter import Block, ChangeFilter
+
+
+def _check_pattern(pattern: str) -> str:
+    if pattern.startswith("!"):
+        raise SettingError(
+            "begins with !, which stands for itself",
+            "no pattern is negated: use exclude of a filter, or an earlier rule and first_match of impacted_services; "
+            "write ? for the character",
+        )
+    return pattern
+
+
+_Patterns = list[Annotated[str, AfterValidator(_check_pattern)]]
 
 
 class ChangeMatchSettings(Settings):
@@ -18,35 +31,35 @@ class ChangeMatchSettings(Settings):
         ['gate']
     """
 
-    types: list[str] | None = Field(
+    types: _Patterns | None = Field(
         default=None,
         min_length=1,
         description="Patterns of types. Case, spaces and _ don't count: dynamic_config is Dynamic Config.",
         examples=[["gate", "dynamic_config"]],
     )
-    actions: list[str] | None = Field(
+    actions: _Patterns | None = Field(
         default=None, min_length=1, description="Patterns of actions, likewise.", examples=[["created", "deleted"]]
     )
-    environments: list[str] | None = Field(
+    environments: _Patterns | None = Field(
         default=None,
         min_length=1,
         description="Patterns of environments, in any case.",
         examples=[["production"], ["production", ""]],
     )
-    names: list[str] | None = Field(
+    names: _Patterns | None = Field(
         default=None,
         min_length=1,
         description="Patterns of the names of gates, experiments, ...",
         examples=[["checkout_*"]],
     )
-    projects: list[str] | None = Field(
+    projects: _Patterns | None = Field(
         default=None, min_length=1, description="Patterns of the project's id or name.", examples=[["Web"]]
     )
-    tags: list[str] | None = Field(default=None, min_length=1, description="Patterns of tags.", examples=[["core"]])
-    target_apps: list[str] | None = Field(
+    tags: _Patterns | None = Field(default=None, min_length=1, description="Patterns of tags.", examples=[["core"]])
+    target_apps: _Patterns | None = Field(
         default=None, min_length=1, description="Patterns of target apps.", examples=[["web"]]
     )
-    actors: list[str] | None = Field(
+    actors: _Patterns | None = Field(
         default=None,
         min_length=1,
         description="Patterns of who made the change: id, name or email, in any case.",

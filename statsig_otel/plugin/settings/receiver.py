@@ -218,6 +218,9 @@ class StatsigReceiverSettings(Settings):
         default_factory=DeduplicationSettings,
         description="Redelivered changes, which are answered and not exported again.",
     )
+    lowercase_environments: bool = Field(
+        default=False, description="Write environments in lower case: Production and production are one then."
+    )
     include_original: bool = Field(default=False, description="Add the item's own JSON text as log.record.original.")
     include_change_details: bool = Field(
         default=False, description="Add what the description says as statsig.change.* attributes: rules, rollouts, ..."
@@ -320,6 +323,7 @@ class StatsigReceiverSettings(Settings):
             user=self.user,
             hash_key=reveal(self.hash_key) if self.hash_key else None,
             include_original=self.include_original,
+            lowercase_environments=self.lowercase_environments,
             include_change_details=self.include_change_details,
             mapping=self.mapping.create() if self.mapping else None,
             max_record_bytes=self.max_record_bytes,

@@ -99,11 +99,15 @@ class ImpactedServicesSettings(Settings):
         description="A record for each service, whose resource is that service. With false there is one record of a "
         "change, with its services as statsig.impacted_services.",
     )
+    first_match: bool = Field(
+        default=False,
+        description="Stop at the first rule that finds a service, so that the last one can be for all other changes.",
+    )
     namespace: _Template | None = Field(
         default=None, description="The service.namespace of all rules that have none, a template.", examples=["shop"]
     )
     rules: ServiceRuleSettings | _Rules = Field(
-        description="The rules: a mapping, or a list of them. All that match count.",
+        description="The rules: a mapping, or a list of them. All that match count, unless first_match says otherwise.",
         examples=[[{"match": {"names": ["checkout_*"]}, "name": "checkout"}, {"name": "{target_apps}"}]],
     )
 
@@ -118,7 +122,8 @@ class ImpactedServicesSettings(Settings):
 
     def create(self) -> ImpactedServices:
         """What finds the services."""
-        return ImpactedServices([rule.rule(self.namespace) for rule in self._rules()], split=self.split)
+        rules = [rule.rule(self.namespace) for rule in self._rules()]
+        return ImpactedServices(rules, first_match=self.first_match, split=self.split)
 
     def _rules(self) -> list[ServiceRuleSettings]:
         return self.rules if isinstance(self.rules, list) else [self.rules]

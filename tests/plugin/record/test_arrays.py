@@ -106,3 +106,14 @@ def test_of_a_long_description_the_first_changes_are_recognised() -> None:
     attributes = attributes_of("include_change_details: true", description=f"Groups added: {groups}")
     assert attributes["statsig.change.groups"] == [f"g{index}" for index in range(1000)]
     assert attributes["statsig.change.groups_count"] == 1200
+
+
+def test_environments_can_be_written_in_lower_case() -> None:
+    attributes = attributes_of("lowercase_environments: true", environments="Production, production,STAGING")
+    assert attributes["statsig.environments"] == ["production", "staging"]
+    attributes = attributes_of("lowercase_environments: true", environments="Production,PRODUCTION")
+    assert attributes["deployment.environment.name"] == "production"
+    many = ",".join(f"E{index}" for index in range(1500))
+    attributes = attributes_of("lowercase_environments: true", environments=many)
+    assert (attributes["statsig.environments"][-1], attributes["statsig.environments_count"]) == ("e999", 1500)
+    assert attributes_of(environments="Production")["statsig.environments"] == ["Production"]

@@ -437,7 +437,6 @@ ARRAYS: Final = {"metadata.tags": "tags", "metadata.targetApps": "target_apps"}
         ([{}, [], [1, [None, "x"]]], ("{}", "[]", '[1,[null,"x"]]')),
         (["\ud800", {"\udfff": "\ud83d"}], ("\ufffd", '{"\ufffd":"\ufffd"}')),
         ("core", ("core",)),
-        ("core,web", ("core,web",)),
         (5, ("5",)),
         (0, ("0",)),
         (False, ("false",)),
@@ -447,6 +446,21 @@ def test_each_element_of_an_array_is_a_text(value: object, expected: tuple[str, 
     for path, attribute in ARRAYS.items():
         event = mapped(path, value)
         assert (getattr(event, attribute), event.left_out) == (expected, ()), path
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("web, ios,,  ", ("web", "ios")),
+        (",", ()),
+        ("\ud800,b", ("\ufffd", "b")),
+        (["web,ios"], ("web,ios",)),
+    ],
+)
+def test_target_apps_in_one_string_are_split_as_environments_are(value: object, expected: tuple[str, ...]) -> None:
+    """Each of them may be a service. A comma in a tag is a part of it."""
+    assert mapped("metadata.targetApps", value).target_apps == expected
+    assert mapped("metadata.tags", "a,b").tags == ("a,b",)
 
 
 @pytest.mark.parametrize("value", [{}, {"core": True}])

@@ -261,3 +261,11 @@ def test_settings_without_a_block_keep_everything() -> None:
 def test_settings_that_match_nothing_or_everything_are_refused(written: object, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         FilterSettings.model_validate(written)
+
+
+def test_a_pattern_that_looks_negated_is_an_error() -> None:
+    """It would match nothing, and nobody would notice."""
+    for field in FIELDS:
+        with pytest.raises(ValidationError, match="begins with !, which stands for itself"):
+            ChangeMatchSettings.model_validate({field: ["a", "!checkout_*"]})
+        assert ChangeMatchSettings.model_validate({field: ["a!", "[!a]", "?checkout"]}).block()

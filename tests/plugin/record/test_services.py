@@ -226,6 +226,38 @@ def test_no_two_services_share_a_uid(found: Sequence[ImpactedService]) -> None:
     assert uid(event()) not in made
 
 
+FIRST_MATCH: Final = """
+impacted_services:
+  first_match: true
+  rules:
+    - {match: {names: ["checkout_*"]}, name: [checkout, cart]}
+    - {name: "{target_apps}"}
+    - {name: {lookup: "{tags}", table: {payments: billing}}}
+    - {name: everything-else}
+"""
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"targetApps": ["web"]}, ["checkout", "cart"]),
+        ({"name": "b", "targetApps": "web, ios", "tags": ["payments"]}, ["web", "ios"]),
+        ({"name": "b", "tags": ["payments"]}, ["billing"]),
+        ({"name": "b", "targetApps": ["", " "], "tags": ["other"]}, ["everything-else"]),
+    ],
+)
+def test_the_first_rule_that_finds_a_service_can_be_the_only_one(
+    metadata: dict[str, object], expected: list[str]
+) -> None:
+    """So that the last rule is for all changes that no other rule knows."""
+    mapper = mapper_of(FIRST_MATCH)
+    assert services(change_of(mapper, event(**metadata))) == expected
+    item = event(**metadata)
+    concerned = mapper.concerned(Item(json.dumps(item), item))
+    assert concerned is not None
+    assert len({rule for one in concerned.found for rule in one.rules}) == 1
+
+
 @pytest.mark.parametrize(("count", "records"), [(99, 99), (100, 100), (101, 1), (1000, 1)])
 def test_a_change_of_too_many_services_is_one_record_with_the_list(count: int, records: int) -> None:
     """Nothing is lost, and nothing of it depends on the rest of the batch."""
