@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Self, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -138,14 +138,19 @@ class Settings(BaseModel):
         if field is None or any(isinstance(one, BeforeValidator) for one in field.metadata):
             return value  # a type with messages of its own
         is_union = get_origin(field.annotation) in (Union, UnionType)
-        types = set(get_args(field.annotation) if is_union else [field.annotation]) - {type(None)}
-        is_plain = types <= {bool, int, float}
+        members = set(get_args(field.annotation) if is_union else [field.annotation]) - {type(None)}
+        words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
+        types = {member for member in members if get_origin(member) is not Literal}
+        if value in words:
+            return value
+        is_plain = bool(types) and types <= {bool, int, float}
         if is_plain and isinstance(value, str) and (read := resolve(value.strip())) is not None:
             value = read
         if isinstance(value, bool) and {int, float} & types and bool not in types:
             raise ValueError(f"must be a {'whole ' if int in types else ''}number")
         if not isinstance(value, bool | None) and types == {bool}:
-            raise SettingError("must be true or false", _boolean_hint(value))
+            others = " or ".join(["true, false", *words]) if words else "true or false"
+            raise SettingError(f"must be {others}", _boolean_hint(value))
         return value
 
     @classmethod

@@ -19,7 +19,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO
 from statsig_otel import __version__
 from statsig_otel.plugin.record import description
 from statsig_otel.plugin.record.arrays import converted, joined
-from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
+from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError, valid
 from statsig_otel.plugin.record.otlp import AttributeValue, LogSerializer
 
 EVENT_NAME: Final = "statsig.config_change"
@@ -37,6 +37,13 @@ ORIGINAL_SIZE: Final = "statsig.original.size"
 ORIGINAL_HASH: Final = "statsig.original.sha256"
 
 UserMode = Literal["full", "hash", "drop"]
+IncludeOriginal = bool | Literal["redacted"]
+
+_USER: Final = ("name", "email", "userID")
+"""The members of an item's user that a record shows."""
+
+_WHO: Final = frozenset({"user", "userid", "unitid"})
+"""The members of an item that say who made a change, in lower case."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _canonical: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -116,7 +123,8 @@ class LogRecordEncoder:
         user: Whether the user who made a change is in the record: `full`, `hash` or `drop`. Statsig's description and
             the original text are not affected.
         hash_key: The key for `hash`: each value becomes the hex digits of its HMAC-SHA256.
-        include_original: Whether the item's own JSON text becomes `log.record.original`.
+        include_original: Whether the item's own JSON text becomes `log.record.original`. `redacted` makes a text of it
+            that shows the user as `user` says.
         lowercase_environments: Whether environments are written in lower case, each of them once.
         include_change_details: Whether changes that are recognised in the description become `statsig.change.*`
             attributes.
@@ -144,7 +152,7 @@ class LogRecordEncoder:
         resource: Mapping[str, AttributeValue] = DEFAULT_RESOURCE,
         user: UserMode = "full",
         hash_key: str | None = None,
-        include_original: bool = False,
+        include_original: IncludeOriginal = False,
         lowercase_environments: bool = False,
         include_change_details: bool = False,
         mapping: RecordHook | None = None,
@@ -154,8 +162,10 @@ class LogRecordEncoder:
             raise ValueError(f"user: {user!r} is not one of {', '.join(get_args(UserMode))}")
         if user == "hash" and not hash_key:
             raise ValueError("user: hash needs a hash_key")
-        if user != "full" and include_original:
+        if user != "full" and include_original is True:
             raise ValueError(f"include_original would show the users that user: {user} hides")
+        if user == "full" and include_original == "redacted":
+            raise ValueError("include_original: redacted needs user: hash or user: drop")
         self._user = user
         self._hash_key = (hash_key or "").encode()
         self._include_original = include_original
@@ -173,12 +183,15 @@ class LogRecordEncoder:
             event: The change event.
             uid: The item's `uid`.
             original: The item's own JSON text.
+
+        Raises:
+            InvalidItemError: The original is to be redacted, and is nested too deeply for that.
         """
         attributes = self._attributes(event, uid)
         if self._include_change_details and event.description is not None:
             attributes.update(description.attributes(event.description))
         if self._include_original:
-            attributes[ORIGINAL] = original
+            attributes[ORIGINAL] = self._redacted(original) if self._include_original == "redacted" else original
         return RecordFields(event_name=EVENT_NAME, body=event.title, attributes=attributes)
 
     def encode(
@@ -254,6 +267,30 @@ class LogRecordEncoder:
             "statsig.target_apps": event.target_apps,
         }
         return {key: value for key, value in attributes.items() if value}
+
+    def _redacted(self, original: str) -> str:
+        """The item's text, written anew without the user, or with the hashes that the record has, too."""
+        item: dict[str, object] = {}
+        try:
+            for name, value in json.loads(original).items():
+                if name.lower() not in _WHO:
+                    item[name] = value
+                elif (hidden := self._hidden(value)) is not None:
+                    item[name] = hidden
+            return valid(json.dumps(item, ensure_ascii=False, separators=(",", ":")))
+        except RecursionError as error:
+            raise InvalidItemError("is nested too deeply") from error
+
+    def _hidden(self, who: object) -> object:
+        """A value that says who made a change, hashed or left out (None). Of an object only what a record has stays."""
+        if isinstance(who, dict):
+            return {name: hidden for name in _USER if (hidden := self._hidden_text(who.get(name))) is not None} or None
+        return self._hidden_text(who)
+
+    def _hidden_text(self, value: object) -> str | None:
+        if value is None or value == "" or isinstance(value, list | dict):
+            return None
+        return self._shown(valid(value) if isinstance(value, str) else json.dumps(value))
 
     def _shown(self, value: str | None) -> str | None:
         if value is None or self._user == "drop":

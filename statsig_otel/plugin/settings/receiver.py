@@ -22,6 +22,7 @@ from statsig_otel.plugin.record.record import (
     ORIGINAL,
     ORIGINAL_HASH,
     ORIGINAL_SIZE,
+    IncludeOriginal,
     LogRecordEncoder,
     UserMode,
 )
@@ -221,7 +222,10 @@ class StatsigReceiverSettings(Settings):
     lowercase_environments: bool = Field(
         default=False, description="Write environments in lower case: Production and production are one then."
     )
-    include_original: bool = Field(default=False, description="Add the item's own JSON text as log.record.original.")
+    include_original: IncludeOriginal = Field(
+        default=False,
+        description="Add the item's own JSON text as log.record.original. redacted shows its user as `user` says.",
+    )
     include_change_details: bool = Field(
         default=False, description="Add what the description says as statsig.change.* attributes: rules, rollouts, ..."
     )
@@ -286,8 +290,15 @@ class StatsigReceiverSettings(Settings):
             raise ValueError("user: hash needs a hash_key that is not empty")
         if self.user != "hash" and self.hash_key is not None:
             raise ValueError("hash_key is used with user: hash only")
-        if self.user != "full" and self.include_original:
-            raise ValueError(f"include_original: true would show the users that user: {self.user} hides")
+        if self.user != "full" and self.include_original is True:
+            raise SettingError(
+                f"include_original: true would show the users that user: {self.user} hides",
+                "write include_original: redacted",
+            )
+        if self.user == "full" and self.include_original == "redacted":
+            raise SettingError(
+                "include_original: redacted hides the users that user: full shows", "set user: hash, or user: drop"
+            )
         return self
 
     @model_validator(mode="after")
