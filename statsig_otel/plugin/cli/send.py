@@ -1,10 +1,11 @@
 """`statsig-otel send`: signs a sample or a given body as Statsig would, and posts it to a receiver."""
 
+import json
 import sys
 import time
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -12,6 +13,8 @@ from statsig_otel.plugin.cli.options import read_body
 
 if TYPE_CHECKING:
     from statsig_otel.plugin.demo.sender import Answer, WebhookClient
+
+_DEFAULT_SAMPLE: Final = "gate"
 
 
 def _list_samples(context: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click's signature
@@ -27,8 +30,9 @@ def _list_samples(context: click.Context, _: click.Parameter, wanted: bool) -> N
 
 @click.command("send")
 @click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--url", required=True, help="The receiver's URL, as `statsig-otel run` prints it.")
+@click.option("--url", help="The receiver's URL, as `statsig-otel run` prints it. Required, except with --print.")
 @click.option("--sample", metavar="NAME", help="Send this built-in sample, as a new change.  [default: gate]")
+@click.option("--print", "only_print", is_flag=True, help="Print the body of the sample, and send nothing.")
 @click.option(
     "--list-samples", is_flag=True, is_eager=True, expose_value=False, callback=_list_samples, help="List the samples."
 )
@@ -47,8 +51,9 @@ def _list_samples(context: click.Context, _: click.Parameter, wanted: bool) -> N
 def command(
     *,
     file: Path | None,
-    url: str,
+    url: str | None,
     sample: str | None,
+    only_print: bool,
     verify_url: bool,
     secret_file: Path | None,
     ca_file: Path | None,
@@ -59,7 +64,7 @@ def command(
     FILE contains a whole body; - reads it from standard input. Its bytes are sent unchanged and unchecked, so that
     malformed bodies can be tried too. With neither FILE nor --sample, the sample `gate` is sent. Each sample contains
     the current time and a random string, so that two sends are two changes. Sending the same FILE twice is a change and
-    its redelivery.
+    its redelivery. --print writes a sample to standard output, for a FILE of your own or for `statsig-otel explain -`.
 
     The signing secret comes from STATSIG_SIGNING_SECRET or from --secret-file. It can't be an argument, because other
     users of the machine could read it. --verify-url needs no secret.
@@ -72,6 +77,14 @@ def command(
     """  # noqa: D301 - click wants the character itself
     if sum((file is not None, sample is not None, verify_url)) > 1:
         raise click.UsageError("FILE, --sample and --verify-url exclude each other.")
+    if only_print:
+        if file is not None or verify_url:
+            raise click.UsageError("--print prints a sample: leave FILE and --verify-url out.")
+        body = json.loads(_body(None, sample or _DEFAULT_SAMPLE))
+        click.echo(json.dumps(body, indent=2, ensure_ascii=False))
+        return
+    if url is None:
+        raise click.UsageError("Missing option '--url'.")
 
     from statsig_otel.plugin.demo.sender import SendError, WebhookClient, read_secret  # noqa: PLC0415 - loads urllib3
 
@@ -81,7 +94,7 @@ def command(
         else:
             secret = read_secret(secret_file)
             sender = WebhookClient(url, timeout=timeout, ca_file=ca_file)
-            _send(sender, _body(file, sample or "gate"), secret)
+            _send(sender, _body(file, sample or _DEFAULT_SAMPLE), secret)
     except SendError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -199,6 +200,31 @@ def test_a_sample_is_sent_signed(receiver: Receiver, arguments: Sequence[str], a
     assert before_ms <= event["timestamp"] <= time.time_ns() // 1_000_000
 
 
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_is_printed_and_not_sent(name: str) -> None:
+    """Neither a receiver nor a secret is needed, and `explain` reads what is printed."""
+    printed = CliRunner().invoke(main, ["send", "--print", "--sample", name], env={"STATSIG_SIGNING_SECRET": None})
+    assert printed.exit_code == 0, printed.output
+    built = json.loads(SAMPLES[name].build(NOW_MS))
+    assert webhook.parse(printed.stdout.encode()).count == webhook.parse(json.dumps(built).encode()).count
+    assert "\n  " in printed.stdout
+
+
+def test_the_page_about_webhooks_shows_a_sample() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "webhook.md").read_text()
+    shown, verification = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", page, re.DOTALL))
+    printed = json.loads(SAMPLES["gate"].build(NOW_MS))
+    for body in (shown, printed):
+        del body["data"][0]["timestamp"], body["data"][0]["metadata"]["description"]
+    assert shown == printed
+    assert webhook.parse_url_verification(json.dumps(verification).encode()) == "abc123"
+
+
+def test_by_default_the_sample_of_a_gate_is_printed() -> None:
+    (event,) = json.loads(CliRunner().invoke(main, ["send", "--print"]).stdout)["data"]
+    assert event["metadata"]["name"] == "sample_gate"
+
+
 def test_the_samples_are_listed() -> None:
     result = send("--list-samples", secret=None)
     assert result.code == 0
@@ -387,6 +413,8 @@ def test_the_secret_is_no_argument_and_never_shown(receiver: Receiver) -> None:
         (("--sample", "gate", "-"), "exclude each other"),
         (("--sample", "gate", "--verify-url"), "exclude each other"),
         (("does-not-exist.json",), "can't be read"),
+        (("--print", "-"), "leave FILE and --verify-url out"),
+        (("--print", "--verify-url"), "leave FILE and --verify-url out"),
         (("--ca-file", "does-not-exist.pem", "--url", "https://127.0.0.1:1/"), "CA file can't be read"),
         (("--url", "ftp://127.0.0.1/"), "must begin with http"),
         (("--url", "127.0.0.1:8080"), "must begin with http"),
