@@ -5,10 +5,22 @@ from typing import TypedDict
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from opentelemetry._logs import LogRecord as SdkLogRecord
+from opentelemetry._logs import SeverityNumber as SdkSeverityNumber
+from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue
-from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO, LogRecord, ResourceLogs, ScopeLogs
+from opentelemetry.proto.logs.v1.logs_pb2 import (
+    SEVERITY_NUMBER_INFO,
+    LogRecord,
+    ResourceLogs,
+    ScopeLogs,
+    SeverityNumber,
+)
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.sdk.resources import Resource as SdkResource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope as SdkScope
 
 from statsig_otel.plugin.record.otlp import Attributes, AttributeValue, LogSerializer
 
@@ -34,6 +46,8 @@ class Record(TypedDict):
     event_name: str
     body: str
     attributes: Attributes
+    severity_number: int
+    severity_text: str
 
 
 RECORDS = st.fixed_dictionaries(
@@ -43,8 +57,19 @@ RECORDS = st.fixed_dictionaries(
         "event_name": TEXTS,
         "body": TEXTS | LONG_TEXTS,
         "attributes": ATTRIBUTES,
+        "severity_number": st.integers(1, 24),
+        "severity_text": TEXTS,
     }
 )
+EMPTY: Record = {
+    "time_ns": 0,
+    "observed_ns": 0,
+    "event_name": "",
+    "body": "",
+    "attributes": {},
+    "severity_number": 9,
+    "severity_text": "",
+}
 LENGTHS = {"k" * size: "v" * (size - 20) for size in range(20, 140)}
 
 
@@ -62,12 +87,21 @@ def any_value(value: AttributeValue) -> AnyValue:
 
 
 def by_the_library(
-    *, resource: Attributes, time_ns: int, observed_ns: int, event_name: str, body: str, attributes: Attributes
+    *,
+    resource: Attributes,
+    time_ns: int,
+    observed_ns: int,
+    event_name: str,
+    body: str,
+    attributes: Attributes,
+    severity_number: int = SEVERITY_NUMBER_INFO,
+    severity_text: str = "",
 ) -> bytes:
     record = LogRecord(
         time_unix_nano=time_ns,
         observed_time_unix_nano=observed_ns,
-        severity_number=SEVERITY_NUMBER_INFO,
+        severity_number=SeverityNumber.ValueType(severity_number),
+        severity_text=severity_text,
         event_name=event_name,
         body=AnyValue(string_value=body),
         attributes=[KeyValue(key=key, value=any_value(value)) for key, value in attributes.items()],
@@ -79,12 +113,36 @@ def by_the_library(
 
 
 @given(ATTRIBUTES, RECORDS)
-@example({}, {"time_ns": 0, "observed_ns": 0, "event_name": "", "body": "", "attributes": {}})
-@example({"a": "b"}, {"time_ns": 1, "observed_ns": 2, "event_name": "event", "body": "body", "attributes": LENGTHS})
+@example({}, {**EMPTY})
+@example({"a": "b"}, {**EMPTY, "time_ns": 1, "event_name": "event", "body": "body", "attributes": LENGTHS})
 def test_a_record_is_byte_by_byte_what_the_library_makes_of_it(resource: Attributes, record: Record) -> None:
     assert LogSerializer(resource, scope=SCOPE, schema_url="https://schema").serialize(**record) == by_the_library(
         resource=resource, **record
     )
+
+
+SDK_ATTRIBUTES = st.dictionaries(TEXTS.filter(bool), SCALARS | ARRAYS, max_size=8)
+
+
+@given(SDK_ATTRIBUTES, RECORDS, SDK_ATTRIBUTES)
+def test_any_record_is_what_the_sdk_makes_of_it(resource: Attributes, record: Record, attributes: Attributes) -> None:
+    """Whatever a mapping makes: values of every type, severities, and names that nobody expects."""
+    ours = LogSerializer(resource, scope=SCOPE, schema_url="https://schema")
+    theirs = ReadableLogRecord(
+        SdkLogRecord(
+            timestamp=record["time_ns"],
+            observed_timestamp=record["observed_ns"],
+            severity_number=SdkSeverityNumber(record["severity_number"]),
+            severity_text=record["severity_text"],
+            body=record["body"],
+            attributes=attributes,
+            event_name=record["event_name"],
+        ),
+        SdkResource(resource),
+        SdkScope(SCOPE.name, SCOPE.version, "https://schema"),
+    )
+    record["attributes"] = attributes
+    assert ExportLogsServiceRequest.FromString(ours.serialize(**record)) == encode_logs([theirs])
 
 
 @pytest.mark.parametrize("time_ns", [-1, 2**64])
