@@ -88,6 +88,18 @@ def test_the_page_shows_what_is_printed() -> None:
     assert [line for line in shown if line not in printed] == []
 
 
+def test_an_item_that_is_nested_too_deeply_is_explained_beside_the_others() -> None:
+    deep = json.dumps(SAMPLE).replace('"metadata"', f'"x": {"[" * 100_000 + "]" * 100_000}, "metadata"', 1)
+    exposure = json.dumps(EXPOSURE).replace("{", f'{{"x": {"[" * 100_000 + "]" * 100_000}, ', 1)
+    explained = as_json(f'{{"data": [{deep}, 1, {exposure}, {json.dumps(SAMPLE)}]}}'.encode())
+    assert [(item["outcome"], item["reason"]) for item in explained["items"]] == [
+        ("invalid", "is nested too deeply"),
+        ("ignored", "is a number, not an event"),
+        ("ignored", "is statsig::gate_exposure, not a config change"),
+        ("change", None),
+    ]
+
+
 def test_each_item_has_its_outcome() -> None:
     broken = {"eventName": "statsig::config_change", "timestamp": "soon", "metadata": {"type": "Gate", "name": "g"}}
     kept, dropped = change(tags={"a": 1}), change(action="created")

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
-from statsig_otel.exporters.consumer import Change
+from statsig_otel.exporters.consumer import Change, Invalid
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.record.record import LogRecordEncoder
-from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.lenient_json import Item
 from statsig_otel.plugin.webhook.payload import Payload, parse
 from tests.plugin.strategies import HOSTILE, config_changes, join_object, json_texts
@@ -175,13 +174,14 @@ def test_nesting_close_to_the_limit() -> None:
     """Where one step still reads an item and the next no longer does, the item is invalid."""
     for depth in (*range(100, 960, 100), *range(960, 1000)):
         item = config_change_with("metadata.tags", "[" * depth + "]" * depth)
-        try:
-            payload = parse(f"[{BEFORE},{item},{AFTER}]".encode())
-        except MalformedBodyError as error:
-            reason = error.reason
-        else:
-            reason = fate(Mapper().map(payload, OBSERVED))
-        assert reason in {"record", "invalid", "nested_too_deeply"}
+        assert fate(map_body(f"[{BEFORE},{item},{AFTER}]")) in {"record", "invalid"}
+
+
+def test_an_item_that_is_nested_too_deeply_is_invalid_beside_its_neighbours() -> None:
+    item = config_change_with("metadata.tags", "[" * 100_000 + "]" * 100_000)
+    mapped = map_body(f"[{BEFORE},{item},{AFTER}]")
+    assert fate(mapped) == "invalid"
+    assert mapped.invalid == (Invalid(item.encode(), "is nested too deeply"),)
 
 
 def test_the_samples_mixed_with_exposures() -> None:
