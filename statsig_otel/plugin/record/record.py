@@ -18,7 +18,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO
 
 from statsig_otel import __version__
 from statsig_otel.plugin.record import description
-from statsig_otel.plugin.record.arrays import converted, joined
+from statsig_otel.plugin.record.arrays import converted, hidden, joined
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError, valid
 from statsig_otel.plugin.record.otlp import AttributeValue, LogSerializer
 
@@ -255,7 +255,9 @@ class LogRecordEncoder:
             "feature_flag.key": event.name,
             "feature_flag.provider.name": "statsig",
             "feature_flag.set.id": event.project_id,
-            "deployment.environment.name": environments[0] if len(environments) == 1 else None,
+            "deployment.environment.name": environments[0]
+            if len(environments) == 1 and not hidden(environments)
+            else None,
             "user.name": self._shown(event.user_name),
             "user.email": self._shown(event.user_email),
             "user.id": self._shown(event.user_id),

@@ -113,6 +113,9 @@ def test_environments_can_be_written_in_lower_case() -> None:
     assert attributes["statsig.environments"] == ["production", "staging"]
     attributes = attributes_of("lowercase_environments: true", environments="Production,PRODUCTION")
     assert attributes["deployment.environment.name"] == "production"
+    attributes = attributes_of("lowercase_environments: true", environments="p," * 1000 + "q")
+    assert attributes["statsig.environments"] == ["p"]
+    assert "deployment.environment.name" not in attributes  # nobody has looked at the last one
     many = ",".join(f"E{index}" for index in range(1500))
     attributes = attributes_of("lowercase_environments: true", environments=many)
     assert (attributes["statsig.environments"][-1], attributes["statsig.environments_count"]) == ("e999", 1500)
