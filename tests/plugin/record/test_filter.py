@@ -266,6 +266,6 @@ def test_settings_that_match_nothing_or_everything_are_refused(written: object, 
 def test_a_pattern_that_looks_negated_is_an_error() -> None:
     """It would match nothing, and nobody would notice."""
     for field in FIELDS:
-        with pytest.raises(ValidationError, match="begins with !, which stands for itself"):
+        with pytest.raises(ConfigError, match="begins with !, which stands for itself"):
             ChangeMatchSettings.model_validate({field: ["a", "!checkout_*"]})
         assert ChangeMatchSettings.model_validate({field: ["a!", "[!a]", "?checkout"]}).block()
