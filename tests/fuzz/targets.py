@@ -11,6 +11,7 @@ Check: TypeAlias = Callable[[bytes], None]
 """Raises an error if something is not true of one input that has to be true of all."""
 
 TARGETS: Final[Mapping[str, tuple[str, ...]]] = {
+    "framing": ("statsig_otel.plugin.server",),
     "payload": ("statsig_otel.plugin", "json.decoder"),
     "configuration": ("statsig_otel", "ruamel"),
     "templates": ("statsig_otel.plugin.record", "fnmatch"),

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from statsig_otel.plugin.webhook.payload import Payload, parse
+from tests.fuzz import framing
 from tests.fuzz.control_socket import check_answer
 from tests.fuzz.payload import check_against_the_library, check_readers
 from tests.fuzz.queue_file import check_delivered, edited
@@ -62,6 +64,18 @@ def test_the_oracle_of_payloads_notices(wrong: Payload | None) -> None:
 def test_readers_that_disagree_are_noticed() -> None:
     with pytest.raises(AssertionError):
         check_readers(b"[1]", Payload(2, ()))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nGET"],
+)
+def test_a_request_that_h11_reads_otherwise_is_noticed(request_: bytes) -> None:
+    found = framing.read([request_])
+    assert found is not None
+    framing.check_against_h11(request_, found)
+    with pytest.raises(AssertionError):
+        framing.check_against_h11(request_, replace(found, body=found.body + b"G", rest=found.rest[1:]))
 
 
 @pytest.mark.parametrize("wrong", [b"", b"{}\n", b'{"result": NaN}\n', b'{"error": "x"}', b"{}\n{}\n", b"[]\n"])

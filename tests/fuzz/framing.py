@@ -1,0 +1,141 @@
+"""The framing of HTTP/1.1: a request is the same whole and in pieces, and h11 sees no other request in the same bytes.
+
+The first two bytes of an input say where the rest is cut.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import h11
+
+from statsig_otel.plugin.server.reader import MAX_FIELDS, BadRequestError, Head, RequestReader
+from tests.fuzz.targets import Check
+
+LONGEST: Final = 1024
+TOKENS: Final = (
+    b"GET / HTTP/1.1\r\n", b"POST /a?b HTTP/1.1\r\n", b"HTTP/1.0\r\n", b"HTTP/2.0\r\n", b"Host: a\r\n", b"\r\n\r\n",
+    b"\r\n", b"Content-Length: 3\r\n", b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n",
+    b"Connection: close\r\n", b"Connection: upgrade\r\n", b"Upgrade: h2c\r\n", b"Expect: 100-continue\r\n", b"identity",
+    b"gzip, chunked", b"3\r\nabc\r\n", b"0\r\n\r\n", b"1;a=b\r\nx\r\n", b"x: y\r\n", b"\t", b" ", b"\n", b"\r", b"\0",
+    b"\x0b", b"\xa0", b"CONNECT a:1 HTTP/1.1\r\n", b"http://a/b", b"%2f", b"//", b":", b",", b"+3", b"0x3", b"00000003",
+    b"fffffffffffffff",
+)  # fmt: skip
+
+_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was read of some bytes: a head, the body, and what stands behind the request."""
+
+    head: Head | None
+    body: bytes
+    rest: bytes
+    is_complete: bool
+
+
+def seeds() -> Iterator[bytes]:
+    start = b"POST /hook HTTP/1.1\r\nHost: test\r\n"
+    for request in (
+        b"GET / HTTP/1.1\r\nHost: test\r\n\r\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        start + b"Content-Length: 5\r\n\r\nhello",
+        start + b"Content-Length: 2\r\n\r\nhiGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        start + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n1;a=b\r\n!\r\n0\r\nx: y\r\n\r\n",
+        start + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
+        start + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+        start + b" folded: yes\r\nContent-Length: 0\r\n\r\n",
+        start + b"Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nhi",
+        b"\r\n" + start + b"Expect: 100-continue\r\nContent-Length: 1 \r\n\r\nx",
+        b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n",
+    ):
+        yield b"\x05\x40" + request
+
+
+@contextmanager
+def checking() -> Iterator[Check]:
+    def check(data: bytes) -> None:
+        cuts, request = data[:2], data[2:]
+        whole = read([request])
+        check_same(whole, read(pieces(request, cuts)))
+        check_same(whole, read([request[at : at + 1] for at in range(len(request))]))
+        if whole is not None:
+            check_head(whole)
+            check_against_h11(request, whole)
+
+    yield check
+
+
+def pieces(data: bytes, cuts: bytes) -> Sequence[bytes]:
+    """The data, cut at two places."""
+    first, second = sorted((cut * len(data)) // 256 for cut in cuts.ljust(2, b"\x80"))
+    return data[:first], data[first:second], data[second:]
+
+
+def read(parts: Sequence[bytes]) -> Found | None:
+    """Feed the parts as a connection does; None if the request is refused."""
+    reader, body, left = RequestReader(), b"", b""
+    try:
+        for part in parts:
+            rest = left + part
+            while rest and not reader.is_complete:
+                before, rest = rest, reader.feed(rest)
+                assert len(rest) < len(before) or not rest, "a turn reads nothing"
+                body += b"".join(reader.body)
+                reader.body.clear()
+            left = rest
+    except BadRequestError as error:
+        assert 400 <= error.status < 600
+        assert error.kind
+        assert error.explanation
+        return None
+    return Found(reader.head, body, left, reader.is_complete)
+
+
+def check_same(whole: Found | None, cut: Found | None) -> None:
+    """Where the bytes are cut makes no difference."""
+    assert cut == whole
+
+
+def check_head(found: Found) -> None:
+    """A head has no half line end in it, and says how long the body is."""
+    if found.head is None:
+        assert not found.body
+        assert not found.is_complete
+        return
+    assert len(found.head.fields) <= MAX_FIELDS
+    for name, value in found.head.fields:
+        assert _NAME.fullmatch(name)
+        assert _VALUE.fullmatch(value)
+        assert value == value.strip(b" \t")
+    assert found.head.version in ("1.0", "1.1")
+    if found.head.length is not None:
+        assert len(found.body) <= found.head.length
+        assert (len(found.body) == found.head.length) == found.is_complete
+
+
+def check_against_h11(data: bytes, found: Found) -> None:
+    """If h11 reads a request in the same bytes, it is the same one, and it ends at the same place."""
+    if not found.is_complete or found.head is None:
+        return
+    connection = h11.Connection(h11.SERVER)
+    body = b""
+    try:
+        connection.receive_data(data)
+        request = connection.next_event()
+        if not isinstance(request, h11.Request):
+            return
+        while isinstance(event := connection.next_event(), h11.Data):
+            body += bytes(event.data)
+    except h11.RemoteProtocolError:
+        return  # it is stricter in other places
+    assert isinstance(event, h11.EndOfMessage)
+    assert body == found.body
+    assert request.method == found.head.method.encode()
+    assert [(bytes(name), bytes(value)) for name, value in request.headers] == found.head.fields
+    rest, _ = connection.trailing_data
+    assert rest == found.rest
