@@ -87,7 +87,7 @@ def build_configuration(
     misshapen = list(_misshapen(arguments))
     if misshapen:
         raise ConfigError(misshapen)
-    problems = [*_resource_problems(resource or {}), *([] if listen else _unused_keys(receivers))]
+    problems = [*_resource_problems(resource or {}), *([] if listen else keys_of_servers(receivers))]
     references = [*_references(("receivers",), receivers), *_references(("exporters",), exporters)]
     every: Pipelines = {"logs": Pipeline(tuple(receivers), tuple(exporters))}
     values: dict[str, object] = {
@@ -217,8 +217,8 @@ def _resource_problems(resource: Mapping[str, object]) -> list[Problem]:
     return validate(StatsigReceiverSettings, {"signing_secrets": [], "resource": dict(resource)}, (), NOWHERE)[1]
 
 
-def _unused_keys(receivers: Receivers) -> Iterator[Problem]:
-    """The keys that have no effect without a server."""
+def keys_of_servers(receivers: Receivers) -> Iterator[Problem]:
+    """The keys of receivers that have no effect without a server."""
     for name, given in receivers.items():
         written = given.model_fields_set if isinstance(given, Settings) else given
         for key in ("endpoint", *SERVER_KEYS):

@@ -19,7 +19,14 @@ from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_a
 from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.server.asgi_types import Receive, Send
 from statsig_otel.plugin.service.assembly import Assembly
-from statsig_otel.plugin.service.builder import Exporters, Pipelines, Receivers, as_argument, build_configuration
+from statsig_otel.plugin.service.builder import (
+    Exporters,
+    Pipelines,
+    Receivers,
+    as_argument,
+    build_configuration,
+    keys_of_servers,
+)
 from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import Lifecycle
 from statsig_otel.plugin.service.reload import Reloader, check_with_files
@@ -136,7 +143,7 @@ class Service:
             locations: The files, or what else `--config` takes: `env:NAME`, `yaml:TEXT`. Several are merged; later ones
                 win. Without any, the environment variables are the configuration.
             environ: The environment variables, such as `os.environ`.
-            listen: As in the constructor.
+            listen: As in the constructor. With False, keys of servers are not used, and the log says so.
             wait_for_directory: As in the constructor.
             url: As in the constructor.
 
@@ -169,6 +176,8 @@ class Service:
         reloader = Reloader(assembly, document, lambda: read_document(locations, environ))
         service = cls.__new__(cls)
         service._use(assembly, reloader)  # noqa: SLF001 - it is this class's
+        for one in [] if listen else keys_of_servers(receiver_settings(configuration)):
+            _logger.warning("%s", document.problem(one.path, one.message))
         return service
 
     def _use(self, assembly: Assembly, reloader: Reloader) -> None:

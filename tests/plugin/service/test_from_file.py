@@ -72,6 +72,13 @@ def test_what_is_wrong_has_its_line(make: Make, tmp_path: Path) -> None:
         make(environ={"FOLDER": str(tmp_path)})
 
 
+def test_mounted_it_says_which_keys_are_not_used(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    make(listen=False)
+    (warning,) = caplog.messages
+    assert warning.startswith("receivers::statsig::endpoint: is not used: the service does not listen (")
+    assert warning.endswith("config.yaml:4)")
+
+
 def test_a_reload_takes_over_what_changed(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     running = make()
     with pytest.raises(RestartNeededError, match="has not started"):
