@@ -107,7 +107,7 @@ def _implied(model: type[Settings]) -> dict[str, Schema]:
         forms = [types[one] for one in values if one not in words]
         found[key] = {
             "anyOf": [*([{"enum": _written(words)}] if words else []), *forms],
-            "description": f"Changes nothing: {model.refused[key]}.",
+            "description": f"Changes nothing: {model.refused.get(key, 'it is so anyway')}.",
             "deprecated": True,
         }
     return found

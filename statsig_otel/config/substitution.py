@@ -31,6 +31,7 @@ _REFERENCE: Final = re.compile(r"\$(?:\$|\{([^}]*)(\}?))")
 _OLD_REFERENCE: Final = re.compile(r"\$\$|\$\{[^}]*\}?|\$([A-Z_][A-Z0-9_]+)")
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_FILE_HINT: Final = "the service reads it as its own user; a relative path starts at the configuration's directory"
 _ESCAPE_HINT: Final = "write $$ where a $ is meant"
 _FORMS_HINT: Final = f"there are ${{env:NAME}}, ${{env:NAME:-default}} and ${{file:/path}}; {_ESCAPE_HINT}"
 
@@ -139,7 +140,8 @@ class Substitution:
             content = read_regular(self._directory / name, MAX_FILE)
         except OSError as error:
             reason = error.strerror or "it can't be opened"
-            raise SettingError(f"the file {shown} can't be read: {reason}") from None
+            hint = _FILE_HINT if isinstance(error, FileNotFoundError | PermissionError) else None
+            raise SettingError(f"the file {shown} can't be read: {reason}", hint) from None
         except ValueError:  # a NUL in the path, or a surrogate
             raise SettingError("contains a ${file:...} whose path no file can have") from None
         if len(content) > MAX_FILE:
