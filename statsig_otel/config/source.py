@@ -101,7 +101,7 @@ NOWHERE: Final = Document({}, {})
 
 
 def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
-    """Read a file. Relative paths in `${file:...}` start at its directory.
+    """Read a file. Relative paths in it start at its directory; in standard input, at the working directory.
 
     Raises:
         ConfigError: It can't be read, or is not a YAML mapping. What is wrong with single values is in the document.
@@ -115,7 +115,8 @@ def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:
         raise ConfigError(
             [Problem((), f"{quoted(str(path))} is not a path: it contains a NUL byte or a surrogate")]
         ) from None
-    return parse(data, file=str(path), directory=path.parent, environ=environ)
+    directory = FilePath() if _OPENED.fullmatch(str(path)) else path.parent
+    return parse(data, file=str(path), directory=directory, environ=environ)
 
 
 def _read(path: FilePath) -> bytes:

@@ -171,7 +171,7 @@ def _by_place(errors: Iterable[ErrorDetails], body: object) -> dict[Path, tuple[
 
 
 def _with_paths(value: Any, annotations: Collection[Any], path: Path, document: Document) -> Any:
-    """The value with its relative paths after the directory of the file that they were written in."""
+    """The value with absolute paths. Relative ones start at the directory of the file that they were written in."""
     if isinstance(value, Mapping):
         below = {key: _below(annotations, key) for key in value}
         return {key: _with_paths(item, below[key], (*path, key), document) for key, item in value.items()}
@@ -182,7 +182,7 @@ def _with_paths(value: Any, annotations: Collection[Any], path: Path, document: 
     place = document.places.get(path)
     if not isinstance(value, str) or not value or place is None or place.directory is None:
         return value
-    return str(place.directory / value) if _wants_path(annotations) else value
+    return str((place.directory / value).absolute()) if _wants_path(annotations) else value
 
 
 def _wants_path(annotations: Iterable[Any]) -> bool:

@@ -55,7 +55,7 @@ class ExporterSettings(Settings):
     ratio: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.5
     step: Annotated[int, Field(multiple_of=5)] = 5
     name: Annotated[str, Field(min_length=1, max_length=8, pattern=r"^[a-z0-9]+$")] = "a"
-    path: Path = Path("a")
+    path: Path = Path("/a")
     tls: TlsSettings = Field(default_factory=TlsSettings)
     topics: str | list[str] = ""
     limits: Annotated[list[int], Field(min_length=1, max_length=3)] = Field(default_factory=lambda: [1])

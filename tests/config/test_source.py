@@ -121,12 +121,14 @@ def test_a_pipe_with_a_name_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_pipe_that_the_shell_has_opened_is_read() -> None:
-    """As `--config <(...)` names it."""
+    """As `--config <(...)` names it. Its relative paths start at the working directory, since it has none."""
     reader, writer = os.pipe()
     with os.fdopen(reader):
         with os.fdopen(writer, "wb") as file:
             file.write(b"a: 1")
-        assert read(Path(f"/dev/fd/{reader}"), environ={}).values == {"a": 1}
+        found = read(Path(f"/dev/fd/{reader}"), environ={})
+    assert found.values == {"a": 1}
+    assert found.places[("a",)].directory == Path()
 
 
 def test_a_path_that_no_file_can_have() -> None:

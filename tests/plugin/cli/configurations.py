@@ -38,7 +38,7 @@ def errors(*args: str) -> str:
     assert SECRET not in result.output
     first, _, rest = result.output.partition("\n")
     assert first == "Error: the configuration has errors"
-    return rest.removesuffix("\n")
+    return rest.removesuffix("\n").replace(f"{Path.cwd()}/", "")  # messages show absolute paths
 
 
 def tls(**files: str) -> str:

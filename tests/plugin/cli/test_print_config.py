@@ -40,7 +40,7 @@ def test_what_is_printed_is_valid_and_prints_the_same() -> None:
     assert first.exit_code == 0, first.output
     again = call("print-config", "--config", f"yaml:{first.output}")
     assert again.output == first.output
-    assert 'path: "$$changes"' in first.output
+    assert f'path: "{Path.cwd()}/$$changes"' in first.output
 
 
 def test_later_locations_and_variables_show_in_what_is_printed() -> None:
