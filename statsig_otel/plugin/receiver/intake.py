@@ -267,13 +267,18 @@ class Intake:
             self._in_flight += size
             self._large_in_flight += large
 
-    def warn_of_seconds(self, changes: int) -> None:
-        """Log that changes had their time in seconds. For `Request`."""
-        message = "%s: %d config changes have a timestamp of ten digits, which was read as seconds, not milliseconds"
-        self._throttle.log(logging.WARNING, "timestamp_in_seconds", message, self.name, changes)
+    def warn(self, kind: str, message: str, *arguments: object) -> None:
+        """Log a warning about a webhook that was taken, at most one of each kind in ten seconds. For `Request`.
+
+        Args:
+            kind: The kind, a word of our own.
+            message: What is wrong, with places for `arguments`.
+            arguments: What the message is about.
+        """
+        self._throttle.log(logging.WARNING, kind, f"%s: {message}", self.name, *arguments)
 
     def report(self, answer: Answer) -> None:
-        """Count an answer, and log it if it is a refusal. Call this once for each request, when it is answered."""
+        """Count an answer, and log it: a refusal as a warning. Call this once for each request, when it is answered."""
         attributes = {"receiver": self.name, "status": answer.status.value, "reason": answer.reason}
         _telemetry.requests.add(1, attributes)
         if answer.status is not HTTPStatus.OK:
@@ -287,6 +292,9 @@ class Intake:
             message = "%s: a URL verification was answered. %s"
             hint = done if self.verifier.has_secret else todo
             self._throttle.log(logging.INFO, answer.reason, message, self.name, hint)
+        elif _logger.isEnabledFor(logging.DEBUG):
+            counts = ", ".join(f"{count} {word}" for word, count in answer.body.items())
+            _logger.debug("%s: answered 200: %s", self.name, counts)
 
 
 class Request:
@@ -389,7 +397,11 @@ class Request:
                 _telemetry.fields_left_out.add(times, {**receiver, "field": field})
         if mapped.in_seconds:
             _telemetry.timestamps_in_seconds.add(mapped.in_seconds, receiver)
-            self._intake.warn_of_seconds(mapped.in_seconds)
+            message = "%d config changes have a timestamp of ten digits, which was read as seconds, not milliseconds"
+            self._intake.warn("timestamp_in_seconds", message, mapped.in_seconds)
+        if mapped.invalid:
+            message = "no record could be made of %d config changes; the reason for the first: %s"
+            self._intake.warn("invalid", message, len(mapped.invalid), mapped.invalid[0].reason)
         body: dict[str, object] = {
             "accepted": receipt.accepted,
             "duplicates": receipt.duplicates,

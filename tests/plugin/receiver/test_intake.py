@@ -194,3 +194,30 @@ def test_timestamps_in_seconds_are_told(caplog: pytest.LogCaptureFixture, monkey
     assert counted == [(2, {"receiver": receiver.name})] * 2
     said = "2 config changes have a timestamp of ten digits, which was read as seconds"
     assert caplog.text.count(said) == 1  # once in ten seconds
+
+
+def answered(receiver: Intake, *items: object) -> None:
+    body = json.dumps({"data": items}).encode()
+    request = begin(receiver, body)
+    request.feed(body)
+    batch = request.finish(complete=True)
+    assert isinstance(batch, Batch)
+    receiver.report(request.taken(Receipt(len(batch.changes))))
+    request.close()
+
+
+def test_invalid_changes_are_a_warning_with_the_first_reason(caplog: pytest.LogCaptureFixture) -> None:
+    receiver, broken = intake(), {"eventName": "statsig::config_change"}
+    for _ in range(3):
+        answered(receiver, broken, json.loads(CHANGE), broken | {"timestamp": 1})
+    (line,) = caplog.messages  # once in ten seconds
+    said, _, reason = line.partition("; the reason for the first: ")
+    assert said == "statsig: no record could be made of 2 config changes"
+    assert reason == "metadata: must be an object, is missing or null"
+
+
+def test_an_accepted_webhook_is_told_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    receiver = intake()
+    with caplog.at_level(logging.DEBUG):
+        answered(receiver, json.loads(CHANGE), {"eventName": "statsig::gate_exposure"})
+    assert caplog.messages == ["statsig: answered 200: 1 accepted, 0 duplicates, 1 ignored, 0 invalid"]
