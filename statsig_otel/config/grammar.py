@@ -6,7 +6,6 @@ The models of the components are an argument, so that this floor knows none of t
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path as FilePath
 from typing import Final, TypeAlias
 from unicodedata import category
 
@@ -22,7 +21,6 @@ from statsig_otel.config.errors import (
     quoted,
     render,
 )
-from statsig_otel.config.locations import read_all
 from statsig_otel.config.model import Composed, Settings, extensions_of
 from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.validation import (
@@ -51,15 +49,6 @@ _PIPELINE_HINT: Final = "move it below service::pipelines::logs"
 _KEY_OF_COMPONENT: Final = 2
 _UNSET_HINT: Final = "set it where the service runs, or write ${file:PATH}, with the secret in a file"
 _ID_HINT: Final = "an id is TYPE or TYPE/NAME, such as otlp_grpc/backup"
-
-
-def load(*locations: FilePath | str, components: Components, environ: Mapping[str, str]) -> Configuration:
-    """Read one or more locations, merge them in their order, and check the result.
-
-    Raises:
-        ConfigError: All that is wrong.
-    """
-    return check(read_all(locations, environ=environ), components)
 
 
 def check(document: Document, components: Components) -> Configuration:

@@ -7,8 +7,8 @@ import pytest
 
 from statsig_otel.config import ConfigError, Opaque
 from statsig_otel.config.configuration import Components, Configuration, Pipeline
-from statsig_otel.config.grammar import check, load
-from statsig_otel.config.source import Document, parse
+from statsig_otel.config.grammar import check
+from statsig_otel.config.source import Document, parse, read
 from tests.config.models import COMPONENTS, Colour, DebugSettings, ExporterSettings, ReceiverSettings, StorageSettings
 
 RECEIVERS = 'receivers:\n  statsig: {signing_secrets: ["0123"]}\n'
@@ -55,7 +55,7 @@ def test_a_whole_configuration(tmp_path: Path) -> None:
     """The ids as written and in their order; older names of types understood; no body means the defaults."""
     path = tmp_path / "config.yaml"
     path.write_text(FULL)
-    assert load(path, components=COMPONENTS, environ={"SECRET": "0123"}) == Configuration(
+    assert check(read(path, environ={"SECRET": "0123"}), COMPONENTS) == Configuration(
         receivers={
             "statsig/b": ReceiverSettings(signing_secrets=[]),
             "statsig": ReceiverSettings(endpoint="localhost:8080", signing_secrets=[Opaque("0123")]),
@@ -80,11 +80,11 @@ def test_keeps_the_order() -> None:
     assert list(found.exporters) == ["otlp/old", "debug", "otlp_http"]
 
 
-def test_load_tells_all_that_is_wrong(tmp_path: Path) -> None:
+def test_check_tells_all_that_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(FULL.replace("debug:", "debug: {verbosity: loud}"))
     with pytest.raises(ConfigError) as caught:
-        load(path, components=COMPONENTS, environ={})
+        check(read(path, environ={}), COMPONENTS)
     assert [problem.line for problem in caught.value.problems] == [9, 12]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.config import ConfigError
+from statsig_otel.config.grammar import check
 from statsig_otel.config.locations import read_all
 from statsig_otel.config.source import Place
 from tests.config.models import COMPONENTS
@@ -122,12 +123,10 @@ def test_a_path_with_a_colon_needs_its_scheme(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_whole_of_several_locations_is_checked(tmp_path: Path) -> None:
-    from statsig_otel.config.grammar import load
-
     path = tmp_path / "config.yaml"
     path.write_text(
         'receivers: {statsig: {signing_secrets: ["0123"]}}\nexporters: {debug: }\n'
         "service: {pipelines: {logs: {receivers: [statsig], exporters: [debug]}}}\n"
     )
-    found = load(path, "yaml:exporters::debug::verbosity: detailed", components=COMPONENTS, environ={})
+    found = check(read_all([path, "yaml:exporters::debug::verbosity: detailed"], environ={}), COMPONENTS)
     assert found.exporters["debug"].model_dump() == {"verbosity": "detailed"}

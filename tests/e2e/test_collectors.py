@@ -18,8 +18,9 @@ import pytest
 from google.protobuf import json_format
 
 from statsig_otel import __version__
-from statsig_otel.config.grammar import load
+from statsig_otel.config.grammar import check
 from statsig_otel.config.model import reveal
+from statsig_otel.config.source import read
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.reading import exporter_settings
@@ -363,7 +364,7 @@ def deliver(url: str, body: bytes, headers: Mapping[str, str]) -> Response:
 
 def test_the_configuration_of_the_example_is_what_it_says() -> None:
     """The service of examples/collector listens on 8080, and sends to the usual port of a Collector on this machine."""
-    configuration = load(EXAMPLE / "statsig-otel.yaml", components=COMPONENTS, environ=SECRET_ENV)
+    configuration = check(read(EXAMPLE / "statsig-otel.yaml", environ=SECRET_ENV), COMPONENTS)
     receiver, exporter = configuration.receivers["statsig"], exporter_settings(configuration)["otlp_grpc"]
     assert isinstance(receiver, StatsigReceiverSettings)
     assert isinstance(exporter, OtlpGrpcSettings)

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import reveal
 from statsig_otel.config.source import NOWHERE, Document
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.settings.delivery import doubts
-from statsig_otel.plugin.settings.reading import configured_exporters, receiver_settings
-from statsig_otel.plugin.webhook.secret import PREFIX
+from statsig_otel.plugin.settings.reading import configured_exporters, exporter_settings, receiver_settings
+from statsig_otel.plugin.webhook.secret import PREFIX, is_in_quotes
 
 
 def remarks(configuration: Configuration, document: Document = NOWHERE) -> Iterator[str]:
@@ -18,4 +19,9 @@ def remarks(configuration: Configuration, document: Document = NOWHERE) -> Itera
             if reveal(secret) and not reveal(secret).startswith(PREFIX):
                 message = f"does not begin with {PREFIX}, as Statsig's secrets do: copy the whole secret"
                 yield str(document.problem(("receivers", name, "signing_secrets", index), message))
+    for name, exporter in exporter_settings(configuration).items():
+        for key, value in exporter.headers.items() if isinstance(exporter, OtlpGrpcSettings | OtlpHttpSettings) else ():
+            if is_in_quotes(reveal(value)):
+                message = "is in quotation marks, which are sent too: leave them out"
+                yield str(document.problem(("exporters", name, "headers", key), message))
     yield from doubts(configured_exporters(configuration))

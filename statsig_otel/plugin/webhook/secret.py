@@ -12,11 +12,16 @@ _COPY_ALONE: Final = "copy the secret alone, from webhook- to its last letter"
 _NO_QUOTES: Final = "leave the quotation marks out: docker's --env-file, for example, makes them a part of the value"
 
 
+def is_in_quotes(text: str) -> bool:
+    """Whether a string begins or ends with a quotation mark."""
+    return not _QUOTES.isdisjoint({text[:1], text[-1:]})
+
+
 def fault_of_secret(secret: str) -> Fault | None:
     """Why no secret looks like this; None for one that may be right. It must not be empty."""
     if secret != secret.strip():
         return Fault("begins or ends with white space", _COPY_ALONE)
-    if not _QUOTES.isdisjoint({secret[0], secret[-1]}):
+    if is_in_quotes(secret):
         return Fault("begins or ends with a quotation mark", _NO_QUOTES)
     if "${" in secret:
         return Fault("contains ${, which stands for something in files only", "give the secret itself")

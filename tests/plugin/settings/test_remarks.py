@@ -102,6 +102,13 @@ def test_other_dollars_are_not() -> None:
         assert said(read(FILE % ("webhook-x", value), environ={"A": "$TOKEN"})) == []
 
 
+def test_a_header_in_quotation_marks_is_told() -> None:
+    (sentence,) = said(read(FILE % ("webhook-x", "${env:KEY}"), environ={"KEY": '"s3cr3t"'}))
+    assert sentence.startswith("exporters::otlp_http::headers::authorization: is in quotation marks, which are sent ")
+    assert "s3cr3t" not in sentence
+    assert said(read(FILE % ("webhook-x", "${env:KEY}"), environ={"KEY": 'a "b" c'})) == []
+
+
 def test_a_value_that_was_replaced_is_not_told() -> None:
     file = FILE % ("webhook-x", "Basic $AUTH_HEADER")
     assert said(read(file, 'exporters: {otlp_http: {headers: {authorization: "x"}}}')) == []
