@@ -119,7 +119,8 @@ def test_a_running_service_is_asked_mended_and_replayed(tmp_path: Path) -> None:
             wait_until(lambda: state(tmp_path)["attempts"] > 0, "and waits")
             item, body, record = as_json(tmp_path, "dead-letters", "list")
             assert [one["kind"] for one in (item, body, record)] == ["item", "body", "record"]
-            assert (record["uid"], record["reason"]) == (uid(change(1)), "skipped by command")
+            said = "skipped by command: UNAUTHENTICATED: the key has expired"
+            assert (record["uid"], record["reason"]) == (uid(change(1)), said)
 
             sink.requests.clear()
             sink.answer = GrpcAnswer()

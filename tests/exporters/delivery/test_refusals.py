@@ -70,6 +70,7 @@ def test_a_wrong_path_that_answers_400_gives_nothing_up_as_changes_come_one_by_o
         for number, name in enumerate(named(5), 1):
             made.put(name)
             wait_until(lambda number=number: http.count("rejected") >= number)  # type: ignore[misc] # mypy can't see it
+            wait_until(lambda: made.sender.state in ("refused", "blocked"))
         wait_until(lambda: made.sender.state == "blocked")
         assert (made.waiting(), made.letters()) == (5, [])
         http.rule = lambda names: "delivered"
