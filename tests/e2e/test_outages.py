@@ -27,7 +27,7 @@ from tests.peers.otlp_servers import (
 from tests.waiting import wait_until
 
 PER_WEBHOOK = 20
-LIMIT = 2 << 20
+LIMIT = 512 << 10
 SMALL_LIMIT = 64 << 10
 
 
