@@ -175,6 +175,25 @@ def test_a_changed_file_of_an_exporter_s_header_counts_without_a_reload(
     assert [got.headers["authorization"] for got in sink.requests][-1] == "Bearer new-key"
 
 
+def test_a_recovery_by_a_reload_is_a_line_of_the_log(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another sender takes the place of the one that was blocked, and says that it is over."""
+    with HttpSink() as wrong, HttpSink() as right:
+        wrong.answer = HttpAnswer(404)
+        text = FILE.replace("  file:\n    path: ${env:FOLDER}/changes.jsonl", f"  otlp_http: {{endpoint: {wrong.url}}}")
+        text = text.replace("exporters: [file]", "exporters: [otlp_http]")
+        (tmp_path / "config.yaml").write_text(text)
+        with make() as running:
+            assert post(running, "a").status == 200
+            wait_until(lambda: "otlp_http is blocked" in caplog.text)
+            (tmp_path / "config.yaml").write_text(text.replace(wrong.url, right.url))
+            running.reload()
+            wait_until(lambda: "otlp_http answers again" in caplog.text)
+        assert len(right.records) == 1
+    assert caplog.text.count("otlp_http answers again") == 1
+
+
 def test_secrets_in_files_are_changed_there(make: Make) -> None:
     with pytest.raises(ConfigError, match=r"(?s)made from files.*hint: change them there"):
         make().rotate_secrets("statsig", [OTHER])
