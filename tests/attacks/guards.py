@@ -206,7 +206,7 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "making room": Guard(
         "At `max_connections`, the connection whose client has been silent for longest makes room.",
-        (Edit(SERVER_MODULE, "return connection if since + _MIN_WAIT <= self._loop.time() else None", "return None"),),
+        (Edit(SERVER_MODULE, "if since + _MIN_WAIT > self._loop.time():", "if True:"),),
     ),
     "flow control": Guard(
         "A body that the application does not take is not read.",

@@ -256,7 +256,7 @@ class _Connections:
         self._max_connections = max_connections
         self._context = context
         self._release = release
-        self._open: set[HttpConnection] = set()
+        self._open: dict[HttpConnection, socket.socket] = {}
         self._waiting: dict[HttpConnection, float] = {}  # for their clients, since when: the longest wait first
         self._handshakes: dict[HttpConnection, asyncio.Task[None]] = {}
         self._calls: set[asyncio.Task[None]] = set()  # of the application
@@ -271,7 +271,8 @@ class _Connections:
     def waits(self, connection: HttpConnection) -> None:
         """The connection waits for its client."""
         self._waiting.pop(connection, None)
-        self._waiting[connection] = self._loop.time()
+        if connection in self._open:  # not one that has made room already
+            self._waiting[connection] = self._loop.time()
         self.accept()
 
     def works(self, connection: HttpConnection) -> None:
@@ -285,7 +286,7 @@ class _Connections:
 
     def lost(self, connection: HttpConnection) -> None:
         """The connection is closed, or about to be."""
-        self._open.discard(connection)
+        self._open.pop(connection, None)
         self._waiting.pop(connection, None)
         if not self._open:
             self._all_closed.set()
@@ -375,9 +376,15 @@ class _Connections:
         return len(self._open) >= self._max_connections
 
     def _removable(self) -> HttpConnection | None:
-        """The connection that makes room for the next one."""
-        for connection, since in self._waiting.items():
-            return connection if since + _MIN_WAIT <= self._loop.time() else None
+        """The connection that makes room for the next one: not one whose client has sent what is not yet read."""
+        while self._waiting:
+            connection, since = next(iter(self._waiting.items()))
+            if since + _MIN_WAIT > self._loop.time():
+                return None
+            if not _has_unread(self._open[connection]):
+                return connection
+            del self._waiting[connection]
+            self._waiting[connection] = self._loop.time()
         return None
 
     def _abort(self, connection: HttpConnection) -> None:
@@ -386,14 +393,14 @@ class _Connections:
         if handshake is not None:
             handshake.cancel()
         connection.abort()
-        self._open.discard(connection)
+        self._open.pop(connection, None)
         self._waiting.pop(connection, None)
 
     def _connect(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         _sockets.add(accepted)
         connection = HttpConnection(self._app, header_timeout=self._header_timeout, owner=self)
-        self._open.add(connection)
+        self._open[connection] = accepted
         self._waiting[connection] = self._loop.time()
         self._all_closed.clear()
         handshake = self._loop.create_task(self._handshake(connection, accepted))
@@ -439,6 +446,14 @@ def _close_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _has_unread(accepted: socket.socket) -> bool:
+    """Whether a client has sent something that nobody has read yet."""
+    try:
+        return bool(accepted.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
 
 
 def _within_open_files(max_connections: int) -> int:

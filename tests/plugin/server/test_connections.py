@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import resource
 import select
+import threading
 import time
 
 import pytest
 
+from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from tests.plugin.server.echo import (
     LONG,
     POST,
@@ -75,6 +77,31 @@ def test_the_connection_whose_client_is_silent_for_longest_makes_room() -> None:
             assert post(fifth, b"", b"fifth") == (200, b"fifth")
             assert is_closed(third)
             assert post(second, b"", b"still") == (200, b"still")
+
+
+def test_a_connection_whose_client_has_sent_what_nobody_has_read_yet_does_not_make_room() -> None:
+    """As in a loop that other clients keep busy: the silence is the server's own."""
+    holding = threading.Event()
+
+    class Holding(EchoApp):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["path"] == "/hold":
+                holding.set()
+                time.sleep(0.5)  # noqa: ASYNC251 - it blocks the loop on purpose
+            await super().__call__(scope, receive, send)
+
+    with serving(echo_server(Holding(), max_connections=2)) as running, contextlib.ExitStack() as stack:
+        sending = stack.enter_context(running.connect())
+        assert post(sending, b"", b"") == (200, b"")
+        time.sleep(0.2)  # it has waited for long enough
+        hold = stack.enter_context(running.connect())
+        hold.sendall(POST % (b"hold", 0, b""))
+        assert holding.wait(LONG)
+        third = stack.enter_context(running.connect())  # before the bytes, so that it is accepted before they are read
+        sending.sendall(POST % (b"", 4, b"sent"))
+        third.sendall(POST % (b"", 5, b"third"))
+        assert read_answer(sending) == (200, b"sent")
+        assert read_answer(third) == (200, b"third")
 
 
 @pytest.mark.parametrize(("path", "status"), [(b"early", 413), (b"boom", 500)])
