@@ -49,30 +49,34 @@ def seeds() -> Iterator[bytes]:
     partial.partial_success.error_message = quoted
     yield b"\0\1" + partial.SerializeToString()
     yield b"\0\2" + json.dumps({"partialSuccess": {"rejectedLogRecords": "3", "errorMessage": quoted}}).encode()
-    for status in (0, 100, 101, 129, 203):
-        yield bytes((1, status)) + quoted.encode()
-        yield bytes((2, status)) + Status(code=16, message=quoted).SerializeToString()
-    yield b"\3\10Fri, 28 \x10text"
+    for status in (0, 1, 3, 14, 103):
+        yield bytes((2, status)) + quoted.encode()
+        yield bytes((3, status)) + Status(code=16, message=quoted).SerializeToString()
+    for kind in (1, 4):
+        yield bytes((kind, len(SECRET))) + SECRET.encode() + b"text"
+        yield bytes((kind, 24)) + b"text/plain; charset=utf-8" + quoted.encode()
 
 
 @contextmanager
 def checking() -> Iterator[Check]:
     def check(data: bytes) -> None:
-        kind, number, rest = data[:1], (data[1:2] or b"\0")[0], data[2:]
+        kind, number, rest = (data[:1] or b"\0")[0] % 5, (data[1:2] or b"\0")[0], data[2:]
         content_type = TYPES[number % len(TYPES)]
-        match (kind or b"\0")[0] % 4:
-            case 0:
-                answer = success(rest, COUNT, content_type=content_type, hide=HIDDEN)
-                check_text(answer.warning)
-                check_outcome(answer.outcome)
-            case 1:
-                text = rest.decode("utf-8", "replace")
-                check_outcome(grpc_failure(number % 20, text, rest, hide=HIDDEN))
+        header, body = rest[: number % 64].decode("latin-1"), rest[number % 64 :]
+        match kind:
+            case 0 | 1:
+                taken = success(
+                    body if kind else rest, COUNT, content_type=header if kind else content_type, hide=HIDDEN
+                )
+                check_text(taken.warning)
+                check_outcome(taken.outcome)
             case 2:
-                check_outcome(http_failure(300 + number, rest, content_type=content_type, hide=HIDDEN))
+                check_outcome(grpc_failure(number % 20, rest.decode("utf-8", "replace"), rest, hide=HIDDEN))
+            case 3:
+                check_outcome(http_failure(400 + number, rest, content_type=content_type, hide=HIDDEN))
             case _:
-                after, body = rest[: number % 64].decode("latin-1"), rest[number % 64 :]
-                check_outcome(http_failure(503, body, retry_after=after, now=1.7e9, hide=HIDDEN))
+                check_outcome(http_failure(503, body, retry_after=header, now=1.7e9, hide=HIDDEN))
+                check_outcome(http_failure(302, body, location=header, content_type=header, hide=HIDDEN))
 
     yield check
 

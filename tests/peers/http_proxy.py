@@ -19,12 +19,14 @@ class HttpProxy:
         asked: The method and target of each request.
         authorization: The Proxy-Authorization that it wants; None for none.
         status: What it answers to CONNECT.
+        message: The reason phrase of an answer that refuses; None for the usual one.
     """
 
-    def __init__(self, authorization: str | None = None, status: int = 200) -> None:
+    def __init__(self, authorization: str | None = None, status: int = 200, message: str | None = None) -> None:
         self.asked: list[tuple[str, str]] = []
         self.authorization = authorization
         self.status = status
+        self.message = message
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -36,7 +38,7 @@ class HttpProxy:
                 if proxy.authorization not in (None, self.headers.get("Proxy-Authorization")):
                     status = 407
                 if status != 200:
-                    self.send_response(status)
+                    self.send_response(status, proxy.message)
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                 return status == 200

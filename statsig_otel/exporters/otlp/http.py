@@ -228,7 +228,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         media_type = PROTOBUF if self._settings.encoding == "proto" else _JSON
         self._headers = {"Content-Type": media_type, "User-Agent": f"statsig-otel/{__version__}", **configured}
         if self._proxy is not None:
-            self._hide += tuple(self._proxy.headers.values())
+            self._hide += (self._proxy.authorization, self._proxy.password)
             if self._url.scheme == "http":  # otherwise only the tunnel needs them
                 self._headers |= self._proxy.headers
         if self._settings.compression == "gzip":

@@ -2,7 +2,7 @@
 
 from base64 import b64encode
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies_environment
@@ -16,11 +16,13 @@ class Proxy:
         host: Its host.
         port: Its port.
         authorization: The header Proxy-Authorization, which is a secret; empty for none.
+        password: The password in it.
     """
 
     host: str
     port: int
-    authorization: str = ""
+    authorization: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
@@ -52,8 +54,9 @@ def proxy_for(url: SplitResult) -> Proxy | None:
         raise ValueError(f"the environment variable {name} must be the URL of an HTTP proxy, such as http://proxy:3128")
     if parts.username is None:
         return Proxy(parts.hostname, port)
-    credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return Proxy(parts.hostname, port, f"Basic {b64encode(credentials.encode()).decode()}")
+    password = unquote(parts.password or "")
+    credentials = f"{unquote(parts.username)}:{password}"
+    return Proxy(parts.hostname, port, f"Basic {b64encode(credentials.encode()).decode()}", password)
 
 
 def _is_loopback(host: str) -> bool:

@@ -152,7 +152,7 @@ def success(
         pass
     if not is_otlp:
         shown = printable(body[:_MOST_SHOWN].decode("utf-8", "replace"), hide)
-        return Success(Delivered(), f"the answer is not OTLP ({kind}): {shown}")
+        return Success(Delivered(), f"the answer is not OTLP ({printable(kind, hide)}): {shown}")
     rejected = min(response.partial_success.rejected_log_records, count)
     message = printable(response.partial_success.error_message, hide)
     if rejected > 0:

@@ -32,7 +32,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"HTTPS_PROXY": "http://proxy:3128"}, "http://backend", None),
         ({"HTTP_PROXY": "http://proxy:3128"}, "http://backend:4318", PROXY),
         ({"ALL_PROXY": "http://proxy:3128"}, "http://backend:4318", PROXY),
-        ({"HTTPS_PROXY": "http://u:p%40@proxy:3128"}, "https://backend", Proxy("proxy", 3128, "Basic dTpwQA==")),
+        ({"HTTPS_PROXY": "http://u:p%40@proxy:3128"}, "https://backend", Proxy("proxy", 3128, "Basic dTpwQA==", "p@")),
         *(
             ({"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": no_proxy}, url, expected)
             for no_proxy, url, expected in [
@@ -114,3 +114,15 @@ def test_a_proxy_that_refuses_is_named(status: int, kind: type, monkeypatch: pyt
     assert outcome.reason.startswith(
         f"the proxy 127.0.0.1:{proxy.port} refuses a tunnel to https://backend.example/v1/logs: HTTP {status}"
     )
+
+
+def test_no_secret_of_a_proxy_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither as it is sent nor decoded, as a proxy may quote it."""
+    caplog.set_level("DEBUG")
+    with HttpProxy(status=407, message="user:s3cr3t-0123 is not Basic dXNlcjpzM2NyM3QtMDEyMw==") as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:s3cr3t-0123@127.0.0.1:{proxy.port}")
+        outcome = send_to("https://backend.example")
+        assert "s3cr3t" not in repr(proxy_for(urlsplit("https://backend.example")))
+    assert isinstance(outcome, Blocked)
+    assert outcome.reason.endswith("HTTP 407 user:[REDACTED] is not [REDACTED]")
+    assert "s3cr3t" not in caplog.text
