@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, environment
 from tests.e2e.statsig_client import ENV, Client, change, grpc_exporter, load, post, uids, waiting
 from tests.peers.certs import Authority
-from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, Received, free_port
+from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink, Received, free_port
 from tests.waiting import wait_until
 
 _MOUNTED = Path(__file__).with_name("_mounted.py")
@@ -138,6 +139,51 @@ def kill_in_a_loop(folder: Path, kills: int, start: Start, **receiver: object) -
         assert len(acknowledged) > kills
         for sink in (first, second):
             assert acknowledged <= set(uids(sink.requests))
+
+
+def kill_without_a_queue(folder: Path, kills: int, start: Start) -> None:
+    """Without a queue a 200 means that every exporter has the changes, also if the service is killed right after it."""
+    killer = Killer()
+    clients = [Client(seed) for seed in (1, 2, 3)]
+    with GrpcSink() as over_grpc, HttpSink() as over_http:
+        over_grpc.answer = killer.answer
+        exporters: dict[str, dict[str, object]] = {
+            "otlp_grpc": grpc_exporter(over_grpc),
+            "otlp_http": {"endpoint": over_http.url},
+            "file": {"path": str(folder / "changes.jsonl")},
+        }
+        config = write_config(folder, exporters)
+        with load(clients):
+            for number in range(kills):
+                with start(config) as victim:
+                    before = sum(len(client.acknowledged) for client in clients)
+                    for client in clients:
+                        client.url = victim.url
+                    wait_until(lambda: sum(len(client.acknowledged) for client in clients) > before, "there is load")  # noqa: B023 - at once
+                    killer.kill(victim, on_receipt=number % 2 == 0)
+        acknowledged = set[str]().union(*(client.acknowledged for client in clients))
+        assert len(acknowledged) >= kills
+        assert acknowledged <= set(uids(over_grpc.requests))
+        assert acknowledged <= set(uids(over_http.requests))
+    assert acknowledged <= uids_of_lines(folder / "changes.jsonl")
+
+
+def uids_of_lines(file: Path) -> set[str]:
+    """The uids in a file of OTLP/JSON lines, whose last one may be torn."""
+    return set(re.findall(r'"log\.record\.uid","value":\{"stringValue":"([0-9a-f]{32})"', file.read_text()))
+
+
+def test_nothing_acknowledged_is_lost_without_a_queue_over_a_few_kills(tmp_path: Path) -> None:
+    kill_without_a_queue(tmp_path, 2, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("start", "kills"), [(alone, 40), (mounted("asgi"), 6), (mounted("wsgi"), 6)], ids=["alone", "asgi", "wsgi"]
+)
+def test_nothing_acknowledged_is_lost_without_a_queue_over_many_kills(tmp_path: Path, start: Start, kills: int) -> None:
+    kill_without_a_queue(tmp_path, kills, start)
 
 
 def test_nothing_acknowledged_is_lost_over_a_few_kills(tmp_path: Path) -> None:
