@@ -160,7 +160,7 @@ def test_a_stopped_service_is_looked_at_and_replayed_for_its_next_start(tmp_path
         assert give(tmp_path, "queue", "resume", "otlp_grpc").returncode == 1
         assert give(tmp_path, "queue", "skip", "otlp_grpc", config=config).returncode == 0
         assert [one["kind"] for one in as_json(tmp_path, "dead-letters", "list")] == ["item", "record"]
-        assert give(tmp_path, "dead-letters", "replay", "2").returncode == 0
+        assert give(tmp_path, "dead-letters", "replay", "2", config=config).returncode == 0
         still = give(tmp_path, "dead-letters", "replay", "--kind", "item", config=config)
         assert still.returncode == 1
         assert "1 stays: " in still.stderr

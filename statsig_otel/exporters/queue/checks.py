@@ -7,6 +7,7 @@ from typing import Final, Literal
 from statsig_otel.exporters.queue import queries, schema
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.records import Records
+from statsig_otel.exporters.wording import counted
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -53,12 +54,12 @@ def _recount(connection: sqlite3.Connection, state: ExporterState) -> None:
         "UPDATE exporters SET waiting = ?, bytes = ?, both = ? WHERE id = ?", (waiting, size, waiting + size, state.id)
     )
     _logger.error(
-        "%s: the count of waiting records was damaged: %d records of %d bytes. There are %d records of %d bytes",
+        "%s: the count of waiting records was damaged: %s of %s. There are %s of %s",
         state.name,
-        state.waiting,
-        state.bytes,
-        waiting,
-        size,
+        counted(state.waiting, "record"),
+        counted(state.bytes, "byte"),
+        counted(waiting, "record"),
+        counted(size, "byte"),
     )
 
 
@@ -80,7 +81,11 @@ def find_records(connection: sqlite3.Connection, exporter: int, *, count: int, s
             return records
     verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if verdict != "ok":
-        raise schema.DamagedError(f"{state.waiting} records can't be found: {verdict}")
-    _logger.error("%d records are counted as waiting but are not in the queue: the count is corrected", state.waiting)
+        raise schema.DamagedError(f"{counted(state.waiting, 'record')} can't be found: {verdict}")
+    _logger.error(
+        "%s: %s counted as waiting can't be found in the queue: the count is corrected",
+        state.name,
+        counted(state.waiting, "record"),
+    )
     connection.execute("UPDATE exporters SET waiting = 0, bytes = 0, both = 0 WHERE id = ?", (exporter,))
     return Records()

@@ -15,6 +15,7 @@ from statsig_otel.exporters.queue import checks, schema, write_ahead_log
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.open_files import OpenFiles
 from statsig_otel.exporters.queue.writer import Bulk, Work, Writer
+from statsig_otel.exporters.wording import counted
 
 _T = TypeVar("_T")
 _I = TypeVar("_I")
@@ -125,7 +126,9 @@ class Database:
             raise schema.DamagedError("queue.db is gone or empty")
         log = write_ahead_log.check(self.path)
         if log.is_damaged:
-            raise schema.DamagedError(f"its log is damaged, and SQLite would not read {log.unread_commits} commits")
+            raise schema.DamagedError(
+                f"its log is damaged, and SQLite would not read {counted(log.unread_commits, 'commit')}"
+            )
         if log.missing_frames:
             if not self._replaces:
                 raise schema.DamagedError("its log was cut short")

@@ -207,7 +207,10 @@ def replay(connection: sqlite3.Connection, plan: Replay, *, routing: Routing, no
         case Resend(dead_letter, exporter):
             state = queries.exporter_state(connection, exporter)
             if state is None:
-                return _keep(connection, Keep(dead_letter, f"the queue knows no exporter {exporter}"))
+                return _keep(
+                    connection,
+                    Keep(dead_letter, f"the queue knows no exporter {exporter}: a service with it has to run first"),
+                )
             if not _delete(connection, dead_letter):
                 return Replayed(dead_letter, "gone")
             store.append_copies(connection, [state.id], plan.records)

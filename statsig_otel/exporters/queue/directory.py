@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from statsig_otel.config.errors import Fault
+from statsig_otel.config.units import format_size
 from statsig_otel.exporters.paths import WRITABLE_HINT, exists, nearest, too_long, unusable
-from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue import schema, write_ahead_log
 from statsig_otel.exporters.queue.errors import QueueError
 
 DATABASE: Final = "queue.db"
@@ -252,12 +253,26 @@ class QueueDirectory:
 
     def free_bytes(self) -> int:
         """The free bytes of the disk, and those of the reserve."""
-        return self._unused_bytes() + schema.size_of(self.path / _RESERVE)
+        return _unused_bytes(self.path) + schema.size_of(self.path / _RESERVE)
+
+    def check_space(self, min_free: int) -> Fault | None:
+        """Why all webhooks would be refused: the disk has less than `min_free` bytes left. None if it has more.
+
+        Raises:
+            OSError: This user can't find out.
+        """
+        free = _unused_bytes(nearest(self.path)) + schema.size_of(self.path / _RESERVE)
+        if free >= min_free:
+            return None
+        return Fault(
+            f"the disk has {free >> 20} MiB left, and webhooks are refused below {format_size(min_free)}",
+            "free some space; a smaller min_free_bytes leaves less for delivering what waits",
+        )
 
     def keep_reserve(self, size: int, *, min_free: int) -> None:
         """Set so many bytes of the disk apart, unless it has less than `min_free` bytes left or they are already."""
         reserve = self.path / _RESERVE
-        if schema.size_of(reserve) >= size or self._unused_bytes() < min_free:
+        if schema.size_of(reserve) >= size or _unused_bytes(self.path) < min_free:
             return
         try:
             descriptor = _open(reserve, os.O_RDWR)
@@ -270,17 +285,13 @@ class QueueDirectory:
 
     def give_reserve(self, *, below: int | None = None) -> bool:
         """Give the reserve back to the disk, if it has less than `below` bytes left; whether there was one to give."""
-        if below is not None and self._unused_bytes() >= below:
+        if below is not None and _unused_bytes(self.path) >= below:
             return False
         try:
             (self.path / _RESERVE).unlink()
         except FileNotFoundError:
             return False
         return True
-
-    def _unused_bytes(self) -> int:
-        status = os.statvfs(self.path)
-        return status.f_bavail * status.f_frsize
 
     def _link(self) -> Path | None:
         """One of the queue's files that is a symbolic link; None if none is. SQLite would follow it, too."""
@@ -306,15 +317,18 @@ class QueueDirectory:
 
     def _check_database(self) -> Fault | None:
         """Why a queue refuses the database. One that is only damaged is set aside instead."""
-        if not self.database.is_file() or exists(self.log):
+        if not self.database.is_file():
             return None
         try:
-            schema.check(self.database)
+            if exists(self.log):
+                schema.check_first_page(write_ahead_log.first_page(self.database), self.database)
+            else:
+                schema.check(self.database)
         except schema.NewerSchemaError as error:
             return error.fault
         except schema.ForeignFileError as error:
             return Fault(str(error), _ELSEWHERE)
-        except sqlite3.Error:
+        except (sqlite3.Error, OSError):
             return None
         return None
 
@@ -337,6 +351,11 @@ class QueueDirectory:
 def _open(path: Path, flags: int) -> int:
     """Open a file of the queue, and create it for its owner only if it is missing. A symbolic link is not followed."""
     return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _PRIVATE_FILE)
+
+
+def _unused_bytes(place: Path) -> int:
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_frsize
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

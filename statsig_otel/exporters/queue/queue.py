@@ -22,6 +22,7 @@ from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.store import Entry
 from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Work
 from statsig_otel.exporters.routing import CurrentRouting, Route, Routing
+from statsig_otel.exporters.wording import counted
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -337,8 +338,8 @@ class DurableQueue:
                 continue
             records, size = waiting(cursors[name])
             if (size if limit.counts_bytes else records) >= limit.queue_size:
-                unit = "bytes of records" if limit.counts_bytes else "records"
-                message = f"{limit.queue_size} {unit} wait for {name}, which is its queue_size"
+                what = counted(limit.queue_size, "byte" if limit.counts_bytes else "record")
+                message = f"{what} or more wait for {name}: that is its queue_size"
                 raise RefusedError(message, reason="queue_full")
 
     def _check_disk(self, batch: Batch) -> None:

@@ -76,6 +76,8 @@ _MIGRATIONS: Final[tuple[str, ...]] = (_VERSION_1,)
 VERSION: Final = len(_MIGRATIONS)
 
 _CHUNK: Final = 1 << 20
+_AT_USER_VERSION: Final = 60
+_AT_APPLICATION_ID: Final = 68
 
 _NOT_THE_FILE: Final = frozenset(
     {
@@ -269,6 +271,33 @@ def _rewrite_log(log: Path) -> None:
         os.close(descriptor)
 
 
+def check_version(connection: sqlite3.Connection, path: Path) -> None:
+    """Check that a file was not written by a newer version.
+
+    Raises:
+        NewerSchemaError: It was.
+    """
+    _refuse_newer(pragma(connection, "user_version"), path)
+
+
+def check_first_page(page: bytes, path: Path) -> None:
+    """The same by the first page of a file that is not opened (section 1.3 of the file format).
+
+    Raises:
+        NewerSchemaError: It was.
+    """
+    if int.from_bytes(page[_AT_APPLICATION_ID : _AT_APPLICATION_ID + 4]) == APPLICATION_ID:
+        _refuse_newer(int.from_bytes(page[_AT_USER_VERSION : _AT_USER_VERSION + 4]), path)
+
+
+def _refuse_newer(version: int, path: Path) -> None:
+    if version > VERSION:
+        raise NewerSchemaError(
+            f"{path} has schema version {version}, and this version of statsig-otel knows at most {VERSION}",
+            "use the version that wrote it, or another directory",
+        )
+
+
 def check(path: Path) -> None:
     """Check whose file it is, and change nothing. For a file that nobody has open and that has no log beside it.
 
@@ -310,11 +339,7 @@ def _version_of(connection: sqlite3.Connection, path: Path) -> int:
     is_marked = pragma(connection, "application_id") == APPLICATION_ID
     if not is_marked and not _expected(VERSION) <= tables:
         raise ForeignFileError(f"{path} is a database of another program")
-    if version > VERSION:
-        raise NewerSchemaError(
-            f"{path} has schema version {version}, and this version of statsig-otel knows at most {VERSION}",
-            "use the version that wrote it, or another directory",
-        )
+    _refuse_newer(version, path)
     if not is_marked or version < 1 or not _expected(version) <= tables:
         raise DamagedError(f"its tables are not those of schema version {version}")
     return version

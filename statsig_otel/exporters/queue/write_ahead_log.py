@@ -118,6 +118,25 @@ def check(database: Path) -> LogCheck:
         return LogCheck(unread, max(log.committed - read, 0))
 
 
+def first_page(database: Path) -> bytes:
+    """The first page of a database, as the last commit that SQLite would read has left it; empty if there is none.
+
+    Not for a database that this process has open, as above.
+    """
+    with database.open("rb") as file:
+        found = file.read(_usual_page_size())
+    with opened(database) as log:
+        uncommitted = found
+        for frame in log.frames():
+            if not frame.is_read:
+                break
+            if frame.page == 1:
+                uncommitted = frame.content
+            if frame.is_commit:
+                found = uncommitted
+    return found
+
+
 def _usual_page_size() -> int:
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         return schema.pragma(connection, "page_size")

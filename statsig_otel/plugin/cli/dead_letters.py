@@ -21,10 +21,10 @@ from statsig_otel.exporters.queue import dead_letters
 from statsig_otel.exporters.queue.dead_letters import FROM_RECEIVER, Selection, StoredDeadLetter
 from statsig_otel.exporters.queue.store import DeadLetterKind
 from statsig_otel.exporters.terminal import printable, shorten
+from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.cli.options import json_option
 from statsig_otel.plugin.cli.queue import location_options, print_table, queue_access, rfc3339
 from statsig_otel.plugin.control.queue_access import Perform
-from statsig_otel.plugin.control.wording import counted
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -139,13 +139,14 @@ def show(*, as_json: bool, **selected: Any) -> None:
 
 @command.command(short_help="Try dead letters again.")
 @_selection_options
+@click.option("--to", metavar="EXPORTER", help="Send records to this exporter instead of their own.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome of each as JSON.")
 @location_options
-def replay(*, as_json: bool, **selected: Any) -> None:
+def replay(*, as_json: bool, to: str | None, **selected: Any) -> None:
     """Try dead letters again. Each is deleted once its content is delivered, or waits for delivery.
 
-    A record is sent to its exporter again. So are all records of a batch: those that the backend had accepted arrive a
-    second time, with the same uid.
+    A record is sent to its exporter again, or to the one that --to names: it may have another name by now. So are all
+    records of a batch: those that the backend had accepted arrive a second time, with the same uid.
 
     An item is mapped again, with the receiver's current mapping, and goes to all exporters of its receiver. If the
     change was accepted in the meantime, the item is a duplicate and is deleted. A body is parsed again in the same way;
@@ -156,14 +157,14 @@ def replay(*, as_json: bool, **selected: Any) -> None:
     dead letter stays. They need a running service. Each replay of a dead letter that stays reaches them again, with the
     same uid.
 
-    While no service runs, items and bodies need --config. A replay may exceed an exporter's queue_size. Damaged dead
-    letters are not replayed.
+    While no service runs, --config says what is configured: nothing is replayed to an exporter that is not. A replay
+    may exceed an exporter's queue_size. Damaged dead letters are not replayed.
     """
     selections = _selections(**selected)
     totals: Counter[str] = Counter()
     delivered: set[str] = set()
     with queue_access() as access, access.changing() as perform, _json_array(as_json=as_json) as add:
-        for one in _replay(perform, selections):
+        for one in _replay(perform, selections, to):
             totals.update([one["outcome"]])
             totals.update({key: one[key] for key in ("records", "duplicates", "invalid")})
             delivered.update(one["delivered"])
@@ -225,10 +226,10 @@ def _summary(totals: Counter[str], delivered: Collection[str]) -> str:
     return text
 
 
-def _replay(perform: Perform, selections: Sequence[Selection]) -> Iterator[dict[str, Any]]:
+def _replay(perform: Perform, selections: Sequence[Selection], to: str | None) -> Iterator[dict[str, Any]]:
     for selection in selections:
         missing = set(selection.ids or ())
-        for page in _by_page(perform, "dead-letters replay", selection):
+        for page in _by_page(perform, "dead-letters replay", selection, **({} if to is None else {"to": to})):
             missing.difference_update(one["id"] for one in page["dead_letters"])
             yield from page["dead_letters"]
         for number in sorted(missing):
@@ -236,11 +237,11 @@ def _replay(perform: Perform, selections: Sequence[Selection]) -> Iterator[dict[
             yield {"id": number, "outcome": "gone", **nothing}
 
 
-def _by_page(perform: Perform, name: str, selection: Selection) -> Iterator[dict[str, Any]]:
+def _by_page(perform: Perform, name: str, selection: Selection, **others: str) -> Iterator[dict[str, Any]]:
     """Run a command page by page, up to the last dead letter that exists at the start: a replay may create new ones."""
     after, upto = 0, None
     while after is not None:
-        page = perform(name, selection=msgspec.to_builtins(selection), after=after, upto=upto)
+        page = perform(name, selection=msgspec.to_builtins(selection), after=after, upto=upto, **others)
         after, upto = page["next"], page["upto"]
         yield page
 

@@ -18,10 +18,10 @@ from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.units import Duration
 from statsig_otel.exporters.queue import dead_letters, queries
 from statsig_otel.exporters.terminal import pad, printable, width
+from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.cli.options import json_option
 from statsig_otel.plugin.control.queue_access import QueueAccess
 from statsig_otel.plugin.control.socket import ControlError
-from statsig_otel.plugin.control.wording import counted
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -29,10 +29,10 @@ from statsig_otel.exporters.queue.dead_letters import (
     StoredDeadLetter,
 )
 from statsig_otel.exporters.routing import Routing
+from statsig_otel.exporters.wording import counted, ranges
 from statsig_otel.plugin.control.command import ChangeableQueue, read_arguments, submit_and_wait
 from statsig_otel.plugin.control.queue_commands import why_no_sender
 from statsig_otel.plugin.control.socket import ControlError
-from statsig_otel.plugin.control.wording import counted, ranges
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.webhook import lenient_json
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
@@ -56,15 +56,15 @@ _DAMAGED: Final = (
 class DeadLetters:
     """The commands `dead-letters ...`.
 
-    If no service runs, `exporters` is None: then records can be replayed to each exporter that the queue knows, and
-    nothing is logged.
+    If no service runs, nothing is logged.
     """
 
     queue: ChangeableQueue
     routing: Routing
     mappers: Mapping[str, Mapper]  # of each receiver; empty without a configuration
     deliver: Callable[[Batch], Future[Receipt]]  # to the synchronous exporters of the batch's receiver
-    exporters: Collection[str] | None  # that have a sender in the running service
+    exporters: Collection[str] | None  # that records can be replayed to; None if that is unknown
+    is_running: bool
 
     def replay(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Replay one page of dead letters. Each is replayed and removed in one transaction.
@@ -78,9 +78,7 @@ class DeadLetters:
                 upto = dead_letters.last_id(reading) if page.upto is None else page.upto
                 limits = {"limit": _REPLAYED_AT_ONCE, "size": _REPLAYED_BYTES}
                 found = dead_letters.select(reading, page.selection, after=page.after, upto=upto, **limits)
-                replays = [
-                    self._prepare(dead_letter, dead_letters.content(reading, dead_letter.id)) for dead_letter in found
-                ]
+                replays = [self._prepare(one, dead_letters.content(reading, one.id), page.to) for one in found]
         except sqlite3.Error as error:
             raise ControlError(f"the queue can't be read: {error}") from error
         replays = self._deliver_at_once(replays)
@@ -90,7 +88,7 @@ class DeadLetters:
             return [dead_letters.replay(connection, one, routing=self.routing, now_ms=now_ms) for one in replays]
 
         done = submit_and_wait(self.queue, work) if replays else []
-        if done and self.exporters is not None:
+        if done and self.is_running:
             _count_invalid(replays, done)
             _log_replay(done)
         return {"dead_letters": [asdict(one) for one in done], "next": found[-1].id if found else None, "upto": upto}
@@ -106,7 +104,7 @@ class DeadLetters:
 
         dropped, upto = submit_and_wait(self.queue, work)
         ids = [dead_letter.id for dead_letter in dropped]
-        if dropped and self.exporters is not None:
+        if dropped and self.is_running:
             size = sum(dead_letter.size for dead_letter in dropped)
             message = "Command dead-letters drop: deleted %s of %s: %s"
             _logger.warning(message, counted(len(ids), "dead letter"), counted(size, "byte"), ranges(ids))
@@ -138,28 +136,46 @@ class DeadLetters:
             return Keep(replay.dead_letter, f"not delivered: {error}")
         return replace(replay, delivered=names)
 
-    def _prepare(self, dead_letter: StoredDeadLetter, content: bytes | None) -> Replay:
+    def _prepare(self, dead_letter: StoredDeadLetter, content: bytes | None, to: str | None) -> Replay:
         if content is None:  # replayed or dropped while this page was read
             return Keep(dead_letter.id, dead_letter.reason)
         if dead_letter.kind == "damaged":
             return Keep(dead_letter.id, _DAMAGED.format(id=dead_letter.id))
         try:
             if dead_letter.kind in dead_letters.FROM_RECEIVER:
+                if to is not None:
+                    return Keep(dead_letter.id, "it goes to all exporters of its receiver: replay it without --to")
                 return _map_anew(dead_letter, content, self._mapper(dead_letter.owner))
-            if self.exporters is not None and dead_letter.owner not in self.exporters:
-                why = why_no_sender(dead_letter.owner, self.routing.synchronous)
-                return Keep(dead_letter.id, f"the exporter {dead_letter.owner} {why}")
+            exporter = to or dead_letter.owner
+            if (why := self._why_not(exporter, is_named=to is not None)) is not None:
+                return Keep(dead_letter.id, why)
             records = dead_letters.split(content)
         except (ControlError, dead_letters.UnreadableError) as error:
             return Keep(dead_letter.id, str(error))
         if dead_letter.kind == "record" and dead_letter.uid is not None:
             records = ((dead_letter.uid, content),)  # byte for byte what was stored
-        return Resend(dead_letter.id, dead_letter.owner, records)
+        return Resend(dead_letter.id, exporter, records)
+
+    def _why_not(self, exporter: str, *, is_named: bool) -> str | None:
+        """Why a record can't be replayed to an exporter, which somebody has named or not; None if it can."""
+        if self.exporters is None:
+            if is_named:
+                return None  # whoever names it knows it; the queue knows it too, or nothing is done
+            return (
+                f"no service is running, so it is unknown whether {exporter} is still configured: give --config FILE, "
+                f"or confirm with --to {exporter}"
+            )
+        if exporter in self.exporters:
+            return None
+        where = "running configuration" if self.is_running else "configuration"
+        return f"the exporter {exporter} {why_no_sender(exporter, self.routing.synchronous, where)}" + (
+            "" if is_named else "; --to NAME replays it to another one"
+        )
 
     def _mapper(self, receiver: str) -> Mapper:
         if receiver in self.mappers:
             return self.mappers[receiver]
-        if self.exporters is not None:
+        if self.is_running:
             raise ControlError(f"the receiver {receiver} is not in the running configuration")
         if self.mappers:
             raise ControlError(f"the receiver {receiver} is not in the configuration")
@@ -187,6 +203,7 @@ class _Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The arguments of both commands."""
 
     selection: Selection
+    to: str | None = None  # the exporter that records are replayed to, instead of their own
     after: Id = 0
     upto: Id | None = None
 

@@ -36,7 +36,9 @@ def handlers(
 
     mappers = {name: intake.mapper for name, intake in intakes.items()}
     exporters = RunningExporters(queue, senders, routing.synchronous, intakes, before_resume)
-    dead = DeadLetters(queue=queue, routing=routing, mappers=mappers, deliver=deliver, exporters=senders)
+    dead = DeadLetters(
+        queue=queue, routing=routing, mappers=mappers, deliver=deliver, exporters=senders, is_running=True
+    )
     return {"queue": exporters.status, **_changing(exporters, dead)}
 
 
@@ -58,7 +60,9 @@ def stopped_handlers(
         return refused(why, reason="not_running")
 
     exporters = StoppedExporters(queue, configured, routing.synchronous)
-    dead = DeadLetters(queue=queue, routing=routing, mappers=mappers, deliver=deliver, exporters=None)
+    dead = DeadLetters(
+        queue=queue, routing=routing, mappers=mappers, deliver=deliver, exporters=configured, is_running=False
+    )
     return _changing(exporters, dead)
 
 

@@ -66,7 +66,10 @@ class QueueAccess:
         """
         try:
             with closing(schema.connect_reading(self.directory / DATABASE)) as connection:
+                schema.check_version(connection, self.directory / DATABASE)
                 yield connection
+        except schema.NewerSchemaError as error:
+            raise ControlError(str(error)) from error
         except sqlite3.Error as error:
             raise ControlError(self._unreadable(error)) from error
 

@@ -16,9 +16,9 @@ from statsig_otel.exporters.delivery.decisions import SKIPPED
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.queue import dead_letters, queries, schema, store
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.control.command import ChangeableQueue, read_arguments, submit_and_wait
 from statsig_otel.plugin.control.socket import ControlError
-from statsig_otel.plugin.control.wording import counted
 from statsig_otel.plugin.receiver.intake import Intake
 
 _logger: Final = logging.getLogger(__name__)
@@ -170,9 +170,9 @@ class StoppedExporters:
         return _remove(self.queue, given, self.synchronous)
 
 
-def why_no_sender(name: str, synchronous: Collection[str]) -> str:
-    """Why a running service has no sender for an exporter."""
-    return f"{'has no sending queue' if name in synchronous else 'is not'} in the running configuration"
+def why_no_sender(name: str, synchronous: Collection[str], where: str = "running configuration") -> str:
+    """Why a service has no sender for an exporter."""
+    return f"{'has no sending queue' if name in synchronous else 'is not'} in the {where}"
 
 
 def _remove(queue: ChangeableQueue, given: _Exporter, synchronous: Collection[str]) -> dict[str, Any]:

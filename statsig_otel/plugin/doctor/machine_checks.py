@@ -19,6 +19,7 @@ from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSetti
 from statsig_otel.exporters.otlp.tls import ClientTlsError, ClientTlsSettings
 from statsig_otel.exporters.paths import NO_PATH, unusable
 from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.doctor.storage import owner
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.listening import ListenError
@@ -26,7 +27,7 @@ from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.tls import ServerTlsError, ServerTlsSettings, server_context
 from statsig_otel.plugin.settings.reading import PEM_KEYS, exporter_settings, queued_exporters, receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
-from statsig_otel.plugin.settings.storage import FileStorageSettings
+from statsig_otel.plugin.settings.storage import FileStorageSettings, file_storage
 
 _READABLE_HINT: Final = "the service reads it as its own user; check the path and the permissions"
 
@@ -204,7 +205,13 @@ def _unreadable(files: Mapping[str, FilePath], path: Path, document: Document) -
 def _queue(configuration: Configuration, document: Document, directory: FilePath) -> Iterator[Problem]:
     if not queued_exporters(configuration):
         return
-    fault = QueueDirectory(directory).check()
+    queue = QueueDirectory(directory)
+    fault = queue.check()
+    if fault is not None:
+        yield _no_queue(configuration, document, directory, fault)
+        return
+    storage = file_storage(configuration)
+    fault = queue.check_space(storage.min_free_bytes if storage else DEFAULT_MIN_FREE)
     if fault is not None:
         yield _no_queue(configuration, document, directory, fault)
 

@@ -54,7 +54,7 @@ def queue(directory: Path, min_free_bytes: int) -> Iterator[Finding]:
     """Check a queue's directory, which need not exist, and whether its disk has `min_free_bytes`."""
     place = nearest(directory)
     yield _access(directory, place)
-    yield _space(place, min_free_bytes)
+    yield _space(QueueDirectory(directory), place, min_free_bytes)
     yield _file_system(place)
     try:
         yield from _state(directory)
@@ -94,12 +94,13 @@ def _access(directory: Path, place: Path) -> Finding:
     return Finding("queue directory", "ok", f"{directory}, which is not there yet, and can be created")
 
 
-def _space(place: Path, min_free_bytes: int) -> Finding:
+def _space(directory: QueueDirectory, place: Path, min_free_bytes: int) -> Finding:
+    if (fault := directory.check_space(min_free_bytes)) is not None:
+        return Finding("disk space", "failed", *fault)
     found = os.statvfs(place)
-    free = found.f_bavail * found.f_frsize
-    detail = f"{free >> 20} MiB free; webhooks are refused below {format_size(min_free_bytes)}"
-    if free < min_free_bytes:
-        return Finding("disk space", "failed", detail, "free some space: webhooks are refused with 503")
+    detail = (
+        f"{found.f_bavail * found.f_frsize >> 20} MiB free; webhooks are refused below {format_size(min_free_bytes)}"
+    )
     if found.f_files and not found.f_favail:
         return Finding("disk space", "failed", "no more files can be created (no inodes)", "delete files")
     return Finding("disk space", "ok", detail)

@@ -18,6 +18,7 @@ from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE, DurableQueue
 from statsig_otel.exporters.queue.recovery.client import Recovery
 from statsig_otel.exporters.routing import CurrentRouting
+from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.control.handlers import handlers
 from statsig_otel.plugin.control.socket import Handler
 from statsig_otel.plugin.receiver.intake import Intake
@@ -117,7 +118,7 @@ class Outbound:
             if self._queue is not None and self._recovery is not None:
                 self._recovery.start()
                 waiting = sum(self._queue.cursor(name).waiting for name in self._senders)
-                _logger.info("The queue is in %s; %d records wait", self._directory, waiting)
+                _logger.info("The queue is in %s; waiting: %s", self._directory, counted(waiting, "record"))
                 self._warn_of_unused_cursors(self._queue)
             for sender in self._senders.values():
                 sender.start()
@@ -276,17 +277,18 @@ class Outbound:
         sizes = self._queue.sizes()
         waiting = {name: sizes[name] for name in self._senders if sizes[name]}
         for name, records in waiting.items():
-            _logger.info("%s: %d records stay in the queue, and are sent after the next start", name, records)
+            stays = counted(records, "record")
+            _logger.info("%s: the queue keeps %s, to be sent after the next start", name, stays)
         return not waiting
 
     def _warn_of_unused_cursors(self, queue: DurableQueue) -> None:
         for state in queue.unconfigured_exporters():
             _logger.warning(
-                "%s %s; the queue keeps its place, with %d records of %d bytes, until `statsig-otel queue remove %s`",
+                "%s %s; the queue keeps its place, with %s of %s, until `statsig-otel queue remove %s`",
                 state.name,
                 "has no sending queue any more" if state.name in self._exporters else "is in no pipeline any more",
-                state.waiting,
-                state.bytes,
+                counted(state.waiting, "record"),
+                counted(state.bytes, "byte"),
                 state.name,
             )
 

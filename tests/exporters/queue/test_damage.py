@@ -160,7 +160,14 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_what_is_left_of_it_delivere
         else:
             assert found == list(STORED)
             assert len(letters(queue.database)) == 12
-            assert said(caplog, logging.WARNING, "600 records that wait, 0 damaged ones and 12 others") == 1
+            assert (
+                said(
+                    caplog,
+                    logging.WARNING,
+                    "600 waiting records, 0 damaged records as dead letters, and 12 earlier dead letters",
+                )
+                == 1
+            )
             assert said(caplog, logging.WARNING, "No record that waited is missing") == 1
             assert put(queue, 7).duplicates == 1, "what was seen is known"
         check_counters(queue)
@@ -281,7 +288,7 @@ def test_a_count_that_is_wrong_in_a_sound_file_is_set_right_and_said(
         assert len(read_all(queue.cursor("otlp"))) == len(STORED)
         check_counters(queue)
         assert not kept(directory)
-    assert errors(caplog) == ["3 records are counted as waiting but are not in the queue: the count is corrected"]
+    assert errors(caplog) == ["otlp: 3 records counted as waiting can't be found in the queue: the count is corrected"]
 
 
 def test_a_count_of_which_a_bit_was_flipped_refuses_nothing_after_the_next_start(
@@ -403,7 +410,12 @@ def test_a_log_whose_database_is_empty_or_gone_is_carried_over(
         assert sorted(delivered(queue.cursor("otlp"))) == [1, 2, 3, 4]
         check_counters(queue)
     assert said(caplog, logging.ERROR, "it is gone or empty, and its log is not") == 1
-    assert said(caplog, logging.WARNING, "3 records that wait, 0 damaged ones and 0 others") == 1
+    assert (
+        said(
+            caplog, logging.WARNING, "3 waiting records, 0 damaged records as dead letters, and 0 earlier dead letters"
+        )
+        == 1
+    )
     caplog.clear()
     with running(directory):
         pass

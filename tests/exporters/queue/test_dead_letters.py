@@ -188,7 +188,7 @@ def test_a_replay_is_done_once(database: Database) -> None:
 def test_a_record_of_an_exporter_that_is_gone_stays(database: Database) -> None:
     letter = database.bury("record", "c", payload("x"))
     done = database.replay(Resend(letter, "c", ((b"u" * 16, payload("x")),)))
-    assert (done.outcome, done.reason) == ("kept", "the queue knows no exporter c")
+    assert (done.outcome, done.reason) == ("kept", "the queue knows no exporter c: a service with it has to run first")
     assert database.ids() == [letter]
     assert database.waiting() == {"a": [], "b": []}
 

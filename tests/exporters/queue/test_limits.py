@@ -43,7 +43,7 @@ def test_a_full_queue_refuses_the_whole_batch_for_all_and_resumes_by_itself(tmp_
         put(queue, 3, 4)
         error = refusal(queue, batch(5))
         assert (error.reason, error.retry_after) == ("queue_full", 10)
-        assert "3 records wait for small, which is its queue_size" in str(error)
+        assert "3 records or more wait for small: that is its queue_size" in str(error)
         assert count(queue.database) == 4
         check_counters(queue)
         cursor = queue.cursor("small")
@@ -60,7 +60,7 @@ def test_a_queue_can_be_full_of_bytes(tmp_path: Path) -> None:
         assert size == sum(len(record.payload) for record in queue.cursor("small").read(2, 1000))
         error = refusal(queue, batch(3))
         assert error.reason == "queue_full"
-        assert "1 bytes of records wait for small, which is its queue_size" in str(error)
+        assert "1 byte or more wait for small: that is its queue_size" in str(error)
         check_counters(queue)
         assert queue.capacities() == {}, "the metric counts records"
         assert delivered(queue.cursor("small")) == [1, 2]

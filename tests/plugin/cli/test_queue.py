@@ -16,9 +16,9 @@ from statsig_otel.exporters.exporter import Delivered
 from statsig_otel.exporters.queue import store
 from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.directory import CONTROL
+from statsig_otel.exporters.wording import ranges
 from statsig_otel.plugin.cli import dead_letters
 from statsig_otel.plugin.cli import queue as queue_command
-from statsig_otel.plugin.control.wording import ranges
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.webhook.signature import Verifier
 from tests.plugin.cli.served_queue import (

@@ -41,7 +41,7 @@ from tests.waiting import wait_until
 def test_a_record_is_replayed_for_its_exporter_alone(tmp_path: Path, how: str) -> None:
     bury(tmp_path, letter_of_record("x"), letter_of_record("y"))
     with maybe_served(tmp_path, how) as served:
-        (done,) = as_json(tmp_path, "dead-letters", "replay", "2")
+        (done,) = as_json(tmp_path, "dead-letters", "replay", "2", "--to", "bad")
         assert done == {
             "id": 2,
             "outcome": "replayed",
@@ -53,7 +53,7 @@ def test_a_record_is_replayed_for_its_exporter_alone(tmp_path: Path, how: str) -
             "invalid": 0,
         }
         assert waiting(tmp_path) == {"good": 0, "bad": 1}
-        gone = run(tmp_path, "dead-letters", "replay", "2")
+        gone = run(tmp_path, "dead-letters", "replay", "2", "--to", "bad")
         assert gone.exit_code == 1
         assert "There is no dead letter 2." in gone.output
         if served:
@@ -188,10 +188,11 @@ def test_an_item_of_a_stopped_service_needs_its_configuration(tmp_path: Path) ->
 def test_records_that_can_not_be_sent_stay(tmp_path: Path, how: str) -> None:
     bury(tmp_path, letter_of_record("x", owner="removed"), DeadLetter("record", "bad", "damaged", b"\xff\xff"))
     with maybe_served(tmp_path, how):
-        result = run(tmp_path, "dead-letters", "replay", "--all")
-    assert result.exit_code == 1
-    assert "1 stays: the exporter removed is not in" in result.output or "no exporter removed" in result.output
-    assert "2 stays: its content can't be read" in result.output
+        left = run(tmp_path, "dead-letters", "replay", "1", "--to", "removed")
+        damaged = run(tmp_path, "dead-letters", "replay", "2", "--to", "bad")
+    assert left.exit_code == damaged.exit_code == 1
+    assert "1 stays: the exporter removed is not in" in left.output or "no exporter removed" in left.output
+    assert "2 stays: its content can't be read" in damaged.output
     assert len(as_json(tmp_path, "dead-letters", "list")) == 2
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import socket
 import sqlite3
 from pathlib import Path
@@ -265,6 +266,30 @@ def test_a_database_that_is_another_program_s_or_a_newer_version_s() -> None:
     assert "queue/queue.db has schema version 99, and this version of statsig-otel knows" in in_queue("queue")
     assert Path("queue/queue.db").read_bytes() == before
     assert [file.name for file in Path("queue").iterdir()] == ["queue.db"]
+
+
+def test_a_newer_version_s_database_whose_log_says_so(tmp_path: Path) -> None:
+    """As after a crash of the newer version, just after it brought the database up to date."""
+    path = tmp_path / "queue.db"
+    schema_of_queue.connect(path).close()
+    with contextlib.closing(schema_of_queue.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+        shutil.copytree(tmp_path, "queue")
+    assert sorted(file.name for file in Path("queue").iterdir()) == ["queue.db", "queue.db-shm", "queue.db-wal"]
+    assert "queue/queue.db has schema version 99, and this version of statsig-otel knows" in in_queue("queue")
+    extensions = "yaml:service::extensions: [file_storage]"
+    assert "has schema version 99" in call("doctor", "--config", "config.yaml", "--config", extensions).output
+    for command in (("queue",), ("dead-letters", "list")):
+        refused = call(*command, "--directory", "queue")
+        assert refused.exit_code == 1
+        assert "queue/queue.db has schema version 99, and this version" in refused.output
+
+
+def test_a_disk_below_its_reserve(tmp_path: Path) -> None:
+    said = in_queue(f"{tmp_path}, min_free_bytes: 1000TiB")
+    assert said.startswith("the disk has ")
+    assert "MiB left, and webhooks are refused below 1000TiB" in said
+    assert "hint: free some space" in said
 
 
 def test_a_damaged_database_is_no_fault_of_the_configuration() -> None:

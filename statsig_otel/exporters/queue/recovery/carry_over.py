@@ -19,6 +19,7 @@ from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery import damaged_file
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 from statsig_otel.exporters.queue.writer import Work
+from statsig_otel.exporters.wording import counted
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -100,13 +101,12 @@ class CarryOver:
             else:
                 _telemetry.dead_letters.add(number, {"kind": kind, "owner": owner})
         _logger.warning(
-            "What could be read of %s is carried over: %d records that wait, %d damaged ones and %d others as dead "
-            "letters. %s. The file is kept as %s",
+            "What could be read of %s is carried over: %s, %s as dead letters, and %s. %s. The file is kept as %s",
             self._name,
-            count["record"],
-            count["damaged"],
-            count["dead letter"],
-            _MISSING.get(missing := self._missing(), f"{missing} records that waited are missing"),
+            counted(count["record"], "waiting record"),
+            counted(count["damaged"], "damaged record"),
+            counted(count["dead letter"], "earlier dead letter"),
+            _MISSING.get(missing := self._missing(), f"Missing: {counted(missing or 0, 'waiting record')}"),
             kept,
         )
 

@@ -196,7 +196,12 @@ def test_what_changed_on_the_disk_is_a_dead_letter_for_each_exporter(
         ]
         assert {letter.content[:6] for letter in letters(queue.database)} == {b"2.0!--"}
         assert (delivered(queue.cursor("a")), delivered(queue.cursor("b"))) == ([3], [1, 3])
-    assert said(caplog, logging.WARNING, "3 records that wait, 2 damaged ones and 0 others as dead letters") == 1
+    assert (
+        said(
+            caplog, logging.WARNING, "3 waiting records, 2 damaged records as dead letters, and 0 earlier dead letters"
+        )
+        == 1
+    )
     assert said(caplog, logging.WARNING, "No record that waited is missing") == 1
 
 
@@ -226,7 +231,7 @@ def test_pages_that_can_not_be_read_are_passed_over_and_what_is_missing_is_count
         settled(tmp_path)
         found = delivered(queue.cursor("otlp"))
     assert found == expected, "also the last one before a page that can't be read"
-    assert said(caplog, logging.WARNING, f"{missing} records that waited are missing") == 1
+    assert said(caplog, logging.WARNING, f"Missing: {missing} waiting records") == 1
 
 
 def test_what_waits_in_the_log_of_a_file_is_carried_over_too(tmp_path: Path) -> None:
