@@ -334,6 +334,7 @@ def test_a_service_that_finds_a_full_disk_starts_refuses_delivers_and_recovers(d
             wait_until(lambda: post(service.url, large(20)).status == 200, "it takes webhooks again")
             wait_until(lambda: is_drained(disk), "the queue is drained")
         assert uids(sink.requests) == [uid(large(number)) for number in range(21)], "each once"
+    assert any(f"{disk}/queue is on tmpfs, which is in memory: put the queue on a disk" in line for line in service.log)
 
 
 DAY = 24 * 3600

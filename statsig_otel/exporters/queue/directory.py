@@ -161,8 +161,8 @@ class QueueDirectory:
         """Whether the last owner stopped in order, or there was none."""
         try:
             state = json.loads((self.path / _STATE).read_text())
-        except FileNotFoundError:
-            return not self.database.exists()
+        except FileNotFoundError:  # a new queue, or a copy of one
+            return not self.log.exists()
         except (OSError, ValueError):
             return False
         return isinstance(state, dict) and state.get("clean") is True
@@ -200,7 +200,7 @@ class QueueDirectory:
             raise OSError(error.errno, error.strerror, str(state)) from error
         finally:
             os.close(descriptor)
-        _sync(self.path)
+        sync_directory(self.path)
 
     def make_private(self) -> None:
         """Let only the owner read and write the database."""
@@ -337,7 +337,7 @@ class QueueDirectory:
         for suffix in _SUFFIXES:
             with contextlib.suppress(FileNotFoundError):
                 Path(f"{database}{suffix}").rename(f"{to}{suffix}")
-        _sync(self.path)
+        sync_directory(self.path)
         return to
 
     def _make(self) -> None:
@@ -345,7 +345,7 @@ class QueueDirectory:
         missing = [directory for directory in (self.path, *self.path.parents) if not directory.exists()]
         self.path.mkdir(mode=_PRIVATE_DIRECTORY, parents=True, exist_ok=True)
         for directory in missing:
-            _sync(directory.parent)
+            sync_directory(directory.parent)
 
 
 def _open(path: Path, flags: int) -> int:
@@ -399,7 +399,7 @@ def _allocate(descriptor: int, size: int) -> None:
         os.pwrite(descriptor, _ZEROS, offset)
 
 
-def _sync(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Bring a directory's entries to disk."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

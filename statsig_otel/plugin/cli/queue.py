@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.units import Duration
 from statsig_otel.exporters.queue import dead_letters, queries
+from statsig_otel.exporters.queue.backup import back_up
 from statsig_otel.exporters.terminal import pad, printable, width
 from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.cli.options import json_option
@@ -225,6 +226,28 @@ def remove(exporter: str, *, yes: bool) -> None:
         answer = perform("queue remove", exporter=exporter, yes=yes)
     records, size = counted(answer["records"], "record"), counted(answer["bytes"], "byte")
     click.echo(f"{exporter} is removed, and with it {records} of {size} that waited for it.")
+
+
+@command.command(short_help="Copy the queue to a file.")
+@click.argument("file", type=click.Path(path_type=Path))
+@location_options
+def backup(file: Path) -> None:
+    """Copy the queue to FILE, as it is at one moment. FILE must not exist yet.
+
+    Webhooks and deliveries go on meanwhile. FILE contains everything that waits, the dead letters and the uids that
+    were seen. To use it, stop the service, and put it as queue.db into an empty directory. What was delivered after the
+    copy was made is delivered again, with the same uids; what was accepted after it is not in it.
+    """
+    with queue_access() as access, access.reading() as connection:
+        try:
+            size = back_up(connection, file)
+        except FileExistsError as error:
+            raise ControlError(f"{file} exists already: name a new file") from error
+        except OSError as error:
+            raise ControlError(f"{file} can't be written: {error.strerror}") from error
+        except sqlite3.Error as error:
+            raise ControlError(f"the queue can't be copied to {file}: {error}") from error
+    click.echo(f"The queue is copied to {printable(str(file))}: {counted(size, 'byte')}.")
 
 
 def _exporters(

@@ -23,6 +23,7 @@ from statsig_otel.plugin.cli.log_output import buffered_log
 from statsig_otel.plugin.cli.options import config_option
 from statsig_otel.plugin.cli.supervisor import Supervisor
 from statsig_otel.plugin.doctor.machine_checks import start_problem
+from statsig_otel.plugin.doctor.storage import check_file_system
 from statsig_otel.plugin.server.listening import inherited_sockets
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.reload import FAILURES, Reloader, check_with_files
@@ -35,6 +36,7 @@ from statsig_otel.plugin.settings.environment import (
     read_document,
     resource_from_environment,
 )
+from statsig_otel.plugin.settings.reading import queued_exporters
 from statsig_otel.plugin.settings.storage import find_directory
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings, named_level
 
@@ -144,6 +146,8 @@ def collect_garbage_rarely() -> None:
 
 
 def _start(service: Service, configuration: Configuration, document: Document, directory: Path) -> None:
+    if queued_exporters(configuration) and (found := check_file_system(directory)).status == "warning":
+        _logger.warning("%s is on %s: %s", directory, found.detail, found.hint)
     try:
         service.start()
     except ConfigError as error:

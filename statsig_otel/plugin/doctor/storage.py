@@ -55,7 +55,7 @@ def queue(directory: Path, min_free_bytes: int) -> Iterator[Finding]:
     place = nearest(directory)
     yield _access(directory, place)
     yield _space(QueueDirectory(directory), place, min_free_bytes)
-    yield _file_system(place)
+    yield check_file_system(directory)
     try:
         yield from _state(directory)
     except PermissionError:
@@ -123,9 +123,10 @@ def file_system(place: Path, mounts: str) -> str | None:
     return found
 
 
-def _file_system(place: Path) -> Finding:
+def check_file_system(directory: Path) -> Finding:
+    """Whether a queue's directory, which need not exist, is on a file system that keeps what was acknowledged."""
     try:
-        found = file_system(place.resolve(), _MOUNTS.read_text())
+        found = file_system(nearest(directory).resolve(), _MOUNTS.read_text())
     except OSError:
         found = None
     if found is None:

@@ -344,6 +344,23 @@ def test_ids_read_as_ranges(ids: list[int], text: str) -> None:
     assert ranges(ids) == text
 
 
+@pytest.mark.parametrize("how", ["running", "stopped"])
+def test_a_queue_is_copied_to_a_file(tmp_path: Path, how: str) -> None:
+    queue, copy = tmp_path / "queue", tmp_path / "copy"
+    bury(queue, letter_of_record("x"))
+    with maybe_served(queue, how):
+        size = ok(queue, "queue", "backup", str(copy))
+        again = run(queue, "queue", "backup", str(copy))
+        nowhere = run(queue, "queue", "backup", str(tmp_path / "nowhere" / "copy"))
+    assert size == f"The queue is copied to {copy}: {copy.stat().st_size} bytes.\n"
+    assert (again.exit_code, again.output) == (1, f"Error: {copy} exists already: name a new file\n")
+    assert nowhere.output == f"Error: {tmp_path}/nowhere/copy can't be written: No such file or directory\n"
+    restored = tmp_path / "restored"
+    restored.mkdir()
+    copy.rename(restored / "queue.db")
+    assert [one["id"] for one in as_json(restored, "dead-letters", "list")] == [1]
+
+
 def test_json_without_the_table_is_refused(tmp_path: Path) -> None:
     """Leaving it out in silence would give a script a sentence where it expects JSON."""
     result = run(tmp_path, "queue", "--json", "resume", "good")

@@ -79,9 +79,9 @@ def test_a_place_that_no_queue_should_be_in_is_told(
     mounts = tmp_path / "mountinfo"
     mounts.write_text(f"22 1 8:1 / / rw - {kind} x rw\n")
     monkeypatch.setattr(storage, "_MOUNTS", mounts)
-    assert storage._file_system(tmp_path).status == status
+    assert storage.check_file_system(tmp_path).status == status
     mounts.unlink()
-    assert storage._file_system(tmp_path).status == "unknown"
+    assert storage.check_file_system(tmp_path).status == "unknown"
 
 
 @pytest.mark.parametrize(("mode", "status"), [(0o700, "ok"), (0o775, "ok"), (0o757, "warning"), (0o1777, "warning")])
