@@ -1,13 +1,16 @@
 """Messages that say why a path can't be used. Creates, changes and opens nothing."""
 
 import errno
+import os
 from pathlib import Path
 from typing import Final
 
 from statsig_otel.config.errors import Fault
 
 NO_PATH: Final = "contains a NUL byte, which no path can contain"
-WRITABLE_HINT: Final = "let the service's own user write there, or name another path"
+WRITABLE_HINT: Final = (
+    "let the service's own user write there (chown; in Kubernetes securityContext.fsGroup), or name another path"
+)
 _LONGEST_SHOWN: Final = 120
 
 
@@ -41,7 +44,21 @@ def unusable(path: Path, error: OSError) -> Fault:
     if error.errno == errno.ELOOP:
         hint = "remove the link, or name another path"
         return Fault(f"{_shown(path)} is a symbolic link that leads in a circle", hint)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return forbidden(path)
     return Fault(f"{_shown(path)} can't be used: {error.strerror}", WRITABLE_HINT)
+
+
+def forbidden(path: Path) -> Fault:
+    """This process may not write to a file, or create one in a directory; who may."""
+    place = nearest(path)
+    try:
+        found = place.stat()
+        mode = found.st_mode & 0o7777
+        owner = f"{_shown(place)} belongs to uid {found.st_uid}, gid {found.st_gid}, with mode {mode:o}"
+    except OSError:
+        owner = f"{_shown(place)} can't be looked at"
+    return Fault(f"{_shown(path)} can't be written by uid {os.geteuid()}: {owner}", WRITABLE_HINT)
 
 
 def _shown(path: Path) -> str:

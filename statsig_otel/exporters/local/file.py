@@ -24,7 +24,7 @@ from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.otlp.json_lines import to_json_line
-from statsig_otel.exporters.paths import NO_PATH, WRITABLE_HINT, exists, unusable
+from statsig_otel.exporters.paths import NO_PATH, exists, forbidden, unusable
 from statsig_otel.exporters.terminal import printable
 
 _log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def check_path(path: Path) -> Fault | None:
     if is_there and not path.is_file():
         return Fault(f"{path} is not a regular file", "only a regular file can be synced and truncated")
     if not (os.access(path, os.R_OK | os.W_OK) if is_there else os.access(folder, os.W_OK | os.X_OK)):
-        return Fault(f"{path} can't be written", WRITABLE_HINT)
+        return forbidden(path)
     if is_there and not _begins_as_ours(path):
         return Fault(f"{path} contains something other than OTLP/JSON log lines", "move it away, or name another path")
     return None

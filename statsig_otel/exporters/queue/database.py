@@ -101,6 +101,7 @@ class Database:
         """
         self.directory.acquire()
         try:
+            self.directory.check_files()  # SQLite would not say which file it can't open, or why
             self.directory.give_reserve(below=_RESERVE)
             self.missing_file = self.directory.missing_file()
             try:

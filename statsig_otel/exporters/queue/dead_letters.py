@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.exporters.consumer import Batch
-from statsig_otel.exporters.queue import queries, store
+from statsig_otel.exporters.queue import queries, schema, store
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 from statsig_otel.exporters.routing import Route, Routing
 
@@ -255,9 +255,10 @@ def _accept(connection: sqlite3.Connection, plan: MapAgain, route: Route, now_ms
 def drop(
     connection: sqlite3.Connection, selection: Selection, *, after: int, upto: int, limit: int
 ) -> list[StoredDeadLetter]:
-    """Delete one page of dead letters for good; the deleted ones."""
+    """Delete one page of dead letters for good, and overwrite what they contain; the deleted ones."""
     dropped = select(connection, selection, after=after, upto=upto, limit=limit)
-    connection.executemany("DELETE FROM dead_letters WHERE id = ?", [(dead_letter.id,) for dead_letter in dropped])
+    with schema.overwriting(connection):
+        connection.executemany("DELETE FROM dead_letters WHERE id = ?", [(dead_letter.id,) for dead_letter in dropped])
     return dropped
 
 

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import sqlite3
@@ -22,9 +23,11 @@ from typing import Final, Literal
 
 from statsig_otel.config.errors import Fault
 from statsig_otel.config.units import format_size
-from statsig_otel.exporters.paths import WRITABLE_HINT, exists, nearest, too_long, unusable
+from statsig_otel.exporters.paths import WRITABLE_HINT, exists, forbidden, nearest, too_long, unusable
 from statsig_otel.exporters.queue import schema, write_ahead_log
 from statsig_otel.exporters.queue.errors import QueueError
+
+_logger: Final = logging.getLogger(__name__)
 
 DATABASE: Final = "queue.db"
 CONTROL: Final = "control.sock"
@@ -86,13 +89,27 @@ class QueueDirectory:
         if not existing.is_dir():
             return Fault(f"{existing} is not a directory", WRITABLE_HINT)
         if not os.access(existing, os.W_OK | os.X_OK):
-            return Fault(f"{existing} can't be written", WRITABLE_HINT)
+            return forbidden(existing)
         if link := self._link():
             return Fault(f"{link} {_A_LINK}", _ELSEWHERE)
         for name in _FILES:
             if (self.path / name).is_dir():
                 return Fault(f"{self.path / name} is a directory, where the queue has a file", _ELSEWHERE)
+        try:
+            self.check_files()
+        except OSError as error:
+            return unusable(Path(error.filename), error)
         return self._check_database()
+
+    def check_files(self) -> None:
+        """Check that this process can read and write the files that are there. Not while it has the database open.
+
+        Raises:
+            OSError: It can't.
+        """
+        for name in (LOCK, _STATE, *(f"{DATABASE}{suffix}" for suffix in _SUFFIXES)):
+            with contextlib.suppress(FileNotFoundError):
+                os.close(os.open(self.path / name, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
 
     def owner(self) -> str | None:
         """The pid of the process that owns the directory; None if there is none.
@@ -203,10 +220,18 @@ class QueueDirectory:
         sync_directory(self.path)
 
     def make_private(self) -> None:
-        """Let only the owner read and write the database."""
+        """Let only the owner read and write the database. If that is somebody else, it is only said."""
         for suffix in _SUFFIXES:
+            file = Path(f"{self.database}{suffix}")
             with contextlib.suppress(FileNotFoundError):
-                Path(f"{self.database}{suffix}").chmod(_PRIVATE_FILE)
+                found = file.stat()
+                mode = found.st_mode & 0o777
+                try:
+                    if mode != _PRIVATE_FILE:
+                        file.chmod(_PRIVATE_FILE)
+                except PermissionError:
+                    message = "%s belongs to uid %d, and this service has uid %d: its mode stays %o"
+                    _logger.warning(message, file, found.st_uid, os.geteuid(), mode)
 
     def set_aside(self) -> Path:
         """Rename a database that can't be read, with its log and index; its new path."""

@@ -227,6 +227,16 @@ def distrust(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA cell_size_check = ON")
 
 
+@contextlib.contextmanager
+def overwriting(connection: sqlite3.Connection) -> Iterator[None]:
+    """Overwrite what is deleted in the block with zeros, also on pages that become free. It costs writes."""
+    connection.execute("PRAGMA secure_delete = ON")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA secure_delete = FAST")
+
+
 def size_of(path: Path) -> int:
     """A file's bytes; 0 if there is none."""
     try:

@@ -113,9 +113,11 @@ def directory_problem(
 ) -> Problem | None:
     """Why the queue can't be in its directory, with its place; None if the error is about something else."""
     place = directory.absolute()
-    if isinstance(error.filename, str) and FilePath(error.filename).absolute() in (place, *place.parents):
-        fault = QueueDirectory(directory).check() or unusable(FilePath(error.filename), error)
-        return _no_queue(configuration, document, directory, fault)
+    if error.filename is not None:
+        path = FilePath(os.fsdecode(error.filename)).absolute()
+        if path.parent == place or path in (place, *place.parents):
+            fault = QueueDirectory(directory).check() or unusable(path, error)
+            return _no_queue(configuration, document, directory, fault)
     return None
 
 

@@ -1,6 +1,7 @@
 """Programs that the tests run in processes of their own: `python -m tests.exporters.queue.child PROGRAM ARGUMENT`."""
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -22,6 +23,8 @@ from statsig_otel.exporters.queue.recovery import carry_over
 from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver, CarryOver
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.exporters.queue.helpers import PATIENCE, batch, consume, delivered, put, running
+
+NOBODY = 65534
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # the SDK is for one of the programs alone
@@ -80,14 +83,20 @@ def recover_and_crash(directory: str, steps: str) -> None:
 
 
 def start_as_nobody(directory: str) -> None:
-    """Start a queue where this user may not write."""
-    os.setgid(65534)
-    os.setuid(65534)
+    """Start a queue as another user, with the same group; say what a check finds, what is logged and what happens."""
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    if fault := QueueDirectory(Path(directory)).check():
+        say(f"check: {fault.message}")
     try:
-        with running(Path(directory)):
-            say("started")
+        with running(Path(directory)) as queue:
+            say("delivered", *delivered(queue.cursor("otlp")))
+            put(queue, 100)
     except OSError as error:
         say(f"{type(error).__name__}: {error}")
+    say("end")
 
 
 def acknowledge(directory: str, threads: str, min_free_bytes: str = "0") -> None:

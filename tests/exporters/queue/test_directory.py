@@ -4,12 +4,15 @@ import json
 import os
 import signal
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from statsig_otel.exporters.queue.directory import DirectoryInUseError, QueueDirectory
-from tests.exporters.queue.helpers import PATIENCE, child, line_of, running
+from tests.exporters.queue.child import NOBODY
+from tests.exporters.queue.helpers import PATIENCE, child, copy_of, delivered, line_of, put, running
 
 
 def mode(path: Path) -> int:
@@ -148,12 +151,79 @@ def test_what_is_set_aside_keeps_its_content_and_never_takes_anothers_name(tmp_p
             assert Path(f"{aside}{suffix}").read_text() == f"{number}{suffix}"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user to be one")
-def test_a_directory_that_cannot_be_written_is_said_by_name(tmp_path: Path) -> None:
-    with child("start as nobody", "/proc/queue") as process:
-        assert line_of(process).startswith("FileNotFoundError: ")
-    with child("start as nobody", "/usr/queue") as process:
-        assert line_of(process) == "PermissionError: [Errno 13] Permission denied: '/usr/queue'"
+def said_as_nobody(directory: Path) -> list[str]:
+    with child("start as nobody", directory) as process:
+        assert process.stdout is not None
+        lines = process.stdout.read().splitlines()
+    assert lines.pop() == "end"
+    return lines
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs another user to be one")
+
+
+@as_root
+def test_a_directory_that_cannot_be_written_is_said_by_name() -> None:
+    said = said_as_nobody(Path("/proc/queue"))
+    assert said[-1].startswith("FileNotFoundError: ")
+    found = Path("/usr").stat()
+    owner = f"/usr belongs to uid {found.st_uid}, gid {found.st_gid}, with mode {found.st_mode & 0o7777:o}"
+    assert said_as_nobody(Path("/usr/queue")) == [
+        f"check: /usr can't be written by uid {NOBODY}: {owner}",
+        "PermissionError: [Errno 13] Permission denied: '/usr/queue'",
+    ]
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that another user can reach; those of pytest are private."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+def share(directory: Path, mode: int) -> None:
+    """As fsGroup in Kubernetes does: all belongs to a group, whoever made it."""
+    directory.chmod(0o2770)
+    os.chown(directory, -1, NOBODY)
+    for file in directory.iterdir():
+        os.chown(file, -1, NOBODY)
+        file.chmod(mode)
+
+
+@as_root
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+def test_a_queue_of_another_user_with_the_same_group_is_used_and_said(public: Path, *, killed: bool) -> None:
+    directory = public / "queue"
+    with running(directory) as queue:
+        put(queue, 1, 2)
+        left = copy_of(directory, public / "killed")
+    if killed:
+        (left / "lock").touch()
+        directory = left
+    share(directory, 0o660)
+    said = said_as_nobody(directory)
+    assert said[-1] == "delivered 1 2"
+    own = f"belongs to uid 0, and this service has uid {NOBODY}: its mode stays 660"
+    assert f"{directory}/queue.db {own}" in said
+    assert all(line.endswith(own) for line in said[:-1])
+    with running(directory) as queue:
+        assert delivered(queue.cursor("otlp")) == [100]
+
+
+@as_root
+@pytest.mark.parametrize("name", ["queue.db", "lock", "state.json"])
+def test_a_file_that_this_user_can_not_open_is_named_with_its_owner(public: Path, name: str) -> None:
+    directory = public / "queue"
+    with running(directory) as queue:
+        put(queue, 1)
+    share(directory, 0o660)
+    (directory / name).chmod(0o600)
+    owner = f"{directory}/{name} belongs to uid 0, gid {NOBODY}, with mode 600"
+    assert said_as_nobody(directory) == [
+        f"check: {directory}/{name} can't be written by uid {NOBODY}: {owner}",
+        f"PermissionError: [Errno 13] Permission denied: '{directory}/{name}'",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from statsig_otel.exporters.paths import WRITABLE_HINT
 from statsig_otel.exporters.queue import schema as schema_of_queue
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from tests.peers.certs import Authority
@@ -221,8 +222,7 @@ def test_where_a_queue_can_not_be() -> None:
     config(more=STORAGE % "taken/queue")
     more = "yaml:service::extensions: [file_storage]"
     assert errors("--config", "config.yaml", "--config", more) == (
-        "extensions::file_storage::directory: taken is not a directory (config.yaml:10)\n"
-        "  hint: let the service's own user write there, or name another path"
+        f"extensions::file_storage::directory: taken is not a directory (config.yaml:10)\n  hint: {WRITABLE_HINT}"
     )
 
 
@@ -353,8 +353,9 @@ def test_where_the_default_queue_can_not_be(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_directory_that_can_not_be_written() -> None:
     config(exporters="file: {path: /proc/sys/changes}", names="file", more=STORAGE % "/proc/sys/queue")
     more = "yaml:service::extensions: [file_storage]"
-    hint = "\n  hint: let the service's own user write there, or name another path"
+    owner = f"by uid {os.geteuid()}: /proc/sys belongs to uid 0, gid 0, with mode 555"
+    hint = f"\n  hint: {WRITABLE_HINT}"
     assert errors("--config", "config.yaml", "--config", more) == (
-        f"exporters::file::path: /proc/sys/changes can't be written (config.yaml:7){hint}\n"
-        f"extensions::file_storage::directory: /proc/sys can't be written (config.yaml:10){hint}"
+        f"exporters::file::path: /proc/sys/changes can't be written {owner} (config.yaml:7){hint}\n"
+        f"extensions::file_storage::directory: /proc/sys can't be written {owner} (config.yaml:10){hint}"
     )
