@@ -209,5 +209,5 @@ class Delivery(RuleBasedStateMachine):
         assert {*self.buried} | {*self.taken} == {*self.quality}
 
 
-Delivery.TestCase.settings = limited(max_examples=300, stateful_step_count=30)
+Delivery.TestCase.settings = limited(max_examples=limited().max_examples * 5, stateful_step_count=30)
 TestDelivery = Delivery.TestCase
