@@ -38,8 +38,10 @@ def _boolean_hint(value: object) -> str | None:
 
 
 def _is_one_of(implied: Iterable[object], value: object) -> bool:
-    """Whether a value is one of `Settings.implied`. The value of a variable is a string."""
+    """Whether a value is one of `Settings.implied`. The value of a variable is a string; none counts as empty."""
     for one in implied:
+        if value is None and one in ("", [], {}):
+            return True
         if one is Duration:
             with suppress(ValueError):
                 parse_duration(value)

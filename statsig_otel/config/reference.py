@@ -105,6 +105,7 @@ def _implied(model: type[Settings]) -> dict[str, Schema]:
     for key, values in model.implied.items():
         words = [value for value in values if not isinstance(value, type) and value is not Duration]
         forms = [types[one] for one in values if one not in words]
+        forms += [{"type": "null"}] if any(word in ("", [], {}) for word in words) else []
         found[key] = {
             "anyOf": [*([{"enum": _written(words)}] if words else []), *forms],
             "description": f"Changes nothing: {model.refused.get(key, 'it is so anyway')}.",

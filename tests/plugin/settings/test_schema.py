@@ -139,6 +139,8 @@ def implied(model: type[Settings], above: str = "") -> Iterator[tuple[str, Any]]
     for key, values in model.implied.items():
         for value in values:
             yield above + key, "1m" if value is Duration else {"on_start": True} if value is dict else value
+            if value in ("", [], {}):
+                yield above + key, None
     for key, info in model.model_fields.items():
         for member in (info.annotation, *get_args(info.annotation)):
             if isinstance(member, type) and issubclass(member, Settings):
