@@ -219,7 +219,7 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
             wait_until(lambda: any("exporters::talk: is new" in line for line in service.log))
             there.answer = (400, "invalid_payload", {})
             deliver(send, service.url, variables)
-            wait_until(lambda: any("1 records went to the dead letters" in line for line in service.log))
+            wait_until(lambda: any("new dead letters: 1" in line for line in service.log))
             assert there.texts(f"/services/T0/B0/{KEY}-rotated")
         letters = run_to_end("dead-letters", "list", "--directory", str(tmp_path / "q"), env=variables)
         assert re.search(r"talk .*400 invalid_payload", letters.stdout)

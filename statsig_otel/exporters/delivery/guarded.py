@@ -122,5 +122,5 @@ def report_sent(name: str, outcome: Outcome, records: int, seconds: float) -> No
     _telemetry.exporter_send_failed.add(failed, {"exporter": name})
     if _logger.isEnabledFor(logging.DEBUG):
         said = "delivered" if isinstance(outcome, Delivered) else f"{type(outcome).__name__}: {outcome.reason}"
-        message = "%s: %d of %d records sent in %.0f ms: %s"
+        message = "%s: records delivered: %d of %d, in %.0f ms: %s"
         _logger.debug(message, name, records - failed, records, seconds * 1000, said)

@@ -38,15 +38,15 @@ _LONGEST_GATHERING: Final = 0.05
 """The longest such wait, in seconds."""
 
 _REFUSED: Final = (
-    "%(name)s: a record is refused: %(reason)s. It keeps its place, and %(waiting)d records wait. It becomes a dead "
-    "letter once the backend takes another record, which is sent at once, or by `statsig-otel queue skip %(name)s`"
+    "%(name)s: a record is refused: %(reason)s. It keeps its place (waiting: %(waiting)d). It becomes a dead letter once "
+    "the backend takes another record, which is sent at once, or by `statsig-otel queue skip %(name)s`"
 )
 _BLOCKED: Final = (
-    "%(name)s is blocked until somebody repairs it: %(reason)s. %(waiting)d records wait; nothing is given up. Repair "
-    "it, then run `statsig-otel reload`, or `statsig-otel queue resume %(name)s` if the configuration stays the same"
+    "%(name)s is blocked until somebody repairs it: %(reason)s. Nothing is given up (waiting: %(waiting)d). Repair it, "
+    "then run `statsig-otel reload`, or `statsig-otel queue resume %(name)s` if the configuration stays the same"
 )
 _SAID: Final[dict[FailedState, tuple[int, str]]] = {
-    "retrying": (logging.WARNING, "%(name)s can't deliver now: %(reason)s. %(waiting)d records wait"),
+    "retrying": (logging.WARNING, "%(name)s can't deliver now: %(reason)s (waiting: %(waiting)d)"),
     "refused": (logging.WARNING, _REFUSED),
     "blocked": (logging.ERROR, _BLOCKED),
 }
@@ -383,7 +383,7 @@ class QueueSender:
         """Log one line for a batch: half of a backlog may be refused."""
         if dead_letters:
             count = sum(dead_letter.count for dead_letter in dead_letters)
-            message = "%s: %d records went to the dead letters; the first: %s"
+            message = "%s: new dead letters: %d; the first: %s"
             _logger.warning(message, self._cursor.name, count, dead_letters[0].reason)
 
     def _send(self, segment: Records) -> Outcome:
@@ -431,7 +431,7 @@ class QueueSender:
         outage, self.outage = self.outage, None
         if outage:
             away = time.monotonic() - outage.since
-            message = "%s answers again after %.0f s and %d attempts; %d records to catch up"
+            message = "%s answers again after %.0f s (failed attempts: %d, waiting: %d)"
             _logger.warning(message, self._cursor.name, away, outage.attempts, self._cursor.waiting)
         self.last_error = ""
         self.state = "sending"

@@ -329,4 +329,4 @@ def test_a_delivery_is_a_line_at_debug(tmp_path: Path, http: Backend, caplog: py
         made.start()
         made.drained()
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
-    assert [line.partition(" in ")[0] for line in said if "records sent" in line] == ["out: 3 of 3 records sent"]
+    assert [line.partition(", in ")[0] for line in said if "records" in line] == ["out: records delivered: 3 of 3"]

@@ -66,9 +66,9 @@ def test_a_long_outage_is_one_line_at_its_beginning_and_one_at_its_end(
         made.drained()
         begin, end = lines(caplog)
         assert begin.startswith("out can't deliver now: ")
-        assert begin.endswith("7 records wait")
+        assert begin.endswith("(waiting: 7)")
         assert end.startswith("out answers again after ")
-        assert end.endswith("7 records to catch up")
+        assert end.endswith("waiting: 7)")
         made.put("more")
         made.drained()
         assert len(lines(caplog)) == 2
@@ -126,7 +126,7 @@ def test_half_of_a_batch_refused_is_one_line(tmp_path: Path, http: Backend, capl
         assert http.taken == names[1::2]
         wait_until(lambda: lines(caplog))
     (line,) = lines(caplog)
-    assert line.startswith("out: 50 records went to the dead letters; the first: HTTP 400")
+    assert line.startswith("out: new dead letters: 50; the first: HTTP 400")
 
 
 def test_shutdown_in_an_attempt_says_nothing_of_an_outage(
