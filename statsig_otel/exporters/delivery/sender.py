@@ -38,8 +38,8 @@ _LONGEST_GATHERING: Final = 0.05
 """The longest such wait, in seconds."""
 
 _REFUSED: Final = (
-    "%(name)s: a record is refused: %(reason)s. It keeps its place (waiting: %(waiting)d). It becomes a dead letter once "
-    "the backend takes another record, which is sent at once, or by `statsig-otel queue skip %(name)s`"
+    "%(name)s: a record is refused: %(reason)s. It keeps its place (waiting: %(waiting)d). It becomes a dead letter "
+    "once the backend takes another record, which is sent at once, or by `statsig-otel queue skip %(name)s`"
 )
 _BLOCKED: Final = (
     "%(name)s is blocked until somebody repairs it: %(reason)s. Nothing is given up (waiting: %(waiting)d). Repair it, "
