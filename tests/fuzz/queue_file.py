@@ -7,7 +7,8 @@ import contextlib
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import damaged_file
 from statsig_otel.exporters.queue.writer import StorageError
-from tests.exporters.queue.helpers import PATIENCE, batch, change, consume, read_all, running
+from tests.exporters.queue.helpers import PATIENCE, batch, change, consume, read_all, reading, running
 from tests.fuzz.targets import Check
 from tests.waiting import wait_until
 
@@ -37,6 +38,9 @@ DONE: Final = {"otlp": 0, "file": 4}
 SIZE: Final = 500
 FRESH: Final = 1000
 ASIDE: Final = "queue.db.corrupt-*-[0-9]"
+MOST_LETTERS: Final = 200
+"""More dead letters than there can be: those of the stock, and one for each damaged record and exporter."""
+
 FILES: Final = ("queue.db", "queue.db-wal", "queue.db-shm", "state.json", "lock")
 
 MOST_FAILURES: Final = 300
@@ -59,6 +63,15 @@ class Stock:
     exporters: Rows
     routes: Rows
     records: Rows
+    letters: Rows
+
+
+@dataclass(frozen=True)
+class Readable:
+    """What SQLite itself still finds: the records as they were stored, and the contents of dead letters."""
+
+    records: Sequence[int] = ()
+    letters: Sequence[bytes] = ()
 
 
 def seeds() -> Iterator[bytes]:
@@ -107,10 +120,12 @@ def stock(directory: Path, *, crashed: bool) -> Stock:
     if not crashed:
         files = contents(directory)
     with contextlib.closing(sqlite3.connect(directory / "queue.db")) as connection:
-        return Stock(files, *tables(connection), records=connection.execute(_RECORDS).fetchall())
+        rows = (connection.execute(query).fetchall() for query in (_RECORDS, _LETTERS))
+        return Stock(files, *tables(connection), *rows)
 
 
-_RECORDS: Final = "SELECT seq, route, uid, payload, checksum FROM records ORDER BY seq"
+_RECORDS: Final = "SELECT seq, route, uid, payload, checksum FROM records"
+_LETTERS: Final = "SELECT id, kind, owner, reason, content FROM dead_letters"
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -152,31 +167,50 @@ def edited(files: Mapping[str, bytes], edits: bytes) -> dict[str, bytes]:
     return found
 
 
-def readable(left: Stock, copy: Path) -> list[int] | None:
-    """The records that SQLite itself still finds as they were stored; None if it can't say for whom they are."""
+def readable(left: Stock, copy: Path) -> Readable:
+    """What is there as it was; nothing if SQLite can't say for whom it is."""
     try:
         with contextlib.closing(sqlite3.connect(copy / "queue.db")) as connection:
             if tables(connection) != (left.exporters, left.routes):
-                return None
-            found = []
-            for row in left.records:
-                with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
-                    if row in connection.execute(f"{_RECORDS.partition(' ORDER')[0]} WHERE seq = ?", row[:1]):
-                        found.append(int(str(row[0])))
-            return found
+                return Readable()
+            records = [row for row in left.records if row == one_row(connection, f"{_RECORDS} WHERE seq = ?", row[0])]
+            found = [row for row in left.letters if row == one_row(connection, f"{_LETTERS} WHERE id = ?", row[0])]
+            return Readable([int(str(row[0])) for row in records], [content_of(row) for row in found])
     except (sqlite3.Error, UnicodeDecodeError):
-        return None
+        return Readable()
 
 
-def check_queue(directory: Path, files: Mapping[str, bytes], found: list[int] | None) -> None:
+def one_row(connection: sqlite3.Connection, query: str, key: object) -> tuple[object, ...] | None:
+    """A row by its key; None if it can't be read."""
+    with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+        row: tuple[object, ...] | None = connection.execute(query, (key,)).fetchone()
+        return row
+    return None
+
+
+def content_of(letter: tuple[object, ...]) -> bytes:
+    assert isinstance(letter[-1], bytes)
+    return letter[-1]
+
+
+def check_queue(directory: Path, files: Mapping[str, bytes], found: Readable) -> None:
     try:
         with running(directory, exporters=EXPORTERS) as queue:
             delivered = everything(queue)
+            letters = dead_letters(queue)
     except (QueueError, sqlite3.Error, OSError):
         kept = [path.read_bytes() for path in directory.glob("queue.db*")]
         assert not files.get("queue.db") or files["queue.db"] in kept, "refused, and the database is gone"
         return
-    check_delivered(delivered, found or ())
+    check_delivered(delivered, found.records)
+    assert Counter(found.letters) <= Counter(letters), "a dead letter is lost"
+
+
+def dead_letters(queue: DurableQueue) -> list[bytes]:
+    """The contents of the dead letters, each looked up by itself."""
+    with reading(queue.database) as connection:
+        rows = (one_row(connection, f"{_LETTERS} WHERE id = ?", number) for number in range(1, MOST_LETTERS))
+        return [content_of(row) for row in rows if row is not None and isinstance(row[-1], bytes)]
 
 
 def check_delivered(delivered: Mapping[str, set[int]], found: Iterable[int]) -> None:
