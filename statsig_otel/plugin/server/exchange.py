@@ -54,7 +54,7 @@ class Exchange:
         self._head = head
         self._reader = reader
         self._channel = channel
-        self._arrival: asyncio.Future[None] | None = None  # the application waits for more of the body
+        self._arrival: asyncio.Event | None = None  # the application waits for more of the body
         self._ended = False  # no more of the body comes, or the answer is complete
         self._all_taken = False  # the application has the whole body
         self._continue = head.expects_continue
@@ -67,8 +67,8 @@ class Exchange:
 
     def arrived(self) -> None:
         """More of the body has arrived."""
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
+        if self._arrival is not None:
+            self._arrival.set()
 
     def end(self) -> None:
         """No more of the body comes: it was cut short, or the client has left."""
@@ -107,8 +107,9 @@ class Exchange:
             if self._continue and not self._begun:
                 self._continue = False
                 self._channel.write(_CONTINUE)
-            self._arrival = asyncio.get_running_loop().create_future()
-            await self._arrival
+            self._arrival = self._arrival or asyncio.Event()
+            self._arrival.clear()
+            await self._arrival.wait()
 
     async def send(self, message: Mapping[str, Any]) -> None:
         """Send a part of the answer.

@@ -171,3 +171,28 @@ def test_parts_of_an_answer_out_of_order_are_errors_of_the_application(
         answer = read_to_end(connection)
         assert answer[9:12] == {1: b"500", 2: b"", 3: b"200"}[len(kinds)]
     assert "is out of order in an answer" in caplog.text
+
+
+def test_several_tasks_of_an_application_can_wait_for_the_end_of_a_request() -> None:
+    ended: list[str] = []
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+
+        async def wait() -> None:
+            ended.append((await receive())["type"])
+
+        async with asyncio.TaskGroup() as waiting:
+            for _task in range(2):
+                waiting.create_task(wait())
+            given_up = waiting.create_task(wait())
+            await asyncio.sleep(0.05)
+            given_up.cancel()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"x"})
+
+    with serving(echo_server(app)) as running, running.connect() as connection:
+        connection.sendall(GET % 1)
+        read_until(connection, b"\r\n\r\nx")
+        wait_until(lambda: len(ended) == 2)
+    assert ended == ["http.disconnect"] * 2
