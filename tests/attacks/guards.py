@@ -40,7 +40,7 @@ ANSWERS: Final = "statsig_otel.plugin.receiver.answers"
 ASGI: Final = "statsig_otel.plugin.receiver.asgi"
 SIGNATURE: Final = "statsig_otel.plugin.webhook.signature"
 
-_HTTPTOOLS: Final = 'httptools.HttpRequestParser(found).feed_data(_TRAILING_SPACE.sub(b"", data[:end]))'
+_HTTPTOOLS: Final = "httptools.HttpRequestParser(found).feed_data(head)"
 _NAIVE: Final = (
     "[found.on_header(*line.split(b':', 1)) for line in data[:end].split(b'\\r\\n')[1:-2] if b':' in line]\n"
     "        found.ended = True"

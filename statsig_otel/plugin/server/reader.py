@@ -285,8 +285,11 @@ def _parse_head(data: bytes, end: int) -> Head:
     if method == "CONNECT":
         raise BadRequestError(HTTPStatus.NOT_IMPLEMENTED, "connect", "a client takes this server for a proxy")
     found = _HeadParser()
+    head = data[:end]
+    if b"\t\r\n" in head:  # httptools knows no tab behind a Transfer-Encoding
+        head = _TRAILING_SPACE.sub(b"", head)
     try:
-        httptools.HttpRequestParser(found).feed_data(_TRAILING_SPACE.sub(b"", data[:end]))
+        httptools.HttpRequestParser(found).feed_data(head)
     except httptools.HttpParserUpgrade:
         pass  # the server ignores Upgrade, as RFC 9110, 7.8 allows
     except httptools.HttpParserError as error:
