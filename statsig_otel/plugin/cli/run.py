@@ -36,6 +36,7 @@ from statsig_otel.plugin.settings.environment import (
     read_document,
     resource_from_environment,
 )
+from statsig_otel.plugin.settings.exporters import secrets_in
 from statsig_otel.plugin.settings.reading import queued_exporters
 from statsig_otel.plugin.settings.storage import find_directory
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings, named_level
@@ -47,6 +48,8 @@ _OPEN_FILES: Final = 65536
 
 _OBJECTS_BEFORE_COLLECTION: Final = 20_000
 """New container objects (`gc.get_threshold`), about ten times as many as the requests of a busy moment hold."""
+
+_SHORTEST_SECRET: Final = 8
 
 _SIGNAL_REPEAT_SECONDS: Final = 0.5
 """Signals within this time count as one: a supervisor may signal the process and then its process group."""
@@ -124,7 +127,18 @@ def _read(
         _logger.warning(
             "There is a configuration, so these variables have no effect unless it names them: %s", ", ".join(unused)
         )
+    if any(secret in argument for secret in _secrets(configuration) for argument in sys.argv):
+        _logger.warning(
+            "A secret of the configuration is on the command line, where every user of this machine can read it: write "
+            "${file:PATH} or ${env:NAME} in its place"
+        )
     return document, configuration
+
+
+def _secrets(configuration: Configuration) -> list[str]:
+    """The secrets of a configuration, without header values that are too short to be any."""
+    found = secrets_in([*configuration.receivers.values(), *configuration.exporters.values()])
+    return [secret for secret in found if len(secret) >= _SHORTEST_SECRET]
 
 
 def _where_the_secret_goes(document: Document, receiver: str) -> str:

@@ -160,7 +160,7 @@ class ExporterTypes(Mapping[str, type[Settings]]):
         except Exception as error:
             _logger.debug("%s: %s could not create it", id_, origin, exc_info=True)
             said = " ".join(str(error).split()) if isinstance(error, ValueError) else _described(error)
-            message = without_these(_secrets(settings), f"{origin} can't create an exporter from this: {said}")
+            message = without_these(secrets_in(settings), f"{origin} can't create an exporter from this: {said}")
             raise ConfigError([Problem(("exporters", id_), message)]) from None
         fault = fault_of(exporter)
         if fault is not None:
@@ -230,16 +230,16 @@ def _refusing(fault: Fault) -> type[Settings]:
     return Refusing
 
 
-def _secrets(value: object) -> Iterator[str]:
+def secrets_in(value: object) -> Iterator[str]:
     """The secrets in settings."""
     if isinstance(value, Opaque):
         yield value.reveal()
     elif isinstance(value, BaseModel):
         for _, item in value:
-            yield from _secrets(item)
+            yield from secrets_in(item)
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _secrets(item)
+            yield from secrets_in(item)
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
-            yield from _secrets(item)
+            yield from secrets_in(item)

@@ -216,3 +216,23 @@ def test_a_disabled_sdk_starts_nothing() -> None:
         "OTEL_SDK_DISABLED: is true, and this service does nothing but export\n"
         "  hint: unset it for this service, or do not start the service\n"
     )
+
+
+@pytest.mark.usefixtures("_root_logger")
+@pytest.mark.parametrize(
+    ("value", "is_told"),
+    [("[webhook-canary]", True), ('["${env:CANARY}"]', False), ("[]", False)],
+)
+def test_a_secret_on_the_command_line_is_told_and_not_repeated(
+    value: str,
+    is_told: bool,  # noqa: FBT001 - drawn from the table
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (REST % "").replace("signing_secrets: []", f"signing_secrets: {value}")
+    monkeypatch.setenv("CANARY", "webhook-canary")
+    monkeypatch.setattr("sys.argv", ["statsig-otel", "run", "--config", f"yaml:{text}"])
+    run._read((f"yaml:{text}",), None)
+    said = capsys.readouterr().err
+    assert ("is on the command line, where every user of this machine can read it" in said) == is_told
+    assert "canary" not in said
