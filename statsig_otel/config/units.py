@@ -32,7 +32,8 @@ _BYTES: Final = {
     "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40,
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
 }  # fmt: skip
-_SIZE: Final = re.compile(r"([0-9]{1,18})(?: ?((?:[KMGT]I?)?B))?", re.IGNORECASE | re.ASCII)
+SIZE: Final = re.compile(r"([0-9]{1,18})(?: ?((?:[KMGT]I?)?B))?", re.IGNORECASE | re.ASCII)
+"""A size with or without a unit."""
 _NO_SIZE: Final = "must be a size such as 20MiB, 512KiB or a number of bytes"
 _MOST_BYTES: Final = 2**63 - 1
 _TOO_LARGE: Final = "is too large: a size is less than 8 EiB (2^63 bytes)"
@@ -134,7 +135,7 @@ def parse_size(value: object) -> object:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
-    elif isinstance(value, str) and (match := _SIZE.fullmatch(value)):
+    elif isinstance(value, str) and (match := SIZE.fullmatch(value)):
         size = int(match[1]) * _BYTES[(match[2] or "").upper()]
     else:
         raise SettingError(_NO_SIZE, _size_hint(value))

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from statsig_otel._times import SEND_TIMEOUT
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Composed, ExtensionOf, Settings
-from statsig_otel.config.units import Duration, format_duration
+from statsig_otel.config.units import SIZE, Duration, format_duration, parse_size
 from statsig_otel.exporters.delivery.retry import RetrySettings
 from statsig_otel.exporters.delivery.settings import MAX_BYTES, MAX_RECORDS, DeliverySettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings, doubt
@@ -29,6 +29,13 @@ def _no_requests(value: object) -> object:
 
 Sizer = Annotated[Literal["items", "bytes"], BeforeValidator(_no_requests)]
 """What a size counts: log records, or their bytes."""
+
+
+def _refuse_unit(value: object) -> object:
+    """As in the Collector bytes are a plain number here."""
+    if isinstance(value, str) and SIZE.fullmatch(value) and not value.isdecimal():
+        raise SettingError("must be a whole number", f"write {parse_size(value)}, and sizer: bytes beside it")
+    return value
 
 
 class BatchSettings(Settings):
@@ -70,6 +77,8 @@ class BatchSettings(Settings):
         if isinstance(values, Mapping) and values.get("sizer") == "bytes":
             return {"max_size": MAX_BYTES, **values}
         return values
+
+    _whole_max_size = field_validator("max_size", mode="before")(_refuse_unit)
 
     @field_validator("max_size")
     @classmethod
@@ -121,6 +130,8 @@ class SendingQueueSettings(Settings):
     batch: BatchSettings = Field(default_factory=BatchSettings, description="What is sent together.")
     num_consumers: int = Field(default=1, gt=0, description="Always 1.")
     block_on_overflow: bool = Field(default=False, description="Always false.")
+
+    _whole_queue_size = field_validator("queue_size", mode="before")(_refuse_unit)
 
     @field_validator("batch", mode="before")
     @classmethod

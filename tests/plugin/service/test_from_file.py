@@ -170,7 +170,7 @@ def test_a_changed_file_of_an_exporter_s_header_counts_without_a_reload(
             if not is_watched:
                 call(tmp_path / "queue" / CONTROL, "queue resume", exporter="otlp_http")
             wait_until(lambda: "otlp_http answers again" in caplog.text)
-            assert "otlp_http: the files of its headers have changed" in caplog.text
+            wait_until(lambda: "otlp_http: the files of its headers have changed" in caplog.text)
     assert "old-key-old-key" not in caplog.text
     assert [got.headers["authorization"] for got in sink.requests][-1] == "Bearer new-key"
 
