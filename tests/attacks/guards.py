@@ -155,8 +155,8 @@ GUARDS: Final[dict[str, Guard]] = {
             ),
             Edit(
                 CONNECTION,
-                "        self._owner.waits(self)\n\n    def abort(self)",
-                "        self._owner.waits(self)\n        self._read(vars(self).pop('x', b''))\n\n    def abort(self)",
+                "            self._pause_reading()\n\n    def abort(self)",
+                "            self._pause_reading()\n        self._read(self.x); self.x = b''\n\n    def abort(self)",
             ),
         ),
     ),
@@ -201,6 +201,16 @@ GUARDS: Final[dict[str, Guard]] = {
                 CONNECTION,
                 "            self._unsent = self._transport.get_write_buffer_size()\n            self._expire_after(",
                 "            self._unsent = 1\n            id(",
+            ),
+        ),
+    ),
+    "one answer": Guard(
+        "The next request is read after the client has read the answer to this one.",
+        (
+            Edit(
+                CONNECTION,
+                "            self._pause_reading()\n\n    def abort(self)",
+                "            pass\n\n    def abort(self)",
             ),
         ),
     ),

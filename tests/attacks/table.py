@@ -102,6 +102,20 @@ def _unread_answers(_: Serve) -> None:
         assert received < size, "the whole answer was kept for a client that did not read"
 
 
+def _piled_up_answers(_: Serve) -> None:
+    """One request after the other, and no answer is read."""
+    app, size, rounds = EchoApp(), 4 << 20, 30
+    with serving(echo_server(app)) as running, running.connect() as connection:
+        connection.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            for number in range(rounds):
+                connection.sendall(POST % (b"", size, bytes(size)))
+                deadline = time.monotonic() + 1.0
+                while len(app.bodies) <= number and time.monotonic() < deadline:
+                    time.sleep(0.01)
+        assert len(app.bodies) < rounds, "the answers are kept for a client that does not read"
+
+
 def _unfinished_handshakes(serve: Serve) -> None:
     authority = trustme.CA()
     with _tls(authority) as tls, serve(tls=tls, read_header_timeout=0.3) as site, site.connect() as silent:
@@ -502,6 +516,13 @@ ATTACKS: Final = (
         expected="cut off after `read_header_timeout`",
         guards=("reading deadline",),
         act=_unread_answers,
+        slow=True,
+    ),
+    Attack(
+        name="requests without end, of which no answer is read",
+        expected="they wait at the client",
+        guards=("one answer",),
+        act=_piled_up_answers,
         slow=True,
     ),
     Attack(

@@ -140,13 +140,15 @@ class HttpConnection(asyncio.Protocol):
             self._expire_after(self._header_timeout)
 
     def resume_writing(self) -> None:
-        """Everything is sent: end that deadline. The deadline of an idle connection stays."""
+        """Everything is sent: end that deadline, and go on."""
         self._let_go_on()
         if self._exchange is not None:
             self._deadline = math.inf
         elif self._is_lingering:
             self._end_writing()
             self._expire_after(_LINGER)
+        elif not self._is_closing:
+            self._await_request()
 
     # Called by the exchange.
 
@@ -184,11 +186,11 @@ class HttpConnection(asyncio.Protocol):
             self._close()
             return
         self._reader = RequestReader()
-        if self._unsent == math.inf:
-            self._expire_after(self._header_timeout)
-        if self._is_paused:
-            self._resume_reading()
         self._owner.waits(self)
+        if self._unsent == math.inf:
+            self._await_request()
+        else:  # answers must not pile up for a client that does not read them
+            self._pause_reading()
 
     def abort(self) -> None:
         """Close at once."""
@@ -213,6 +215,11 @@ class HttpConnection(asyncio.Protocol):
         return self._exchange is None and not self._is_closing
 
     # Reading.
+
+    def _await_request(self) -> None:
+        self._expire_after(self._header_timeout)
+        if self._is_paused:
+            self._resume_reading()
 
     def _read(self, data: bytes) -> None:
         reader = self._reader
