@@ -40,6 +40,7 @@ class Chat:
     hang: threading.Event | None = None
     drips: bool = False
     messages: list[tuple[str, str]] = field(default_factory=list)
+    refuses: str | None = None  # what it takes no message with
     port: int = 0
 
     @property
@@ -68,6 +69,8 @@ def chat(**keys: Any) -> Iterator[Chat]:
                         self.wfile.write(b"0")
                 return
             status, said, headers = told.answer
+            if told.refuses is not None and told.refuses in text:
+                status, said = 400, "invalid_payload"
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -217,8 +220,10 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
             config.write_text(text.replace("  chat:", "  talk:").replace("[chat, ", "[talk, "))
             service.process.send_signal(signal.SIGHUP)
             wait_until(lambda: any("exporters::talk: is new" in line for line in service.log))
-            there.answer = (400, "invalid_payload", {})
+            there.refuses = "sample_gate"
             deliver(send, service.url, variables)
+            wait_until(lambda: there.texts(f"/services/T0/B0/{KEY}-rotated"))
+            deliver([*send, "--sample", "experiment"], service.url, variables)  # which is taken
             wait_until(lambda: any("new dead letters: 1" in line for line in service.log))
             assert there.texts(f"/services/T0/B0/{KEY}-rotated")
         letters = run_to_end("dead-letters", "list", "--directory", str(tmp_path / "q"), env=variables)
