@@ -99,9 +99,9 @@ def start_as_nobody(directory: str) -> None:
     say("end")
 
 
-def acknowledge(directory: str, threads: str, min_free_bytes: str = "0") -> None:
+def acknowledge(directory: str, threads: str) -> None:
     """Print each number once it is acknowledged, until somebody kills this."""
-    with running(Path(directory), min_free_bytes=int(min_free_bytes)) as queue:
+    with running(Path(directory)) as queue:
 
         def send(first: int) -> None:
             number = first
@@ -115,9 +115,9 @@ def acknowledge(directory: str, threads: str, min_free_bytes: str = "0") -> None
         time.sleep(PATIENCE)
 
 
-def answer(directory: str) -> None:
+def answer(directory: str, min_free_bytes: str = "0") -> None:
     """Store each number that is written to this process, and print it once it is acknowledged."""
-    with running(Path(directory)) as queue:
+    with running(Path(directory), min_free_bytes=int(min_free_bytes)) as queue:
         for line in sys.stdin:
             put(queue, int(line))
             say(int(line))

@@ -255,6 +255,14 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().rstrip("\n")
 
 
+def ask(process: subprocess.Popen[str], number: int) -> str:
+    """Have the program `answer` store a number; what it says."""
+    assert process.stdin is not None
+    process.stdin.write(f"{number}\n")
+    process.stdin.flush()
+    return line_of(process)
+
+
 def refusal(queue: DurableQueue, made: Batch) -> RefusedError:
     error = consume(queue, made).exception(PATIENCE)
     assert isinstance(error, RefusedError)

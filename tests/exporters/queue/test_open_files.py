@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import sqlite3
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from statsig_otel.exporters.consumer import Receipt
 from statsig_otel.exporters.queue import writer
 from tests.exporters.queue.helpers import (
     PATIENCE,
+    ask,
     batch,
     check_counters,
     child,
@@ -203,13 +203,6 @@ def test_an_index_that_is_deleted_is_said_and_nothing_is_lost(tmp_path: Path, ca
     for place in (directory, crashed):
         with running(place) as queue:
             assert put(queue, 1, 2) == Receipt(0, 2)
-
-
-def ask(process: subprocess.Popen[str], number: int) -> str:
-    assert process.stdin is not None
-    process.stdin.write(f"{number}\n")
-    process.stdin.flush()
-    return line_of(process)
 
 
 def test_an_index_that_is_cut_is_made_as_long_as_it_was_and_the_process_lives(tmp_path: Path) -> None:
