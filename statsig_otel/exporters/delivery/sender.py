@@ -261,19 +261,25 @@ class QueueSender:
 
     def _deliver(self, batch: Records) -> None:
         """Send a batch, in parts if it is refused, and tick off from its beginning what is decided."""
-        began, count = time.monotonic(), len(batch)
+        began, count, all_refused = time.monotonic(), len(batch), False
         dead_letters: list[DeadLetter] = []
-        while batch:
+        while batch and not all_refused:
             decided = self._decisions.decided(batch)
             if decided is not None:
                 if not self._tick_off(*decided):
                     break
                 dead_letters += decided.dead_letters
                 batch = batch[bisect_right(batch.seqs, self._cursor.position) :]
-            elif not batch.intact[0] or not self._attempt(batch.until_damage()):
+            elif not batch.intact[0]:
+                break
+            elif not (segment := self._next(batch.until_damage())):
+                all_refused = True
+            elif not self._attempt(segment):
                 break
         self._log_dead_letters(dead_letters)
         self._gather(count, time.monotonic() - began)
+        if all_refused:
+            self._wait_refused()
 
     def _gather(self, records: int, took: float) -> None:
         """Wait while a stream forms a batch: each batch costs the same, and the threads that answer webhooks pay it.
@@ -284,18 +290,18 @@ class QueueSender:
         if not self.outage and not self._stopping and records < most and 0 < self._cursor.waiting < most:
             time.sleep(min(took * records * _GATHERING, _LONGEST_GATHERING))
 
-    def _attempt(self, batch: Records) -> bool:
-        """Send the next part of a batch, or a probe; False if the rest of the batch has to wait."""
+    def _next(self, batch: Records) -> Records:
+        """The next part of a batch to send, or a probe; empty if all of the batch was refused, and none may be sent."""
         if self._renewed:
             self._renewed = False
             self._decisions.forget_taken()
-        segment = self._decisions.next(batch)
-        if not segment:
-            newest = self._cursor.newest(self._decisions.out_of_turn + 1)
-            segment = self._decisions.probe(batch[:1], newest, time.monotonic())
-        if not segment:
-            self._wait_refused()
-            return False
+        if segment := self._decisions.next(batch):
+            return segment
+        newest = self._cursor.newest(self._decisions.out_of_turn + 1)
+        return self._decisions.probe(batch[:1], newest, time.monotonic())
+
+    def _attempt(self, segment: Records) -> bool:
+        """Send a part of a batch; False if the rest of the batch has to wait."""
         outcome = self._send(segment)
         is_taken = isinstance(outcome, Delivered | PartiallyRejected)
         if self._closed and not is_taken:
