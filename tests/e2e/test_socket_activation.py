@@ -3,7 +3,6 @@
 import http.client
 import json
 import socket
-import subprocess
 import sys
 import threading
 from collections import Counter
@@ -34,32 +33,12 @@ os.execv(program[0], program)
 PATH = "/api/v1/data/events/receiver/statsig"
 
 
-def command(config: Path, sockets: Mapping[str, socket.socket]) -> list[str]:
-    """A service with sockets that this process listens on, by name."""
-    descriptors = ",".join(str(one.fileno()) for one in sockets.values())
-    program = [sys.executable, "-m", "statsig_otel", "run", "--config", str(config)]
-    return [sys.executable, "-c", PASS, ":".join(sockets), descriptors, *program]
-
-
 def service(config: Path, sockets: Mapping[str, socket.socket]) -> Process:
-    passed = [one.fileno() for one in sockets.values()]
-    return Process(command(config, sockets), environment(ENV), pass_fds=passed)
-
-
-def refusal(config: Path, sockets: Mapping[str, socket.socket]) -> str:
-    """What a service says that ends at once."""
-    passed = [one.fileno() for one in sockets.values()]
-    ran = subprocess.run(
-        command(config, sockets),
-        env=environment(ENV),
-        pass_fds=passed,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ran.returncode == 1, ran.stderr
-    return ran.stderr.splitlines()[-1]
+    """A service with sockets that this process listens on, by name."""
+    descriptors = [one.fileno() for one in sockets.values()]
+    program = [sys.executable, "-m", "statsig_otel", "run", "--config", str(config)]
+    passing = [sys.executable, "-c", PASS, ":".join(sockets), ",".join(map(str, descriptors)), *program]
+    return Process(passing, environment(ENV), pass_fds=descriptors)
 
 
 def listening() -> socket.socket:
@@ -91,14 +70,6 @@ def test_sockets_go_to_the_receivers_that_they_are_named_after(tmp_path: Path) -
                 running.wait_for(f"^Webhook URL: {url}$")
                 assert post(url, change(1)).status == 200
             assert running.stop() == 0
-
-        assert refusal(config, {"statsig/us3": first, "statsig/eu": second}) == (
-            "Error: LISTEN_FDNAMES: statsig/us3 is not the id of a receiver; name each socket after a receiver at its "
-            "endpoint (statsig/eu, statsig/us, statsig/us2); in a systemd socket unit this is FileDescriptorName"
-        )
-        assert refusal(config, {"statsig/us": first, "statsig/us2": second}) == (
-            "Error: LISTEN_FDNAMES: statsig/us2 is the name of two sockets for one endpoint, 192.0.2.1:1; pass one"
-        )
 
 
 class Sender:
@@ -149,14 +120,15 @@ def wait_for_answers(senders: Sequence[Sender]) -> None:
     wait_until(lambda: all(sender.answers.total() >= goal for sender, goal in goals), "answers", within=60)
 
 
-@pytest.mark.parametrize("restarts", [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
-def test_no_webhook_is_refused_or_reset_while_the_service_restarts(tmp_path: Path, restarts: int) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_no_webhook_is_refused_or_reset_while_the_service_restarts(tmp_path: Path) -> None:
     lines = tmp_path / "changes.jsonl"
     config = write_config(tmp_path, {"file": {"path": str(lines)}}, queued=True, endpoint="192.0.2.1:1")
     with listening() as sock, ExitStack() as last:
         senders = [Sender(sock, number) for number in range(4)]
         with sending(senders):
-            for _ in range(restarts):
+            for _ in range(20):
                 with service(config, {"whatever": sock}) as running:
                     wait_for_answers(senders)
                     assert running.stop() == 0, running.output

@@ -1,0 +1,77 @@
+"""Which receiver gets which of the sockets that a supervisor passes."""
+
+import socket
+from collections.abc import Mapping
+
+import pytest
+
+from statsig_otel.plugin import StatsigReceiverSettings
+from statsig_otel.plugin.receiver.asgi import StatsigReceiver
+from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.server.listening import InheritedSocket
+from statsig_otel.plugin.service.consumer import ServiceConsumer
+from statsig_otel.plugin.service.endpoints import endpoints_of
+
+NOWHERE = "192.0.2.1:1"
+"""An address that no machine has: only a socket makes it work."""
+
+TWO = {"statsig/eu": "127.0.0.1:0", "statsig/us": NOWHERE, "statsig/us2": NOWHERE}
+
+UNKNOWN = "LISTEN_FDNAMES: statsig/us3 is not the id of a receiver; name each socket after a receiver at its endpoint"
+TWICE = "LISTEN_FDNAMES: statsig/us2 is the name of two sockets for one endpoint"
+
+
+def urls(endpoints: Mapping[str, str], *sockets: tuple[str, socket.socket]) -> dict[str, str]:
+    """Where the receivers with these endpoints listen, with these sockets."""
+    settings = {
+        name: StatsigReceiverSettings(signing_secrets=["webhook-..."], endpoint=one, path=f"/{number}")
+        for number, (name, one) in enumerate(endpoints.items())
+    }
+    receivers = {
+        name: StatsigReceiver(Intake(verifier=one.verifier()), ServiceConsumer()) for name, one in settings.items()
+    }
+    made = endpoints_of(settings, receivers, [InheritedSocket(name, sock) for name, sock in sockets])
+    try:
+        for endpoint in made:
+            endpoint.server.bind()
+        return {name: url for endpoint in made for name, url in endpoint.urls.items()}
+    finally:
+        for endpoint in made:
+            endpoint.server.stop()
+
+
+def port_of(sock: socket.socket) -> int:
+    return int(sock.getsockname()[1])
+
+
+def test_the_only_socket_is_for_the_only_endpoint() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        found = urls({"statsig": NOWHERE, "statsig/two": NOWHERE}, ("statsig-otel.socket", one))
+        assert found == {
+            name: f"http://127.0.0.1:{port_of(one)}/{n}" for n, name in enumerate(("statsig", "statsig/two"))
+        }
+
+
+def test_a_socket_is_for_all_receivers_at_the_endpoint_of_its_receiver() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        found = urls(TWO, ("statsig/us2", one))
+        assert (found["statsig/us"], found["statsig/us2"]) == tuple(
+            f"http://127.0.0.1:{port_of(one)}/{n}" for n in (1, 2)
+        )
+        assert f":{port_of(one)}/" not in found["statsig/eu"], "it listens by itself"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("statsig/us3", "statsig/eu"),
+            f"{UNKNOWN} ({', '.join(TWO)}); in a systemd socket unit this is FileDescriptorName",
+        ),
+        (("statsig/us", "statsig/us2"), f"{TWICE}, {NOWHERE}; pass one"),
+    ],
+)
+def test_sockets_that_do_not_fit_are_refused(names: tuple[str, ...], message: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, pytest.raises(ValueError, match="LISTEN_FDNAMES") as raised:
+        urls(TWO, *((name, one) for name in names))
+    assert str(raised.value) == message
