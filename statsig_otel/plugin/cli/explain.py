@@ -189,6 +189,8 @@ def _item(alike: Sequence[ExplainedItem]) -> Iterator[str]:
     yield f"{place}: {first.outcome}: {first.uid or first.reason}"
     if first.left_out:
         yield f"  left out, because the value's type is unusable: {', '.join(first.left_out)}"
+    if first.in_seconds:
+        yield "  the timestamp has ten digits, and is read as seconds"
     if first.concerned is not None:
         for line in _services(first.concerned):
             yield f"  {line}"
@@ -224,6 +226,7 @@ def _item_as_json(item: ExplainedItem) -> dict[str, object]:
         "reason": item.reason,
         "uid": item.uid,
         "left_out": item.left_out,
+        "in_seconds": item.in_seconds,
         "services": services if item.concerned else None,
         "records": [json.loads(to_json_line(ExportLogsServiceRequest.FromString(record))) for record in item.records],
     }

@@ -49,6 +49,7 @@ class ExplainedItem:
             config change. `invalid`: it is one, but no record can be made of it.
         reason: The reason for the outcome; None for a change.
         left_out: The optional fields of a change that had an unusable type.
+        in_seconds: Whether the time of a change was sent in seconds.
         concerned: The services that a change concerns; None if the receiver has no `impacted_services`.
         records: The records of a change, each a serialised `ExportLogsServiceRequest`.
     """
@@ -58,6 +59,7 @@ class ExplainedItem:
     reason: str | None = None
     uid: str | None = None
     left_out: tuple[str, ...] = ()
+    in_seconds: bool = False
     concerned: Concerned | None = None
     records: tuple[bytes, ...] = ()
 
@@ -171,6 +173,7 @@ def _explain_change(
             outcome="change",
             uid=change.uid,
             left_out=mapped.left_out,
+            in_seconds=bool(mapped.in_seconds),
             concerned=mapper.concerned(item),
             records=change.records,
         )

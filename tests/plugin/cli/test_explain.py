@@ -100,6 +100,12 @@ def test_an_item_that_is_nested_too_deeply_is_explained_beside_the_others() -> N
     ]
 
 
+def test_a_timestamp_in_seconds_is_told() -> None:
+    seconds = {**SAMPLE, "timestamp": SAMPLE["timestamp"] // 1000}
+    assert "the timestamp has ten digits, and is read as seconds" in explain([seconds]).output
+    assert [item["in_seconds"] for item in as_json([seconds, SAMPLE])["items"]] == [True, False]
+
+
 def test_each_item_has_its_outcome() -> None:
     broken = {"eventName": "statsig::config_change", "timestamp": "soon", "metadata": {"type": "Gate", "name": "g"}}
     kept, dropped = change(tags={"a": 1}), change(action="created")
