@@ -104,10 +104,10 @@ class LogSerializer:
         Raises:
             ValueError: See the class.
         """
-        parts = [_time(_TIME_UNIX_NANO, time_ns), _SEVERITIES[severity_number]]
+        severity = _SEVERITIES[severity_number]
         if severity_text:
-            parts.append(_field(_SEVERITY_TEXT, severity_text.encode()))
-        parts.append(_field(_BODY, _field(_STRING_VALUE, body.encode())))
+            severity += _field(_SEVERITY_TEXT, severity_text.encode())
+        parts = [_time(_TIME_UNIX_NANO, time_ns), severity, _field(_BODY, _field(_STRING_VALUE, body.encode()))]
         parts += [
             _string_attribute(key, value) if isinstance(value, str) else _attribute(key, value, attributes)
             for key, value in attributes.items()

@@ -18,7 +18,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO
 
 from statsig_otel import __version__
 from statsig_otel.plugin.record import description
-from statsig_otel.plugin.record.arrays import converted, hidden, joined
+from statsig_otel.plugin.record.arrays import Cut, converted, joined
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError, valid
 from statsig_otel.plugin.record.otlp import AttributeValue, LogSerializer
 
@@ -212,15 +212,17 @@ class LogRecordEncoder:
             InvalidItemError: The record is too large, also without the original.
         """
         encoded = self._encode(default, event, observed_ns, item)
+        if len(encoded) <= self._max_record_bytes:
+            return encoded
         original = default.attributes.get(ORIGINAL)
-        if len(encoded) > self._max_record_bytes and isinstance(original, str):
+        if isinstance(original, str):
             encoded = self._encode(_without_original(default, original), event, observed_ns, item)
-        if len(encoded) > self._max_record_bytes:
-            raise InvalidItemError(
-                f"is too large: a record of it has {len(encoded)} bytes, more than max_record_bytes "
-                f"({self._max_record_bytes}). Raise that setting, then replay this dead letter"
-            )
-        return encoded
+        if len(encoded) <= self._max_record_bytes:
+            return encoded
+        raise InvalidItemError(
+            f"is too large: a record of it has {len(encoded)} bytes, more than max_record_bytes "
+            f"({self._max_record_bytes}). Raise that setting, then replay this dead letter"
+        )
 
     def _encode(self, default: RecordFields, event: ChangeEvent, observed_ns: int, item: Mapping[str, object]) -> bytes:
         record = default if self._mapping is None else self._mapping.apply(default, event, item)
@@ -256,7 +258,7 @@ class LogRecordEncoder:
             "feature_flag.provider.name": "statsig",
             "feature_flag.set.id": event.project_id,
             "deployment.environment.name": environments[0]
-            if len(environments) == 1 and not hidden(environments)
+            if len(environments) == 1 and not isinstance(environments, Cut)
             else None,
             "user.name": self._shown(event.user_name),
             "user.email": self._shown(event.user_email),
