@@ -179,9 +179,8 @@ class StatsigReceiverSettings(Settings):
         "tolerance": "timestamp_tolerance",
         "url": "endpoint",
     }
-    needed: ClassVar[Mapping[str, str]] = {
-        "signing_secrets": 'write ["${env:STATSIG_SIGNING_SECRET}"], or [] until Statsig has shown the secret',
-    }
+    # Not []: whoever leaves it there gets no change at all.
+    needed: ClassVar[Mapping[str, str]] = {"signing_secrets": 'write ["${env:STATSIG_SIGNING_SECRET}"]'}
 
     endpoint: str = Field(
         default="localhost:8080", description="Where to listen, as host:port.", examples=["0.0.0.0:8080"]

@@ -40,7 +40,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: ClientTlsSettings(cert_file="x"), "ClientTlsSettings: a client certificate needs its private key"),
     (
         lambda: made(receivers={"statsig": {}}),
-        'receivers::statsig::signing_secrets: is required\n  hint: write [os.environ["STATSIG_SIGNING_SECRET"]], or',
+        'receivers::statsig::signing_secrets: is required\n  hint: write [os.environ["STATSIG_SIGNING_SECRET"]]',
     ),
     (lambda: made(exporters={"nope": {}}), "exporters::nope: there is no exporter of the type 'nope'\n  hint: there"),
     (lambda: made(exporters={"nope": HTTP}), "exporters::nope: there is no exporter of the type 'nope'\n  hint: there"),
