@@ -4,7 +4,8 @@
   can't make the server collect requests, and nothing can hide behind a request.
 - A deadline for a whole header, which also closes idle connections, and one for a client that does not read its answer.
   The application limits the time of bodies.
-- A turn of one connection is short: it handles what one read has brought, and of a chunked body a number of chunks.
+- A turn of one connection is short: it handles what one read has brought, and of a chunked body a number of chunks. The
+  rest has to wait for a turn, and one connection of all has one at a time.
 - An answer for a client that still sends, or that has closed its sending side.
 - A close that does not destroy the answer: closing a socket on which data still arrives resets it (RFC 9112, 9.6).
 """
@@ -42,6 +43,9 @@ class Owner(Protocol):
     def works(self, connection: HttpConnection) -> None:
         """The connection has a whole request, and must not be closed to make room."""
 
+    def wants_turn(self, connection: HttpConnection) -> None:
+        """The connection has more to read than one turn may take: call its `next_turn` later."""
+
     def calls(self, task: asyncio.Task[None]) -> None:
         """A task calls the application."""
 
@@ -69,7 +73,7 @@ class HttpConnection(asyncio.Protocol):
         self._reader = RequestReader()
         self._exchange: Exchange | None = None  # the request that is not yet answered
         self._unread = b""  # a part of the body, for the next turn
-        self._is_turn_scheduled = False
+        self._waits_for_turn = False
         self._is_paused = False  # nothing is read, since the application has to take the body first
         self._is_discarding = False  # further bytes are discarded
         self._has_answered = False
@@ -159,8 +163,10 @@ class HttpConnection(asyncio.Protocol):
 
     def read_on(self) -> None:
         """Read on: the application has taken the part of the body that had arrived."""
-        if self._is_paused:
-            self._schedule_turn()
+        if self._unread:
+            self._wait_for_turn()
+        elif self._is_paused:
+            self._resume_reading()
 
     async def until_sent(self) -> None:
         """Wait while the client does not read."""
@@ -209,6 +215,19 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
             self._expire_after(_LINGER)
 
+    def next_turn(self) -> None:
+        """Read what one turn has left, if the application has taken what was read before."""
+        self._waits_for_turn = False
+        if self._is_closing or self._is_discarding or sum(map(len, self._reader.body)) > _MOST_UNTAKEN:
+            return
+        data, self._unread = self._unread, b""
+        if data:
+            self._read(data)
+        if not self._unread and self._exchange is not None:
+            if self._client_ended and not self._reader.is_complete:
+                self._exchange.end()
+            self._resume_reading()
+
     @property
     def is_unused(self) -> bool:
         """Whether the connection is open and no answer is pending."""
@@ -242,26 +261,12 @@ class HttpConnection(asyncio.Protocol):
             self._unread = rest
             self._pause_reading()
             if rest:
-                self._schedule_turn()
+                self._wait_for_turn()
 
-    def _schedule_turn(self) -> None:
-        """Read on after other connections had their turn. One turn is scheduled at a time."""
-        if not self._is_turn_scheduled:
-            self._is_turn_scheduled = True
-            self._loop.call_soon(self._next_turn)
-
-    def _next_turn(self) -> None:
-        """Read what one turn has left, if the application has taken what was read before."""
-        self._is_turn_scheduled = False
-        if self._is_closing or self._is_discarding or sum(map(len, self._reader.body)) > _MOST_UNTAKEN:
-            return
-        data, self._unread = self._unread, b""
-        if data:
-            self._read(data)
-        if not self._unread and self._exchange is not None:
-            if self._client_ended and not self._reader.is_complete:
-                self._exchange.end()
-            self._resume_reading()
+    def _wait_for_turn(self) -> None:
+        if not self._waits_for_turn:
+            self._waits_for_turn = True
+            self._owner.wants_turn(self)
 
     def _call(self, head: Head) -> None:
         """Call the application for a request, whose body may still be on its way."""

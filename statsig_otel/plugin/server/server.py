@@ -16,6 +16,7 @@ import resource
 import socket
 import ssl
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 from weakref import WeakSet
@@ -260,6 +261,7 @@ class _Connections:
         self._waiting: dict[HttpConnection, float] = {}  # for their clients, since when: the longest wait first
         self._handshakes: dict[HttpConnection, asyncio.Task[None]] = {}
         self._calls: set[asyncio.Task[None]] = set()  # of the application
+        self._turns: deque[HttpConnection] = deque()  # of connections that have more to read
         self._accepting = False
         self._next_try: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -278,6 +280,18 @@ class _Connections:
     def works(self, connection: HttpConnection) -> None:
         """The connection has a whole request."""
         self._waiting.pop(connection, None)
+
+    def wants_turn(self, connection: HttpConnection) -> None:
+        """Let the connection read on later. One has its turn at a time, so that many can't hold up the others."""
+        self._turns.append(connection)
+        if len(self._turns) == 1:
+            self._loop.call_soon(self._give_turn)
+
+    def _give_turn(self) -> None:
+        connection = self._turns.popleft()
+        if self._turns:
+            self._loop.call_soon(self._give_turn)
+        connection.next_turn()
 
     def calls(self, task: asyncio.Task[None]) -> None:
         """A task calls the application."""
