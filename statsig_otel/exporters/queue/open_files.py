@@ -152,8 +152,8 @@ class OpenFiles:
     def _leave_log(self, connection: sqlite3.Connection) -> None:
         """Bring a log that only this process can still read into the database."""
         _fold_all(connection)
-        close(connection)
         Path(self._paths["-wal"]).unlink(missing_ok=True)  # if there is one, it is somebody else's
+        close(connection)
         self._log_kept()
         _logger.error(
             "Somebody deleted or replaced %s while it was in use. Its content was still open, and is in %s now",
