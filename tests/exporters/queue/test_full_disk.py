@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,6 +163,18 @@ def test_a_queue_without_a_reserve_on_a_full_disk_starts_and_waits_for_space(
         "The queue can't be written; nothing is acknowledged until it can",
         "The queue can be written again",
     }
+
+
+def test_what_waits_on_a_disk_that_gets_full_is_delivered_and_ticked_off(disk: Path) -> None:
+    directory = disk / "queue"
+    with running(directory, min_free_bytes=2 << 20) as queue:
+        put(queue, *range(10), size=5000)
+        fill(disk)
+        time.sleep(0.15)  # the disk is looked at ten times a second
+        assert refusal(queue, batch(100)).reason == "disk_full"
+        assert delivered(queue.cursor("otlp")) == list(range(10))
+    with running(directory, min_free_bytes=2 << 20) as queue:
+        assert delivered(queue.cursor("otlp")) == []
 
 
 def test_a_new_queue_on_a_full_disk_begins_once_there_is_space(disk: Path) -> None:
