@@ -111,9 +111,11 @@ MAY_LOAD = {
         MODEL: "Duration Opaque Settings Size",
     },
     "exporters": {
-        "": "Batch Blocked Change Consumer Delivered DirectoryInUseError Exporter Invalid Outcome PartiallyRejected "
+        "": "Batch Blocked Change Consumer Delivered Exporter Invalid Outcome PartiallyRejected "
         "QueueError Receipt RefusedError Rejected RetryLater",
-        MODEL: "ClientTlsSettings ExporterType GrpcTlsSettings KeepaliveSettings OtlpGrpcSettings OtlpHttpSettings",
+        MODEL: "ClientTlsSettings DirectoryInUseError ExporterType GrpcTlsSettings KeepaliveSettings OtlpGrpcSettings "
+        "OtlpHttpSettings",
+        "opentelemetry.proto": "log_records",
         "opentelemetry._logs opentelemetry.proto": "LoggerProviderConsumer",
         RECORD_MODEL: "DebugSettings FileSettings",
     },
