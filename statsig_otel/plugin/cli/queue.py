@@ -70,7 +70,7 @@ def named_locations() -> tuple[Path | None, tuple[str, ...]]:
 _seconds: Final = TypeAdapter[float](Duration).validate_python
 
 
-class _Age(click.ParamType[float]):
+class _Age(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
     """A duration that may begin with days, in seconds: `7d`, `1d12h`."""
 
     name = "age"
