@@ -12,6 +12,7 @@ import pytest
 
 from statsig_otel.exporters.consumer import Receipt
 from statsig_otel.exporters.queue import writer
+from statsig_otel.exporters.queue.recovery import damaged_file
 from tests.exporters.queue.helpers import (
     PATIENCE,
     ask,
@@ -163,8 +164,9 @@ def test_a_log_that_becomes_shorter_is_damage_and_the_rest_is_carried_over(
 
 
 def test_a_database_that_becomes_shorter_is_damage_and_the_rest_is_carried_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(damaged_file, "_MOST_FAILURES", 500)  # else it takes seconds
     with running(tmp_path) as queue:
         put(queue, *range(1, 201), size=500)
         wait_until(lambda: (tmp_path / "queue.db-wal").stat().st_size == 0, "the log is folded in")
@@ -219,6 +221,7 @@ def test_an_index_that_is_cut_is_made_as_long_as_it_was_and_the_process_lives(tm
         assert delivered(queue.cursor("otlp")) == [*range(10)]
 
 
+@pytest.mark.slow
 def test_an_index_that_is_cut_under_load_costs_at_most_the_process(tmp_path: Path) -> None:
     with child("acknowledge", tmp_path, 4) as process:
         acknowledged = {int(line_of(process)) for _ in range(20)}
