@@ -42,6 +42,9 @@ _LONGEST_NAME: Final = f"{DATABASE}.unreadable-00000000T000000Z-1-journal"
 _ELSEWHERE: Final = "name another directory, or move what is there away"
 _A_LINK: Final = "is a symbolic link, where the queue has a file of its own"
 _ZEROS: Final = bytes(1 << 16)
+_NOT_SUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
+"""By the file system: glibc writes zeros then, and musl does not."""
+
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIRECTORY: Final = 0o700
 
@@ -417,11 +420,16 @@ def _is_held(descriptor: int) -> bool:
 
 def _allocate(descriptor: int, size: int) -> None:
     """Take space on the disk for a file."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-        return
-    for offset in range(0, size, len(_ZEROS)):  # macOS
-        os.pwrite(descriptor, _ZEROS, offset)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+        else:
+            return
+    for offset in range(0, size, len(_ZEROS)):
+        os.pwrite(descriptor, _ZEROS[: size - offset], offset)
 
 
 def sync_directory(directory: Path) -> None:
