@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -40,11 +41,12 @@ class ServerThread:
 
         That takes a second at most. The requests in flight get so many seconds, from now on.
         """
+        deadline = time.monotonic() + drain_timeout
         for server in self.servers:
             server.stop(drain_timeout)
         if self._thread is not None:
             for server in self.servers:
-                server.wait_until_quiet(drain_timeout)
+                server.wait_until_quiet(max(deadline - time.monotonic(), 0.0))
 
     def shutdown(self, drain_timeout: float) -> None:
         """Stop accepting, give the requests in flight so many seconds, and end the thread. Works without `start`."""
