@@ -33,8 +33,8 @@ NOTHING = "nothing"
 _TIMEOUT = 30.0
 """Seconds after which a change that was not answered counts as lost."""
 
-_MOMENT = 2.0
-"""Seconds from the begin of an attack to the first change, in which all its connections are opened."""
+_MOMENT = 5.0
+"""Seconds from the beginning of an attack to the first change, in which its connections are opened."""
 
 _HEAD = f"POST {DEFAULT_PATH} HTTP/1.1\r\nhost: attack\r\n".encode()
 _UNSIGNED = _HEAD + b"content-length: 2\r\n\r\n{}"
