@@ -84,6 +84,7 @@ def recover_and_crash(directory: str, steps: str) -> None:
 
 def start_as_nobody(directory: str) -> None:
     """Start a queue as another user, with the same group; say what a check finds, what is logged and what happens."""
+    Path(directory).as_uri()  # loads a module on Python 3.13, which may not be readable for another user
     os.setgroups([])
     os.setgid(NOBODY)
     os.setuid(NOBODY)
