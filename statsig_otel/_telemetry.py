@@ -77,7 +77,7 @@ requests = _meter.create_counter(
 items_ignored = _meter.create_counter(
     "statsig_otel_receiver_ignored_items",
     unit="{items}",
-    description="Verified items that are not a config change. Attribute: receiver.",
+    description="Verified items that are not a config change, or that the filter drops. Attribute: receiver.",
 )
 items_invalid = _meter.create_counter(
     "statsig_otel_receiver_invalid_items",

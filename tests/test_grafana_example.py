@@ -1,4 +1,4 @@
-"""examples/grafana: each change is posted once, across a passing fault and a refusal in the middle."""
+"""examples/grafana: each change is posted once, across a temporary failure and a refusal in the middle."""
 
 import json
 import threading

@@ -116,7 +116,7 @@ class Exporter(Protocol):
     - `Delivered`: The batch is done. Return this only once the backend has accepted it for good. With `first=k` only
       its first k records are done, and the rest is sent again at once. This is for a backend that takes one record at a
       time: if the third record fails, return `Delivered(first=2)`, and the failure with the next call.
-    - `RetryLater`: A temporary failure. The same records are sent again after a wait, without a limit on attempts.
+    - `RetryLater`: A temporary failure. The same records are sent again after a wait, by default for ever.
     - `Rejected`: The data is at fault. The batch is halved until the refused record is alone. That record becomes a
       dead letter once the backend has taken another one; until then it waits. The other records are delivered.
     - `PartiallyRejected`: The backend has accepted the batch except for some records, and must not receive it again.

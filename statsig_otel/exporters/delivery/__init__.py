@@ -1,1 +1,1 @@
-"""Takes records from the queue or from a request to the exporters: batches, retries, halving, dead letters."""
+"""Carries records from the queue or from a request to the exporters: batches, retries, halving, dead letters."""

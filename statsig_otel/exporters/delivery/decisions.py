@@ -76,7 +76,7 @@ class Decisions:
         self._decided: dict[int, Decided] = {}  # by the seq of its first record; not ticked off yet
         self._last_taken = 0  # the number of the last send of which something was taken
         self._taken_up_to = 0  # the last seq that was taken
-        self._failing_since = math.inf  # the first passing fault since something was ticked off
+        self._failing_since = math.inf  # the first temporary failure since something was ticked off
         self._probed_at = -settings.between_probes
         self._only_probes = False  # a whole batch was refused: what comes behind it is sent as a probe only
         self._tries_head = False  # a wait is over: the head is sent again, and then a probe

@@ -12,7 +12,7 @@ LONGEST_ASKED: Final = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrySettings:
-    """`retry_on_failure`, with the keys and defaults of the Collector (configretry), except that it never ends."""
+    """`retry_on_failure`, with the Collector's keys (configretry) and defaults, without an end by default."""
 
     enabled: bool = True
     initial_interval: float = 5.0  # seconds before the second attempt

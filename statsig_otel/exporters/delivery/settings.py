@@ -21,7 +21,7 @@ class DeliverySettings:
     max_records: int = MAX_RECORDS  # of a batch
     max_bytes: int = MAX_BYTES  # of a batch
     timeout: float = SEND_TIMEOUT  # for one attempt
-    retry: RetrySettings = field(default_factory=RetrySettings)  # after a passing fault
+    retry: RetrySettings = field(default_factory=RetrySettings)  # after a temporary failure
     blocked: RetrySettings = BLOCKED  # while somebody has to repair something; it never ends
     between_probes: float = 1.0  # at least, while every record is refused
     refused_after: float = 600.0  # of faults that may be about the data (HTTP 500), the record counts as refused

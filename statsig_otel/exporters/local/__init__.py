@@ -1,1 +1,1 @@
-"""Exporters that need no backend: to a file, to the terminal, and to an embedding program's LoggerProvider."""
+"""Destinations that need no backend: a file, the terminal, and an embedding program's LoggerProvider."""

@@ -1,1 +1,1 @@
-"""The durable queue: webhooks on disk, and a cursor for each exporter."""
+"""The durable queue: records on disk, and a cursor for each exporter."""

@@ -1,4 +1,4 @@
-"""Checks the machine and what is installed on it: versions, SQLite's known faults, open files, the clock."""
+"""Checks the machine and what is installed on it: versions, SQLite's known bugs, open files, the clock."""
 
 import ctypes
 import platform
@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 from statsig_otel import __version__
 from statsig_otel.plugin.doctor.finding import Finding
+from statsig_otel.plugin.server.server import OTHER_FILES
 
 Version: TypeAlias = tuple[int, ...]
 
@@ -19,10 +20,6 @@ _LIBRARIES: Final = (
     "falcon", "grpcio", "httptools", "msgspec", "opentelemetry-api", "opentelemetry-proto", "protobuf", "pydantic",
     "ruamel.yaml", "urllib3",
 )  # fmt: skip
-
-_OTHER_FILES: Final = 64
-"""Open files besides the connections: those of the queue, the exporters and the libraries."""
-
 
 # https://sqlite.org/wal.html#walresetbug; https://sqlite.org/releaselog/3_51_3.html
 _FIXED_EARLIER: Final[Mapping[Version, Version]] = {(3, 44): (3, 44, 6), (3, 50): (3, 50, 7)}
@@ -53,7 +50,7 @@ def versions() -> Iterator[Finding]:
     if sys.platform in ("linux", "darwin"):
         yield Finding("platform", "ok", platform.platform())
     else:
-        yield Finding("platform", "warning", platform.platform(), "statsig-otel is tested on Linux and macOS alone")
+        yield Finding("platform", "warning", platform.platform(), "statsig-otel is tested on Linux and macOS only")
 
 
 def sqlite(found: Version = sqlite3.sqlite_version_info) -> Finding:
@@ -67,12 +64,14 @@ def sqlite(found: Version = sqlite3.sqlite_version_info) -> Finding:
 def open_files(connections: int) -> Finding:
     """Whether the limit of open files allows as many connections as all servers together may have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = connections + _OTHER_FILES
+    needed = connections + OTHER_FILES
     if hard == resource.RLIM_INFINITY:
         return Finding("open files", "ok", "no limit")
     if hard < needed:
         detail = f"at most {hard}, and max_connections: {connections} needs {needed}"
-        return Finding("open files", "warning", detail, "raise the limit (LimitNOFILE, ulimit -n), or take fewer")
+        return Finding(
+            "open files", "warning", detail, "raise the limit (LimitNOFILE, ulimit -n), or lower max_connections"
+        )
     return Finding("open files", "ok", f"at most {hard}")
 
 

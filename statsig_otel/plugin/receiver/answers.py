@@ -92,7 +92,7 @@ def slow_consumer(patience: float) -> RefusedError:
 
 
 def unexpected(error: Exception) -> Answer:
-    """The answer to an unexpected error. It is never a 2xx: the sender is told to send the webhook again."""
+    """The answer to an unexpected error. It is never a 2xx, which would acknowledge the webhook."""
     _logger.error("A webhook could not be handled", exc_info=error)
     return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected", retry_after=RETRY_AFTER)
 

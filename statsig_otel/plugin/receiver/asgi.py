@@ -290,7 +290,7 @@ def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
         path = paths.route(_below(root, scope["path"]) if root else scope["path"], encoded=raw.decode("latin-1"))
         # Falcon answers unknown methods with 400, and those that a resource lacks with a list of all others.
         method = "POST" if scope["method"] == "POST" else "OPTIONS"
-        # It waits for the first event of the body before it routes, so nothing would refuse a sender who declares a
+        # It waits for the first event of the body before it routes, so nothing would refuse a client that declares a
         # body and then stays silent. It gets an empty event, and the receiver reads the body.
         await app({**scope, "path": path, "method": method, _RECEIVE: receive}, _headers_only, send)
 

@@ -78,7 +78,7 @@ class Answer:
 def refusal(
     status: HTTPStatus, reason: str, detail: str = "", *, retry_after: int | None = None, subject: str = ""
 ) -> Answer:
-    """The answer that refuses a request: a title and a description, the same for every sender."""
+    """The answer that refuses a request: a title and a description, the same for every client."""
     body: dict[str, object] = {"title": f"{status.value} {status.phrase}", "description": _DESCRIPTIONS[status]}
     return Answer(status, body, reason, detail, retry_after, subject)
 

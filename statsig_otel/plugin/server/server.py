@@ -1,8 +1,8 @@
 """The HTTP server under the receiver: listens, accepts connections within a limit, and drains them on stop.
 
-It accepts connections itself because asyncio's server lacks two things. Connections above the limit stay in the
-system's backlog. And each connection is known from its acceptance on, so that one in its TLS handshake counts towards
-the limit and is closed by a stop.
+It accepts connections itself because asyncio's server lacks two things. At the limit, a connection whose client is
+silent makes room for a new one. And each connection is known from its acceptance on, so that one in its TLS handshake
+counts towards the limit and is closed by a stop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from statsig_otel.plugin.server.tls import ServerTlsSettings, digest, handshake_
 
 _log = logging.getLogger(__name__)
 _throttle: Final = LogThrottle(_log)
-_OTHER_FILES: Final = 128  # file descriptors reserved for the rest of the process
+OTHER_FILES: Final = 128  # file descriptors reserved for the rest of the process
 _ACCEPTED_A_TURN: Final = 64  # connections, before those that are open have their turn
 _MIN_WAIT: Final = 0.1  # seconds in which a client can send something before its connection may make room
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
@@ -53,8 +53,9 @@ class HttpServer:
             the end of the previous answer. So it also closes idle connections. Behind a proxy that keeps connections
             open, set it above the proxy's idle timeout; otherwise the proxy may use a connection that is being closed.
             A TLS handshake may take as long before that.
-        max_connections: The most connections at a time, including those in a TLS handshake; more wait in the system's
-            backlog. The process's limit of open files may lower it, which logs a warning.
+        max_connections: The most connections at a time, including those in a TLS handshake. For one more, the
+            server closes the one whose client has been silent for longest; without such a one it waits in the system's
+            backlog. The process's limit of open files may lower the number, which logs a warning.
         tls: To serve HTTPS.
         drain_timeout: Seconds that `serve` grants to requests in flight after a stop before it closes their
             connections.
@@ -474,7 +475,7 @@ def _within_open_files(max_connections: int) -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return max_connections
-    allowed = limit - min(_OTHER_FILES, limit // 2)
+    allowed = limit - min(OTHER_FILES, limit // 2)
     if max_connections > allowed:
         _log.warning(
             "%d connections exceed the limit of %d open files, so only %d are served at a time; raise the limit "

@@ -1,4 +1,4 @@
-"""The TLS settings of a server: what a user may write, the SSL context of the files, and changes of these files."""
+"""The TLS settings of a server: what a user may write, the SSL context of the files, and their fingerprint."""
 
 import hashlib
 import ssl

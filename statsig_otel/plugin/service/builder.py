@@ -40,8 +40,8 @@ class Destination:
     Args:
         exporter: The settings of an exporter, or an exporter of your own.
         sending_queue: The queue before it; on disk by default. With `enabled=False` the webhook waits for the exporter.
-        retry_on_failure: The waits after a passing fault; by default nothing is ever given up. This and `sending_queue`
-            may be mappings as in a file, with units.
+        retry_on_failure: The waits after a temporary failure; by default nothing is ever given up. This and
+            `sending_queue` may be mappings as in a file, with units.
         timeout: Seconds for one `send` of an exporter of your own, 30 by default. Settings have their own key for it.
 
     Example:

@@ -28,7 +28,7 @@ from statsig_otel.plugin.settings.remarks import remarks
 _logger: Final = logging.getLogger(__name__)
 
 _INTERVAL: Final = 1.0
-"""Seconds between two looks at the files of signing secrets and certificates."""
+"""Seconds between two looks at the files of signing secrets, certificates and exporters' headers."""
 
 FAILURES: Final = (ConfigError, RestartNeededError, QueueError, OSError, ValueError)
 """The errors of a reload that could not be carried out as a whole."""
@@ -74,7 +74,7 @@ class Reloader:
         return self._read is not None
 
     def start(self) -> None:
-        """Take over changed files of secrets and certificates from now on.
+        """Use changed files of secrets, certificates and exporters' headers from now on.
 
         Raises:
             RuntimeError: No thread can be started.

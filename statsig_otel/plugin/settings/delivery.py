@@ -153,7 +153,7 @@ class RetryOnFailureSettings(Settings):
     """
 
     enabled: bool = Field(
-        default=True, description="With false a record that a passing fault hits becomes a dead letter."
+        default=True, description="With false a record that a temporary failure hits becomes a dead letter."
     )
     initial_interval: Duration = Field(default=5.0, gt=0, description="The wait after the first failure.")
     randomization_factor: float = Field(
@@ -199,7 +199,7 @@ class ConfiguredExporter(Composed):
         default_factory=SendingQueueSettings, description="The queue before the exporter."
     )
     retry_on_failure: RetryOnFailureSettings = Field(
-        default_factory=RetryOnFailureSettings, description="The waits after a passing fault."
+        default_factory=RetryOnFailureSettings, description="The waits after a temporary failure."
     )
 
     @property

@@ -1,4 +1,4 @@
-"""What a configuration says about the queue: its directory, its routing, and how its records are made."""
+"""Reads typed parts out of a checked configuration: the queue's directory, the routing, receivers and exporters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ class WebhookError(Exception):
         message: What is wrong, for the log; by default the reason.
 
     Attributes:
-        reason: A short word for the counter and the log. The sender is not told.
+        reason: A short word for the counter and the log. The client is not told.
     """
 
     def __init__(self, reason: str, message: str = "") -> None:

@@ -20,7 +20,7 @@ from statsig_otel.plugin.webhook.lenient_json import Item, Items, Members
 CONFIG_CHANGE: Final = "statsig::config_change"
 
 MAX_URL_VERIFICATION_SIZE: Final = 4096
-"""Bytes. A longer body is not a URL verification, so nothing longer has to be read before its sender is known."""
+"""Bytes. A longer body is not a URL verification, so nothing longer has to be read before it is known who sent it."""
 
 _CHANGE_BYTES: Final = CONFIG_CHANGE.encode()
 _QUOTED_CHANGE: Final = msgspec.Raw(b'"%s"' % _CHANGE_BYTES)

@@ -292,7 +292,7 @@ class OneByOne:
 
 
 def test_an_exporter_can_say_that_the_first_records_were_delivered(tmp_path: Path) -> None:
-    """Each is posted once, across a passing fault and a refusal in the middle."""
+    """Each is posted once, across a temporary failure and a refusal in the middle."""
     faults: dict[str, list[Outcome]] = {"r0007": [RetryLater("503"), RetryLater("503")], "r0020": [Blocked("401")]}
 
     def post(name: str) -> Outcome:

@@ -86,7 +86,7 @@ def test_mutual_tls(authority: Authority, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 def test_a_refused_client_certificate_delivers_and_loses_nothing(authority: Authority, version: str) -> None:
-    """It is blocked where the server's alert is seen; in TLS 1.3 a reset may be faster, and is a passing fault."""
+    """It is blocked where the server's alert is seen; in TLS 1.3 a reset may be faster, and is a temporary failure."""
     stranger = Authority().issue("client.test")
     context = server_context(ServerTls(authority.issue("localhost"), client_ca=authority.pem))
     context.maximum_version = context.minimum_version = getattr(context.maximum_version, version)

@@ -86,8 +86,8 @@ class Recovery:
             _logger.error("%s, and the records that waited in it are lost. It is kept as %s", error, kept)  # noqa: TRY400 - as above
         except NobodyConfiguredError:
             _logger.error(  # noqa: TRY400 - as above
-                "%s contains records, but not whom they are for: so they are for every exporter with a sending queue. "
-                "None is configured, so they stay in the file, and are carried over once one is",
+                "%s contains records without their exporters. They would go to every exporter with a sending queue, "
+                "but none is configured: they stay in the file until one is",
                 file,
             )
         except (NotRunningError, *_PASSING):

@@ -144,12 +144,12 @@ def test_while_nobody_is_configured_records_that_may_be_for_anybody_wait_in_the_
     for _ in range(2):
         with running(tmp_path, exporters=()) as queue:
             queue.reconfigure(Routing())
-            wait_until(lambda: bool(said(caplog, logging.ERROR, "None is configured, so they stay")), "it is said")
+            wait_until(lambda: bool(said(caplog, logging.ERROR, "none is configured: they stay")), "it is said")
             queue.shutdown()
             assert (count(queue.database), count(queue.database, "dead_letters")) == (0, 0)
         caplog.clear()
     with running(tmp_path, exporters=()) as queue:
-        wait_until(lambda: bool(said(caplog, logging.ERROR, "None is configured, so they stay")), "it is said")
+        wait_until(lambda: bool(said(caplog, logging.ERROR, "none is configured: they stay")), "it is said")
         queue.reconfigure(Routing({"statsig": Route(("new",))}, {"new": QueuedExporter()}))
         settled(tmp_path)
         check_counters(queue)
