@@ -8,7 +8,8 @@ commas (RFC 3875, 4.1.18). The values are separated again here. If a server keep
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -124,7 +125,8 @@ class StatsigWsgiReceiver:
                 return outcome
             taking = consume(self._consumer, outcome, run_in_thread)
             patience = self.patience
-            wait((taking,), timeout=patience)
+            with suppress(TimeoutError):
+                taking.exception(patience)  # `futures.wait` would never see the end of a future that was cancelled
             if patience is not None and not taking.done():
                 return request.refused(slow_consumer(patience))
             try:

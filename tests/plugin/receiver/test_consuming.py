@@ -55,6 +55,13 @@ def raising(error: BaseException) -> Callable[[], Any]:
     return answer
 
 
+def cancelled() -> Future[Receipt]:
+    """What an executor leaves that is shut down with `cancel_futures`: no thread will ever run it."""
+    made: Future[Receipt] = Future()
+    made.cancel()
+    return made
+
+
 def future(result: Any) -> Future[Any]:
     made: Future[Any] = Future()
     made.set_exception(result) if isinstance(result, Exception) else made.set_result(result)
@@ -101,6 +108,8 @@ def test_a_refusal_may_be_raised_or_come_later(adapter: Adapter) -> None:
         ),
         (AsyncConsumer(raising(KeyError("x"))), "KeyError: 'x'"),
         (AsyncConsumer(raising(asyncio.CancelledError())), "CancelledError"),
+        (Consumer(cancelled), "CancelledError"),
+        (Consumer(lambda: future(TimeoutError("of the table"))), "TimeoutError: of the table"),
     ],
 )
 def test_any_other_answer_is_500_and_is_named(
