@@ -205,10 +205,15 @@ class Intake:
 
         Raises:
             AnsweredError: The request is refused without its body.
+            TypeError: A header is not a pair of bytes.
         """
         fields: dict[bytes, list[bytes]] = {}
-        for name, value in headers:
-            fields.setdefault(name.lower(), []).append(value)
+        for header in headers:
+            match header:
+                case (bytes() as name, bytes() as value):
+                    fields.setdefault(name.lower(), []).append(value)
+                case _:
+                    raise TypeError("each header has to be a name and a value in bytes, such as (b'host', b'h.com')")
         if any(value.strip().lower() != b"identity" for value in fields.get(_CONTENT_ENCODING, ())):
             raise _refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content_encoding")
         length = _content_length(fields.get(_CONTENT_LENGTH, ()))

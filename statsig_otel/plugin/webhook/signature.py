@@ -41,7 +41,7 @@ class Verifier:
 
     Raises:
         ValueError: All secrets are empty, or the tolerance is negative, infinite or NaN.
-        TypeError: The secrets are a single string, whose characters would each be a secret.
+        TypeError: The secrets are a single string, whose characters would each be a secret; or one is not a string.
 
     Example:
         >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign
@@ -57,6 +57,8 @@ class Verifier:
     def __init__(self, secrets: Sequence[str], *, tolerance: float = 300.0) -> None:
         if isinstance(secrets, str):
             raise TypeError("the signing secrets must be a sequence of strings, not one string")
+        for secret in secrets:
+            _check_secret(secret)
         if secrets and not any(secrets):
             raise ValueError("the signing secret is empty")
         if not 0 <= tolerance < math.inf:
@@ -111,6 +113,11 @@ class Verifier:
             f"the webhook is {abs(ahead_ms) / 1000:.0f} s {where}, and timestamp_tolerance is "
             f"{self._tolerance_ms / 1000:g} s: check this machine's clock, or whether something holds webhooks back"
         )
+
+
+def _check_secret(secret: object) -> None:
+    if not isinstance(secret, str):
+        raise TypeError(f"a signing secret has to be a string, and is a {type(secret).__name__}")
 
 
 def _only(values: Sequence[bytes], name: str, header: str) -> bytes:
@@ -204,7 +211,7 @@ def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
         timestamp_ms: The time of the request, in milliseconds since the epoch.
 
     Raises:
-        TypeError: The body is a string, not bytes.
+        TypeError: The body is a string, not bytes; or the secret is not a string.
 
     Example:
         >>> from statsig_otel.plugin import sign
@@ -212,6 +219,7 @@ def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
         '1739400185198'
     """
     check_body(body)
+    _check_secret(secret)
     timestamp = f"{timestamp_ms:013d}"
     digest = hmac.new(secret.encode(), b"v0:" + timestamp.encode() + b":" + body, sha256).hexdigest()
     return {TIMESTAMP_HEADER: timestamp, SIGNATURE_HEADER: f"v0={digest}"}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,15 @@ def test_what_is_not_exactly_a_url_verification_is_401() -> None:
         answer = request.finish(complete=True)
         assert isinstance(answer, Answer), body
         assert (answer.status, answer.reason) == (401, "signature_missing"), body
+
+
+@pytest.mark.parametrize(
+    "headers", [[("content-length", "3")], [(b"content-length", 3)], {b"content-length": b"3"}, [b"content-length: 3"]]
+)
+def test_headers_are_pairs_of_bytes(headers: Any) -> None:
+    """A string would equal no header's name, and each webhook would be refused for a missing signature."""
+    with pytest.raises(TypeError, match="each header has to be a name and a value in bytes"):
+        Intake(verifier=Verifier([SECRET])).begin(headers, NOW_NS)
 
 
 def test_a_verified_body_of_no_known_shape_is_400_and_is_kept() -> None:

@@ -310,6 +310,13 @@ def test_one_string_is_no_sequence_of_secrets() -> None:
         Verifier(SECRET)
 
 
+def test_a_secret_is_a_string() -> None:
+    secret: Any = SECRET.encode()
+    for call in (lambda: Verifier([SECRET, secret]), lambda: sign(b"{}", secret=secret, timestamp_ms=1)):
+        with pytest.raises(TypeError, match="a signing secret has to be a string, and is a bytes"):
+            call()
+
+
 @pytest.mark.parametrize(
     ("signatures", "timestamps"), [([SIGNATURE], [TIMESTAMP]), ([], []), ([b"x"], [b"y"]), ([SIGNATURE], [])]
 )
