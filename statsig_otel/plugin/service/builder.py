@@ -83,12 +83,13 @@ def build_configuration(
     Raises:
         ConfigError: All problems, each with its `::` path.
     """
-    arguments = {"receivers": receivers, "exporters": exporters, "pipelines": pipelines, "resource": resource}
-    misshapen = list(_misshapen(arguments))
+    mappings = {"receivers": receivers, "exporters": exporters, "pipelines": pipelines, "resource": resource}
+    misshapen = list(_misshapen(mappings))
     if misshapen:
         raise ConfigError(misshapen)
     problems = [*_resource_problems(resource or {}), *([] if listen else keys_of_servers(receivers))]
-    references = [*_references(("receivers",), receivers), *_references(("exporters",), exporters)]
+    given = {"receivers": receivers, "exporters": exporters, "resource": resource, "directory": directory}
+    references = [problem for name, value in given.items() for problem in _references((name,), value)]
     every: Pipelines = {"logs": Pipeline(tuple(receivers), tuple(exporters))}
     values: dict[str, object] = {
         "receivers": dict(receivers),
@@ -163,8 +164,8 @@ def _as_in_a_file(exporters: Exporters, problems: list[Problem]) -> Iterator[tup
             yield name, {**settings, **keys} if isinstance(settings, Mapping) else settings
 
 
-def _is_timeout(seconds: float | None) -> TypeGuard[float]:
-    return seconds is not None and 0 < seconds <= threading.TIMEOUT_MAX
+def _is_timeout(seconds: object) -> TypeGuard[float]:
+    return isinstance(seconds, int | float) and 0 < seconds <= threading.TIMEOUT_MAX
 
 
 def _object_problems(name: str, destination: Destination, owner: str) -> Iterator[Problem]:
@@ -174,7 +175,7 @@ def _object_problems(name: str, destination: Destination, owner: str) -> Iterato
         message = f"is an id of the type {type_}, which is made of settings"
         yield Problem(path, message, "give an exporter of your own an id of its own")
     if destination.timeout is not None and not _is_timeout(destination.timeout):
-        yield Problem((*path, "timeout"), "must be more than 0, and at most 292 years")
+        yield Problem((*path, "timeout"), "must be seconds, more than 0, and at most 292 years")
     fault = fault_of(exporter)
     if isinstance(exporter, type):
         yield Problem(path, "is a class", "give an object of it")
@@ -188,8 +189,8 @@ def _object_problems(name: str, destination: Destination, owner: str) -> Iterato
 
 def _references(path: Path, value: object) -> Iterator[Problem]:
     """The strings of mappings that refer to a variable or a file, which they do in files only."""
-    if isinstance(value, str):
-        if _REFERENCE.search(value):
+    if isinstance(value, str | FilePath):
+        if _REFERENCE.search(str(value)):
             hint = "give the value itself, or make the service with Service.from_file"
             yield Problem(path, "contains ${...}, which stands for something in files only", hint)
     elif isinstance(value, Destination):
@@ -203,7 +204,8 @@ def _misshapen(arguments: Mapping[str, object]) -> Iterator[Problem]:
     """Arguments that are not mappings with strings as their keys, and so can't be checked any further."""
     for name, given in arguments.items():
         path = ("service", "pipelines") if name == "pipelines" else (name,)
-        if given is not None and not isinstance(given, Mapping):
+        optional = name in ("pipelines", "resource")
+        if not isinstance(given, Mapping) and not (optional and given is None):
             yield Problem(path, "must be a mapping")
         for key, value in given.items() if isinstance(given, Mapping) else ():
             if not isinstance(key, str):

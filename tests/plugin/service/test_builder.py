@@ -4,7 +4,7 @@ import math
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -71,13 +71,14 @@ BAD_SEND = "has a send() that can't be called as send(payload, count, timeout)"
          ["exporters::otlp_grpc::compression: zstd is not supported here; use gzip or none"]),
         ({"exporters": {"otlp_grpc": KEEPER}},
          ["exporters::otlp_grpc: is an id of the type otlp_grpc, which is made of settings"]),
+        ({"receivers": None, "exporters": None}, ["receivers: must be a mapping", "exporters: must be a mapping"]),
         ({"exporters": {"a": KEEPER, "b": KEEPER}}, ["exporters::b: is the same object as exporters::a"]),
         ({"exporters": {"mine": Keeper}}, ["exporters::mine: is a class"]),
         ({"exporters": {"mine": object()}}, ["exporters::mine: is not an exporter: object has no start()"]),
         ({"exporters": {"my own": Keeper()}}, [NO_TYPE]),
         *(({"exporters": {"mine": Destination(KEEPER, timeout=seconds)}},
-           ["exporters::mine::timeout: must be more than 0, and at most 292 years"])
-          for seconds in (0, math.nan, math.inf)),
+           ["exporters::mine::timeout: must be seconds, more than 0, and at most 292 years"])
+          for seconds in (0, math.nan, math.inf, cast("float", "10"))),
         ({"exporters": {"otlp_grpc": Destination(GRPC, timeout=1)}},
          ["exporters::otlp_grpc::timeout: is a key of the exporter's own settings"]),
         ({"pipelines": {"logs": Pipeline(("statsig",), ("otlp_http",))}},

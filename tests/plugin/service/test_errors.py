@@ -95,6 +95,9 @@ def test_a_reference_in_code_is_no_secret(written: str) -> None:
         ({"exporters": {"otlp_http": http}}, "exporters::otlp_http::headers::authorization"),
         ({"exporters": {"otlp_http": Destination(http)}}, "exporters::otlp_http::headers::authorization"),  # type: ignore[arg-type]
         ({"exporters": {"file": {"path": written}}}, "exporters::file::path"),
+        ({"resource": {"a": written}}, "resource::a"),
+        ({"directory": written}, "directory"),
+        ({"directory": Path(written)}, "directory"),
     ):
         with pytest.raises(ConfigError) as caught:
             made(**arguments)
