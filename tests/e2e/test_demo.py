@@ -16,9 +16,9 @@ from typing import Final
 import pytest
 
 from statsig_otel.plugin.demo.day import sample_day
-from statsig_otel.plugin.demo.sender import Answer
 from statsig_otel.plugin.demo.table import Row, Table
 from statsig_otel.plugin.demo.tally import Tally
+from statsig_otel.plugin.demo.webhook_client import Answer
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from tests.e2e.processes import find_rotel
 from tests.peers.otlp_servers import GrpcSink, HttpSink

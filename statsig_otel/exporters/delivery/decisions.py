@@ -141,7 +141,7 @@ class Decisions:
         """How many records are decided and not ticked off yet."""
         return sum(len(decided.records) for decided in self._decided.values())
 
-    def answer(self, segment: Records, outcome: Outcome, now: float) -> Failure | None:
+    def record_outcome(self, segment: Records, outcome: Outcome, now: float) -> Failure | None:
         """Take the outcome of a send into account; a failure if nothing more can be sent before a wait.
 
         Args:

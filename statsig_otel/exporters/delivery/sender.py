@@ -306,7 +306,7 @@ class QueueSender:
         is_taken = isinstance(outcome, Delivered | PartiallyRejected)
         if self._closed and not is_taken:
             return False  # said by an exporter that was shut down in the middle
-        failure = self._decisions.answer(segment, outcome, time.monotonic())
+        failure = self._decisions.record_outcome(segment, outcome, time.monotonic())
         if failure is not None:
             self._failed(*failure)
         elif is_taken:

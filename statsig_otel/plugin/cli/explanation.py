@@ -11,7 +11,7 @@ from typing import Final, Literal, TypeAlias
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.filter import ChangeFilter
 from statsig_otel.plugin.record.mapper import Mapper
-from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.services import Concerned
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook import lenient_json

@@ -12,7 +12,7 @@ import click
 from statsig_otel.plugin.cli.options import read_body
 
 if TYPE_CHECKING:
-    from statsig_otel.plugin.demo.sender import Answer, WebhookClient
+    from statsig_otel.plugin.demo.webhook_client import Answer, WebhookClient
 
 _DEFAULT_SAMPLE: Final = "gate"
 
@@ -86,22 +86,22 @@ def command(
     if url is None:
         raise click.UsageError("Missing option '--url'.")
 
-    from statsig_otel.plugin.demo.sender import SendError, WebhookClient, read_secret  # noqa: PLC0415 - loads urllib3
+    from statsig_otel.plugin.demo.webhook_client import SendError, WebhookClient, read_secret  # noqa: PLC0415 - loads urllib3
 
     try:
         if verify_url:
             _verify_url(WebhookClient(url, timeout=timeout, ca_file=ca_file))
         else:
             secret = read_secret(secret_file)
-            sender = WebhookClient(url, timeout=timeout, ca_file=ca_file)
-            _send(sender, _body(file, sample or _DEFAULT_SAMPLE), secret)
+            client = WebhookClient(url, timeout=timeout, ca_file=ca_file)
+            _send(client, _body(file, sample or _DEFAULT_SAMPLE), secret)
     except SendError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
 
 
-def _verify_url(sender: "WebhookClient") -> None:
-    answer, echoed = sender.verify_url()
+def _verify_url(client: "WebhookClient") -> None:
+    answer, echoed = client.verify_url()
     _show(answer)
     if not echoed:
         click.echo("The code was not echoed: Statsig would not register this URL, without an error message.", err=True)
@@ -109,13 +109,13 @@ def _verify_url(sender: "WebhookClient") -> None:
     click.echo("The code was echoed: Statsig would register this URL.", err=True)
 
 
-def _send(sender: "WebhookClient", body: bytes, secret: str) -> None:
-    from statsig_otel.plugin.demo.sender import body_hint  # noqa: PLC0415 - as above
+def _send(client: "WebhookClient", body: bytes, secret: str) -> None:
+    from statsig_otel.plugin.demo.webhook_client import body_hint  # noqa: PLC0415 - as above
 
     hint = body_hint(body)
     if hint is not None:
         click.echo(f"Hint: {hint}. The body is sent unchanged.", err=True)
-    answer = sender.post(body, secret=secret)
+    answer = client.post(body, secret=secret)
     _show(answer)
     if answer.status != HTTPStatus.OK:
         sys.exit(1)

@@ -22,10 +22,10 @@ from typing import Final, Literal, TextIO
 from statsig_otel.plugin.demo.collector import HOW_TO_GET, Collector, find_binary
 from statsig_otel.plugin.demo.day import Delivery, sample_day
 from statsig_otel.plugin.demo.process import Child, Ended, Output
-from statsig_otel.plugin.demo.sender import SECRET_VARIABLE, SendError, WebhookClient
 from statsig_otel.plugin.demo.sink import Arrived, backend
 from statsig_otel.plugin.demo.table import Table
 from statsig_otel.plugin.demo.tally import Tally
+from statsig_otel.plugin.demo.webhook_client import SECRET_VARIABLE, SendError, WebhookClient
 from statsig_otel.plugin.record.record import EVENT_NAME
 
 Protocol = Literal["grpc", "http/protobuf"]

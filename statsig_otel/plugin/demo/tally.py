@@ -7,8 +7,8 @@ from http import HTTPStatus
 from typing import Final
 
 from statsig_otel.plugin.demo.day import Delivery
-from statsig_otel.plugin.demo.sender import Answer
 from statsig_otel.plugin.demo.table import Row
+from statsig_otel.plugin.demo.webhook_client import Answer
 
 _COUNTS: Final = ("accepted", "duplicates", "ignored", "invalid")
 

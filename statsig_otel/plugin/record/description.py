@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Final
 
 from statsig_otel.plugin.record.arrays import MAX_ELEMENTS, joined, split
-from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.serializer import AttributeValue
 
 _NUMBER: Final = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
 _FROM_TO: Final = rf"from (?P<before>{_NUMBER})%? to (?P<after>{_NUMBER})%?"

@@ -14,8 +14,8 @@ from typing import Final, TypeAlias, cast
 from statsig_otel.config.errors import SettingError, hint_for
 from statsig_otel.plugin.record.arrays import converted, first, joined
 from statsig_otel.plugin.record.change_event import ChangeEvent, valid
-from statsig_otel.plugin.record.otlp import AttributeValue, Scalar
 from statsig_otel.plugin.record.record import RecordFields
+from statsig_otel.plugin.record.serializer import AttributeValue, Scalar
 from statsig_otel.plugin.record.template import FieldsOf, Placeholder, Template, TemplateError, as_text
 
 UID: Final = "log.record.uid"

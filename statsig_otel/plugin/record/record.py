@@ -20,7 +20,7 @@ from statsig_otel import __version__
 from statsig_otel.plugin.record import description
 from statsig_otel.plugin.record.arrays import Cut, converted, joined
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError, valid
-from statsig_otel.plugin.record.otlp import AttributeValue, LogSerializer
+from statsig_otel.plugin.record.serializer import AttributeValue, LogSerializer
 
 EVENT_NAME: Final = "statsig.config_change"
 SCOPE_NAME: Final = "statsig_otel"

@@ -14,8 +14,8 @@ from statsig_otel.plugin.record.arrays import converted, cut, hidden, joined
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.filter import Block, ChangeFilter
 from statsig_otel.plugin.record.mapping import SERVICE_FIELDS, UID, Source, fields_of, parse_template, texts_of
-from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.record.record import RecordFields
+from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.template import FieldsOf, Template, TemplateError
 
 IMPACTED_SERVICES: Final = "statsig.impacted_services"

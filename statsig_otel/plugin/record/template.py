@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from statsig_otel.config.errors import SettingError
-from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.serializer import AttributeValue
 
 FieldsOf: TypeAlias = Callable[[str], AttributeValue | None]
 """Gets the value of a field of one change by its name; None if the change has no such field."""

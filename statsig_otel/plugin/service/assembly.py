@@ -20,7 +20,7 @@ from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.plugin.control.socket import ControlServer, Handler
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver
-from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.listening import InheritedSocket
 from statsig_otel.plugin.server.thread import ServerThread
 from statsig_otel.plugin.service.consumer import ServiceConsumer

@@ -16,7 +16,7 @@ from statsig_otel.config.model import Settings
 from statsig_otel.config.source import NOWHERE, Document
 from statsig_otel.config.validation import in_code, validate
 from statsig_otel.exporters.exporter import Exporter
-from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.delivery import (

@@ -16,7 +16,7 @@ from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE, DurableQueue
-from statsig_otel.exporters.queue.recovery.client import Recovery
+from statsig_otel.exporters.queue.recovery.recovery import Recovery
 from statsig_otel.exporters.routing import CurrentRouting
 from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.control.handlers import handlers

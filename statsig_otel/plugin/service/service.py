@@ -16,7 +16,7 @@ from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.doctor.machine_checks import directory_problem
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
-from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.asgi_types import Receive, Send
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.builder import (

@@ -22,7 +22,7 @@ from statsig_otel.config.locations import read_all
 from statsig_otel.config.merging import merge
 from statsig_otel.config.source import UNKNOWN, Document, Unknown
 from statsig_otel.plugin.record.change_event import valid
-from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.settings.telemetry import LogLevel, named_level
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's name

@@ -15,7 +15,6 @@ from statsig_otel.exporters.routing import DEFAULT_WINDOW
 from statsig_otel.plugin.receiver.intake import Intake, Limits
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.mapping import MAX_INT, SERVICE_FIELDS, parse_template
-from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.record.record import (
     DEFAULT_RESOURCE,
     MAX_RECORD_BYTES,
@@ -26,6 +25,7 @@ from statsig_otel.plugin.record.record import (
     LogRecordEncoder,
     UserMode,
 )
+from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.services import CHANGE_UID, IMPACTED_SERVICES
 from statsig_otel.plugin.server.tls import ServerTlsSettings
 from statsig_otel.plugin.settings.filter import FilterSettings

@@ -23,7 +23,7 @@ from statsig_otel.exporters.otlp.http import OtlpHttpExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.queue import queries, schema
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.recovery.client import Recovery
+from statsig_otel.exporters.queue.recovery.recovery import Recovery
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink, Received, partial_success, retry_info

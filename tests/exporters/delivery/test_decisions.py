@@ -140,7 +140,7 @@ class Delivery(RuleBasedStateMachine):
     def judge(self, segment: Records, outcome: Outcome) -> None:
         """Tell the outcome, and compare what is decided with the rule."""
         seqs = segment.seqs
-        failure = self.decisions.answer(segment, outcome, self.now)
+        failure = self.decisions.record_outcome(segment, outcome, self.now)
         match outcome:
             case Delivered(first):
                 taken = seqs[:first]

@@ -20,7 +20,7 @@ from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.records import Stored
-from statsig_otel.exporters.queue.recovery.client import Recovery
+from statsig_otel.exporters.queue.recovery.recovery import Recovery
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from tests.waiting import wait_until

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.demo.samples import SAMPLES
-from statsig_otel.plugin.demo.sender import Answer, SendError, read_secret
+from statsig_otel.plugin.demo.webhook_client import Answer, SendError, read_secret
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.webhook import payload as webhook

@@ -32,8 +32,8 @@ from statsig_otel.plugin.record.mapping import (
     Texts,
     parse_template,
 )
-from statsig_otel.plugin.record.otlp import AttributeValue
 from statsig_otel.plugin.record.record import LogRecordEncoder
+from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.services import (
     CHANGE_UID,
     IMPACTED_SERVICES,

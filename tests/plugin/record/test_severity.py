@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.plugin.record.mapping import Constant, Lookup, parse_template
-from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.template import Template
 from statsig_otel.plugin.webhook.payload import parse
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of

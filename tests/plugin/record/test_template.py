@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.plugin.record.otlp import AttributeValue
+from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.template import Placeholder, Template, TemplateError, as_text
 
 FIELDS: Final[Mapping[str, AttributeValue]] = {

@@ -19,7 +19,7 @@ from statsig_otel.exporters.queue.dead_letters import Resend, Selection, drop, r
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import carry_over, damaged_file
 from statsig_otel.exporters.queue.recovery.carry_over import CarriedOver, CarryOver, NobodyConfiguredError
-from statsig_otel.exporters.queue.recovery.client import Recovery
+from statsig_otel.exporters.queue.recovery.recovery import Recovery
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
 from tests.exporters.delivery.helpers import Backend, rig

@@ -14,7 +14,7 @@ import pytest
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Receipt
-from statsig_otel.exporters.queue.recovery import carry_over, client, damaged_file
+from statsig_otel.exporters.queue.recovery import carry_over, damaged_file, recovery
 from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
 from tests.exporters.queue.helpers import (
     PATIENCE,
@@ -334,7 +334,7 @@ def test_while_the_disk_is_short_it_waits(tmp_path: Path, monkeypatch: pytest.Mo
     with running(tmp_path) as queue:
         put(queue, 1)
     spoil(tmp_path)
-    monkeypatch.setattr(client, "_PAUSE", 0.01)
+    monkeypatch.setattr(recovery, "_PAUSE", 0.01)
     with running(tmp_path, min_free_bytes=1 << 60):
         time.sleep(0.1)
         assert count(tmp_path / "queue.db") == 0

@@ -22,7 +22,7 @@ from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk.resources import Resource as SdkResource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope as SdkScope
 
-from statsig_otel.plugin.record.otlp import Attributes, AttributeValue, LogSerializer
+from statsig_otel.plugin.record.serializer import Attributes, AttributeValue, LogSerializer
 
 SCOPE = InstrumentationScope(name="scope", version="1")
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
