@@ -112,7 +112,7 @@ class Service:
             min_free_bytes=min_free_bytes,
             listen=listen,
         )
-        below = resource_from_environment(environ) if environ is not None else {}
+        below = resource_from_environment(_checked(environ)) if environ is not None else {}
         assembly = Assembly(
             configuration,
             directory=Path(directory or ""),
@@ -162,7 +162,7 @@ class Service:
             >>> service.without_secret
             ['statsig']
         """
-        document = read_document(locations, environ)
+        document = read_document(locations, _checked(environ))
         configuration = check_with_files(document)
         assembly = Assembly(
             configuration,
@@ -468,6 +468,12 @@ def service_of(assembly: Assembly, reloader: Reloader) -> Service:
     service = Service.__new__(Service)
     service._use(assembly, reloader)  # noqa: SLF001 - it is this module's
     return service
+
+
+def _checked(environ: Mapping[str, str]) -> Mapping[str, str]:
+    if not isinstance(environ, Mapping):
+        raise ConfigError([Problem(("environ",), "must be a mapping", "give os.environ, or {} for no variables")])
+    return environ
 
 
 def _with_margin(timeout: float) -> float:

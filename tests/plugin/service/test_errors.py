@@ -107,6 +107,17 @@ def test_a_reference_in_code_is_no_secret(written: str) -> None:
         )
 
 
+def test_the_environment_is_a_mapping() -> None:
+    nothing: Any = None
+    makes: list[Callable[[], object]] = [
+        lambda: made(environ=["A=B"]),
+        lambda: Service.from_file("yaml:receivers: {}", environ=nothing),
+    ]
+    for make in makes:
+        with pytest.raises(ConfigError, match=r"^environ: must be a mapping\n  hint: give os\.environ"):
+            make()
+
+
 def test_settings_refuse_it_too() -> None:
     with pytest.raises(ConfigError, match=r"signing_secrets\[0\]: contains \$\{, which stands for something in files"):
         StatsigReceiverSettings(signing_secrets=["${env:SECRET}"])
