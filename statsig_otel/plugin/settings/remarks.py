@@ -16,8 +16,12 @@ def remarks(configuration: Configuration, document: Document = NOWHERE) -> Itera
     yield from map(str, document.doubts)
     for name, settings in receiver_settings(configuration).items():
         for index, secret in enumerate(settings.signing_secrets):
+            message = ""
             if reveal(secret) and not reveal(secret).startswith(PREFIX):
                 message = f"does not begin with {PREFIX}, as Statsig's secrets do: copy the whole secret"
+            elif reveal(secret) == f"{PREFIX}...":
+                message = "is the placeholder that the documentation shows, and everybody knows it: copy the secret"
+            if message:
                 yield str(document.problem(("receivers", name, "signing_secrets", index), message))
     for name, exporter in exporter_settings(configuration).items():
         for key, value in exporter.headers.items() if isinstance(exporter, OtlpGrpcSettings | OtlpHttpSettings) else ():

@@ -23,6 +23,8 @@ def fault_of_secret(secret: str) -> Fault | None:
         return Fault("begins or ends with white space", _COPY_ALONE)
     if is_in_quotes(secret):
         return Fault("begins or ends with a quotation mark", _NO_QUOTES)
+    if secret == PREFIX:
+        return Fault("is only the beginning that all secrets have", "copy the whole secret")
     if "${" in secret:
         return Fault("contains ${, which stands for something in files only", "give the secret itself")
     if not secret.isprintable() or secret == "[REDACTED]":  # noqa: S105 - it takes the place of one

@@ -379,6 +379,7 @@ def test_a_missing_secret_says_what_to_do(receiver: Receiver, secret: str | None
         (b" x", "white space"),
         (b"x\n\n", "white space"),
         (b'"x"\n', "quotation mark"),
+        (b"webhook-\n", "only the beginning"),
         (b"\xff", "not valid UTF-8"),
     ],
 )

@@ -86,6 +86,19 @@ def test_a_secret_without_its_beginning_is_only_told(
     assert "s3cr3t" not in sentence
 
 
+def test_the_placeholder_of_the_documentation_is_told() -> None:
+    (sentence,) = said(read(FILE % ("webhook-...", "x"), environ={}))
+    assert sentence.startswith("receivers::statsig::signing_secrets[0]: is the placeholder that the documentation ")
+
+
+def test_only_the_beginning_of_a_secret_is_an_error() -> None:
+    """An empty variable behind the beginning leaves a secret that everybody knows."""
+    with pytest.raises(ConfigError) as caught:
+        check(read(FILE % ('"webhook-${env:A}"', "x"), environ={"A": ""}), COMPONENTS)
+    (problem,) = caught.value.problems
+    assert problem.message == "is only the beginning that all secrets have"
+
+
 def test_a_reference_without_braces_is_told() -> None:
     """The Collector replaced it in older versions. Its name is not shown: it may be a part of a password."""
     where = "exporters::otlp_http::headers::authorization: "
