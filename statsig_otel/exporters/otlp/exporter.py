@@ -64,11 +64,15 @@ class OtlpExporter(Generic[_S]):
         _logger.info("%s sends to %s, %s TLS", self._name, place, "with" if self._settings.uses_tls else "without")
 
     def _success(self, body: bytes, count: int, content_type: str = PROTOBUF, place: str = "") -> Outcome:
-        """The outcome of a success response. Its warning is logged, unless it is the same as the last one."""
+        """The outcome of a success response. Its warning is logged, unless it is the same as the last one.
+
+        Answers that are not OTLP count as the same, since each may contain another request's id.
+        """
         answer = success(body, count, content_type=content_type, place=place, hide=self._hide)
-        if answer.warning and answer.warning != self._last_warning:
+        said = answer.warning if answer.is_otlp else "not OTLP"
+        if said and said != self._last_warning:
             _logger.warning("%s: the backend accepted the records with a warning: %s", self._name, answer.warning)
-            self._last_warning = answer.warning
+            self._last_warning = said
         return answer.outcome
 
     def _unexpected(self, error: Exception) -> Outcome:

@@ -101,6 +101,9 @@ SPEAKS_HTTP2: Final = (
 
 _WEB_PAGE: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)", re.IGNORECASE)
 
+# The credentials, the query and the fragment of a URL (RFC 3986, section 3).
+_LOCATION_SECRETS: Final = re.compile(r"(?<=//)[^/?#]*@|[?#].*", re.DOTALL)
+
 _LONG_SECRET: Final = 8  # characters; a shorter secret would be found inside ordinary words
 
 _DELAY_SECONDS: Final = re.compile(r"[0-9]+")
@@ -116,10 +119,12 @@ class Success:
         outcome: `Delivered`, `PartiallyRejected`, or `Blocked` for a web page.
         warning: The backend's message about a batch that it accepted completely, or that its answer is not OTLP;
             usually empty.
+        is_otlp: False if a batch was accepted with an answer that is not OTLP.
     """
 
     outcome: Delivered | PartiallyRejected | Blocked
     warning: str = ""
+    is_otlp: bool = True
 
 
 def success(
@@ -152,7 +157,7 @@ def success(
         pass
     if not is_otlp:
         shown = printable(body[:_MOST_SHOWN].decode("utf-8", "replace"), hide)
-        return Success(Delivered(), f"the answer is not OTLP ({printable(kind, hide)}): {shown}")
+        return Success(Delivered(), f"the answer is not OTLP ({printable(kind, hide)}): {shown}", is_otlp=False)
     rejected = min(response.partial_success.rejected_log_records, count)
     message = printable(response.partial_success.error_message, hide)
     if rejected > 0:
@@ -240,7 +245,7 @@ def http_failure(
     """
     words = [f"HTTP {status}", _phrase(status)]
     if status in _HTTP_REDIRECT and location:
-        words.append(f"to {printable(location.partition('?')[0], hide)}")
+        words.append(f"to {printable(_LOCATION_SECRETS.sub('', location), hide)}")
     if place:
         words.append(f"from {place}")
     reason = _join(" ".join(filter(None, words)), printable(_http_message(body, content_type), hide))

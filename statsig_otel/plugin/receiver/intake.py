@@ -47,6 +47,18 @@ _DESCRIPTIONS: Final = {
     HTTPStatus.SERVICE_UNAVAILABLE: "The events could not be stored now. Send them again later.",
 }
 
+_DETAILS: Final = {
+    "method": "only POST is answered with 200; a browser, for example, sends GET",
+    "content_encoding": "the body is compressed: Statsig does not compress, so look at what a proxy does",
+    "content_length": "Content-Length is repeated or malformed: look at what a proxy does",
+    "too_large": "the body is larger than max_request_body_size: raise it if Statsig sent this",
+    "slow_body": "the body did not arrive within read_timeout: look at the network and the proxy",
+    "truncated": "the body ended early: the sender or a proxy closed the connection",
+    "in_flight_bytes": "the bodies of all requests have max_in_flight_bytes: raise it if the machine has the memory",
+    "shutting_down": "the service is stopping",
+}
+"""What a reason means and what to do, for the log, where the refusal itself says no more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -80,7 +92,7 @@ def refusal(
 ) -> Answer:
     """The answer that refuses a request: a title and a description, the same for every client."""
     body: dict[str, object] = {"title": f"{status.value} {status.phrase}", "description": _DESCRIPTIONS[status]}
-    return Answer(status, body, reason, detail, retry_after, subject)
+    return Answer(status, body, reason, detail or _DETAILS.get(reason, ""), retry_after, subject)
 
 
 class AnsweredError(Exception):
@@ -402,10 +414,10 @@ class Request:
                 _telemetry.fields_left_out.add(times, {**receiver, "field": field})
         if mapped.in_seconds:
             _telemetry.timestamps_in_seconds.add(mapped.in_seconds, receiver)
-            message = "%d config changes have a timestamp of ten digits, which was read as seconds, not milliseconds"
+            message = "config changes with a timestamp of ten digits, read as seconds, not milliseconds: %d"
             self._intake.warn("timestamp_in_seconds", message, mapped.in_seconds)
         if mapped.invalid:
-            message = "no record could be made of %d config changes; the reason for the first: %s"
+            message = "config changes that no record could be made of: %d; the reason for the first: %s"
             self._intake.warn("invalid", message, len(mapped.invalid), mapped.invalid[0].reason)
         body: dict[str, object] = {
             "accepted": receipt.accepted,

@@ -106,7 +106,7 @@ class SendingQueueSettings(Settings):
     """
 
     refused: ClassVar[Mapping[str, str]] = {
-        "blocking": "use block_on_overflow, its current name; here it is always false",
+        "blocking": "leave it out: a full queue answers the webhook with 503, and does not let it wait",
         "wait_for_result": "use enabled: false, with which the webhook waits for the exporter itself",
     }
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"blocking": (False,), "wait_for_result": (False,)}

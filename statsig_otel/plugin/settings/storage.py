@@ -89,7 +89,7 @@ def find_directory(configuration: Configuration | None, environ: Mapping[str, st
         return _SYSTEM
     if state_home is None:
         message = f"there is no directory for the queue: {_SYSTEM} can't be written, and the user has no home directory"
-        hint = "name one in extensions: {file_storage: {directory: ...}}, in STATE_DIRECTORY, or with --directory"
+        hint = "name one in extensions: {file_storage: {directory: ...}}, or in STATE_DIRECTORY"
         raise ConfigError([Problem((), message, hint)])
     return state_home.absolute() / _NAME
 

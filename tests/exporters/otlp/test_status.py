@@ -211,7 +211,9 @@ def test_any_body_gives_an_outcome(body: bytes, content_type: str, count: int, s
     [
         pytest.param(b"", table.Success(Delivered()), id="empty"),
         pytest.param(
-            b"\xff", table.Success(Delivered(), f"the answer is not OTLP ({table.PROTOBUF}): \ufffd"), id="else"
+            b"\xff",
+            table.Success(Delivered(), f"the answer is not OTLP ({table.PROTOBUF}): \ufffd", is_otlp=False),
+            id="else",
         ),
         pytest.param(partial_success(0), table.Success(Delivered()), id="nothing refused"),
         pytest.param(partial_success(0, "old\nclient"), table.Success(Delivered(), "old client"), id="only a warning"),

@@ -202,7 +202,7 @@ def test_timestamps_in_seconds_are_told(caplog: pytest.LogCaptureFixture, monkey
         assert isinstance(request.finish(complete=True), Batch)
         request.taken(Receipt(3))
     assert counted == [(2, {"receiver": receiver.name})] * 2
-    said = "2 config changes have a timestamp of ten digits, which was read as seconds"
+    said = "config changes with a timestamp of ten digits, read as seconds, not milliseconds: 2"
     assert caplog.text.count(said) == 1  # once in ten seconds
 
 
@@ -222,8 +222,21 @@ def test_invalid_changes_are_a_warning_with_the_first_reason(caplog: pytest.LogC
         answered(receiver, broken, json.loads(CHANGE), broken | {"timestamp": 1})
     (line,) = caplog.messages  # once in ten seconds
     said, _, reason = line.partition("; the reason for the first: ")
-    assert said == "statsig: no record could be made of 2 config changes"
+    assert said == "statsig: config changes that no record could be made of: 2"
     assert reason == "metadata: must be an object, is missing or null"
+
+
+def test_a_refusal_is_logged_with_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    receiver = intake(max_request_body_size=10)
+    for headers in ([(b"content-encoding", b"gzip")], [(b"content-length", b"11")], [(b"content-length", b"x")]):
+        with pytest.raises(AnsweredError) as caught:
+            receiver.begin(headers, NOW_NS)
+        receiver.report(caught.value.answer)
+    assert [line.removeprefix("statsig: answered ") for line in caplog.messages] == [
+        "415 (content_encoding): the body is compressed: Statsig does not compress, so look at what a proxy does",
+        "413 (too_large): the body is larger than max_request_body_size: raise it if Statsig sent this",
+        "400 (content_length): Content-Length is repeated or malformed: look at what a proxy does",
+    ]
 
 
 def test_an_accepted_webhook_is_told_at_debug(caplog: pytest.LogCaptureFixture) -> None:

@@ -91,7 +91,7 @@ def test_without_a_home_each_command_asks_for_a_directory(command: str) -> None:
     assert done.exit_code == 1
     assert "there is no directory for the queue: " in done.output
     assert "the user has no home directory" in done.output
-    assert "name one in extensions: {file_storage: {directory: ...}}, in STATE_DIRECTORY" in done.output
+    assert "name one in extensions: {file_storage: {directory: ...}}, or in STATE_DIRECTORY" in done.output
     assert "Traceback" not in done.output
     assert isinstance(done.exception, SystemExit)
 
