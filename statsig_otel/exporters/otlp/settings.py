@@ -32,6 +32,7 @@ _GRPC_TARGET: Final = re.compile(r"(?:dns://[!-.0-~]*/|unix:/|unix-abstract:|ipv
 _URL_TEXT: Final = re.compile(r"[!-~]+")
 _SIGNAL_PATH: Final = re.compile(r"(/v1/(?:logs|traces|metrics))/*$")
 _LOKI_PUSH: Final = "/loki/api/v1/push"
+_OTHER_SIGNALS: Final = ("/v1/traces", "/v1/metrics")
 _METADATA_KEY: Final = re.compile(r"[0-9a-z_.-]+")  # gRPC over HTTP/2, "Header-Name"
 _METADATA_VALUE: Final = re.compile(r"[ -~]*")  # the same document, "ASCII-Value"
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1: a token
@@ -254,6 +255,8 @@ class OtlpGrpcSettings(_OtlpSettings):
         elif not _GRPC_TARGET.fullmatch(value):
             if "://" in value:
                 raise ValueError(f"{_shown(value)} has an unknown scheme; write host:port, such as localhost:4317")
+            if value.startswith("unix:"):
+                raise ValueError(f"{_shown(value)} is not a whole path; write it as unix:///run/otlp.sock")
             _check_host_port(value, usual_port=4317)
         return value
 
@@ -400,6 +403,8 @@ def doubt(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
         return f"4317 is OTLP's port for gRPC, and this exporter speaks HTTP: use {_USE_GRPC}, or port 4318"
     elif _LOKI_PUSH in settings.url.path:
         return f"{_LOKI_PUSH} does not take OTLP: use endpoint: {settings.url.scheme}://{settings.url.netloc}/otlp"
+    elif settings.url.path.rstrip("/").endswith(_OTHER_SIGNALS):
+        return "this URL does not take log records: a backend that takes them has /v1/logs"
     return ""
 
 

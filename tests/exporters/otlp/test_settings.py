@@ -62,6 +62,7 @@ def test_grpc_endpoint(endpoint: str, insecure: bool, target: str, uses_tls: boo
         ("collector", "has no port; write collector:4317"),
         ("http://collector", "'http://collector' has no port; write http://collector:4317"),
         ("https://collector/", "write https://collector:4317"),
+        ("unix:otlp.sock", "write it as unix:///run/otlp.sock"),
         ("collector:", "is not host:port"),
         ("collector:otlp", "is not host:port"),
         ("collector:0", "is not host:port"),
@@ -377,6 +378,9 @@ def test_a_header_that_is_there_twice_is_named_where_it_is_a_name(name: str, sho
         (OtlpHttpSettings(endpoint="https://backend"), ""),
         (OtlpHttpSettings(endpoint="http://collector:4317"), "4317 is OTLP's port for gRPC"),
         (OtlpHttpSettings(logs_endpoint="http://l:3100/loki/api/v1/push"), "use endpoint: http://l:3100/otlp"),
+        (OtlpHttpSettings(logs_endpoint="http://collector:4318/v1/logs/"), ""),
+        (OtlpHttpSettings(logs_endpoint="http://collector:4318/v1/traces"), "does not take log records"),
+        (OtlpHttpSettings(logs_endpoint="https://backend/otlp/v1/metrics/"), "does not take log records"),
     ],
 )
 def test_an_endpoint_that_is_probably_wrong_is_doubted(
