@@ -223,7 +223,7 @@ GUARDS: Final[dict[str, Guard]] = {
         (Edit(CONNECTION, "if rest or sum(map(len, reader.body)) > _MOST_UNTAKEN:", "if rest:"),),
     ),
     "lingering close": Guard(
-        "What a refused sender still sends is discarded for some seconds, so that the answer arrives.",
+        "What a refused client still sends is discarded for some seconds, so that the answer arrives.",
         (
             Edit(
                 CONNECTION,
