@@ -131,7 +131,8 @@ def test_many_reloads_in_a_hurry_lose_nothing(tmp_path: Path) -> None:
             wait_until(lambda: set(senders.acknowledged) <= set(uids(sink.requests)), "all is delivered")
 
 
-@pytest.mark.parametrize("queued", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("queued", [True, False])
 def test_certificates_that_were_renewed_count_without_a_reload(tmp_path: Path, *, queued: bool) -> None:
     """Under the same names: those of the server from the next connection on, those of an exporter at once."""
     first, second = Authority(), Authority()

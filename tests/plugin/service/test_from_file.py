@@ -112,6 +112,7 @@ def test_a_changed_file_of_a_secret_counts_without_a_reload(make: Make, tmp_path
         assert post(running, "a").status == 401
 
 
+@pytest.mark.slow
 def test_a_rotation_of_a_secret(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As the page says: an empty place first, then the new secret in it. The log and `queue` say which one counts."""
     caplog.set_level(logging.INFO, "statsig_otel")
