@@ -327,7 +327,7 @@ def _has_no_value(found: list[ErrorDetails]) -> bool:
 
 
 def _wanted(found: list[ErrorDetails]) -> list[str]:
-    """The types of which the value has to be one, in words; none if something else is wrong with it too."""
+    """The types that the value may have, in words; none if something else is wrong with it too."""
     if not all(details["type"] in _TYPES for details in found):
         return []
     return list(dict.fromkeys(_TYPES[details["type"]].format_map(details.get("ctx", {})) for details in found))

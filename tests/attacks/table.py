@@ -519,14 +519,14 @@ ATTACKS: Final = (
         slow=True,
     ),
     Attack(
-        name="requests without end, of which no answer is read",
+        name="endless requests from a client that reads no answer",
         expected="they wait at the client",
         guards=("one answer",),
         act=_piled_up_answers,
         slow=True,
     ),
     Attack(
-        name="a body of which nobody asks for more",
+        name="a body that the application does not read",
         expected="it waits at the client",
         guards=("flow control",),
         act=_endless_body,
@@ -643,7 +643,7 @@ ATTACKS: Final = (
         sites=ALL,
     ),
     Attack(
-        name="two signatures or two timestamps, of which one is right",
+        name="two signatures or two timestamps, one of them right",
         expected="401",
         guards=("one value",),
         act=sends(

@@ -61,7 +61,7 @@ class _Failed:
 
 
 class Decisions:
-    """The decisions for one exporter, as it is configured, over one database.
+    """The decisions for one exporter under one configuration, over one database.
 
     Args:
         exporter: The exporter's id, for its dead letters.
