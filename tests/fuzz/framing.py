@@ -11,8 +11,9 @@ from typing import Final
 
 import h11
 
-from statsig_otel.plugin.server.reader import MAX_FIELDS, BadRequestError, Head, RequestReader
+from statsig_otel.plugin.server.reader import MAX_FIELDS, BadRequestError, Head
 from tests.fuzz.targets import Check
+from tests.plugin.server.reading import read as feed
 
 LONGEST: Final = 1024
 TOKENS: Final = (
@@ -78,16 +79,8 @@ def pieces(data: bytes, cuts: bytes) -> Sequence[bytes]:
 
 def read(parts: Sequence[bytes]) -> Found | None:
     """Feed the parts as a connection does; None if the request is refused."""
-    reader, body, left = RequestReader(), b"", b""
     try:
-        for part in parts:
-            rest = left + part
-            while rest and not reader.is_complete:
-                before, rest = rest, reader.feed(rest)
-                assert len(rest) < len(before) or not rest, "a turn reads nothing"
-                body += b"".join(reader.body)
-                reader.body.clear()
-            left = rest
+        reader, body, left = feed(parts)
     except BadRequestError as error:
         assert 400 <= error.status < 600
         assert error.kind

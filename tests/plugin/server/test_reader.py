@@ -15,6 +15,7 @@ from statsig_otel.plugin.server.reader import (
     BadRequestError,
     RequestReader,
 )
+from tests.plugin.server.reading import read
 
 GET = b"GET /a?b=c HTTP/1.1\r\nHost: test\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n%s\r\n%s"
@@ -31,20 +32,6 @@ WHOLE = [
     (CHUNKED + b"0A ; a\r\n0123456789\r\n00\r\n\r\n", b"0123456789"),
     (CHUNKED + b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n", b"x" * 1000),
 ]
-
-
-def read(pieces: list[bytes]) -> tuple[RequestReader, bytes, bytes]:
-    """Feed pieces as a connection does; the reader, the body, and what was left over."""
-    reader, body, left = RequestReader(), b"", b""
-    for piece in pieces:
-        rest = left + piece
-        while rest and not reader.is_complete:
-            before, rest = rest, reader.feed(rest)
-            assert len(rest) < len(before) or not rest, "each turn reads something"
-            body += b"".join(reader.body)
-            reader.body.clear()
-        left = rest
-    return reader, body, left
 
 
 @pytest.mark.parametrize(("data", "body"), WHOLE)
