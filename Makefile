@@ -9,8 +9,9 @@ empty :=
 VENV := $(subst $(empty) $(empty),-,$(strip .venv $(subst /,_,$(PYTHON)) $(filter-out pinned,$(DEPENDENCIES))))
 BIN := $(VENV)/bin
 CONSTRAINTS := $(VENV)/constraints.txt
-# This pins build requirements too. The path is relative, since pip takes a space in it for the end.
-export PIP_CONSTRAINT := $(CONSTRAINTS)
+# Not an option of pip, since this pins build requirements too. The path is relative, since pip takes a space in it for
+# the end. So it is not exported: a test may run pip in another directory.
+PIP := PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tests start many processes, and each starts a tenth of a second faster with compiled modules.
 unexport PYTHONDONTWRITEBYTECODE
@@ -49,12 +50,12 @@ $(CONSTRAINTS): pyproject.toml constraints.txt .ci/constraints.py | $(BIN)/pytho
 
 # The demo's collector has wheels for Linux and macOS only. Without it the receiver exports straight to the backend.
 $(VENV)/.demo: $(CONSTRAINTS)
-	$(BIN)/pip install --quiet --editable '.[demo]' || \
-		{ echo "!! rotel can't be installed here: the demo runs without a collector"; $(BIN)/pip install --quiet --editable .; }
+	$(PIP) install --quiet --editable '.[demo]' || \
+		{ echo "!! rotel can't be installed here: the demo runs without a collector"; $(PIP) install --quiet --editable .; }
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(PIP) install --quiet --editable '.[dev]'
 	@touch $@
 
 # On a terminal the demo keeps listening after its sample day; otherwise it ends.
@@ -79,7 +80,7 @@ check: $(VENV)/.dev
 		{ echo "$$out"; exit 1; }
 
 $(VENV)/.fuzz: $(VENV)/.dev
-	$(BIN)/pip install --quiet --editable '.[fuzz]'
+	$(PIP) install --quiet --editable '.[fuzz]'
 	@touch $@
 
 # One process, one target after another. What was found before is where the next run begins.
@@ -116,7 +117,7 @@ docs: $(VENV)/.dev
 # Tools about packages, apart from the packages that they are about.
 build/tools/.made: $(CONSTRAINTS)
 	$(BIN)/python -m venv build/tools
-	build/tools/bin/pip install --quiet cyclonedx-bom uv
+	PIP_CONSTRAINT=$(CONSTRAINTS) build/tools/bin/pip install --quiet cyclonedx-bom uv
 	@touch $@
 
 # What the registry says of each package, in docs/dependencies.md.
