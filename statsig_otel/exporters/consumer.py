@@ -126,6 +126,18 @@ def refused(message: str, *, reason: str) -> Future[Receipt]:
     return answer
 
 
+def pass_on(taken: Future[Receipt], answer: Future[Receipt]) -> None:
+    """Answer one future as another is answered."""
+
+    def done(taken: Future[Receipt]) -> None:
+        if error := taken.exception():
+            answer.set_exception(error)
+        else:
+            answer.set_result(taken.result())
+
+    taken.add_done_callback(done)
+
+
 class Consumer(Protocol):
     """Accepts the batches of receivers. Examples are a queue, a database table and a LoggerProvider.
 

@@ -8,8 +8,7 @@ reaches all exporters.
 from concurrent.futures import Future
 from dataclasses import replace
 
-from statsig_otel.exporters.consumer import Batch, Receipt, refused
-from statsig_otel.exporters.delivery import slices
+from statsig_otel.exporters.consumer import Batch, Receipt, pass_on, refused
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.routing import CurrentRouting
@@ -39,21 +38,15 @@ class Dispatcher:
         if queue is None:
             return self._synchronous.consume(batch, route)
         if not route.synchronous:
-            return slices.store(batch, lambda part: queue.consume(part, route))
+            return queue.consume(batch, route)
         answer: Future[Receipt] = Future()
         answer.set_running_or_notify_cancel()
 
         def store(delivered: Future[Receipt]) -> None:
             if error := delivered.exception():
                 answer.set_exception(error)
-                return
-            slices.store(batch, lambda part: queue.consume(part, route)).add_done_callback(finish)
-
-        def finish(stored: Future[Receipt]) -> None:
-            if error := stored.exception():
-                answer.set_exception(error)
             else:
-                answer.set_result(stored.result())
+                pass_on(queue.consume(batch, route), answer)
 
         # The invalid items go only to the queue's dead letters.
         self._synchronous.consume(replace(batch, invalid=()), route).add_done_callback(store)

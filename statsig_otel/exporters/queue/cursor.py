@@ -118,7 +118,7 @@ class ExporterCursor:
             StorageError: As above, and no new one can be written.
             RuntimeError: In a forked child.
         """
-        self._database.check_process()
+        self._database.writer.check_process()
         key = _ReadKey(self.position, count, size, self._database.generation)
         if records := self._records_ahead(key):
             return records
@@ -133,7 +133,7 @@ class ExporterCursor:
         except sqlite3.Error as error:
             self.close()
             if schema.is_damage(error):
-                self._database.submit(read).result()  # if the writer finds the same, it begins a new file
+                self._database.writer.submit(read).result()  # if the writer finds the same, it begins a new file
             raise
         if records or not self.waiting:
             return records
@@ -151,7 +151,7 @@ class ExporterCursor:
             if found[1] is not None:
                 self.update(found[1])
 
-        return self._database.submit(work, update).result()[0]
+        return self._database.writer.submit(work, update).result()[0]
 
     def newest(self, count: int) -> Records:
         """The last records that wait, the newest first; at most `count`. None if the database is not the one of `read`.
@@ -321,7 +321,7 @@ class ExporterCursor:
             for dead_letter in dead_letters if records else ():
                 _telemetry.dead_letters.add(1, {"kind": dead_letter.kind, "owner": self.name})
 
-        return self._database.submit(work, count)
+        return self._database.writer.submit(work, count)
 
     def close(self) -> None:
         """Finish what is under way, and close what was opened for reading."""

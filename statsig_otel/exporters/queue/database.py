@@ -14,11 +14,10 @@ from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import checks, schema, write_ahead_log
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.open_files import OpenFiles
-from statsig_otel.exporters.queue.writer import Bulk, Work, Writer
+from statsig_otel.exporters.queue.writer import Work, Writer
 from statsig_otel.exporters.wording import counted
 
 _T = TypeVar("_T")
-_I = TypeVar("_I")
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -43,6 +42,7 @@ class Database:
 
     Attributes:
         directory: The directory.
+        writer: Runs functions on the writing connection.
         generation: How often connections for reading became useless since the start: the database was set aside, or its
             log was deleted.
         recovery_due: Set after a database was set aside: there may be something to recover.
@@ -156,18 +156,6 @@ class Database:
         finally:
             self.directory.release()
 
-    def submit(self, work: Work[_T], then: Callable[[_T], None] | None = None) -> Future[_T]:
-        """Run a function on the writing connection; see `Writer.submit`."""
-        return self.writer.submit(work, then)
-
-    def submit_item(self, bulk: Bulk[_I, _T], item: _I, answer: Callable[[_T | None, Exception | None], None]) -> None:
-        """Hand over an item to work that is shared; see `Writer.submit_item`."""
-        self.writer.submit_item(bulk, item, answer)
-
-    def check_process(self) -> None:
-        """Raise a RuntimeError in a forked child."""
-        self.writer.check_process()
-
     def now_ms(self) -> int:
         """The time now, in milliseconds since the epoch."""
         return int(self._clock() * 1000)
@@ -265,7 +253,7 @@ class StoppedQueue:
 
     def submit(self, work: Work[_T]) -> Future[_T]:
         """Run a function on the writing connection; see `DurableQueue.submit`."""
-        return self._database.submit(work)
+        return self._database.writer.submit(work)
 
     def now_ms(self) -> int:
         """The time now, in milliseconds since the epoch."""

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias, TypeVar
 from statsig_otel import _telemetry
 from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
-from statsig_otel.exporters.queue import queries, schema, store
+from statsig_otel.exporters.queue import queries, schema, slices, store
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.database import Database
 from statsig_otel.exporters.queue.directory import QueueDirectory
@@ -142,7 +142,7 @@ class DurableQueue:
         # In the writer's thread, so that no batch is stored in between.
         self._coming = routing
         try:
-            self._database.submit(work, switch).result()
+            self._database.writer.submit(work, switch).result()
         finally:
             self._coming = None
         self.recovery_due.set()
@@ -158,7 +158,7 @@ class DurableQueue:
         return exporter in self.routing.exporters or (coming is not None and exporter in coming.exporters)
 
     def consume(self, batch: Batch, route: Route) -> Future[Receipt]:
-        """Store a batch. Its future has the receipt once it is on disk.
+        """Store a batch, a large one in slices. Its future has the receipt once all of it is on disk.
 
         Args:
             batch: The batch.
@@ -168,14 +168,16 @@ class DurableQueue:
         Raises:
             RuntimeError: In a forked child: the queue belongs to the process that started it.
         """
-        self._database.check_process()
-        entry = Entry(batch, route)
+        self.check_process()
+        return slices.store(batch, lambda part: self._store(Entry(part, route)))
+
+    def _store(self, entry: Entry) -> Future[Receipt]:
         try:
             self._check(entry)
         except RefusedError as refusal:
             _answer(entry, refusal)
         else:
-            self._database.submit_item(self._appending, entry, lambda _, error: _answer(entry, error))
+            self._database.writer.submit_item(self._appending, entry, lambda _, error: _answer(entry, error))
         return entry.answer
 
     def _append(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> Sequence[Entry]:
@@ -232,7 +234,7 @@ class DurableQueue:
 
     def check_process(self) -> None:
         """Raise a RuntimeError in a forked child."""
-        self._database.check_process()
+        self._database.writer.check_process()
 
     def cursor(self, exporter: str) -> ExporterCursor:
         """The cursor of a configured exporter."""
@@ -285,7 +287,7 @@ class DurableQueue:
             states[:] = queries.exporter_states(connection)
             return result
 
-        return self._database.submit(work_and_read, lambda _: self._update_cursors(states))
+        return self._database.writer.submit(work_and_read, lambda _: self._update_cursors(states))
 
     def room(self) -> int:
         """The free bytes of the disk above `min_free_bytes`; negative if it has less."""

@@ -4,7 +4,7 @@ import threading
 from concurrent.futures import Future
 
 from statsig_otel._process import OwnerProcess
-from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, refused
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, pass_on, refused
 from statsig_otel.exporters.delivery.dispatcher import Dispatcher
 
 
@@ -35,7 +35,7 @@ class ServiceConsumer:
             held, self._held = self._held or [], None
             self._dispatcher = dispatcher
         for batch, answer in held:
-            _pass_on(dispatcher.consume(batch), answer)
+            pass_on(dispatcher.consume(batch), answer)
 
     def close(self, message: str, *, reason: str) -> None:
         """Refuse what is held, and every batch from now on."""
@@ -66,15 +66,3 @@ class ServiceConsumer:
         answer.set_running_or_notify_cancel()  # so that nobody can cancel it
         self._held.append((batch, answer))
         return answer
-
-
-def _pass_on(taken: Future[Receipt], answer: Future[Receipt]) -> None:
-    """Answer as another future does."""
-
-    def done(taken: Future[Receipt]) -> None:
-        if error := taken.exception():
-            answer.set_exception(error)
-        else:
-            answer.set_result(taken.result())
-
-    taken.add_done_callback(done)

@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt, RefusedError, refused
-from statsig_otel.exporters.delivery import slices
-from statsig_otel.exporters.delivery.slices import MOST_AT_ONCE, store
+from statsig_otel.exporters.queue import slices
+from statsig_otel.exporters.queue.slices import MOST_AT_ONCE, store
 from tests.exporters.queue.helpers import PATIENCE, batch, consume, delivered, running
 
 RECORDS = st.lists(st.integers(0, 700), max_size=8)
