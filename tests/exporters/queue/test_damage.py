@@ -39,6 +39,7 @@ from tests.exporters.queue.helpers import (
     said,
     settled,
 )
+from tests.waiting import wait_until
 
 PAGE = 4096
 STORED = range(1, 601)
@@ -349,8 +350,8 @@ def test_a_file_that_goes_bad_under_a_running_queue_is_set_aside(
         found = numbers_of(check_that_it_serves(queue))
         assert found == [*range(1000, 1020), 10_000, 10_001]
         check_counters(queue)
-        (aside,) = kept(directory)
-        assert Path(f"{aside}-wal").exists(), "its log goes with it"
+        assert len(kept(directory)) == 1
+        wait_until(lambda: all(Path(f"{file}-wal").exists() for file in kept(directory)), "its log goes with it")
         assert {stat.S_IMODE(file.stat().st_mode) for file in directory.glob("queue.db*")} == {0o600}
     assert said(caplog, logging.ERROR, "and a new one is begun") == 1
     assert said(caplog, logging.WARNING, "can be written again") == 1
