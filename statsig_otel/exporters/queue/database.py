@@ -73,7 +73,7 @@ class Database:
             self.directory.database,
             prepare=self._check_and_prepare,
             tidy=self._tidy_up,
-            make_room=self.directory.give_reserve,
+            free_space=self.directory.give_reserve,
             set_aside=self._set_aside if replaces else None,
             files=OpenFiles(
                 self.path, copy_aside=self._copy_aside, set_aside=self._set_aside, log_kept=self._count_generation

@@ -89,7 +89,7 @@ class DurableQueue:
         self._cursors = {name: ExporterCursor(self._database, name) for name in routing.now.exporters}
         self._owner = OwnerProcess()
         self._smallest_left_out: int | None = None  # bytes of a whole body, while there is no room for it
-        self._disk_checked_at, self._room = 0.0, 0
+        self._disk_checked_at, self._unchecked = 0.0, 0  # and the bytes that may come before the next check
         self._coming: Routing | None = None  # while `reconfigure` writes it down
         self._numbers: _Numbers = {}  # of the configured routes
 
@@ -289,7 +289,7 @@ class DurableQueue:
 
         return self._database.writer.submit(work_and_read, lambda _: self._update_cursors(states))
 
-    def room(self) -> int:
+    def spare_bytes(self) -> int:
         """The free bytes of the disk above `min_free_bytes`; negative if it has less."""
         return self.directory.free_bytes() - self._min_free
 
@@ -346,8 +346,8 @@ class DurableQueue:
 
     def _check_disk(self, batch: Batch) -> None:
         now = time.monotonic()
-        self._room -= batch.size
-        if self._room > 0 and now < self._disk_checked_at + _BETWEEN_DISK_CHECKS:
+        self._unchecked -= batch.size
+        if self._unchecked > 0 and now < self._disk_checked_at + _BETWEEN_DISK_CHECKS:
             return
         try:
             free = self.directory.free_bytes()
@@ -356,7 +356,7 @@ class DurableQueue:
         if free < self._min_free:
             message = f"the disk has {free} bytes left, less than min_free_bytes ({self._min_free})"
             raise RefusedError(message, reason="disk_full")
-        self._disk_checked_at, self._room = now, (free - self._min_free) // _SHARE_UNCHECKED
+        self._disk_checked_at, self._unchecked = now, (free - self._min_free) // _SHARE_UNCHECKED
 
     def _tidy(self, connection: sqlite3.Connection, idle: bool) -> bool:  # noqa: FBT001 - the writer's signature
         deleted = store.delete_done(connection)
@@ -365,7 +365,7 @@ class DurableQueue:
         if deleted:
             return True
         # When the disk is nearly full, free every page: the queue might otherwise never get going again.
-        is_short = self.room() < 0
+        is_short = self.spare_bytes() < 0
         if not idle and not is_short:
             return False  # a backlog that is being delivered will soon free the pages that this would move
         enough = 1 if is_short else _PAGES_WORTH_IT

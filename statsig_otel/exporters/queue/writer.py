@@ -114,7 +114,7 @@ class Writer:
         set_aside: Run with the error when the file is damaged and closed; then another one is begun. Without it nothing
             more is written.
         files: Keeps what is committed when somebody deletes, replaces or shortens the file or its log.
-        make_room: Run when the disk is full; whether there is more space now, so that it is worth another attempt.
+        free_space: Run when the disk is full; whether there is more space now, so that it is worth another attempt.
 
     Attributes:
         failing: Whether the last attempt to write failed.
@@ -128,7 +128,7 @@ class Writer:
         tidy: Callable[[sqlite3.Connection, bool], bool],
         set_aside: Callable[[Exception], None] | None = None,
         files: OpenFiles | None = None,
-        make_room: Callable[[], bool] = lambda: False,
+        free_space: Callable[[], bool] = lambda: False,
     ) -> None:
         self.failing: bool = False
         self._path = path
@@ -136,7 +136,7 @@ class Writer:
         self._tidy = tidy
         self._set_aside = set_aside
         self._files = files
-        self._make_room = make_room
+        self._free_space = free_space
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()  # after an interrupted `join`, Python 3.11 considers a running thread ended
@@ -327,7 +327,7 @@ class Writer:
                 connection.execute("COMMIT")
             except Exception as error:  # noqa: BLE001 - given to all who wait
                 self._give_up_connection()
-                if schema.is_disk_full(error) and self._make_room():
+                if schema.is_disk_full(error) and self._free_space():
                     continue
                 self._say_failing(error)
                 if not schema.is_damage(error) or len(damage) == _SURE:
@@ -369,7 +369,7 @@ class Writer:
                 self._files.wrote()
         except Exception as error:  # noqa: BLE001 - logged, and tried again later
             self._give_up_connection()
-            if schema.is_disk_full(error) and self._make_room():
+            if schema.is_disk_full(error) and self._free_space():
                 return True
             # What is delivered stays on the disk for longer. That is no reason to refuse anything.
             if not self._untidy and not self.failing:

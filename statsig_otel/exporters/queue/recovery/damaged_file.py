@@ -33,11 +33,11 @@ class UnreadableError(QueueError):
 
 
 @contextlib.contextmanager
-def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
+def opened(path: Path, *, spare_bytes: int) -> Iterator[sqlite3.Connection]:
     """A connection for reading a damaged file.
 
-    If SQLite can't read its first page or all of its log, it is one to a copy of at most `room` bytes, which has a new
-    first page and all of the log folded in.
+    If SQLite can't read its first page or all of its log, the connection is to a copy with a new first page and all of
+    the log folded in. The copy takes at most `spare_bytes` bytes.
 
     Raises:
         UnreadableError: Nothing in the file can be read.
@@ -48,7 +48,7 @@ def opened(path: Path, *, room: int) -> Iterator[sqlite3.Connection]:
     try:
         connection = None if write_ahead_log.check(path).unread_commits else _connect(path)
         if connection is None:
-            _repair(path, copy, room)
+            _repair(path, copy, spare_bytes)
             connection = _connect(copy)
         if connection is None:
             raise UnreadableError(f"nothing in {path.name} can be read")
@@ -131,13 +131,13 @@ def _connect(path: Path) -> sqlite3.Connection | None:
     return None
 
 
-def _repair(path: Path, copy: Path, room: int) -> None:
+def _repair(path: Path, copy: Path, spare_bytes: int) -> None:
     """Write a copy with a new first page, and with all of the log.
 
     With auto_vacuum SQLite keeps the beginnings of all tables at the front of the file, in the order of their creation.
     So all files of a version have the same first page, except for the number of pages (section 1.3 of the file format).
     """
-    if schema.size_of(path) + schema.size_of(path.with_name(f"{path.name}-wal")) > room:
+    if schema.size_of(path) + schema.size_of(path.with_name(f"{path.name}-wal")) > spare_bytes:
         raise OSError(errno.ENOSPC, "the disk has no room for a copy with a new first page", str(path))
     # For its owner only, whatever the umask: it contains what the file itself does.
     os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))

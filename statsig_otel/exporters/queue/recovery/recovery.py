@@ -73,7 +73,7 @@ class Recovery:
 
     def _recover(self, file: Path) -> None:
         try:
-            with damaged_file.opened(file, room=self._queue.room()) as connection:
+            with damaged_file.opened(file, spare_bytes=self._queue.spare_bytes()) as connection:
                 carry_over = CarryOver(
                     file.name, connection, exporters_of=self._exporters_of, now_ms=self._queue.now_ms
                 )
@@ -102,7 +102,7 @@ class Recovery:
         """Carry out one step once the disk has space and the storage works. Others log it if not."""
         while not self._stopping.is_set():
             try:
-                if self._queue.room() >= 0:
+                if self._queue.spare_bytes() >= 0:
                     return self._queue.submit(step).result()
             except StorageError:
                 pass

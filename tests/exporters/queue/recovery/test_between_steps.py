@@ -164,7 +164,7 @@ def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right
         receivers = {"x": Route(("a", "b")), "y": Route(("b",))}
         with (
             running(Path(directory) / "queue", receivers=receivers, exporters=("a", "b")) as queue,
-            damaged_file.opened(path, room=1 << 30) as old,
+            damaged_file.opened(path, spare_bytes=1 << 30) as old,
         ):
             owed = {"a": x, "b": x | y, "left": y} if places else {"a": set(), "b": set(), "left": set()}
             attack = Attack(queue, owed)
@@ -209,7 +209,7 @@ def test_what_was_sent_from_a_file_that_is_gone_ticks_nothing_else_off_in_the_ne
             connection.backup(to)
         delete_all(queue.database.parent)
         wait_until(lambda: queue.generation == 1, "it is noticed")
-        with damaged_file.opened(copy, room=1 << 30) as old:
+        with damaged_file.opened(copy, spare_bytes=1 << 30) as old:
             rescued = CarryOver(copy.name, old, exporters_of=lambda _: ("out",), now_ms=queue.now_ms)
             resume, head, *others = rescued.steps()
             for step in (resume, head):
@@ -293,7 +293,7 @@ def test_a_step_that_is_done_again_doubles_nothing(
         for again in (itertools.repeat(False), itertools.cycle(failing)):
             with (
                 running(Path(directory) / f"queue{len(found)}", receivers=receivers, exporters=("a", "b")) as queue,
-                damaged_file.opened(path, room=1 << 30) as old,
+                damaged_file.opened(path, spare_bytes=1 << 30) as old,
             ):
                 rescued = CarryOver(
                     path.name, old, exporters_of=lambda receiver: receivers[receiver].queued, now_ms=queue.now_ms

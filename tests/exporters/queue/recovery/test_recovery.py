@@ -351,7 +351,7 @@ def test_the_copy_of_a_damaged_file_is_for_its_owner_alone_and_gone_afterwards(t
     left.write_bytes(b"of a process that was killed")
     before = os.umask(0)
     try:
-        with damaged_file.opened(tmp_path / "queue.db", room=1 << 30) as connection:
+        with damaged_file.opened(tmp_path / "queue.db", spare_bytes=1 << 30) as connection:
             assert connection.execute("SELECT count(*) FROM records").fetchone() == (1,)
             assert stat.S_IMODE(left.stat().st_mode) == 0o600
     finally:
