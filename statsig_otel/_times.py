@@ -5,11 +5,11 @@ Each is the longest time for its step. docs/architecture.md has the budget of a 
 
 from typing import Final
 
-# A request: it is answered within TURN_TIMEOUT + the exporter's timeout + SEND_MARGIN + COMMIT_TIMEOUT.
+# A request: it is answered within SEND_START_TIMEOUT + the exporter's timeout + SEND_MARGIN + COMMIT_TIMEOUT.
 
 RETRY_AFTER: Final = 10  # in a refusal: long enough for a backend to come back, short enough for a change to matter
 SEND_TIMEOUT: Final = 30.0  # for one `send` of an exporter whose settings have no timeout
-TURN_TIMEOUT: Final = 10.0  # until a synchronous exporter has its turn for a batch: "later" is better than no answer
+SEND_START_TIMEOUT: Final = 10.0  # until a synchronous exporter sends a batch: "later" is better than no answer
 SEND_MARGIN: Final = 1.0  # above an exporter's timeout, and after its shutdown, for its own answer
 COMMIT_TIMEOUT: Final = 10.0  # for the queue's commit: a refusal may lose a change, since Statsig documents no retry
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.consumer import Invalid as Invalid
     from statsig_otel.exporters.consumer import Receipt as Receipt
     from statsig_otel.exporters.consumer import RefusedError as RefusedError
+    from statsig_otel.exporters.decoding import log_records as log_records
     from statsig_otel.exporters.exporter import Blocked as Blocked
     from statsig_otel.exporters.exporter import Delivered as Delivered
     from statsig_otel.exporters.exporter import Exporter as Exporter
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from statsig_otel.exporters.otlp.settings import OtlpHttpSettings as OtlpHttpSettings
     from statsig_otel.exporters.otlp.tls import ClientTlsSettings as ClientTlsSettings
     from statsig_otel.exporters.otlp.tls import GrpcTlsSettings as GrpcTlsSettings
-    from statsig_otel.exporters.payload import log_records as log_records
     from statsig_otel.exporters.queue.directory import DirectoryInUseError as DirectoryInUseError
     from statsig_otel.exporters.queue.errors import QueueError as QueueError
 else:  # type checkers would accept any name of a module with __getattr__
@@ -50,7 +50,7 @@ else:  # type checkers would accept any name of a module with __getattr__
             "local.logger_provider": "LoggerProviderConsumer",
             "otlp.settings": "KeepaliveSettings OtlpGrpcSettings OtlpHttpSettings",
             "otlp.tls": "ClientTlsSettings GrpcTlsSettings",
-            "payload": "log_records",
+            "decoding": "log_records",
             "queue.directory": "DirectoryInUseError",
             "queue.errors": "QueueError",
         },

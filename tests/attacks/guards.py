@@ -150,8 +150,8 @@ GUARDS: Final[dict[str, Guard]] = {
         (
             Edit(
                 CONNECTION,
-                "            if rest:\n                self._discard()\n            self._owner.works(self)",
-                "            self._owner.works(self)\n            self.x = rest",
+                "            if rest:\n                self._discard()\n            self._server.works(self)",
+                "            self._server.works(self)\n            self.x = rest",
             ),
             Edit(
                 CONNECTION,

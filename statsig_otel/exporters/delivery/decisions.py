@@ -4,7 +4,7 @@ A refusal is the data's fault only if something else is taken. A batch that a ba
 the refused record is alone. It becomes a dead letter when it is refused alone after the exporter has taken another
 record that was sent since its first refusal, or that stands behind it in the queue. Until then it keeps its place, and
 other records are tried: first the rest of its batch, and once each of these was refused alone, the newest record that
-waits, as a probe. What is taken out of its turn is passed over when its turn comes.
+waits, as a probe. A record that was taken out of order is passed over later.
 
 That another record was taken counts only until a failure of another kind: the backend may be a different one after it.
 """
@@ -116,7 +116,7 @@ class Decisions:
 
         Args:
             head: The record at the head of the queue.
-            newest: Records that wait, the newest first: one more than are out of turn.
+            newest: Records that wait, the newest first: one more than were taken out of order.
             now: Seconds of a monotonic clock.
         """
         decided = self._decided_seqs()
@@ -137,7 +137,7 @@ class Decisions:
         return self._probed_at + self._settings.between_probes - now
 
     @property
-    def out_of_turn(self) -> int:
+    def out_of_order(self) -> int:
         """How many records are decided and not ticked off yet."""
         return sum(len(decided.records) for decided in self._decided.values())
 

@@ -297,7 +297,7 @@ class QueueSender:
             self._decisions.forget_taken()
         if segment := self._decisions.next(batch):
             return segment
-        newest = self._cursor.newest(self._decisions.out_of_turn + 1)
+        newest = self._cursor.newest(self._decisions.out_of_order + 1)
         return self._decisions.probe(batch[:1], newest, time.monotonic())
 
     def _attempt(self, segment: Records) -> bool:

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
-from statsig_otel._times import SEND_GRACE, SEND_MARGIN, TURN_TIMEOUT
+from statsig_otel._times import SEND_GRACE, SEND_MARGIN, SEND_START_TIMEOUT
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
 from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
@@ -91,7 +91,7 @@ class SynchronousConsumer:
         """Send one batch to all synchronous exporters of a route at once.
 
         The future fails with `RefusedError` unless all have it. It is answered once all exporters are done: each takes
-        at most 10 s until it is the batch's turn, then its timeout, and a second.
+        at most 10 s until its send begins, then its timeout, and a second.
         """
         log_invalid(_logger, batch, hidden=route.private)
         records = tuple(record for change in batch.changes for record in change.records)
@@ -104,7 +104,7 @@ class SynchronousConsumer:
     def longest_answer(self, route: Route) -> float:
         """Seconds within which each batch of a route is answered."""
         return max(
-            (TURN_TIMEOUT + self._workers[name].timeout + SEND_MARGIN for name in route.synchronous), default=0.0
+            (SEND_START_TIMEOUT + self._workers[name].timeout + SEND_MARGIN for name in route.synchronous), default=0.0
         )
 
 
@@ -114,7 +114,7 @@ class _Delivery:
     def __init__(self, records: tuple[bytes, ...], receipt: Receipt, exporters: Iterable[str]) -> None:
         self.records = records
         self.size = sum(map(len, records))
-        self.latest = time.monotonic() + TURN_TIMEOUT  # for its turn to come
+        self.latest = time.monotonic() + SEND_START_TIMEOUT  # for a send to begin
         self.future: Future[Receipt] = Future()
         self.future.set_running_or_notify_cancel()  # so that nobody can cancel it
         self._receipt = receipt
@@ -220,7 +220,7 @@ class _Worker:
                 moments = [self._waiting[0].latest] if self._waiting else []
                 moments += [self._answer_by, self._end_by] if self._sending else []
                 self._changed.wait(min(moments) - now if moments else None)
-        self._answer(unsent, RetryLater(f"too much waits for it: no turn within {TURN_TIMEOUT:g} s"))
+        self._answer(unsent, RetryLater(f"too much waits for it: no send within {SEND_START_TIMEOUT:g} s"))
         self._answer(unanswered, _SHUTTING_DOWN if ends else RetryLater(f"no answer within {self.timeout:g} s"))
         return True
 

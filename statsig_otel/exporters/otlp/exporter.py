@@ -7,7 +7,7 @@ from typing import ClassVar, Final, Generic, TypeVar
 
 from statsig_otel.exporters.exporter import Blocked, Outcome
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.status import PROTOBUF, printable, success
+from statsig_otel.exporters.otlp.status import PROTOBUF, one_line, success
 from statsig_otel.exporters.otlp.tls import TlsMaterial
 
 _logger: Final = logging.getLogger(__name__)
@@ -80,5 +80,5 @@ class OtlpExporter(Generic[_S]):
         # Not the error itself, which may quote a header.
         frames = "".join(format_tb(error.__traceback__))
         _logger.debug("%s: unexpected error of the %s library:\n%s", self._name, self._protocol, frames)
-        reason = printable(str(error), self._hide)
+        reason = one_line(str(error), self._hide)
         return Blocked(f"unexpected {type(error).__name__} of the {self._protocol} library: {reason}")

@@ -35,7 +35,7 @@ from statsig_otel.exporters.otlp.status import (
     UNTRUSTED,
     http_failure,
     is_client_certificate_alert,
-    printable,
+    one_line,
     server_time,
     speaks_http2,
     without_tls,
@@ -60,7 +60,7 @@ def _as_json(payload: bytes) -> bytes:
     return to_json_line(ExportLogsServiceRequest.FromString(payload))
 
 
-class _Exchange:
+class _Request:
     """One request and its answer, in its own thread, so that the exporter can abandon it at any point.
 
     A name lookup can't be interrupted, and a server may send its answer byte by byte without end. Only another thread
@@ -91,7 +91,7 @@ class _Exchange:
         self._abandoned = False
 
     def run(self) -> None:
-        """Send the request and store the answer or the error. Runs in the exchange's thread."""
+        """Send the request and store the answer or the error. Runs in the request's thread."""
         try:
             self._run()
         except Exception as error:  # noqa: BLE001 - handed to the waiting thread
@@ -102,7 +102,7 @@ class _Exchange:
             self._ended.set()
 
     def wait(self, timeout: float) -> bool:
-        """Wait for the end. Return False if the time is over or the exchange was abandoned."""
+        """Wait for the end. Return False if the time is over or the request was abandoned."""
         return self._ended.wait(timeout) and not self._abandoned
 
     def abandon(self) -> None:
@@ -162,7 +162,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         self._context: ssl.SSLContext | None = None
         self._running = False
         self._connection: HTTPConnection | None = None
-        self._exchange: _Exchange | None = None
+        self._request: _Request | None = None
 
     def start(self) -> None:
         """Read the TLS files. The first request opens the connection.
@@ -188,35 +188,35 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Post one batch. For the parameters and outcomes see `Exporter.send`."""
         deadline = time.monotonic() + timeout
-        exchange, in_time = None, False
+        request, in_time = None, False
         try:
             body = payload if self._settings.encoding == "proto" else _as_json(payload)
             if self._settings.compression == "gzip":
                 body = gzip.compress(body, mtime=0)
-            exchange = self._begin(body, timeout)
-            if exchange is None:
+            request = self._begin(body, timeout)
+            if request is None:
                 return RetryLater("the exporter is not running")
-            run = partial(copy_context().run, exchange.run)  # the sender's: it says that nobody makes spans of this
+            run = partial(copy_context().run, request.run)  # the sender's: it says that nobody makes spans of this
             Thread(target=run, name=f"{self._name} request", daemon=True).start()
-            in_time = exchange.wait(deadline - time.monotonic())
+            in_time = request.wait(deadline - time.monotonic())
             if not in_time:
-                exchange.abandon()
-            outcome = self._outcome(exchange, count, timeout, in_time=in_time)
+                request.abandon()
+            outcome = self._outcome(request, count, timeout, in_time=in_time)
         except (DecodeError, RecursionError) as error:
             outcome = Rejected(f"the payload can't be read as an ExportLogsServiceRequest: {error}")
         except Exception as error:  # noqa: BLE001 - the contract: send never raises
             outcome = self._unexpected(error)
-        self._end(exchange if in_time else None)
+        self._end(request if in_time else None)
         return outcome
 
     def shutdown(self) -> None:
         """Close the connection. A request in progress is abandoned at once."""
         with self._lock:
             self._running = False
-            exchange, self._exchange = self._exchange, None
+            request, self._request = self._request, None
             connection, self._connection = self._connection, None
-        if exchange is not None:
-            exchange.abandon()
+        if request is not None:
+            request.abandon()
         if connection is not None:
             connection.close()
 
@@ -235,7 +235,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             self._headers["Content-Encoding"] = "gzip"
         self._context = self._settings.tls.context(self._material) if self._settings.uses_tls else None
 
-    def _begin(self, body: bytes, timeout: float) -> _Exchange | None:
+    def _begin(self, body: bytes, timeout: float) -> _Request | None:
         with self._lock:
             if not self._running:
                 return None
@@ -246,19 +246,19 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
                 self._prepare()
                 self._renewed = False
             connection, self._connection = self._connection or self._connect(), None
-            # This limits each socket operation, so that the thread of an abandoned exchange ends too.
+            # This limits each socket operation, so that the thread of an abandoned request ends too.
             connection.timeout = timeout
             if connection.sock is not None:
                 connection.sock.settimeout(timeout)
-            self._exchange = _Exchange(connection, self._target(), body, self._headers, self._tunnel)
-            return self._exchange
+            self._request = _Request(connection, self._target(), body, self._headers, self._tunnel)
+            return self._request
 
-    def _end(self, exchange: _Exchange | None) -> None:
-        """Keep the connection of an exchange that was not abandoned."""
+    def _end(self, request: _Request | None) -> None:
+        """Keep the connection of a request that was not abandoned."""
         with self._lock:
-            self._exchange = None
-            if exchange is not None and exchange.complete and self._running:
-                self._connection = exchange.connection
+            self._request = None
+            if request is not None and request.complete and self._running:
+                self._connection = request.connection
 
     def _connect(self) -> HTTPConnection:
         """Create a connection without opening it."""
@@ -281,13 +281,13 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         if self._proxy is not None and self._url.scheme == "https":
             connection.set_tunnel(self._url.hostname or "", self._url.port or 443, self._proxy.headers)
 
-    def _outcome(self, exchange: _Exchange, count: int, timeout: float, *, in_time: bool) -> Outcome:
-        """The outcome of an exchange. A received status decides, even if the body is incomplete."""
-        status, body = exchange.status, bytes(exchange.body)
+    def _outcome(self, request: _Request, count: int, timeout: float, *, in_time: bool) -> Outcome:
+        """The outcome of a request. A received status decides, even if the body is incomplete."""
+        status, body = request.status, bytes(request.body)
         if status is None:
             # The socket has the same timeout, and may be the first to notice.
-            if in_time and exchange.error is not None and not isinstance(exchange.error, TimeoutError):
-                return self._failure(exchange.error)
+            if in_time and request.error is not None and not isinstance(request.error, TimeoutError):
+                return self._failure(request.error)
             return RetryLater(
                 f"no answer within {timeout:g} s from {self._place}"
                 if self._running
@@ -297,25 +297,25 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             return http_failure(
                 status,
                 body,
-                content_type=exchange.content_type,
-                retry_after=exchange.retry_after,
-                location=exchange.location,
-                now=server_time(exchange.date) or time.time(),
+                content_type=request.content_type,
+                retry_after=request.retry_after,
+                location=request.location,
+                now=server_time(request.date) or time.time(),
                 place=self._place,
                 hide=self._hide,
             )
-        return self._success(body if in_time and exchange.complete else b"", count, exchange.content_type, self._place)
+        return self._success(body if in_time and request.complete else b"", count, request.content_type, self._place)
 
     def _failure(self, error: Exception) -> Outcome:
         """The outcome of a request without an answer."""
         message = str(error)
-        reason = f"{type(error).__name__} from {self._place}: {printable(message, self._hide)}"
+        reason = f"{type(error).__name__} from {self._place}: {one_line(message, self._hide)}"
         if isinstance(error, ssl.SSLCertVerificationError):
             return Blocked(f"{UNTRUSTED}: {reason}")
         if isinstance(error, ssl.SSLError) and is_client_certificate_alert(message):
             return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
         if found := _TUNNEL_FAILED.match(message):
-            said = printable(found[2], self._hide)
+            said = one_line(found[2], self._hide)
             reason = f"the proxy {self._proxy} refuses a tunnel to {self._place}: HTTP {found[1]} {said}"
             return RetryLater(reason) if isinstance(http_failure(int(found[1])), RetryLater) else Blocked(reason)
         if isinstance(error, BadStatusLine) and speaks_http2(message):

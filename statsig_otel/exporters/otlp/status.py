@@ -156,10 +156,10 @@ def success(
     except (DecodeError, json_format.ParseError, ValueError, RecursionError):
         pass
     if not is_otlp:
-        shown = printable(body[:_MOST_SHOWN].decode("utf-8", "replace"), hide)
-        return Success(Delivered(), f"the answer is not OTLP ({printable(kind, hide)}): {shown}", is_otlp=False)
+        shown = one_line(body[:_MOST_SHOWN].decode("utf-8", "replace"), hide)
+        return Success(Delivered(), f"the answer is not OTLP ({one_line(kind, hide)}): {shown}", is_otlp=False)
     rejected = min(response.partial_success.rejected_log_records, count)
-    message = printable(response.partial_success.error_message, hide)
+    message = one_line(response.partial_success.error_message, hide)
     if rejected > 0:
         return Success(PartiallyRejected(rejected, message or "no reason given"))
     return Success(Delivered(), message)
@@ -177,7 +177,7 @@ def grpc_failure(
         plain: What to write in the configuration for a connection without TLS.
         hide: Strings that a reason must not contain.
     """
-    reason = _join(_code_name(code), printable(message, hide))
+    reason = _join(_code_name(code), one_line(message, hide))
     has_info, after = retry_info(details)
     if code == code_pb2.UNAVAILABLE and _GRPC_NOT_CONNECTED.match(message):
         return _not_connected(message, reason, plain)
@@ -245,10 +245,10 @@ def http_failure(
     """
     words = [f"HTTP {status}", _phrase(status)]
     if status in _HTTP_REDIRECT and location:
-        words.append(f"to {printable(_LOCATION_SECRETS.sub('', location), hide)}")
+        words.append(f"to {one_line(_LOCATION_SECRETS.sub('', location), hide)}")
     if place:
         words.append(f"from {place}")
-    reason = _join(" ".join(filter(None, words)), printable(_http_message(body, content_type), hide))
+    reason = _join(" ".join(filter(None, words)), one_line(_http_message(body, content_type), hide))
     if status in _HTTP_RETRY_LATER:
         return RetryLater(
             reason, parse_retry_after(retry_after, now), may_be_data=status == HTTPStatus.INTERNAL_SERVER_ERROR
@@ -305,7 +305,7 @@ def is_client_certificate_alert(text: str) -> bool:
     return _CLIENT_CERTIFICATE_ALERT.search(text) is not None
 
 
-def printable(text: str, hide: Iterable[str] = ()) -> str:
+def one_line(text: str, hide: Iterable[str] = ()) -> str:
     """A server's or library's message as one line of limited length.
 
     Args:

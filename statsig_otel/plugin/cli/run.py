@@ -20,9 +20,9 @@ from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.cli.log_output import buffered_log
+from statsig_otel.plugin.cli.notifier import Notifier
 from statsig_otel.plugin.cli.options import config_option
-from statsig_otel.plugin.cli.supervisor import Supervisor
-from statsig_otel.plugin.doctor.machine_checks import start_problem
+from statsig_otel.plugin.doctor.resources import start_problem
 from statsig_otel.plugin.doctor.storage import check_file_system
 from statsig_otel.plugin.server.listening import inherited_sockets
 from statsig_otel.plugin.service.assembly import Assembly
@@ -92,12 +92,12 @@ def command(locations: tuple[str, ...], listen: str | None, log_level: str | Non
             resource=resource_from_environment(os.environ),
             inherited=inherited_sockets(os.environ),
         )
-        supervisor = Supervisor(os.environ)
+        notifier = Notifier(os.environ)
 
         def read() -> Document:
             return read_document(locations, os.environ, listen=listen)
 
-        service = service_of(assembly, Reloader(assembly, document, read, supervisor.reloading))
+        service = service_of(assembly, Reloader(assembly, document, read, notifier.reloading))
         _start(service, configuration, document, directory)
         collect_garbage_rarely()
     except ConfigError as error:
@@ -105,7 +105,7 @@ def command(locations: tuple[str, ...], listen: str | None, log_level: str | Non
     except (OSError, ValueError, QueueError, sqlite3.Error) as error:
         raise click.ClickException(_message(error)) from error
     try:
-        asyncio.run(_run(service, assembly, supervisor, document))
+        asyncio.run(_run(service, assembly, notifier, document))
     finally:
         service.shutdown()
     _logger.info("Stopped")
@@ -187,7 +187,7 @@ def _raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _OPEN_FILES)), hard))
 
 
-async def _run(service: Service, assembly: Assembly, supervisor: Supervisor, document: Document) -> None:
+async def _run(service: Service, assembly: Assembly, notifier: Notifier, document: Document) -> None:
     """Reload and stop the service on signals. The service itself runs in threads of its own."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -213,15 +213,15 @@ async def _run(service: Service, assembly: Assembly, supervisor: Supervisor, doc
         if name in service.without_secret:
             where = _where_the_secret_goes(document, name)
             click.echo(_SETUP_STEPS.format(name=name, url=url, where=where))
-    supervisor.started()
+    notifier.started()
     reloading = loop.create_task(_reload_on(reload_requested, service))
-    watched = loop.create_task(_report_alive(supervisor, assembly, stopping))
+    watched = loop.create_task(_report_alive(notifier, assembly, stopping))
     ended = asyncio.wrap_future(service.ended)
     ended.add_done_callback(lambda _: stopping.set())
     try:
         await stopping.wait()
     finally:
-        supervisor.stopping()
+        notifier.stopping()
         reloading.cancel()
         loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -241,16 +241,16 @@ async def _reload_on(requested: asyncio.Event, service: Service) -> None:
             await asyncio.to_thread(service.reload)
 
 
-async def _report_alive(supervisor: Supervisor, assembly: Assembly, stopping: asyncio.Event) -> None:
+async def _report_alive(notifier: Notifier, assembly: Assembly, stopping: asyncio.Event) -> None:
     """Report regularly that webhooks are served; while the service stops, that this loop runs."""
-    if supervisor.watchdog_interval is None:
+    if notifier.watchdog_interval is None:
         return
-    pause = supervisor.watchdog_interval / 2
+    pause = notifier.watchdog_interval / 2
     stopped = asyncio.create_task(stopping.wait())
     while True:
-        turn: asyncio.Future[Any] = asyncio.wrap_future(assembly.next_turn())
-        await asyncio.wait({turn, stopped}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-        if turn.done() or stopping.is_set():
-            supervisor.alive()
+        pong: asyncio.Future[Any] = asyncio.wrap_future(assembly.ping())
+        await asyncio.wait({pong, stopped}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+        if pong.done() or stopping.is_set():
+            notifier.alive()
             await asyncio.sleep(pause)
-        turn.cancel()
+        pong.cancel()

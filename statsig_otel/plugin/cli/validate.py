@@ -12,7 +12,7 @@ from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import Document
 from statsig_otel.plugin.cli.options import config_errors_reported, config_option
-from statsig_otel.plugin.doctor.machine_checks import check_machine
+from statsig_otel.plugin.doctor.resources import check_resources
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import check_enabled, read_document, resource_from_environment
@@ -60,7 +60,7 @@ def _check(document: Document, *, on_machine: bool) -> tuple[Configuration, Path
     """The configuration, the queue's directory, and the resources that another process uses. Raises all problems."""
     configuration = check(document, COMPONENTS)
     directory = find_directory(configuration, os.environ)
-    wrong, in_use = check_machine(configuration, document, directory) if on_machine else ([], [])
+    wrong, in_use = check_resources(configuration, document, directory) if on_machine else ([], [])
     problems = [*_component_problems(configuration, document, directory), *wrong]
     if problems:
         raise ConfigError(problems)

@@ -137,7 +137,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
         self._room = threading.Semaphore(_MAX_CLIENTS)
         self._lock = threading.Lock()  # over the connections that have not sent their line yet
         self._silent: set[socket.socket] = set()
-        self._turn = threading.Lock()  # of the command that is carried out
+        self._one_at_a_time = threading.Lock()  # for commands
         self._command: threading.Thread | None = None
         self._stopped = False
         self.finished = threading.Event()
@@ -185,7 +185,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
         super().process_request(request, client_address)
 
     def finish_request(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
-        """Read the connection's line; once it is its turn, carry it out and answer."""
+        """Read the connection's line; once no other command is carried out, do so and answer."""
         with suppress(OSError), request.makefile("rb") as file:  # silent for too long, or gone
             request.settimeout(_PATIENCE)
             line = file.readline(MAX_REQUEST + 1)
@@ -194,7 +194,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
                     return  # it had to leave
                 self._silent.remove(request)
             if line.endswith(b"\n") or len(line) > MAX_REQUEST:
-                with self._turn:
+                with self._one_at_a_time:
                     self._carry_out(line, request)
 
     def _carry_out(self, line: bytes, connection: socket.socket) -> None:

@@ -9,10 +9,10 @@ from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import examine
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
-from statsig_otel.plugin.doctor import machine, storage
-from statsig_otel.plugin.doctor.endpoints import check_endpoints
+from statsig_otel.plugin.doctor import installation, storage
+from statsig_otel.plugin.doctor.endpoints import check_backends
 from statsig_otel.plugin.doctor.finding import Finding, Status, of_problem
-from statsig_otel.plugin.doctor.machine_checks import check_files, check_locks, check_ports
+from statsig_otel.plugin.doctor.resources import check_files, check_locks, check_ports
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import Environment, check_enabled, read_document
 from statsig_otel.plugin.settings.reading import exporter_settings, queued_exporters, receiver_settings
@@ -22,8 +22,8 @@ from statsig_otel.plugin.settings.storage import file_storage, find_directory
 
 def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator[Finding]:
     """Check everything that a service depends on. Without locations the environment is its configuration."""
-    yield from machine.versions()
-    yield machine.sqlite()
+    yield from installation.versions()
+    yield installation.sqlite()
     offsets: list[tuple[str, float]] = []
     try:
         check_enabled(environ)
@@ -47,16 +47,16 @@ def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator
         there = tuple(name for name in configuration.service_extensions if name in configuration.extensions)
         configuration = replace(configuration, service_extensions=there)
         yield from _on_this_machine(configuration, document, environ)
-        findings, offsets = check_endpoints(exporter_settings(configuration))
+        findings, offsets = check_backends(exporter_settings(configuration))
         yield from findings
-    yield machine.clock(machine.clock_is_kept(), offsets)
+    yield installation.clock(installation.clock_is_kept(), offsets)
 
 
 def _on_this_machine(configuration: Configuration, document: Document, environ: Mapping[str, str]) -> Iterator[Finding]:
     """Check what a configuration needs of this machine. If it is wrong, its right parts are checked."""
     receivers = receiver_settings(configuration)
     servers = {settings.endpoint: settings.max_connections for settings in receivers.values()}
-    yield machine.open_files(sum(servers.values()))
+    yield installation.open_files(sum(servers.values()))
     for problem in check_files(configuration, document):
         yield of_problem("this machine", problem)
     is_running: bool | None = None

@@ -48,7 +48,7 @@ class _Address:
         return self.path or f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
-def check_endpoints(exporters: Mapping[str, Settings]) -> tuple[list[Finding], list[tuple[str, float]]]:
+def check_backends(exporters: Mapping[str, Settings]) -> tuple[list[Finding], list[tuple[str, float]]]:
     """Check all endpoints at the same time.
 
     Returns:

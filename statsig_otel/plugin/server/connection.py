@@ -34,7 +34,7 @@ _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, for no time
 _MOST_UNTAKEN: Final = 64 * 1024  # bytes of a body that may wait for the application; above it the client has to wait
 
 
-class Owner(Protocol):
+class Server(Protocol):
     """The server, as a connection knows it."""
 
     def waits(self, connection: HttpConnection) -> None:
@@ -60,13 +60,13 @@ class HttpConnection(asyncio.Protocol):
         app: Called for each request.
         header_timeout: Seconds for a whole header, from the connection or from the end of the previous answer; and for
             a client to read a part of its answer.
-        owner: Is told what the connection waits for.
+        server: Is told what the connection waits for.
     """
 
-    def __init__(self, app: AsgiApp, *, header_timeout: float, owner: Owner) -> None:
+    def __init__(self, app: AsgiApp, *, header_timeout: float, server: Server) -> None:
         self._app = app
         self._header_timeout = header_timeout
-        self._owner = owner
+        self._server = server
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._addresses: dict[str, object] = {}  # the parts of a scope that all requests share
@@ -104,7 +104,7 @@ class HttpConnection(asyncio.Protocol):
         self._expire_after(self._header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Tell the application and the owner."""
+        """Tell the application and the server."""
         self._is_closing = True
         if self._exchange is not None:
             self._reader.body.clear()  # free it now
@@ -113,7 +113,7 @@ class HttpConnection(asyncio.Protocol):
         self._let_go_on()
         if self._timer is not None:
             self._timer.cancel()
-        self._owner.lost(self)
+        self._server.lost(self)
 
     def data_received(self, data: bytes) -> None:
         """Read a part of a request."""
@@ -192,7 +192,7 @@ class HttpConnection(asyncio.Protocol):
             self._close()
             return
         self._reader = RequestReader()
-        self._owner.waits(self)
+        self._server.waits(self)
         if self._unsent == math.inf:
             self._await_request()
         else:  # answers must not pile up for a client that does not read them
@@ -204,7 +204,7 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # Called by the owner.
+    # Called by the server.
 
     def shutdown(self) -> None:
         """Close after the current request. A new connection, or one in the middle of a header, may still send one."""
@@ -254,9 +254,9 @@ class HttpConnection(asyncio.Protocol):
         if reader.is_complete:
             if rest:
                 self._discard()
-            self._owner.works(self)
+            self._server.works(self)
             return
-        self._owner.waits(self)
+        self._server.waits(self)
         if rest or sum(map(len, reader.body)) > _MOST_UNTAKEN:
             self._unread = rest
             self._pause_reading()
@@ -266,7 +266,7 @@ class HttpConnection(asyncio.Protocol):
     def _wait_for_turn(self) -> None:
         if not self._waits_for_turn:
             self._waits_for_turn = True
-            self._owner.wants_turn(self)
+            self._server.wants_turn(self)
 
     def _call(self, head: Head) -> None:
         """Call the application for a request, whose body may still be on its way."""
@@ -287,7 +287,7 @@ class HttpConnection(asyncio.Protocol):
         self._exchange = Exchange(head, self._reader, self)
         # In a context of its own, so that requests don't see each other's variables.
         call = self._exchange.run(self._app, scope)
-        self._owner.calls(self._loop.create_task(call, context=contextvars.Context()))
+        self._server.calls(self._loop.create_task(call, context=contextvars.Context()))
 
     def _refuse(self, error: BadRequestError) -> None:
         """Stop reading, and answer. If the error is in a body, the application decides on the answer."""
@@ -334,7 +334,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
             return
         self._is_lingering = True
-        self._owner.waits(self)
+        self._server.waits(self)
         self._resume_reading()
         if self._unsent == math.inf:
             self._end_writing()

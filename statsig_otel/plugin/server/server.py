@@ -30,10 +30,10 @@ from statsig_otel.plugin.server.tls import ServerTlsSettings, digest, handshake_
 _log = logging.getLogger(__name__)
 _throttle: Final = LogThrottle(_log)
 OTHER_FILES: Final = 128  # file descriptors reserved for the rest of the process
-_ACCEPTED_A_TURN: Final = 64  # connections, before those that are open have their turn
+_ACCEPTED_AT_ONCE: Final = 64  # connections, before those that are open have their turn
 _MIN_WAIT: Final = 0.1  # seconds in which a client can send something before its connection may make room
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
-_LINGER: Final = 1.0  # seconds that a stop grants to half-sent headers, and to the last answers
+_STOP_GRACE: Final = 1.0  # seconds that a stop grants to half-sent headers, and to the last answers
 _TLS_SHUTDOWN: Final = 5.0  # seconds for the peer to confirm the end of a TLS connection
 _BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # errors of a listening socket that never accepts again
 
@@ -329,7 +329,7 @@ class _Connections:
         self._stop_accepting()
         for connection in tuple(self._open):
             connection.shutdown()
-        await self._wait_until_all_closed(min(_LINGER, seconds))
+        await self._wait_until_all_closed(min(_STOP_GRACE, seconds))
         for connection in tuple(self._open):
             if connection.is_unused:
                 connection.abort()
@@ -339,7 +339,7 @@ class _Connections:
                 _log.warning("the drain timeout is over: %d requests in flight were cut off", len(calls))
                 return
             await asyncio.wait(calls, timeout=left)
-        await self._wait_until_all_closed(min(_LINGER, seconds))
+        await self._wait_until_all_closed(min(_STOP_GRACE, seconds))
 
     async def cut_off(self) -> None:
         """Close all connections at once."""
@@ -364,7 +364,7 @@ class _Connections:
             self._loop.remove_reader(self._listening)
 
     def _accept_waiting(self) -> None:
-        for _ in range(_ACCEPTED_A_TURN):
+        for _ in range(_ACCEPTED_AT_ONCE):
             removable = self._removable() if self._is_full() else None
             if self._is_full() and removable is None:
                 self._pause()
@@ -414,7 +414,7 @@ class _Connections:
     def _connect(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         _sockets.add(accepted)
-        connection = HttpConnection(self._app, header_timeout=self._header_timeout, owner=self)
+        connection = HttpConnection(self._app, header_timeout=self._header_timeout, server=self)
         self._open[connection] = accepted
         self._waiting[connection] = self._loop.time()
         self._all_closed.clear()

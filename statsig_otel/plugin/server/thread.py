@@ -62,18 +62,18 @@ class ServerThread:
             with suppress(InvalidStateError):
                 self.ended.set_result(None)
 
-    def next_turn(self) -> Future[None]:
-        """Done at the next turn of the thread's loop: soon, unless it hangs. Never done while no loop runs."""
-        turn: Future[None] = Future()
+    def ping(self) -> Future[None]:
+        """Done as soon as the thread's loop can do it: soon, unless it hangs. Never done while no loop runs."""
+        pong: Future[None] = Future()
 
-        def come() -> None:
-            if turn.set_running_or_notify_cancel():
-                turn.set_result(None)
+        def answer() -> None:
+            if pong.set_running_or_notify_cancel():
+                pong.set_result(None)
 
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(come)
-        return turn
+                self._loop.call_soon_threadsafe(answer)
+        return pong
 
     def _run(self) -> None:
         try:

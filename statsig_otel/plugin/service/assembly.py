@@ -24,7 +24,7 @@ from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.listening import InheritedSocket
 from statsig_otel.plugin.server.thread import ServerThread
 from statsig_otel.plugin.service.consumer import ServiceConsumer
-from statsig_otel.plugin.service.endpoints import Endpoint, check_endpoints, endpoints_of
+from statsig_otel.plugin.service.endpoints import Endpoint, check_shared_endpoints, endpoints_of
 from statsig_otel.plugin.service.outbound import Outbound
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
 from statsig_otel.plugin.settings.reading import (
@@ -77,7 +77,7 @@ class Assembly:
         inherited: Sequence[InheritedSocket] = (),
     ) -> None:
         settings = receiver_settings(configuration)
-        check_endpoints(settings)
+        check_shared_endpoints(settings)
         self._configuration = configuration
         self._resource = dict(resource)
         self._url = _checked_url(url)
@@ -101,7 +101,7 @@ class Assembly:
             for name, intake in self._intakes.items()
         }
         self._servers = ServerThread([])
-        self._make_openings()
+        self._make_servers()
         self._failed = False  # the last `open`, which has used up what it opened
         self._is_open = False
         self._closing = False
@@ -110,8 +110,8 @@ class Assembly:
         self._until = 0.0  # by the monotonic clock: the end of the shutdown
         self._drain = _times.QUEUE_DRAIN
 
-    def _make_openings(self) -> None:
-        """Make what webhooks and commands come in by, for the current `Outbound`."""
+    def _make_servers(self) -> None:
+        """Make the servers for webhooks and for commands, for the current `Outbound`."""
         settings = receiver_settings(self._configuration)
         self._endpoints: list[Endpoint] = (
             endpoints_of(settings, self.receivers, self._inherited) if self._listens else []
@@ -143,9 +143,9 @@ class Assembly:
         """Done when the servers have ended, or would have; with the error of a server that failed."""
         return self._servers.ended
 
-    def next_turn(self) -> "Future[None]":
-        """Done at the next turn of the loop that serves webhooks; never done when that hangs or has ended."""
-        return self._servers.next_turn()
+    def ping(self) -> "Future[None]":
+        """Done as soon as the loop that serves webhooks can do it: never if it hangs or has ended."""
+        return self._servers.ping()
 
     @property
     def is_open(self) -> bool:
@@ -174,10 +174,10 @@ class Assembly:
         """
         if self._failed:
             self._outbound = Outbound(self._configuration, self.directory)
-            self._make_openings()
+            self._make_servers()
         try:
             self._start_outbound(go_on)
-            self._open_openings()
+            self._open_servers()
             self._is_open = True
         except BaseException as error:
             self._failed = True
@@ -213,7 +213,7 @@ class Assembly:
             if self._ending.wait(_BETWEEN_ATTEMPTS):
                 raise RuntimeError("this service was shut down before its directory was free")
 
-    def _open_openings(self) -> None:
+    def _open_servers(self) -> None:
         try:
             if self._control is not None:
                 self._control.start()
@@ -303,7 +303,7 @@ class Assembly:
             return self._take_over(configuration)
 
     def _take_over(self, configuration: Configuration) -> list[str]:
-        check_endpoints(receiver_settings(configuration))
+        check_shared_endpoints(receiver_settings(configuration))
         needing = [
             *needing_restart(self._configuration, configuration), *self._outbound.needing_restart(configuration)
         ]  # fmt: skip

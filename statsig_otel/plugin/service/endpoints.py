@@ -14,7 +14,7 @@ SERVER_KEYS: Final = ("read_header_timeout", "max_connections", "tls")
 """The settings of a server, which have to agree for all receivers on one endpoint."""
 
 
-def check_endpoints(receivers: Mapping[str, StatsigReceiverSettings]) -> None:
+def check_shared_endpoints(receivers: Mapping[str, StatsigReceiverSettings]) -> None:
     """Check that receivers on one endpoint have the same settings of their server, and different paths.
 
     Raises:

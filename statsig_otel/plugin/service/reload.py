@@ -16,12 +16,12 @@ from statsig_otel.config.source import NOWHERE, Document
 from statsig_otel.config.substitution import Template
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.control.socket import ControlError
-from statsig_otel.plugin.doctor.machine_checks import check_files
+from statsig_otel.plugin.doctor.resources import check_files
 from statsig_otel.plugin.server.tls import digest
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.restart import RestartNeededError
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS
-from statsig_otel.plugin.settings.reading import pem_files, receiver_settings
+from statsig_otel.plugin.settings.reading import configured_pem_files, receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, check_secret
 from statsig_otel.plugin.settings.remarks import remarks
 
@@ -80,7 +80,7 @@ class Reloader:
             RuntimeError: No thread can be started.
         """
         self._ended = threading.Event()
-        if not self.has_files and not pem_files(self._assembly.configuration):
+        if not self.has_files and not configured_pem_files(self._assembly.configuration):
             return  # and a reload can't add any
         self._pem = self._pem_seen = self._read_pem()
         threading.Thread(target=self._watch, args=(self._ended,), name="watched files", daemon=True).start()
@@ -155,7 +155,7 @@ class Reloader:
                 _logger.info("%s, and count from the next connection on", change)
 
     def _read_pem(self) -> bytes:
-        return digest(pem_files(self._assembly.configuration))
+        return digest(configured_pem_files(self._assembly.configuration))
 
     def _watch(self, ended: threading.Event) -> None:
         while not ended.wait(_INTERVAL):

@@ -82,7 +82,7 @@ def exporter_settings(configuration: Configuration) -> dict[str, Settings]:
     return {name: one.settings for name, one in configured_exporters(configuration).items()}
 
 
-def pem_files(configuration: Configuration) -> list[Path]:
+def configured_pem_files(configuration: Configuration) -> list[Path]:
     """The files of certificates and keys that servers and exporters use."""
     exporters = [one for one in exporter_settings(configuration).values() if getattr(one, "uses_tls", False)]
     every = [one.tls for one in receiver_settings(configuration).values()] + [

@@ -106,7 +106,7 @@ class Delivery(RuleBasedStateMachine):
             return
         segment = self.decisions.next(batch)
         if not segment:
-            newest = records(reversed(self.waiting))[: self.decisions.out_of_turn + 1]
+            newest = records(reversed(self.waiting))[: self.decisions.out_of_order + 1]
             segment = self.decisions.probe(batch[:1], newest, self.now)
             if segment:
                 assert self.now - self.probed_at >= SETTINGS.between_probes

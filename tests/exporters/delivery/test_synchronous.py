@@ -358,10 +358,10 @@ def test_a_batch_that_waits_too_long_for_its_turn_is_refused_unsent(monkeypatch:
     backend = Backend(gate=gate)
     made = consumer(timeout=60, one=backend)
     with held(made, backend, gate) as first, monkeypatch.context() as patched:
-        patched.setattr(synchronous, "TURN_TIMEOUT", 0.1)
+        patched.setattr(synchronous, "SEND_START_TIMEOUT", 0.1)
         refused = refusal(consume(made, batch("b")))
         assert (str(refused), refused.reason) == (
-            "one retry later: too much waits for it: no turn within 0.1 s",
+            "one retry later: too much waits for it: no send within 0.1 s",
             "exporter_failed",
         )
     assert first.result(10) == consume(made, batch("c")).result(10) == Receipt(accepted=1)

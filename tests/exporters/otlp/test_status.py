@@ -343,14 +343,14 @@ def test_the_message_of_a_status_body_is_read() -> None:
 
 @given(text=st.text())
 def test_a_reason_is_one_bounded_printable_line(text: str) -> None:
-    line = table.printable(text)
+    line = table.one_line(text)
     assert len(line) <= table.MAX_MESSAGE_CHARS
     assert line.isprintable()
     assert line == line.strip()
 
 
 def test_a_long_message_is_cut_with_dots() -> None:
-    assert table.printable("ab" * 1000) == ("ab" * 1000)[:297] + "..."
+    assert table.one_line("ab" * 1000) == ("ab" * 1000)[:297] + "..."
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_a_long_message_is_cut_with_dots() -> None:
     ],
 )
 def test_a_reason_hides_header_values(text: str, hide: list[str], expected: str) -> None:
-    assert table.printable(text, hide) == expected
+    assert table.one_line(text, hide) == expected
 
 
 SECRETS = st.text(st.characters(codec="latin-1", exclude_categories=["Cc", "Cf", "Zs"]), min_size=8, max_size=40)

@@ -24,7 +24,7 @@ from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.directory import CONTROL, QueueDirectory
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.control.socket import ControlServer
-from statsig_otel.plugin.doctor import endpoints, machine, storage
+from statsig_otel.plugin.doctor import endpoints, installation, storage
 from statsig_otel.plugin.doctor.finding import Finding
 from statsig_otel.plugin.doctor.storage import owner
 from tests.e2e.processes import write_config
@@ -48,7 +48,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_version_of_sqlite_with_the_wal_reset_bug_is_told(version: tuple[int, ...]) -> None:
-    found = machine.sqlite(version)
+    found = installation.sqlite(version)
     assert (found.status == "warning") == (version in FAULTY)
     assert ("WAL-reset bug" in found.detail) == (version in FAULTY)
 
@@ -103,24 +103,24 @@ def test_a_directory_that_every_user_can_write_is_told(mode: int, status: str, t
     ],
 )
 def test_the_clock(kept: bool | None, offsets: list[tuple[str, float]], status: str, detail: str) -> None:  # noqa: FBT001
-    found = machine.clock(kept, offsets)
+    found = installation.clock(kept, offsets)
     assert (found.status, detail in found.detail) == (status, True)
     assert (found.hint is None) == (status == "ok")
 
 
 def test_the_system_never_says_that_the_clock_is_wrong() -> None:
-    assert machine.clock_is_kept() in (True, None)
+    assert installation.clock_is_kept() in (True, None)
 
 
 def test_fewer_open_files_than_connections_are_told() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert machine.open_files(1).status == "ok"
+    assert installation.open_files(1).status == "ok"
     if hard != resource.RLIM_INFINITY:
-        assert machine.open_files(hard).status == "warning"
+        assert installation.open_files(hard).status == "warning"
 
 
 def look(name: str, settings: Settings) -> tuple[Finding, list[tuple[str, float]]]:
-    (found,), offsets = endpoints.check_endpoints({name: settings})
+    (found,), offsets = endpoints.check_backends({name: settings})
     assert found.check == f"exporters::{name}"
     return found, offsets
 

@@ -11,7 +11,7 @@ from statsig_otel.plugin.server.thread import ServerThread
 from tests.plugin.server.echo import LONG, POST, EchoApp
 
 
-def test_the_next_turn_comes_once_the_loop_hangs_no_more() -> None:
+def test_a_ping_is_answered_once_the_loop_hangs_no_more() -> None:
     hangs, leave = threading.Event(), threading.Event()
     echo = EchoApp()
 
@@ -23,19 +23,19 @@ def test_the_next_turn_comes_once_the_loop_hangs_no_more() -> None:
     server = HttpServer(app, host="127.0.0.1", port=0)
     server.bind()
     thread = ServerThread([server])
-    assert not thread.next_turn().done()
+    assert not thread.ping().done()
     thread.start()
     try:
         with socket.create_connection(server.address, timeout=LONG) as client:
             client.sendall(POST % (b"", 2, b"hi"))
             assert hangs.wait(LONG)
-            turn, given_up = thread.next_turn(), thread.next_turn()
+            pong, given_up = thread.ping(), thread.ping()
             assert given_up.cancel()
-            assert not turn.done()
+            assert not pong.done()
             leave.set()
-            turn.result(LONG)
+            pong.result(LONG)
             assert client.recv(100).startswith(b"HTTP/1.1 200")
     finally:
         leave.set()
         thread.shutdown(LONG)
-    assert not thread.next_turn().done()
+    assert not thread.ping().done()

@@ -14,7 +14,7 @@ _PATIENCE: Final = 1.0
 """Seconds that a supervisor with a full socket may delay the service."""
 
 
-class Supervisor:
+class Notifier:
     """Sends messages to the socket that NOTIFY_SOCKET names. Without that variable nothing is sent.
 
     Args:

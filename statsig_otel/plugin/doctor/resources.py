@@ -32,7 +32,7 @@ from statsig_otel.plugin.settings.storage import FileStorageSettings, file_stora
 _READABLE_HINT: Final = "the service reads it as its own user; check the path and the permissions"
 
 
-def check_machine(
+def check_resources(
     configuration: Configuration, document: Document, directory: FilePath
 ) -> tuple[list[Problem], list[Problem]]:
     """Everything that would keep a service from starting here.
