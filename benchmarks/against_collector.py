@@ -13,62 +13,11 @@ answers without storing or delivering anything.
 
 import argparse
 import contextlib
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from benchmarks import collector, measure
-from benchmarks.bare_server import BARE, bare_server
-from benchmarks.collector import Collector
-from benchmarks.load import Posted, post
-from benchmarks.service import Running, service
-from benchmarks.sink import Sink, sink
-from benchmarks.webhooks import BATCH, CHANGE, Shape, Wire
-
-OURS, THEIRS = "statsig-otel", "Collector"
-SCALE_CLIENTS = 64
-BATCH_CLIENTS = 8
-
-
-class Peers:
-    """The running service, Collector and bare server, with one sink."""
-
-    def __init__(self, directory: Path, backend: Sink, found: Collector, stack: contextlib.ExitStack) -> None:
-        self._backend = backend
-        self._wires: dict[str, Wire] = {OURS: "webhook", THEIRS: found.wire, BARE: "webhook"}
-        self._running: dict[str, Running] = {
-            OURS: stack.enter_context(service(directory / "ours", backend.address)),
-            THEIRS: stack.enter_context(found.running(directory / "theirs", backend.address)),
-            BARE: stack.enter_context(bare_server(BARE)),
-        }
-        self.busiest = 0.0
-
-    def measure(self, name: str, shape: Shape, clients: int, seconds: float) -> Posted:
-        """Post for some seconds, and wait until the sink has received everything."""
-        wire = self._wires[name]
-        posted = post(self._running[name].port, shape, clients=clients, seconds=seconds, wire=wire)
-        self.busiest = max(self.busiest, posted.busy)
-        if name != BARE:
-            self._backend.settle(posted.good * shape.changes)
-        return posted
-
-    def rows(
-        self, label: str, shape: Shape, clients: int, given: argparse.Namespace, *, scale: bool
-    ) -> Iterator[list[str]]:
-        """Events per second and the latency of answers: one row, or two with the bare server."""
-        names = (OURS, THEIRS, BARE) if scale else (OURS, THEIRS)
-        events = shape.exposures + shape.changes
-        rates: dict[str, list[float]] = defaultdict(list)
-        slowest: dict[str, list[float]] = defaultdict(list)
-        for name in measure.alternating(names, given.rounds):
-            posted = self.measure(name, shape, clients, given.seconds)
-            rates[name].append(posted.rate * events)
-            slowest[name].append(posted.p99 * 1000)
-        for name in names:
-            if name != THEIRS:
-                p99 = " / ".join(measure.spread(slowest[which], ".1f")[1] for which in (name, THEIRS))
-                marked = label if name == OURS else f"{label}; A: the bare server"
-                yield [*measure.comparison(marked, rates[name], rates[THEIRS]), p99]
+from benchmarks import against, collector, measure
+from benchmarks.against import Compared
+from benchmarks.sink import sink
 
 
 def compare(given: argparse.Namespace) -> None:
@@ -79,13 +28,9 @@ def compare(given: argparse.Namespace) -> None:
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(measure.working_directory(given.directory))
             disk = f" On {measure.file_system(directory)}."
-            peers = Peers(directory, stack.enter_context(sink()), found, stack)
-            for clients in given.clients:
-                label = f"one change, 1 KB; clients: {clients}"
-                rows += peers.rows(label, CHANGE, clients, given, scale=clients == SCALE_CLIENTS)
-            label = f"{BATCH.exposures} exposures and 1 change; clients: {BATCH_CLIENTS}"
-            rows += peers.rows(label, BATCH, BATCH_CLIENTS, given, scale=True)
-            busiest = peers.busiest
+            compared = Compared(directory, stack.enter_context(sink()), found, stack)
+            rows += compared.rows(given)
+            busiest = compared.busiest
     measure.publish(
         "against_collector",
         "Events per second whose request was answered with 200. All of them are on disk, and are delivered to the sink "
@@ -94,7 +39,7 @@ def compare(given: argparse.Namespace) -> None:
         said,
         f"{measure.machine()}.{disk} The load generator used at most {busiest:.0%} of a CPU.",
         measure.arguments(given, ("rounds", "seconds")),
-        *([measure.table([*measure.COMPARISON, "p99 of an answer, ms, A / B"], rows)] if rows else []),
+        *([measure.table(against.ROW, rows)] if rows else []),
     )
 
 

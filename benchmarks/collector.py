@@ -16,33 +16,22 @@ To use an existing Collector, such as otelcol-contrib, pass `--collector PATH`.
 
 import argparse
 import contextlib
-import http.client
 import os
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-from benchmarks import measure, webhooks
-from benchmarks.service import Running, service
-from benchmarks.sink import Record, Sink, sink
-from benchmarks.webhooks import CHANGE, EXPOSURES, Shape, Wire
+from benchmarks import against, measure
+from benchmarks.service import Running
+from benchmarks.webhooks import Wire
 from statsig_otel.plugin import DEFAULT_PATH
 from tests.e2e import otelcol
 
 _FILES = Path(__file__).parent / "peers" / "collector"
 _FEATURE_GATES = "ottl.functions.enableLambda"
-_SAMPLE = 5
-"""Requests of each kind. The service and the Collector must make the same records from them."""
-
-_MOMENT = 0.5
-"""Seconds to wait for records that must not arrive."""
-
-_DIFFERING = ("observedTimeUnixNano",)
-"""The fields that differ between two deliveries of the same change."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +102,7 @@ def find(given: Path | None, directory: Path) -> tuple[Collector | None, str]:
     """
     found, said = _find(given)
     if found is not None:
-        _check(found, directory)
+        against.check_records(found, directory)
     return found, said
 
 
@@ -138,50 +127,3 @@ def _find(given: Path | None) -> tuple[Collector | None, str]:
 
 def _short(error: Exception) -> str:
     return str(error).splitlines()[0].removesuffix(":")
-
-
-def _check(collector: Collector, parent: Path) -> None:
-    """Make the service and the Collector deliver the same requests, and compare their records field by field."""
-    with measure.working_directory(parent) as directory, sink() as backend:
-        for shape in (CHANGE, Shape(exposures=20), EXPOSURES):
-            bodies = list(islice(webhooks.bodies(shape), _SAMPLE))
-            expected = _SAMPLE * shape.changes
-            with service(directory / f"service-{shape}", backend.address) as running:
-                ours = _delivered(running, bodies, "webhook", backend, expected)
-            with collector.running(directory / f"collector-{shape}", backend.address) as running:
-                theirs = _delivered(running, bodies, collector.wire, backend, expected)
-            for mine, other in zip(ours, theirs, strict=True):
-                if different := _differences(mine, other):
-                    raise RuntimeError(f"the Collector's records differ (ours, its): {different}")
-
-
-def _delivered(running: Running, bodies: list[bytes], wire: Wire, backend: Sink, expected: int) -> list[Record]:
-    for body in bodies:
-        connection = http.client.HTTPConnection(measure.HOST, running.port, timeout=measure.START_TIMEOUT)
-        with contextlib.closing(connection):
-            headers, sent = webhooks.headers_and_body(body, wire)
-            connection.request("POST", DEFAULT_PATH, sent, headers)
-            if (status := connection.getresponse().status) != http.client.OK:
-                raise RuntimeError(f"a body of {len(body)} bytes was answered with {status}")
-    records: list[Record] = []
-    latest = time.monotonic() + measure.START_TIMEOUT
-    while len(records) < expected and time.monotonic() < latest:
-        time.sleep(0.05)
-        records += backend.records()
-    if not expected:
-        time.sleep(_MOMENT)  # no record may arrive
-        records += backend.records()
-    if len(records) != expected:
-        raise RuntimeError(f"{len(records)} records were delivered instead of {expected}")
-    return sorted(records, key=lambda record: str(record["attributes"]["change_event.label.description"]))
-
-
-def _differences(one: Record, other: Record) -> dict[str, tuple[object, object]]:
-    """The fields and attributes in which two records differ."""
-    flat = [
-        {name: value for name, value in record.items() if name not in (*_DIFFERING, "attributes")}
-        | record["attributes"]
-        for record in (one, other)
-    ]
-    pairs = {name: (flat[0].get(name), flat[1].get(name)) for name in flat[0].keys() | flat[1].keys()}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

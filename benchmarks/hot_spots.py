@@ -35,7 +35,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from benchmarks import backlog, measure, webhooks
-from benchmarks.against_collector import BATCH_CLIENTS
+from benchmarks.against import BATCH_CLIENTS
 from benchmarks.load import post
 from benchmarks.service import Running, service
 from benchmarks.sink import Sink, sink

@@ -1,0 +1,111 @@
+"""What a team would write without this project: a FastAPI application that hands each change to the OpenTelemetry SDK.
+
+It verifies the signature and makes the same record as the service does. It answers 200 while the records are still in
+the memory of the SDK's batch processor, and loses them if the process is killed. uvicorn serves it with uvloop and
+httptools. The batch processor's queue is large enough for a measurement: with its default of 2,048 records it drops
+what does not fit, and still answers 200.
+
+    python -m benchmarks.peers.hand_written PORT BACKEND
+"""
+
+import hmac
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.util.types import AnyValue
+
+from benchmarks.backlog import SECRET
+from benchmarks.measure import HOST
+from statsig_otel.plugin import DEFAULT_PATH
+
+_TOLERANCE = 300.0
+"""Seconds between the signature's timestamp and now."""
+
+_QUEUE_SIZE = 10_000_000
+
+
+def is_signed(body: bytes, timestamp: str, signature: str) -> bool:
+    expected = "v0=" + hmac.new(SECRET.encode(), f"v0:{timestamp}:".encode() + body, sha256).hexdigest()
+    if not timestamp.isdigit() or abs(time.time() - int(timestamp) / 1000) > _TOLERANCE:
+        return False
+    return hmac.compare_digest(expected.encode(), signature.encode())
+
+
+def record_of(change: dict[str, Any]) -> LogRecord:
+    metadata, user = change["metadata"], change.get("user") or {}
+    entity_type, name, action = metadata["type"], metadata["name"], metadata.get("action", "changed")
+    environments = [environment for environment in (metadata.get("environments") or "").split(",") if environment]
+    happened_at = datetime.fromtimestamp(change["timestamp"] / 1000, UTC)
+    canonical = json.dumps(change, sort_keys=True, separators=(",", ":"))
+    attributes: dict[str, AnyValue] = {
+        "change_event.category": "feature_flags",
+        "change_event.type": f"{entity_type}_{action}".lower().replace(" ", "_"),
+        "change_event.source": "statsig",
+        "change_event.happened_at": happened_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "change_event.title": f"{name} {action}",
+        "change_event.label.type": entity_type,
+        "change_event.label.name": name,
+        "change_event.label.action": action,
+        "change_event.label.description": metadata.get("description"),
+        "feature_flag.key": name,
+        "feature_flag.provider.name": "statsig",
+        "feature_flag.set.id": metadata.get("projectID"),
+        "deployment.environment.name": environments[0] if len(environments) == 1 else None,
+        "user.name": user.get("name"),
+        "user.email": user.get("email"),
+        "user.id": user.get("userID"),
+        "log.record.uid": sha256(b"statsig-otel/1\n" + canonical.encode()).hexdigest()[:32],
+        "statsig.environments": environments,
+        "statsig.project.name": metadata.get("projectName"),
+        "statsig.project.id": metadata.get("projectID"),
+        "statsig.tags": metadata.get("tags"),
+        "statsig.target_apps": metadata.get("targetApps"),
+    }
+    return LogRecord(
+        timestamp=change["timestamp"] * 1_000_000,
+        observed_timestamp=time.time_ns(),
+        severity_number=SeverityNumber.INFO,
+        body=f"{name} {action}",
+        attributes={key: value for key, value in attributes.items() if value},
+        event_name="statsig.config_change",
+    )
+
+
+def application(backend: str) -> FastAPI:
+    provider = LoggerProvider(Resource({"service.name": "statsig"}), shutdown_on_exit=False)
+    exporter = OTLPLogExporter(endpoint=backend, insecure=True)
+    provider.add_log_record_processor(BatchLogRecordProcessor(exporter, max_queue_size=_QUEUE_SIZE))
+    logger = provider.get_logger("statsig_otel")
+    app = FastAPI()
+
+    @app.post(DEFAULT_PATH)
+    async def receive(request: Request) -> dict[str, int]:
+        body, headers = await request.body(), request.headers
+        timestamp, signature = headers.get("x-statsig-request-timestamp", ""), headers.get("x-statsig-signature", "")
+        if not is_signed(body, timestamp, signature):
+            raise HTTPException(401)
+        payload = json.loads(body)
+        events = payload["data"] if isinstance(payload, dict) else payload
+        changes = [event for event in events if event["eventName"] == "statsig::config_change"]
+        for change in changes:
+            logger.emit(record_of(change))
+        return {"accepted": len(changes), "ignored": len(events) - len(changes)}
+
+    return app
+
+
+if __name__ == "__main__":
+    uvicorn.run(
+        application(sys.argv[2]), host=HOST, port=int(sys.argv[1]), loop="uvloop", http="httptools", log_level="error"
+    )
