@@ -83,7 +83,9 @@ CLIENT_CERTIFICATE_REFUSED: Final = "the server refuses the client certificate (
 """The reason for an alert about the exporter's own certificate."""
 
 # What grpcio says of a server that answers in HTTP/1.1: "frame type 80" is the P of HTTP/1.1, 79 the O of <!DOCTYPE.
-_GRPC_NOT_HTTP2: Final = re.compile(r"connect an http1\.x server|as the first frame, got frame type (?:79|80)\b")
+# Before 1.85 it names no frame type, so only a status line tells HTTP/1.1 from other protocols.
+_GRPC_HTTP1: Final = re.compile(r"connect an http1\.x server|as the first frame, got frame type (?:79|80)\b")
+_GRPC_NOT_HTTP2: Final = "Failed parsing HTTP/2"
 _GRPC_HTTP1_STATUS: Final = re.compile(r"\(HTTP status ([0-9]{3})\)")
 _HTTP2_SETTINGS: Final = re.compile(r"\x00\x00.\x04", re.DOTALL)
 """The first bytes of a server that speaks HTTP/2: a SETTINGS frame (RFC 9113, sections 4.1 and 6.5)."""
@@ -94,10 +96,14 @@ _NO_TLS: Final = re.compile(r"WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAI
 SPEAKS_HTTP1: Final = (
     "this port speaks HTTP/1.1, and gRPC needs HTTP/2: use otlp_http, or the port for OTLP/gRPC, usually 4317"
 )
+NOT_HTTP2: Final = (
+    "this port does not speak HTTP/2, as gRPC does: use the port for OTLP/gRPC, usually 4317, or otlp_http if this one "
+    "speaks HTTP/1.1"
+)
 SPEAKS_HTTP2: Final = (
     "this port speaks HTTP/2 only, as gRPC does: use otlp_grpc, or the port for OTLP/HTTP, usually 4318"
 )
-"""The reasons for the wrong one of a Collector's two ports."""
+"""The reasons for the wrong one of a Collector's two ports, or another port."""
 
 _WEB_PAGE: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)", re.IGNORECASE)
 
@@ -198,11 +204,13 @@ def _not_connected(message: str, reason: str, plain: str) -> Outcome:
         return Blocked(f"{UNTRUSTED}: {reason}")
     if is_client_certificate_alert(message):
         return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
-    if _GRPC_NOT_HTTP2.search(message):
+    if _GRPC_HTTP1.search(message):
         # A proxy whose backend is away may say so in HTTP/1.1.
         status = _GRPC_HTTP1_STATUS.search(message)
         is_passing = status is not None and int(status[1]) in _HTTP_RETRY_LATER
         return RetryLater(reason) if is_passing else Blocked(f"{SPEAKS_HTTP1}: {reason}")
+    if _GRPC_NOT_HTTP2 in message:
+        return RetryLater(f"{NOT_HTTP2}: {reason}")
     return RetryLater(without_tls(message, reason, plain))
 
 

@@ -13,7 +13,7 @@ from typing import Final
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.otlp.proxy import proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings, plain_hint
-from statsig_otel.exporters.otlp.status import SPEAKS_HTTP1, SPEAKS_HTTP2, server_time, speaks_http2
+from statsig_otel.exporters.otlp.status import NOT_HTTP2, SPEAKS_HTTP1, SPEAKS_HTTP2, server_time, speaks_http2
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from statsig_otel.plugin.doctor.finding import Finding, Status
 
@@ -174,8 +174,10 @@ class _Probe(threading.Thread):
         connection.settimeout(_SETTINGS_TIMEOUT)
         connection.sendall(_HTTP2_BEGINNING)
         answer = connection.recv(_FRAME_HEAD).decode("latin-1")
-        if answer and not speaks_http2(answer) and answer.startswith(("HTTP/1", "<")):
+        if answer.startswith(("HTTP/1", "<")):
             self.finding = self._found("failed", "answers, but in HTTP/1.1", SPEAKS_HTTP1)
+        elif answer and not speaks_http2(answer):
+            self.finding = self._found("failed", "answers, but not in HTTP/2", NOT_HTTP2)
 
     def _ask_for_the_time(self, address: _Address, connection: socket.socket) -> None:
         """Send `HEAD /`. The answer's Date is in whole seconds, so only a difference of more than one second counts."""

@@ -26,7 +26,7 @@ from statsig_otel.exporters.exporter import (
 )
 from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
-from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, SPEAKS_HTTP1
+from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, NOT_HTTP2, SPEAKS_HTTP1
 from tests.exporters.otlp.test_status import GRPC
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import (
@@ -250,27 +250,37 @@ def test_a_connection_that_died_silently_is_replaced(sink: GrpcSink) -> None:
 
 
 @pytest.mark.parametrize(
-    "reply",
-    [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 503 Service Unavailable\r\n\r\n", b"\x00" * 5000],
-    ids=["closes", "another protocol", "a proxy", "zeros"],
+    ("reply", "said"),
+    [
+        (b"", "UNAVAILABLE: "),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", "UNAVAILABLE: "),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", NOT_HTTP2),
+        (b"\x00" * 5000, NOT_HTTP2),
+    ],
+    ids=["closes", "a proxy", "another protocol", "zeros"],
 )
-def test_a_server_of_another_kind_is_a_passing_fault(reply: bytes) -> None:
+def test_a_server_of_another_kind_is_a_passing_fault(reply: bytes, said: str) -> None:
     with RawServer(reply) as server:
         outcome = send_to(server.address)
     assert isinstance(outcome, RetryLater)
-    assert outcome.reason.startswith("UNAVAILABLE: ")
+    assert outcome.reason.startswith(said)
 
 
-@pytest.mark.skipif(
-    [int(part) for part in grpc.__version__.split(".")[:2]] < [1, 85],
-    reason="an older grpcio does not tell what it read",
-)
 def test_a_port_for_http_is_named() -> None:
-    with HttpSink() as sink, RawServer(b"HTTP/1.1 400 Bad Request\r\n\r\n") as server:
-        for address in (sink.address, server.address):
-            outcome = send_to(address)
-            assert isinstance(outcome, Blocked)
-            assert outcome.reason.startswith(SPEAKS_HTTP1)
+    with RawServer(b"HTTP/1.1 400 Bad Request\r\n\r\n") as server:
+        outcome = send_to(server.address)
+    assert isinstance(outcome, Blocked)
+    assert outcome.reason.startswith(SPEAKS_HTTP1)
+
+
+def test_a_server_that_answers_with_a_page_and_no_status_is_named_too() -> None:
+    """As Python's http.server does. An older grpcio does not tell what it read."""
+    with HttpSink() as sink:
+        outcome = send_to(sink.address)
+    tells = [int(part) for part in grpc.__version__.split(".")[:2]] >= [1, 85]
+    kind, words = (Blocked, SPEAKS_HTTP1) if tells else (RetryLater, NOT_HTTP2)
+    assert isinstance(outcome, kind)
+    assert outcome.reason.startswith(words)
 
 
 @pytest.mark.parametrize(

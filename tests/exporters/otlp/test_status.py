@@ -298,12 +298,16 @@ def test_http_failures_name_the_place_and_where_a_redirect_leads() -> None:
         ),
         ("(... got frame type 80) (Trying to connect an http1.x server (HTTP status 404))", Blocked),
         ("(... got frame type 80) (Trying to connect an http1.x server (HTTP status 503))", RetryLater),
+        ("Trying to connect an http1.x server (HTTP status 400)", Blocked),  # up to grpcio 1.84
         ("(Expected SETTINGS frame as the first frame, got frame type 45)", RetryLater),
+        ("", RetryLater),  # up to grpcio 1.84, of all that is not HTTP/2 and has no status line
     ],
 )
 def test_a_port_for_http_is_named(message: str, expected: type[Outcome]) -> None:
     outcome = table.grpc_failure(14, f"failed to connect to all addresses; last error: Failed parsing HTTP/2 {message}")
     assert type(outcome) is expected
+    names_another = reason(outcome).startswith(table.NOT_HTTP2)
+    assert names_another == (expected is RetryLater and "HTTP status" not in message)
     assert reason(outcome).startswith(table.SPEAKS_HTTP1) == (expected is Blocked)
 
 

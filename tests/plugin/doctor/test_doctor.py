@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 import statsig_otel
 from statsig_otel.config import Settings
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.status import SPEAKS_HTTP1, SPEAKS_HTTP2
+from statsig_otel.exporters.otlp.status import NOT_HTTP2, SPEAKS_HTTP1, SPEAKS_HTTP2
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.directory import CONTROL, QueueDirectory
 from statsig_otel.plugin.cli.main import main
@@ -181,8 +181,10 @@ def test_a_server_without_tls_is_told_with_what_has_an_effect() -> None:
 
 
 def test_the_port_of_the_other_protocol_is_told() -> None:
-    with HttpSink() as sink, GrpcSink() as rpc, RawServer(b"HTTP/1.1 400 Bad Request\r\n\r\n") as raw:
+    http1, ssh = b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n"
+    with HttpSink() as sink, GrpcSink() as rpc, RawServer(http1) as raw, RawServer(ssh) as other:
         for settings, hint in (
+            (grpc(other.address, insecure=True), NOT_HTTP2),
             (grpc(sink.address, insecure=True), SPEAKS_HTTP1),
             (grpc(raw.address, insecure=True), SPEAKS_HTTP1),
             (http(f"http://{rpc.address}"), SPEAKS_HTTP2),
