@@ -5,7 +5,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,9 @@ _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Path | tuple[str, ...] | None) -> None:
+    if isinstance(value, Path):
+        with suppress(FileNotFoundError):  # the working directory is gone
+            value = value.absolute()  # messages show where a relative path leads to
     if value:
         context.meta[f"{__name__}.{parameter.name}"] = value
 

@@ -19,6 +19,7 @@ from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.wording import ranges
 from statsig_otel.plugin.cli import dead_letters
 from statsig_otel.plugin.cli import queue as queue_command
+from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.webhook.signature import Verifier
 from tests.plugin.cli.served_queue import (
@@ -101,6 +102,13 @@ def test_reading_changes_nothing_for_the_next_start(tmp_path: Path, caplog: pyte
     with Served(tmp_path):
         pass
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_relative_directory_is_shown_as_where_it_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["queue"], ["dead-letters", "list"], ["reload"]):
+        result = CliRunner().invoke(main, [*arguments, "--directory", "not/here"])
+        assert f"{tmp_path}/not/here" in result.output, arguments
 
 
 @pytest.mark.parametrize("files", [(), ("other",)])

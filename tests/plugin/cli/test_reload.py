@@ -149,4 +149,6 @@ def test_a_queue_of_another_user() -> None:
         finally:
             os.seteuid(0)
     assert result.exit_code == 1
-    assert result.output == ("Error: queue is not accessible: only the service's own user and root can use its queue\n")
+    assert result.output == (
+        f"Error: {Path('queue').absolute()} is not accessible: only the service's own user and root can use its queue\n"
+    )
