@@ -17,6 +17,7 @@ Path: TypeAlias = tuple[str | int, ...]
 
 _LONGEST: Final = 80
 _MOST_WORDS: Final = 100
+_FEW_WORDS: Final = 12
 
 
 class Fault(NamedTuple):
@@ -145,11 +146,20 @@ def closest(word: str, words: Iterable[str]) -> str | None:
     return by_lower[found[0]] if found else None
 
 
-def hint_for(word: str, words: Iterable[str]) -> str | None:
-    """`did you mean ...?`, or all words that there are."""
+def hint_for(word: str, words: Iterable[str], *, near: str | None = None) -> str | None:
+    """`did you mean ...?`, and all words that there are, unless they are many and one of them is near.
+
+    Args:
+        word: What was written.
+        words: What there is.
+        near: What was probably meant, if the closest of the words is not it.
+    """
     known = list(islice(words, _MOST_WORDS))
-    near = closest(word, known)
-    return f"did you mean {_name(near)}?" if near else list_of(known)
+    near = near or closest(word, known)
+    if near is None:
+        return list_of(known)
+    question = f"did you mean {_name(near)}?"
+    return f"{question} {list_of(known)}" if 1 < len(known) <= _FEW_WORDS else question
 
 
 def list_of(words: Iterable[str]) -> str | None:

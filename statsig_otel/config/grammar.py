@@ -17,7 +17,6 @@ from statsig_otel.config.errors import (
     Problem,
     closest,
     hint_for,
-    list_of,
     quoted,
     render,
 )
@@ -155,9 +154,8 @@ class _Checker:
         if model is None:
             type_ = id_.partition("/")[0]
             near = closest(type_, [*models, *(old for old, new in self._components.aliases.items() if new in models)])
-            known = list_of(models)
             advice = self._components.elsewhere.get(kind, {}).get(type_)
-            hint = advice or (f"did you mean {near}? {known}" if near else known)
+            hint = advice or hint_for(type_, models, near=near)
             self._say(path, f"there is no {_KINDS[kind]} of the type {quoted(type_)}", hint)
             if near and not advice:
                 self._misspelt[kind, near + id_.removeprefix(type_)] = id_

@@ -164,11 +164,20 @@ def test_an_installed_exporter_is_configured_as_those_that_are_built_in(tape: st
     ("body", "said"),
     [
         ("", "exporters::tape::key: is required (config.yaml:4)"),
-        ("{key: a, rel: 2}", "exporters::tape::rel: unknown key (config.yaml:4)\n  hint: did you mean reel?"),
+        (
+            "{key: a, rel: 2}",
+            (
+                "exporters::tape::rel: unknown key (config.yaml:4)\n"
+                "  hint: did you mean reel? there are: key, reel, retry_on_failure, sending_queue, timeout"
+            ),
+        ),
         ("{key: a, reel: two}", "exporters::tape::reel: must be a whole number (config.yaml:4)"),
         (
             "{key: a, sending_queue: {enable: true}}",
-            "exporters::tape::sending_queue::enable: unknown key (config.yaml:4)\n  hint: did you mean enabled?",
+            (
+                "exporters::tape::sending_queue::enable: unknown key (config.yaml:4)\n  hint: did you mean enabled? "
+                "there are: batch, block_on_overflow, enabled, num_consumers, queue_size, sizer, start_at, storage"
+            ),
         ),
         (f'{{key: "{KEY}", reel: 13}}', "exporters::tape: no reel 13 for [REDACTED]"),
         (f'{{key: "{KEY}", reel: 14}}', "exporters::tape: LookupError: [REDACTED]"),
