@@ -105,7 +105,9 @@ SPEAKS_HTTP2: Final = (
 )
 """The reasons for the wrong one of a Collector's two ports, or another port."""
 
-_WEB_PAGE: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)", re.IGNORECASE)
+_WEB_PAGE_TYPES: Final = ("text/html", "application/xhtml+xml")
+# XHTML may begin with an XML declaration.
+_WEB_PAGE: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype html|html)", re.IGNORECASE)
 
 # The credentials, the query and the fragment of a URL (RFC 3986, section 3).
 _LOCATION_SECRETS: Final = re.compile(r"(?<=//)[^/?#]*@|[?#].*", re.DOTALL)
@@ -146,7 +148,7 @@ def success(
         hide: Strings that a reason must not contain.
     """
     kind = _media_type(content_type)
-    if kind == "text/html" or _WEB_PAGE.match(body):
+    if kind in _WEB_PAGE_TYPES or _WEB_PAGE.match(body):
         return Success(
             Blocked(f"{place or 'the backend'} answers with a web page, not with OTLP: correct the endpoint")
         )

@@ -252,6 +252,8 @@ def test_success_of_other_content_types(body: bytes, content_type: str, expected
         (b"<!DOCTYPE html><title>Home</title>", ""),
         (b"\xef\xbb\xbf\r\n <HTML lang=en>", table.PROTOBUF),
         (b"<html>", "application/json"),
+        (b"", "application/xhtml+xml"),
+        (b'<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN">', "text/xml"),
     ],
 )
 def test_a_web_page_is_not_a_delivery(body: bytes, content_type: str) -> None:
@@ -270,6 +272,7 @@ def test_a_web_page_is_not_a_delivery(body: bytes, content_type: str) -> None:
         (b"nonsense", "application/json", True),
         (b"ok", "text/plain", True),
         (b"<title>no page", "", True),
+        (b'<?xml version="1.0"?><answer/>', "text/xml", True),
     ],
 )
 def test_an_answer_that_is_not_otlp_is_a_warning(body: bytes, content_type: str, warns: bool) -> None:  # noqa: FBT001
