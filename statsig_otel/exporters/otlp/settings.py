@@ -146,10 +146,12 @@ _BEARER: Final = (
     '"Bearer ${file:PATH}" for a token in a file'
 )
 _SIGNING: Final = "send to a Collector that has it: it renews tokens that expire, or signs each request"
+_DIGEST: Final = "send to a Collector that has it: each request answers a challenge of the server"
 
 AUTHENTICATORS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("basicauth", "basic_auth"), _BASIC),
     **dict.fromkeys(("bearertokenauth", "bearer_token_auth"), _BEARER),
+    **dict.fromkeys(("digestauth", "digest_auth"), _DIGEST),
     "headers_setter": "leave it out, and write the headers that it sets into the exporter's headers",
     **dict.fromkeys(
         ("asapclient", "azureauth", "azure_auth", "googleclientauth", "google_client_auth", "oauth2client",
@@ -170,7 +172,8 @@ class _OtlpSettings(Settings):
     model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
 
     refused: ClassVar[Mapping[str, str]] = {
-        "auth": 'put the credentials into headers, such as authorization: "Bearer ${env:TOKEN}"',
+        "auth": 'put the credentials into headers, such as authorization: "Bearer ${env:TOKEN}"; if the extension '
+        "renews or computes them, send to a Collector that has it",
         "compression_params": "leave it out: gzip's level is fixed",
         "middlewares": "leave it out: there are no middleware extensions",
         "read_buffer_size": "leave it out: the library chooses its buffers",

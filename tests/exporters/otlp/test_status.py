@@ -253,7 +253,10 @@ def test_success_of_other_content_types(body: bytes, content_type: str, expected
         (b"\xef\xbb\xbf\r\n <HTML lang=en>", table.PROTOBUF),
         (b"<html>", "application/json"),
         (b"", "application/xhtml+xml"),
-        (b'<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN">', "text/xml"),
+        (
+            b'<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN">',
+            "text/xml",
+        ),
     ],
 )
 def test_a_web_page_is_not_a_delivery(body: bytes, content_type: str) -> None:
