@@ -24,6 +24,7 @@ from statsig_otel.config.model import Composed, Settings, extensions_of
 from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.validation import (
     LIST_HINT,
+    MAPPING_HINT,
     compose,
     is_secret,
     may_be_secret,
@@ -178,7 +179,7 @@ class _Checker:
             self._say(path, f"has {type(own).__name__}, which are no settings of its type")
             return None
         if not isinstance(body, Mapping):
-            self._say(path, "must be a mapping")
+            self._say(path, "must be a mapping", MAPPING_HINT)
             return None
         found = (
             compose(composed, model, body, path, self._document)

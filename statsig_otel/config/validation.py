@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar, Union, cast, get_a
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from statsig_otel.config.errors import NOT_A_NAME, Fault, Path, Problem, SettingError, closest, hint_for
+from statsig_otel.config.errors import NOT_A_NAME, Fault, Path, Problem, SettingError, closest, hint_for, list_of
 from statsig_otel.config.model import Composed, Opaque, OrList, Settings, is_path, without_these
 from statsig_otel.config.scalars import resolve
 from statsig_otel.config.source import NOWHERE, Document, Unknown
@@ -31,6 +31,7 @@ Models: TypeAlias = tuple[type[Settings], ...]
 _NOT_HERE: Final = "is a key of the Collector that is not supported here"
 _EMPTY: Final = "empty"
 LIST_HINT: Final = "write [A, B], or a line with - A for each"
+MAPPING_HINT: Final = "write {KEY: VALUE}, or a line with KEY: VALUE for each"
 
 _A_STRING: Final = "a string"
 _A_MAPPING: Final = "a mapping"
@@ -338,7 +339,7 @@ def _fault(found: list[ErrorDetails], kinds: Collection[Any]) -> Fault:
     if _has_no_value(found):
         return Fault("has no value", "write one, or remove the key")
     if wanted := _wanted(found):
-        return Fault(f"must be {_one_of(wanted)}", LIST_HINT if wanted == ["a list"] else None)
+        return Fault(f"must be {_one_of(wanted)}", _form_of(wanted, kinds))
     details = next(details for details in found if details["type"] not in _TYPES)
     kind, context = details["type"], _bounds(details, kinds)
     if kind in ("string_too_short", "too_short"):
@@ -352,6 +353,13 @@ def _fault(found: list[ErrorDetails], kinds: Collection[Any]) -> Fault:
     if kind in ("value_error", "assertion_error"):
         return Fault(_one_line(str(error)) or "is not valid")
     return Fault(_one_line(details["msg"].replace("Input should", "must", 1)))
+
+
+def _form_of(wanted: list[str], kinds: Collection[Any]) -> str | None:
+    """What to write for a value of another shape."""
+    if wanted == [_A_MAPPING]:
+        return "; ".join(filter(None, [MAPPING_HINT, list_of(_keys(kinds))]))
+    return LIST_HINT if wanted == ["a list"] else None
 
 
 def _one_of(words: list[str]) -> str:

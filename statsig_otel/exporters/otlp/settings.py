@@ -94,6 +94,8 @@ class KeepaliveSettings(Settings):
         300.0
     """
 
+    needed: ClassVar[Mapping[str, str]] = {"time": "write a duration, such as 5m, or leave keepalive out"}
+
     time: Annotated[Timeout, Field(le=86400)]  # gRPC counts milliseconds in 32 bits
     timeout: Annotated[Timeout, Field(le=86400)] = 20.0
     permit_without_stream: bool = False
@@ -121,6 +123,10 @@ Url = Annotated[str, PlainSerializer(_without_query, when_used="json")]
 
 class HeaderSettings(Settings):
     """One element of `headers` if that is a list."""
+
+    needed: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("name", "value"), "write {name: NAME, value: VALUE}, or NAME: VALUE without a list"
+    )
 
     name: str = Field(description="The name of the header.")
     value: Secret = Field(description="The value of the header.")

@@ -1,7 +1,7 @@
 """The `mapping` settings of a receiver."""
 
-from collections.abc import Callable
-from typing import Annotated, Final
+from collections.abc import Callable, Mapping
+from typing import Annotated, ClassVar, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -67,6 +67,11 @@ class LookupSettings(Settings):
         >>> LookupSettings(lookup="{project.name}", table={"Shop": "team-shop"}, default="nobody").default
         'nobody'
     """
+
+    needed: ClassVar[Mapping[str, str]] = {
+        "lookup": 'write what is looked up, such as "{project.name}"',
+        "table": "write {NAME: VALUE} for each value that is looked up",
+    }
 
     lookup: _Template = Field(description="What is looked up, a template.", examples=["{project.name}"])
     table: dict[str, _Scalar] = Field(description="The values, by the string that is looked up.", min_length=1)

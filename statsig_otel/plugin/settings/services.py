@@ -1,6 +1,7 @@
 """The `impacted_services` settings of a receiver."""
 
-from typing import Annotated, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, TypeAlias
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -45,6 +46,8 @@ class ServiceRuleSettings(Settings):
         >>> ServiceRuleSettings(match=ChangeMatchSettings(tags=["checkout"]), name="checkout").name
         'checkout'
     """
+
+    needed: ClassVar[Mapping[str, str]] = {"name": 'name the service, such as checkout or "{target_apps}"'}
 
     match: Blocks = Field(
         default=None,
@@ -93,6 +96,8 @@ class ImpactedServicesSettings(Settings):
         >>> ImpactedServicesSettings(rules=[ServiceRuleSettings(name="{target_apps}")]).split
         True
     """
+
+    needed: ClassVar[Mapping[str, str]] = {"rules": 'write at least one, such as {name: "{target_apps}"}'}
 
     split: bool = Field(
         default=True,

@@ -81,6 +81,12 @@ def wrong_keys(model: type[Settings], values: dict[str, object]) -> set[object]:
     return set()
 
 
+def test_what_to_write_is_said_for_each_required_key() -> None:
+    for model in ALL:
+        required = {name for name, info in model.model_fields.items() if info.is_required()} - {"settings"}
+        assert required == set(model.needed), model
+
+
 def test_no_key_is_refused_and_known() -> None:
     for model in ALL:
         assert not set(model.refused) & set(model.model_fields)
