@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,19 +58,9 @@ def test_it_is_in_the_whole_configuration() -> None:
     }
 
 
-@pytest.fixture
-def _root_logger() -> Iterator[None]:
-    """Gives the process its handlers back."""
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
-
-
 log = logging.getLogger("statsig_otel.test")
 
 
-@pytest.mark.usefixtures("_root_logger")
 def test_what_is_logged_before_the_log_begins_is_held_back() -> None:
     stream = io.StringIO()
     with buffered_log(stream) as output:
@@ -84,7 +73,6 @@ def test_what_is_logged_before_the_log_begins_is_held_back() -> None:
     assert [json.loads(line)["msg"] for line in stream.getvalue().splitlines()] == ["early", "late"]
 
 
-@pytest.mark.usefixtures("_root_logger")
 def test_what_is_held_back_is_written_where_nothing_begins() -> None:
     stream = io.StringIO()
     with buffered_log(stream):
@@ -94,7 +82,6 @@ def test_what_is_held_back_is_written_where_nothing_begins() -> None:
     assert stream.getvalue().count("\n") == 1
 
 
-@pytest.mark.usefixtures("_root_logger")
 def test_of_other_libraries_only_warnings_are_written() -> None:
     """Some log whole URLs at INFO, in which the secret of a webhook may be."""
     stream = io.StringIO()
@@ -114,7 +101,6 @@ def test_of_other_libraries_only_warnings_are_written() -> None:
     ]
 
 
-@pytest.mark.usefixtures("_root_logger")
 def test_a_line_of_json_holds_all_of_a_record() -> None:
     stream = io.StringIO()
     with buffered_log(stream) as output:
@@ -135,7 +121,6 @@ def reveal(text: str) -> None:
     raise ValueError(text)
 
 
-@pytest.mark.usefixtures("_root_logger")
 def test_no_control_character_reaches_the_terminal() -> None:
     """Neither in a message nor in a traceback, which may quote what somebody sent."""
     stream = io.StringIO()
@@ -158,7 +143,6 @@ def read(config: Path | None = None, log_level: str | None = None) -> logging.Lo
     return logging.root
 
 
-@pytest.mark.usefixtures("_root_logger")
 def test_the_command_line_decides_over_the_file_and_the_file_over_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,7 +160,6 @@ def test_the_command_line_decides_over_the_file_and_the_file_over_the_environmen
     assert json.loads(capsys.readouterr().err)["msg"] == "so"
 
 
-@pytest.mark.usefixtures("_root_logger")
 def test_a_level_that_is_none_is_told_in_the_form_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,7 +171,6 @@ def test_a_level_that_is_none_is_told_in_the_form_of_the_file(
     assert told["msg"] == "OTEL_LOG_LEVEL is not one of debug, info, warn and error, and counts as info"
 
 
-@pytest.mark.usefixtures("_root_logger")
 def test_variables_that_a_file_does_not_name_are_told_by_their_names_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,7 +189,6 @@ def test_variables_that_a_file_does_not_name_are_told_by_their_names_alone(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("_root_logger")
 def test_a_disabled_sdk_starts_nothing() -> None:
     done = CliRunner().invoke(main, ["run"], env={"OTEL_SDK_DISABLED": "True", "STATSIG_SIGNING_SECRET": ""})
     assert done.exit_code == 1
@@ -218,7 +199,6 @@ def test_a_disabled_sdk_starts_nothing() -> None:
     )
 
 
-@pytest.mark.usefixtures("_root_logger")
 @pytest.mark.parametrize(
     ("value", "is_told"),
     [("[webhook-canary]", True), ('["${env:CANARY}"]', False), ("[]", False)],
