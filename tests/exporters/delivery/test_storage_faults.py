@@ -17,7 +17,7 @@ from tests.exporters.delivery.helpers import (
     rig,
     settings,
 )
-from tests.exporters.queue.helpers import failing_disk
+from tests.exporters.queue.helpers import failing_disk, no_more_files
 from tests.waiting import wait_until
 
 
@@ -116,12 +116,10 @@ def test_a_file_that_can_not_be_read_is_tried_again_and_said_once(
 ) -> None:
     with rig(tmp_path, http.exporter()) as made:
         made.put(*named(3))
-        moved = made.queue.database.with_suffix(".away")
-        made.queue.database.rename(moved)
-        made.start()
-        wait_until(lambda: "the queue's file" in made.sender.last_error)
-        time.sleep(0.3)
-        moved.rename(made.queue.database)
+        with no_more_files():
+            made.start()
+            wait_until(lambda: "the queue's file" in made.sender.last_error)
+            time.sleep(0.2)  # in which it is tried again
         made.drained()
         assert http.taken == named(3)
     assert sum("can't be read" in line for line in lines(caplog)) == 1

@@ -208,6 +208,17 @@ def failing_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process opens no file, by the operating system; what is open stays so."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def settled(directory: Path) -> None:
     """Wait until all that was set aside is carried over, as far as it can be."""
     wait_until(lambda: not list(directory.glob("queue.db.corrupt-*-[0-9]")), "it is carried over")
