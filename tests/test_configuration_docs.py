@@ -72,7 +72,7 @@ def test_every_refused_key_is_told() -> None:
     told = set(re.findall(r"^\| .*? \| (`\w+`) \| (.*?) \| (.*) \|$", part, re.MULTILINE))
     models = {model for found in MODELS.values() for model in found}
     for model in {base for found in models for base in found.__mro__ if issubclass(base, Settings)}:
-        for key, advice in model.refused.items():
+        for key, advice in model.unsupported.items():
             assert (f"`{key}`", in_words(model.implied.get(key, ())), advice) in told
 
 

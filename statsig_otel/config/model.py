@@ -60,7 +60,7 @@ class Settings(BaseModel):
     The constructor and `model_validate` raise a `ConfigError` with all problems, as a file has them.
 
     Attributes:
-        refused: Keys that the Collector's component has and this one has not, each with what to do instead.
+        unsupported: Keys that the Collector's component has and this one has not, each with what to do instead.
         implied: Values of such keys that ask for what happens here anyway, so they are accepted. `Duration` stands for
             every duration, `dict` for every mapping.
         meant: Keys that are often written by mistake, each with the right one: `{"insecure": "tls::insecure"}`.
@@ -76,7 +76,7 @@ class Settings(BaseModel):
         ChatSettings(url=[REDACTED], timeout=90.0, max_message=2048)
     """
 
-    refused: ClassVar[Mapping[str, str]] = {}
+    unsupported: ClassVar[Mapping[str, str]] = {}
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {}
     meant: ClassVar[Mapping[str, str]] = {}
     needed: ClassVar[Mapping[str, str]] = {}
@@ -120,7 +120,7 @@ class Settings(BaseModel):
             key: The key.
             value: What was written there.
         """
-        return cls.refused.get(key)
+        return cls.unsupported.get(key)
 
     @model_validator(mode="before")
     @classmethod
@@ -158,7 +158,7 @@ class Settings(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         """Add the tables of the models that this one is built on to its own."""
-        for name in ("refused", "implied", "meant", "needed"):
+        for name in ("unsupported", "implied", "meant", "needed"):
             tables = [vars(base).get(name, {}) for base in reversed(cls.__mro__)]
             setattr(cls, name, {key: advice for table in tables for key, advice in table.items()})
 

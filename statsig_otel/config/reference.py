@@ -108,7 +108,7 @@ def _implied(model: type[Settings]) -> dict[str, Schema]:
         forms += [{"type": "null"}] if any(word in ("", [], {}) for word in words) else []
         found[key] = {
             "anyOf": [*([{"enum": _written(words)}] if words else []), *forms],
-            "description": f"Changes nothing: {model.refused.get(key, 'it is so anyway')}.",
+            "description": f"Changes nothing: {model.unsupported.get(key, 'it is so anyway')}.",
             "deprecated": True,
         }
     return found

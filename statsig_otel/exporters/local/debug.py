@@ -54,7 +54,7 @@ class DebugSettings(Settings):
         'auto'
     """
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "output": "leave it out: verbosity sets how much is printed",
         "output_paths": "leave it out: the exporter prints to standard output; use the file exporter for a file",
         "sampling_initial": "leave it out: each record is printed",

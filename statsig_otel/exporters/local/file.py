@@ -50,7 +50,7 @@ class FileSettings(Settings):
         True
     """
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "compression": "leave it out: lines are not compressed; logrotate can compress rotated files",
         "create_directory": "create the directory first: the exporter does not",
         "directory_permissions": "create the directory first: the exporter does not",

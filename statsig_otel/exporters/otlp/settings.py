@@ -177,7 +177,7 @@ class _OtlpSettings(Settings):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "auth": 'put the credentials into headers, such as authorization: "Bearer ${env:TOKEN}"; if the extension '
         "renews or computes them, send to a Collector that has it",
         "compression_params": "leave it out: gzip's level is fixed",
@@ -213,7 +213,7 @@ class _OtlpSettings(Settings):
         """
         if key == "auth" and isinstance(value, Mapping):
             type_ = str(value.get("authenticator", "")).partition("/")[0]
-            return AUTHENTICATORS.get(type_, cls.refused[key])
+            return AUTHENTICATORS.get(type_, cls.unsupported[key])
         return super().advice(key, value)
 
 
@@ -234,7 +234,7 @@ class OtlpGrpcSettings(_OtlpSettings):
         5.0
     """
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "balancer_name": "leave it out: there is one connection, to the first address that answers",
         "user_agent": "leave it out: the service sends its own",
         "wait_for_ready": "leave it out: an attempt that can't connect is repeated, without limit",
@@ -323,7 +323,7 @@ class OtlpHttpSettings(_OtlpSettings):
         {'api-key': [REDACTED]}
     """
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "cookies": "leave it out: cookies are not stored",
         "disable_keep_alives": _ONE_CONNECTION,
         "force_attempt_http2": "leave it out: the exporter uses HTTP/1.1; otlp_grpc uses HTTP/2",

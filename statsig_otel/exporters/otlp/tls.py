@@ -98,7 +98,7 @@ class ClientTlsSettings(Settings):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "cipher_suites": "leave it out: the library's defaults are used",
         "curve_preferences": "leave it out: the library's defaults are used",
         "include_insecure_cipher_suites": "leave it out: the library's defaults are used",

@@ -75,7 +75,7 @@ def _refused() -> Iterator[tuple[str, ...]]:
     paths: dict[tuple[str, str, str], list[str]] = {}
     for name, model in TABLES.items():
         for path, settings in _models(model, name):
-            for key, advice in settings.refused.items():
+            for key, advice in settings.unsupported.items():
                 accepted = in_words(settings.implied.get(key, ()))
                 paths.setdefault((key, accepted, advice), []).append(path)
     for (key, accepted, advice), refusing in paths.items():

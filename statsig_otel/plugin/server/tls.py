@@ -45,7 +45,7 @@ class ServerTlsSettings(Settings):
         '1.2'
     """
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "ca_file": "write client_ca_file for the authorities of clients; a server needs no other",
         "ca_pem": "write the authorities of clients to a file, and name it in client_ca_file",
         "cert_pem": "write it to a file, and name that in cert_file",

@@ -47,7 +47,7 @@ class BatchSettings(Settings):
         'items'
     """
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "partition": "leave it out: an exporter has one queue, and keeps the order",
     }
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"partition": ({}, {"metadata_keys": []})}
@@ -105,7 +105,7 @@ class SendingQueueSettings(Settings):
         True
     """
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "blocking": "leave it out: a full queue answers the webhook with 503, and does not let it wait",
         "wait_for_result": "use enabled: false, with which the webhook waits for the exporter itself",
     }
@@ -186,7 +186,7 @@ class ExporterObject(Settings):
 class ConfiguredExporter(Composed):
     """An exporter of a configuration: its settings, and how it is fed."""
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "batcher": "use sending_queue::batch",
     }
     meant: ClassVar[Mapping[str, str]] = {

@@ -147,7 +147,7 @@ class StatsigReceiverSettings(Settings):
         0
     """
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "auth": "leave it out: every request is checked against signing_secrets",
         "compression_algorithms": "leave it out: Statsig does not compress, and what is compressed is refused with 415",
         "cors": "leave it out: webhooks come from servers, not from browsers",

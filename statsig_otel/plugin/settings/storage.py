@@ -22,7 +22,7 @@ _NAME: Final = "statsig-otel"
 class FileStorageSettings(Settings):
     """The `file_storage` extension: the directory of the durable queue. One service owns it at a time."""
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "compaction": "leave it out: the space of delivered records is used again",
         "create_directory": "leave it out: the directory is created if it is missing",
         "directory_permissions": "leave it out: the directory is created for its owner alone (0700)",

@@ -53,7 +53,7 @@ def _no_metrics(value: object) -> object:
 class LogsSettings(Settings):
     """`service::telemetry::logs`: the service's own log."""
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "development": "leave it out: level: debug says the most there is",
         "disable_caller": "leave it out: lines name the part of the service, not the caller",
         "disable_stacktrace": "leave it out: only what nobody expected has a stack trace",
@@ -81,7 +81,7 @@ class LogsSettings(Settings):
 class MetricsSettings(Settings):
     """`service::telemetry::metrics`."""
 
-    refused: ClassVar[Mapping[str, str]] = dict.fromkeys(("address", "readers", "views"), _METRICS_HINT)
+    unsupported: ClassVar[Mapping[str, str]] = dict.fromkeys(("address", "readers", "views"), _METRICS_HINT)
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"readers": ([],), "views": ([],)}
 
     level: Annotated[Literal["none"], BeforeValidator(_no_metrics), WithJsonSchema(_NONE_SCHEMA)] = Field(
@@ -92,7 +92,7 @@ class MetricsSettings(Settings):
 class TelemetrySettings(Settings):
     """`service::telemetry`: what the service says of itself."""
 
-    refused: ClassVar[Mapping[str, str]] = {
+    unsupported: ClassVar[Mapping[str, str]] = {
         "resource": "use the receiver's resource key, or OTEL_RESOURCE_ATTRIBUTES, for the records' resource",
         "traces": "leave it out: no traces are made",
     }

@@ -49,7 +49,7 @@ ALL: Final = {
 
 def test_every_refused_key_is_in_a_file() -> None:
     messages = "".join((CASES / f"{name}.txt").read_text() for name in NAMES)
-    refused = {(key, advice) for model in ALL for key, advice in model.refused.items()}
+    refused = {(key, advice) for model in ALL for key, advice in model.unsupported.items()}
     assert len(refused) > 50
     for key, advice in refused:
         words = r"(is a key of the Collector that is not supported|can only be \S.*) here \(.*\)"
@@ -61,7 +61,7 @@ def test_values_that_ask_for_what_happens_anyway_are_accepted() -> None:
     tried = 0
     for model in ALL:
         for key, values in model.implied.items():
-            assert key in model.refused
+            assert key in model.unsupported
             for value in values:
                 written = "1m" if value is Duration else {"on_start": True} if value is dict else value
                 assert key not in wrong_keys(model, {key: written})
@@ -89,4 +89,4 @@ def test_what_to_write_is_said_for_each_required_key() -> None:
 
 def test_no_key_is_refused_and_known() -> None:
     for model in ALL:
-        assert not set(model.refused) & set(model.model_fields)
+        assert not set(model.unsupported) & set(model.model_fields)
