@@ -211,7 +211,7 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
             deliver(send, service.url, variables)
             wait_until(lambda: len(there.texts()) == 1)
 
-            # Installed while it runs, and taken over by a reload: another type of the same module.
+            # Installed while it runs, and used after a reload: another type of the same module.
             info = target / "talk-1.dist-info"
             info.mkdir()
             (info / "METADATA").write_text("Metadata-Version: 2.1\nName: talk\nVersion: 1\n")

@@ -160,7 +160,7 @@ class Exporter(Protocol):
         """Open what `send` needs. A backend that does not answer is not an error here: `send` will report it.
 
         An exception ends the start of the service, which shows its message to the user. At a reload, everything else
-        is taken over; the records for this exporter wait in the queue, or are refused if it has none.
+        is applied; the records for this exporter wait in the queue, or are refused if it has none.
 
         Raises:
             OSError: A local file that the settings name can't be opened.

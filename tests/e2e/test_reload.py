@@ -110,7 +110,7 @@ def test_what_needs_a_restart_is_said_and_nothing_else_is_applied(
             write_config(tmp_path, {"otlp_grpc": grpc_exporter(other)}, queued=True, **receiver)
             done = run_to_end("reload", "--directory", str(tmp_path / "queue"), env=ENV)
             assert done.returncode == 1
-            assert f"only a restart can take this over: {said}" in done.stderr
+            assert f"only a restart can apply this: {said}" in done.stderr
             assert post(service.url, change(1)).status == 200
             wait_until(lambda: uids(sink.requests) == [uid(change(1))], "by the exporter as it was")
 

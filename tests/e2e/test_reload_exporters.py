@@ -211,7 +211,7 @@ def test_under_load_pipelines_lead_to_other_exporters_and_each_change_reaches_al
                     done = number
                     wait_until(
                         lambda done=done: sum("pipelines: have changed" in line for line in service.log) == done,  # type: ignore[misc]
-                        "it is taken over",
+                        "it is applied",
                     )
                 senders.wait_for_more()
             assert set(senders.statuses) == {200}
@@ -253,7 +253,7 @@ def test_an_exporter_without_a_queue_needs_a_restart_for_other_keys_and_goes_on(
         ):
             write_config(tmp_path, {"file": keys})
             service.process.send_signal(signal.SIGHUP)
-            refused = f"only a restart can take this over: {said}"
+            refused = f"only a restart can apply this: {said}"
             wait_until(lambda refused=refused: any(refused in line for line in service.log), "it is said")  # type: ignore[misc]
         assert post(service.url, change(1)).status == 200
         assert len(path.read_text().splitlines()) == 1
@@ -272,7 +272,7 @@ def test_where_an_exporter_can_not_start_the_rest_counts_and_secrets_are_still_w
             write_config(tmp_path, exporters, queued=True, signing_secrets=[f"${{file:{secret}}}"])
             done = run_to_end("reload", "--directory", str(tmp_path / "queue"), env=ENV)
             assert done.returncode == 1
-            assert "all is taken over but for an exporter that can't be started" in done.stderr
+            assert "everything is applied except an exporter that can't be started" in done.stderr
             for text in (OTHER_SECRET, SECRET, OTHER_SECRET):
                 secret.write_text(text)
                 wait_until(lambda text=text: status_with(service.url, text) == 200, "it is taken")  # type: ignore[misc]

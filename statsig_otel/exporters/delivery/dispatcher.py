@@ -1,6 +1,6 @@
 """The consumer of a service: passes a batch to the synchronous exporters of its receiver, and then to the queue.
 
-Without a queued exporter a batch is taken over once it is delivered; with one, once it is on disk as well. The queue
+Without a queued exporter a batch is accepted once it is delivered; with one, once it is on disk as well. The queue
 comes last and alone remembers the uids: a synchronous exporter that fails leaves nothing behind, so the redelivery
 reaches all exporters.
 """
@@ -29,7 +29,7 @@ class Dispatcher:
         self._routing = routing
 
     def consume(self, batch: Batch) -> Future[Receipt]:
-        """Take over one batch; see `Consumer.consume`."""
+        """Accept one batch; see `Consumer.consume`."""
         routing = self._routing.now  # once: it may change before the batch is in the queue
         if batch.receiver not in routing.receivers:
             return refused(f"there is no receiver {batch.receiver!r} in this service", reason="unknown_receiver")

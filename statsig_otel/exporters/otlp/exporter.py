@@ -1,4 +1,4 @@
-"""Shared by the OTLP exporters over gRPC and HTTP: taking over renewed certificates and secrets, and some outcomes."""
+"""Shared by the OTLP exporters over gRPC and HTTP: renewed certificates and secrets, and some outcomes."""
 
 import logging
 from threading import Lock
@@ -35,7 +35,7 @@ class OtlpExporter(Generic[_S]):
         self._last_warning = ""
 
     def renew(self, settings: _S) -> bool:
-        """Take over the present content of the PEM files, and other secrets. May be called from any thread.
+        """Use the present content of the PEM files, and other secrets. May be called from any thread.
 
         A `send` in progress does not change. The next one makes a new connection.
 

@@ -103,7 +103,7 @@ class ClientTlsSettings(Settings):
         "curve_preferences": "leave it out: the library's defaults are used",
         "include_insecure_cipher_suites": "leave it out: the library's defaults are used",
         "max_version": "leave it out: the newest version that both sides know is used",
-        "reload_interval": "leave it out: changed PEM files are taken over within seconds",
+        "reload_interval": "leave it out: changed PEM files are used within seconds",
         "tpm": "write the key to a file, and name that in key_file",
     }
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {

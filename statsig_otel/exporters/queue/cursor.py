@@ -83,7 +83,7 @@ class ExporterCursor:
         self._ahead: tuple[_ReadKey, Future[Records]] | None = None
 
     def update(self, state: ExporterState) -> None:
-        """Take over the database's state. Called in the writer's thread."""
+        """Adopt the database's state. Called in the writer's thread."""
         with self._lock:
             self.id, self.position, self.waiting, self.size = state.id, state.cursor, state.waiting, state.bytes
             for done in self._done:

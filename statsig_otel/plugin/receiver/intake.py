@@ -2,7 +2,7 @@
 
 It follows docs/webhook.md row by row. The adapter of a web framework calls `Intake.begin` with the headers,
 `Request.feed` with each part of the body, and `Request.finish` at its end. The result is the answer, or a batch that a
-consumer has to take over first.
+consumer has to accept first.
 """
 
 import logging
@@ -401,7 +401,7 @@ class Request:
         return batch if batch.changes or batch.invalid else self.taken(Receipt(accepted=0))
 
     def taken(self, receipt: Receipt) -> Answer:
-        """The answer after the consumer has taken the batch over."""
+        """The answer after the consumer has accepted the batch."""
         if self._malformed is not None:
             return refusal(HTTPStatus.BAD_REQUEST, *self._malformed)
         mapped, receiver = self._mapped, {"receiver": self._intake.name}

@@ -56,9 +56,9 @@ class StatsigWsgiReceiver:
 
     Args:
         intake: The receiver's secrets, mapping and limits.
-        consumer: Takes the records. A request is answered with 200 only after the consumer has taken them over.
-        patience: Seconds to wait for the consumer before a request is answered with 503. The consumer may still take
-            the batch over afterwards. None to wait without a limit.
+        consumer: Takes the records. A request is answered with 200 only after the consumer has accepted them.
+        patience: Seconds to wait for the consumer before a request is answered with 503. The consumer may still accept
+            the batch afterwards. None to wait without a limit.
         clock: Gives the time now, in nanoseconds since the epoch. It is called once for each request.
 
     Attributes:

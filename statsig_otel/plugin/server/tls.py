@@ -12,7 +12,7 @@ from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
 
-_WATCHED: Final = "leave it out: changed PEM files are taken over within seconds"
+_WATCHED: Final = "leave it out: changed PEM files are used within seconds"
 
 
 def digest(files: Iterable[Path | None]) -> bytes:

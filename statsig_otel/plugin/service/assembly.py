@@ -279,7 +279,7 @@ class Assembly:
         return max(self._until - time.monotonic(), 0.0)
 
     def reconfigure(self, configuration: Configuration) -> list[str]:
-        """Take over another configuration while everything is open. No connection ends, and no change is lost.
+        """Apply another configuration while everything is open. No connection ends, and no change is lost.
 
         Secrets, tolerance and mapping apply from the next request on, renewed TLS files of the servers from the next
         connection on. An exporter that changed finishes its batch before another one takes its place.
@@ -292,8 +292,8 @@ class Assembly:
                 exporter can't be made from its settings. Nothing has changed.
             RestartNeededError: A part of it needs a restart, or the service is not running. Nothing has changed.
             QueueError: The queue can't be written. Nothing has changed.
-            OSError: An exporter can't open a file. Everything else has been taken over.
-            ValueError: The content of an exporter's file is not valid. Everything else has been taken over.
+            OSError: An exporter can't open a file. Everything else has been applied.
+            ValueError: The content of an exporter's file is not valid. Everything else has been applied.
         """
         with self._reconfiguring:
             if self._closing:
@@ -342,7 +342,7 @@ class Assembly:
             raise ConfigError([Problem((), str(error))]) from error
 
     def change_secrets(self, changed: Callable[[str, StatsigReceiverSettings], StatsigReceiverSettings]) -> None:
-        """Take over other signing secrets from the next request on. Works before `open` too.
+        """Use other signing secrets from the next request on. Works before `open` too.
 
         Args:
             changed: Returns the settings that a receiver shall have, which differ only in their signing secrets. What
@@ -357,14 +357,14 @@ class Assembly:
                     self._intakes[name].verifier = settings.verifier()
 
     def renew_certificates(self) -> list[str]:
-        """Take over the content of PEM files that has changed, of servers and of exporters.
+        """Use the content of PEM files that has changed, of servers and of exporters.
 
         Returns:
             The changes, as sentences.
 
         Raises:
             ConfigError: The files of a server can't be used. Nothing has changed.
-            OSError: A file of an exporter can't be read. Everything else has been taken over.
+            OSError: A file of an exporter can't be read. Everything else has been applied.
             ValueError: The content of an exporter's file is not valid. As above.
         """
         with self._reconfiguring:

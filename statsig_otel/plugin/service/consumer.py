@@ -47,7 +47,7 @@ class ServiceConsumer:
             answer.set_exception(RefusedError(message, reason=reason))
 
     def consume(self, batch: Batch) -> Future[Receipt]:
-        """Take over one batch; see `Consumer.consume`."""
+        """Accept one batch; see `Consumer.consume`."""
         if self._owner.is_forked:
             owner = f"the process {self._owner.pid}, of which this is a fork"
             return refused(f"the service was started by {owner}: start one after the fork", reason="not_running")

@@ -127,7 +127,7 @@ class Outbound:
             raise
 
     def needing_restart(self, configuration: Configuration) -> Iterator[str]:
-        """The changes of exporters that only a restart can take over, each with its place and why.
+        """The changes of exporters that only a restart can apply, each with its place and why.
 
         They are about synchronous exporters: webhooks wait for them, so they can't be replaced as queued exporters are.
         """
@@ -149,10 +149,10 @@ class Outbound:
                 yield f"exporters::{name}::sending_queue: there has been no queue so far"
 
     def reconfigure(self, configuration: Configuration, *, taken: Callable[[], None] = lambda: None) -> list[str]:
-        """Take over other exporters and pipelines while it runs, and return the changes as sentences.
+        """Apply other exporters and pipelines while it runs, and return the changes as sentences.
 
-        A queued exporter that changed finishes its batch, and another one goes on from its cursor. OTLP exporters take
-        over renewed certificates and secrets by themselves. All try at once what they could not deliver.
+        A queued exporter that changed finishes its batch, and another one goes on from its cursor. OTLP exporters use
+        renewed certificates and secrets by themselves. All try at once what they could not deliver.
 
         Nothing may be `needing_restart`. `taken` is called when the change can't fail as a whole any more, before
         exporters that may hang are waited for.
@@ -160,7 +160,7 @@ class Outbound:
         Raises:
             ConfigError: An exporter can't be created from its settings. Nothing has changed.
             QueueError: The queue can't be written. Nothing has changed.
-            OSError: An exporter can't open a file. Everything else has been taken over; its records wait, or are sent
+            OSError: An exporter can't open a file. Everything else has been applied; its records wait, or are sent
                 with the certificate of before.
             ValueError: The content of an exporter's file is not valid. As above.
         """
@@ -204,13 +204,13 @@ class Outbound:
         return list(_changes(before, configuration, renewed))
 
     def renew_certificates(self) -> list[str]:
-        """Let OTLP exporters take over the content of their PEM files that has changed, and try at once.
+        """Let OTLP exporters use the content of their PEM files that has changed, and try at once.
 
         Returns:
             The changes, as sentences.
 
         Raises:
-            OSError: A file can't be read. The other exporters have taken theirs over.
+            OSError: A file can't be read. The other exporters use theirs.
             ValueError: The content of a file is not valid. As above.
         """
         changes: list[str] = []
@@ -244,7 +244,7 @@ class Outbound:
         return changed if changed or renews else list(new)
 
     def _exchange(self, configuration: Configuration, created: Mapping[str, Exporter]) -> dict[str, QueueSender]:
-        """Take the configuration over, and return the new senders, which are not started yet."""
+        """Apply the configuration, and return the new senders, which are not started yet."""
         configured, before = configured_exporters(configuration), self._senders
         coming = self._create_senders({name: configured[name] for name in created}, created)
         senders, exporters = before | coming, {**self._exporters, **created}

@@ -58,7 +58,7 @@ class Reloader:
         self._lock = threading.Lock()
         self._unusable = ""  # the last logged message about the secrets' files
         self._emptied: set[Path] = set()  # secrets whose files were found empty once
-        self._pem = self._pem_seen = b""  # the PEM files that were taken over, and those of the last look
+        self._pem = self._pem_seen = b""  # the PEM files that are used, and those of the last look
         self._ended = threading.Event()
         assembly.before_resume = self.look_at_secrets
         assembly.offer("reload", lambda _: {"changes": self._answer()})
@@ -90,7 +90,7 @@ class Reloader:
         self._ended.set()
 
     def reload(self) -> list[str]:
-        """Take over the configuration as it is written now, log the changes, and return them as sentences.
+        """Apply the configuration that the files have now, log the changes, and return them as sentences.
 
         Raises:
             ConfigError: See `Assembly.reconfigure` for this and the others.
@@ -111,7 +111,7 @@ class Reloader:
             return changes
 
     def look_at_secrets(self) -> None:
-        """Take over changed files of signing secrets and of exporters' headers. One that can't be used changes nothing.
+        """Use changed files of signing secrets and of exporters' headers. One that can't be used changes nothing.
 
         Nothing else is read, so that the rotation of a secret does not apply a configuration that is being edited.
         """
@@ -136,7 +136,7 @@ class Reloader:
                 _logger.info("%s: the files of its headers have changed, and count from now on", name)
 
     def look_at_certificates(self) -> None:
-        """Take over changed PEM files, once they are the same at two looks: a certificate and its key are two files.
+        """Use changed PEM files once they are the same at two looks: a certificate and its key are two files.
 
         Files that can't be used change nothing.
         """
@@ -164,7 +164,7 @@ class Reloader:
             self.look_at_certificates()
 
     def _change_headers(self) -> list[str]:
-        """Take over headers of exporters that come from files which have changed; the exporters.
+        """Use exporters' headers from files that have changed; the exporters.
 
         Raises:
             ValueError: A file can't be used; nothing has changed. For the others see `Assembly.reconfigure`.
@@ -284,12 +284,12 @@ def check_with_files(document: Document) -> Configuration:
 
 
 def _told(error: Exception) -> str:
-    """Why a configuration was not taken over, and what that means."""
+    """Why a configuration was not applied, and what that means."""
     match error:
         case ConfigError():
             return f"the configuration has errors, and nothing has changed\n{error}"
         case RestartNeededError():
-            return f"nothing has changed, since only a restart can take this over: {error}"
+            return f"nothing has changed, since only a restart can apply this: {error}"
         case QueueError():
             return f"nothing has changed, since the queue can't be written now: {error}"
-    return f"all is taken over but for an exporter that can't be started: {error}"
+    return f"everything is applied except an exporter that can't be started: {error}"

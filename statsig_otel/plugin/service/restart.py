@@ -1,4 +1,4 @@
-"""Says which changes of a configuration a running service can't take over without a restart."""
+"""Says which changes of a configuration a running service can't apply without a restart."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -14,7 +14,7 @@ _FIXED_KEYS: Final = (
 
 
 class RestartNeededError(Exception):
-    """A change of the configuration that a running service can't take over. The message says where and why.
+    """A change of the configuration that a running service can't apply. The message says where and why.
 
     Example:
         >>> from statsig_otel.plugin import RestartNeededError, Service

@@ -188,7 +188,7 @@ class Service:
             _logger.warning("%s", sentence)
 
     def reload(self) -> list[str]:
-        """Read the files of `from_file` again, and take over what has changed while the service runs.
+        """Read the files of `from_file` again, and apply what has changed while the service runs.
 
         No connection ends, and no change is lost. Secrets, tolerance and mapping apply from the next request on,
         renewed TLS files of the servers from the next connection on. An exporter that changed finishes its batch before
@@ -202,8 +202,8 @@ class Service:
             ConfigError: The configuration has errors, or a server's TLS files can't be used. Nothing has changed.
             RestartNeededError: A part of it needs a restart, or the service is not running. Nothing has changed.
             QueueError: The queue can't be written. Nothing has changed.
-            OSError: An exporter can't open a file. Everything else has been taken over.
-            ValueError: The content of an exporter's file is not valid. Everything else has been taken over.
+            OSError: An exporter can't open a file. Everything else has been applied.
+            ValueError: The content of an exporter's file is not valid. Everything else has been applied.
         """
         return self._reloader.reload()
 

@@ -1,4 +1,4 @@
-"""The consumer without a queue: nothing is taken over that an exporter does not have."""
+"""The consumer without a queue: nothing is accepted that an exporter does not have."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Renewed certificates and secrets are taken over by exporters that run, over both protocols, against real servers."""
+"""Renewed certificates and secrets are used by exporters that run, over both protocols, against real servers."""
 
 import threading
 from collections.abc import Iterator

@@ -107,7 +107,7 @@ def test_a_crash_repeats_what_was_ticked_off_ahead_and_not_written(tmp_path: Pat
 
 
 def test_a_command_between_sees_and_changes_nothing_of_what_is_ahead(tmp_path: Path) -> None:
-    """Every command takes the places over from the database, which is behind."""
+    """Every command takes the positions from the database, which is behind."""
     with running(tmp_path) as queue:
         put(queue, *range(1, 101))
         cursor = queue.cursor("otlp")

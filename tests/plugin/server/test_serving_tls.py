@@ -97,7 +97,7 @@ def test_renewed_tls_files_count_for_new_connections_alone(authority: trustme.CA
             take_over = server.renewed_tls()
             assert take_over is not None
             with connect() as second:
-                assert second.getpeercert(binary_form=True) == before, "it is not taken over yet"
+                assert second.getpeercert(binary_form=True) == before, "it is not used yet"
             take_over()
             assert server.renewed_tls() is None
             with connect() as third:

@@ -1,4 +1,4 @@
-"""What a running service takes over of another configuration, and what needs a restart."""
+"""What a running service applies of another configuration, and what needs a restart."""
 
 import json
 from collections.abc import Callable, Iterator
