@@ -54,14 +54,20 @@ class OpenFiles:
         self._database = database
         self._paths = {suffix: f"{database}{suffix}" for suffix in _SUFFIXES}
         self._known: dict[str, os.stat_result] = {}
+        self._index_is_gone = False
         self._copy_aside = copy_aside
         self._set_aside = set_aside
         self._log_kept = log_kept
 
     def opened(self) -> None:
         """The connection was just opened."""
+        index = self._known.get("-shm")
         self._known.clear()
         self.wrote()
+        if "-shm" in self._known:
+            self._index_is_gone = False
+        elif index is not None:  # gone, and shared with other connections of this process that are still open
+            self._known["-shm"] = index
 
     def wrote(self) -> None:
         """The connection has written: the files may be shorter than they were."""
@@ -121,13 +127,20 @@ class OpenFiles:
         return _Changes(frozenset(gone), frozenset(shorter))
 
     def _leave_index(self) -> None:
-        """All connections of this process share the index that is gone; those of others make another one."""
-        del self._known["-shm"]
-        _logger.warning(
-            "Somebody deleted or replaced %s while it was in use. Nothing is lost, but commands may not be able to "
-            "read the queue until the service is started again",
-            self._paths["-shm"],
-        )
+        """All connections of this process share the index that is gone.
+
+        Another process that reads makes another one. After a restart this process would believe it, as long as the
+        other one reads, and put commits in the place of those that it lacks. So it is removed before the next commit.
+        """
+        with contextlib.suppress(OSError):
+            Path(self._paths["-shm"]).unlink()
+        if not self._index_is_gone:
+            self._index_is_gone = True
+            _logger.warning(
+                "Somebody deleted or replaced %s while it was in use. Nothing is lost, but commands can't read the "
+                "queue until the service is started again",
+                self._paths["-shm"],
+            )
 
     def _extend_index(self) -> None:
         """Make the index as long as it was: to read behind its end would end this process (SIGBUS).

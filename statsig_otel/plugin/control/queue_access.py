@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.database import StoppedQueue
-from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, DirectoryInUseError
+from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, DirectoryInUseError, QueueDirectory
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.routing import Routing
 from statsig_otel.plugin.control.handlers import stopped_handlers
@@ -64,6 +64,11 @@ class QueueAccess:
         Raises:
             ControlError: The file can't be read.
         """
+        if self._has_no_index():
+            raise ControlError(
+                f"{self.directory / DATABASE}-shm was deleted while the service uses it, and without it nobody else "
+                "can read the queue: restart the service"
+            )
         try:
             with closing(schema.connect_reading(self.directory / DATABASE)) as connection:
                 schema.check_version(connection, self.directory / DATABASE)
@@ -122,6 +127,11 @@ class QueueAccess:
             raise ControlError(f"{self.directory} can't be changed: {_OWNER}") from error
         except (sqlite3.Error, OSError) as error:
             raise ControlError(self._unreadable(error)) from error
+
+    def _has_no_index(self) -> bool:
+        """Whether the running service uses an index that is gone: by another one, its commits would not be seen."""
+        log, index = (Path(f"{self.directory / DATABASE}{suffix}") for suffix in ("-wal", "-shm"))
+        return log.exists() and not index.exists() and QueueDirectory(self.directory).owner() is not None
 
     def _unreadable(self, error: Exception) -> str:
         if not os.access(self.directory / DATABASE, os.R_OK):

@@ -207,6 +207,28 @@ def test_an_index_that_is_deleted_is_said_and_nothing_is_lost(tmp_path: Path, ca
             assert put(queue, 1, 2) == Receipt(0, 2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "stopped"])
+def test_an_index_that_another_process_made_hides_nothing_after_a_restart(tmp_path: Path, *, is_killed: bool) -> None:
+    """That process reads on meanwhile, so SQLite takes its index for the one that counts."""
+    with child("answer", tmp_path) as process:
+        assert ask(process, 1) == "1"
+        (tmp_path / "queue.db-shm").unlink()
+        with reading(tmp_path / "queue.db") as connection:
+            assert len(connection.execute("SELECT * FROM records").fetchall()) == 1
+            for number in (2, 3):
+                assert ask(process, number) == str(number)
+            if is_killed:
+                process.kill()
+            elif process.stdin is not None:
+                process.stdin.close()
+            process.wait(PATIENCE)
+            with child("answer", tmp_path) as restarted:
+                assert ask(restarted, 4) == "4"
+    with running(tmp_path) as queue:
+        assert delivered(queue.cursor("otlp")) == [1, 2, 3, 4]
+
+
 def test_an_index_that_is_cut_is_made_as_long_as_it_was_and_the_process_lives(tmp_path: Path) -> None:
     index = tmp_path / "queue.db-shm"
     with child("answer", tmp_path) as process:

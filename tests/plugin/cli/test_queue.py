@@ -93,6 +93,22 @@ def test_a_stopped_queue_is_shown_too(tmp_path: Path) -> None:
     assert "not running" in ok(tmp_path, "queue")
 
 
+def test_a_running_queue_whose_index_was_deleted_is_not_read(tmp_path: Path) -> None:
+    """What other processes would read could change while they do: they would not see the service's commits."""
+    with Served(tmp_path) as served:
+        served.accept("x")
+        (tmp_path / "queue.db-shm").unlink()
+        for command in (("queue",), ("dead-letters", "list"), ("queue", "backup", str(tmp_path / "copy"))):
+            result = run(tmp_path, *command)
+            assert result.exit_code == 1
+            assert "queue.db-shm was deleted while the service uses it" in result.output
+            assert "restart the service" in result.output
+        assert not (tmp_path / "queue.db-shm").exists()
+    assert not as_json(tmp_path, "queue")["running"]
+    with Served(tmp_path):
+        assert as_json(tmp_path, "queue")["running"]
+
+
 def test_reading_changes_nothing_for_the_next_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Served(tmp_path):
         pass
