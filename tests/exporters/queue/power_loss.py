@@ -3,6 +3,8 @@
 A run is recorded by `trace.c`. At the moment of the power loss, all that was synced is on the disk. What was written
 since then is there or not, in any combination: each block of a file is in one of the states that it has had since the
 last sync, a file's size too, and of the names that were made, changed or removed in a directory, any may be as before.
+A truncation is there as a whole or not at all: file systems with a journal, and those that copy on writing, change a
+file's size and give its blocks back in one step.
 """
 
 import logging
@@ -206,11 +208,17 @@ def _content(changes: Sequence[tuple[int, Event]], durable: int, loss: _Loss) ->
     block = loss.block
     sizes, states = [len(content)], dict[int, list[bytes]]()
     for change in pending:
-        if change.kind is Kind.WRITE:
-            first, end = change.offset, change.offset + len(change.data)
-        else:
-            first, end = min(change.offset, len(content)), len(content)
-        touched = range(first // block, -(-end // block))
+        if change.kind is Kind.TRUNCATE:
+            if loss.is_lucky():
+                _apply(content, change)
+                sizes = [len(content)]
+                states = {
+                    index: [one[: len(content) - index * block] for one in found]
+                    for index, found in states.items()
+                    if index * block < len(content)
+                }
+            continue
+        touched = range(change.offset // block, -(-(change.offset + len(change.data)) // block))
         for index in touched:
             states.setdefault(index, [bytes(content[index * block : (index + 1) * block])])
         _apply(content, change)

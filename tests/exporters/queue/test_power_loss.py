@@ -61,6 +61,22 @@ def test_an_image_has_what_was_synced_and_any_part_of_the_rest(tmp_path: Path) -
     assert images(events, tmp_path, 9) == [None] * 50
 
 
+def test_a_truncation_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    events = [
+        event(Kind.CREATE, 1, path="f"),
+        event(Kind.WRITE, 1, 0, data=b"a" * 2 * BLOCK),
+        event(Kind.SYNC, 1, 2),
+        event(Kind.SYNC, 99, 3),
+        event(Kind.TRUNCATE, 1, 0),  # 4
+        event(Kind.WRITE, 1, BLOCK, data=b"b" * BLOCK),  # 5
+    ]
+    before = b"a" * 2 * BLOCK
+    assert set(images(events, tmp_path, 5)) == {before, b""}
+    written = images(events, tmp_path, 6)
+    assert {before, b"", b"a" * BLOCK + b"b" * BLOCK, bytes(BLOCK) + b"b" * BLOCK} <= set(written)
+    assert all(sectors([one], 1) <= {b"b", b"\0"} for one in written if one and one[:1] == b"\0")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_was_acknowledged_is_there_on_fifty_images(tmp_path: Path) -> None:
