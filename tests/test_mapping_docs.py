@@ -8,23 +8,17 @@ from typing import Any, Final
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
 from statsig_otel.plugin.record.description import details
 from statsig_otel.plugin.record.filter import FIELDS
 from statsig_otel.plugin.record.mapping import ATTRIBUTES, METADATA, SERVICE_FIELDS, SHORT_NAMES, TIMESTAMP
 from statsig_otel.plugin.settings.services import ServiceRuleSettings
 from statsig_otel.plugin.webhook.payload import parse
-from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
+from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of, plain
 
 PAGE: Final = (Path(__file__).parent.parent / "docs" / "mapping.md").read_text(encoding="utf-8")
 SAMPLE: Final = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0]
 EXAMPLES: Final = re.findall(r"```yaml\n(.*?)```\n\n```json\n(.*?)```", PAGE, re.DOTALL)
-
-
-def plain(value: AnyValue) -> object:
-    kind = value.WhichOneof("value")
-    return [plain(one) for one in value.array_value.values] if kind == "array_value" else getattr(value, str(kind))
 
 
 def table(title: str) -> Iterable[str]:

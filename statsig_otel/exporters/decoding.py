@@ -24,6 +24,11 @@ def log_records(payload: bytes) -> Iterator[LogRecord]:
         >>> [record.body.string_value for record in log_records(request.SerializeToString())]
         ['layout_v2 updated']
     """
-    for resource_logs in ExportLogsServiceRequest.FromString(payload).resource_logs:
+    return records_in(ExportLogsServiceRequest.FromString(payload))
+
+
+def records_in(request: ExportLogsServiceRequest) -> Iterator[LogRecord]:
+    """The log records of a decoded request, in order."""
+    for resource_logs in request.resource_logs:
         for scope_logs in resource_logs.scope_logs:
             yield from scope_logs.log_records

@@ -32,6 +32,14 @@ def exists(path: Path) -> bool:
     return True
 
 
+def is_open_as(path: Path, descriptor: int) -> bool:
+    """Whether the path still leads to an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 def too_long(path: Path) -> Fault:
     """The path, or a name in it, is longer than the system allows."""
     return Fault(f"{_shown(path)} is longer than a path, or a name in it, may be", "choose a shorter one")

@@ -17,7 +17,7 @@ from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
 from tests.peers.certs import Authority
-from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink
+from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpSink, free_port
 
 SECRET = "webhook-0123456789abcdef0123456789abcdef"
 SECRET_ENV = {"STATSIG_SIGNING_SECRET": SECRET}
@@ -43,11 +43,6 @@ def post(url: str, body: bytes = BODY, *, secret: str = SECRET) -> urllib3.BaseH
 
 def grpc_exporter(port: int) -> dict[str, object]:
     return {"endpoint": f"127.0.0.1:{port}", "tls": {"insecure": True}}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def test_a_signed_change_reaches_every_exporter_before_the_200(tmp_path: Path) -> None:

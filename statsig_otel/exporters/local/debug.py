@@ -17,6 +17,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, SeverityNumber
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from statsig_otel.config.model import Settings
+from statsig_otel.exporters.decoding import records_in
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.terminal import ColorMode, paint, printable, shorten, wants_color, width, write
 
@@ -140,13 +141,13 @@ class DebugExporter:
         return "".join(f"{line}\n" for line in render(request))
 
     def _basic(self, request: ExportLogsServiceRequest) -> Iterator[str]:
-        count = sum(1 for _ in _log_records(request))
+        count = sum(1 for _ in records_in(request))
         yield f"{printable(self._name)}: {count} log record{'' if count == 1 else 's'}"
 
     def _normal(self, request: ExportLogsServiceRequest) -> Iterator[str]:
         rows = [
             [shorten(cell, most) for cell, (_, most, _) in zip(_cells(record), _COLUMNS, strict=True)]
-            for record in _log_records(request)
+            for record in records_in(request)
         ]
         # The widths never shrink, so that the columns stay aligned from batch to batch.
         for row in rows:
@@ -180,12 +181,6 @@ class DebugExporter:
 
     def _color(self, text: str, sgr: str) -> str:
         return paint(text, sgr, colored=self._colored)
-
-
-def _log_records(request: ExportLogsServiceRequest) -> Iterator[LogRecord]:
-    for resource_logs in request.resource_logs:
-        for scope_logs in resource_logs.scope_logs:
-            yield from scope_logs.log_records
 
 
 def _cells(record: LogRecord) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.otlp.json_lines import to_json_line
-from statsig_otel.exporters.paths import NO_PATH, exists, forbidden, unusable
+from statsig_otel.exporters.paths import NO_PATH, exists, forbidden, is_open_as, unusable
 from statsig_otel.exporters.terminal import printable
 
 _log = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ class FileExporter:
         """The descriptor of the file at the path. After a rotation, the file is reopened."""
         if self._fd is not None:
             self._truncate_failed_write(self._fd)
-            if _is_same_file(self._path, self._fd):
+            if is_open_as(self._path, self._fd):
                 return self._fd
             _log.info("%s: %s was renamed or removed; reopening it", self._name, self._path)
             self._close()
@@ -257,7 +257,7 @@ class FileExporter:
                 self._truncate_failed_write(fd)
             raise
         self._truncate_to = None
-        if not _is_same_file(self._path, fd):
+        if not is_open_as(self._path, fd):
             # The renamed file may already have been copied and may be removed next. Lines in both files are better than
             # lost lines.
             raise FileNotFoundError("the file was renamed or removed while it was written to")
@@ -278,14 +278,6 @@ def _lines(payload: bytes) -> bytes:
         to_json_line(ExportLogsServiceRequest(resource_logs=[resource_logs])) + b"\n"
         for resource_logs in request.resource_logs
     )
-
-
-def _is_same_file(path: Path, fd: int) -> bool:
-    """Whether the path leads to the open file."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(fd))
-    except FileNotFoundError:
-        return False
 
 
 def _open_locked(path: Path) -> int:

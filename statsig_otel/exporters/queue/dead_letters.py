@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.exporters.consumer import Batch
+from statsig_otel.exporters.decoding import records_in
 from statsig_otel.exporters.queue import queries, schema, store
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
 from statsig_otel.exporters.routing import Route, Routing
@@ -286,11 +287,9 @@ def _delete(connection: sqlite3.Connection, dead_letter: int) -> bool:
 
 def _uid(payload: ExportLogsServiceRequest) -> bytes:
     """The uid in the record's attributes; without one, a hash of its bytes."""
-    for resource_logs in payload.resource_logs:
-        for scope_logs in resource_logs.scope_logs:
-            for record in scope_logs.log_records:
-                for attribute in record.attributes:
-                    if attribute.key == _UID:
-                        with contextlib.suppress(ValueError):
-                            return bytes.fromhex(attribute.value.string_value)
+    for record in records_in(payload):
+        for attribute in record.attributes:
+            if attribute.key == _UID:
+                with contextlib.suppress(ValueError):
+                    return bytes.fromhex(attribute.value.string_value)
     return sha256(payload.SerializeToString()).digest()[:_UID_SIZE]

@@ -23,7 +23,7 @@ from typing import Final, Literal
 
 from statsig_otel.config.errors import Fault
 from statsig_otel.config.units import format_size
-from statsig_otel.exporters.paths import WRITABLE_HINT, exists, forbidden, nearest, too_long, unusable
+from statsig_otel.exporters.paths import WRITABLE_HINT, exists, forbidden, is_open_as, nearest, too_long, unusable
 from statsig_otel.exporters.queue import schema, write_ahead_log
 from statsig_otel.exporters.queue.errors import QueueError
 
@@ -271,7 +271,7 @@ class QueueDirectory:
             DirectoryInUseError: Another process was faster.
             OSError: The directory can't be created or written.
         """
-        if self._lock is None or _is_at(self.path / LOCK, self._lock):
+        if self._lock is None or is_open_as(self.path / LOCK, self._lock):
             return
         before = self._lock
         self.acquire()
@@ -384,13 +384,6 @@ def _open(path: Path, flags: int) -> int:
 def _unused_bytes(place: Path) -> int:
     status = os.statvfs(place)
     return status.f_bavail * status.f_frsize
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _written_owner(descriptor: int) -> str:

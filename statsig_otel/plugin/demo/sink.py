@@ -11,6 +11,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
+from statsig_otel.exporters.decoding import records_in
 from statsig_otel.plugin.demo.table import Row
 
 _SERVICE: Final = "opentelemetry.proto.collector.logs.v1.LogsService"
@@ -32,7 +33,7 @@ def backend(on_record: Callable[[Arrived], None]) -> Iterator[str]:
     """
 
     def export(request: ExportLogsServiceRequest, _: grpc.ServicerContext) -> ExportLogsServiceResponse:
-        for record in _records(request):
+        for record in records_in(request):
             on_record(_arrived(record))
         return ExportLogsServiceResponse()
 
@@ -50,12 +51,6 @@ def backend(on_record: Callable[[Arrived], None]) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         server.stop(grace=1).wait(5)
-
-
-def _records(request: ExportLogsServiceRequest) -> Iterator[LogRecord]:
-    for resource_logs in request.resource_logs:
-        for scope_logs in resource_logs.scope_logs:
-            yield from scope_logs.log_records
 
 
 def _arrived(record: LogRecord) -> Arrived:

@@ -12,7 +12,6 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import RequestReceived
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel import __version__
 from statsig_otel.exporters.exporter import (
@@ -27,6 +26,7 @@ from statsig_otel.exporters.exporter import (
 from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, NOT_HTTP2, SPEAKS_HTTP1
+from tests.exporters.otlp.requests import LONG, encoded, trust
 from tests.exporters.otlp.test_status import GRPC
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import (
@@ -40,15 +40,6 @@ from tests.peers.otlp_servers import (
     retry_info,
     server_context,
 )
-
-LONG = 30.0
-"""Seconds that no test comes near."""
-
-
-def encoded(body: str = "x") -> bytes:
-    request = ExportLogsServiceRequest()
-    request.resource_logs.add().scope_logs.add().log_records.add().body.string_value = body
-    return request.SerializeToString()
 
 
 @contextmanager
@@ -326,10 +317,6 @@ def test_shutdown_ends_a_call_that_hangs(sink: GrpcSink) -> None:
 
 
 # TLS
-
-
-def trust(authority: Authority, **more: Any) -> dict[str, Any]:
-    return {"ca_pem": authority.pem.decode(), **more}
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])

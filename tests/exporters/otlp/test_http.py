@@ -26,7 +26,8 @@ from statsig_otel.exporters.exporter import (
 from statsig_otel.exporters.otlp.http import OtlpHttpExporter
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, SPEAKS_HTTP2
-from tests.exporters.otlp.over_http import LONG, encoded, exporting, send_to, trust
+from tests.exporters.otlp.over_http import exporting, send_to
+from tests.exporters.otlp.requests import LONG, encoded, trust
 from tests.exporters.otlp.test_status import http_expected
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import (

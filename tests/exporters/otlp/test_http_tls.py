@@ -11,7 +11,8 @@ from statsig_otel.exporters.exporter import (
 )
 from statsig_otel.exporters.otlp.http import OtlpHttpExporter
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
-from tests.exporters.otlp.over_http import LONG, encoded, exporting, send_to, trust
+from tests.exporters.otlp.over_http import exporting, send_to
+from tests.exporters.otlp.requests import LONG, encoded, trust
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import (
     HttpSink,

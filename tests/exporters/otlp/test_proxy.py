@@ -6,7 +6,8 @@ import pytest
 
 from statsig_otel.exporters.exporter import Blocked, Delivered, RetryLater
 from statsig_otel.exporters.otlp.proxy import Proxy, proxy_for
-from tests.exporters.otlp.over_http import LONG, encoded, exporting, send_to
+from tests.exporters.otlp.over_http import exporting, send_to
+from tests.exporters.otlp.requests import LONG, encoded
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.http_proxy import HttpProxy
 from tests.peers.otlp_servers import HttpAnswer, HttpSink

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Final
 
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.source import parse
 from statsig_otel.config.validation import validate
@@ -24,3 +26,9 @@ def mapper_of(keys: str) -> Mapper:
     if settings is None:
         raise ConfigError(problems)
     return settings.mapper()
+
+
+def plain(value: AnyValue) -> object:
+    """A value of an attribute as Python has it."""
+    kind = value.WhichOneof("value")
+    return [plain(one) for one in value.array_value.values] if kind == "array_value" else getattr(value, str(kind))

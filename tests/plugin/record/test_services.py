@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 
@@ -29,7 +28,7 @@ from statsig_otel.plugin.record.services import (
 from statsig_otel.plugin.webhook.lenient_json import Item
 from statsig_otel.plugin.webhook.payload import parse
 from tests.exporters.queue.helpers import PATIENCE, consume, read_all, running
-from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
+from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of, plain
 
 DATA: Final = Path(__file__).parents[2] / "data"
 VECTORS: Final = json.loads((DATA / "service_uid_vectors.json").read_text())["vectors"]
@@ -46,11 +45,6 @@ def change_of(mapper: Mapper, item: object) -> Change:
     payload = parse(json.dumps([item]).encode())
     (change,) = mapper.map(payload, OBSERVED).changes
     return change
-
-
-def plain(value: AnyValue) -> object:
-    kind = value.WhichOneof("value")
-    return [plain(one) for one in value.array_value.values] if kind == "array_value" else getattr(value, str(kind))
 
 
 def shown(change: Change) -> list[Shown]:
