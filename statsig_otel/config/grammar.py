@@ -176,7 +176,7 @@ class _Checker:
         if body is None:
             body = {}
         if isinstance(own, Settings):
-            self._say(path, f"has {type(own).__name__}, which are no settings of its type")
+            self._say(path, f"has {type(own).__name__}, which are not settings of its type")
             return None
         if not isinstance(body, Mapping):
             self._say(path, "must be a mapping", MAPPING_HINT)

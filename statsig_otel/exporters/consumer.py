@@ -155,9 +155,9 @@ class Consumer(Protocol):
     **Mistakes.** Any other exception or result is answered with 500 and logged with its traceback. It never leads to a
     2xx.
 
-    **Time.** If the receiver has a `patience`, it waits so many seconds for the future and then answers 503. Otherwise
-    it waits without limit. The future is never cancelled: the consumer may still accept the batch later, and then finds
-    a duplicate in the redelivery.
+    **Time.** If the receiver has a `patience`, it waits for the future that many seconds, and then answers 503.
+    Otherwise it waits without limit. The future is never cancelled: the consumer may still accept the batch later, and
+    then finds a duplicate in the redelivery.
 
     **Lifecycle.** A consumer has none here: whoever creates it also starts and closes it. It must work from before the
     receiver's first request until the last request is answered, which is after the receiver's `close` or the server's

@@ -74,7 +74,7 @@ class Decisions:
         self._sends = 0
         self._failed: dict[int, _Failed] = {}  # by seq
         self._decided: dict[int, Decided] = {}  # by the seq of its first record; not ticked off yet
-        self._last_taken = 0  # the number of the last send of which something was taken
+        self._last_taken = 0  # the number of the last send from which something was taken
         self._taken_up_to = 0  # the last seq that was taken
         self._failing_since = math.inf  # the first temporary failure since something was ticked off
         self._probed_at = -settings.between_probes
@@ -90,7 +90,7 @@ class Decisions:
         """The part of a batch to send next. Empty if each of its records was refused alone.
 
         Args:
-            batch: Records from the head of the queue on, of which the first is not decided.
+            batch: Records from the head of the queue on. The first is not decided.
         """
         if not self._failed and not self._decided:
             return batch
@@ -256,7 +256,7 @@ class Decisions:
         return len(segment) > 1
 
     def _split(self, segment: Records, first: int) -> None:
-        """Send the segment in two parts; the first has so many records."""
+        """Send the segment in two parts, the first with `first` records."""
         for index, seq in enumerate(segment.seqs):
             self._failed[seq].size = first if index < first else len(segment) - first
 

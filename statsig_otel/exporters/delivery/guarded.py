@@ -81,7 +81,7 @@ class Guarded:
 
 
 def _is_outcome(value: object, records: int) -> bool:
-    """Whether it is an outcome with values of the right types for so many records: nothing enforces annotations."""
+    """Whether it is an outcome with values of the right types that fit the number of records."""
     match value:
         case Delivered(None) | Rejected(str()) | Blocked(str()) | RetryLater(str(), None, bool()):
             return True

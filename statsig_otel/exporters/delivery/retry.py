@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 SHORTEST_WAIT: Final = 0.05
-"""At least so many seconds between two attempts, whatever the settings: a dead backend must cause no busy loop."""
+"""The fewest seconds between two attempts, whatever the settings: a dead backend must not cause a busy loop."""
 
 LONGEST_ASKED: Final = 3600.0
 """The longest wait that a backend may ask for, in seconds: nobody may silence an exporter for good."""

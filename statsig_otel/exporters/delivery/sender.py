@@ -426,7 +426,7 @@ class QueueSender:
         return outage
 
     def _sleep(self, seconds: float) -> bool:
-        """Whether somebody ended it."""
+        """Sleep; whether `resume` ended it."""
         if self._stopping:
             return False
         resumed = self._resumed.wait(seconds)

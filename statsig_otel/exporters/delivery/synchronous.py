@@ -1,7 +1,7 @@
 """Delivers without a queue: a batch is accepted only once every exporter has delivered it.
 
 This is what `sending_queue: {enabled: false}` means. Any outcome but Delivered refuses the batch: there is nowhere to
-keep a record, so the sender of the webhook has to keep it. Each exporter has a worker of its own, so that a request
+keep a record, so the client has to keep it. Each exporter has a worker of its own, so that a request
 waits no longer than for the slowest backend. Every batch is answered in time, even if a `send` hangs.
 """
 
@@ -54,7 +54,7 @@ class SynchronousConsumer:
     """Delivers each batch to every exporter of its route before it answers.
 
     Batches that wait for an exporter are joined into one send; a large one goes in parts, in order. If a part fails,
-    those batches are refused of which not every record was delivered before: these come again, with the same uids.
+    only the batches that were delivered as a whole before it are accepted. The others come again, with the same uids.
     """
 
     def __init__(self, exporters: Mapping[str, SynchronousExporter]) -> None:

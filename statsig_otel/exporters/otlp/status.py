@@ -46,7 +46,7 @@ MAX_MESSAGE_CHARS: Final = 300
 """The most characters of a server's message that a reason contains."""
 
 _MOST_SHOWN: Final = 4096
-"""The most bytes of an answer that is not OTLP of which the beginning is shown."""
+"""If an answer is not OTLP, the most bytes of it that are looked at to show its beginning."""
 
 PROTOBUF: Final = "application/x-protobuf"
 """The content type of binary OTLP over HTTP."""

@@ -10,7 +10,9 @@ from statsig_otel.exporters.queue.directory import sync_directory
 
 
 def back_up(connection: sqlite3.Connection, to: Path) -> int:
-    """Copy the database as it is at one moment to a new file, for its owner only; its bytes. On disk when this returns.
+    """Copy the database, as of one moment, to a new file that only its owner can read; its size in bytes.
+
+    The copy is on disk when this returns.
 
     Args:
         connection: One for reading, such as `schema.connect_reading` gives.

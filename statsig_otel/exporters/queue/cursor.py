@@ -141,7 +141,7 @@ class ExporterCursor:
         return self._find(key)
 
     def _find(self, key: _ReadKey) -> Records:
-        """Records that are counted and were not found, or none once the count is corrected."""
+        """Records that are counted and were not found; none if the count was wrong, which is then corrected."""
 
         def work(connection: sqlite3.Connection) -> tuple[Records, ExporterState | None]:
             records = checks.find_records(connection, self.id, count=key.count, size=key.size)
@@ -292,8 +292,8 @@ class ExporterCursor:
 
         Args:
             group: The records, in order.
-            remaining: Those of them behind the cursor on disk: a commit that was said to have failed can have reached
-                the disk, and some of these were read once more.
+            remaining: Returns those of them behind the cursor on disk. A commit that was reported as failed may have
+                reached the disk, and then some of these were read once more.
             dead_letters: Are not kept if no record remains.
         """
 

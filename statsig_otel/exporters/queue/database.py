@@ -161,7 +161,7 @@ class Database:
         return int(self._clock() * 1000)
 
     def _is_disk_full(self, error: Exception) -> bool:
-        """Whether a database that can't be opened can be once the disk has space."""
+        """Whether an error of opening the database will pass once the disk has space."""
         # Without space for its index SQLite says that there is an I/O error.
         is_passing = isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and schema.will_pass(error))
         return self._replaces and (schema.is_disk_full(error) or (is_passing and self.directory.free_bytes() < _INDEX))

@@ -223,7 +223,7 @@ class QueueDirectory:
         sync_directory(self.path)
 
     def make_private(self) -> None:
-        """Let only the owner read and write the database. If that is somebody else, it is only said."""
+        """Deny all but the owner access to the database. If the owner is another user, only log that."""
         for suffix in _SUFFIXES:
             file = Path(f"{self.database}{suffix}")
             with contextlib.suppress(FileNotFoundError):
@@ -298,7 +298,7 @@ class QueueDirectory:
         )
 
     def keep_reserve(self, size: int, *, min_free: int) -> None:
-        """Set so many bytes of the disk apart, unless it has less than `min_free` bytes left or they are already."""
+        """Set `size` bytes of the disk apart, if they are not and the disk has at least `min_free` bytes left."""
         reserve = self.path / _RESERVE
         if schema.size_of(reserve) >= size or _unused_bytes(self.path) < min_free:
             return

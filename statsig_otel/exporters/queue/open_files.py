@@ -74,7 +74,7 @@ class OpenFiles:
         self._look(after_writing=True)
 
     def are_in_place(self) -> bool:
-        """Whether what is committed is still found by the names of the database and its log. After writing to them."""
+        """After writing: whether the database and its log are still the files of these names."""
         return self._look(after_writing=True).gone <= {"-shm"}
 
     def keep(self, connection: sqlite3.Connection, *, after_writing: bool) -> bool:

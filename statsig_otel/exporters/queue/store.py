@@ -27,10 +27,10 @@ MOST_BODY_BYTES: Final = 256 << 20
 DAMAGED: Final = "damaged on disk: its checksum is wrong"
 
 _COLLECTED_AT_ONCE: Final = 5000
-"""One transaction deletes at most so many rows, so that nobody waits long for it."""
+"""The most rows that one transaction deletes, so that nobody waits long for it."""
 
 _ROWS_AT_ONCE: Final = 32
-"""One statement inserts at most so many rows."""
+"""The most rows that one statement inserts."""
 
 _REMEMBER: Final = (
     "INSERT INTO seen (receiver, uid, at) VALUES {} "

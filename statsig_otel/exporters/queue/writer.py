@@ -39,13 +39,13 @@ _IDLE: Final = 1.0
 """Seconds after which an idle writer tidies up, and after which tidying that failed is tried again."""
 
 _SURE: Final = 2
-"""A file is set aside once damage was found so many times in a row, with the file opened again in between."""
+"""Findings of damage in a row, with the file opened again in between, after which it is set aside."""
 
 _QUIET: Final = 0.05
 """As `_IDLE`, while there is more to tidy up: a sender that delivers a backlog submits a job every few milliseconds."""
 
 _TIDYING_SHARE: Final = 30
-"""A busy writer tidies up for one part in so many of its time: to delete costs an fsync, and all wait for it."""
+"""A busy writer tidies up for one thirtieth of its time: deleting costs an fsync, and all jobs wait for it."""
 
 _JOBS_OWN: Final = (
     sqlite3.DataError,
@@ -371,7 +371,7 @@ class Writer:
             self._give_up_connection()
             if schema.is_disk_full(error) and self._free_space():
                 return True
-            # What is delivered stays on the disk for longer. That is no reason to refuse anything.
+            # What is delivered stays on the disk for longer. That is not a reason to refuse anything.
             if not self._untidy and not self.failing:
                 self._untidy = True
                 _logger.error("The disk space of delivered records can't be freed now: %s", error)  # noqa: TRY400 - as above

@@ -1,4 +1,4 @@
-"""Writes the service's own log to standard error, with the configured level and encoding, and warnings of libraries.
+"""Writes the service's log and the warnings of libraries to standard error, with the configured level and encoding.
 
 Lines that are logged before the configuration is read are buffered, so that none is lost or written in the wrong form.
 """
@@ -62,7 +62,7 @@ class _Buffer(logging.Handler):
 
 
 class _Console(logging.Formatter):
-    """Lines for people. Control characters become escapes: an error may quote what somebody sent."""
+    """Plain lines. Control characters become escapes: an error may quote what somebody sent."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")

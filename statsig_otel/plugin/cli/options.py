@@ -1,4 +1,4 @@
-"""What several commands share: the options `--config` and `--json`, the argument FILE, and the report of errors."""
+"""Shared by several commands: the options `--config` and `--json`, the argument FILE, and the report of errors."""
 
 import sys
 from collections.abc import Iterator

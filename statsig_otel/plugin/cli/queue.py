@@ -192,7 +192,7 @@ def resume(exporter: str) -> None:
 
 @command.command(short_help="Turn the first waiting record into a dead letter.")
 @click.argument("exporter")
-@click.option("--count", type=click.IntRange(min=1), help="Skip so many records; by default one.")
+@click.option("--count", type=click.IntRange(min=1), help="How many records to skip; by default one.")
 @click.option(
     "--older-than",
     type=_Age(),
@@ -235,7 +235,7 @@ def remove(exporter: str, *, yes: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @location_options
 def backup(file: Path) -> None:
-    """Copy the queue to FILE, as it is at one moment. FILE must not exist yet.
+    """Copy the queue to FILE, as of one moment. FILE must not exist yet.
 
     Webhooks and deliveries go on meanwhile. FILE contains everything that waits, the dead letters and the uids that
     were seen. To use it, stop the service, and put it as queue.db into an empty directory. What was delivered after the

@@ -199,8 +199,8 @@ class LogRecordEncoder:
     ) -> bytes:
         """One serialised `ExportLogsServiceRequest` that contains just this record, after the mapping.
 
-        A record over `max_record_bytes` is made again without `log.record.original`, of which the size in bytes and the
-        SHA-256 stay. Nothing else is left out or cut.
+        A record over `max_record_bytes` is made again without `log.record.original`. It has the size in bytes and the
+        SHA-256 instead. Nothing else is left out or cut.
 
         Args:
             default: What `default` made. If it is about one service, that service replaces the one of the resource.

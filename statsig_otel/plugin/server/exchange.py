@@ -47,7 +47,7 @@ class Exchange:
     """Gives the application the body of one request as it arrives, and sends its answer.
 
     The head of an answer is sent with the first part of its body, in one write. An answer without a Content-Length is
-    sent in chunks. An answer of 400 or more closes the connection: keep-alive is not for senders that were refused.
+    sent in chunks. An answer of 400 or more closes the connection: keep-alive is not for clients that were refused.
     """
 
     def __init__(self, head: Head, reader: RequestReader, channel: Channel) -> None:

@@ -218,7 +218,7 @@ class HttpServer:
     def wait_until_quiet(self, timeout: float) -> None:
         """Wait after `stop` until no more requests can come: a client that had connected may still send its first one.
 
-        That takes a second at most, unless the loop hangs.
+        That takes at most a second, unless the loop hangs.
         """
         self._quiet.wait(timeout)
 

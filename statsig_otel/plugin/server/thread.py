@@ -39,7 +39,7 @@ class ServerThread:
     def stop_accepting(self, drain_timeout: float) -> None:
         """Accept no more connections, and wait until no more requests can come on those that were accepted.
 
-        That takes a second at most. The requests in flight get so many seconds, from now on.
+        That takes at most a second. The requests in flight get `drain_timeout` seconds, from now on.
         """
         deadline = time.monotonic() + drain_timeout
         for server in self.servers:
@@ -49,7 +49,7 @@ class ServerThread:
                 server.wait_until_quiet(max(deadline - time.monotonic(), 0.0))
 
     def shutdown(self, drain_timeout: float) -> None:
-        """Stop accepting, give the requests in flight so many seconds, and end the thread. Works without `start`."""
+        """Stop accepting, wait `drain_timeout` seconds for the requests in flight, and end. Works without `start`."""
         for server in self.servers:
             server.stop(drain_timeout)
         if self._thread is not None:

@@ -49,7 +49,7 @@ class ServiceConsumer:
     def consume(self, batch: Batch) -> Future[Receipt]:
         """Accept one batch; see `Consumer.consume`."""
         if self._owner.is_forked:
-            owner = f"the process {self._owner.pid}, of which this is a fork"
+            owner = f"the process {self._owner.pid}, and this is a fork of it"
             return refused(f"the service was started by {owner}: start one after the fork", reason="not_running")
         dispatcher = self._dispatcher
         if dispatcher is None:

@@ -1,4 +1,4 @@
-"""Starts something once and stops it once, however often and from whichever threads that is asked for.
+"""Starts something once and stops it once, however often and from whichever threads it is asked to.
 
 Start and stop run in threads of their own, one after the other. No caller waits with a lock held, so a signal handler
 that interrupts one caller can ask as well. A forked child can neither start nor stop what its parent started.
@@ -104,7 +104,7 @@ class _Start:
             self.answer.set_result(None)
 
     def fail(self, error: BaseException, *, is_wanted: bool) -> None:
-        """Tell whoever waits for it; if nobody does any more, the log, unless a stop has ended it."""
+        """Report an outcome to all who wait for it. If nobody does any more, log it, unless a stop has caused it."""
         if not self.answer.done():
             self.answer.set_exception(error)
         elif is_wanted:

@@ -294,7 +294,7 @@ class Outbound:
 
 
 def _changes(before: Configuration, after: Configuration, renewed: Collection[str]) -> Iterator[str]:
-    """The changes as sentences; `renewed` are the exporters of which only the certificates have changed."""
+    """The changes as sentences; only the certificates of `renewed` exporters have changed."""
     for name, keys in after.exporters.items():
         if name not in before.exporters:
             yield f"exporters::{name}: is new"

@@ -35,7 +35,7 @@ _TLS_FILES: Final = {"CERTIFICATE": "ca_file", "CLIENT_CERTIFICATE": "cert_file"
 _SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 
 _LIKE_MILLISECONDS: Final = 1000
-"""A timeout of so many seconds is probably meant in milliseconds, as in the specification and other languages' SDKs."""
+"""Seconds of a timeout that is probably meant in milliseconds, as in the specification and other languages' SDKs."""
 
 _SETTINGS: Final = (
     "PROTOCOL", "ENDPOINT", "HEADERS", "TIMEOUT", "COMPRESSION", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY",

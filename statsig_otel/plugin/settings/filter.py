@@ -92,7 +92,7 @@ class FilterSettings(Settings):
     """
 
     include: Blocks = Field(
-        default=None, description="Only these changes go on. A mapping; or a list of them, of which one has to match."
+        default=None, description="Only these changes go on. A mapping, or a list of them; one has to match."
     )
     exclude: Blocks = Field(
         default=None, description="These changes don't go on, whatever include says. A mapping, or a list of them."

@@ -51,8 +51,8 @@ class ServiceRuleSettings(Settings):
 
     match: Blocks = Field(
         default=None,
-        description="The changes, by blocks as in a filter; all without it. A mapping; or a list of them, of which one "
-        "has to match.",
+        description="The changes, by blocks as in a filter; all without it. A mapping, or a list of them; one has to "
+        "match.",
     )
     name: _Template | _Names | LookupSettings = Field(
         description="The service.name, a template: of an array each element is a service. Or a list, or a lookup.",

@@ -35,7 +35,7 @@ def test_a_service_belongs_to_the_process_that_starts_it(tmp_path: Path) -> None
     owner = f"the process {pid}"
     in_use = (
         f"{tmp_path} is in use by {owner}: stop that one, or give each service its own file_storage directory; "
-        "one process owns a queue. Of a server's workers let one do it (gunicorn: --workers 1 --threads 8), or run "
+        "one process owns a queue. Run one worker in your server (gunicorn: --workers 1 --threads 8), or run "
         "statsig-otel beside them, or turn the queue off: sending_queue enabled=False for every exporter; and if that "
         "process is about to end, as a worker at a reload is, use wait_for_directory=True"
     )
@@ -43,7 +43,7 @@ def test_a_service_belongs_to_the_process_that_starts_it(tmp_path: Path) -> None
         "child took 200",
         "child drained True True",
         "child ended 0",
-        f"consumer the service was started by {owner}, of which this is a fork: start one after the fork",
+        f"consumer the service was started by {owner}, and this is a fork of it: start one after the fork",
         f"start this service was started by {owner}: make it, or start it, after the fork",
         "shutdown True",
         f"second {in_use}",

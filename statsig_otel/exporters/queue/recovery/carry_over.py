@@ -73,7 +73,7 @@ class CarryOver:
     def steps(self) -> Iterator[Work[CarriedOver]]:
         """Functions for the queue's writer, in order, which return what they carry over.
 
-        A step may be run again if its commit is said to have failed, although it can have reached the disk.
+        A step may be run again if its commit is reported as failed, although it may have reached the disk.
         """
         yield self._resume
         delivered = min((exporter.cursor for exporter in (self._exporters or {}).values()), default=0)

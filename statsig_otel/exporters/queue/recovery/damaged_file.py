@@ -16,10 +16,10 @@ from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.store import DeadLetter
 
 _MOST_FAILURES: Final = 50_000
-"""After so many failures in a row, about a second, the rest of a table is given up."""
+"""Failures in a row, about a second, after which the rest of a table is given up."""
 
 _FAILURES_PER_STEP: Final = 1000
-"""After so many failures a step over unreadable rows is one row longer, so that a million rows can be passed."""
+"""Failures after which a step over unreadable rows is one row longer, so that a million rows can be passed."""
 
 _LAST_KEY: Final = 2**63 - 1
 _NO_LIMIT: Final = -1  # https://www.sqlite.org/lang_select.html#the_limit_clause
@@ -158,7 +158,7 @@ def _repair(path: Path, copy: Path, spare_bytes: int) -> None:
 def fold(database: Path, into: Path) -> None:
     """Write all commits in a database's log into a copy of the database, damaged or not."""
     with into.open("r+b") as file, write_ahead_log.opened(database) as log:
-        most = into.stat().st_size  # the copy has at most so many bytes, whatever a damaged page number says
+        most = into.stat().st_size  # the most bytes of the copy, whatever a damaged page number says
         transaction: list[write_ahead_log.Frame] = []
         for frame in log.frames():
             most += len(frame.content)

@@ -93,7 +93,7 @@ class Recovery:
         except (NotRunningError, *_PASSING):
             raise
         except Exception:  # a mistake of ours, for which no other file must wait
-            _logger.exception("%s can't be carried over; it stays as it is, and is tried again at the next start", file)
+            _logger.exception("%s can't be carried over; it is kept, and is tried again at the next start", file)
         else:
             carry_over.report(self._directory.rename_aside(file, "salvaged"))
             self._queue.submit(carry_over.forget).result()

@@ -321,7 +321,7 @@ def test_a_file_that_is_too_much_for_it_holds_up_no_other(
     monkeypatch.setattr(damaged_file, "records", fail)
     with running(tmp_path) as queue:
         put(queue, 3)
-        wait_until(lambda: "it stays as it is, and is tried again at the next start" in caplog.text, "it is said")
+        wait_until(lambda: "it is kept, and is tried again at the next start" in caplog.text, "it is said")
     monkeypatch.undo()
     spoil(tmp_path)
     with running(tmp_path) as queue:
