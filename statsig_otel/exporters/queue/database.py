@@ -103,21 +103,22 @@ class Database:
         try:
             self.directory.check_files()  # SQLite would not say which file it can't open, or why
             self.directory.give_reserve(below=_RESERVE)
-            self.missing_file = self.directory.missing_file()
+            half_set_aside = self.directory.half_set_aside()
+            self.missing_file = None if half_set_aside else self.directory.missing_file()
             try:
-                self._check_files()
+                self._check_files(half_set_aside)
                 self.writer.start(later=self._is_disk_full)
             except schema.DamagedError as error:
                 if not self._replaces:
                     raise
-                self._set_aside(error)
+                self._set_aside(error, half_set_aside)
                 self.writer.start(later=self._is_disk_full)
             self._keep_reserve()
         except BaseException:
             self.close(clean=not self.missing_file)
             raise
 
-    def _check_files(self) -> None:
+    def _check_files(self, half_set_aside: Path | None) -> None:
         """Check that the database is there, and that SQLite would read all of its log: it deletes the rest.
 
         Raises:
@@ -125,6 +126,8 @@ class Database:
         """
         if self.missing_file == "queue.db" and not self._replaces:
             raise schema.DamagedError("queue.db is gone or empty")
+        if half_set_aside is not None:
+            raise schema.DamagedError("it was being set aside when the process ended")
         log = write_ahead_log.check(self.path)
         if log.is_damaged:
             raise schema.DamagedError(
@@ -184,9 +187,9 @@ class Database:
             self.directory.make_private()
             self._is_marked = True
 
-    def _set_aside(self, error: Exception) -> None:
+    def _set_aside(self, error: Exception, to: Path | None = None) -> None:
         """Keep a damaged database under another name. Senders that still read it can't tick anything off any more."""
-        aside = self.directory.set_aside()
+        aside = self.directory.set_aside(to)
         self._begin_anew()
         _logger.error(
             "The queue's database can't be read (%s). It is kept as %s, and a new one is begun: "

@@ -190,12 +190,13 @@ class QueueDirectory:
     def missing_file(self) -> Literal["queue.db", "queue.db-wal"] | None:
         """Which of the last owner's files is gone, with content that nothing else has; None if none is.
 
-        With the database, all that waited is gone. With a log that was not folded in, what was acknowledged last is.
+        With the database, all that waited is gone, unless it was set aside. With a log that was not folded in, what was
+        acknowledged last is.
         """
         if self.has_only_log():
             return None
         if not schema.size_of(self.database):
-            return "queue.db" if (self.path / _STATE).exists() else None
+            return "queue.db" if (self.path / _STATE).exists() and not self.set_aside_files() else None
         return None if self.was_left_clean() or self.log.exists() else "queue.db-wal"
 
     def has_only_log(self) -> bool:
@@ -236,11 +237,18 @@ class QueueDirectory:
                     message = "%s belongs to uid %d, and this service has uid %d: its mode stays %o"
                     _logger.warning(message, file, found.st_uid, os.geteuid(), mode)
 
-    def set_aside(self) -> Path:
-        """Rename a database that can't be read, with its log and index; its new path."""
+    def set_aside(self, to: Path | None = None) -> Path:
+        """Rename a database that can't be read, with its log and index; its new path, which may be given."""
         if not self.database.exists():
             self.database.touch(_PRIVATE_FILE)  # for its log, which is found by the database's name
-        return self._rename(self.database, self.path_aside())
+        return self._rename(self.database, to or self.path_aside())
+
+    def half_set_aside(self) -> Path | None:
+        """Where the database belongs if its owner ended while it set it aside: the log is there already."""
+        if self.log.exists() or self.was_left_clean():
+            return None
+        moved = (log.with_name(log.name.removesuffix("-wal")) for log in self.path.glob(f"{DATABASE}.corrupt-*-wal"))
+        return next((database for database in moved if not database.exists()), None)
 
     def path_aside(self) -> Path:
         """An unused path for a database that is set aside."""
@@ -361,11 +369,16 @@ class QueueDirectory:
         return None
 
     def _rename(self, database: Path, to: Path) -> Path:
-        """Rename a database with its log and index; on disk when this returns."""
-        for suffix in _SUFFIXES:
-            with contextlib.suppress(FileNotFoundError):
-                Path(f"{database}{suffix}").rename(f"{to}{suffix}")
-        sync_directory(self.path)
+        """Rename a database with its log and index; on disk when this returns.
+
+        The log comes first, since a crash can come in between: behind its database's new name it can't be mistaken, and
+        alone in the old place it could be the log of any database.
+        """
+        for suffixes in (("-wal",), ("", "-shm")):
+            for suffix in suffixes:
+                with contextlib.suppress(FileNotFoundError):
+                    Path(f"{database}{suffix}").rename(f"{to}{suffix}")
+            sync_directory(self.path)
         return to
 
     def _make(self) -> None:

@@ -1,6 +1,7 @@
 """What was set aside is carried over: to whom it was for, once."""
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -14,6 +15,8 @@ import pytest
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Receipt
+from statsig_otel.exporters.queue import writer
+from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.recovery import carry_over, damaged_file, recovery
 from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
 from tests.exporters.queue.helpers import (
@@ -25,6 +28,7 @@ from tests.exporters.queue.helpers import (
     copy_of,
     count,
     delivered,
+    errors,
     letters,
     line_of,
     put,
@@ -310,6 +314,34 @@ def test_a_kill_in_the_middle_loses_nothing(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         settled(tmp_path)
         assert delivered(queue.cursor("otlp")) == list(range(2000))
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_a_crash_while_a_file_is_set_aside_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, renames: int
+) -> None:
+    """What was committed last is in the log alone, and belongs to that file whichever of both was renamed."""
+    with running(tmp_path / "queue") as queue:
+        put(queue, 1, size=50_000)
+    with monkeypatch.context() as patch, running(tmp_path / "queue") as queue:
+        patch.setattr(writer, "_fold", lambda _: None)
+        put(queue, 2, 3)
+        crashed = copy_of(queue.directory.path, tmp_path / "crashed")
+    rename, so_far = Path.rename, itertools.count()
+
+    def rename_or_crash(path: Path, to: str) -> Path:
+        if next(so_far) == renames:
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(Path, "rename", rename_or_crash)
+        QueueDirectory(crashed).set_aside()
+    with running(crashed) as queue:
+        put(queue, 4)
+        settled(crashed)
+        assert sorted(delivered(queue.cursor("otlp"))) == [1, 2, 3, 4]
+    assert not [line for line in errors(caplog) if "lost" in line]
 
 
 def test_a_kill_within_a_step_undoes_that_step_alone_and_doubles_nothing(tmp_path: Path) -> None:
