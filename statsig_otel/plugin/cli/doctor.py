@@ -9,15 +9,16 @@ from dataclasses import asdict
 import click
 
 from statsig_otel.exporters.terminal import pad, printable, width
-from statsig_otel.plugin.cli.options import config_option, json_option
+from statsig_otel.plugin.cli.options import config_option, json_option, listen_option
 from statsig_otel.plugin.doctor.diagnosis import diagnose
 from statsig_otel.plugin.doctor.finding import Finding
 
 
 @click.command()
 @config_option
+@listen_option
 @json_option
-def command(locations: tuple[str, ...], *, as_json: bool) -> None:
+def command(locations: tuple[str, ...], listen: str | None, *, as_json: bool) -> None:
     """Check everything that the service depends on, and suggest a fix for each problem.
 
     Checks versions, SQLite's known bugs, the configuration, the queue's directory, the clock, the limits, and whether
@@ -30,7 +31,7 @@ def command(locations: tuple[str, ...], *, as_json: bool) -> None:
       1  at least one check failed
       2  an option is wrong
     """  # noqa: D301 - click wants the character itself
-    findings = list(diagnose(locations, os.environ))
+    findings = list(diagnose(locations, os.environ, listen=listen))
     counts = Counter(finding.status for finding in findings)
     if as_json:
         click.echo(

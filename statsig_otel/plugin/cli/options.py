@@ -1,4 +1,4 @@
-"""Shared by several commands: the options `--config` and `--json`, the argument FILE, and the report of errors."""
+"""Shared by several commands: `--config`, `--listen` and `--json`, the argument FILE, and the report of errors."""
 
 import sys
 from collections.abc import Iterator
@@ -17,6 +17,9 @@ config_option: Final = click.option(
     metavar="LOCATION",
     help="A YAML configuration: PATH, file:PATH, env:NAME or yaml:TEXT. Several are merged; later ones win. "
     "Without one, environment variables are the configuration.",
+)
+listen_option: Final = click.option(
+    "--listen", metavar="HOST:PORT", help="Listen here, whatever endpoint the receivers have."
 )
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -21,7 +21,7 @@ from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.cli.log_output import buffered_log
 from statsig_otel.plugin.cli.notifier import Notifier
-from statsig_otel.plugin.cli.options import config_option
+from statsig_otel.plugin.cli.options import config_option, listen_option
 from statsig_otel.plugin.doctor.resources import start_problem
 from statsig_otel.plugin.doctor.storage import check_file_system
 from statsig_otel.plugin.server.listening import inherited_sockets
@@ -65,7 +65,7 @@ Until then all requests except the verification are refused with 401."""
 
 @click.command()
 @config_option
-@click.option("--listen", metavar="HOST:PORT", help="Listen here, whatever endpoint the receivers have.")
+@listen_option
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warn", "warning", "error"], case_sensitive=False),

@@ -11,7 +11,7 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import Document
-from statsig_otel.plugin.cli.options import config_errors_reported, config_option
+from statsig_otel.plugin.cli.options import config_errors_reported, config_option, listen_option
 from statsig_otel.plugin.doctor.resources import check_resources
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.settings.catalog import COMPONENTS
@@ -23,13 +23,14 @@ from statsig_otel.plugin.settings.storage import find_directory
 
 @click.command()
 @config_option
+@listen_option
 @click.option(
     "--no-machine",
     is_flag=True,
     help="Skip the checks that depend on the machine: certificates, directories and ports.",
 )
-def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
-    """Check a configuration without starting anything.
+def command(locations: tuple[str, ...], listen: str | None, *, no_machine: bool) -> None:
+    """Check a configuration without starting anything. It takes the options that `statsig-otel run` takes.
 
     Reports all errors at once, each with its file, its line and a hint. The command reads the certificates, checks the
     directories, and binds each port for a moment. While the service runs, the directory and the ports that are in use
@@ -43,7 +44,7 @@ def command(locations: tuple[str, ...], *, no_machine: bool) -> None:
     """  # noqa: D301 - click wants the character itself
     with config_errors_reported():
         check_enabled(os.environ)
-        document = read_document(locations, os.environ)
+        document = read_document(locations, os.environ, listen=listen)
         configuration, directory, in_use = _check(document, on_machine=not no_machine)
     click.echo("The configuration is valid.")
     for title, names in _summary(configuration, directory).items():

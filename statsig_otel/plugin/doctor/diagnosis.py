@@ -20,8 +20,14 @@ from statsig_otel.plugin.settings.remarks import remarks
 from statsig_otel.plugin.settings.storage import file_storage, find_directory
 
 
-def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Check everything that a service depends on. Without locations the environment is its configuration."""
+def diagnose(locations: tuple[str, ...], environ: Mapping[str, str], *, listen: str | None = None) -> Iterator[Finding]:
+    """Check everything that a service depends on. Without locations the environment is its configuration.
+
+    Args:
+        locations: Where the configuration is.
+        environ: The environment of the service.
+        listen: Where it listens, in place of the receivers' endpoint.
+    """
     yield from installation.versions()
     yield installation.sqlite()
     offsets: list[tuple[str, float]] = []
@@ -31,7 +37,7 @@ def diagnose(locations: tuple[str, ...], environ: Mapping[str, str]) -> Iterator
         yield from (of_problem("environment", problem) for problem in error.problems)
     try:
         variables = Environment(environ)
-        document = read_document(locations, variables)
+        document = read_document(locations, variables, listen=listen)
     except ConfigError as error:
         yield from (of_problem("configuration", problem) for problem in error.problems)
     else:

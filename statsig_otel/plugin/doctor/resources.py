@@ -29,6 +29,10 @@ from statsig_otel.plugin.settings.reading import PEM_KEYS, exporter_settings, qu
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings, file_storage
 
+_SYSTEMD: Final = FilePath("/run/systemd/system")
+"""A directory that there is where systemd runs the machine: sd_booted(3)."""
+
+_SOCKET_UNIT: Final = "If systemd listens there for this service, with a socket unit, nothing is wrong"
 _READABLE_HINT: Final = "the service reads it as its own user; check the path and the permissions"
 
 
@@ -140,8 +144,11 @@ def _ports(configuration: Configuration, document: Document) -> list[tuple[Probl
             try:
                 server.bind()
             except ListenError as error:
-                problem = document.problem(("receivers", name, "endpoint"), *error.fault)
-                found.append((problem, error.errno == errno.EADDRINUSE))
+                message, hint = error.fault
+                is_used = error.errno == errno.EADDRINUSE
+                if is_used and _SYSTEMD.is_dir():
+                    hint = f"{hint}. {_SOCKET_UNIT}"
+                found.append((document.problem(("receivers", name, "endpoint"), message, hint), is_used))
     return found
 
 

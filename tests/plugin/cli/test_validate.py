@@ -13,6 +13,7 @@ import pytest
 from statsig_otel.exporters.paths import WRITABLE_HINT
 from statsig_otel.exporters.queue import schema as schema_of_queue
 from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.plugin.doctor import resources
 from tests.peers.certs import Authority
 from tests.plugin.cli.configurations import STORAGE, call, config, errors, tls
 
@@ -84,7 +85,16 @@ def test_a_port_that_is_in_use() -> None:
             f"receivers::statsig::endpoint: cannot listen on 127.0.0.1:{port}: the port is in use (config.yaml:5)\n"
             "  hint: stop the process that listens there, or choose another port"
         )
-    assert call("validate", "--config", "config.yaml").exit_code == 0
+        listening = errors("--config", config(), "--listen", f"127.0.0.1:{port}")
+        assert listening.startswith(f"receivers::statsig::endpoint: cannot listen on 127.0.0.1:{port}: ")
+    assert call("validate", "--config", config(f"endpoint: 127.0.0.1:{port}")).exit_code == 0
+
+
+def test_a_port_that_systemd_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "_SYSTEMD", tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        said = errors("--config", config(f"endpoint: 127.0.0.1:{taken.getsockname()[1]}"))
+    assert said.endswith(". If systemd listens there for this service, with a socket unit, nothing is wrong")
 
 
 def test_two_receivers_that_name_one_port_in_different_words() -> None:

@@ -440,6 +440,9 @@ def test_a_port_that_another_process_has(tmp_path: Path) -> None:
         assert (found["status"], "the port is in use" in found["detail"]) == ("failed", True)
         direct = write_config(tmp_path, {"debug": {}}, endpoint=endpoint)
         assert checks("--config", str(direct), env=ENV)["this machine"]["status"] == "warning"
+        free = write_config(tmp_path, {"debug": {}}, queued=True)
+        found = checks("--config", str(free), "--listen", endpoint, env=ENV, exit_code=1)["this machine"]
+        assert "the port is in use" in found["detail"]
 
 
 def test_a_file_that_another_process_writes_to(tmp_path: Path) -> None:
