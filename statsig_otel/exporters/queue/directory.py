@@ -105,11 +105,15 @@ class QueueDirectory:
         return self._check_database()
 
     def check_files(self) -> None:
-        """Check that this process can read and write the files that are there. Not while it has the database open.
+        """Check that this process can read and write the files that are there, and make new ones beside them.
+
+        Not while it has the database open.
 
         Raises:
             OSError: It can't.
         """
+        if self.path.is_dir() and not os.access(self.path, os.W_OK | os.X_OK):  # for the database's log
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
         for name in (LOCK, _STATE, *(f"{DATABASE}{suffix}" for suffix in _SUFFIXES)):
             with contextlib.suppress(FileNotFoundError):
                 os.close(os.open(self.path / name, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))

@@ -54,7 +54,10 @@ def queue(directory: Path, min_free_bytes: int) -> Iterator[Finding]:
     """Check a queue's directory, which need not exist, and whether its disk has `min_free_bytes`."""
     place = nearest(directory)
     yield _access(directory, place)
-    yield _space(QueueDirectory(directory), place, min_free_bytes)
+    try:
+        yield _space(QueueDirectory(directory), place, min_free_bytes)
+    except PermissionError:
+        yield Finding("disk space", "unknown", f"{directory} can't be read", _OWNER)
     yield check_file_system(directory)
     try:
         yield from _state(directory)

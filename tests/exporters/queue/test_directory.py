@@ -227,6 +227,20 @@ def test_a_file_that_this_user_can_not_open_is_named_with_its_owner(public: Path
     ]
 
 
+@as_root
+def test_a_directory_in_which_this_user_can_not_make_files_is_named_with_its_owner(public: Path) -> None:
+    directory = public / "queue"
+    with running(directory) as queue:
+        put(queue, 1)
+    share(directory, 0o660)
+    directory.chmod(0o2750)
+    owner = f"{directory} belongs to uid 0, gid {NOBODY}, with mode 2750"
+    assert said_as_nobody(directory) == [
+        f"check: {directory} can't be written by uid {NOBODY}: {owner}",
+        f"PermissionError: [Errno 13] Permission denied: '{directory}'",
+    ]
+
+
 @pytest.mark.parametrize(
     "name", ["queue.db", "queue.db-wal", "queue.db-shm", "lock", "reserve", "state.json", "control.sock"]
 )

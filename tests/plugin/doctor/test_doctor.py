@@ -6,6 +6,8 @@ import os
 import resource
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -277,6 +279,19 @@ def test_a_queue_in_order(directory: Path) -> None:
     assert found["queue state"] == Finding("queue state", "ok", "no service runs; closed in order")
     assert found["queue directory"].status == found["disk space"].status == "ok"
     assert "set aside" not in found
+
+
+@pytest.mark.skipif("os.geteuid() != 0", reason="only root can become somebody else")
+def test_a_queue_of_another_user(directory: Path) -> None:
+    directory.parent.chmod(0o700)
+    code = (
+        "import os, sys; from pathlib import Path; from statsig_otel.plugin.doctor.storage import queue\n"
+        "os.setuid(65534)\n"
+        "for found in queue(Path(sys.argv[1]), 0): print(found.check, found.status)"
+    )
+    command = [sys.executable, "-c", code, str(directory)]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ran.stdout.splitlines()[:2] == ["queue directory failed", "disk space unknown"]
 
 
 def test_a_disk_that_is_too_full(directory: Path) -> None:
