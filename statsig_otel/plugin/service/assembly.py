@@ -296,11 +296,14 @@ class Assembly:
             ValueError: The content of an exporter's file is not valid. Everything else has been applied.
         """
         with self._reconfiguring:
-            if self._closing:
-                raise RestartNeededError("the service is shutting down")
-            if not self._is_open:
-                raise RestartNeededError("the service has not started")
+            self._check_open()
             return self._take_over(configuration)
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise RestartNeededError("the service is shutting down, or was shut down")
+        if not self._is_open:
+            raise RestartNeededError("the service has not started")
 
     def _take_over(self, configuration: Configuration) -> list[str]:
         check_shared_endpoints(receiver_settings(configuration))
@@ -364,12 +367,12 @@ class Assembly:
 
         Raises:
             ConfigError: The files of a server can't be used. Nothing has changed.
+            RestartNeededError: The service is not running. Nothing has changed.
             OSError: A file of an exporter can't be read. Everything else has been applied.
             ValueError: The content of an exporter's file is not valid. As above.
         """
         with self._reconfiguring:
-            if self._closing or not self._is_open:
-                return []
+            self._check_open()
             renewed = self._renewed_tls()
             for use_tls in renewed.values():
                 use_tls()

@@ -145,12 +145,15 @@ class Reloader:
             is_settled, self._pem_seen = now == self._pem_seen, now
             if not is_settled or now == self._pem:
                 return
-            self._pem = now
             try:
                 changes = self._assembly.renew_certificates()
+            except RestartNeededError:
+                return  # the service has not started yet, or ends
             except (ConfigError, OSError, ValueError) as error:
+                self._pem = now
                 _logger.error("%s; the certificates stay as they were", error)  # noqa: TRY400 - the message says it all
                 return
+            self._pem = now
             for change in changes:
                 _logger.info("%s, and count from the next connection on", change)
 

@@ -225,7 +225,8 @@ class Served:
 
 def test_of_a_service_made_in_code_a_reload_renews_the_certificates(tmp_path: Path) -> None:
     served = Served(tmp_path)
-    assert served.service.reload() == []
+    with pytest.raises(RestartNeededError, match="has not started"):
+        served.service.reload()
     with served.service:
         first = served.certificate()
         assert served.service.reload() == []
@@ -233,6 +234,8 @@ def test_of_a_service_made_in_code_a_reload_renews_the_certificates(tmp_path: Pa
         assert served.service.reload() == ["receivers::statsig::tls: its files have changed"]
         assert served.certificate() != first
         assert call(tmp_path / "queue" / CONTROL, "reload") == {"changes": []}
+    with pytest.raises(RestartNeededError, match="is shutting down"):
+        served.service.reload()
 
 
 @pytest.mark.slow
