@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
+from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import ConfigError, SettingError
 from statsig_otel.config.scalars import YAML_1_1_BOOLEANS, resolve
 from statsig_otel.config.units import Duration, parse_duration
@@ -187,6 +188,9 @@ class Composed(Settings):
 class Opaque:
     """A secret string: prints as `[REDACTED]` everywhere, like the Collector's `configopaque.String`.
 
+    Raises:
+        TypeError: It is not a string.
+
     Example:
         >>> from statsig_otel.config import Opaque
         >>> secret = Opaque("webhook-123")
@@ -197,6 +201,7 @@ class Opaque:
     __slots__ = ("_text",)
 
     def __init__(self, text: str) -> None:
+        check_type("text", text, str)
         self._text = text
 
     def reveal(self) -> str:

@@ -5,13 +5,17 @@ accepted them.
 """
 
 import logging
+import re
 from collections.abc import Awaitable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from statsig_otel._arguments import check_type, mistyped
 from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.terminal import printable
+
+_is_uid: Final = re.compile("[0-9a-fA-F]{32}").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,10 @@ class Change:
         uid: The change's `log.record.uid`: 32 hex digits, the same for every delivery of the change.
         records: The change's log records, each as a serialised `ExportLogsServiceRequest` with a single record.
 
+    Raises:
+        TypeError: A value has another type.
+        ValueError: The uid is not 32 hex digits.
+
     Example:
         >>> from statsig_otel.exporters import Change
         >>> Change("3f2a0c9d5e8b4f6a7c1d2e3f4a5b6c7d", records=(b"an encoded record",)).uid
@@ -30,6 +38,14 @@ class Change:
 
     uid: str
     records: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.records, tuple):
+            raise TypeError(mistyped("records", self.records, "a tuple of bytes"))
+        if not isinstance(self.uid, str):
+            raise TypeError(mistyped("uid", self.uid, "a str"))
+        if not _is_uid(self.uid):
+            raise ValueError("uid must be 32 hex digits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +57,9 @@ class Invalid:
         reason: What is wrong, and where.
         whole_body: True for a body, False for an item.
 
+    Raises:
+        TypeError: A value has another type.
+
     Example:
         >>> from statsig_otel.exporters import Invalid
         >>> Invalid(b'{"eventName": "statsig::config_change"}', "metadata is missing").whole_body
@@ -50,6 +69,10 @@ class Invalid:
     text: bytes
     reason: str
     whole_body: bool = False
+
+    def __post_init__(self) -> None:
+        check_type("text", self.text, bytes, "bytes")
+        check_type("reason", self.reason, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +84,9 @@ class Batch:
         changes: The changes, in the order of the request.
         invalid: The invalid items, which a durable consumer stores as dead letters together with the changes.
 
+    Raises:
+        TypeError: A value has another type.
+
     Example:
         >>> from statsig_otel.exporters import Batch, Change, Invalid
         >>> batch = Batch("statsig/eu", (Change("0" * 32, (b"record",)),), (Invalid(b"{}", "metadata is missing"),))
@@ -71,6 +97,11 @@ class Batch:
     receiver: str
     changes: tuple[Change, ...] = ()
     invalid: tuple[Invalid, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_type("receiver", self.receiver, str)
+        check_type("changes", self.changes, tuple, "a tuple of Change")
+        check_type("invalid", self.invalid, tuple, "a tuple of Invalid")
 
     @property
     def size(self) -> int:
@@ -87,6 +118,9 @@ class Receipt:
         accepted: The number of new changes.
         duplicates: The number of changes that had been accepted before. The sum is the number of changes.
 
+    Raises:
+        TypeError: A value is not an integer.
+
     Example:
         >>> from statsig_otel.exporters import Receipt
         >>> Receipt(accepted=2, duplicates=1)
@@ -95,6 +129,10 @@ class Receipt:
 
     accepted: int
     duplicates: int = 0
+
+    def __post_init__(self) -> None:
+        check_type("accepted", self.accepted, int)
+        check_type("duplicates", self.duplicates, int)
 
 
 class RefusedError(Exception):
@@ -105,6 +143,9 @@ class RefusedError(Exception):
         retry_after: Seconds after which another attempt makes sense.
         subject: What failed, such as an exporter. Of refusals with the same reason and subject not all are logged.
 
+    Raises:
+        TypeError: A value has another type.
+
     Example:
         >>> from statsig_otel.exporters import RefusedError
         >>> error = RefusedError("the disk is full", reason="storage", retry_after=60)
@@ -113,6 +154,9 @@ class RefusedError(Exception):
     """
 
     def __init__(self, message: str, *, reason: str, retry_after: int = RETRY_AFTER, subject: str = "") -> None:
+        check_type("reason", reason, str)
+        check_type("retry_after", retry_after, int)
+        check_type("subject", subject, str)
         super().__init__(message)
         self.reason = reason
         self.retry_after = retry_after

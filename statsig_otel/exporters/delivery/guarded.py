@@ -2,12 +2,13 @@
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Final
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, detach, set_value
 
 from statsig_otel import _telemetry
+from statsig_otel._arguments import described, type_name
 from statsig_otel.exporters.exporter import (
     Blocked,
     Delivered,
@@ -102,9 +103,15 @@ def _storable(outcome: Outcome) -> Outcome:
 
 
 def _described(value: object) -> str:
-    """Only the value's type, since its content may be a secret."""
-    kind = type(value).__name__
-    return f"a {kind} of the wrong values" if isinstance(value, Outcome) else f"a {kind}"
+    """Only types and numbers, since other content may be a secret."""
+    if not isinstance(value, Outcome):
+        return described(value)
+    given = {field.name: getattr(value, field.name) for field in fields(value)}
+    shown = [
+        f"{name}={one!r}" if isinstance(one, int | float) else f"{name}: {type_name(one)}"
+        for name, one in given.items()
+    ]
+    return f"{described(value)} of the wrong values ({', '.join(shown)})"
 
 
 def report_sent(name: str, outcome: Outcome, records: int, seconds: float) -> None:

@@ -17,6 +17,7 @@ from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.trace import INVALID_SPAN, set_span_in_context
 from opentelemetry.util.types import AnyValue
 
+from statsig_otel._arguments import check_type, mistyped
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
 
 _logger: Final = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class LoggerProviderConsumer:
 
     def __init__(self, provider: LoggerProvider | None = None, *, show_invalid: bool = True) -> None:
         if provider is not None and not callable(getattr(provider, "get_logger", None)):
-            raise TypeError(f"provider has to be a LoggerProvider, and is a {type(provider).__qualname__}")
+            raise TypeError(mistyped("provider", provider, "a LoggerProvider"))
         self._provider = provider
         self._show_invalid = show_invalid
 
@@ -83,7 +84,11 @@ class LoggerProviderConsumer:
 
         Args:
             batch: The changes and invalid items of one request.
+
+        Raises:
+            TypeError: It is not a `Batch`.
         """
+        check_type("batch", batch, Batch)
         answer: Future[Receipt] = Future()
         answer.set_running_or_notify_cancel()
         log_invalid(_logger, batch, hidden=not self._show_invalid)

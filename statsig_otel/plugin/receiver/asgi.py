@@ -75,7 +75,7 @@ class StatsigReceiver:
         patience: float | None = None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        check_parts(intake, consumer, patience)
+        check_parts(intake, consumer, patience, clock)
         self._intake = intake
         self._consumer = consumer
         self.patience = patience

@@ -5,52 +5,49 @@ import inspect
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
-from typing import Final
+from types import NoneType
+from typing import Any, Final
 
+from statsig_otel._arguments import check_type, described, method_fault, mistyped, type_name
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver.intake import Intake
 
 _ANSWERS: Final = "a Receipt, a concurrent.futures.Future of one, or an awaitable of one"
 
 
-def check_parts(intake: object, consumer: object, patience: object) -> None:
+def check_parts(intake: object, consumer: object, patience: float | None, clock: object) -> None:
     """Check the arguments of a receiver.
 
     Raises:
         TypeError: One of them is something else. The message names it.
         ValueError: `patience` is not more than 0.
     """
-    if not isinstance(intake, Intake):
-        raise TypeError(f"the first argument has to be an Intake, and is {_shown(intake)}")
+    check_type("intake", intake, Intake)
     if isinstance(consumer, type):
-        raise TypeError(f"the consumer is the class {consumer.__qualname__}: give an object of it")
-    consume = getattr(consumer, "consume", None)
-    if not callable(consume):
-        known = callable(getattr(getattr(consumer, "consumer", None), "consume", None))
-        hint = ": give its attribute `consumer`" if known else ""
-        raise TypeError(f"the second argument has to be a consumer, and {_shown(consumer)} has no method consume{hint}")
-    if not _takes_a_batch(consume):
-        raise TypeError(f"{type(consumer).__qualname__}.consume has to take one argument, the batch")
-    if patience is not None and (isinstance(patience, bool) or not isinstance(patience, int | float)):
-        raise TypeError(f"patience has to be a number of seconds or None, and is {_shown(patience)}")
+        raise TypeError(f"consumer must be an object, not the class {consumer.__qualname__}")
+    if fault := method_fault(consumer, "consume", "batch", may_be_async=True):
+        inner = getattr(getattr(consumer, "consumer", None), "consume", None)
+        hint = ": give its attribute `consumer`" if callable(inner) else ""
+        raise TypeError(f"consumer must be a Consumer: {type_name(consumer)} {fault}{hint}")
+    check_type("patience", patience, (int, float, NoneType), "a number of seconds or None")
     if patience is not None and not patience > 0:
-        raise ValueError("patience has to be more than 0 seconds; None waits without a limit")
+        raise ValueError("patience must be more than 0 seconds; None waits without a limit")
+    if not callable(clock):
+        raise TypeError(mistyped("clock", clock, "a function"))
 
 
-def check_receivers(receivers: object, type_: type[object]) -> None:
+def check_receivers(receivers: Mapping[Any, object], type_: type[object]) -> None:
     """Check receivers by their paths.
 
     Raises:
         TypeError: They are not a mapping, or a value is not a receiver of this type.
         ValueError: A path does not begin with a slash.
     """
-    if not isinstance(receivers, Mapping):
-        raise TypeError(f"the receivers have to be a mapping by their paths, and are {_shown(receivers)}")
+    check_type("receivers", receivers, Mapping, "a mapping by their paths")
     for path, receiver in receivers.items():
-        if not isinstance(receiver, type_):
-            raise TypeError(f"the receiver at {path} has to be a {type_.__name__}, and is {_shown(receiver)}")
+        check_type(f"the receiver at {path}", receiver, type_)
         if not isinstance(path, str) or not path.startswith("/"):
-            raise ValueError(f"the path {path!r} has to begin with /")
+            raise ValueError(f"the path {path!r} must begin with /")
 
 
 def consume(consumer: Consumer, batch: Batch, run: Callable[[Awaitable[Receipt]], Future[Receipt]]) -> Future[Receipt]:
@@ -78,7 +75,7 @@ def consume(consumer: Consumer, batch: Batch, run: Callable[[Awaitable[Receipt]]
         return taken
     if inspect.isawaitable(answer):
         return run(answer)
-    raise TypeError(f"{type(consumer).__qualname__}.consume answered with {_shown(answer)} instead of {_ANSWERS}")
+    raise TypeError(f"{type(consumer).__qualname__}.consume answered with {described(answer)} instead of {_ANSWERS}")
 
 
 def receipt_of(consumer: Consumer, answer: object) -> Receipt:
@@ -90,7 +87,7 @@ def receipt_of(consumer: Consumer, answer: object) -> Receipt:
     if isinstance(answer, Receipt):
         return answer
     name = f"{type(consumer).__qualname__}.consume"
-    raise TypeError(f"the future of {name} has {_shown(answer)} as its result instead of a Receipt")
+    raise TypeError(f"the future of {name} has {described(answer)} as its result instead of a Receipt")
 
 
 def run_in_loop(awaitable: Awaitable[Receipt]) -> Future[Receipt]:
@@ -131,18 +128,3 @@ def run_in_thread(awaitable: Awaitable[Receipt]) -> Future[Receipt]:
 
     threading.Thread(target=work, name="statsig-otel consumer", daemon=True).start()
     return answer
-
-
-def _takes_a_batch(consume: Callable[..., object]) -> bool:
-    try:
-        inspect.signature(consume).bind(None)
-    except TypeError:
-        return False
-    except ValueError:  # it does not say
-        return True
-    return True
-
-
-def _shown(value: object) -> str:
-    """The type of a value, since its content may be a secret."""
-    return "None" if value is None else f"a {type(value).__qualname__}"

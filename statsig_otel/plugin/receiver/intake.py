@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import Final
 
 from statsig_otel import _telemetry
+from statsig_otel._arguments import check_type
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError
@@ -31,6 +32,8 @@ _SIGNATURE: Final = SIGNATURE_HEADER.lower().encode()
 _TIMESTAMP: Final = TIMESTAMP_HEADER.lower().encode()
 
 _DIGITS: Final = re.compile(rb"[0-9]{1,19}")
+_HEADERS: Final = "pairs of a name and a value in bytes, such as (b'host', b'h.com')"
+
 SMALL_BODY: Final = 256 << 10
 """Bytes. Statsig's batches are far smaller. Larger bodies have a smaller share of the memory, and an adapter should
 finish them where no other request has to wait."""
@@ -131,6 +134,10 @@ class Limits:
             can't shut them out.
         read_timeout: Seconds for one whole body.
 
+    Raises:
+        TypeError: A value is not a number.
+        ValueError: A value is not more than 0.
+
     Example:
         >>> from statsig_otel.plugin import Limits
         >>> Limits(max_request_body_size=1 << 20).read_timeout
@@ -140,6 +147,14 @@ class Limits:
     max_request_body_size: int = 20 << 20
     max_in_flight_bytes: int = 128 << 20
     read_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        check_type("max_request_body_size", self.max_request_body_size, int, "a number of bytes")
+        check_type("max_in_flight_bytes", self.max_in_flight_bytes, int, "a number of bytes")
+        check_type("read_timeout", self.read_timeout, (int, float), "a number of seconds")
+        for name in ("max_request_body_size", "max_in_flight_bytes", "read_timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be more than 0")
 
     @property
     def max_large_bytes(self) -> int:
@@ -177,13 +192,11 @@ class Intake:
     ) -> None:
         self.last_secret: int | None = None
         self._verifier = verifier
-        self.mapper: Mapper = mapper or Mapper()
+        self.mapper: Mapper = Mapper() if mapper is None else mapper
         self.name = name
-        self.limits: Limits = limits or Limits()
+        self.limits: Limits = Limits() if limits is None else limits
         for argument, type_ in {"verifier": Verifier, "mapper": Mapper, "name": str, "limits": Limits}.items():
-            given = getattr(self, argument)
-            if not isinstance(given, type_):
-                raise TypeError(f"{argument} has to be a {type_.__name__}, and is a {type(given).__qualname__}")
+            check_type(argument, getattr(self, argument), type_)
         self._in_flight = 0
         self._large_in_flight = 0
         self._requests = 0  # begun and not yet closed
@@ -217,15 +230,17 @@ class Intake:
 
         Raises:
             AnsweredError: The request is refused without its body.
-            TypeError: A header is not a pair of bytes.
+            TypeError: A header is not a pair of bytes, or the time is not an integer.
         """
+        check_type("headers", headers, Iterable, _HEADERS)
+        check_type("now_ns", now_ns, int)
         fields: dict[bytes, list[bytes]] = {}
         for header in headers:
             match header:
                 case (bytes() as name, bytes() as value):
                     fields.setdefault(name.lower(), []).append(value)
                 case _:
-                    raise TypeError("each header has to be a name and a value in bytes, such as (b'host', b'h.com')")
+                    raise TypeError(f"headers must be {_HEADERS}")
         if any(value.strip().lower() != b"identity" for value in fields.get(_CONTENT_ENCODING, ())):
             raise _refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content_encoding")
         length = _content_length(fields.get(_CONTENT_LENGTH, ()))
@@ -295,7 +310,12 @@ class Intake:
         self._throttle.log(logging.WARNING, kind, f"%s: {message}", self.name, *arguments)
 
     def report(self, answer: Answer) -> None:
-        """Count an answer, and log it: a refusal as a warning. Call this once for each request, when it is answered."""
+        """Count an answer, and log it: a refusal as a warning. Call this once for each request, when it is answered.
+
+        Raises:
+            TypeError: It is not an `Answer`.
+        """
+        check_type("answer", answer, Answer)
         attributes = {"receiver": self.name, "status": answer.status.value, "reason": answer.reason}
         _telemetry.requests.add(1, attributes)
         if answer.status is not HTTPStatus.OK:
@@ -401,7 +421,12 @@ class Request:
         return batch if batch.changes or batch.invalid else self.taken(Receipt(accepted=0))
 
     def taken(self, receipt: Receipt) -> Answer:
-        """The answer after the consumer has accepted the batch."""
+        """The answer after the consumer has accepted the batch.
+
+        Raises:
+            TypeError: It is not a `Receipt`.
+        """
+        check_type("receipt", receipt, Receipt)
         if self._malformed is not None:
             return refusal(HTTPStatus.BAD_REQUEST, *self._malformed)
         mapped, receiver = self._mapped, {"receiver": self._intake.name}
@@ -428,7 +453,12 @@ class Request:
         return Answer(HTTPStatus.OK, body, "accepted")
 
     def refused(self, error: RefusedError) -> Answer:
-        """The answer after the consumer has refused the batch."""
+        """The answer after the consumer has refused the batch.
+
+        Raises:
+            TypeError: It is not a `RefusedError`.
+        """
+        check_type("error", error, RefusedError)
         attributes = {"receiver": self._intake.name, "transport": "http"}
         _telemetry.receiver_refused.add(self._record_count(), attributes)
         return refusal(

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import NamedTuple
 
+from statsig_otel._arguments import check_type
 from statsig_otel.exporters.consumer import Change, Invalid
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
 from statsig_otel.plugin.record.filter import ChangeFilter
@@ -40,6 +42,9 @@ class Mapper:
         change_filter: Decides which changes pass; by default all.
         services: Finds the services that a change concerns; without it each change has one record.
 
+    Raises:
+        TypeError: An argument has another type.
+
     Example:
         >>> from statsig_otel.plugin import Mapper, parse
         >>> body = b'{"eventName": "statsig::config_change", "timestamp": 1, "metadata": {"type": "Gate"}}'
@@ -54,7 +59,10 @@ class Mapper:
         change_filter: ChangeFilter | None = None,
         services: ImpactedServices | None = None,
     ) -> None:
-        self._encoder = encoder or LogRecordEncoder()
+        self._encoder = LogRecordEncoder() if encoder is None else encoder
+        check_type("encoder", self._encoder, LogRecordEncoder)
+        check_type("change_filter", change_filter, (ChangeFilter, NoneType), "a ChangeFilter or None")
+        check_type("services", services, (ImpactedServices, NoneType), "an ImpactedServices or None")
         self._filter = change_filter
         self._services = services
 
@@ -64,7 +72,12 @@ class Mapper:
         Args:
             payload: The parsed body.
             observed_ns: When the request arrived, in nanoseconds since the epoch.
+
+        Raises:
+            TypeError: An argument has another type, such as a body that was not parsed.
         """
+        check_type("payload", payload, Payload, hint="parse(body) makes one")
+        check_type("observed_ns", observed_ns, int)
         changes: list[Change] = []
         invalid: list[Invalid] = []
         left_out: list[str] = []
@@ -89,7 +102,11 @@ class Mapper:
 
         Args:
             item: An item that `map` makes a record of.
+
+        Raises:
+            TypeError: It is not one of a payload's items.
         """
+        check_type("item", item, Item, "one of a Payload's changes")
         if self._services is None:
             return None
         read = self._read(item)

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from types import NoneType
 from typing import Final, Literal, Protocol, get_args
 
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO
 
 from statsig_otel import __version__
+from statsig_otel._arguments import check_type, method_fault, type_name
 from statsig_otel.plugin.record import description
 from statsig_otel.plugin.record.arrays import Cut, converted, joined
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError, valid
@@ -134,6 +136,7 @@ class LogRecordEncoder:
     Raises:
         ValueError: `user` is not one of the three, `hash` has no key, or the original would show users that `hash` or
             `drop` hides.
+        TypeError: An argument has another type, or the mapping has no `apply` that can be called.
 
     Example:
         >>> from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -158,6 +161,11 @@ class LogRecordEncoder:
         mapping: RecordHook | None = None,
         max_record_bytes: int = MAX_RECORD_BYTES,
     ) -> None:
+        check_type("resource", resource, Mapping, "a mapping")
+        check_type("hash_key", hash_key, (str, NoneType), "a string or None")
+        check_type("max_record_bytes", max_record_bytes, int)
+        if mapping is not None and (fault := method_fault(mapping, "apply", "record, event, item")):
+            raise TypeError(f"mapping must be a RecordHook or None: {type_name(mapping)} {fault}")
         if user not in get_args(UserMode):
             raise ValueError(f"user: {user!r} is not one of {', '.join(get_args(UserMode))}")
         if user == "hash" and not hash_key:

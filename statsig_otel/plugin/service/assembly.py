@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from statsig_otel import _times
 from statsig_otel.config.configuration import Configuration
@@ -80,7 +79,7 @@ class Assembly:
         check_shared_endpoints(settings)
         self._configuration = configuration
         self._resource = dict(resource)
-        self._url = _checked_url(url)
+        self._url = url.rstrip("/")
         self.directory: Final = directory.absolute()
         self._listens = listen
         self._waits = wait_for_directory
@@ -384,18 +383,3 @@ class Assembly:
         if self._control is not None:
             handlers = self._outbound.handlers(self._intakes, before_resume=self.before_resume)
             self._control.handlers = {**handlers, **self._commands}
-
-
-def _checked_url(url: str) -> str:
-    """The URL without a slash at its end; empty if there is none."""
-    if not url:
-        return ""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError(
-            [Problem(("url",), "must be a URL", "write it as https://host/prefix, without a receiver's path")]
-        )
-    return url.rstrip("/")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any, Final, TypeAlias, TypeGuard, cast
+from urllib.parse import urlsplit
 
 from statsig_otel._times import SEND_TIMEOUT
 from statsig_otel.config.configuration import Configuration, Pipeline
@@ -120,6 +121,42 @@ def build_configuration(
     return configuration
 
 
+def check_arguments(
+    *locations: object, environ: object, listen: object, wait_for_directory: object, url: object
+) -> None:
+    """Check the arguments of a service that no configuration contains.
+
+    Raises:
+        ConfigError: All problems.
+    """
+    problems: list[Problem] = []
+    for place, location in enumerate(locations):
+        if not isinstance(location, str | FilePath):
+            problems.append(Problem(("locations", place), "must be a path or a string", "give each file by itself"))
+    if not isinstance(environ, Mapping):
+        problems.append(Problem(("environ",), "must be a mapping", "give os.environ, or {} for no variables"))
+    for argument, value in {"listen": listen, "wait_for_directory": wait_for_directory}.items():
+        if not isinstance(value, bool):
+            problems.append(Problem((argument,), "must be True or False"))
+    if not _is_url(url):
+        hint = "write it as https://host/prefix, without a receiver's path"
+        problems.append(Problem(("url",), "must be a URL", hint))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _is_url(url: object) -> bool:
+    """Whether it is a URL that paths can be added to, or empty."""
+    if not isinstance(url, str):
+        return False
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    is_whole = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
+    return not url or bool(is_whole)
+
+
 def as_argument(problem: Problem) -> Problem:
     """A problem in the words of code: the keys of a file's storage extension are arguments of `Service`."""
     path = problem.path[2:] if problem.path[:2] == ("extensions", _STORAGE) else problem.path
@@ -165,7 +202,7 @@ def _as_in_a_file(exporters: Exporters, problems: list[Problem]) -> Iterator[tup
 
 
 def _is_timeout(seconds: object) -> TypeGuard[float]:
-    return isinstance(seconds, int | float) and 0 < seconds <= threading.TIMEOUT_MAX
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds <= threading.TIMEOUT_MAX
 
 
 def _object_problems(name: str, destination: Destination, owner: str) -> Iterator[Problem]:

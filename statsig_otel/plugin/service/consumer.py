@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import Future
 
+from statsig_otel._arguments import check_type
 from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, pass_on, refused
 from statsig_otel.exporters.delivery.dispatcher import Dispatcher
@@ -47,7 +48,12 @@ class ServiceConsumer:
             answer.set_exception(RefusedError(message, reason=reason))
 
     def consume(self, batch: Batch) -> Future[Receipt]:
-        """Accept one batch; see `Consumer.consume`."""
+        """Accept one batch; see `Consumer.consume`.
+
+        Raises:
+            TypeError: It is not a `Batch`.
+        """
+        check_type("batch", batch, Batch)
         if self._owner.is_forked:
             owner = f"the process {self._owner.pid}, and this is a fork of it"
             return refused(f"the service was started by {owner}: start one after the fork", reason="not_running")

@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 from wsgiref.types import WSGIApplication
 
 from statsig_otel import _times
+from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import ConfigError, Problem, hint_for
 from statsig_otel.config.model import Opaque
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
@@ -25,6 +26,7 @@ from statsig_otel.plugin.service.builder import (
     Receivers,
     as_argument,
     build_configuration,
+    check_arguments,
     keys_of_servers,
 )
 from statsig_otel.plugin.service.consumer import ServiceConsumer
@@ -103,6 +105,8 @@ class Service:
         wait_for_directory: bool = False,
         url: str = "",
     ) -> None:
+        environ = {} if environ is None else environ
+        check_arguments(environ=environ, listen=listen, wait_for_directory=wait_for_directory, url=url)
         configuration = build_configuration(
             receivers=receivers,
             exporters=exporters,
@@ -112,11 +116,10 @@ class Service:
             min_free_bytes=min_free_bytes,
             listen=listen,
         )
-        below = resource_from_environment(_checked(environ)) if environ is not None else {}
         assembly = Assembly(
             configuration,
             directory=Path(directory or ""),
-            resource={**below, **(resource or {})},
+            resource={**resource_from_environment(environ), **(resource or {})},
             listen=listen,
             wait_for_directory=wait_for_directory,
             url=url,
@@ -162,7 +165,8 @@ class Service:
             >>> service.without_secret
             ['statsig']
         """
-        document = read_document(locations, _checked(environ))
+        check_arguments(*locations, environ=environ, listen=listen, wait_for_directory=wait_for_directory, url=url)
+        document = read_document(locations, environ)
         configuration = check_with_files(document)
         assembly = Assembly(
             configuration,
@@ -221,6 +225,7 @@ class Service:
 
         Raises:
             ConfigError: There is no such receiver.
+            TypeError: The id is not a string.
         """
         return self._assembly.receivers[self._known(name)]
 
@@ -350,6 +355,9 @@ class Service:
         Returns:
             Whether everything was delivered and closed. If not, records stay in the queue, or something hangs; the log
             says which.
+
+        Raises:
+            TypeError: A time is not a number. The service goes on.
         """
         stopped = self._stop(timeout, drain)
         try:
@@ -396,7 +404,7 @@ class Service:
         Raises:
             ConfigError: There is no such receiver, or the service was made by `from_file`. Nothing has changed.
             ValueError: A secret is empty, or no secret looks like this. Nothing has changed.
-            TypeError: The secrets are one string. Nothing has changed.
+            TypeError: An argument has another type, such as one string for the secrets. Nothing has changed.
 
         Example:
             >>> from statsig_otel.exporters import DebugSettings
@@ -427,6 +435,7 @@ class Service:
 
     def _known(self, receiver: str) -> str:
         """The id of a receiver, which has to exist."""
+        check_type("receiver", receiver, str)
         if receiver not in self._settings:
             problem = Problem(("receivers", receiver), "there is no such receiver", hint_for(receiver, self._settings))
             raise ConfigError([problem])
@@ -457,6 +466,8 @@ class Service:
 
     def _stop(self, timeout: float, drain: float) -> "Future[bool]":
         """Begin to shut down. Only the first call's times count."""
+        for argument, seconds in {"timeout": timeout, "drain": drain}.items():
+            check_type(argument, seconds, (int, float), "a number of seconds")
         self._assembly.begin_to_close(timeout, drain)
         stopped = self._lifecycle.stop()
         stopped.add_done_callback(lambda _: self._assembly.close_unopened())  # without a start nothing is closed
@@ -468,12 +479,6 @@ def service_of(assembly: Assembly, reloader: Reloader) -> Service:
     service = Service.__new__(Service)
     service._use(assembly, reloader)  # noqa: SLF001 - it is this module's
     return service
-
-
-def _checked(environ: Mapping[str, str]) -> Mapping[str, str]:
-    if not isinstance(environ, Mapping):
-        raise ConfigError([Problem(("environ",), "must be a mapping", "give os.environ, or {} for no variables")])
-    return environ
 
 
 def _with_margin(timeout: float) -> float:

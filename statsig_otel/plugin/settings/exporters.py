@@ -9,11 +9,11 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from inspect import iscoroutinefunction, signature
 from typing import Any, Final
 
 from pydantic import BaseModel, model_validator
 
+from statsig_otel._arguments import method_fault
 from statsig_otel.config.errors import ConfigError, Fault, Problem, SettingError
 from statsig_otel.config.grammar import TYPE
 from statsig_otel.config.model import Opaque, Settings, without_these
@@ -27,19 +27,7 @@ _METHODS: Final = {"start": "", "send": "payload, count, timeout", "shutdown": "
 
 def fault_of(exporter: object) -> str | None:
     """Why an object is not an exporter, as the end of a sentence that begins with its type."""
-    for name, arguments in _METHODS.items():
-        method = getattr(exporter, name, None)
-        if not callable(method):
-            return f"has no {name}()"
-        if iscoroutinefunction(method):
-            return f"has an async {name}(), and it is called in a thread"
-        try:
-            signature(method).bind(*filter(None, arguments.split(", ")))
-        except TypeError:
-            return f"has a {name}() that can't be called as {name}({arguments})"
-        except ValueError:
-            pass  # it does not say what it takes
-    return None
+    return next(filter(None, (method_fault(exporter, name, parameters) for name, parameters in _METHODS.items())), None)
 
 
 _logger: Final = logging.getLogger(__name__)

@@ -3,11 +3,13 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from types import NoneType
 from typing import Annotated, ClassVar, Final
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import Fault, SettingError
 from statsig_otel.config.model import Opaque, ReadAs, Secret, Settings, reveal
 from statsig_otel.config.units import Duration, Size
@@ -327,7 +329,11 @@ class StatsigReceiverSettings(Settings):
 
         Args:
             resource: Attributes of the records' resource. The settings' own `resource` takes precedence.
+
+        Raises:
+            TypeError: The resource is not a mapping.
         """
+        check_type("resource", resource, (Mapping, NoneType), "a mapping or None")
         encoder = LogRecordEncoder(
             resource={**DEFAULT_RESOURCE, **(resource or {}), **self.resource},
             user=self.user,
@@ -350,6 +356,9 @@ class StatsigReceiverSettings(Settings):
         Args:
             name: The receiver's id, such as `statsig` or `statsig/eu`.
             resource: See `mapper`.
+
+        Raises:
+            TypeError: An argument has another type.
         """
         limits = Limits(
             max_request_body_size=self.max_request_body_size,

@@ -5,6 +5,8 @@ WebhookError
  └── MalformedBodyError   it comes from Statsig, but its body can't be read
 """
 
+from statsig_otel._arguments import check_type
+
 
 class WebhookError(Exception):
     """The base of the reasons for which a request is refused.
@@ -51,7 +53,6 @@ def check_body(body: object) -> None:
     """Refuse a body that was decoded: the signature covers its bytes.
 
     Raises:
-        TypeError: The body is a string.
+        TypeError: The body is not bytes.
     """
-    if isinstance(body, str):
-        raise TypeError("the body is bytes, not str: pass the raw body of the request, as it was sent")
+    check_type("body", body, (bytes, bytearray), "bytes", hint="pass the raw body of the request, as it was sent")

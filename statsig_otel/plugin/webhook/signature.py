@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Final
 
+from statsig_otel._arguments import check_type, mistyped
 from statsig_otel.plugin.webhook.errors import UnauthorizedError, check_body
 
 SIGNATURE_HEADER: Final = "X-Statsig-Signature"
@@ -41,7 +42,8 @@ class Verifier:
 
     Raises:
         ValueError: All secrets are empty, or the tolerance is negative, infinite or NaN.
-        TypeError: The secrets are a single string, whose characters would each be a secret; or one is not a string.
+        TypeError: The secrets are a single string, whose characters would each be a secret; or one of them is not a
+            string; or the tolerance is not a number.
 
     Example:
         >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign
@@ -55,10 +57,11 @@ class Verifier:
     """
 
     def __init__(self, secrets: Sequence[str], *, tolerance: float = 300.0) -> None:
-        if isinstance(secrets, str):
-            raise TypeError("the signing secrets must be a sequence of strings, not one string")
+        if isinstance(secrets, str | bytes) or not isinstance(secrets, Sequence):
+            raise TypeError(mistyped("secrets", secrets, "a list of strings"))
         for secret in secrets:
-            _check_secret(secret)
+            check_type("a signing secret", secret, str)
+        check_type("tolerance", tolerance, (int, float), "a number of seconds")
         if secrets and not any(secrets):
             raise ValueError("the signing secret is empty")
         if not 0 <= tolerance < math.inf:
@@ -115,17 +118,13 @@ class Verifier:
         )
 
 
-def _check_secret(secret: object) -> None:
-    if not isinstance(secret, str):
-        raise TypeError(f"a signing secret has to be a string, and is a {type(secret).__name__}")
-
-
 def _only(values: Sequence[bytes], name: str, header: str) -> bytes:
     if not values:
         message = f"{header} is missing: the sender is not Statsig, or a proxy removes the header"
         raise UnauthorizedError(f"{name}_missing", message)
     if len(values) > 1:
         raise UnauthorizedError(f"{name}_repeated", f"{header} is there several times: look at what a proxy adds")
+    check_type(f"each of the {name}s", values[0], bytes, "bytes")
     return values[0]
 
 
@@ -182,7 +181,7 @@ def verify(
     Raises:
         UnauthorizedError: The request can't be proven to come from Statsig.
         ValueError: A secret is empty.
-        TypeError: The body is a string, not bytes.
+        TypeError: An argument has another type, such as a body that is a string.
 
     Example:
         >>> from statsig_otel.plugin import SIGNATURE_HEADER, TIMESTAMP_HEADER, sign, verify
@@ -196,6 +195,9 @@ def verify(
         ... )
     """
     check_body(body)
+    for argument, value in {"signature": signature, "timestamp": timestamp}.items():
+        check_type(argument, value, str, hint="pass the value of the header")
+    check_type("now_ms", now_ms, (int, float), "a number of milliseconds")
     headers = [signature.encode(errors="replace")], [timestamp.encode(errors="replace")]
     verification = Verifier(secrets, tolerance=tolerance).begin(*headers, now_ms)
     verification.update(body)
@@ -211,7 +213,7 @@ def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
         timestamp_ms: The time of the request, in milliseconds since the epoch.
 
     Raises:
-        TypeError: The body is a string, not bytes; or the secret is not a string.
+        TypeError: An argument has another type, such as a body that is a string.
 
     Example:
         >>> from statsig_otel.plugin import sign
@@ -219,7 +221,8 @@ def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
         '1739400185198'
     """
     check_body(body)
-    _check_secret(secret)
+    check_type("secret", secret, str)
+    check_type("timestamp_ms", timestamp_ms, int)
     timestamp = f"{timestamp_ms:013d}"
     digest = hmac.new(secret.encode(), b"v0:" + timestamp.encode() + b":" + body, sha256).hexdigest()
     return {TIMESTAMP_HEADER: timestamp, SIGNATURE_HEADER: f"v0={digest}"}

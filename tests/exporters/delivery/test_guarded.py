@@ -52,7 +52,7 @@ def raising(error: BaseException) -> Callable[[list[str]], Any]:
 
 
 NONSENSE = [
-    pytest.param(lambda names: None, "the exporter answered with a NoneType instead of an outcome", id="nothing"),
+    pytest.param(lambda names: None, "the exporter answered with None instead of an outcome", id="nothing"),
     pytest.param(lambda names: "ok", "the exporter answered with a str instead of an outcome", id="a text"),
     pytest.param(lambda names: Delivered, "the exporter answered with a type instead of an outcome", id="a class"),
     *(
@@ -98,11 +98,11 @@ def test_without_a_queue_the_batch_is_refused(answer: Callable[[list[str]], Any]
     made = SynchronousConsumer({"out": SynchronousExporter(exporter, 5.0)})
     made.start()
     try:
-        refused = made.consume(Batch("statsig", (Change("a", (b"",)),)), Route(synchronous=("out",))).exception(10)
+        refused = made.consume(Batch("statsig", (Change("0" * 32, (b"",)),)), Route(synchronous=("out",))).exception(10)
         assert isinstance(refused, RefusedError)
         assert why in str(refused)
         exporter.answer = lambda names: Delivered()
-        assert made.consume(Batch("statsig", (Change("a", (b"",)),)), Route(synchronous=("out",))).result(
+        assert made.consume(Batch("statsig", (Change("0" * 32, (b"",)),)), Route(synchronous=("out",))).result(
             10
         ) == Receipt(1)
     finally:
@@ -169,12 +169,11 @@ def test_a_wait_that_nobody_lives_to_see_ends_neither_the_sender_nor_the_exporte
     without = SynchronousConsumer({"out": SynchronousExporter(exporter, 5.0)})
     without.start()
     try:
-        refused = without.consume(Batch("statsig", (Change("a", (b"",)),)), Route(synchronous=("out",))).exception(10)
+        batch, route = Batch("statsig", (Change("0" * 32, (b"",)),)), Route(synchronous=("out",))
+        refused = without.consume(batch, route).exception(10)
         assert isinstance(refused, RefusedError)
         assert refused.retry_after == 3600
-        assert without.consume(Batch("statsig", (Change("a", (b"",)),)), Route(synchronous=("out",))).result(
-            10
-        ) == Receipt(1)
+        assert without.consume(batch, route).result(10) == Receipt(1)
     finally:
         without.shutdown()
 

@@ -67,7 +67,7 @@ class BrokenBackend(Backend):
 
 
 def batch(*names: str, receiver: str = "statsig") -> Batch:
-    return Batch(receiver, tuple(Change(name, (name.encode(),)) for name in names))
+    return Batch(receiver, tuple(Change("0" * 32, (name.encode(),)) for name in names))
 
 
 def consumer(timeout: float = 5.0, **backends: Backend) -> SynchronousConsumer:
@@ -127,7 +127,7 @@ def test_a_batch_is_taken_once_all_exporters_have_it() -> None:
 def test_several_records_of_a_change_count_as_one_item_and_go_as_all_records() -> None:
     backend = Backend()
     made = consumer(one=backend)
-    receipt = consume(made, Batch("statsig", (Change("a", (b"1", b"2")),))).result(10)
+    receipt = consume(made, Batch("statsig", (Change("0" * 32, (b"1", b"2")),))).result(10)
     assert (receipt, backend.sent) == (Receipt(accepted=1), [(b"12", 2)])
     made.shutdown()
 

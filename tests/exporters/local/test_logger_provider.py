@@ -115,7 +115,7 @@ from statsig_otel.exporters.consumer import Batch, Change, RefusedError
 from statsig_otel.exporters.local.logger_provider import LoggerProviderConsumer
 
 consumer = LoggerProviderConsumer()
-batch = Batch("statsig", (Change("uid", (sys.stdin.buffer.read(),)),))
+batch = Batch("statsig", (Change("0" * 32, (sys.stdin.buffer.read(),)),))
 print(consumer.consume(batch).exception(0).reason)
 _OTelSDKConfigurator().configure()  # what opentelemetry-instrument calls
 print(consumer.consume(batch).exception(0))

@@ -97,7 +97,7 @@ def test_a_refusal_may_be_raised_or_come_later(adapter: Adapter) -> None:
             Consumer(lambda: None),
             "Consumer.consume answered with None instead of a Receipt, a concurrent.futures.Future",
         ),
-        (Consumer(lambda: 1), "Consumer.consume answered with a int instead of a Receipt"),
+        (Consumer(lambda: 1), "Consumer.consume answered with an int instead of a Receipt"),
         (
             Consumer(lambda: future(True)),
             "the future of Consumer.consume has a bool as its result instead of a Receipt",
@@ -151,12 +151,16 @@ class NoArgument:
 @pytest.mark.parametrize(
     ("arguments", "patience", "said"),
     [
-        ((CONSUMER, INTAKE), None, "the first argument has to be an Intake, and is a Consumer"),
-        ((Verifier([SECRET]), CONSUMER), None, "the first argument has to be an Intake, and is a Verifier"),
-        ((INTAKE, None), None, "the second argument has to be a consumer, and None has no method consume"),
-        ((INTAKE, Consumer), None, "the consumer is the class Consumer: give an object of it"),
-        ((INTAKE, NoArgument()), None, "NoArgument.consume has to take one argument, the batch"),
-        ((INTAKE, CONSUMER), "10", "patience has to be a number of seconds or None, and is a str"),
+        ((CONSUMER, INTAKE), None, "intake must be an Intake, not Consumer"),
+        ((Verifier([SECRET]), CONSUMER), None, "intake must be an Intake, not Verifier"),
+        ((INTAKE, None), None, "consumer must be a Consumer: None has no consume()"),
+        ((INTAKE, Consumer), None, "consumer must be an object, not the class Consumer"),
+        (
+            (INTAKE, NoArgument()),
+            None,
+            "consumer must be a Consumer: NoArgument has a consume() that can't be called as consume(batch)",
+        ),
+        ((INTAKE, CONSUMER), "10", "patience must be a number of seconds or None, not str"),
     ],
 )
 def test_wrong_arguments_of_a_receiver_are_refused_when_it_is_made(
@@ -170,13 +174,15 @@ def test_wrong_arguments_of_a_receiver_are_refused_when_it_is_made(
 @pytest.mark.parametrize("make", [StatsigReceiver, StatsigWsgiReceiver])
 def test_a_receiver_without_patience_is_refused(make: Any) -> None:
     for patience in (0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="patience has to be more than 0"):
+        with pytest.raises(ValueError, match="patience must be more than 0"):
             make(INTAKE, CONSUMER, patience=patience)
 
 
 def test_a_service_in_the_place_of_its_consumer_is_named(tmp_path: Any) -> None:
     running: Service = service(tmp_path, {"mine": Keeper()}, listen=False)
-    with pytest.raises(TypeError, match="a Service has no method consume: give its attribute `consumer`"):
+    with pytest.raises(
+        TypeError, match=r"consumer must be a Consumer: Service has no consume\(\): give its attribute `consumer`"
+    ):
         StatsigReceiver(INTAKE, running)  # type: ignore[arg-type] # what is tested
     StatsigReceiver(INTAKE, running.consumer)
 
@@ -184,11 +190,11 @@ def test_a_service_in_the_place_of_its_consumer_is_named(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"verifier": SECRET}, "verifier has to be a Verifier, and is a str"),
-        ({"verifier": [SECRET]}, "verifier has to be a Verifier, and is a list"),
-        ({"verifier": INTAKE.verifier, "mapper": LogRecordEncoder()}, "mapper has to be a Mapper, and is a LogRecordEncoder"),  # noqa: E501 - one case a line
-        ({"verifier": INTAKE.verifier, "limits": 5}, "limits has to be a Limits, and is a int"),
-        ({"verifier": INTAKE.verifier, "name": None}, "name has to be a str, and is a NoneType"),
+        ({"verifier": SECRET}, "verifier must be a Verifier, not str"),
+        ({"verifier": [SECRET]}, "verifier must be a Verifier, not list"),
+        ({"verifier": INTAKE.verifier, "mapper": LogRecordEncoder()}, "mapper must be a Mapper, not LogRecordEncoder"),
+        ({"verifier": INTAKE.verifier, "limits": 5}, "limits must be a Limits, not int"),
+        ({"verifier": INTAKE.verifier, "name": None}, "name must be a str, not None"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_of_an_intake_are_refused_when_it_is_made(keys: dict[str, Any], said: str) -> None:
@@ -200,10 +206,10 @@ def test_wrong_arguments_of_an_intake_are_refused_when_it_is_made(keys: dict[str
 def test_wrong_receivers_of_an_application_are_refused_when_it_is_made() -> None:
     asgi, wsgi = StatsigReceiver(INTAKE, CONSUMER), StatsigWsgiReceiver(INTAKE, CONSUMER)
     cases: list[tuple[Any, Any, str]] = [
-        (create_app, {"/": wsgi}, "the receiver at / has to be a StatsigReceiver, and is a StatsigWsgiReceiver"),
-        (create_wsgi_app, {"/": asgi}, "the receiver at / has to be a StatsigWsgiReceiver, and is a StatsigReceiver"),
-        (create_app, asgi, "the receivers have to be a mapping by their paths, and are a StatsigReceiver"),
-        (create_app, {"hook": asgi}, "the path 'hook' has to begin with /"),
+        (create_app, {"/": wsgi}, "the receiver at / must be a StatsigReceiver, not StatsigWsgiReceiver"),
+        (create_wsgi_app, {"/": asgi}, "the receiver at / must be a StatsigWsgiReceiver, not StatsigReceiver"),
+        (create_app, asgi, "receivers must be a mapping by their paths, not StatsigReceiver"),
+        (create_app, {"hook": asgi}, "the path 'hook' must begin with /"),
     ]
     for make, receivers, said in cases:
         with pytest.raises((TypeError, ValueError)) as caught:
@@ -212,5 +218,5 @@ def test_wrong_receivers_of_an_application_are_refused_when_it_is_made() -> None
 
 
 def test_another_signal_s_provider_is_refused_when_its_consumer_is_made() -> None:
-    with pytest.raises(TypeError, match="provider has to be a LoggerProvider, and is a TracerProvider"):
+    with pytest.raises(TypeError, match="provider must be a LoggerProvider, not TracerProvider"):
         LoggerProviderConsumer(TracerProvider())  # type: ignore[arg-type] # what is tested

@@ -60,7 +60,7 @@ def test_what_is_not_exactly_a_url_verification_is_401() -> None:
 )
 def test_headers_are_pairs_of_bytes(headers: Any) -> None:
     """A string would equal no header's name, and each webhook would be refused for a missing signature."""
-    with pytest.raises(TypeError, match="each header has to be a name and a value in bytes"):
+    with pytest.raises(TypeError, match="headers must be pairs of a name and a value in bytes"):
         Intake(verifier=Verifier([SECRET])).begin(headers, NOW_NS)
 
 
