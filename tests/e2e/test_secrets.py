@@ -7,19 +7,25 @@ forged webhooks, a reload with errors.
 import base64
 import html
 import json
+import os
 import signal
+import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 import grpc
+import pytest
 import urllib3
 from click.testing import CliRunner
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped] # the package has no py.typed
 
+from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.plugin import StatsigReceiverSettings
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.processes import Process
@@ -142,6 +148,15 @@ class Site:
     def with_config(self, *args: str) -> str:
         return self.give(*args, "--config", str(self.config))
 
+    def explain(self, body: bytes) -> None:
+        """Let a webhook be explained, with a signature that is right, and with one that is not."""
+        file = self.folder / "body.json"
+        file.write_bytes(body)
+        for secret in (SECRETS["inline"], SECRETS["header"]):
+            headers = sign(body, secret=secret, timestamp_ms=1_700_000_000_000)
+            signature, timestamp = (headers[name] for name in ("X-Statsig-Signature", "X-Statsig-Request-Timestamp"))
+            self.with_config("explain", str(file), "--signature", signature, "--timestamp", timestamp)
+
     def read_files(self, when: str) -> None:
         """Read all that the service has written: the queue's files, and the lines of the `file` exporter."""
         written = [path for path in self.folder.rglob("*") if path.is_file() and path not in self.sources]
@@ -219,6 +234,10 @@ def _say_everything(site: Site) -> None:
         site.give("send", service.url, env={"STATSIG_SIGNING_SECRET": SECRETS["header"]})
         for arguments in (("doctor",), ("doctor", "--json"), ("validate",), ("print-config",), ("queue",)):
             site.with_config(*arguments)
+        site.explain(body)
+        site.give("queue", "backup", str(site.folder / "copy of queue.db"), *about_queue)
+        for line in ('{"command": "queue"}', '{"command": "reload"}', '{"command": "print-config"}', "{"):
+            site.said[f"control socket: {line}"] = control(site.folder / "queue", line)
         site.read_files("while it runs")
         site.write(wrong=True)
         site.give("reload", *about_queue)
@@ -242,6 +261,14 @@ def _say_everything(site: Site) -> None:
             site.give(command, env={f"OTEL_EXPORTER_OTLP_{name}": value})
     for command in ("components", "schema"):
         site.give(command)
+
+
+def control(queue: Path, line: str) -> str:
+    """What the control socket answers to a line."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(os.path.relpath(queue / "control.sock"))  # a path of a socket is short
+        client.sendall(line.encode() + b"\n")
+        return client.makefile().read()
 
 
 def listed(pid: int) -> str:
@@ -283,6 +310,32 @@ def test_no_secret_is_said(tmp_path: Path) -> None:
     check_that_all_was_said(site)
 
 
+WRONG: Mapping[str, tuple[Callable[..., object], Callable[[str], Mapping[str, object]]]] = {
+    "a key that is not known": (StatsigReceiverSettings, lambda one: {"signing_secrets": [one], "hash_kye": one}),
+    "a secret that is a list": (StatsigReceiverSettings, lambda one: {"signing_secrets": [one], "hash_key": [one]}),
+    "secrets that are a mapping": (StatsigReceiverSettings, lambda one: {"signing_secrets": {"a": one}}),
+    "a secret with a space": (StatsigReceiverSettings, lambda one: {"signing_secrets": [one, f" {one}"]}),
+    "a secret in another key": (StatsigReceiverSettings, lambda one: {"signing_secrets": [one], "user": one}),
+    "a header with a line end": (OtlpHttpSettings, lambda one: {"endpoint": "http://h", "headers": {"a": f"{one}\n"}}),
+    "a header that is a list": (OtlpGrpcSettings, lambda one: {"endpoint": "h:1", "headers": {"a": [one]}}),
+    "headers that are a string": (OtlpHttpSettings, lambda one: {"endpoint": "http://h", "headers": one}),
+    "a password in a URL": (OtlpHttpSettings, lambda one: {"endpoint": f"http://user:{one}@h"}),
+    "a private key": (OtlpHttpSettings, lambda one: {"endpoint": "https://h", "tls": {"key_pem": one, "x": one}}),
+}
+"""Settings, and arguments that are wrong."""
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_no_traceback_of_what_is_wrong_in_code_contains_a_secret(wrong: str) -> None:
+    """With the errors behind it, which Python prints too: pydantic's would quote the values."""
+    canary = SECRETS["inline"]
+    settings, arguments = WRONG[wrong]
+    with pytest.raises((ValueError, TypeError)) as caught:
+        settings(**arguments(canary))
+    lines = traceback.format_exception(caught.value)
+    assert not [line for line in lines if any(spelling in line for spelling in spellings(canary))]
+
+
 def check_that_all_was_said(site: Site) -> None:
     """There was something to look at: each backend has quoted, and been quoted."""
     log = site.said["the log"]
@@ -295,6 +348,10 @@ def check_that_all_was_said(site: Site) -> None:
     assert "otlp_http/warning: the backend accepted the records with a warning: not allowed: " in log
     assert "OTEL_EXPORTER_OTLP_HEADERS" in log
     assert log.count("Reload: the configuration has errors") >= 2
+    explained = [text for where, text in site.said.items() if where.startswith("explain")]
+    assert ["answers 401" in text for text in explained] == [False, True]
+    assert "gate_1" in site.said["copy of queue.db while it runs"]
+    assert "otlp_http/blocked" in site.said['control socket: {"command": "queue"}']
     letters = "".join(text for where, text in site.said.items() if where.startswith("dead-letters"))
     assert letters.count("not allowed: ") >= 2
     assert "[REDACTED]" in letters
