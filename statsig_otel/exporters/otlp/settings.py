@@ -43,6 +43,7 @@ _HTTP_RESERVED: Final = frozenset({
     "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
 })  # fmt: skip
 _MAX_PORT: Final = 65535
+_PLACEHOLDER: Final = re.compile(r"<[^<>]*>")
 _SCHEMES: Final = ("http://", "https://")
 _GRPC_PORT: Final = 4317
 _HTTP_PORT: Final = 4318
@@ -256,6 +257,7 @@ class OtlpGrpcSettings(_OtlpSettings):
     def _check_endpoint(cls, value: str) -> str:
         if not value:
             raise ValueError("must not be empty; write host:port, such as localhost:4317")
+        _check_placeholder(value)
         if value.startswith(("http://", "https://")):
             parts = _split_url(value)
             if parts.path not in ("", "/") or parts.query:
@@ -359,6 +361,7 @@ class OtlpHttpSettings(_OtlpSettings):
         if not value.startswith(("http://", "https://")):
             fault = "an unknown scheme" if "://" in value else "no scheme"
             raise ValueError(f"{_shown(value)} has {fault}; write http://HOST:PORT (plain text) or https://HOST:PORT")
+        _check_placeholder(value)
         parts = _split_url(value)
         host, port = _host_and_port(parts.netloc)
         if not _HOST.fullmatch(host) or (port and not _is_port(port)):
@@ -421,6 +424,11 @@ def plain_hint(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
     """What to write for a connection without TLS: `tls::insecure` has no effect if a scheme decides."""
     is_target = isinstance(settings, OtlpGrpcSettings) and not settings.endpoint.startswith(_SCHEMES)
     return "tls: {insecure: true}" if is_target else "http:// before the endpoint"
+
+
+def _check_placeholder(value: str) -> None:
+    if _PLACEHOLDER.search(value):
+        raise SettingError("contains <...>, which stands for something of your own", "write that in its place")
 
 
 def _split_url(value: str) -> SplitResult:
