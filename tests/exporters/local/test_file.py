@@ -1,5 +1,6 @@
 """The file exporter: what it writes, where, and after which settings."""
 
+import logging
 import os
 import stat
 import subprocess
@@ -119,6 +120,14 @@ def test_shutdown_from_another_thread_tears_no_line(path: Path, opened: Callable
     sender.join(30)
     assert isinstance(outcomes[-1], RetryLater)
     assert titles(path) == [f"{number}" for number in range(len(outcomes) - 1)]
+
+
+def test_the_start_says_where_it_writes(
+    path: Path, opened: Callable[..., FileExporter], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "statsig_otel")
+    opened(path)
+    assert f" writes to {path}" in caplog.text
 
 
 def test_a_second_process_is_refused(path: Path, opened: Callable[..., FileExporter]) -> None:

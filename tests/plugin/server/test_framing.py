@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import tracemalloc
 
@@ -10,6 +11,8 @@ import falcon.asgi
 import pytest
 import trustme
 
+from statsig_otel._log_throttle import LogThrottle
+from statsig_otel.plugin.server import connection as connection_module
 from statsig_otel.plugin.server.reader import MAX_HEADER_BYTES
 from statsig_otel.plugin.server.tls import ServerTlsSettings
 from tests.plugin.server.echo import (
@@ -43,6 +46,28 @@ def test_whole_headers_past_the_bound_are_431(fields: bytes) -> None:
         assert read_answer(connection)[0] == 431
         assert is_closed(connection)
     assert not app.entered.is_set()
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", "a client speaks TLS to this port"),
+        (b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n", "a load balancer sends the PROXY protocol"),
+        (b"POST / HTTP/1.1\r\n" + b"x: 1\r\n" * 101 + b"\r\n", "look at what a proxy adds to them"),
+        (b"POST / HTTP/1.1\r\nx: " + b"a" * MAX_HEADER_BYTES, "look at what a proxy adds to them"),
+    ],
+    ids=["TLS", "PROXY", "many fields", "large fields"],
+)
+def test_what_looks_like_another_mistake_is_logged_once_with_what_to_do(
+    sent: bytes, said: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "_throttle", LogThrottle(logging.getLogger("test")))
+    with serving(echo_server()) as running:
+        for _ in range(3):
+            with running.connect() as connection:
+                connection.sendall(sent)
+                assert read_answer(connection)[0] in (400, 431)
+    assert caplog.text.count(said) == 1
 
 
 def test_headers_past_the_bound_are_431() -> None:
