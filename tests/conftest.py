@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import tempfile
-import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -55,23 +54,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """A test that pytest-timeout can't end, since it hangs in its teardown or in a `finally`, ends with its process."""
+    """A test that pytest-timeout can't end, since it hangs in its teardown or in a `finally`, ends with its process.
+
+    What its threads did is written to standard error.
+    """
     marker = item.get_closest_marker("timeout")
     limit = marker.args[0] if marker else item.config.getoption("timeout") or item.config.getini("timeout")
-    watchdog = threading.Timer(float(limit) + GRACE, end_process, (item,))
-    watchdog.daemon = True
-    watchdog.start()
+    faulthandler.dump_traceback_later(float(limit) + GRACE, exit=True, file=item.config.stash[STDERR])
     try:
         return (yield)
     finally:
-        watchdog.cancel()
-
-
-def end_process(item: pytest.Item) -> None:
-    stderr = item.config.stash[STDERR]
-    os.write(stderr, f"\n{item.nodeid} did not end after its timeout; its process ends, with these threads:\n".encode())
-    faulthandler.dump_traceback(stderr)
-    os._exit(1)
+        faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_collection_finish() -> None:
