@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 from statsig_otel.config.errors import Fault
-from statsig_otel.config.units import format_size
 from statsig_otel.exporters.paths import WRITABLE_HINT, exists, forbidden, is_open_as, nearest, too_long, unusable
 from statsig_otel.exporters.queue import schema, write_ahead_log
 from statsig_otel.exporters.queue.errors import QueueError
@@ -304,6 +303,8 @@ class QueueDirectory:
         free = _unused_bytes(nearest(self.path)) + schema.size_of(self.path / _RESERVE)
         if free >= min_free:
             return None
+        from statsig_otel.config.units import format_size  # noqa: PLC0415 - with pydantic, which a queue does not need
+
         return Fault(
             f"the disk has {free >> 20} MiB left, and webhooks are refused below {format_size(min_free)}",
             "free some space; a smaller min_free_bytes leaves less for delivering what waits",

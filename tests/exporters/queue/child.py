@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
@@ -65,6 +64,8 @@ def start(directory: str) -> None:
 
 def recover_and_crash(directory: str, steps: str) -> None:
     """Carry over what was set aside, ten records at a time; kill this process at the end of such a transaction."""
+    from unittest import mock  # with asyncio: for this program alone
+
     add_records, left = CarryOver._add_records, int(steps)
 
     def add_and_crash(*arguments: Any) -> CarriedOver:
