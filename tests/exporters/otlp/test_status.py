@@ -96,11 +96,11 @@ def test_an_http_status_outside_all_classes_is_blocked(status: int) -> None:
     assert table.http_failure(status) == Blocked(f"HTTP {status}")
 
 
-@pytest.mark.parametrize("status", sorted(HTTP_RETRY_LATER))
-def test_retry_after_is_honoured_by_every_retryable_http_status(status: int) -> None:
-    outcome = table.http_failure(status, retry_after="7", now=NOW)
-    assert isinstance(outcome, RetryLater)
-    assert outcome.after == 7.0
+def test_retry_after_is_honoured_by_every_retryable_http_status() -> None:
+    for status in HTTP_RETRY_LATER:
+        outcome = table.http_failure(status, retry_after="7", now=NOW)
+        assert isinstance(outcome, RetryLater), status
+        assert outcome.after == 7.0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue import schema, writer
 from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Writer
 from tests.exporters.queue.helpers import PATIENCE, errors, reading
 
@@ -353,8 +353,9 @@ def test_a_writer_that_may_set_nothing_aside_refuses(tmp_path: Path) -> None:
 
 
 def test_tidying_that_fails_is_said_once_refuses_nothing_and_is_tried_again(
-    watched: Watched, caplog: pytest.LogCaptureFixture
+    watched: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(writer, "_IDLE", 0.1)
     tried, works, done = threading.Semaphore(0), threading.Event(), threading.Event()
 
     def tidy(_: sqlite3.Connection) -> bool:
@@ -385,17 +386,17 @@ def test_tidying_goes_on_at_once_while_there_is_more_and_jobs_come_in_between(wa
     def tidy(_: sqlite3.Connection) -> bool:
         nonlocal rounds
         rounds += 1
-        return rounds < 20
+        return rounds < 5
 
     watched.tidy = tidy
     for number in range(10):
         watched.writer.submit(insert(str(number))).result(PATIENCE)
     waited = threading.Event()
     for _ in range(int(PATIENCE * 10)):
-        if rounds >= 20:
+        if rounds >= 5:
             break
         waited.wait(0.1)
-    assert rounds >= 20
+    assert rounds >= 5
 
 
 def test_what_was_handed_over_before_the_end_is_done_and_what_comes_after_is_refused(watched: Watched) -> None:

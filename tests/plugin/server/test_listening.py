@@ -110,9 +110,10 @@ def test_a_client_that_connects_between_two_servers_is_served_by_the_second() ->
                 thread = ServerThread([server])
                 thread.start()
                 assert read_answer(waiting) == (200, turn)
-                with connected(address) as silent:
-                    thread.stop_accepting(LONG)
-                    assert is_closed(silent)
+                if turn == b"3":  # a second, in which the silent client could still send a request
+                    with connected(address) as silent:
+                        thread.stop_accepting(LONG)
+                        assert is_closed(silent)
                 thread.shutdown(LONG)
 
 
