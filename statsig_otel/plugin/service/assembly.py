@@ -26,9 +26,7 @@ from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.endpoints import Endpoint, check_shared_endpoints, endpoints_of
 from statsig_otel.plugin.service.outbound import Outbound
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
-from statsig_otel.plugin.settings.reading import (
-    receiver_settings,
-)
+from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
 _logger: Final = logging.getLogger(__name__)
@@ -296,7 +294,7 @@ class Assembly:
         """
         with self._reconfiguring:
             self._check_open()
-            return self._take_over(configuration)
+            return self._apply(configuration)
 
     def _check_open(self) -> None:
         if self._closing:
@@ -304,7 +302,7 @@ class Assembly:
         if not self._is_open:
             raise RestartNeededError("the service has not started")
 
-    def _take_over(self, configuration: Configuration) -> list[str]:
+    def _apply(self, configuration: Configuration) -> list[str]:
         check_shared_endpoints(receiver_settings(configuration))
         needing = [
             *needing_restart(self._configuration, configuration), *self._outbound.needing_restart(configuration)
@@ -316,7 +314,7 @@ class Assembly:
         verifiers = {name: settings.verifier() for name, settings in after.items()}
         mappers = {name: settings.mapper(self._resource) for name, settings in after.items()}
 
-        def take_over() -> None:
+        def apply() -> None:
             self._configuration = configuration
             for name, intake in self._intakes.items():
                 intake.verifier, intake.mapper = verifiers[name], mappers[name]
@@ -325,7 +323,7 @@ class Assembly:
             self._renew_handlers()
 
         try:
-            changes = self._outbound.reconfigure(configuration, taken=take_over)
+            changes = self._outbound.reconfigure(configuration, applied=apply)
         finally:
             for name in after:
                 patience = self._outbound.patience(name)

@@ -148,13 +148,13 @@ class Outbound:
             elif name not in before and self._queue is None:
                 yield f"exporters::{name}::sending_queue: there has been no queue so far"
 
-    def reconfigure(self, configuration: Configuration, *, taken: Callable[[], None] = lambda: None) -> list[str]:
+    def reconfigure(self, configuration: Configuration, *, applied: Callable[[], None] = lambda: None) -> list[str]:
         """Apply other exporters and pipelines while it runs, and return the changes as sentences.
 
         A queued exporter that changed finishes its batch, and another one goes on from its cursor. OTLP exporters use
         renewed certificates and secrets by themselves. All try at once what they could not deliver.
 
-        Nothing may be `needing_restart`. `taken` is called when the change can't fail as a whole any more, before
+        Nothing may be `needing_restart`. `applied` is called when the change can't fail as a whole any more, before
         exporters that may hang are waited for.
 
         Raises:
@@ -174,7 +174,7 @@ class Outbound:
         else:
             self._routing.now = routing(configuration)
         coming = self._exchange(configuration, created)
-        taken()
+        applied()
         failures: list[Exception] = []
         renewed: set[str] = set()
         for name in same:

@@ -101,7 +101,7 @@ class Reloader:
         """
         with self._lock, self._during():
             try:
-                changes = self._take_over()
+                changes = self._apply()
             except FAILURES as error:
                 _logger.error("Reload: %s", _told(error))  # noqa: TRY400 - the message says it all
                 raise
@@ -196,7 +196,7 @@ class Reloader:
         except FAILURES as error:
             raise ControlError(_told(error)) from error
 
-    def _take_over(self) -> list[str]:
+    def _apply(self) -> list[str]:
         if self._read is None:
             return self._assembly.renew_certificates()
         document = self._read()

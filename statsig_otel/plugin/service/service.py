@@ -455,7 +455,7 @@ class Service:
             raise
 
     def _directory_problem(self, error: OSError) -> Problem | None:
-        """What an error means for the queue's directory, in the words of who made the service; None for nothing."""
+        """What an error means for the queue's directory, in words of arguments or of a file; None for nothing."""
         assembly, document = self._assembly, self._reloader.document
         problem = directory_problem(error, assembly.configuration, document, assembly.directory)
         return problem if problem is None or self._reloader.has_files else as_argument(problem)
@@ -475,7 +475,7 @@ class Service:
 
 
 def service_of(assembly: Assembly, reloader: Reloader) -> Service:
-    """A service with these parts, for who has already read and checked their configuration."""
+    """A service with these parts, whose configuration is read and checked already."""
     service = Service.__new__(Service)
     service._use(assembly, reloader)  # noqa: SLF001 - it is this module's
     return service

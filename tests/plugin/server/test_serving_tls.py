@@ -94,11 +94,11 @@ def test_renewed_tls_files_count_for_new_connections_alone(authority: trustme.CA
             before = first.getpeercert(binary_form=True)
             assert server.renewed_tls() is None, "nothing has changed"
             _renew(tls, authority)
-            take_over = server.renewed_tls()
-            assert take_over is not None
+            use_files = server.renewed_tls()
+            assert use_files is not None
             with connect() as second:
                 assert second.getpeercert(binary_form=True) == before, "it is not used yet"
-            take_over()
+            use_files()
             assert server.renewed_tls() is None
             with connect() as third:
                 after = third.getpeercert(binary_form=True)
