@@ -424,7 +424,7 @@ ATTACKS: Final = (
         act=sends(lambda: _chunked(b"1\r\nx\r\n" * 40_000), status=400),
     ),
     Attack(
-        name="many small chunks beside other senders",
+        name="many small chunks beside other clients",
         expected=f"at most {CHUNKS_A_TURN} chunks in a row",
         guards=("short turns",),
         act=_tiny_chunks,

@@ -216,8 +216,8 @@ class Demo:
 
     def _send_day(self) -> bool:
         """Send the day and show what arrives. Return whether the day went as expected."""
-        sender = WebhookClient(self._url)
-        answer, echoed = sender.verify_url()
+        client = WebhookClient(self._url)
+        answer, echoed = client.verify_url()
         if not echoed:
             raise DemoError(f"the receiver did not verify its URL: {answer.status_line} {answer.text}")
         self._table.print("set-up     the URL verification was answered: Statsig would register this URL")
@@ -225,7 +225,7 @@ class Demo:
         self._table.print(f"\n{title}:\n")
         self._table.heading()
         for delivery in self._day:
-            is_good = self._send(sender, delivery)
+            is_good = self._send(client, delivery)
             self._wait(lambda: False, self._pause)
             if not is_good:
                 break
@@ -234,9 +234,9 @@ class Demo:
                 self._wait(lambda: self._tally.is_complete, _ARRIVAL_TIMEOUT)
         return self._summarize()
 
-    def _send(self, sender: WebhookClient, delivery: Delivery) -> bool:
+    def _send(self, client: WebhookClient, delivery: Delivery) -> bool:
         secret = f"webhook-{secrets.token_hex(20)}" if delivery.forged else self._secret
-        answer = sender.post(delivery.body, secret=secret)
+        answer = client.post(delivery.body, secret=secret)
         if not self._behind_collector and answer.status == HTTPStatus.OK:
             for _, row in delivery.rows:
                 self._table.row(row, redelivery=delivery.redelivery)

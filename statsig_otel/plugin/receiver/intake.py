@@ -56,7 +56,7 @@ _DETAILS: Final = {
     "content_length": "Content-Length is repeated or malformed: look at what a proxy does",
     "too_large": "the body is larger than max_request_body_size: raise it if Statsig sent this",
     "slow_body": "the body did not arrive within read_timeout: look at the network and the proxy",
-    "truncated": "the body ended early: the sender or a proxy closed the connection",
+    "truncated": "the body ended early: the client or a proxy closed the connection",
     "in_flight_bytes": "the bodies of all requests have max_in_flight_bytes: raise it if the machine has the memory",
     "shutting_down": "the service is stopping",
 }
@@ -125,7 +125,7 @@ def _refuse(status: HTTPStatus, reason: str, *, retry_after: int | None = None) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The limits for senders who are not yet known to be Statsig.
+    """The limits for clients that are not yet known to be Statsig.
 
     Attributes:
         max_request_body_size: Bytes of one body.
@@ -169,7 +169,7 @@ class Intake:
         verifier: Checks the signatures. It may be replaced at any time.
         mapper: Makes the records.
         name: The receiver's id, such as `statsig` or `statsig/eu`.
-        limits: The limits for senders who are not yet known.
+        limits: The limits for clients that are not yet known.
 
     Raises:
         TypeError: An argument has another type.

@@ -120,7 +120,7 @@ class Verifier:
 
 def _only(values: Sequence[bytes], name: str, header: str) -> bytes:
     if not values:
-        message = f"{header} is missing: the sender is not Statsig, or a proxy removes the header"
+        message = f"{header} is missing: the client is not Statsig, or a proxy removes the header"
         raise UnauthorizedError(f"{name}_missing", message)
     if len(values) > 1:
         raise UnauthorizedError(f"{name}_repeated", f"{header} is there several times: look at what a proxy adds")
@@ -160,7 +160,7 @@ class Verification:
             if hmac.compare_digest(digest.hexdigest().encode(), self._expected)
         ]
         if not matching:
-            message = "the sender has a secret that is not in signing_secrets, or something changed the body on the way"
+            message = "the client has a secret that is not in signing_secrets, or something changed the body on the way"
             raise UnauthorizedError("signature_wrong", message)
         return matching[0]
 
