@@ -8,7 +8,8 @@ from statsig_otel import __version__
 from statsig_otel.config.model import reveal
 from statsig_otel.exporters.exporter import Outcome, RetryLater
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
-from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, plain_hint
+from statsig_otel.exporters.otlp.hints import plain_hint
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, grpc_failure
 
 _METHOD: Final = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"

@@ -24,9 +24,10 @@ from statsig_otel import __version__
 from statsig_otel.config.model import reveal
 from statsig_otel.exporters.exporter import Blocked, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
+from statsig_otel.exporters.otlp.hints import plain_hint
 from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.otlp.proxy import Proxy, proxy_for
-from statsig_otel.exporters.otlp.settings import OtlpHttpSettings, plain_hint
+from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import (
     CLIENT_CERTIFICATE_REFUSED,
     MAX_RESPONSE_BYTES,

@@ -31,8 +31,6 @@ _PORT: Final = re.compile(r"[0-9]{1,5}")
 _GRPC_TARGET: Final = re.compile(r"(?:dns://[!-.0-~]*/|unix:/|unix-abstract:|ipv4:|ipv6:)[!-~]+")
 _URL_TEXT: Final = re.compile(r"[!-~]+")
 _SIGNAL_PATH: Final = re.compile(r"(/v1/(?:logs|traces|metrics))/*$")
-_LOKI_PUSH: Final = "/loki/api/v1/push"
-_OTHER_SIGNALS: Final = ("/v1/traces", "/v1/metrics")
 _METADATA_KEY: Final = re.compile(r"[0-9a-z_.-]+")  # gRPC over HTTP/2, "Header-Name"
 _METADATA_VALUE: Final = re.compile(r"[ -~]*")  # the same document, "ASCII-Value"
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1: a token
@@ -44,11 +42,8 @@ _HTTP_RESERVED: Final = frozenset({
 })  # fmt: skip
 _MAX_PORT: Final = 65535
 _PLACEHOLDER: Final = re.compile(r"<[^<>]*>")
-_SCHEMES: Final = ("http://", "https://")
-_GRPC_PORT: Final = 4317
-_HTTP_PORT: Final = 4318
-_USE_HTTP: Final = "otlp_http (without a file: OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf)"
-_USE_GRPC: Final = "otlp_grpc (without a file: OTEL_EXPORTER_OTLP_PROTOCOL=grpc)"
+SCHEMES: Final = ("http://", "https://")
+"""The beginnings of an endpoint that decide about TLS."""
 _ONE_CONNECTION: Final = "leave it out: there is one connection, which is reopened when needed"
 _LOGS_ONLY: Final = "leave it out: changes are log records; their URL is endpoint or logs_endpoint"
 
@@ -304,7 +299,7 @@ class OtlpGrpcSettings(_OtlpSettings):
     @property
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""
-        if self.endpoint.startswith(_SCHEMES):
+        if self.endpoint.startswith(SCHEMES):
             return self.endpoint.startswith("https://")
         return not self.tls.insecure
 
@@ -404,26 +399,6 @@ class OtlpHttpSettings(_OtlpSettings):
     def url(self) -> SplitResult:
         """The URL to which log records are posted."""
         return urlsplit(self.logs_endpoint or self.endpoint.rstrip("/") + "/v1/logs")
-
-
-def doubt(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
-    """Why an endpoint is probably wrong; empty if it looks right."""
-    if isinstance(settings, OtlpGrpcSettings):
-        if settings.endpoint.rstrip("/").endswith(f":{_HTTP_PORT}"):
-            return f"4318 is OTLP's port for HTTP, and this exporter speaks gRPC: use {_USE_HTTP}, or port 4317"
-    elif settings.url.port == _GRPC_PORT:
-        return f"4317 is OTLP's port for gRPC, and this exporter speaks HTTP: use {_USE_GRPC}, or port 4318"
-    elif _LOKI_PUSH in settings.url.path:
-        return f"{_LOKI_PUSH} does not take OTLP: use endpoint: {settings.url.scheme}://{settings.url.netloc}/otlp"
-    elif settings.url.path.rstrip("/").endswith(_OTHER_SIGNALS):
-        return "this URL does not take log records: a backend that takes them has /v1/logs"
-    return ""
-
-
-def plain_hint(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
-    """What to write for a connection without TLS: `tls::insecure` has no effect if a scheme decides."""
-    is_target = isinstance(settings, OtlpGrpcSettings) and not settings.endpoint.startswith(_SCHEMES)
-    return "tls: {insecure: true}" if is_target else "http:// before the endpoint"
 
 
 def _check_placeholder(value: str) -> None:

@@ -11,8 +11,9 @@ from http.client import BadStatusLine, HTTPConnection, HTTPException
 from typing import Final
 
 from statsig_otel.config.model import Settings
+from statsig_otel.exporters.otlp.hints import plain_hint
 from statsig_otel.exporters.otlp.proxy import proxy_for
-from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings, plain_hint
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import NOT_HTTP2, SPEAKS_HTTP1, SPEAKS_HTTP2, server_time, speaks_http2
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from statsig_otel.plugin.doctor.finding import Finding, Status

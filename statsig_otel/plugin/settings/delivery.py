@@ -15,7 +15,8 @@ from statsig_otel.config.model import Composed, ExtensionOf, Settings
 from statsig_otel.config.units import SIZE, Duration, format_duration, parse_size
 from statsig_otel.exporters.delivery.retry import RetrySettings
 from statsig_otel.exporters.delivery.settings import MAX_BYTES, MAX_RECORDS, DeliverySettings
-from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings, doubt
+from statsig_otel.exporters.otlp.hints import doubt
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 
 _MOST_RECORDS: Final = 100_000
 _MOST_BYTES: Final = 64 << 20

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from statsig_otel.config import ConfigError
 from statsig_otel.config.model import Opaque
-from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings, doubt
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from tests.peers.certs import Authority, Certificate
 
@@ -368,26 +368,3 @@ def test_the_models_can_be_extended() -> None:
 def test_a_header_that_is_there_twice_is_named_where_it_is_a_name(name: str, shown: str) -> None:
     said = refusal(OtlpHttpSettings, **HTTP, headers=[{"name": name, "value": "x"}] * 2)
     assert said.endswith(f"the header {shown} is given twice")
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        (OtlpGrpcSettings(endpoint="collector:4317"), ""),
-        (OtlpGrpcSettings(endpoint="https://backend:443"), ""),
-        (OtlpGrpcSettings(endpoint="collector:4318"), "4318 is OTLP's port for HTTP"),
-        (OtlpGrpcSettings(endpoint="http://collector:4318/"), "4318 is OTLP's port for HTTP"),
-        (OtlpHttpSettings(endpoint="http://collector:4318"), ""),
-        (OtlpHttpSettings(endpoint="https://backend"), ""),
-        (OtlpHttpSettings(endpoint="http://collector:4317"), "4317 is OTLP's port for gRPC"),
-        (OtlpHttpSettings(logs_endpoint="http://l:3100/loki/api/v1/push"), "use endpoint: http://l:3100/otlp"),
-        (OtlpHttpSettings(logs_endpoint="http://collector:4318/v1/logs/"), ""),
-        (OtlpHttpSettings(logs_endpoint="http://collector:4318/v1/traces"), "does not take log records"),
-        (OtlpHttpSettings(logs_endpoint="https://backend/otlp/v1/metrics/"), "does not take log records"),
-    ],
-)
-def test_an_endpoint_that_is_probably_wrong_is_doubted(
-    settings: OtlpGrpcSettings | OtlpHttpSettings, expected: str
-) -> None:
-    assert expected in doubt(settings)
-    assert bool(expected) == bool(doubt(settings))

@@ -1,0 +1,32 @@
+"""What is probably wrong with an endpoint, and what to write instead."""
+
+from typing import Final
+
+from statsig_otel.exporters.otlp.settings import SCHEMES, OtlpGrpcSettings, OtlpHttpSettings
+
+_LOKI_PUSH: Final = "/loki/api/v1/push"
+_OTHER_SIGNALS: Final = ("/v1/traces", "/v1/metrics")
+_GRPC_PORT: Final = 4317
+_HTTP_PORT: Final = 4318
+_USE_HTTP: Final = "otlp_http (without a file: OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf)"
+_USE_GRPC: Final = "otlp_grpc (without a file: OTEL_EXPORTER_OTLP_PROTOCOL=grpc)"
+
+
+def doubt(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
+    """Why an endpoint is probably wrong; empty if it looks right."""
+    if isinstance(settings, OtlpGrpcSettings):
+        if settings.endpoint.rstrip("/").endswith(f":{_HTTP_PORT}"):
+            return f"4318 is OTLP's port for HTTP, and this exporter speaks gRPC: use {_USE_HTTP}, or port 4317"
+    elif settings.url.port == _GRPC_PORT:
+        return f"4317 is OTLP's port for gRPC, and this exporter speaks HTTP: use {_USE_GRPC}, or port 4318"
+    elif _LOKI_PUSH in settings.url.path:
+        return f"{_LOKI_PUSH} does not take OTLP: use endpoint: {settings.url.scheme}://{settings.url.netloc}/otlp"
+    elif settings.url.path.rstrip("/").endswith(_OTHER_SIGNALS):
+        return "this URL does not take log records: a backend that takes them has /v1/logs"
+    return ""
+
+
+def plain_hint(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
+    """What to write for a connection without TLS: `tls::insecure` has no effect if a scheme decides."""
+    is_target = isinstance(settings, OtlpGrpcSettings) and not settings.endpoint.startswith(SCHEMES)
+    return "tls: {insecure: true}" if is_target else "http:// before the endpoint"
