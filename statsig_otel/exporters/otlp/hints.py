@@ -8,12 +8,17 @@ _LOKI_PUSH: Final = "/loki/api/v1/push"
 _OTHER_SIGNALS: Final = ("/v1/traces", "/v1/metrics")
 _GRPC_PORT: Final = 4317
 _HTTP_PORT: Final = 4318
+_TLS_PORT: Final = 443
+_NOT_INSECURE: Final = "leave tls::insecure out (without a file: OTEL_EXPORTER_OTLP_INSECURE)"
 _USE_HTTP: Final = "otlp_http (without a file: OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf)"
 _USE_GRPC: Final = "otlp_grpc (without a file: OTEL_EXPORTER_OTLP_PROTOCOL=grpc)"
 
 
 def doubt(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
     """Why an endpoint is probably wrong; empty if it looks right."""
+    address = settings.endpoint if isinstance(settings, OtlpGrpcSettings) else settings.url.netloc
+    if not settings.uses_tls and address.rstrip("/").endswith(f":{_TLS_PORT}"):
+        return f"443 is the port for TLS, which is off here: {encrypted_hint(settings)}"
     if isinstance(settings, OtlpGrpcSettings):
         if settings.endpoint.rstrip("/").endswith(f":{_HTTP_PORT}"):
             return f"4318 is OTLP's port for HTTP, and this exporter speaks gRPC: use {_USE_HTTP}, or port 4317"
@@ -24,6 +29,11 @@ def doubt(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
     elif settings.url.path.rstrip("/").endswith(_OTHER_SIGNALS):
         return "this URL does not take log records: a backend that takes them has /v1/logs"
     return ""
+
+
+def encrypted_hint(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
+    """What to do for a connection with TLS."""
+    return "write https:// before the endpoint" if "http://" in plain_hint(settings) else _NOT_INSECURE
 
 
 def plain_hint(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:

@@ -24,7 +24,7 @@ from statsig_otel import __version__
 from statsig_otel.config.model import reveal
 from statsig_otel.exporters.exporter import Blocked, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
-from statsig_otel.exporters.otlp.hints import plain_hint
+from statsig_otel.exporters.otlp.hints import encrypted_hint, plain_hint
 from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.otlp.proxy import Proxy, proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
@@ -39,6 +39,7 @@ from statsig_otel.exporters.otlp.status import (
     one_line,
     server_time,
     speaks_http2,
+    speaks_tls,
     without_tls,
 )
 
@@ -321,6 +322,8 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             return RetryLater(reason) if isinstance(http_failure(int(found[1])), RetryLater) else Blocked(reason)
         if isinstance(error, BadStatusLine) and speaks_http2(message):
             return Blocked(f"{SPEAKS_HTTP2}: {self._place}")
+        if isinstance(error, BadStatusLine) and speaks_tls(message):
+            return Blocked(f"this port speaks TLS: {encrypted_hint(self._settings)}: {self._place}")
         if isinstance(error, OSError | HTTPException | HTTPError):
             return RetryLater(without_tls(message, reason, plain_hint(self._settings)))
         return self._unexpected(error)

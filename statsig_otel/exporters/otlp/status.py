@@ -221,6 +221,11 @@ def speaks_http2(beginning: str) -> bool:
     return _HTTP2_SETTINGS.match(beginning) is not None
 
 
+def speaks_tls(beginning: str) -> bool:
+    """Whether the first characters of an answer are an alert of TLS (RFC 8446, section 5.1), although TLS is off."""
+    return beginning.startswith("\x15\x03")
+
+
 def without_tls(message: str, reason: str, plain: str) -> str:
     """The reason, with what to write if a TLS library's message says that the server speaks without TLS."""
     return (

@@ -11,10 +11,17 @@ from http.client import BadStatusLine, HTTPConnection, HTTPException
 from typing import Final
 
 from statsig_otel.config.model import Settings
-from statsig_otel.exporters.otlp.hints import plain_hint
+from statsig_otel.exporters.otlp.hints import encrypted_hint, plain_hint
 from statsig_otel.exporters.otlp.proxy import proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.status import NOT_HTTP2, SPEAKS_HTTP1, SPEAKS_HTTP2, server_time, speaks_http2
+from statsig_otel.exporters.otlp.status import (
+    NOT_HTTP2,
+    SPEAKS_HTTP1,
+    SPEAKS_HTTP2,
+    server_time,
+    speaks_http2,
+    speaks_tls,
+)
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from statsig_otel.plugin.doctor.finding import Finding, Status
 
@@ -94,6 +101,7 @@ class _Probe(threading.Thread):
         self.exporter = f"exporters::{exporter}"
         self._address = _address(settings)
         self._without_tls = plain_hint(settings)
+        self._with_tls = encrypted_hint(settings)
         self._url = settings.url if isinstance(settings, OtlpHttpSettings) else None
         self.ahead: float | None = None
         self.finding = self._found("failed", f"no answer within {_ALL_OF_IT:g} s", "check the name service")
@@ -166,16 +174,24 @@ class _Probe(threading.Thread):
         """Find out whether the server speaks the exporter's protocol, and what time it has."""
         with suppress(OSError, HTTPException):  # some servers say nothing, or refuse to
             if address.protocol == "h2":
-                self._ask_for_settings(connection)
+                self._ask_for_settings(address, connection)
             else:
                 self._ask_for_the_time(address, connection)
 
-    def _ask_for_settings(self, connection: socket.socket) -> None:
+    def _ask_for_settings(self, address: _Address, connection: socket.socket) -> None:
         """Begin a connection of HTTP/2, which the server answers with its settings; of HTTP/1.1, with an error."""
         connection.settimeout(_SETTINGS_TIMEOUT)
         connection.sendall(_HTTP2_BEGINNING)
-        answer = connection.recv(_FRAME_HEAD).decode("latin-1")
-        if answer.startswith(("HTTP/1", "<")):
+        try:
+            answer = connection.recv(_FRAME_HEAD).decode("latin-1")
+        except ConnectionResetError:
+            answer = ""
+        if not answer and address.tls is None:
+            hint = f"if it expects TLS, {self._with_tls}"
+            self.finding = self._found("warning", "ends the connection without an answer", hint)
+        elif speaks_tls(answer):
+            self.finding = self._found("failed", "answers, but with TLS", self._with_tls)
+        elif answer.startswith(("HTTP/1", "<")):
             self.finding = self._found("failed", "answers, but in HTTP/1.1", SPEAKS_HTTP1)
         elif answer and not speaks_http2(answer):
             self.finding = self._found("failed", "answers, but not in HTTP/2", NOT_HTTP2)
@@ -192,6 +208,8 @@ class _Probe(threading.Thread):
         except BadStatusLine as error:
             if speaks_http2(str(error)):
                 self.finding = self._found("failed", "answers, but in HTTP/2", SPEAKS_HTTP2)
+            elif speaks_tls(str(error)):
+                self.finding = self._found("failed", "answers, but with TLS", self._with_tls)
             return
         answered = time.time()
         if date is not None:

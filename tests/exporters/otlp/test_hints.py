@@ -4,6 +4,7 @@ import pytest
 
 from statsig_otel.exporters.otlp.hints import doubt
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.tls import GrpcTlsSettings
 
 
 @pytest.mark.parametrize(
@@ -11,6 +12,10 @@ from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSetti
     [
         (OtlpGrpcSettings(endpoint="collector:4317"), ""),
         (OtlpGrpcSettings(endpoint="https://backend:443"), ""),
+        (OtlpGrpcSettings(endpoint="backend:443"), ""),
+        (OtlpGrpcSettings(endpoint="backend:443", tls=GrpcTlsSettings(insecure=True)), "leave tls::insecure out"),
+        (OtlpGrpcSettings(endpoint="http://backend:443"), "443 is the port for TLS, which is off here: write https://"),
+        (OtlpHttpSettings(endpoint="http://backend:443/otlp"), "write https:// before the endpoint"),
         (OtlpGrpcSettings(endpoint="collector:4318"), "4318 is OTLP's port for HTTP"),
         (OtlpGrpcSettings(endpoint="http://collector:4318/"), "4318 is OTLP's port for HTTP"),
         (OtlpHttpSettings(endpoint="http://collector:4318"), ""),

@@ -327,6 +327,14 @@ def test_a_port_for_grpc_is_named() -> None:
     assert outcome == Blocked(f"{SPEAKS_HTTP2}: http://{sink.address}/v1/logs")
 
 
+def test_a_port_for_https_is_named() -> None:
+    """By its alert. Others end the connection, or answer with 400 and a text that says so."""
+    with RawServer(b"\x15\x03\x03\x00\x02\x02F") as server:
+        outcome = send_to(f"http://{server.address}")
+    place = f"http://{server.address}/v1/logs"
+    assert outcome == Blocked(f"this port speaks TLS: write https:// before the endpoint: {place}")
+
+
 def test_a_web_page_is_not_a_delivery_and_any_other_answer_is_a_warning_once(
     sink: HttpSink, caplog: pytest.LogCaptureFixture
 ) -> None:

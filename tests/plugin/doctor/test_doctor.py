@@ -34,7 +34,7 @@ from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, change, post
 from tests.exporters.queue.helpers import copy_of, put, running
 from tests.peers.certs import Authority, ServerTls
-from tests.peers.otlp_servers import GrpcSink, HttpSink, RawServer, free_port
+from tests.peers.otlp_servers import GrpcSink, HttpSink, RawServer, free_port, server_context
 
 VERSIONS = [(3, 6, 23), (3, 7, 0), (3, 40, 1), (3, 44, 5), (3, 44, 6), (3, 45, 0), (3, 50, 6), (3, 50, 8), (3, 51, 2),
             (3, 51, 3), (3, 53, 0)]  # fmt: skip
@@ -193,6 +193,19 @@ def test_the_port_of_the_other_protocol_is_told() -> None:
         ):
             found = look("a", settings)[0]
             assert (found.status, found.hint) == ("failed", hint)
+
+
+def test_a_server_with_tls_is_told_to_who_speaks_without() -> None:
+    encrypted = server_context(ServerTls(Authority().issue("127.0.0.1")))
+    with RawServer(b"\x15\x03\x03\x00\x02\x02F") as alerting, RawServer(tls=encrypted) as silent:
+        for settings, hint in (
+            (grpc(alerting.address, insecure=True), "leave tls::insecure out"),
+            (http(f"http://{alerting.address}"), "write https:// before the endpoint"),
+        ):
+            found = look("a", settings)[0]
+            assert (found.status, hint in (found.hint or "")) == ("failed", True)
+        found = look("a", grpc(silent.address, insecure=True))[0]
+        assert (found.status, "if it expects TLS, " in (found.hint or "")) == ("warning", True)
 
 
 @pytest.mark.parametrize(
