@@ -41,7 +41,7 @@ def loaded_by(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     ("statement", "packages"),
     [
-        ("import statsig_otel.plugin, statsig_otel.exporters, statsig_otel.config", set()),
+        ("import statsig_otel, statsig_otel.plugin, statsig_otel.exporters, statsig_otel.config", set()),
         ("from statsig_otel.plugin import verify, parse, sign, ChangeEvent", {"msgspec"}),
         (f"from statsig_otel.plugin import {PURE}", {"msgspec"} | API | METRICS | PROTO),
         ("from statsig_otel.exporters import Batch, Change, Consumer, Invalid, Receipt, RefusedError", set()),
@@ -50,6 +50,8 @@ def loaded_by(statement: str) -> set[str]:
             "from statsig_otel.plugin import StatsigWsgiReceiver, create_wsgi_app",
             {"falcon", "msgspec"} | API | METRICS | PROTO,
         ),
+        ("from statsig_otel.plugin import StatsigReceiver", {"falcon", "msgspec"} | API | METRICS | PROTO),
+        ("from statsig_otel.plugin.cli.main import main", {"click"}),
     ],
 )
 def test_an_import_loads_these_packages_and_no_others(statement: str, packages: set[str]) -> None:
