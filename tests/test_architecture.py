@@ -1,4 +1,4 @@
-"""The floors and the rooms: who may import whom, and what an import of the package costs."""
+"""The floors and the rooms: who may import whom, what each is for, and how long a module may be."""
 
 import ast
 import pydoc
