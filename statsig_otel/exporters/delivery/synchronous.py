@@ -278,7 +278,7 @@ class _Worker:
 
     def _send_part(self, part: Sequence[bytes], timeout: float) -> Outcome:
         if timeout <= 0:
-            return RetryLater(f"not all was sent within {self.timeout:g} s")
+            return RetryLater(f"not everything was sent within {self.timeout:g} s")
         began = time.monotonic()
         outcome = self._exporter.send(b"".join(part), len(part), timeout)
         report_sent(self.name, outcome, len(part), time.monotonic() - began)

@@ -50,7 +50,7 @@ class QueueAccess:
         except PermissionError as error:
             raise ControlError(f"{self.directory} can't be read: {_OWNER}") from error
         if not found:
-            raise ControlError(f"{self.directory} contains no queue: name the right place by --directory or --config")
+            raise ControlError(f"{self.directory} contains no queue: name the right place with --directory or --config")
 
     @property
     def configured(self) -> tuple[str, ...] | None:

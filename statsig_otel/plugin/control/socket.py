@@ -280,7 +280,8 @@ def call(path: Path, command: str, **arguments: Any) -> Any:
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as error:
         raise ServiceNotRunningError(f"no service listens on {path}") from error
     except TimeoutError as error:
-        raise ControlError("the service did not answer in time: look what became of it before trying again") from error
+        message = "the service did not answer in time: check what became of the command before you try again"
+        raise ControlError(message) from error
     except OSError as error:
         raise ControlError(f"the service can't be reached on {path}: {error}") from error
 
@@ -293,13 +294,13 @@ def _exchange(connection: socket.socket, request: bytes) -> Any:
     except (BrokenPipeError, ConnectionResetError):
         line = b""
     if not line.endswith(b"\n"):
-        raise ControlError("the service left without an answer: look what became of it before trying again")
+        raise ControlError("the service ended without an answer: check what became of the command before you try again")
     try:
         answer = json.loads(line)
     except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict) or not answer.keys() & {"error", "result"}:
-        raise ControlError("what listens there does not answer as the service does")
+        raise ControlError("another program listens there")
     if "error" in answer:  # for a terminal, whoever listens there
         raise ControlError("\n".join(map(printable, str(answer["error"]).split("\n"))))
     return answer["result"]

@@ -113,7 +113,7 @@ class _Probe(threading.Thread):
             self.finding = self._found("failed", f"can't be reached: {error}")
             return
         if proxy is not None:
-            self.finding = self._found("unknown", f"is not checked: the way to it is the proxy {proxy}")
+            self.finding = self._found("unknown", f"is not checked: it is reached through the proxy {proxy}")
             return
         if self._address is None:
             self.finding = self._found(

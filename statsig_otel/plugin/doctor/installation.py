@@ -105,7 +105,7 @@ def clock(kept: bool | None, offsets: Iterable[tuple[str, float]]) -> Finding:  
         offsets: By how many seconds servers are ahead of it, each after its exporter.
     """
     if kept:
-        return Finding("clock", "ok", "synchronised, as the system says")
+        return Finding("clock", "ok", "synchronised, according to the system")
     found = sorted(offsets, key=lambda one: abs(one[1]))
     if not found:
         hint = (

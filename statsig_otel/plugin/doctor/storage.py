@@ -92,7 +92,7 @@ def _access(directory: Path, place: Path) -> Finding:
         return Finding("queue directory", "warning", f"{directory} can be written by every user", hint)
     if place == directory.absolute():
         return Finding("queue directory", "ok", str(directory))
-    return Finding("queue directory", "ok", f"{directory}, which is not there yet, and can be created")
+    return Finding("queue directory", "ok", f"{directory}, which does not exist yet, and can be created")
 
 
 def _space(directory: QueueDirectory, place: Path, min_free_bytes: int) -> Finding:
@@ -150,9 +150,9 @@ def _after_crash(log: write_ahead_log.LogCheck) -> Finding:
         hint = "the next start sets the queue aside, and carries over what can be read"
         return Finding("queue state", "failed", f"{detail}, and its log (queue.db-wal) is damaged", hint)
     if log.missing_frames:
-        hint = "bring queue.db-wal back from a copy, if there is one, before the service starts"
+        hint = "restore queue.db-wal from a copy, if there is one, before the service starts"
         return Finding("queue state", "failed", f"{detail}, and its log (queue.db-wal) was cut short", hint)
-    return Finding("queue state", "warning", detail, "nothing: the next start takes up what was acknowledged")
+    return Finding("queue state", "warning", detail, "nothing to do: the next start picks up what was acknowledged")
 
 
 def _state(directory: Path) -> Iterator[Finding]:
@@ -161,11 +161,11 @@ def _state(directory: Path) -> Iterator[Finding]:
     if who is not None:
         yield Finding("queue state", "ok", f"in use by {who}")
     elif (missing := held.missing_file()) is not None:
-        hint = f"bring {missing} back from where it was moved before the service starts"
+        hint = f"move {missing} back to its place before the service starts"
         yield Finding("queue state", "failed", _GONE[missing], hint)
     elif held.has_only_log():
         detail = "no service runs; its database (queue.db) is gone or empty, and its log is not"
-        hint = "bring queue.db back, else the next start carries over what its log contains"
+        hint = "restore queue.db; otherwise the next start carries over what its log contains"
         yield Finding("queue state", "failed", detail, hint)
     elif not (directory / DATABASE).exists():
         yield Finding("queue state", "ok", "no queue yet")

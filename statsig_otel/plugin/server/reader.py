@@ -223,7 +223,7 @@ class _Chunks:
             self._framing += match.end() - at
             at = match.end()
             if self._framing > MAX_FRAMING + self._payload:
-                raise _wrong_chunk("the headers of the chunks are larger than what is in them")
+                raise _wrong_chunk("the headers of the chunks are larger than their content")
         return at
 
     def _read_trailers(self, data: bytes, at: int) -> tuple[bytes, bool]:

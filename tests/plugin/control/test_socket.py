@@ -458,11 +458,11 @@ time.sleep(600)
     ("answer", "message"),
     [
         (b'{"error": "no\\u001b[2J\\n  hint: x"}\n', "no\\x1b[2J\n  hint: x"),
-        (b"garbage\n", "what listens there does not answer as the service does"),
-        (b"[" * 100_000 + b"\n", "what listens there does not answer as the service does"),
-        (b"[]\n", "what listens there does not answer as the service does"),
-        (b"{}\n", "what listens there does not answer as the service does"),
-        (b"", "the service left without an answer: look what became of it before trying again"),
+        (b"garbage\n", "another program listens there"),
+        (b"[" * 100_000 + b"\n", "another program listens there"),
+        (b"[]\n", "another program listens there"),
+        (b"{}\n", "another program listens there"),
+        (b"", "the service ended without an answer: check what became of the command before you try again"),
     ],
 )
 def test_whoever_listens_can_harm_neither_the_terminal_nor_the_command(
