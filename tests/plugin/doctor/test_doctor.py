@@ -358,7 +358,7 @@ def test_what_was_set_aside(directory: Path) -> None:
 
 def test_a_directory_that_is_not_there_yet(tmp_path: Path) -> None:
     found = queue(tmp_path / "a" / "b")
-    assert "is not there yet, and can be created" in found["queue directory"].detail
+    assert "does not exist yet, and can be created" in found["queue directory"].detail
     assert found["queue state"].detail == "no queue yet"
     assert list(tmp_path.iterdir()) == []
 
