@@ -26,7 +26,7 @@ from statsig_otel.plugin.cli.run import collect_garbage_rarely
 from statsig_otel.plugin.server.server import HttpServer
 
 DROP, FALCON, BARE = "drop", "falcon", "bare"
-_ANSWER: Final = b'{"accepted": 0, "duplicates": 0, "ignored": 500, "invalid": 0}'
+ANSWER: Final = b'{"accepted": 0, "duplicates": 0, "ignored": 500, "invalid": 0}'
 
 _key: Final = hmac.new(backlog.SECRET.encode(), digestmod=sha256)
 _validate: Final = msgspec.json.Decoder(msgspec.Raw)
@@ -53,10 +53,10 @@ async def verifying(_: Any, receive: Any, send: Any) -> None:
 
 
 async def _answer(send: Any) -> None:
-    length = str(len(_ANSWER)).encode()
+    length = str(len(ANSWER)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", length)]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": _ANSWER})
+    await send({"type": "http.response.body", "body": ANSWER})
 
 
 class Dropping:
@@ -65,7 +65,7 @@ class Dropping:
     async def on_post(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         async for _ in req.stream:
             pass
-        resp.data = _ANSWER
+        resp.data = ANSWER
         resp.content_type = "application/json"
 
 

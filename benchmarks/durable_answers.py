@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import json
 import os
-import struct
 import time
 from collections import defaultdict
 from concurrent.futures import Future
@@ -25,6 +24,7 @@ from typing import Any
 
 from benchmarks import backlog, measure
 from benchmarks.load import post
+from benchmarks.service import commits
 from benchmarks.sink import Sink, sink
 from benchmarks.webhooks import CHANGE
 from statsig_otel.exporters.consumer import Batch, Receipt
@@ -95,11 +95,11 @@ class Peers:
         if name == LOOP:
             group = str(max(1, round(self.group)))
             return float(self._child("--append", str(self._directory / "appended"), "--group", group)["rate"])
-        before = self._commits()
+        before = commits(self._directory)
         posted = post(self._ports[name], CHANGE, clients=clients, seconds=self._seconds)
         self.busiest = max(self.busiest, posted.busy)
         if name == DURABLE:
-            self.group = posted.good / (self._commits() - before)
+            self.group = posted.good / (commits(self._directory) - before)
             # Wait, so that A's remaining deliveries do not slow down B.
             self._backend.settle(posted.good)
         return posted.rate
@@ -110,11 +110,6 @@ class Peers:
             timeout=self._seconds * 3 + measure.START_TIMEOUT,
         )  # fmt: skip
         return dict(json.loads(printed))
-
-    def _commits(self) -> int:
-        """The number of the service's commits: `iChange` of the WAL index (sqlite.org/walformat.html)."""
-        with (self._directory / "queue.db-shm").open("rb") as index:
-            return int(struct.unpack_from("=I", index.read(12), 8)[0])
 
 
 def compare(given: argparse.Namespace) -> None:

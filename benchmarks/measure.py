@@ -189,6 +189,12 @@ def machine(packages: Iterable[str] = ()) -> str:
     return f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.machine()}{others}"
 
 
+def version_of(python: str) -> str:
+    """The version of an interpreter."""
+    command = [python, "-c", "import platform; print(platform.python_version())"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=START_TIMEOUT).stdout.strip()
+
+
 def arguments(given: argparse.Namespace, names: Iterable[str]) -> str:
     """The options of this run."""
     values: Mapping[str, Any] = vars(given)

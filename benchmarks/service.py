@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -68,3 +69,9 @@ def answer(port: int) -> int | None:
         return None
     finally:
         connection.close()
+
+
+def commits(directory: Path) -> int:
+    """The number of commits of a queue: `iChange` of the WAL index (sqlite.org/walformat.html)."""
+    with (directory / "queue.db-shm").open("rb") as index:
+        return int(struct.unpack_from("=I", index.read(12), 8)[0])

@@ -8,20 +8,22 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice, repeat
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
-from benchmarks import backlog, hot_spots, measure, webhooks
+from benchmarks import backlog, budget, hot_spots, measure, prefixes, stages, webhooks
 from benchmarks.hot_spots import Cost, Profile
 from benchmarks.load import Load, quantile
 from benchmarks.webhooks import Shape
 from statsig_otel.exporters import Batch
-from statsig_otel.plugin import Intake, Verifier
+from statsig_otel.plugin import Intake, Verifier, parse
 from statsig_otel.plugin.receiver.intake import Answer
 from tests.e2e import otelcol
 from tests.e2e.processes import clean_environment
@@ -32,6 +34,7 @@ TINY = {
     "against_collector": ["--clients", "1", "8", "--seconds", "0.2"],
     "against_hand_written": ["--clients", "1", "8", "--seconds", "0.2"],
     "attacks": ["--seconds", "0.5", "--only", "unsigned", "silent"],
+    "budget": ["--seconds", "0.2"],
     "backlog_start": ["--records", "1000"],
     "core_cost": ["--seconds", "0.1"],
     "dependencies": ["--records", "2000", "--seconds", "0.05"],
@@ -177,6 +180,55 @@ def test_the_same_work_has_the_same_counts(shape: Shape) -> None:
     *figures, last = ([int(cell) for cell in row[1:]] for row in rows)
     assert last == [sum(column) for column in zip(*figures, strict=True)]
     assert min(last) > 0
+
+
+def test_the_tables_of_stages_name_what_exists() -> None:
+    """After a function or a module has another name, its stage must not be its caller's."""
+    package = ROOT / "statsig_otel"
+    for room in stages.MODULES:
+        assert (package / room).exists(), room
+    for module, name in stages.FUNCTIONS:
+        code = compile((package / module).read_text(encoding="utf-8"), module, "exec")
+        assert any(found.startswith(name) for found in _functions_in(code)), f"{module}: {name}"
+
+
+def _functions_in(code: CodeType) -> Iterator[str]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant.co_qualname
+            yield from _functions_in(constant)
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["instructions", "blocks"])
+def test_a_library_counts_for_the_stage_that_calls_it(*, blocks: bool) -> None:
+    """In the threads that start after the counter is installed."""
+    counter = stages.Counter(blocks=blocks)
+    body = next(webhooks.bodies(webhooks.CHANGE))
+    counter.install()
+    try:
+        thread = threading.Thread(target=parse, args=(body,))
+        thread.start()
+        thread.join()
+    finally:
+        threading.settrace(None)
+    costs = {(stage, function): (calls, cost) for stage, function, calls, cost in counter.take()}
+    assert {stage for stage, _ in costs} == {stages.PARSE, stages.OTHER}
+    calls, cost = costs[stages.PARSE, "JSONDecoder.raw_decode (json/decoder.py)"]
+    assert 0 < calls < cost
+    assert counter.take() == []
+
+
+def test_the_stages_add_up() -> None:
+    """Stages that only one server tells apart share the difference between two servers, by what they cost alone."""
+    servers = dict.fromkeys([*prefixes.PREFIXES, "bare Falcon"], 10.0) | {
+        prefixes.FALCON: 20.0, prefixes.PARSED: 60.0, prefixes.MAPPED: 100.0, "service": 200.0
+    }  # fmt: skip
+    alone = dict.fromkeys(stages.STAGES, (5.0, 1.0)) | {stages.PARSE: (10.0, 5.0)}
+    instructions = dict.fromkeys(stages.STAGES, 100.0)
+    costs = budget.by_stage({"servers": servers, "alone": alone}, instructions)
+    assert costs[stages.PARSE] == (40 * 10 / 22.5, 40 * 5 / 22.5)
+    assert sum(used for name, (used, _) in costs.items() if name != budget.WHOLE) == pytest.approx(200)
+    assert costs[budget.WHOLE][0] == 200
 
 
 @pytest.mark.parametrize("other", [{"f": Cost(1, 2, 4, 5)}, {"f": Cost(1, 2, 3, 4), "g": Cost(1)}, {}])
