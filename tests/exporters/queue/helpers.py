@@ -197,26 +197,24 @@ def blocked(queue: DurableQueue) -> Iterator[None]:
         release.set()
 
 
-@contextlib.contextmanager
-def failing_disk() -> Iterator[None]:
+def failing_disk() -> contextlib.AbstractContextManager[None]:
     """Every write to a file of this process fails, by the operating system; reading goes on."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return _limited(resource.RLIMIT_FSIZE, 1)
+
+
+def no_more_files() -> contextlib.AbstractContextManager[None]:
+    """This process opens no file, by the operating system; what is open stays so."""
+    return _limited(resource.RLIMIT_NOFILE, 3)
 
 
 @contextlib.contextmanager
-def no_more_files() -> Iterator[None]:
-    """This process opens no file, by the operating system; what is open stays so."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+def _limited(what: int, most: int) -> Iterator[None]:
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (most, before[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        resource.setrlimit(what, before)
 
 
 def settled(directory: Path) -> None:
