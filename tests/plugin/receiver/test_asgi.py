@@ -4,6 +4,7 @@ The contract's table is in test_contract.py.
 """
 
 import gc
+import logging
 import socket
 import threading
 import time
@@ -16,8 +17,10 @@ import pytest
 
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
-from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.receiver.intake import SMALL_BODY, Intake
+from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.webhook.lenient_json import _Numbers
+from statsig_otel.plugin.webhook.payload import Payload
 from statsig_otel.plugin.webhook.signature import Verifier
 from tests.plugin.adapters import ADAPTERS, CHANGE, SECRET, Sink, assert_refused, body_of, post, signed, wait_until
 from tests.plugin.http_client import Address, Response, ServerThread, connect, read_response, request
@@ -182,21 +185,39 @@ def test_a_request_leaves_next_to_nothing_to_the_garbage_collector(body: bytes, 
 
     data = request(body, headers=signed(body) if body else {})
     with ASGI.receiving(Sink(answer)) as address:
-        assert exchange(address, data) == status  # what is made once is made
-        gc.collect()
-        gc.disable()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
-            for _ in range(10):
-                exchange(address, data)
-            gc.collect()
-            left = {type(thing) for thing in gc.garbage}
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
+        left = left_behind(address, data, status)
     of_ours = {kind for kind in left if kind.__module__.startswith("statsig_otel")}
     assert not (of_ours - {_Numbers}) | (left & {bytes, FrameType})
+
+
+@pytest.mark.parametrize("size", [0, SMALL_BODY + 1], ids=["small", "large"])
+def test_neither_does_a_request_for_which_the_memory_is_missing(size: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)  # else pytest keeps the errors
+
+    class Failing(Mapper):
+        def map(self, payload: Payload, observed_ns: int) -> Mapped:
+            raise MemoryError
+
+    body = body_of(CHANGE).ljust(size)
+    with ASGI.receiving(intake=Intake(verifier=Verifier([SECRET]), mapper=Failing())) as address:
+        assert FrameType not in left_behind(address, request(body, headers=signed(body)), 500)
+
+
+def left_behind(address: Address, data: bytes, status: int) -> set[type]:
+    """The types of what ten requests leave to the garbage collector."""
+    assert exchange(address, data) == status  # what is made once is made
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(10):
+            exchange(address, data)
+        gc.collect()
+        return {type(thing) for thing in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 def exchange(address: Address, data: bytes) -> int:
