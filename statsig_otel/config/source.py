@@ -12,7 +12,7 @@ from typing import Final
 
 from statsig_otel.config import yaml_tree
 from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
-from statsig_otel.config.substitution import Substitution, Template, has_old_reference, read_regular
+from statsig_otel.config.substitution import Substitution, Template, Unresolved, has_old_reference, read_regular
 from statsig_otel.config.yaml_tree import MAX_DEPTH, MAX_VALUES, BadNode, Node, Scalar, Sequence, TreeError
 
 MAX_FILE: Final = 1 << 20
@@ -143,19 +143,10 @@ def parse(data: bytes, *, file: str, directory: FilePath, environ: Mapping[str, 
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem((), "the file is not UTF-8", "save it as UTF-8", file, line)]) from None
-    builder = _Builder(file, directory, Substitution(environ, directory))
     try:
-        values = builder.mapping(_root(text), ())
+        return _Builder(file, directory, Substitution(environ, directory)).document(_root(text))
     except TreeError as error:
         raise ConfigError([Problem((), error.message, error.hint, file, error.line)]) from None
-    return Document(
-        values,
-        builder.places,
-        tuple(builder.problems),
-        tuple(builder.unresolved),
-        builder.templates,
-        tuple(builder.doubts),
-    )
 
 
 def _root(text: str) -> yaml_tree.Mapping:
@@ -179,8 +170,14 @@ class _Builder:
     unresolved: list[Problem] = field(default_factory=list)
     templates: dict[Path, Template] = field(default_factory=dict)
     doubts: list[Problem] = field(default_factory=list)
-    _texts: dict[Scalar, object] = field(default_factory=dict)
+    _texts: dict[Scalar, tuple[str, list[Unresolved]]] = field(default_factory=dict)
+    _faults: set[BadNode] = field(default_factory=set)
     _count: int = 0
+
+    def document(self, root: yaml_tree.Mapping) -> Document:
+        values = self.mapping(root, ())
+        problems, unresolved, doubts = tuple(self.problems), tuple(self.unresolved), tuple(self.doubts)
+        return Document(values, self.places, problems, unresolved, self.templates, doubts)
 
     def value(self, node: Node, path: Path, line: int) -> object:
         self._visit(path, line)
@@ -191,7 +188,10 @@ class _Builder:
             return [self.value(item, (*path, index), item.line) for index, item in enumerate(node.items)]
         if isinstance(node, yaml_tree.Mapping):
             return self.mapping(node, path)
-        return self._fault(path, node)
+        if node not in self._faults:  # once, however many aliases stand for it
+            self._faults.add(node)
+            self._fault(path, node)
+        return UNKNOWN
 
     def mapping(self, node: yaml_tree.Mapping, path: Path) -> dict[str, object]:
         self.places.setdefault(path, Place(self.file, node.line, directory=self.directory))
@@ -243,11 +243,12 @@ class _Builder:
             message = "contains a $ before a name, which is not replaced: write ${env:NAME}, or $$ where a $ is meant"
             self.doubts.append(Problem(path, message, file=self.file, line=node.line))
         if node not in self._texts:
-            text, faults = self.substitution.expand(node.value)
-            for message, hint, unset in faults:
-                self.unresolved.append(Problem(path, message, hint, self.file, node.line, unset))
-            self._texts[node] = UNKNOWN if faults else text
-        return self._texts[node]
+            self._texts[node] = self.substitution.expand(node.value)
+        text, faults = self._texts[node]
+        # For each alias by itself: another document may replace the value there, or only there.
+        for message, hint, unset in faults:
+            self.unresolved.append(Problem(path, message, hint, self.file, node.line, unset))
+        return UNKNOWN if faults else text
 
     def _fault(self, path: Path, fault: BadNode) -> Unknown:
         message = fault.message if path else f"the file {fault.message}"  # without a path the message has no subject

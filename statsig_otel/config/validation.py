@@ -5,8 +5,9 @@ Each value has at most one problem, although pydantic reports one error for each
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Final, TypeAlias, TypeVar, Union, cast, get_args, get_origin
 
@@ -396,16 +397,19 @@ def _members(annotations: Iterable[Any]) -> Iterator[Any]:
             yield annotation
 
 
-def _names(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
+@cache
+def _names(model: type[BaseModel]) -> Sequence[tuple[str, Any]]:
     """The keys that a model takes, with their types."""
+    found: list[tuple[str, Any]] = []
     for name, info in model.model_fields.items():
         if issubclass(model, Composed) and name not in model.shared_keys():
             continue
         alias = info.validation_alias or info.alias or name
         choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
-        for choice in [*choices, name] if model.model_config.get("populate_by_name") else choices:
-            if isinstance(choice, str):
-                yield choice, info.rebuild_annotation()
+        if model.model_config.get("populate_by_name"):
+            choices = [*choices, name]
+        found += [(choice, info.rebuild_annotation()) for choice in choices if isinstance(choice, str)]
+    return found
 
 
 def _below(annotations: Iterable[Any], step: str | int) -> tuple[Any, ...]:

@@ -88,6 +88,19 @@ def test_a_reference_does_not_matter_once_its_value_is_replaced() -> None:
     assert [problem.path for problem in merged("a: 1\n", "a: ${NO}\n").unresolved] == [("a",)]
 
 
+def test_a_reference_still_matters_where_an_alias_of_it_is_not_replaced() -> None:
+    text = (
+        "receivers:\n  statsig: {signing_secrets: [a], endpoint: &x '${NO}'}\n"
+        "  statsig/b: {signing_secrets: [a], endpoint: *x}\nexporters: {debug: }\n"
+        "service: {pipelines: {logs: {receivers: [statsig, statsig/b], exporters: [debug]}}}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        check(merged(text, "receivers: {statsig: {endpoint: a}}"), COMPONENTS)
+    assert [(problem.path, problem.line) for problem in caught.value.problems] == [
+        (("receivers", "statsig/b", "endpoint"), 2)
+    ]
+
+
 KEYS = st.sampled_from("abc")
 SCALARS: st.SearchStrategy[Any] = st.integers(0, 9) | st.none() | st.sampled_from(["x", "y"])
 VALUES: st.SearchStrategy[Any] = st.recursive(

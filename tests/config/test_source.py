@@ -66,6 +66,12 @@ def test_aliases_are_the_value_once_more() -> None:
     assert not found.problems
 
 
+def test_a_value_that_can_not_be_used_is_reported_once_for_all_its_aliases() -> None:
+    found = document("a: &x [!t 1]\nb: [*x, *x]\n")
+    assert [(problem.path, problem.line) for problem in found.problems] == [(("a", 0), 1)]
+    assert repr(found.values) == "{'a': [UNKNOWN], 'b': [[UNKNOWN], [UNKNOWN]]}"
+
+
 def test_a_byte_order_mark_is_no_part_of_the_file() -> None:
     assert parse(b"\xef\xbb\xbfa: 1\n", file="f", directory=Path(), environ={}).values == {"a": 1}
 

@@ -109,7 +109,3 @@ def test_stays_a_text() -> None:
     found = document("a: ${NUMBER}\nb: ${EMPTY}\nc: ${NO:-true}\nd: ${NO:-[a]}\n")
     assert found.values == {"a": "5", "b": "", "c": "true", "d": "[a]"}
     assert all(place.text is None for place in found.places.values())
-
-
-def test_an_alias_of_a_broken_value_is_one_problem() -> None:
-    assert len(document("a: &x ${NO}\nb: *x\nc: [*x, *x]\n").unresolved) == 1
