@@ -83,7 +83,8 @@ $(VENV)/.fuzz: $(VENV)/.dev
 	$(PIP) install --quiet --editable '.[fuzz]'
 	@touch $@
 
-# One process, one target after another. What was found before is where the next run begins.
+# One process, one target after another. What was found before is where the next run begins. ARGS=--enough ends a target
+# once it has been searched enough.
 SECONDS ?= 20
 fuzz: $(VENV)/.fuzz
 	@mkdir -p proofs/results

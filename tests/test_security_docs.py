@@ -54,7 +54,7 @@ def test_the_modes_of_the_files(tmp_path: Path, *, exists: bool) -> None:
 
 def test_it_names_each_target_of_the_fuzzer() -> None:
     words = {"payload": "bodies", "configuration": "configurations", "templates": "templates", "answers": "answers"}
-    words |= {"queue_file": "queue's files", "control_socket": "control socket", "framing": "HTTP"}
+    words |= {"queue_file": "queue's files", "control_socket": "control socket", "framing": "HTTP", "yaml": "YAML"}
     part = " ".join(PAGE.partition("## Parsers")[2].split())
     assert all(words[name] in part for name in TARGETS)
 

@@ -19,6 +19,7 @@ from statsig_otel.exporters.otlp.status import MAX_MESSAGE_CHARS, grpc_failure, 
 from tests.fuzz.targets import Check
 
 LONGEST: Final = 1024
+ENOUGH: Final = 10_000_000
 SECRET: Final = 's3cr3t "with" <signs> & +/='
 TOKEN: Final = "t0ken/of+a=bearer"
 HIDDEN: Final = (SECRET, f"Bearer {TOKEN}", "short", "")

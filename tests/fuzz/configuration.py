@@ -1,18 +1,28 @@
-"""A configuration file: a configuration that can be printed and read again, or problems with their places.
+"""A configuration file, or two of them with a NUL between: a configuration that can be printed and read again, or
+problems with their places.
 
 No message shows what a file takes from the environment as a secret.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from random import Random
+from typing import Any, Final
 
+from statsig_otel.config import yaml_tree
 from statsig_otel.config.configuration import Configuration
-from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import check as check_document
+from statsig_otel.config.merging import merge
+from statsig_otel.config.reference import keys
 from statsig_otel.config.resolved import resolved, to_yaml
-from statsig_otel.config.source import parse
+from statsig_otel.config.source import Document, _Builder, parse
+from statsig_otel.config.substitution import Substitution
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from tests.fuzz.targets import Check
 
@@ -22,6 +32,7 @@ SECRET: Final = "s3cr3t-0f-the-environment"
 ENVIRON: Final[Mapping[str, str]] = {"SECRET": SECRET, "NAME": "statsig", "PORT": "4317", "EMPTY": ""}
 
 LONGEST: Final = 2048
+ENOUGH: Final = 10_000_000
 TOKENS: Final = (
     b"receivers:\n", b"exporters:\n", b"service:\n", b"extensions:\n", b"pipelines:", b"logs:", b"telemetry:",
     b"statsig", b"otlp_grpc", b"otlp_http", b"file_storage", b"debug", b"signing_secrets:", b"endpoint:", b"headers:",
@@ -31,17 +42,105 @@ TOKENS: Final = (
     b"%YAML 1.2\n", b"---\n", b"...\n", b"<<: ", b"\\U00110000", b"\xef\xbb\xbf", b"\n  ", b"\n    ", b"{a: b}",
 )  # fmt: skip
 
+VALUES: Final[tuple[Any, ...]] = (
+    None, True, 0, -1, 1.5, 4317, 10**30, math.inf, "", "0", "7", "5s", "1h30m", "-1ms", "64KiB", "1MiB", "true", "x",
+    "localhost:8080", "http://a/b", "https://a:1?b", "unix:///x", "a:99999", "[::1]:1", "/a", "../a", "full", "gzip",
+    "none", "items", "detailed", "statsig", "debug", "otlp_grpc", "otlp_http", "file_storage", "${env:SECRET}", "$$",
+    "${SECRET}", "${env:NAME}", "${PORT}", "${EMPTY}", "${env:GONE}", "${env:GONE:-x}", "${file:x}", "$NAME", "\x85",
+    "{name} {action:-x}", "{", "*", "[a-z]", "Bearer x", [], {}, [None], ["statsig"], ["debug", "otlp_grpc"], [{}],
+    {"SECRET": "${SECRET}"}, {"a": [1, "b"]},
+)  # fmt: skip
+
+_SMALL: Final = (
+    b'{"receivers": {"statsig": {"signing_secrets": ["abcdefghijklmnop"]}}, "exporters": {"debug": {}}, '
+    b'"service": {"pipelines": {"logs": {"receivers": ["statsig"], "exporters": ["debug"]}}}}'
+)
+_LARGE: Final = (
+    b'{"receivers": {"statsig": {"signing_secrets": ["${SECRET}"], "endpoint": "localhost:8080", "filter": {"include": '
+    b'[{"types": ["Gate"]}]}, "impacted_services": {"rules": [{"match": [{"names": ["a*"]}], "name": "b"}]}}}, '
+    b'"exporters": {"otlp_grpc": {"endpoint": "a:1", "headers": {"x": "${SECRET}"}, "tls": {"insecure": true}}, '
+    b'"file": {"path": "a", "sending_queue": {"queue_size": 9}}}, "extensions": {"file_storage": {"directory": "/a"}}, '
+    b'"service": {"extensions": ["file_storage"], "pipelines": {"logs": {"receivers": ["statsig"], '
+    b'"exporters": ["otlp_grpc", "file"]}}}}'
+)
+GOOD: Final = (_SMALL, _LARGE, _SMALL + b'\0{"exporters": {"debug": {"verbosity": "detailed"}, "file": {"path": "a"}}}')
+"""Configurations without a mistake."""
+
+
+def _keys() -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The path of each key that a file may contain, and its default."""
+    for kind in ("receivers", "exporters", "extensions"):
+        for type_ in COMPONENTS.of(kind) or ():
+            yield (kind, type_), {}
+            yield from (
+                ((kind, type_, *key.path.split("::")), key.default) for key in keys(*COMPONENTS.models(kind, type_))
+            )
+        yield (("service", "extensions") if kind == "extensions" else ("service", "pipelines", "logs", kind)), []
+    yield from ((("service", "telemetry", *key.path.split("::")), key.default) for key in keys(COMPONENTS.telemetry))
+
+
+BELOW: Final[dict[str, list[tuple[str, Any]]]] = {}
+"""The keys of the mapping below a key, and their defaults, by this key; below "" those of the whole file."""
+for _path, _default in _keys():
+    BELOW.setdefault(_path[-2], []).append((_path[-1], _default))
+    for _above, _key in pairwise(("", *_path[:-1])):
+        if _key not in dict(BELOW.setdefault(_above, [])):
+            BELOW[_above].append((_key, {}))
+
 
 def seeds() -> Iterator[bytes]:
-    """A whole configuration, those of the examples, and the broken ones of the other tests."""
-    yield (
-        b"receivers:\n  statsig: {signing_secrets: ['${env:SECRET}'], endpoint: 'localhost:8080'}\nexporters:\n"
-        b"  otlp_grpc: {endpoint: 'a:1', headers: {x: '${SECRET}'}, tls: {insecure: true}}\n  debug:\nservice:\n"
-        b"  pipelines:\n    logs: {receivers: [statsig], exporters: [otlp_grpc, debug]}\n"
-    )
+    """The configurations of the examples, and the broken ones of the other tests, as JSON: `mutated` understands it."""
+    yield from GOOD
+    for one in files():
+        with suppress(ConfigError):
+            yield json.dumps(read(one).values, default=str).encode()
+
+
+def files() -> Iterator[bytes]:
     for folder in ("tests/config/cases", "examples"):
-        files = (file for file in sorted((ROOT / folder).rglob("*.yaml")) if file.stat().st_size <= LONGEST)
-        yield from (file.read_bytes() for file in files)
+        found = (file for file in sorted((ROOT / folder).rglob("*.yaml")) if file.stat().st_size <= LONGEST)
+        yield from (file.read_bytes() for file in found)
+
+
+def mutated(data: bytes, random: Random) -> bytes | None:
+    """A file in JSON, which is YAML, with a few values changed: most of these reach the grammar. None for any other."""
+    data = random.choice((*GOOD, data, data))
+    parts = data.split(b"\0", 1)
+    at = random.randrange(len(parts))
+    try:
+        document = json.loads(parts[at])
+    except (ValueError, RecursionError):
+        return None
+    for _ in range(random.choice((1, 1, 2, 4))):
+        _change(list(_places({"": document}, "")), random)
+    parts[at] = json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return b"\0".join(parts)
+
+
+def _places(container: Any, name: str) -> Iterator[tuple[Any, Any, str]]:
+    """Each value: what it is in, its key or index there, and the key of the mapping that it is in."""
+    for key, value in [*(container.items() if isinstance(container, dict) else enumerate(container))]:
+        yield container, key, name
+        if isinstance(value, dict | list):
+            yield from _places(value, key.partition("/")[0] if isinstance(key, str) else name)
+
+
+def _change(places: list[tuple[Any, Any, str]], random: Random) -> None:
+    container, key, name = random.choice(places[1:] or places)
+    other, its_key, _ = random.choice(places)
+    new, default = random.choice(BELOW.get(name) or BELOW[""])
+    value = deepcopy(random.choice((default, random.choice(VALUES))))
+    match random.randrange(6):
+        case 0 if len(places) > 1:
+            del container[key]
+        case 1:
+            container[key] = deepcopy(other[its_key])
+        case 2 if isinstance(container, dict) and len(places) > 1:
+            container[new] = container.pop(key)
+        case 3 | 4 if isinstance(container, dict) and len(places) > 1:
+            container[new] = value
+        case _:
+            container[key] = value
 
 
 @contextmanager
@@ -57,20 +156,67 @@ def checking() -> Iterator[Check]:
 def outcome(data: bytes) -> Configuration | None:
     """The configuration; None if there are problems."""
     try:
-        document = parse(data, file=FILE, directory=Path("/nonexistent"), environ=ENVIRON)
-        return check_document(document, COMPONENTS)
+        documents = [read(one) for one in data.split(b"\0", 1)]
+        configuration = check_document(merge(documents), COMPONENTS)
     except ConfigError as error:
-        found = error
+        check_problems(error, data)
+        return None
+    check_names(configuration, documents)
+    return configuration
+
+
+def read(data: bytes, *, environ: Mapping[str, str] = ENVIRON) -> Document:
+    """The document in a file. JSON is YAML, and takes a tenth of the time without the parser, which `yaml` is for."""
+    directory = Path("/nonexistent")
+    try:
+        root = tree(json.loads(data))
+    except (ValueError, RecursionError):
+        root = None
+    if not isinstance(root, yaml_tree.Mapping):
+        return parse(data, file=FILE, directory=directory, environ=environ)
+    try:
+        return _Builder(FILE, directory, Substitution(environ, directory)).document(root)
+    except yaml_tree.TreeError as error:
+        raise ConfigError([Problem((), error.message, error.hint, FILE, error.line)]) from None
+
+
+def tree(value: Any) -> yaml_tree.Node:
+    if isinstance(value, dict):
+        return yaml_tree.Mapping(1, [(tree(key), tree(item)) for key, item in value.items()])
+    if isinstance(value, list):
+        return yaml_tree.Sequence(1, [tree(item) for item in value])
+    if isinstance(value, str):
+        value.encode()  # an error for half of a character, which `parse` reports
+        return yaml_tree.Scalar(1, value, value, plain=False)
+    return yaml_tree.Scalar(1, json.dumps(value), value, plain=True)
+
+
+def check_problems(found: ConfigError, data: bytes) -> None:
     assert found.problems
+    text = str(found)
+    assert text.replace("\n", " ").isprintable()
+    text.encode()
+    last = data.count(b"\n") + data.count(b"\r") + data.count(b"\x85") + 2 * data.count(b"\xe2") + 1
     for problem in found.problems:
         assert problem.file == FILE
         assert problem.line is not None
-        assert problem.line <= data.count(b"\n") + data.count(b"\r") + data.count(b"\x85") + 2 * data.count(b"\xe2") + 1
+        assert problem.line <= last
         assert problem.message
-        assert all(line.isprintable() for line in str(problem).split("\n"))
-        str(problem).encode()
-        assert SECRET not in str(problem) or not is_for_secrets(problem.path)
-    return None
+    if SECRET in text:
+        assert not [one for one in found.problems if SECRET in str(one) and is_for_secrets(one.path)]
+
+
+def check_names(configuration: Configuration, documents: Sequence[Document]) -> None:
+    """Nothing that is written is left out."""
+    for name, section in (("receivers", configuration.receivers), ("exporters", configuration.exporters)):
+        assert section.keys() == {id_ for one in documents for id_ in of(one.values.get(name))}
+    for pipeline in configuration.pipelines.values():
+        assert configuration.receivers.keys() >= set(pipeline.receivers)
+        assert configuration.exporters.keys() >= set(pipeline.exporters)
+
+
+def of(section: object) -> Iterable[object]:
+    return section if isinstance(section, Mapping) else ()
 
 
 def is_for_secrets(path: tuple[str | int, ...]) -> bool:
@@ -85,5 +231,5 @@ def check_printed(configuration: Configuration) -> None:
     for one in (*configuration.receivers.values(), *configuration.exporters.values()):
         assert SECRET not in repr(one) or SECRET in text
     if "[REDACTED]" not in text:
-        again = parse(text.encode(), file=FILE, directory=Path("/nonexistent"), environ={})
-        assert resolved(check_document(again, COMPONENTS)) == values
+        again = check_document(read(text.encode(), environ={}), COMPONENTS)
+        assert resolved(again) == values

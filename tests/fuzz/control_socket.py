@@ -17,6 +17,7 @@ from tests.plugin.http_client import exchange
 from tests.plugin.services import Keeper, address_of, body_of, service, signed_request
 
 LONGEST: Final = 512
+ENOUGH: Final = 1_000_000
 TOKENS: Final = (
     b'{"command": "', b'", "arguments": {', b"}}\n", b'"queue"', b"queue resume", b"queue skip", b"queue remove",
     b"dead-letters replay", b"dead-letters drop", b'"exporter": "', b'"selection": {', b'"ids": [', b'"receiver": "',
@@ -24,7 +25,6 @@ TOKENS: Final = (
     b'"yes": true', b"stuck", b"keeper", b"statsig", b"9223372036854775808", b"-1", b"1e999", b"NaN", b"\\ud800",
 )  # fmt: skip
 
-MEMORY: Final = Path("/dev/shm")
 WAIT: Final = 20.0
 ITEMS: Final = 3
 """Dead letters of each kind to begin with, and records that wait for the exporter that is stuck."""
@@ -65,7 +65,7 @@ def line(command: str, **arguments: object) -> bytes:
 @contextmanager
 def checking() -> Iterator[Check]:
     with (
-        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory,
+        tempfile.TemporaryDirectory() as directory,
         service(Path(directory), {"stuck": Stuck(), "keeper": Keeper()}) as running,
     ):
         stock = Stock(running, Path(directory))

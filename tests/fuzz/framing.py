@@ -16,6 +16,7 @@ from tests.fuzz.targets import Check
 from tests.plugin.server.reading import read as feed
 
 LONGEST: Final = 1024
+ENOUGH: Final = 10_000_000
 TOKENS: Final = (
     b"GET / HTTP/1.1\r\n", b"POST /a?b HTTP/1.1\r\n", b"HTTP/1.0\r\n", b"HTTP/2.0\r\n", b"Host: a\r\n", b"\r\n\r\n",
     b"\r\n", b"Content-Length: 3\r\n", b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n",

@@ -25,6 +25,7 @@ from tests.fuzz.targets import Check
 DATA: Final = Path(__file__).parents[1] / "data"
 
 LONGEST: Final = 2048
+ENOUGH: Final = 10_000_000
 TOKENS: Final = (
     b'"data"', b'"eventName"', b'"statsig::config_change"', b'"timestamp"', b'"metadata"', b'"user"', b'"userID"',
     b'"email"', b'"name"', b'"type"', b'"Gate"', b'"action"', b'"updated"', b'"description"', b'"environments"',

@@ -26,9 +26,9 @@ from tests.fuzz.targets import Check
 from tests.waiting import wait_until
 
 LONGEST: Final = 512
+ENOUGH: Final = 1_000_000
 TOKENS: Final = (b"SQLite format 3\0", b"\x37\x7f\x06\x82", b"\x0d", b"\x05", b"\x0a", b"\x02", b"\xff" * 8, b"\0" * 8)
 
-MEMORY: Final = Path("/dev/shm")
 PAGE: Final = 4096
 EXPORTERS: Final = ("otlp", "file")
 STORED: Final = range(1, 31)
@@ -89,7 +89,7 @@ def seeds() -> Iterator[bytes]:
 @contextmanager
 def checking() -> Iterator[Check]:
     with (
-        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as made,
+        tempfile.TemporaryDirectory() as made,
         patch.object(damaged_file, "_MOST_FAILURES", MOST_FAILURES),
         patch.object(writer, "_IDLE", IDLE),
     ):

@@ -1,32 +1,41 @@
 """Runs the fuzzer: `python -m tests.fuzz.run --seconds 20`, or for hours, with one process at a time.
 
 What it finds out about the code stays in `.fuzz/TARGET`, from which the next run begins. An input for which a check
-fails is written to `.fuzz/findings`, and the exit code is 1. `--minimise` writes the smallest set of inputs with the
-same coverage to `corpus/`.
+fails is written to `.fuzz/findings`, its target stops, and the exit code is 1. `--enough` stops a target earlier: once
+it has tried its number of inputs (`ENOUGH`) and has reached nothing new for half an hour, all runs on the same code
+together. `--minimise` writes the smallest set of inputs with the same coverage to `corpus/`.
 """
 
 import argparse
+import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from tests.fuzz.targets import TARGETS, keep, kept, target
+from tests.fuzz.targets import ROOT, TARGETS, fingerprint, keep, kept, target
 
-ROOT: Final = Path(__file__).parents[2]
 FOUND: Final = ROOT / ".fuzz"
 FINDINGS: Final = FOUND / "findings"
+MEMORY: Final = Path("/dev/shm")
 
-_SLOWEST: Final = 30
-"""Seconds for one input at most."""
+QUIET: Final = 1800
+"""Seconds without a new place in the code after which a target has been searched for long enough."""
+
+SLICE: Final = 600
+"""Seconds after which it is another target's turn. A new process also has a new process's memory."""
+
+_SLOWEST: Final = 120
+"""Seconds for one input at most, also beside other work."""
 
 _MEMORY: Final = 2048
 """MiB of a fuzzing process at most."""
@@ -37,37 +46,67 @@ _DONE: Final = re.compile(r"stat::number_of_executed_units: (\d+)")
 
 @dataclass(slots=True)
 class Report:
-    """What became of one target.
+    """What became of one target in one turn.
 
     Attributes:
         target: The target.
         date: When it began.
+        code: The fingerprint of the code.
         seconds: How long it ran.
         executions: How many inputs were tried.
-        covered: How many places of the code were reached.
-        seconds_without_news: The time since the last input that reached a new place.
+        all_executions: The same, since the code has changed.
+        covered: How many places of the code are reached, at most.
+        quiet_seconds: How long it ran, since the code has changed, after the last input that reached a new place.
         failed: Whether a check failed.
     """
 
     target: str
     date: str
+    code: str
     seconds: int = 0
     executions: int = 0
+    all_executions: int = 0
     covered: int = 0
-    seconds_without_news: int = 0
+    quiet_seconds: int = 0
     failed: bool = False
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the target has been searched for long enough."""
+        return self.all_executions >= target(self.target).ENOUGH and self.quiet_seconds >= QUIET
+
+
+def begin(name: str) -> Report:
+    """A report that continues the last one on the same code."""
+    report = Report(name, datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"), fingerprint(name))
+    if _last(name).exists():
+        last = Report(**json.loads(_last(name).read_text()))
+        if last.code == report.code:
+            report.all_executions, report.covered, report.quiet_seconds = (
+                last.all_executions, last.covered, last.quiet_seconds,
+            )  # fmt: skip
+    return report
 
 
 def fuzz(name: str, seconds: int) -> Report:
     """Fuzz one target for so long."""
     corpus = prepare(name)
-    report = Report(name, datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"))
+    report = begin(name)
     arguments = [f"-max_total_time={seconds}", f"-artifact_prefix={FINDINGS}/{name}-", *_arguments(name), str(corpus)]
-    begun = news = time.monotonic()
+    begun = time.monotonic()
+    news = begun - report.quiet_seconds
     tail: list[str] = []
-    with subprocess.Popen(
-        _command(name, arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True, errors="replace"
-    ) as child:
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as files,
+        subprocess.Popen(
+            _command(name, arguments),
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": files},
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        ) as child,
+    ):
         for line in child.stderr or ():
             tail = [*tail[-60:], line]
             if (found := _COVERAGE.match(line)) and int(found["covered"]) > report.covered:
@@ -77,7 +116,9 @@ def fuzz(name: str, seconds: int) -> Report:
             if found := _DONE.match(line):
                 report.executions = int(found[1])
     report.failed = child.returncode != 0
-    report.seconds, report.seconds_without_news = round(time.monotonic() - begun), round(time.monotonic() - news)
+    report.seconds, report.quiet_seconds = round(time.monotonic() - begun), round(time.monotonic() - news)
+    report.all_executions += report.executions
+    _last(name).write_text(json.dumps(asdict(report)))
     if report.failed:
         print("".join(line for line in tail if not line.startswith("INFO: Instrumenting")))
     return report
@@ -129,8 +170,13 @@ def _arguments(name: str) -> list[str]:
         f"-timeout={_SLOWEST}",
         f"-report_slow_units={_SLOWEST}",
         f"-rss_limit_mb={_MEMORY}",
+        "-entropic_scale_per_exec_time=1",
         "-print_final_stats=1",
     ]
+
+
+def _last(name: str) -> Path:
+    return FOUND / f"{name}.json"
 
 
 def _dictionary(name: str) -> Path:
@@ -141,30 +187,45 @@ def main() -> int:
     """Fuzz the targets, one after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"by default all: {', '.join(TARGETS)}")
-    parser.add_argument("--seconds", type=int, default=20, help="for each target (20)")
+    parser.add_argument("--seconds", type=int, default=20, help="for each target at most (20)")
+    parser.add_argument("--enough", action="store_true", help="end a target earlier, once it has been searched enough")
     parser.add_argument("--minimise", action="store_true", help="write corpus/ anew from what was found")
-    parser.add_argument(
-        "--results", type=Path, metavar="FILE", help="add a row for each target to a table in this file"
-    )
+    parser.add_argument("--results", type=Path, metavar="FILE", help="add a row for each turn to a table in this file")
     options = parser.parse_args()
     if find_spec("atheris") is None:
         sys.exit("atheris is not installed: it has wheels for Linux on x86-64 only, and comes with pip install .[fuzz]")
     os.nice(5)
-    failed = False
-    for name in options.targets or TARGETS:
-        if options.minimise:
+    names = options.targets or [*TARGETS]
+    if options.minimise:
+        for name in names:
             print(f"{name}: {minimise(name)} inputs are kept")
-            continue
-        report = fuzz(name, options.seconds)
-        failed = failed or report.failed
-        print(
-            f"{name}: {report.executions} inputs in {report.seconds} s, {report.covered} places covered, "
-            f"the last new one {report.seconds_without_news} s ago{'; A CHECK FAILED' if report.failed else ''}",
-            flush=True,
-        )
-        if options.results:
-            add_result(options.results, report)
+        return False
+    left = dict.fromkeys(names, options.seconds)
+    failed = False
+    while left:
+        for name, seconds in [*left.items()]:
+            if options.enough and begin(name).is_enough:
+                print(f"{name}: enough inputs were tried on this code")
+                del left[name]
+                continue
+            report = fuzz(name, min(seconds, SLICE))
+            failed = failed or report.failed
+            left[name] -= SLICE
+            if left[name] <= 0 or report.failed:
+                del left[name]
+            print(in_words(report), flush=True)
+            if options.results:
+                add_result(options.results, report)
     return failed
+
+
+def in_words(report: Report) -> str:
+    """One line about a report."""
+    return (
+        f"{report.target}: {report.executions} inputs in {report.seconds} s, {report.all_executions} on this code; "
+        f"{report.covered} places covered, the last new one {report.quiet_seconds} s ago"
+        f"{'; A CHECK FAILED' if report.failed else ''}"
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias, cast
@@ -12,8 +13,9 @@ Check: TypeAlias = Callable[[bytes], None]
 
 TARGETS: Final[Mapping[str, tuple[str, ...]]] = {
     "framing": ("statsig_otel.plugin.server",),
-    "payload": ("statsig_otel.plugin", "json.decoder"),
-    "configuration": ("statsig_otel", "ruamel"),
+    "payload": ("statsig_otel.plugin.webhook", "statsig_otel.plugin.record", "json.decoder"),
+    "yaml": ("statsig_otel.config", "ruamel"),
+    "configuration": ("statsig_otel.config", "statsig_otel.plugin.settings", "statsig_otel.plugin.record"),
     "templates": ("statsig_otel.plugin.record", "fnmatch"),
     "answers": ("statsig_otel.exporters.otlp",),
     "queue_file": ("statsig_otel.exporters",),
@@ -21,17 +23,21 @@ TARGETS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The packages whose code the fuzzer tries to cover, by target: a module of this package."""
 
+ROOT: Final = Path(__file__).parents[2]
 CORPUS: Final = Path(__file__).with_name("corpus")
 
 
 class Target(Protocol):
-    """A module of this package."""
+    """A module of this package. If it has `mutated(data, random)`, that changes most inputs; None: it can't."""
 
     TOKENS: Collection[bytes]
     """Strings that inputs are made of."""
 
     LONGEST: int
     """Bytes of an input at most."""
+
+    ENOUGH: int
+    """Inputs after which a target has been searched for long enough."""
 
     def seeds(self) -> Iterable[bytes]:
         """The inputs to begin with, beside those that are kept."""
@@ -45,6 +51,13 @@ class Target(Protocol):
 def target(name: str) -> Target:
     """The module of a target."""
     return cast("Target", import_module(f"tests.fuzz.{name}"))
+
+
+def fingerprint(name: str) -> str:
+    """A hash of the code that a target tries to cover, and of the target; without packages of others."""
+    folders = [ROOT.joinpath(*package.split(".")) for package in TARGETS[name]]
+    files = [Path(__file__).with_name(f"{name}.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
+    return sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:12]
 
 
 def kept(name: str) -> list[bytes]:

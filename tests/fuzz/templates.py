@@ -17,6 +17,7 @@ from statsig_otel.plugin.record.template import Template, TemplateError
 from tests.fuzz.targets import Check
 
 LONGEST: Final = 256
+ENOUGH: Final = 10_000_000
 TOKENS: Final = (
     b"{", b"}", b"{{", b"}}", b":-", b"{type}", b"{name}", b"{action}", b"{title}", b"{tags}", b"{metadata.x}",
     b"{environments}", b"{service.name}", b"{change.uid}", b"*", b"?", b"[!", b"[", b"]", b"-", b"_", b" ", b"\0",

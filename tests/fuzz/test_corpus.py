@@ -1,15 +1,16 @@
 """What the fuzzer found stays true, without the fuzzer: of each target the shortest inputs in the quick suite."""
 
+import json
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from statsig_otel.plugin.webhook.payload import Payload, parse
-from tests.fuzz import framing
+from tests.fuzz import framing, run
 from tests.fuzz.control_socket import check_answer
 from tests.fuzz.payload import check_against_the_library, check_readers
 from tests.fuzz.queue_file import check_delivered, edited
@@ -106,12 +107,27 @@ def test_a_record_that_is_missing_is_noticed(delivered: dict[str, set[int]]) -> 
 
 def test_results_are_rows_of_one_table(tmp_path: Path) -> None:
     for executions in (1, 2):
-        add_result(tmp_path / "fuzz.md", Report("payload", "2026-01-01T00:00Z", 20, executions, 3, 4))
+        report = Report("payload", "2026-01-01T00:00Z", "ab12", 20, executions, 10 + executions, 3, 4)
+        add_result(tmp_path / "fuzz.md", report)
     assert (tmp_path / "fuzz.md").read_text().splitlines() == [
         "# Fuzzing",
         "",
-        "| target | date | seconds | executions | covered | seconds without news | failed |",
-        "|---|---|---|---|---|---|---|",
-        "| payload | 2026-01-01T00:00Z | 20 | 1 | 3 | 4 | False |",
-        "| payload | 2026-01-01T00:00Z | 20 | 2 | 3 | 4 | False |",
+        "| target | date | code | seconds | executions | all executions | covered | quiet seconds | failed |",
+        "|---|---|---|---|---|---|---|---|---|",
+        "| payload | 2026-01-01T00:00Z | ab12 | 20 | 1 | 11 | 3 | 4 | False |",
+        "| payload | 2026-01-01T00:00Z | ab12 | 20 | 2 | 12 | 3 | 4 | False |",
     ]
+
+
+def test_runs_on_the_same_code_count_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "FOUND", tmp_path)
+    last = replace(
+        run.begin("payload"), seconds=9, executions=1, all_executions=10_000_000, covered=3, quiet_seconds=1800
+    )
+    (tmp_path / "payload.json").write_text(json.dumps(asdict(last)))
+    assert run.begin("payload") == replace(last, seconds=0, executions=0, date=run.begin("payload").date)
+    assert run.begin("payload").is_enough
+    assert not replace(last, all_executions=9_999_999).is_enough
+    assert not replace(last, quiet_seconds=1799).is_enough
+    (tmp_path / "payload.json").write_text(json.dumps(asdict(replace(last, code="of another version"))))
+    assert run.begin("payload").all_executions == run.begin("payload").quiet_seconds == 0

@@ -1,0 +1,54 @@
+"""The YAML of a configuration file: plain values that can be written and read again, or a problem with its line."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.resolved import _escaped, to_yaml
+from statsig_otel.config.source import Document, parse
+from tests.fuzz import configuration
+from tests.fuzz.targets import Check
+
+LONGEST: Final = 1024
+ENOUGH: Final = 10_000_000
+TOKENS: Final = configuration.TOKENS
+
+
+def seeds() -> Iterator[bytes]:
+    """Something of everything that YAML has, and the files of the examples and other tests."""
+    yield from configuration.files()
+    yield from (
+        b"a: 1\n'b': [x, {y: z}]\n\"c\": |\n  text\n  more\nd: >-\n  folded\n\n  text\n",
+        b"a: &x {b: [1, &y two]}\nc: *x\nd: *y\n&k e: *k\n",
+        b"%YAML 1.2\n---\n? a\n: - 1\n  - - 2\n    - 0x1F\n...\n",
+        b"a: !!str 1\nb: !!int '7'\nc: !x y\n<<: *x\n",
+        b'a: "\\x41\\u00e9\\U0001F600\\ud83d\\ude00\\\n  b"\n',
+        b"a: .inf\nb: -.INF\nc: .nan\nd: ~\ne: 0o17\nf: 1e3\ng: True\nh: yes # no\n",
+        b"a: ${env:NAME}-$$-${PORT}\nb: ${file:x}\nc: ${env:GONE:-x}\n",
+    )
+
+
+def read(data: bytes, environ: Mapping[str, str]) -> Document:
+    return parse(data, file=configuration.FILE, directory=Path("/nonexistent"), environ=environ)
+
+
+@contextmanager
+def checking() -> Iterator[Check]:
+    def check(data: bytes) -> None:
+        try:
+            document = read(data, configuration.ENVIRON)
+        except ConfigError as error:
+            configuration.check_problems(error, data)
+            return
+        problems = (*document.problems, *document.unresolved)
+        if problems:
+            configuration.check_problems(ConfigError(problems), data)
+        elif document.values:
+            written = to_yaml(_escaped(document.values)).encode()
+            again = read(written, {})
+            assert repr(again.values) == repr(document.values)  # NaN equals NaN there
+            assert not (*again.problems, *again.unresolved, *again.doubts)
+
+    yield check
