@@ -9,7 +9,7 @@ from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import examine
 from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
-from statsig_otel.plugin.doctor import installation, storage
+from statsig_otel.plugin.doctor import storage, system
 from statsig_otel.plugin.doctor.endpoints import check_backends
 from statsig_otel.plugin.doctor.finding import Finding, Status, of_problem
 from statsig_otel.plugin.doctor.resources import check_files, check_locks, check_ports
@@ -28,8 +28,8 @@ def diagnose(locations: tuple[str, ...], environ: Mapping[str, str], *, listen: 
         environ: The environment of the service.
         listen: Where it listens, in place of the receivers' endpoint.
     """
-    yield from installation.versions()
-    yield installation.sqlite()
+    yield from system.versions()
+    yield system.sqlite()
     offsets: list[tuple[str, float]] = []
     try:
         check_enabled(environ)
@@ -55,14 +55,14 @@ def diagnose(locations: tuple[str, ...], environ: Mapping[str, str], *, listen: 
         yield from _on_this_machine(configuration, document, environ)
         findings, offsets = check_backends(exporter_settings(configuration))
         yield from findings
-    yield installation.clock(installation.clock_is_kept(), offsets)
+    yield system.clock(system.clock_is_kept(), offsets)
 
 
 def _on_this_machine(configuration: Configuration, document: Document, environ: Mapping[str, str]) -> Iterator[Finding]:
     """Check what a configuration needs of this machine. If it is wrong, its right parts are checked."""
     receivers = receiver_settings(configuration)
     servers = {settings.endpoint: settings.max_connections for settings in receivers.values()}
-    yield installation.open_files(sum(servers.values()))
+    yield system.open_files(sum(servers.values()))
     for problem in check_files(configuration, document):
         yield of_problem("this machine", problem)
     is_running: bool | None = None

@@ -26,7 +26,7 @@ from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.directory import CONTROL, QueueDirectory
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.control.socket import ControlServer
-from statsig_otel.plugin.doctor import endpoints, installation, storage
+from statsig_otel.plugin.doctor import endpoints, storage, system
 from statsig_otel.plugin.doctor.finding import Finding
 from statsig_otel.plugin.doctor.storage import owner
 from tests.e2e.processes import write_config
@@ -50,7 +50,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_version_of_sqlite_with_the_wal_reset_bug_is_told(version: tuple[int, ...]) -> None:
-    found = installation.sqlite(version)
+    found = system.sqlite(version)
     assert (found.status == "warning") == (version in FAULTY)
     assert ("WAL-reset bug" in found.detail) == (version in FAULTY)
 
@@ -105,20 +105,20 @@ def test_a_directory_that_every_user_can_write_is_told(mode: int, status: str, t
     ],
 )
 def test_the_clock(kept: bool | None, offsets: list[tuple[str, float]], status: str, detail: str) -> None:  # noqa: FBT001
-    found = installation.clock(kept, offsets)
+    found = system.clock(kept, offsets)
     assert (found.status, detail in found.detail) == (status, True)
     assert (found.hint is None) == (status == "ok")
 
 
 def test_the_system_never_says_that_the_clock_is_wrong() -> None:
-    assert installation.clock_is_kept() in (True, None)
+    assert system.clock_is_kept() in (True, None)
 
 
 def test_fewer_open_files_than_connections_are_told() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert installation.open_files(1).status == "ok"
+    assert system.open_files(1).status == "ok"
     if hard != resource.RLIM_INFINITY:
-        assert installation.open_files(hard).status == "warning"
+        assert system.open_files(hard).status == "warning"
 
 
 def look(name: str, settings: Settings) -> tuple[Finding, list[tuple[str, float]]]:

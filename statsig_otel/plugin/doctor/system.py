@@ -1,4 +1,4 @@
-"""Checks the machine and what is installed on it: versions, SQLite's known bugs, open files, the clock."""
+"""Checks the system and what is installed on it: versions, SQLite's known bugs, open files, the clock."""
 
 import ctypes
 import platform
