@@ -2,6 +2,7 @@
 
 import logging
 import re
+import traceback
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
@@ -94,6 +95,8 @@ def slow_consumer(patience: float) -> RefusedError:
 def unexpected(error: Exception) -> Answer:
     """The answer to an unexpected error. It is never a 2xx, which would acknowledge the webhook."""
     _logger.error("A webhook could not be handled", exc_info=error)
+    # The traceback and the futures in its frames are reference cycles, which would keep the body for long.
+    traceback.clear_frames(error.__traceback__)
     return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected", retry_after=RETRY_AFTER)
 
 

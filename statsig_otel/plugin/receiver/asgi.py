@@ -156,10 +156,7 @@ class StatsigReceiver:
             finished = asyncio.get_running_loop().run_in_executor(self._large_bodies, finish)
         except RuntimeError:  # another thread has just closed it, or the interpreter is shutting down
             return finish()
-        try:
-            return await finished
-        finally:
-            del finished  # with the traceback of an error it would make a reference cycle, and keep the body
+        return await finished
 
     async def _read(self, req: Request, request: intake.Request, waits: "_LoopWaits") -> bool:
         """Feed the body to the request, within `read_timeout`; whether it was complete before the client left.

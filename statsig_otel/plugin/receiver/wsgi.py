@@ -132,7 +132,8 @@ class StatsigWsgiReceiver:
             try:
                 return request.taken(receipt_of(self._consumer, taking.result()))
             except RefusedError as error:
-                return request.refused(error)
+                # The traceback would make a reference cycle with this frame.
+                return request.refused(error.with_traceback(None))
         finally:
             if taking is None:
                 request.close()

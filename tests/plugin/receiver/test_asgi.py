@@ -8,9 +8,10 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 import pytest
@@ -22,7 +23,18 @@ from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.webhook.lenient_json import _Numbers
 from statsig_otel.plugin.webhook.payload import Payload
 from statsig_otel.plugin.webhook.signature import Verifier
-from tests.plugin.adapters import ADAPTERS, CHANGE, SECRET, Sink, assert_refused, body_of, post, signed, wait_until
+from tests.plugin.adapters import (
+    ADAPTERS,
+    CHANGE,
+    SECRET,
+    Adapter,
+    Sink,
+    assert_refused,
+    body_of,
+    post,
+    signed,
+    wait_until,
+)
 from tests.plugin.http_client import Address, Response, ServerThread, connect, read_response, request
 
 ASGI = ADAPTERS[0]
@@ -201,6 +213,24 @@ def test_neither_does_a_request_for_which_the_memory_is_missing(size: int, caplo
     body = body_of(CHANGE).ljust(size)
     with ASGI.receiving(intake=Intake(verifier=Verifier([SECRET]), mapper=Failing())) as address:
         assert FrameType not in left_behind(address, request(body, headers=signed(body)), 500)
+
+
+@pytest.mark.parametrize("adapter", [adapter for adapter in ADAPTERS if adapter.name in ("asgi", "wsgiref")])
+@pytest.mark.parametrize(("error", "status"), [(ValueError, 500), (partial(RefusedError, reason="queue_full"), 503)])
+def test_neither_does_a_request_whose_consumer_fails(
+    adapter: Adapter, error: Callable[[str], Exception], status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    class Failing:
+        def consume(self, batch: Batch) -> Future[Receipt]:
+            future: Future[Receipt] = Future()
+            future.set_exception(error("full"))
+            return future
+
+    body = body_of(CHANGE)
+    with adapter.receiving(Failing()) as address:
+        assert Batch not in left_behind(address, request(body, headers=signed(body)), status)
 
 
 def left_behind(address: Address, data: bytes, status: int) -> set[type]:
