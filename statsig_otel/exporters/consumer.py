@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from statsig_otel._arguments import check_type, mistyped
+from statsig_otel._futures import failed
 from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.terminal import printable
 
@@ -165,21 +166,7 @@ class RefusedError(Exception):
 
 def refused(message: str, *, reason: str) -> Future[Receipt]:
     """The answer of a consumer that refuses a batch at once."""
-    answer: Future[Receipt] = Future()
-    answer.set_exception(RefusedError(message, reason=reason))
-    return answer
-
-
-def pass_on(taken: Future[Receipt], answer: Future[Receipt]) -> None:
-    """Answer one future as another is answered."""
-
-    def done(taken: Future[Receipt]) -> None:
-        if error := taken.exception():
-            answer.set_exception(error)
-        else:
-            answer.set_result(taken.result())
-
-    taken.add_done_callback(done)
+    return failed(RefusedError(message, reason=reason))
 
 
 class Consumer(Protocol):

@@ -8,7 +8,8 @@ reaches all exporters.
 from concurrent.futures import Future
 from dataclasses import replace
 
-from statsig_otel.exporters.consumer import Batch, Receipt, pass_on, refused
+from statsig_otel._futures import pass_on, uncancellable
+from statsig_otel.exporters.consumer import Batch, Receipt, refused
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.routing import CurrentRouting
@@ -39,8 +40,7 @@ class Dispatcher:
             return self._synchronous.consume(batch, route)
         if not route.synchronous:
             return queue.consume(batch, route)
-        answer: Future[Receipt] = Future()
-        answer.set_running_or_notify_cancel()
+        answer: Future[Receipt] = uncancellable()
 
         def store(delivered: Future[Receipt]) -> None:
             if error := delivered.exception():

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final
 
+from statsig_otel._futures import uncancellable
 from statsig_otel._times import SEND_GRACE, SEND_MARGIN, SEND_START_TIMEOUT
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
 from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
@@ -115,8 +116,7 @@ class _Delivery:
         self.records = records
         self.size = sum(map(len, records))
         self.latest = time.monotonic() + SEND_START_TIMEOUT  # for a send to begin
-        self.future: Future[Receipt] = Future()
-        self.future.set_running_or_notify_cancel()  # so that nobody can cancel it
+        self.future: Future[Receipt] = uncancellable()
         self._receipt = receipt
         self._open = set(exporters)
         self._failures: dict[str, RetryLater | Rejected | PartiallyRejected | Blocked] = {}

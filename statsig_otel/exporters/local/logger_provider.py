@@ -18,7 +18,8 @@ from opentelemetry.trace import INVALID_SPAN, set_span_in_context
 from opentelemetry.util.types import AnyValue
 
 from statsig_otel._arguments import check_type, mistyped
-from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
+from statsig_otel._futures import answered, failed
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid, refused
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -89,19 +90,14 @@ class LoggerProviderConsumer:
             TypeError: It is not a `Batch`.
         """
         check_type("batch", batch, Batch)
-        answer: Future[Receipt] = Future()
-        answer.set_running_or_notify_cancel()
         log_invalid(_logger, batch, hidden=not self._show_invalid)
         try:
             self._emit(batch)
         except RefusedError as error:
-            answer.set_exception(error)
+            return failed(error)
         except Exception as error:  # noqa: BLE001 - a processor may raise anything
-            message = f"a processor of the LoggerProvider failed: {error!r}"
-            answer.set_exception(RefusedError(message, reason="logger_provider_failed"))
-        else:
-            answer.set_result(Receipt(accepted=len(batch.changes)))
-        return answer
+            return refused(f"a processor of the LoggerProvider failed: {error!r}", reason="logger_provider_failed")
+        return answered(Receipt(accepted=len(batch.changes)))
 
     def _emit(self, batch: Batch) -> None:
         provider = self._provider or get_logger_provider()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Final
 
+from statsig_otel._futures import uncancellable
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
 
 MOST_AT_ONCE: Final = 1000
@@ -37,8 +38,7 @@ class _Storing:
     """A batch that is being stored in slices."""
 
     def __init__(self, batch: Batch, consume: Callable[[Batch], Future[Receipt]]) -> None:
-        self.answer: Future[Receipt] = Future()
-        self.answer.set_running_or_notify_cancel()
+        self.answer: Future[Receipt] = uncancellable()
         self._consume = consume
         self._slices = _slices(batch)
         self._receipt = Receipt(accepted=0)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final, Literal, TypeAlias, TypeVar
 
+from statsig_otel._futures import uncancellable
 from statsig_otel.exporters.consumer import Batch, Receipt
 from statsig_otel.exporters.queue.queries import ExporterState, exporter_state, last_seq, routes
 from statsig_otel.exporters.queue.records import Stored, checksum
@@ -90,10 +91,7 @@ class Entry:
     number: int = 0
     exporters: Sequence[int] = ()
     stored: Appended = _NOTHING
-    answer: Future[Receipt] = field(default_factory=Future)
-
-    def __post_init__(self) -> None:
-        self.answer.set_running_or_notify_cancel()  # so that nobody can cancel it
+    answer: Future[Receipt] = field(default_factory=uncancellable)
 
     @property
     def window_ms(self) -> int:

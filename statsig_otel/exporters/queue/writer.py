@@ -21,6 +21,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
+from statsig_otel._futures import uncancellable
 from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.queue import open_files, schema
 from statsig_otel.exporters.queue.errors import QueueError
@@ -192,8 +193,7 @@ class Writer:
         Raises:
             RuntimeError: In a forked child.
         """
-        future: Future[_T] = Future()
-        future.set_running_or_notify_cancel()  # so that nobody can cancel it
+        future: Future[_T] = uncancellable()
 
         def answer(result: Any, failure: Exception | None) -> None:
             if failure is None:

@@ -9,6 +9,7 @@ from types import NoneType
 from typing import Any, Final
 
 from statsig_otel._arguments import check_type, described, method_fault, mistyped, type_name
+from statsig_otel._futures import answered, failed
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver.intake import Intake
 
@@ -64,15 +65,11 @@ def consume(consumer: Consumer, batch: Batch, run: Callable[[Awaitable[Receipt]]
     try:
         answer: object = consumer.consume(batch)
     except RefusedError as error:
-        refusal: Future[Receipt] = Future()
-        refusal.set_exception(error)
-        return refusal
+        return failed(error)
     if isinstance(answer, Future):
         return answer
     if isinstance(answer, Receipt):
-        taken: Future[Receipt] = Future()
-        taken.set_result(answer)
-        return taken
+        return answered(answer)
     if inspect.isawaitable(answer):
         return run(answer)
     raise TypeError(f"{type(consumer).__qualname__}.consume answered with {described(answer)} instead of {_ANSWERS}")

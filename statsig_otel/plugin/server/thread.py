@@ -9,6 +9,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Final
 
+from statsig_otel._futures import uncancellable
 from statsig_otel._times import SERVER_CLOSING
 from statsig_otel.plugin.server.server import HttpServer
 
@@ -24,8 +25,7 @@ class ServerThread:
     """
 
     def __init__(self, servers: Sequence[HttpServer]) -> None:
-        self.ended: Future[None] = Future()
-        self.ended.set_running_or_notify_cancel()
+        self.ended: Future[None] = uncancellable()
         self.servers = servers
         self._thread: threading.Thread | None = None  # created in `start`: after a fork it would count as ended
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -4,8 +4,9 @@ import threading
 from concurrent.futures import Future
 
 from statsig_otel._arguments import check_type
+from statsig_otel._futures import pass_on, uncancellable
 from statsig_otel._process import OwnerProcess
-from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, pass_on, refused
+from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, refused
 from statsig_otel.exporters.delivery.dispatcher import Dispatcher
 
 
@@ -68,7 +69,6 @@ class ServiceConsumer:
     def _hold(self, batch: Batch) -> Future[Receipt]:
         if self._held is None:
             return refused(self._refusal, reason=self._reason)
-        answer: Future[Receipt] = Future()
-        answer.set_running_or_notify_cancel()  # so that nobody can cancel it
+        answer: Future[Receipt] = uncancellable()
         self._held.append((batch, answer))
         return answer

@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from statsig_otel._futures import answered, uncancellable
 from statsig_otel._process import OwnerProcess
 
 _logger: Final = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Lifecycle:
                 raise RuntimeError("this service was shut down, and a service starts once: make another one")
             if self._start is not None:
                 return self._start.answer
-            start = self._start = _Start(_future(), _future())
+            start = self._start = _Start(uncancellable(), uncancellable())
             self._owner.enter()
         in_thread(lambda: self._run_start(start), "statsig-otel start")
         return start.answer
@@ -58,12 +59,12 @@ class Lifecycle:
         The stop waits for a start that is under way. Without a start, and in a forked child, the result is True.
         """
         if self._owner.is_forked:
-            return _true()
+            return answered(True)
         with self._lock:
             if self._stopped is not None:
                 return self._stopped
             start = self._start
-            stopped = self._stopped = _true() if start is None else _future()
+            stopped = self._stopped = answered(True) if start is None else uncancellable()
         if start is not None:
             in_thread(lambda: self._run_stop(start, stopped), "statsig-otel stop")
         return stopped
@@ -121,16 +122,3 @@ def in_thread(work: Callable[[], None], name: str) -> threading.Thread | None:
         work()
         return None
     return thread
-
-
-def _future() -> "Future[Any]":
-    """A future that its waiters can't cancel."""
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-    return future
-
-
-def _true() -> "Future[bool]":
-    future: Future[bool] = Future()
-    future.set_result(True)
-    return future
