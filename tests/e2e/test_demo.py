@@ -301,7 +301,8 @@ def test_what_it_prints_to_try_works_as_it_is_printed(folder: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("protocol", ["grpc", pytest.param("http/protobuf", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_a_collector_of_the_users_own_gets_the_day(folder: Path, protocol: str) -> None:
     with GrpcSink() if protocol == "grpc" else HttpSink() as collector:
         endpoint = f"http://{collector.address}"
