@@ -31,6 +31,7 @@ Models: TypeAlias = tuple[type[Settings], ...]
 
 _NOT_HERE: Final = "is a key of the Collector that is not supported here"
 _EMPTY: Final = "empty"
+_IS_EMPTY: Final = "is empty"
 LIST_HINT: Final = "write [A, B], or a line with - A for each"
 MAPPING_HINT: Final = "write {KEY: VALUE}, or a line with KEY: VALUE for each"
 
@@ -249,7 +250,7 @@ def _with_hint(fault: Fault, models: Models, below: Path, found: list[ErrorDetai
     key = below[-1] if below else None
     if not isinstance(key, str):
         return fault
-    if _is_missing(found) or _has_no_value(found):
+    if _is_missing(found) or _has_no_value(found) or (message == _IS_EMPTY and hint is None):
         return Fault(message, _advice("needed", models, below) or hint)
     is_switch = all(isinstance(details["input"], bool) for details in found)
     if _wanted(found) == [_A_MAPPING] and is_switch and "enabled" in _keys(_types(models, below)):
@@ -345,7 +346,7 @@ def _fault(found: list[ErrorDetails], kinds: Collection[Any]) -> Fault:
     kind, context = details["type"], _bounds(details, kinds)
     if kind in ("string_too_short", "too_short"):
         least, unit = context["min_length"], "characters" if kind == "string_too_short" else "items"
-        return Fault(f"must have at least {least} {unit}" if details["input"] else "is empty")
+        return Fault(f"must have at least {least} {unit}" if details["input"] else _IS_EMPTY)
     if kind in _WORDS:
         return Fault(_WORDS[kind].format_map(context))
     error = context.get("error")
