@@ -1,7 +1,9 @@
 """Every program of docs/embedding.md runs as it stands there, by the commands below it; only the port is another."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,7 +23,8 @@ from tests.plugin.adapters import CHANGE, SECRET, VERIFICATION, assert_refused, 
 from tests.plugin.http_client import Address, exchange, request
 from tests.waiting import wait_until
 
-PAGE = (Path(__file__).parents[1] / "docs" / "embedding.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "embedding.md").read_text()
 BIN = Path(sys.executable).parent
 BODY = body_of(CHANGE)
 
@@ -275,18 +278,40 @@ def test_a_program_uses_public_names_only(heading: str) -> None:
     assert imports or heading == DEVELOPMENT
 
 
-@pytest.mark.slow
-def test_the_programs_pass_a_strict_type_check(tmp_path: Path) -> None:
+@pytest.fixture
+def typed(tmp_path: Path) -> list[Path]:
+    """The programs and the examples, each in a folder of its own."""
+    folders = []
     for number, program in enumerate(PROGRAMS.values()):
-        folder = tmp_path / str(number)
+        folder = tmp_path / f"program{number}"
         files = {**(PROGRAMS[FLASK].files if "devserver.py" in program.files else {}), **program.files}
         for name, code in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(code)
-            if name == "gunicorn.conf.py":
-                (folder / name).rename(folder / "hooks.py")
-        # Django has no types of its own.
-        options = ["--strict", "--explicit-package-bases", "--disable-error-code", "import-untyped"]
+            file = folder / ("hooks.py" if name == "gunicorn.conf.py" else name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(code)
+        folders.append(folder)
+    for example in ("agent", "exporter", "grafana", "serverless"):
+        folders.append(tmp_path / example)
+        shutil.copytree(ROOT / "examples" / example, folders[-1])
+    return folders
+
+
+@pytest.mark.slow
+def test_the_programs_pass_mypy(typed: list[Path], tmp_path: Path) -> None:
+    # Django has no types of its own.
+    options = ["--strict", "--explicit-package-bases", "--disable-error-code", "import-untyped"]
+    for folder in typed:
         command = [sys.executable, "-m", "mypy", *options, "--cache-dir", str(tmp_path / "cache"), "."]
         ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        assert ran.returncode == 0, f"{list(program.files)}\n{ran.stdout}"
+        assert ran.returncode == 0, f"{folder.name}\n{ran.stdout}"
+
+
+@pytest.mark.slow
+def test_the_programs_pass_pyright(typed: list[Path], tmp_path: Path) -> None:
+    roots = [{"root": folder.name} for folder in typed]
+    rules = {"typeCheckingMode": "strict", "reportMissingTypeStubs": False, "executionEnvironments": roots}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(rules))
+    command = [BIN / "basedpyright", "--pythonpath", sys.executable, "."]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout
+    assert "0 errors, 0 warnings" in ran.stdout
