@@ -311,7 +311,7 @@ def test_the_programs_pass_pyright(typed: list[Path], tmp_path: Path) -> None:
     roots = [{"root": folder.name} for folder in typed]
     rules = {"typeCheckingMode": "strict", "reportMissingTypeStubs": False, "executionEnvironments": roots}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(rules))
-    command = [BIN / "basedpyright", "--pythonpath", sys.executable, "."]
+    command = [str(BIN / "basedpyright"), "--pythonpath", sys.executable, "."]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout
     assert "0 errors, 0 warnings" in ran.stdout

@@ -34,8 +34,8 @@ _logger: Final = logging.getLogger(__name__)
 _BETWEEN_ATTEMPTS: Final = 0.05
 """Seconds between two attempts to own a directory that another process owns."""
 
-_BETWEEN_ERRORS: Final = 60.0
-"""Seconds of waiting for the directory after which that is an error, each time again."""
+_LONG_WAIT: Final = _times.COMMIT_TIMEOUT
+"""Seconds of waiting for the directory after which that is an error: the webhooks that were held first are refused."""
 
 
 class Assembly:
@@ -186,7 +186,7 @@ class Assembly:
 
     def _start_outbound(self, go_on: Callable[[], None]) -> None:
         """Open the queue and start the exporters, once no other process owns the directory."""
-        logged_at = 0.0  # by the monotonic clock
+        since, has_complained = 0.0, False  # by the monotonic clock
         while True:
             try:
                 self._outbound.start()
@@ -195,16 +195,17 @@ class Assembly:
                     raise
                 if not self._waits:
                     raise DirectoryInUseError(f"{error}; {self._ways_out}" if self._ways_out else str(error)) from None
-                if not logged_at:
-                    logged_at = time.monotonic()
+                if not since:
+                    since = time.monotonic()
                     _logger.warning("Waiting for the queue's directory: %s", error)
                     if not self._endpoints:
                         self._consumer.hold()
                         go_on()
-                elif time.monotonic() > logged_at + _BETWEEN_ERRORS:
-                    logged_at = time.monotonic()
-                    message = "Still waiting, and refusing webhooks: %s; %s"
-                    _logger.error(message, error, self._ways_out)  # noqa: TRY400 - the message says it all
+                elif time.monotonic() > since + _LONG_WAIT and not has_complained:
+                    has_complained = True
+                    effect = "this service does not listen" if self._endpoints else "this process refuses all webhooks"
+                    message = "Until the queue's directory is free, %s: %s; %s"
+                    _logger.error(message, effect, error, self._ways_out)  # noqa: TRY400 - the message says it all
             else:
                 return
             if self._ending.wait(_BETWEEN_ATTEMPTS):

@@ -2,12 +2,19 @@
 
 import threading
 from concurrent.futures import Future
+from typing import Final
 
 from statsig_otel._arguments import check_type
 from statsig_otel._futures import pass_on, uncancellable
 from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, refused
 from statsig_otel.exporters.delivery.dispatcher import Dispatcher
+
+_MOST_HELD: Final = 64 << 20
+"""Bytes that are held: also what was refused by now, for as long as another process owns the directory."""
+
+_BATCH_BYTES: Final = 1024
+"""Bytes that a batch takes beside its records."""
 
 
 class ServiceConsumer:
@@ -20,15 +27,16 @@ class ServiceConsumer:
     def __init__(self) -> None:
         self._owner = OwnerProcess()
         self._dispatcher: Dispatcher | None = None
-        self._lock = threading.Lock()  # for the next two
+        self._lock = threading.Lock()  # for the next three
         self._held: list[tuple[Batch, Future[Receipt]]] | None = None  # None unless it holds them
+        self._held_bytes = 0
         self._refusal, self._reason = "the service was not started", "not_running"
 
     def hold(self) -> None:
         """Hold batches from now on, until `open` or `close`."""
         self._owner.enter()
         with self._lock:
-            self._held = []
+            self._held, self._held_bytes = [], 0
 
     def open(self, dispatcher: Dispatcher) -> None:
         """Pass on what is held, and every batch from now on."""
@@ -69,6 +77,10 @@ class ServiceConsumer:
     def _hold(self, batch: Batch) -> Future[Receipt]:
         if self._held is None:
             return refused(self._refusal, reason=self._reason)
+        size = batch.size + _BATCH_BYTES
+        if self._held_bytes + size > _MOST_HELD:
+            return refused("too much is held until the queue's directory is free", reason="not_running")
+        self._held_bytes += size
         answer: Future[Receipt] = uncancellable()
         self._held.append((batch, answer))
         return answer

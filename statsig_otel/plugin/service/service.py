@@ -43,9 +43,9 @@ _logger: Final = logging.getLogger(__name__)
 
 _WORKERS: Final = (
     "one process owns a queue. Run one worker in your server (gunicorn: --workers 1 --threads 8), or run "
-    "statsig-otel beside your workers, or turn the queue off: sending_queue enabled=False for every exporter; and if "
-    "that process is about to end, as a worker at a reload is, use wait_for_directory=True"
+    "statsig-otel beside your workers, or turn the queue off: sending_queue enabled=False for every exporter"
 )
+_WAIT: Final = "; and if that process is about to end, as a worker at a reload is, use wait_for_directory=True"
 
 
 class Service:
@@ -123,7 +123,7 @@ class Service:
             listen=listen,
             wait_for_directory=wait_for_directory,
             url=url,
-            ways_out=_WORKERS,
+            ways_out=_WORKERS if wait_for_directory else _WORKERS + _WAIT,
         )
         self._use(assembly, Reloader(assembly))
 
@@ -175,7 +175,7 @@ class Service:
             listen=listen,
             wait_for_directory=wait_for_directory,
             url=url,
-            ways_out=_WORKERS,
+            ways_out=_WORKERS if wait_for_directory else _WORKERS + _WAIT,
         )
         reloader = Reloader(assembly, document, lambda: read_document(locations, environ))
         service = cls.__new__(cls)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.exporters import Batch, DirectoryInUseError, RefusedError
+from statsig_otel.exporters import Batch, Change, DirectoryInUseError, RefusedError
 from statsig_otel.exporters.queue.directory import LOCK
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.service import assembly
@@ -173,12 +173,28 @@ def test_a_long_wait_is_an_error_with_the_ways_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Most likely there are several workers."""
-    monkeypatch.setattr(assembly, "_BETWEEN_ERRORS", 0.01)
+    monkeypatch.setattr(assembly, "_LONG_WAIT", 0.01)
     with owned(tmp_path) as given_up, mounted(tmp_path, Keeper()) as running:
-        wait_until(lambda: caplog.text.count("Still waiting, and refusing webhooks: ") >= 2)
-        assert "gunicorn: --workers 1 --threads 8" in caplog.text
+        said = "Until the queue's directory is free, this process refuses all webhooks: "
+        wait_until(lambda: said in caplog.text)
+        (error,) = [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
+        assert "is in use by the process 4711" in error
+        assert "Run one worker in your server (gunicorn: --workers 1 --threads 8)" in error
+        assert "wait_for_directory" not in error  # it does
         given_up.set()
         wait_until(lambda: running.consumer.consume(Batch("statsig")).result(LIMIT))
+
+
+def test_what_is_held_is_limited(tmp_path: Path) -> None:
+    """A second worker may wait for as long as the server runs."""
+    batch = Batch("statsig", (Change("0" * 32, (b" " * (20 << 20),)),))
+    with owned(tmp_path) as given_up, mounted(tmp_path, Keeper()) as running:
+        held = [running.consumer.consume(batch) for _ in range(3)]
+        refusal = running.consumer.consume(batch).exception(LIMIT)
+        assert isinstance(refusal, RefusedError)
+        assert (refusal.reason, [one.done() for one in held]) == ("not_running", [False] * 3)
+        given_up.set()
+        assert [one.result(LIMIT).accepted for one in held] == [1, 0, 0]
 
 
 def test_an_exporter_is_not_touched_before_the_directory_is_free(tmp_path: Path) -> None:
