@@ -3,9 +3,11 @@
 python -m tests.plugin.service._service_child forks GRPC_SINK DIRECTORY
 python -m tests.plugin.service._service_child manners GRPC_SINK DIRECTORY
 python -m tests.plugin.service._service_child atexit GRPC_SINK DIRECTORY
+python -m tests.plugin.service._service_child lives GRPC_SINK DIRECTORY
 """
 
 import atexit
+import gc
 import json
 import os
 import signal
@@ -190,6 +192,68 @@ def at_exit(sink: str, directory: Path) -> None:
     ended.wait(30)
 
 
+class Mistaken:
+    """An exporter that makes one mistake, and ends it at its shutdown."""
+
+    def __init__(self, mistake: str) -> None:
+        self._mistake = mistake
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        if self._mistake == "start":
+            raise KeyError("a mistake")
+
+    def send(self, payload: bytes, count: int, timeout: float) -> Any:
+        match self._mistake:
+            case "exit":
+                sys.exit(3)
+            case "interrupt":
+                raise KeyboardInterrupt
+            case "nonsense":
+                return {"delivered": True}
+        return self._ended.wait(60)
+
+    def shutdown(self) -> None:
+        self._ended.set()
+        if self._mistake == "shutdown":
+            sys.exit(3)
+
+
+def lives(sink: str, directory: Path) -> None:
+    """Start and shut down services, with forks in between and a mistaken exporter in each; say what stays open."""
+    from statsig_otel.exporters import GrpcTlsSettings, OtlpGrpcSettings
+    from tests.plugin.services import post, service
+
+    def one_life(number: int) -> None:
+        mistake = ("start", "exit", "interrupt", "nonsense", "hang", "shutdown")[number % 6]
+        settings = OtlpGrpcSettings(endpoint=sink, tls=GrpcTlsSettings(insecure=True))
+        running = service(directory / str(number % 3), {"otlp_grpc": settings, "mistaken": Mistaken(mistake)})
+        try:
+            running.start()
+        except ValueError:  # what a start raises
+            assert running.shutdown() is True
+            return
+        assert post(running, f"flag {number}").status == 200
+        if number % 5 == 0:
+            in_child(lambda: say("in the child", running.shutdown()))
+        assert running.shutdown(timeout=10, drain=0.2) is False  # what waits for the mistaken one
+
+    sizes: list[tuple[int, int, int]] = []
+    for number in range(60):
+        one_life(number)
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        sizes.append(
+            (
+                threading.active_count(),
+                sum(1 for _ in Path("/proc/self/fd").iterdir()),
+                pages * os.sysconf("SC_PAGE_SIZE"),
+            )
+        )
+    threads, descriptors, memory = zip(*sizes[12:], strict=True)
+    say("threads", set(threads), "descriptors", len(set(descriptors)), "more MiB", (memory[-1] - memory[0]) >> 20)
+
+
 if __name__ == "__main__":
-    which = {"forks": forks, "manners": manners, "atexit": at_exit}[sys.argv[1]]
+    which = {"forks": forks, "manners": manners, "atexit": at_exit, "lives": lives}[sys.argv[1]]
     which(sys.argv[2], Path(sys.argv[3]))

@@ -10,7 +10,14 @@ import pytest
 
 from statsig_otel.config import ConfigError, Opaque
 from statsig_otel.config.configuration import Pipeline
-from statsig_otel.exporters import FileSettings, GrpcTlsSettings, OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters import (
+    Delivered,
+    FileSettings,
+    GrpcTlsSettings,
+    OtlpGrpcSettings,
+    OtlpHttpSettings,
+    Outcome,
+)
 from statsig_otel.plugin import (
     Destination,
     RetryOnFailureSettings,
@@ -19,7 +26,7 @@ from statsig_otel.plugin import (
     StatsigReceiverSettings,
 )
 from statsig_otel.plugin.settings.remarks import remarks
-from tests.plugin.services import SECRET, Keeper, post, service
+from tests.plugin.services import SECRET, Keeper, names_in, post, service
 
 RECEIVER = StatsigReceiverSettings(signing_secrets=[Opaque(SECRET)])
 OTHER = StatsigReceiverSettings(signing_secrets=[], path="/other", max_connections=5)
@@ -213,3 +220,23 @@ def test_a_timeout_reaches_an_exporter_of_ones_own(tmp_path: Path) -> None:
     with service(tmp_path, {"mine": Destination(Timed(), timeout=1.5)}) as running:
         assert post(running, "a").status == 200
     assert timeouts == [1.5]
+
+
+@pytest.mark.parametrize("asked_for", ["batches of one", "the first record"])
+def test_a_backend_may_take_one_record_at_a_time(tmp_path: Path, asked_for: str) -> None:
+    class OneByOne(Keeper):
+        def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
+            self.go_on.wait(60)
+            counts.append(count)
+            self.names.append(names_in(payload)[0])
+            return Delivered(first=1)
+
+    counts: list[int] = []
+    keeper = OneByOne(hold=True)
+    one_each = {"batch": {"max_size": 1}} if asked_for == "batches of one" else None
+    with service(tmp_path, {"mine": Destination(keeper, sending_queue=one_each)}) as running:
+        for name in "abcd":
+            assert post(running, name).status == 200
+        keeper.go_on.set()
+    assert keeper.names == list("abcd")
+    assert (len(counts), counts[-1], max(counts) > 1) == (4, 1, one_each is None)

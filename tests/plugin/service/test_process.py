@@ -1,6 +1,7 @@
 """A service in a process: forks, the end of the interpreter, and what it leaves alone."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,14 @@ from tests.plugin.http_client import exchange
 from tests.plugin.services import names_in, webhook
 
 ROOT = Path(__file__).parents[3]
-QUIET = environment({"GRPC_VERBOSITY": "NONE", "PYTHONWARNINGS": "ignore:This process:DeprecationWarning"})
-"""Without what grpc, and Python from 3.12 on, say of a fork of a process with threads."""
+QUIET = environment(
+    {
+        "GRPC_VERBOSITY": "NONE",
+        "GRPC_ENABLE_FORK_SUPPORT": "0",  # else it ends some children by a signal
+        "PYTHONWARNINGS": "ignore:This process:DeprecationWarning",
+    }
+)
+"""Without what grpc, and Python from 3.12 on, say and do at a fork of a process with threads."""
 
 
 def run(which: str, sink: GrpcSink, directory: Path) -> str:
@@ -79,6 +86,20 @@ def test_a_shutdown_at_the_interpreter_s_end_or_in_a_daemon_thread_sends_what_wa
     with GrpcSink() as sink:
         assert run("atexit", sink, tmp_path) == "other drained True\ndrained True 600\n"
         assert len(sink.records) == 1
+
+
+@pytest.mark.slow
+def test_sixty_services_in_a_row_leave_nothing_behind(tmp_path: Path) -> None:
+    """Each with a mistaken exporter beside a right one, and some with a fork: no thread, no descriptor, no memory."""
+    with GrpcSink() as sink:
+        command = [sys.executable, "-m", "tests.plugin.service._service_child", "lives", sink.address, str(tmp_path)]
+        ran = subprocess.run(command, cwd=ROOT, env=QUIET, capture_output=True, text=True, timeout=150, check=False)
+        assert ran.returncode == 0, ran.stderr
+        *children, last = ran.stdout.splitlines()
+        assert children == ["in the child True", "child ended 0"] * 10
+        assert re.fullmatch(r"threads \{1\} descriptors 1 more MiB [0-7]", last), last
+        names = {name for received in sink.requests for name in names_in(received.payload)}
+        assert names == {f"flag {number}" for number in range(60) if number % 6}
 
 
 @pytest.mark.slow
