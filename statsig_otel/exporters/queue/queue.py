@@ -85,7 +85,7 @@ class DurableQueue:
         self.recovery_due: threading.Event = self._database.recovery_due
         self._routing = routing
         self._min_free = min_free_bytes
-        self._appending = Bulk(self._append, self._count)
+        self._appending = Bulk(self._append, self._count, _answer)
         self._cursors = {name: ExporterCursor(self._database, name) for name in routing.now.exporters}
         self._owner = OwnerProcess()
         self._smallest_left_out: int | None = None  # bytes of a whole body, while there is no room for it
@@ -175,9 +175,9 @@ class DurableQueue:
         try:
             self._check(entry)
         except RefusedError as refusal:
-            _answer(entry, refusal)
+            _answer(entry, None, refusal)
         else:
-            self._database.writer.submit_item(self._appending, entry, lambda _, error: _answer(entry, error))
+            self._database.writer.submit_item(self._appending, entry)
         return entry.answer
 
     def _append(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> Sequence[Entry]:
@@ -392,7 +392,7 @@ def _ensure_route(connection: sqlite3.Connection, receiver: str, queued: Iterabl
     return store.ensure_route(connection, numbers, receiver), numbers
 
 
-def _answer(entry: Entry, error: Exception | None) -> None:
+def _answer(entry: Entry, _: Entry | None, error: Exception | None) -> None:
     """Answer an entry that was stored, or refused with an error."""
     if error is None:
         entry.answer.set_result(entry.stored.receipt)

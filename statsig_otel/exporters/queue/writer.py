@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from statsig_otel._futures import uncancellable
 from statsig_otel._process import OwnerProcess
@@ -81,18 +81,17 @@ class Bulk(Generic[_I, _T]):
     Attributes:
         work: Returns a result for each item, in order. If it raises for several, it is run for each by itself.
         then: Run with the results after the commit and before any item is answered, in the writer's thread.
+        answer: Run for each item: with its result and None, or with None and the error.
     """
 
     work: Callable[[sqlite3.Connection, Sequence[_I]], Sequence[_T]]
     then: Callable[[Sequence[_T]], None]
+    answer: Callable[[_I, _T | None, Exception | None], None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(NamedTuple):
     bulk: Bulk[Any, Any]
     item: Any
-    answer: Callable[[Any, Exception | None], None]
-    """Called with the result and None, or with None and the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,23 +194,25 @@ class Writer:
         """
         future: Future[_T] = uncancellable()
 
-        def answer(result: Any, failure: Exception | None) -> None:
+        def answer(_: None, result: Any, failure: Exception | None) -> None:
             if failure is None:
                 future.set_result(result)
             else:
                 future.set_exception(failure)
 
         alone: Bulk[None, _T] = Bulk(
-            lambda connection, _: [work(connection)], lambda results: then(results[0]) if then is not None else None
+            lambda connection, _: [work(connection)],
+            lambda results: then(results[0]) if then is not None else None,
+            answer,
         )
-        self.submit_item(alone, None, answer)
+        self.submit_item(alone, None)
         return future
 
-    def submit_item(self, bulk: Bulk[_I, _T], item: _I, answer: Callable[[_T | None, Exception | None], None]) -> None:
+    def submit_item(self, bulk: Bulk[_I, _T], item: _I) -> None:
         """Hand over an item; `bulk` works at once on all of its items that wait together.
 
-        Then `answer` is called in the writer's thread: with the result once that is committed, or with None and one of
-        the errors of `submit`. If the writer does not run, it is called at once.
+        Then it answers the item in the writer's thread: with the result once that is committed, or with one of the
+        errors of `submit`. If the writer does not run, it answers at once.
 
         Raises:
             RuntimeError: In a forked child.
@@ -220,9 +221,9 @@ class Writer:
         with self._lock:
             accepting = self._accepting
             if accepting:
-                self._jobs.put(_Job(bulk, item, answer))
+                self._jobs.put(_Job(bulk, item))
         if not accepting:
-            answer(None, NotRunningError("the queue is not running"))
+            bulk.answer(item, None, NotRunningError("the queue is not running"))
 
     def check_process(self) -> None:
         """Raise a RuntimeError in a forked child, which does not have the writer's thread."""
@@ -290,12 +291,13 @@ class Writer:
         outcome = self._commit(jobs)
         if isinstance(outcome, Exception):
             for job in jobs:
-                job.answer(None, StorageError(str(outcome), is_disk_full=schema.is_disk_full(outcome)))
+                error = StorageError(str(outcome), is_disk_full=schema.is_disk_full(outcome))
+                job.bulk.answer(job.item, None, error)
             return
         self._count(outcome)
         for done in outcome:
             for job, result in zip(done.jobs, done.results, strict=True):
-                job.answer(result, done.failure)
+                job.bulk.answer(job.item, result, done.failure)
 
     def _count(self, outcome: Iterable[_BulkResult]) -> None:
         """Run `then` of the jobs. If they wrote to a file that is gone, the counts of the new one follow."""

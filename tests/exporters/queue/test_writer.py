@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +173,7 @@ class Names:
     """Bulk work that stores names, and what became of each."""
 
     def __init__(self) -> None:
-        self.bulk = Bulk(self._work, self._then)
+        self.bulk = Bulk(self._work, self._then, self._settle)
         self.at_once: list[list[str]] = []
         self.committed: list[list[str]] = []
         self.answers: dict[str, str | Exception | None] = {}
@@ -193,7 +192,7 @@ class Names:
 
     def submit(self, writer: Writer, *items: str) -> None:
         for name in items:
-            writer.submit_item(self.bulk, name, partial(self._settle, name))
+            writer.submit_item(self.bulk, name)
 
     def _settle(self, name: str, result: str | None, failure: Exception | None) -> None:
         self.answers[name] = failure or result
