@@ -49,6 +49,7 @@ INSTRUCTIONS, BLOCKS, CLOCKS = KINDS = ("instructions", "blocks", "clocks")
 NOT_PYTHON: Final = "not Python"
 
 MODULES: Final = {
+    "_futures.py": HAND_OVER,
     "plugin/server": HTTP,
     "plugin/receiver": RECEIVE,
     "plugin/webhook/signature.py": VERIFY,
