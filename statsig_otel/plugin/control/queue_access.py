@@ -49,6 +49,8 @@ class QueueAccess:
             found = (self.directory / DATABASE).exists()
         except PermissionError as error:
             raise ControlError(f"{self.directory} can't be read: {_OWNER}") from error
+        except OSError as error:
+            raise ControlError(f"{self.directory} can't be read: {error.strerror}") from error
         if not found:
             raise ControlError(f"{self.directory} contains no queue: name the right place with --directory or --config")
 

@@ -56,13 +56,18 @@ def queue(directory: Path, min_free_bytes: int) -> Iterator[Finding]:
     yield _access(directory, place)
     try:
         yield _space(QueueDirectory(directory), place, min_free_bytes)
-    except PermissionError:
-        yield Finding("disk space", "unknown", f"{directory} can't be read", _OWNER)
+    except OSError as error:
+        yield _unreadable("disk space", directory, error)
     yield check_file_system(directory)
     try:
         yield from _state(directory)
-    except PermissionError:
-        yield Finding("queue state", "unknown", f"{directory} can't be read", _OWNER)
+    except OSError as error:
+        yield _unreadable("queue state", directory, error)
+
+
+def _unreadable(check: str, directory: Path, error: OSError) -> Finding:
+    hint = _OWNER if isinstance(error, PermissionError) else None
+    return Finding(check, "unknown", f"{directory} can't be read: {error.strerror}", hint)
 
 
 def exporters(directory: Path) -> Iterator[Finding]:

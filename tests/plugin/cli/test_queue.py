@@ -127,6 +127,11 @@ def test_a_relative_directory_is_shown_as_where_it_leads(tmp_path: Path, monkeyp
         assert f"{tmp_path}/not/here" in result.output, arguments
 
 
+def test_a_directory_that_can_not_be_one_is_said(tmp_path: Path) -> None:
+    result = run(tmp_path / ("a" * 300), "queue")
+    assert (result.exit_code, "can't be read: File name too long" in result.output) == (1, True)
+
+
 @pytest.mark.parametrize("files", [(), ("other",)])
 def test_a_directory_without_a_queue_is_said_and_not_made(tmp_path: Path, files: tuple[str, ...]) -> None:
     directory = tmp_path / "none"

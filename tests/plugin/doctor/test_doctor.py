@@ -307,6 +307,15 @@ def test_a_queue_of_another_user(directory: Path) -> None:
     assert ran.stdout.splitlines()[:2] == ["queue directory failed", "disk space unknown"]
 
 
+def test_a_directory_that_can_not_be_one_is_said_and_ends_no_check(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for directory in (tmp_path / ("a" * 300) / "queue", tmp_path / "a" / "queue"):
+        found = queue(directory)
+        states = [found[check].status for check in ("queue directory", "disk space", "queue state")]
+        assert states == ["failed", "unknown", "unknown"], directory
+
+
 def test_a_disk_that_is_too_full(directory: Path) -> None:
     assert queue(directory, 1 << 60)["disk space"].status == "failed"
 
