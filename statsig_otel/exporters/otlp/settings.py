@@ -435,8 +435,10 @@ def _is_port(value: str) -> bool:
 def _check_host_port(value: str, *, usual_port: int, scheme: str = "") -> None:
     host, port = _host_and_port(value)
     if not port and not value.isdigit() and _HOST.fullmatch(host):
-        address = f"{scheme}{host}:{usual_port}"
-        raise ValueError(f"{_shown(scheme + value)} has no port; write {address} if the server uses the usual one")
+        address = f"{scheme}{host}:{usual_port} for a Collector"
+        if scheme != "http://":
+            address += f", or {scheme}{host}:443 for most vendors"
+        raise ValueError(f"{_shown(scheme + value)} has no port; write {address}")
     if not _HOST.fullmatch(host) or not _is_port(port):
         raise ValueError(f"{_shown(value)} is not host:port, such as localhost:{usual_port} or [::1]:{usual_port}")
 

@@ -24,6 +24,7 @@ from statsig_otel.config.source import UNKNOWN, Document, Unknown
 from statsig_otel.plugin.record.change_event import valid
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.settings.telemetry import LogLevel, named_level
+from statsig_otel.plugin.webhook.secret import NO_QUOTES
 
 SECRET_VARIABLE: Final = "STATSIG_SIGNING_SECRET"  # noqa: S105 - the variable's name
 LISTEN_VARIABLE: Final = "STATSIG_LISTEN"
@@ -150,7 +151,7 @@ class _Reader:
         exporter = known or "otlp_grpc"
         settings = self._exporter(exporter)
         receiver: dict[str, object] = {"signing_secrets": [secret] if secret else []}
-        if listen := self._environ.get(LISTEN_VARIABLE, "").strip():
+        if listen := self._read(LISTEN_VARIABLE):
             self._set(receiver, ("receivers", "statsig", "endpoint"), LISTEN_VARIABLE, listen)
         values: dict[str, object] = {
             "receivers": {"statsig": receiver},
@@ -167,9 +168,16 @@ class _Reader:
     def _variable(self, name: str) -> tuple[str, str] | None:
         """The variable that is set for a setting, and its value; an empty one counts as unset (the specification)."""
         for variable in _variables(name):
-            if value := self._environ.get(variable, "").strip():
+            if value := self._read(variable):
                 return variable, value
         return None
+
+    def _read(self, variable: str) -> str:
+        value = self._environ.get(variable, "").strip()
+        if value[:1] not in ("'", '"') or not value.endswith(value[0]):
+            return value
+        self._fault(variable, "is in quotation marks", NO_QUOTES)
+        return value.strip(value[0])
 
     def _exporter_type(self) -> str | None:
         """The exporter of the protocol; None if there is no such protocol."""

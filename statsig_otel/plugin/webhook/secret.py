@@ -9,7 +9,8 @@ PREFIX: Final = "webhook-"
 
 _QUOTES: Final = frozenset("\"'`\u2018\u2019\u201c\u201d")
 _COPY_ALONE: Final = "copy the secret alone, from webhook- to its last letter"
-_NO_QUOTES: Final = "leave the quotation marks out: docker's --env-file, for example, makes them a part of the value"
+NO_QUOTES: Final = "leave the quotation marks out: docker's --env-file, for example, makes them a part of the value"
+"""What to do about quotation marks around a value."""
 
 
 def is_in_quotes(text: str) -> bool:
@@ -22,7 +23,7 @@ def fault_of_secret(secret: str) -> Fault | None:
     if secret != secret.strip():
         return Fault("begins or ends with white space", _COPY_ALONE)
     if is_in_quotes(secret):
-        return Fault("begins or ends with a quotation mark", _NO_QUOTES)
+        return Fault("begins or ends with a quotation mark", NO_QUOTES)
     if secret == PREFIX:
         return Fault("is only the beginning that all secrets have", "copy the whole secret")
     if "${" in secret:

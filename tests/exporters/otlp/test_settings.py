@@ -61,7 +61,11 @@ def test_grpc_endpoint(endpoint: str, insecure: bool, target: str, uses_tls: boo
         ("", "localhost:4317"),
         ("collector", "has no port; write collector:4317"),
         ("http://collector", "'http://collector' has no port; write http://collector:4317"),
-        ("https://collector/", "write https://collector:4317"),
+        (
+            "https://collector/",
+            "write https://collector:4317 for a Collector, or https://collector:443 for most vendors",
+        ),
+        ("http://collector/", "write http://collector:4317 for a Collector"),
         ("ingest.<region>.example.com:443", "contains <...>, which stands for something of your own"),
         ("https://<secret>", "contains <...>"),
         ("unix:otlp.sock", "write it as unix:///run/otlp.sock"),

@@ -57,6 +57,26 @@ def test_nothing_set_is_the_set_up_mode_with_grpc_to_a_local_collector() -> None
     assert (grpc().target, grpc().uses_tls, grpc().timeout) == ("dns:///localhost:4317", False, 10.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STATSIG_LISTEN", "0.0.0.0:80"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=abc"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+    ],
+)
+def test_quotation_marks_around_a_value_are_one_error_with_what_to_do(name: str, value: str) -> None:
+    for mark in ("'", '"'):
+        with pytest.raises(ConfigError) as caught:
+            configuration(**{name: f"{mark}{value}{mark}"})
+        assert str(caught.value).startswith(
+            f"{name}: is in quotation marks\n  hint: leave the quotation marks out: docker"
+        )
+        assert len(caught.value.problems) == 1
+    configuration(**{name: value})
+
+
 def test_the_secret() -> None:
     receiver = configuration(STATSIG_SIGNING_SECRET="webhook-x").receivers["statsig"]
     assert isinstance(receiver, StatsigReceiverSettings)
