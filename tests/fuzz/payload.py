@@ -1,15 +1,32 @@
-"""The body of a webhook: its two readers and the standard library agree, and every item is accounted for."""
+"""The body of a webhook: its two readers and the standard library agree, and every item is accounted for.
+
+Each record is what the SDK's encoder makes of the same fields.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from statsig_otel import __version__
+from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
 from statsig_otel.plugin.record.mapper import Mapper
-from statsig_otel.plugin.record.record import LogRecordEncoder
+from statsig_otel.plugin.record.record import (
+    DEFAULT_RESOURCE,
+    SCHEMA_URL,
+    SCOPE_NAME,
+    LogRecordEncoder,
+    RecordFields,
+    uid,
+)
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.payload import (
     CONFIG_CHANGE,
@@ -55,7 +72,8 @@ def seeds() -> Iterator[bytes]:
 
 @contextmanager
 def checking() -> Iterator[Check]:
-    mapper = Mapper(LogRecordEncoder(include_original=True, include_change_details=True))
+    encoder = LogRecordEncoder(include_original=True, include_change_details=True)
+    mapper = Mapper(encoder)
 
     def check(body: bytes) -> None:
         check_verification(body)
@@ -64,6 +82,7 @@ def checking() -> Iterator[Check]:
         check_against_the_library(body, payload)
         if payload is not None:
             check_mapped(payload, mapper)
+            check_against_the_sdk(payload, mapper, encoder)
 
     yield check
 
@@ -193,6 +212,32 @@ def check_mapped(payload: Payload, mapper: Mapper) -> None:
         assert len(attributes) == len(record.attributes)
         assert attributes[UID].string_value == change.uid
         assert len(bytes.fromhex(change.uid)) == 16
+
+
+def check_against_the_sdk(payload: Payload, mapper: Mapper, encoder: LogRecordEncoder) -> None:
+    """Each record has the fields of its item, as the SDK's encoder writes them."""
+    expected = []
+    for item in payload.changes:
+        with suppress(InvalidItemError):
+            if item.problem is None and isinstance(item.value, dict):
+                event, name = ChangeEvent.from_item(item.value), uid(item.value)
+                expected.append(by_the_sdk(encoder.default(event, uid=name, original=item.text), event))
+    made = mapper.map(payload, NOW_NS).changes
+    assert [ExportLogsServiceRequest.FromString(record) for change in made for record in change.records] == expected
+
+
+def by_the_sdk(fields: RecordFields, event: ChangeEvent) -> ExportLogsServiceRequest:
+    happened = event.happened_at * 1_000_000
+    record = LogRecord(
+        timestamp=happened if 0 < happened < 1 << 64 else 0,
+        observed_timestamp=NOW_NS,
+        severity_number=SeverityNumber(fields.severity_number),
+        body=fields.body,
+        attributes=fields.attributes,  # no array is cut: a thousand elements are longer than `LONGEST`
+        event_name=fields.event_name,
+    )
+    scope = InstrumentationScope(SCOPE_NAME, __version__, SCHEMA_URL)
+    return encode_logs([ReadableLogRecord(record, Resource(DEFAULT_RESOURCE), scope)])
 
 
 def check_verification(body: bytes) -> None:
