@@ -22,7 +22,8 @@ TOKENS: Final = (
     b'{"command": "', b'", "arguments": {', b"}}\n", b'"queue"', b"queue resume", b"queue skip", b"queue remove",
     b"dead-letters replay", b"dead-letters drop", b'"exporter": "', b'"selection": {', b'"ids": [', b'"receiver": "',
     b'"kind": "', b'"item"', b'"body"', b'"record"', b'"batch"', b'"damaged"', b'"after": ', b'"upto": ',
-    b'"yes": true', b"stuck", b"keeper", b"statsig", b"9223372036854775808", b"-1", b"1e999", b"NaN", b"\\ud800",
+    b'"yes": true', b'"count": ', b'"older_than": ',
+    b'"to": "', b"1e308", b"stuck", b"keeper", b"statsig", b"9223372036854775808", b"-1", b"1e999", b"NaN", b"\\ud800",
 )  # fmt: skip
 
 WAIT: Final = 20.0
@@ -52,6 +53,8 @@ def seeds() -> Iterator[bytes]:
         for exporter in ("stuck", "keeper", "gone"):
             yield line(command, exporter=exporter)
     yield line("queue remove", exporter="gone", yes=True)
+    yield line("queue skip", exporter="stuck", count=2, older_than=1.5)
+    yield line("dead-letters replay", selection={"kind": "record"}, to="keeper")
     for command in ("dead-letters replay", "dead-letters drop"):
         for selection in ({}, {"ids": [1, 2]}, {"exporter": "stuck"}, {"receiver": "statsig"}, {"kind": "item"}):
             yield line(command, selection=selection, after=0, upto=2)

@@ -24,6 +24,8 @@ from statsig_otel.plugin.receiver.intake import Intake
 _logger: Final = logging.getLogger(__name__)
 
 _SKIPPED_AT_ONCE: Final = 500
+_OLDEST: Final = 1e10
+"""Seconds: more than the time since the epoch. In nanoseconds much more would not be a number."""
 
 
 class _Exporter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,7 +40,7 @@ class _Skip(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     exporter: str
     count: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    older_than: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    older_than: Annotated[float, msgspec.Meta(ge=0, le=_OLDEST)] | None = None
 
     def find(self, connection: sqlite3.Connection, exporter: int, after: int) -> tuple[int, int]:
         """The number of records to skip, and the seq of the last one.

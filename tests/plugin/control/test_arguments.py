@@ -24,6 +24,9 @@ SENSELESS: list[dict[str, Any]] = [
     {"exporter": "bad\udfff", "yes": True},
     {"exporter": "x" * 60_000},
     {"exporter": 10**30},
+    {"exporter": "bad", "count": 0},
+    {"exporter": "bad", "older_than": 1e308},
+    {"exporter": "bad", "older_than": -1.0},
     {"selection": {"ids": [10**30]}},
     {"selection": {"ids": [2**63]}},
     {"selection": {"ids": [-1]}},
@@ -51,7 +54,9 @@ selections = st.fixed_dictionaries(
     },
 )
 arguments = st.dictionaries(st.text(st.characters()), values, max_size=3) | st.fixed_dictionaries(
-    {}, optional={"exporter": names, "yes": values, "selection": selections | values, "after": numbers, "upto": numbers}
+    {},
+    optional={"exporter": names, "yes": values, "selection": selections | values, "after": numbers, "upto": numbers}
+    | {"count": numbers, "older_than": st.floats(), "to": names},
 )
 
 
