@@ -33,10 +33,13 @@ def doubt(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
 
 def encrypted_hint(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
     """What to do for a connection with TLS."""
-    return "write https:// before the endpoint" if "http://" in plain_hint(settings) else _NOT_INSECURE
+    return "write https:// instead of http://" if _has_scheme(settings) else _NOT_INSECURE
 
 
 def plain_hint(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
     """What to write for a connection without TLS: `tls::insecure` has no effect if a scheme decides."""
-    is_target = isinstance(settings, OtlpGrpcSettings) and not settings.endpoint.startswith(SCHEMES)
-    return "tls: {insecure: true}" if is_target else "http:// before the endpoint"
+    return "http:// instead of https://" if _has_scheme(settings) else "tls: {insecure: true}"
+
+
+def _has_scheme(settings: OtlpGrpcSettings | OtlpHttpSettings) -> bool:
+    return isinstance(settings, OtlpHttpSettings) or settings.endpoint.startswith(SCHEMES)

@@ -15,7 +15,7 @@ from statsig_otel.exporters.otlp.tls import GrpcTlsSettings
         (OtlpGrpcSettings(endpoint="backend:443"), ""),
         (OtlpGrpcSettings(endpoint="backend:443", tls=GrpcTlsSettings(insecure=True)), "leave tls::insecure out"),
         (OtlpGrpcSettings(endpoint="http://backend:443"), "443 is the port for TLS, which is off here: write https://"),
-        (OtlpHttpSettings(endpoint="http://backend:443/otlp"), "write https:// before the endpoint"),
+        (OtlpHttpSettings(endpoint="http://backend:443/otlp"), "write https:// instead of http://"),
         (OtlpGrpcSettings(endpoint="collector:4318"), "4318 is OTLP's port for HTTP"),
         (OtlpGrpcSettings(endpoint="http://collector:4318/"), "4318 is OTLP's port for HTTP"),
         (OtlpHttpSettings(endpoint="http://collector:4318"), ""),

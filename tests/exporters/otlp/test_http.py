@@ -332,7 +332,7 @@ def test_a_port_for_https_is_named() -> None:
     with RawServer(b"\x15\x03\x03\x00\x02\x02F") as server:
         outcome = send_to(f"http://{server.address}")
     place = f"http://{server.address}/v1/logs"
-    assert outcome == Blocked(f"this port speaks TLS: write https:// before the endpoint: {place}")
+    assert outcome == Blocked(f"this port speaks TLS: write https:// instead of http://: {place}")
 
 
 def test_a_web_page_is_not_a_delivery_and_any_other_answer_is_a_warning_once(
@@ -356,7 +356,7 @@ def test_a_server_without_tls_is_named_with_what_has_an_effect(sink: HttpSink) -
     outcome = send_to(sink.url.replace("http://", "https://"))
     assert isinstance(outcome, RetryLater)
     assert outcome.reason.startswith(
-        "the server speaks without TLS (if that is meant, write http:// before the endpoint): SSLError"
+        "the server speaks without TLS (if that is meant, write http:// instead of https://): SSLError"
     )
 
 

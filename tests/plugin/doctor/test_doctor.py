@@ -173,8 +173,8 @@ def test_a_server_with_tls_is_verified_as_the_exporter_does() -> None:
 def test_a_server_without_tls_is_told_with_what_has_an_effect() -> None:
     with HttpSink() as sink, GrpcSink() as rpc:
         for settings, address, hint in (
-            (http(sink.url.replace("http", "https")), sink.address, "write http:// before the endpoint"),
-            (grpc(f"https://{rpc.address}"), rpc.address, "write http:// before the endpoint"),
+            (http(sink.url.replace("http", "https")), sink.address, "write http:// instead of https://"),
+            (grpc(f"https://{rpc.address}"), rpc.address, "write http:// instead of https://"),
             (grpc(rpc.address), rpc.address, "write tls: {insecure: true}"),
         ):
             found = look("a", settings)[0]
@@ -200,7 +200,7 @@ def test_a_server_with_tls_is_told_to_who_speaks_without() -> None:
     with RawServer(b"\x15\x03\x03\x00\x02\x02F") as alerting, RawServer(tls=encrypted) as silent:
         for settings, hint in (
             (grpc(alerting.address, insecure=True), "leave tls::insecure out"),
-            (http(f"http://{alerting.address}"), "write https:// before the endpoint"),
+            (http(f"http://{alerting.address}"), "write https:// instead of http://"),
         ):
             found = look("a", settings)[0]
             assert (found.status, hint in (found.hint or "")) == ("failed", True)
