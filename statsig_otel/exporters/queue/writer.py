@@ -1,7 +1,8 @@
 """Group commit: one thread runs all writes to the database, in shared transactions on one connection.
 
 Whoever has something to write hands over a function and waits for its future. Functions that wait together share one
-transaction, and so one fsync; a lone one does not wait for others. A future is answered after the commit, never before.
+transaction, and so one fsync. A lone one does not wait for others, but after a commit of several the next one waits a
+moment for as many. A future is answered after the commit, never before.
 
 After an error the connection is closed and all of the transaction is refused, since nobody can know whether a failed
 commit has reached the disk. The file is opened and checked again before anything else is acknowledged. A file that is
@@ -41,6 +42,9 @@ _IDLE: Final = 1.0
 
 _SURE: Final = 2
 """Findings of damage in a row, with the file opened again in between, after which it is set aside."""
+
+_GATHERING: Final = 0.002
+"""The most seconds for which a commit waits until there are as many items as in the last one."""
 
 _QUIET: Final = 0.05
 """As `_IDLE`, while there is more to tidy up: a sender that delivers a backlog submits a job every few milliseconds."""
@@ -262,24 +266,33 @@ class Writer:
         return True
 
     def _work(self) -> None:
-        running, more = True, False
+        running, more, expected = True, False, 0
         while running:
-            jobs, running = self._next_jobs(wait=_QUIET if more else _IDLE)
+            jobs, running = self._next_jobs(wait=_QUIET if more else _IDLE, expected=expected)
             self._write(jobs)
+            expected = sum(job.item is not None for job in jobs)
             if not jobs or time.monotonic() >= self._tidy_at:
                 more = self._tidy_up(idle=not jobs)
         self._close()
 
-    def _next_jobs(self, wait: float) -> tuple[list[_Job], bool]:
-        """The jobs that wait, and whether to go on after them."""
+    def _next_jobs(self, wait: float, expected: int) -> tuple[list[_Job], bool]:
+        """The jobs that wait, and whether to go on after them.
+
+        Args:
+            wait: Seconds to wait for the first one.
+            expected: How many the next commit should have. Clients that were answered together come again together, and
+                to store them together costs less than a commit for each.
+        """
         jobs: list[_Job] = []
         try:
             job = self._jobs.get(timeout=wait)
+            latest = time.monotonic() + _GATHERING
             while job is not None:
                 jobs.append(job)
                 if len(jobs) == _MOST_AT_ONCE:
                     return jobs, True
-                job = self._jobs.get_nowait()
+                rest = latest - time.monotonic() if len(jobs) < expected else 0.0
+                job = self._jobs.get(timeout=max(0.0, rest))
         except Empty:
             return jobs, True
         return jobs, False

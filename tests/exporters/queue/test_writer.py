@@ -4,9 +4,11 @@ import contextlib
 import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from statsig_otel.exporters.queue import schema, writer
 from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Writer
 from tests.exporters.queue.helpers import PATIENCE, errors, reading
+from tests.waiting import wait_until
 
 
 class Watched:
@@ -211,6 +214,35 @@ def test_items_that_wait_together_are_worked_on_at_once_in_the_order_of_all_jobs
     assert some.answers == {"a": "A", "b": "B", "d": "D", "e": "E"}
     assert names(watched.path) == ["a", "b", "c", "d", "e"]
     assert watched.transactions() == [5]
+
+
+def test_a_commit_waits_for_as_many_items_as_the_last_one_had(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients that were answered together come again together. Nobody waits for jobs that are not items."""
+    some = Names()
+    with held(watched.writer):
+        some.submit(watched.writer, "a", "b")
+        functions = [watched.writer.submit(insert(name)) for name in "cd"]
+    wait_for(functions, PATIENCE)
+    monkeypatch.setattr(writer, "_GATHERING", PATIENCE)
+    some.submit(watched.writer, "e")
+    time.sleep(0.05)
+    assert some.at_once == [["a", "b"]]
+    some.submit(watched.writer, "f")
+    wait_until(lambda: len(some.answers) == 4)
+    assert some.at_once == [["a", "b"], ["e", "f"]]
+    assert watched.transactions() == [4, 2]
+
+
+def test_a_commit_waits_for_others_a_moment_only(watched: Watched) -> None:
+    some = Names()
+    with held(watched.writer):
+        some.submit(watched.writer, *"abcd")
+    for name in "ef":
+        some.submit(watched.writer, name)
+        wait_until(partial(some.answers.__contains__, name))
+    assert some.at_once == [["a", "b", "c", "d"], ["e"], ["f"]]
 
 
 def test_an_item_that_is_to_blame_is_undone_alone(watched: Watched) -> None:
