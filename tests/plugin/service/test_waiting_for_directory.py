@@ -143,6 +143,21 @@ def test_an_async_start_does_not_block_meanwhile(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_caller_may_stop_waiting_and_its_batch_is_stored_nevertheless(tmp_path: Path) -> None:
+    async def main() -> None:
+        with owned(tmp_path) as given_up:
+            async with running:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(asyncio.wrap_future(running.consumer.consume(batch)), 0.01)
+                given_up.set()
+                receipt = await asyncio.wait_for(asyncio.wrap_future(running.consumer.consume(batch)), LIMIT)
+                assert receipt.duplicates == 1
+
+    running = mounted(tmp_path, Keeper())
+    batch = Batch("statsig", (Change("0" * 32, ()),))
+    asyncio.run(main())
+
+
 def test_what_fails_after_the_wait_is_logged_and_may_be_tried_again(
     tmp_path: Path, clients: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
