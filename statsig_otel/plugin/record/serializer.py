@@ -54,12 +54,6 @@ _SEVERITIES: Final = tuple(LogRecord(severity_number=number).SerializeToString()
 _FIXED64: Final = struct.Struct("<Q")
 _ONE_BYTE: Final = tuple(bytes((number,)) for number in range(0x80))
 
-# What precedes an attribute, and the string in it, if each of their lengths takes one byte.
-_SHORT_ATTRIBUTE: Final = tuple(_ATTRIBUTES + length for length in _ONE_BYTE)
-_SHORT_STRING: Final = tuple(
-    b"".join((_VALUE, _ONE_BYTE[length + 2], _STRING_VALUE, _ONE_BYTE[length])) for length in range(0x80 - 2)
-)
-
 
 class LogSerializer:
     """Serialises log records of one resource and one scope.
@@ -109,7 +103,9 @@ class LogSerializer:
             severity += _field(_SEVERITY_TEXT, severity_text.encode())
         parts = [_time(_TIME_UNIX_NANO, time_ns), severity, _field(_BODY, _field(_STRING_VALUE, body.encode()))]
         parts += [
-            _string_attribute(key, value) if isinstance(value, str) else _attribute(key, value, attributes)
+            _before_string(key, len(text := value.encode())) + text
+            if isinstance(value, str)
+            else _attribute(key, value, attributes)
             for key, value in attributes.items()
         ]
         parts.append(_time(_OBSERVED_TIME_UNIX_NANO, observed_ns))
@@ -119,13 +115,13 @@ class LogSerializer:
         return _field(_RESOURCE_LOGS, self._resource + _field(_SCOPE_LOGS, scope_logs))
 
 
-def _string_attribute(key: str, value: str) -> bytes:
-    text = value.encode()
-    name, length = _name(key), len(text)
-    size = len(name) + length + 4
-    if size < len(_SHORT_ATTRIBUTE):
-        return _SHORT_ATTRIBUTE[size] + name + _SHORT_STRING[length] + text
-    return _field(_ATTRIBUTES, name + _field(_VALUE, _field(_STRING_VALUE, text)))
+@lru_cache(maxsize=2048)
+def _before_string(key: str, size: int) -> bytes:
+    """What precedes the string in an attribute whose string has so many bytes: the same pairs come again and again."""
+    string = _before(_STRING_VALUE, size)
+    value = _before(_VALUE, len(string) + size) + string
+    name = _name(key)
+    return _before(_ATTRIBUTES, len(name) + len(value) + size) + name + value
 
 
 def _attribute(key: str, value: AttributeValue, others: Attributes) -> bytes:
@@ -155,7 +151,12 @@ def _time(field: bytes, nanoseconds: int) -> bytes:
 
 def _field(field: bytes, content: bytes) -> bytes:
     """A field with the length of its content before it."""
-    return b"%b%b%b" % (field, _varint(len(content)), content)
+    return _before(field, len(content)) + content
+
+
+def _before(field: bytes, size: int) -> bytes:
+    """What precedes the content of a field, which has so many bytes."""
+    return field + _varint(size)
 
 
 def _varint(number: int) -> bytes:
