@@ -23,11 +23,13 @@ TOKENS: Final = (
     b"Connection: close\r\n", b"Connection: upgrade\r\n", b"Upgrade: h2c\r\n", b"Expect: 100-continue\r\n", b"identity",
     b"gzip, chunked", b"3\r\nabc\r\n", b"0\r\n\r\n", b"1;a=b\r\nx\r\n", b"x: y\r\n", b"\t", b" ", b"\n", b"\r", b"\0",
     b"\x0b", b"\xa0", b"CONNECT a:1 HTTP/1.1\r\n", b"http://a/b", b"%2f", b"//", b":", b",", b"+3", b"0x3", b"00000003",
-    b"fffffffffffffff",
+    b"fffffffffffffff", b"000000000000003\r\nabc\r\n", b"0A\r\n0123456789\r\n", b"3 \t; a\r\nabc\r\n",
 )  # fmt: skip
 
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]+)([ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_TRAILERS: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def seeds() -> Iterator[bytes]:
         start + b"Content-Length: 5\r\n\r\nhello",
         start + b"Content-Length: 2\r\n\r\nhiGET / HTTP/1.1\r\nHost: x\r\n\r\n",
         start + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n1;a=b\r\n!\r\n0\r\nx: y\r\n\r\n",
+        start + b"Transfer-Encoding: chunked\r\n\r\n0000000003;a\r\nabc\r\n0B ; b\r\n12345678901\r\n000\r\n\r\nGET",
         start + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
         start + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
         start + b" folded: yes\r\nContent-Length: 0\r\n\r\n",
@@ -66,6 +69,7 @@ def checking() -> Iterator[Check]:
         check_same(whole, read(pieces(request, cuts)))
         if whole is not None:
             check_head(whole)
+            check_chunks(request, whole)
             check_against_h11(request, whole)
 
     yield check
@@ -108,9 +112,36 @@ def check_head(found: Found) -> None:
         assert _VALUE.fullmatch(value)
         assert value == value.strip(b" \t")
     assert found.head.version in ("1.0", "1.1")
+    lengths, codings = values(found.head, b"content-length"), values(found.head, b"transfer-encoding")
+    assert len(lengths) + len(codings) <= 1
+    assert all(re.fullmatch(rb"[0-9]+", length) for length in lengths)
+    assert all(coding.lower() == b"chunked" for coding in codings)
+    assert found.head.length == (None if codings else int((*lengths, b"0")[0]))
     if found.head.length is not None:
         assert len(found.body) <= found.head.length
         assert (len(found.body) == found.head.length) == found.is_complete
+
+
+def values(head: Head, name: bytes) -> list[bytes]:
+    return [value for key, value in head.fields if key == name]
+
+
+def check_chunks(data: bytes, found: Found) -> None:
+    """A chunked body that was read as a whole is one by the grammar (RFC 9112, 7.1), and has this content."""
+    if not found.is_complete or found.head is None or found.head.length is not None:
+        return
+    encoded, body = data[data.index(b"\r\n\r\n") + 4 : len(data) - len(found.rest)], b""
+    while True:
+        chunk = _CHUNK.match(encoded)
+        assert chunk
+        size, encoded = int(chunk[1], 16), encoded[chunk.end() :]
+        if not size:
+            break
+        body += encoded[:size]
+        assert encoded[size : size + 2] == b"\r\n"
+        encoded = encoded[size + 2 :]
+    assert _TRAILERS.fullmatch(encoded)
+    assert body == found.body
 
 
 def check_against_h11(data: bytes, found: Found) -> None:

@@ -93,6 +93,19 @@ def test_a_request_that_h11_reads_otherwise_is_noticed(request_: bytes) -> None:
         framing.check_against_h11(request_, replace(found, body=found.body + b"G", rest=found.rest[1:]))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"1;\n\r\nx\r\n0\r\n\r\n", b"+1\r\nx\r\n0\r\n\r\n", b"1\r\nx0\r\n\r\n", b"1\r\nx\r\n0\r\na\r\n\r\n", b"0\r\n\r\n"],
+)
+def test_a_body_that_is_not_chunked_is_noticed(body: bytes) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    right = framing.read([head + b"1\r\nx\r\n0\r\n\r\n"])
+    assert right is not None
+    framing.check_chunks(head + b"1\r\nx\r\n0\r\n\r\n", right)
+    with pytest.raises(AssertionError):
+        framing.check_chunks(head + body, right)
+
+
 @pytest.mark.parametrize("wrong", [b"", b"{}\n", b'{"result": NaN}\n', b'{"error": "x"}', b"{}\n{}\n", b"[]\n"])
 def test_a_wrong_answer_is_noticed(wrong: bytes) -> None:
     with pytest.raises((AssertionError, ValueError)):
