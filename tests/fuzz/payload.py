@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 from opentelemetry._logs import LogRecord, SeverityNumber
@@ -48,7 +49,7 @@ TOKENS: Final = (
     b'"email"', b'"name"', b'"type"', b'"Gate"', b'"action"', b'"updated"', b'"description"', b'"environments"',
     b'"projectName"', b'"projectID"', b'"tags"', b'"targetApps"', b'"event"', b'"url_verification"',
     b'"verification_code"', b"1739400185198", b'"1739400185198"', b"null", b"true", b"NaN", b"-Infinity", b"1e999",
-    b"\\ud800", b"\\u0061", b"\\udc00", b"\xf0\x9f\x98\x80", b"\\n", b'{"eventName":"statsig::config_change"}',
+    b"\\ud800", b"\\u0061", b'"statsig::config_ch\\u0061nge"', b"\\udc00", b"\xf0\x9f\x98\x80", b"\\n", b'{"eventName":"statsig::config_change"}',
     b"- Updated rule test pass percentage from 100 to 50", b"- Added groups a, b", b"9" * 40, b"\xef\xbb\xbf",
 )  # fmt: skip
 
@@ -68,6 +69,14 @@ def seeds() -> Iterator[bytes]:
         yield json.dumps({"data": items[:2]}, separators=(",", ":")).encode()
     yield b'{"data":{"event":"url_verification","verification_code":"abc123"}}'
     yield b'[{"eventName":"statsig::config_change","timestamp":1,"metadata":{"type":"Gate","name":"a"}},1,{}]'
+
+
+def mutated(data: bytes, random: Random) -> bytes | None:
+    """A character written as an escape, of which a name means the same; None for most inputs."""
+    at = random.randrange(len(data) + 1)
+    if random.randrange(8) or not data[at : at + 1].isalnum():
+        return None
+    return data[:at] + b"\\u%04x" % data[at] + data[at + 1 :]
 
 
 @contextmanager
