@@ -49,7 +49,8 @@ TOKENS: Final = (
     b'"email"', b'"name"', b'"type"', b'"Gate"', b'"action"', b'"updated"', b'"description"', b'"environments"',
     b'"projectName"', b'"projectID"', b'"tags"', b'"targetApps"', b'"event"', b'"url_verification"',
     b'"verification_code"', b"1739400185198", b'"1739400185198"', b"null", b"true", b"NaN", b"-Infinity", b"1e999",
-    b"\\ud800", b"\\u0061", b'"statsig::config_ch\\u0061nge"', b"\\udc00", b"\xf0\x9f\x98\x80", b"\\n", b'{"eventName":"statsig::config_change"}',
+    b"\\ud800", b"\\u0061", b'"statsig::config_ch\\u0061nge"', b"\\udc00",
+    b"\xf0\x9f\x98\x80", b"\\n", b'{"eventName":"statsig::config_change"}',
     b"- Updated rule test pass percentage from 100 to 50", b"- Added groups a, b", b"9" * 40, b"\xef\xbb\xbf",
 )  # fmt: skip
 

@@ -5,12 +5,13 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from random import Random
 from typing import Final
 
 import pytest
 
 from statsig_otel.plugin.webhook.payload import Payload, parse
-from tests.fuzz import framing, run
+from tests.fuzz import configuration, framing, payload, run
 from tests.fuzz.control_socket import check_answer
 from tests.fuzz.payload import check_against_the_library, check_readers
 from tests.fuzz.queue_file import check_delivered, edited
@@ -66,6 +67,22 @@ def test_the_edits_of_a_file() -> None:
     assert edited(files, b"\0\0\0\1\2ab")["queue.db"][4:6] == b"ab"
     assert len(edited(files, b"\1\0\0\1\0")["queue.db"]) == 4
     assert edited(files, b"\3\0\0\0\0") == {}
+
+
+def test_a_changed_configuration_stays_json() -> None:
+    random = Random(1)
+    changed = {configuration.mutated(one, random) for one in configuration.GOOD for _ in range(50)}
+    assert len(changed) > 100
+    for one in changed:
+        assert [json.loads(part) for part in (one or b"").split(b"\0")]
+    assert None in {configuration.mutated(b"a: 1", Random(number)) for number in range(20)}
+
+
+def test_an_escaped_character_means_the_same() -> None:
+    body = b'{"data": ["abc"]}'
+    changed = {payload.mutated(body, Random(number)) for number in range(200)} - {None}
+    assert len(changed) > 2
+    assert all(one != body and json.loads(one or b"") == json.loads(body) for one in changed)
 
 
 @pytest.mark.parametrize(
