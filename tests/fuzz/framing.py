@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from random import Random
 from typing import Final
 
 import h11
@@ -59,6 +60,24 @@ def seeds() -> Iterator[bytes]:
         b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n",
     ):
         yield from (cuts + request for cuts in (b"\x05\x40", b"\0\0"))
+
+
+def mutated(data: bytes, random: Random) -> bytes | None:
+    """A line more, another one, or one in another place; None for half of the inputs."""
+    if random.randrange(2):
+        return None
+    lines = data[2:].split(b"\r\n")
+    at, other = random.randrange(len(lines)), random.randrange(len(lines))
+    match random.randrange(4):
+        case 0:
+            lines.insert(at, random.choice(TOKENS).removesuffix(b"\r\n"))
+        case 1:
+            lines[at] = random.choice(TOKENS).removesuffix(b"\r\n")
+        case 2:
+            lines.insert(at, lines[other])
+        case _:
+            lines[at], lines[other] = lines[other], lines[at]
+    return data[:2] + b"\r\n".join(lines)
 
 
 @contextmanager

@@ -13,7 +13,10 @@ from tests.fuzz.targets import Check
 
 LONGEST: Final = 1024
 ENOUGH: Final = 10_000_000
-TOKENS: Final = configuration.TOKENS
+TOKENS: Final = (
+    *configuration.TOKENS, b'"true"', b"'null'", b'"1e3"', b"'0x1F'", b'"007"', b"'~'", b'".nan"', b"'- a'", b'"a: b"',
+    b'"#"', b"''", b"'a #b'", b"? - a\n", b"\\u0085", b"\\x00", b"0b1", b"1_000", b"+.inf", b"'yes'", b"!!null ",
+)  # fmt: skip
 
 
 def seeds() -> Iterator[bytes]:
@@ -26,6 +29,7 @@ def seeds() -> Iterator[bytes]:
         b"a: !!str 1\nb: !!int '7'\nc: !x y\n<<: *x\n",
         b'a: "\\x41\\u00e9\\U0001F600\\ud83d\\ude00\\\n  b"\n',
         b"a: .inf\nb: -.INF\nc: .nan\nd: ~\ne: 0o17\nf: 1e3\ng: True\nh: yes # no\n",
+        b"a: 'true'\nb: [\"null\", '1e3', \"0o7\", '.inf']\nc: !!str 7\n'no': {'1': x}\n",
         b"a: ${env:NAME}-$$-${PORT}\nb: ${file:x}\nc: ${env:GONE:-x}\n",
     )
 
