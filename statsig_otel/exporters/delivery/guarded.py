@@ -41,7 +41,7 @@ class Guarded:
             self._exporter.start()
         except (OSError, ValueError):
             raise
-        except Exception as error:
+        except BaseException as error:  # not even sys.exit() ends the host program
             _logger.exception("%s: unexpected error of the exporter's start", self._name)
             raise ValueError(
                 f"{self._name}: the exporter can't be started: unexpected {type(error).__name__}"

@@ -145,7 +145,7 @@ class ExporterTypes(Mapping[str, type[Settings]]):
         origin = next(one.distribution for one in self.installed() if one.name == type_)
         try:
             exporter = found.create(id_, settings)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _logger.debug("%s: %s could not create it", id_, origin, exc_info=True)
             said = " ".join(str(error).split()) if isinstance(error, ValueError) else _described(error)
             message = without_these(secrets_in(settings), f"{origin} can't create an exporter from this: {said}")

@@ -256,7 +256,7 @@ def test_a_shutdown_that_hangs_or_raises_ends_the_sender(
 
 def test_what_a_start_raises_is_an_error_that_the_service_understands(caplog: pytest.LogCaptureFixture) -> None:
     class Unstartable(Mistaken):
-        error: Exception = OSError("no such file")
+        error: BaseException = OSError("no such file")
 
         def start(self) -> None:
             raise self.error
@@ -273,3 +273,6 @@ def test_what_a_start_raises_is_an_error_that_the_service_understands(caplog: py
         Guarded("out", exporter).start()
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert "a mistake" in caplog.text
+    exporter.error = SystemExit(3)  # it would end the host program
+    with pytest.raises(ValueError, match="out: the exporter can't be started: unexpected SystemExit"):
+        Guarded("out", exporter).start()
