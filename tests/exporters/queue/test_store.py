@@ -1,6 +1,7 @@
 """What the database is told and asked: each question by an index, each deletion bounded, each read of one moment."""
 
 import contextlib
+import re
 import sqlite3
 import subprocess
 import sys
@@ -25,6 +26,13 @@ BIG = 1 << 30
 def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     with contextlib.closing(schema.connect(tmp_path / "queue.db")) as made:
         yield made
+
+
+def test_no_parameter_has_a_number() -> None:
+    """Python 3.12 warns of `?1` with a sequence, which is an error where warnings are errors."""
+    modules = list(Path(store.__file__).parent.rglob("*.py"))
+    assert len(modules) > 10
+    assert [module.name for module in modules if re.search(r"\?\d", module.read_text())] == []
 
 
 def entry(made: Batch, route: int = 1, window_ms: int = 10) -> store.Entry:
