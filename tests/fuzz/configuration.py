@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -25,6 +24,7 @@ from statsig_otel.config.source import Document, _Builder, parse
 from statsig_otel.config.substitution import Substitution
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from tests.fuzz.targets import Check
+from tests.fuzz.trees import change
 
 ROOT: Final = Path(__file__).parents[2]
 FILE: Final = "config.yaml"
@@ -111,36 +111,9 @@ def mutated(data: bytes, random: Random) -> bytes | None:
         document = json.loads(parts[at])
     except (ValueError, RecursionError):
         return None
-    for _ in range(random.choice((1, 1, 2, 4))):
-        _change(list(_places({"": document}, "")), random)
+    change(document, random, keys_below=lambda name: BELOW.get(name) or BELOW[""], values=VALUES)
     parts[at] = json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return b"\0".join(parts)
-
-
-def _places(container: Any, name: str) -> Iterator[tuple[Any, Any, str]]:
-    """Each value: what it is in, its key or index there, and the key of the mapping that it is in."""
-    for key, value in [*(container.items() if isinstance(container, dict) else enumerate(container))]:
-        yield container, key, name
-        if isinstance(value, dict | list):
-            yield from _places(value, key.partition("/")[0] if isinstance(key, str) else name)
-
-
-def _change(places: list[tuple[Any, Any, str]], random: Random) -> None:
-    container, key, name = random.choice(places[1:] or places)
-    other, its_key, _ = random.choice(places)
-    new, default = random.choice(BELOW.get(name) or BELOW[""])
-    value = deepcopy(random.choice((default, random.choice(VALUES))))
-    match random.randrange(6):
-        case 0 if len(places) > 1:
-            del container[key]
-        case 1:
-            container[key] = deepcopy(other[its_key])
-        case 2 if isinstance(container, dict) and len(places) > 1:
-            container[new] = container.pop(key)
-        case 3 | 4 if isinstance(container, dict) and len(places) > 1:
-            container[new] = value
-        case _:
-            container[key] = value
 
 
 @contextmanager

@@ -3,16 +3,18 @@
 import json
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final, NoReturn
+from random import Random
+from typing import Any, Final, NoReturn
 
 from statsig_otel.exporters import Blocked, Outcome
 from statsig_otel.exporters.queue import schema
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.control.socket import MAX_REQUEST, call
 from tests.fuzz.targets import Check
+from tests.fuzz.trees import change
 from tests.plugin.http_client import exchange
 from tests.plugin.services import Keeper, address_of, body_of, service, signed_request
 
@@ -63,6 +65,30 @@ def seeds() -> Iterator[bytes]:
 
 def line(command: str, **arguments: object) -> bytes:
     return json.dumps({"command": command, "arguments": arguments}).encode() + b"\n"
+
+
+VALUES: Final[tuple[Any, ...]] = (
+    None, True, False, 0, 1, 2, -1, 1.5, 1e308, 2**63 - 1, 2**63, 2**64, 10**30, "", "stuck", "keeper", "gone",
+    "statsig", "x\0", "\ud800", "item", "body", "record", "batch", "damaged", [], {}, [1, 2], [2**63], [None],
+    {"kind": "item"}, "queue", "queue resume", "queue skip", "queue remove", "dead-letters replay", "dead-letters drop",
+)  # fmt: skip
+KEYS: Final[Mapping[str, Sequence[tuple[str, Any]]]] = {
+    "": [("command", "queue"), ("arguments", {})],
+    "arguments": [
+        (key, None) for key in ("exporter", "yes", "count", "older_than", "selection", "after", "upto", "to")
+    ],
+    "selection": [(key, None) for key in ("ids", "exporter", "receiver", "kind")],
+}
+
+
+def mutated(data: bytes, random: Random) -> bytes | None:
+    """A command with other arguments; None for what is not JSON."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    change(document, random, keys_below=lambda name: KEYS.get(name) or KEYS["arguments"], values=VALUES)
+    return json.dumps(document).encode() + b"\n"
 
 
 @contextmanager
