@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Final
 
-from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.errors import ConfigError, Path
 from statsig_otel.config.resolved import _escaped, to_yaml
-from statsig_otel.config.source import Document, parse
+from statsig_otel.config.source import UNKNOWN, Document, parse
 from tests.fuzz import configuration
 from tests.fuzz.targets import Check
 
@@ -30,12 +30,22 @@ def seeds() -> Iterator[bytes]:
         b'a: "\\x41\\u00e9\\U0001F600\\ud83d\\ude00\\\n  b"\n',
         b"a: .inf\nb: -.INF\nc: .nan\nd: ~\ne: 0o17\nf: 1e3\ng: True\nh: yes # no\n",
         b"a: 'true'\nb: [\"null\", '1e3', \"0o7\", '.inf']\nc: !!str 7\n'no': {'1': x}\n",
+        b"a: &x ${env:GONE}\nb: [*x, '${file:x}', {c: *x}]\n",
         b"a: ${env:NAME}-$$-${PORT}\nb: ${file:x}\nc: ${env:GONE:-x}\n",
     )
 
 
 def read(data: bytes, environ: Mapping[str, str]) -> Document:
-    return parse(data, file=configuration.FILE, directory=Path("/nonexistent"), environ=environ)
+    return parse(data, file=configuration.FILE, directory=FilePath("/nonexistent"), environ=environ)
+
+
+def unknown(value: object, path: Path) -> Iterator[Path]:
+    """The paths of the values that could not be read."""
+    if value is UNKNOWN:
+        yield path
+    elif isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from unknown(item, (*path, key))
 
 
 @contextmanager
@@ -46,6 +56,8 @@ def checking() -> Iterator[Check]:
         except ConfigError as error:
             configuration.check_problems(error, data)
             return
+        if not document.problems:
+            assert set(unknown(document.values, ())) == {problem.path for problem in document.unresolved}
         problems = (*document.problems, *document.unresolved)
         if problems:
             configuration.check_problems(ConfigError(problems), data)
