@@ -175,22 +175,12 @@ GUARDS: Final[dict[str, Guard]] = {
         (Edit(EXCHANGE, "status >= HTTPStatus.BAD_REQUEST or ", ""),),
     ),
     "header deadline": Guard(
-        "A whole header has to arrive within `read_header_timeout`, which also ends idle connections.",
+        "A TLS handshake and a header have to arrive within `read_header_timeout`, which also ends idle connections.",
         (
             Edit(
                 CONNECTION,
                 "        self._expire_after(self._header_timeout)\n\n    def connection_lost",
                 "\n    def connection_lost",
-            ),
-        ),
-    ),
-    "handshake deadline": Guard(
-        "A TLS handshake has to end within `read_header_timeout`.",
-        (
-            Edit(
-                SERVER_MODULE,
-                "ssl_handshake_timeout=self._header_timeout if tls else None",
-                "ssl_handshake_timeout=None",
             ),
         ),
     ),

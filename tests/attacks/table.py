@@ -495,7 +495,7 @@ ATTACKS: Final = (
     Attack(
         name="a TLS handshake that never ends",
         expected="closed after `read_header_timeout`",
-        guards=("handshake deadline",),
+        guards=("header deadline",),
         act=_unfinished_handshakes,
     ),
     Attack(

@@ -91,7 +91,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the deadline for the first header."""
         self._transport = transport = cast("asyncio.Transport", transport)
-        if self._is_closing:  # to make room, during the handshake
+        if self._is_closing:  # to make room, right after it was accepted
             transport.abort()
             return
         # The smallest buffer, so that `pause_writing` and `resume_writing` say whether everything is sent.
@@ -129,13 +129,13 @@ class HttpConnection(asyncio.Protocol):
             self._read(data)
 
     def eof_received(self) -> bool:
-        """Keep the connection open if an answer is pending. Under TLS, asyncio can't close one direction only."""
+        """Keep the connection open if an answer is pending."""
         self._client_ended = True
         if self._is_closing or self._exchange is None:
             return False
         if not self._unread and not self._reader.is_complete:
             self._exchange.end()
-        return self._addresses["scheme"] == "http"
+        return True
 
     def pause_writing(self) -> None:
         """Start the deadline of a client that does not read."""

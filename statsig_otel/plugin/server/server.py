@@ -26,6 +26,7 @@ from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.connection import HttpConnection
 from statsig_otel.plugin.server.listening import listen
 from statsig_otel.plugin.server.tls import ServerTlsSettings, digest, handshake_fault, pem_files, server_context
+from statsig_otel.plugin.server.tls_transport import TlsTransport
 
 _log = logging.getLogger(__name__)
 _throttle: Final = LogThrottle(_log)
@@ -34,7 +35,6 @@ _ACCEPTED_AT_ONCE: Final = 64  # connections, before those that are open have th
 _MIN_WAIT: Final = 0.1  # seconds in which a client can send something before its connection may make room
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
 _STOP_GRACE: Final = 1.0  # seconds that a stop grants to half-sent headers, and to the last answers
-_TLS_SHUTDOWN: Final = 5.0  # seconds for the peer to confirm the end of a TLS connection
 _BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # errors of a listening socket that never accepts again
 
 
@@ -50,9 +50,9 @@ class HttpServer:
             does. An empty string means all addresses, IPv6 and IPv4.
         port: With 0 the system chooses a port; see `address`.
         read_header_timeout: Seconds for a client to send a whole request header, counted from the connection or from
-            the end of the previous answer. So it also closes idle connections. Behind a proxy that keeps connections
-            open, set it above the proxy's idle timeout; otherwise the proxy may use a connection that is being closed.
-            A TLS handshake may take as long before that.
+            the end of the previous answer. A TLS handshake is a part of that time. So it also closes idle connections.
+            Behind a proxy that keeps connections open, set it above the proxy's idle timeout; otherwise the proxy may
+            use a connection that is being closed.
         max_connections: The most connections at a time, including those in a TLS handshake. For one more, the
             server closes the one whose client has been silent for longest; without such a one it waits in the system's
             backlog. The process's limit of open files may lower the number, which logs a warning.
@@ -260,7 +260,7 @@ class _Connections:
         self._release = release
         self._open: dict[HttpConnection, socket.socket] = {}
         self._waiting: dict[HttpConnection, float] = {}  # for their clients, since when: the longest wait first
-        self._handshakes: dict[HttpConnection, asyncio.Task[None]] = {}
+        self._beginning: dict[HttpConnection, asyncio.Task[None]] = {}
         self._calls: set[asyncio.Task[None]] = set()  # of the application
         self._turns: deque[HttpConnection] = deque()  # of connections that have more to read
         self._accepting = False
@@ -404,9 +404,9 @@ class _Connections:
 
     def _abort(self, connection: HttpConnection) -> None:
         """Close a connection at once. From now on it does not count."""
-        handshake = self._handshakes.get(connection)
-        if handshake is not None:
-            handshake.cancel()
+        beginning = self._beginning.get(connection)
+        if beginning is not None:
+            beginning.cancel()
         connection.abort()
         self._open.pop(connection, None)
         self._waiting.pop(connection, None)
@@ -418,36 +418,32 @@ class _Connections:
         self._open[connection] = accepted
         self._waiting[connection] = self._loop.time()
         self._all_closed.clear()
-        handshake = self._loop.create_task(self._handshake(connection, accepted))
-        self._handshakes[connection] = handshake
+        beginning = self._loop.create_task(self._begin(connection, accepted))
+        self._beginning[connection] = beginning
 
         def done(task: asyncio.Task[None]) -> None:
-            del self._handshakes[connection]
+            del self._beginning[connection]
             error = None if task.cancelled() else task.exception()
             if task.cancelled() or error is not None:
                 accepted.close()
                 connection.abort()
                 self.lost(connection)
-            if isinstance(error, ssl.SSLError):
-                fault = handshake_fault(error)
-                _throttle.log(logging.WARNING, fault, "a TLS handshake failed: %s", fault)
-            elif error is not None and not isinstance(error, OSError):  # the client has left, or was too slow
+            if error is not None and not isinstance(error, OSError):  # the client has left
                 _log.error("a connection could not be served", exc_info=error)
 
-        handshake.add_done_callback(done)
+        beginning.add_done_callback(done)
 
-    async def _handshake(self, connection: HttpConnection, accepted: socket.socket) -> None:
+    async def _begin(self, connection: HttpConnection, accepted: socket.socket) -> None:
         context = self._context()
-        tls = context is not None
-        await self._loop.connect_accepted_socket(
-            lambda: connection,
-            accepted,
-            ssl=context,
-            ssl_handshake_timeout=self._header_timeout if tls else None,
-            ssl_shutdown_timeout=_TLS_SHUTDOWN if tls else None,
-        )
+        protocol = connection if context is None else TlsTransport(connection, context, failed=_say_handshake_failed)
+        await self._loop.connect_accepted_socket(lambda: protocol, accepted)
         if self._stopping:
             connection.shutdown()
+
+
+def _say_handshake_failed(error: ssl.SSLError) -> None:
+    fault = handshake_fault(error)
+    _throttle.log(logging.WARNING, fault, "a TLS handshake failed: %s", fault)
 
 
 _sockets: Final[WeakSet[socket.socket]] = WeakSet()

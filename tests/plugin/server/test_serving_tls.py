@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
+import socket
 import ssl
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trustme
@@ -13,8 +19,21 @@ import trustme
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel.plugin.server import server
 from statsig_otel.plugin.server.tls import ServerTlsSettings
-from tests.plugin.server.echo import EchoApp, echo_server, is_closed, post, read_to_end, serving, trusting
+from tests.plugin.server.echo import (
+    LONG,
+    POST,
+    EchoApp,
+    Running,
+    echo_server,
+    is_closed,
+    post,
+    read_to_end,
+    serving,
+    trusting,
+)
 from tests.waiting import wait_until
+
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="session")
@@ -198,3 +217,122 @@ def test_a_client_that_does_not_trust_the_certificate_is_logged_with_what_to_do(
         with pytest.raises(ssl.SSLError):
             ssl.create_default_context().wrap_socket(plain, server_hostname="127.0.0.1")
         wait_until(lambda: "does cert_file contain the whole chain" in caplog.text)
+
+
+class Client:
+    """A client that sees what is encrypted."""
+
+    def __init__(self, connection: socket.socket, context: ssl.SSLContext) -> None:
+        self.connection = connection
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+
+    def hello(self) -> bytes:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        return self._outgoing.read()
+
+    def shake_hands(self) -> None:
+        self.connection.sendall(self.hello())
+        self._until(self.tls.do_handshake)
+
+    def encrypted(self, data: bytes, *, last: bool = False) -> bytes:
+        self.tls.write(data)
+        if last:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self.tls.unwrap()  # says that nothing more is sent
+        return self._outgoing.read()
+
+    def receive(self) -> bytes:
+        received = b""
+        with contextlib.suppress(ssl.SSLZeroReturnError):  # both have said that this is the end
+            while piece := self._until(lambda: self.tls.read(65536)):
+                received += piece
+        return received
+
+    def _until(self, step: Callable[[], T]) -> T:
+        while True:
+            try:
+                result = step()
+            except ssl.SSLWantReadError:
+                if not (data := self.connection.recv(65536)):
+                    raise EOFError from None
+                self._incoming.write(data)
+            else:
+                if data := self._outgoing.read():
+                    self.connection.sendall(data)
+                return result
+
+
+@contextlib.contextmanager
+def connected(running: Running, authority: trustme.CA) -> Iterator[Client]:
+    """A client that is done with the handshake."""
+    with running.connect() as connection:
+        client = Client(connection, trusting(authority))
+        client.shake_hands()
+        yield client
+
+
+def test_what_is_encrypted_may_arrive_byte_by_byte(authority: trustme.CA, tls: ServerTlsSettings) -> None:
+    with serving(echo_server(tls=tls)) as running, running.connect() as connection:
+        client = Client(connection, trusting(authority))
+        for number in client.hello():
+            connection.sendall(bytes([number]))
+        client.shake_hands()
+        for number in client.encrypted(POST % (b"", 5, b"bytes") + POST % (b"", 0, b""), last=True):
+            connection.sendall(bytes([number]))
+        assert client.receive().endswith(b"\r\n\r\nbytes")
+
+
+@pytest.mark.parametrize("path", [b"", b"unread"])
+def test_large_bodies_are_read_as_the_application_takes_them(
+    path: bytes, authority: trustme.CA, tls: ServerTlsSettings
+) -> None:
+    app = EchoApp()
+    body = random.Random(1).randbytes(3 << 20)
+    with (
+        serving(echo_server(app, tls=tls)) as running,
+        trusting(authority).wrap_socket(running.connect(), server_hostname="127.0.0.1") as connection,
+    ):
+        release = threading.Timer(0.2, app.release.set)
+        release.start()
+        assert post(connection, path, body) == (200, body)
+        assert post(connection, b"", b"small") == (200, b"small")
+        release.join()
+
+
+@pytest.mark.parametrize("says_so", [True, False], ids=["by TLS", "by TCP alone"])
+def test_a_client_that_has_ended_its_side_gets_its_answer(
+    authority: trustme.CA, tls: ServerTlsSettings, *, says_so: bool
+) -> None:
+    app = EchoApp()
+    with serving(echo_server(app, tls=tls)) as running, connected(running, authority) as client:
+        client.connection.sendall(client.encrypted(POST % (b"slow", 4, b"half"), last=says_so))
+        client.connection.shutdown(socket.SHUT_WR)
+        assert app.entered.wait(LONG)
+        app.release.set()
+        assert client.receive().endswith(b"\r\n\r\nhalf")
+
+
+def test_a_broken_record_ends_the_connection(authority: trustme.CA, tls: ServerTlsSettings) -> None:
+    app = EchoApp()
+    with serving(echo_server(app, tls=tls)) as running, connected(running, authority) as client:
+        record = bytearray(client.encrypted(POST % (b"", 1, b"x")))
+        record[-1] ^= 1
+        client.connection.sendall(record)
+        with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):
+            client.receive()
+    assert not app.bodies
+
+
+def test_a_connection_takes_little_memory(authority: trustme.CA, tls: ServerTlsSettings) -> None:
+    """asyncio's own TLS takes 256 KiB for each, whatever the client does."""
+    number = 5
+    with contextlib.ExitStack() as stack, serving(echo_server(tls=tls)) as running:
+        stack.enter_context(connected(running, authority))  # what is made once is made
+        tracemalloc.start()
+        stack.callback(tracemalloc.stop)
+        silent = [stack.enter_context(running.connect()) for _ in range(number)]
+        clients = [stack.enter_context(connected(running, authority)) for _ in range(number)]
+        assert len(silent) + len(clients) == 2 * number
+        assert tracemalloc.get_traced_memory()[0] < 2 * number * (64 << 10)
