@@ -12,16 +12,17 @@ if TYPE_CHECKING:
     from statsig_otel.config.errors import ConfigError as ConfigError
     from statsig_otel.config.errors import Problem as Problem
     from statsig_otel.config.errors import SettingError as SettingError
-    from statsig_otel.config.model import Opaque as Opaque
     from statsig_otel.config.model import Settings as Settings
     from statsig_otel.config.units import Duration as Duration
     from statsig_otel.config.units import Size as Size
+    from statsig_otel.config.values import Opaque as Opaque
 else:  # type checkers would accept any name of a module with __getattr__
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
             "errors": "ConfigError Problem SettingError",
-            "model": "Opaque Settings",
+            "model": "Settings",
             "units": "Duration Size",
+            "values": "Opaque",
         },
     )

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from statsig_otel.config.model import Composed, Settings
-from statsig_otel.config.validation import Models
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Components:
         """The models of a section, such as `receivers`; None if there is no such section."""
         return {"receivers": self.receivers, "exporters": self.exporters, "extensions": self.extensions}.get(kind)
 
-    def models(self, kind: str, type_: str) -> Models:
+    def models(self, kind: str, type_: str) -> tuple[type[Settings], ...]:
         """The models that read the mapping of a component of a section (`kind`); none if there is no such type."""
         model = (self.of(kind) or {}).get(type_)
         if model is None:

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 from unicodedata import category
 
 from statsig_otel.config.configuration import Components, Configuration, Pipeline
+from statsig_otel.config.document import Document, Unknown
 from statsig_otel.config.errors import (
     NOT_A_NAME,
     ConfigError,
@@ -21,7 +22,6 @@ from statsig_otel.config.errors import (
     render,
 )
 from statsig_otel.config.model import Composed, Settings, extensions_of
-from statsig_otel.config.source import Document, Unknown
 from statsig_otel.config.validation import (
     LIST_HINT,
     MAPPING_HINT,

@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Final
 
+from statsig_otel.config.document import Document, Place
 from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
 from statsig_otel.config.merging import merge
-from statsig_otel.config.source import Document, Place, parse, read
+from statsig_otel.config.source import parse, read
 
 # The Collector's confmap, resolver.go: schemePattern.
 _LOCATION: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)

@@ -10,8 +10,8 @@ that appends lists):
 
 from collections.abc import Collection, Iterable, Mapping
 
+from statsig_otel.config.document import Document, Place
 from statsig_otel.config.errors import Path, Problem
-from statsig_otel.config.source import Document, Place
 from statsig_otel.config.substitution import Template
 
 

@@ -16,9 +16,10 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from pydantic_core import core_schema
 
 from statsig_otel.config.configuration import Components
-from statsig_otel.config.model import Opaque, Settings
+from statsig_otel.config.model import Settings
 from statsig_otel.config.units import DURATION_SCHEMA, Duration
 from statsig_otel.config.validation import Models
+from statsig_otel.config.values import Opaque
 
 Schema: TypeAlias = dict[str, Any]
 

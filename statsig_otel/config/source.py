@@ -11,6 +11,7 @@ from pathlib import Path as FilePath
 from typing import Final
 
 from statsig_otel.config import yaml_tree
+from statsig_otel.config.document import UNKNOWN, Document, Place, Unknown
 from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
 from statsig_otel.config.substitution import Substitution, Template, Unresolved, has_old_reference, read_regular
 from statsig_otel.config.yaml_tree import MAX_DEPTH, MAX_VALUES, BadNode, Node, Scalar, Sequence, TreeError
@@ -20,84 +21,6 @@ MAX_FILE: Final = 1 << 20
 
 _OPENED: Final = re.compile(r"/dev/stdin|(?:/dev|/proc/self)/fd/[0-9]+")
 """Names of descriptors that this process has open."""
-
-
-class Unknown:
-    """Stands for a value that could not be read. The document's problems say why; it causes no others."""
-
-    def __repr__(self) -> str:
-        return "UNKNOWN"
-
-
-UNKNOWN: Final = Unknown()
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a value was written.
-
-    Attributes:
-        file: The file, or another source, such as an environment variable.
-        line: The line in the file, from 1.
-        text: A number or a boolean as it was written.
-        directory: Where a relative path starts; None if the value was not read.
-    """
-
-    file: str
-    line: int | None = None
-    text: str | None = None
-    directory: FilePath | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """What was written, as plain values: mappings with strings as keys, lists, strings, numbers, booleans and None.
-
-    Attributes:
-        values: The values. `UNKNOWN` stands for one that could not be read.
-        places: Where each was written, by its path. The empty path is the whole document.
-        problems: What was wrong with the YAML.
-        unresolved: What was wrong with references (`${...}`) in single values. They don't matter if another document
-            replaces the value.
-        templates: The values that contain a file's content, by their path.
-        doubts: What is valid in single values and probably not meant.
-    """
-
-    values: Mapping[str, object]
-    places: Mapping[Path, Place]
-    problems: tuple[Problem, ...] = ()
-    unresolved: tuple[Problem, ...] = ()
-    templates: Mapping[Path, Template] = field(default_factory=dict)
-    doubts: tuple[Problem, ...] = ()
-
-    @classmethod
-    def from_values(
-        cls, values: Mapping[str, object], origin: str, origins: Mapping[Path, str] | None = None
-    ) -> "Document":
-        """A document without a file.
-
-        Args:
-            values: The values.
-            origin: Where they come from, for messages: `the environment`.
-            origins: The same for single values and all below them, by their path.
-        """
-        places = {path: Place(text) for path, text in (origins or {}).items()}
-        return cls(values, {(): Place(origin)} | places)
-
-    def place(self, path: Path) -> Place | None:
-        """Where the value was written; if it is missing, the place of the nearest value around it."""
-        while path and path not in self.places:
-            path = path[:-1]
-        return self.places.get(path)
-
-    def problem(self, path: Path, message: str, hint: str | None = None) -> Problem:
-        """A problem of a value, with its place."""
-        place = self.place(path)
-        return Problem(path, message, hint, place.file if place else None, place.line if place else None)
-
-
-NOWHERE: Final = Document({}, {})
-"""Where values that were made in code come from."""
 
 
 def read(path: FilePath, *, environ: Mapping[str, str]) -> Document:

@@ -14,19 +14,20 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar, Union, cast, get_a
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from statsig_otel.config.document import NOWHERE, Document, Unknown
 from statsig_otel.config.errors import NOT_A_NAME, Fault, Path, Problem, SettingError, closest, hint_for, list_of
-from statsig_otel.config.model import Composed, Opaque, OrList, Settings, is_path, without_these
 from statsig_otel.config.scalars import resolve
-from statsig_otel.config.source import NOWHERE, Document, Unknown
+from statsig_otel.config.strict_model import StrictModel
 from statsig_otel.config.units import AS_WRITTEN, Duration, unit_of
+from statsig_otel.config.values import Opaque, OrList, ReadApart, is_path, without_these
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _REFERENCE: Final = re.compile(r'"([^"$]*)\$\{env:(\w+)\}"')
 
-_S = TypeVar("_S", bound=Settings)
-_C = TypeVar("_C", bound=Composed)
+_S = TypeVar("_S", bound=StrictModel)
+_C = TypeVar("_C", bound=StrictModel)
 
-Models: TypeAlias = tuple[type[Settings], ...]
+Models: TypeAlias = tuple[type[StrictModel], ...]
 """The models that read one mapping, each its own keys."""
 
 _NOT_HERE: Final = "is a key of the Collector that is not supported here"
@@ -79,21 +80,21 @@ def validate(
 
 
 def compose(
-    composed: type[_C], model: type[Settings], body: Mapping[str, object], path: Path, document: Document
+    composed: type[_C], model: type[StrictModel], body: Mapping[str, object], path: Path, document: Document
 ) -> tuple[_C | None, list[Problem]]:
     """The same for a component whose mapping also contains the keys of `composed`, which its whole section has."""
-    shared = composed.shared_keys()
+    shared = {name for name, _ in _names(composed)}
 
     def read(value: Mapping[str, object]) -> tuple[_C | None, list[ErrorDetails]]:
         settings, wrong = _read(model, {key: item for key, item in value.items() if key not in shared})
-        own: dict[str, object] = {"settings": settings or Settings()}
+        own: dict[str, object] = {"settings": settings or model.model_construct()}
         whole, also_wrong = _read(composed, {key: item for key, item in value.items() if key in shared} | own)
         return (None if wrong else whole), [*also_wrong, *wrong]
 
     return _checked(read, (composed, model), body, path, document)
 
 
-def problems_of(model: type[Settings], values: object, error: ValidationError) -> list[Problem]:
+def problems_of(model: type[StrictModel], values: object, error: ValidationError) -> list[Problem]:
     """What is wrong with settings that are made in code."""
     found = _by_place(error.errors(include_url=False), values)
     problems = [in_code(problem) for problem in _problems(found, (model,), values, (), NOWHERE)]
@@ -275,7 +276,7 @@ def _value_in_words(value: object) -> str:
 
 def _instead(models: Models, below: Path, value: object) -> str | None:
     """What to do instead of a key that the models around it refuse; None if none of them refuses it."""
-    holders = [model for model in _models(_types(models, below[:-1])) if issubclass(model, Settings)]
+    holders = [model for model in _models(_types(models, below[:-1])) if issubclass(model, StrictModel)]
     return next((advice for one in holders if (advice := one.advice(str(below[-1]), value))), None)
 
 
@@ -403,7 +404,7 @@ def _names(model: type[BaseModel]) -> Sequence[tuple[str, Any]]:
     """The keys that a model takes, with their types."""
     found: list[tuple[str, Any]] = []
     for name, info in model.model_fields.items():
-        if issubclass(model, Composed) and name not in model.shared_keys():
+        if any(isinstance(marker, ReadApart) for marker in info.metadata):
             continue
         alias = info.validation_alias or info.alias or name
         choices = alias.choices if isinstance(alias, AliasChoices) else [alias]

@@ -7,8 +7,9 @@ import pytest
 
 from statsig_otel.config import ConfigError, Opaque
 from statsig_otel.config.configuration import Components, Configuration, Pipeline
+from statsig_otel.config.document import Document
 from statsig_otel.config.grammar import check
-from statsig_otel.config.source import Document, parse, read
+from statsig_otel.config.source import parse, read
 from tests.config.models import COMPONENTS, Colour, DebugSettings, ExporterSettings, ReceiverSettings, StorageSettings
 
 RECEIVERS = 'receivers:\n  statsig: {signing_secrets: ["0123"]}\n'

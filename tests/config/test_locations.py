@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.config import ConfigError
+from statsig_otel.config.document import Place
 from statsig_otel.config.grammar import check
 from statsig_otel.config.locations import read_all
-from statsig_otel.config.source import Place
 from tests.config.models import COMPONENTS
 
 

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statsig_otel.config import ConfigError
+from statsig_otel.config.document import Document, Place
 from statsig_otel.config.grammar import check
 from statsig_otel.config.merging import merge
-from statsig_otel.config.source import Document, Place, parse
+from statsig_otel.config.source import parse
 from tests.config.models import COMPONENTS
 
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from statsig_otel.config import ConfigError
 from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.document import Document
 from statsig_otel.config.grammar import check
 from statsig_otel.config.locations import read_all
-from statsig_otel.config.source import Document, parse
+from statsig_otel.config.source import parse
 from tests.config.models import COMPONENTS
 from tests.config.test_cases import CASES, ENVIRON
 

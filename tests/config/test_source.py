@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.config import ConfigError, Problem
-from statsig_otel.config.source import MAX_FILE, Document, Place, parse, read
+from statsig_otel.config.document import Document, Place
+from statsig_otel.config.source import MAX_FILE, parse, read
 
 
 def document(text: str, **environ: str) -> Document:

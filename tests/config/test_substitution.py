@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.config.source import Document, parse
+from statsig_otel.config.document import Document
+from statsig_otel.config.source import parse
 from statsig_otel.config.substitution import MAX_FILE, Substitution
 
 ENVIRON = {"A": "one", "B": "two words", "EMPTY": "", "_x1": "x", "DOLLAR": "$$ ${A} ${file:/nowhere}", "NUMBER": "5"}

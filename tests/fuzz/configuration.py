@@ -15,12 +15,13 @@ from typing import Any, Final
 
 from statsig_otel.config import yaml_tree
 from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.document import Document
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import check as check_document
 from statsig_otel.config.merging import merge
 from statsig_otel.config.reference import keys
 from statsig_otel.config.resolved import resolved, to_yaml
-from statsig_otel.config.source import Document, _Builder, parse
+from statsig_otel.config.source import _Builder, parse
 from statsig_otel.config.substitution import Substitution
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from tests.fuzz.targets import Check

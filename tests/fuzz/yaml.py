@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Final
 
+from statsig_otel.config.document import UNKNOWN, Document
 from statsig_otel.config.errors import ConfigError, Path
 from statsig_otel.config.resolved import _escaped, to_yaml
-from statsig_otel.config.source import UNKNOWN, Document, parse
+from statsig_otel.config.source import parse
 from tests.fuzz import configuration
 from tests.fuzz.targets import Check
 

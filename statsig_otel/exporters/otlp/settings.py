@@ -20,8 +20,9 @@ from pydantic import (
 )
 
 from statsig_otel.config.errors import NOT_A_NAME, SettingError
-from statsig_otel.config.model import Opaque, OrList, ReadAs, Secret, Settings
+from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
+from statsig_otel.config.values import Opaque, OrList, ReadAs, Secret
 from statsig_otel.exporters.otlp.tls import CANNOT_SKIP, NOTHING, ClientTlsSettings, GrpcTlsSettings
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]+\]")

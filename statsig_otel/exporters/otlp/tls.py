@@ -16,8 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from statsig_otel.config.model import Opaque, PathText, Secret, Settings, reveal
+from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
+from statsig_otel.config.values import Opaque, PathText, Secret, reveal
 
 CANNOT_SKIP: Final = (
     "grpcio can't skip the verification of certificates: name the server's CA in ca_file, or the name in its "

@@ -16,8 +16,8 @@ import click
 
 from statsig_otel import __version__
 from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.document import Document
 from statsig_otel.config.errors import ConfigError
-from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.cli.log_output import buffered_log
 from statsig_otel.plugin.cli.notifier import Notifier

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.document import Document
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import check
-from statsig_otel.config.source import Document
 from statsig_otel.plugin.cli.options import config_errors_reported, config_option, listen_option
 from statsig_otel.plugin.doctor.resources import check_resources
 from statsig_otel.plugin.service.assembly import Assembly

@@ -5,9 +5,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.document import Document
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.config.grammar import examine
-from statsig_otel.config.source import Document
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.doctor import storage, system
 from statsig_otel.plugin.doctor.endpoints import check_backends

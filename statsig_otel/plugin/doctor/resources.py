@@ -12,8 +12,8 @@ from pathlib import Path as FilePath
 from typing import Final
 
 from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.document import Document
 from statsig_otel.config.errors import Fault, Path, Problem
-from statsig_otel.config.source import Document
 from statsig_otel.exporters.local.file import FileSettings, check_path, is_locked
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.tls import ClientTlsError, ClientTlsSettings

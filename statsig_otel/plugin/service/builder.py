@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 from statsig_otel._times import SEND_TIMEOUT
 from statsig_otel.config.configuration import Configuration, Pipeline
+from statsig_otel.config.document import NOWHERE, Document
 from statsig_otel.config.errors import ConfigError, Path, Problem
 from statsig_otel.config.grammar import examine
 from statsig_otel.config.model import Settings
-from statsig_otel.config.source import NOWHERE, Document
 from statsig_otel.config.validation import in_code, validate
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.plugin.record.serializer import AttributeValue

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from statsig_otel.config.configuration import Configuration
+from statsig_otel.config.document import NOWHERE, Document
 from statsig_otel.config.errors import ConfigError, Path, SettingError, render
 from statsig_otel.config.grammar import check
-from statsig_otel.config.model import Opaque, reveal
-from statsig_otel.config.source import NOWHERE, Document
 from statsig_otel.config.substitution import Template
+from statsig_otel.config.values import Opaque, reveal
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.doctor.resources import check_files

@@ -12,7 +12,7 @@ from wsgiref.types import WSGIApplication
 from statsig_otel import _times
 from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import ConfigError, Problem, hint_for
-from statsig_otel.config.model import Opaque
+from statsig_otel.config.values import Opaque
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.doctor.resources import directory_problem
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app

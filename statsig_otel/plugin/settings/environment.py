@@ -17,10 +17,10 @@ from pathlib import Path as FilePath
 from typing import Final
 from urllib.parse import unquote
 
+from statsig_otel.config.document import UNKNOWN, Document, Unknown
 from statsig_otel.config.errors import ConfigError, Path, Problem
 from statsig_otel.config.locations import read_all
 from statsig_otel.config.merging import merge
-from statsig_otel.config.source import UNKNOWN, Document, Unknown
 from statsig_otel.plugin.record.change_event import valid
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.settings.telemetry import LogLevel, named_level

@@ -16,7 +16,8 @@ from pydantic import BaseModel, model_validator
 from statsig_otel._arguments import method_fault
 from statsig_otel.config.errors import ConfigError, Fault, Problem, SettingError
 from statsig_otel.config.grammar import TYPE
-from statsig_otel.config.model import Opaque, Settings, without_these
+from statsig_otel.config.model import Settings
+from statsig_otel.config.values import Opaque, without_these
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.exporter_type import ExporterType
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter

@@ -11,8 +11,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import Fault, SettingError
-from statsig_otel.config.model import Opaque, ReadAs, Secret, Settings, reveal
+from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration, Size
+from statsig_otel.config.values import Opaque, ReadAs, Secret, reveal
 from statsig_otel.exporters.routing import DEFAULT_WINDOW
 from statsig_otel.plugin.receiver.intake import Intake, Limits
 from statsig_otel.plugin.record.mapper import Mapper

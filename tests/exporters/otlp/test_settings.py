@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statsig_otel.config import ConfigError
-from statsig_otel.config.model import Opaque
+from statsig_otel.config.values import Opaque
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from tests.peers.certs import Authority, Certificate

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.config import ConfigError
+from statsig_otel.config.document import Document
 from statsig_otel.config.grammar import check
 from statsig_otel.config.locations import read_all
-from statsig_otel.config.source import Document
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import document_from_environment
 from statsig_otel.plugin.settings.remarks import remarks
