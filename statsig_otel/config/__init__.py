@@ -1,4 +1,4 @@
-"""Reads and checks what the user writes; the models of the components are handed to it.
+"""Reads and checks the configuration. The rooms above pass in the models of the components.
 
 The public names, each loaded when it is first used: `ConfigError` with its `Problem`s; and `Settings`, `Opaque`,
 `Duration`, `Size` and `SettingError` for the settings of an exporter of your own.

@@ -1,4 +1,4 @@
-"""What a plain scalar means to YAML 1.2's core schema. `on` and `yes` are strings there."""
+"""Resolves plain scalars by YAML 1.2's core schema, in which `on` and `yes` are strings."""
 
 import re
 from typing import Final, TypeAlias

@@ -143,7 +143,7 @@ class Substitution:
             hint = _FILE_HINT if isinstance(error, FileNotFoundError | PermissionError) else None
             raise SettingError(f"the file {shown} can't be read: {reason}", hint) from None
         except ValueError:  # a NUL in the path, or a surrogate
-            raise SettingError("contains a ${file:...} whose path no file can have") from None
+            raise SettingError("contains a ${file:...} whose path has a NUL byte or is not valid Unicode") from None
         if len(content) > MAX_FILE:
             raise SettingError(f"the file {shown} is larger than {MAX_FILE >> 20} MiB")
         try:

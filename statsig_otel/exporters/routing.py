@@ -50,8 +50,8 @@ class Routing:
 class CurrentRouting:
     """Has the current routing, which a reload replaces.
 
-    Whoever receives a batch looks its route up once and passes it on with the batch: so a batch is for the exporters
-    from before the reload or for those from after it, never for some of both.
+    Look the route up once for each batch, and pass it on with the batch. Then the batch reaches the exporters from
+    before a reload or those from after it, never some of both.
     """
 
     def __init__(self, now: Routing) -> None:

@@ -1,12 +1,12 @@
 """Decides what to send next, and which records become dead letters. Pure decisions, without I/O or a clock.
 
-A refusal is the data's fault only if something else is taken. A batch that a backend refuses is halved, in order, until
-the refused record is alone. It becomes a dead letter when it is refused alone after the exporter has taken another
-record that was sent since its first refusal, or that stands behind it in the queue. Until then it keeps its place, and
-other records are tried: first the rest of its batch, and once each of these was refused alone, the newest record that
-waits, as a probe. A record that was taken out of order is passed over later.
+A rejection is blamed on a record only if the backend accepts another one. A batch that a backend refuses is halved, in
+order, until the refused record is alone. It becomes a dead letter when it is refused alone after the exporter has taken
+another record that was sent since its first refusal, or that stands behind it in the queue. Until then it keeps its
+place, and other records are tried: first the rest of its batch, and once each of these was refused alone, the newest
+record that waits, as a probe. A record that was taken out of order is passed over later.
 
-That another record was taken counts only until a failure of another kind: the backend may be a different one after it.
+This evidence ends when the exporter fails in any other way: the backend may be a different one after that.
 """
 
 import math
@@ -186,7 +186,7 @@ class Decisions:
         self._tries_head = True
 
     def forget_taken(self) -> None:
-        """What was taken so far no longer says that refusals are about the data. It is still passed over."""
+        """Forget the evidence that refusals are about the data. Records sent out of order are still passed over."""
         self._last_taken = self._taken_up_to = 0
 
     def skip(self, batch: Records) -> Decided:

@@ -50,8 +50,8 @@ class Guarded:
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Send a batch. An exception or an answer that is not an outcome is `Blocked`: the records stay.
 
-        Too little memory is about the data, for fewer records take less. The host program's instrumentation makes no
-        spans of the call, as for the exporters of an OpenTelemetry SDK.
+        A `MemoryError` counts as rejected, since a smaller batch needs less memory. The host program's instrumentation
+        makes no spans of the call, as for the exporters of an OpenTelemetry SDK.
         """
         token = attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, value=True))
         try:

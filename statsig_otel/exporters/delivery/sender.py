@@ -130,7 +130,7 @@ class QueueSender:
         """Try at once if it is blocked or waits. An attempt that is under way is finished first.
 
         Args:
-            renewed: Whether the exporter has other secrets now: what the backend took before says nothing any more.
+            renewed: Whether the exporter has other secrets now. Earlier deliveries are no evidence then.
         """
         self._renewed = self._renewed or renewed
         self._resumed.set()
@@ -463,12 +463,12 @@ class QueueSender:
 
 
 class _LeftBehind(BaseException):
-    """The send has ended after all, but nobody waits for it any more."""
+    """Ends the thread of a send that was abandoned and has returned after all."""
 
 
 @dataclass(slots=True)
 class _Skip:
-    """What somebody skips: the records behind one seq, up to another. It is void once the first one is delivered."""
+    """A `queue skip` of the records behind one seq, up to another. It is void once the first of them is delivered."""
 
     behind: int
     up_to: int

@@ -168,7 +168,7 @@ class ExporterCursor:
 
     @property
     def generation(self) -> int:
-        """The number of databases that had been set aside when records were last read: another one has other seqs."""
+        """The generation of the database that was last read. Each generation numbers its records anew."""
         return self._generation
 
     def read_ahead(self, after: int, count: int, size: int) -> None:

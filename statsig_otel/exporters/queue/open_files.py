@@ -85,8 +85,8 @@ class OpenFiles:
             after_writing: This process has written since the last look, so the files may be shorter than they were.
 
         Raises:
-            QueueError, sqlite3.Error, OSError: It can't be kept now, and the connection is open. It could not be found
-                after a restart.
+            QueueError, sqlite3.Error, OSError: The content could not be kept. The connection stays open, since
+                closing it would lose the content.
         """
         changes = self._look(after_writing=after_writing)
         if "-shm" in changes.shorter:

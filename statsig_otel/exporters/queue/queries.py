@@ -197,7 +197,7 @@ def newest_records(connection: sqlite3.Connection, routes: Sequence[int], *, aft
 def read_without_index(
     connection: sqlite3.Connection, routes: Sequence[int], *, after: int, count: int, size: int
 ) -> Records:
-    """The same without the index, which may end too early. It takes seconds for each million records."""
+    """As `read_records`, by a scan of the table, since the index may end too early: seconds for a million records."""
     seqs = _seqs(connection, "records NOT INDEXED", routes, after, count)
     return _limited(_one_by_one(connection, seqs), count, size)
 

@@ -30,7 +30,7 @@ def store(batch: Batch, consume: Callable[[Batch], Future[Receipt]]) -> Future[R
 
 
 def _rows(change: Change) -> int:
-    """What a change costs to store. Even one without records is looked up among the duplicates."""
+    """The rows that a change takes, at least one: even without records it is looked up among the duplicates."""
     return max(1, len(change.records))
 
 

@@ -41,7 +41,7 @@ _IDLE: Final = 1.0
 """Seconds after which an idle writer tidies up, and after which tidying that failed is tried again."""
 
 _SURE: Final = 2
-"""Findings of damage in a row, with the file opened again in between, after which it is set aside."""
+"""Consecutive findings of damage after which the file is set aside. It is reopened between them."""
 
 _GATHERING: Final = 0.002
 """The most seconds for which a commit waits until there are as many items as in the last one."""

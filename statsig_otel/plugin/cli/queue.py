@@ -101,7 +101,7 @@ def queue_access() -> Iterator[QueueAccess]:
     except ControlError as error:
         raise click.ClickException(str(error)) from error
     except UnicodeEncodeError as error:
-        raise click.ClickException(f"{error.object!r} is not Unicode, so no name in the queue is like it") from error
+        raise click.ClickException(f"{error.object!r} is not valid Unicode, so no exporter has this name") from error
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

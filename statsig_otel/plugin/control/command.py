@@ -27,7 +27,7 @@ def read_arguments(arguments: dict[str, Any], kind: type[_T]) -> _T:
         # By way of JSON, since that refuses what no database takes: strings that are not Unicode, and huge numbers.
         return msgspec.json.decode(msgspec.json.encode(arguments), type=kind)
     except UnicodeEncodeError as error:
-        raise ControlError(f"the arguments are wrong: {error.object!r} is not Unicode") from error
+        raise ControlError(f"the arguments are wrong: {error.object!r} is not valid Unicode") from error
     except (msgspec.MsgspecError, OverflowError, RecursionError) as error:
         raise ControlError(f"the arguments are wrong: {error}") from error
 

@@ -160,7 +160,7 @@ class DeadLetters:
         """Why a record can't be replayed to an exporter, which somebody has named or not; None if it can."""
         if self.exporters is None:
             if is_named:
-                return None  # whoever names it knows it; the queue knows it too, or nothing is done
+                return None  # the caller says so; if the queue knows no such exporter, nothing is done
             return (
                 f"no service is running, so it is unknown whether {exporter} is still configured: give --config FILE, "
                 f"or confirm with --to {exporter}"

@@ -56,7 +56,7 @@ class _Skip(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             and before_ns is not None
             and queries.first_waiting(connection, exporter, after=after, count=1, before_ns=None)[0]
         ):
-            raise ControlError(f"the first record that waits for {self.exporter} is not that old: nothing is skipped")
+            raise ControlError(f"the first record that waits for {self.exporter} is newer, so nothing was skipped")
         if not found:
             raise ControlError(f"nothing waits for {self.exporter}")
         return found, last
@@ -100,7 +100,7 @@ class RunningExporters:
         cursor = self.queue.cursor(name)
         waiting, position = cursor.waiting, cursor.position
         if waiting > 0 and sender.state not in ("blocked", "refused", "retrying"):
-            raise ControlError(f"{name} is {sender.state}, and it is neither blocked nor retrying: nothing is skipped")
+            raise ControlError(f"{name} is {sender.state}, not blocked or retrying, so nothing was skipped")
         with closing(schema.connect_reading(self.queue.database)) as reading:
             skipped, last = given.find(reading, cursor.id, position)
         if not sender.skip(position, last):

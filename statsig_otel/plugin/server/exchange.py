@@ -92,7 +92,7 @@ class Exchange:
                 await self.send({"type": "http.response.body"})
 
     async def receive(self) -> Message:
-        """What has arrived of the body, or that no more comes."""
+        """The next ASGI event: a part of the body, or a disconnect."""
         while True:
             reader = self._reader
             if reader.body or (reader.is_complete and not self._all_taken):

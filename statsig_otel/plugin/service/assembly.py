@@ -166,7 +166,7 @@ class Assembly:
             OSError: An address can't be listened on, or a file can't be opened.
             ValueError: The content of a file is not valid.
             QueueError: The queue's directory belongs to another process, or its file can't be used.
-            ConfigError: An exporter can't be made from its settings once more.
+            ConfigError: On a second attempt, an exporter can't be made from its settings.
             RuntimeError: `begin_to_close` was called while this waited for the directory.
         """
         if self._failed:

@@ -11,7 +11,7 @@ from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, refuse
 from statsig_otel.exporters.delivery.dispatcher import Dispatcher
 
 _MOST_HELD: Final = 64 << 20
-"""Bytes that are held: also what was refused by now, for as long as another process owns the directory."""
+"""The most bytes that are held, those of webhooks that were refused meanwhile included."""
 
 _BATCH_BYTES: Final = 1024
 """Bytes that a batch takes beside its records."""

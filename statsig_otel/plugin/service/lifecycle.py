@@ -1,4 +1,4 @@
-"""Starts something once and stops it once, however often and from whichever threads it is asked to.
+"""Runs a start and a stop once each, even if several threads ask for them.
 
 Start and stop run in threads of their own, one after the other. No caller waits with a lock held, so a signal handler
 that interrupts one caller can ask as well. A forked child can neither start nor stop what its parent started.

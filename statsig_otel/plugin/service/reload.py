@@ -130,7 +130,7 @@ class Reloader:
                 _logger.error("%s; the secrets stay as they were", self._unusable)
             for path, secret in _secrets(self._assembly.configuration).items():
                 if secret != before[path]:
-                    what = "a new secret, which counts from now on" if reveal(secret) else "empty now"
+                    what = "a new secret, valid from now on" if reveal(secret) else "empty now"
                     _logger.info("%s: is %s", render(path), what)
             for name in exporters:
                 _logger.info("%s: the files of its headers have changed, and count from now on", name)

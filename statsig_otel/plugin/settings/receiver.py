@@ -319,14 +319,14 @@ class StatsigReceiverSettings(Settings):
         return match["v6"] or match["host"], int(match["port"])
 
     def verifier(self) -> Verifier:
-        """What checks the signatures of requests."""
+        """The verifier of the requests' signatures."""
         return Verifier(
             [reveal(secret) for secret in self.signing_secrets],
             tolerance=self.timestamp_tolerance,
         )
 
     def mapper(self, resource: Mapping[str, AttributeValue] | None = None) -> Mapper:
-        """What makes the records, with this filter, mapping and these services, as a running receiver does.
+        """The mapper that a running receiver has, with this filter, mapping and these services.
 
         Args:
             resource: Attributes of the records' resource. The settings' own `resource` takes precedence.
@@ -352,7 +352,7 @@ class StatsigReceiverSettings(Settings):
         )
 
     def intake(self, name: str = "statsig", resource: Mapping[str, AttributeValue] | None = None) -> Intake:
-        """What answers requests with these secrets, limits and this mapper, for a framework or a consumer of your own.
+        """The intake with these secrets, limits and this mapper, for a framework or a consumer of your own.
 
         Args:
             name: The receiver's id, such as `statsig` or `statsig/eu`.

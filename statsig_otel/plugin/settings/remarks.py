@@ -1,4 +1,4 @@
-"""Says what is valid in a configuration and probably not meant: keys without an effect, and values that look wrong."""
+"""Warns of settings that are valid and probably unintended: keys without an effect, and values that look wrong."""
 
 from collections.abc import Iterator
 

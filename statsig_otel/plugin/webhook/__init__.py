@@ -1,4 +1,4 @@
-"""Is a webhook from Statsig, and what does it contain? Pure functions, without I/O."""
+"""Verifies the signature of a webhook and splits its body into items. Pure functions, without I/O."""
 
 from typing import Final
 

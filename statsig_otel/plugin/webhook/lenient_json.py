@@ -20,7 +20,7 @@ _SCALAR: Final = (
     r"|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+"
     r"|null|true|false|NaN|-?Infinity|\[[ \t\n\r]*+\]|\{[ \t\n\r]*+\})[ \t\n\r]*+,[ \t\n\r]*+"
 )
-"""A value that nobody wants, with the comma after it, which is its only one. Possessive: nothing is tried twice."""
+"""A value that is not needed, and the one comma after it. Possessive, so that nothing is tried twice."""
 
 # A body of a million small values would otherwise hold the interpreter for seconds. No other thread runs during a
 # match, so it covers at most a few thousand.

@@ -103,4 +103,4 @@ def test_a_name_that_is_not_unicode_is_said_at_the_command_line(tmp_path: Path, 
     bury(tmp_path, letter_of_record("a"))
     result = run(tmp_path, *words)
     assert result.exit_code == 1
-    assert "is not Unicode" in result.output
+    assert "is not valid Unicode" in result.output

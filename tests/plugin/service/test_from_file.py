@@ -129,7 +129,7 @@ def test_a_rotation_of_a_secret(make: Make, tmp_path: Path, caplog: pytest.LogCa
         wait_until(lambda: post(running, "b", secret=OTHER).status == 200)
         assert last() == 2
         assert post(running, "c").status == 200
-        assert "signing_secrets[1]: is a new secret, which counts from now on" in caplog.text
+        assert "signing_secrets[1]: is a new secret, valid from now on" in caplog.text
         assert "statsig: the last webhook was verified with secret 2 of the 2 in signing_secrets" in caplog.text
         (tmp_path / "secret").write_text(OTHER)
         (tmp_path / "next").write_text("")
