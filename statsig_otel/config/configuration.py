@@ -1,4 +1,4 @@
-"""What a checked configuration consists of, and the table of the components that it may name."""
+"""The parts of a checked configuration, and the table of the components that it may name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -38,7 +38,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What was written, as plain values: mappings with strings as keys, lists, strings, numbers, booleans and None.
+    """A configuration as plain values: mappings with strings as keys, lists, strings, numbers, booleans and None.
 
     Attributes:
         values: The values. `UNKNOWN` stands for one that could not be read.

@@ -21,7 +21,7 @@ _FEW_WORDS: Final = 12
 
 
 class Fault(NamedTuple):
-    """What is wrong with one value or one thing, to be read after its name: `is empty`. The hint says what to do."""
+    """A fault of one value or one thing, to be read after its name: `is empty`. The hint says what to do."""
 
     message: str
     hint: str | None = None

@@ -351,7 +351,7 @@ class _Checker:
                     self._meant.add((*path, near))
 
     def _instead_of(self, kind: str, written: object) -> str:
-        """What to do instead of processors or connectors, by their types where each is known."""
+        """Advice for processors or connectors, by their types where each is known."""
         ids = list(written) if isinstance(written, Mapping | list) else []
         advice = self._components.elsewhere.get(kind, {})
         types = dict.fromkeys(id_.partition("/")[0] if isinstance(id_, str) else "" for id_ in ids)
@@ -364,7 +364,7 @@ class _Checker:
 
 
 def _id_fault(id_: str) -> str | None:
-    """What is wrong with an id."""
+    """The fault of an id."""
     type_, slash, name = id_.partition("/")
     if not type_:
         return "has no type before the /" if slash else "has no type"

@@ -1,4 +1,4 @@
-"""What components build their settings on: `Settings`, and settings with keys that a whole section has."""
+"""The bases of components' settings: `Settings`, and settings with keys that a whole section has."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

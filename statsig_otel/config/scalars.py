@@ -20,7 +20,7 @@ _LONGEST_NUMBER: Final = 100  # Python refuses decimals of thousands of digits; 
 
 
 def resolve(text: str) -> Atom:
-    """What a plain scalar means."""
+    """The value of a plain scalar."""
     if text in _NULL:
         return None
     if text in _BOOL:

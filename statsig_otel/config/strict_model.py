@@ -15,7 +15,7 @@ _BOOLEANS: Final = {"t": "true", "1": "true", "f": "false", "0": "false"}
 
 
 def _boolean_hint(value: object) -> str | None:
-    """What to write instead of a word or a number that means a boolean elsewhere."""
+    """The boolean to write instead of a word or a number that means one elsewhere."""
     written = str(value).lower()
     if written in YAML_1_1_BOOLEANS:
         return f"write {YAML_1_1_BOOLEANS[written]}: to YAML 1.2 {value} is a string"
@@ -54,7 +54,7 @@ class StrictModel(BaseModel):
 
     @classmethod
     def advice(cls, key: str, value: object) -> str | None:  # noqa: ARG003 - for subclasses
-        """What to do instead of a refused key; None for one that is not. A model may look at the value.
+        """The advice for a key that is refused; None for another key. A model may look at the value.
 
         Args:
             key: The key.

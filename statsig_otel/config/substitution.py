@@ -37,7 +37,7 @@ _FORMS_HINT: Final = f"there are ${{env:NAME}}, ${{env:NAME:-default}} and ${{fi
 
 
 class Unresolved(NamedTuple):
-    """What is wrong with a reference.
+    """A fault of a reference.
 
     Attributes:
         unset: The environment variable that is not set, if that is wrong.

@@ -46,7 +46,7 @@ AS_WRITTEN: Final = object()
 
 
 def _duration_hint(value: str) -> str | None:
-    """What to write instead of a duration that is nearly right."""
+    """The right form of a duration that is nearly right."""
     match = _LIKE_A_DURATION.fullmatch(value.strip().lower())
     if match is None:
         return None
@@ -111,7 +111,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _size_hint(value: object) -> str | None:
-    """What to write instead of a size that is nearly right."""
+    """The right form of a size that is nearly right."""
     match = _LIKE_A_SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         return None
@@ -155,7 +155,7 @@ def format_size(size: int) -> str | int:
 
 
 def unit_of(annotation: Any) -> Callable[[Any], str | int] | None:
-    """What formats the values of a type, if it is a duration or a size; else None."""
+    """The function that formats values of a type, if it is a duration or a size; else None."""
     validators = [one.func for one in get_args(annotation) if isinstance(one, BeforeValidator)]
     if _duration in validators:
         return format_duration

@@ -95,7 +95,7 @@ def compose(
 
 
 def problems_of(model: type[StrictModel], values: object, error: ValidationError) -> list[Problem]:
-    """What is wrong with settings that are made in code."""
+    """The problems of settings that are made in code."""
     found = _by_place(error.errors(include_url=False), values)
     problems = [in_code(problem) for problem in _problems(found, (model,), values, (), NOWHERE)]
     return [problem if problem.path else replace(problem, path=(model.__name__,)) for problem in problems]
@@ -275,13 +275,13 @@ def _value_in_words(value: object) -> str:
 
 
 def _instead(models: Models, below: Path, value: object) -> str | None:
-    """What to do instead of a key that the models around it refuse; None if none of them refuses it."""
+    """The advice for a key that the models around it refuse; None if none of them refuses it."""
     holders = [model for model in _models(_types(models, below[:-1])) if issubclass(model, StrictModel)]
     return next((advice for one in holders if (advice := one.advice(str(below[-1]), value))), None)
 
 
 def _advice(table: str, models: Models, below: Path) -> Any:
-    """What the models around a key say about the key, in `implied`, `meant` or `needed`."""
+    """The entry for a key in `implied`, `meant` or `needed` of the models around it."""
     tables = (getattr(holder, table, {}) for holder in _models(_types(models, below[:-1])))
     return next((found[below[-1]] for found in tables if below[-1] in found), None)
 
@@ -338,7 +338,7 @@ def _wanted(found: list[ErrorDetails]) -> list[str]:
 
 
 def _fault(found: list[ErrorDetails], kinds: Collection[Any]) -> Fault:
-    """What is wrong with one value, which has to be of one of these types."""
+    """The fault of one value, which has to be of one of these types."""
     if _has_no_value(found):
         return Fault("has no value", "write one, or remove the key")
     if wanted := _wanted(found):
@@ -359,7 +359,7 @@ def _fault(found: list[ErrorDetails], kinds: Collection[Any]) -> Fault:
 
 
 def _form_of(wanted: list[str], kinds: Collection[Any]) -> str | None:
-    """What to write for a value of another shape."""
+    """The form of a value that was written in another one."""
     if wanted == [_A_MAPPING]:
         return "; ".join(filter(None, [MAPPING_HINT, list_of(_keys(kinds))]))
     return LIST_HINT if wanted == ["a list"] else None

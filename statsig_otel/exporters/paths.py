@@ -46,7 +46,7 @@ def too_long(path: Path) -> Fault:
 
 
 def unusable(path: Path, error: OSError) -> Fault:
-    """What an error of the system means for a path."""
+    """The fault of a path, by an error of the system."""
     if error.errno == errno.ENAMETOOLONG:
         return too_long(path)
     if error.errno == errno.ELOOP:

@@ -23,7 +23,7 @@ _NOWHERE: Final = Route()
 
 @dataclass(frozen=True, slots=True)
 class QueuedExporter:
-    """What the queue has to know of an exporter."""
+    """A queued exporter, as the queue needs to know it."""
 
     queue_size: int | None = None  # the most records that may wait for it, or bytes; None if only the disk limits them
     from_oldest: bool = False  # whether a new exporter begins at the oldest stored record instead of the next one

@@ -27,7 +27,7 @@ from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DAMAGED, DeadLetter, DeadLetterKind
 
 FailedState = Literal["retrying", "refused", "blocked"]
-"""What a sender does after a failure: `refused` while nothing else tells whether the data is at fault."""
+"""The state of a sender after a failure: `refused` while no evidence says whether the data is at fault."""
 
 SKIPPED: Final = "skipped by command"
 """The reason of a dead letter that somebody asked for; what the backend said about the record follows."""
@@ -50,7 +50,7 @@ class Decided(NamedTuple):
 
 @dataclass(slots=True)
 class _Failed:
-    """What is known of a waiting record that was sent and not taken."""
+    """The history of a waiting record that was sent and not taken."""
 
     size: int = 0  # the largest number of records, from this one on, that are sent together; 0 for no limit
     first_refusal: int = 0  # the number of the send that was its first refusal, alone or with others; 0 for none
@@ -83,7 +83,7 @@ class Decisions:
         self._tries_probe = False
 
     def decided(self, batch: Records) -> Decided | None:
-        """What can be ticked off at the head of the queue; None if the first record of the batch is not decided."""
+        """The decided records at the head of the queue; None if the first record of the batch is not decided."""
         return self._decided.get(batch.seqs[0])
 
     def next(self, batch: Records) -> Records:

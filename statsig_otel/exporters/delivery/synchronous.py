@@ -73,7 +73,7 @@ class SynchronousConsumer:
     def close(self, grace: float = SEND_GRACE) -> None:
         """Refuse what waits and what comes; end what is under way after `grace` seconds. From any thread, at once.
 
-        What is not delivered is refused with the reason `shutting_down`.
+        Batches that are not delivered are refused with the reason `shutting_down`.
         """
         for worker in self._workers.values():
             worker.close(grace)

@@ -95,7 +95,7 @@ class FileSettings(Settings):
 
 
 def check_path(path: Path) -> Fault | None:
-    """What would keep an exporter from writing to a file, except a lock (`is_locked`). Creates and changes nothing."""
+    """The fault that would keep an exporter from writing, except a lock (`is_locked`). Creates and changes nothing."""
     if "\0" in str(path):
         return Fault(NO_PATH)
     try:

@@ -1,4 +1,4 @@
-"""What is probably wrong with an endpoint, and what to write instead."""
+"""Hints for a connection that fails: the probable mistake in the endpoint, and what to write instead."""
 
 from typing import Final
 
@@ -32,12 +32,12 @@ def doubt(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
 
 
 def encrypted_hint(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
-    """What to do for a connection with TLS."""
+    """The hint for a connection with TLS."""
     return "write https:// instead of http://" if _has_scheme(settings) else _NOT_INSECURE
 
 
 def plain_hint(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
-    """What to write for a connection without TLS: `tls::insecure` has no effect if a scheme decides."""
+    """The hint for a connection without TLS: `tls::insecure` has no effect if a scheme decides."""
     return "http:// instead of https://" if _has_scheme(settings) else "tls: {insecure: true}"
 
 

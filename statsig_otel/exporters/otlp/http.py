@@ -273,7 +273,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         return HTTPSConnection(host, port, ssl_context=self._context, server_hostname=name or None)
 
     def _target(self) -> str:
-        """What is asked for: a path, or of a proxy without a tunnel the whole URL (RFC 9112, section 3.2)."""
+        """The target of the request: a path; for a proxy without a tunnel the whole URL (RFC 9112, section 3.2)."""
         if self._proxy is None or self._url.scheme == "https":
             return self._path
         return f"http://{self._url.netloc}{self._path}"

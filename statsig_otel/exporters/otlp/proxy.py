@@ -29,7 +29,7 @@ class Proxy:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the proxy is sent beside the request."""
+        """The headers for the proxy, beside those of the request."""
         return {"Proxy-Authorization": self.authorization} if self.authorization else {}
 
 

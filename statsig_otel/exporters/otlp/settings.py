@@ -202,7 +202,7 @@ class _OtlpSettings(Settings):
 
     @classmethod
     def advice(cls, key: str, value: object) -> str | None:
-        """What to do instead of a refused key. For `auth` that depends on the type of its authenticator.
+        """The advice for a key that is refused. For `auth` it depends on the type of the authenticator.
 
         Args:
             key: The key.

@@ -91,7 +91,7 @@ _HTTP2_SETTINGS: Final = re.compile(r"\x00\x00.\x04", re.DOTALL)
 """The first bytes of a server that speaks HTTP/2: a SETTINGS frame (RFC 9113, sections 4.1 and 6.5)."""
 
 _NO_TLS: Final = re.compile(r"WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAILURE")
-"""What TLS libraries say of a server that answers without TLS."""
+"""The words of TLS libraries about a server that answers without TLS."""
 
 SPEAKS_HTTP1: Final = (
     "this port speaks HTTP/1.1, and gRPC needs HTTP/2: use otlp_http, or the port for OTLP/gRPC, usually 4317"

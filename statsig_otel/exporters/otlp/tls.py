@@ -60,7 +60,7 @@ class TlsMaterial:
 
 
 class ClientTlsError(ValueError):
-    """What some keys of `tls` name can't be used.
+    """A file or a value that a key of `tls` names can't be used.
 
     Args:
         keys: The keys.

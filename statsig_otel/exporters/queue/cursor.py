@@ -30,7 +30,7 @@ _SET_ASIDE: Final = "the database was set aside, or opened anew, since these rec
 
 @dataclass(frozen=True, slots=True)
 class _ReadKey:
-    """What a read depends on: records that were read ahead are used only if it is still the same."""
+    """The arguments of a read. Records that were read ahead are used only if these are still the same."""
 
     after: int
     count: int

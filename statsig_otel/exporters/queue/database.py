@@ -227,7 +227,7 @@ class Database:
 class StoppedQueue:
     """Changes the queue in a directory without delivering from it. Inside the `with` block it owns the directory.
 
-    What is delivered is deleted by the service.
+    The service deletes delivered records.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -173,7 +173,7 @@ Replay: TypeAlias = Resend | MapAgain | Keep
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What became of a dead letter."""
+    """The result of replaying a dead letter."""
 
     id: int
     outcome: Literal["replayed", "kept", "gone"]  # `gone`: somebody else replayed or dropped it before

@@ -1,4 +1,4 @@
-"""What the queue can't do, and why.
+"""The errors of the queue.
 
 QueueError
 ├── DirectoryInUseError    another process owns the directory

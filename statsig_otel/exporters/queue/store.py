@@ -67,7 +67,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What was stored of a batch."""
+    """The stored part of a batch, in counts."""
 
     receipt: Receipt
     records: int

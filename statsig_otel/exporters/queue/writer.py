@@ -327,7 +327,7 @@ class Writer:
                 self._fail(error)
 
     def _commit(self, jobs: list[_Job]) -> list[_BulkResult] | Exception:
-        """What the jobs returned or raised, once all is on disk; or the error if nothing is."""
+        """The jobs' results and errors, once all is on disk; or the one error if nothing is."""
         damage: list[Exception] = []
         while True:
             try:

@@ -215,7 +215,7 @@ def drop(*, yes: bool, as_json: bool, **selected: Any) -> None:
 
 
 def _summary(totals: Counter[str], delivered: Collection[str]) -> str:
-    """What a replay has done."""
+    """The counts of a replay."""
     text = f"Replayed: {counted(totals['replayed'], 'dead letter')}, {counted(totals['records'], 'record')} to deliver."
     if delivered:
         text += f" Delivered at once: to {printable(', '.join(sorted(delivered)))}."

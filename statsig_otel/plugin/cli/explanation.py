@@ -66,7 +66,7 @@ class ExplainedItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """What a receiver would do with one request.
+    """A receiver's decisions on one request.
 
     Attributes:
         size: Bytes of the body.

@@ -126,7 +126,7 @@ class DeadLetters:
         ]
 
     def _after(self, replay: MapAgain, answer: Future[Receipt]) -> Replay:
-        """What is left to do after the synchronous exporters have answered."""
+        """The replays that are left after the synchronous exporters have answered."""
         names = self.routing.route(replay.batch.receiver).synchronous
         try:
             answer.result(timeout=0)

@@ -65,7 +65,7 @@ class Tally:
         return [*self._problems, *(f"{row.title!r} did not arrive" for row in missing)]
 
     def summary(self, *, behind_collector: bool) -> dict[str, str]:
-        """What was sent, answered and received, as one line per title."""
+        """The counts of what was sent, answered and received: a line for each title."""
         sent = [delivery for delivery, _ in self._answers]
         statuses = [answer.status for _, answer in self._answers]
         forged = [answer.status for delivery, answer in self._answers if delivery.forged]
@@ -91,7 +91,7 @@ class Tally:
         return lines
 
     def _problem(self, delivery: Delivery, answer: Answer) -> str | None:
-        """What is wrong with an answer, or None."""
+        """The fault of an answer, or None."""
         expected = HTTPStatus.UNAUTHORIZED if delivery.forged else HTTPStatus.OK
         if answer.status != expected:
             return f"was answered with {answer.status_line}, not {expected.value}"

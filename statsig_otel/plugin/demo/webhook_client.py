@@ -67,7 +67,7 @@ class Answer:
 
     @property
     def hint(self) -> str | None:
-        """What the answer usually means, or None if that is clear."""
+        """The usual meaning of the answer, or None if that is clear."""
         if self.location is not None:
             return f"Redirects are not followed. This one points to {printable(self.location)}: use the final URL."
         hint = _HINTS.get(self.status)

@@ -45,7 +45,7 @@ def check_resources(
     not a fault of the configuration.
 
     Returns:
-        What is wrong; and what is only in use.
+        The problems; and the resources that are only in use.
     """
     who = _owner(directory) if queued_exporters(configuration) else None
     ports = _ports(configuration, document)
@@ -69,12 +69,12 @@ def _owner(directory: FilePath) -> str | None:
 
 
 def check_files(configuration: Configuration, document: Document) -> list[Problem]:
-    """What is wrong with the certificates, and what would keep an exporter from starting here."""
+    """The problems of the certificates, and those that would keep an exporter from starting here."""
     return [*_certificates(configuration, document), *_exporters(configuration, document)]
 
 
 def _certificates(configuration: Configuration, document: Document) -> list[Problem]:
-    """What is wrong with the certificates of the receivers' servers."""
+    """The problems of the certificates of the receivers' servers."""
     return [
         problem
         for name, settings in _servers(configuration).items()
@@ -104,7 +104,7 @@ def check_locks(configuration: Configuration, document: Document) -> list[Proble
 def start_problem(
     error: OSError, configuration: Configuration, document: Document, directory: FilePath
 ) -> Problem | None:
-    """What kept a service from starting, with its place in the configuration; None if it has none."""
+    """The problem that kept a service from starting, with its place in the configuration; None without a place."""
     if isinstance(error, ListenError):
         for name, settings in _servers(configuration).items():
             if error.address == settings.address:
@@ -186,7 +186,7 @@ def _identity(file: FilePath) -> object:
 def _tls(
     settings: ServerTlsSettings | ClientTlsSettings, check: Callable[[], object], path: Path, document: Document
 ) -> Iterator[Problem]:
-    """What is wrong with the PEM files of a server or an exporter: one can't be read, or `check` refuses them."""
+    """The problems of a server's or an exporter's PEM files: one can't be read, or `check` refuses them."""
     files = {key: FilePath(file) for key in PEM_KEYS if (file := getattr(settings, key, None))}
     unreadable = list(_unreadable(files, path, document))
     yield from unreadable

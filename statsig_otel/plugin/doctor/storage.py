@@ -35,7 +35,7 @@ _ASIDE: Final[dict[Literal["corrupt", "salvaged", "unreadable"], str]] = {
     "salvaged": "what could be read was carried over; delete it once you have read the log",
     "unreadable": "nothing could be read: keep it for a closer look, or delete it",
 }
-"""What to do with databases that were set aside."""
+"""The hint for databases that were set aside."""
 
 
 def owner(directory: Path) -> str | None:

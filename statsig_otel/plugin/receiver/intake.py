@@ -60,7 +60,7 @@ _DETAILS: Final = {
     "in_flight_bytes": "the bodies of all requests have max_in_flight_bytes: raise it if the machine has the memory",
     "shutting_down": "the service is stopping",
 }
-"""What a reason means and what to do, for the log, where the refusal itself says no more."""
+"""For the log: the meaning of a reason and what to do, where the refusal itself says no more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ class LogSerializer:
 
 @lru_cache(maxsize=2048)
 def _before_string(key: str, size: int) -> bytes:
-    """What precedes the string in an attribute whose string has so many bytes: the same pairs come again and again."""
+    """The bytes before the string in an attribute, by the string's size: the same pairs come again and again."""
     string = _before(_STRING_VALUE, size)
     value = _before(_VALUE, len(string) + size) + string
     name = _name(key)
@@ -155,7 +155,7 @@ def _field(field: bytes, content: bytes) -> bytes:
 
 
 def _before(field: bytes, size: int) -> bytes:
-    """What precedes the content of a field, which has so many bytes."""
+    """The bytes before the content of a field, which has so many bytes."""
     return field + _varint(size)
 
 

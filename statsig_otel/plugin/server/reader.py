@@ -245,7 +245,7 @@ class _Chunks:
 
 
 class _HeadParser:
-    """What httptools reports about a head."""
+    """The callbacks of httptools for a head."""
 
     def __init__(self) -> None:
         self.fields: list[Field] = []

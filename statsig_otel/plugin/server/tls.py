@@ -150,7 +150,7 @@ _HANDSHAKE_FAULTS: Final = {
     "CERTIFICATE_VERIFY_FAILED": "a client's certificate is not signed by an authority in client_ca_file",
     "UNSUPPORTED_PROTOCOL": "a client speaks an older version of TLS than min_version",
 }
-"""What OpenSSL's reasons for a failed handshake mean, and what to do."""
+"""OpenSSL's reasons for a failed handshake: what each means, and what to do."""
 
 
 def handshake_fault(error: ssl.SSLError) -> str:

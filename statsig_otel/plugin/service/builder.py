@@ -180,7 +180,7 @@ def _is_object(exporter: object) -> bool:
 
 
 def _as_in_a_file(exporters: Exporters, problems: list[Problem]) -> Iterator[tuple[str, object]]:
-    """What a file has for each exporter: settings and how they are fed, or a mapping. Adds to `problems`."""
+    """The exporters as a file has them: settings and how they are fed, or a mapping. Adds to `problems`."""
     owners: dict[int, str] = {}  # the first id of each object
     for name, given in exporters.items():
         destination, path = _destination(given), ("exporters", name)
@@ -206,7 +206,7 @@ def _is_timeout(seconds: object) -> TypeGuard[float]:
 
 
 def _object_problems(name: str, destination: Destination, owner: str) -> Iterator[Problem]:
-    """What is wrong with an exporter that is an object; `owner` is the first id that has the same object."""
+    """The fault of an exporter that is an object; `owner` is the first id that has the same object."""
     path, exporter, type_ = ("exporters", name), destination.exporter, COMPONENTS.type_of(name)
     if type_ in COMPONENTS.exporters:
         message = f"is an id of the type {type_}, which is made of settings"
@@ -252,7 +252,7 @@ def _misshapen(arguments: Mapping[str, object]) -> Iterator[Problem]:
 
 
 def _resource_problems(resource: Mapping[str, object]) -> list[Problem]:
-    """What is wrong with the resource, by the rules for a receiver's resource."""
+    """The problems of the resource, by the rules for a receiver's resource."""
     return validate(StatsigReceiverSettings, {"signing_secrets": [], "resource": dict(resource)}, (), NOWHERE)[1]
 
 

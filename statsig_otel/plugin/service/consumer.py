@@ -20,8 +20,8 @@ _BATCH_BYTES: Final = 1024
 class ServiceConsumer:
     """Passes the batches of all receivers to a dispatcher, in the process that opened it. Safe to use from threads.
 
-    What is held is in memory, and its webhooks are not answered yet. Each receiver has its `patience` for that; a batch
-    that is passed on after its webhook was refused is a duplicate if it comes again.
+    Batches are held in memory, and their webhooks are not answered yet. Each receiver has its `patience` for that; a
+    batch that is passed on after its webhook was refused is a duplicate if it comes again.
     """
 
     def __init__(self) -> None:

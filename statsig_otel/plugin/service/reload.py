@@ -65,7 +65,7 @@ class Reloader:
 
     @property
     def document(self) -> Document:
-        """What the current configuration was made from."""
+        """The document of the current configuration."""
         return self._document
 
     @property
@@ -235,7 +235,7 @@ class Reloader:
             raise ValueError(f"{render(path)}: {error.message}") from error
 
     def _text(self, path: Path, template: Template) -> str:
-        """What a value is with the present content of its files.
+        """A value with the present content of its files.
 
         Raises:
             ValueError: A file can't be used.

@@ -345,8 +345,8 @@ class Service:
     def shutdown(self, timeout: float = _times.SHUTDOWN_TIMEOUT, *, drain: float = _times.QUEUE_DRAIN) -> bool:
         """Accept no more webhooks, finish those in flight, spend a while sending what waits, and close everything.
 
-        What is not sent stays in the queue and is sent after the next start. A service that was never started can't be
-        started any more. A second call waits for the same shutdown; the first call's times count.
+        Records that are not sent stay in the queue and are sent after the next start. A service that was never started
+        can't be started any more. A second call waits for the same shutdown; the first call's times count.
 
         Args:
             timeout: Seconds for all of it; closing may take one more. What hangs is left behind in daemon threads.
@@ -455,7 +455,7 @@ class Service:
             raise
 
     def _directory_problem(self, error: OSError) -> Problem | None:
-        """What an error means for the queue's directory, in words of arguments or of a file; None for nothing."""
+        """An error of the queue's directory, in words of arguments or of a file; None for another error."""
         assembly, document = self._assembly, self._reloader.document
         problem = directory_problem(error, assembly.configuration, document, assembly.directory)
         return problem if problem is None or self._reloader.has_files else as_argument(problem)

@@ -1,1 +1,1 @@
-"""What a user may write in the configuration."""
+"""The settings of receivers, exporters, storage and telemetry that a user may write."""

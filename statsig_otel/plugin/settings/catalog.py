@@ -111,10 +111,10 @@ BUILT_IN: Final = Components(
     elsewhere=UNSUPPORTED_TYPES,
     composed={"exporters": ConfiguredExporter},
 )
-"""What comes with this distribution."""
+"""The types of this distribution."""
 
 COMPONENTS: Final = replace(BUILT_IN, exporters=EXPORTERS)
-"""What a configuration file can name."""
+"""The types that a configuration file can name."""
 
 
 def create_exporter(name: str, settings: Settings) -> Exporter:

@@ -29,7 +29,7 @@ def _no_requests(value: object) -> object:
 
 
 Sizer = Annotated[Literal["items", "bytes"], BeforeValidator(_no_requests)]
-"""What a size counts: log records, or their bytes."""
+"""The unit of a size: log records, or their bytes."""
 
 
 def _refuse_unit(value: object) -> object:
@@ -227,7 +227,7 @@ class ConfiguredExporter(Composed):
 
 
 def doubts(exporters: "Mapping[str, ConfiguredExporter]") -> Iterator[str]:
-    """What is valid and probably wrong, such as keys without an effect: a sentence for each, with its place."""
+    """Warnings of valid settings that are probably wrong, such as keys without an effect: each with its place."""
     for name, exporter in exporters.items():
         settings, queue, where = exporter.settings, exporter.sending_queue, f"exporters::{name}::sending_queue"
         if isinstance(settings, OtlpGrpcSettings | OtlpHttpSettings):

@@ -267,10 +267,10 @@ class _Reader:
 def read_document(
     locations: Sequence[FilePath | str], environ: Mapping[str, str], *, listen: str | None = None
 ) -> Document:
-    """What was written: the locations, merged; without any, what the environment says.
+    """The merged locations; without any, the configuration that the environment gives.
 
-    `yaml:` locations that name no pipeline are merged over what the environment says. `listen` takes the place of the
-    receivers' endpoint.
+    `yaml:` locations that name no pipeline are merged over the environment's configuration. `listen` takes the place of
+    the receivers' endpoint.
 
     Raises:
         ConfigError: What can't be read; or the receivers have several endpoints, and `listen` is given.

@@ -184,7 +184,7 @@ def _load(one: Installed) -> ExporterType[Any] | Fault:
 
 
 def _fault(found: object) -> str | None:
-    """What is wrong with what an entry point refers to."""
+    """The fault of the object that an entry point refers to."""
     if not isinstance(found, ExporterType):
         return f"it is of the type {type(found).__name__}, and has to be a statsig_otel.exporters.ExporterType"
     settings: object = found.settings

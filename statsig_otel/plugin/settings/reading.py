@@ -23,7 +23,7 @@ PEM_KEYS: Final = ("ca_file", "cert_file", "key_file", "client_ca_file")
 
 @dataclass(frozen=True, slots=True)
 class QueueConfiguration:
-    """What a command needs from a configuration file. The mappers are by receiver."""
+    """The parts of a configuration file that a command needs. The mappers are by receiver."""
 
     directory: Path
     routing: Routing

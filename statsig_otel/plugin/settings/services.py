@@ -126,7 +126,7 @@ class ImpactedServicesSettings(Settings):
         return self
 
     def create(self) -> ImpactedServices:
-        """What finds the services."""
+        """The rules that find the services of a change."""
         rules = [rule.rule(self.namespace) for rule in self._rules()]
         return ImpactedServices(rules, first_match=self.first_match, split=self.split)
 

@@ -1,4 +1,4 @@
-"""What is wrong with a signing secret, as far as its characters tell."""
+"""Finds mistakes in a signing secret by its characters."""
 
 from typing import Final
 
@@ -10,7 +10,7 @@ PREFIX: Final = "webhook-"
 _QUOTES: Final = frozenset("\"'`\u2018\u2019\u201c\u201d")
 _COPY_ALONE: Final = "copy the secret alone, from webhook- to its last letter"
 NO_QUOTES: Final = "leave the quotation marks out: docker's --env-file, for example, makes them a part of the value"
-"""What to do about quotation marks around a value."""
+"""The hint for quotation marks around a value."""
 
 
 def is_in_quotes(text: str) -> bool:
