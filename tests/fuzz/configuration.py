@@ -30,6 +30,8 @@ from tests.fuzz.trees import change
 ROOT: Final = Path(__file__).parents[2]
 FILE: Final = "config.yaml"
 SECRET: Final = "s3cr3t-0f-the-environment"
+HEADER: Final = "authorization:Bearer t0ken-in-the-file"
+"""A header that somebody forgot to write as a key and a value. As a key it is not a name."""
 ENVIRON: Final[Mapping[str, str]] = {"SECRET": SECRET, "NAME": "statsig", "PORT": "4317", "EMPTY": ""}
 
 LONGEST: Final = 2048
@@ -48,8 +50,8 @@ VALUES: Final[tuple[Any, ...]] = (
     "localhost:8080", "http://a/b", "https://a:1?b", "unix:///x", "a:99999", "[::1]:1", "/a", "../a", "full", "gzip",
     "none", "items", "detailed", "statsig", "debug", "otlp_grpc", "otlp_http", "file_storage", "${env:SECRET}", "$$",
     "${SECRET}", "${env:NAME}", "${PORT}", "${EMPTY}", "${env:GONE}", "${env:GONE:-x}", "${file:x}", "$NAME", "\x85",
-    "{name} {action:-x}", "{", "*", "[a-z]", "Bearer x", [], {}, [None], ["statsig"], ["debug", "otlp_grpc"], [{}],
-    {"SECRET": "${SECRET}"}, {"a": [1, "b"]},
+    "{name} {action:-x}", "{", "*", "[a-z]", "Bearer x", HEADER, [], {}, [None], ["statsig"], ["debug", "otlp_grpc"],
+    [{}], {"SECRET": "${SECRET}"}, {"a": [1, "b"]},
 )  # fmt: skip
 
 _SMALL: Final = (
@@ -87,6 +89,7 @@ for _path, _default in _keys():
     for _above, _key in pairwise(("", *_path[:-1])):
         if _key not in dict(BELOW.setdefault(_above, [])):
             BELOW[_above].append((_key, {}))
+BELOW["headers"] = [("x", "${SECRET}"), (HEADER, None)]
 
 
 def seeds() -> Iterator[bytes]:
@@ -176,8 +179,9 @@ def check_problems(found: ConfigError, data: bytes) -> None:
         assert problem.line is not None
         assert problem.line <= last
         assert problem.message
-    if SECRET in text:
-        assert not [one for one in found.problems if SECRET in str(one) and is_for_secrets(one.path)]
+    for secret in (SECRET, HEADER):
+        if secret in text:
+            assert not [one for one in found.problems if secret in str(one) and is_for_secrets(one.path)]
 
 
 def check_names(configuration: Configuration, documents: Sequence[Document]) -> None:
