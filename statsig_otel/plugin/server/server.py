@@ -380,7 +380,8 @@ class _Connections:
                     if not self.failed.done():
                         self.failed.set_exception(error)
                     return
-                _log.warning("can't accept connections, trying again in %g s: %s", _ACCEPT_RETRY, error.strerror)
+                message = "can't accept connections, trying again every %g s: %s"
+                _throttle.log(logging.WARNING, "accept", message, _ACCEPT_RETRY, error.strerror)
                 self._next_try = self._next_try or self._loop.call_later(_ACCEPT_RETRY, self._try_again)
                 return
             if removable is not None:
@@ -408,7 +409,9 @@ class _Connections:
         if beginning is not None:
             beginning.cancel()
         connection.abort()
-        self._open.pop(connection, None)
+        accepted = self._open.pop(connection, None)
+        if accepted is not None and beginning is None:
+            accepted.close()  # its transport would do so in the next turn, and until then it takes a descriptor
         self._waiting.pop(connection, None)
 
     def _connect(self, accepted: socket.socket) -> None:

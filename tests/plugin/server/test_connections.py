@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import resource
 import select
+import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -129,6 +133,27 @@ def test_connections_never_use_up_the_open_files_of_the_process(caplog: pytest.L
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert "1000 connections exceed the limit of 256 open files, so only 128 are served at a time" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_connection_that_makes_room_gives_its_descriptor_back_before_the_next_one_needs_it() -> None:
+    """Else many that come at once use them all up, and the server waits for a second."""
+    limited = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh"]
+    command = [*limited, sys.executable, str(Path(__file__).with_name("_server_child.py")), "0"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child,
+        contextlib.ExitStack() as stack,
+    ):
+        assert child.stdout is not None
+        address = "127.0.0.1", int(child.stdout.readline())
+        for _ in range(120):
+            stack.enter_context(socket.create_connection(address, LONG))
+        with socket.create_connection(address, LONG) as connection:
+            assert post(connection, b"", b"through") == (200, b"through")
+        child.kill()
+        _, said = child.communicate(timeout=LONG)
+    assert "only 32 are served at a time" in said
+    assert "can't accept" not in said
 
 
 def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
