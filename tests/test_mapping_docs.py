@@ -9,9 +9,10 @@ from typing import Any, Final
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from statsig_otel import _attributes
 from statsig_otel.plugin.record.description import details
 from statsig_otel.plugin.record.filter import FIELDS
-from statsig_otel.plugin.record.mapping import ATTRIBUTES, METADATA, SERVICE_FIELDS, SHORT_NAMES, TIMESTAMP
+from statsig_otel.plugin.record.mapping import METADATA, SERVICE_FIELDS, SHORT_NAMES, TIMESTAMP
 from statsig_otel.plugin.settings.services import ServiceRuleSettings
 from statsig_otel.plugin.webhook.payload import parse
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of, plain
@@ -76,7 +77,7 @@ def test_every_yaml_is_an_example() -> None:
 
 def test_the_tables_name_all_there_is() -> None:
     assert list(table("Filter")) == list(FIELDS)
-    assert list(table("The default record")) == list(ATTRIBUTES)
+    assert list(table("The default record")) == list(_attributes.ALL)
     for line in table("What the description says"):
         assert list(details(line)), line
     assert list(table("Impacted services")) == list(ServiceRuleSettings.model_fields)

@@ -16,6 +16,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationSc
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, SeverityNumber
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
+from statsig_otel import _attributes
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.decoding import records_in
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
@@ -190,16 +191,16 @@ def _cells(record: LogRecord) -> tuple[str, ...]:
     def first(*keys: str, default: str = "") -> str:
         return next((text for key in keys if key in attributes and (text := _text(attributes[key]))), default)
 
-    environments = attributes.get("statsig.environments", AnyValue()).array_value.values
+    environments = attributes.get(_attributes.ENVIRONMENTS, AnyValue()).array_value.values
     # OTLP's logs.proto: if the time is missing, use the observed time.
     time = record.time_unix_nano or record.observed_time_unix_nano
     cells = (
         _time(time - time % 1_000_000),
-        first("change_event.type", default=record.event_name),
-        first("change_event.title", default=_text(record.body)),
-        first("user.email", "user.name", "user.id"),
-        ", ".join(map(_text, environments)) or first("deployment.environment.name"),
-        first("change_event.source"),
+        first(_attributes.TYPE, default=record.event_name),
+        first(_attributes.TITLE, default=_text(record.body)),
+        first(_attributes.USER_EMAIL, _attributes.USER_NAME, _attributes.USER_ID),
+        ", ".join(map(_text, environments)) or first(_attributes.ENVIRONMENT),
+        first(_attributes.SOURCE),
     )
     return tuple(printable(cell) or _MISSING for cell in cells)
 

@@ -15,6 +15,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from statsig_otel import _attributes
 from statsig_otel.exporters.consumer import Batch
 from statsig_otel.exporters.decoding import records_in
 from statsig_otel.exporters.queue import queries, schema, store
@@ -24,7 +25,6 @@ from statsig_otel.exporters.routing import Route, Routing
 FROM_RECEIVER: Final[tuple[DeadLetterKind, ...]] = ("item", "body")
 """The kinds that come from a receiver, as they were sent. All others come from an exporter, encoded."""
 
-_UID: Final = "log.record.uid"
 _UID_SIZE: Final = 16
 _BURIED_BYTES: Final = 8 << 20
 """The most bytes of records that one transaction makes dead letters."""
@@ -289,7 +289,7 @@ def _uid(payload: ExportLogsServiceRequest) -> bytes:
     """The uid in the record's attributes; without one, a hash of its bytes."""
     for record in records_in(payload):
         for attribute in record.attributes:
-            if attribute.key == _UID:
+            if attribute.key == _attributes.UID:
                 with contextlib.suppress(ValueError):
                     return bytes.fromhex(attribute.value.string_value)
     return sha256(payload.SerializeToString()).digest()[:_UID_SIZE]

@@ -11,6 +11,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
+from statsig_otel import _attributes
 from statsig_otel.exporters.decoding import records_in
 from statsig_otel.plugin.demo.table import Row
 
@@ -59,12 +60,12 @@ def _arrived(record: LogRecord) -> Arrived:
     def text(*keys: str) -> str:
         return next((attributes[key].string_value for key in keys if key in attributes), "")
 
-    environments = attributes.get("statsig.environments", AnyValue()).array_value.values
+    environments = attributes.get(_attributes.ENVIRONMENTS, AnyValue()).array_value.values
     row = Row(
         happened_at_ms=record.time_unix_nano // 1_000_000,
-        type=text("change_event.type"),
-        title=text("change_event.title"),
+        type=text(_attributes.TYPE),
+        title=text(_attributes.TITLE),
         environments=tuple(environment.string_value for environment in environments),
-        who=text("user.name", "user.email", "user.id"),
+        who=text(_attributes.USER_NAME, _attributes.USER_EMAIL, _attributes.USER_ID),
     )
-    return Arrived(text("log.record.uid"), row)
+    return Arrived(text(_attributes.UID), row)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
+from statsig_otel import _attributes
 from statsig_otel.plugin.record.arrays import MAX_ELEMENTS, joined, split
 from statsig_otel.plugin.record.serializer import AttributeValue
 
@@ -84,14 +85,19 @@ def attributes(description: str) -> dict[str, AttributeValue]:
     """
     found = list(islice(details(description), MAX_ELEMENTS))
     arrays: dict[str, list[tuple[str, ...]]] = {
-        "statsig.change.kinds": [(one.kind,) for one in found],
-        "statsig.change.rules": [(one.rule,) for one in found if one.rule],
-        "statsig.change.groups": [one.names for one in found if one.kind.startswith("groups")],
-        "statsig.change.parameters": [one.names for one in found if one.kind.startswith("parameters")],
+        _attributes.DETAIL_KINDS: [(one.kind,) for one in found],
+        _attributes.DETAIL_RULES: [(one.rule,) for one in found if one.rule],
+        _attributes.DETAIL_GROUPS: [one.names for one in found if one.kind.startswith("groups")],
+        _attributes.DETAIL_PARAMETERS: [one.names for one in found if one.kind.startswith("parameters")],
     }
     made: dict[str, AttributeValue] = {}
     if len(found) == 1:
         only = found[0]
-        scalars = {"kind": only.kind, "rule": only.rule, "from": only.before, "to": only.after}
-        made = {f"statsig.change.{name}": value for name, value in scalars.items() if value is not None}
+        scalars = {
+            _attributes.DETAIL_KIND: only.kind,
+            _attributes.DETAIL_RULE: only.rule,
+            _attributes.DETAIL_FROM: only.before,
+            _attributes.DETAIL_TO: only.after,
+        }
+        made = {name: value for name, value in scalars.items() if value is not None}
     return made | {name: array for name, several in arrays.items() if (array := joined(several, distinct=True))}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Final, TypeAlias, cast
 
+from statsig_otel import _attributes
 from statsig_otel.config.errors import SettingError, hint_for
 from statsig_otel.plugin.record.arrays import converted, first, joined
 from statsig_otel.plugin.record.change_event import ChangeEvent, valid
@@ -18,66 +19,20 @@ from statsig_otel.plugin.record.record import RecordFields
 from statsig_otel.plugin.record.serializer import AttributeValue, Scalar
 from statsig_otel.plugin.record.template import FieldsOf, Placeholder, Template, TemplateError, as_text
 
-UID: Final = "log.record.uid"
-
-ATTRIBUTES: Final = (
-    "change_event.category",
-    "change_event.type",
-    "change_event.source",
-    "change_event.happened_at",
-    "change_event.title",
-    "change_event.label.type",
-    "change_event.label.name",
-    "change_event.label.action",
-    "change_event.label.description",
-    "feature_flag.key",
-    "feature_flag.provider.name",
-    "feature_flag.set.id",
-    "deployment.environment.name",
-    "user.name",
-    "user.email",
-    "user.id",
-    UID,
-    "statsig.environments",
-    "statsig.project.name",
-    "statsig.project.id",
-    "statsig.tags",
-    "statsig.target_apps",
-    "statsig.change.kind",
-    "statsig.change.rule",
-    "statsig.change.from",
-    "statsig.change.to",
-    "statsig.change.kinds",
-    "statsig.change.rules",
-    "statsig.change.groups",
-    "statsig.change.parameters",
-    "statsig.config_change.uid",
-    "statsig.impacted_services",
-    "log.record.original",
-    "statsig.original.size",
-    "statsig.original.sha256",
-)
-"""The attributes that a default record can have."""
-
 SHORT_NAMES: Final[Mapping[str, str]] = {
-    "name": "change_event.label.name",
-    "type": "change_event.label.type",
-    "action": "change_event.label.action",
-    "description": "change_event.label.description",
-    "title": "change_event.title",
-    "environment": "deployment.environment.name",
-    "environments": "statsig.environments",
-    "project.id": "statsig.project.id",
-    "project.name": "statsig.project.name",
-    "tags": "statsig.tags",
-    "target_apps": "statsig.target_apps",
+    "name": _attributes.LABEL_NAME,
+    "type": _attributes.LABEL_TYPE,
+    "action": _attributes.LABEL_ACTION,
+    "description": _attributes.LABEL_DESCRIPTION,
+    "title": _attributes.TITLE,
+    "environment": _attributes.ENVIRONMENT,
+    "environments": _attributes.ENVIRONMENTS,
+    "project.id": _attributes.PROJECT_ID,
+    "project.name": _attributes.PROJECT_NAME,
+    "tags": _attributes.TAGS,
+    "target_apps": _attributes.TARGET_APPS,
 }
 """Fields of templates that are other names of attributes."""
-
-_ARRAYS: Final = {
-    "statsig.environments", "statsig.tags", "statsig.target_apps", "statsig.impacted_services",
-    "statsig.change.kinds", "statsig.change.rules", "statsig.change.groups", "statsig.change.parameters",
-}  # fmt: skip
 
 SERVICE_FIELDS: Final = ("service.name", "service.namespace")
 """Fields of a record that is about one service: they are in its resource."""
@@ -85,7 +40,7 @@ SERVICE_FIELDS: Final = ("service.name", "service.namespace")
 TIMESTAMP: Final = "timestamp"
 METADATA: Final = "metadata."
 
-_FIELDS: Final = (*SHORT_NAMES, TIMESTAMP, *ATTRIBUTES, *SERVICE_FIELDS)
+_FIELDS: Final = (*SHORT_NAMES, TIMESTAMP, *_attributes.ALL, *SERVICE_FIELDS)
 
 _SEVERITY: Final = re.compile(r"[1-9]|1[0-9]|2[0-4]")
 
@@ -130,7 +85,7 @@ def is_severity(text: str) -> bool:
 
 
 def _is_array(name: str) -> bool:
-    return SHORT_NAMES.get(name, name) in _ARRAYS
+    return SHORT_NAMES.get(name, name) in _attributes.ARRAYS
 
 
 def _is_metadata(name: str) -> bool:
@@ -246,7 +201,7 @@ class RecordMapping:
         for name in self.rename:
             if name in self._dropped:
                 raise ValueError(f"{name} is both dropped and renamed")
-        stay = set(ATTRIBUTES) - self._dropped - self.rename.keys()
+        stay = set(_attributes.ALL) - self._dropped - self.rename.keys()
         seen: set[str] = set()
         for target in self.rename.values():
             if target in self.attributes or target in seen:
@@ -311,8 +266,8 @@ def check_new_name(name: str) -> None:
     """
     if not name:
         raise ValueError("an attribute needs a name")
-    if name == UID:
-        raise ValueError(f"{UID} can't be changed: it identifies the change")
+    if name == _attributes.UID:
+        raise ValueError(f"{_attributes.UID} can't be changed: it identifies the change")
 
 
 def check_old_name(name: str) -> None:
@@ -322,8 +277,8 @@ def check_old_name(name: str) -> None:
         ValueError: There is no such attribute, or it can't be changed.
     """
     check_new_name(name)
-    if name not in ATTRIBUTES:
-        others = [known for known in ATTRIBUTES if known != UID]
+    if name not in _attributes.ALL:
+        others = [known for known in _attributes.ALL if known != _attributes.UID]
         raise SettingError(f"no record has the attribute {name}", hint_for(name, others))
 
 
@@ -339,7 +294,7 @@ def check_pattern(pattern: str) -> None:
 
 def matching(pattern: str) -> list[str]:
     """The default attributes that a pattern drops; never the uid."""
-    return [name for name in ATTRIBUTES if name != UID and fnmatchcase(name, pattern)]
+    return [name for name in _attributes.ALL if name != _attributes.UID and fnmatchcase(name, pattern)]
 
 
 def _of_json(value: object) -> AttributeValue | None:

@@ -17,7 +17,7 @@ from typing import Final, Literal, Protocol, get_args
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO
 
-from statsig_otel import __version__
+from statsig_otel import __version__, _attributes
 from statsig_otel._arguments import check_type, method_fault, type_name
 from statsig_otel.plugin.record import description
 from statsig_otel.plugin.record.arrays import Cut, converted, joined
@@ -33,10 +33,6 @@ DEFAULT_RESOURCE: Final[Mapping[str, "AttributeValue"]] = {"service.name": "stat
 
 MAX_RECORD_BYTES: Final = 900_000
 """Below what backends and brokers take: Kafka's default for a message is 1,048,588 bytes."""
-
-ORIGINAL: Final = "log.record.original"
-ORIGINAL_SIZE: Final = "statsig.original.size"
-ORIGINAL_HASH: Final = "statsig.original.sha256"
 
 UserMode = Literal["full", "hash", "drop"]
 IncludeOriginal = bool | Literal["redacted"]
@@ -199,7 +195,9 @@ class LogRecordEncoder:
         if self._include_change_details and event.description is not None:
             attributes.update(description.attributes(event.description))
         if self._include_original:
-            attributes[ORIGINAL] = self._redacted(original) if self._include_original == "redacted" else original
+            attributes[_attributes.ORIGINAL] = (
+                self._redacted(original) if self._include_original == "redacted" else original
+            )
         return RecordFields(event_name=EVENT_NAME, body=event.title, attributes=attributes)
 
     def encode(
@@ -222,7 +220,7 @@ class LogRecordEncoder:
         encoded = self._encode(default, event, observed_ns, item)
         if len(encoded) <= self._max_record_bytes:
             return encoded
-        original = default.attributes.get(ORIGINAL)
+        original = default.attributes.get(_attributes.ORIGINAL)
         if isinstance(original, str):
             encoded = self._encode(_without_original(default, original), event, observed_ns, item)
         if len(encoded) <= self._max_record_bytes:
@@ -253,30 +251,30 @@ class LogRecordEncoder:
         if self._lowercase_environments:
             environments = joined([converted(environments, str.lower)], distinct=True)
         attributes: dict[str, AttributeValue | None] = {
-            "change_event.category": "feature_flags",
-            "change_event.type": event.type,
-            "change_event.source": "statsig",
-            "change_event.happened_at": _rfc3339(event.happened_at),
-            "change_event.title": event.title,
-            "change_event.label.type": event.entity_type,
-            "change_event.label.name": event.name,
-            "change_event.label.action": event.action,
-            "change_event.label.description": event.description,
-            "feature_flag.key": event.name,
-            "feature_flag.provider.name": "statsig",
-            "feature_flag.set.id": event.project_id,
-            "deployment.environment.name": environments[0]
+            _attributes.CATEGORY: "feature_flags",
+            _attributes.TYPE: event.type,
+            _attributes.SOURCE: "statsig",
+            _attributes.HAPPENED_AT: _rfc3339(event.happened_at),
+            _attributes.TITLE: event.title,
+            _attributes.LABEL_TYPE: event.entity_type,
+            _attributes.LABEL_NAME: event.name,
+            _attributes.LABEL_ACTION: event.action,
+            _attributes.LABEL_DESCRIPTION: event.description,
+            _attributes.FLAG_KEY: event.name,
+            _attributes.FLAG_PROVIDER: "statsig",
+            _attributes.FLAG_SET: event.project_id,
+            _attributes.ENVIRONMENT: environments[0]
             if len(environments) == 1 and not isinstance(environments, Cut)
             else None,
-            "user.name": self._shown(event.user_name),
-            "user.email": self._shown(event.user_email),
-            "user.id": self._shown(event.user_id),
-            "log.record.uid": uid,
-            "statsig.environments": environments,
-            "statsig.project.name": event.project_name,
-            "statsig.project.id": event.project_id,
-            "statsig.tags": event.tags,
-            "statsig.target_apps": event.target_apps,
+            _attributes.USER_NAME: self._shown(event.user_name),
+            _attributes.USER_EMAIL: self._shown(event.user_email),
+            _attributes.USER_ID: self._shown(event.user_id),
+            _attributes.UID: uid,
+            _attributes.ENVIRONMENTS: environments,
+            _attributes.PROJECT_NAME: event.project_name,
+            _attributes.PROJECT_ID: event.project_id,
+            _attributes.TAGS: event.tags,
+            _attributes.TARGET_APPS: event.target_apps,
         }
         return {key: value for key, value in attributes.items() if value}
 
@@ -314,8 +312,8 @@ class LogRecordEncoder:
 
 def _without_original(record: RecordFields, original: str) -> RecordFields:
     text = original.encode()
-    attributes = {name: value for name, value in record.attributes.items() if name != ORIGINAL}
-    attributes |= {ORIGINAL_SIZE: len(text), ORIGINAL_HASH: sha256(text).hexdigest()}
+    attributes = {name: value for name, value in record.attributes.items() if name != _attributes.ORIGINAL}
+    attributes |= {_attributes.ORIGINAL_SIZE: len(text), _attributes.ORIGINAL_HASH: sha256(text).hexdigest()}
     return replace(record, attributes=attributes)
 
 

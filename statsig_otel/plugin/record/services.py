@@ -10,16 +10,14 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final
 
+from statsig_otel import _attributes
 from statsig_otel.plugin.record.arrays import converted, cut, hidden, joined
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.filter import Block, ChangeFilter
-from statsig_otel.plugin.record.mapping import SERVICE_FIELDS, UID, Source, fields_of, parse_template, texts_of
+from statsig_otel.plugin.record.mapping import SERVICE_FIELDS, Source, fields_of, parse_template, texts_of
 from statsig_otel.plugin.record.record import RecordFields
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.template import FieldsOf, Template, TemplateError
-
-IMPACTED_SERVICES: Final = "statsig.impacted_services"
-CHANGE_UID: Final = "statsig.config_change.uid"
 
 MAX_RECORDS: Final = 100
 """The most records of one change. A change that concerns more services becomes one record with the list."""
@@ -66,7 +64,7 @@ def parse_service_template(text: str) -> Template:
     """
     template = parse_template(text)
     for name in template.names:
-        if name in (*SERVICE_FIELDS, IMPACTED_SERVICES, CHANGE_UID):
+        if name in (*SERVICE_FIELDS, _attributes.IMPACTED_SERVICES, _attributes.CHANGE_UID):
             hint = "name a field of the change itself, such as {name} or {tags}"
             raise TemplateError(f"has {{{name}}}, which depends on the services", hint)
     return template
@@ -176,14 +174,18 @@ class ImpactedServices:
         if concerned.split:
             return [_of_service(default, service) for service in services]
         if services:
-            return [_with(default, {IMPACTED_SERVICES: converted(services, str)})]
+            return [_with(default, {_attributes.IMPACTED_SERVICES: converted(services, str)})]
         return [default]
 
 
 def _of_service(default: RecordFields, service: ImpactedService) -> RecordFields:
     """The default record of a change for one of its services."""
-    uid = str(default.attributes[UID])
-    own = {UID: service_uid(uid, service), CHANGE_UID: uid, IMPACTED_SERVICES: [str(service)]}
+    uid = str(default.attributes[_attributes.UID])
+    own = {
+        _attributes.UID: service_uid(uid, service),
+        _attributes.CHANGE_UID: uid,
+        _attributes.IMPACTED_SERVICES: [str(service)],
+    }
     return replace(_with(default, own), service=service.attributes)
 
 

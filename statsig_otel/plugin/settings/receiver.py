@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from statsig_otel import _attributes
 from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import Fault, SettingError
 from statsig_otel.config.model import Settings
@@ -21,15 +22,11 @@ from statsig_otel.plugin.record.mapping import MAX_INT, SERVICE_FIELDS, parse_te
 from statsig_otel.plugin.record.record import (
     DEFAULT_RESOURCE,
     MAX_RECORD_BYTES,
-    ORIGINAL,
-    ORIGINAL_HASH,
-    ORIGINAL_SIZE,
     IncludeOriginal,
     LogRecordEncoder,
     UserMode,
 )
 from statsig_otel.plugin.record.serializer import AttributeValue
-from statsig_otel.plugin.record.services import CHANGE_UID, IMPACTED_SERVICES
 from statsig_otel.plugin.server.tls import ServerTlsSettings
 from statsig_otel.plugin.settings.filter import FilterSettings
 from statsig_otel.plugin.settings.mapping import MappingSettings
@@ -38,8 +35,7 @@ from statsig_otel.plugin.webhook import DEFAULT_PATH
 from statsig_otel.plugin.webhook.secret import fault_of_secret
 from statsig_otel.plugin.webhook.signature import Verifier
 
-_DETAILS: Final = "statsig.change."
-_ORIGINAL: Final = (ORIGINAL, ORIGINAL_SIZE, ORIGINAL_HASH)
+_ORIGINAL: Final = (_attributes.ORIGINAL, _attributes.ORIGINAL_SIZE, _attributes.ORIGINAL_HASH)
 
 
 _MAPPED: Final = {"event_name", "body", "severity_number", "severity_text", "attributes"}
@@ -48,14 +44,14 @@ _MAPPED: Final = {"event_name", "body", "severity_number", "severity_text", "att
 
 def _fault_of_field(name: str, receiver: "StatsigReceiverSettings") -> Fault | None:
     """Why no change of a receiver can have a field of a template, and the key to set."""
-    if name.startswith(_DETAILS) and not receiver.include_change_details:
+    if name in _attributes.DETAILS and not receiver.include_change_details:
         return Fault("without include_change_details", "set include_change_details: true")
     if name in _ORIGINAL and not receiver.include_original:
         return Fault("without include_original", "set include_original: true")
     services = receiver.impacted_services
-    if name in (*SERVICE_FIELDS, CHANGE_UID, IMPACTED_SERVICES) and services is None:
+    if name in (*SERVICE_FIELDS, _attributes.CHANGE_UID, _attributes.IMPACTED_SERVICES) and services is None:
         return Fault("without impacted_services", "add rules to impacted_services")
-    if name in (*SERVICE_FIELDS, CHANGE_UID) and not (services and services.split):
+    if name in (*SERVICE_FIELDS, _attributes.CHANGE_UID) and not (services and services.split):
         return Fault("with impacted_services::split: false", "set split: true there")
     return None
 

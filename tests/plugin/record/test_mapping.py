@@ -14,17 +14,16 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
+from statsig_otel import _attributes
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.filter import FIELDS, ChangeFilter
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.record.mapping import (
-    ATTRIBUTES,
     METADATA,
     SERVICE_FIELDS,
     SHORT_NAMES,
     TIMESTAMP,
-    UID,
     Constant,
     Lookup,
     RecordMapping,
@@ -35,8 +34,6 @@ from statsig_otel.plugin.record.mapping import (
 from statsig_otel.plugin.record.record import LogRecordEncoder
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.services import (
-    CHANGE_UID,
-    IMPACTED_SERVICES,
     MAX_RECORDS,
     ImpactedServices,
     ServiceRule,
@@ -63,7 +60,7 @@ def record_in(encoded: bytes) -> LogRecord:
 
 
 def uids_in(record: LogRecord) -> list[str]:
-    return [attribute.value.string_value for attribute in record.attributes if attribute.key == UID]
+    return [attribute.value.string_value for attribute in record.attributes if attribute.key == _attributes.UID]
 
 
 def bodies() -> Mapping[str, bytes]:
@@ -103,13 +100,13 @@ def test_the_attributes_are_those_of_the_record() -> None:
     records.append(record_in(mapped(of_service, EVERY_FIELD).changes[0].records[0]))
     small = Mapper(LogRecordEncoder(include_original=True, max_record_bytes=len(EVERY_FIELD) + 1000))
     records.append(record_in(mapped(small, EVERY_FIELD).changes[0].records[0]))
-    assert {attribute.key for record in records for attribute in record.attributes} == set(ATTRIBUTES)
-    assert set(SHORT_NAMES.values()) <= set(ATTRIBUTES)
-    assert not set(SERVICE_FIELDS) & set(ATTRIBUTES)
+    assert {attribute.key for record in records for attribute in record.attributes} == set(_attributes.ALL)
+    assert set(SHORT_NAMES.values()) <= set(_attributes.ALL)
+    assert not set(SERVICE_FIELDS) & set(_attributes.ALL)
 
 
 def test_a_field_that_there_is() -> None:
-    for name in [*SHORT_NAMES, *ATTRIBUTES, *SERVICE_FIELDS, TIMESTAMP, f"{METADATA}x", f"{METADATA}a b.c"]:
+    for name in [*SHORT_NAMES, *_attributes.ALL, *SERVICE_FIELDS, TIMESTAMP, f"{METADATA}x", f"{METADATA}a b.c"]:
         assert list(parse_template(f"-{{{name}}}").names) == [name]
 
 
@@ -136,13 +133,13 @@ def test_a_field_that_there_is_not(text: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"attributes": {UID: Constant("x")}}, f"{UID} can't be changed"),
+        ({"attributes": {_attributes.UID: Constant("x")}}, f"{_attributes.UID} can't be changed"),
         ({"attributes": {"": Constant("x")}}, "an attribute needs a name"),
-        ({"rename": {"user.name": UID}}, f"{UID} can't be changed"),
-        ({"rename": {UID: "id"}}, f"{UID} can't be changed"),
+        ({"rename": {"user.name": _attributes.UID}}, f"{_attributes.UID} can't be changed"),
+        ({"rename": {_attributes.UID: "id"}}, f"{_attributes.UID} can't be changed"),
         ({"rename": {"user.name": ""}}, "an attribute needs a name"),
         ({"rename": {"user.nick": "x"}}, "no record has the attribute user.nick\nhint: did you mean user."),
-        ({"drop": [UID]}, f"{UID} can't be changed"),
+        ({"drop": [_attributes.UID]}, f"{_attributes.UID} can't be changed"),
         ({"drop": ["user_*"]}, "no record has the attribute user_"),
         ({"drop": ["user.*"], "rename": {"user.id": "x"}}, "user.id is both dropped and renamed"),
         ({"rename": {"user.id": "user.name"}}, "a record would have user.name twice\nhint: drop or rename"),
@@ -183,7 +180,7 @@ def test_every_mistake_is_told_with_its_line() -> None:
 
 
 NAMES: Final = (
-    *SHORT_NAMES, *ATTRIBUTES, *SERVICE_FIELDS, TIMESTAMP,
+    *SHORT_NAMES, *_attributes.ALL, *SERVICE_FIELDS, TIMESTAMP,
     *(f"{METADATA}{name}" for name in ("name", "description", "environments", "tags", "targetApps", "x")),
 )  # fmt: skip
 PIECES: Final = st.sampled_from(("text ", "{{", "}}", "é")) | st.sampled_from(NAMES).flatmap(
@@ -206,7 +203,7 @@ SOURCES: Final[st.SearchStrategy[Source]] = st.one_of(
         st.booleans(),
     ),
 )
-OTHERS: Final = [name for name in ATTRIBUTES if name != UID]
+OTHERS: Final = [name for name in _attributes.ALL if name != _attributes.UID]
 
 
 @st.composite
@@ -326,17 +323,17 @@ def test_services_are_told_by_resource_and_list_alike(services: ImpactedServices
             resource = {one.key: one.value.string_value for one in resource_logs.resource.attributes}
             record = {one.key: one.value for one in record_in(encoded).attributes}
             listed = (
-                [one.string_value for one in record[IMPACTED_SERVICES].array_value.values]
-                if (IMPACTED_SERVICES in record)
+                [one.string_value for one in record[_attributes.IMPACTED_SERVICES].array_value.values]
+                if (_attributes.IMPACTED_SERVICES in record)
                 else []
             )
-            if CHANGE_UID in record:
-                assert record[CHANGE_UID].string_value == change.uid != record[UID].string_value
+            if _attributes.CHANGE_UID in record:
+                assert record[_attributes.CHANGE_UID].string_value == change.uid != record[_attributes.UID].string_value
                 named = [resource[name] for name in reversed(SERVICE_FIELDS) if name in resource]
                 assert listed == ["/".join(named)]
                 assert resource["service.name"].strip()
             else:
-                assert record[UID].string_value == change.uid
+                assert record[_attributes.UID].string_value == change.uid
                 assert resource == {"service.name": "statsig"}
                 assert len(listed) == len(set(listed)) or "/" in "".join(listed)
 

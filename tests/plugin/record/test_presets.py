@@ -11,8 +11,8 @@ import pytest
 from opentelemetry.semconv import attributes as stable
 from opentelemetry.semconv._incubating import attributes as incubating
 
+from statsig_otel import _attributes
 from statsig_otel.config.grammar import check
-from statsig_otel.plugin.record.mapping import ATTRIBUTES
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import read_document
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
@@ -78,7 +78,7 @@ def test_the_plain_ones_are_all_those_that_are_registered() -> None:
 
 
 def test_chronospheres_fields_are_all_of_them() -> None:
-    fields = {name for name in ATTRIBUTES if name.startswith("change_event.")}
+    fields = {name for name in _attributes.ALL if name.startswith("change_event.")}
     assert attributes("chronosphere") == fields | {"log.record.uid"}
 
 

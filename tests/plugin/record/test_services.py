@@ -13,14 +13,12 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 
+from statsig_otel import _attributes
 from statsig_otel.exporters.consumer import Batch, Change, Receipt
 from statsig_otel.exporters.local.logger_provider import LoggerProviderConsumer
 from statsig_otel.plugin.record.mapper import Mapper
-from statsig_otel.plugin.record.mapping import UID
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.record.services import (
-    CHANGE_UID,
-    IMPACTED_SERVICES,
     MAX_CHARACTERS,
     ImpactedService,
     service_uid,
@@ -65,7 +63,7 @@ def services(change: Change) -> list[str]:
 
 
 def uids(change: Change) -> list[object]:
-    return [attributes[UID] for _, attributes in shown(change)]
+    return [attributes[_attributes.UID] for _, attributes in shown(change)]
 
 
 def rules(text: str, others: str = "user: full", *, split: bool = True) -> Mapper:
@@ -110,7 +108,7 @@ def test_a_rule_finds_these_services(written: str, metadata: dict[str, object], 
     change = change_of(rules(written), event(**metadata))
     assert services(change) == expected
     listed = shown(change_of(rules(written, split=False), event(**metadata)))
-    assert listed[0][1].get(IMPACTED_SERVICES, ["statsig"]) == expected
+    assert listed[0][1].get(_attributes.IMPACTED_SERVICES, ["statsig"]) == expected
 
 
 def test_the_namespace_of_all_rules_is_for_those_without_one() -> None:
@@ -129,13 +127,13 @@ def test_the_resource_of_a_record_is_its_service() -> None:
     assert list(resource.items()) == [("service.name", "checkout"), ("team", "web"), ("n", [1, 2])]
     ((other, attributes),) = shown(change_of(mapper, event(name="x")))
     assert other["service.instance.id"] == "x"
-    assert not {CHANGE_UID, IMPACTED_SERVICES} & set(attributes)
+    assert not {_attributes.CHANGE_UID, _attributes.IMPACTED_SERVICES} & set(attributes)
 
 
 def test_a_record_tells_its_service_and_its_change() -> None:
     change = change_of(rules("[{name: a}, {name: b, namespace: n}]"), event())
-    assert [attributes[IMPACTED_SERVICES] for _, attributes in shown(change)] == [["a"], ["n/b"]]
-    assert {attributes[CHANGE_UID] for _, attributes in shown(change)} == {uid(event())} == {change.uid}
+    assert [attributes[_attributes.IMPACTED_SERVICES] for _, attributes in shown(change)] == [["a"], ["n/b"]]
+    assert {attributes[_attributes.CHANGE_UID] for _, attributes in shown(change)} == {uid(event())} == {change.uid}
 
 
 def test_beside_its_service_a_record_is_the_one_without_services() -> None:
@@ -144,10 +142,10 @@ def test_beside_its_service_a_record_is_the_one_without_services() -> None:
         request = ExportLogsServiceRequest.FromString(encoded)
         record = request.resource_logs[0].scope_logs[0].log_records[0]
         request.resource_logs[0].resource.attributes[0].value.string_value = "statsig"
-        assert [one.key for one in record.attributes[-2:]] == [CHANGE_UID, IMPACTED_SERVICES]
+        assert [one.key for one in record.attributes[-2:]] == [_attributes.CHANGE_UID, _attributes.IMPACTED_SERVICES]
         del record.attributes[-2:]
         for attribute in record.attributes:
-            if attribute.key == UID:
+            if attribute.key == _attributes.UID:
                 attribute.value.string_value = uid(event())
         assert request == ExportLogsServiceRequest.FromString(before)
 
@@ -162,8 +160,8 @@ def test_one_record_has_the_list() -> None:
     change = change_of(rules("{name: [a, b]}", split=False), event())
     ((resource, attributes),) = shown(change)
     assert resource == {"service.name": "statsig"}
-    assert (attributes[UID], attributes[IMPACTED_SERVICES]) == (uid(event()), ["a", "b"])
-    assert CHANGE_UID not in attributes
+    assert (attributes[_attributes.UID], attributes[_attributes.IMPACTED_SERVICES]) == (uid(event()), ["a", "b"])
+    assert _attributes.CHANGE_UID not in attributes
 
 
 def test_the_mapping_reads_the_records_own_service() -> None:
@@ -180,7 +178,7 @@ def test_the_mapping_reads_the_records_own_service() -> None:
         ("a", ["shop/a"], uid(event())),
         ("b", ["shop/b"], uid(event())),
     ]
-    assert not any(IMPACTED_SERVICES in one for _, one in found)
+    assert not any(_attributes.IMPACTED_SERVICES in one for _, one in found)
 
 
 @pytest.mark.parametrize("vector", VECTORS)
@@ -261,8 +259,8 @@ def test_a_change_of_too_many_services_is_one_record_with_the_list(count: int, r
     if records == 1:
         ((resource, attributes),) = shown(change)
         assert resource == {"service.name": "statsig"}
-        assert attributes[UID] == uid(item)
-        assert attributes[IMPACTED_SERVICES] == [f"app-{index}" for index in range(count)]
+        assert attributes[_attributes.UID] == uid(item)
+        assert attributes[_attributes.IMPACTED_SERVICES] == [f"app-{index}" for index in range(count)]
 
 
 @pytest.mark.parametrize(("spare", "records"), [(0, 2), (1, 1)])
@@ -299,7 +297,7 @@ def test_a_logger_provider_gets_each_record() -> None:
     change = change_of(rules("{name: [a, b]}"), event())
     assert LoggerProviderConsumer(provider).consume(Batch("statsig", (change,))).result() == Receipt(1)
     found = [one.log_record.attributes or {} for one in exporter.get_finished_logs()]
-    assert [(one[IMPACTED_SERVICES], one[UID]) for one in found] == [
+    assert [(one[_attributes.IMPACTED_SERVICES], one[_attributes.UID]) for one in found] == [
         (("a",), uids(change)[0]),
         (("b",), uids(change)[1]),
     ]
