@@ -227,11 +227,6 @@ class DurableQueue:
         """The database file."""
         return self._database.path
 
-    @property
-    def generation(self) -> int:
-        """See `Database`."""
-        return self._database.generation
-
     def check_process(self) -> None:
         """Raise a RuntimeError in a forked child."""
         self._database.writer.check_process()

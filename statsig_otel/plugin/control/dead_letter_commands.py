@@ -36,7 +36,7 @@ from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.webhook import lenient_json
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
-from statsig_otel.plugin.webhook.payload import Payload, parse, parse_url_verification
+from statsig_otel.plugin.webhook.payload import Payload, parse
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -185,8 +185,6 @@ class DeadLetters:
 def _map_anew(dead_letter: StoredDeadLetter, content: bytes, mapper: Mapper) -> Replay:
     """Map an item or a body as if its webhook arrived again at the time of the first one."""
     observed_ns = dead_letter.at_ms * 1_000_000
-    if dead_letter.kind == "body" and parse_url_verification(content) is not None:
-        return Keep(dead_letter.id, "is a URL verification: there is nothing to deliver", new_reason=True)
     try:
         payload = Payload(1, (lenient_json.read(content.decode()),)) if dead_letter.kind == "item" else parse(content)
     except (MalformedBodyError, JSONDecodeError, UnicodeDecodeError) as error:

@@ -279,10 +279,10 @@ def refusal(queue: DurableQueue, made: Batch) -> RefusedError:
 
 
 def submit_damage(queue: DurableQueue) -> Future[None]:
-    before = queue.generation
+    before = queue._database.generation
 
     def finds_it(_: sqlite3.Connection) -> None:
-        if queue.generation == before:
+        if queue._database.generation == before:
             raise schema.DamagedError("found by a test")
 
     return queue.submit(finds_it)

@@ -155,7 +155,7 @@ def test_a_log_that_becomes_shorter_is_damage_and_the_rest_is_carried_over(
             put(queue, number)
         os.truncate(tmp_path / "queue.db-wal", (tmp_path / "queue.db-wal").stat().st_size // 2)
         assert put(queue, 100) == Receipt(1)
-        assert queue.generation == 1
+        assert queue._database.generation == 1
         settled(tmp_path)
         found = delivered(queue.cursor("otlp"))
         assert {*range(1, 20), 100} <= set(found)
@@ -171,7 +171,7 @@ def test_a_database_that_becomes_shorter_is_damage_and_the_rest_is_carried_over(
         put(queue, *range(1, 201), size=500)
         wait_until(lambda: (tmp_path / "queue.db-wal").stat().st_size == 0, "the log is folded in")
         os.truncate(queue.database, queue.database.stat().st_size // 2)
-        wait_until(lambda: queue.generation == 1, "it is noticed")
+        wait_until(lambda: queue._database.generation == 1, "it is noticed")
         settled(tmp_path)
         found = set(delivered(queue.cursor("otlp")))
         assert len(found) > 20
@@ -187,7 +187,7 @@ def test_a_log_that_somebody_else_folded_in_is_whole(tmp_path: Path, caplog: pyt
         with contextlib.closing(sqlite3.connect(queue.database)) as connection:
             assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
         assert put(queue, 100) == Receipt(1)
-        assert queue.generation == 0
+        assert queue._database.generation == 0
         assert delivered(queue.cursor("otlp")) == [*range(1, 51), 100]
     assert [line for line in errors(caplog) if "Nothing is lost" not in line] == []
 

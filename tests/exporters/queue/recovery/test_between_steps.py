@@ -208,7 +208,7 @@ def test_what_was_sent_from_a_file_that_is_gone_ticks_nothing_else_off_in_the_ne
         with reading(queue.database) as connection, contextlib.closing(sqlite3.connect(copy)) as to:
             connection.backup(to)
         delete_all(queue.database.parent)
-        wait_until(lambda: queue.generation == 1, "it is noticed")
+        wait_until(lambda: queue._database.generation == 1, "it is noticed")
         with damaged_file.opened(copy, spare_bytes=1 << 30) as old:
             rescued = CarryOver(copy.name, old, exporters_of=lambda _: ("out",), now_ms=queue.now_ms)
             resume, head, *others = rescued.steps()
@@ -239,7 +239,7 @@ def test_a_refused_head_of_a_file_that_is_gone_is_not_judged_by_what_the_new_one
         if not backend.calls:
             made.recovery.stop()
             delete_all(made.queue.database.parent)
-            wait_until(lambda: made.queue.generation == 1, "it is noticed")
+            wait_until(lambda: made.queue._database.generation == 1, "it is noticed")
             made.put("between", "behind")
         return "rejected" if names == ["1"] else "delivered"
 

@@ -95,7 +95,7 @@ def test_what_a_deleted_file_was_given_last_is_not_counted_in_the_new_one(tmp_pa
             assert adding.result(PATIENCE) == Receipt(1)
             ticking.result(PATIENCE)
             deleting.result(PATIENCE)
-        assert (queue.generation, cursor.waiting, cursor.position) == (1, 0, 0)
+        assert (queue._database.generation, cursor.waiting, cursor.position) == (1, 0, 0)
         put(queue, 5)
         assert delivered(cursor) == [5]
         with recovering(queue):
