@@ -12,12 +12,13 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from statsig_otel._times import SENDER_GRACE
 from statsig_otel.exporters.delivery.decisions import Decided, Decisions, FailedState
 from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
+from statsig_otel.exporters.delivery.outage import Outage
 from statsig_otel.exporters.delivery.retry import Backoff
 from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import Delivered, Exporter, Outcome, PartiallyRejected, RetryLater
@@ -37,34 +38,7 @@ _GATHERING: Final = 0.5
 _LONGEST_GATHERING: Final = 0.05
 """The longest such wait, in seconds."""
 
-_REFUSED: Final = (
-    "%(name)s: a record is refused: %(reason)s. It keeps its place (waiting: %(waiting)d). It becomes a dead letter "
-    "once the backend takes another record, which is sent at once, or by `statsig-otel queue skip %(name)s`"
-)
-_BLOCKED: Final = (
-    "%(name)s is blocked until somebody repairs it: %(reason)s. Nothing is given up (waiting: %(waiting)d). Repair it, "
-    "then run `statsig-otel reload`, or `statsig-otel queue resume %(name)s` if the configuration stays the same"
-)
-_SAID: Final[dict[FailedState, tuple[int, str]]] = {
-    "retrying": (logging.WARNING, "%(name)s can't deliver now: %(reason)s (waiting: %(waiting)d)"),
-    "refused": (logging.WARNING, _REFUSED),
-    "blocked": (logging.ERROR, _BLOCKED),
-}
-"""The level and the message of each state."""
-
 State = Literal["idle", "sending", "retrying", "refused", "blocked", "stopped"]
-
-
-@dataclass(slots=True)
-class Outage:
-    """A time in which the backend takes nothing, since a time of the monotonic clock.
-
-    `said_at` is when each of the sender's states in it was logged: a backend may change between them.
-    """
-
-    since: float = field(default_factory=time.monotonic)
-    attempts: int = 0
-    said_at: dict[FailedState, float] = field(default_factory=dict)
 
 
 class QueueSender:
@@ -415,14 +389,10 @@ class QueueSender:
         self._say(state, reason).attempts += 1
 
     def _say(self, state: FailedState, reason: str) -> Outage:
-        """Show and log the state of an outage: each state once, and that it is blocked once an hour."""
+        """Show and log the state of an outage."""
         self.state, self.last_error = state, reason
         self.outage = outage = self.outage or Outage()
-        now, said_at = time.monotonic(), outage.said_at.get(state)
-        if said_at is None or (state == "blocked" and now - said_at >= self._settings.reminder):
-            outage.said_at[state] = now
-            level, message = _SAID[state]
-            _logger.log(level, message, {"name": self._cursor.name, "reason": reason, "waiting": self._cursor.waiting})
+        outage.log(state, self._cursor.name, reason, waiting=self._cursor.waiting, reminder=self._settings.reminder)
         return outage
 
     def _sleep(self, seconds: float) -> bool:
@@ -434,17 +404,18 @@ class QueueSender:
         return resumed
 
     def _answers_again(self) -> None:
+        self._end_outage("answers again")
+        self.state = "sending"
+        self._refused_until = 0.0
+
+    def _end_outage(self, message: str) -> None:
         outage, self.outage = self.outage, None
         if outage:
-            away = time.monotonic() - outage.since
-            message = "%s answers again after %.0f s (failed attempts: %d, waiting: %d)"
-            _logger.warning(message, self._cursor.name, away, outage.attempts, self._cursor.waiting)
+            outage.log_end(message, self._cursor.name, waiting=self._cursor.waiting)
         self.last_error = ""
-        self.state = "sending"
         self._backoff.reset()
         self._blocked.reset()
         self._resumed.clear()  # it was for this outage
-        self._refused_until = 0.0
 
     def _storage_failed(self, error: Exception) -> None:
         self.last_error = f"the queue's file: {error}"

@@ -235,11 +235,11 @@ def refusing(bad: Iterable[str], kind: Kind = "rejected") -> Rule:
     return lambda names: kind if refused.intersection(names) else "delivered"
 
 
-LOGGER = "statsig_otel.exporters.delivery.sender"
+LOGGERS = ("statsig_otel.exporters.delivery.sender", "statsig_otel.exporters.delivery.outage")
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == LOGGER]
+    return [record.getMessage() for record in caplog.records if record.name in LOGGERS]
 
 
 def threads() -> list[str]:
