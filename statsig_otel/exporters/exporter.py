@@ -160,7 +160,8 @@ class Exporter(Protocol):
         """Open what `send` needs. A backend that does not answer is not an error here: `send` will report it.
 
         An exception ends the start of the service, which shows its message to the user. At a reload, everything else
-        is applied; the records for this exporter wait in the queue, or are refused if it has none.
+        is applied, and the records for this exporter wait in the queue. Then this method is called again, from the
+        thread that calls `send`, until it succeeds.
 
         Raises:
             OSError: A local file that the settings name can't be opened.

@@ -43,9 +43,7 @@ class Guarded:
             raise
         except BaseException as error:  # not even sys.exit() ends the host program
             _logger.exception("%s: unexpected error of the exporter's start", self._name)
-            raise ValueError(
-                f"{self._name}: the exporter can't be started: unexpected {type(error).__name__}"
-            ) from error
+            raise ValueError(f"{self._name}: unexpected {type(error).__name__} of the exporter's start") from error
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Send a batch. An exception or an answer that is not an outcome is `Blocked`: the records stay.

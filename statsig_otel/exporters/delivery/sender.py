@@ -45,10 +45,12 @@ class QueueSender:
     """Delivers what waits in the queue for one exporter, in a thread of its own.
 
     Attributes:
-        state: What it does now. `idle` if nothing waits, even while the backend is away.
+        state: What it does now. `idle` if nothing waits, even while the backend is away; `blocked` also if the exporter
+            can't be started.
         attempts: The failed attempts to send the head.
         last_error: The backend's last failure; empty while all is well.
         outage: The time in which the backend takes nothing; None while it takes something.
+        is_started: Whether the exporter is started.
     """
 
     def __init__(self, cursor: ExporterCursor, exporter: Exporter, settings: DeliverySettings | None = None) -> None:
@@ -56,12 +58,13 @@ class QueueSender:
         self.attempts: int = 0
         self.last_error: str = ""
         self.outage: Outage | None = None
+        self.is_started: bool = False
         self._cursor = cursor
         self._exporter = Guarded(cursor.name, exporter)
         self._settings = settings or DeliverySettings()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # over the next two
-        self._in_send = False
+        self._in_call = False  # of the exporter's `send` or `start`
         self._left_behind = False  # by a shutdown: the thread touches the cursor no more
         self._stopping = False
         self._closed = False  # the exporter is shut down: its answers mean nothing from now on
@@ -85,16 +88,28 @@ class QueueSender:
                 backend answers again.
 
         Raises:
-            OSError: The exporter can't open a file.
-            ValueError: The content of a file of the exporter is wrong.
+            OSError: The exporter can't open a file. `start_blocked` may follow.
+            ValueError: The content of a file of the exporter is wrong. As above.
             RuntimeError: A `send` was left behind by `shutdown`.
         """
         if self._left_behind:
             raise RuntimeError(f"{self._cursor.name}: an earlier send still hangs: make another sender")
-        if instead_of is not None:
-            self.outage = instead_of.outage
+        self.is_started = False
         self._exporter.start()
-        self.state = "idle"
+        if instead_of is not None and instead_of.is_started:
+            self.outage = instead_of.outage
+        self.is_started, self.state = True, "idle"
+        self._start_thread()
+
+    def start_blocked(self, error: Exception) -> None:
+        """Start the thread alone, since `start` has raised an error: it starts the exporter as soon as that works.
+
+        Until then the sender is blocked, and everything waits.
+        """
+        self._failed("blocked", _not_started(error))
+        self._start_thread()
+
+    def _start_thread(self) -> None:
         self._stopping = self._closed = False
         thread = threading.Thread(target=self._run, name=f"sender {self._cursor.name}", daemon=True)
         thread.start()
@@ -157,9 +172,9 @@ class QueueSender:
             _logger.error("%s: a send or the shutdown hangs; it is left behind", self._cursor.name)
 
     def _leave_behind(self) -> bool:
-        """Give up a send that does not end; False if none is under way."""
+        """Give up a call of the exporter that does not end; False if none is under way."""
         with self._lock:
-            self._left_behind = self._in_send
+            self._left_behind = self._in_call
         if self._left_behind:
             self.state = "stopped"
             self._cursor.close()
@@ -167,6 +182,7 @@ class QueueSender:
 
     def _run(self) -> None:
         try:
+            self._rest()
             while self._goes_on() and self._step():
                 pass
         except _LeftBehind:
@@ -198,29 +214,50 @@ class QueueSender:
             _logger.exception("%s: unexpected error of the sender", self._cursor.name)
             self._failed("blocked", f"unexpected {type(error).__name__}")
             more = True
+        self._rest()
+        return more
+
+    def _rest(self) -> None:
+        """Wait as long as the last failure asks for."""
         pause, self._pause = self._pause, 0.0
         if pause:
             self._try_again(resumed=self._sleep(pause))
-        return more
 
     def _work(self) -> bool:
         batch = self._read()
-        if not batch:
-            if self._stopping:
-                return False
+        if batch and self._decisions.decided(batch) is None and not batch.intact[0]:
+            # Before a skip, whose dead letter could be replayed.
+            self._bury(Decided(batch[:1], [self._decisions.damaged(batch[:1])]))
+        elif batch and self._skip is not None and self._skip.behind == self._cursor.position:
+            self._skip_some(batch, self._skip)
+        elif not self.is_started:
+            self._start_exporter()
+        elif batch:
+            self._deliver(batch)
+        elif self._stopping:
+            return False
+        else:
             self.state = "idle"
             self._skip = None
             self._resumed.clear()  # there was nothing to try
             self._cursor.flush()
             self._cursor.wait(_IDLE)
-        elif self._decisions.decided(batch) is None and not batch.intact[0]:
-            # Before a skip, whose dead letter could be replayed.
-            self._bury(Decided(batch[:1], [self._decisions.damaged(batch[:1])]))
-        elif self._skip is not None and self._skip.behind == self._cursor.position:
-            self._skip_some(batch, self._skip)
-        else:
-            self._deliver(batch)
         return True
+
+    def _start_exporter(self) -> None:
+        """Try once more to start an exporter that could not be started."""
+        self._begin_call()
+        try:
+            self._exporter.start()
+        except (OSError, ValueError) as error:
+            self._end_call()
+            self._failed("blocked", _not_started(error))
+            return
+        if self._closed:
+            self._exporter.shutdown()  # the shutdown came before there was something to shut down
+        self._end_call()
+        self.is_started, self.attempts, self.state = True, 0, "idle"
+        self._end_outage("is started")
 
     def _read(self) -> Records:
         count, size = self._settings.max_records, self._settings.max_bytes
@@ -369,16 +406,22 @@ class QueueSender:
     def _send(self, segment: Records) -> Outcome:
         if self.state == "idle":
             self.state = "sending"
-        with self._lock:
-            self._in_send = True
+        self._begin_call()
         began = time.monotonic()
         outcome = self._exporter.send(segment.content, len(segment), self._settings.timeout)
-        with self._lock:
-            self._in_send = False
-            if self._left_behind:
-                raise _LeftBehind
+        self._end_call()
         report_sent(self._cursor.name, outcome, len(segment), time.monotonic() - began)
         return outcome
+
+    def _begin_call(self) -> None:
+        with self._lock:
+            self._in_call = True
+
+    def _end_call(self) -> None:
+        with self._lock:
+            self._in_call = False
+            if self._left_behind:
+                raise _LeftBehind
 
     def _failed(self, state: FailedState, reason: str, asked: float | None = None) -> None:
         """Pause before the next attempt."""
@@ -433,8 +476,12 @@ class QueueSender:
             _logger.warning("%s: the queue can be read and ticked off again", self._cursor.name)
 
 
+def _not_started(error: Exception) -> str:
+    return f"can't be started: {error}"
+
+
 class _LeftBehind(BaseException):
-    """Ends the thread of a send that was abandoned and has returned after all."""
+    """Ends the thread of a call that was abandoned and has returned after all."""
 
 
 @dataclass(slots=True)

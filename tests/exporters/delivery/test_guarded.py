@@ -269,7 +269,7 @@ def test_what_a_start_raises_is_an_error_that_the_service_understands(caplog: py
         Guarded("out", exporter).start()
     assert caplog.records == []
     exporter.error = Odd("a mistake")
-    with pytest.raises(ValueError, match="out: the exporter can't be started: unexpected Odd"):
+    with pytest.raises(ValueError, match="out: unexpected Odd of the exporter's start"):
         Guarded("out", exporter).start()
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert "a mistake" in caplog.text
