@@ -69,12 +69,14 @@ def test_a_secret_s_file_that_is_gone_or_empty_changes_nothing(tmp_path: Path, c
             secret.unlink()
         else:
             secret.write_text(content)
-        wait_until(lambda: any("the secrets stay as they were" in line for line in service.log), "it is said")
+        wait_until(
+            lambda: any("the secrets of statsig stay as they were" in line for line in service.log), "it is said"
+        )
         assert status_with(service.url, SECRET) == 200
         secret.write_text(OTHER_SECRET)
         wait_until(lambda: status_with(service.url, OTHER_SECRET) == 200, "the new one is taken")
         assert status_with(service.url, SECRET) == 401
-    assert sum("the secrets stay as they were" in line for line in service.log) == 1
+    assert sum("the secrets of statsig stay as they were" in line for line in service.log) == 1
 
 
 def test_a_reload_with_an_error_changes_nothing_and_says_why(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from statsig_otel.plugin.cli.queue import location_options, named_locations
 from statsig_otel.plugin.control.socket import ControlError, ServiceNotRunningError, call
 from statsig_otel.plugin.settings.storage import find_directory
 
+_PARTLY: Final = 3
+"""The exit code if an exporter can't be started, or certificates can't be renewed."""
+
 _HINT: Final = "pass the queue's directory, which the service's log names, with --directory DIR; or send SIGHUP"
 
 
@@ -23,8 +26,8 @@ def command() -> None:
     The service reads and checks the whole configuration first. If there is an error, the command shows it and nothing
     changes. Signing secrets, the tolerance and the mapping apply from the next request on, certificates from the next
     connection on. An exporter whose settings or certificates changed finishes its batch and continues with the new ones
-    from the next record; a blocked exporter tries again at once. Endpoints, paths, TLS keys, limits and the directory
-    need a restart.
+    from the next record; a blocked exporter tries again at once. One that can't be started is blocked. Endpoints,
+    paths, TLS keys, limits and the directory need a restart.
 
     The service reads the locations that it was started with, in its own environment. The --config of this command is
     used only to find the queue's directory, through which the service is reached: the rest of that configuration may be
@@ -36,14 +39,20 @@ def command() -> None:
       0  done
       1  refused (the reason is printed), or no service is running
       2  an option is wrong
+      3  applied, but an exporter can't be started, or certificates can't be renewed (the reasons are printed)
     """  # noqa: D301 - click wants the character itself
     directory, locations = named_locations()
     try:
         answer = _reload(directory or _find_directory(locations))
     except ControlError as error:
         raise click.ClickException(str(error)) from error
-    for change in answer["changes"] or ("Nothing has changed.",):
+    failures = answer.get("failures", [])  # older services don't tell them apart
+    for change in answer["changes"] or ([] if failures else ["Nothing has changed."]):
         click.echo(change)
+    for failure in failures:
+        click.echo(f"Error: {failure}", err=True)
+    if failures:
+        click.get_current_context().exit(_PARTLY)
 
 
 def _find_directory(locations: tuple[str, ...]) -> Path:

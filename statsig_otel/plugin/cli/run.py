@@ -26,7 +26,7 @@ from statsig_otel.plugin.doctor.resources import start_problem
 from statsig_otel.plugin.doctor.storage import check_file_system
 from statsig_otel.plugin.server.listening import inherited_sockets
 from statsig_otel.plugin.service.assembly import Assembly
-from statsig_otel.plugin.service.reload import FAILURES, Reloader, check_with_files
+from statsig_otel.plugin.service.reload import REFUSALS, PartlyAppliedError, Reloader, check_with_files
 from statsig_otel.plugin.service.service import Service, service_of
 from statsig_otel.plugin.settings.environment import (
     SECRET_VARIABLE,
@@ -237,8 +237,11 @@ async def _reload_on(requested: asyncio.Event, service: Service) -> None:
     while True:
         await requested.wait()
         requested.clear()
-        with contextlib.suppress(*FAILURES):  # they were logged
-            await asyncio.to_thread(service.reload)
+        try:
+            with contextlib.suppress(*REFUSALS, PartlyAppliedError):  # they were logged
+                await asyncio.to_thread(service.reload)
+        except Exception:  # the next signal has to be heard
+            _logger.exception("Reload: unexpected error")
 
 
 async def _report_alive(notifier: Notifier, assembly: Assembly, stopping: asyncio.Event) -> None:

@@ -14,7 +14,6 @@ from typing import Final
 
 from statsig_otel import _times
 from statsig_otel.config.configuration import Configuration
-from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.plugin.control.socket import ControlServer, Handler
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver
@@ -24,7 +23,7 @@ from statsig_otel.plugin.server.listening import InheritedSocket
 from statsig_otel.plugin.server.thread import ServerThread
 from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.endpoints import Endpoint, check_shared_endpoints, endpoints_of
-from statsig_otel.plugin.service.outbound import Outbound
+from statsig_otel.plugin.service.outbound import Applied, Outbound
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
 from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
@@ -276,22 +275,17 @@ class Assembly:
     def _left(self) -> float:
         return max(self._until - time.monotonic(), 0.0)
 
-    def reconfigure(self, configuration: Configuration) -> list[str]:
+    def reconfigure(self, configuration: Configuration) -> Applied:
         """Apply another configuration while everything is open. No connection ends, and no change is lost.
 
         Secrets, tolerance and mapping apply from the next request on, renewed TLS files of the servers from the next
         connection on. An exporter that changed finishes its batch before another one takes its place.
 
-        Returns:
-            The changes, as sentences.
-
         Raises:
-            ConfigError: Receivers that share an endpoint don't agree, a server's TLS files can't be used, or an
-                exporter can't be made from its settings. Nothing has changed.
+            ConfigError: Receivers that share an endpoint don't agree, or an exporter can't be made from its settings.
+                Nothing has changed.
             RestartNeededError: A part of it needs a restart, or the service is not running. Nothing has changed.
             QueueError: The queue can't be written. Nothing has changed.
-            OSError: An exporter can't open a file. Everything else has been applied.
-            ValueError: The content of an exporter's file is not valid. Everything else has been applied.
         """
         with self._reconfiguring:
             self._check_open()
@@ -303,15 +297,14 @@ class Assembly:
         if not self._is_open:
             raise RestartNeededError("the service has not started")
 
-    def _apply(self, configuration: Configuration) -> list[str]:
+    def _apply(self, configuration: Configuration) -> Applied:
         check_shared_endpoints(receiver_settings(configuration))
-        needing = [
-            *needing_restart(self._configuration, configuration), *self._outbound.needing_restart(configuration)
-        ]  # fmt: skip
+        current = self._configuration
+        needing = [*needing_restart(current, configuration), *self._outbound.needing_restart(current, configuration)]
         if needing:
             raise RestartNeededError("; ".join(needing))
-        before, after = receiver_settings(self._configuration), receiver_settings(configuration)
-        renewed = self._renewed_tls()
+        before, after = receiver_settings(current), receiver_settings(configuration)
+        renewed, failures = self._renewed_tls()
         verifiers = {name: settings.verifier() for name, settings in after.items()}
         mappers = {name: settings.mapper(self._resource) for name, settings in after.items()}
 
@@ -323,24 +316,25 @@ class Assembly:
                 use_tls()
             self._renew_handlers()
 
-        try:
-            changes = self._outbound.reconfigure(configuration, applied=apply)
-        finally:
-            for name in after:
-                patience = self._outbound.patience(name)
-                self.receivers[name].patience = self.wsgi_receivers[name].patience = patience
-        return [
-            *(f"receivers::{name}: has changed" for name in after if before[name] != after[name]),
-            *(f"receivers::{name}::tls: its files have changed" for name in after if after[name].endpoint in renewed),
-            *changes,
-        ]
+        applied = self._outbound.reconfigure(current, configuration, applied=apply)
+        for name in after:
+            patience = self._outbound.patience(name)
+            self.receivers[name].patience = self.wsgi_receivers[name].patience = patience
+        changed = [f"receivers::{name}: has changed" for name in after if before[name] != after[name]]
+        return Applied([*changed, *map(_tls_changed, renewed), *applied.changes], [*failures, *applied.failures])
 
-    def _renewed_tls(self) -> dict[str, Callable[[], None]]:
-        """Functions that make the servers use their changed TLS files, by address."""
-        try:
-            return {one.address: use for one in self._endpoints if (use := one.server.renewed_tls())}
-        except (OSError, ValueError) as error:
-            raise ConfigError([Problem((), str(error))]) from error
+    def _renewed_tls(self) -> tuple[dict[str, Callable[[], None]], list[str]]:
+        """Functions that make the servers use their changed TLS files, by receiver; and why others can't use theirs."""
+        renewed: dict[str, Callable[[], None]] = {}
+        failures: list[str] = []
+        for endpoint in self._endpoints:
+            try:
+                if (use := endpoint.server.renewed_tls()) is not None:
+                    renewed.update(dict.fromkeys(endpoint.receivers, use))
+            except (OSError, ValueError) as error:
+                names = endpoint.receivers
+                failures += [f"receivers::{name}: its certificates were not renewed: {error}" for name in names]
+        return renewed, failures
 
     def change_secrets(self, changed: Callable[[str, StatsigReceiverSettings], StatsigReceiverSettings]) -> None:
         """Use other signing secrets from the next request on. Works before `open` too.
@@ -357,28 +351,25 @@ class Assembly:
                 if settings != before[name]:
                     self._intakes[name].verifier = settings.verifier()
 
-    def renew_certificates(self) -> list[str]:
+    def renew_certificates(self) -> Applied:
         """Use the content of PEM files that has changed, of servers and of exporters.
 
-        Returns:
-            The changes, as sentences.
-
         Raises:
-            ConfigError: The files of a server can't be used. Nothing has changed.
             RestartNeededError: The service is not running. Nothing has changed.
-            OSError: A file of an exporter can't be read. Everything else has been applied.
-            ValueError: The content of an exporter's file is not valid. As above.
         """
         with self._reconfiguring:
             self._check_open()
-            renewed = self._renewed_tls()
+            renewed, failures = self._renewed_tls()
             for use_tls in renewed.values():
                 use_tls()
-            receivers = receiver_settings(self._configuration)
-            servers = [f"receivers::{name}::tls" for name, one in receivers.items() if one.endpoint in renewed]
-            return [*(f"{name}: its files have changed" for name in servers), *self._outbound.renew_certificates()]
+            applied = self._outbound.renew_certificates(self._configuration)
+            return Applied([*map(_tls_changed, renewed), *applied.changes], [*failures, *applied.failures])
 
     def _renew_handlers(self) -> None:
         if self._control is not None:
             handlers = self._outbound.handlers(self._intakes, before_resume=self.before_resume)
             self._control.handlers = {**handlers, **self._commands}
+
+
+def _tls_changed(receiver: str) -> str:
+    return f"receivers::{receiver}::tls: its files have changed"

@@ -48,6 +48,7 @@ class Endpoint:
         inherited: socket.socket | None,
     ) -> None:
         self._paths = {name: one.path for name, one in settings.items()}
+        self.receivers: Final = tuple(settings)
         first = next(iter(settings.values()))
         self.address: Final = first.endpoint
         self._scheme = "https" if first.tls else "http"

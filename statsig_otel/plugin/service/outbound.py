@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,14 @@ from statsig_otel.plugin.settings.storage import file_storage
 _logger: Final = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a reload, or a look at files, has applied, and what it could not. All sentences begin with the place."""
+
+    changes: list[str]
+    failures: list[str]
+
+
 class Outbound:
     """Exporters, queue and senders of one configuration. The constructor opens nothing; it resolves a relative path.
 
@@ -39,11 +48,10 @@ class Outbound:
     """
 
     def __init__(self, configuration: Configuration, directory: Path) -> None:
-        self._configuration = configuration
         self._directory = directory.absolute()
         configured = configured_exporters(configuration)
         self._routing = CurrentRouting(routing(configuration))
-        self._queue = self._create_queue() if self._routing.now.exporters else None
+        self._queue = self._create_queue(configuration) if self._routing.now.exporters else None
         self._recovery = Recovery(self._queue) if self._queue else None
         self._exporters = {name: create_exporter(name, one.settings) for name, one in configured.items()}
         unqueued = {
@@ -54,11 +62,10 @@ class Outbound:
         self._synchronous = SynchronousConsumer(unqueued)
         self._senders = self._create_senders(configured, self._exporters)
         self._dispatcher = Dispatcher(self._synchronous, self._queue, self._routing)
-        self._failed: frozenset[str] = frozenset()  # exporters that the last reload could not start
         self._leaving: dict[str, QueueSender] = {}  # senders that a reload under way replaces
 
-    def _create_queue(self) -> DurableQueue:
-        storage = file_storage(self._configuration)
+    def _create_queue(self, configuration: Configuration) -> DurableQueue:
+        storage = file_storage(configuration)
         min_free_bytes = storage.min_free_bytes if storage else DEFAULT_MIN_FREE
         return DurableQueue(self._directory, self._routing, min_free_bytes=min_free_bytes)
 
@@ -126,12 +133,12 @@ class Outbound:
             self.shutdown(drain=0.0)
             raise
 
-    def needing_restart(self, configuration: Configuration) -> Iterator[str]:
+    def needing_restart(self, current: Configuration, wanted: Configuration) -> Iterator[str]:
         """The changes of exporters that only a restart can apply, each with its place and why.
 
         They are about synchronous exporters: webhooks wait for them, so they can't be replaced as queued exporters are.
         """
-        before, after = configured_exporters(self._configuration), configured_exporters(configuration)
+        before, after = configured_exporters(current), configured_exporters(wanted)
         for name, old in before.items():
             new = after.get(name)
             if new is None:
@@ -140,7 +147,7 @@ class Outbound:
             elif old.is_queued is not new.is_queued:
                 yield f"exporters::{name}::sending_queue::enabled: has changed"
             elif not new.is_queued:
-                for key in self._changed_keys(name, new):
+                for key in self._changed_keys(name, old, new):
                     yield f"exporters::{name}::{key}: has changed, and the exporter has no sending queue"
         for name, new in after.items():
             if name not in before and not new.is_queued:
@@ -148,91 +155,78 @@ class Outbound:
             elif name not in before and self._queue is None:
                 yield f"exporters::{name}::sending_queue: there has been no queue so far"
 
-    def reconfigure(self, configuration: Configuration, *, applied: Callable[[], None] = lambda: None) -> list[str]:
-        """Apply other exporters and pipelines while it runs, and return the changes as sentences.
+    def reconfigure(
+        self, current: Configuration, wanted: Configuration, *, applied: Callable[[], None] = lambda: None
+    ) -> Applied:
+        """Apply other exporters and pipelines while it runs. Nothing may be `needing_restart`.
 
-        A queued exporter that changed finishes its batch, and another one goes on from its cursor. OTLP exporters use
-        renewed certificates and secrets by themselves. All try at once what they could not deliver.
+        A queued exporter that changed finishes its batch, and another one goes on from its cursor. One that can't be
+        started is blocked. OTLP exporters use renewed certificates and secrets by themselves. All try at once what they
+        could not deliver.
 
-        Nothing may be `needing_restart`. `applied` is called when the change can't fail as a whole any more, before
-        exporters that may hang are waited for.
+        Args:
+            current: The configuration of before.
+            wanted: The configuration to apply.
+            applied: Called when the change can't fail as a whole any more, before exporters that may hang are waited
+                for.
 
         Raises:
             ConfigError: An exporter can't be created from its settings. Nothing has changed.
             QueueError: The queue can't be written. Nothing has changed.
-            OSError: An exporter can't open a file. Everything else has been applied; its records wait, or are sent
-                with the certificate of before.
-            ValueError: The content of an exporter's file is not valid. As above.
         """
-        before, after = self._configuration, configured_exporters(configuration)
-        same = {name for name in after if name in self._exporters and not self._changed_keys(name, after[name])}
-        same -= self._failed
+        before, after = configured_exporters(current), configured_exporters(wanted)
+        unstarted = {name for name, sender in self._senders.items() if not sender.is_started}
+        same = {name for name in after if name in before and not self._changed_keys(name, before[name], after[name])}
+        same -= unstarted
         created = {name: create_exporter(name, one.settings) for name, one in after.items() if name not in same}
         if self._queue is not None:
             # Of what comes after the exporters are created only this can fail, and a new sender needs its cursor.
-            self._queue.reconfigure(routing(configuration))
+            self._queue.reconfigure(routing(wanted))
         else:
-            self._routing.now = routing(configuration)
-        coming = self._exchange(configuration, created)
+            self._routing.now = routing(wanted)
+        coming = self._exchange(after, created)
         applied()
-        failures: list[Exception] = []
-        renewed: set[str] = set()
-        for name in same:
-            try:
-                exporter = _renewable(self._exporters[name], after[name])
-                if exporter is not None and exporter.renew(after[name].settings):
-                    renewed.add(name)
-            except (OSError, ValueError) as error:
-                failures.append(error)
+        renewed, failures = self._renew(after, same)
         leaving = self._leaving
         _stop(leaving.values(), finish=BATCH_FINISH)
         self._leaving = {}
-        failed: set[str] = set()
         for name, sender in coming.items():
             try:
                 sender.start(instead_of=leaving.get(name))
             except (OSError, ValueError) as error:
-                failures.append(error)
-                failed.add(name)
-        self._failed = frozenset(failed)
+                sender.start_blocked(error)
+                failures.append(f"exporters::{name}: can't be started: {error}")
         for name in same & set(self._senders):
             self._senders[name].resume(renewed=name in renewed)
         if self._queue is not None:
             self._warn_of_unused_cursors(self._queue)
-        if failures:
-            raise failures[0]
-        return list(_changes(before, configuration, renewed))
+        started = {name for name in unstarted & set(coming) if coming[name].is_started}
+        return Applied(list(_changes(current, wanted, renewed=renewed, started=started)), failures)
 
-    def renew_certificates(self) -> list[str]:
-        """Let OTLP exporters use the content of their PEM files that has changed, and try at once.
+    def renew_certificates(self, configuration: Configuration) -> Applied:
+        """Let OTLP exporters use the content of their PEM files that has changed, and try at once."""
+        configured = configured_exporters(configuration)
+        renewed, failures = self._renew(configured, configured)
+        for name in renewed & set(self._senders):
+            self._senders[name].resume(renewed=True)
+        changes = [f"exporters::{name}::tls: its files have changed" for name in configured if name in renewed]
+        return Applied(changes, failures)
 
-        Returns:
-            The changes, as sentences.
-
-        Raises:
-            OSError: A file can't be read. The other exporters use theirs.
-            ValueError: The content of a file is not valid. As above.
-        """
-        changes: list[str] = []
-        failures: list[Exception] = []
-        for name, one in configured_exporters(self._configuration).items():
+    def _renew(self, configured: Mapping[str, ConfiguredExporter], names: Iterable[str]) -> tuple[set[str], list[str]]:
+        """Let exporters renew their certificates and secrets; those that did, and why others could not."""
+        renewed: set[str] = set()
+        failures: list[str] = []
+        for name in names:
             try:
-                exporter = _renewable(self._exporters[name], one)
-                if exporter is None or not exporter.renew(one.settings):
-                    continue
+                exporter = _renewable(self._exporters[name], configured[name])
+                if exporter is not None and exporter.renew(configured[name].settings):
+                    renewed.add(name)
             except (OSError, ValueError) as error:
-                failures.append(error)
-                continue
-            changes.append(f"exporters::{name}::tls: its files have changed")
-            if name in self._senders:
-                self._senders[name].resume(renewed=True)
-        if failures:
-            raise failures[0]
-        return changes
+                failures.append(f"exporters::{name}: its certificates and headers were not renewed: {error}")
+        return renewed, failures
 
-    def _changed_keys(self, name: str, after: ConfiguredExporter) -> list[str]:
+    def _changed_keys(self, name: str, before: ConfiguredExporter, after: ConfiguredExporter) -> list[str]:
         """The keys of an exporter that have changed, except for secrets that it renews by itself."""
-        before = configured_exporters(self._configuration)[name]
         if before == after:
             return []
         old, new = _values(before), _values(after)
@@ -243,15 +237,16 @@ class Outbound:
         # Settings of another distribution may also differ in private attributes. Then any key may be meant.
         return changed if changed or renews else list(new)
 
-    def _exchange(self, configuration: Configuration, created: Mapping[str, Exporter]) -> dict[str, QueueSender]:
-        """Apply the configuration, and return the new senders, which are not started yet."""
-        configured, before = configured_exporters(configuration), self._senders
+    def _exchange(
+        self, configured: Mapping[str, ConfiguredExporter], created: Mapping[str, Exporter]
+    ) -> dict[str, QueueSender]:
+        """Put new exporters in the places of others, and return their senders, which are not started yet."""
+        before = self._senders
         coming = self._create_senders({name: configured[name] for name in created}, created)
         senders, exporters = before | coming, {**self._exporters, **created}
         self._senders = {name: senders[name] for name, one in configured.items() if one.is_queued}
         self._leaving = {name: one for name, one in before.items() if self._senders.get(name) is not one}
         self._exporters = {name: exporters[name] for name in configured}
-        self._configuration = configuration
         return coming
 
     def close(self, grace: float = SEND_GRACE) -> None:
@@ -293,13 +288,20 @@ class Outbound:
             )
 
 
-def _changes(before: Configuration, after: Configuration, renewed: Collection[str]) -> Iterator[str]:
-    """The changes as sentences; only the certificates of `renewed` exporters have changed."""
+def _changes(
+    before: Configuration, after: Configuration, *, renewed: Collection[str], started: Collection[str]
+) -> Iterator[str]:
+    """The changes as sentences.
+
+    Only the certificates of `renewed` exporters may have changed. Those that `started` could not be started before.
+    """
     for name, keys in after.exporters.items():
         if name not in before.exporters:
             yield f"exporters::{name}: is new"
         elif keys != before.exporters[name]:
             yield f"exporters::{name}: has changed"
+        elif name in started:
+            yield f"exporters::{name}: is started"
         elif name in renewed:
             yield f"exporters::{name}::tls: its files have changed"
     for name in before.exporters:

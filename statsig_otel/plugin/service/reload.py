@@ -5,7 +5,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from statsig_otel.config.configuration import Configuration
@@ -19,6 +19,7 @@ from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.doctor.resources import check_files
 from statsig_otel.plugin.server.tls import digest
 from statsig_otel.plugin.service.assembly import Assembly
+from statsig_otel.plugin.service.outbound import Applied
 from statsig_otel.plugin.service.restart import RestartNeededError
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS
 from statsig_otel.plugin.settings.reading import configured_pem_files, receiver_settings
@@ -30,8 +31,16 @@ _logger: Final = logging.getLogger(__name__)
 _INTERVAL: Final = 1.0
 """Seconds between two looks at the files of signing secrets, certificates and exporters' headers."""
 
-FAILURES: Final = (ConfigError, RestartNeededError, QueueError, OSError, ValueError)
-"""The errors of a reload that could not be carried out as a whole."""
+REFUSALS: Final = (ConfigError, RestartNeededError, QueueError)
+"""The errors of a reload that has changed nothing."""
+
+
+class PartlyAppliedError(OSError, ValueError):
+    """A reload was applied except for some exporters or certificates, which the message names, each with the reason."""
+
+    def __init__(self, applied: Applied) -> None:
+        super().__init__("; ".join(applied.failures))
+        self.applied: Final = applied
 
 
 class Reloader:
@@ -56,12 +65,12 @@ class Reloader:
         self._read = read
         self._during = during
         self._lock = threading.Lock()
-        self._unusable = ""  # the last logged message about the secrets' files
+        self._unusable: list[str] = []  # what was said of the secrets' files at the last look
         self._emptied: set[Path] = set()  # secrets whose files were found empty once
         self._pem = self._pem_seen = b""  # the PEM files that are used, and those of the last look
         self._ended = threading.Event()
         assembly.before_resume = self.look_at_secrets
-        assembly.offer("reload", lambda _: {"changes": self._answer()})
+        assembly.offer("reload", lambda _: asdict(self._answer()))
 
     @property
     def document(self) -> Document:
@@ -96,19 +105,23 @@ class Reloader:
             ConfigError: See `Assembly.reconfigure` for this and the others.
             RestartNeededError: As above.
             QueueError: As above.
-            OSError: As above.
-            ValueError: As above.
+            PartlyAppliedError: An exporter can't be started, or certificates can't be renewed. All else is applied.
         """
         with self._lock, self._during():
             try:
-                changes = self._apply()
-            except FAILURES as error:
-                _logger.error("Reload: %s", _told(error))  # noqa: TRY400 - the message says it all
+                applied = self._apply()
+            except REFUSALS as error:
+                _logger.error("Reload: %s", _refusal(error))  # noqa: TRY400 - the message says it all
                 raise
-            _logger.info("Reload: %s", "; ".join(changes) or "nothing has changed")
-            for sentence in remarks(self._assembly.configuration, self._document) if changes else ():
+            if applied.changes or not applied.failures:
+                _logger.info("Reload: %s", "; ".join(applied.changes) or "nothing has changed")
+            for failure in applied.failures:
+                _logger.error("Reload: %s", failure)
+            for sentence in remarks(self._assembly.configuration, self._document) if applied.changes else ():
                 _logger.warning("%s", sentence)
-            return changes
+            if applied.failures:
+                raise PartlyAppliedError(applied)
+            return applied.changes
 
     def look_at_secrets(self) -> None:
         """Use changed files of signing secrets and of exporters' headers. One that can't be used changes nothing.
@@ -116,24 +129,28 @@ class Reloader:
         Nothing else is read, so that the rotation of a secret does not apply a configuration that is being edited.
         """
         with self._lock:
-            before, faults, exporters = _secrets(self._assembly.configuration), list[str](), list[str]()
-            try:
-                self._assembly.change_secrets(self._with_secrets)
-            except ValueError as error:
-                faults.append(str(error))
-            try:
-                exporters = self._change_headers()
-            except FAILURES as error:
-                faults.append(str(error))
-            unusable, self._unusable = self._unusable, "; ".join(faults)
-            if faults and self._unusable != unusable:
-                _logger.error("%s; the secrets stay as they were", self._unusable)
-            for path, secret in _secrets(self._assembly.configuration).items():
-                if secret != before[path]:
-                    what = "a new secret, valid from now on" if reveal(secret) else "empty now"
-                    _logger.info("%s: is %s", render(path), what)
-            for name in exporters:
-                _logger.info("%s: the files of its headers have changed, and count from now on", name)
+            before, failures = _secrets(self._assembly.configuration), list[str]()
+
+            def changed(name: str, settings: StatsigReceiverSettings) -> StatsigReceiverSettings:
+                try:
+                    return self._with_secrets(name, settings)
+                except ValueError as error:
+                    failures.append(f"{error}; the secrets of {name} stay as they were")
+                    return settings
+
+            self._assembly.change_secrets(changed)
+            changes = [
+                f"{render(path)}: is {'a new secret, valid from now on' if reveal(secret) else 'empty now'}"
+                for path, secret in _secrets(self._assembly.configuration).items()
+                if secret != before[path]
+            ]
+            headers = self._change_headers()
+            unusable, self._unusable = self._unusable, [*failures, *headers.failures]
+            for failure in self._unusable:
+                if failure not in unusable:
+                    _logger.error("%s", failure)
+            for change in [*changes, *headers.changes]:
+                _logger.info("%s", change)
 
     def look_at_certificates(self) -> None:
         """Use changed PEM files once they are the same at two looks: a certificate and its key are two files.
@@ -146,15 +163,13 @@ class Reloader:
             if not is_settled or now == self._pem:
                 return
             try:
-                changes = self._assembly.renew_certificates()
+                applied = self._assembly.renew_certificates()
             except RestartNeededError:
                 return  # the service has not started yet, or ends
-            except (ConfigError, OSError, ValueError) as error:
-                self._pem = now
-                _logger.error("%s; the certificates stay as they were", error)  # noqa: TRY400 - the message says it all
-                return
             self._pem = now
-            for change in changes:
+            for failure in applied.failures:
+                _logger.error("%s", failure)
+            for change in applied.changes:
                 _logger.info("%s, and count from the next connection on", change)
 
     def _read_pem(self) -> bytes:
@@ -166,37 +181,49 @@ class Reloader:
                 self.look_at_secrets()
             self.look_at_certificates()
 
-    def _change_headers(self) -> list[str]:
-        """Use exporters' headers from files that have changed; the exporters.
-
-        Raises:
-            ValueError: A file can't be used; nothing has changed. For the others see `Assembly.reconfigure`.
-        """
-        texts = {
-            path: self._text(path, template)
-            for path, template in self._document.templates.items()
-            if path[:1] == ("exporters",) and "headers" in path
-        }
-        changed = {path: text for path, text in texts.items() if text != _value(self._document.values, path)}
+    def _change_headers(self) -> Applied:
+        """Use exporters' headers from files that have changed."""
+        changed: dict[str, dict[Path, str]] = {}  # by exporter
+        failures: dict[str, str] = {}
+        for path, template in self._document.templates.items():
+            if path[:1] == ("exporters",) and "headers" in path:
+                name = str(path[1])
+                try:
+                    text = self._text(path, template)
+                except ValueError as error:
+                    failures[name] = f"{error}; the headers of {name} stay as they were"
+                else:
+                    if text != _value(self._document.values, path):
+                        changed.setdefault(name, {})[path] = text
+        for name in failures:
+            changed.pop(name, None)
         if not changed or not self._assembly.is_open:
-            return []
-        document = replace(self._document, values=_with_texts(self._document.values, changed))
-        names = sorted({str(path[1]) for path in changed})
-        checked = check(document, COMPONENTS).exporters
+            return Applied([], list(failures.values()))
+        texts = {path: text for of_one in changed.values() for path, text in of_one.items()}
+        document = replace(self._document, values=_with_texts(self._document.values, texts))
         before = self._assembly.configuration
-        self._assembly.reconfigure(
-            replace(before, exporters={**before.exporters, **{name: checked[name] for name in names}})
-        )
-        self._document = document
-        return names
-
-    def _answer(self) -> list[str]:
         try:
-            return self.reload()
-        except FAILURES as error:
-            raise ControlError(_told(error)) from error
+            checked = check(document, COMPONENTS).exporters
+            exporters = {**before.exporters, **{name: checked[name] for name in changed}}
+            applied = self._assembly.reconfigure(replace(before, exporters=exporters))
+        except REFUSALS as error:
+            return Applied([], [*failures.values(), f"{error}; the headers of {', '.join(changed)} stay as they were"])
+        self._document = document
+        changes = [f"exporters::{name}: the files of its headers have changed" for name in changed]
+        changes += [
+            one for one in applied.changes if one not in [f"exporters::{name}: has changed" for name in changed]
+        ]
+        return Applied(changes, [*failures.values(), *applied.failures])
 
-    def _apply(self) -> list[str]:
+    def _answer(self) -> Applied:
+        try:
+            return Applied(self.reload(), [])
+        except PartlyAppliedError as error:
+            return error.applied
+        except REFUSALS as error:
+            raise ControlError(_refusal(error)) from error
+
+    def _apply(self) -> Applied:
         if self._read is None:
             return self._assembly.renew_certificates()
         document = self._read()
@@ -206,7 +233,7 @@ class Reloader:
             return self._assembly.reconfigure(configuration)
         finally:
             if self._assembly.configuration is configuration:
-                self._document = document  # also where an exporter could not be started
+                self._document = document  # also if the rest of the reload failed
 
     def _with_secrets(self, name: str, settings: StatsigReceiverSettings) -> StatsigReceiverSettings:
         """The settings of a receiver with the secrets that the files contain now.
@@ -286,13 +313,11 @@ def check_with_files(document: Document) -> Configuration:
     return configuration
 
 
-def _told(error: Exception) -> str:
-    """Why a configuration was not applied, and what that means."""
+def _refusal(error: Exception) -> str:
+    """Why a configuration was not applied."""
     match error:
         case ConfigError():
             return f"the configuration has errors, and nothing has changed\n{error}"
         case RestartNeededError():
             return f"nothing has changed, since only a restart can apply this: {error}"
-        case QueueError():
-            return f"nothing has changed, since the queue can't be written now: {error}"
-    return f"everything is applied except an exporter that can't be started: {error}"
+    return f"nothing has changed, since the queue can't be written now: {error}"

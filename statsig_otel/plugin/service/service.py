@@ -203,11 +203,12 @@ class Service:
             The changes, as sentences.
 
         Raises:
-            ConfigError: The configuration has errors, or a server's TLS files can't be used. Nothing has changed.
+            ConfigError: The configuration has errors, or a file that it names can't be used. Nothing has changed.
             RestartNeededError: A part of it needs a restart, or the service is not running. Nothing has changed.
             QueueError: The queue can't be written. Nothing has changed.
-            OSError: An exporter can't open a file. Everything else has been applied.
-            ValueError: The content of an exporter's file is not valid. Everything else has been applied.
+            OSError: An exporter can't be started, or certificates can't be renewed. The message names each, with the
+                reason. All else is applied. An exporter that can't be started is blocked, and tries again by itself.
+            ValueError: The same error, which is of both types.
         """
         return self._reloader.reload()
 

@@ -50,7 +50,7 @@ def service(directory: str, answer: Any) -> Iterator[list[dict[str, Any]]]:
         asked.append(arguments)
         if isinstance(answer, ControlError):
             raise answer
-        return {"changes": answer}
+        return answer if isinstance(answer, dict) else {"changes": answer}
 
     Path(directory).mkdir(exist_ok=True)
     server = ControlServer(Path(directory, CONTROL), {"reload": reload})
@@ -152,3 +152,15 @@ def test_a_queue_of_another_user() -> None:
     assert result.output == (
         f"Error: {Path('queue').absolute()} is not accessible: only the service's own user and root can use its queue\n"
     )
+
+
+@pytest.mark.parametrize("changes", [[], ["exporters::file/a: has changed", "exporters::file/b: is started"]])
+def test_failures_are_printed_apart_with_an_exit_code_of_their_own(changes: list[str]) -> None:
+    failures = [f"exporters::{name}: can't be started: it is locked" for name in ("file/a", "file/c")]
+    with service("queue", {"changes": changes, "failures": failures}):
+        result = call("--directory", "queue")
+    assert result.stdout == "".join(f"{change}\n" for change in changes)
+    assert result.stderr == "".join(f"Error: {failure}\n" for failure in failures)
+    assert result.exit_code == 3
+    with service("queue", {"changes": changes, "failures": []}):
+        assert call("--directory", "queue").exit_code == 0

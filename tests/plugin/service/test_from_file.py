@@ -98,7 +98,10 @@ def test_a_reload_takes_over_what_changed(make: Make, tmp_path: Path, caplog: py
             running.reload()
         # From outside it is the same.
         (tmp_path / "config.yaml").write_text(FILE)
-        assert call(tmp_path / "queue" / CONTROL, "reload") == {"changes": ["exporters::file: has changed"]}
+        assert call(tmp_path / "queue" / CONTROL, "reload") == {
+            "changes": ["exporters::file: has changed"],
+            "failures": [],
+        }
         assert post(running, "b").status == 200
     assert "a updated" in (tmp_path / "other.jsonl").read_text()
     assert "b updated" in (tmp_path / "changes.jsonl").read_text()
@@ -136,7 +139,7 @@ def test_a_rotation_of_a_secret(make: Make, tmp_path: Path, caplog: pytest.LogCa
         wait_until(lambda: "signing_secrets[1]: is empty now" in caplog.text)
         assert [post(running, "d").status, post(running, "d", secret=OTHER).status] == [401, 200]
         (tmp_path / "secret").write_text("")
-        wait_until(lambda: "signing_secrets[0]: is empty; the secrets stay as they were" in caplog.text)
+        wait_until(lambda: "signing_secrets[0]: is empty; the secrets of statsig stay as they were" in caplog.text)
         assert post(running, "e", secret=OTHER).status == 200
 
 
@@ -166,7 +169,7 @@ def test_a_changed_file_of_an_exporter_s_header_counts_without_a_reload(
             wait_until(lambda: "otlp_http is blocked" in caplog.text)
             if is_watched:  # a file that can't be used changes nothing
                 key.unlink()
-                wait_until(lambda: "the secrets stay as they were" in caplog.text)
+                wait_until(lambda: "the headers of otlp_http stay as they were" in caplog.text)
             key.write_text("new-key")
             if not is_watched:
                 call(tmp_path / "queue" / CONTROL, "queue resume", exporter="otlp_http")
@@ -233,7 +236,11 @@ def test_of_a_service_made_in_code_a_reload_renews_the_certificates(tmp_path: Pa
         served.issue()
         assert served.service.reload() == ["receivers::statsig::tls: its files have changed"]
         assert served.certificate() != first
-        assert call(tmp_path / "queue" / CONTROL, "reload") == {"changes": []}
+        assert call(tmp_path / "queue" / CONTROL, "reload") == {"changes": [], "failures": []}
+        (tmp_path / "leaf.key").write_text("no key")
+        for kind in (OSError, ValueError):
+            with pytest.raises(kind, match=r"^receivers::statsig: its certificates were not renewed: tls: "):
+                served.service.reload()
     with pytest.raises(RestartNeededError, match="is shutting down"):
         served.service.reload()
 
@@ -264,3 +271,45 @@ def test_what_is_not_a_url_is_refused(tmp_path: Path, url: str) -> None:
             directory=tmp_path,
             url=url,
         )
+
+
+def test_files_that_can_not_be_used_keep_no_other_secret_from_being_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two receivers and two exporters one of each has a new secret: the log names what counts, and what does not."""
+    caplog.set_level(logging.INFO, "statsig_otel")
+    monkeypatch.setattr(reload, "_INTERVAL", 3600.0)
+    files = {name: tmp_path / name for name in ("here", "eu", "key", "token")}
+    for file in files.values():
+        file.write_text(SECRET)
+    (tmp_path / "config.yaml").write_text("""
+receivers:
+  statsig: {endpoint: "127.0.0.1:0", signing_secrets: ["${file:here}"]}
+  statsig/eu: {endpoint: "127.0.0.1:0", path: /eu, signing_secrets: ["${file:eu}"]}
+exporters:
+  otlp_http/a: {endpoint: "http://127.0.0.1:1", headers: {key: "${file:key}"}}
+  otlp_http/b: {endpoint: "http://127.0.0.1:1", headers: {key: "${file:token}"}}
+extensions: {file_storage: {directory: queue, min_free_bytes: 0}}
+service:
+  extensions: [file_storage]
+  pipelines: {logs: {receivers: [statsig, statsig/eu], exporters: [otlp_http/a, otlp_http/b]}}
+""")
+    with Service.from_file(tmp_path / "config.yaml", environ={}) as running:
+        files["here"].write_text(OTHER)
+        files["eu"].unlink()
+        files["key"].unlink()
+        files["token"].write_text(OTHER)
+        caplog.clear()
+        for _ in range(2):  # what did not change is said once
+            running._reloader.look_at_secrets()
+        assert post(running, "a", secret=OTHER).status == 200
+    said = [record.getMessage() for record in caplog.records if record.name == reload.__name__]
+    assert [line for line in said if "stay as they were" not in line] == [
+        "receivers::statsig::signing_secrets[0]: is a new secret, valid from now on",
+        "exporters::otlp_http/b: the files of its headers have changed",
+    ]
+    eu, a = (line for line in said if "stay as they were" in line)
+    assert eu.startswith("receivers::statsig/eu::signing_secrets[0]: ")
+    assert eu.endswith("; the secrets of statsig/eu stay as they were")
+    assert a.startswith("exporters::otlp_http/a::headers::key: ")
+    assert a.endswith("; the headers of otlp_http/a stay as they were")

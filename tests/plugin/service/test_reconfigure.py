@@ -1,8 +1,10 @@
 """What a running service applies of another configuration, and what needs a restart."""
 
+import fcntl
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,17 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import parse
 from statsig_otel.exporters import Batch, Change, Receipt
-from statsig_otel.plugin import RestartNeededError
+from statsig_otel.exporters.queue.directory import CONTROL
+from statsig_otel.plugin import RestartNeededError, ServerTlsSettings
+from statsig_otel.plugin.control.socket import call
 from statsig_otel.plugin.service.assembly import Assembly
+from statsig_otel.plugin.service.outbound import Applied
 from statsig_otel.plugin.settings.catalog import COMPONENTS
+from statsig_otel.plugin.settings.reading import receiver_settings
 from tests.exporters.delivery.helpers import encoded
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import HttpSink
+from tests.waiting import wait_until
 
 LIMIT = 30.0
 
@@ -51,8 +58,8 @@ def configured(tmp_path: Path) -> Configured:
 
 
 @contextmanager
-def running(configuration: Configuration, tmp_path: Path) -> Iterator[Assembly]:
-    service = Assembly(configuration, directory=tmp_path / "queue", resource={}, listen=False)
+def running(configuration: Configuration, tmp_path: Path, *, listen: bool = False) -> Iterator[Assembly]:
+    service = Assembly(configuration, directory=tmp_path / "queue", resource={}, listen=listen)
     service.open()
     try:
         yield service
@@ -123,7 +130,7 @@ def test_what_is_about_an_exporter_without_a_queue_needs_a_restart(
         assert str(caught.value).split("; ") == said
         assert service.configuration is first
         assert send(service, "a") == Receipt(1)
-        assert service.reconfigure(configured(before)) == []
+        assert service.reconfigure(configured(before)) == Applied([], [])
 
 
 def test_a_refused_change_leaves_the_exporters_that_are_queued_as_they_were(
@@ -150,7 +157,7 @@ def test_pipelines_lead_to_exporters_without_a_queue_from_the_next_batch_on(
     with running(both("file/b"), tmp_path) as service:
         send(service, "1", "statsig/eu")
         assert (lines(tmp_path, "a"), lines(tmp_path, "b")) == (0, 1)
-        assert service.reconfigure(both("file/b", "file/a")) == ["service::pipelines: have changed"]
+        assert service.reconfigure(both("file/b", "file/a")).changes == ["service::pipelines: have changed"]
         send(service, "2", "statsig/eu")
         assert (lines(tmp_path, "a"), lines(tmp_path, "b")) == (1, 2)
         service.reconfigure(both("file/b", "debug"))
@@ -179,19 +186,101 @@ def test_renewed_headers_and_certificates_are_taken_over(
         with running(exporting("old"), tmp_path) as service:
             send(service, "a")
             sink.wait_for(1)
-            assert service.reconfigure(exporting("new")) == ["exporters::otlp_http: has changed"]
+            assert service.reconfigure(exporting("new")).changes == ["exporters::otlp_http: has changed"]
             send(service, "b")
             sink.wait_for(2)
             assert [received.headers["api-key"] for received in sink.requests] == ["old", "new"]
             other = Path(Authority().write(tmp_path, "other"))
             (tmp_path / "ca.pem").write_bytes((tmp_path / "ca.pem").read_bytes() + other.read_bytes())
             same = service.configuration
-            assert service.reconfigure(same) == ["exporters::otlp_http::tls: its files have changed"]
+            assert service.reconfigure(same) == Applied(["exporters::otlp_http::tls: its files have changed"], [])
             (tmp_path / "ca.pem").write_text("no certificate")
-            with pytest.raises(ValueError, match="tls::ca_file"):
-                service.reconfigure(same)
+            applied = service.reconfigure(same)
+            assert applied.changes == []
+            (failure,) = applied.failures
+            assert failure.startswith(
+                "exporters::otlp_http: its certificates and headers were not renewed: tls::ca_file"
+            )
             assert send(service, "c") == Receipt(1)
             sink.wait_for(3)
             if not queued:
                 with pytest.raises(RestartNeededError, match="exporters::otlp_http::headers: "):
                     service.reconfigure(exporting("new", headers={"api-key": "new", "more": "x"}))
+
+
+def test_exporters_that_can_not_be_started_are_blocked_each_with_its_reason_until_they_can(
+    configured: Configured, tmp_path: Path
+) -> None:
+    """Each is named, `queue` shows why, a resume starts one, and a reload starts the others and names them."""
+
+    def to(folder: str) -> Configuration:
+        return configured({f"file/{name}": {"path": str(tmp_path / f"{folder}{name}")} for name in "abc"})
+
+    def state(name: str) -> dict[str, Any]:
+        answer: dict[str, Any] = call(tmp_path / "queue" / CONTROL, "queue")["exporters"][f"file/{name}"]
+        return answer
+
+    with ExitStack() as locks, running(to("old-"), tmp_path) as service:
+        for name in "abc":
+            fcntl.flock(locks.enter_context((tmp_path / f"new-{name}").open("w")), fcntl.LOCK_EX)
+        names = ["file/a", "file/b", "file/c"]
+        for changes in ([f"exporters::{name}: has changed" for name in names], []):
+            applied = service.reconfigure(to("new-"))
+            assert applied.changes == changes
+            assert len(applied.failures) == 3
+            for name, failure in zip("abc", applied.failures, strict=True):
+                reason = f"{tmp_path}/new-{name} is locked"
+                assert failure.startswith(f"exporters::file/{name}: can't be started: {reason}")
+                assert (state(name)["state"], state(name)["attempts"]) == ("blocked", 1)
+                assert state(name)["last_error"].startswith(f"can't be started: {reason}")
+        assert send(service, "1") == Receipt(1)
+        locks.close()
+        assert call(tmp_path / "queue" / CONTROL, "queue resume", exporter="file/a") == {"state": "blocked"}
+        wait_until(lambda: lines(tmp_path, "new-a") == 1)
+        wait_until(lambda: state("a") == {"state": "idle", "attempts": 0, "last_error": ""})
+        assert (lines(tmp_path, "new-b"), state("b")["state"]) == (0, "blocked")
+        started = ["exporters::file/b: is started", "exporters::file/c: is started"]
+        assert service.reconfigure(to("new-")) == Applied(started, [])
+        wait_until(lambda: lines(tmp_path, "new-b") == lines(tmp_path, "new-c") == 1)
+        assert service.reconfigure(to("new-")) == Applied([], [])
+
+
+def test_certificates_that_can_not_be_used_keep_none_from_being_renewed(configured: Configured, tmp_path: Path) -> None:
+    """One server of two, and one exporter of two, have new ones; the others go on, and are named."""
+    places = {name: tmp_path / name.replace("/", "-") for name in (*NAMES, "otlp_grpc/a", "otlp_grpc/b")}
+    authority = Authority()
+    for place in places.values():
+        place.mkdir()
+        authority.issue("127.0.0.1").write(place, "server")
+        authority.write(place)
+    exporters = {
+        name: {"endpoint": "127.0.0.1:1", "tls": {"ca_file": str(places[name] / "ca.pem")}}
+        for name in ("otlp_grpc/a", "otlp_grpc/b")
+    }
+    before = configured(exporters)
+    pairs = {name: (places[name] / "server.pem", places[name] / "server.key") for name in NAMES}
+    receivers = {
+        name: one.model_copy(update={"tls": ServerTlsSettings(cert_file=pairs[name][0], key_file=pairs[name][1])})
+        for name, one in receiver_settings(before).items()
+    }
+    receivers["statsig/eu"] = receivers["statsig/eu"].model_copy(update={"endpoint": "localhost:0"})
+    with running(replace(before, receivers=dict(receivers)), tmp_path, listen=True) as service:
+        for name in ("statsig/eu", "otlp_grpc/b"):
+            Authority().issue("127.0.0.1").write(places[name], "server")
+            Authority().write(places[name])
+        pairs["statsig"][1].write_text("no key")
+        (places["otlp_grpc/a"] / "ca.pem").write_text("no certificate")
+        for apply in (service.renew_certificates, lambda: service.reconfigure(service.configuration)):
+            applied = apply()
+            first, second = applied.failures
+            assert first.startswith("receivers::statsig: its certificates were not renewed: tls: ")
+            assert second.startswith(
+                "exporters::otlp_grpc/a: its certificates and headers were not renewed: tls::ca_file"
+            )
+            if apply == service.renew_certificates:
+                assert applied.changes == [
+                    "receivers::statsig/eu::tls: its files have changed",
+                    "exporters::otlp_grpc/b::tls: its files have changed",
+                ]
+            else:
+                assert applied.changes == []

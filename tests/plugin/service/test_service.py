@@ -441,7 +441,7 @@ def test_a_consumer_says_why_it_does_not_take_a_batch(tmp_path: Path) -> None:
 
 def test_after_its_shutdown_a_service_takes_no_other_configuration_over(tmp_path: Path) -> None:
     with service(tmp_path, {"mine": Keeper()}) as running:
-        assert running._assembly.reconfigure(running._assembly.configuration) == []
+        assert running._assembly.reconfigure(running._assembly.configuration).changes == []
     with pytest.raises(RestartNeededError, match="shutting down"):
         running._assembly.reconfigure(running._assembly.configuration)
 
@@ -490,7 +490,7 @@ def test_only_a_running_service_takes_over_another_configuration(tmp_path: Path)
     with pytest.raises(RestartNeededError, match="has not started"):
         made._assembly.reconfigure(made._assembly.configuration)
     made.start()
-    assert made._assembly.reconfigure(made._assembly.configuration) == []
+    assert made._assembly.reconfigure(made._assembly.configuration).changes == []
     made.shutdown()
     with pytest.raises(RestartNeededError, match="is shutting down"):
         made._assembly.reconfigure(made._assembly.configuration)

@@ -342,7 +342,8 @@ def sent(exporter: Any) -> list[bytes]:
 def test_behind_the_queue_it_delivers_and_a_reload_exchanges_it_only_where_it_has_changed(
     tape: str, tmp_path: Path
 ) -> None:
-    delivery = Outbound(configured("tape: {key: a}"), tmp_path / "q")
+    before, after = configured("tape: {key: a}"), configured("tape: {key: b}")
+    delivery = Outbound(before, tmp_path / "q")
     (first,) = made_by(tape)
     assert first.log == []
     delivery.start()
@@ -350,9 +351,9 @@ def test_behind_the_queue_it_delivers_and_a_reload_exchanges_it_only_where_it_ha
         delivery.consumer.consume(batch("a")).result(30)
         wait_until(lambda: sent(first) == [encoded("a")])
         assert first.log[:2] == ["start", (encoded("a"), 1, 7.0)]
-        delivery.reconfigure(configured("tape: {key: a}"))
+        delivery.reconfigure(before, configured("tape: {key: a}"))
         assert made_by(tape) == [first]
-        assert delivery.reconfigure(configured("tape: {key: b}")) == ["exporters::tape: has changed"]
+        assert delivery.reconfigure(before, after).changes == ["exporters::tape: has changed"]
         _, second = made_by(tape)
         assert first.log[-1] == "shutdown"
         delivery.consumer.consume(batch("b")).result(30)
@@ -398,10 +399,11 @@ def test_what_it_refuses_is_a_dead_letter_where_retries_are_off(tape: str, tmp_p
 
 def test_one_ends_before_the_next_one_starts(tape: str, tmp_path: Path) -> None:
     """There are never two with the same settings at a time, such as two writers of a file."""
-    delivery = Outbound(configured("tape: {key: a}"), tmp_path / "q")
+    before = configured("tape: {key: a}")
+    delivery = Outbound(before, tmp_path / "q")
     delivery.start()
     try:
-        delivery.reconfigure(configured("tape: {key: a, reel: 2}"))
+        delivery.reconfigure(before, configured("tape: {key: a, reel: 2}"))
         assert sys.modules[tape].TapeExporter.lives == ["start 1", "shutdown 1", "start 2"]
     finally:
         delivery.shutdown()
@@ -410,8 +412,9 @@ def test_one_ends_before_the_next_one_starts(tape: str, tmp_path: Path) -> None:
 def test_without_a_queue_not_even_another_secret_is_taken_over_by_one_that_can_not_renew_it(
     tape: str, tmp_path: Path
 ) -> None:
-    backend = Outbound(configured("tape: {key: a, sending_queue: {enabled: false}}"), tmp_path / "q")
+    before = configured("tape: {key: a, sending_queue: {enabled: false}}")
+    backend = Outbound(before, tmp_path / "q")
     changed = configured("tape: {key: b, sending_queue: {enabled: false}}")
-    assert list(backend.needing_restart(changed)) == [
+    assert list(backend.needing_restart(before, changed)) == [
         "exporters::tape::key: has changed, and the exporter has no sending queue"
     ]
