@@ -169,7 +169,7 @@ class QueueDirectory:
         elsewhere = " of another container" if owner == str(os.getpid()) else ""
         who = "another service of this process" if is_own else f"the process {owner}{elsewhere}"
         return DirectoryInUseError(
-            f"{self.path} is in use by {who}: stop that one, or give each service its own file_storage directory",
+            f"{self.path} is in use by {who}: stop that one, or give each service its own queue directory",
             is_own=is_own,
         )
 
