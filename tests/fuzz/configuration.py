@@ -48,10 +48,10 @@ TOKENS: Final = (
 VALUES: Final[tuple[Any, ...]] = (
     None, True, 0, -1, 1.5, 4317, 10**30, math.inf, "", "0", "7", "5s", "1h30m", "-1ms", "64KiB", "1MiB", "true", "x",
     "localhost:8080", "http://a/b", "https://a:1?b", "unix:///x", "a:99999", "[::1]:1", "/a", "../a", "full", "gzip",
-    "none", "items", "detailed", "statsig", "debug", "otlp_grpc", "otlp_http", "file_storage", "${env:SECRET}", "$$",
+    "none", "items", "detailed", "statsig", "debug", "otlp_grpc", "otlp_http", "file_storage", "${env:SECRET}",
     "${SECRET}", "${env:NAME}", "${PORT}", "${EMPTY}", "${env:GONE}", "${env:GONE:-x}", "${file:x}", "$NAME", "\x85",
     "{name} {action:-x}", "{", "*", "[a-z]", "Bearer x", HEADER, [], {}, [None], ["statsig"], ["debug", "otlp_grpc"],
-    [{}], {"SECRET": "${SECRET}"}, {"a": [1, "b"]},
+    [{}], {"SECRET": "${SECRET}"}, {"a": [1, "b"]}, "a$$b$$c", "a: b #c\n",
 )  # fmt: skip
 
 _SMALL: Final = (
