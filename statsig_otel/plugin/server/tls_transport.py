@@ -140,6 +140,8 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
 
     def _decrypt(self) -> None:
         """Go on with the handshake, or give the protocol what has arrived."""
+        if self._is_closing:
+            return
         try:
             if not self._is_established:
                 self._tls.do_handshake()
