@@ -5,7 +5,6 @@ accepted them.
 """
 
 import logging
-import re
 from collections.abc import Awaitable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from statsig_otel._futures import failed
 from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.terminal import printable
 
-_is_uid: Final = re.compile("[0-9a-fA-F]{32}").fullmatch
+_UID_DIGITS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Change:
 
     Raises:
         TypeError: A value has another type.
-        ValueError: The uid is not 32 hex digits.
+        ValueError: The uid does not have 32 digits.
 
     Example:
         >>> from statsig_otel.exporters import Change
@@ -41,12 +40,13 @@ class Change:
     records: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
+        # Without a call, since this is for each change.
         if not isinstance(self.records, tuple):
             raise TypeError(mistyped("records", self.records, "a tuple of bytes"))
         if not isinstance(self.uid, str):
             raise TypeError(mistyped("uid", self.uid, "a str"))
-        if not _is_uid(self.uid):
-            raise ValueError("uid must be 32 hex digits")
+        if len(self.uid) != _UID_DIGITS:
+            raise ValueError(f"uid must be {_UID_DIGITS} hex digits")
 
 
 @dataclass(frozen=True, slots=True)
