@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -97,14 +98,9 @@ def fuzz(name: str, seconds: int) -> Report:
     news = begun - report.quiet_seconds
     tail: list[str] = []
     with (
-        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as files,
+        _environment() as environ,
         subprocess.Popen(
-            _command(name, arguments),
-            cwd=ROOT,
-            env={**os.environ, "TMPDIR": files},
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
+            _command(name, arguments), cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True, errors="replace"
         ) as child,
     ):
         for line in child.stderr or ():
@@ -143,7 +139,8 @@ def minimise(name: str) -> int:
     for file in smallest.iterdir():
         file.unlink()
     arguments = ["-merge=1", *_arguments(name), str(smallest), str(corpus)]
-    subprocess.run(_command(name, arguments), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    with _environment() as environ:
+        subprocess.run(_command(name, arguments), cwd=ROOT, env=environ, check=True, stderr=subprocess.DEVNULL)
     inputs = [file.read_bytes() for file in smallest.iterdir()]
     keep(name, inputs)
     return len(inputs)
@@ -157,6 +154,13 @@ def add_result(file: Path, report: Report) -> None:
         file.write_text(f"# Fuzzing\n\n| {' | '.join(names)} |\n{'|---' * len(names)}|\n")
     with file.open("a") as table:
         table.write(f"| {' | '.join(str(getattr(report, name)) for name in columns)} |\n")
+
+
+@contextmanager
+def _environment() -> Iterator[dict[str, str]]:
+    """The environment of a fuzzing process. Its files are in memory if possible, and are gone after the block."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as files:
+        yield {**os.environ, "TMPDIR": files}
 
 
 def _command(name: str, arguments: Iterable[str]) -> Sequence[str]:
