@@ -16,7 +16,7 @@ _LONGEST_SHOWN: Final = 120
 
 def nearest(directory: Path) -> Path:
     """The directory, or the nearest one above it that exists and that this user may see."""
-    return next(place for place in (directory.absolute(), *directory.absolute().parents) if _is_there(place))
+    return next(path for path in (directory.absolute(), *directory.absolute().parents) if _is_there(path))
 
 
 def exists(path: Path) -> bool:
@@ -59,13 +59,13 @@ def unusable(path: Path, error: OSError) -> Fault:
 
 def forbidden(path: Path) -> Fault:
     """This process may not write to a file, or create one in a directory; who may."""
-    place = nearest(path)
+    existing = nearest(path)
     try:
-        found = place.stat()
+        found = existing.stat()
         mode = found.st_mode & 0o7777
-        owner = f"{_shown(place)} belongs to uid {found.st_uid}, gid {found.st_gid}, with mode {mode:o}"
+        owner = f"{_shown(existing)} belongs to uid {found.st_uid}, gid {found.st_gid}, with mode {mode:o}"
     except OSError:
-        owner = f"{_shown(place)} can't be looked at"
+        owner = f"{_shown(existing)} can't be looked at"
     return Fault(f"{_shown(path)} can't be written by uid {os.geteuid()}: {owner}", WRITABLE_HINT)
 
 

@@ -141,34 +141,34 @@ class Decisions:
         """How many records are decided and not ticked off yet."""
         return sum(len(decided.records) for decided in self._decided.values())
 
-    def record_outcome(self, segment: Records, outcome: Outcome, now: float) -> Failure | None:
+    def record_outcome(self, part: Records, outcome: Outcome, now: float) -> Failure | None:
         """Take the outcome of a send into account; a failure if nothing more can be sent before a wait.
 
         Args:
-            segment: What was sent: of `next` or `probe`.
+            part: What was sent: of `next` or `probe`.
             outcome: Its outcome.
             now: Seconds of a monotonic clock.
         """
         self._sends += 1
         if isinstance(outcome, Delivered):
-            self._take(segment if outcome.first is None else segment[: outcome.first])
+            self._take(part if outcome.first is None else part[: outcome.first])
             return None
-        self._count(segment, outcome.reason)
+        self._count(part, outcome.reason)
         match outcome:
             case PartiallyRejected(count, reason):
-                letter = self._dead_letter("batch", segment, f"{count} of {len(segment)} were refused: {reason}")
-                if count < len(segment):
-                    self._take(segment, letter)
+                letter = self._dead_letter("batch", part, f"{count} of {len(part)} were refused: {reason}")
+                if count < len(part):
+                    self._take(part, letter)
                 else:
-                    self._decide(segment, letter)
+                    self._decide(part, letter)
             case Rejected():
-                self._refuse(segment, outcome.reason)
+                self._refuse(part, outcome.reason)
             case RetryLater():
-                return self._retry(segment, outcome, now)
+                return self._retry(part, outcome, now)
             case Blocked(reason):
                 self.forget_taken()
                 self._failing_since = math.inf
-                if self._narrow(segment):
+                if self._narrow(part):
                     return None
                 return Failure("blocked", reason)
         return None
@@ -218,50 +218,50 @@ class Decisions:
     def _decide(self, records: Records, *dead_letters: DeadLetter) -> None:
         self._decided[records.seqs[0]] = Decided(records, dead_letters)
 
-    def _refuse(self, segment: Records, reason: str) -> None:
-        for seq in segment.seqs:
+    def _refuse(self, part: Records, reason: str) -> None:
+        for seq in part.seqs:
             self._failed[seq].first_refusal = self._failed[seq].first_refusal or self._sends
-        if len(segment) > 1:
-            self._split(segment, len(segment) // 2)
+        if len(part) > 1:
+            self._split(part, len(part) // 2)
             return
-        (seq,) = segment.seqs
+        (seq,) = part.seqs
         self._failed[seq].size, self._failed[seq].is_alone = 1, True
         if not self._waits(seq):
-            self._decide(segment, self._dead_letter("record", segment, reason))
+            self._decide(part, self._dead_letter("record", part, reason))
 
-    def _retry(self, segment: Records, outcome: RetryLater, now: float) -> Failure | None:
-        retry, first = self._settings.retry, self._failed[segment.seqs[0]]
+    def _retry(self, part: Records, outcome: RetryLater, now: float) -> Failure | None:
+        retry, first = self._settings.retry, self._failed[part.seqs[0]]
         self._failing_since = min(self._failing_since, now)
         if outcome.may_be_data:
             first.failing_since = min(first.failing_since, now)
-            if self._narrow(segment):
+            if self._narrow(part):
                 return None
         else:
             self.forget_taken()
         if not retry.enabled or 0 < retry.max_elapsed_time <= now - self._failing_since:
             said = f"not sent again, as configured: {outcome.reason}"
-            self._decide(segment, *(self._dead_letter("record", one, said) for one in segment.one_by_one()))
+            self._decide(part, *(self._dead_letter("record", one, said) for one in part.one_by_one()))
         elif outcome.may_be_data and now - first.failing_since >= self._settings.refused_after:
-            self._refuse(segment, outcome.reason)
+            self._refuse(part, outcome.reason)
         else:
             return Failure("retrying", outcome.reason, outcome.after)
         return None
 
-    def _narrow(self, segment: Records) -> bool:
-        """Send less of a segment, since its failure may be about one record; False if it is one record.
+    def _narrow(self, part: Records) -> bool:
+        """Send less of a part, since its failure may be about one record; False if it is one record.
 
         The head alone tells. Once it was taken, halves find the record.
         """
-        self._split(segment, len(segment) // 2 if self._size(segment.seqs[0]) and len(segment) > 1 else 1)
-        return len(segment) > 1
+        self._split(part, len(part) // 2 if self._size(part.seqs[0]) and len(part) > 1 else 1)
+        return len(part) > 1
 
-    def _split(self, segment: Records, first: int) -> None:
-        """Send the segment in two parts, the first with `first` records."""
-        for index, seq in enumerate(segment.seqs):
-            self._failed[seq].size = first if index < first else len(segment) - first
+    def _split(self, part: Records, first: int) -> None:
+        """Send the part in two parts, the first with `first` records."""
+        for index, seq in enumerate(part.seqs):
+            self._failed[seq].size = first if index < first else len(part) - first
 
-    def _count(self, segment: Records, reason: str) -> None:
-        for seq in segment.seqs:
+    def _count(self, part: Records, reason: str) -> None:
+        for seq in part.seqs:
             failed = self._failed.setdefault(seq, _Failed())
             failed.attempts += 1
             failed.reason = reason

@@ -283,9 +283,9 @@ class QueueSender:
                 batch = batch[bisect_right(batch.seqs, self._cursor.position) :]
             elif not batch.intact[0]:
                 break
-            elif not (segment := self._next(batch.until_damage())):
+            elif not (part := self._next(batch.until_damage())):
                 all_refused = True
-            elif not self._attempt(segment):
+            elif not self._attempt(part):
                 break
         self._log_dead_letters(dead_letters)
         self._gather(count, time.monotonic() - began)
@@ -306,18 +306,18 @@ class QueueSender:
         if self._renewed:
             self._renewed = False
             self._decisions.forget_taken()
-        if segment := self._decisions.next(batch):
-            return segment
+        if part := self._decisions.next(batch):
+            return part
         newest = self._cursor.newest(self._decisions.out_of_order + 1)
         return self._decisions.probe(batch[:1], newest, time.monotonic())
 
-    def _attempt(self, segment: Records) -> bool:
+    def _attempt(self, part: Records) -> bool:
         """Send a part of a batch; False if the rest of the batch has to wait."""
-        outcome = self._send(segment)
+        outcome = self._send(part)
         is_taken = isinstance(outcome, Delivered | PartiallyRejected)
         if self._closed and not is_taken:
             return False  # said by an exporter that was shut down in the middle
-        failure = self._decisions.record_outcome(segment, outcome, time.monotonic())
+        failure = self._decisions.record_outcome(part, outcome, time.monotonic())
         if failure is not None:
             self._failed(*failure)
         elif is_taken:
@@ -403,14 +403,14 @@ class QueueSender:
             message = "%s: new dead letters: %d; the first: %s"
             _logger.warning(message, self._cursor.name, count, dead_letters[0].reason)
 
-    def _send(self, segment: Records) -> Outcome:
+    def _send(self, part: Records) -> Outcome:
         if self.state == "idle":
             self.state = "sending"
         self._begin_call()
         began = time.monotonic()
-        outcome = self._exporter.send(segment.content, len(segment), self._settings.timeout)
+        outcome = self._exporter.send(part.content, len(part), self._settings.timeout)
         self._end_call()
-        report_sent(self._cursor.name, outcome, len(segment), time.monotonic() - began)
+        report_sent(self._cursor.name, outcome, len(part), time.monotonic() - began)
         return outcome
 
     def _begin_call(self) -> None:

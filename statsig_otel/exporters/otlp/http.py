@@ -158,7 +158,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         super().__init__(name, settings)
         self._url = settings.url
         self._path = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
-        self._place = f"{self._url.scheme}://{self._url.netloc}{self._url.path}"  # for messages
+        self._shown_url = f"{self._url.scheme}://{self._url.netloc}{self._url.path}"  # for messages
         self._proxy: Proxy | None = None
         self._headers: dict[str, str] = {}
         self._context: ssl.SSLContext | None = None
@@ -185,7 +185,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         with self._lock:
             self._prepare()
             self._running = True
-        self._say_where(f"{self._place} through the proxy {self._proxy}" if self._proxy else self._place)
+        self._say_where(f"{self._shown_url} through the proxy {self._proxy}" if self._proxy else self._shown_url)
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Post one batch. For the parameters and outcomes see `Exporter.send`."""
@@ -291,7 +291,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             if in_time and request.error is not None and not isinstance(request.error, TimeoutError):
                 return self._failure(request.error)
             return RetryLater(
-                f"no answer within {timeout:g} s from {self._place}"
+                f"no answer within {timeout:g} s from {self._shown_url}"
                 if self._running
                 else "the exporter is shutting down"
             )
@@ -303,27 +303,29 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
                 retry_after=request.retry_after,
                 location=request.location,
                 now=server_time(request.date) or time.time(),
-                place=self._place,
+                url=self._shown_url,
                 hide=self._hide,
             )
-        return self._success(body if in_time and request.complete else b"", count, request.content_type, self._place)
+        return self._success(
+            body if in_time and request.complete else b"", count, request.content_type, self._shown_url
+        )
 
     def _failure(self, error: Exception) -> Outcome:
         """The outcome of a request without an answer."""
         message = str(error)
-        reason = f"{type(error).__name__} from {self._place}: {one_line(message, self._hide)}"
+        reason = f"{type(error).__name__} from {self._shown_url}: {one_line(message, self._hide)}"
         if isinstance(error, ssl.SSLCertVerificationError):
             return Blocked(f"{UNTRUSTED}: {reason}")
         if isinstance(error, ssl.SSLError) and is_client_certificate_alert(message):
             return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
         if found := _TUNNEL_FAILED.match(message):
             said = one_line(found[2], self._hide)
-            reason = f"the proxy {self._proxy} refuses a tunnel to {self._place}: HTTP {found[1]} {said}"
+            reason = f"the proxy {self._proxy} refuses a tunnel to {self._shown_url}: HTTP {found[1]} {said}"
             return RetryLater(reason) if isinstance(http_failure(int(found[1])), RetryLater) else Blocked(reason)
         if isinstance(error, BadStatusLine) and speaks_http2(message):
-            return Blocked(f"{SPEAKS_HTTP2}: {self._place}")
+            return Blocked(f"{SPEAKS_HTTP2}: {self._shown_url}")
         if isinstance(error, BadStatusLine) and speaks_tls(message):
-            return Blocked(f"this port speaks TLS: {encrypted_hint(self._settings)}: {self._place}")
+            return Blocked(f"this port speaks TLS: {encrypted_hint(self._settings)}: {self._shown_url}")
         if isinstance(error, OSError | HTTPException | HTTPError):
             return RetryLater(without_tls(message, reason, plain_hint(self._settings)))
         return self._unexpected(error)

@@ -136,7 +136,7 @@ class Success:
 
 
 def success(
-    body: bytes, count: int, *, content_type: str = PROTOBUF, place: str = "", hide: Iterable[str] = ()
+    body: bytes, count: int, *, content_type: str = PROTOBUF, url: str = "", hide: Iterable[str] = ()
 ) -> Success:
     """Read an `ExportLogsServiceResponse`. An unreadable body counts as delivered, because the status says so.
 
@@ -144,14 +144,12 @@ def success(
         body: The response's bytes.
         count: The number of log records sent, which limits the number of refused records.
         content_type: An empty one means protobuf.
-        place: The URL of the request.
+        url: The URL of the request.
         hide: Strings that a reason must not contain.
     """
     kind = _media_type(content_type)
     if kind in _WEB_PAGE_TYPES or _WEB_PAGE.match(body):
-        return Success(
-            Blocked(f"{place or 'the backend'} answers with a web page, not with OTLP: correct the endpoint")
-        )
+        return Success(Blocked(f"{url or 'the backend'} answers with a web page, not with OTLP: correct the endpoint"))
     response = ExportLogsServiceResponse()
     is_otlp = not body
     try:
@@ -243,7 +241,7 @@ def http_failure(
     retry_after: str = "",
     location: str = "",
     now: float = 0.0,
-    place: str = "",
+    url: str = "",
     hide: Iterable[str] = (),
 ) -> Outcome:
     """The outcome of an HTTP response with a status other than 2xx.
@@ -255,14 +253,14 @@ def http_failure(
         retry_after: The header Retry-After.
         location: The header Location.
         now: The time of the response, in seconds since the epoch.
-        place: The URL of the request.
+        url: The URL of the request.
         hide: Strings that a reason must not contain.
     """
     words = [f"HTTP {status}", _phrase(status)]
     if status in _HTTP_REDIRECT and location:
         words.append(f"to {one_line(_LOCATION_SECRETS.sub('', location), hide)}")
-    if place:
-        words.append(f"from {place}")
+    if url:
+        words.append(f"from {url}")
     reason = _join(" ".join(filter(None, words)), one_line(_http_message(body, content_type), hide))
     if status in _HTTP_RETRY_LATER:
         return RetryLater(

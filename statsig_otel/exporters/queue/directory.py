@@ -399,8 +399,8 @@ def _open(path: Path, flags: int) -> int:
     return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _PRIVATE_FILE)
 
 
-def _unused_bytes(place: Path) -> int:
-    status = os.statvfs(place)
+def _unused_bytes(path: Path) -> int:
+    status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
 
 

@@ -185,8 +185,8 @@ def _service(found: Found) -> str:
 
 def _item(alike: Sequence[ExplainedItem]) -> Iterator[str]:
     first, last = alike[0], alike[-1]
-    place = f"Item {first.index}" if first is last else f"Items {first.index} to {last.index}"
-    yield f"{place}: {first.outcome}: {first.uid or first.reason}"
+    which = f"Item {first.index}" if first is last else f"Items {first.index} to {last.index}"
+    yield f"{which}: {first.outcome}: {first.uid or first.reason}"
     if first.left_out:
         yield f"  left out, because the value's type is unusable: {', '.join(first.left_out)}"
     if first.in_seconds:

@@ -79,7 +79,7 @@ class RunningExporters:
             for name, sender in self.senders.items()
         }
         receivers = {
-            name: {"secrets": intake.verifier.places, "last_secret": intake.last_secret}
+            name: {"secrets": intake.verifier.secret_count, "last_secret": intake.last_secret}
             for name, intake in self.intakes.items()
         }
         return {"pid": os.getpid(), "exporters": exporters, "receivers": receivers}

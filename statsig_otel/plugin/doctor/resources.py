@@ -116,10 +116,10 @@ def directory_problem(
     error: OSError, configuration: Configuration, document: Document, directory: FilePath
 ) -> Problem | None:
     """Why the queue can't be in its directory, with its place; None if the error is about something else."""
-    place = directory.absolute()
+    absolute = directory.absolute()
     if error.filename is not None:
         path = FilePath(os.fsdecode(error.filename)).absolute()
-        if path.parent == place or path in (place, *place.parents):
+        if path.parent == absolute or path in (absolute, *absolute.parents):
             fault = QueueDirectory(directory).check() or unusable(path, error)
             return _no_queue(configuration, document, directory, fault)
     return None

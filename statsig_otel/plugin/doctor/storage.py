@@ -52,10 +52,10 @@ def owner(directory: Path) -> str | None:
 
 def queue(directory: Path, min_free_bytes: int) -> Iterator[Finding]:
     """Check a queue's directory, which need not exist, and whether its disk has `min_free_bytes`."""
-    place = nearest(directory)
-    yield _access(directory, place)
+    existing = nearest(directory)
+    yield _access(directory, existing)
     try:
-        yield _space(QueueDirectory(directory), place, min_free_bytes)
+        yield _space(QueueDirectory(directory), existing, min_free_bytes)
     except OSError as error:
         yield _unreadable("disk space", directory, error)
     yield check_file_system(directory)
@@ -87,23 +87,23 @@ def exporters(directory: Path) -> Iterator[Finding]:
             yield Finding(check, "ok", f"of the running service: {state}")
 
 
-def _access(directory: Path, place: Path) -> Finding:
-    if not place.is_dir():
-        return Finding("queue directory", "failed", f"{place} is not a directory", "name another in file_storage")
+def _access(directory: Path, existing: Path) -> Finding:
+    if not existing.is_dir():
+        return Finding("queue directory", "failed", f"{existing} is not a directory", "name another in file_storage")
     if (fault := QueueDirectory(directory).check()) is not None:
         return Finding("queue directory", "failed", *fault)
-    if place == directory.absolute() and place.stat().st_mode & stat.S_IWOTH:
+    if existing == directory.absolute() and existing.stat().st_mode & stat.S_IWOTH:
         hint = f"chmod o-w {directory}, unless nobody else has access to this machine or container"
         return Finding("queue directory", "warning", f"{directory} can be written by every user", hint)
-    if place == directory.absolute():
+    if existing == directory.absolute():
         return Finding("queue directory", "ok", str(directory))
     return Finding("queue directory", "ok", f"{directory}, which does not exist yet, and can be created")
 
 
-def _space(directory: QueueDirectory, place: Path, min_free_bytes: int) -> Finding:
+def _space(directory: QueueDirectory, existing: Path, min_free_bytes: int) -> Finding:
     if (fault := directory.check_space(min_free_bytes)) is not None:
         return Finding("disk space", "failed", *fault)
-    found = os.statvfs(place)
+    found = os.statvfs(existing)
     detail = (
         f"{found.f_bavail * found.f_frsize >> 20} MiB free; webhooks are refused below {format_size(min_free_bytes)}"
     )
@@ -112,11 +112,11 @@ def _space(directory: QueueDirectory, place: Path, min_free_bytes: int) -> Findi
     return Finding("disk space", "ok", detail)
 
 
-def file_system(place: Path, mounts: str) -> str | None:
+def file_system(path: Path, mounts: str) -> str | None:
     """The type of the file system of a path; None if it is not known.
 
     Args:
-        place: The path, without symbolic links.
+        path: The path, without symbolic links.
         mounts: The content of mountinfo (proc_pid_mountinfo(5)).
     """
     best, found = -1, None
@@ -124,7 +124,7 @@ def file_system(place: Path, mounts: str) -> str | None:
         left, _, right = line.partition(" - ")
         # Spaces and some other characters are octal escapes.
         point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), left.split(" ")[4]))
-        if place.is_relative_to(point) and len(point.parts) >= best:  # the last one covers those before it
+        if path.is_relative_to(point) and len(point.parts) >= best:  # the last one covers those before it
             best, found = len(point.parts), right.split(" ")[0]
     return found
 

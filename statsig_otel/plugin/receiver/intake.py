@@ -217,9 +217,9 @@ class Intake:
         """Remember which secret verified the last request, by its position from 1, and log another one."""
         if position != self.last_secret:
             self.last_secret = position
-            if self._verifier.places > 1:
+            if self._verifier.secret_count > 1:
                 message = "%s: the last webhook was verified with secret %d of the %d in signing_secrets"
-                _logger.info(message, self.name, position, self._verifier.places)
+                _logger.info(message, self.name, position, self._verifier.secret_count)
 
     def begin(self, headers: Iterable[tuple[bytes, bytes]], now_ns: int) -> "Request":
         """Begin a request, or refuse it by its headers.

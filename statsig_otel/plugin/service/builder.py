@@ -130,9 +130,9 @@ def check_arguments(
         ConfigError: All problems.
     """
     problems: list[Problem] = []
-    for place, location in enumerate(locations):
+    for index, location in enumerate(locations):
         if not isinstance(location, str | FilePath):
-            problems.append(Problem(("locations", place), "must be a path or a string", "give each file by itself"))
+            problems.append(Problem(("locations", index), "must be a path or a string", "give each file by itself"))
     if not isinstance(environ, Mapping):
         problems.append(Problem(("environ",), "must be a mapping", "give os.environ, or {} for no variables"))
     for argument, value in {"listen": listen, "wait_for_directory": wait_for_directory}.items():

@@ -57,26 +57,26 @@ def _fault_of_field(name: str, receiver: "StatsigReceiverSettings") -> Fault | N
 
 
 def _wrong_templates(receiver: "StatsigReceiverSettings") -> Iterator[InitErrorDetails]:
-    """An error for each template with a field that no change can have, in its place."""
+    """An error for each template with a field that no change can have, with the path of the template."""
     values = receiver.model_dump(include={"mapping": _MAPPED, "impacted_services": True})
-    for place, text in _strings(values, ()):
-        if place[:2] == ("impacted_services", "rules") and "match" in place[2:4]:
+    for path, text in _strings(values, ()):
+        if path[:2] == ("impacted_services", "rules") and "match" in path[2:4]:
             continue  # patterns
         for name in parse_template(text).names:
             if fault := _fault_of_field(name, receiver):
                 error = SettingError(f"has {{{name}}}, which no change has {fault.message}", fault.hint)
                 kind = PydanticCustomError("value_error", "Value error, {error}", {"error": error})
-                yield InitErrorDetails(type=kind, loc=place, input=text)
+                yield InitErrorDetails(type=kind, loc=path, input=text)
                 break
 
 
-def _strings(value: object, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """The strings in a value at a place, each after its own place."""
+def _strings(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The strings in a value at a path, each after its own path."""
     if isinstance(value, str):
-        yield place, value
+        yield path, value
     elif isinstance(value, Mapping | list):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from _strings(item, (*place, key))
+            yield from _strings(item, (*path, key))
 
 
 _ENDPOINT: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
@@ -89,7 +89,7 @@ ResourceValue = str | bool | int | float | list[str] | list[bool] | list[int] | 
 
 
 def check_secret(secret: Opaque) -> Opaque:
-    """A signing secret that may be one, or an empty place for one.
+    """A signing secret that may be one, or an empty string for one that is not known yet.
 
     Raises:
         SettingError: No secret looks like this.
@@ -100,7 +100,7 @@ def check_secret(secret: Opaque) -> Opaque:
 
 
 def check_secrets(secrets: list[Opaque]) -> list[Opaque]:
-    """A list of signing secrets, in which not all places are empty.
+    """A list of signing secrets, which are not all empty.
 
     Raises:
         ValidationError: All are; it has an error for each.

@@ -112,5 +112,5 @@ def _has_queue(configuration: Configuration | None) -> bool:
 
 def _can_be_written(directory: Path) -> bool:
     """Whether the directory is there and writable, or can be made."""
-    place = directory if directory.exists() else directory.parent
-    return os.access(place, os.W_OK | os.X_OK)
+    existing = directory if directory.exists() else directory.parent
+    return os.access(existing, os.W_OK | os.X_OK)

@@ -33,12 +33,12 @@ class Verifier:
     the reason `no_secret`: Statsig's console shows the secret only after the webhook was saved.
 
     Args:
-        secrets: The whole signing secrets, in any order. An empty string is a place for one that is not known yet.
+        secrets: The whole signing secrets, in any order. An empty string stands for one that is not known yet.
         tolerance: Seconds by which a request's timestamp may differ from the time now, in both directions. Statsig
             documents none; five minutes is the usual protection against replays.
 
     Attributes:
-        places: How many secrets there are, with the empty ones.
+        secret_count: How many secrets there are, with the empty ones.
 
     Raises:
         ValueError: All secrets are empty, or the tolerance is negative, infinite or NaN.
@@ -66,7 +66,7 @@ class Verifier:
             raise ValueError("the signing secret is empty")
         if not 0 <= tolerance < math.inf:
             raise ValueError("the tolerance must be a number of seconds, 0 or more")
-        self.places: Final = len(secrets)
+        self.secret_count: Final = len(secrets)
         self._keyed = {
             position: hmac.new(secret.encode(), digestmod=sha256)
             for position, secret in enumerate(secrets, 1)

@@ -260,7 +260,7 @@ def test_success_of_other_content_types(body: bytes, content_type: str, expected
     ],
 )
 def test_a_web_page_is_not_a_delivery(body: bytes, content_type: str) -> None:
-    answer = table.success(body, 5, content_type=content_type, place="https://example.com/v1/logs")
+    answer = table.success(body, 5, content_type=content_type, url="https://example.com/v1/logs")
     assert isinstance(answer.outcome, Blocked)
     assert "https://example.com/v1/logs answers with a web page" in answer.outcome.reason
 
@@ -284,13 +284,13 @@ def test_an_answer_that_is_not_otlp_is_a_warning(body: bytes, content_type: str,
     assert answer.warning.startswith("the answer is not OTLP") == warns
 
 
-def test_http_failures_name_the_place_and_where_a_redirect_leads() -> None:
-    place, key = "http://backend:4318/v1/logs", "secret-key"
-    assert reason(table.http_failure(404, place=place)) == f"HTTP 404 Not Found from {place}"
+def test_http_failures_name_the_url_and_where_a_redirect_leads() -> None:
+    url, key = "http://backend:4318/v1/logs", "secret-key"
+    assert reason(table.http_failure(404, url=url)) == f"HTTP 404 Not Found from {url}"
     location = f"https://backend/login/{key}?next={key}"
-    moved = reason(table.http_failure(302, location=location, place=place, hide=[key]))
-    assert moved == f"HTTP 302 Found to https://backend/login/[REDACTED] from {place}"
-    assert reason(table.http_failure(302, place=place)) == f"HTTP 302 Found from {place}"
+    moved = reason(table.http_failure(302, location=location, url=url, hide=[key]))
+    assert moved == f"HTTP 302 Found to https://backend/login/[REDACTED] from {url}"
+    assert reason(table.http_failure(302, url=url)) == f"HTTP 302 Found from {url}"
     assert "elsewhere" not in reason(table.http_failure(400, location="elsewhere"))
 
 

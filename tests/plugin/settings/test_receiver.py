@@ -61,7 +61,7 @@ def test_a_place_for_the_next_secret_may_be_empty() -> None:
     for secrets in (["webhook-x", ""], ["", "webhook-x"], ["", "webhook-x", ""]):
         found = settings(signing_secrets=secrets)
         assert [reveal(secret) for secret in found.signing_secrets] == secrets
-        assert found.verifier().places == len(secrets)
+        assert found.verifier().secret_count == len(secrets)
 
 
 def test_no_secret_must_be_written_out() -> None:
