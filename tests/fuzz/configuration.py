@@ -51,7 +51,7 @@ VALUES: Final[tuple[Any, ...]] = (
     "none", "items", "detailed", "statsig", "debug", "otlp_grpc", "otlp_http", "file_storage", "${env:SECRET}",
     "${SECRET}", "${env:NAME}", "${PORT}", "${EMPTY}", "${env:GONE}", "${env:GONE:-x}", "${file:x}", "$NAME", "\x85",
     "{name} {action:-x}", "{", "*", "[a-z]", "Bearer x", HEADER, [], {}, [None], ["statsig"], ["debug", "otlp_grpc"],
-    [{}], {"SECRET": "${SECRET}"}, {"a": [1, "b"]}, "a$$b$$c", "a: b #c\n",
+    [{}], {"SECRET": "${SECRET}"}, {"a": [1, "b"]}, "$${a} $${b}", "a: b #c\n",
 )  # fmt: skip
 
 _SMALL: Final = (
