@@ -25,7 +25,8 @@ from benchmarks import backlog, measure, webhooks
 from benchmarks.drain import drain_queue
 from benchmarks.sink import Sink, sink
 from statsig_otel.exporters.queue.records import quick_crc32
-from statsig_otel.plugin.webhook import lenient_json, payload
+from statsig_otel.plugin.webhook import lenient_json
+from statsig_otel.plugin.webhook.body import is_config_change, parse
 
 ISAL, ZLIB = "isal", "zlib"
 SHAPES: Final = {
@@ -70,10 +71,10 @@ def readers(shape: webhooks.Shape) -> dict[str, Callable[[], object]]:
     bodies = itertools.cycle(list(itertools.islice(webhooks.bodies(shape), BODIES)))
 
     def quick() -> object:
-        return payload.parse(next(bodies))
+        return parse(next(bodies))
 
     def standard() -> object:
-        return lenient_json.split(next(bodies).decode(), payload.is_config_change, names=("data", "eventName"))
+        return lenient_json.split(next(bodies).decode(), is_config_change, names=("data", "eventName"))
 
     return {"msgspec": quick, "json": standard}
 

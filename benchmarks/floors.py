@@ -37,7 +37,7 @@ from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.record import LogRecordEncoder, RecordFields
 from statsig_otel.plugin.settings.catalog import COMPONENTS, create_exporter
 from statsig_otel.plugin.settings.reading import configured_exporters
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign
 
 Function: TypeAlias = Callable[[], object]

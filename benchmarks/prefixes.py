@@ -22,7 +22,7 @@ from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.server.server import HttpServer
-from statsig_otel.plugin.webhook.payload import Payload
+from statsig_otel.plugin.webhook.body import ParsedBody
 from statsig_otel.plugin.webhook.signature import Verifier
 
 FLOOR: Final = "httptools in an asyncio protocol"
@@ -68,7 +68,7 @@ class Dropping(StatsigReceiver):
 
 
 class MappingNothing(Mapper):
-    def map(self, payload: Payload, observed_ns: int) -> Mapped:  # noqa: ARG002 - its signature
+    def map(self, payload: ParsedBody, observed_ns: int) -> Mapped:  # noqa: ARG002 - its signature
         return Mapped((), (), payload.ignored, ())
 
 

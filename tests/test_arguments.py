@@ -98,7 +98,7 @@ CALLS: Final[dict[str, Callable[..., object]]] = {
     "plugin.LogRecordEncoder": LogRecordEncoder,
     "plugin.Mapper": Mapper,
     "plugin.Mapper.concerned": Mapper().concerned,
-    "plugin.Mapper.map": some(Mapper().map, payload=parse(BODY), observed_ns=1),
+    "plugin.Mapper.map": some(Mapper().map, parsed=parse(BODY), observed_ns=1),
     "plugin.Request.feed": lambda chunk: begun().feed(chunk),
     "plugin.Request.refused": lambda error: begun().refused(error),
     "plugin.Request.taken": lambda receipt: begun().taken(receipt),
@@ -134,7 +134,7 @@ UNCHECKED: Final = {
     r"exporters\..*TlsSettings\.context": "for the exporters here",
     r"exporters\.log_records": "protobuf says it: expected bytes, str found",
     r"plugin\.Destination": "checked by Service, with its place",
-    r"plugin\.(Answer|AnsweredError|Payload|Request|.*BodyError|UnauthorizedError)": "made here",
+    r"plugin\.(Answer|AnsweredError|ParsedBody|Request|.*BodyError|UnauthorizedError)": "made here",
     r"plugin\.(ChangeEvent.*|LogRecordEncoder\..*|Verifier\.begin)": "steps of Mapper and Intake, once for each change",
     r"plugin\.Intake\.(count|reserve|verified|wait_until_idle|warn)": "for the receivers here",
     r"plugin\.Request\.finish": "takes a flag",
@@ -194,7 +194,7 @@ def test_an_argument_of_a_wrong_type_is_named(path: str) -> None:
 
 def test_a_mistake_that_is_likely_says_what_to_do(tmp_path: Path) -> None:
     wrong: list[tuple[Callable[[], object], str]] = [
-        (lambda: Mapper().map(BODY, 1), "payload must be a Payload, not bytes: parse(body) makes one"),  # type: ignore[arg-type]
+        (lambda: Mapper().map(BODY, 1), "parsed must be a ParsedBody, not bytes: parse(body) makes one"),  # type: ignore[arg-type]
         (lambda: parse("{}"), "body must be bytes, not str: pass the raw body of the request, as it was sent"),  # type: ignore[arg-type]
         (lambda: verified(signature=b"v0="), "signature must be a str, not bytes: pass the value of the header"),
         (lambda: intake().begin([("a", "b")], 0), "headers must be pairs of a name and a value in bytes, such as"),  # type: ignore[list-item]

@@ -20,7 +20,7 @@ import pytest
 from examples.exporter.statsig_otel_chat import EXPORTER, ChatExporter, ChatSettings
 from statsig_otel.exporters import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.plugin.record.mapper import Mapper
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
 from tests.peers.otlp_servers import free_port
 from tests.plugin.adapters import CHANGE, body_of

@@ -14,7 +14,7 @@ from statsig_otel.plugin.record.description import details
 from statsig_otel.plugin.record.filter import FIELDS
 from statsig_otel.plugin.record.mapping import METADATA, SERVICE_FIELDS, SHORT_NAMES, TIMESTAMP
 from statsig_otel.plugin.settings.services import ServiceRuleSettings
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of, plain
 
 PAGE: Final = (Path(__file__).parent.parent / "docs" / "mapping.md").read_text(encoding="utf-8")

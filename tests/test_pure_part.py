@@ -14,7 +14,7 @@ import statsig_otel
 
 PURE = (
     "DEFAULT_PATH, SIGNATURE_HEADER, TIMESTAMP_HEADER, "
-    "Answer, AnsweredError, ChangeEvent, Intake, Limits, LogRecordEncoder, MalformedBodyError, Mapper, Payload, "
+    "Answer, AnsweredError, ChangeEvent, Intake, Limits, LogRecordEncoder, MalformedBodyError, Mapper, ParsedBody, "
     "UnauthorizedError, Verifier, parse, parse_url_verification, sign, verify"
 )
 API = {"opentelemetry.context", "opentelemetry.environment_variables", "opentelemetry.util"}
@@ -123,7 +123,7 @@ MAY_LOAD = {
     },
     "plugin": {
         "": "ChangeEvent DEFAULT_PATH",
-        "msgspec": "MalformedBodyError Payload SIGNATURE_HEADER TIMESTAMP_HEADER UnauthorizedError "
+        "msgspec": "MalformedBodyError ParsedBody SIGNATURE_HEADER TIMESTAMP_HEADER UnauthorizedError "
         "Verifier parse parse_url_verification sign verify",
         "opentelemetry.proto": "LogRecordEncoder",
         "msgspec opentelemetry.proto": "Mapper",

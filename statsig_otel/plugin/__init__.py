@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.settings.services import ImpactedServicesSettings as ImpactedServicesSettings
     from statsig_otel.plugin.settings.services import ServiceRuleSettings as ServiceRuleSettings
     from statsig_otel.plugin.webhook import DEFAULT_PATH as DEFAULT_PATH
+    from statsig_otel.plugin.webhook.body import ParsedBody as ParsedBody
+    from statsig_otel.plugin.webhook.body import parse as parse
+    from statsig_otel.plugin.webhook.body import parse_url_verification as parse_url_verification
     from statsig_otel.plugin.webhook.errors import MalformedBodyError as MalformedBodyError
     from statsig_otel.plugin.webhook.errors import UnauthorizedError as UnauthorizedError
-    from statsig_otel.plugin.webhook.payload import Payload as Payload
-    from statsig_otel.plugin.webhook.payload import parse as parse
-    from statsig_otel.plugin.webhook.payload import parse_url_verification as parse_url_verification
     from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER as SIGNATURE_HEADER
     from statsig_otel.plugin.webhook.signature import TIMESTAMP_HEADER as TIMESTAMP_HEADER
     from statsig_otel.plugin.webhook.signature import Verifier as Verifier
@@ -73,7 +73,7 @@ else:  # type checkers would accept any name of a module with __getattr__
             "settings.services": "ImpactedServicesSettings ServiceRuleSettings",
             "webhook": "DEFAULT_PATH",
             "webhook.errors": "MalformedBodyError UnauthorizedError",
-            "webhook.payload": "Payload parse parse_url_verification",
+            "webhook.body": "ParsedBody parse parse_url_verification",
             "webhook.signature": "SIGNATURE_HEADER TIMESTAMP_HEADER Verifier sign verify",
         },
     )

@@ -22,7 +22,7 @@ from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.record import uid
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end

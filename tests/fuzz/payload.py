@@ -28,16 +28,16 @@ from statsig_otel.plugin.record.record import (
     RecordFields,
     uid,
 )
-from statsig_otel.plugin.webhook.errors import MalformedBodyError
-from statsig_otel.plugin.webhook.payload import (
+from statsig_otel.plugin.webhook.body import (
     CONFIG_CHANGE,
     MAX_URL_VERIFICATION_SIZE,
-    Payload,
+    ParsedBody,
     _parse_leniently,
     _parse_strictly,
     parse,
     parse_url_verification,
 )
+from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from tests.fuzz.targets import Check
 
 DATA: Final = Path(__file__).parents[1] / "data"
@@ -97,7 +97,7 @@ def checking() -> Iterator[Check]:
     yield check
 
 
-def outcome(body: bytes) -> Payload | None:
+def outcome(body: bytes) -> ParsedBody | None:
     """What the body contains; None if it is malformed."""
     try:
         payload = parse(body)
@@ -109,7 +109,7 @@ def outcome(body: bytes) -> Payload | None:
     return payload
 
 
-def check_readers(body: bytes, payload: Payload | None) -> None:
+def check_readers(body: bytes, payload: ParsedBody | None) -> None:
     """What the quick reader finds, the thorough one finds too."""
     quick = _parse_strictly(body) if payload is not None else None
     if quick is not None:
@@ -132,7 +132,7 @@ def _object(members: list[tuple[str, Any]]) -> Object:
     return made
 
 
-def check_against_the_library(body: bytes, payload: Payload | None) -> None:
+def check_against_the_library(body: bytes, payload: ParsedBody | None) -> None:
     """The contract of the body's shapes, applied to what the standard library reads."""
     try:
         text = body.decode()
@@ -204,7 +204,7 @@ def lost(value: Any) -> bool:
     return is_change(value) or (isinstance(value, list) and any(map(is_change, value)))
 
 
-def check_mapped(payload: Payload, mapper: Mapper) -> None:
+def check_mapped(payload: ParsedBody, mapper: Mapper) -> None:
     """Every item is a change, invalid or ignored, and every record can be read by the protobuf library."""
     mapped = mapper.map(payload, NOW_NS)
     assert len(mapped.changes) + len(mapped.invalid) + mapped.ignored == payload.count
@@ -224,7 +224,7 @@ def check_mapped(payload: Payload, mapper: Mapper) -> None:
         assert len(bytes.fromhex(change.uid)) == 16
 
 
-def check_against_the_sdk(payload: Payload, mapper: Mapper, encoder: LogRecordEncoder) -> None:
+def check_against_the_sdk(payload: ParsedBody, mapper: Mapper, encoder: LogRecordEncoder) -> None:
     """Each record has the fields of its item, as the SDK's encoder writes them."""
     expected = []
     for item in payload.changes:

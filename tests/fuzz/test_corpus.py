@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from statsig_otel.plugin.webhook.payload import Payload, parse
+from statsig_otel.plugin.webhook.body import ParsedBody, parse
 from tests.fuzz import configuration, framing, payload, run
 from tests.fuzz.control_socket import check_answer
 from tests.fuzz.payload import check_against_the_library, check_readers
@@ -86,16 +86,16 @@ def test_an_escaped_character_means_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, Payload(2, ()), Payload(1, parse(b'[{"eventName": "statsig::config_change"}]').changes)]
+    "wrong", [None, ParsedBody(2, ()), ParsedBody(1, parse(b'[{"eventName": "statsig::config_change"}]').changes)]
 )
-def test_the_oracle_of_payloads_notices(wrong: Payload | None) -> None:
+def test_the_oracle_of_payloads_notices(wrong: ParsedBody | None) -> None:
     with pytest.raises(AssertionError):
         check_against_the_library(b"[1]", wrong)
 
 
 def test_readers_that_disagree_are_noticed() -> None:
     with pytest.raises(AssertionError):
-        check_readers(b"[1]", Payload(2, ()))
+        check_readers(b"[1]", ParsedBody(2, ()))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from statsig_otel.exporters.terminal import printable, shorten
 from statsig_otel.plugin.record.filter import ChangeFilter
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.record import LogRecordEncoder
+from statsig_otel.plugin.webhook.body import CONFIG_CHANGE, parse
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
-from statsig_otel.plugin.webhook.payload import CONFIG_CHANGE, parse
 
 pytestmark = pytest.mark.slow
 

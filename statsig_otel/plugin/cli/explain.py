@@ -1,4 +1,4 @@
-"""`statsig-otel explain`: shows how a receiver would answer and map a payload, without sending or storing it."""
+"""`statsig-otel explain`: shows how a receiver would answer and map a body, without sending or storing it."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def command(
     at_ms: int | None,
     as_json: bool,
 ) -> None:
-    """Show how a receiver would answer and map a payload. Nothing is sent or stored.
+    """Show how a receiver would answer and map a body. Nothing is sent or stored.
 
     FILE contains a whole body, as Statsig sends it; - reads it from standard input. The command does what a receiver of
     the configuration does: it checks the signature, the shape and each item, and applies the filter and the mapping.
@@ -86,7 +86,7 @@ def command(
 
     \b
     Exit codes:
-      0  the payload is well-formed, even if all of it is ignored
+      0  the body is well-formed, even if all of it is ignored
       1  the body is malformed, all of its items are invalid, or the configuration has errors
       2  an option is wrong, or FILE can't be read
     """  # noqa: D301 - click wants the character itself

@@ -15,9 +15,9 @@ from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.services import Concerned
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook import lenient_json
+from statsig_otel.plugin.webhook.body import ParsedBody, is_config_change, parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError
 from statsig_otel.plugin.webhook.lenient_json import Item, Items, Members
-from statsig_otel.plugin.webhook.payload import Payload, is_config_change, parse, parse_url_verification
 
 Shape: TypeAlias = Literal["url_verification", "event", "batch"]
 ItemOutcome: TypeAlias = Literal["change", "filtered", "ignored", "invalid"]
@@ -42,7 +42,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainedItem:
-    """One item of a payload. Apart from the records it shows only the name of the item's event.
+    """One item of a body. Apart from the records it shows only the name of the item's event.
 
     Attributes:
         outcome: `change`: the item has records. `filtered`: the receiver's filter drops it. `ignored`: it is not a
@@ -114,13 +114,13 @@ def explain(
     if code is not None:
         return replace(unread, shape="url_verification", verification_code=code)
     try:
-        payload = parse(body)
+        parsed = parse(body)
     except MalformedBodyError as error:
         return replace(unread, problem=str(error))
     shape, decoded = _decode(body.decode())
     mapper = settings.mapper(resource)
     change_filter = settings.filter.create() if settings.filter else None
-    return replace(unread, shape=shape, items=tuple(_explain_items(payload, decoded, mapper, change_filter, at_ns)))
+    return replace(unread, shape=shape, items=tuple(_explain_items(parsed, decoded, mapper, change_filter, at_ns)))
 
 
 def _verify(body: bytes, headers: SignatureHeaders, settings: StatsigReceiverSettings, at_ms: int) -> Verdict:
@@ -151,9 +151,9 @@ def _decode(text: str) -> tuple[Literal["event", "batch"], Sequence[object]]:
 
 
 def _explain_items(
-    payload: Payload, decoded: Sequence[object], mapper: Mapper, change_filter: ChangeFilter | None, at_ns: int
+    parsed: ParsedBody, decoded: Sequence[object], mapper: Mapper, change_filter: ChangeFilter | None, at_ns: int
 ) -> Iterator[ExplainedItem]:
-    changes = iter(payload.changes)
+    changes = iter(parsed.changes)
     for index, value in enumerate(decoded):
         if is_config_change(value):
             yield _explain_change(index, next(changes), mapper, change_filter, at_ns)
@@ -164,7 +164,7 @@ def _explain_items(
 def _explain_change(
     index: int, item: Item, mapper: Mapper, change_filter: ChangeFilter | None, at_ns: int
 ) -> ExplainedItem:
-    mapped = mapper.map(Payload(1, (item,)), at_ns)
+    mapped = mapper.map(ParsedBody(1, (item,)), at_ns)
     for invalid in mapped.invalid:
         return ExplainedItem(index=index, outcome="invalid", reason=invalid.reason)
     for change in mapped.changes:

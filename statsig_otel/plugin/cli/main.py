@@ -22,7 +22,7 @@ _COMMANDS: Final = {
     "dead-letters": "List, show, replay or drop what could not be delivered.",
     "doctor": "Check everything that the service depends on, and suggest fixes.",
     "send": "Sign a webhook as Statsig would, and post it.",
-    "explain": "Show how a receiver would answer and map a payload. Sends nothing.",
+    "explain": "Show how a receiver would answer and map a body. Sends nothing.",
 }
 """Each command with its line of help, so that the list of commands needs no module of theirs."""
 

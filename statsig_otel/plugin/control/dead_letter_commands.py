@@ -35,8 +35,8 @@ from statsig_otel.plugin.control.queue_commands import why_no_sender
 from statsig_otel.plugin.control.socket import ControlError
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.webhook import lenient_json
+from statsig_otel.plugin.webhook.body import ParsedBody, parse
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
-from statsig_otel.plugin.webhook.payload import Payload, parse
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -186,13 +186,13 @@ def _map_anew(dead_letter: StoredDeadLetter, content: bytes, mapper: Mapper) -> 
     """Map an item or a body as if its webhook arrived again at the time of the first one."""
     observed_ns = dead_letter.at_ms * 1_000_000
     try:
-        payload = Payload(1, (lenient_json.read(content.decode()),)) if dead_letter.kind == "item" else parse(content)
+        parsed = ParsedBody(1, (lenient_json.read(content.decode()),)) if dead_letter.kind == "item" else parse(content)
     except (MalformedBodyError, JSONDecodeError, UnicodeDecodeError) as error:
         return Keep(dead_letter.id, str(error), new_reason=True)
-    mapped = mapper.map(payload, observed_ns)
+    mapped = mapper.map(parsed, observed_ns)
     if dead_letter.kind == "item" and mapped.invalid:
         return Keep(dead_letter.id, mapped.invalid[0].reason, new_reason=True)
-    if not mapped.changes and not mapped.invalid and mapped.ignored > payload.ignored:  # it may be the only copy
+    if not mapped.changes and not mapped.invalid and mapped.ignored > parsed.ignored:  # it may be the only copy
         return Keep(dead_letter.id, "the receiver's filter keeps nothing of it: change the filter, or drop it")
     return MapAgain(dead_letter.id, Batch(dead_letter.owner, mapped.changes, mapped.invalid))
 

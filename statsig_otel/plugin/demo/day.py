@@ -19,7 +19,7 @@ from statsig_otel.plugin.demo.samples import (
 from statsig_otel.plugin.demo.table import Row
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.record import uid
-from statsig_otel.plugin.webhook.payload import CONFIG_CHANGE
+from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
 
 _LENGTH_MS: Final = 10 * 3_600_000
 

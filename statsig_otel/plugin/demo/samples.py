@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from secrets import token_hex
 from typing import Final
 
-from statsig_otel.plugin.webhook.payload import CONFIG_CHANGE
+from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
 
 Event = Mapping[str, object]
 

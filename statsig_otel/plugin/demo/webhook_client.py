@@ -19,8 +19,8 @@ from urllib3 import exceptions as http
 from statsig_otel import __version__
 from statsig_otel.exporters.terminal import printable
 from statsig_otel.plugin.demo.samples import url_verification
+from statsig_otel.plugin.webhook.body import parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
-from statsig_otel.plugin.webhook.payload import parse, parse_url_verification
 from statsig_otel.plugin.webhook.secret import fault_of_secret
 from statsig_otel.plugin.webhook.signature import sign
 

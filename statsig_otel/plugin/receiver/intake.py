@@ -20,8 +20,8 @@ from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
+from statsig_otel.plugin.webhook.body import MAX_URL_VERIFICATION_SIZE, parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError, check_body
-from statsig_otel.plugin.webhook.payload import MAX_URL_VERIFICATION_SIZE, parse, parse_url_verification
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verification, Verifier
 
 _logger: Final = logging.getLogger(__name__)
@@ -410,13 +410,13 @@ class Request:
             return refusal(HTTPStatus.BAD_REQUEST, "truncated")
         try:
             self._intake.verified(self._signature.finish())
-            payload = parse(body)
+            parsed = parse(body)
         except UnauthorizedError as error:
             return _unauthorized(error)
         except MalformedBodyError as error:
             self._malformed = error.reason, str(error)
             return Batch(self._intake.name, invalid=(Invalid(body, str(error), whole_body=True),))
-        self._mapped = self._intake.mapper.map(payload, self._now_ns)
+        self._mapped = self._intake.mapper.map(parsed, self._now_ns)
         batch = Batch(self._intake.name, self._mapped.changes, self._mapped.invalid)
         return batch if batch.changes or batch.invalid else self.taken(Receipt(accepted=0))
 

@@ -29,7 +29,7 @@ from statsig_otel.plugin.receiver.answers import (
 )
 from statsig_otel.plugin.receiver.consuming import check_parts, check_receivers, consume, receipt_of, run_in_thread
 from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
-from statsig_otel.plugin.webhook.payload import MAX_URL_VERIFICATION_SIZE
+from statsig_otel.plugin.webhook.body import MAX_URL_VERIFICATION_SIZE
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER
 
 _CHUNK: Final = 64 << 10

@@ -1,4 +1,4 @@
-"""Maps a verified payload to encoded records, and keeps the items that no record can be made of."""
+"""Maps a parsed body to encoded records, and keeps the items that no record can be made of."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemErro
 from statsig_otel.plugin.record.filter import ChangeFilter
 from statsig_otel.plugin.record.record import LogRecordEncoder, RecordFields, uid
 from statsig_otel.plugin.record.services import Concerned, ImpactedServices
+from statsig_otel.plugin.webhook.body import ParsedBody
 from statsig_otel.plugin.webhook.lenient_json import Item
-from statsig_otel.plugin.webhook.payload import Payload
 
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """The items of one payload after mapping: each is in `changes`, in `invalid`, or counted in `ignored`.
+    """The items of one body after mapping: each is in `changes`, in `invalid`, or counted in `ignored`.
 
     Attributes:
         changes: The config changes that have records, in order.
@@ -35,7 +35,7 @@ class Mapped:
 
 
 class Mapper:
-    """Maps payloads. Does no I/O, reads no clock, and never raises because of a payload's content.
+    """Maps parsed bodies. Does no I/O, reads no clock, and never raises because of what a body contains.
 
     Args:
         encoder: Makes the records; by default the default records.
@@ -66,24 +66,24 @@ class Mapper:
         self._filter = change_filter
         self._services = services
 
-    def map(self, payload: Payload, observed_ns: int) -> Mapped:
-        """Map all config changes of a payload.
+    def map(self, parsed: ParsedBody, observed_ns: int) -> Mapped:
+        """Map all config changes of a body.
 
         Args:
-            payload: The parsed body.
+            parsed: The parsed body.
             observed_ns: When the request arrived, in nanoseconds since the epoch.
 
         Raises:
             TypeError: An argument has another type, such as a body that was not parsed.
         """
-        check_type("payload", payload, Payload, hint="parse(body) makes one")
+        check_type("parsed", parsed, ParsedBody, hint="parse(body) makes one")
         check_type("observed_ns", observed_ns, int)
         changes: list[Change] = []
         invalid: list[Invalid] = []
         left_out: list[str] = []
         in_seconds = 0
-        ignored = payload.ignored
-        for item in payload.changes:
+        ignored = parsed.ignored
+        for item in parsed.changes:
             try:
                 read = self._read(item)
                 if read is None:
@@ -104,9 +104,9 @@ class Mapper:
             item: An item that `map` makes a record of.
 
         Raises:
-            TypeError: It is not one of a payload's items.
+            TypeError: It is not one of the items of a body.
         """
-        check_type("item", item, Item, "one of a Payload's changes")
+        check_type("item", item, Item, "one of a ParsedBody's changes")
         if self._services is None:
             return None
         read = self._read(item)

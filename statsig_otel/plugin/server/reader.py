@@ -177,13 +177,13 @@ class _Chunks:
         self._left = 0  # bytes of the current chunk that are still to come
         self._header, self._header_begun = _FIRST_CHUNK, _FIRST_CHUNK_BEGUN
         self._in_trailers = False
-        self._payload = 0
+        self._content = 0
         self._framing = 0  # bytes of headers
         self._trailers = 0  # bytes of trailers
         self._trailer_lines = 0
 
     def read(self, data: bytes, body: list[bytes]) -> tuple[bytes, bool]:
-        """Read the next bytes, and append the payload to the body.
+        """Read the next bytes, and append their content to the body.
 
         Returns:
             What was not read, and whether the body is complete.
@@ -219,10 +219,10 @@ class _Chunks:
             self._header, self._header_begun = _NEXT_CHUNK, _NEXT_CHUNK_BEGUN
             self._left = int(match[1], 16)
             self._in_trailers = not self._left
-            self._payload += self._left
+            self._content += self._left
             self._framing += match.end() - at
             at = match.end()
-            if self._framing > MAX_FRAMING + self._payload:
+            if self._framing > MAX_FRAMING + self._content:
                 raise _wrong_chunk("the headers of the chunks are larger than their content")
         return at
 

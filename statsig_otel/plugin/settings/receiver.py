@@ -137,12 +137,12 @@ class StatsigReceiverSettings(Settings):
     """One receiver: an address, a path, its secrets, and how its records look.
 
     Example:
-        >>> from statsig_otel.plugin import Payload, StatsigReceiverSettings
+        >>> from statsig_otel.plugin import ParsedBody, StatsigReceiverSettings
         >>> settings = StatsigReceiverSettings.model_validate({"signing_secrets": ["webhook-..."], "user": "drop"})
         >>> (settings.endpoint, settings.signing_secrets)
         ('localhost:8080', [[REDACTED]])
         >>> intake = settings.intake()  # for an application of your own
-        >>> len(settings.mapper().map(Payload(0, ()), observed_ns=0).changes)  # for a replay of your own
+        >>> len(settings.mapper().map(ParsedBody(0, ()), observed_ns=0).changes)  # for a replay of your own
         0
     """
 

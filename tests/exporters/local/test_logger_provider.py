@@ -28,7 +28,7 @@ from statsig_otel.exporters.consumer import Batch, Change, Invalid, RefusedError
 from statsig_otel.exporters.local.logger_provider import LoggerProviderConsumer
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.record import LogRecordEncoder
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 from tests.peers.otlp_servers import GrpcSink
 
 DATA = Path(__file__).parents[2] / "data"

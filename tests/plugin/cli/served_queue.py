@@ -28,7 +28,7 @@ from statsig_otel.plugin.control.handlers import handlers
 from statsig_otel.plugin.control.socket import ControlServer
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapper
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 from statsig_otel.plugin.webhook.signature import Verifier
 from tests.waiting import wait_until
 

@@ -20,8 +20,8 @@ from statsig_otel.plugin.cli import explanation
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.webhook.body import ParsedBody, parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
-from statsig_otel.plugin.webhook.payload import Payload, parse, parse_url_verification
 from statsig_otel.plugin.webhook.signature import sign
 from tests.plugin.strategies import arrays, config_changes, json_texts
 
@@ -179,7 +179,7 @@ def test_an_explanation_says_what_the_receiver_does(text: str) -> None:
     if explained.verification_code is not None:
         assert (explained.shape, explained.problem, explained.items) == ("url_verification", None, ())
         return
-    payload: Payload | None = None
+    payload: ParsedBody | None = None
     problem: str | None = None
     try:
         payload = parse(body)

@@ -23,7 +23,7 @@ from statsig_otel.plugin.demo.samples import SAMPLES
 from statsig_otel.plugin.demo.webhook_client import Answer, SendError, read_secret
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.record import uid
-from statsig_otel.plugin.webhook import payload as webhook
+from statsig_otel.plugin.webhook import body as webhook
 from statsig_otel.plugin.webhook.signature import verify
 from tests.peers.certs import Authority
 

@@ -20,8 +20,8 @@ from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.intake import SMALL_BODY, Intake
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
+from statsig_otel.plugin.webhook.body import ParsedBody
 from statsig_otel.plugin.webhook.lenient_json import _Numbers
-from statsig_otel.plugin.webhook.payload import Payload
 from statsig_otel.plugin.webhook.signature import Verifier
 from tests.plugin.adapters import (
     ADAPTERS,
@@ -207,7 +207,7 @@ def test_neither_does_a_request_for_which_the_memory_is_missing(size: int, caplo
     caplog.set_level(logging.CRITICAL)  # else pytest keeps the errors
 
     class Failing(Mapper):
-        def map(self, payload: Payload, observed_ns: int) -> Mapped:
+        def map(self, payload: ParsedBody, observed_ns: int) -> Mapped:
             raise MemoryError
 
     body = body_of(CHANGE).ljust(size)

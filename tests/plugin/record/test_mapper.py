@@ -17,8 +17,8 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from statsig_otel.exporters.consumer import Change, Invalid
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.record.record import LogRecordEncoder
+from statsig_otel.plugin.webhook.body import ParsedBody, parse
 from statsig_otel.plugin.webhook.lenient_json import Item
-from statsig_otel.plugin.webhook.payload import Payload, parse
 from tests.plugin.strategies import HOSTILE, config_changes, join_object, json_texts
 
 DATA: Final = Path(__file__).parents[2] / "data"
@@ -271,11 +271,11 @@ def test_the_original_is_the_text_as_sent() -> None:
 
 def test_an_item_that_is_no_object_is_invalid() -> None:
     """`parse` makes none such; an embedder might."""
-    mapped = Mapper().map(Payload(1, (Item("[]", []),)), OBSERVED)
+    mapped = Mapper().map(ParsedBody(1, (Item("[]", []),)), OBSERVED)
     assert [invalid.reason for invalid in mapped.invalid] == ["is not an object"]
 
 
-@pytest.mark.parametrize("module", ["webhook.payload", "record.change_event", "record.record", "record.mapper"])
+@pytest.mark.parametrize("module", ["webhook.body", "record.change_event", "record.record", "record.mapper"])
 def test_the_pure_part_loads_no_server_and_no_exporter(module: str) -> None:
     """It is what an embedder imports into a process of its own."""
     script = f"import sys, statsig_otel.plugin.{module}; print(*sys.modules, sep='\\n')"

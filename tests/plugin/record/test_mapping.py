@@ -40,8 +40,8 @@ from statsig_otel.plugin.record.services import (
 )
 from statsig_otel.plugin.record.template import Template, TemplateError
 from statsig_otel.plugin.settings.mapping import MappingSettings
+from statsig_otel.plugin.webhook.body import parse
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
-from statsig_otel.plugin.webhook.payload import parse
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
 from tests.plugin.strategies import config_changes
 

@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.plugin.record.mapper import Mapper
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
 
 CASES: Final = Path(__file__).parent / "mapping_cases"

@@ -13,7 +13,7 @@ import pytest
 from statsig_otel.config.errors import ConfigError
 from statsig_otel.plugin.record.mapper import Mapped
 from statsig_otel.plugin.record.record import MAX_RECORD_BYTES
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
 from tests.plugin.record.test_arrays import body_of
 from tests.plugin.record.test_record import attributes_in, record_in
@@ -94,7 +94,7 @@ import json, resource, sys
 from pathlib import Path
 from statsig_otel.exporters.local.file import FileExporter, FileSettings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

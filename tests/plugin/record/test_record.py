@@ -39,7 +39,7 @@ from statsig_otel.plugin.record.record import (
     UserMode,
     uid,
 )
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 
 DATA: Final = Path(__file__).parents[2] / "data"
 GOLDEN: Final = DATA / "records"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statsig_otel.plugin.record.record import LogRecordEncoder
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
 from tests.plugin.record.test_arrays import body_of
 from tests.plugin.record.test_record import attributes_in, record_in

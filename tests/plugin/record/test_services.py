@@ -23,8 +23,8 @@ from statsig_otel.plugin.record.services import (
     ImpactedService,
     service_uid,
 )
+from statsig_otel.plugin.webhook.body import parse
 from statsig_otel.plugin.webhook.lenient_json import Item
-from statsig_otel.plugin.webhook.payload import parse
 from tests.exporters.queue.helpers import PATIENCE, consume, read_all, running
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of, plain
 

@@ -10,7 +10,7 @@ from statsig_otel.config.errors import ConfigError
 from statsig_otel.plugin.record.mapping import Constant, Lookup, parse_template
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.template import Template
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
 from tests.plugin.record.test_arrays import body_of
 from tests.plugin.record.test_record import record_in

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from statsig_otel.plugin.record.change_event import InvalidItemError
 from statsig_otel.plugin.record.record import uid
+from statsig_otel.plugin.webhook.body import parse
 from statsig_otel.plugin.webhook.lenient_json import read
-from statsig_otel.plugin.webhook.payload import parse
 from tests.plugin.strategies import json_texts, objects
 
 DATA: Final = Path(__file__).parents[2] / "data"

@@ -6,7 +6,7 @@ from statsig_otel.config import ConfigError
 from statsig_otel.config.values import reveal
 from statsig_otel.exporters.consumer import Batch
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 from statsig_otel.plugin.webhook.signature import sign
 
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from statsig_otel.plugin.webhook import payload as webhook
+from statsig_otel.plugin.webhook import body as webhook
+from statsig_otel.plugin.webhook.body import ParsedBody
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.lenient_json import Item, Items, Members, read, split
-from statsig_otel.plugin.webhook.payload import Payload
 from tests.plugin.strategies import arrays, config_changes, json_texts, objects
 
 
@@ -257,14 +257,14 @@ def test_split_takes_exactly_what_the_standard_library_takes(text: str) -> None:
 LENIENT_ONLY: Final = (msgspec.MsgspecError, RecursionError)
 
 
-def lenient(body: bytes) -> Payload | str:
+def lenient(body: bytes) -> ParsedBody | str:
     try:
         return webhook._parse_leniently(body.decode())
     except MalformedBodyError as error:
         return error.reason
 
 
-def parsed(body: bytes) -> Payload | str:
+def parsed(body: bytes) -> ParsedBody | str:
     try:
         return webhook.parse(body)
     except MalformedBodyError as error:
@@ -355,7 +355,7 @@ def test_the_strict_path_refuses_what_the_lenient_one_is_for(hostile: str) -> No
 def test_a_process_with_another_bound_of_digits(bound: str, readable: int) -> None:
     """Python's bound can be set to less, or lifted: one long integer still makes only its own item invalid."""
     script = """
-from statsig_otel.plugin.webhook.payload import parse
+from statsig_otel.plugin.webhook.body import parse
 for digits in (640, 641, 4300, 4301):
     event = '{"eventName":"statsig::config_change","x":%s}'
     payload = parse(("[" + event % 1 + "," + event % ("9" * digits) + ']').encode())

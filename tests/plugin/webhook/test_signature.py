@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.webhook import signature as signature_module
+from statsig_otel.plugin.webhook.body import parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import UnauthorizedError, WebhookError
-from statsig_otel.plugin.webhook.payload import parse, parse_url_verification
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier, sign, verify
 
 DATA: Final = Path(__file__).parents[2] / "data"

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.plugin.webhook import payload as webhook
+from statsig_otel.plugin.webhook import body as webhook
+from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
-from statsig_otel.plugin.webhook.payload import CONFIG_CHANGE
 from tests.plugin.strategies import arrays, config_changes, json_texts
 from tests.plugin.webhook.test_lenient_json import SHAPES
 

@@ -36,7 +36,7 @@ _MAX_COUNTED_BY_TEXT: Final = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Payload:
+class ParsedBody:
     """The events of one request.
 
     Attributes:
@@ -45,8 +45,8 @@ class Payload:
 
     Example:
         >>> from statsig_otel.plugin import parse
-        >>> payload = parse(b'[{"eventName": "statsig::config_change"}, {"eventName": "statsig::gate_exposure"}]')
-        >>> (payload.count, len(payload.changes))
+        >>> parsed = parse(b'[{"eventName": "statsig::config_change"}, {"eventName": "statsig::gate_exposure"}]')
+        >>> (parsed.count, len(parsed.changes))
         (2, 1)
     """
 
@@ -120,7 +120,7 @@ def parse_url_verification(body: bytes) -> str | None:
         return None
 
 
-def parse(body: bytes) -> Payload:
+def parse(body: bytes) -> ParsedBody:
     """Split a verified body into its events.
 
     Raises:
@@ -142,7 +142,7 @@ def parse(body: bytes) -> Payload:
     return _parse_strictly(body) or _parse_leniently(body.decode())
 
 
-def _parse_strictly(body: bytes) -> Payload | None:
+def _parse_strictly(body: bytes) -> ParsedBody | None:
     """Find the changes of a batch by their name, and step over everything else once.
 
     None if the lenient reader has to read the body. The name alone takes the place of each change. If the batch then
@@ -166,7 +166,7 @@ def _parse_strictly(body: bytes) -> Payload | None:
         return None
     if changes and len(changes) != (items.count(_QUOTED_CHANGE) or items.count(CONFIG_CHANGE)):
         return None
-    return Payload(len(items), tuple(map(_read_item, reversed(changes))))
+    return ParsedBody(len(items), tuple(map(_read_item, reversed(changes))))
 
 
 def _may_contain_escaped_name(body: bytes) -> bool:
@@ -210,33 +210,33 @@ def _read_item(text: bytes) -> Item:
         return lenient_json.read(text.decode())
 
 
-def _parse_leniently(text: str) -> Payload:
+def _parse_leniently(text: str) -> ParsedBody:
     """Read a body that contains something that msgspec refuses, or has none of the known shapes."""
     try:
-        payload = _payload_of(text, lenient_json.split(text, is_config_change, names=("data", "eventName")))
+        parsed = _parsed_from(text, lenient_json.split(text, is_config_change, names=("data", "eventName")))
     except JSONDecodeError as error:
         raise MalformedBodyError("not_json", f"the body is not JSON: {error.msg} at character {error.pos}") from error
-    if payload is None:
+    if parsed is None:
         raise MalformedBodyError("unknown_shape", "the body is neither a batch of events nor one event")
-    return payload
+    return parsed
 
 
-def _payload_of(text: str, parts: Items | Members | None) -> Payload | None:
+def _parsed_from(text: str, parts: Items | Members | None) -> ParsedBody | None:
     if parts is None:
         return None
     if isinstance(parts, Items):
-        return Payload(parts.count, parts.kept)
+        return ParsedBody(parts.count, parts.kept)
     if parts.last.get("eventName") == CONFIG_CHANGE:
-        return Payload(1, (lenient_json.read(text),))
+        return ParsedBody(1, (lenient_json.read(text),))
     if parts.lost:  # two `data`: the changes of the earlier one would be lost
         return None
     data = parts.last.get("data")
     if isinstance(data, Items):
-        return Payload(data.count, data.kept)
+        return ParsedBody(data.count, data.kept)
     if isinstance(data, Item):
-        return Payload(1, (data,))
+        return ParsedBody(1, (data,))
     if "eventName" in parts.last or (isinstance(data, dict) and "eventName" in data):
-        return Payload(1, ())
+        return ParsedBody(1, ())
     return None
 
 

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from statsig_otel.plugin.webhook.errors import MalformedBodyError
-from statsig_otel.plugin.webhook.lenient_json import read
-from statsig_otel.plugin.webhook.payload import (
+from statsig_otel.plugin.webhook.body import (
     CONFIG_CHANGE,
     MAX_URL_VERIFICATION_SIZE,
-    Payload,
+    ParsedBody,
     _parse_leniently,
     _parse_strictly,
     parse,
     parse_url_verification,
 )
+from statsig_otel.plugin.webhook.errors import MalformedBodyError
+from statsig_otel.plugin.webhook.lenient_json import read
 from tests.plugin.strategies import HOSTILE, arrays, config_changes, json_texts, spellings
 
 DATA: Final = Path(__file__).parents[2] / "data"
@@ -30,7 +30,7 @@ EXPOSURE: Final = '{"eventName":"statsig::gate_exposure","timestamp":"1","statsi
 OTHER_ITEMS: Final = ("{}", "null", "0", "[]", '"a,b"', '{"eventName":1}', '{"eventName":[]}')
 
 
-def batch(body: str | bytes) -> Payload:
+def batch(body: str | bytes) -> ParsedBody:
     payload = parse(body if isinstance(body, bytes) else body.encode())
     assert payload.ignored + len(payload.changes) == payload.count
     return payload
@@ -122,7 +122,7 @@ def test_the_samples_in_both_shapes(name: str) -> None:
 
 def test_the_sample_of_a_bare_array() -> None:
     sample = json.loads((DATA / "exposures.json").read_text())["bare_array_batch"]
-    assert batch(json.dumps(sample)) == Payload(3, ())
+    assert batch(json.dumps(sample)) == ParsedBody(3, ())
 
 
 def test_an_item_keeps_its_own_text() -> None:
