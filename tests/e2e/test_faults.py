@@ -282,7 +282,7 @@ def write_disk_config(disk: Path, exporters: Mapping[str, Mapping[str, object]],
     return path
 
 
-def test_a_disk_that_the_queue_filled_up_to_its_reserve_is_refused_and_delivered_empty(disk: Path) -> None:
+def test_a_queue_that_fills_the_disk_refuses_webhooks_and_delivers_all(disk: Path) -> None:
     with GrpcSink() as sink:
         sink.answer = DOWN
         config = write_disk_config(disk, {"otlp_grpc": grpc_exporter(sink)}, min_free_bytes=2 << 20)
@@ -350,9 +350,7 @@ def check_pace(failing: HttpSink) -> None:
 
 
 @pytest.mark.slow
-def test_a_clock_that_jumps_under_a_running_service_stalls_nothing_and_repeats_nothing(
-    tmp_path: Path, machine: FaultyMachine
-) -> None:
+def test_a_clock_that_jumps_neither_stalls_nor_repeats_anything(tmp_path: Path, machine: FaultyMachine) -> None:
     with GrpcSink() as over_grpc, HttpSink() as over_http, HttpSink() as failing, ExitStack() as dead:
         port = dead.enter_context(dead_port())
         failing.answer = HttpAnswer(status=503)

@@ -93,7 +93,7 @@ def state(folder: Path) -> dict[str, Any]:
     return row
 
 
-def test_a_running_service_is_asked_mended_and_replayed(tmp_path: Path) -> None:
+def test_a_running_service_lists_and_replays_dead_letters(tmp_path: Path) -> None:
     with GrpcSink() as sink:
         sink.answer = EXPIRED
         config = write_config(tmp_path, {"otlp_grpc": exporter(sink)}, queued=True)

@@ -179,7 +179,7 @@ def test_certificates_that_were_renewed_count_without_a_reload(tmp_path: Path, *
 
 
 @pytest.mark.slow
-def test_under_load_pipelines_lead_to_other_exporters_and_each_change_reaches_all_of_one_reload(tmp_path: Path) -> None:
+def test_under_load_each_change_reaches_the_exporters_of_one_reload(tmp_path: Path) -> None:
     """Of before or of after: a batch is never for one exporter of before and another one of after."""
     with GrpcSink() as unqueued, GrpcSink() as queued, GrpcSink() as other:
         sinks = {"otlp_grpc/unqueued": unqueued, "otlp_grpc/queued": queued, "otlp_grpc/other": other}
@@ -260,7 +260,7 @@ def test_an_exporter_without_a_queue_needs_a_restart_for_other_keys_and_goes_on(
 
 
 @pytest.mark.slow
-def test_where_an_exporter_can_not_start_the_rest_counts_and_secrets_are_still_watched(tmp_path: Path) -> None:
+def test_if_one_exporter_can_not_start_the_rest_of_a_reload_is_applied(tmp_path: Path) -> None:
     secret, locked = tmp_path / "secret", tmp_path / "locked.jsonl"
     secret.write_text(SECRET)
     with GrpcSink() as sink, locked.open("w") as held:

@@ -383,7 +383,7 @@ def test_help_and_version() -> None:
 
 
 @pytest.mark.slow
-def test_a_service_that_cannot_accept_any_more_ends_so_that_a_supervisor_starts_it_again(tmp_path: Path) -> None:
+def test_a_service_that_can_accept_nothing_any_more_ends_for_its_supervisor(tmp_path: Path) -> None:
     """Not a process that lives and listens no more."""
     program = (
         "import socket, sys, threading, time\n"

@@ -109,7 +109,7 @@ def test_without_a_queue_the_batch_is_refused(answer: Callable[[list[str]], Any]
         made.shutdown()
 
 
-def test_a_record_that_an_exporter_can_not_bear_holds_up_none_before_it_and_can_be_skipped(tmp_path: Path) -> None:
+def test_a_record_that_breaks_an_exporter_delays_none_before_it_and_can_be_skipped(tmp_path: Path) -> None:
     def answer(names: list[str]) -> Any:
         if "r0002" in names:
             raise Odd

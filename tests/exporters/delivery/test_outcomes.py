@@ -150,7 +150,7 @@ def test_small_batches_turn_no_backlog_into_dead_letters(tmp_path: Path, http: B
         assert all(len(batch) == 1 for batch, _ in http.calls)
 
 
-def test_a_mended_key_before_a_refusing_backend_loses_no_backlog(tmp_path: Path, http: Backend) -> None:
+def test_a_corrected_key_before_a_refusing_backend_loses_no_backlog(tmp_path: Path, http: Backend) -> None:
     """While it is blocked the head goes alone; that it is refused then says nothing about the data yet."""
     names = named(20)
     http.rule = lambda sent: "blocked"
@@ -167,7 +167,7 @@ def test_a_mended_key_before_a_refusing_backend_loses_no_backlog(tmp_path: Path,
 
 
 @pytest.mark.parametrize("mended_at", [1, 4, 5, 9, 15])
-def test_a_backend_that_is_mended_in_the_middle_of_a_halving_turns_nothing_into_dead_letters(
+def test_a_backend_that_is_repaired_during_halving_makes_no_dead_letters(
     tmp_path: Path, http: Backend, mended_at: int
 ) -> None:
     """What was refused alone before it is settled that it is the data, gets another chance."""
@@ -208,7 +208,7 @@ def test_a_partial_success_is_never_sent_again_and_kept(tmp_path: Path, backend:
         assert names_in(letter.content) == named(3)
 
 
-def test_while_blocked_nothing_leaves_the_queue_and_all_is_delivered_once_the_key_is_right(
+def test_a_blocked_exporter_keeps_its_queue_and_delivers_once_the_key_is_right(
     tmp_path: Path, backend: Backend
 ) -> None:
     names = named(1000)
@@ -228,9 +228,7 @@ def test_while_blocked_nothing_leaves_the_queue_and_all_is_delivered_once_the_ke
 
 @pytest.mark.parametrize("fault", ["later", "blocked", "broken"])
 @pytest.mark.parametrize("at", [3, 12])
-def test_a_fault_in_the_middle_of_a_halving_undoes_and_doubles_nothing(
-    tmp_path: Path, http: Backend, fault: Kind, at: int
-) -> None:
+def test_a_fault_during_halving_undoes_and_repeats_nothing(tmp_path: Path, http: Backend, fault: Kind, at: int) -> None:
     names, bad = named(50), ["r0000", "r0020", "r0021", "r0049"]
     refuse = refusing(bad)
     http.rule = lambda sent: fault if len(http.calls) in (at, at + 1) else refuse(sent)

@@ -33,9 +33,7 @@ def test_shutdown_sends_what_waits_while_the_backend_answers(tmp_path: Path, htt
         wait_until(lambda: threads() == [])
 
 
-def test_shutdown_drains_up_to_its_time_and_the_rest_is_delivered_after_the_next_start(
-    tmp_path: Path, http: Backend
-) -> None:
+def test_shutdown_drains_in_its_time_and_the_next_start_delivers_the_rest(tmp_path: Path, http: Backend) -> None:
     """What is sent twice is the one batch that shutdown cut off."""
     names = named(40)
 

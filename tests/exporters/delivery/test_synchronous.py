@@ -262,7 +262,7 @@ def test_one_bad_batch_does_not_refuse_those_it_was_joined_with(refused: Outcome
 
 
 @pytest.mark.parametrize("failure", [RetryLater("503"), Rejected("400"), Blocked("401")])
-def test_after_the_first_records_the_rest_is_sent_alone_and_only_its_batches_are_refused(failure: Outcome) -> None:
+def test_if_only_the_first_records_were_taken_only_the_other_batches_are_refused(failure: Outcome) -> None:
     def answer(sent: bytes) -> Outcome:
         taken = sent.partition(b"!")[0]
         return Delivered() if taken == sent else Delivered(len(taken)) if taken else failure

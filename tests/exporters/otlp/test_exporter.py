@@ -60,7 +60,7 @@ def keys(sink: Sink) -> list[str | None]:
     return [received.headers.get("api-key") for received in sink.requests]
 
 
-def test_a_header_counts_from_the_next_send_on_and_the_one_under_way_ends_as_it_began(peers: Peers) -> None:
+def test_a_new_header_is_used_from_the_next_send_on(peers: Peers) -> None:
     with peers.sink() as sink:
         exporter = peers.exporter(peers.settings(sink, headers={"api-key": "old"}))
         peers.hang(sink)

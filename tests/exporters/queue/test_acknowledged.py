@@ -39,7 +39,7 @@ class Clock:
         return self.now
 
 
-def test_an_answer_means_that_another_connection_sees_the_records_and_the_invalid_items(tmp_path: Path) -> None:
+def test_after_an_answer_another_connection_sees_the_records_and_invalid_items(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         receipt = consume(queue, batch(1, 2, 1, records=2, invalid=1)).result(PATIENCE)
         assert receipt == Receipt(accepted=2, duplicates=1)

@@ -69,7 +69,7 @@ def test_a_copy_that_is_made_under_load_has_what_was_acknowledged_before(
     assert not errors(caplog)
 
 
-def test_a_copy_of_a_stopped_queue_has_dead_letters_and_places(tmp_path: Path) -> None:
+def test_a_copy_of_a_stopped_queue_has_dead_letters_and_cursors(tmp_path: Path) -> None:
     with running(tmp_path / "queue", exporters=("otlp", "slow")) as queue:
         put(queue, 1, 2, 3)
         consume(queue, batch(invalid=1)).result(30)

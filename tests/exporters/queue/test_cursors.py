@@ -171,7 +171,7 @@ def test_records_that_were_ticked_off_before_are_not_counted_twice(tmp_path: Pat
         assert delivered(cursor) == [3]
 
 
-def test_exporters_that_begin_at_the_oldest_record_come_under_load_and_every_count_stays_true(tmp_path: Path) -> None:
+def test_exporters_added_under_load_begin_at_the_oldest_record_and_counts_stay_true(tmp_path: Path) -> None:
     with running(tmp_path, exporters=("a",)) as queue:
         put(queue, *range(50))
         names = ["a"]

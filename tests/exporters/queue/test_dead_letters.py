@@ -126,7 +126,7 @@ def test_a_selection_finds_what_it_names_and_nothing_else(
     assert five.ids() == [number for number in (1, 2, 3, 4, 5) if number not in expected]
 
 
-def test_a_selection_with_an_unknown_field_is_refused_since_without_it_more_would_be_selected() -> None:
+def test_a_selection_with_an_unknown_field_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="unknown field"):
         msgspec.convert({"exportr": "a"}, Selection)
 
@@ -223,7 +223,7 @@ def test_an_item_is_taken_over_as_if_its_request_had_come_now(database: Database
     assert database.ids() == []
 
 
-def test_of_a_body_what_is_still_invalid_becomes_letters_of_their_own(database: Database) -> None:
+def test_items_of_a_body_that_are_still_invalid_become_dead_letters(database: Database) -> None:
     letter = database.bury("body", "statsig", b"body")
     changes = (Change(uid(1), (payload("x"), payload("y"))), Change(uid(2), (payload("z"),)))
     done = database.replay(MapAgain(letter, Batch("statsig", changes, (Invalid(b"bad", "no name"),))))
@@ -243,7 +243,7 @@ def test_a_receiver_without_a_queued_exporter_loses_nothing(database: Database, 
 
 
 @pytest.mark.parametrize(("receivers", "waits"), [({}, 0), (RECEIVERS, 1)])
-def test_what_the_synchronous_exporters_have_is_put_into_a_queue_only_where_there_is_one(
+def test_records_that_synchronous_exporters_have_enter_a_queue_only_if_there_is_one(
     database: Database, receivers: dict[str, Route], waits: int
 ) -> None:
     letter = database.bury("body", "statsig", b"body")

@@ -85,7 +85,7 @@ def test_a_kill_between_a_delivery_and_its_tick_many_times(tmp_path: Path) -> No
     check_kills_while_delivering(tmp_path, 60)
 
 
-def test_a_file_that_cannot_grow_acknowledges_nothing_that_is_not_on_disk_and_recovers(
+def test_a_file_that_can_not_grow_acknowledges_only_what_is_on_disk(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A real I/O error in the middle of a commit: the process may write no file beyond a size."""

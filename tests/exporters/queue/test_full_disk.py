@@ -73,9 +73,7 @@ def test_a_reserve_is_kept_in_which_all_can_be_delivered_and_deleted(
     assert not errors(caplog)
 
 
-def test_a_disk_that_somebody_else_filled_refuses_and_recovers_without_a_hand_on_the_queue(
-    disk: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_disk_that_others_filled_refuses_and_recovers_by_itself(disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     with running(disk / "queue") as queue:
         put(queue, 1, 2, 3)
         cursor = queue.cursor("otlp")

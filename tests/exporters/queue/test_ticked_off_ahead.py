@@ -40,7 +40,7 @@ def test_what_is_ticked_off_ahead_counts_as_done_and_is_on_disk_once_it_is_settl
         assert delivered(cursor) == [6, 7, 8]
 
 
-def test_what_can_not_be_ticked_off_ahead_is_told_by_the_next_call_and_is_not_read_again(tmp_path: Path) -> None:
+def test_a_failure_to_tick_off_ahead_is_raised_by_the_next_call(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         put(queue, *range(1, 8))
         cursor = queue.cursor("otlp")

@@ -179,7 +179,7 @@ def test_a_first_sector_that_is_gone_hides_nothing(directory: Path, caplog: pyte
     assert said(caplog, logging.ERROR, "its log is damaged") == 1
 
 
-def test_a_last_commit_that_a_power_failure_left_incomplete_is_dropped_with_a_warning(
+def test_a_last_commit_left_incomplete_by_a_power_failure_is_dropped(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with changed(directory) as log:

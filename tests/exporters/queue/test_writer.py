@@ -275,7 +275,7 @@ def test_items_are_refused_with_all_else_where_nothing_is_stored_and_after_the_e
     assert names(watched.path) == []
 
 
-def test_an_error_of_the_database_refuses_all_who_wait_and_the_file_is_looked_at_anew(
+def test_a_database_error_refuses_all_waiting_jobs_and_reopens_the_file(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(connection: sqlite3.Connection) -> None:
@@ -328,9 +328,7 @@ def test_a_commit_that_fails_acknowledges_nothing(watched: Watched) -> None:
     assert names(watched.path) == ["c"]
 
 
-def test_damage_that_is_found_twice_sets_the_file_aside_and_what_waits_goes_to_a_new_one(
-    watched: Watched, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damage_that_is_found_twice_sets_the_file_aside(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     watched.writer.submit(insert("old")).result(PATIENCE)
     runs: list[int] = []
 

@@ -28,7 +28,7 @@ from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize("how", ["running", "stopped"])
-def test_letters_are_listed_and_shown(tmp_path: Path, how: str) -> None:
+def test_dead_letters_are_listed_and_shown(tmp_path: Path, how: str) -> None:
     bury(
         tmp_path,
         letter_of_item("x"),
@@ -67,7 +67,7 @@ def test_letters_are_listed_and_shown(tmp_path: Path, how: str) -> None:
     assert "ffff" in text
 
 
-def test_where_there_are_no_letters_it_is_said(tmp_path: Path) -> None:
+def test_that_there_are_no_dead_letters_is_said(tmp_path: Path) -> None:
     bury(tmp_path)
     assert as_json(tmp_path, "dead-letters", "list") == []
     assert "There are no dead letters." in run(tmp_path, "dead-letters", "list").output
@@ -118,7 +118,7 @@ def test_wrong_options_are_usage_errors(tmp_path: Path, arguments: tuple[str, ..
 
 
 @pytest.mark.parametrize("how", ["running", "stopped"])
-def test_letters_are_dropped_only_when_that_was_said(
+def test_dead_letters_are_dropped_only_on_confirmation(
     tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bury(tmp_path, *(letter_of_record(name) for name in "vwxyz"), letter_of_item("x"))

@@ -79,7 +79,7 @@ def test_the_directory_is_all_that_has_to_be_known(directory: str, args: tuple[s
     assert asked == [{}]
 
 
-def test_a_configuration_without_a_directory_is_looked_for_where_a_service_has_its_queue() -> None:
+def test_without_a_directory_the_default_directory_is_tried() -> None:
     with service("state", []):
         assert call("--config", config(None)).output == "Nothing has changed.\n"
 

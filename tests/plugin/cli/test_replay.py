@@ -288,7 +288,7 @@ def test_a_receiver_without_a_queued_exporter_is_replayed_to_its_synchronous_one
         assert stored.result() == (0,)
 
 
-def test_a_page_of_letters_goes_to_a_synchronous_exporter_together(tmp_path: Path) -> None:
+def test_a_page_of_dead_letters_goes_to_a_synchronous_exporter_together(tmp_path: Path) -> None:
     """One send after the other would be a page of timeouts where a backend hangs."""
     bury(tmp_path, *(letter_of_item(f"n{number}") for number in range(100)))
     with Served(tmp_path, delivered=("debug/now",)) as served:
@@ -338,7 +338,7 @@ def test_what_reached_a_synchronous_exporter_alone_comes_again_with_the_same_uid
         served.good.wait(lambda: served.good.received == ["x"])
 
 
-def test_many_letters_go_page_by_page_and_new_ones_are_not_tried(tmp_path: Path) -> None:
+def test_many_dead_letters_go_page_by_page_and_new_ones_are_not_tried(tmp_path: Path) -> None:
     """A record that is refused once more becomes a letter again, which the same command leaves alone."""
     bury(tmp_path, *(letter_of_record(f"n{number}", owner="good") for number in range(250)))
     with Served(tmp_path) as served:

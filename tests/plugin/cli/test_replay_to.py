@@ -32,7 +32,7 @@ def test_without_a_service_and_a_configuration_nobody_knows_what_is_configured(t
     assert waiting(tmp_path)["bad"] == 1
 
 
-def test_nothing_is_replayed_to_an_exporter_that_left_the_configuration_of_a_stopped_service(tmp_path: Path) -> None:
+def test_nothing_is_replayed_to_an_exporter_that_left_the_configuration(tmp_path: Path) -> None:
     directory = tmp_path / "queue"
     directory.mkdir()
     bury(directory, letter_of_record("x"), letter_of_record("y", owner="debug/good"))

@@ -256,7 +256,7 @@ def exchange(address: Address, data: bytes) -> int:
         return read_response(connection).status
 
 
-def test_an_answer_that_its_consumer_cancels_is_an_error_and_its_neighbours_have_theirs() -> None:
+def test_an_answer_that_its_consumer_cancels_is_an_error_and_others_are_not() -> None:
     class Cancelling(Sink):
         def consume(self, batch: Batch) -> Future[Receipt]:
             future: Future[Receipt] = Future()

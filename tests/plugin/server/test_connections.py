@@ -83,7 +83,7 @@ def test_the_connection_whose_client_is_silent_for_longest_makes_room() -> None:
             assert post(second, b"", b"still") == (200, b"still")
 
 
-def test_a_connection_whose_client_has_sent_what_nobody_has_read_yet_does_not_make_room() -> None:
+def test_a_connection_with_unread_bytes_does_not_make_room() -> None:
     """As in a loop that other clients keep busy: the silence is the server's own."""
     holding = threading.Event()
 
@@ -136,7 +136,7 @@ def test_connections_never_use_up_the_open_files_of_the_process(caplog: pytest.L
 
 
 @pytest.mark.slow
-def test_a_connection_that_makes_room_gives_its_descriptor_back_before_the_next_one_needs_it() -> None:
+def test_a_connection_that_makes_room_gives_its_descriptor_back_at_once() -> None:
     """Else many that come at once use them all up, and the server waits for a second."""
     limited = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh"]
     command = [*limited, sys.executable, str(Path(__file__).with_name("_server_child.py")), "0"]
@@ -178,7 +178,7 @@ def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
         assert received > size
 
 
-def test_a_header_that_is_begun_before_the_stop_is_served_and_then_the_connection_ends() -> None:
+def test_a_request_that_begins_before_the_stop_is_served() -> None:
     with serving(echo_server()) as running, running.connect() as connection:
         request = POST % (b"", 2, b"hi")
         connection.sendall(request[:10])

@@ -46,7 +46,7 @@ class Streaming:
         self.loop.call_soon_threadsafe(self.parts.put_nowait, part)
 
 
-def test_an_answer_without_a_length_is_streamed_part_by_part_and_the_connection_is_kept() -> None:
+def test_an_answer_without_a_length_is_streamed_on_a_connection_that_is_kept() -> None:
     app = Streaming((b"content-type", b"text/plain"))
     with serving(echo_server(app)) as running, running.connect() as connection:
         for _ in range(2):

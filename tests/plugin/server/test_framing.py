@@ -120,7 +120,7 @@ def test_what_is_no_http_is_400_and_never_reaches_the_application(request_: byte
         b"POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
     ],
 )
-def test_the_application_sees_a_body_that_ends_too_early_and_its_answer_reaches_the_client(begun: bytes) -> None:
+def test_a_body_that_ends_too_early_is_seen_and_answered_by_the_application(begun: bytes) -> None:
     app = EchoApp()
     with serving(echo_server(app)) as running, running.connect() as connection:
         connection.sendall(begun)
@@ -151,7 +151,7 @@ def test_what_is_no_http_behind_a_request_does_not_touch_its_answer() -> None:
         assert is_closed(connection)
 
 
-def test_a_request_behind_another_is_not_read_and_the_connection_ends_with_the_answer() -> None:
+def test_a_request_behind_another_is_not_read() -> None:
     app = EchoApp()
     with serving(echo_server(app)) as running, running.connect() as connection:
         connection.sendall((POST % (b"", 5, b"first")) + (POST % (b"", 6, b"second")) * 5000)
@@ -190,7 +190,7 @@ _MANY = 20 * 1024 * 1024
     ("path", "header"), [(b"early", b""), (b"early-and-close", b""), (b"early", b"connection: close\r\n")]
 )
 @pytest.mark.parametrize("secure", [False, True])
-def test_an_answer_before_the_body_reaches_a_client_that_still_sends_and_nothing_is_kept(
+def test_an_answer_before_the_body_reaches_a_client_that_still_sends(
     path: bytes, header: bytes, *, secure: bool, authority: trustme.CA, tls: ServerTlsSettings
 ) -> None:
     with serving(echo_server(tls=tls if secure else None)) as running, contextlib.ExitStack() as stack:

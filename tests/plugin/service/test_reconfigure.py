@@ -208,7 +208,7 @@ def test_renewed_headers_and_certificates_are_taken_over(
                     service.reconfigure(exporting("new", headers={"api-key": "new", "more": "x"}))
 
 
-def test_exporters_that_can_not_be_started_are_blocked_each_with_its_reason_until_they_can(
+def test_exporters_that_can_not_be_started_are_blocked_each_with_its_reason(
     configured: Configured, tmp_path: Path
 ) -> None:
     """Each is named, `queue` shows why, a resume starts one, and a reload starts the others and names them."""

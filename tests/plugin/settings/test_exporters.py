@@ -314,7 +314,7 @@ def test_a_factory_that_makes_no_exporter_is_an_error(site: Site) -> None:
         create_exporter("tape/a", exporter_settings(configured("tape/a: {key: a}", "tape/a"))["tape/a"])
 
 
-def test_a_reload_finds_what_was_installed_or_mended_meanwhile(site: Site) -> None:
+def test_a_reload_finds_types_that_were_installed_or_corrected_meanwhile(site: Site) -> None:
     module = site.module("raise RuntimeError")
     site.install({"tape": f"{module}:EXPORTER"})
     with pytest.raises(ConfigError, match="can't be imported"):
@@ -339,9 +339,7 @@ def sent(exporter: Any) -> list[bytes]:
     return [entry[0] for entry in exporter.log if isinstance(entry, tuple)]
 
 
-def test_behind_the_queue_it_delivers_and_a_reload_exchanges_it_only_where_it_has_changed(
-    tape: str, tmp_path: Path
-) -> None:
+def test_behind_the_queue_it_delivers_and_a_reload_replaces_it_only_if_it_changed(tape: str, tmp_path: Path) -> None:
     before, after = configured("tape: {key: a}"), configured("tape: {key: b}")
     delivery = Outbound(before, tmp_path / "q")
     (first,) = made_by(tape)
@@ -409,9 +407,7 @@ def test_one_ends_before_the_next_one_starts(tape: str, tmp_path: Path) -> None:
         delivery.shutdown()
 
 
-def test_without_a_queue_not_even_another_secret_is_taken_over_by_one_that_can_not_renew_it(
-    tape: str, tmp_path: Path
-) -> None:
+def test_without_a_queue_another_secret_needs_an_exporter_that_can_renew_it(tape: str, tmp_path: Path) -> None:
     before = configured("tape: {key: a, sending_queue: {enabled: false}}")
     backend = Outbound(before, tmp_path / "q")
     changed = configured("tape: {key: b, sending_queue: {enabled: false}}")

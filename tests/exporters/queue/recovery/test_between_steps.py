@@ -195,7 +195,7 @@ def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right
 
 
 @pytest.mark.usefixtures("soon_idle")
-def test_what_was_sent_from_a_file_that_is_gone_ticks_nothing_else_off_in_the_new_one(
+def test_records_sent_from_a_file_that_is_gone_tick_off_none_in_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There the same head can be in the same place already, with another record behind it."""
@@ -232,7 +232,7 @@ def test_what_was_sent_from_a_file_that_is_gone_ticks_nothing_else_off_in_the_ne
 
 
 @pytest.mark.usefixtures("soon_idle")
-def test_a_refused_head_of_a_file_that_is_gone_is_not_judged_by_what_the_new_one_holds(tmp_path: Path) -> None:
+def test_a_refused_head_of_a_file_that_is_gone_is_not_judged_by_the_new_one(tmp_path: Path) -> None:
     """Else it would be ticked off there with the record behind it, and take one along that was never sent."""
 
     def rule(names: list[str]) -> Literal["delivered", "rejected"]:
@@ -275,7 +275,7 @@ def test_it_ends_also_where_it_is_told_to_just_as_it_begins_to_look(tmp_path: Pa
 
 @given(failing=st.lists(st.booleans(), min_size=1), places=st.booleans())
 @settings(max_examples=settings().max_examples // 2)
-def test_a_step_that_is_done_again_doubles_nothing(
+def test_a_step_that_is_done_again_repeats_nothing(
     harmed: Path,
     failing: list[bool],
     places: bool,  # noqa: FBT001 - drawn

@@ -58,7 +58,7 @@ HARMS = [delete_file, delete_all, delete_directory, replace_file]
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_file_that_is_deleted_in_use_is_rescued_and_nothing_is_lost(
+def test_a_file_that_is_deleted_in_use_is_copied_and_nothing_is_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None]
 ) -> None:
     directory = tmp_path / "queue"
@@ -104,7 +104,7 @@ def test_what_a_deleted_file_was_given_last_is_not_counted_in_the_new_one(tmp_pa
         check_counters(queue)
 
 
-def test_a_file_that_is_deleted_while_nothing_comes_in_is_rescued_too(tmp_path: Path) -> None:
+def test_a_file_that_is_deleted_while_idle_is_copied(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         put(queue, 1, 2)
         delete_all(tmp_path)
@@ -113,9 +113,7 @@ def test_a_file_that_is_deleted_while_nothing_comes_in_is_rescued_too(tmp_path: 
         assert delivered(queue.cursor("otlp")) == [1, 2]
 
 
-def test_a_file_that_is_deleted_while_tidying_fails_is_rescued_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_deleted_while_tidying_fails_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def delete_and_fail(_: sqlite3.Connection) -> int:
         monkeypatch.undo()
         delete_all(tmp_path)
@@ -129,7 +127,7 @@ def test_a_file_that_is_deleted_while_tidying_fails_is_rescued_too(
         assert delivered(queue.cursor("otlp")) == [1, 2]
 
 
-def test_a_file_that_can_not_be_rescued_now_is_rescued_later_and_nobody_gets_a_promise(
+def test_a_deleted_file_that_can_not_be_copied_now_is_copied_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = tmp_path / "queue"
@@ -145,7 +143,7 @@ def test_a_file_that_can_not_be_rescued_now_is_rescued_later_and_nobody_gets_a_p
         assert {1, 2, 4} <= set(delivered(queue.cursor("otlp")))
 
 
-def test_while_there_is_no_room_for_a_copy_the_deleted_file_is_kept_open_and_nothing_is_left_lying(
+def test_without_room_for_a_copy_the_deleted_file_stays_open_and_leaves_no_parts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running(tmp_path) as queue:

@@ -118,7 +118,7 @@ def test_what_a_receiver_brought_that_has_left_the_configuration_is_delivered(tm
         assert put(queue, 2, receiver="statsig/left") == Receipt(0, 1), "it comes back"
 
 
-def test_where_places_can_not_be_read_all_that_is_there_goes_to_all_of_its_receiver(tmp_path: Path) -> None:
+def test_without_readable_cursors_all_records_go_to_all_exporters_of_their_receiver(tmp_path: Path) -> None:
     """Rather twice than not at all: the uids are the same."""
     receivers = {"statsig": Route(("a", "b")), "statsig/eu": Route(("b",))}
     with running(tmp_path, receivers=receivers, exporters=("a", "b")) as queue:
@@ -270,7 +270,7 @@ def test_a_large_file_is_carried_over_in_steps_and_others_come_in_between(
     assert found.index(5000) < 999
 
 
-def test_a_stop_in_the_middle_goes_on_after_the_next_start_and_doubles_nothing(
+def test_a_stop_in_the_middle_goes_on_after_the_next_start_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path) as queue:
@@ -344,7 +344,7 @@ def test_a_crash_while_a_file_is_set_aside_loses_nothing(
     assert not [line for line in errors(caplog) if "lost" in line]
 
 
-def test_a_kill_within_a_step_undoes_that_step_alone_and_doubles_nothing(tmp_path: Path) -> None:
+def test_a_kill_within_a_step_undoes_that_step_alone_and_repeats_nothing(tmp_path: Path) -> None:
     with running(tmp_path, exporters=("otlp", "done")) as queue:
         consume(queue, batch(*range(100), records=2, invalid=15)).result(PATIENCE)
         read_all(queue.cursor("done"))
