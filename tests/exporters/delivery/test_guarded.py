@@ -274,5 +274,5 @@ def test_what_a_start_raises_is_an_error_that_the_service_understands(caplog: py
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert "a mistake" in caplog.text
     exporter.error = SystemExit(3)  # it would end the host program
-    with pytest.raises(ValueError, match="out: the exporter can't be started: unexpected SystemExit"):
+    with pytest.raises(ValueError, match="out: unexpected SystemExit of the exporter's start"):
         Guarded("out", exporter).start()
