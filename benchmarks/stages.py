@@ -60,7 +60,6 @@ MODULES: Final = {
     "plugin/receiver/consuming.py": HAND_OVER,
     "plugin/service/consumer.py": HAND_OVER,
     "plugin/service": OTHER,
-    "exporters/delivery/dispatcher.py": HAND_OVER,
     "exporters/queue/slices.py": HAND_OVER,
     "exporters/queue/queue.py": STORE,
     "exporters/queue/store.py": STORE,

@@ -216,7 +216,7 @@ class Assembly:
                 self._control.start()
             for endpoint in self._endpoints:
                 endpoint.server.bind()
-            self._consumer.open(self._outbound.consumer)
+            self._outbound.open(self._consumer)
             if self._endpoints:
                 self._servers.start()
         except BaseException:

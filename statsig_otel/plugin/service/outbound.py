@@ -10,7 +10,6 @@ from typing import Any, Final
 from statsig_otel._times import BATCH_FINISH, COMMIT_TIMEOUT, SEND_GRACE
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import without_secrets
-from statsig_otel.exporters.delivery.dispatcher import Dispatcher
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Exporter
@@ -23,6 +22,7 @@ from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.control.handlers import handlers
 from statsig_otel.plugin.control.socket import Handler
 from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import in_thread
 from statsig_otel.plugin.settings.catalog import create_exporter
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
@@ -61,7 +61,6 @@ class Outbound:
         }
         self._synchronous = SynchronousConsumer(unqueued)
         self._senders = self._create_senders(configured, self._exporters)
-        self._dispatcher = Dispatcher(self._synchronous, self._queue, self._routing)
         self._leaving: dict[str, QueueSender] = {}  # senders that a reload under way replaces
 
     def _create_queue(self, configuration: Configuration) -> DurableQueue:
@@ -78,10 +77,9 @@ class Outbound:
             if one.is_queued and self._queue
         }
 
-    @property
-    def consumer(self) -> Dispatcher:
-        """Takes the receivers' batches, from `start` on."""
-        return self._dispatcher
+    def open(self, consumer: ServiceConsumer) -> None:
+        """Let a consumer pass batches on to these exporters. Only after `start`."""
+        consumer.open(self._synchronous, self._queue, self._routing)
 
     @property
     def socket(self) -> Path | None:

@@ -18,6 +18,7 @@ from statsig_otel.exporters import Batch, Change, Delivered, Outcome, Receipt, R
 from statsig_otel.plugin.cli.components import list_components
 from statsig_otel.plugin.cli.configuration_docs import schema
 from statsig_otel.plugin.cli.main import main
+from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.outbound import Outbound
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS, create_exporter
 from statsig_otel.plugin.settings.reading import exporter_settings
@@ -335,6 +336,12 @@ def made_by(module: str) -> list[Any]:
     return made
 
 
+def consumer_of(outbound: Outbound) -> ServiceConsumer:
+    consumer = ServiceConsumer()
+    outbound.open(consumer)
+    return consumer
+
+
 def sent(exporter: Any) -> list[bytes]:
     return [entry[0] for entry in exporter.log if isinstance(entry, tuple)]
 
@@ -346,7 +353,7 @@ def test_behind_the_queue_it_delivers_and_a_reload_replaces_it_only_if_it_change
     assert first.log == []
     delivery.start()
     try:
-        delivery.consumer.consume(batch("a")).result(30)
+        consumer_of(delivery).consume(batch("a")).result(30)
         wait_until(lambda: sent(first) == [encoded("a")])
         assert first.log[:2] == ["start", (encoded("a"), 1, 7.0)]
         delivery.reconfigure(before, configured("tape: {key: a}"))
@@ -354,7 +361,7 @@ def test_behind_the_queue_it_delivers_and_a_reload_replaces_it_only_if_it_change
         assert delivery.reconfigure(before, after).changes == ["exporters::tape: has changed"]
         _, second = made_by(tape)
         assert first.log[-1] == "shutdown"
-        delivery.consumer.consume(batch("b")).result(30)
+        consumer_of(delivery).consume(batch("b")).result(30)
         wait_until(lambda: sent(second) == [encoded("b")])
         assert sent(first) == [encoded("a")]
     finally:
@@ -369,7 +376,7 @@ def test_without_a_queue_the_webhook_waits_for_it(tape: str, tmp_path: Path, out
     exporter.answer = outcome
     delivery.start()
     try:
-        future = delivery.consumer.consume(batch("a"))
+        future = consumer_of(delivery).consume(batch("a"))
         if outcome == Delivered():
             assert future.result(30) == Receipt(1)
         else:
@@ -386,7 +393,7 @@ def test_what_it_refuses_is_a_dead_letter_where_retries_are_off(tape: str, tmp_p
     exporter.answer = RetryLater("torn")
     delivery.start()
     try:
-        delivery.consumer.consume(batch("a")).result(30)
+        consumer_of(delivery).consume(batch("a")).result(30)
         wait_until(lambda: sent(exporter))
     finally:
         delivery.shutdown()
