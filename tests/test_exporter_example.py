@@ -226,9 +226,9 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
             deliver([*send, "--sample", "experiment"], service.url, variables)  # which is taken
             wait_until(lambda: any("new dead letters: 1" in line for line in service.log))
             assert there.texts(f"/services/T0/B0/{KEY}-rotated")
-        letters = run_to_end("dead-letters", "list", "--directory", str(tmp_path / "q"), env=variables)
-        assert re.search(r"talk .*400 invalid_payload", letters.stdout)
-        assert KEY not in "\n".join([*service.log, *service.output, listed.stdout, valid.stdout, letters.stdout])
+        dead_letters = run_to_end("dead-letters", "list", "--directory", str(tmp_path / "q"), env=variables)
+        assert re.search(r"talk .*400 invalid_payload", dead_letters.stdout)
+        assert KEY not in "\n".join([*service.log, *service.output, listed.stdout, valid.stdout, dead_letters.stdout])
 
 
 def deliver(command: list[str], url: str, variables: Mapping[str, str]) -> None:

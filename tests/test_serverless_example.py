@@ -83,11 +83,11 @@ def test_changes_reach_the_queue_before_the_answer(example: Any, base64_bodies: 
     with platform(example, queue, base64_bodies=base64_bodies) as address:
         response = post(address, body)
     assert (response.status, response.json) == (200, {"accepted": 1, "duplicates": 0, "ignored": 1, "invalid": 1})
-    (kind, record), (other, letter) = queue.messages
+    (kind, record), (other, dead_letter) = queue.messages
     assert (kind, other) == ("record", "dead-letter")
     logs = ExportLogsServiceRequest.FromString(record).resource_logs[0].scope_logs[0].log_records
     assert [log.body.string_value for log in logs] == ["layout_v2 updated"]
-    assert json.loads(letter)["timestamp"] is None
+    assert json.loads(dead_letter)["timestamp"] is None
 
 
 def test_what_is_not_statsigs_never_reaches_it(example: Any) -> None:

@@ -130,7 +130,7 @@ def wait_until_taken(backend: HttpBackend | GrpcBackend, expected: list[str]) ->
     wait_until(lambda: backend.taken == expected, f"{backend.sink.address} has all")
 
 
-def letters(folder: Path) -> list[dict[str, Any]]:
+def dead_letters(folder: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(give(folder, "dead-letters", "list", "--json"))
     return found
 
@@ -183,7 +183,7 @@ def check_outages(folder: Path, *, count: int, one_in: int) -> None:
             stuck = {"otlp_http/refusing_all", "otlp_http/unauthorized", "otlp_http/broken_by_one"}
             wait_until(lambda: blocked(folder) == stuck, "these have to be mended")
             assert waiting(folder)["otlp_http/refusing_all"] == waiting(folder)["otlp_http/unauthorized"] == count
-            assert not [letter for letter in letters(folder) if letter["exporter"] in stuck]
+            assert not [dead_letter for dead_letter in dead_letters(folder) if dead_letter["exporter"] in stuck]
 
             for name in ("otlp_http/refusing_all", "otlp_http/unauthorized"):
                 mended = backends[name]
@@ -207,11 +207,13 @@ def check_outages(folder: Path, *, count: int, one_in: int) -> None:
             wanted = [one for one in expected if one not in refused.get(name, ())]
             assert backend.taken == wanted, f"{name}: each once, in order"
 
-    found = letters(folder)
-    records = {name: {letter["uid"] for letter in found if letter["exporter"] == name} for name in refused}
+    found = dead_letters(folder)
+    records = {
+        name: {dead_letter["uid"] for dead_letter in found if dead_letter["exporter"] == name} for name in refused
+    }
     assert records == refused
-    assert sum(letter["kind"] == "record" for letter in found) == sum(map(len, refused.values()))
-    (batch,) = [letter for letter in found if letter["kind"] == "batch"]
+    assert sum(dead_letter["kind"] == "record" for dead_letter in found) == sum(map(len, refused.values()))
+    (batch,) = [dead_letter for dead_letter in found if dead_letter["kind"] == "batch"]
     assert (batch["exporter"], "too old" in batch["reason"]) == ("otlp_http/leaving_one_out", True)
     assert left_out in give(folder, "dead-letters", "show", str(batch["id"]), "--json")
 

@@ -270,7 +270,7 @@ def test_a_replayed_item_reaches_synchronous_exporters_too(tmp_path: Path) -> No
     with GrpcSink() as queued, HttpSink() as at_once:
         synchronous = {"endpoint": at_once.url, "sending_queue": {"enabled": False}}
         config = write_config(tmp_path, {"otlp_grpc": exporter(queued), "otlp_http": synchronous}, queued=True)
-        bury_items(tmp_path, 150)
+        keep_items(tmp_path, 150)
         stopped = give_here(tmp_path, "dead-letters", "replay", "1", config=config)
         assert stopped.exit_code == 1
         assert "1 stays: not delivered: otlp_http has no sending queue" in stopped.stderr
@@ -316,9 +316,9 @@ def test_a_record_that_is_damaged_on_disk_is_shown_and_dropped_and_never_sent(tm
         with ServiceProcess(config, env=ENV):
             wait_until(lambda: delivered(sink) == ["gate_1", "gate_3"], "its neighbours are delivered")
             wait_until(lambda: state(tmp_path)["waiting"] == 0, "nothing waits")
-            (letter,) = as_json(tmp_path, "dead-letters", "show", "--kind", "damaged")
-            assert (letter["id"], letter["exporter"], letter["bytes"]) == (1, "otlp_grpc", 20)
-            assert len(base64.b64decode(letter["base64"])) == 20
+            (dead_letter,) = as_json(tmp_path, "dead-letters", "show", "--kind", "damaged")
+            assert (dead_letter["id"], dead_letter["exporter"], dead_letter["bytes"]) == (1, "otlp_grpc", 20)
+            assert len(base64.b64decode(dead_letter["base64"])) == 20
             assert "The rest of it, which may be wrong:" in give_here(tmp_path, "dead-letters", "show", "1").stdout
             kept = give_here(tmp_path, "dead-letters", "replay", "--all")
             assert kept.exit_code == 1
@@ -327,12 +327,14 @@ def test_a_record_that_is_damaged_on_disk_is_shown_and_dropped_and_never_sent(tm
         assert delivered(sink) == ["gate_1", "gate_3"]
 
 
-def bury_items(folder: Path, count: int) -> None:
+def keep_items(folder: Path, count: int) -> None:
     """Dead letters of the receiver that can be mapped by now, in a queue that no service has used yet."""
 
     def work(connection: sqlite3.Connection) -> None:
         for number in range(count):
-            store.bury(connection, DeadLetter("item", "statsig", "?", json.dumps(change(number)).encode()), 0)
+            store.add_dead_letter(
+                connection, DeadLetter("item", "statsig", "?", json.dumps(change(number)).encode()), 0
+            )
 
     with StoppedQueue(folder / "queue") as queue:
         queue.submit(work).result()
@@ -346,15 +348,15 @@ def fill(folder: Path, count: int) -> None:
     def work(connection: sqlite3.Connection) -> None:
         store.ensure_exporter(connection, "otlp_grpc")
         for one in changes:
-            letter = DeadLetter("record", "otlp_grpc", "?", one.records[0], bytes.fromhex(one.uid))
-            store.bury(connection, letter, 0)
+            dead_letter = DeadLetter("record", "otlp_grpc", "?", one.records[0], bytes.fromhex(one.uid))
+            store.add_dead_letter(connection, dead_letter, 0)
 
     with StoppedQueue(folder / "queue") as queue:
         queue.submit(work).result()
 
 
 def replaying(folder: Path) -> "subprocess.Popen[str]":
-    """A replay of all letters, under way; it prints each one's outcome on a line of its own."""
+    """A replay of all dead letters, under way; it prints each one's outcome on a line of its own."""
     arguments = ["dead-letters", "replay", "--all", "--json", *place(folder)]
     command = [sys.executable, "-m", "statsig_otel", *arguments]
     return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

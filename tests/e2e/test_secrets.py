@@ -352,7 +352,7 @@ def check_that_all_was_said(site: Site) -> None:
     assert ["answers 401" in text for text in explained] == [False, True]
     assert "gate_1" in site.said["copy of queue.db while it runs"]
     assert "otlp_http/blocked" in site.said['control socket: {"command": "queue"}']
-    letters = "".join(text for where, text in site.said.items() if where.startswith("dead-letters"))
-    assert letters.count("not allowed: ") >= 2
-    assert "[REDACTED]" in letters
+    dead_letters = "".join(text for where, text in site.said.items() if where.startswith("dead-letters"))
+    assert dead_letters.count("not allowed: ") >= 2
+    assert "[REDACTED]" in dead_letters
     assert all("Traceback" not in text for text in site.said.values())

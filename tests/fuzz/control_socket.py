@@ -118,10 +118,10 @@ class Stock:
 
     def fill(self) -> None:
         """Make anew what a command has taken away."""
-        letters, waiting = self._counts()
-        if letters > MOST:
+        dead_letters, waiting = self._counts()
+        if dead_letters > MOST:
             call(self.socket, "dead-letters drop", selection={})
-        if letters < ITEMS or letters > MOST:
+        if dead_letters < ITEMS or dead_letters > MOST:
             broken = b'{"data": [' + b",".join([b'{"eventName": "statsig::config_change"}'] * ITEMS) + b"]}"
             self._post(broken)
         if waiting < ITEMS:
@@ -134,9 +134,9 @@ class Stock:
 
     def _counts(self) -> tuple[int, int]:
         with closing(schema.connect_reading(self._database)) as connection:
-            (letters,) = connection.execute("SELECT count(*) FROM dead_letters").fetchone()
+            (dead_letters,) = connection.execute("SELECT count(*) FROM dead_letters").fetchone()
             (waiting,) = connection.execute("SELECT waiting FROM exporters WHERE name = 'stuck'").fetchone()
-            return letters, waiting
+            return dead_letters, waiting
 
 
 def answer_to(path: Path, data: bytes) -> bytes:

@@ -63,7 +63,7 @@ class Stock:
     exporters: Rows
     routes: Rows
     records: Rows
-    letters: Rows
+    dead_letters: Rows
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Readable:
     """What SQLite itself still finds: the records as they were stored, and the contents of dead letters."""
 
     records: Sequence[int] = ()
-    letters: Sequence[bytes] = ()
+    dead_letters: Sequence[bytes] = ()
 
 
 def seeds() -> Iterator[bytes]:
@@ -176,7 +176,7 @@ def readable(left: Stock, copy: Path) -> Readable:
             if tables(connection) != (left.exporters, left.routes):
                 return Readable()
             records = [row for row in left.records if row == one_row(connection, f"{_RECORDS} WHERE seq = ?", row[0])]
-            found = [row for row in left.letters if row == one_row(connection, f"{_LETTERS} WHERE id = ?", row[0])]
+            found = [row for row in left.dead_letters if row == one_row(connection, f"{_LETTERS} WHERE id = ?", row[0])]
             return Readable([int(str(row[0])) for row in records], [content_of(row) for row in found])
     except (sqlite3.Error, UnicodeDecodeError):
         return Readable()
@@ -190,22 +190,22 @@ def one_row(connection: sqlite3.Connection, query: str, key: object) -> tuple[ob
     return None
 
 
-def content_of(letter: tuple[object, ...]) -> bytes:
-    assert isinstance(letter[-1], bytes)
-    return letter[-1]
+def content_of(dead_letter: tuple[object, ...]) -> bytes:
+    assert isinstance(dead_letter[-1], bytes)
+    return dead_letter[-1]
 
 
 def check_queue(directory: Path, files: Mapping[str, bytes], found: Readable) -> None:
     try:
         with running(directory, exporters=EXPORTERS) as queue:
             delivered = everything(queue)
-            letters = dead_letters(queue)
+            kept_ones = dead_letters(queue)
     except (QueueError, sqlite3.Error, OSError):
         kept = [path.read_bytes() for path in directory.glob("queue.db*")]
         assert not files.get("queue.db") or files["queue.db"] in kept, "refused, and the database is gone"
         return
     check_delivered(delivered, found.records)
-    assert Counter(found.letters) <= Counter(letters), "a dead letter is lost"
+    assert Counter(found.dead_letters) <= Counter(kept_ones), "a dead letter is lost"
 
 
 def dead_letters(queue: DurableQueue) -> list[bytes]:

@@ -156,11 +156,11 @@ class Decisions:
         self._count(part, outcome.reason)
         match outcome:
             case PartiallyRejected(count, reason):
-                letter = self._dead_letter("batch", part, f"{count} of {len(part)} were refused: {reason}")
+                dead_letter = self._dead_letter("batch", part, f"{count} of {len(part)} were refused: {reason}")
                 if count < len(part):
-                    self._take(part, letter)
+                    self._take(part, dead_letter)
                 else:
-                    self._decide(part, letter)
+                    self._decide(part, dead_letter)
             case Rejected():
                 self._refuse(part, outcome.reason)
             case RetryLater():

@@ -305,7 +305,7 @@ class ExporterCursor:
             records, size = sum(done.count for done in rest), sum(done.size for done in rest)
             if rest and stored is not None:
                 for dead_letter in dead_letters:
-                    store.bury(connection, dead_letter, self._database.now_ms())
+                    store.add_dead_letter(connection, dead_letter, self._database.now_ms())
                 store.advance(connection, self.id, cursor=rest[-1].last, records=records, size=size)
             return records, size
 

@@ -263,7 +263,7 @@ def drop(
     return dropped
 
 
-def bury_first(connection: sqlite3.Connection, exporter: str, reason: str, *, count: int, now_ms: int) -> int:
+def make_dead_letters(connection: sqlite3.Connection, exporter: str, reason: str, *, count: int, now_ms: int) -> int:
     """Make the first records that wait for an exporter dead letters, `damaged` if they are; how many waited.
 
     Only for a stopped service: the senders of a running one have cursors of their own.
@@ -275,7 +275,9 @@ def bury_first(connection: sqlite3.Connection, exporter: str, reason: str, *, co
     records = queries.read_records(connection, routes, after=state.cursor, count=count, size=_BURIED_BYTES)
     for record in records:
         dead_letter = DeadLetter("record", exporter, reason, record.payload, record.uid)
-        store.bury(connection, dead_letter if record.intact else store.damaged_record(exporter, record), now_ms)
+        store.add_dead_letter(
+            connection, dead_letter if record.intact else store.damaged_record(exporter, record), now_ms
+        )
     if records:
         store.advance(connection, state.id, cursor=records.seqs[-1], records=len(records), size=records.size)
     return len(records)

@@ -159,7 +159,7 @@ def append_batches(connection: sqlite3.Connection, entries: Sequence[Entry], *, 
                 accepted += 1
                 rows += [(entry.number, uid, payload, checksum(uid, payload)) for payload in change.records]
         receipt = Receipt(accepted, len(its_uids) - accepted)
-        left_out = _bury_invalid(connection, entry.batch, now_ms) if entry.batch.invalid else 0
+        left_out = _keep_invalid(connection, entry.batch, now_ms) if entry.batch.invalid else 0
         size = sum(len(row[2]) for row in rows[before:])
         stored.append(Appended(receipt, records=len(rows) - before, size=size, bodies_left_out=left_out))
     for some in _chunks(rows):
@@ -210,7 +210,7 @@ def _chunks(rows: Sequence[_T]) -> Iterator[Sequence[_T]]:
         begin += size
 
 
-def _bury_invalid(connection: sqlite3.Connection, batch: Batch, now_ms: int) -> int:
+def _keep_invalid(connection: sqlite3.Connection, batch: Batch, now_ms: int) -> int:
     """Keep a batch's invalid items; the number of whole bodies that there was no room for."""
     bodies = [one for one in batch.invalid if one.whole_body]
     items = [one for one in batch.invalid if not one.whole_body]
@@ -219,7 +219,7 @@ def _bury_invalid(connection: sqlite3.Connection, batch: Batch, now_ms: int) -> 
     left_out = 0
     for body in bodies:
         if _has_room_for(connection, body.text):
-            bury(connection, DeadLetter("body", batch.receiver, body.reason, body.text), now_ms)
+            add_dead_letter(connection, DeadLetter("body", batch.receiver, body.reason, body.text), now_ms)
         else:
             left_out += 1
     return left_out
@@ -286,7 +286,7 @@ def _columns_of(dead_letter: DeadLetter, now_ms: int) -> tuple[object, ...]:
     return now_ms, *_columns(dead_letter)
 
 
-def bury(connection: sqlite3.Connection, dead_letter: DeadLetter, now_ms: int) -> None:
+def add_dead_letter(connection: sqlite3.Connection, dead_letter: DeadLetter, now_ms: int) -> None:
     """Keep a dead letter."""
     connection.execute(_BURY, _columns_of(dead_letter, now_ms))
 

@@ -151,12 +151,12 @@ class StoppedExporters:
         skipped, waiting = submit_and_wait(self.queue, find)
         left = skipped
 
-        def bury(connection: sqlite3.Connection) -> int:
+        def add_dead_letter(connection: sqlite3.Connection) -> int:
             count, now_ms = min(left, _SKIPPED_AT_ONCE), self.queue.now_ms()
-            return dead_letters.bury_first(connection, given.exporter, SKIPPED, count=count, now_ms=now_ms)
+            return dead_letters.make_dead_letters(connection, given.exporter, SKIPPED, count=count, now_ms=now_ms)
 
         while left:
-            left -= submit_and_wait(self.queue, bury)
+            left -= submit_and_wait(self.queue, add_dead_letter)
         return {"skipped": skipped, "waiting": waiting - skipped}
 
     def remove(self, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class Rig:
             found, last = queries.first_waiting(connection, cursor.id, after=position, count=count, before_ns=None)
         return found > 0 and self.sender.skip(position, last)
 
-    def letters(self) -> list[DeadLetter]:
+    def dead_letters(self) -> list[DeadLetter]:
         """All dead letters, in order."""
         with sqlite3.connect(f"{self.queue.database.as_uri()}?mode=ro", uri=True) as connection:
             rows = connection.execute(
@@ -204,9 +204,9 @@ class Rig:
         connection.close()
         return [DeadLetter(*row) for row in rows]
 
-    def buried(self) -> list[str]:
+    def dead_letter_names(self) -> list[str]:
         """The names of all records in the dead letters, in order."""
-        return [name for letter in self.letters() for name in names_in(letter.content)]
+        return [name for dead_letter in self.dead_letters() for name in names_in(dead_letter.content)]
 
     def close(self, drain: float = 0.0) -> None:
         for sender in self.senders.values():

@@ -20,7 +20,7 @@ def test_a_batch_over_the_backend_s_limit_is_halved_until_it_passes(tmp_path: Pa
         made.start()
         made.drained()
         assert backend.taken == [name for name in sizes if name != "giant"]
-        assert made.buried() == ["giant"]
+        assert made.dead_letter_names() == ["giant"]
 
 
 def test_two_records_larger_than_any_batch_are_dead_letters_and_the_rest_goes_on(tmp_path: Path, http: Backend) -> None:
@@ -30,7 +30,7 @@ def test_two_records_larger_than_any_batch_are_dead_letters_and_the_rest_goes_on
         made.put("a", "b")
         made.start()
         made.drained()
-        assert made.buried() == ["giant1", "giant2"]
+        assert made.dead_letter_names() == ["giant1", "giant2"]
         assert sorted(http.taken) == ["a", "b"]
 
 

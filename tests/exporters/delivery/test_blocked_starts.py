@@ -74,7 +74,7 @@ def test_a_resume_tries_at_once_and_a_skip_skips_though_it_is_not_started(tmp_pa
             made.sender.resume()
             wait_until(lambda attempts=attempts: made.sender.attempts == attempts)  # type: ignore[misc] # as a default
         assert made.skip()
-        wait_until(lambda: made.buried() == ["r0000"])
+        wait_until(lambda: made.dead_letter_names() == ["r0000"])
         wait_until(lambda: exporter.starts == 4)
         exporter.is_locked = False
         made.sender.resume()

@@ -46,7 +46,7 @@ class Delivery(RuleBasedStateMachine):
         self.history: list[Sent] = []
         self.unclear_since: dict[int, float] = {}
         self.taken: list[int] = []
-        self.buried: list[int] = []
+        self.dead_letters: list[int] = []
         self.probed_at = 0.0
         self.has_to_wait = False
 
@@ -90,8 +90,8 @@ class Delivery(RuleBasedStateMachine):
         if not hasattr(self, "taken"):
             return
         assert len(self.taken) == len(set(self.taken)), "what was taken is not sent again"
-        assert len(self.buried) == len(set(self.buried))
-        assert {*self.taken, *self.buried} | {*self.waiting} == {*self.quality}
+        assert len(self.dead_letters) == len(set(self.dead_letters))
+        assert {*self.taken, *self.dead_letters} | {*self.waiting} == {*self.quality}
 
     def step(self) -> None:
         """What the sender does next, if it does not have to wait."""
@@ -115,7 +115,7 @@ class Delivery(RuleBasedStateMachine):
             assert self.decisions.all_refused().state in ("refused", "blocked")
             self.has_to_wait = self.decisions.probe_pause(self.now) <= 0
             return
-        assert not {*segment.seqs} & {*self.taken, *self.buried}
+        assert not {*segment.seqs} & {*self.taken, *self.dead_letters}
         self.judge(segment, self.answer(segment.seqs))
 
     def answer(self, seqs: tuple[int, ...]) -> Outcome:
@@ -176,9 +176,9 @@ class Delivery(RuleBasedStateMachine):
         decided = self.decisions.decided(records(seqs))
         assert (decided is not None) == self.is_data(seqs[0]), "a dead letter exactly if another record was taken"
         if decided is not None:
-            (letter,) = decided.dead_letters
-            assert (letter.kind, letter.content) == ("record", b"%d" % seqs[0])
-            self.buried += seqs
+            (dead_letter,) = decided.dead_letters
+            assert (dead_letter.kind, dead_letter.content) == ("record", b"%d" % seqs[0])
+            self.dead_letters += seqs
 
     def is_data(self, seq: int) -> bool:
         """The rule, from the history: the last send is a refusal of this record alone."""
@@ -205,8 +205,8 @@ class Delivery(RuleBasedStateMachine):
                 self.send(10, waits=True)
         assert not self.waiting
         good = {seq for seq, quality in self.quality.items() if quality == "good"}
-        assert good <= {*self.taken, *self.buried}
-        assert {*self.buried} | {*self.taken} == {*self.quality}
+        assert good <= {*self.taken, *self.dead_letters}
+        assert {*self.dead_letters} | {*self.taken} == {*self.quality}
 
 
 Delivery.TestCase.settings = limited(max_examples=limited().max_examples * 5, stateful_step_count=30)

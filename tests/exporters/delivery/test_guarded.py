@@ -85,7 +85,7 @@ def test_a_mistake_blocks_the_exporter_and_nothing_leaves_the_queue(
         wait_until(lambda: made.sender.attempts)
         assert made.sender.state == "blocked"
         assert why in made.sender.last_error
-        assert (made.waiting(), made.letters()) == (3, [])
+        assert (made.waiting(), made.dead_letters()) == (3, [])
         exporter.answer = lambda names: Delivered()
         made.sender.resume()
         made.drained()
@@ -124,7 +124,7 @@ def test_a_record_that_breaks_an_exporter_delays_none_before_it_and_can_be_skipp
         assert made.skip()
         made.drained()
         assert exporter.taken == ["r0000", "r0001", "r0003", "r0004"]
-        assert made.buried() == ["r0002"]
+        assert made.dead_letter_names() == ["r0002"]
 
 
 def test_a_record_that_takes_too_much_memory_holds_up_no_other(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_record_that_takes_too_much_memory_holds_up_no_other(tmp_path: Path) -
         made.start()
         made.drained()
         assert exporter.taken == ["r0000", "r0002", "r0003"]
-        assert [(letter.reason, letter.count) for letter in made.letters()] == [
+        assert [(dead_letter.reason, dead_letter.count) for dead_letter in made.dead_letters()] == [
             ("there is too little memory to send it", 1)
         ]
 
@@ -152,7 +152,7 @@ def test_a_reason_that_is_no_text_is_kept_with_its_dead_letter(tmp_path: Path, o
         made.put("a", "b")
         made.start()
         made.drained()
-        assert [letter.reason.endswith("no ?") for letter in made.letters()] == [True]
+        assert [dead_letter.reason.endswith("no ?") for dead_letter in made.dead_letters()] == [True]
 
 
 @pytest.mark.parametrize("after", [1e10, 10**400])

@@ -127,11 +127,11 @@ def test_without_retries_a_passing_fault_makes_dead_letters_and_drops_nothing(tm
         made.put(*named(6))
         made.start()
         made.drained()
-        assert made.buried() == named(4)
+        assert made.dead_letter_names() == named(4)
         assert all(
-            (letter.kind, letter.attempts, letter.reason.partition(":")[0])
+            (dead_letter.kind, dead_letter.attempts, dead_letter.reason.partition(":")[0])
             == ("record", 1, "not sent again, as configured")
-            for letter in made.letters()
+            for dead_letter in made.dead_letters()
         )
         assert http.taken == ["r0004", "r0005"]
 
@@ -142,7 +142,7 @@ def test_without_retries_a_wrong_key_still_gives_nothing_up(tmp_path: Path, http
         made.put(*named(6))
         made.start()
         wait_until(lambda: made.sender.attempts >= 3)
-        assert (made.waiting(), made.letters()) == (6, [])
+        assert (made.waiting(), made.dead_letters()) == (6, [])
 
 
 def test_max_elapsed_time_counts_anew_for_each_batch(tmp_path: Path, http: Backend) -> None:
@@ -153,11 +153,13 @@ def test_max_elapsed_time_counts_anew_for_each_batch(tmp_path: Path, http: Backe
         made.put(*named(4))
         made.start()
         made.drained()
-        assert made.buried() == named(4)
+        assert made.dead_letter_names() == named(4)
         tries = Counter(names[0] for names, _ in http.calls)
         assert tries["r0000"] >= 3
         assert tries["r0002"] >= 3
-        assert [letter.attempts for letter in made.letters()] == [tries["r0000"]] * 2 + [tries["r0002"]] * 2
+        assert [dead_letter.attempts for dead_letter in made.dead_letters()] == [tries["r0000"]] * 2 + [
+            tries["r0002"]
+        ] * 2
 
 
 def test_an_attempt_that_shutdown_cuts_off_gives_nothing_up(tmp_path: Path, backend: Backend) -> None:
@@ -168,4 +170,4 @@ def test_an_attempt_that_shutdown_cuts_off_gives_nothing_up(tmp_path: Path, back
         made.start()
         backend.sink.wait_for(1)
         made.sender.shutdown()
-        assert (made.waiting(), made.letters()) == (3, [])
+        assert (made.waiting(), made.dead_letters()) == (3, [])

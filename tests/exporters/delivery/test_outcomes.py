@@ -34,7 +34,7 @@ def test_what_waits_is_delivered_in_order_in_full_batches(tmp_path: Path, backen
         made.drained()
         wait_until(lambda: made.sender.state == "idle")
         assert backend.taken == [*names, "later"]
-        assert made.letters() == []
+        assert made.dead_letters() == []
         assert (made.sender.attempts, made.sender.last_error) == (0, "")
 
 
@@ -47,7 +47,7 @@ def test_a_passing_fault_is_tried_again_until_it_has_passed(tmp_path: Path, back
         assert "out for lunch" in made.sender.last_error
         made.drained()
         assert [kind for _, kind in backend.calls] == ["later"] * 5 + ["delivered"]
-        assert made.letters() == []
+        assert made.dead_letters() == []
 
 
 def test_while_a_backend_is_away_all_that_it_took_before_is_ticked_off_on_disk(tmp_path: Path, http: Backend) -> None:
@@ -84,9 +84,9 @@ def test_refused_records_of_a_batch_are_found_and_all_others_delivered_in_order(
         made.start()
         made.drained()
         assert backend.taken == [name for name in names if name not in bad]
-        assert made.buried() == bad
-        assert {letter.kind for letter in made.letters()} == {"record"}
-        assert all(9 <= letter.attempts <= 11 for letter in made.letters())
+        assert made.dead_letter_names() == bad
+        assert {dead_letter.kind for dead_letter in made.dead_letters()} == {"record"}
+        assert all(9 <= dead_letter.attempts <= 11 for dead_letter in made.dead_letters())
         assert len(backend.calls) <= 1 + (2 * 9 + 1) * len(bad)
 
 
@@ -101,11 +101,11 @@ def test_where_every_record_is_refused_nothing_leaves_the_queue(tmp_path: Path, 
         wait_until(lambda: made.sender.attempts >= 3)
         assert made.sender.state == "blocked"
         assert made.sender.last_error.startswith(f"each of {count} records is refused, and none is taken: HTTP 400")
-        assert (made.waiting(), made.letters()) == (count, [])
+        assert (made.waiting(), made.dead_letters()) == (count, [])
         http.rule = lambda sent: "delivered"
         made.drained()
         assert sorted(http.taken) == names
-        assert made.letters() == []
+        assert made.dead_letters() == []
 
 
 def test_where_every_record_is_refused_a_full_batch_is_not_asked_one_by_one_again(
@@ -127,10 +127,10 @@ def test_two_bad_records_alone_wait_until_a_good_one_tells(tmp_path: Path, http:
         made.put("bad1", "bad2")
         made.start()
         wait_until(lambda: made.sender.attempts >= 2)
-        assert (made.sender.state, made.waiting(), made.letters()) == ("blocked", 2, [])
+        assert (made.sender.state, made.waiting(), made.dead_letters()) == ("blocked", 2, [])
         made.put("good")
         made.drained()
-        assert made.buried() == ["bad1", "bad2"]
+        assert made.dead_letter_names() == ["bad1", "bad2"]
         assert http.taken == ["good"]
 
 
@@ -142,10 +142,10 @@ def test_small_batches_turn_no_backlog_into_dead_letters(tmp_path: Path, http: B
         made.put(*names)
         made.start()
         wait_until(lambda: made.sender.attempts >= 3)
-        assert (made.waiting(), made.letters()) == (6, [])
+        assert (made.waiting(), made.dead_letters()) == (6, [])
         http.rule = refusing(names[:1])
         made.drained()
-        assert made.buried() == names[:1]
+        assert made.dead_letter_names() == names[:1]
         assert sorted(http.taken) == names[1:], "each once; a probe comes before its turn"
         assert all(len(batch) == 1 for batch, _ in http.calls)
 
@@ -160,7 +160,7 @@ def test_a_corrected_key_before_a_refusing_backend_loses_no_backlog(tmp_path: Pa
         wait_until(lambda: made.sender.attempts >= 2)
         http.rule = lambda sent: "rejected"
         wait_until(lambda: http.count("rejected") > 45)
-        assert (made.waiting(), made.letters()) == (20, [])
+        assert (made.waiting(), made.dead_letters()) == (20, [])
         http.rule = lambda sent: "delivered"
         made.drained()
         assert sorted(http.taken) == names
@@ -178,7 +178,7 @@ def test_a_backend_that_is_repaired_during_halving_makes_no_dead_letters(
         made.start()
         made.drained()
         assert sorted(http.taken) == names, "each once"
-        assert made.letters() == []
+        assert made.dead_letters() == []
 
 
 def test_a_partial_success_behind_a_refused_record_is_neither_sent_again_nor_doubled(
@@ -190,7 +190,7 @@ def test_a_partial_success_behind_a_refused_record_is_neither_sent_again_nor_dou
         made.start()
         made.drained()
         assert http.taken == named(4)[2:]
-        assert [(letter.kind, names_in(letter.content)) for letter in made.letters()] == [
+        assert [(dead_letter.kind, names_in(dead_letter.content)) for dead_letter in made.dead_letters()] == [
             ("record", ["r0000"]), ("record", ["r0001"]), ("batch", ["r0002", "r0003"]),
         ]  # fmt: skip
 
@@ -202,10 +202,10 @@ def test_a_partial_success_is_never_sent_again_and_kept(tmp_path: Path, backend:
         made.start()
         made.drained()
         assert [names for names, _ in backend.calls] == [named(3), named(5)[3:]]
-        (letter,) = made.letters()
-        assert (letter.kind, letter.count, letter.uid, letter.attempts) == ("batch", 3, None, 1)
-        assert letter.reason == "1 of 3 were refused: one of them"
-        assert names_in(letter.content) == named(3)
+        (dead_letter,) = made.dead_letters()
+        assert (dead_letter.kind, dead_letter.count, dead_letter.uid, dead_letter.attempts) == ("batch", 3, None, 1)
+        assert dead_letter.reason == "1 of 3 were refused: one of them"
+        assert names_in(dead_letter.content) == named(3)
 
 
 def test_a_blocked_exporter_keeps_its_queue_and_delivers_once_the_key_is_right(
@@ -217,13 +217,13 @@ def test_a_blocked_exporter_keeps_its_queue_and_delivers_once_the_key_is_right(
         made.put(*names)
         made.start()
         wait_until(lambda: made.sender.attempts >= 5)
-        assert (made.sender.state, made.waiting(), made.letters()) == ("blocked", 1000, [])
+        assert (made.sender.state, made.waiting(), made.dead_letters()) == ("blocked", 1000, [])
         assert "who are you" in made.sender.last_error
         assert [len(batch) for batch, _ in backend.calls[:4]] == [512, 1, 1, 1], "the head alone tells"
         backend.rule = lambda sent: "delivered"
         made.drained()
         assert backend.taken == names
-        assert made.letters() == []
+        assert made.dead_letters() == []
 
 
 @pytest.mark.parametrize("fault", ["later", "blocked", "broken"])
@@ -238,7 +238,7 @@ def test_a_fault_during_halving_undoes_and_repeats_nothing(tmp_path: Path, http:
         made.drained()
         # What passed behind a record that is not decided yet is sent again: at least once, and in order.
         assert list(dict.fromkeys(http.taken)) == [name for name in names if name not in bad]
-        assert made.buried() == bad
+        assert made.dead_letter_names() == bad
 
 
 @limited(max_examples=15)
@@ -269,8 +269,8 @@ def test_every_record_is_delivered_or_a_dead_letter(count: int, most: int, seed:
                 return made.waiting() == 0
 
             wait_until(is_done, "the end")
-            buried = made.buried()
+            dead_letters = made.dead_letter_names()
             taken = [name for name in dict.fromkeys(backend.taken) if name in names]
-            assert buried == [name for name in names if name in buried], "in order, and each once"
-            assert sorted({*taken, *buried}) == names
-            assert set(buried) == bad
+            assert dead_letters == [name for name in names if name in dead_letters], "in order, and each once"
+            assert sorted({*taken, *dead_letters}) == names
+            assert set(dead_letters) == bad

@@ -36,13 +36,13 @@ def test_one_poison_record_waits_for_the_next_change_which_is_sent_at_once(
         made.put("poison")
         made.start()
         wait_until(lambda: made.sender.state == "refused")
-        assert (made.waiting(), made.letters()) == (1, [])
+        assert (made.waiting(), made.dead_letters()) == (1, [])
         wait_until(lambda: [record.levelno for record in caplog.records] == [logging.WARNING])
         made.put("next")
         made.drained()
         assert [names for names, _ in backend.calls] == [["poison"], ["next"], ["poison"]]
-        (letter,) = made.letters()
-        assert (letter.kind, letter.owner, letter.content, letter.attempts, letter.count) == (
+        (dead_letter,) = made.dead_letters()
+        assert (dead_letter.kind, dead_letter.owner, dead_letter.content, dead_letter.attempts, dead_letter.count) == (
             "record", "out", encoded("poison"), 2, 1,
         )  # fmt: skip
         wait_until(lambda: made.sender.state == "idle")
@@ -57,7 +57,7 @@ def test_a_good_record_before_the_bad_one_settles_it_inside_the_batch(tmp_path: 
         made.start()
         made.drained()
         assert [names for names, _ in backend.calls] == [["good", "bad"], ["good"], ["bad"]]
-        assert made.buried() == ["bad"]
+        assert made.dead_letter_names() == ["bad"]
 
 
 def test_a_wrong_path_that_answers_400_gives_nothing_up_as_changes_come_one_by_one(
@@ -72,12 +72,12 @@ def test_a_wrong_path_that_answers_400_gives_nothing_up_as_changes_come_one_by_o
             wait_until(lambda number=number: http.count("rejected") >= number)  # type: ignore[misc] # mypy can't see it
             wait_until(lambda: made.sender.state in ("refused", "blocked"))
         wait_until(lambda: made.sender.state == "blocked")
-        assert (made.waiting(), made.letters()) == (5, [])
+        assert (made.waiting(), made.dead_letters()) == (5, [])
         http.rule = lambda names: "delivered"
         made.sender.resume()
         made.drained()
         assert http.taken == named(5), "the head first"
-        assert made.letters() == []
+        assert made.dead_letters() == []
     first, second, last = lines(caplog)
     assert first.startswith("out: a record is refused: HTTP 400 Bad Request from http://127.0.0.1")
     assert second.startswith("out is blocked until somebody repairs it: each of ")
@@ -100,7 +100,7 @@ def test_a_wrong_path_that_is_repaired_by_a_reload_gives_nothing_up(
         made.senders["out"] = renewed
         made.drained()
         assert right.taken == ["a", "b"]
-        assert made.letters() == []
+        assert made.dead_letters() == []
     assert lines(caplog)[-1].startswith("out answers again after ")
 
 
@@ -126,7 +126,7 @@ def test_a_change_of_the_exporter_s_secrets_ends_the_evidence(tmp_path: Path, ht
         wait_until(lambda: made.sender.state == "refused" or made.waiting() == 0)
         made.put("last")
         made.drained()
-        assert made.buried() == ["poison"]
+        assert made.dead_letter_names() == ["poison"]
         assert http.taken == ["next", "last"], "each once"
 
 
@@ -141,10 +141,10 @@ def test_a_backlog_that_is_too_old_holds_up_no_younger_change(
         made.put(*old)
         made.start()
         wait_until(lambda: made.sender.state == "blocked")
-        assert made.letters() == []
+        assert made.dead_letters() == []
         made.put(*young)
         made.drained()
-        assert made.buried() == old
+        assert made.dead_letter_names() == old
         assert sorted(http.taken) == young, "each once"
         assert len(http.calls) <= 2 * 2 * count + 20
 
@@ -162,7 +162,7 @@ def test_new_changes_are_tried_at_most_once_a_second(tmp_path: Path, http: Backe
         wait_until(lambda: http.calls[-1][0] == ["r0039"], "the newest of all")
         probes = http.times[1:]
         assert len(probes) <= 2 + (probes[-1] - probes[0]) / pause
-        assert (made.waiting(), made.letters()) == (41, [])
+        assert (made.waiting(), made.dead_letters()) == (41, [])
 
 
 def test_a_slow_attempt_sends_the_head_and_the_newest_one(tmp_path: Path, http: Backend) -> None:
@@ -195,11 +195,11 @@ def test_a_failure_of_another_kind_ends_the_evidence(tmp_path: Path, http: Backe
         wait_until(lambda: taken in http.calls and len(http.calls) >= http.calls.index(taken) + 5)
         since = http.calls[http.calls.index(taken) + 1 :]
         assert since[:3] == [(["head"], outage), (["head"], "rejected"), (["head"], "rejected")]
-        assert (made.waiting(), made.letters()) == (2, [])
+        assert (made.waiting(), made.dead_letters()) == (2, [])
         http.rule = refusing(["head"])
         made.put("last")
         made.drained()
-        assert made.buried() == ["head"]
+        assert made.dead_letter_names() == ["head"]
         assert http.taken == ["probe", "last"], "the probe is not sent again"
 
 
@@ -221,7 +221,7 @@ def test_after_a_crash_nothing_is_lost_and_the_probe_may_come_again(tmp_path: Pa
     with rig(tmp_path, http.exporter()) as made:
         made.start()
         made.drained()
-        assert made.buried() == ["poison"]
+        assert made.dead_letter_names() == ["poison"]
     assert http.taken == ["next", "next"]
 
 
@@ -236,13 +236,13 @@ def test_an_exporter_that_refuses_holds_up_no_other(tmp_path: Path) -> None:
             made.drained("well")
             wait_until(lambda: made.senders["ill"].state == "blocked")
             assert well.taken == named(10)
-            assert (made.waiting("ill"), made.letters()) == (10, [])
+            assert (made.waiting("ill"), made.dead_letters()) == (10, [])
             made.put("bad")
             ill.rule = refusing(["bad"])
             made.senders["ill"].resume()
             made.put("last")
             made.drained("ill")
-            assert made.buried() == ["bad"]
+            assert made.dead_letter_names() == ["bad"]
             assert sorted(ill.taken) == sorted([*named(10), "last"])
         finally:
             made.close()
@@ -260,7 +260,7 @@ def test_500_is_a_passing_fault_and_after_a_time_the_data_s(tmp_path: Path, back
         began = time.monotonic()
         made.drained()
         assert time.monotonic() - began >= 0.2
-        assert made.buried() == ["r0011"]
+        assert made.dead_letter_names() == ["r0011"]
         assert sorted(backend.taken) == [name for name in names if name != "r0011"], "each once"
 
 
@@ -270,7 +270,7 @@ def test_500_for_everything_gives_nothing_up_however_long_it_takes(tmp_path: Pat
         made.put(*named(5))
         made.start()
         wait_until(lambda: made.sender.attempts >= 8)
-        assert (made.waiting(), made.letters()) == (5, [])
+        assert (made.waiting(), made.dead_letters()) == (5, [])
         http.rule = lambda names: "delivered"
         made.drained()
         assert sorted(http.taken) == named(5)
@@ -313,7 +313,7 @@ def test_an_exporter_can_say_that_the_first_records_were_delivered(tmp_path: Pat
         made.put(*names)
         made.start()
         made.drained()
-        assert made.buried() == ["r0003", "r0012", "r0013"]
+        assert made.dead_letter_names() == ["r0003", "r0012", "r0013"]
     assert sorted(exporter.posted) == [name for name in names if name not in ("r0003", "r0012", "r0013")]
 
 

@@ -80,10 +80,10 @@ def test_skip_makes_the_head_alone_a_dead_letter_and_goes_on(tmp_path: Path, htt
         wait_until(lambda: made.sender.state == "blocked")
         assert made.skip()
         made.drained()
-        (letter,) = made.letters()
+        (dead_letter,) = made.dead_letters()
         said = f"skipped by command: HTTP 404 Not Found from {http.exporter_url}: no such thing"
-        assert (letter.kind, letter.reason) == ("record", said)
-        assert names_in(letter.content) == ["r0000"]
+        assert (dead_letter.kind, dead_letter.reason) == ("record", said)
+        assert names_in(dead_letter.content) == ["r0000"]
         assert http.taken == named(5)[1:]
 
 
@@ -96,10 +96,10 @@ def test_a_record_that_blocks_the_backend_comes_to_the_head_by_itself(tmp_path: 
         made.start()
         wait_until(lambda: made.sender.state == "blocked")
         assert http.taken == names[:57]
-        assert (made.waiting(), made.letters()) == (43, [])
+        assert (made.waiting(), made.dead_letters()) == (43, [])
         made.skip()
         made.drained()
-        assert made.buried() == ["r0057"]
+        assert made.dead_letter_names() == ["r0057"]
         assert http.taken == names[:57] + names[58:]
 
 
@@ -112,7 +112,7 @@ def test_skip_while_all_is_blocked_takes_one_record_each(tmp_path: Path, http: B
             wait_until(lambda: made.sender.state == "blocked" and made.sender.attempts == 1)
             made.skip()
             wait_until(lambda gone=gone: made.waiting() == 5 - gone)  # type: ignore[misc] # mypy can't see the default
-        assert made.buried() == named(2)
+        assert made.dead_letter_names() == named(2)
         http.rule = lambda names: "delivered"
         made.sender.resume()
         made.drained()
@@ -126,7 +126,7 @@ def test_skip_of_an_empty_queue_takes_no_later_record(tmp_path: Path, http: Back
         assert not made.skip()
         made.put("a")
         made.drained()
-        assert made.letters() == []
+        assert made.dead_letters() == []
         assert http.taken == ["a"]
 
 
@@ -146,7 +146,7 @@ def test_skip_is_void_where_the_head_is_delivered_meanwhile(tmp_path: Path, http
         gate.set()
         made.drained()
         assert http.taken == ["a", "b"]
-        assert made.letters() == []
+        assert made.dead_letters() == []
 
 
 def test_skip_takes_as_many_as_were_asked_for_and_not_what_was_delivered(tmp_path: Path, http: Backend) -> None:
@@ -159,9 +159,9 @@ def test_skip_takes_as_many_as_were_asked_for_and_not_what_was_delivered(tmp_pat
         assert made.skip(1050)
         http.rule = lambda sent: "delivered"
         made.drained()
-        assert made.buried() == names[:1050]
+        assert made.dead_letter_names() == names[:1050]
         assert http.taken == names[1050:]
-        reasons = [letter.reason for letter in made.letters()]
+        reasons = [dead_letter.reason for dead_letter in made.dead_letters()]
         assert reasons[0].startswith("skipped by command: HTTP 401"), "with what the backend said"
         assert reasons[-1] == "skipped by command"
 
@@ -175,7 +175,7 @@ def test_after_a_skip_the_last_of_those_refused_is_not_given_up_by_itself(tmp_pa
         made.skip()
         wait_until(lambda: made.waiting() == 1)
         wait_until(lambda: made.sender.attempts >= 2)
-        assert made.buried() == ["a"]
+        assert made.dead_letter_names() == ["a"]
         http.rule = lambda names: "delivered"
         made.drained()
         assert http.taken == ["b"]

@@ -111,7 +111,7 @@ def test_an_outage_ends_with_a_refusal_of_the_data_as_well(
         made.drained()
         wait_until(lambda: made.sender.state == "idle")
         assert (made.sender.attempts, made.sender.last_error) == (0, "")
-        assert made.letters()[0].attempts == 2 + 3
+        assert made.dead_letters()[0].attempts == 2 + 3
     assert sum("answers again" in line for line in lines(caplog)) == 1
 
 
@@ -122,7 +122,7 @@ def test_half_of_a_batch_refused_is_one_line(tmp_path: Path, http: Backend, capl
         made.put(*names)
         made.start()
         made.drained()
-        assert made.buried() == names[::2]
+        assert made.dead_letter_names() == names[::2]
         assert http.taken == names[1::2]
         wait_until(lambda: lines(caplog))
     (line,) = lines(caplog)

@@ -55,7 +55,7 @@ def test_shutdown_drains_in_its_time_and_the_next_start_delivers_the_rest(tmp_pa
     seen = Counter(http.taken)
     assert sorted(seen) == names
     assert sum(count - 1 for count in seen.values()) <= 2
-    assert again.letters() == []
+    assert again.dead_letters() == []
 
 
 @pytest.mark.parametrize("kind", ["later", "blocked", "hang"])
@@ -71,7 +71,7 @@ def test_shutdown_waits_for_no_dead_backend(tmp_path: Path, http: Backend, kind:
         began = time.monotonic()
         made.sender.shutdown(drain=60)
         assert time.monotonic() - began < 20
-        assert (made.waiting(), made.letters()) == (3, [])
+        assert (made.waiting(), made.dead_letters()) == (3, [])
         wait_until(lambda: threads() == [])
 
 
@@ -85,7 +85,7 @@ def test_shutdown_interrupts_a_send_that_hangs(tmp_path: Path, backend: Backend)
         made.sender.shutdown(drain=0.2)
         assert time.monotonic() - began < 15
         wait_until(lambda: threads() == [])
-        assert (made.waiting(), made.letters(), made.sender.state) == (3, [], "stopped")
+        assert (made.waiting(), made.dead_letters(), made.sender.state) == (3, [], "stopped")
 
 
 def test_a_sender_can_be_shut_down_before_and_without_work(tmp_path: Path, http: Backend) -> None:

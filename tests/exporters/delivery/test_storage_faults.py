@@ -40,9 +40,9 @@ def test_a_damaged_record_is_a_dead_letter_and_its_neighbours_are_delivered(
         database(made, "UPDATE records SET payload = ? WHERE seq = ?", bytes(damaged), place + 1)
         made.start()
         made.drained()
-        (letter,) = made.letters()
-        assert (letter.kind, letter.content, letter.attempts) == ("damaged", bytes(damaged), 0)
-        assert "checksum" in letter.reason
+        (dead_letter,) = made.dead_letters()
+        assert (dead_letter.kind, dead_letter.content, dead_letter.attempts) == ("damaged", bytes(damaged), 0)
+        assert "checksum" in dead_letter.reason
         assert http.taken == [name for name in names if name != names[place]]
 
 
@@ -53,7 +53,7 @@ def test_damaged_records_leave_a_blocked_queue_as_well(tmp_path: Path, http: Bac
         database(made, "UPDATE records SET checksum = checksum - 1 WHERE seq = ?", 1)
         made.start()
         wait_until(lambda: made.sender.attempts >= 2)
-        assert made.buried() == ["r0000"]
+        assert made.dead_letter_names() == ["r0000"]
         http.rule = lambda names: "delivered"
         made.drained()
         assert http.taken == named(3)[1:]
@@ -75,7 +75,7 @@ def test_while_nothing_can_be_ticked_off_nothing_is_sent_again_and_nothing_is_lo
         made.drained()
         wait_until(lambda: made.sender.state == "idle")
         assert http.taken == named(4)
-        assert made.letters() == []
+        assert made.dead_letters() == []
     said = lines(caplog)
     assert sum("ticked off; delivery waits" in line for line in said) == 1
     assert sum("ticked off again" in line for line in said) == 1
@@ -90,7 +90,7 @@ def test_a_dead_letter_that_can_not_be_written_is_written_once_later(tmp_path: P
             wait_until(lambda: made.sender.state == "retrying")
             time.sleep(0.3)
         made.drained()
-        assert made.buried() == ["r0001"]
+        assert made.dead_letter_names() == ["r0001"]
         assert http.taken == ["r0000", "r0002"]
 
 

@@ -128,7 +128,7 @@ def count(database: Path, table: str = "records") -> int:
         return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
 
-def letters(database: Path) -> list[DeadLetter]:
+def dead_letters_in(database: Path) -> list[DeadLetter]:
     with reading(database) as connection:
         rows = connection.execute(
             "SELECT kind, owner, reason, content, uid, attempts, count FROM dead_letters ORDER BY id"

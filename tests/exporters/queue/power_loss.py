@@ -23,7 +23,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from statsig_otel.exporters.queue.errors import QueueError
 from tests.e2e.faulty_machine import preloaded
-from tests.exporters.queue.helpers import PATIENCE, ROOT, delivered, letters, running, settled
+from tests.exporters.queue.helpers import PATIENCE, ROOT, dead_letters_in, delivered, running, settled
 from tests.exporters.queue.load import EXPORTERS
 
 _PARTS: Final = 3
@@ -279,16 +279,16 @@ def check(image: Path, promise: Promised) -> Outcome:
         with running(image / "queue", exporters=EXPORTERS) as queue:
             settled(image / "queue")
             found = {name: set(delivered(queue.cursor(name))) for name in EXPORTERS}
-            buried = {int.from_bytes(one.uid) for one in letters(queue.database) if one.uid is not None}
+            dead_letters = {int.from_bytes(one.uid) for one in dead_letters_in(queue.database) if one.uid is not None}
     except (OSError, sqlite3.Error, QueueError, AssertionError) as error:
         return Outcome({"all": promise.acknowledged}, [*lines, str(error)])
     finally:
         logger.propagate = True
         logger.removeHandler(handler)
     there = {name: numbers | promise.sent.get(name, set()) for name, numbers in found.items()}
-    there["otlp"] |= buried
+    there["otlp"] |= dead_letters
     missing = {name: promise.acknowledged - numbers for name, numbers in there.items()}
-    missing["dead letters"] = promise.kept - buried - found["otlp"]
+    missing["dead letters"] = promise.kept - dead_letters - found["otlp"]
     return Outcome({name: numbers for name, numbers in missing.items() if numbers}, lines)
 
 

@@ -18,8 +18,8 @@ from tests.exporters.queue.helpers import (
     check_counters,
     consume,
     count,
+    dead_letters_in,
     delivered,
-    letters,
     put,
     read_all,
     refusal,
@@ -44,7 +44,7 @@ def test_after_an_answer_another_connection_sees_the_records_and_invalid_items(t
         receipt = consume(queue, batch(1, 2, 1, records=2, invalid=1)).result(PATIENCE)
         assert receipt == Receipt(accepted=2, duplicates=1)
         assert count(queue.database) == 4
-        assert letters(queue.database) == [DeadLetter("item", "statsig", "no name", b"bad 0")]
+        assert dead_letters_in(queue.database) == [DeadLetter("item", "statsig", "no name", b"bad 0")]
         check_counters(queue)
         found = read_all(queue.cursor("otlp"))
         assert [record.payload.rstrip(b"-") for record in found] == [b"1.0", b"1.1", b"2.0", b"2.1"]

@@ -14,10 +14,10 @@ from tests.exporters.queue.helpers import (
     check_counters,
     consume,
     count,
+    dead_letters_in,
     delivered,
     errors,
     failing_disk,
-    letters,
     put,
     reading,
     running,
@@ -80,7 +80,7 @@ def test_a_copy_of_a_stopped_queue_has_dead_letters_and_cursors(tmp_path: Path) 
     with running(restored(tmp_path / "copy", tmp_path / "restored"), exporters=("otlp", "slow")) as queue:
         assert delivered(queue.cursor("otlp")) == [3]
         assert delivered(queue.cursor("slow")) == [1, 2, 3]
-        assert [one.reason for one in letters(queue.database)] == ["no name"]
+        assert [one.reason for one in dead_letters_in(queue.database)] == ["no name"]
 
 
 def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:

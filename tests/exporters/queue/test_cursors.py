@@ -14,8 +14,8 @@ from tests.exporters.queue.helpers import (
     blocked,
     check_counters,
     count,
+    dead_letters_in,
     delivered,
-    letters,
     numbers_of,
     put,
     read_all,
@@ -167,7 +167,7 @@ def test_records_that_were_ticked_off_before_are_not_counted_twice(tmp_path: Pat
         cursor.finish(records, [DeadLetter("record", "otlp", "no", records[0].payload)])
         cursor.finish(records, [DeadLetter("record", "otlp", "no", records[0].payload)])
         check_counters(queue)
-        assert (cursor.waiting, len(letters(queue.database))) == (1, 1)
+        assert (cursor.waiting, len(dead_letters_in(queue.database))) == (1, 1)
         assert delivered(cursor) == [3]
 
 

@@ -27,10 +27,10 @@ from tests.exporters.queue.helpers import (
     check_counters,
     consume,
     copy_of,
+    dead_letters_in,
     delivered,
     errors,
     kept,
-    letters,
     numbers_of,
     put,
     read_all,
@@ -160,7 +160,7 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_what_is_left_of_it_delivere
             assert 200 < len(found) < 600
         else:
             assert found == list(STORED)
-            assert len(letters(queue.database)) == 12
+            assert len(dead_letters_in(queue.database)) == 12
             assert (
                 said(
                     caplog,
@@ -245,7 +245,7 @@ def test_a_page_of_records_that_cannot_be_read_hides_no_other(directory: Path) -
         assert numbers_of(intact) == [record.seq if record.seq <= 600 else 1000 for record in intact]
         check = queue.states()[0]
         assert (check.waiting, check.bytes) == (0, 0)
-        assert len(letters(queue.database)) == 12 + len(found) - len(intact)
+        assert len(dead_letters_in(queue.database)) == 12 + len(found) - len(intact)
     assert not kept(directory)
 
 

@@ -57,9 +57,9 @@ class Database:
         self.connection.execute("COMMIT")
         return result
 
-    def bury(self, kind: DeadLetterKind, owner: str, content: bytes, **others: str) -> int:
-        letter = DeadLetter(kind, owner, others.get("reason", "why"), content, count=1, uid=b"\x07" * 16)
-        self(lambda connection: store.bury(connection, letter, NOW))
+    def add_dead_letter(self, kind: DeadLetterKind, owner: str, content: bytes, **others: str) -> int:
+        dead_letter = DeadLetter(kind, owner, others.get("reason", "why"), content, count=1, uid=b"\x07" * 16)
+        self(lambda connection: store.add_dead_letter(connection, dead_letter, NOW))
         return dead_letters.last_id(self.connection)
 
     def replay(self, plan: Replay, *, now_ms: int = NOW) -> Replayed:
@@ -78,7 +78,7 @@ class Database:
         return found
 
     def ids(self, selection: Selection | None = None) -> list[int]:
-        return [letter.id for letter in dead_letters.select(self.connection, selection or Selection())]
+        return [dead_letter.id for dead_letter in dead_letters.select(self.connection, selection or Selection())]
 
 
 @pytest.fixture
@@ -91,12 +91,12 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 @pytest.fixture
 def five(database: Database) -> Database:
-    """One letter of each kind: 1 to 5. The receiver and one exporter have the same name."""
-    database.bury("item", "a", b"item")
-    database.bury("body", "statsig", b"body")
-    database.bury("record", "a", payload("x"))
-    database.bury("batch", "b", payload("y") + payload("z"))
-    database.bury("damaged", "a", b"\xff")
+    """One dead letter of each kind: 1 to 5. The receiver and one exporter have the same name."""
+    database.add_dead_letter("item", "a", b"item")
+    database.add_dead_letter("body", "statsig", b"body")
+    database.add_dead_letter("record", "a", payload("x"))
+    database.add_dead_letter("batch", "b", payload("y") + payload("z"))
+    database.add_dead_letter("damaged", "a", b"\xff")
     return database
 
 
@@ -122,7 +122,7 @@ def test_a_selection_finds_what_it_names_and_nothing_else(
     count, _ = dead_letters.count(five.connection, selection)
     assert count == len(expected)
     dropped = five(lambda connection: dead_letters.drop(connection, selection, after=0, upto=99, limit=99))
-    assert [letter.id for letter in dropped] == expected
+    assert [dead_letter.id for dead_letter in dropped] == expected
     assert five.ids() == [number for number in (1, 2, 3, 4, 5) if number not in expected]
 
 
@@ -133,10 +133,13 @@ def test_a_selection_with_an_unknown_field_is_refused() -> None:
 
 def test_pages_are_bounded_by_number_and_size_and_by_the_last_id(database: Database) -> None:
     for size in (10, 10, 100, 10, 10):
-        database.bury("item", "statsig", b"x" * size)
+        database.add_dead_letter("item", "statsig", b"x" * size)
 
     def page(after: int, **bounds: int) -> list[int]:
-        return [letter.id for letter in dead_letters.select(database.connection, Selection(), after=after, **bounds)]
+        return [
+            dead_letter.id
+            for dead_letter in dead_letters.select(database.connection, Selection(), after=after, **bounds)
+        ]
 
     assert page(0, limit=2) == [1, 2]
     assert page(2, limit=2) == [3, 4]
@@ -151,9 +154,9 @@ def test_pages_are_bounded_by_number_and_size_and_by_the_last_id(database: Datab
 
 
 def test_ids_are_never_used_again(database: Database) -> None:
-    first = database.bury("item", "statsig", b"1")
+    first = database.add_dead_letter("item", "statsig", b"1")
     database(lambda connection: dead_letters.drop(connection, Selection(), after=0, upto=first, limit=9))
-    assert database.bury("item", "statsig", b"2") == first + 1
+    assert database.add_dead_letter("item", "statsig", b"2") == first + 1
 
 
 def test_a_record_is_sent_again_to_its_exporter_alone_though_it_was_seen(database: Database) -> None:
@@ -168,28 +171,30 @@ def test_a_record_is_sent_again_to_its_exporter_alone_though_it_was_seen(databas
         store.add_waiting(connection, cursors, 1, len(sent))
 
     database(accept)
-    letter = database.bury("record", "a", sent)
-    done = database.replay(Resend(letter, "a", ((bytes.fromhex(uid(1)), sent),)))
-    assert done == Replayed(letter, "replayed", records=1, exporters=("a",))
+    dead_letter = database.add_dead_letter("record", "a", sent)
+    done = database.replay(Resend(dead_letter, "a", ((bytes.fromhex(uid(1)), sent),)))
+    assert done == Replayed(dead_letter, "replayed", records=1, exporters=("a",))
     assert database.waiting() == {"a": [sent, sent], "b": [sent]}
     assert database.ids() == []
 
 
 def test_a_replay_is_done_once(database: Database) -> None:
-    letter = database.bury("record", "a", payload("x"))
-    plan = Resend(letter, "a", ((b"u" * 16, payload("x")),))
+    dead_letter = database.add_dead_letter("record", "a", payload("x"))
+    plan = Resend(dead_letter, "a", ((b"u" * 16, payload("x")),))
     assert database.replay(plan).outcome == "replayed"
-    assert database.replay(plan) == Replayed(letter, "gone")
-    assert database.replay(Keep(letter, "why")) == Replayed(letter, "gone")
-    assert database.replay(MapAgain(letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))).outcome == "gone"
+    assert database.replay(plan) == Replayed(dead_letter, "gone")
+    assert database.replay(Keep(dead_letter, "why")) == Replayed(dead_letter, "gone")
+    assert (
+        database.replay(MapAgain(dead_letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))).outcome == "gone"
+    )
     assert database.waiting() == {"a": [payload("x")], "b": []}
 
 
 def test_a_record_of_an_exporter_that_is_gone_stays(database: Database) -> None:
-    letter = database.bury("record", "c", payload("x"))
-    done = database.replay(Resend(letter, "c", ((b"u" * 16, payload("x")),)))
+    dead_letter = database.add_dead_letter("record", "c", payload("x"))
+    done = database.replay(Resend(dead_letter, "c", ((b"u" * 16, payload("x")),)))
     assert (done.outcome, done.reason) == ("kept", "the queue knows no exporter c: a service with it has to run first")
-    assert database.ids() == [letter]
+    assert database.ids() == [dead_letter]
     assert database.waiting() == {"a": [], "b": []}
 
 
@@ -211,12 +216,12 @@ def test_what_is_no_request_is_said(content: bytes) -> None:
 
 def test_an_item_is_taken_over_as_if_its_request_had_come_now(database: Database) -> None:
     """It is for all exporters of its receiver, and from now on a redelivery of it is a duplicate."""
-    letter = database.bury("item", "statsig", b"item")
+    dead_letter = database.add_dead_letter("item", "statsig", b"item")
     batch = Batch("statsig", (Change(uid(1), (payload("x"),)),))
-    done = database.replay(MapAgain(letter, batch))
-    assert done == Replayed(letter, "replayed", records=1, exporters=("a", "b"))
+    done = database.replay(MapAgain(dead_letter, batch))
+    assert done == Replayed(dead_letter, "replayed", records=1, exporters=("a", "b"))
     assert database.waiting() == {"a": [payload("x")], "b": [payload("x")]}
-    again = database.bury("item", "statsig", b"item")
+    again = database.add_dead_letter("item", "statsig", b"item")
     done = database.replay(MapAgain(again, batch), now_ms=NOW + 1)
     assert done == Replayed(again, "replayed", duplicates=1)
     assert database.waiting() == {"a": [payload("x")], "b": [payload("x")]}
@@ -224,9 +229,9 @@ def test_an_item_is_taken_over_as_if_its_request_had_come_now(database: Database
 
 
 def test_items_of_a_body_that_are_still_invalid_become_dead_letters(database: Database) -> None:
-    letter = database.bury("body", "statsig", b"body")
+    dead_letter = database.add_dead_letter("body", "statsig", b"body")
     changes = (Change(uid(1), (payload("x"), payload("y"))), Change(uid(2), (payload("z"),)))
-    done = database.replay(MapAgain(letter, Batch("statsig", changes, (Invalid(b"bad", "no name"),))))
+    done = database.replay(MapAgain(dead_letter, Batch("statsig", changes, (Invalid(b"bad", "no name"),))))
     assert (done.outcome, done.records, done.invalid) == ("replayed", 3, 1)
     (left,) = dead_letters.select(database.connection, Selection())
     assert (left.kind, left.owner, left.reason) == ("item", "statsig", "no name")
@@ -235,20 +240,20 @@ def test_items_of_a_body_that_are_still_invalid_become_dead_letters(database: Da
 
 @pytest.mark.parametrize("receivers", [{}, {"statsig": Route(())}])
 def test_a_receiver_without_a_queued_exporter_loses_nothing(database: Database, receivers: dict[str, Route]) -> None:
-    letter = database.bury("item", "statsig", b"item")
-    plan = MapAgain(letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))
+    dead_letter = database.add_dead_letter("item", "statsig", b"item")
+    plan = MapAgain(dead_letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))
     done = database(lambda connection: dead_letters.replay(connection, plan, routing=Routing(receivers), now_ms=NOW))
     assert done.outcome == "kept"
-    assert database.ids() == [letter]
+    assert database.ids() == [dead_letter]
 
 
 @pytest.mark.parametrize(("receivers", "waits"), [({}, 0), (RECEIVERS, 1)])
 def test_records_that_synchronous_exporters_have_enter_a_queue_only_if_there_is_one(
     database: Database, receivers: dict[str, Route], waits: int
 ) -> None:
-    letter = database.bury("body", "statsig", b"body")
+    dead_letter = database.add_dead_letter("body", "statsig", b"body")
     batch = Batch("statsig", (Change(uid(1), (payload("x"),)),), (Invalid(b"bad", "no name"),))
-    plan = MapAgain(letter, batch, delivered=("now",))
+    plan = MapAgain(dead_letter, batch, delivered=("now",))
     done = database(lambda connection: dead_letters.replay(connection, plan, routing=Routing(receivers), now_ms=NOW))
     assert (done.outcome, done.records, done.delivered, done.invalid) == ("replayed", waits, ("now",), 1)
     assert database.waiting() == {"a": [payload("x")] * waits, "b": [payload("x")] * waits}
@@ -259,10 +264,10 @@ def test_records_that_synchronous_exporters_have_enter_a_queue_only_if_there_is_
 
 
 def test_what_is_still_invalid_stays_with_the_new_reason(database: Database) -> None:
-    letter = database.bury("item", "statsig", b"item", reason="old")
-    assert database.replay(Keep(letter, "not now")).outcome == "kept"
+    dead_letter = database.add_dead_letter("item", "statsig", b"item", reason="old")
+    assert database.replay(Keep(dead_letter, "not now")).outcome == "kept"
     assert [one.reason for one in dead_letters.select(database.connection, Selection())] == ["old"]
-    assert database.replay(Keep(letter, "new", new_reason=True)) == Replayed(letter, "kept", "new")
+    assert database.replay(Keep(dead_letter, "new", new_reason=True)) == Replayed(dead_letter, "kept", "new")
     assert [one.reason for one in dead_letters.select(database.connection, Selection())] == ["new"]
 
 
@@ -273,16 +278,23 @@ def test_the_head_becomes_a_letter_and_comes_back(database: Database) -> None:
         store.append_copies(connection, cursors, records, "statsig")
 
     database(fill)
-    assert database(lambda connection: dead_letters.bury_first(connection, "a", "skipped", count=1, now_ms=NOW))
+    assert database(lambda connection: dead_letters.make_dead_letters(connection, "a", "skipped", count=1, now_ms=NOW))
     assert database.waiting()["a"] == [payload("y"), payload("z")]
-    (letter,) = dead_letters.select(database.connection, Selection())
-    assert (letter.kind, letter.owner, letter.reason, letter.uid) == ("record", "a", "skipped", b"x" * 16)
-    assert database.replay(Resend(letter.id, "a", ((b"x" * 16, payload("x")),))).outcome == "replayed"
+    (dead_letter,) = dead_letters.select(database.connection, Selection())
+    assert (dead_letter.kind, dead_letter.owner, dead_letter.reason, dead_letter.uid) == (
+        "record",
+        "a",
+        "skipped",
+        b"x" * 16,
+    )
+    assert database.replay(Resend(dead_letter.id, "a", ((b"x" * 16, payload("x")),))).outcome == "replayed"
     assert database.waiting() == {
         "a": [payload("y"), payload("z"), payload("x")],
         "b": [payload("x"), payload("y"), payload("z")],
     }
-    assert not database(lambda connection: dead_letters.bury_first(connection, "c", "skipped", count=1, now_ms=NOW))
+    assert not database(
+        lambda connection: dead_letters.make_dead_letters(connection, "c", "skipped", count=1, now_ms=NOW)
+    )
 
 
 def test_a_head_that_is_damaged_becomes_a_letter_that_says_so(database: Database) -> None:
@@ -292,10 +304,10 @@ def test_a_head_that_is_damaged_becomes_a_letter_that_says_so(database: Database
         connection.execute("UPDATE records SET payload = ?", (payload("X"),))
 
     database(fill)
-    assert database(lambda connection: dead_letters.bury_first(connection, "a", "skipped", count=1, now_ms=NOW))
-    (letter,) = dead_letters.select(database.connection, Selection(exporter="a"))
-    assert (letter.kind, letter.reason) == ("damaged", "damaged on disk: its checksum is wrong")
-    assert dead_letters.content(database.connection, letter.id) == payload("X")
+    assert database(lambda connection: dead_letters.make_dead_letters(connection, "a", "skipped", count=1, now_ms=NOW))
+    (dead_letter,) = dead_letters.select(database.connection, Selection(exporter="a"))
+    assert (dead_letter.kind, dead_letter.reason) == ("damaged", "damaged on disk: its checksum is wrong")
+    assert dead_letters.content(database.connection, dead_letter.id) == payload("X")
     assert database.waiting()["a"] == []
 
 
@@ -306,12 +318,12 @@ def test_replays_in_parallel_double_nothing(tmp_path: Path) -> None:
     try:
         sent = [payload(str(number)) for number in range(20)]
         for one in sent:
-            letter = DeadLetter("record", "a", "why", one, b"u" * 16)
-            queue.submit(partial(store.bury, dead_letter=letter, now_ms=NOW)).result()
+            dead_letter = DeadLetter("record", "a", "why", one, b"u" * 16)
+            queue.submit(partial(store.add_dead_letter, dead_letter=dead_letter, now_ms=NOW)).result()
         with closing(schema.connect_reading(queue.database)) as reading:
             plans = [
-                Resend(letter.id, "a", ((b"u" * 16, dead_letters.content(reading, letter.id) or b""),))
-                for letter in dead_letters.select(reading, Selection())
+                Resend(dead_letter.id, "a", ((b"u" * 16, dead_letters.content(reading, dead_letter.id) or b""),))
+                for dead_letter in dead_letters.select(reading, Selection())
             ]
         assert len(plans) == 20
         outcomes: list[Replayed] = []
@@ -337,7 +349,7 @@ def test_replays_in_parallel_double_nothing(tmp_path: Path) -> None:
 
 
 def test_a_replay_that_is_killed_has_happened_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
-    """Each record is a letter or waits, never both and never neither, wherever SIGKILL hits."""
+    """Each record is a dead letter or waits, never both and never neither, wherever SIGKILL hits."""
     script = """
 import os, sys
 from pathlib import Path
@@ -365,7 +377,7 @@ with StoppedQueue(Path(sys.argv[1])) as queue:
         def fill(connection: sqlite3.Connection) -> None:
             store.ensure_exporter(connection, "a")
             for one in sent:
-                store.bury(connection, DeadLetter("record", "a", "why", one), NOW)
+                store.add_dead_letter(connection, DeadLetter("record", "a", "why", one), NOW)
 
         queue.submit(fill).result()
     waiting: list[bytes] = []
@@ -386,8 +398,8 @@ with StoppedQueue(Path(sys.argv[1])) as queue:
             with closing(found.connection):
                 waiting = found.waiting()["a"]
             kept = [
-                dead_letters.content(connection, letter.id) or b""
-                for letter in dead_letters.select(connection, Selection(), limit=1000)
+                dead_letters.content(connection, dead_letter.id) or b""
+                for dead_letter in dead_letters.select(connection, Selection(), limit=1000)
             ]
         assert len(waiting) + len(kept) == len(sent)
         assert {*waiting, *kept} == sent

@@ -17,16 +17,16 @@ MARK = b"ada.lovelace@example.com"
 def test_a_dropped_dead_letter_is_overwritten(tmp_path: Path, size: int) -> None:
     with running(tmp_path) as queue:
 
-        def bury(connection: sqlite3.Connection) -> None:
+        def add_dead_letter(connection: sqlite3.Connection) -> None:
             for number in range(20):
                 content = (MARK if number % 2 else b"somebody else") * (size // 10)
-                store.bury(connection, DeadLetter("item", "statsig", "?", content), 0)
+                store.add_dead_letter(connection, DeadLetter("item", "statsig", "?", content), 0)
 
         def drop(connection: sqlite3.Connection) -> int:
             odd = Selection(ids=tuple(range(2, 21, 2)))
             return len(dead_letters.drop(connection, odd, after=0, upto=20, limit=100))
 
-        queue.submit(bury).result(PATIENCE)
+        queue.submit(add_dead_letter).result(PATIENCE)
         put(queue, 1)
     assert MARK in content_of(tmp_path)
     with running(tmp_path) as queue:

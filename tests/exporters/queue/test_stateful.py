@@ -24,7 +24,7 @@ from tests.exporters.queue.helpers import (
     consume,
     copy_of,
     count,
-    letters,
+    dead_letters_in,
     numbers_of,
     tidied,
 )
@@ -42,7 +42,7 @@ changes = st.lists(st.integers(0, 12), max_size=5)
 
 
 @dataclass
-class Place:
+class ExporterModel:
     """An exporter as the model knows it: what waits for it, in order, and what became of the rest.
 
     Attributes:
@@ -53,7 +53,7 @@ class Place:
     waiting: list[int] = field(default_factory=list)
     owed: list[int] = field(default_factory=list)
     delivered: list[int] = field(default_factory=list)
-    buried: list[int] = field(default_factory=list)
+    dead_letters: list[int] = field(default_factory=list)
     soon: list[int] = field(default_factory=list)
     ahead: tuple[int, list[int]] = (0, [])
 
@@ -72,7 +72,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.crashes = 0
         self.now = 1_700_000_000.0
         self.seen: dict[tuple[str, int], float] = {}
-        self.places: dict[str, Place] = {}
+        self.models: dict[str, ExporterModel] = {}
         self.names: set[str] = set()
         self.routes: dict[str, set[str]] = {}
         self.invalid = 0
@@ -89,7 +89,7 @@ class QueueMachine(RuleBasedStateMachine):
         )
         self.queue.start()
         for name in names:
-            self.places.setdefault(name, Place())
+            self.models.setdefault(name, ExporterModel())
         self.names = names
 
     def routing(self) -> Routing:
@@ -106,8 +106,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     def close_cursor(self, name: str) -> None:
         self.queue.cursor(name).close()
-        self.places[name].soon = []
-        self.places[name].ahead = 0, []
+        self.models[name].soon = []
+        self.models[name].ahead = 0, []
 
     def teardown(self) -> None:
         try:
@@ -121,9 +121,9 @@ class QueueMachine(RuleBasedStateMachine):
             self.restart()
             for name in self.names:
                 self.deliver(name, 1000, 0)
-                place = self.places[name]
-                assert place.waiting == []
-                assert sorted(place.delivered + place.buried) == sorted(place.owed)
+                model = self.models[name]
+                assert model.waiting == []
+                assert sorted(model.delivered + model.dead_letters) == sorted(model.owed)
         finally:  # else the threads of an example that fails run on beside those that come
             self.close()
 
@@ -146,32 +146,32 @@ class QueueMachine(RuleBasedStateMachine):
         self.invalid += invalid
         for name in self.routes[receiver]:
             stored = [number for number in fresh for _ in range(records)]
-            self.places[name].waiting += stored
-            self.places[name].owed += stored
+            self.models[name].waiting += stored
+            self.models[name].owed += stored
 
     def is_full(self, receiver: str, records: int) -> bool:
         """Whether a batch is refused; what brings records finds those on the disk that are ticked off soon, too."""
         if "limited" not in self.routes[receiver]:
             return False
-        place = self.places["limited"]
-        return len(place.waiting) + (len(place.soon) if records else 0) >= LIMIT
+        model = self.models["limited"]
+        return len(model.waiting) + (len(model.soon) if records else 0) >= LIMIT
 
     @rule(
         name=st.sampled_from(EXPORTERS),
         at_most=st.integers(1, 6),
-        bury=st.integers(0, 2),
+        rejected=st.integers(0, 2),
         ahead=st.booleans(),
         due=st.booleans(),
     )
-    def deliver(self, name: str, at_most: int, bury: int, *, ahead: bool = False, due: bool = False) -> None:
-        """Read the head, and tick it off with some dead letters; or read and tick off ahead of the disk.
+    def deliver(self, name: str, at_most: int, rejected: int, *, ahead: bool = False, due: bool = False) -> None:
+        """Read the head, and tick it off with some dead dead_letters_in; or read and tick off ahead of the disk.
 
         Whether a commit of what is ticked off ahead is due says the example, not the clock: what is on the disk after
         a step must not depend on how fast the machine is.
         """
         if name not in self.names:
             return
-        cursor, place = self.queue.cursor(name), self.places[name]
+        cursor, model = self.queue.cursor(name), self.models[name]
         records = self.read(name, at_most)
         numbers = numbers_of(records)
         assert all(record.intact for record in records)
@@ -179,21 +179,21 @@ class QueueMachine(RuleBasedStateMachine):
             cursor.read_ahead(records[-1].seq, at_most, 1 << 20)
             assert cursor._ahead is not None
             cursor._ahead[1].result(PATIENCE)  # before the next step: it finds what is there now
-            is_handed_over = due or len(place.soon) >= MOST_SOON
+            is_handed_over = due or len(model.soon) >= MOST_SOON
             cursor._tick_at = 0.0 if is_handed_over else math.inf
             cursor.finish_soon(records)
-            place.soon = [] if is_handed_over else place.soon + numbers
-            place.delivered += numbers
-            del place.waiting[: len(numbers)]
-            place.ahead = at_most, place.waiting[:at_most]
+            model.soon = [] if is_handed_over else model.soon + numbers
+            model.delivered += numbers
+            del model.waiting[: len(numbers)]
+            model.ahead = at_most, model.waiting[:at_most]
             return
-        bad = records[:bury]
+        bad = records[:rejected]
         cursor.finish(records, [DeadLetter("record", name, "no", record.payload, record.uid) for record in bad])
-        place.buried += numbers[: len(bad)]
-        place.delivered += numbers[len(bad) :]
-        del place.waiting[: len(numbers)]
+        model.dead_letters += numbers[: len(bad)]
+        model.delivered += numbers[len(bad) :]
+        del model.waiting[: len(numbers)]
         if numbers:
-            place.soon = []
+            model.soon = []
 
     @rule(name=st.sampled_from(EXPORTERS))
     def read_only(self, name: str) -> None:
@@ -203,10 +203,10 @@ class QueueMachine(RuleBasedStateMachine):
 
     def read(self, name: str, at_most: int) -> Records:
         """Read the head: what was read ahead, which can be less than waits by now, or else all that it may be."""
-        place = self.places[name]
-        (most, found), place.ahead = place.ahead, (0, [])
+        model = self.models[name]
+        (most, found), model.ahead = model.ahead, (0, [])
         records = self.queue.cursor(name).read(at_most, 1 << 20)
-        assert numbers_of(records) == (found if found and most == at_most else place.waiting[:at_most])
+        assert numbers_of(records) == (found if found and most == at_most else model.waiting[:at_most])
         return records
 
     @rule()
@@ -228,18 +228,18 @@ class QueueMachine(RuleBasedStateMachine):
         self.crashes += 1
         for name in self.names if settled else ():
             self.queue.cursor(name).flush()
-            self.places[name].soon = []
+            self.models[name].soon = []
         with blocked(self.queue):  # it would tidy up between the copies of the file and of its log
             left = copy_of(self.directory, self.base / str(self.crashes))
-        for place in self.places.values():
-            place.crash()
+        for model in self.models.values():
+            model.crash()
         self.close()
         self.directory = left
         self.open()
 
     @rule(x=subsets, y=subsets, running=st.booleans())
     def reconfigure(self, x: set[str], y: set[str], *, running: bool) -> None:
-        """Exporters come, go, and change receivers; one that is away keeps its place and gets nothing new."""
+        """Exporters come, go, and change receivers; one that is away keeps its cursor and gets nothing new."""
         self.routes = {"x": x, "y": y}
         if running:
             for name in self.names - (x | y):
@@ -247,44 +247,44 @@ class QueueMachine(RuleBasedStateMachine):
             self.queue.reconfigure(self.routing())
             self.names = x | y
             for name in self.names:
-                self.places.setdefault(name, Place())
+                self.models.setdefault(name, ExporterModel())
         else:
             self.close()
             self.open()
         forgotten = {state.name for state in self.queue.unconfigured_exporters()}
-        assert forgotten == set(self.places) - self.names
+        assert forgotten == set(self.models) - self.names
 
-    @precondition(lambda self: set(self.places) - self.names)
+    @precondition(lambda self: set(self.models) - self.names)
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
         """By command: the only way in which what waits is given up."""
-        name = data.draw(st.sampled_from(sorted(set(self.places) - self.names)))
+        name = data.draw(st.sampled_from(sorted(set(self.models) - self.names)))
         removed = self.queue.submit(lambda connection: store.remove_exporter(connection, name)).result(PATIENCE)
         assert removed is not None
-        assert removed.waiting == len(self.places[name].waiting)
-        del self.places[name]
+        assert removed.waiting == len(self.models[name].waiting)
+        del self.models[name]
 
     @invariant()
     def counters_are_right(self) -> None:
         if hasattr(self, "queue"):
             # First, for what looks at the disk has the cursors look, too.
-            assert self.queue.sizes() == {name: len(self.places[name].waiting) for name in self.names}
-            check_counters(self.queue, ahead={name: len(place.soon) for name, place in self.places.items()})
+            assert self.queue.sizes() == {name: len(self.models[name].waiting) for name in self.names}
+            check_counters(self.queue, ahead={name: len(model.soon) for name, model in self.models.items()})
             waiting = {state.name: state.waiting for state in self.queue.states()}
-            assert waiting == {name: len(place.waiting) + len(place.soon) for name, place in self.places.items()}
+            assert waiting == {name: len(model.waiting) + len(model.soon) for name, model in self.models.items()}
 
     @invariant()
     def dead_letters_are_all_there(self) -> None:
         if hasattr(self, "queue"):
-            kept = letters(self.queue.database)
-            assert sum(letter.kind == "item" for letter in kept) == self.invalid
-            for name, place in self.places.items():
-                found = [int.from_bytes(letter.uid or b"") for letter in kept if letter.owner == name]
-                assert found[len(found) - len(place.buried) :] == place.buried
+            kept = dead_letters_in(self.queue.database)
+            assert sum(dead_letter.kind == "item" for dead_letter in kept) == self.invalid
+            for name, model in self.models.items():
+                found = [int.from_bytes(dead_letter.uid or b"") for dead_letter in kept if dead_letter.owner == name]
+                assert found[len(found) - len(model.dead_letters) :] == model.dead_letters
 
     @invariant()
     def nothing_is_kept_for_nobody(self) -> None:
-        if hasattr(self, "queue") and not any(place.waiting or place.soon for place in self.places.values()):
+        if hasattr(self, "queue") and not any(model.waiting or model.soon for model in self.models.values()):
             tidied(self.queue)
             assert count(self.queue.database) == 0
 

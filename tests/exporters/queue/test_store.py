@@ -393,8 +393,8 @@ def test_a_route_or_a_place_that_is_no_number_is_damage(connection: sqlite3.Conn
 
 
 def test_a_dead_letter_is_kept_whole(connection: sqlite3.Connection) -> None:
-    store.bury(connection, DeadLetter("batch", "otlp", "3 were refused", b"\0\x01", None, 4, 3), 9)
-    store.bury(connection, DeadLetter("record", "otlp", "no", b"\0", b"\x07" * 16, 1), 10)
+    store.add_dead_letter(connection, DeadLetter("batch", "otlp", "3 were refused", b"\0\x01", None, 4, 3), 9)
+    store.add_dead_letter(connection, DeadLetter("record", "otlp", "no", b"\0", b"\x07" * 16, 1), 10)
     rows = connection.execute(
         "SELECT at, kind, owner, reason, attempts, uid, count, content FROM dead_letters"
     ).fetchall()

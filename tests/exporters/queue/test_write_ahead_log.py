@@ -22,10 +22,10 @@ from statsig_otel.exporters.queue.write_ahead_log import LogCheck
 from tests.exporters.queue.helpers import (
     check_counters,
     copy_of,
+    dead_letters_in,
     delivered,
     errors,
     kept,
-    letters,
     put,
     running,
     said,
@@ -141,11 +141,11 @@ def test_a_log_that_is_damaged_is_said_loudly_and_all_behind_the_damage_carried_
         settled(directory)
         put(queue, 1000)
         found = set(delivered(queue.cursor("otlp")))
-        damaged = [letter for letter in letters(queue.database) if letter.kind == "damaged"]
+        damaged = [dead_letter for dead_letter in dead_letters_in(queue.database) if dead_letter.kind == "damaged"]
         check_counters(queue)
         assert 1000 in found
         assert len(WAITING - found) <= 1
-        assert WAITING - found == {int.from_bytes(letter.uid or b"") for letter in damaged} - found
+        assert WAITING - found == {int.from_bytes(dead_letter.uid or b"") for dead_letter in damaged} - found
         assert put(queue, 1000).duplicates == 1
     assert said(caplog, logging.ERROR, "its log is damaged, and SQLite would not read") == 1
     assert said(caplog, logging.WARNING, "is carried over") == 1
@@ -254,7 +254,7 @@ def test_no_flipped_bit_of_a_log_loses_anything_in_silence(stock: Path, data: st
         with running(directory) as queue:
             settled(directory)
             found = set(delivered(queue.cursor("otlp")))
-            damaged = {int.from_bytes(letter.uid or b"") for letter in letters(queue.database)}
+            damaged = {int.from_bytes(dead_letter.uid or b"") for dead_letter in dead_letters_in(queue.database)}
         assert len(WAITING - found) <= 1
         assert WAITING - found <= damaged
         assert kept(directory) or found == WAITING

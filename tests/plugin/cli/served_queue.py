@@ -178,15 +178,15 @@ def as_json(directory: Path, *arguments: str) -> Any:
     return json.loads(ok(directory, *arguments, "--json"))
 
 
-def bury(directory: Path, *found: DeadLetter) -> None:
+def add_dead_letter(directory: Path, *found: DeadLetter) -> None:
     """Put dead letters into a stopped queue with the exporters good and bad."""
     with StoppedQueue(directory) as queue:
 
         def work(connection: sqlite3.Connection) -> None:
             for name in ("good", "bad"):
                 store.ensure_exporter(connection, name)
-            for letter in found:
-                store.bury(connection, letter, OBSERVED // 1_000_000)
+            for dead_letter in found:
+                store.add_dead_letter(connection, dead_letter, OBSERVED // 1_000_000)
 
         queue.submit(work).result()
 

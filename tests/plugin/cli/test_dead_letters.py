@@ -13,8 +13,8 @@ from statsig_otel.exporters.queue.store import DeadLetter
 from tests.plugin.cli.served_queue import (
     WAIT,
     Served,
+    add_dead_letter,
     as_json,
-    bury,
     change,
     item,
     letter_of_item,
@@ -29,7 +29,7 @@ from tests.waiting import wait_until
 
 @pytest.mark.parametrize("how", ["running", "stopped"])
 def test_dead_letters_are_listed_and_shown(tmp_path: Path, how: str) -> None:
-    bury(
+    add_dead_letter(
         tmp_path,
         letter_of_item("x"),
         DeadLetter("body", "statsig", "the body is not JSON", b'{"data": \x1b[31m'),
@@ -68,7 +68,7 @@ def test_dead_letters_are_listed_and_shown(tmp_path: Path, how: str) -> None:
 
 
 def test_that_there_are_no_dead_letters_is_said(tmp_path: Path) -> None:
-    bury(tmp_path)
+    add_dead_letter(tmp_path)
     assert as_json(tmp_path, "dead-letters", "list") == []
     assert "There are no dead letters." in run(tmp_path, "dead-letters", "list").output
     for arguments in (
@@ -86,7 +86,7 @@ def test_that_there_are_no_dead_letters_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [("list",), ("show",), ("replay",), ("drop", "--yes")])
 def test_an_id_that_is_none_is_said(tmp_path: Path, command: tuple[str, ...]) -> None:
-    bury(tmp_path, letter_of_record("x"))
+    add_dead_letter(tmp_path, letter_of_record("x"))
     result = run(tmp_path, "dead-letters", *command, "77")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "There is no dead letter 77." in result.stderr
@@ -112,7 +112,7 @@ def test_an_id_that_is_none_is_said(tmp_path: Path, command: tuple[str, ...]) ->
     ],
 )
 def test_wrong_options_are_usage_errors(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    bury(tmp_path, letter_of_record("x"))
+    add_dead_letter(tmp_path, letter_of_record("x"))
     assert run(tmp_path, "dead-letters", *arguments).exit_code == 2
     assert len(as_json(tmp_path, "dead-letters", "list")) == 1
 
@@ -121,7 +121,7 @@ def test_wrong_options_are_usage_errors(tmp_path: Path, arguments: tuple[str, ..
 def test_dead_letters_are_dropped_only_on_confirmation(
     tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bury(tmp_path, *(letter_of_record(name) for name in "vwxyz"), letter_of_item("x"))
+    add_dead_letter(tmp_path, *(letter_of_record(name) for name in "vwxyz"), letter_of_item("x"))
     with maybe_served(tmp_path, how):
         refused = run(tmp_path, "dead-letters", "drop", "--exporter", "bad")
         assert refused.exit_code == 1
@@ -144,7 +144,7 @@ def damaged(content: bytes) -> DeadLetter:
 @pytest.mark.parametrize("how", ["running", "stopped"])
 def test_what_was_damaged_on_disk_is_never_sent(tmp_path: Path, how: str) -> None:
     (record,) = change("x").records
-    bury(tmp_path, damaged(record))
+    add_dead_letter(tmp_path, damaged(record))
     with maybe_served(tmp_path, how):
         result = run(tmp_path, "dead-letters", "replay", "--kind", "damaged")
         assert result.exit_code == 1
@@ -162,7 +162,7 @@ def test_what_is_left_of_a_damaged_record_is_shown_whatever_it_is(tmp_path: Path
     flipped = [record[:at] + bytes([record[at] ^ (1 << at % 8)]) + record[at + 1 :] for at in range(len(record))]
     cut = [record[:length] for length in range(len(record))]
     contents = [*flipped, *cut, b"\xff" * 9]
-    bury(tmp_path, *map(damaged, contents))
+    add_dead_letter(tmp_path, *map(damaged, contents))
     shown = as_json(tmp_path, "dead-letters", "show", "--all")
     assert [base64.b64decode(one["base64"]) for one in shown] == contents
     readable = ["request" in one for one in shown]

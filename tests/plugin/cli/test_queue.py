@@ -24,8 +24,8 @@ from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.webhook.signature import Verifier
 from tests.plugin.cli.served_queue import (
     Served,
+    add_dead_letter,
     as_json,
-    bury,
     change,
     config_file,
     item,
@@ -234,11 +234,11 @@ def test_skip_makes_the_head_a_dead_letter_that_can_be_replayed(
         served.bad.outcome = Delivered()
         assert "Still waiting: 1 record." in ok(tmp_path, "queue", "skip", "bad")
         served.bad.wait(lambda: served.bad.received == ["y"])
-        (letter,) = as_json(tmp_path, "dead-letters", "list")
+        (dead_letter,) = as_json(tmp_path, "dead-letters", "list")
         said = "skipped by command: 401: the key has expired"
-        assert (letter["kind"], letter["exporter"], letter["reason"]) == ("record", "bad", said)
-        assert letter["uid"] == uid(item("x"))
-        assert "1 dead letter, 1 record to deliver" in ok(tmp_path, "dead-letters", "replay", str(letter["id"]))
+        assert (dead_letter["kind"], dead_letter["exporter"], dead_letter["reason"]) == ("record", "bad", said)
+        assert dead_letter["uid"] == uid(item("x"))
+        assert "1 dead letter, 1 record to deliver" in ok(tmp_path, "dead-letters", "replay", str(dead_letter["id"]))
         served.bad.wait(lambda: served.bad.received == ["y", "x"])
         assert as_json(tmp_path, "dead-letters", "list") == []
         assert served.good.received == ["x", "y"]
@@ -300,7 +300,7 @@ def test_skip_takes_a_count_or_an_age_by_the_records_own_time(tmp_path: Path, ho
     ],
 )
 def test_an_unknown_exporter_is_an_error_with_a_hint(tmp_path: Path, action: str, how: str) -> None:
-    bury(tmp_path)
+    add_dead_letter(tmp_path)
     with maybe_served(tmp_path, how):
         result = run(tmp_path, "queue", action, "godo", *(["--yes"] if action == "remove" else []))
     assert result.exit_code == 1
@@ -312,7 +312,7 @@ def test_of_a_synchronous_exporter_it_is_said_that_it_has_no_queue(tmp_path: Pat
     """Also where it had one: what waits there can be given up."""
     directory = tmp_path / "queue"
     directory.mkdir()
-    bury(directory, letter_of_record("x", owner="debug/now"))
+    add_dead_letter(directory, letter_of_record("x", owner="debug/now"))
     config = config_file(tmp_path, directory, delivered=("debug/now",))
     where = ["--config", str(config)] if how == "stopped" else ["--directory", str(directory)]
 
@@ -342,7 +342,7 @@ def test_of_a_synchronous_exporter_it_is_said_that_it_has_no_queue(tmp_path: Pat
 
 
 def test_a_directory_in_use_without_a_socket_is_said(tmp_path: Path) -> None:
-    bury(tmp_path, letter_of_record("x"))
+    add_dead_letter(tmp_path, letter_of_record("x"))
     with StoppedQueue(tmp_path):
         assert len(as_json(tmp_path, "dead-letters", "list")) == 1
         result = run(tmp_path, "dead-letters", "replay", "1")
@@ -361,7 +361,7 @@ def test_a_wrong_configuration_file_is_said_with_a_way_out(tmp_path: Path) -> No
 
 def test_the_default_place_is_that_of_a_service_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
-    bury(tmp_path, letter_of_record("x"))
+    add_dead_letter(tmp_path, letter_of_record("x"))
     result = CliRunner().invoke(dead_letters.command, ["list", "--json"])
     assert [one["id"] for one in json.loads(result.stdout)] == [1]
 
@@ -376,7 +376,7 @@ def test_ids_read_as_ranges(ids: list[int], text: str) -> None:
 @pytest.mark.parametrize("how", ["running", "stopped"])
 def test_a_queue_is_copied_to_a_file(tmp_path: Path, how: str) -> None:
     queue, copy = tmp_path / "queue", tmp_path / "copy"
-    bury(queue, letter_of_record("x"))
+    add_dead_letter(queue, letter_of_record("x"))
     with maybe_served(queue, how):
         size = ok(queue, "queue", "backup", str(copy))
         again = run(queue, "queue", "backup", str(copy))

@@ -22,8 +22,8 @@ from tests.exporters.queue.helpers import failing_disk
 from tests.plugin.cli.served_queue import (
     WAIT,
     Served,
+    add_dead_letter,
     as_json,
-    bury,
     change,
     config_file,
     item,
@@ -39,7 +39,7 @@ from tests.waiting import wait_until
 
 @pytest.mark.parametrize("how", ["running", "stopped"])
 def test_a_record_is_replayed_for_its_exporter_alone(tmp_path: Path, how: str) -> None:
-    bury(tmp_path, letter_of_record("x"), letter_of_record("y"))
+    add_dead_letter(tmp_path, letter_of_record("x"), letter_of_record("y"))
     with maybe_served(tmp_path, how) as served:
         (done,) = as_json(tmp_path, "dead-letters", "replay", "2", "--to", "bad")
         assert done == {
@@ -70,7 +70,9 @@ def test_a_batch_is_replayed_record_by_record(tmp_path: Path) -> None:
         served.accept("x", "y")
         served.good.wait(lambda: len(served.good.received) == 2)
         wait_until(lambda: len(as_json(tmp_path, "dead-letters", "list")) == 2)
-    bury(tmp_path, DeadLetter("batch", "good", "1 of 2", b"".join(change(name).records[0] for name in "vw"), count=2))
+    add_dead_letter(
+        tmp_path, DeadLetter("batch", "good", "1 of 2", b"".join(change(name).records[0] for name in "vw"), count=2)
+    )
     with Served(tmp_path) as served:
         (_, _, batch) = as_json(tmp_path, "dead-letters", "list")
         ok(tmp_path, "dead-letters", "replay", str(batch["id"]))
@@ -78,7 +80,7 @@ def test_a_batch_is_replayed_record_by_record(tmp_path: Path) -> None:
 
 
 def test_an_item_is_mapped_anew_by_the_running_service(tmp_path: Path) -> None:
-    bury(tmp_path, letter_of_item("x"), letter_of_item(None), letter_of_item("y", owner="statsig/gone"))
+    add_dead_letter(tmp_path, letter_of_item("x"), letter_of_item(None), letter_of_item("y", owner="statsig/gone"))
     with Served(tmp_path) as served:
         result = run(tmp_path, "dead-letters", "replay", "--kind", "item")
         assert result.exit_code == 1
@@ -96,7 +98,7 @@ def test_an_item_is_mapped_anew_by_the_running_service(tmp_path: Path) -> None:
 
 
 def test_the_request_time_of_an_item_is_kept(tmp_path: Path) -> None:
-    bury(tmp_path, letter_of_item("x"))
+    add_dead_letter(tmp_path, letter_of_item("x"))
     with Served(tmp_path) as served:
         ok(tmp_path, "dead-letters", "replay", "1")
         served.wait_until_blocked()
@@ -110,7 +112,7 @@ def test_a_body_is_read_anew_and_what_is_invalid_in_it_stays(tmp_path: Path) -> 
         {"eventName": "other"},
         item("y"),
     ]
-    bury(
+    add_dead_letter(
         tmp_path,
         DeadLetter("body", "statsig", "unknown shape", json.dumps({"data": events}).encode()),
         DeadLetter("body", "statsig", "unknown shape", b'{"events": []}'),
@@ -136,7 +138,7 @@ def test_what_the_filter_drops_now_stays(tmp_path: Path) -> None:
     directory = tmp_path / "queue"
     directory.mkdir()
     body = json.dumps([item("x"), {"eventName": "other"}]).encode()
-    bury(directory, letter_of_item("x"), DeadLetter("body", "statsig", "?", body), letter_of_item("y"))
+    add_dead_letter(directory, letter_of_item("x"), DeadLetter("body", "statsig", "?", body), letter_of_item("y"))
     config = config_file(tmp_path, directory, filter={"exclude": {"names": ["x"]}})
     done = CliRunner().invoke(dead_letters.command, ["--config", str(config), "replay", "--all"])
     assert done.exit_code == 1
@@ -149,7 +151,7 @@ def test_a_change_that_was_too_large_is_replayed_under_a_higher_limit(tmp_path: 
     directory = tmp_path / "queue"
     directory.mkdir()
     text = json.dumps(item("x", metadata={"type": "Gate", "name": "x", "description": "d" * 1_000_000}))
-    bury(directory, DeadLetter("item", "statsig", "is too large", text.encode()))
+    add_dead_letter(directory, DeadLetter("item", "statsig", "is too large", text.encode()))
     with Served(directory):
         low = run(directory, "dead-letters", "replay", "--all")
     assert low.exit_code == 1
@@ -166,7 +168,7 @@ def test_an_item_of_a_stopped_service_needs_its_configuration(tmp_path: Path) ->
     directory = tmp_path / "queue"
     directory.mkdir()
     named = DeadLetter("item", "statsig", "?", json.dumps(item("x", user={"email": "a@example.com"})).encode())
-    bury(directory, named)
+    add_dead_letter(directory, named)
     without = run(directory, "dead-letters", "replay", "1")
     assert without.exit_code == 1
     assert "start it, or give --config FILE" in without.output
@@ -178,7 +180,7 @@ def test_an_item_of_a_stopped_service_needs_its_configuration(tmp_path: Path) ->
         ok_ = queue.submit(lambda connection: queries.read_records(connection, [1], after=0, count=1, size=1)).result()
     assert b"flags" in ok_[0].payload
     assert b"example.com" not in ok_[0].payload
-    bury(directory, named)
+    add_dead_letter(directory, named)
     again = CliRunner().invoke(dead_letters.command, ["--config", str(config), "replay", "2"])
     assert "Accepted before: 1 change." in again.output
     assert waiting(directory)["debug/good"] == 1
@@ -186,7 +188,9 @@ def test_an_item_of_a_stopped_service_needs_its_configuration(tmp_path: Path) ->
 
 @pytest.mark.parametrize("how", ["running", "stopped"])
 def test_records_that_can_not_be_sent_stay(tmp_path: Path, how: str) -> None:
-    bury(tmp_path, letter_of_record("x", owner="removed"), DeadLetter("record", "bad", "damaged", b"\xff\xff"))
+    add_dead_letter(
+        tmp_path, letter_of_record("x", owner="removed"), DeadLetter("record", "bad", "damaged", b"\xff\xff")
+    )
     with maybe_served(tmp_path, how):
         left = run(tmp_path, "dead-letters", "replay", "1", "--to", "removed")
         damaged = run(tmp_path, "dead-letters", "replay", "2", "--to", "bad")
@@ -197,7 +201,7 @@ def test_records_that_can_not_be_sent_stay(tmp_path: Path, how: str) -> None:
 
 
 def test_an_item_reaches_the_synchronous_exporters_of_its_receiver_before_the_others(tmp_path: Path) -> None:
-    bury(tmp_path, letter_of_item("x"), letter_of_item(None), letter_of_item("y"))
+    add_dead_letter(tmp_path, letter_of_item("x"), letter_of_item(None), letter_of_item("y"))
     with Served(tmp_path, delivered=("debug/now",)) as served:
         first, invalid, last = as_replayed(tmp_path, "--all")
         assert served.now.received == ["x", "y"]
@@ -212,7 +216,7 @@ def test_an_item_reaches_the_synchronous_exporters_of_its_receiver_before_the_ot
 
 
 def as_replayed(directory: Path, *arguments: str) -> Any:
-    """What became of each letter, also where one stays."""
+    """What became of each dead letter, also where one stays."""
     return json.loads(run(directory, "dead-letters", "replay", *arguments, "--json").stdout)
 
 
@@ -220,7 +224,7 @@ def test_a_body_reaches_the_synchronous_exporters_and_what_is_invalid_in_it_stay
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     events = [item("x"), item("bad", timestamp="soon"), item("y")]
-    bury(tmp_path, DeadLetter("body", "statsig", "?", json.dumps(events).encode()))
+    add_dead_letter(tmp_path, DeadLetter("body", "statsig", "?", json.dumps(events).encode()))
     counts = Counts(monkeypatch)
     with Served(tmp_path, delivered=("debug/now",)) as served:
         result = run(tmp_path, "dead-letters", "replay", "1")
@@ -229,7 +233,7 @@ def test_a_body_reaches_the_synchronous_exporters_and_what_is_invalid_in_it_stay
         served.good.wait(lambda: served.good.received == ["x", "y"])
     (left,) = as_json(tmp_path, "dead-letters", "show", "--all")
     assert (left["kind"], json.loads(left["text"])) == ("item", events[1])
-    assert counts.letters == [(1, {"kind": "item", "owner": "statsig"})]
+    assert counts.dead_letters == [(1, {"kind": "item", "owner": "statsig"})]
     assert "is stored nowhere but in this log" not in caplog.text
 
 
@@ -237,16 +241,16 @@ class Counts:
     """Listens to the counter of dead letters."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.letters: list[tuple[int, dict[str, str]]] = []
+        self.dead_letters: list[tuple[int, dict[str, str]]] = []
         monkeypatch.setattr(_telemetry, "dead_letters", self)
 
     def add(self, amount: int, attributes: dict[str, str]) -> None:
-        self.letters.append((amount, attributes))
+        self.dead_letters.append((amount, attributes))
 
 
 def test_where_a_synchronous_exporter_fails_the_letter_stays_whole(tmp_path: Path) -> None:
     """Nothing of it waits and no uid is remembered, so that the next replay reaches all."""
-    bury(tmp_path, letter_of_item("x"), letter_of_record("y", owner="good"))
+    add_dead_letter(tmp_path, letter_of_item("x"), letter_of_record("y", owner="good"))
     with Served(tmp_path, delivered=("debug/now",)) as served:
         served.now.outcome = RetryLater("connection refused")
         result = run(tmp_path, "dead-letters", "replay", "--all")
@@ -266,9 +270,9 @@ def test_where_a_synchronous_exporter_fails_the_letter_stays_whole(tmp_path: Pat
 
 
 def test_a_receiver_without_a_queued_exporter_is_replayed_to_its_synchronous_ones(tmp_path: Path) -> None:
-    """Its letters are of a time at which it had a queue. Nothing is put into one that nobody reads."""
+    """Its dead letters are of a time at which it had a queue. Nothing is put into one that nobody reads."""
     events = [item("y"), item("bad", timestamp="soon")]
-    bury(
+    add_dead_letter(
         tmp_path,
         letter_of_item("x", owner="statsig/now"),
         DeadLetter("body", "statsig/now", "?", json.dumps(events).encode()),
@@ -290,7 +294,7 @@ def test_a_receiver_without_a_queued_exporter_is_replayed_to_its_synchronous_one
 
 def test_a_page_of_dead_letters_goes_to_a_synchronous_exporter_together(tmp_path: Path) -> None:
     """One send after the other would be a page of timeouts where a backend hangs."""
-    bury(tmp_path, *(letter_of_item(f"n{number}") for number in range(100)))
+    add_dead_letter(tmp_path, *(letter_of_item(f"n{number}") for number in range(100)))
     with Served(tmp_path, delivered=("debug/now",)) as served:
         assert len(as_json(tmp_path, "dead-letters", "replay", "--all")) == 100
         assert served.now.received == [f"n{number}" for number in range(100)]
@@ -301,7 +305,7 @@ def test_a_synchronous_exporter_that_hangs_holds_no_command_up_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dead_letters_handlers, "REPLAY_TIMEOUT", 0.05)
-    bury(tmp_path, letter_of_item("x"))
+    add_dead_letter(tmp_path, letter_of_item("x"))
     with Served(tmp_path, delivered=("debug/now",)) as served:
         with served.now.hanging():
             (kept,) = as_replayed(tmp_path, "1")
@@ -312,7 +316,7 @@ def test_a_synchronous_exporter_that_hangs_holds_no_command_up_for_ever(
 def test_a_stopped_service_keeps_what_a_synchronous_exporter_has_to_get(tmp_path: Path) -> None:
     directory = tmp_path / "queue"
     directory.mkdir()
-    bury(directory, letter_of_item("x"), DeadLetter("body", "statsig", "?", b"[]"))
+    add_dead_letter(directory, letter_of_item("x"), DeadLetter("body", "statsig", "?", b"[]"))
     config = config_file(tmp_path, directory, delivered=("debug/now",))
     result = CliRunner().invoke(dead_letters.command, ["--config", str(config), "replay", "--all"])
     assert result.exit_code == 1
@@ -325,8 +329,8 @@ def test_a_stopped_service_keeps_what_a_synchronous_exporter_has_to_get(tmp_path
 
 
 def test_what_reached_a_synchronous_exporter_alone_comes_again_with_the_same_uid(tmp_path: Path) -> None:
-    """The queue fails behind it: the letter stays, and the exporter gets it twice."""
-    bury(tmp_path, letter_of_item("x"))
+    """The queue fails behind it: the dead letter stays, and the exporter gets it twice."""
+    add_dead_letter(tmp_path, letter_of_item("x"))
     with Served(tmp_path, delivered=("debug/now",)) as served:
         with failing_disk():
             result = run(tmp_path, "dead-letters", "replay", "1", "--json")
@@ -339,8 +343,8 @@ def test_what_reached_a_synchronous_exporter_alone_comes_again_with_the_same_uid
 
 
 def test_many_dead_letters_go_page_by_page_and_new_ones_are_not_tried(tmp_path: Path) -> None:
-    """A record that is refused once more becomes a letter again, which the same command leaves alone."""
-    bury(tmp_path, *(letter_of_record(f"n{number}", owner="good") for number in range(250)))
+    """A record that is refused once more becomes a dead letter again, which the same command leaves alone."""
+    add_dead_letter(tmp_path, *(letter_of_record(f"n{number}", owner="good") for number in range(250)))
     with Served(tmp_path) as served:
         served.good.outcome = PartiallyRejected(1, "no")
         done = as_json(tmp_path, "dead-letters", "replay", "--all")
@@ -352,7 +356,7 @@ def test_many_dead_letters_go_page_by_page_and_new_ones_are_not_tried(tmp_path: 
 
 
 def test_many_ids_are_taken(tmp_path: Path) -> None:
-    bury(tmp_path, *(letter_of_record(f"n{number}") for number in range(1200)))
+    add_dead_letter(tmp_path, *(letter_of_record(f"n{number}") for number in range(1200)))
     ids = [str(number) for number in range(1, 1201)]
     with Served(tmp_path):
         assert len(as_json(tmp_path, "dead-letters", "list", *ids)) == 1200
@@ -361,7 +365,7 @@ def test_many_ids_are_taken(tmp_path: Path) -> None:
 
 
 def test_parallel_replays_of_all_double_nothing(tmp_path: Path) -> None:
-    bury(tmp_path, *(letter_of_record(f"n{number}", owner="good") for number in range(150)))
+    add_dead_letter(tmp_path, *(letter_of_record(f"n{number}", owner="good") for number in range(150)))
     with Served(tmp_path) as served:
         threads = [threading.Thread(target=replay_all, args=(tmp_path,)) for _ in range(4)]
         for thread in threads:
@@ -396,7 +400,7 @@ def replay_all(directory: Path) -> None:
 def test_arguments_that_are_not_understood_select_nothing(
     tmp_path: Path, command: str, arguments: dict[str, Any]
 ) -> None:
-    bury(tmp_path, letter_of_record("x"))
+    add_dead_letter(tmp_path, letter_of_record("x"))
     with Served(tmp_path):
         with pytest.raises(Exception, match="the arguments are wrong"):
             call(tmp_path / CONTROL, command, **arguments)

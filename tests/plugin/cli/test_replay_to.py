@@ -9,8 +9,8 @@ from statsig_otel.exporters.exporter import Delivered
 from statsig_otel.plugin.cli import dead_letters
 from tests.plugin.cli.served_queue import (
     Served,
+    add_dead_letter,
     as_json,
-    bury,
     change,
     config_file,
     letter_of_item,
@@ -23,7 +23,7 @@ from tests.plugin.cli.served_queue import (
 
 
 def test_without_a_service_and_a_configuration_nobody_knows_what_is_configured(tmp_path: Path) -> None:
-    bury(tmp_path, letter_of_record("x"))
+    add_dead_letter(tmp_path, letter_of_record("x"))
     refused = run(tmp_path, "dead-letters", "replay", "1")
     assert refused.exit_code == 1
     assert "unknown whether bad is still configured: give --config FILE, or confirm with --to bad" in refused.output
@@ -35,7 +35,7 @@ def test_without_a_service_and_a_configuration_nobody_knows_what_is_configured(t
 def test_nothing_is_replayed_to_an_exporter_that_left_the_configuration(tmp_path: Path) -> None:
     directory = tmp_path / "queue"
     directory.mkdir()
-    bury(directory, letter_of_record("x"), letter_of_record("y", owner="debug/good"))
+    add_dead_letter(directory, letter_of_record("x"), letter_of_record("y", owner="debug/good"))
     config = config_file(tmp_path, directory)
 
     def replay(*words: str) -> str:
@@ -48,7 +48,7 @@ def test_nothing_is_replayed_to_an_exporter_that_left_the_configuration(tmp_path
 
 @pytest.mark.parametrize("how", ["running", "stopped"])
 def test_a_record_is_replayed_to_an_exporter_with_another_name(tmp_path: Path, how: str) -> None:
-    bury(tmp_path, letter_of_record("x", owner="renamed"), letter_of_item("y"))
+    add_dead_letter(tmp_path, letter_of_record("x", owner="renamed"), letter_of_item("y"))
     with maybe_served(tmp_path, how) as served:
         stays = run(tmp_path, "dead-letters", "replay", "1").output
         assert "1 stays: " in stays
@@ -70,9 +70,9 @@ def test_a_record_is_replayed_to_an_exporter_with_another_name(tmp_path: Path, h
 
 
 def test_a_record_keeps_its_uid_under_another_name(tmp_path: Path) -> None:
-    bury(tmp_path, letter_of_record("x", owner="renamed"))
+    add_dead_letter(tmp_path, letter_of_record("x", owner="renamed"))
     ok(tmp_path, "dead-letters", "replay", "1", "--to", "good")
     with Served(tmp_path) as served:
         served.good.wait(lambda: served.good.received == ["x"])
-    bury(tmp_path, letter_of_record("x", owner="renamed"))
+    add_dead_letter(tmp_path, letter_of_record("x", owner="renamed"))
     assert as_json(tmp_path, "dead-letters", "list")[0]["uid"] == change("x").uid

@@ -15,7 +15,7 @@ from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.routing import Routing
 from statsig_otel.plugin.control.handlers import stopped_handlers
 from statsig_otel.plugin.control.socket import ControlError
-from tests.plugin.cli.served_queue import Served, bury, letter_of_record, run
+from tests.plugin.cli.served_queue import Served, add_dead_letter, letter_of_record, run
 from tests.plugin.control.test_socket import talk
 
 COMMANDS = ["queue resume", "queue skip", "queue remove", "dead-letters replay", "dead-letters drop"]
@@ -84,7 +84,7 @@ def test_whatever_a_stopped_queue_is_told_is_done_or_refused(
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoppedQueue]:
     directory = tmp_path_factory.mktemp("stopped")
-    bury(directory, letter_of_record("a"))
+    add_dead_letter(directory, letter_of_record("a"))
     with StoppedQueue(directory) as queue:
         yield queue
 
@@ -100,7 +100,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoppedQueue]:
     ],
 )
 def test_a_name_that_is_not_unicode_is_said_at_the_command_line(tmp_path: Path, words: tuple[str, ...]) -> None:
-    bury(tmp_path, letter_of_record("a"))
+    add_dead_letter(tmp_path, letter_of_record("a"))
     result = run(tmp_path, *words)
     assert result.exit_code == 1
     assert "is not valid Unicode" in result.output

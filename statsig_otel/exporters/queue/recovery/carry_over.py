@@ -150,7 +150,7 @@ class CarryOver:
                 store.append_copies(connection, numbers, [(record.uid, record.payload)], receiver=receiver)
             else:
                 for name in exporters:
-                    store.bury(connection, store.damaged_record(name, record), self._now_ms())
+                    store.add_dead_letter(connection, store.damaged_record(name, record), self._now_ms())
         self._note(connection, "records", rows[-1][1].seq)
         return done
 
@@ -172,7 +172,7 @@ class CarryOver:
         before = self._progress(connection).get("dead_letters", 0)
         for number, at_ms, dead_letter in rows:
             if number > before:
-                store.bury(connection, dead_letter, at_ms)
+                store.add_dead_letter(connection, dead_letter, at_ms)
         self._note(connection, "dead_letters", rows[-1][0])
         return Counter(("dead letter", dead_letter.owner, dead_letter.kind) for _, _, dead_letter in rows)
 

@@ -28,8 +28,8 @@ from tests.exporters.queue.helpers import (
     PATIENCE,
     check_counters,
     count,
+    dead_letters_in,
     delivered,
-    letters,
     numbers_of,
     put,
     reading,
@@ -63,8 +63,8 @@ class Attack:
             if soon and records:
                 cursor.finish_soon(records)
             else:
-                letter = [DeadLetter("record", name, "skipped", one.payload, one.uid) for one in records[:1]]
-                cursor.finish(records, letter if skipped else ())
+                dead_letter = [DeadLetter("record", name, "skipped", one.payload, one.uid) for one in records[:1]]
+                cursor.finish(records, dead_letter if skipped else ())
             self.done[name] |= set(numbers_of(records[1:] if skipped else records))
 
     def put(self, _: int) -> None:
@@ -75,13 +75,13 @@ class Attack:
                 self.owed[name].add(number)
 
     def replay(self, _: int) -> None:
-        for letter in letters(self.queue.database)[:1]:
-            plan = Resend(self.first_id(), letter.owner, ((letter.uid or b"", letter.content),))
+        for dead_letter in dead_letters_in(self.queue.database)[:1]:
+            plan = Resend(self.first_id(), dead_letter.owner, ((dead_letter.uid or b"", dead_letter.content),))
             self.queue.submit(partial(replay, plan=plan, routing=Routing(), now_ms=1)).result(PATIENCE)
 
     def drop(self, _: int) -> None:
-        for letter in letters(self.queue.database)[:1]:
-            self.done[letter.owner].add(int.from_bytes(letter.uid or b""))  # a person gave it up
+        for dead_letter in dead_letters_in(self.queue.database)[:1]:
+            self.done[dead_letter.owner].add(int.from_bytes(dead_letter.uid or b""))  # a person gave it up
         work = partial(drop, selection=Selection(), after=0, upto=self.first_id(), limit=1)
         self.queue.submit(work).result(PATIENCE)
 
@@ -133,7 +133,7 @@ COMMANDS = ("deliver", "deliver soon", "skip", "tidy", "put", "replay", "drop", 
 
 @pytest.fixture(scope="module")
 def harmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with records of two receivers and some letters; one exporter is done with a few."""
+    """A database with records of two receivers and some dead letters; one exporter is done with a few."""
     directory = tmp_path_factory.mktemp("harmed")
     with running(directory, receivers=BOTH, exporters=("a", "b", "left")) as queue:
         for number in range(1, 7):
@@ -185,8 +185,8 @@ def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right
             for name in attack.names:
                 attack.done[name] |= set(delivered(queue.cursor(name)))
             attack.act("tidy", 0)
-            for letter in letters(queue.database):
-                attack.done[letter.owner].add(int.from_bytes(letter.uid or b""))
+            for dead_letter in dead_letters_in(queue.database):
+                attack.done[dead_letter.owner].add(int.from_bytes(dead_letter.uid or b""))
             for name, numbers in attack.owed.items():
                 assert numbers <= attack.done[name], name
             assert x | y <= set().union(*attack.done.values()), "also those that may be for anybody"
@@ -251,7 +251,7 @@ def test_a_refused_head_of_a_file_that_is_gone_is_not_judged_by_the_new_one(tmp_
         made.recovery.start()
         wait_until(lambda: sorted(backend.taken[2:]) == ["2", "3"], "the old one is, too")
         made.drained()
-        assert made.buried() == ["1"]
+        assert made.dead_letter_names() == ["1"]
         check_counters(made.queue)
 
 
@@ -303,8 +303,11 @@ def test_a_step_that_is_done_again_repeats_nothing(
                         queue.submit(step).result(PATIENCE)
                     rescued.done += queue.submit(step).result(PATIENCE)
                 check_counters(queue)
-                buried = [(letter.kind, letter.owner, letter.uid) for letter in letters(queue.database)]
-                found.append((rescued.done, buried, delivered(queue.cursor("a")), delivered(queue.cursor("b"))))
+                dead_letters = [
+                    (dead_letter.kind, dead_letter.owner, dead_letter.uid)
+                    for dead_letter in dead_letters_in(queue.database)
+                ]
+                found.append((rescued.done, dead_letters, delivered(queue.cursor("a")), delivered(queue.cursor("b"))))
         assert found[0] == found[1]
         assert found[0][0].total() > 5
 

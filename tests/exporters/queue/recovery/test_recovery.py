@@ -27,9 +27,9 @@ from tests.exporters.queue.helpers import (
     consume,
     copy_of,
     count,
+    dead_letters_in,
     delivered,
     errors,
-    letters,
     line_of,
     put,
     read_all,
@@ -160,7 +160,9 @@ def test_while_nobody_is_configured_records_that_may_be_for_anybody_wait_in_the_
         cursor = queue.cursor("new")
         assert delivered(cursor) == [1, 3]
         cursor.close()
-        assert [(letter.kind, letter.owner) for letter in letters(queue.database)] == [("damaged", "new")]
+        assert [(dead_letter.kind, dead_letter.owner) for dead_letter in dead_letters_in(queue.database)] == [
+            ("damaged", "new")
+        ]
 
 
 def test_where_routes_can_not_be_read_each_exporter_gets_what_is_behind_its_place(
@@ -194,11 +196,11 @@ def test_what_changed_on_the_disk_is_a_dead_letter_for_each_exporter(
     spoil(tmp_path)
     with running(tmp_path, exporters=("a", "b")) as queue:
         settled(tmp_path)
-        assert [(letter.kind, letter.owner) for letter in letters(queue.database)] == [
+        assert [(dead_letter.kind, dead_letter.owner) for dead_letter in dead_letters_in(queue.database)] == [
             ("damaged", "a"),
             ("damaged", "b"),
         ]
-        assert {letter.content[:6] for letter in letters(queue.database)} == {b"2.0!--"}
+        assert {dead_letter.content[:6] for dead_letter in dead_letters_in(queue.database)} == {b"2.0!--"}
         assert (delivered(queue.cursor("a")), delivered(queue.cursor("b"))) == ([3], [1, 3])
     assert (
         said(
@@ -359,7 +361,7 @@ def test_a_kill_within_a_step_undoes_that_step_alone_and_repeats_nothing(tmp_pat
         found = [record.payload.rstrip(b"-") for record in read_all(queue.cursor("otlp"))]
         assert found == [b"%d.%d" % (number, place) for number in range(100) for place in range(2)]
         assert queue.cursor("done").waiting == 0
-        assert len(letters(queue.database)) == 15
+        assert len(dead_letters_in(queue.database)) == 15
 
 
 def test_while_the_disk_is_short_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
