@@ -203,11 +203,10 @@ def is_for_secrets(path: tuple[str | int, ...]) -> bool:
 
 
 def check_printed(configuration: Configuration) -> None:
-    """What is printed reads as the same configuration, unless it has secrets, which are not printed."""
+    """What is printed reads as the same configuration, with some secret in the place of each, since none is printed."""
     values = resolved(configuration)
     text = to_yaml(values)
     for one in (*configuration.receivers.values(), *configuration.exporters.values()):
         assert SECRET not in repr(one) or SECRET in text
-    if "[REDACTED]" not in text:
-        again = check_document(read(text.encode(), environ={}), COMPONENTS)
-        assert resolved(again) == values
+    again = check_document(read(text.replace("[REDACTED]", "${env:SECRET}").encode()), COMPONENTS)
+    assert resolved(again) == values
