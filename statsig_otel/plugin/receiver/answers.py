@@ -12,7 +12,6 @@ import msgspec
 from falcon import HTTPError, Request, Response
 
 from statsig_otel._log_throttle import LogThrottle
-from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.consumer import RefusedError
 from statsig_otel.exporters.terminal import printable
 from statsig_otel.plugin.receiver.intake import Answer, refusal
@@ -75,7 +74,7 @@ def wrong_method(resp: Response) -> Answer:
 
 def shutting_down() -> Answer:
     """The answer of a closed receiver."""
-    return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "shutting_down", retry_after=RETRY_AFTER)
+    return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "shutting_down")
 
 
 def slow_body() -> Answer:
@@ -97,7 +96,7 @@ def unexpected(error: Exception) -> Answer:
     _logger.error("A webhook could not be handled", exc_info=error)
     # The traceback and the futures in its frames are reference cycles, which would keep the body for long.
     traceback.clear_frames(error.__traceback__)
-    return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected", retry_after=RETRY_AFTER)
+    return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "unexpected")
 
 
 def handle_unexpected(

@@ -93,7 +93,12 @@ class Answer:
 def refusal(
     status: HTTPStatus, reason: str, detail: str = "", *, retry_after: int | None = None, subject: str = ""
 ) -> Answer:
-    """The answer that refuses a request: a title and a description, the same for every client."""
+    """The answer that refuses a request: a title and a description, the same for every client.
+
+    Each 5xx has a Retry-After: a consumer may have its own, and otherwise it is `RETRY_AFTER`.
+    """
+    if retry_after is None and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        retry_after = RETRY_AFTER
     body: dict[str, object] = {"title": f"{status.value} {status.phrase}", "description": _DESCRIPTIONS[status]}
     return Answer(status, body, reason, detail or _DETAILS.get(reason, ""), retry_after, subject)
 
@@ -119,8 +124,8 @@ def _unauthorized(error: UnauthorizedError) -> Answer:
     return refusal(HTTPStatus.UNAUTHORIZED, error.reason, str(error))
 
 
-def _refuse(status: HTTPStatus, reason: str, *, retry_after: int | None = None) -> AnsweredError:
-    return AnsweredError(refusal(status, reason, retry_after=retry_after))
+def _refuse(status: HTTPStatus, reason: str) -> AnsweredError:
+    return AnsweredError(refusal(status, reason))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,7 +300,7 @@ class Intake:
             if (size > 0 and self._in_flight + size > self.limits.max_in_flight_bytes) or (
                 large > 0 and self._large_in_flight + large > self.limits.max_large_bytes
             ):
-                raise _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "in_flight_bytes", retry_after=RETRY_AFTER)
+                raise _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "in_flight_bytes")
             self._in_flight += size
             self._large_in_flight += large
 
