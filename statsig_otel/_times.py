@@ -3,7 +3,7 @@
 Each is the longest time for its step. docs/architecture.md has the budget of a shutdown as a table.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 # A request: it is answered within SEND_START_TIMEOUT + the exporter's timeout + SEND_MARGIN + COMMIT_TIMEOUT.
 
@@ -13,15 +13,31 @@ SEND_START_TIMEOUT: Final = 10.0  # until a synchronous exporter sends a batch: 
 SEND_MARGIN: Final = 1.0  # above an exporter's timeout, and after its shutdown, for its own answer
 COMMIT_TIMEOUT: Final = 10.0  # for the queue's commit: a refusal may lose a change, since Statsig documents no retry
 
+
+class Share(NamedTuple):
+    """The longest time for a step of a shutdown, in seconds, and its largest share of the shutdown's timeout."""
+
+    longest: float
+    share: float
+
+    def of(self, timeout: float) -> float:
+        """Seconds for this step of a shutdown with this timeout."""
+        return min(self.longest, timeout * self.share)
+
+
 # A shutdown: REQUEST_DRAIN + QUEUE_DRAIN leave a quarter of SHUTDOWN_TIMEOUT for closing.
 
 SHUTDOWN_TIMEOUT: Final = 20.0  # for all of it: supervisors usually allow that
 SHUTDOWN_MARGIN: Final = 1.0  # above its timeout, to close what it has stopped
 LONGEST_SHUTDOWN: Final = 365 * 86_400.0  # an infinite time is more than a lock can wait for
-BODY_GRACE: Final = 5.0  # for bodies that are still being read; below REQUEST_DRAIN, in which they are answered
-SEND_GRACE: Final = 3.0  # for what synchronous exporters are sending; below REQUEST_DRAIN too
-REQUEST_DRAIN: Final = 10.0  # for the requests in flight
+LAST_HEADS: Final = 1.0  # for heads that are still being read; a part of REQUEST_DRAIN
+BODY_GRACE: Final = Share(
+    5.0, 1 / 4
+)  # for bodies that are still being read; below REQUEST_DRAIN, in which they are answered
+SEND_GRACE: Final = Share(3.0, 1 / 4)  # for what synchronous exporters are sending; below REQUEST_DRAIN too
+REQUEST_DRAIN: Final = Share(10.0, 1 / 2)  # for the requests in flight
 SERVER_CLOSING: Final = 3.0  # above REQUEST_DRAIN, to close the connections
+COMMAND_SHARE: Final = 1 / 2  # of the time that is left then, for a command that is being carried out
 QUEUE_DRAIN: Final = 5.0  # for what waits in the queue; the rest is sent after the next start
 SENDER_GRACE: Final = 3.0  # after an exporter's shutdown, for its send: one that hangs must not hold up the end
 

@@ -70,7 +70,7 @@ class SynchronousConsumer:
             self.shutdown()
             raise
 
-    def close(self, grace: float = SEND_GRACE) -> None:
+    def close(self, grace: float = SEND_GRACE.longest) -> None:
         """Refuse what waits and what comes; end what is under way after `grace` seconds. From any thread, at once.
 
         Batches that are not delivered are refused with the reason `shutting_down`.
@@ -78,7 +78,7 @@ class SynchronousConsumer:
         for worker in self._workers.values():
             worker.close(grace)
 
-    def shutdown(self, grace: float = SEND_GRACE) -> None:
+    def shutdown(self, grace: float = SEND_GRACE.longest) -> None:
         """Close, and wait until the exporters are shut down. Safe to call twice, after `close` and without a `start`.
 
         The shortest grace counts. A `send` that ignores its exporter's shutdown is left behind after one more second,

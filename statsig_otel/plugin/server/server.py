@@ -22,6 +22,7 @@ from typing import Final
 from weakref import WeakSet
 
 from statsig_otel._log_throttle import LogThrottle
+from statsig_otel._times import LAST_HEADS, REQUEST_DRAIN
 from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.connection import HttpConnection
 from statsig_otel.plugin.server.listening import listen
@@ -34,7 +35,6 @@ OTHER_FILES: Final = 128  # file descriptors reserved for the rest of the proces
 _ACCEPTED_AT_ONCE: Final = 64  # connections, before those that are open have their turn
 _MIN_WAIT: Final = 0.1  # seconds in which a client can send something before its connection may make room
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
-_STOP_GRACE: Final = 1.0  # seconds that a stop grants to half-sent headers, and to the last answers
 _BROKEN: Final = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # errors of a listening socket that never accepts again
 
 
@@ -72,7 +72,7 @@ class HttpServer:
         read_header_timeout: float = 10.0,
         max_connections: int = 1000,
         tls: ServerTlsSettings | None = None,
-        drain_timeout: float = 15.0,
+        drain_timeout: float = REQUEST_DRAIN.longest,
         inherited: socket.socket | None = None,
     ) -> None:
         self._app = app
@@ -329,7 +329,7 @@ class _Connections:
         self._stop_accepting()
         for connection in tuple(self._open):
             connection.shutdown()
-        await self._wait_until_all_closed(min(_STOP_GRACE, seconds))
+        await self._wait_until_all_closed(min(LAST_HEADS, seconds))
         for connection in tuple(self._open):
             if connection.is_unused:
                 connection.abort()
@@ -339,7 +339,7 @@ class _Connections:
                 _log.warning("the drain timeout is over: %d requests in flight were cut off", len(calls))
                 return
             await asyncio.wait(calls, timeout=left)
-        await self._wait_until_all_closed(min(_STOP_GRACE, seconds))
+        await self._wait_until_all_closed(min(LAST_HEADS, seconds))
 
     async def cut_off(self) -> None:
         """Close all connections at once."""

@@ -246,13 +246,13 @@ class Assembly:
         """
         self._closing = True
         timeout = self._left()
-        grace = min(_times.SEND_GRACE, timeout / 4)
-        drained = time.monotonic() + min(_times.REQUEST_DRAIN, timeout / 2)
+        grace, drain = _times.SEND_GRACE.of(timeout), _times.REQUEST_DRAIN.of(timeout)
+        drained = time.monotonic() + drain
         # First of all, so that a request of a client that has connected is taken and not refused.
-        self._servers.stop_accepting(min(_times.REQUEST_DRAIN, timeout / 2))
+        self._servers.stop_accepting(drain)
         self._outbound.close(grace)
         for receiver in self.receivers.values():
-            receiver.close(min(_times.BODY_GRACE, timeout / 4))
+            receiver.close(_times.BODY_GRACE.of(timeout))
         for wsgi_receiver in self.wsgi_receivers.values():
             wsgi_receiver.close()
         self._servers.shutdown(max(drained - time.monotonic(), 0.0))
@@ -260,7 +260,7 @@ class Assembly:
             intake.wait_until_idle(max(drained - time.monotonic(), 0.0))
         if self._control is not None:
             # Before the queue, which its handlers wait for.
-            self._control.shutdown(self._left() / 2 + _times.SHUTDOWN_MARGIN)
+            self._control.shutdown(self._left() * _times.COMMAND_SHARE + _times.SHUTDOWN_MARGIN)
         is_alone = self._reconfiguring.acquire(timeout=self._left() + _times.SHUTDOWN_MARGIN)
         try:
             return self._outbound.shutdown(min(self._drain, self._left()), grace=grace) and is_alone

@@ -247,7 +247,7 @@ class Outbound:
         self._exporters = {name: exporters[name] for name in configured}
         return coming
 
-    def close(self, grace: float = SEND_GRACE) -> None:
+    def close(self, grace: float = SEND_GRACE.longest) -> None:
         """Refuse what waits for a synchronous exporter; sends under way get `grace` seconds more. Returns at once.
 
         A reload that waits for senders goes on.
@@ -256,7 +256,7 @@ class Outbound:
         for sender in self._leaving.values():
             in_thread(sender.shutdown, "stop sender")
 
-    def shutdown(self, drain: float = 0.0, *, grace: float = SEND_GRACE) -> bool:
+    def shutdown(self, drain: float = 0.0, *, grace: float = SEND_GRACE.longest) -> bool:
         """Spend `drain` seconds sending what waits, stop the exporters and close the queue. Safe to call twice.
 
         Sends of synchronous exporters get `grace` seconds. Returns whether nothing waits any more.
