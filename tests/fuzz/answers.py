@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.otlp.status import MAX_MESSAGE_CHARS, grpc_failure, http_failure, success
 from tests.fuzz.targets import Check
 
@@ -58,6 +59,9 @@ def seeds() -> Iterator[bytes]:
         yield bytes((kind, 24)) + b"text/plain; charset=utf-8" + quoted.encode()
 
 
+_SETTINGS = OtlpGrpcSettings(endpoint="localhost:4317")
+
+
 @contextmanager
 def checking() -> Iterator[Check]:
     def check(data: bytes) -> None:
@@ -72,7 +76,8 @@ def checking() -> Iterator[Check]:
                 check_text(taken.warning)
                 check_outcome(taken.outcome)
             case 2:
-                check_outcome(grpc_failure(number % 20, rest.decode("utf-8", "replace"), rest, hide=HIDDEN))
+                message = rest.decode("utf-8", "replace")
+                check_outcome(grpc_failure(number % 20, message, rest, settings=_SETTINGS, hide=HIDDEN))
             case 3:
                 check_outcome(http_failure(400 + number, rest, content_type=content_type, hide=HIDDEN))
             case _:

@@ -7,6 +7,7 @@ from typing import Final
 import pytest
 
 from statsig_otel.exporters.otlp import status
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.terminal import printable, shorten
 from statsig_otel.plugin.record.filter import ChangeFilter
 from statsig_otel.plugin.record.mapper import Mapper
@@ -84,5 +85,6 @@ def test_what_a_backend_answers(text: str) -> None:
             retry_after="9" * 60_000,
             hide=["Bearer s3cr3t-0123456"],
         )
-    status.grpc_failure(16, times(text), times(text).encode())
+    settings = OtlpGrpcSettings(endpoint="localhost:4317")
+    status.grpc_failure(16, times(text), times(text).encode(), settings=settings)
     shorten(printable(times(text)), 40)

@@ -422,6 +422,10 @@ class RawServer:
                 with contextlib.closing(connection):
                     connection.recv(65536)
                     connection.sendall(self._reply)
+                    # To close with unread bytes would reset the connection, and the client might not see the answer.
+                    socket.socket.shutdown(connection, socket.SHUT_WR)
+                    while socket.socket.recv(connection, 65536):
+                        pass
 
 
 class Relay:

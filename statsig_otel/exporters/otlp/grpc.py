@@ -8,7 +8,6 @@ from statsig_otel import __version__
 from statsig_otel.config.values import reveal
 from statsig_otel.exporters.exporter import Outcome, RetryLater
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
-from statsig_otel.exporters.otlp.hints import plain_hint
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, grpc_failure
 
@@ -124,8 +123,7 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
         for item in error.trailing_metadata() or ():
             if item.key == _STATUS_DETAILS and isinstance(item.value, bytes):
                 details = item.value
-        plain, hide = plain_hint(self._settings), self._hide
-        return grpc_failure(code.value[0], error.details() or "", details, plain=plain, hide=hide)
+        return grpc_failure(code.value[0], error.details() or "", details, settings=self._settings, hide=self._hide)
 
     def _reopen(self, channel: grpc.Channel) -> grpc.Channel | None:
         """Replace a channel that no call uses by a new one; None if the exporter was shut down meanwhile."""

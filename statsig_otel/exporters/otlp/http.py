@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from http.client import BadStatusLine, HTTPException
+from http.client import HTTPException
 from socket import SHUT_RDWR, socket
 from threading import Event, Thread
 from typing import ClassVar, Final
@@ -24,23 +24,19 @@ from statsig_otel import __version__
 from statsig_otel.config.values import reveal
 from statsig_otel.exporters.exporter import Blocked, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
-from statsig_otel.exporters.otlp.hints import encrypted_hint, plain_hint
 from statsig_otel.exporters.otlp.json_lines import to_json_line
+from statsig_otel.exporters.otlp.protocols import not_understood, spoken_by_error
 from statsig_otel.exporters.otlp.proxy import Proxy, proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import (
     CLIENT_CERTIFICATE_REFUSED,
     MAX_RESPONSE_BYTES,
     PROTOBUF,
-    SPEAKS_HTTP2,
     UNTRUSTED,
     http_failure,
     is_client_certificate_alert,
     one_line,
     server_time,
-    speaks_http2,
-    speaks_tls,
-    without_tls,
 )
 
 _logger = logging.getLogger(__name__)
@@ -84,6 +80,7 @@ class _Request:
         self.location = ""
         self.date = ""
         self.body = bytearray()
+        self.is_new = False  # the connection was opened for this request
         self.complete = False  # the connection can be used for the next request
         self.error: Exception | None = None
         self._request = (path, body, headers)
@@ -121,6 +118,7 @@ class _Request:
     def _run(self) -> None:
         path, body, headers = self._request
         if not self.connection.is_connected:  # never opened, or closed by the server while idle
+            self.is_new = True
             self.connection.close()
             self._tunnel(self.connection)
             self.connection.connect()
@@ -289,7 +287,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         if status is None:
             # The socket has the same timeout, and may be the first to notice.
             if in_time and request.error is not None and not isinstance(request.error, TimeoutError):
-                return self._failure(request.error)
+                return self._failure(request.error, is_new=request.is_new)
             return RetryLater(
                 f"no answer within {timeout:g} s from {self._shown_url}"
                 if self._running
@@ -310,8 +308,8 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             body if in_time and request.complete else b"", count, request.content_type, self._shown_url
         )
 
-    def _failure(self, error: Exception) -> Outcome:
-        """The outcome of a request without an answer."""
+    def _failure(self, error: Exception, *, is_new: bool) -> Outcome:
+        """The outcome of a request without an answer, over a new connection or over one that was kept."""
         message = str(error)
         reason = f"{type(error).__name__} from {self._shown_url}: {one_line(message, self._hide)}"
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -322,10 +320,6 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             said = one_line(found[2], self._hide)
             reason = f"the proxy {self._proxy} refuses a tunnel to {self._shown_url}: HTTP {found[1]} {said}"
             return RetryLater(reason) if isinstance(http_failure(int(found[1])), RetryLater) else Blocked(reason)
-        if isinstance(error, BadStatusLine) and speaks_http2(message):
-            return Blocked(f"{SPEAKS_HTTP2}: {self._shown_url}")
-        if isinstance(error, BadStatusLine) and speaks_tls(message):
-            return Blocked(f"this port speaks TLS: {encrypted_hint(self._settings)}: {self._shown_url}")
         if isinstance(error, OSError | HTTPException | HTTPError):
-            return RetryLater(without_tls(message, reason, plain_hint(self._settings)))
+            return not_understood(spoken_by_error(error) if is_new else None, self._settings, reason)
         return self._unexpected(error)

@@ -37,6 +37,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
+from statsig_otel.exporters.otlp.protocols import not_understood, spoken_by_message
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 
 MAX_RESPONSE_BYTES: Final = (4 << 20) + 1
 """The largest response that is read. It is one byte above the 4 MiB that servers use as their own limit, so that the
@@ -82,28 +84,7 @@ UNTRUSTED: Final = (
 CLIENT_CERTIFICATE_REFUSED: Final = "the server refuses the client certificate (see tls::cert_file)"
 """The reason for an alert about the exporter's own certificate."""
 
-# What grpcio says of a server that answers in HTTP/1.1: "frame type 80" is the P of HTTP/1.1, 79 the O of <!DOCTYPE.
-# Before 1.85 it names no frame type, so only a status line tells HTTP/1.1 from other protocols.
-_GRPC_HTTP1: Final = re.compile(r"connect an http1\.x server|as the first frame, got frame type (?:79|80)\b")
-_GRPC_NOT_HTTP2: Final = "Failed parsing HTTP/2"
 _GRPC_HTTP1_STATUS: Final = re.compile(r"\(HTTP status ([0-9]{3})\)")
-_HTTP2_SETTINGS: Final = re.compile(r"\x00\x00.\x04", re.DOTALL)
-"""The first bytes of a server that speaks HTTP/2: a SETTINGS frame (RFC 9113, sections 4.1 and 6.5)."""
-
-_NO_TLS: Final = re.compile(r"WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAILURE")
-"""The words of TLS libraries about a server that answers without TLS."""
-
-SPEAKS_HTTP1: Final = (
-    "this port speaks HTTP/1.1, and gRPC needs HTTP/2: use otlp_http, or the port for OTLP/gRPC, usually 4317"
-)
-NOT_HTTP2: Final = (
-    "this port does not speak HTTP/2, as gRPC does: use the port for OTLP/gRPC, usually 4317, or otlp_http if this one "
-    "speaks HTTP/1.1"
-)
-SPEAKS_HTTP2: Final = (
-    "this port speaks HTTP/2 only, as gRPC does: use otlp_grpc, or the port for OTLP/HTTP, usually 4318"
-)
-"""The reasons for the wrong one of a Collector's two ports, or another port."""
 
 _WEB_PAGE_TYPES: Final = ("text/html", "application/xhtml+xml")
 # XHTML may begin with an XML declaration.
@@ -172,7 +153,7 @@ def success(
 
 
 def grpc_failure(
-    code: int, message: str, details: bytes = b"", *, plain: str = "", hide: Iterable[str] = ()
+    code: int, message: str, details: bytes = b"", *, settings: OtlpGrpcSettings, hide: Iterable[str] = ()
 ) -> Outcome:
     """The outcome of a gRPC call with a status other than OK.
 
@@ -180,13 +161,13 @@ def grpc_failure(
         code: The number of the status code.
         message: The status message.
         details: The trailer `grpc-status-details-bin`, a `google.rpc.Status`.
-        plain: What to write in the configuration for a connection without TLS.
+        settings: The settings of the exporter.
         hide: Strings that a reason must not contain.
     """
     reason = _join(_code_name(code), one_line(message, hide))
     has_info, after = retry_info(details)
     if code == code_pb2.UNAVAILABLE and _GRPC_NOT_CONNECTED.match(message):
-        return _not_connected(message, reason, plain)
+        return _not_connected(message, reason, settings)
     if code in _GRPC_RETRY_LATER or code in _GRPC_MAY_BE_DATA:
         return RetryLater(reason, after, may_be_data=code in _GRPC_MAY_BE_DATA)
     if code == code_pb2.RESOURCE_EXHAUSTED:
@@ -198,39 +179,17 @@ def grpc_failure(
     return Blocked(reason)
 
 
-def _not_connected(message: str, reason: str, plain: str) -> Outcome:
+def _not_connected(message: str, reason: str, settings: OtlpGrpcSettings) -> Outcome:
     """The outcome of a gRPC call without a connection; only the wording tells a mistake from a server that is away."""
     if _GRPC_UNTRUSTED.search(message):
         return Blocked(f"{UNTRUSTED}: {reason}")
     if is_client_certificate_alert(message):
         return Blocked(f"{CLIENT_CERTIFICATE_REFUSED}: {reason}")
-    if _GRPC_HTTP1.search(message):
-        # A proxy whose backend is away may say so in HTTP/1.1.
-        status = _GRPC_HTTP1_STATUS.search(message)
-        is_passing = status is not None and int(status[1]) in _HTTP_RETRY_LATER
-        return RetryLater(reason) if is_passing else Blocked(f"{SPEAKS_HTTP1}: {reason}")
-    if _GRPC_NOT_HTTP2 in message:
-        return RetryLater(f"{NOT_HTTP2}: {reason}")
-    return RetryLater(without_tls(message, reason, plain))
-
-
-def speaks_http2(beginning: str) -> bool:
-    """Whether the first characters of an answer, read as ISO 8859-1, are HTTP/2, although HTTP/1.1 was spoken to it."""
-    return _HTTP2_SETTINGS.match(beginning) is not None
-
-
-def speaks_tls(beginning: str) -> bool:
-    """Whether the first characters of an answer are an alert of TLS (RFC 8446, section 5.1), although TLS is off."""
-    return beginning.startswith("\x15\x03")
-
-
-def without_tls(message: str, reason: str, plain: str) -> str:
-    """The reason, with what to write if a TLS library's message says that the server speaks without TLS."""
-    return (
-        f"the server speaks without TLS (if that is meant, write {plain}): {reason}"
-        if _NO_TLS.search(message)
-        else reason
-    )
+    # A proxy whose backend is away may say so in HTTP/1.1.
+    status = _GRPC_HTTP1_STATUS.search(message)
+    if status is not None and int(status[1]) in _HTTP_RETRY_LATER:
+        return RetryLater(reason)
+    return not_understood(spoken_by_message(message), settings, reason)
 
 
 def http_failure(

@@ -5,23 +5,15 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from http.client import BadStatusLine, HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException
 from typing import Final
 
 from statsig_otel.config.model import Settings
-from statsig_otel.exporters.otlp.hints import encrypted_hint, plain_hint
+from statsig_otel.exporters.otlp.protocols import Spoken, spoken, spoken_by_error, wrong_port
 from statsig_otel.exporters.otlp.proxy import proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.status import (
-    NOT_HTTP2,
-    SPEAKS_HTTP1,
-    SPEAKS_HTTP2,
-    server_time,
-    speaks_http2,
-    speaks_tls,
-)
+from statsig_otel.exporters.otlp.status import server_time
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from statsig_otel.plugin.doctor.finding import Finding, Status
 
@@ -31,15 +23,11 @@ TIMEOUT: Final = 5.0
 _ALL_OF_IT: Final = 3 * TIMEOUT
 """Seconds for one endpoint, since looking up a name has no limit of its own."""
 
-_SETTINGS_TIMEOUT: Final = 1.0
-"""Seconds for the first bytes of a server that speaks HTTP/2, which sends them at once."""
-
 # RFC 9113, section 3.4: the preface of a client, and an empty SETTINGS frame.
 _HTTP2_BEGINNING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _FRAME_HEAD: Final = 9
 _TLS_PORT: Final = 443
 _MAX_PORT: Final = 65535
-_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +88,7 @@ class _Probe(threading.Thread):
         super().__init__(name=f"probe {exporter}", daemon=True)
         self.exporter = f"exporters::{exporter}"
         self._address = _address(settings)
-        self._without_tls = plain_hint(settings)
-        self._with_tls = encrypted_hint(settings)
+        self._settings = settings
         self._url = settings.url if isinstance(settings, OtlpHttpSettings) else None
         self.ahead: float | None = None
         self.finding = self._found("failed", f"no answer within {_ALL_OF_IT:g} s", "check the name service")
@@ -144,9 +131,7 @@ class _Probe(threading.Thread):
 
     def _answered(self, address: _Address, connection: socket.socket) -> Finding:
         if address.tls is None:
-            self.finding = self._found("ok", "answers, without TLS")
-            self._ask(address, connection)
-            return self.finding
+            return self._asked(address, connection, "answers, without TLS")
         try:
             context = address.tls.context(address.tls.read())
         except (OSError, ValueError):
@@ -156,64 +141,50 @@ class _Probe(threading.Thread):
         try:
             with context.wrap_socket(connection, server_hostname=name or None) as secure:
                 if address.protocol == "h2" and secure.selected_alpn_protocol() != "h2":
-                    hint = "gRPC needs it: if this is a port for OTLP/HTTP, use otlp_http"
-                    return self._found("warning", "answers with TLS, but not with HTTP/2", hint)
-                self.finding = self._found("ok", f"answers with {secure.version()}")
-                self._ask(address, secure)
-                return self.finding
+                    return self._wrong(Spoken.NO_COMMON) or self.finding
+                return self._asked(address, secure, f"answers with {secure.version()}")
         except ssl.SSLCertVerificationError as error:
             hint = "name its CA in tls::ca_file, its name in tls::server_name_override"
             return self._found("failed", f"its certificate is not trusted: {error.verify_message}", hint)
-        except ssl.SSLError as error:
-            if error.reason in _NO_TLS:
-                hint = f"write {self._without_tls}, if it is a server without TLS"
-                return self._found("failed", "answers, but not with TLS", hint)
-            return self._found("failed", f"no TLS: {error.reason or error}", "check the server's log")
+        except (ssl.SSLError, ConnectionResetError) as error:
+            problem = self._wrong(spoken_by_error(error))
+            return problem or self._found("failed", f"no TLS: {error}", "check the server's log")
 
-    def _ask(self, address: _Address, connection: socket.socket) -> None:
+    def _asked(self, address: _Address, connection: socket.socket, answers: str) -> Finding:
         """Find out whether the server speaks the exporter's protocol, and what time it has."""
-        with suppress(OSError, HTTPException):  # some servers say nothing, or refuse to
-            if address.protocol == "h2":
-                self._ask_for_settings(address, connection)
-            else:
-                self._ask_for_the_time(address, connection)
-
-    def _ask_for_settings(self, address: _Address, connection: socket.socket) -> None:
-        """Begin a connection of HTTP/2, which the server answers with its settings; of HTTP/1.1, with an error."""
-        connection.settimeout(_SETTINGS_TIMEOUT)
-        connection.sendall(_HTTP2_BEGINNING)
+        ask = self._ask_for_settings if address.protocol == "h2" else self._ask_for_the_time
+        found: Spoken | None
         try:
-            answer = connection.recv(_FRAME_HEAD).decode("latin-1")
-        except ConnectionResetError:
-            answer = ""
-        if not answer and address.tls is None:
-            hint = f"if it expects TLS, {self._with_tls}"
-            self.finding = self._found("warning", "ends the connection without an answer", hint)
-        elif speaks_tls(answer):
-            self.finding = self._found("failed", "answers, but with TLS", self._with_tls)
-        elif answer.startswith(("HTTP/1", "<")):
-            self.finding = self._found("failed", "answers, but in HTTP/1.1", SPEAKS_HTTP1)
-        elif answer and not speaks_http2(answer):
-            self.finding = self._found("failed", "answers, but not in HTTP/2", NOT_HTTP2)
+            found = ask(address, connection)
+        except TimeoutError:
+            return self._found("warning", f"{answers}, and says nothing for {TIMEOUT:g} s", "check which port it is")
+        except (OSError, HTTPException) as error:
+            found = spoken_by_error(error)
+        return self._wrong(found) or self._found("ok", answers)
 
-    def _ask_for_the_time(self, address: _Address, connection: socket.socket) -> None:
+    def _wrong(self, found: Spoken | None) -> Finding | None:
+        fault = wrong_port(found, self._settings)
+        if fault is None:
+            return None
+        return self._found("warning" if found is Spoken.NOTHING else "failed", *fault)
+
+    def _ask_for_settings(self, _address: _Address, connection: socket.socket) -> Spoken:
+        """Begin a connection of HTTP/2, which the server answers with its settings; of HTTP/1.1, with an error."""
+        connection.sendall(_HTTP2_BEGINNING)
+        return spoken(connection.recv(_FRAME_HEAD).decode("latin-1"))
+
+    def _ask_for_the_time(self, address: _Address, connection: socket.socket) -> Spoken:
         """Send `HEAD /`. The answer's Date is in whole seconds, so only a difference of more than one second counts."""
         client = HTTPConnection(address.host, address.port)
         client.sock = connection
         asked = time.time()
-        try:
-            client.request("HEAD", "/", headers={"Connection": "close"})
-            with client.getresponse() as response:
-                date = server_time(response.headers.get("Date", ""))
-        except BadStatusLine as error:
-            if speaks_http2(str(error)):
-                self.finding = self._found("failed", "answers, but in HTTP/2", SPEAKS_HTTP2)
-            elif speaks_tls(str(error)):
-                self.finding = self._found("failed", "answers, but with TLS", self._with_tls)
-            return
+        client.request("HEAD", "/", headers={"Connection": "close"})
+        with client.getresponse() as response:
+            date = server_time(response.headers.get("Date", ""))
         answered = time.time()
         if date is not None:
             self.ahead = max(date - answered, 0.0) + min(date + 1 - asked, 0.0)
+        return Spoken.HTTP1
 
     def _found(self, status: Status, detail: str, hint: str | None = None) -> Finding:
         where = f"{self._address} " if self._address else ""

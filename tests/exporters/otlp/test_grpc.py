@@ -24,8 +24,9 @@ from statsig_otel.exporters.exporter import (
     RetryLater,
 )
 from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
+from statsig_otel.exporters.otlp.protocols import NOT_HTTP2, SPEAKS_HTTP1
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
-from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, NOT_HTTP2, SPEAKS_HTTP1
+from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES
 from tests.exporters.otlp.requests import LONG, encoded, trust
 from tests.exporters.otlp.test_status import GRPC
 from tests.peers.certs import Authority, ServerTls
@@ -243,10 +244,10 @@ def test_a_connection_that_died_silently_is_replaced(sink: GrpcSink) -> None:
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        (b"", "UNAVAILABLE: "),
+        (b"", "this port ends the connection without an answer: if it expects TLS, leave tls::insecure out"),
         (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", "UNAVAILABLE: "),
-        (b"SSH-2.0-OpenSSH_9.6\r\n", NOT_HTTP2),
-        (b"\x00" * 5000, NOT_HTTP2),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", f"this port {NOT_HTTP2.message}"),
+        (b"\x00" * 5000, f"this port {NOT_HTTP2.message}"),
     ],
     ids=["closes", "a proxy", "another protocol", "zeros"],
 )
@@ -261,7 +262,7 @@ def test_a_port_for_http_is_named() -> None:
     with RawServer(b"HTTP/1.1 400 Bad Request\r\n\r\n") as server:
         outcome = send_to(server.address)
     assert isinstance(outcome, Blocked)
-    assert outcome.reason.startswith(SPEAKS_HTTP1)
+    assert outcome.reason.startswith(f"this port {SPEAKS_HTTP1.message}: {SPEAKS_HTTP1.hint}: UNAVAILABLE")
 
 
 def test_a_server_that_answers_with_a_page_and_no_status_is_named_too() -> None:
@@ -271,7 +272,7 @@ def test_a_server_that_answers_with_a_page_and_no_status_is_named_too() -> None:
     tells = [int(part) for part in grpc.__version__.split(".")[:2]] >= [1, 85]
     kind, words = (Blocked, SPEAKS_HTTP1) if tells else (RetryLater, NOT_HTTP2)
     assert isinstance(outcome, kind)
-    assert outcome.reason.startswith(words)
+    assert outcome.reason.startswith(f"this port {words.message}")
 
 
 @pytest.mark.parametrize(
@@ -281,7 +282,20 @@ def test_a_server_without_tls_is_named_with_what_has_an_effect(scheme: str, plai
     with GrpcSink() as sink:
         outcome = send_to(f"{scheme}{sink.address}", tls={})
     assert isinstance(outcome, RetryLater)
-    assert outcome.reason.startswith(f"the server speaks without TLS (if that is meant, write {plain}): UNAVAILABLE")
+    assert outcome.reason.startswith(f"this port speaks without TLS: if that is meant, write {plain}: UNAVAILABLE")
+
+
+def test_a_server_with_tls_is_named(authority: Authority) -> None:
+    with (
+        RawServer(b"\x15\x03\x03\x00\x02\x02F") as alerting,
+        HttpSink(tls=ServerTls(authority.issue("127.0.0.1"))) as https,
+    ):
+        plain = send_to(alerting.address)
+        encrypted = send_to(https.address, tls=trust(authority))
+    assert isinstance(plain, RetryLater)
+    assert "if it expects TLS, leave tls::insecure out" in plain.reason
+    assert isinstance(encrypted, Blocked)
+    assert encrypted.reason.startswith(f"this port {NOT_HTTP2.message}: {NOT_HTTP2.hint}: UNAVAILABLE")
 
 
 def test_a_name_that_does_not_resolve_is_a_passing_fault() -> None:

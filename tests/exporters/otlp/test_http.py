@@ -24,8 +24,9 @@ from statsig_otel.exporters.exporter import (
     RetryLater,
 )
 from statsig_otel.exporters.otlp.http import OtlpHttpExporter
+from statsig_otel.exporters.otlp.protocols import NOT_HTTP1, SPEAKS_HTTP2
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
-from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, SPEAKS_HTTP2
+from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES
 from tests.exporters.otlp.over_http import exporting, send_to
 from tests.exporters.otlp.requests import LONG, encoded, trust
 from tests.exporters.otlp.test_status import http_expected
@@ -324,7 +325,39 @@ def test_a_server_of_another_kind_is_a_passing_fault(reply: bytes) -> None:
 def test_a_port_for_grpc_is_named() -> None:
     with GrpcSink() as sink:
         outcome = send_to(f"http://{sink.address}")
-    assert outcome == Blocked(f"{SPEAKS_HTTP2}: http://{sink.address}/v1/logs")
+    assert isinstance(outcome, Blocked)
+    place = f"http://{sink.address}/v1/logs"
+    assert outcome.reason.startswith(
+        f"this port {SPEAKS_HTTP2.message}: {SPEAKS_HTTP2.hint}: BadStatusLine from {place}"
+    )
+
+
+def test_a_port_for_another_protocol_is_named() -> None:
+    for reply in (b"SSH-2.0-OpenSSH_9.6\r\n", b"-ERR unknown command\r\n", b"z" * 100_000, b"HTTP/3 200 OK\r\n\r\n"):
+        with RawServer(reply) as server:
+            outcome = send_to(f"http://{server.address}")
+        assert isinstance(outcome, RetryLater)
+        assert outcome.reason.startswith(f"this port {NOT_HTTP1.message}: {NOT_HTTP1.hint}: ")
+
+
+def test_a_connection_that_ends_gets_a_hint_if_it_is_new(authority: Authority) -> None:
+    """A server may close a connection that was kept just when the next request comes."""
+    tls = ServerTls(authority.issue("127.0.0.1"))
+    with GrpcSink(tls=tls) as rpc:
+        plain = send_to(f"http://{rpc.address}")
+        encrypted = send_to(f"https://{rpc.address}", tls=trust(authority))
+    for outcome, hint in (
+        (plain, "if it expects TLS, write https:// instead of http://: "),
+        (encrypted, "if it is for OTLP/gRPC, use otlp_grpc; otherwise see the server's log: "),
+    ):
+        assert isinstance(outcome, RetryLater)
+        assert outcome.reason.startswith(f"this port ends the connection without an answer: {hint}")
+    with HttpSink() as sink, exporting(sink.url) as exporter:
+        assert exporter.send(encoded(), 1, LONG) == Delivered()
+        sink.answer = HttpAnswer(cut="close")
+        outcome = exporter.send(encoded(), 1, LONG)
+    assert isinstance(outcome, RetryLater)
+    assert outcome.reason.startswith("RemoteDisconnected from ")
 
 
 def test_a_port_for_https_is_named() -> None:
@@ -332,7 +365,10 @@ def test_a_port_for_https_is_named() -> None:
     with RawServer(b"\x15\x03\x03\x00\x02\x02F") as server:
         outcome = send_to(f"http://{server.address}")
     place = f"http://{server.address}/v1/logs"
-    assert outcome == Blocked(f"this port speaks TLS: write https:// instead of http://: {place}")
+    assert isinstance(outcome, Blocked)
+    assert outcome.reason.startswith(
+        f"this port speaks TLS: write https:// instead of http://: BadStatusLine from {place}"
+    )
 
 
 def test_a_web_page_is_not_a_delivery_and_any_other_answer_is_a_warning_once(
@@ -356,7 +392,7 @@ def test_a_server_without_tls_is_named_with_what_has_an_effect(sink: HttpSink) -
     outcome = send_to(sink.url.replace("http://", "https://"))
     assert isinstance(outcome, RetryLater)
     assert outcome.reason.startswith(
-        "the server speaks without TLS (if that is meant, write http:// instead of https://): SSLError"
+        "this port speaks without TLS: if that is meant, write http:// instead of https://: SSLError"
     )
 
 

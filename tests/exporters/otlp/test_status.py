@@ -1,6 +1,7 @@
 """The table from a backend's answer to an outcome: complete, and deaf to nonsense."""
 
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 
 import grpc
@@ -14,7 +15,11 @@ from hypothesis import strategies as st
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.otlp import status as table
+from statsig_otel.exporters.otlp.protocols import NOT_HTTP2, SPEAKS_HTTP1
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from tests.peers.otlp_servers import partial_success, retry_info
+
+grpc_failure = partial(table.grpc_failure, settings=OtlpGrpcSettings(endpoint="localhost:4317"))
 
 NOW = 1_700_000_000.0
 
@@ -62,7 +67,7 @@ def test_the_expectation_names_every_grpc_code_but_ok() -> None:
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
 def test_every_grpc_code_has_its_outcome(code: grpc.StatusCode) -> None:
-    outcome = table.grpc_failure(code.value[0], "so it is")
+    outcome = grpc_failure(code.value[0], "so it is")
     assert type(outcome) is GRPC[code.name]
     assert reason(outcome) == f"{code.name}: so it is"
     assert may_be_data(outcome) == (code.name in GRPC_MAY_BE_DATA)
@@ -70,12 +75,12 @@ def test_every_grpc_code_has_its_outcome(code: grpc.StatusCode) -> None:
 
 @pytest.mark.parametrize("code", [-1, 17, 99, 2**31])
 def test_a_grpc_code_outside_the_enumeration_is_blocked(code: int) -> None:
-    assert table.grpc_failure(code, "") == Blocked(f"gRPC code {code}")
+    assert grpc_failure(code, "") == Blocked(f"gRPC code {code}")
 
 
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
 def test_retry_info_makes_only_resource_exhausted_retryable(code: grpc.StatusCode) -> None:
-    outcome = table.grpc_failure(code.value[0], "", retry_info(3, code=code.value[0]))
+    outcome = grpc_failure(code.value[0], "", retry_info(3, code=code.value[0]))
     expected = RetryLater if code is grpc.StatusCode.RESOURCE_EXHAUSTED else GRPC[code.name]
     assert type(outcome) is expected
     if isinstance(outcome, RetryLater):
@@ -191,7 +196,7 @@ def test_any_status_details_give_an_outcome(details: bytes, code: int, message: 
     """Whatever a trailer holds, nothing is raised, and the code alone decides where it says nothing."""
     found, after = table.retry_info(details)
     assert after is None or (found and 0 <= after <= LONGEST_ASKED)
-    assert isinstance(table.grpc_failure(code, message, details), Outcome)
+    assert isinstance(grpc_failure(code, message, details), Outcome)
 
 
 @given(
@@ -310,11 +315,11 @@ def test_http_failures_name_the_url_and_where_a_redirect_leads() -> None:
     ],
 )
 def test_a_port_for_http_is_named(message: str, expected: type[Outcome]) -> None:
-    outcome = table.grpc_failure(14, f"failed to connect to all addresses; last error: Failed parsing HTTP/2 {message}")
+    outcome = grpc_failure(14, f"failed to connect to all addresses; last error: Failed parsing HTTP/2 {message}")
     assert type(outcome) is expected
-    names_another = reason(outcome).startswith(table.NOT_HTTP2)
+    names_another = reason(outcome).startswith(f"this port {NOT_HTTP2.message}")
     assert names_another == (expected is RetryLater and "HTTP status" not in message)
-    assert reason(outcome).startswith(table.SPEAKS_HTTP1) == (expected is Blocked)
+    assert reason(outcome).startswith(f"this port {SPEAKS_HTTP1.message}") == (expected is Blocked)
 
 
 @pytest.mark.parametrize(
@@ -333,15 +338,15 @@ def test_a_port_for_http_is_named(message: str, expected: type[Outcome]) -> None
     ],
 )
 def test_unavailable_for_a_certificate_is_blocked(message: str, expected: type[Outcome]) -> None:
-    assert type(table.grpc_failure(14, message)) is expected
+    assert type(grpc_failure(14, message)) is expected
 
 
 def test_a_response_too_large_for_us_is_delivered() -> None:
     """A limit of ours says nothing about the data; the server's own limit does."""
     ours = f"CLIENT: Received message larger than max (5242880 vs. {table.MAX_RESPONSE_BYTES})"
     theirs = "grpc: received message larger than max (5242880 vs. 4194304)"
-    assert table.grpc_failure(8, ours) == Delivered()
-    assert isinstance(table.grpc_failure(8, theirs), Rejected)
+    assert grpc_failure(8, ours) == Delivered()
+    assert isinstance(grpc_failure(8, theirs), Rejected)
 
 
 def test_the_message_of_a_status_body_is_read() -> None:
@@ -387,7 +392,7 @@ SECRETS = st.text(st.characters(codec="latin-1", exclude_categories=["Cc", "Cf",
 def test_no_long_header_value_is_ever_seen(secret: str, before: str, after: str) -> None:
     """Neither cut in half by the bound nor glued to other text."""
     for outcome in (
-        table.grpc_failure(16, before + secret + after, hide=[secret]),
+        grpc_failure(16, before + secret + after, hide=[secret]),
         table.http_failure(401, (secret * 40 + after).encode("utf-8", "replace"), hide=[secret]),
     ):
         assert secret not in reason(outcome).replace("[REDACTED]", "\n")

@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 import statsig_otel
 from statsig_otel.config import Settings
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.status import NOT_HTTP2, SPEAKS_HTTP1, SPEAKS_HTTP2
+from statsig_otel.exporters.otlp.protocols import NOT_HTTP1, NOT_HTTP2, SPEAKS_HTTP1, SPEAKS_HTTP2
 from statsig_otel.exporters.queue import schema
 from statsig_otel.exporters.queue.directory import CONTROL, QueueDirectory
 from statsig_otel.plugin.cli.main import main
@@ -165,7 +165,9 @@ def test_a_server_with_tls_is_verified_as_the_exporter_does() -> None:
             assert found.status == "failed"
             assert "its certificate is not trusted" in found.detail
         wrong_protocol = look("a", grpc(f"localhost:{second.port}", ca_pem=authority.pem.decode()))[0]
-        assert (wrong_protocol.status, "not with HTTP/2" in wrong_protocol.detail) == ("warning", True)
+        assert (wrong_protocol.status, wrong_protocol.hint) == ("failed", NOT_HTTP2.hint)
+        wrong_protocol = look("a", http(f"https://localhost:{first.port}", ca_pem=authority.pem.decode()))[0]
+        assert (wrong_protocol.status, "use otlp_grpc" in (wrong_protocol.hint or "")) == ("warning", True)
         unusable = look("a", grpc(f"localhost:{first.port}", ca_file="/no/such/file"))[0]
         assert (unusable.status, "TLS can't be tried" in unusable.detail) == ("unknown", True)
 
@@ -178,21 +180,23 @@ def test_a_server_without_tls_is_told_with_what_has_an_effect() -> None:
             (grpc(rpc.address), rpc.address, "write tls: {insecure: true}"),
         ):
             found = look("a", settings)[0]
-            assert (found.status, found.detail) == ("failed", f"{address} answers, but not with TLS")
-            assert found.hint == f"{hint}, if it is a server without TLS"
+            assert (found.status, found.detail) == ("failed", f"{address} speaks without TLS")
+            assert found.hint == f"if that is meant, {hint}"
 
 
 def test_the_port_of_the_other_protocol_is_told() -> None:
     http1, ssh = b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n"
     with HttpSink() as sink, GrpcSink() as rpc, RawServer(http1) as raw, RawServer(ssh) as other:
-        for settings, hint in (
+        for settings, fault in (
             (grpc(other.address, insecure=True), NOT_HTTP2),
+            (http(f"http://{other.address}"), NOT_HTTP1),
             (grpc(sink.address, insecure=True), SPEAKS_HTTP1),
             (grpc(raw.address, insecure=True), SPEAKS_HTTP1),
             (http(f"http://{rpc.address}"), SPEAKS_HTTP2),
         ):
             found = look("a", settings)[0]
-            assert (found.status, found.hint) == ("failed", hint)
+            assert (found.status, found.hint) == ("failed", fault.hint)
+            assert found.detail.endswith(fault.message)
 
 
 def test_a_server_with_tls_is_told_to_who_speaks_without() -> None:
@@ -204,8 +208,18 @@ def test_a_server_with_tls_is_told_to_who_speaks_without() -> None:
         ):
             found = look("a", settings)[0]
             assert (found.status, hint in (found.hint or "")) == ("failed", True)
-        found = look("a", grpc(silent.address, insecure=True))[0]
-        assert (found.status, "if it expects TLS, " in (found.hint or "")) == ("warning", True)
+        for settings in (grpc(silent.address, insecure=True), http(f"http://{silent.address}")):
+            found = look("a", settings)[0]
+            assert (found.status, "if it expects TLS, " in (found.hint or "")) == ("warning", True)
+
+
+def test_a_server_that_accepts_and_says_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        for settings in (grpc(address, insecure=True), http(f"http://{address}")):
+            found = look("a", settings)[0]
+            assert (found.status, "says nothing for" in found.detail) == ("warning", True)
 
 
 @pytest.mark.parametrize(
@@ -265,9 +279,8 @@ def test_a_server_that_says_the_time_tells_how_far_we_are_off(off: int) -> None:
     assert abs(ahead - off) < 5  # how long the exchange took, and a part of a second
 
 
-@pytest.mark.parametrize("reply", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nDate: never\r\n\r\n"])
-def test_a_server_that_says_nothing_of_the_time_answers_all_the_same(reply: bytes) -> None:
-    with RawServer(reply) as server:
+def test_a_server_that_says_nothing_of_the_time_answers_all_the_same() -> None:
+    with RawServer(b"HTTP/1.1 200 OK\r\nDate: never\r\n\r\n") as server:
         found, offsets = look("a", http(f"http://{server.address}"))
     assert (found.status, offsets) == ("ok", [])
 
