@@ -31,9 +31,7 @@ SHUTDOWN_TIMEOUT: Final = 20.0  # for all of it: supervisors usually allow that
 SHUTDOWN_MARGIN: Final = 1.0  # above its timeout, to close what it has stopped
 LONGEST_SHUTDOWN: Final = 365 * 86_400.0  # an infinite time is more than a lock can wait for
 LAST_HEADS: Final = 1.0  # for heads that are still being read; a part of REQUEST_DRAIN
-BODY_GRACE: Final = Share(
-    5.0, 1 / 4
-)  # for bodies that are still being read; below REQUEST_DRAIN, in which they are answered
+BODY_GRACE: Final = Share(5.0, 1 / 4)  # for bodies that are still being read; they are answered in REQUEST_DRAIN
 SEND_GRACE: Final = Share(3.0, 1 / 4)  # for what synchronous exporters are sending; below REQUEST_DRAIN too
 REQUEST_DRAIN: Final = Share(10.0, 1 / 2)  # for the requests in flight
 SERVER_CLOSING: Final = 3.0  # above REQUEST_DRAIN, to close the connections
