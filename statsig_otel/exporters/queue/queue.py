@@ -168,7 +168,7 @@ class DurableQueue:
         Raises:
             RuntimeError: In a forked child: the queue belongs to the process that started it.
         """
-        self.check_process()
+        self._database.writer.check_process()
         return slices.store(batch, lambda part: self._store(Entry(part, route)))
 
     def _store(self, entry: Entry) -> Future[Receipt]:
@@ -227,13 +227,9 @@ class DurableQueue:
         """The database file."""
         return self._database.path
 
-    def check_process(self) -> None:
-        """Raise a RuntimeError in a forked child."""
-        self._database.writer.check_process()
-
     def cursor(self, exporter: str) -> ExporterCursor:
         """The cursor of a configured exporter."""
-        self.check_process()
+        self._database.writer.check_process()
         return self._cursors[exporter]
 
     def states(self) -> list[ExporterState]:

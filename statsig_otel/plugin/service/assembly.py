@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -53,6 +52,8 @@ class Assembly:
     Attributes:
         receivers: The receivers for ASGI, by id.
         wsgi_receivers: The receivers for WSGI, by id.
+        consumer: Takes the receivers' batches.
+        servers: The thread of the receivers' servers.
         directory: The queue's directory, as an absolute path.
 
     Raises:
@@ -84,19 +85,19 @@ class Assembly:
         self._inherited = inherited
         self.before_resume: Callable[[], None] = lambda: None  # looks at files before an exporter tries again
         self._commands: dict[str, Handler] = {}
-        self._consumer = ServiceConsumer()
+        self.consumer: Final = ServiceConsumer()
         self._outbound = Outbound(configuration, self.directory)
         self._intakes = {name: one.intake(name, resource) for name, one in settings.items()}
         patience = self._outbound.patience
         self.receivers: Final = {
-            name: StatsigReceiver(intake, self._consumer, patience=patience(name))
+            name: StatsigReceiver(intake, self.consumer, patience=patience(name))
             for name, intake in self._intakes.items()
         }
         self.wsgi_receivers: Final = {
-            name: StatsigWsgiReceiver(intake, self._consumer, patience=patience(name))
+            name: StatsigWsgiReceiver(intake, self.consumer, patience=patience(name))
             for name, intake in self._intakes.items()
         }
-        self._servers = ServerThread([])
+        self.servers: Final = ServerThread([])
         self._make_servers()
         self._failed = False  # the last `open`, which has used up what it opened
         self._is_open = False
@@ -112,7 +113,7 @@ class Assembly:
         self._endpoints: list[Endpoint] = (
             endpoints_of(settings, self.receivers, self._inherited) if self._listens else []
         )
-        self._servers.servers = [endpoint.server for endpoint in self._endpoints]
+        self.servers.servers = [endpoint.server for endpoint in self._endpoints]
         socket = self._outbound.socket
         self._control = ControlServer(socket, {}) if socket else None
         self._renew_handlers()
@@ -123,25 +124,11 @@ class Assembly:
         return self._configuration
 
     @property
-    def consumer(self) -> ServiceConsumer:
-        """Takes the receivers' batches."""
-        return self._consumer
-
-    @property
     def urls(self) -> dict[str, str]:
         """The URL of each receiver: below the given one, or else on this machine, and known after `open`."""
         if self._url:
             return {name: f"{self._url}{one.path}" for name, one in receiver_settings(self._configuration).items()}
         return {name: url for endpoint in self._endpoints for name, url in endpoint.urls.items()}
-
-    @property
-    def ended(self) -> "Future[None]":
-        """Done when the servers have ended, or would have; with the error of a server that failed."""
-        return self._servers.ended
-
-    def ping(self) -> "Future[None]":
-        """Done as soon as the loop that serves webhooks can do it: never if it hangs or has ended."""
-        return self._servers.ping()
 
     @property
     def is_open(self) -> bool:
@@ -178,9 +165,9 @@ class Assembly:
         except BaseException as error:
             self._failed = True
             if self._ending.is_set():
-                self._consumer.close("the service was shut down", reason="shutting_down")
+                self.consumer.close("the service was shut down", reason="shutting_down")
             else:
-                self._consumer.close(f"the service could not be started: {error}", reason="not_running")
+                self.consumer.close(f"the service could not be started: {error}", reason="not_running")
             raise
 
     def _start_outbound(self, go_on: Callable[[], None]) -> None:
@@ -198,7 +185,7 @@ class Assembly:
                     since = time.monotonic()
                     _logger.warning("Waiting for the queue's directory: %s", error)
                     if not self._endpoints:
-                        self._consumer.hold()
+                        self.consumer.hold()
                         go_on()
                 elif time.monotonic() > since + _LONG_WAIT and not has_complained:
                     has_complained = True
@@ -216,9 +203,9 @@ class Assembly:
                 self._control.start()
             for endpoint in self._endpoints:
                 endpoint.server.bind()
-            self._outbound.open(self._consumer)
+            self._outbound.open(self.consumer)
             if self._endpoints:
-                self._servers.start()
+                self.servers.start()
         except BaseException:
             for endpoint in self._endpoints:
                 endpoint.server.stop()
@@ -249,13 +236,13 @@ class Assembly:
         grace, drain = _times.SEND_GRACE.of(timeout), _times.REQUEST_DRAIN.of(timeout)
         drained = time.monotonic() + drain
         # First of all, so that a request of a client that has connected is taken and not refused.
-        self._servers.stop_accepting(drain)
+        self.servers.stop_accepting(drain)
         self._outbound.close(grace)
         for receiver in self.receivers.values():
             receiver.close(_times.BODY_GRACE.of(timeout))
         for wsgi_receiver in self.wsgi_receivers.values():
             wsgi_receiver.close()
-        self._servers.shutdown(max(drained - time.monotonic(), 0.0))
+        self.servers.shutdown(max(drained - time.monotonic(), 0.0))
         for intake in self._intakes.values():  # those of an application that the receivers are mounted in
             intake.wait_until_idle(max(drained - time.monotonic(), 0.0))
         if self._control is not None:
@@ -267,10 +254,6 @@ class Assembly:
         finally:
             if is_alone:
                 self._reconfiguring.release()
-
-    def close_unopened(self) -> None:
-        """Complete `ended` if `open` did not get as far as the servers. Safe to call twice."""
-        self._servers.end_unstarted()
 
     def _left(self) -> float:
         return max(self._until - time.monotonic(), 0.0)

@@ -309,7 +309,7 @@ class Service:
 
         It can't be cancelled.
         """
-        return self._assembly.ended
+        return self._assembly.servers.ended
 
     def start(self) -> None:
         """Open the queue, start the exporters and listen. If something fails, everything is closed again.
@@ -471,7 +471,7 @@ class Service:
             check_type(argument, seconds, (int, float), "a number of seconds")
         self._assembly.begin_to_close(timeout, drain)
         stopped = self._lifecycle.stop()
-        stopped.add_done_callback(lambda _: self._assembly.close_unopened())  # without a start nothing is closed
+        stopped.add_done_callback(lambda _: self._assembly.servers.end_unstarted())  # without a start nothing is closed
         return stopped
 
 

@@ -57,7 +57,7 @@ def mounted(directory: Path, keeper: Keeper) -> Service:
 
 
 def held(running: Service) -> int:
-    return len(running._assembly._consumer._held or [])
+    return len(running._assembly.consumer._held or [])
 
 
 def posting(clients: ThreadPoolExecutor, address: Address, *names: str) -> list[Future[Response]]:
