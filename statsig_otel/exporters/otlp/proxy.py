@@ -1,11 +1,17 @@
 """Which proxy of the environment an HTTP request goes through: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."""
 
+import os
+import re
 from base64 import b64encode
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies_environment
+
+_PORTS: Final = {"http": 80, "https": 443}
+_ENTRY: Final = re.compile(r"(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<name>[^:]+|.*:.*:.*))(?::(?P<port>[0-9]{1,5}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +46,27 @@ def proxy_for(url: SplitResult) -> Proxy | None:
         ValueError: The variable is not the URL of an HTTP proxy. Its value, which may contain a password, is not told.
     """
     proxies = getproxies_environment()
-    given = proxies.get(url.scheme) or proxies.get("all")
+    key = url.scheme if proxies.get(url.scheme) else "all"
+    given = proxies.get(key)
     host = (url.hostname or "").rstrip(".")
-    if not given or _is_loopback(host) or _bypasses(host, url.port, proxies.get("no", "")):
+    port = url.port or _PORTS[url.scheme]
+    if not given or _is_loopback(host) or _bypasses(host, port, proxies.get("no", "")):
         return None
-    name = f"{url.scheme if proxies.get(url.scheme) else 'all'}_proxy"
+    name = f"{key}_proxy"
+    name = name if os.environ.get(name) else name.upper()
+    otherwise = f"such as http://proxy:3128; or write {host} into NO_PROXY, to send without a proxy"
     try:
         parts = urlsplit(given if "://" in given else f"http://{given}")
-        port = parts.port or 80
+        proxy_port = parts.port or _PORTS["http"]
     except ValueError:
-        raise ValueError(f"the environment variable {name} is not a URL, such as http://proxy:3128") from None
+        raise ValueError(f"the environment variable {name} is not a URL: write one, {otherwise}") from None
     if parts.scheme != "http" or not parts.hostname:
-        raise ValueError(f"the environment variable {name} must be the URL of an HTTP proxy, such as http://proxy:3128")
+        raise ValueError(f"the environment variable {name} must be the URL of an HTTP proxy, {otherwise}")
     if parts.username is None:
-        return Proxy(parts.hostname, port)
+        return Proxy(parts.hostname, proxy_port)
     password = unquote(parts.password or "")
     credentials = f"{unquote(parts.username)}:{password}"
-    return Proxy(parts.hostname, port, f"Basic {b64encode(credentials.encode()).decode()}", password)
+    return Proxy(parts.hostname, proxy_port, f"Basic {b64encode(credentials.encode()).decode()}", password)
 
 
 def _is_loopback(host: str) -> bool:
@@ -64,15 +74,23 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost" or (address is not None and address.is_loopback)
 
 
-def _bypasses(host: str, port: int | None, no_proxy: str) -> bool:
-    """Whether NO_PROXY names the host: by its name, a domain above it, its address, or a network in CIDR notation."""
+def _bypasses(host: str, port: int, no_proxy: str) -> bool:
+    """Whether NO_PROXY names the host.
+
+    An entry is a name, which also stands for all names below it (`example.com`, `.example.com` or `*.example.com`), an
+    address, a network in CIDR notation, or `*`. A name or an address may have a port.
+    """
     address = _address(host)
-    for entry in filter(None, (entry.strip().lower() for entry in no_proxy.split(","))):
-        name = entry.lstrip(".").removesuffix(f":{port}")
-        if entry == "*" or host == name or host.endswith(f".{name}"):
+    for entry in no_proxy.lower().replace(",", " ").split():
+        found = _ENTRY.fullmatch(entry)
+        if found is None or (found["port"] and int(found["port"]) != port):
+            continue
+        name = found["bracketed"] or found["name"]
+        bare = name.removeprefix("*").strip(".")
+        if name == "*" or (bare and (host == bare or host.endswith(f".{bare}"))):
             return True
-        with suppress(ValueError):  # it is not a network
-            if address is not None and address in ip_network(entry, strict=False):
+        with suppress(ValueError):  # it is neither an address nor a network
+            if address is not None and address in ip_network(name, strict=False):
                 return True
     return False
 

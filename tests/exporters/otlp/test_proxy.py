@@ -44,7 +44,24 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
                 ("example.com", "https://backend.example.com:8443", None),
                 ("example.com:443", "https://backend.example.com:8443", PROXY),
                 ("example.com:8443", "https://backend.example.com:8443", None),
+                ("example.com:443", "https://backend.example.com", None),
+                ("example.com:80", "https://backend.example.com", PROXY),
+                ("*.example.com", "https://backend.example.com", None),
+                ("*.example.com:8443", "https://backend.example.com:8443", None),
+                ("*.example.com:8443", "https://backend.example.com", PROXY),
+                ("example.com.", "https://backend.example.com", None),
+                ("other backend", "https://backend", None),
                 ("ample.com", "https://backend.example.com", PROXY),
+                ("*ample.com", "https://backend.other.com", PROXY),
+                ("*:80", "https://backend", PROXY),
+                ("10.1.2.3:443", "https://10.1.2.3", None),
+                ("10.1.2.3:80", "https://10.1.2.3", PROXY),
+                ("[fd00::1]", "https://[fd00::1]", None),
+                ("[fd00:0::1]:443", "https://[fd00::1]", None),
+                ("[fd00::1]:80", "https://[fd00::1]", PROXY),
+                ("fd00::1", "https://[fd00::1]", None),
+                ("fd00::2", "https://[fd00::1]", PROXY),
+                (". : [] .: :443 [:1", "https://backend", PROXY),
                 ("10.0.0.0/8", "https://10.1.2.3", None),
                 ("10.0.0.0/8", "https://11.1.2.3", PROXY),
                 ("fd00::/8", "https://[fd00::1]:443", None),
@@ -69,11 +86,18 @@ def test_which_proxy(
 def test_a_proxy_that_can_not_be_used_is_said_at_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", value)
     with (
-        pytest.raises(ValueError, match="the environment variable https_proxy") as caught,
+        pytest.raises(ValueError, match=r"variable HTTPS_PROXY .* or write backend into NO_PROXY") as caught,
         exporting("https://backend"),
     ):
         pass
     assert "secret" not in str(caught.value)
+
+
+def test_the_variable_that_is_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "socks5://h:1")
+        with pytest.raises(ValueError, match=f"variable {name} must be the URL of an HTTP proxy"):
+            proxy_for(urlsplit("http://backend"))
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

@@ -165,6 +165,20 @@ def test_certificates_of_an_exporter(tmp_path: Path) -> None:
     assert second.endswith("(config.yaml:8)")
 
 
+def test_a_proxy_of_the_environment_that_run_can_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://user:secret@h:1")
+    config(
+        exporters="otlp_http: {endpoint: 'https://backend'}\n  otlp_grpc: {endpoint: 'h:1'}",
+        names="otlp_http, otlp_grpc",
+    )
+    assert errors("--config", "config.yaml") == (
+        "exporters::otlp_http: can't be used here: the environment variable ALL_PROXY must be the URL of an HTTP "
+        "proxy, such as http://proxy:3128; or write backend into NO_PROXY, to send without a proxy (config.yaml:7)"
+    )
+    monkeypatch.setenv("NO_PROXY", "backend:443")
+    assert call("validate", "--config", "config.yaml").exit_code == 0
+
+
 def test_where_a_file_exporter_can_not_write() -> None:
     Path("folder").mkdir()
     config(exporters="file: {path: no/changes.jsonl}\n  file/b: {path: folder}", names="file, file/b")

@@ -224,7 +224,7 @@ def test_a_server_that_accepts_and_says_nothing_is_told(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("proxy", "status", "detail"),
-    [("http://proxy:3128", "unknown", "the proxy proxy:3128"), ("socks5://proxy", "failed", "variable https_proxy")],
+    [("http://proxy:3128", "unknown", "the proxy proxy:3128"), ("socks5://proxy", "failed", "variable HTTPS_PROXY")],
 )
 def test_behind_a_proxy_nothing_is_said_of_the_backend(
     proxy: str, status: str, detail: str, monkeypatch: pytest.MonkeyPatch
