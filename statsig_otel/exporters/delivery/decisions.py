@@ -4,15 +4,17 @@ A rejection is blamed on a record only if the backend accepts another one. A bat
 order, until the refused record is alone. It becomes a dead letter when it is refused alone after the exporter has taken
 another record that was sent since its first refusal, or that stands behind it in the queue. Until then it keeps its
 place, and other records are tried: first the rest of its batch, and once each of these was refused alone, the newest
-record that waits, as a probe. A record that was taken out of order is passed over later.
+record that waits, as a probe, and then those before it, until one is taken. A record that was taken out of order is
+passed over later.
 
 This evidence ends when the exporter fails in any other way: the backend may be a different one after that.
 """
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import (
@@ -25,6 +27,9 @@ from statsig_otel.exporters.exporter import (
 )
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DAMAGED, DeadLetter, DeadLetterKind
+
+Newest: TypeAlias = Callable[[int, Callable[[int], bool]], Records]
+"""Finds the newest waiting record up to a seq that is intact, except for seqs to pass over; empty if there is none."""
 
 FailedState = Literal["retrying", "refused", "blocked"]
 """The state of a sender after a failure: `refused` while no evidence says whether the data is at fault."""
@@ -78,6 +83,9 @@ class Decisions:
         self._taken_up_to = 0  # the last seq that was taken
         self._failing_since = math.inf  # the first temporary failure since something was ticked off
         self._probed_at = -settings.between_probes
+        self._newest = 0  # the seq of the newest record at the last probe
+        self._tried_down_to = 0  # probes have tried the records from `_newest` down to this seq
+        self._tried_again_down_to = 0  # and those of slow attempts once more, down to this one
         self._only_probes = False  # a whole batch was refused: what comes behind it is sent as a probe only
         self._tries_head = False  # a wait is over: the head is sent again, and then a probe
         self._tries_probe = False
@@ -111,35 +119,43 @@ class Decisions:
             end += 1
         return batch[start:end]
 
-    def probe(self, head: Records, newest: Records, now: float) -> Records:
+    def probe(self, head: Records, newest: Newest, now: float) -> Records:
         """The record to send while each one of a batch was refused alone. Empty if none may be sent now.
+
+        It is the newest one that was not refused alone yet. After a wait it is one that was: the newest first, and the
+        one before it after the next wait, since the backend may have been repaired meanwhile.
 
         Args:
             head: The record at the head of the queue.
-            newest: Records that wait, the newest first: one more than were taken out of order.
+            newest: Finds records that wait.
             now: Seconds of a monotonic clock.
         """
+        if self.probe_pause(now) > 0:
+            return Records()
         decided = self._decided_seqs()
-        for probe in newest.one_by_one():
-            (seq,) = probe.seqs
-            if seq in decided or not probe.intact[0]:
-                continue
-            is_due = self._tries_probe or not self._waits(seq)
-            if seq == head.seqs[0] or not is_due or self.probe_pause(now) > 0:
-                break
-            self._tries_probe = False
-            self._probed_at = now
+        decided.update(head.seqs)
+        probe = newest(sys.maxsize, decided.__contains__)
+        if not probe:
             return probe
-        return Records()
+        if probe.seqs[0] > self._newest:  # it came after the last probe
+            self._newest = self._tried_down_to = probe.seqs[0]
+            self._tried_again_down_to = sys.maxsize
+        if self._tries_probe:
+            probe = newest(self._tried_again_down_to - 1, decided.__contains__) or probe
+            self._tried_again_down_to = probe.seqs[0]
+        else:
+            # From here on down: each record that was refused is passed over once, not with each probe.
+            probe = newest(self._tried_down_to, lambda seq: seq in decided or self._waits(seq))
+            self._tried_down_to = probe.seqs[0] if probe else head.seqs[0]
+        if not probe:
+            return probe
+        self._tries_probe = False
+        self._probed_at = now
+        return probe
 
     def probe_pause(self, now: float) -> float:
         """Seconds until the next probe may be sent; 0 or less if it may be sent now."""
         return self._probed_at + self._settings.between_probes - now
-
-    @property
-    def out_of_order(self) -> int:
-        """How many records are decided and not ticked off yet."""
-        return sum(len(decided.records) for decided in self._decided.values())
 
     def record_outcome(self, part: Records, outcome: Outcome, now: float) -> Failure | None:
         """Take the outcome of a send into account; a failure if nothing more can be sent before a wait.
@@ -175,8 +191,8 @@ class Decisions:
 
     def all_refused(self) -> Failure:
         """The failure while each record of a batch was refused alone, and nothing says yet that it is the data."""
-        refused = sorted(seq for seq in self._failed if self._waits(seq))
-        reason = self._failed[refused[0]].reason
+        refused = [seq for seq in self._failed if self._waits(seq)]
+        reason = self._failed[min(refused)].reason
         if len(refused) == 1:
             return Failure("refused", reason)
         return Failure("blocked", f"each of {len(refused)} records is refused, and none is taken: {reason}")
@@ -212,6 +228,7 @@ class Decisions:
 
     def _take(self, records: Records, *dead_letters: DeadLetter) -> None:
         self._last_taken, self._only_probes = self._sends, False
+        self._newest = 0  # what was refused before may be sent again
         self._taken_up_to = max(self._taken_up_to, records.seqs[-1])
         self._decide(records, *dead_letters)
 

@@ -308,8 +308,7 @@ class QueueSender:
             self._decisions.forget_taken()
         if part := self._decisions.next(batch):
             return part
-        newest = self._cursor.newest(self._decisions.out_of_order + 1)
-        return self._decisions.probe(batch[:1], newest, time.monotonic())
+        return self._decisions.probe(batch[:1], self._cursor.newest, time.monotonic())
 
     def _attempt(self, part: Records) -> bool:
         """Send a part of a batch; False if the rest of the batch has to wait."""
@@ -328,12 +327,14 @@ class QueueSender:
 
     def _wait_refused(self) -> None:
         """Wait until the head is tried again, a new record can be a probe, or somebody resumes."""
-        failure, now = self._decisions.all_refused(), time.monotonic()
+        now = time.monotonic()
         if now >= self._refused_until:
-            self._failed(*failure)
+            self._failed(*self._decisions.all_refused())
             self._refused_until, self._pause = now + self._pause, 0.0
-        elif failure.state != self.state:
-            self._say(failure.state, failure.reason)
+        elif self.state != "blocked":  # which it stays: the refused records need not be counted after each probe
+            failure = self._decisions.all_refused()
+            if failure.state != self.state:
+                self._say(failure.state, failure.reason)
         self._cursor.flush()
         rest, pause = self._refused_until - now, self._decisions.probe_pause(now)
         if pause > 0:

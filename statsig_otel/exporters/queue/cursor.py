@@ -153,8 +153,12 @@ class ExporterCursor:
 
         return self._database.writer.submit(work, update).result()[0]
 
-    def newest(self, count: int) -> Records:
-        """The last records that wait, the newest first; at most `count`. None if the database is not the one of `read`.
+    def newest(self, up_to: int, passed_over: Callable[[int], bool]) -> Records:
+        """The newest record that waits and is intact. None if the database is not the one of `read`.
+
+        Args:
+            up_to: The largest seq that it may have.
+            passed_over: Whether the record with a seq is not meant. It is asked from the newest record on.
 
         Raises:
             sqlite3.Error: The file can't be read.
@@ -164,7 +168,9 @@ class ExporterCursor:
             return Records()
         with queries.snapshot(self._reading):
             routes = queries.routes_of(self._reading, self.id)
-            return queries.newest_records(self._reading, routes, after=self.position, count=count)
+            return queries.newest_record(
+                self._reading, routes, after=self.position, up_to=up_to, passed_over=passed_over
+            )
 
     @property
     def generation(self) -> int:

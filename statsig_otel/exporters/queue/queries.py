@@ -4,7 +4,7 @@ import contextlib
 import heapq
 import itertools
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -187,11 +187,26 @@ def read_records(
         return _limited(_one_by_one(connection, seqs), count, size)
 
 
-def newest_records(connection: sqlite3.Connection, routes: Sequence[int], *, after: int, count: int) -> Records:
-    """The last records of some routes behind the seq `after`, the newest first; at most `count`."""
-    query = "SELECT seq, uid, payload, checksum FROM records WHERE route = ? AND seq > ? ORDER BY seq DESC LIMIT ?"
-    rows = [row for route in routes for row in connection.execute(query, (route, after, count))]
-    return Records.checked(sorted(rows, key=lambda row: row[0], reverse=True)[:count])
+def newest_record(
+    connection: sqlite3.Connection,
+    routes: Sequence[int],
+    *,
+    after: int,
+    up_to: int,
+    passed_over: Callable[[int], bool],
+) -> Records:
+    """The newest intact record of some routes behind the seq `after`, up to another, that is not passed over.
+
+    Only the index is read of records that are passed over, and nothing of those before the one that is found.
+    """
+    query = "SELECT seq FROM records WHERE route = ? AND seq > ? AND seq <= ? ORDER BY seq DESC"
+    by_route = [connection.execute(query, (route, after, up_to)) for route in routes]
+    for (seq,) in heapq.merge(*by_route, reverse=True):
+        if not passed_over(seq):
+            record = Records.checked([*_one_by_one(connection, [seq])])
+            if record.intact[0]:
+                return record
+    return Records()
 
 
 def read_without_index(

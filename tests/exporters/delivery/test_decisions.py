@@ -1,7 +1,8 @@
 """The rule about refusals, as a property: whatever a backend does, each dead letter and each wait has its reason."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from hypothesis import settings as limited
@@ -47,6 +48,7 @@ class Delivery(RuleBasedStateMachine):
         self.unclear_since: dict[int, float] = {}
         self.taken: list[int] = []
         self.dead_letters: list[int] = []
+        self.refused_alone: list[int] = []
         self.probed_at = 0.0
         self.has_to_wait = False
 
@@ -106,14 +108,16 @@ class Delivery(RuleBasedStateMachine):
             return
         segment = self.decisions.next(batch)
         if not segment:
-            newest = records(reversed(self.waiting))[: self.decisions.out_of_order + 1]
-            segment = self.decisions.probe(batch[:1], newest, self.now)
+            segment = self.decisions.probe(batch[:1], partial(newest, self.waiting), self.now)
             if segment:
                 assert self.now - self.probed_at >= SETTINGS.between_probes
                 self.probed_at = self.now
         if not segment:
             assert self.decisions.all_refused().state in ("refused", "blocked")
             self.has_to_wait = self.decisions.probe_pause(self.now) <= 0
+            if self.has_to_wait:
+                untried = {*self.waiting} - {*self.taken, *self.dead_letters} - {*self.refused_alone}
+                assert not untried, "each that waits is tried before new ones are waited for"
             return
         assert not {*segment.seqs} & {*self.taken, *self.dead_letters}
         self.judge(segment, self.answer(segment.seqs))
@@ -173,6 +177,7 @@ class Delivery(RuleBasedStateMachine):
         self.history.append(Sent(seqs, "refused"))
         if len(seqs) > 1:
             return
+        self.refused_alone += seqs
         decided = self.decisions.decided(records(seqs))
         assert (decided is not None) == self.is_data(seqs[0]), "a dead letter exactly if another record was taken"
         if decided is not None:
@@ -195,18 +200,64 @@ class Delivery(RuleBasedStateMachine):
         if not hasattr(self, "taken"):
             return
         self.mood = "well"
-        for _ in range(60):
-            if not self.waiting:
-                break
-            self.arrive("good", 1)
-            for _ in range(60):
-                self.now += 15.0
-                self.end_wait()
-                self.send(10, waits=True)
-        assert not self.waiting
+        self.settle()
         good = {seq for seq, quality in self.quality.items() if quality == "good"}
-        assert good <= {*self.taken, *self.dead_letters}
+        assert good <= {*self.taken, *self.dead_letters}, (
+            "what is refused holds up nothing, and no new record is needed"
+        )
+        while self.waiting:
+            self.arrive("good", 1)
+            self.settle()
         assert {*self.dead_letters} | {*self.taken} == {*self.quality}
+
+    def settle(self) -> None:
+        """Let time pass until nothing is left to do."""
+        before = None
+        while self.waiting and before != (before := (len(self.waiting), len(self.taken), len({*self.refused_alone}))):
+            for _ in range(12 + len(self.waiting)):
+                self.now += 60.0
+                self.end_wait()
+                for _ in range(3):
+                    self.now += 1.0
+                    self.send(10, waits=True)
+
+
+def newest(waiting: Sequence[int], up_to: int, passed_over: Callable[[int], bool]) -> Records:
+    return records([seq for seq in reversed(waiting) if seq <= up_to and not passed_over(seq)][:1])
+
+
+def test_a_probe_looks_at_each_record_a_few_times_however_many_wait() -> None:
+    """All are refused. Each probe goes on where the last one ended, and a new record is tried at once."""
+    decisions, waiting, looked_at, now = Decisions("out", SETTINGS), [*range(1, 1001)], 0, 0.0
+
+    def find(up_to: int, passed_over: Callable[[int], bool]) -> Records:
+        nonlocal looked_at
+        for seq in reversed(waiting[:up_to]):
+            looked_at += 1
+            if not passed_over(seq):
+                return records([seq])
+        return Records()
+
+    def probe() -> Records:
+        while part := decisions.next(records(waiting[:6])):
+            decisions.record_outcome(part, Rejected("no"), now)
+        return decisions.probe(records(waiting[:1]), find, now)
+
+    tried: list[int] = []
+    while part := probe():
+        tried += part.seqs
+        decisions.record_outcome(part, Rejected("no"), now)
+        now += 1.0
+    assert tried == [*range(1000, 6, -1)]
+    waiting += [1001, 1002]
+    for newcomer in (1002, 1001):
+        part = probe()
+        assert part.seqs == (newcomer,)
+        decisions.record_outcome(part, Rejected("no"), now)
+        now += 1.0
+    assert not probe()
+    assert looked_at < 5 * len(waiting)
+    assert decisions.all_refused().reason == "each of 1002 records is refused, and none is taken: no"
 
 
 Delivery.TestCase.settings = limited(max_examples=limited().max_examples * 5, stateful_step_count=30)

@@ -460,6 +460,27 @@ def test_a_quick_checksum_that_is_wrong_damages_nothing(
         assert numbers_of(found) == [*range(5)]
 
 
+def test_the_newest_record_is_found_from_the_end_over_all_routes(connection: sqlite3.Connection) -> None:
+    exporters = [store.ensure_exporter(connection, name) for name in "ab"]
+    mine = [store.ensure_route(connection, exporters[:1]), store.ensure_route(connection, exporters)]
+    for number in range(60):
+        append(connection, [*mine, store.ensure_route(connection, exporters[1:])][number % 3], number)
+    connection.execute("UPDATE records SET checksum = checksum + 1 WHERE seq = 59")
+    asked: list[int] = []
+
+    def newest(up_to: int, *tried: int) -> tuple[int, ...]:
+        def passed_over(seq: int) -> bool:
+            asked.append(seq)
+            return seq in tried
+
+        return queries.newest_record(connection, mine, after=10, up_to=up_to, passed_over=passed_over).seqs
+
+    assert newest(99) == (58,), "60 is of another route, and 59 is damaged"
+    assert newest(58, 58, 56) == (55,)
+    assert asked == [59, 58, 58, 56, 55], "nothing is read of those before"
+    assert newest(11, 11) == ()
+
+
 def test_without_the_library_zlib_does_it() -> None:
     """There is no wheel of it for every machine."""
     script = (
