@@ -182,38 +182,38 @@ class Reloader:
             self.look_at_certificates()
 
     def _change_headers(self) -> Applied:
-        """Use exporters' headers from files that have changed."""
-        changed: dict[str, dict[Path, str]] = {}  # by exporter
-        failures: dict[str, str] = {}
+        """Use exporters' headers from files that have changed, those of each exporter by itself."""
+        changes, failures = list[str](), list[str]()
+        templates: dict[str, dict[Path, Template]] = {}
         for path, template in self._document.templates.items():
             if path[:1] == ("exporters",) and "headers" in path:
-                name = str(path[1])
-                try:
-                    text = self._text(path, template)
-                except ValueError as error:
-                    failures[name] = f"{error}; the headers of {name} stay as they were"
-                else:
-                    if text != _value(self._document.values, path):
-                        changed.setdefault(name, {})[path] = text
-        for name in failures:
-            changed.pop(name, None)
+                templates.setdefault(str(path[1]), {})[path] = template
+        for name, of_one in templates.items():
+            try:
+                applied = self._use_headers(name, {path: self._text(path, one) for path, one in of_one.items()})
+            except (*REFUSALS, ValueError) as error:
+                failures.append(f"{error}; the headers of {name} stay as they were")
+            else:
+                changes += applied.changes
+                failures += applied.failures
+        return Applied(changes, failures)
+
+    def _use_headers(self, name: str, texts: Mapping[Path, str]) -> Applied:
+        """Use other values of an exporter's headers.
+
+        Raises:
+            ConfigError: A value is not valid. For the others see `Assembly.reconfigure`.
+        """
+        changed = {path: text for path, text in texts.items() if text != _value(self._document.values, path)}
         if not changed or not self._assembly.is_open:
-            return Applied([], list(failures.values()))
-        texts = {path: text for of_one in changed.values() for path, text in of_one.items()}
-        document = replace(self._document, values=_with_texts(self._document.values, texts))
+            return Applied([], [])
+        document = replace(self._document, values=_with_texts(self._document.values, changed))
         before = self._assembly.configuration
-        try:
-            checked = check(document, COMPONENTS).exporters
-            exporters = {**before.exporters, **{name: checked[name] for name in changed}}
-            applied = self._assembly.reconfigure(replace(before, exporters=exporters))
-        except REFUSALS as error:
-            return Applied([], [*failures.values(), f"{error}; the headers of {', '.join(changed)} stay as they were"])
+        exporters = {**before.exporters, name: check(document, COMPONENTS).exporters[name]}
+        applied = self._assembly.reconfigure(replace(before, exporters=exporters))
         self._document = document
-        changes = [f"exporters::{name}: the files of its headers have changed" for name in changed]
-        changes += [
-            one for one in applied.changes if one not in [f"exporters::{name}: has changed" for name in changed]
-        ]
-        return Applied(changes, [*failures.values(), *applied.failures])
+        others = [change for change in applied.changes if change != f"exporters::{name}: has changed"]
+        return Applied([f"exporters::{name}: the files of its headers have changed", *others], applied.failures)
 
     def _answer(self) -> Applied:
         try:
