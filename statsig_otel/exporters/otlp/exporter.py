@@ -63,12 +63,14 @@ class OtlpExporter(Generic[_S]):
     def _say_where(self, where: str) -> None:
         _logger.info("%s sends to %s, %s TLS", self._name, where, "with" if self._settings.uses_tls else "without")
 
-    def _success(self, body: bytes, count: int, content_type: str = PROTOBUF, url: str = "") -> Outcome:
+    def _success(
+        self, body: bytes, count: int, *, content_type: str = PROTOBUF, is_complete: bool = True, url: str = ""
+    ) -> Outcome:
         """The outcome of a success response. Its warning is logged, unless it is the same as the last one.
 
         Answers that are not OTLP count as the same, since each may contain another request's id.
         """
-        answer = success(body, count, content_type=content_type, url=url, hide=self._hide)
+        answer = success(body, count, content_type=content_type, is_complete=is_complete, url=url, hide=self._hide)
         said = answer.warning if answer.is_otlp else "not OTLP"
         if said and said != self._last_warning:
             _logger.warning("%s: the backend accepted the records with a warning: %s", self._name, answer.warning)

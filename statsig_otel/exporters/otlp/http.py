@@ -305,7 +305,11 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
                 hide=self._hide,
             )
         return self._success(
-            body if in_time and request.complete else b"", count, request.content_type, self._shown_url
+            body,
+            count,
+            content_type=request.content_type,
+            is_complete=in_time and request.complete,
+            url=self._shown_url,
         )
 
     def _failure(self, error: Exception, *, is_new: bool) -> Outcome:

@@ -53,6 +53,9 @@ _MOST_SHOWN: Final = 4096
 PROTOBUF: Final = "application/x-protobuf"
 """The content type of binary OTLP over HTTP."""
 
+_PROTOBUF_TYPES: Final = frozenset({PROTOBUF, "application/protobuf", "application/octet-stream", ""})
+_RESPONSE_KEYS: Final = frozenset({"partialSuccess", "partial_success"})
+
 _GRPC_RETRY_LATER: Final = frozenset({
     code_pb2.CANCELLED, code_pb2.DEADLINE_EXCEEDED, code_pb2.ABORTED,
     code_pb2.OUT_OF_RANGE, code_pb2.UNAVAILABLE, code_pb2.DATA_LOSS,
@@ -117,7 +120,13 @@ class Success:
 
 
 def success(
-    body: bytes, count: int, *, content_type: str = PROTOBUF, url: str = "", hide: Iterable[str] = ()
+    body: bytes,
+    count: int,
+    *,
+    content_type: str = PROTOBUF,
+    is_complete: bool = True,
+    url: str = "",
+    hide: Iterable[str] = (),
 ) -> Success:
     """Read an `ExportLogsServiceResponse`. An unreadable body counts as delivered, because the status says so.
 
@@ -125,24 +134,16 @@ def success(
         body: The response's bytes.
         count: The number of log records sent, which limits the number of refused records.
         content_type: An empty one means protobuf.
+        is_complete: Whether the body was read to its end. Otherwise it can only be a web page.
         url: The URL of the request.
         hide: Strings that a reason must not contain.
     """
     kind = _media_type(content_type)
-    if kind in _WEB_PAGE_TYPES or _WEB_PAGE.match(body):
+    is_empty = is_complete and not body.strip()
+    if (kind in _WEB_PAGE_TYPES and not is_empty) or _WEB_PAGE.match(body):
         return Success(Blocked(f"{url or 'the backend'} answers with a web page, not with OTLP: correct the endpoint"))
-    response = ExportLogsServiceResponse()
-    is_otlp = not body
-    try:
-        if kind in (PROTOBUF, ""):
-            response.ParseFromString(body)
-            is_otlp = True
-        elif kind == "application/json" and body:
-            json_format.Parse(body, response, ignore_unknown_fields=True)
-            is_otlp = response.HasField("partial_success") or body.split() == [b"{}"]
-    except (DecodeError, json_format.ParseError, ValueError, RecursionError):
-        pass
-    if not is_otlp:
+    response = ExportLogsServiceResponse() if is_empty or not is_complete else _response(body, kind)
+    if response is None:
         shown = one_line(body[:_MOST_SHOWN].decode("utf-8", "replace"), hide)
         return Success(Delivered(), f"the answer is not OTLP ({one_line(kind, hide)}): {shown}", is_otlp=False)
     rejected = min(response.partial_success.rejected_log_records, count)
@@ -150,6 +151,22 @@ def success(
     if rejected > 0:
         return Success(PartiallyRejected(rejected, message or "no reason given"))
     return Success(Delivered(), message)
+
+
+def _response(body: bytes, kind: str) -> ExportLogsServiceResponse | None:
+    """The response in a body of a media type; None if the body is something else."""
+    response = ExportLogsServiceResponse()
+    try:
+        if kind in _PROTOBUF_TYPES:
+            response.ParseFromString(body)
+            return response
+        if kind == "application/json":
+            json_format.Parse(body, response, ignore_unknown_fields=True)
+            is_otlp = response.HasField("partial_success") or json.loads(body).keys() <= _RESPONSE_KEYS
+            return response if is_otlp else None
+    except (DecodeError, json_format.ParseError, ValueError, RecursionError):
+        pass
+    return None
 
 
 def grpc_failure(
@@ -344,7 +361,7 @@ def _media_type(content_type: str) -> str:
 
 def _http_message(body: bytes, content_type: str) -> str:
     """The message of a `google.rpc.Status`, in binary or JSON, or else the whole text."""
-    if _media_type(content_type) == PROTOBUF:
+    if _media_type(content_type) in _PROTOBUF_TYPES - {""}:
         try:
             return str(Status.FromString(body).message)
         except DecodeError:

@@ -240,6 +240,8 @@ def test_success(body: bytes, expected: table.Success) -> None:
         (b'{"partialSuccess":{"rejectedLogRecords":1e400}}', "application/json", 0),
         (b"[" * 100_000, "application/json", 0),
         (partial_success(2), "", 2),
+        (partial_success(2), "application/protobuf", 2),
+        (partial_success(2), "application/octet-stream", 2),
         (partial_success(2), "text/plain", 0),
         (b"ok", "text/plain", 0),
     ],
@@ -252,12 +254,12 @@ def test_success_of_other_content_types(body: bytes, content_type: str, expected
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [
-        (b"", "text/html"),
-        (b"", "Text/HTML; charset=utf-8"),
+        (b"Welcome", "text/html"),
+        (b"Welcome", "Text/HTML; charset=utf-8"),
         (b"<!DOCTYPE html><title>Home</title>", ""),
         (b"\xef\xbb\xbf\r\n <HTML lang=en>", table.PROTOBUF),
         (b"<html>", "application/json"),
-        (b"", "application/xhtml+xml"),
+        (b"Welcome", "application/xhtml+xml"),
         (
             b'<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN">',
             "text/xml",
@@ -274,7 +276,13 @@ def test_a_web_page_is_not_a_delivery(body: bytes, content_type: str) -> None:
     ("body", "content_type", "warns"),
     [
         (b"", "text/plain", False),
+        (b"", "text/html", False),  # as a web framework answers by default
+        (b"\r\n", "text/html", False),
+        (b"", "application/json", False),
         (b"{}", "application/json", False),
+        (b"{\n}\n", "application/json", False),
+        (b'{"partialSuccess": null}', "application/json", False),
+        (b'{"partial_success": {}}', "application/json", False),
         (b' {"partialSuccess": {}}', "application/json", False),
         (b'{"code":0,"text":"Success"}', "application/json", True),
         (b"nonsense", "application/json", True),
@@ -287,6 +295,15 @@ def test_an_answer_that_is_not_otlp_is_a_warning(body: bytes, content_type: str,
     answer = table.success(body, 5, content_type=content_type)
     assert answer.outcome == Delivered()
     assert answer.warning.startswith("the answer is not OTLP") == warns
+
+
+def test_of_a_body_that_was_not_read_to_its_end_only_a_web_page_counts() -> None:
+    refused = partial_success(2)
+    assert table.success(refused, 5, is_complete=False) == table.Success(Delivered())
+    assert table.success(b"{", 5, content_type="application/json", is_complete=False) == table.Success(Delivered())
+    for body, content_type in ((b"", "text/html"), (b"<html>", "")):
+        answer = table.success(body, 5, content_type=content_type, is_complete=False)
+        assert isinstance(answer.outcome, Blocked)
 
 
 def test_http_failures_name_the_url_and_where_a_redirect_leads() -> None:
