@@ -117,7 +117,7 @@ def test_a_second_service_on_the_same_directory_is_refused(tmp_path: Path) -> No
             second = run_to_end("run", "--config", str(config), env=ENV)
             assert second.returncode == 1
             assert f"is in use by the process {service.process.pid}" in second.stderr
-            assert "file_storage" in second.stderr
+            assert "give each service its own queue directory" in second.stderr
             assert "Traceback" not in second.stderr
 
 
