@@ -237,6 +237,8 @@ class QueueSender:
         elif self._stopping:
             return False
         else:
+            if self.outage:  # what failed was skipped or became a dead letter
+                self._end_outage("has nothing to send any more")
             self.state = "idle"
             self._skip = None
             self._resumed.clear()  # there was nothing to try

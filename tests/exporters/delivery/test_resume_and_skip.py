@@ -4,10 +4,14 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from statsig_otel.exporters.delivery.retry import RetrySettings
 from tests.exporters.delivery.helpers import (
     SLOW,
     Backend,
     Kind,
+    lines,
     named,
     names_in,
     refusing,
@@ -179,3 +183,40 @@ def test_after_a_skip_the_last_of_those_refused_is_not_given_up_by_itself(tmp_pa
         http.rule = lambda names: "delivered"
         made.drained()
         assert http.taken == ["b"]
+
+
+@pytest.mark.parametrize("kind", ["later", "rejected", "blocked"])
+def test_an_outage_whose_records_are_all_skipped_is_over_and_the_next_one_is_logged(
+    tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture, kind: Kind
+) -> None:
+    http.rule = lambda names: kind
+    with rig(tmp_path, http.exporter(), settings(retry=SLOW, blocked=SLOW)) as made:
+        made.start()
+        for name in ("a", "b"):
+            made.put(name)
+            wait_until(lambda: made.sender.outage is not None)
+            assert made.skip()
+            wait_until(lambda: made.sender.state == "idle")
+            assert (made.sender.outage, made.sender.last_error) == (None, "")
+        http.rule = lambda names: "delivered"
+        made.put("c", "d")
+        made.sender.shutdown(drain=30)
+        assert http.taken == ["c", "d"], "a stop drains towards a backend of which no failure is known"
+    begins = [line for line in lines(caplog) if "HTTP " in line and "dead letters" not in line]
+    ends = [line for line in lines(caplog) if line.startswith("out has nothing to send any more after ")]
+    assert (len(begins), len(ends)) == (2, 2)
+
+
+def test_an_outage_whose_records_are_given_up_is_over(
+    tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    bounded = RetrySettings(initial_interval=0.05, max_interval=0.05, max_elapsed_time=0.1)
+    http.rule = lambda names: "later"
+    with rig(tmp_path, http.exporter(), settings(retry=bounded)) as made:
+        made.start()
+        for name in ("a", "b"):
+            made.put(name)
+            made.drained()
+            wait_until(lambda: made.sender.state == "idle")
+            assert (made.sender.outage, made.sender.last_error) == (None, "")
+    assert sum(line.startswith("out can't deliver now") for line in lines(caplog)) == 2
