@@ -184,7 +184,7 @@ class Outbound:
             self._routing.now = routing(wanted)
         coming = self._exchange(after, created)
         applied()
-        renewed, failures = self._renew(after, same)
+        renewed, failures = self._renew(after, [name for name in after if name in same])
         leaving = self._leaving
         _stop(leaving.values(), finish=BATCH_FINISH)
         self._leaving = {}
