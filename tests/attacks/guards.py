@@ -120,7 +120,7 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "chunk framing": Guard(
         "The headers of all chunks have at most as many bytes as what is in them, and 16 KiB more.",
-        (Edit(READER, "if self._framing > MAX_FRAMING + self._payload:", "if False:"),),
+        (Edit(READER, "if self._framing > MAX_FRAMING + self._content:", "if False:"),),
     ),
     "chunk header size": Guard(
         "The header of one chunk has at most 16 KiB.",

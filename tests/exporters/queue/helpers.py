@@ -286,3 +286,13 @@ def submit_damage(queue: DurableQueue) -> Future[None]:
             raise schema.DamagedError("found by a test")
 
     return queue.submit(finds_it)
+
+
+def insert(name: str) -> Callable[[sqlite3.Connection], str]:
+    """A job of the writer that adds an exporter."""
+
+    def work(connection: sqlite3.Connection) -> str:
+        connection.execute("INSERT INTO exporters (name, cursor) VALUES (?, 0)", (name,))
+        return name
+
+    return work

@@ -8,10 +8,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +17,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 import statsig_otel
-from statsig_otel.config import Settings
-from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.protocols import NOT_HTTP1, NOT_HTTP2, SPEAKS_HTTP1, SPEAKS_HTTP2
 from statsig_otel.exporters.queue import schema
-from statsig_otel.exporters.queue.directory import CONTROL, QueueDirectory
+from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.plugin.cli.main import main
-from statsig_otel.plugin.control.socket import ControlServer
-from statsig_otel.plugin.doctor import endpoints, storage, system
+from statsig_otel.plugin.doctor import storage, system
 from statsig_otel.plugin.doctor.finding import Finding
 from statsig_otel.plugin.doctor.storage import owner
 from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, change, post
 from tests.exporters.queue.helpers import copy_of, put, running
-from tests.peers.certs import Authority, ServerTls
-from tests.peers.otlp_servers import GrpcSink, HttpSink, RawServer, free_port, server_context
+from tests.peers.otlp_servers import HttpSink, free_port
 
 VERSIONS = [(3, 6, 23), (3, 7, 0), (3, 40, 1), (3, 44, 5), (3, 44, 6), (3, 45, 0), (3, 50, 6), (3, 50, 8), (3, 51, 2),
             (3, 51, 3), (3, 53, 0)]  # fmt: skip
@@ -119,170 +112,6 @@ def test_fewer_open_files_than_connections_are_told() -> None:
     assert system.open_files(1).status == "ok"
     if hard != resource.RLIM_INFINITY:
         assert system.open_files(hard).status == "warning"
-
-
-def look(name: str, settings: Settings) -> tuple[Finding, list[tuple[str, float]]]:
-    (found,), offsets = endpoints.check_backends({name: settings})
-    assert found.check == f"exporters::{name}"
-    return found, offsets
-
-
-def grpc(endpoint: str, **tls: Any) -> OtlpGrpcSettings:
-    return OtlpGrpcSettings.model_validate({"endpoint": endpoint, "tls": tls, "headers": {"api-key": "s3cr3t"}})
-
-
-def http(endpoint: str, **tls: Any) -> OtlpHttpSettings:
-    return OtlpHttpSettings.model_validate({"endpoint": endpoint, "tls": tls, "headers": {"api-key": "s3cr3t"}})
-
-
-def test_an_endpoint_that_answers_gets_no_record(tmp_path: Path) -> None:
-    with GrpcSink() as first, HttpSink() as second, GrpcSink(address=f"unix:{tmp_path}/socket") as third:
-        for found in (
-            look("a", grpc(first.address, insecure=True))[0],
-            look("b", http(second.url))[0],
-            look("c", grpc(third.address, insecure=True))[0],
-        ):
-            assert (found.status, found.hint) == ("ok", None)
-            assert found.detail.endswith("answers, without TLS")
-        assert first.requests == second.requests == third.requests == []
-
-
-def test_a_server_with_tls_is_verified_as_the_exporter_does() -> None:
-    authority, other = Authority(), Authority()
-    tls = ServerTls(authority.issue("localhost"))
-    with GrpcSink(tls=tls) as first, HttpSink(tls=tls) as second:
-        for settings in (
-            grpc(f"localhost:{first.port}", ca_pem=authority.pem.decode()),
-            http(f"https://localhost:{second.port}", ca_pem=authority.pem.decode()),
-            grpc(first.address, ca_pem=authority.pem.decode(), server_name_override="localhost"),
-        ):
-            assert "answers with TLSv1." in look("a", settings)[0].detail
-        for settings in (
-            grpc(f"localhost:{first.port}", ca_pem=other.pem.decode()),
-            http(second.url, ca_pem=authority.pem.decode()),
-        ):
-            found = look("a", settings)[0]
-            assert found.status == "failed"
-            assert "its certificate is not trusted" in found.detail
-        wrong_protocol = look("a", grpc(f"localhost:{second.port}", ca_pem=authority.pem.decode()))[0]
-        assert (wrong_protocol.status, wrong_protocol.hint) == ("failed", NOT_HTTP2.hint)
-        wrong_protocol = look("a", http(f"https://localhost:{first.port}", ca_pem=authority.pem.decode()))[0]
-        assert (wrong_protocol.status, "use otlp_grpc" in (wrong_protocol.hint or "")) == ("warning", True)
-        unusable = look("a", grpc(f"localhost:{first.port}", ca_file="/no/such/file"))[0]
-        assert (unusable.status, "TLS can't be tried" in unusable.detail) == ("unknown", True)
-
-
-def test_a_server_without_tls_is_told_with_what_has_an_effect() -> None:
-    with HttpSink() as sink, GrpcSink() as rpc:
-        for settings, address, hint in (
-            (http(sink.url.replace("http", "https")), sink.address, "write http:// instead of https://"),
-            (grpc(f"https://{rpc.address}"), rpc.address, "write http:// instead of https://"),
-            (grpc(rpc.address), rpc.address, "write tls: {insecure: true}"),
-        ):
-            found = look("a", settings)[0]
-            assert (found.status, found.detail) == ("failed", f"{address} speaks without TLS")
-            assert found.hint == f"if that is meant, {hint}"
-
-
-def test_the_port_of_the_other_protocol_is_told() -> None:
-    http1, ssh = b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n"
-    with HttpSink() as sink, GrpcSink() as rpc, RawServer(http1) as raw, RawServer(ssh) as other:
-        for settings, fault in (
-            (grpc(other.address, insecure=True), NOT_HTTP2),
-            (http(f"http://{other.address}"), NOT_HTTP1),
-            (grpc(sink.address, insecure=True), SPEAKS_HTTP1),
-            (grpc(raw.address, insecure=True), SPEAKS_HTTP1),
-            (http(f"http://{rpc.address}"), SPEAKS_HTTP2),
-        ):
-            found = look("a", settings)[0]
-            assert (found.status, found.hint) == ("failed", fault.hint)
-            assert found.detail.endswith(fault.message)
-
-
-def test_a_server_with_tls_is_told_to_who_speaks_without() -> None:
-    encrypted = server_context(ServerTls(Authority().issue("127.0.0.1")))
-    with RawServer(b"\x15\x03\x03\x00\x02\x02F") as alerting, RawServer(tls=encrypted) as silent:
-        for settings, hint in (
-            (grpc(alerting.address, insecure=True), "leave tls::insecure out"),
-            (http(f"http://{alerting.address}"), "write https:// instead of http://"),
-        ):
-            found = look("a", settings)[0]
-            assert (found.status, hint in (found.hint or "")) == ("failed", True)
-        for settings in (grpc(silent.address, insecure=True), http(f"http://{silent.address}")):
-            found = look("a", settings)[0]
-            assert (found.status, "if it expects TLS, " in (found.hint or "")) == ("warning", True)
-
-
-def test_a_server_that_accepts_and_says_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoints, "TIMEOUT", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        for settings in (grpc(address, insecure=True), http(f"http://{address}")):
-            found = look("a", settings)[0]
-            assert (found.status, "says nothing for" in found.detail) == ("warning", True)
-
-
-@pytest.mark.parametrize(
-    ("proxy", "status", "detail"),
-    [("http://proxy:3128", "unknown", "the proxy proxy:3128"), ("socks5://proxy", "failed", "variable HTTPS_PROXY")],
-)
-def test_behind_a_proxy_nothing_is_said_of_the_backend(
-    proxy: str, status: str, detail: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", proxy)
-    found = look("a", http("https://backend.example"))[0]
-    assert (found.status, detail in found.detail) == (status, True)
-
-
-@pytest.mark.parametrize("state", ["blocked", "refused", "retrying", "idle"])
-def test_an_exporter_of_the_running_service_that_can_not_deliver_is_told(tmp_path: Path, state: str) -> None:
-    senders = {"out": {"state": state, "attempts": 3, "last_error": "HTTP 401"}}
-    control = ControlServer(tmp_path / CONTROL, {"queue": lambda _: {"pid": 1, "exporters": senders}})
-    control.start()
-    try:
-        (found,) = storage.exporters(tmp_path)
-    finally:
-        control.shutdown()
-    status = {"blocked": "failed", "idle": "ok"}.get(state, "warning")
-    assert (found.check, found.status, "HTTP 401" in found.detail) == ("exporters::out", status, state != "idle")
-    assert list(storage.exporters(tmp_path / "none")) == []
-
-
-def test_what_does_not_answer_is_told() -> None:
-    found = look("a", grpc(f"127.0.0.1:{free_port()}"))[0]
-    assert (found.status, "no connection: Connection refused" in found.detail) == ("failed", True)
-    found = look("a", grpc("unix:/no/such/socket", insecure=True))[0]
-    assert (found.status, "No such file" in found.detail) == ("failed", True)
-    assert look("a", grpc("unix-abstract:x", insecure=True))[0].status == "unknown"
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "address"),
-    [
-        ("h:1", "h:1"), ("http://[::1]:1", "[::1]:1"), ("dns:///h", "h:443"), ("dns://8.8.8.8/h:1", "h:1"),
-        ("ipv4:1.2.3.4:5,6.7.8.9:10", "1.2.3.4:5"), ("ipv6:[::1]:5", "[::1]:5"), ("dns:///[::1]", "[::1]:443"),
-        ("unix:///a/b", "/a/b"), ("unix:/a", "/a"),
-    ],
-)  # fmt: skip
-def test_where_grpc_connects_to(endpoint: str, address: str) -> None:
-    assert str(endpoints._address(grpc(endpoint))) == address
-
-
-@pytest.mark.parametrize("off", [-1000, 0, 1000])
-def test_a_server_that_says_the_time_tells_how_far_we_are_off(off: int) -> None:
-    date = formatdate(time.time() + off, usegmt=True)
-    with RawServer(f"HTTP/1.1 404 Not Found\r\nDate: {date}\r\nContent-Length: 0\r\n\r\n".encode()) as server:
-        found, offsets = look("a", http(f"http://{server.address}"))
-    assert found.status == "ok"
-    ((name, ahead),) = offsets
-    assert name == "exporters::a"
-    assert abs(ahead - off) < 5  # how long the exchange took, and a part of a second
-
-
-def test_a_server_that_says_nothing_of_the_time_answers_all_the_same() -> None:
-    with RawServer(b"HTTP/1.1 200 OK\r\nDate: never\r\n\r\n") as server:
-        found, offsets = look("a", http(f"http://{server.address}"))
-    assert (found.status, offsets) == ("ok", [])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from statsig_otel.plugin.record.arrays import MAX_ELEMENTS, Cut, converted, first, hidden, joined, split
 from statsig_otel.plugin.webhook.body import parse
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
-from tests.plugin.record.test_record import attributes_in, record_in
+from tests.plugin.record.record_helpers import attributes_in, record_in
 
 FEW = st.lists(st.integers(), max_size=20).map(tuple)
 

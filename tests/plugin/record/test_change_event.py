@@ -9,67 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
+from tests.plugin.record.change_event_samples import ABSENT, FULL, FULL_EVENT, MINIMAL, mapped, with_member
 from tests.plugin.strategies import json_texts
 
 DATA: Final = Path(__file__).parents[2] / "data"
-ABSENT: Final = object()
-
-MINIMAL: Final[dict[str, Any]] = {
-    "eventName": "statsig::config_change",
-    "timestamp": 1709660061095,
-    "metadata": {"type": "Gate", "name": "layout_v2"},
-}
-FULL: Final[dict[str, Any]] = {
-    "eventName": "statsig::config_change",
-    "timestamp": 1709660061095,
-    "userID": "top_level_id",
-    "user": {"name": "Test User", "email": "test.user@example.com", "userID": "user_id"},
-    "metadata": {
-        "type": "Gate",
-        "name": "layout_v2",
-        "action": "updated",
-        "description": "- Updated rule\n    - 10 to 50",
-        "environments": "production, staging",
-        "environment": "older",
-        "projectName": "Web",
-        "projectID": "project_1",
-        "tags": ["core"],
-        "targetApps": ["app"],
-    },
-}
-FULL_EVENT: Final = ChangeEvent(
-    happened_at=1709660061095,
-    entity_type="Gate",
-    name="layout_v2",
-    action="updated",
-    description="- Updated rule\n    - 10 to 50",
-    environments=("production", "staging"),
-    project_id="project_1",
-    project_name="Web",
-    tags=("core",),
-    target_apps=("app",),
-    user_id="user_id",
-    user_name="Test User",
-    user_email="test.user@example.com",
-)
-
-
-def with_member(path: str, value: object, base: dict[str, Any] = FULL) -> dict[str, Any]:
-    """A copy of an event in which one member, such as `metadata.name`, is another, or none."""
-    item: dict[str, Any] = json.loads(json.dumps(base))
-    *parents, name = path.split(".")
-    holder = item
-    for parent in parents:
-        holder = holder[parent]
-    if value is ABSENT:
-        holder.pop(name, None)
-    else:
-        holder[name] = value
-    return item
-
-
-def mapped(path: str, value: object) -> ChangeEvent:
-    return ChangeEvent.from_item(with_member(path, value))
 
 
 def test_every_field() -> None:
@@ -417,68 +360,6 @@ def test_environments_of_a_wrong_type(value: object) -> None:
         with_member("metadata.environment", value, with_member("metadata.environments", value))
     )
     assert (both.environments, both.left_out) == ((), ("metadata.environments", "metadata.environment"))
-
-
-ARRAYS: Final = {"metadata.tags": "tags", "metadata.targetApps": "target_apps"}
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (ABSENT, ()),
-        (None, ()),
-        ("", ()),
-        ([], ()),
-        ([None, ""], ()),
-        (["core", "web"], ("core", "web")),
-        (["b", None, "a", "", "b"], ("b", "a", "b")),
-        ([1, -2.5, True, False, 0], ("1", "-2.5", "true", "false", "0")),
-        ([{"name": "é", "id": 1}], ('{"name":"é","id":1}',)),
-        ([{}, [], [1, [None, "x"]]], ("{}", "[]", '[1,[null,"x"]]')),
-        (["\ud800", {"\udfff": "\ud83d"}], ("\ufffd", '{"\ufffd":"\ufffd"}')),
-        ("core", ("core",)),
-        (5, ("5",)),
-        (0, ("0",)),
-        (False, ("false",)),
-    ],
-)
-def test_each_element_of_an_array_is_a_text(value: object, expected: tuple[str, ...]) -> None:
-    for path, attribute in ARRAYS.items():
-        event = mapped(path, value)
-        assert (getattr(event, attribute), event.left_out) == (expected, ()), path
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("web, ios,,  ", ("web", "ios")),
-        (",", ()),
-        ("\ud800,b", ("\ufffd", "b")),
-        (["web,ios"], ("web,ios",)),
-    ],
-)
-def test_target_apps_in_one_string_are_split_as_environments_are(value: object, expected: tuple[str, ...]) -> None:
-    """Each of them may be a service. A comma in a tag is a part of it."""
-    assert mapped("metadata.targetApps", value).target_apps == expected
-    assert mapped("metadata.tags", "a,b").tags == ("a,b",)
-
-
-@pytest.mark.parametrize("value", [{}, {"core": True}])
-def test_an_object_in_place_of_an_array_is_left_out(value: object) -> None:
-    for path, attribute in ARRAYS.items():
-        event = mapped(path, value)
-        assert (getattr(event, attribute), event.left_out) == ((), (path,)), path
-
-
-@pytest.mark.parametrize("path", ARRAYS)
-def test_an_element_of_an_array_that_is_nested_too_deeply(path: str) -> None:
-    deep: list[Any] = []
-    for _ in range(200_000):
-        deep = [deep]
-    item = with_member(path, ABSENT)
-    item["metadata"][path.removeprefix("metadata.")] = [deep]
-    with pytest.raises(InvalidItemError, match="nested too deeply"):
-        ChangeEvent.from_item(item)
 
 
 def test_everything_of_a_wrong_type_at_once() -> None:

@@ -15,8 +15,8 @@ from statsig_otel.plugin.record.mapper import Mapped
 from statsig_otel.plugin.record.record import MAX_RECORD_BYTES
 from statsig_otel.plugin.webhook.body import parse
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
+from tests.plugin.record.record_helpers import attributes_in, record_in
 from tests.plugin.record.test_arrays import body_of
-from tests.plugin.record.test_record import attributes_in, record_in
 
 
 def mapped(keys: str, body: bytes) -> Mapped:

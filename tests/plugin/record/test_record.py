@@ -1,24 +1,14 @@
 """The encoded record, read back with the official protobuf classes and compared with the SDK's encoder."""
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Final, get_args
 
 import pytest
 from google.protobuf.json_format import MessageToDict
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry._logs import LogRecord as SdkLogRecord
-from opentelemetry._logs import SeverityNumber
-from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
-from opentelemetry.sdk._logs import LoggerProvider, ReadableLogRecord
-from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.semconv._incubating.attributes import (
     deployment_attributes,
     feature_flag_attributes,
@@ -40,109 +30,22 @@ from statsig_otel.plugin.record.record import (
     uid,
 )
 from statsig_otel.plugin.webhook.body import parse
-
-DATA: Final = Path(__file__).parents[2] / "data"
-GOLDEN: Final = DATA / "records"
-OBSERVED: Final = 1_739_400_185_400_123_456
-UID: Final = "00112233445566778899aabbccddeeff"
-SAMPLES: Final = [entry["event"] for entry in json.loads((DATA / "config_changes.json").read_text())["events"]]
-
-FULL: Final = ChangeEvent(
-    happened_at=1739400185198,
-    entity_type="Dynamic Config",
-    name="layout_v2",
-    action="updated",
-    description="- Updated rule\n    - 10 to 50",
-    environments=("production",),
-    project_id="project_1",
-    project_name="Web",
-    tags=("core", '{"id":1}'),
-    target_apps=("app",),
-    user_id="user_1",
-    user_name="Test User",
-    user_email="test.user@example.com",
+from tests.plugin.record.record_helpers import (
+    DATA,
+    FULL,
+    OBSERVED,
+    SAMPLES,
+    UID,
+    attributes_in,
+    attributes_of,
+    encode,
+    plain,
+    record_in,
+    rfc3339,
+    table,
 )
 
-
-def encode(
-    event: ChangeEvent, encoder: LogRecordEncoder | None = None, original: str = "{}", item_uid: str = UID
-) -> bytes:
-    encoder = encoder or LogRecordEncoder()
-    return encoder.encode(encoder.default(event, uid=item_uid, original=original), event, observed_ns=OBSERVED)
-
-
-def record_in(encoded: bytes) -> LogRecord:
-    request = ExportLogsServiceRequest.FromString(encoded)
-    (resource_logs,) = request.resource_logs
-    (scope_logs,) = resource_logs.scope_logs
-    (record,) = scope_logs.log_records
-    return record
-
-
-def plain(value: AnyValue) -> object:
-    kind = value.WhichOneof("value")
-    assert kind is not None
-    return [plain(element) for element in value.array_value.values] if kind == "array_value" else getattr(value, kind)
-
-
-def attributes_in(attributes: Sequence[KeyValue]) -> dict[str, object]:
-    found = {attribute.key: plain(attribute.value) for attribute in attributes}
-    assert len(found) == len(attributes), "OTLP: the names of attributes are unique"
-    return found
-
-
-def attributes_of(
-    event: ChangeEvent, encoder: LogRecordEncoder | None = None, original: str = "{}"
-) -> dict[str, object]:
-    return attributes_in(record_in(encode(event, encoder, original)).attributes)
-
-
-def table(event: ChangeEvent, item_uid: str = UID) -> dict[str, Any]:
-    """The attributes that the record's table asks for, in its order."""
-    action = event.action or "changed"
-    rows: dict[str, Any] = {
-        "change_event.category": "feature_flags",
-        "change_event.type": "".join("_" if c.isspace() else c for c in f"{event.entity_type}_{action}".lower()),
-        "change_event.source": "statsig",
-        "change_event.happened_at": rfc3339(event.happened_at),
-        "change_event.title": f"{event.name} {action}",
-        "change_event.label.type": event.entity_type,
-        "change_event.label.name": event.name,
-        "change_event.label.action": event.action,
-        "change_event.label.description": event.description,
-        "feature_flag.key": event.name,
-        "feature_flag.provider.name": "statsig",
-        "feature_flag.set.id": event.project_id,
-        "deployment.environment.name": event.environments[0] if len(event.environments) == 1 else None,
-        "user.name": event.user_name,
-        "user.email": event.user_email,
-        "user.id": event.user_id,
-        "log.record.uid": item_uid,
-        "statsig.environments": list(event.environments),
-        "statsig.project.name": event.project_name,
-        "statsig.project.id": event.project_id,
-        "statsig.tags": list(event.tags),
-        "statsig.target_apps": list(event.target_apps),
-    }
-    return {name: value for name, value in rows.items() if value}
-
-
-def rfc3339(milliseconds: int) -> str:
-    """By the calendar's own rules, year by year: no library's idea of a date stands in between."""
-    seconds, ms = divmod(milliseconds, 1000)
-    days, second = divmod(seconds, 86400)
-    year = 1970
-    while days >= (length := 366 if year % 4 == 0 and (year % 100 != 0 or year % 400 == 0) else 365):
-        days -= length
-        year += 1
-    month = 1
-    for span in (31, 29 if length == 366 else 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31):
-        if days < span:
-            break
-        days -= span
-        month += 1
-    clock = f"{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}"
-    return f"{year:04d}-{month:02d}-{days + 1:02d}T{clock}.{ms:03d}Z"
+GOLDEN: Final = DATA / "records"
 
 
 def test_every_field() -> None:
@@ -424,81 +327,6 @@ def test_the_schema_url_is_a_published_one() -> None:
 
 def test_the_event_and_the_scope() -> None:
     assert (EVENT_NAME, SCOPE_NAME) == ("statsig.config_change", "statsig_otel")
-
-
-TEXT: Final = st.text(min_size=1, max_size=12)
-OPTIONAL: Final = st.none() | TEXT
-ARRAY: Final = st.lists(TEXT, max_size=3).map(tuple)
-EVENTS: Final = st.builds(
-    ChangeEvent,
-    happened_at=st.integers(1, 2**64 // 1_000_000),
-    entity_type=TEXT,
-    name=TEXT,
-    action=OPTIONAL,
-    description=OPTIONAL,
-    environments=ARRAY,
-    project_id=OPTIONAL,
-    project_name=OPTIONAL,
-    tags=ARRAY,
-    target_apps=ARRAY,
-    user_id=OPTIONAL,
-    user_name=OPTIONAL,
-    user_email=OPTIONAL,
-)
-
-
-def sorted_attributes(request: ExportLogsServiceRequest) -> ExportLogsServiceRequest:
-    """A copy with the attributes of each record sorted by name: their order means nothing."""
-    copy = ExportLogsServiceRequest()
-    copy.CopyFrom(request)
-    for resource_logs in copy.resource_logs:
-        for scope_logs in resource_logs.scope_logs:
-            for record in scope_logs.log_records:
-                record.attributes.sort(key=lambda attribute: attribute.key)
-    return copy
-
-
-def sdk_record(event: ChangeEvent, item_uid: str) -> SdkLogRecord:
-    return SdkLogRecord(
-        timestamp=event.happened_at * 1_000_000,
-        observed_timestamp=OBSERVED,
-        severity_number=SeverityNumber.INFO,
-        body=event.title,
-        attributes=table(event, item_uid),
-        event_name="statsig.config_change",
-    )
-
-
-@pytest.mark.parametrize("item", SAMPLES, ids=["gate", "experiment", "gate_2022"])
-def test_a_sample_is_what_the_sdk_makes_through_a_logger(item: dict[str, Any]) -> None:
-    """But for the order of the attributes, also on the whole way that an embedder's record goes."""
-    event, item_uid = ChangeEvent.from_item(item), uid(item)
-    exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]  # the SDK leaves it without annotations
-    provider = LoggerProvider(resource=Resource({"service.name": "statsig"}), shutdown_on_exit=False)
-    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
-    logger = provider.get_logger("statsig_otel", version=__version__, schema_url=SCHEMA_URL)
-    logger.emit(sdk_record(event, item_uid))
-    ours = encode(event, item_uid=item_uid)
-    theirs = encode_logs(exporter.get_finished_logs())
-    provider.shutdown()
-    assert sorted_attributes(ExportLogsServiceRequest.FromString(ours)) == sorted_attributes(theirs)
-
-
-@given(EVENTS)
-def test_any_event_is_what_the_sdk_makes(event: ChangeEvent) -> None:
-    """NUL, emoji, U+FFFD and all: it is valid protobuf, and the SDK's."""
-    resource: dict[str, Any] = {"service.name": "statsig", "numbers": (1, 2), "on": True, "ratio": 0.5, "n": 7}
-    ours = ExportLogsServiceRequest.FromString(encode(event, LogRecordEncoder(resource=resource)))
-    theirs = encode_logs(
-        [
-            ReadableLogRecord(
-                sdk_record(event, UID),
-                Resource(resource),
-                InstrumentationScope("statsig_otel", __version__, SCHEMA_URL),
-            )
-        ]
-    )
-    assert sorted_attributes(ours) == sorted_attributes(theirs)
 
 
 def readable(node: Any) -> Any:

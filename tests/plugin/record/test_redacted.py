@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from statsig_otel.plugin.record.record import LogRecordEncoder
 from statsig_otel.plugin.webhook.body import parse
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
+from tests.plugin.record.record_helpers import attributes_in, record_in
 from tests.plugin.record.test_arrays import body_of
-from tests.plugin.record.test_record import attributes_in, record_in
 
 USERS = {
     "hash": "user: hash\nhash_key: pepper\ninclude_original: redacted",

@@ -12,8 +12,8 @@ from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.template import Template
 from statsig_otel.plugin.webhook.body import parse
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
+from tests.plugin.record.record_helpers import record_in
 from tests.plugin.record.test_arrays import body_of
-from tests.plugin.record.test_record import record_in
 
 BY_ENVIRONMENT = (
     'severity_number: {lookup: "{environments}", table: {production: 17, staging: 13}, default: 5, first_match: true}'

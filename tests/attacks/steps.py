@@ -1,0 +1,276 @@
+"""The steps of attacks that take more than one request, or more than bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from typing import Any, Final
+
+import trustme
+
+from statsig_otel.plugin.receiver.intake import Limits
+from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, MAX_HEADER_BYTES
+from tests.attacks.attack import PATIENCE, Serve
+from tests.plugin.adapters import CHANGE, VERIFICATION, body_of, signed
+from tests.plugin.http_client import read_response, request
+from tests.plugin.server.echo import POST, EchoApp, echo_server, is_closed, read_answer, read_to_end, serving
+
+BODY: Final = body_of(CHANGE)
+
+
+LONG: Final = b"a" * MAX_HEADER_BYTES
+
+
+def webhook(**headers: str) -> bytes:
+    """A signed webhook, with more headers."""
+    return request(BODY, headers={**signed(BODY), **{name.replace("_", "-"): value for name, value in headers.items()}})
+
+
+def hidden_request() -> bytes:
+    """A signed webhook behind the end of a request: what an attacker may want to smuggle past a proxy."""
+    return webhook()
+
+
+def head(*lines: bytes) -> bytes:
+    return b"\r\n".join((b"POST /hook HTTP/1.1", b"host: test", *lines, b"", b""))
+
+
+def chunked(*parts: bytes) -> bytes:
+    """A request whose headers are signed as for an empty body."""
+    fields = [f"{name}: {value}".encode() for name, value in signed(b"").items()]
+    return head(b"transfer-encoding: chunked", *fields) + b"".join(parts)
+
+
+def signed_chunked(body: bytes, framed: bytes) -> bytes:
+    """A request whose headers are signed for a body that its chunks may or may not contain."""
+    fields = [f"{name}: {value}".encode() for name, value in signed(body).items()]
+    return head(b"transfer-encoding: chunked", *fields) + framed
+
+
+def slow_header(serve: Serve) -> None:
+    with serve(read_header_timeout=0.3) as site, site.connect() as silent, site.connect() as slow:
+        silent.settimeout(PATIENCE)
+        slow.sendall(b"POST /hook HTTP/1.1\r\nho")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(30):  # a byte now and then does not move the deadline
+                slow.sendall(b"o")
+                time.sleep(0.05)
+        slow.settimeout(0.1)
+        assert is_closed(slow)
+        assert is_closed(silent)
+        assert site.is_well()
+
+
+def slow_body(serve: Serve) -> None:
+    with serve(limits=Limits(read_timeout=0.3)) as site, site.connect() as slow:
+        slow.sendall(webhook()[:-1])
+        assert read_response(slow).status == 408
+        assert not site.taken.batches
+        assert site.is_well()
+
+
+def idle_connections(serve: Serve) -> None:
+    with serve(read_header_timeout=600.0, max_connections=8) as site, contextlib.ExitStack() as stack:
+        for number in range(24):
+            connection = stack.enter_context(site.connect())
+            connection.sendall(
+                (b"", b"POST /hook HT", request(VERIFICATION), request(BODY, headers={"Content-Length": "99"}))[
+                    number % 4
+                ]
+            )
+        assert site.is_well()
+
+
+def unread_answers(_: Serve) -> None:
+    """The receiver's answers are small, so this one attacks an application with large ones."""
+    size = 20 << 20
+    with serving(echo_server(read_header_timeout=0.3)) as running, running.connect() as connection:
+        connection.sendall(POST % (b"", size, bytes(size)))
+        time.sleep(1.0)
+        connection.settimeout(PATIENCE / 3)
+        received = 0
+        with contextlib.suppress(ConnectionError):
+            while chunk := connection.recv(1 << 20):
+                received += len(chunk)
+        assert received < size, "the whole answer was kept for a client that did not read"
+
+
+def piled_up_answers(_: Serve) -> None:
+    """One request after the other, and no answer is read."""
+    app, size, rounds = EchoApp(), 4 << 20, 30
+    with serving(echo_server(app)) as running, running.connect() as connection:
+        connection.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            for number in range(rounds):
+                connection.sendall(POST % (b"", size, bytes(size)))
+                deadline = time.monotonic() + 1.0
+                while len(app.bodies) <= number and time.monotonic() < deadline:
+                    time.sleep(0.01)
+        assert len(app.bodies) < rounds, "the answers are kept for a client that does not read"
+
+
+def unfinished_handshakes(serve: Serve) -> None:
+    authority = trustme.CA()
+    with tls_settings(authority) as tls, serve(tls=tls, read_header_timeout=0.3) as site, site.connect() as silent:
+        assert is_closed(silent)
+
+
+def endless_body(_: Serve) -> None:
+    """An application that does not read: what has arrived of the body must not grow."""
+    app = EchoApp()
+    with serving(echo_server(app)) as running, running.connect() as connection:
+        connection.settimeout(0.5)
+        connection.sendall(b"POST /unread HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\n" % (1 << 30))
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < 64 << 20:
+                sent += connection.send(bytes(1 << 20))
+        app.release.set()
+        assert sent < 64 << 20, "64 MiB were read, and nobody had asked for them"
+
+
+def tiny_chunks(_: Serve) -> None:
+    """What one turn has read is what the application gets at once."""
+    app = EchoApp()
+    with serving(echo_server(app)) as running, running.connect() as connection:
+        chunks = b"8\r\n01234567\r\n" * 20 * CHUNKS_A_TURN
+        connection.sendall(
+            b"POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+        )
+        assert read_answer(connection)[0] == 200
+    assert max(app.sizes) <= 4 * 8 * CHUNKS_A_TURN, "it may be asked for only after some turns"
+
+
+def pipelined(serve: Serve) -> None:
+    with serve() as site:
+        answer = site.answer(request(VERIFICATION) + hidden_request() * 3000)
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert not site.taken.batches
+        assert site.is_well()
+
+
+def smuggled(serve: Serve) -> None:
+    """Each first request is answered, and the second one, which is hidden, is not taken."""
+    with serve() as site:
+        hidden = hidden_request()
+        for first in (
+            request(VERIFICATION) + hidden,
+            head(b"connection: upgrade", b"upgrade: h2c", b"content-length: %d" % len(hidden)) + hidden,
+            head(b"transfer-encoding: chunked") + b"0\r\n\r\n" + hidden,
+            head(b"connection: close") + hidden,
+            head(b"expect: 100-continue", b"content-length: 100000") + hidden,
+        ):
+            answer = site.answer(first)
+            assert len(answer.split(b"HTTP/1.1 ")) == 2, answer
+            assert not site.taken.batches
+        assert site.is_well()
+
+
+def offered_another_protocol(serve: Serve) -> None:
+    """As Java's client does by default: the server goes on with HTTP/1.1, and reads the whole body."""
+    with serve() as site, site.connect() as connection:
+        connection.sendall(webhook(Connection="Upgrade, HTTP2-Settings", Upgrade="h2c", HTTP2_Settings="AAMAAABkAAQ"))
+        assert read_response(connection).status == 200
+        assert len(site.taken.batches) == 1
+
+
+def refused_and_kept(serve: Serve) -> None:
+    with serve() as site:
+        for refused in (request(), request(BODY), request(method="GET"), request(path="/other")):
+            with site.connect() as connection:
+                connection.sendall(refused)
+                assert read_response(connection).status >= 400
+                assert is_closed(connection)
+
+
+def answer_under_fire(serve: Serve) -> None:
+    """The answer arrives, although the client still sends and reads only later."""
+    with serve() as site, site.connect() as connection:
+        size = 8 << 20
+        connection.sendall(request(headers={"Content-Length": str(size)}))
+        connection.sendall(bytes(size))
+        assert read_response(connection).status == 401
+
+
+def too_many_bytes(serve: Serve) -> None:
+    limits = Limits(max_request_body_size=1000, max_in_flight_bytes=1000)
+    with serve(limits=limits) as site, site.connect() as first, site.connect() as second:
+        body = bytes(900)
+        for connection in (first, second):
+            connection.sendall(request(body, headers=signed(body))[:-1])
+            time.sleep(0.2)
+        assert read_response(second).status == 503
+
+
+def cut_short(serve: Serve) -> None:
+    with serve() as site:
+        for whole in (
+            webhook(),
+            request(BODY, headers=signed(BODY[:-1])),
+            signed_chunked(BODY, b"%x\r\n%s" % (len(BODY), BODY)),
+        ):
+            with site.connect() as connection:
+                connection.sendall(whole[:-1])
+                connection.shutdown(socket.SHUT_WR)
+                assert read_to_end(connection)[:12] in (b"", b"HTTP/1.1 400"), whole
+        assert not site.taken.batches
+        assert site.is_well()
+
+
+def too_large(*, declared: bool) -> Any:
+    def act(serve: Serve) -> None:
+        body = bytes(3000)
+        with serve(limits=Limits(max_request_body_size=2000)) as site:
+            data = (
+                request(headers={"Content-Length": "2001", **signed(b"")})
+                if declared
+                else request(body, headers=signed(body), chunk=500)
+            )
+            answer = site.answer(data)
+            assert answer.startswith(b"HTTP/1.1 413"), answer
+            assert site.is_well()
+
+    return act
+
+
+def unsigned_body(serve: Serve) -> None:
+    with serve() as site, site.connect() as declared, site.connect() as chunked:
+        declared.sendall(request(headers={"Content-Length": "5000"}))
+        assert read_response(declared).status == 401
+        chunked.sendall(head(b"transfer-encoding: chunked") + b"1389\r\n" + bytes(5001))
+        assert read_response(chunked).status == 401
+
+
+def without_sniffing(serve: Serve) -> None:
+    with serve() as site:
+        for data in (b"hello\r\n\r\n", request(method="GET"), request(), webhook()):
+            assert (
+                b"\r\nx-content-type-options: nosniff\r\n"
+                in site.answer(data.replace(b"Host: test", b"Host: test\r\nConnection: close")).lower()
+            )
+
+
+@contextlib.contextmanager
+def tls_settings(authority: trustme.CA) -> Any:
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from statsig_otel.plugin.server.tls import ServerTlsSettings
+
+    with TemporaryDirectory() as directory:
+        certificate = authority.issue_cert("127.0.0.1")
+        cert_file, key_file = Path(directory, "cert.pem"), Path(directory, "key.pem")
+        cert_file.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+        key_file.write_bytes(certificate.private_key_pem.bytes())
+        yield ServerTlsSettings(cert_file=cert_file, key_file=key_file)
+
+
+def signed_at(offset_ms: int) -> Any:
+    return lambda: request(BODY, headers=signed(BODY, at_ms=time.time_ns() // 1_000_000 + offset_ms))
+
+
+def forged(**changes: str) -> Any:
+    return lambda: request(
+        BODY, headers={**signed(BODY), **{name.replace("_", "-"): value for name, value in changes.items()}}
+    )
