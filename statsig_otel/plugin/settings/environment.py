@@ -269,21 +269,34 @@ def read_document(
 ) -> Document:
     """The merged locations; without any, the configuration that the environment gives.
 
-    `yaml:` locations that name no pipeline are merged over the environment's configuration. `listen` takes the place of
+    `yaml:` locations that are not a whole configuration are merged over the environment's. `listen` takes the place of
     the receivers' endpoint.
 
     Raises:
         ConfigError: What can't be read; or the receivers have several endpoints, and `listen` is given.
     """
     document = read_all(locations, environ=environ)
-    if all(str(location).startswith("yaml:") for location in locations) and not _has_pipelines(document):
+    if all(str(location).startswith("yaml:") for location in locations) and not _is_whole(document):
         document = merge([document_from_environment(environ), document])
     return document if listen is None else _listening(document, listen)
 
 
-def _has_pipelines(document: Document) -> bool:
+def _is_whole(document: Document) -> bool:
+    """Whether there are pipelines, and the document has each receiver and exporter that they name."""
     service = document.values.get("service")
-    return isinstance(service, Mapping) and "pipelines" in service
+    pipelines = service.get("pipelines") if isinstance(service, Mapping) else None
+    return (
+        isinstance(pipelines, Mapping)
+        and bool(pipelines)
+        and all(_has_all(document, kind, body) for body in pipelines.values() for kind in ("receivers", "exporters"))
+    )
+
+
+def _has_all(document: Document, kind: str, pipeline: object) -> bool:
+    """Whether a pipeline names components of a kind, and the document has all of them."""
+    named = pipeline.get(kind) if isinstance(pipeline, Mapping) else None
+    known = document.values.get(kind)
+    return isinstance(named, list) and isinstance(known, Mapping) and all(str(name) in known for name in named)
 
 
 def _listening(document: Document, address: str) -> Document:

@@ -1,6 +1,7 @@
 """The SDK's variables: without a file they are the configuration, read as the SDK reads them."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -354,6 +355,28 @@ def test_a_text_without_pipelines_is_merged_over_the_environment() -> None:
     assert (exporter.endpoint, exporter.timeout) == ("http://backend:1", 3.0)
     with pytest.raises(ConfigError, match=r"receivers::statsig::user: .* \(yaml:receivers::statsig::user:1\)"):
         check(read_document(["yaml:receivers::statsig::user: x"], environ), COMPONENTS)
+
+
+def test_a_text_may_add_components_to_the_environment() -> None:
+    environ = {"STATSIG_SIGNING_SECRET": "webhook-x", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://backend:1"}
+    exporter = ["yaml:exporters::debug: {}", "yaml:service::pipelines::logs::exporters: [otlp_grpc, debug]"]
+    receiver = [
+        "yaml:receivers::statsig/b: {signing_secrets: [], path: /b}",
+        "yaml:service::pipelines::logs::receivers: [statsig, statsig/b]",
+    ]
+    for texts, receivers, exporters in (
+        (exporter, ["statsig"], ["otlp_grpc", "debug"]),
+        (receiver, ["statsig", "statsig/b"], ["otlp_grpc"]),
+        ([*receiver, *exporter], ["statsig", "statsig/b"], ["otlp_grpc", "debug"]),
+    ):
+        found = check(read_document(texts, environ), COMPONENTS)
+        assert (list(found.receivers), list(found.exporters)) == (receivers, exporters)
+        assert len(receiver_settings(found)["statsig"].signing_secrets) == 1
+    with pytest.raises(ConfigError, match="there is no exporter 'file'"):
+        check(read_document(["yaml:service::pipelines::logs::exporters: [file]"], environ), COMPONENTS)
+    for odd in ("[logs]", "{}", "", "{logs: }", "{logs: {receivers: statsig, exporters: 5}}"):
+        with suppress(ConfigError):
+            check(read_document([f"yaml:service: {{pipelines: {odd}}}"], environ), COMPONENTS)
 
 
 def test_a_whole_configuration_and_files_stand_alone(tmp_path: Path) -> None:
