@@ -31,7 +31,7 @@ class RetryLater:
         reason: What happened, for the log.
         after: The least number of seconds to wait, if the backend asks for one; at most an hour.
         may_be_data: Whether one of the records may be the cause, as with HTTP 500. Then the record is found, and if it
-            still fails alone after ten minutes, that counts as `Rejected`.
+            fails alone in this way for ten minutes, that counts as `Rejected`.
 
     Example:
         >>> from statsig_otel.exporters import RetryLater

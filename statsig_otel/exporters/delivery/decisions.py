@@ -7,7 +7,9 @@ place, and other records are tried: first the rest of its batch, and once each o
 record that waits, as a probe, and then those before it, until one is taken. A record that was taken out of order is
 passed over later.
 
-This evidence ends when the exporter fails in any other way: the backend may be a different one after that.
+A fault that may be about the data (HTTP 500) counts as a refusal after a row of such faults of the record alone.
+
+The evidence of both kinds ends when the exporter fails in any other way: the backend may be a different one after that.
 """
 
 import math
@@ -38,6 +40,10 @@ SKIPPED: Final = "skipped by command"
 """The reason of a dead letter that somebody asked for; what the backend said about the record follows."""
 
 
+_LONGEST_GAP: Final = 60.0
+"""The most seconds that a row of faults grows with one fault: two faults far apart show nothing of the time between."""
+
+
 class Failure(NamedTuple):
     """Nothing can be sent before a wait; `after` is the least number of seconds that the backend asks for."""
 
@@ -60,7 +66,8 @@ class _Failed:
     size: int = 0  # the largest number of records, from this one on, that are sent together; 0 for no limit
     first_refusal: int = 0  # the number of the send that was its first refusal, alone or with others; 0 for none
     is_alone: bool = False  # it was refused alone
-    failing_since: float = math.inf  # the first fault that may be about the data
+    failing_for: float = 0.0  # seconds of a row of faults that may be about the data
+    fault_at: float = math.inf  # the last one of that row
     attempts: int = 0
     reason: str = ""
 
@@ -81,7 +88,7 @@ class Decisions:
         self._decided: dict[int, Decided] = {}  # by the seq of its first record; not ticked off yet
         self._last_taken = 0  # the number of the last send from which something was taken
         self._taken_up_to = 0  # the last seq that was taken
-        self._failing_since = math.inf  # the first temporary failure since something was ticked off
+        self._failing_since = math.inf  # the first temporary failure since another outcome, or since a record was done
         self._probed_at = -settings.between_probes
         self._newest = 0  # the seq of the newest record at the last probe
         self._tried_down_to = 0  # probes have tried the records from `_newest` down to this seq
@@ -166,6 +173,8 @@ class Decisions:
             now: Seconds of a monotonic clock.
         """
         self._sends += 1
+        if not isinstance(outcome, RetryLater):
+            self._failing_since = math.inf
         if isinstance(outcome, Delivered):
             self._take(part if outcome.first is None else part[: outcome.first])
             return None
@@ -182,8 +191,7 @@ class Decisions:
             case RetryLater():
                 return self._retry(part, outcome, now)
             case Blocked(reason):
-                self.forget_taken()
-                self._failing_since = math.inf
+                self.forget_evidence()
                 if self._narrow(part):
                     return None
                 return Failure("blocked", reason)
@@ -201,9 +209,11 @@ class Decisions:
         """A wait is over: the head is sent again, even if it was refused, and then a probe."""
         self._tries_head = True
 
-    def forget_taken(self) -> None:
-        """Forget the evidence that refusals are about the data. Records sent out of order are still passed over."""
+    def forget_evidence(self) -> None:
+        """Forget the evidence that failures are about the data. Records sent out of order are still passed over."""
         self._last_taken = self._taken_up_to = 0
+        for failed in self._failed.values():
+            failed.failing_for, failed.fault_at = 0.0, math.inf
 
     def skip(self, batch: Records) -> Decided:
         """Skip a batch, up to the first record that is decided, with the reasons that the backend gave for them."""
@@ -249,16 +259,17 @@ class Decisions:
     def _retry(self, part: Records, outcome: RetryLater, now: float) -> Failure | None:
         retry, first = self._settings.retry, self._failed[part.seqs[0]]
         self._failing_since = min(self._failing_since, now)
-        if outcome.may_be_data:
-            first.failing_since = min(first.failing_since, now)
-            if self._narrow(part):
-                return None
+        if not outcome.may_be_data:
+            self.forget_evidence()
+        elif self._narrow(part):
+            return None
         else:
-            self.forget_taken()
+            first.failing_for += max(0.0, min(now - first.fault_at, _LONGEST_GAP))
+            first.fault_at = now
         if not retry.enabled or 0 < retry.max_elapsed_time <= now - self._failing_since:
             said = f"not sent again, as configured: {outcome.reason}"
             self._decide(part, *(self._dead_letter("record", one, said) for one in part.one_by_one()))
-        elif outcome.may_be_data and now - first.failing_since >= self._settings.refused_after:
+        elif outcome.may_be_data and first.failing_for >= self._settings.refused_after:
             self._refuse(part, outcome.reason)
         else:
             return Failure("retrying", outcome.reason, outcome.after)

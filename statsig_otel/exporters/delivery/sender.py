@@ -307,7 +307,7 @@ class QueueSender:
         """The next part of a batch to send, or a probe; empty if all of the batch was refused, and none may be sent."""
         if self._renewed:
             self._renewed = False
-            self._decisions.forget_taken()
+            self._decisions.forget_evidence()
         if part := self._decisions.next(batch):
             return part
         return self._decisions.probe(batch[:1], self._cursor.newest, time.monotonic())

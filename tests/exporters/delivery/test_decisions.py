@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
+import pytest
 from hypothesis import settings as limited
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from statsig_otel.exporters.delivery.decisions import Decisions, Failure
+from statsig_otel.exporters.delivery.retry import RetrySettings
 from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.queue.records import Records
@@ -17,7 +20,7 @@ from statsig_otel.exporters.queue.records import Records
 Quality = Literal["good", "refused", "broken"]
 Mood = Literal["well", "refuses all", "away", "locked", "broken", "takes the first"]
 
-SETTINGS = DeliverySettings(max_records=6)
+SETTINGS = DeliverySettings(max_records=6, refused_after=100.0)
 
 
 def records(seqs: Iterable[int]) -> Records:
@@ -32,6 +35,7 @@ class Sent:
 
     seqs: tuple[int, ...]
     kind: Literal["taken", "refused", "failed", "unclear"]
+    fault_at: float | None = None  # when it got a fault that may be about the data
 
 
 class Delivery(RuleBasedStateMachine):
@@ -45,7 +49,6 @@ class Delivery(RuleBasedStateMachine):
         self.quality: dict[int, Quality] = {}
         self.waiting: list[int] = []
         self.history: list[Sent] = []
-        self.unclear_since: dict[int, float] = {}
         self.taken: list[int] = []
         self.dead_letters: list[int] = []
         self.refused_alone: list[int] = []
@@ -67,13 +70,13 @@ class Delivery(RuleBasedStateMachine):
         self.mood = mood
         self.send(steps, waits=False)
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, 700.0]))
+    @rule(seconds=st.sampled_from([0.1, 1.0, 60.0, 700.0]))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
 
     @rule()
     def renew(self) -> None:
-        self.decisions.forget_taken()
+        self.decisions.forget_evidence()
         self.history.append(Sent((), "failed"))
 
     @rule(steps=st.integers(1, 30), waits=st.booleans())
@@ -161,20 +164,19 @@ class Delivery(RuleBasedStateMachine):
                 self.history.append(Sent(seqs, "failed"))
                 assert failure == Failure("retrying", outcome.reason)
             case RetryLater():
-                since = self.unclear_since.setdefault(seqs[0], self.now)
-                if len(seqs) == 1 and self.now - since >= SETTINGS.refused_after:
-                    self.refuse(seqs)
+                if len(seqs) == 1 and self.failing_for(seqs[0]) >= SETTINGS.refused_after:
+                    self.refuse(seqs, fault_at=self.now)
                     assert failure is None
                 else:
-                    self.history.append(Sent(seqs, "unclear"))
+                    self.history.append(Sent(seqs, "unclear", self.now))
                     assert failure == (Failure("retrying", outcome.reason) if len(seqs) == 1 else None)
             case Rejected():
                 self.refuse(seqs)
                 assert failure is None
         self.has_to_wait = failure is not None
 
-    def refuse(self, seqs: tuple[int, ...]) -> None:
-        self.history.append(Sent(seqs, "refused"))
+    def refuse(self, seqs: tuple[int, ...], fault_at: float | None = None) -> None:
+        self.history.append(Sent(seqs, "refused", fault_at))
         if len(seqs) > 1:
             return
         self.refused_alone += seqs
@@ -188,12 +190,21 @@ class Delivery(RuleBasedStateMachine):
     def is_data(self, seq: int) -> bool:
         """The rule, from the history: the last send is a refusal of this record alone."""
         first = next(index for index, sent in enumerate(self.history) if sent.kind == "refused" and seq in sent.seqs)
-        since = max((index for index, sent in enumerate(self.history) if sent.kind == "failed"), default=-1)
         return any(
             sent.kind == "taken" and (index > first or max(sent.seqs) > seq)
             for index, sent in enumerate(self.history)
-            if index > since
+            if index > self.last_failed()
         )
+
+    def failing_for(self, seq: int) -> float:
+        """How long this record alone gets faults that may be about it, this moment included."""
+        since = self.history[self.last_failed() + 1 :]
+        faults = [sent.fault_at for sent in since if sent.fault_at is not None and sent.seqs == (seq,)]
+        return sum(min(later - earlier, 60.0) for earlier, later in pairwise([*faults, self.now]))
+
+    def last_failed(self) -> int:
+        """The index of the last failure of another kind, after which the backend may be a different one; or -1."""
+        return max((index for index, sent in enumerate(self.history) if sent.kind == "failed"), default=-1)
 
     def teardown(self) -> None:
         """Once the backend is well, all that is good is delivered, and the rest is given up: none blocks for good."""
@@ -224,6 +235,36 @@ class Delivery(RuleBasedStateMachine):
 
 def newest(waiting: Sequence[int], up_to: int, passed_over: Callable[[int], bool]) -> Records:
     return records([seq for seq in reversed(waiting) if seq <= up_to and not passed_over(seq)][:1])
+
+
+BROKEN = RetryLater("HTTP 500", may_be_data=True)
+
+
+@pytest.mark.parametrize("other", [RetryLater("connection refused"), Blocked("HTTP 401"), None])
+def test_two_isolated_faults_make_no_dead_letter_of_a_good_record(other: Outcome | None) -> None:
+    decisions, head = Decisions("out", DeliverySettings()), records([1])
+    decisions.record_outcome(decisions.next(head), BROKEN, 0.0)
+    for now in (5.0, 700.0):
+        decisions.try_again()
+        if other:
+            decisions.record_outcome(decisions.next(head), other, now)
+    assert decisions.record_outcome(head, BROKEN, 730.0) == Failure("retrying", "HTTP 500")
+    for now in range(760, 1260, 30):
+        assert decisions.record_outcome(head, BROKEN, now) == Failure("retrying", "HTTP 500")
+    decisions.record_outcome(head, BROKEN, 1300.0)
+    assert decisions.record_outcome(head, BROKEN, 1360.0) is None, "a row of ten minutes counts as a refusal"
+    assert decisions.all_refused().state == "refused"
+
+
+@pytest.mark.parametrize("other", [Rejected("no"), Blocked("HTTP 401")])
+def test_max_elapsed_time_counts_temporary_failures_in_a_row(other: Outcome) -> None:
+    bounded = RetrySettings(max_elapsed_time=60.0)
+    decisions, head, away = Decisions("out", DeliverySettings(retry=bounded)), records([1]), RetryLater("away")
+    for now, outcome in ((0.0, away), (5.0, other), (700.0, away), (755.0, away)):
+        decisions.record_outcome(head, outcome, now)
+        assert decisions.decided(head) is None
+    assert decisions.record_outcome(head, away, 760.0) is None
+    assert decisions.decided(head) is not None
 
 
 def test_a_probe_looks_at_each_record_a_few_times_however_many_wait() -> None:
