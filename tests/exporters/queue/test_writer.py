@@ -230,6 +230,7 @@ def test_a_commit_waits_for_others_a_moment_only(watched: Watched) -> None:
     some = Names()
     with held(watched.writer):
         some.submit(watched.writer, *"abcd")
+    wait_until(partial(some.answers.__contains__, "d"))
     for name in "ef":
         some.submit(watched.writer, name)
         wait_until(partial(some.answers.__contains__, name))
