@@ -31,8 +31,6 @@ THROUGH: Final = {
     "statsig_otel.plugin.record.mapper.Mapped": "of Mapper.map, whose attributes are read",
     "statsig_otel.plugin.record.mapping.Lookup": "of LookupSettings.source, for RecordMapping",
     "statsig_otel.plugin.record.mapping.RecordMapping": "of MappingSettings.create, for LogRecordEncoder",
-    "statsig_otel.plugin.record.record.RecordFields": "handed to a RecordHook, which answers with a replaced copy",
-    "statsig_otel.plugin.record.record.RecordHook": "a function that LogRecordEncoder takes",
     "statsig_otel.plugin.record.services.Concerned": "between Mapper and `statsig-otel explain`",
     "statsig_otel.plugin.record.services.ImpactedServices": "of ImpactedServicesSettings.create, for Mapper",
     "statsig_otel.plugin.record.services.ServiceRule": "of ServiceRuleSettings.rule, for ImpactedServices",

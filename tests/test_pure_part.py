@@ -15,7 +15,7 @@ import statsig_otel
 PURE = (
     "DEFAULT_PATH, SIGNATURE_HEADER, TIMESTAMP_HEADER, "
     "Answer, AnsweredError, ChangeEvent, Intake, Limits, LogRecordEncoder, MalformedBodyError, Mapper, ParsedBody, "
-    "UnauthorizedError, Verifier, parse, parse_url_verification, sign, verify"
+    "RecordFields, RecordHook, UnauthorizedError, Verifier, parse, parse_url_verification, sign, verify"
 )
 API = {"opentelemetry.context", "opentelemetry.environment_variables", "opentelemetry.util"}
 """What every part of opentelemetry-api loads; those below are of the API too, but for opentelemetry.proto."""
@@ -125,7 +125,7 @@ MAY_LOAD = {
         "": "ChangeEvent DEFAULT_PATH",
         "msgspec": "MalformedBodyError ParsedBody SIGNATURE_HEADER TIMESTAMP_HEADER UnauthorizedError "
         "Verifier parse parse_url_verification sign verify",
-        "opentelemetry.proto": "LogRecordEncoder",
+        "opentelemetry.proto": "LogRecordEncoder RecordFields RecordHook",
         "msgspec opentelemetry.proto": "Mapper",
         "msgspec opentelemetry.metrics opentelemetry.proto": "Answer AnsweredError Intake Limits Request",
         MODEL: "ChangeMatchSettings FilterSettings ServerTlsSettings",

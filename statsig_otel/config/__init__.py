@@ -1,7 +1,9 @@
 """Reads and checks the configuration. The rooms above pass in the models of the components.
 
-The public names, each loaded when it is first used: `ConfigError` with its `Problem`s; and `Settings`, `Opaque`,
-`Duration`, `Size` and `SettingError` for the settings of an exporter of your own.
+The public names, each loaded when it is first used:
+
+- Everyday: `ConfigError` with its `Problem`s.
+- Seams: `Settings`, `Opaque`, `Duration`, `Size` and `SettingError`, for the settings of an exporter of your own.
 """
 
 from typing import TYPE_CHECKING

@@ -5,8 +5,8 @@ The public names, each loaded when it is first used:
 - Everyday: `Service` with `Destination` and `RestartNeededError`, and the settings of receivers and of queues.
 - Mounting: `StatsigReceiver` and `create_app` for ASGI, `StatsigWsgiReceiver` and `create_wsgi_app` for WSGI; `Intake`
   with `Request`, `Answer`, `AnsweredError` and `Limits` for any other framework.
-- The pure part: `verify`, `sign`, `parse`, `Mapper` and what they take and return. It loads neither falcon nor grpc
-  nor an SDK.
+- Seams: `RecordHook` with `RecordFields`, which changes records; `verify`, `sign`, `parse` and `Mapper` with what they
+  take and return, for webhooks that something else receives. These load neither falcon nor grpc nor an SDK.
 """
 
 from typing import TYPE_CHECKING
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from statsig_otel.plugin.record.change_event import ChangeEvent as ChangeEvent
     from statsig_otel.plugin.record.mapper import Mapper as Mapper
     from statsig_otel.plugin.record.record import LogRecordEncoder as LogRecordEncoder
+    from statsig_otel.plugin.record.record import RecordFields as RecordFields
+    from statsig_otel.plugin.record.record import RecordHook as RecordHook
     from statsig_otel.plugin.server.tls import ServerTlsSettings as ServerTlsSettings
     from statsig_otel.plugin.service.builder import Destination as Destination
     from statsig_otel.plugin.service.restart import RestartNeededError as RestartNeededError
@@ -61,7 +63,7 @@ else:  # type checkers would accept any name of a module with __getattr__
             "receiver.wsgi": "StatsigWsgiReceiver create_wsgi_app",
             "record.change_event": "ChangeEvent",
             "record.mapper": "Mapper",
-            "record.record": "LogRecordEncoder",
+            "record.record": "LogRecordEncoder RecordFields RecordHook",
             "server.tls": "ServerTlsSettings",
             "service.builder": "Destination",
             "service.restart": "RestartNeededError",

@@ -80,6 +80,13 @@ class RecordFields:
         severity_text: The SeverityText; empty for none.
         service: The `service.name` and `service.namespace` of a record that is about one service. A mapping may read
             them; they are in the resource.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from statsig_otel.plugin import RecordFields
+        >>> record = RecordFields(event_name="statsig.config_change", body="new_menu updated", attributes={})
+        >>> replace(record, attributes={**record.attributes, "team": "menus"}).attributes
+        {'team': 'menus'}
     """
 
     event_name: str
