@@ -13,7 +13,7 @@ class Components:
     Attributes:
         aliases: Older names of types, and the names that they have now.
         telemetry: `service::telemetry`; a model that needs no key.
-        elsewhere: The Collector's types that do not exist here, by section, each with what to do instead.
+        unsupported: The Collector's types that do not exist here, by section, each with what to do instead.
         single: The types of extensions of which a service may have only one.
         composed: For each section whose components share keys, the model of these keys.
     """
@@ -24,7 +24,7 @@ class Components:
     aliases: Mapping[str, str] = field(default_factory=dict)
     telemetry: type[Settings] = Settings
     single: frozenset[str] = frozenset()
-    elsewhere: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    unsupported: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     composed: Mapping[str, type[Composed]] = field(default_factory=dict)
 
     def of(self, kind: str) -> Mapping[str, type[Settings]] | None:

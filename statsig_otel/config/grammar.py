@@ -155,7 +155,7 @@ class _Checker:
         if model is None:
             type_ = id_.partition("/")[0]
             near = closest(type_, [*models, *(old for old, new in self._components.aliases.items() if new in models)])
-            advice = self._components.elsewhere.get(kind, {}).get(type_)
+            advice = self._components.unsupported.get(kind, {}).get(type_)
             hint = advice or hint_for(type_, models, near=near)
             self._say(path, f"there is no {_KINDS[kind]} of the type {quoted(type_)}", hint)
             if near and not advice:
@@ -295,7 +295,7 @@ class _Checker:
         if id_ not in section:
             id_ = self._misspelt.get((kind, id_), id_)
         if id_ not in section:
-            advice = self._components.elsewhere.get(kind, {}).get(id_.partition("/")[0])
+            advice = self._components.unsupported.get(kind, {}).get(id_.partition("/")[0])
             hint = advice or hint_for(id_, section) or f"add it to {kind}"
             self._say(path, f"there is no {_KINDS[kind]} {quoted(id_)}", hint)
         if used is not None:
@@ -353,7 +353,7 @@ class _Checker:
     def _instead_of(self, kind: str, written: object) -> str:
         """Advice for processors or connectors, by their types where each is known."""
         ids = list(written) if isinstance(written, Mapping | list) else []
-        advice = self._components.elsewhere.get(kind, {})
+        advice = self._components.unsupported.get(kind, {})
         types = dict.fromkeys(id_.partition("/")[0] if isinstance(id_, str) else "" for id_ in ids)
         if not types or not all(type_ in advice for type_ in types):
             return _ADVICE[kind]

@@ -200,11 +200,11 @@ def split(request: bytes) -> tuple[tuple[bytes, bytes], ...]:
     return tuple((_uid(payload), payload.SerializeToString()) for payload in payloads)
 
 
-def replay(connection: sqlite3.Connection, plan: Replay, *, routing: Routing, now_ms: int) -> Replayed:
+def replay(connection: sqlite3.Connection, wanted: Replay, *, routing: Routing, now_ms: int) -> Replayed:
     """Carry out one replay, inside the writer's transaction."""
-    match plan:
+    match wanted:
         case Keep():
-            return _keep(connection, plan)
+            return _keep(connection, wanted)
         case Resend(dead_letter, exporter):
             state = queries.exporter_state(connection, exporter)
             if state is None:
@@ -214,8 +214,8 @@ def replay(connection: sqlite3.Connection, plan: Replay, *, routing: Routing, no
                 )
             if not _delete(connection, dead_letter):
                 return Replayed(dead_letter, "gone")
-            store.append_copies(connection, [state.id], plan.records)
-            return Replayed(dead_letter, "replayed", records=len(plan.records), exporters=(exporter,))
+            store.append_copies(connection, [state.id], wanted.records)
+            return Replayed(dead_letter, "replayed", records=len(wanted.records), exporters=(exporter,))
         case MapAgain(dead_letter, batch, delivered):
             route = routing.route(batch.receiver)
             if batch.changes and not route.queued and not delivered:
@@ -223,33 +223,33 @@ def replay(connection: sqlite3.Connection, plan: Replay, *, routing: Routing, no
                 return _keep(connection, Keep(dead_letter, why))
             if not _delete(connection, dead_letter):
                 return Replayed(dead_letter, "gone")
-            return _accept(connection, plan, route, now_ms)
+            return _accept(connection, wanted, route, now_ms)
 
 
-def _keep(connection: sqlite3.Connection, plan: Keep) -> Replayed:
-    if plan.new_reason:
-        connection.execute("UPDATE dead_letters SET reason = ? WHERE id = ?", (plan.reason, plan.dead_letter))
-    exists = connection.execute("SELECT 1 FROM dead_letters WHERE id = ?", (plan.dead_letter,)).fetchone()
-    return Replayed(plan.dead_letter, "kept", plan.reason) if exists else Replayed(plan.dead_letter, "gone")
+def _keep(connection: sqlite3.Connection, wanted: Keep) -> Replayed:
+    if wanted.new_reason:
+        connection.execute("UPDATE dead_letters SET reason = ? WHERE id = ?", (wanted.reason, wanted.dead_letter))
+    exists = connection.execute("SELECT 1 FROM dead_letters WHERE id = ?", (wanted.dead_letter,)).fetchone()
+    return Replayed(wanted.dead_letter, "kept", wanted.reason) if exists else Replayed(wanted.dead_letter, "gone")
 
 
-def _accept(connection: sqlite3.Connection, plan: MapAgain, route: Route, now_ms: int) -> Replayed:
+def _accept(connection: sqlite3.Connection, wanted: MapAgain, route: Route, now_ms: int) -> Replayed:
     exporters = [store.ensure_exporter(connection, name) for name in route.queued]
     entry = store.Entry(
-        plan.batch if exporters else replace(plan.batch, changes=()),  # all have it, and nobody remembers a uid
+        wanted.batch if exporters else replace(wanted.batch, changes=()),  # all have it, and nobody remembers a uid
         route,
-        number=store.ensure_route(connection, exporters, plan.batch.receiver) if exporters else 0,
+        number=store.ensure_route(connection, exporters, wanted.batch.receiver) if exporters else 0,
     )
     (appended,) = store.append_batches(connection, [entry], now_ms=now_ms)
     store.add_waiting(connection, exporters, appended.records, appended.size)
     return Replayed(
-        plan.dead_letter,
+        wanted.dead_letter,
         "replayed",
         records=appended.records,
         exporters=route.queued if appended.records else (),
-        delivered=plan.delivered,
+        delivered=wanted.delivered,
         duplicates=appended.receipt.duplicates,
-        invalid=len(plan.batch.invalid),
+        invalid=len(wanted.batch.invalid),
     )
 
 

@@ -108,7 +108,7 @@ BUILT_IN: Final = Components(
     aliases=ALIASES,
     telemetry=TelemetrySettings,
     single=frozenset({"file_storage"}),
-    elsewhere=UNSUPPORTED_TYPES,
+    unsupported=UNSUPPORTED_TYPES,
     composed={"exporters": ConfiguredExporter},
 )
 """The types of this distribution."""

@@ -62,8 +62,10 @@ class Database:
         self(lambda connection: store.add_dead_letter(connection, dead_letter, NOW))
         return dead_letters.last_id(self.connection)
 
-    def replay(self, plan: Replay, *, now_ms: int = NOW) -> Replayed:
-        return self(lambda connection: dead_letters.replay(connection, plan, routing=Routing(RECEIVERS), now_ms=now_ms))
+    def replay(self, wanted: Replay, *, now_ms: int = NOW) -> Replayed:
+        return self(
+            lambda connection: dead_letters.replay(connection, wanted, routing=Routing(RECEIVERS), now_ms=now_ms)
+        )
 
     def waiting(self) -> dict[str, list[bytes]]:
         """What each exporter will be sent, as its sender reads it; asserted to be what is counted."""
@@ -180,9 +182,9 @@ def test_a_record_is_sent_again_to_its_exporter_alone_though_it_was_seen(databas
 
 def test_a_replay_is_done_once(database: Database) -> None:
     dead_letter = database.add_dead_letter("record", "a", payload("x"))
-    plan = Resend(dead_letter, "a", ((b"u" * 16, payload("x")),))
-    assert database.replay(plan).outcome == "replayed"
-    assert database.replay(plan) == Replayed(dead_letter, "gone")
+    wanted = Resend(dead_letter, "a", ((b"u" * 16, payload("x")),))
+    assert database.replay(wanted).outcome == "replayed"
+    assert database.replay(wanted) == Replayed(dead_letter, "gone")
     assert database.replay(Keep(dead_letter, "why")) == Replayed(dead_letter, "gone")
     assert (
         database.replay(MapAgain(dead_letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))).outcome == "gone"
@@ -241,8 +243,8 @@ def test_items_of_a_body_that_are_still_invalid_become_dead_letters(database: Da
 @pytest.mark.parametrize("receivers", [{}, {"statsig": Route(())}])
 def test_a_receiver_without_a_queued_exporter_loses_nothing(database: Database, receivers: dict[str, Route]) -> None:
     dead_letter = database.add_dead_letter("item", "statsig", b"item")
-    plan = MapAgain(dead_letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))
-    done = database(lambda connection: dead_letters.replay(connection, plan, routing=Routing(receivers), now_ms=NOW))
+    wanted = MapAgain(dead_letter, Batch("statsig", (Change(uid(1), (payload("x"),)),)))
+    done = database(lambda connection: dead_letters.replay(connection, wanted, routing=Routing(receivers), now_ms=NOW))
     assert done.outcome == "kept"
     assert database.ids() == [dead_letter]
 
@@ -253,8 +255,8 @@ def test_records_that_synchronous_exporters_have_enter_a_queue_only_if_there_is_
 ) -> None:
     dead_letter = database.add_dead_letter("body", "statsig", b"body")
     batch = Batch("statsig", (Change(uid(1), (payload("x"),)),), (Invalid(b"bad", "no name"),))
-    plan = MapAgain(dead_letter, batch, delivered=("now",))
-    done = database(lambda connection: dead_letters.replay(connection, plan, routing=Routing(receivers), now_ms=NOW))
+    wanted = MapAgain(dead_letter, batch, delivered=("now",))
+    done = database(lambda connection: dead_letters.replay(connection, wanted, routing=Routing(receivers), now_ms=NOW))
     assert (done.outcome, done.records, done.delivered, done.invalid) == ("replayed", waits, ("now",), 1)
     assert database.waiting() == {"a": [payload("x")] * waits, "b": [payload("x")] * waits}
     assert [one.reason for one in dead_letters.select(database.connection, Selection())] == ["no name"]
@@ -329,8 +331,8 @@ def test_replays_in_parallel_double_nothing(tmp_path: Path) -> None:
         outcomes: list[Replayed] = []
 
         def replay(plans: Sequence[Replay]) -> None:
-            for plan in plans:
-                work = queue.submit(partial(dead_letters.replay, plan=plan, routing=Routing(RECEIVERS), now_ms=NOW))
+            for wanted in plans:
+                work = queue.submit(partial(dead_letters.replay, wanted=wanted, routing=Routing(RECEIVERS), now_ms=NOW))
                 outcomes.append(work.result())
 
         threads = [threading.Thread(target=replay, args=(plans,)) for _ in range(4)]

@@ -76,8 +76,8 @@ class Attack:
 
     def replay(self, _: int) -> None:
         for dead_letter in dead_letters_in(self.queue.database)[:1]:
-            plan = Resend(self.first_id(), dead_letter.owner, ((dead_letter.uid or b"", dead_letter.content),))
-            self.queue.submit(partial(replay, plan=plan, routing=Routing(), now_ms=1)).result(PATIENCE)
+            wanted = Resend(self.first_id(), dead_letter.owner, ((dead_letter.uid or b"", dead_letter.content),))
+            self.queue.submit(partial(replay, wanted=wanted, routing=Routing(), now_ms=1)).result(PATIENCE)
 
     def drop(self, _: int) -> None:
         for dead_letter in dead_letters_in(self.queue.database)[:1]:
