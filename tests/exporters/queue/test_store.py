@@ -429,18 +429,16 @@ def test_no_statement_goes_through_a_whole_table_of_records(connection: sqlite3.
     store.ensure_exporter(connection, "c")
     connection.set_trace_callback(None)
     found = plans(connection, said)
-    assert [wanted for wanted in found if wanted.startswith("SEARCH records USING INDEX records_by_route")], found
-    for wanted in found:
+    assert [plan for plan in found if plan.startswith("SEARCH records USING INDEX records_by_route")], found
+    for plan in found:
         # Both ends are read by walking an index from its end; what is sorted or gone through whole is small.
-        assert "TEMP B-TREE" not in wanted, wanted
-        if wanted.startswith("SCAN") and not wanted.endswith("CONSTANT ROWS"):
-            assert wanted.split()[1] in ("exporters", "routes", "sqlite_sequence") or is_walked_from_an_end(wanted), (
-                wanted
-            )
+        assert "TEMP B-TREE" not in plan, plan
+        if plan.startswith("SCAN") and not plan.endswith("CONSTANT ROWS"):
+            assert plan.split()[1] in ("exporters", "routes", "sqlite_sequence") or is_walked_from_an_end(plan), plan
 
 
-def is_walked_from_an_end(wanted: str) -> bool:
-    return wanted in ("SCAN records", "SCAN dead_letters", "SCAN seen USING COVERING INDEX seen_by_time")
+def is_walked_from_an_end(plan: str) -> bool:
+    return plan in ("SCAN records", "SCAN dead_letters", "SCAN seen USING COVERING INDEX seen_by_time")
 
 
 @given(st.binary(max_size=5000), st.integers(0, 0xFFFFFFFF))
