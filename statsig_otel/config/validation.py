@@ -83,7 +83,7 @@ def compose(
     composed: type[_C], model: type[StrictModel], body: Mapping[str, object], path: Path, document: Document
 ) -> tuple[_C | None, list[Problem]]:
     """The same for a component whose mapping also contains the keys of `composed`, which its whole section has."""
-    shared = {name for name, _ in _names(composed)}
+    shared = {name for name, _ in _names(composed)} | set(composed.implied)
 
     def read(value: Mapping[str, object]) -> tuple[_C | None, list[ErrorDetails]]:
         settings, wrong = _read(model, {key: item for key, item in value.items() if key not in shared})

@@ -182,7 +182,11 @@ class _OtlpSettings(Settings):
         "read_buffer_size": "leave it out: the library chooses its buffers",
         "write_buffer_size": "leave it out: the library chooses its buffers",
     }
-    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"middlewares": ([],)}
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "auth": ({},),
+        "compression_params": ({},),
+        "middlewares": ([],),
+    }
 
     meant: ClassVar[Mapping[str, str]] = {
         "ca_file": "tls::ca_file",
@@ -238,6 +242,7 @@ class OtlpGrpcSettings(_OtlpSettings):
     }
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "balancer_name": ("", "pick_first"),
+        "user_agent": ("",),
         "wait_for_ready": (True, False),
     }
     needed: ClassVar[Mapping[str, str]] = {"endpoint": "write host:port, such as localhost:4317"}
@@ -341,6 +346,8 @@ class OtlpHttpSettings(_OtlpSettings):
         "cookies": ({"enabled": False},),
         "disable_keep_alives": (False,),
         "force_attempt_http2": (False,),
+        **dict.fromkeys(("http2_ping_timeout", "http2_read_idle_timeout"), ("0s",)),
+        **dict.fromkeys(("metrics_endpoint", "profiles_endpoint", "proxy_url", "traces_endpoint"), ("",)),
     }
 
     endpoint: Url = ""

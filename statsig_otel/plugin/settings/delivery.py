@@ -107,10 +107,15 @@ class SendingQueueSettings(Settings):
     """
 
     unsupported: ClassVar[Mapping[str, str]] = {
-        "blocking": "leave it out: a full queue answers the webhook with 503, and does not let it wait",
+        **dict.fromkeys(
+            ("block_on_overflow", "blocking"),
+            "leave it out: a full queue answers the webhook with 503, and does not let it wait",
+        ),
         "wait_for_result": "use enabled: false, with which the webhook waits for the exporter itself",
     }
-    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"blocking": (False,), "wait_for_result": (False,)}
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = dict.fromkeys(
+        ("block_on_overflow", "blocking", "wait_for_result"), (False,)
+    )
 
     enabled: bool = Field(
         default=True, description="Queue on disk. With false the webhook waits for the exporter itself."
@@ -130,7 +135,6 @@ class SendingQueueSettings(Settings):
     )
     batch: BatchSettings = Field(default_factory=BatchSettings, description="What is sent together.")
     num_consumers: int = Field(default=1, gt=0, description="Always 1.")
-    block_on_overflow: bool = Field(default=False, description="Always false.")
 
     _whole_queue_size = field_validator("queue_size", mode="before")(_refuse_unit)
 
@@ -190,6 +194,7 @@ class ConfiguredExporter(Composed):
     unsupported: ClassVar[Mapping[str, str]] = {
         "batcher": "use sending_queue::batch",
     }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"batcher": ({"enabled": False},)}
     meant: ClassVar[Mapping[str, str]] = {
         "batch": "sending_queue::batch",
         "queue": "sending_queue",
@@ -243,7 +248,5 @@ def doubts(exporters: "Mapping[str, ConfiguredExporter]") -> Iterator[str]:
             continue
         if queue.num_consumers != 1:
             yield f"{where}::num_consumers: {queue.num_consumers} is not used: one sender keeps the order"
-        if queue.block_on_overflow:
-            yield f"{where}::block_on_overflow: not used: a full queue answers the webhook with 503"
         if queue.batch.min_size or queue.batch.flush_timeout:
             yield f"{where}::batch: min_size and flush_timeout are not used: what waits is sent at once"

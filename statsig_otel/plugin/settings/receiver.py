@@ -161,6 +161,9 @@ class StatsigReceiverSettings(Settings):
         "write_timeout": "leave it out: answers are tiny",
     }
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "auth": ({},),
+        "compression_algorithms": ([],),
+        "cors": ({},),
         "include_metadata": (False,),
         "keep_alives_enabled": (True,),
         "middlewares": ([],),

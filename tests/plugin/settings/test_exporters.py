@@ -177,7 +177,7 @@ def test_an_installed_exporter_is_configured_as_those_that_are_built_in(tape: st
             "{key: a, sending_queue: {enable: true}}",
             (
                 "exporters::tape::sending_queue::enable: unknown key (config.yaml:4)\n  hint: did you mean enabled? "
-                "there are: batch, block_on_overflow, enabled, num_consumers, queue_size, sizer, start_at, storage"
+                "there are: batch, enabled, num_consumers, queue_size, sizer, start_at, storage"
             ),
         ),
         (f'{{key: "{KEY}", reel: 13}}', "exporters::tape: no reel 13 for [REDACTED]"),
