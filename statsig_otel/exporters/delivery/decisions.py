@@ -203,7 +203,7 @@ class Decisions:
         reason = self._failed[min(refused)].reason
         if len(refused) == 1:
             return Failure("refused", reason)
-        return Failure("blocked", f"each of {len(refused)} records is refused, and none is taken: {reason}")
+        return Failure("blocked", f"nothing is taken: each of {len(refused)} records is refused: {reason}")
 
     def try_again(self) -> None:
         """A wait is over: the head is sent again, even if it was refused, and then a probe."""

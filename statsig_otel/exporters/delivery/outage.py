@@ -1,4 +1,4 @@
-"""Logs an outage of one exporter: each state of it once, and a reminder while somebody has to repair something."""
+"""Logs an outage of one exporter: each kind of failure once, and a reminder."""
 
 import logging
 import time
@@ -24,25 +24,36 @@ _MESSAGES: Final[dict[FailedState, tuple[int, str]]] = {
 }
 """The level and the message of each state."""
 
+_MOST_KINDS: Final = 10
+"""The most kinds of failures that are logged before a reminder is due: an exporter's reasons may all differ."""
+
 
 @dataclass(slots=True)
 class Outage:
     """A time in which an exporter delivers nothing, since a time of the monotonic clock.
 
-    `logged_at` is when each of the sender's states in it was logged: a backend may change between them.
+    `logged` is which kinds of failures were logged: the sender's state, and what its reason begins with. A backend may
+    change between them. `logged_at` is the time of the last such line.
     """
 
     since: float = field(default_factory=time.monotonic)
     attempts: int = 0
-    logged_at: dict[FailedState, float] = field(default_factory=dict)
+    logged: set[tuple[FailedState, str]] = field(default_factory=set)
+    logged_at: float = 0.0
 
     def log(self, state: FailedState, name: str, reason: str, *, waiting: int, reminder: float) -> None:
-        """Log a state the first time, and that an exporter is blocked again after `reminder` seconds."""
-        now, logged_at = time.monotonic(), self.logged_at.get(state)
-        if logged_at is None or (state == "blocked" and now - logged_at >= reminder):
-            self.logged_at[state] = now
+        """Log a kind of failure the first time, and whatever comes once the last line is `reminder` seconds ago."""
+        now, kind = time.monotonic(), (state, reason.partition(": ")[0])  # without the backend's own words
+        is_new = kind not in self.logged and len(self.logged) < _MOST_KINDS
+        if is_new or now - self.logged_at >= reminder:
+            self.logged.add(kind)
+            self.logged_at = now
             level, message = _MESSAGES[state]
             _logger.log(level, message, {"name": name, "reason": reason, "waiting": waiting})
+
+    def log_next(self) -> None:
+        """Log the next failure of any kind: somebody has tried to repair it, and wants to know."""
+        self.logged.clear()
 
     def log_end(self, message: str, name: str, *, waiting: int) -> None:
         """Log that the exporter delivers again, or can."""

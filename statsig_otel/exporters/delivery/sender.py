@@ -85,7 +85,7 @@ class QueueSender:
 
         Args:
             instead_of: The stopped sender that this one replaces. If its backend was away, this one says when the
-                backend answers again.
+                backend answers again, or that it still does not.
 
         Raises:
             OSError: The exporter can't open a file. `start_blocked` may follow.
@@ -98,6 +98,8 @@ class QueueSender:
         self._exporter.start()
         if instead_of is not None and instead_of.is_started:
             self.outage = instead_of.outage
+            if self.outage:
+                self.outage.log_next()
         self.is_started, self.state = True, "idle"
         self._start_thread()
 
@@ -355,6 +357,8 @@ class QueueSender:
             self._resumed.clear()
             self._backoff.reset()
             self._blocked.reset()
+            if self.outage:
+                self.outage.log_next()
 
     def _skip_some(self, batch: Records, skip: "_Skip") -> None:
         """Skip the head, and what is to be skipped of the batch with it."""

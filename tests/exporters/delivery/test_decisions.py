@@ -298,7 +298,7 @@ def test_a_probe_looks_at_each_record_a_few_times_however_many_wait() -> None:
         now += 1.0
     assert not probe()
     assert looked_at < 5 * len(waiting)
-    assert decisions.all_refused().reason == "each of 1002 records is refused, and none is taken: no"
+    assert decisions.all_refused().reason == "nothing is taken: each of 1002 records is refused: no"
 
 
 Delivery.TestCase.settings = limited(max_examples=limited().max_examples * 5, stateful_step_count=30)

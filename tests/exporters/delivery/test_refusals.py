@@ -80,7 +80,7 @@ def test_a_wrong_path_that_answers_400_gives_nothing_up_as_changes_come_one_by_o
         assert made.dead_letters() == []
     first, second, last = lines(caplog)
     assert first.startswith("out: a record is refused: HTTP 400 Bad Request from http://127.0.0.1")
-    assert second.startswith("out is blocked until somebody repairs it: each of ")
+    assert second.startswith("out is blocked until somebody repairs it: nothing is taken: each of ")
     assert "then run `statsig-otel reload`" in second
     assert last.startswith("out answers again after ")
 

@@ -10,11 +10,13 @@ from opentelemetry.metrics import set_meter_provider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
+from statsig_otel.exporters.delivery.outage import Outage
 from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.settings import BLOCKED, DeliverySettings
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.routing import CurrentRouting, Routing
 from tests.exporters.delivery.helpers import (
+    SLOW,
     Backend,
     Kind,
     Rig,
@@ -26,6 +28,7 @@ from tests.exporters.delivery.helpers import (
     settings,
     threads,
 )
+from tests.peers.otlp_servers import HttpAnswer, HttpSink
 from tests.waiting import wait_until
 
 Counts = Callable[[], dict[str, float]]
@@ -87,6 +90,60 @@ def test_each_kind_of_an_outage_is_said_once(tmp_path: Path, http: Backend, capl
     assert [line.split(" ", 1)[1][:10] for line in lines(caplog)] == ["is blocked", "can't deli", "answers ag"]
     blocked = next(record for record in caplog.records if "is blocked" in record.getMessage())
     assert blocked.levelno == logging.ERROR
+
+
+def test_another_failure_of_the_same_state_is_said_and_other_words_of_the_backend_are_not(
+    tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = http.sink
+    assert isinstance(sink, HttpSink)
+    text = {"Content-Type": "text/plain"}
+    sink.answer = lambda received: HttpAnswer(
+        401 if len(sink.requests) < 4 else 404, text, b"request %d" % len(sink.requests)
+    )
+    with rig(tmp_path, http.exporter()) as made:
+        made.put("a")
+        made.start()
+        wait_until(lambda: len(sink.requests) >= 8)
+    assert [line.partition("HTTP ")[2][:3] for line in lines(caplog)] == ["401", "404"]
+    assert "request 1" in caplog.text
+
+
+def test_an_exporter_whose_reasons_all_differ_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage()
+    for number in range(30):
+        outage.log("retrying", "out", f"request {number} failed", waiting=1, reminder=3600)
+    assert len(lines(caplog)) == 10
+    outage.log("retrying", "out", "request 30 failed", waiting=1, reminder=0)
+    assert "request 30 failed" in lines(caplog)[-1], "a reminder says how it fails now"
+
+
+@pytest.mark.parametrize("kind", ["blocked", "rejected", "later"])
+def test_the_first_failure_after_a_resume_or_a_reload_is_said(
+    tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture, kind: Kind
+) -> None:
+    """Somebody has tried to repair it, and it is the same failure."""
+    http.rule = lambda names: kind
+    slow = settings(retry=SLOW, blocked=SLOW)
+    with rig(tmp_path, http.exporter(), slow) as made:
+        made.put("a")
+        made.start()
+        wait_until(lambda: len(lines(caplog)) == 1)
+        made.sender.resume()
+        wait_until(lambda: len(lines(caplog)) == 2)
+        made.sender.shutdown()
+        renewed = QueueSender(made.queue.cursor("out"), http.exporter(), slow)
+        renewed.start(instead_of=made.sender)
+        made.senders["out"] = renewed
+        wait_until(lambda: len(lines(caplog)) == 3)
+        assert len(set(lines(caplog))) == 1
+        since = renewed.outage
+        http.rule = lambda names: "delivered"
+        renewed.resume()
+        made.drained()
+        wait_until(lambda: len(lines(caplog)) == 4)
+        assert since is not None
+        assert since.attempts == 3, "it is one outage"
 
 
 def test_the_next_outage_is_said_again(tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture) -> None:
