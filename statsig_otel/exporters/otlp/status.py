@@ -9,7 +9,8 @@ The rules begin with those of the OTLP specification, sections "Failures", "Part
   with RetryInfo; HTTP 408, 425, 429, and 5xx except 501 and 505. HTTP 500, gRPC INTERNAL and UNKNOWN may be about the
   data: a Collector without a queue answers with them what its backend refused for good.
 - `Rejected`: gRPC INVALID_ARGUMENT, and RESOURCE_EXHAUSTED without RetryInfo; HTTP 400, 413, 422.
-- `Blocked`: all else, including unknown codes, and a web page.
+- `Blocked`: all else, including unknown codes, and a web page. Over gRPC, an answer that is not gRPC counts by its HTTP
+  status.
 
 In the specification everything that is not retryable means "drop the data", and of HTTP only 429, 502, 503 and 504 are
 retryable. An expired key, a wrong path or a crashed proxy says nothing about the data, so the data is kept.
@@ -64,6 +65,16 @@ _GRPC_MAY_BE_DATA: Final = frozenset({code_pb2.INTERNAL, code_pb2.UNKNOWN})
 _HTTP_RETRY_LATER: Final = frozenset({408, 425, 429, *range(500, 600)}) - {501, 505}
 _HTTP_REJECTED: Final = frozenset({400, 413, 422})
 _HTTP_REDIRECT: Final = range(300, 400)
+
+# What grpcio says of answers over HTTP/2 that are not gRPC. Its codes for them, mostly UNKNOWN, are no statement of a
+# backend about the data. A gRPC server always answers with HTTP 200 and ends with a status in trailers.
+_GRPC_HTTP2_STATUS: Final = re.compile(r"Received http2 header with status: ([0-9]{3})")
+_GRPC_WITHOUT_STATUS: Final = frozenset({
+    "Stream removed (Data frame with END_STREAM flag received)",  # 200 with a body, such as a web page
+    "No status received",  # 200 without a body
+})  # fmt: skip
+_GRPC_STREAM_REMOVED: Final = "Stream removed"
+"""What older versions of grpcio say of a body, and of connections that end."""
 
 # gRPC reports a failed handshake as UNAVAILABLE. Only its wording tells a bad certificate from an unreachable server.
 _GRPC_NOT_CONNECTED: Final = re.compile(r"failed to connect to all addresses|connections to all backends failing")
@@ -183,6 +194,12 @@ def grpc_failure(
     """
     reason = _join(_code_name(code), one_line(message, hide))
     has_info, after = retry_info(details)
+    if status := _GRPC_HTTP2_STATUS.fullmatch(message):
+        return _by_status(int(status[1]), f"HTTP {status[1]} instead of a gRPC status: {reason}")
+    if message in _GRPC_WITHOUT_STATUS:
+        return Blocked(f"the server answers as a web server does, without a gRPC status: {reason}")
+    if message == _GRPC_STREAM_REMOVED:
+        return RetryLater(reason)
     if code == code_pb2.UNAVAILABLE and _GRPC_NOT_CONNECTED.match(message):
         return _not_connected(message, reason, settings)
     if code in _GRPC_RETRY_LATER or code in _GRPC_MAY_BE_DATA:
@@ -238,10 +255,12 @@ def http_failure(
     if url:
         words.append(f"from {url}")
     reason = _join(" ".join(filter(None, words)), one_line(_http_message(body, content_type), hide))
+    return _by_status(status, reason, parse_retry_after(retry_after, now))
+
+
+def _by_status(status: int, reason: str, after: float | None = None) -> Outcome:
     if status in _HTTP_RETRY_LATER:
-        return RetryLater(
-            reason, parse_retry_after(retry_after, now), may_be_data=status == HTTPStatus.INTERNAL_SERVER_ERROR
-        )
+        return RetryLater(reason, after, may_be_data=status == HTTPStatus.INTERNAL_SERVER_ERROR)
     if status in _HTTP_REJECTED:
         return Rejected(reason)
     return Blocked(reason)

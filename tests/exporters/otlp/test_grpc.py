@@ -11,7 +11,7 @@ import grpc
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import RequestReceived
+from h2.events import RequestReceived, StreamEnded
 
 from statsig_otel import __version__
 from statsig_otel.exporters.exporter import (
@@ -156,6 +156,58 @@ def test_a_unix_socket_gets_an_authority_that_is_one(tmp_path: Path, keys: dict[
     serving.join(LONG)
     listening.close()
     assert found == [authority]
+
+
+@contextmanager
+def web_server(status: int, body: bytes) -> Iterator[str]:
+    """Answers each request over HTTP/2 as a web server does, for one connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            peer, _ = listening.accept()
+            with peer:
+                http2 = H2Connection(H2Configuration(client_side=False))
+                http2.initiate_connection()
+                peer.sendall(http2.data_to_send())
+                while data := peer.recv(65536):
+                    for event in http2.receive_data(data):
+                        if isinstance(event, StreamEnded):
+                            headers = [(":status", str(status)), ("content-type", "text/html")]
+                            http2.send_headers(event.stream_id, headers, end_stream=not body)
+                            if body:
+                                http2.send_data(event.stream_id, body, end_stream=True)
+                    peer.sendall(http2.data_to_send())
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+        serving.join(LONG)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (200, b"<!doctype html>", Blocked),
+        (200, b"", Blocked),
+        (302, b"", Blocked),
+        (404, b"<html>", Blocked),
+        (413, b"<html>", Rejected),
+        (500, b"<html>", RetryLater),
+        (503, b"", RetryLater),
+    ],
+)
+def test_an_answer_over_http2_that_is_not_grpc_counts_by_its_status(
+    status: int, body: bytes, expected: type[Outcome]
+) -> None:
+    with web_server(status, body) as address:
+        outcome = send_to(address)
+    assert not isinstance(outcome, Delivered)
+    if outcome == RetryLater("UNKNOWN: Stream removed"):
+        return  # older versions of grpcio do not say why
+    assert type(outcome) is expected
+    assert outcome.reason.startswith(
+        f"HTTP {status} instead of a gRPC status: " if status != 200 else "the server answers as a web server does"
+    )
 
 
 def test_an_ip_address_and_a_name_are_endpoints(sink: GrpcSink) -> None:

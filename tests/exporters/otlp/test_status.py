@@ -1,5 +1,6 @@
 """The table from a backend's answer to an outcome: complete, and deaf to nonsense."""
 
+from dataclasses import replace
 from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
@@ -304,6 +305,21 @@ def test_of_a_body_that_was_not_read_to_its_end_only_a_web_page_counts() -> None
     for body, content_type in ((b"", "text/html"), (b"<html>", "")):
         answer = table.success(body, 5, content_type=content_type, is_complete=False)
         assert isinstance(answer.outcome, Blocked)
+
+
+def test_grpc_s_words_about_an_answer_that_is_not_grpc_do_not_blame_the_data() -> None:
+    """By grpcio's code for them, most are UNKNOWN, which may be about the data."""
+    for status in range(201, 600):
+        over_http = table.http_failure(status)
+        outcome = grpc_failure(2, f"Received http2 header with status: {status}")
+        assert not isinstance(over_http, Delivered)
+        assert outcome == replace(over_http, reason=reason(outcome))
+    for code in (2, 13, 14):
+        assert isinstance(grpc_failure(code, "No status received"), Blocked)
+    assert grpc_failure(2, "Stream removed") == RetryLater("UNKNOWN: Stream removed")
+    assert grpc_failure(2, "upstream: No status received") == RetryLater(
+        "UNKNOWN: upstream: No status received", may_be_data=True
+    )
 
 
 def test_http_failures_name_the_url_and_where_a_redirect_leads() -> None:
