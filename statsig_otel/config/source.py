@@ -165,6 +165,9 @@ class _Builder:
         if has_old_reference(node.value):  # the name is not shown: it may be a part of a password
             message = "contains a $ before a name, which is not replaced: write ${env:NAME}, or $$ where a $ is meant"
             self.doubts.append(Problem(path, message, file=self.file, line=node.line))
+        if node.value.startswith("~/"):
+            message = "begins with ~, which is not replaced by a home directory: write ${env:HOME}, or the whole path"
+            self.doubts.append(Problem(path, message, file=self.file, line=node.line))
         if node not in self._texts:
             self._texts[node] = self.substitution.expand(node.value)
         text, faults = self._texts[node]

@@ -161,7 +161,7 @@ def test_certificates_that_were_renewed_count_without_a_reload(tmp_path: Path, *
             with backend(second, sink.port) as renewed:
                 second.issue("127.0.0.1").write(tmp_path, "server")
                 second.write(tmp_path)
-                said = "its files have changed, and count from the next connection on"
+                said = "its files have changed, and are used from the next connection on"
                 for place in ("receivers::statsig::tls", "exporters::otlp_grpc::tls"):
                     wait_until(lambda: any(f"{place}: {said}" in line for line in service.log), "it is said")  # noqa: B023
                 with pytest.raises(urllib3.exceptions.SSLError):

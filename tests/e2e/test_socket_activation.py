@@ -33,10 +33,10 @@ os.execv(program[0], program)
 PATH = "/api/v1/data/events/receiver/statsig"
 
 
-def service(config: Path, sockets: Mapping[str, socket.socket]) -> Process:
+def service(config: Path, sockets: Mapping[str, socket.socket], *options: str) -> Process:
     """A service with sockets that this process listens on, by name."""
     descriptors = [one.fileno() for one in sockets.values()]
-    program = [sys.executable, "-m", "statsig_otel", "run", "--config", str(config)]
+    program = [sys.executable, "-m", "statsig_otel", "run", "--config", str(config), *options]
     passing = [sys.executable, "-c", PASS, ":".join(sockets), ",".join(map(str, descriptors)), *program]
     return Process(passing, environment(ENV), pass_fds=descriptors)
 
@@ -129,7 +129,8 @@ def test_no_webhook_is_refused_or_reset_while_the_service_restarts(tmp_path: Pat
         senders = [Sender(sock, number) for number in range(4)]
         with sending(senders):
             for _ in range(20):
-                with service(config, {"whatever": sock}) as running:
+                with service(config, {"whatever": sock}, "--listen", "192.0.2.1:2") as running:
+                    running.wait_for("--listen has no effect on receivers whose socket the supervisor passes")
                     wait_for_answers(senders)
                     assert running.stop() == 0, running.output
             last.enter_context(service(config, {"whatever": sock}))

@@ -24,9 +24,9 @@ def doubt(settings: OtlpGrpcSettings | OtlpHttpSettings) -> str:
             return f"4318 is OTLP's port for HTTP, and this exporter speaks gRPC: use {_USE_HTTP}, or port 4317"
     elif settings.url.port == _GRPC_PORT:
         return f"4317 is OTLP's port for gRPC, and this exporter speaks HTTP: use {_USE_GRPC}, or port 4318"
-    elif _LOKI_PUSH in settings.url.path:
+    elif _LOKI_PUSH in settings.url.path.lower():
         return f"{_LOKI_PUSH} does not take OTLP: use endpoint: {settings.url.scheme}://{settings.url.netloc}/otlp"
-    elif settings.url.path.rstrip("/").endswith(_OTHER_SIGNALS):
+    elif settings.url.path.rstrip("/").lower().endswith(_OTHER_SIGNALS):
         return "this URL does not take log records: a backend that takes them has /v1/logs"
     return ""
 

@@ -5,6 +5,7 @@ Every accepted key has an effect. A key that the libraries here can't support is
 
 import re
 from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, ClassVar, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -29,9 +30,9 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?|\[[0-9
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 
 # The schemes of gRPC's "Name Resolution" document that grpcio supports. grpcio checks what follows the scheme.
-_GRPC_TARGET: Final = re.compile(r"(?:dns://[!-.0-~]*/|unix:/|unix-abstract:|ipv4:|ipv6:)[!-~]+")
+_GRPC_TARGET: Final = re.compile(r"(?:dns://[!-.0-~]*/|unix:/(?:(?!/)|//)|unix-abstract:|ipv4:|ipv6:)[!-~]+")
 _URL_TEXT: Final = re.compile(r"[!-~]+")
-_SIGNAL_PATH: Final = re.compile(r"(/v1/(?:logs|traces|metrics))/*$")
+_SIGNAL_PATH: Final = re.compile(r"(/v1/(?:logs|traces|metrics))/*$", re.IGNORECASE)
 _METADATA_KEY: Final = re.compile(r"[0-9a-z_.-]+")  # gRPC over HTTP/2, "Header-Name"
 _METADATA_VALUE: Final = re.compile(r"[ -~]*")  # the same document, "ASCII-Value"
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1: a token
@@ -264,11 +265,13 @@ class OtlpGrpcSettings(_OtlpSettings):
             if parts.path not in ("", "/") or parts.query:
                 raise ValueError("must not have a path in gRPC: write host:port, or use the otlp_http exporter")
             _check_host_port(parts.netloc, usual_port=4317, scheme=f"{parts.scheme}://")
+        elif value.startswith(("ipv4:", "ipv6:")):
+            _check_addresses(value)
         elif not _GRPC_TARGET.fullmatch(value):
+            if value.startswith("unix:"):
+                raise ValueError(f"{_shown(value)} has no whole path; write it as unix:///run/otlp.sock")
             if "://" in value:
                 raise ValueError(f"{_shown(value)} has an unknown scheme; write host:port, such as localhost:4317")
-            if value.startswith("unix:"):
-                raise ValueError(f"{_shown(value)} is not a whole path; write it as unix:///run/otlp.sock")
             _check_host_port(value, usual_port=4317)
         return value
 
@@ -378,9 +381,9 @@ class OtlpHttpSettings(_OtlpSettings):
             raise ValueError("/v1/logs can't be appended to a URL with a query; put the whole URL into logs_endpoint")
         path = _SIGNAL_PATH.search(value)
         if path is not None:
-            raise ValueError(
-                f"/v1/logs is appended to this URL; leave {path[1]} out, or put the whole URL into logs_endpoint"
-            )
+            is_for_logs = path[1].lower() == "/v1/logs"
+            other = ", or put the whole URL into logs_endpoint" if is_for_logs else ""
+            raise ValueError(f"/v1/logs is appended to this URL; leave {path[1]} out{other}")
         return value
 
     @field_validator("headers")
@@ -451,6 +454,21 @@ def _check_host_port(value: str, *, usual_port: int, scheme: str = "") -> None:
         raise ValueError(f"{_shown(value)} is not host:port, such as localhost:{usual_port} or [::1]:{usual_port}")
 
 
+def _check_addresses(target: str) -> None:
+    """Check `ipv4:1.2.3.4:4317,...` or `ipv6:[::1]:4317,...`, which grpcio would refuse only at the first call."""
+    scheme, _, rest = target.partition(":")
+    kind = IPv4Address if scheme == "ipv4" else IPv6Address
+    for one in rest.split(","):
+        host, _, port = one.rpartition(":")
+        try:
+            kind(host.removeprefix("[").removesuffix("]") if scheme == "ipv6" else host)
+        except ValueError:
+            host = ""
+        if not host or not _is_port(port):
+            example = "ipv4:192.0.2.1:4317" if scheme == "ipv4" else "ipv6:[2001:db8::1]:4317"
+            raise ValueError(f"{_shown(target)} is not a list of addresses with ports, such as {example}")
+
+
 def _legal_headers(
     headers: dict[str, Opaque], key_grammar: re.Pattern[str], value_grammar: re.Pattern[str], reserved: frozenset[str]
 ) -> dict[str, Opaque]:
@@ -473,5 +491,8 @@ def _legal_headers(
                 "give the value itself",
             )
         if value != value.strip():
-            raise ValueError(f"the value of the header {key!r} begins or ends with a space; remove it")
+            raise ValueError(
+                f"the value of the header {key!r} begins or ends with a space: remove it, or write into "
+                "the file or variable that belongs there, if that is empty"
+            )
     return headers

@@ -303,10 +303,8 @@ class QueueDirectory:
         free = _unused_bytes(nearest(self.path)) + schema.size_of(self.path / _RESERVE)
         if free >= min_free:
             return None
-        from statsig_otel.config.units import format_size  # noqa: PLC0415 - with pydantic, which a queue does not need
-
         return Fault(
-            f"the disk has {free >> 20} MiB left, and webhooks are refused below {format_size(min_free)}",
+            f"the disk has {free >> 20} MiB left, and webhooks are refused below {-(-min_free >> 20)} MiB",
             "free some space; a smaller min_free_bytes leaves less for delivering what waits",
         )
 

@@ -22,7 +22,7 @@ from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.cli.log_output import buffered_log
 from statsig_otel.plugin.cli.notifier import Notifier
 from statsig_otel.plugin.cli.options import config_option, listen_option
-from statsig_otel.plugin.doctor.resources import start_problem
+from statsig_otel.plugin.doctor.resources import check_space, start_problem
 from statsig_otel.plugin.doctor.storage import check_file_system
 from statsig_otel.plugin.server.listening import inherited_sockets
 from statsig_otel.plugin.service.assembly import Assembly
@@ -86,11 +86,14 @@ def command(locations: tuple[str, ...], listen: str | None, log_level: str | Non
     try:
         document, configuration = _read(locations, log_level, listen=listen)
         directory = find_directory(configuration, os.environ)
+        inherited = inherited_sockets(os.environ)
+        if inherited and listen is not None:
+            _logger.warning("--listen has no effect on receivers whose socket the supervisor passes in LISTEN_FDS")
         assembly = Assembly(
             configuration,
             directory=directory,
             resource=resource_from_environment(os.environ),
-            inherited=inherited_sockets(os.environ),
+            inherited=inherited,
         )
         notifier = Notifier(os.environ)
 
@@ -171,6 +174,9 @@ def _start(service: Service, configuration: Configuration, document: Document, d
         if problem is None:
             raise
         raise click.ClickException(str(problem)) from error
+    with contextlib.suppress(OSError):
+        if queued_exporters(configuration) and (fault := check_space(configuration, directory)) is not None:
+            _logger.warning("%s: %s: %s", directory, *fault)
 
 
 def _message(error: Exception) -> str:

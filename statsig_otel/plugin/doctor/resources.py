@@ -225,10 +225,19 @@ def _queue(configuration: Configuration, document: Document, directory: FilePath
     if fault is not None:
         yield _no_queue(configuration, document, directory, fault)
         return
-    storage = file_storage(configuration)
-    fault = queue.check_space(storage.min_free_bytes if storage else DEFAULT_MIN_FREE)
+    fault = check_space(configuration, directory)
     if fault is not None:
         yield _no_queue(configuration, document, directory, fault)
+
+
+def check_space(configuration: Configuration, directory: FilePath) -> Fault | None:
+    """Why all webhooks would be refused: the disk has less than `min_free_bytes` left. None if it has more.
+
+    Raises:
+        OSError: This user can't find out.
+    """
+    storage = file_storage(configuration)
+    return QueueDirectory(directory).check_space(storage.min_free_bytes if storage else DEFAULT_MIN_FREE)
 
 
 def _no_queue(configuration: Configuration, document: Document, directory: FilePath, fault: Fault) -> Problem:

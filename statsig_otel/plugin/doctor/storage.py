@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
-from statsig_otel.config.units import format_size
 from statsig_otel.exporters.paths import nearest
 from statsig_otel.exporters.queue import write_ahead_log
 from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, QueueDirectory
@@ -105,7 +104,7 @@ def _space(directory: QueueDirectory, existing: Path, min_free_bytes: int) -> Fi
         return Finding("disk space", "failed", *fault)
     found = os.statvfs(existing)
     detail = (
-        f"{found.f_bavail * found.f_frsize >> 20} MiB free; webhooks are refused below {format_size(min_free_bytes)}"
+        f"{found.f_bavail * found.f_frsize >> 20} MiB free; webhooks are refused below {-(-min_free_bytes >> 20)} MiB"
     )
     if found.f_files and not found.f_favail:
         return Finding("disk space", "failed", "no more files can be created (no inodes)", "delete files")

@@ -18,6 +18,9 @@ _logger: Final = logging.getLogger(__name__)
 
 _BACKLOG: Final = 4096
 
+_MOST_DIGITS: Final = 6
+"""More digits are more descriptors than a process can have."""
+
 FIRST: Final = 3
 """The descriptor of the first socket, after standard input, output and error."""
 
@@ -110,8 +113,8 @@ def inherited_sockets(environ: Mapping[str, str], *, first: int = FIRST) -> list
     count, names, process = (environ.get(f"LISTEN_{key}", "") for key in ("FDS", "FDNAMES", "PID"))
     if not count:
         return []
-    if not (count.isascii() and count.isdecimal()):
-        raise ValueError(f"LISTEN_FDS={count}: the number of sockets is not a number")
+    if not (count.isascii() and count.isdecimal() and len(count) <= _MOST_DIGITS):
+        raise ValueError(f"LISTEN_FDS={count}: it is not a number of sockets")
     if process not in ("", str(os.getpid())):
         _logger.warning(
             "The sockets of LISTEN_FDS are not used: LISTEN_PID=%s is another process than this one, %d. A script that "

@@ -170,7 +170,7 @@ class Reloader:
             for failure in applied.failures:
                 _logger.error("%s", failure)
             for change in applied.changes:
-                _logger.info("%s, and count from the next connection on", change)
+                _logger.info("%s, and are used from the next connection on", change)
 
     def _read_pem(self) -> bytes:
         return digest(configured_pem_files(self._assembly.configuration))

@@ -65,8 +65,8 @@ class BatchSettings(Settings):
     max_size: int = Field(
         default=MAX_RECORDS,
         ge=0,
-        description="The most log records in one request, which has at most 2 MiB; or with `sizer: bytes` its bytes, "
-        "where a larger record goes alone, and the default is 2 MiB.",
+        description="The most log records in one request, which has at most 2 MiB; or with `sizer: bytes` its bytes "
+        "as protobuf without compression (JSON is longer), where a larger record goes alone, and the default is 2 MiB.",
     )
     min_size: int = Field(default=0, ge=0, description="Not used: what waits is sent at once.")
     flush_timeout: Duration = Field(default=0.0, ge=0, description="Not used: what waits is sent at once.")

@@ -21,6 +21,7 @@ TIMESTAMP_HEADER: Final = "X-Statsig-Request-Timestamp"
 """The request header with the time of the signature: 13 digits, milliseconds since the epoch."""
 
 # The grammar first, int() later: int() accepts spaces, signs, underscores and the digits of other scripts.
+_WHO: Final = "look at who else sends to this URL"
 _SIGNATURE: Final = re.compile(rb"v0=([0-9a-f]{64})")
 _TIMESTAMP: Final = re.compile(rb"[0-9]{13}")
 _SECONDS: Final = re.compile(rb"[0-9]{10}")
@@ -98,10 +99,11 @@ class Verifier:
         timestamp = _only(timestamps, "timestamp", TIMESTAMP_HEADER)
         signed = _SIGNATURE.fullmatch(signature)
         if signed is None:
-            raise UnauthorizedError("signature_malformed", f"{SIGNATURE_HEADER} is not v0= and 64 hex digits")
+            message = f"{SIGNATURE_HEADER} is not v0= and 64 lower-case hex digits: {_WHO}"
+            raise UnauthorizedError("signature_malformed", message)
         if _TIMESTAMP.fullmatch(timestamp) is None:
-            seconds = ": these are seconds" if _SECONDS.fullmatch(timestamp) else ""
-            message = f"{TIMESTAMP_HEADER} is not 13 digits of milliseconds{seconds}"
+            seconds = " (these are seconds)" if _SECONDS.fullmatch(timestamp) else ""
+            message = f"{TIMESTAMP_HEADER} is not 13 digits of milliseconds{seconds}: {_WHO}"
             raise UnauthorizedError("timestamp_malformed", message)
         if abs(int(timestamp) - now_ms) > self._tolerance_ms:
             raise UnauthorizedError("timestamp_outside_tolerance", self._too_far(int(timestamp) - now_ms))

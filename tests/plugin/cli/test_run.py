@@ -29,15 +29,18 @@ def test_a_service_runs_with_several_locations(tmp_path: Path) -> None:
         assert service.url.endswith("/hook")
 
 
-def test_a_service_with_only_variables_can_be_reached_from_elsewhere() -> None:
+def test_a_service_with_only_variables_can_be_reached_from_elsewhere(tmp_path: Path) -> None:
+    """And says at once that its disk is too full for webhooks."""
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "STATSIG_LISTEN": "localhost:1"}
-    with ServiceProcess(
-        None, "--listen", "0.0.0.0:0", "--config", "yaml:receivers::statsig::path: /x", env=variables
-    ) as service:
+    storage = f"yaml:extensions::file_storage: {{directory: {tmp_path}, min_free_bytes: 1000TiB}}"
+    more = ["yaml:receivers::statsig::path: /x", storage, STORED[1]]
+    options = [option for location in more for option in ("--config", location)]
+    with ServiceProcess(None, "--listen", "0.0.0.0:0", *options, env=variables) as service:
         assert re.fullmatch(r"http://0\.0\.0\.0:\d+/x", service.url)
         service.wait_for_output(
             "  4. Copy the signing secret that Statsig then shows, and set it as STATSIG_SIGNING_SECRET"
         )
+        assert "MiB left, and webhooks are refused below 1048576000 MiB: free some space" in "\n".join(service.log)
 
 
 @pytest.mark.parametrize("name", ["validate", "print-config", "components", "schema", "doctor", "explain"])

@@ -312,7 +312,7 @@ def test_a_newer_version_s_database_whose_log_says_so(tmp_path: Path) -> None:
 def test_a_disk_below_its_reserve(tmp_path: Path) -> None:
     said = in_queue(f"{tmp_path}, min_free_bytes: 1000TiB")
     assert said.startswith("the disk has ")
-    assert "MiB left, and webhooks are refused below 1000TiB" in said
+    assert "MiB left, and webhooks are refused below 1048576000 MiB" in said
     assert "hint: free some space" in said
 
 

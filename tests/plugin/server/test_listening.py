@@ -69,8 +69,10 @@ def test_sockets_of_another_process_are_left_alone(passed: int, caplog: pytest.L
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"LISTEN_FDS": "two"}, "LISTEN_FDS=two: the number of sockets is not a number"),
-        ({"LISTEN_FDS": "-1"}, "LISTEN_FDS=-1: the number of sockets is not a number"),
+        ({"LISTEN_FDS": "two"}, "LISTEN_FDS=two: it is not a number of sockets"),
+        ({"LISTEN_FDS": "-1"}, "LISTEN_FDS=-1: it is not a number of sockets"),
+        ({"LISTEN_FDS": "99999999999"}, "LISTEN_FDS=99999999999: it is not a number of sockets"),
+        ({"LISTEN_FDS": "999999"}, r"LISTEN_FDS: descriptor 10[0-9] \(unknown\) is not a socket"),
         ({"LISTEN_FDS": "2", "LISTEN_FDNAMES": "a"}, "LISTEN_FDNAMES=a: there are 1 names for the 2 sockets"),
         ({"LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b:c"}, r"LISTEN_FDS: descriptor 102 \(c\) is not a socket"),
     ],

@@ -110,6 +110,12 @@ def test_a_reference_without_braces_is_told() -> None:
         )
 
 
+def test_a_home_directory_that_only_a_shell_would_replace_is_told() -> None:
+    (sentence,) = said(read(FILE % ("webhook-x", "~/token")))
+    assert "begins with ~, which is not replaced by a home directory: write ${env:HOME}, or the whole path" in sentence
+    assert said(read(FILE % ("webhook-x", "a~/b"))) == said(read(FILE % ("webhook-x", "~"))) == []
+
+
 def test_other_dollars_are_not() -> None:
     for value in ("Basic $$AUTH_HEADER", "pa$$word $5 $a $ $-X", "${env:A}", "${A:-$TOKEN}", "$$$$TOKEN"):
         assert said(read(FILE % ("webhook-x", value), environ={"A": "$TOKEN"})) == []

@@ -162,11 +162,21 @@ def test_headers_as_text_are_judged_like_bytes(text: str) -> None:
 @pytest.mark.parametrize(
     ("signature", "timestamp", "reason", "sentence"),
     [
-        (SIGNATURE, TIMESTAMP[:10], "timestamp_malformed", "these are seconds"),
+        (
+            SIGNATURE,
+            TIMESTAMP[:10],
+            "timestamp_malformed",
+            r"\(these are seconds\): look at who else",
+        ),
         (SIGNATURE, b"%d" % (NOW - 412_000), "timestamp_outside_tolerance", "412 s old"),
         (SIGNATURE, b"%d" % (NOW + 3_600_000), "timestamp_outside_tolerance", "3600 s in the future"),
         (b"v0=" + b"0" * 64, TIMESTAMP, "signature_wrong", "something changed the body on the way"),
-        (b"", TIMESTAMP, "signature_malformed", "is not v0= and 64 hex digits"),
+        (
+            b"",
+            TIMESTAMP,
+            "signature_malformed",
+            "64 lower-case hex digits: look at who else",
+        ),
     ],
 )
 def test_a_refusal_says_what_to_check(signature: bytes, timestamp: bytes, reason: str, sentence: str) -> None:
