@@ -39,7 +39,6 @@ FailedState = Literal["retrying", "refused", "blocked"]
 SKIPPED: Final = "skipped by command"
 """The reason of a dead letter that somebody asked for; what the backend said about the record follows."""
 
-
 _LONGEST_GAP: Final = 60.0
 """The most seconds that a row of faults grows with one fault: two faults far apart show nothing of the time between."""
 
@@ -139,25 +138,21 @@ class Decisions:
         """
         if self.probe_pause(now) > 0:
             return Records()
-        decided = self._decided_seqs()
-        decided.update(head.seqs)
-        probe = newest(sys.maxsize, decided.__contains__)
-        if not probe:
-            return probe
-        if probe.seqs[0] > self._newest:  # it came after the last probe
+        left_out = self._decided_seqs() | {*head.seqs}
+        probe = newest(sys.maxsize, left_out.__contains__)
+        if probe and probe.seqs[0] > self._newest:  # it came after the last probe
             self._newest = self._tried_down_to = probe.seqs[0]
             self._tried_again_down_to = sys.maxsize
         if self._tries_probe:
-            probe = newest(self._tried_again_down_to - 1, decided.__contains__) or probe
-            self._tried_again_down_to = probe.seqs[0]
+            probe = newest(self._tried_again_down_to - 1, left_out.__contains__) or probe
+            self._tried_again_down_to = probe.seqs[0] if probe else 0
         else:
             # From here on down: each record that was refused is passed over once, not with each probe.
-            probe = newest(self._tried_down_to, lambda seq: seq in decided or self._waits(seq))
+            probe = newest(self._tried_down_to, lambda seq: seq in left_out or self._waits(seq))
             self._tried_down_to = probe.seqs[0] if probe else head.seqs[0]
-        if not probe:
-            return probe
-        self._tries_probe = False
-        self._probed_at = now
+        if probe:
+            self._tries_probe = False
+            self._probed_at = now
         return probe
 
     def probe_pause(self, now: float) -> float:
