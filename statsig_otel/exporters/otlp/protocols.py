@@ -37,6 +37,8 @@ class Spoken(Enum):
     """TLS, although it was addressed without."""
     NO_TLS = auto()
     """Something without TLS, although it was addressed with TLS."""
+    BAD_REQUEST = auto()
+    """HTTP/1.1, and 400 for a request without TLS, as servers for https answer."""
     NO_COMMON = auto()
     """TLS, without the protocol that was offered in the handshake (RFC 7301)."""
     NOTHING = auto()
@@ -54,7 +56,6 @@ _MESSAGES: Final = {
     Spoken.NOTHING: re.compile(r"Socket closed|Connection reset by peer|UNEXPECTED_EOF|without response"),
 }
 
-
 _FOR_GRPC: Final[Mapping[Spoken | None, Fault]] = {
     Spoken.HTTP1: SPEAKS_HTTP1,
     Spoken.NO_COMMON: NOT_HTTP2,
@@ -66,8 +67,7 @@ _FOR_HTTP: Final[Mapping[Spoken | None, Fault]] = {
     Spoken.OTHER: NOT_HTTP1,
 }
 
-
-_MAY_PASS: Final = frozenset({Spoken.NO_TLS, Spoken.NOTHING, Spoken.OTHER})
+_MAY_PASS: Final = frozenset({Spoken.BAD_REQUEST, Spoken.NO_TLS, Spoken.NOTHING, Spoken.OTHER})
 
 
 def spoken(beginning: str) -> Spoken:
@@ -111,6 +111,8 @@ def wrong_port(found: Spoken | None, settings: OtlpGrpcSettings | OtlpHttpSettin
     match found:
         case Spoken.TLS:
             return Fault("speaks TLS", encrypted_hint(settings))
+        case Spoken.BAD_REQUEST:
+            return Fault("answers every request with 400", f"if it expects TLS, {encrypted_hint(settings)}")
         case Spoken.NO_TLS:
             return Fault("speaks without TLS", f"if that is meant, write {plain_hint(settings)}")
         case Spoken.NOTHING:

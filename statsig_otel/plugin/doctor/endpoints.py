@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from typing import Final
 
@@ -166,7 +167,7 @@ class _Probe(threading.Thread):
         fault = wrong_port(found, self._settings)
         if fault is None:
             return None
-        return self._found("warning" if found is Spoken.NOTHING else "failed", *fault)
+        return self._found("warning" if found in {Spoken.NOTHING, Spoken.BAD_REQUEST} else "failed", *fault)
 
     def _ask_for_settings(self, _address: _Address, connection: socket.socket) -> Spoken:
         """Begin a connection of HTTP/2, which the server answers with its settings; of HTTP/1.1, with an error."""
@@ -181,10 +182,11 @@ class _Probe(threading.Thread):
         client.request("HEAD", "/", headers={"Connection": "close"})
         with client.getresponse() as response:
             date = server_time(response.headers.get("Date", ""))
+            refuses = response.status == HTTPStatus.BAD_REQUEST and address.tls is None
         answered = time.time()
         if date is not None:
             self.ahead = max(date - answered, 0.0) + min(date + 1 - asked, 0.0)
-        return Spoken.HTTP1
+        return Spoken.BAD_REQUEST if refuses else Spoken.HTTP1
 
     def _found(self, status: Status, detail: str, hint: str | None = None) -> Finding:
         where = f"{self._address} " if self._address else ""

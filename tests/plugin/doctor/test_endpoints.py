@@ -111,6 +111,12 @@ def test_a_server_with_tls_is_told_to_who_speaks_without() -> None:
             assert (found.status, "if it expects TLS, " in (found.hint or "")) == ("warning", True)
 
 
+def test_a_server_for_https_that_answers_without_is_told() -> None:
+    with RawServer(b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n") as server:
+        found = look("a", http(f"http://{server.address}"))[0]
+    assert (found.status, found.hint) == ("warning", "if it expects TLS, write https:// instead of http://")
+
+
 def test_a_server_that_accepts_and_says_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoints, "TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
