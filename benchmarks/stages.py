@@ -82,7 +82,7 @@ FUNCTIONS: Final = {
     ("plugin/receiver/asgi.py", "_LoopWaits._hand_out"): ANSWER,
     ("plugin/receiver/intake.py", "Intake.report"): ANSWER,
     ("plugin/receiver/intake.py", "Request.taken"): ANSWER,
-    ("plugin/receiver/consuming.py", "receipt_of"): ANSWER,
+    ("plugin/receiver/consuming.py", "taken"): ANSWER,
     ("plugin/record/record.py", "LogRecordEncoder.encode"): ENCODE,
     ("plugin/record/record.py", "LogRecordEncoder._encode"): ENCODE,
     ("exporters/queue/queue.py", "DurableQueue.consume"): HAND_OVER,

@@ -117,10 +117,12 @@ class Receipt:
 
     Attributes:
         accepted: The number of new changes.
-        duplicates: The number of changes that had been accepted before. The sum is the number of changes.
+        duplicates: The number of changes that had been accepted before. The sum is the number of changes in the batch;
+            a receiver answers any other sum with 500.
 
     Raises:
         TypeError: A value is not an integer.
+        ValueError: A value is negative.
 
     Example:
         >>> from statsig_otel.exporters import Receipt
@@ -132,8 +134,26 @@ class Receipt:
     duplicates: int = 0
 
     def __post_init__(self) -> None:
-        check_type("accepted", self.accepted, int)
-        check_type("duplicates", self.duplicates, int)
+        for argument, value in (("accepted", self.accepted), ("duplicates", self.duplicates)):
+            if isinstance(value, bool):
+                raise TypeError(mistyped(argument, value, "an int"))
+            check_type(argument, value, int)
+            if value < 0:
+                raise ValueError(f"{argument} must not be negative")
+
+
+def check_receipt(receipt: Receipt, changes: int) -> None:
+    """Check that a receipt covers a batch with this number of changes.
+
+    Raises:
+        TypeError: It is not a receipt.
+        ValueError: It counts more or fewer changes.
+    """
+    check_type("receipt", receipt, Receipt)
+    counted = receipt.accepted + receipt.duplicates
+    if counted != changes:
+        counts = f"accepted {receipt.accepted}, duplicates {receipt.duplicates}"
+        raise ValueError(f"receipt must count the changes of the batch, which has {changes}, not {counted} ({counts})")
 
 
 class RefusedError(Exception):
@@ -183,8 +203,8 @@ class Consumer(Protocol):
     consumer has accepted nothing of the batch, or does no harm if it receives the batch again, with the same uids.
     Statsig gets a 503 with Retry-After. A `Receipt` counts changes, not their records.
 
-    **Mistakes.** Any other exception or result is answered with 500 and logged with its traceback. It never leads to a
-    2xx.
+    **Mistakes.** Any other exception or result is answered with 500 and logged with its traceback, also a `Receipt`
+    that counts more or fewer changes than the batch has. It never leads to a 2xx.
 
     **Time.** If the receiver has a `patience`, it waits for the future that many seconds, and then answers 503.
     Otherwise it waits without limit. The future is never cancelled: the consumer may still accept the batch later, and

@@ -28,7 +28,7 @@ from statsig_otel.plugin.receiver.answers import (
     slow_consumer,
     wrong_method,
 )
-from statsig_otel.plugin.receiver.consuming import check_parts, check_receivers, consume, receipt_of, run_in_loop
+from statsig_otel.plugin.receiver.consuming import check_parts, check_receivers, consume, run_in_loop, taken
 from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
 from statsig_otel.plugin.server.asgi_types import Message, Receive, Send
 
@@ -137,7 +137,7 @@ class StatsigReceiver:
             try:
                 # The consumer stores the batch even if the client has left.
                 receipt = await waits.answer(taking, self.patience)
-                return request.taken(receipt_of(self._consumer, receipt))
+                return taken(request, self._consumer, receipt)
             except RefusedError as error:
                 # The traceback would make a reference cycle with this frame.
                 return request.refused(error.with_traceback(None))

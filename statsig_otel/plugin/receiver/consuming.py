@@ -11,7 +11,7 @@ from typing import Any, Final
 from statsig_otel._arguments import check_type, described, method_fault, mistyped, type_name
 from statsig_otel._futures import answered, failed
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
-from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.receiver.intake import Answer, Intake, Request
 
 _ANSWERS: Final = "a Receipt, a concurrent.futures.Future of one, or an awaitable of one"
 
@@ -75,16 +75,25 @@ def consume(consumer: Consumer, batch: Batch, run: Callable[[Awaitable[Receipt]]
     raise TypeError(f"{type(consumer).__qualname__}.consume answered with {described(answer)} instead of {_ANSWERS}")
 
 
-def receipt_of(consumer: Consumer, answer: object) -> Receipt:
-    """The answer of a consumer's future, if it is a receipt.
+def taken(request: Request, consumer: Consumer, result: object) -> Answer:
+    """The answer to a request whose consumer has answered.
+
+    Args:
+        request: The request.
+        consumer: The consumer.
+        result: The result of the consumer's future.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: The result is not a receipt.
+        ValueError: The receipt is not one for the batch of the request.
     """
-    if isinstance(answer, Receipt):
-        return answer
     name = f"{type(consumer).__qualname__}.consume"
-    raise TypeError(f"the future of {name} has {described(answer)} as its result instead of a Receipt")
+    if not isinstance(result, Receipt):
+        raise TypeError(f"the future of {name} has {described(result)} as its result instead of a Receipt")
+    try:
+        return request.taken(result)
+    except ValueError as error:
+        raise ValueError(f"{name} answered with a wrong Receipt: {error}") from None
 
 
 def run_in_loop(awaitable: Awaitable[Receipt]) -> Future[Receipt]:

@@ -18,7 +18,7 @@ from statsig_otel import _telemetry
 from statsig_otel._arguments import check_type
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._times import RETRY_AFTER
-from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError
+from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError, check_receipt
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.webhook.body import MAX_URL_VERIFICATION_SIZE, parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError, check_body
@@ -430,8 +430,9 @@ class Request:
 
         Raises:
             TypeError: It is not a `Receipt`.
+            ValueError: It counts more or fewer changes than the batch has. Answer 500 then.
         """
-        check_type("receipt", receipt, Receipt)
+        check_receipt(receipt, len(self._mapped.changes))
         if self._malformed is not None:
             return refusal(HTTPStatus.BAD_REQUEST, *self._malformed)
         mapped, receiver = self._mapped, {"receiver": self._intake.name}

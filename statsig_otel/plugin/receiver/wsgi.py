@@ -27,7 +27,7 @@ from statsig_otel.plugin.receiver.answers import (
     slow_consumer,
     wrong_method,
 )
-from statsig_otel.plugin.receiver.consuming import check_parts, check_receivers, consume, receipt_of, run_in_thread
+from statsig_otel.plugin.receiver.consuming import check_parts, check_receivers, consume, run_in_thread, taken
 from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
 from statsig_otel.plugin.webhook.body import MAX_URL_VERIFICATION_SIZE
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER
@@ -130,7 +130,7 @@ class StatsigWsgiReceiver:
             if patience is not None and not taking.done():
                 return request.refused(slow_consumer(patience))
             try:
-                return request.taken(receipt_of(self._consumer, taking.result()))
+                return taken(request, self._consumer, taking.result())
             except RefusedError as error:
                 # The traceback would make a reference cycle with this frame.
                 return request.refused(error.with_traceback(None))

@@ -106,6 +106,13 @@ def test_a_refusal_may_be_raised_or_come_later(adapter: Adapter) -> None:
             AsyncConsumer(lambda: None),
             "the future of AsyncConsumer.consume has None as its result instead of a Receipt",
         ),
+        (
+            Consumer(lambda: Receipt(0)),
+            "Consumer.consume answered with a wrong Receipt: receipt must count the changes",
+        ),
+        (Consumer(lambda: future(Receipt(9))), "which has 1, not 9 (accepted 9, duplicates 0)"),
+        (AsyncConsumer(lambda: Receipt(1, 1)), "which has 1, not 2 (accepted 1, duplicates 1)"),
+        (Consumer(lambda: Receipt(-1, 2)), "ValueError: accepted must not be negative"),
         (AsyncConsumer(raising(KeyError("x"))), "KeyError: 'x'"),
         (AsyncConsumer(raising(asyncio.CancelledError())), "CancelledError"),
         (Consumer(cancelled), "CancelledError"),
