@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
-from statsig_otel.config.errors import ConfigError
+from statsig_otel.config.errors import ConfigError, Path, Problem
 from statsig_otel.config.strict_model import StrictModel
+from statsig_otel.config.substitution import IN_CODE, has_reference
 from statsig_otel.config.validation import problems_of
 from statsig_otel.config.values import Opaque, ReadApart
 
@@ -16,7 +18,8 @@ from statsig_otel.config.values import Opaque, ReadApart
 class Settings(StrictModel):
     """The base of every component's settings: unknown keys are errors, values don't change once checked.
 
-    The constructor and `model_validate` raise a `ConfigError` with all problems, as a file has them.
+    The constructor and `model_validate` raise a `ConfigError` with all problems, as a file has them. References such as
+    `${env:NAME}` are resolved in files only, so here they are a problem.
 
     Attributes:
         unsupported: Keys that the Collector's component has and this one has not, each with what to do instead.
@@ -38,10 +41,13 @@ class Settings(StrictModel):
     if not TYPE_CHECKING:  # type checkers know the constructor by the fields
 
         def __init__(self, /, **values: object) -> None:
+            problems = list(references(values))
             try:
                 super().__init__(**values)
             except ValidationError as error:
-                raise ConfigError(problems_of(type(self), values, error)) from None
+                problems = _joined(problems, problems_of(type(self), values, error))
+            if problems:
+                raise ConfigError(problems)
 
         __init__.__pydantic_base_init__ = True  # so that pydantic does not call it for the models in models
 
@@ -56,10 +62,35 @@ class Settings(StrictModel):
             Raises:
                 ConfigError: All that is wrong.
             """
+            problems = list(references(obj))
             try:
-                return super().model_validate(obj, **options)
+                settings = super().model_validate(obj, **options)
             except ValidationError as error:
-                raise ConfigError(problems_of(cls, obj, error)) from None
+                problems = _joined(problems, problems_of(cls, obj, error))
+            if problems:
+                raise ConfigError(problems)
+            return settings
+
+
+def references(value: object, path: Path = ()) -> Iterator[Problem]:
+    """A problem for each string of code that has a reference, since only in a file it stands for something.
+
+    Args:
+        value: A value of a setting, or of several: strings, paths, secrets, mappings and lists.
+        path: Where it is.
+    """
+    if isinstance(value, str | FilePath | Opaque):
+        if has_reference(value.reveal() if isinstance(value, Opaque) else str(value)):
+            yield Problem(path, IN_CODE, "give the value itself, or make the service with Service.from_file")
+    elif isinstance(value, Mapping | list | tuple):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from references(item, (*path, key))
+
+
+def _joined(references: list[Problem], problems: list[Problem]) -> list[Problem]:
+    """References, and what else is wrong: a value that refers to something is not wrong in any other way."""
+    told = {problem.path for problem in references}
+    return [*references, *(problem for problem in problems if problem.path not in told)]
 
 
 class Composed(Settings):

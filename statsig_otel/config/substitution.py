@@ -33,6 +33,7 @@ _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _FILE_HINT: Final = "the service reads it as its own user; a relative path starts at the configuration's directory"
 _ESCAPE_HINT: Final = "write $$ where a $ is meant"
+IN_CODE: Final = "contains ${...}, which stands for something in files only"
 _FORMS_HINT: Final = f"there are ${{env:NAME}}, ${{env:NAME:-default}} and ${{file:/path}}; {_ESCAPE_HINT}"
 
 
@@ -59,6 +60,15 @@ class _UnsetError(SettingError):
 def has_old_reference(text: str) -> bool:
     """Whether a string contains `$NAME`, which the Collector replaced until version 0.104."""
     return any(match[1] for match in _OLD_REFERENCE.finditer(text))
+
+
+def has_reference(text: str) -> bool:
+    """Whether a string refers to a variable or a file. An unknown scheme, or a name that is not one, is not enough."""
+    found = (match.groups() for match in _REFERENCE.finditer(text) if match[1] is not None)
+    return any(
+        name.startswith(("env:", "file:")) or (closed and _VARIABLE.fullmatch(name) is not None)
+        for name, closed in found
+    )
 
 
 class Substitution:

@@ -485,11 +485,6 @@ def _legal_headers(
             raise ValueError(f"the header {key!r} is set by the exporter itself; leave it out")
         if not value_grammar.fullmatch(value):
             raise ValueError(f"the value of the header {key!r} contains a line break or another illegal character")
-        if "${env:" in value or "${file:" in value:
-            raise SettingError(
-                f"the value of the header {key!r} contains ${{...}}, which stands for something in files only",
-                "give the value itself",
-            )
         if value != value.strip():
             raise ValueError(
                 f"the value of the header {key!r} begins or ends with a space: remove it, or write into "

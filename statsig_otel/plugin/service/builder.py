@@ -1,6 +1,5 @@
 """Makes a configuration from code instead of files, with the same components, checks and messages."""
 
-import re
 import threading
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -12,9 +11,9 @@ from urllib.parse import urlsplit
 from statsig_otel._times import SEND_TIMEOUT
 from statsig_otel.config.configuration import Configuration, Pipeline
 from statsig_otel.config.document import NOWHERE, Document
-from statsig_otel.config.errors import ConfigError, Path, Problem
+from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import examine
-from statsig_otel.config.model import Settings
+from statsig_otel.config.model import Settings, references
 from statsig_otel.config.validation import in_code, validate
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.plugin.record.serializer import AttributeValue
@@ -31,7 +30,6 @@ from statsig_otel.plugin.settings.reading import queued_exporters
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
 _STORAGE: Final = "file_storage"
-_REFERENCE: Final = re.compile(r"\$\{(env:|file:|[A-Z_][A-Z0-9_]*(:-[^}]*)?\})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +87,9 @@ def build_configuration(
     if misshapen:
         raise ConfigError(misshapen)
     problems = [*_resource_problems(resource or {}), *([] if listen else keys_of_servers(receivers))]
-    given = {"receivers": receivers, "exporters": exporters, "resource": resource, "directory": directory}
-    references = [problem for name, value in given.items() for problem in _references((name,), value)]
+    inner = {name: _destination(one).exporter for name, one in exporters.items()}
+    given = {"receivers": receivers, "exporters": inner, "resource": resource, "directory": directory}
+    found_references = list(references(given))
     every: Pipelines = {"logs": Pipeline(tuple(receivers), tuple(exporters))}
     values: dict[str, object] = {
         "receivers": dict(receivers),
@@ -108,8 +107,8 @@ def build_configuration(
     }
     configuration, found = examine(Document(values, places={}), replace(COMPONENTS, exporters=_models(exporters)))
     wrong = {problem.path[:2] for problem in problems if problem.path[0] == "exporters"}
-    told = {problem.path[:end] for problem in references for end in range(3, len(problem.path) + 1)}
-    problems += references
+    told = {problem.path[:end] for problem in found_references for end in range(3, len(problem.path) + 1)}
+    problems += found_references
     problems += [as_argument(one) for one in found if one.path[:2] not in wrong and one.path not in told]
     queued = queued_exporters(configuration)
     if queued and not directory:
@@ -222,19 +221,6 @@ def _object_problems(name: str, destination: Destination, owner: str) -> Iterato
     elif owner != name:
         message = f"is the same object as exporters::{owner}"
         yield Problem(path, message, "make one for each id: each has a thread of its own")
-
-
-def _references(path: Path, value: object) -> Iterator[Problem]:
-    """The strings of mappings that refer to a variable or a file, which they do in files only."""
-    if isinstance(value, str | FilePath):
-        if _REFERENCE.search(str(value)):
-            hint = "give the value itself, or make the service with Service.from_file"
-            yield Problem(path, "contains ${...}, which stands for something in files only", hint)
-    elif isinstance(value, Destination):
-        yield from _references(path, value.exporter)
-    elif isinstance(value, Mapping | list | tuple):
-        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from _references((*path, key), item)
 
 
 def _misshapen(arguments: Mapping[str, object]) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Final
 
 from statsig_otel._arguments import check_type, mistyped
+from statsig_otel.config.substitution import IN_CODE, has_reference
 from statsig_otel.plugin.webhook.errors import UnauthorizedError, check_body
 
 SIGNATURE_HEADER: Final = "X-Statsig-Signature"
@@ -42,7 +43,8 @@ class Verifier:
         secret_count: How many secrets there are, with the empty ones.
 
     Raises:
-        ValueError: All secrets are empty, or the tolerance is negative, infinite or NaN.
+        ValueError: All secrets are empty, one is a reference such as `${env:NAME}`, or the tolerance is negative,
+            infinite or NaN.
         TypeError: The secrets are a single string, whose characters would each be a secret; or one of them is not a
             string; or the tolerance is not a number.
 
@@ -62,6 +64,8 @@ class Verifier:
             raise TypeError(mistyped("secrets", secrets, "a list of strings"))
         for secret in secrets:
             check_type("a signing secret", secret, str)
+            if has_reference(secret):
+                raise ValueError(f"a signing secret {IN_CODE}: give the secret itself")
         check_type("tolerance", tolerance, (int, float), "a number of seconds")
         if secrets and not any(secrets):
             raise ValueError("the signing secret is empty")

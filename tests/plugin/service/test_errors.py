@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
-from statsig_otel.config import ConfigError
+from statsig_otel.config import ConfigError, Opaque
 from statsig_otel.exporters import ClientTlsSettings, DebugSettings, FileSettings, OtlpHttpSettings
 from statsig_otel.plugin import (
     BatchSettings,
     Destination,
     SendingQueueSettings,
+    ServerTlsSettings,
     Service,
     StatsigReceiverSettings,
+    Verifier,
 )
 from tests.plugin.services import SECRET, service
 
@@ -83,7 +85,7 @@ def test_an_address_is_known_after_the_start(tmp_path: Path) -> None:
         _ = service(tmp_path, {"debug": DebugSettings()}).urls
 
 
-REFERENCES = ["${env:TOKEN}", "Bearer ${env:TOKEN}", "${file:/run/token}", "${TOKEN}", "${TOKEN:-x}"]
+REFERENCES = ["${env:TOKEN}", "Bearer ${env:TOKEN}", "${file:/run/token}", "${TOKEN}", "${dt_token}", "${token:-x}"]
 
 
 @pytest.mark.parametrize("written", REFERENCES)
@@ -118,13 +120,41 @@ def test_the_environment_is_a_mapping() -> None:
             make()
 
 
-def test_settings_refuse_it_too() -> None:
-    with pytest.raises(ConfigError, match=r"signing_secrets\[0\]: contains \$\{, which stands for something in files"):
-        StatsigReceiverSettings(signing_secrets=["${env:SECRET}"])
-    with pytest.raises(ConfigError, match=r"headers: the value of the header 'a' contains \$\{...\}"):
-        OtlpHttpSettings(endpoint="https://h", headers={"a": "Bearer ${env:TOKEN}"})
+@pytest.mark.parametrize("written", REFERENCES)
+def test_settings_refuse_it_too(written: str) -> None:
+    path = Path(written)
+    makes: dict[str, Callable[[], object]] = {
+        "signing_secrets[0]": lambda: StatsigReceiverSettings(signing_secrets=[written]),
+        "hash_key": lambda: StatsigReceiverSettings(signing_secrets=[], user="hash", hash_key=written),
+        "resource::a": lambda: StatsigReceiverSettings(signing_secrets=[], resource={"a": written}),
+        "headers::a": lambda: OtlpHttpSettings(endpoint="https://h", headers={"a": written}),
+        "headers::b": lambda: OtlpHttpSettings(endpoint="https://h", headers={"b": Opaque(written)}),
+        "path": lambda: FileSettings(path=path),
+        "key_file": lambda: ServerTlsSettings(cert_file=Path("chain.pem"), key_file=path),
+        "tls::ca_file": lambda: OtlpHttpSettings.model_validate({"endpoint": "https://h", "tls": {"ca_file": written}}),
+    }
+    for where, make in makes.items():
+        with pytest.raises(ConfigError) as caught:
+            make()
+        (problem,) = caught.value.problems
+        assert str(problem).startswith(
+            f"{where}: contains ${{...}}, which stands for something in files only\n  hint: give"
+        )
+    with pytest.raises(ValueError, match=r"a signing secret contains \$\{\.\.\.\}, which stands"):
+        Verifier([written])
 
 
 def test_other_dollars_are_only_characters() -> None:
-    mapping = {"signing_secrets": [SECRET], "resource": {"a": "$5 ${x} $$ {name}"}, "mapping": {"body": "${name}"}}
-    made(receivers={"statsig": mapping}, exporters={"file": FileSettings(path=Path("${env:X}"))})
+    mapping = {"signing_secrets": [SECRET], "resource": {"a": "$5 ${ $${x} {name}"}, "mapping": {"body": "$ {name}"}}
+    made(receivers={"statsig": mapping}, exporters={"file": FileSettings(path=Path("${x"))})
+    OtlpHttpSettings(endpoint="https://h", headers={"a": "pa${s s}}$word${ 1}", "b": "$x"})
+
+
+def test_a_file_escapes_them() -> None:
+    """A value that a file or a variable gives is the value itself."""
+    document = "yaml:exporters: {otlp_http: {endpoint: 'https://h', headers: {a: '$${x}', b: '${V}'}}}"
+    rest = [
+        "yaml:receivers: {statsig: {signing_secrets: []}}",
+        "yaml:service::pipelines::logs: {receivers: [statsig], exporters: [otlp_http]}",
+    ]
+    Service.from_file(document, *rest, environ={"V": "${y}"})
