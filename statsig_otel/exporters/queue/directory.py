@@ -53,6 +53,8 @@ class DirectoryInUseError(QueueError):
 
     Attributes:
         is_own: Whether that is this process itself.
+        fact: Who owns the directory: the message without the ways out.
+        ways_out: What to do about it, if anything.
 
     Example:
         >>> from statsig_otel.exporters import DirectoryInUseError
@@ -60,8 +62,10 @@ class DirectoryInUseError(QueueError):
         'the queue in q belongs to the process 4711'
     """
 
-    def __init__(self, message: str, *, is_own: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, fact: str, *, ways_out: str = "", is_own: bool = False) -> None:
+        super().__init__(f"{fact}: {ways_out}" if ways_out else fact)
+        self.fact = fact
+        self.ways_out = ways_out
         self.is_own = is_own
 
 
@@ -169,7 +173,8 @@ class QueueDirectory:
         elsewhere = " of another container" if owner == str(os.getpid()) else ""
         who = "another service of this process" if is_own else f"the process {owner}{elsewhere}"
         return DirectoryInUseError(
-            f"{self.path} is in use by {who}: stop that one, or give each service its own queue directory",
+            f"{self.path} is in use by {who}",
+            ways_out="stop that one, or give each service its own queue directory",
             is_own=is_own,
         )
 

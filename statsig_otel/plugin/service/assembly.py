@@ -180,22 +180,25 @@ class Assembly:
                 if error.is_own:
                     raise
                 if not self._waits:
-                    raise DirectoryInUseError(f"{error}; {self._ways_out}" if self._ways_out else str(error)) from None
+                    raise DirectoryInUseError(self._with_ways_out(error)) from None
                 if not since:
                     since = time.monotonic()
-                    _logger.warning("Waiting for the queue's directory: %s", error)
+                    _logger.warning("Waiting for the queue's directory: %s", error.fact)
                     if not self._endpoints:
                         self.consumer.hold()
                         go_on()
                 elif time.monotonic() > since + _LONG_WAIT and not has_complained:
                     has_complained = True
                     effect = "this service does not listen" if self._endpoints else "this process refuses all webhooks"
-                    message = "Until the queue's directory is free, %s: %s; %s"
-                    _logger.error(message, effect, error, self._ways_out)  # noqa: TRY400 - the message says it all
+                    message = "Until the queue's directory is free, %s: %s"
+                    _logger.error(message, effect, self._with_ways_out(error))  # noqa: TRY400 - the message says it all
             else:
                 return
             if self._ending.wait(_BETWEEN_ATTEMPTS):
                 raise RuntimeError("this service was shut down before its directory was free")
+
+    def _with_ways_out(self, error: DirectoryInUseError) -> str:
+        return f"{error}; {self._ways_out}" if self._ways_out else str(error)
 
     def _open_servers(self) -> None:
         try:

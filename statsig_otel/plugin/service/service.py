@@ -45,7 +45,7 @@ _WORKERS: Final = (
     "one process owns a queue. Run one worker in your server (gunicorn: --workers 1 --threads 8), or run "
     "statsig-otel beside your workers, or turn the queue off: sending_queue enabled=False for every exporter"
 )
-_WAIT: Final = "; and if that process is about to end, as a worker at a reload is, use wait_for_directory=True"
+_WAIT: Final = "if that process is about to end, as a worker at a reload is, use wait_for_directory=True"
 
 
 class Service:
@@ -73,7 +73,8 @@ class Service:
             no server: mount `asgi_app()`, `wsgi_app()` or `receiver(...)` in an application of your own.
         wait_for_directory: Whether to wait while another process owns the directory, such as the worker that a reload
             of gunicorn is about to replace. Meanwhile webhooks are held, each for at most 10 s, and are then refused. A
-            service with servers of its own listens only after that.
+            service with servers of its own listens only after that: until then `start` waits, without limit, for the
+            other process or for a `shutdown`.
         url: The address at which Statsig reaches the receivers, such as `https://flags.example.com/statsig`, without
             their paths. Only `urls` tells it. By default `urls` has the addresses of the service's own servers.
 
@@ -123,7 +124,7 @@ class Service:
             listen=listen,
             wait_for_directory=wait_for_directory,
             url=url,
-            ways_out=_WORKERS if wait_for_directory else _WORKERS + _WAIT,
+            ways_out=_ways_out(listen=listen, waits=wait_for_directory),
         )
         self._use(assembly, Reloader(assembly))
 
@@ -175,7 +176,7 @@ class Service:
             listen=listen,
             wait_for_directory=wait_for_directory,
             url=url,
-            ways_out=_WORKERS if wait_for_directory else _WORKERS + _WAIT,
+            ways_out=_ways_out(listen=listen, waits=wait_for_directory),
         )
         reloader = Reloader(assembly, document, lambda: read_document(locations, environ))
         service = cls.__new__(cls)
@@ -314,8 +315,9 @@ class Service:
     def start(self) -> None:
         """Open the queue, start the exporters and listen. If something fails, everything is closed again.
 
-        Returns when webhooks are accepted, or held because of `wait_for_directory`. A second call waits for the same
-        start and has the same result. A start that failed may be tried again.
+        Returns when webhooks are accepted, or held because of `wait_for_directory`. A service with servers of its own
+        that waits for its directory returns only once that is free; `shutdown`, from another thread, ends the wait. A
+        second call waits for the same start and has the same result. A start that failed may be tried again.
 
         Raises:
             OSError: An address can't be listened on, or a file can't be opened; the message says which and why.
@@ -480,6 +482,11 @@ def service_of(assembly: Assembly, reloader: Reloader) -> Service:
     service = Service.__new__(Service)
     service._use(assembly, reloader)  # noqa: SLF001 - it is this module's
     return service
+
+
+def _ways_out(*, listen: bool, waits: bool) -> str:
+    """What else to do if another process owns the directory."""
+    return "; ".join([*([] if listen else [_WORKERS]), *([] if waits else [_WAIT])])
 
 
 def _with_margin(timeout: float) -> float:

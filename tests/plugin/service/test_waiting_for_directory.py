@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import logging
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -130,6 +131,28 @@ def test_a_service_with_servers_of_its_own_listens_after_the_wait(tmp_path: Path
     assert running.shutdown() is True
 
 
+def test_a_shutdown_ends_the_wait_of_a_service_with_servers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program of the docs for signals that are blocked; and nobody tells a service alone to run one worker."""
+    monkeypatch.setattr(assembly, "_LONG_WAIT", 0.01)
+    running, ends = service(tmp_path, {"mine": Keeper()}, wait_for_directory=True), {signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    try:
+        waiting = threading.Thread(target=lambda: (signal.sigwait(ends), running.shutdown()), daemon=True)
+        waiting.start()
+        with owned(tmp_path), ThreadPoolExecutor(1) as pool:
+            starting = pool.submit(running.start)
+            wait_until(lambda: "this service does not listen" in caplog.text)
+            signal.pthread_kill(waiting.ident or 0, signal.SIGUSR1)  # other threads of the tests have not blocked it
+            with pytest.raises(RuntimeError, match="was shut down before its directory was free"):
+                starting.result(LIMIT)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    running.ended.result(LIMIT)
+    assert "Run one worker" not in caplog.text
+
+
 def test_an_async_start_does_not_block_meanwhile(tmp_path: Path) -> None:
     async def main() -> None:
         with owned(tmp_path) as given_up:
@@ -179,7 +202,7 @@ def test_the_wait_is_logged_with_the_owner(tmp_path: Path, caplog: pytest.LogCap
     with owned(tmp_path) as given_up, mounted(tmp_path, Keeper()) as running:
         (warning,) = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
         assert warning.startswith("Waiting for the queue's directory: ")
-        assert "is in use by the process 4711" in warning
+        assert warning.endswith(f"{tmp_path} is in use by the process 4711")  # no advice: it may be about to end
         given_up.set()
         wait_until(lambda: running.consumer.consume(Batch("statsig")).result(LIMIT))
 
