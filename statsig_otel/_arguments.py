@@ -25,6 +25,19 @@ def check_type(
         raise TypeError(mistyped(argument, value, wanted or _one(expected), hint=hint))
 
 
+def check_items(argument: str, values: object, expected: type) -> None:
+    """Refuse what is not a tuple of values of this type. See `check_type`.
+
+    Raises:
+        TypeError: It is not a tuple, or a value in it is of another type.
+    """
+    if not isinstance(values, tuple):
+        raise TypeError(mistyped(argument, values, f"a tuple of {expected.__qualname__}"))
+    for index, value in enumerate(values):
+        if not isinstance(value, expected):  # without a call, since some are checked for each change
+            raise TypeError(mistyped(f"{argument}[{index}]", value, _one(expected)))
+
+
 def mistyped(argument: str, value: object, wanted: str, *, hint: str = "") -> str:
     """The message about an argument of another type."""
     message = f"{argument} must be {wanted}, not {type_name(value)}"
@@ -72,4 +85,4 @@ def _one(expected: type | tuple[type, ...]) -> str:
 
 
 def _with_article(name: str) -> str:
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+    return name if name == "bytes" else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

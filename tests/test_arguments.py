@@ -85,7 +85,7 @@ def some(call: Callable[..., object], **good: object) -> Callable[..., object]:
 CALLS: Final[dict[str, Callable[..., object]]] = {
     "config.Opaque": Opaque,
     "exporters.Batch": some(Batch, receiver="statsig"),
-    "exporters.Change": some(Change, uid="0" * 32, records=()),
+    "exporters.Change": some(Change, uid="0" * 32, records=(b"record",)),
     "exporters.Invalid": some(Invalid, text=b"", reason=""),
     "exporters.LoggerProviderConsumer": LoggerProviderConsumer,
     "exporters.LoggerProviderConsumer.consume": CONSUMER.consume,
@@ -203,7 +203,15 @@ def test_a_mistake_that_is_likely_says_what_to_do(tmp_path: Path) -> None:
         (lambda: Verifier(SECRET), "secrets must be a list of strings, not str"),
         (lambda: Opaque(None), "text must be a str, not None"),  # type: ignore[arg-type]
         (lambda: Receipt("1"), "accepted must be an int, not str"),  # type: ignore[arg-type]
-        (lambda: Change("abc-1", ()), "uid must be 32 hex digits"),
+        (lambda: Change("abc-1", (b"record",)), "uid must be 32 hex digits"),
+        (lambda: Change("z" * 32, (b"record",)), "uid must be 32 hex digits"),
+        (lambda: Change("0" * 32, ()), "records must have at least one record"),
+        (lambda: Change("0" * 32, (b"record", b"")), "records must have at least one record, and none that is empty"),
+        (lambda: Change("0" * 32, ("a",)), "records[0] must be bytes, not str"),  # type: ignore[arg-type]
+        (lambda: Batch("statsig", (1,)), "changes[0] must be a Change, not int"),  # type: ignore[arg-type]
+        (lambda: Batch("statsig", invalid=(BODY,)), "invalid[0] must be an Invalid, not bytes"),  # type: ignore[arg-type]
+        (lambda: Receipt(True), "accepted must be an int, not bool"),
+        (lambda: Receipt(1, -1), "duplicates must not be negative"),
         (lambda: service().consumer.consume({}), "batch must be a Batch, not dict"),  # type: ignore[arg-type]
         (lambda: service(listen="false"), "listen: must be True or False"),
         (

@@ -5,17 +5,18 @@ accepted them.
 """
 
 import logging
+import re
 from collections.abc import Awaitable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from statsig_otel._arguments import check_type, mistyped
+from statsig_otel._arguments import check_items, check_type, mistyped
 from statsig_otel._futures import failed
 from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.terminal import printable
 
-_UID_DIGITS: Final = 32
+_UID: Final = re.compile("[0-9a-fA-F]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,12 @@ class Change:
 
     Attributes:
         uid: The change's `log.record.uid`: 32 hex digits, the same for every delivery of the change.
-        records: The change's log records, each as a serialised `ExportLogsServiceRequest` with a single record.
+        records: The change's log records, at least one, each as a serialised `ExportLogsServiceRequest` with a single
+            record.
 
     Raises:
         TypeError: A value has another type.
-        ValueError: The uid does not have 32 digits.
+        ValueError: The uid does not have 32 hex digits, or there is no record, or an empty one.
 
     Example:
         >>> from statsig_otel.exporters import Change
@@ -40,13 +42,13 @@ class Change:
     records: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
-        # Without a call, since this is for each change.
-        if not isinstance(self.records, tuple):
-            raise TypeError(mistyped("records", self.records, "a tuple of bytes"))
-        if not isinstance(self.uid, str):
+        check_items("records", self.records, bytes)
+        if not self.records or not all(self.records):
+            raise ValueError("records must have at least one record, and none that is empty")
+        if not isinstance(self.uid, str):  # without a call, since this is for each change
             raise TypeError(mistyped("uid", self.uid, "a str"))
-        if len(self.uid) != _UID_DIGITS:
-            raise ValueError(f"uid must be {_UID_DIGITS} hex digits")
+        if not _UID.fullmatch(self.uid):
+            raise ValueError("uid must be 32 hex digits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,8 @@ class Batch:
 
     def __post_init__(self) -> None:
         check_type("receiver", self.receiver, str)
-        check_type("changes", self.changes, tuple, "a tuple of Change")
-        check_type("invalid", self.invalid, tuple, "a tuple of Invalid")
+        check_items("changes", self.changes, Change)
+        check_items("invalid", self.invalid, Invalid)
 
     @property
     def size(self) -> int:

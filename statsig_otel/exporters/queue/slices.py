@@ -14,7 +14,7 @@ from statsig_otel._futures import uncancellable
 from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
 
 MOST_AT_ONCE: Final = 1000
-"""Records, changes without one, and invalid items of a slice. A change is never divided."""
+"""Records and invalid items of a slice. A change is never divided."""
 
 
 def store(batch: Batch, consume: Callable[[Batch], Future[Receipt]]) -> Future[Receipt]:
@@ -24,14 +24,9 @@ def store(batch: Batch, consume: Callable[[Batch], Future[Receipt]]) -> Future[R
         batch: The batch.
         consume: As `Consumer.consume`. It is called for the next slice after the one before is stored.
     """
-    if sum(map(_rows, batch.changes)) + len(batch.invalid) <= MOST_AT_ONCE:
+    if sum(len(change.records) for change in batch.changes) + len(batch.invalid) <= MOST_AT_ONCE:
         return consume(batch)
     return _Storing(batch, consume).answer
-
-
-def _rows(change: Change) -> int:
-    """The rows that a change takes, at least one: even without records it is looked up among the duplicates."""
-    return max(1, len(change.records))
 
 
 class _Storing:
@@ -78,7 +73,7 @@ def _slices(batch: Batch) -> Iterator[Batch]:
     invalid: list[Invalid] = []
     rows = 0
     for one in chain(batch.changes, batch.invalid):
-        more = _rows(one) if isinstance(one, Change) else 1
+        more = len(one.records) if isinstance(one, Change) else 1
         if rows and rows + more > MOST_AT_ONCE:
             yield replace(batch, changes=tuple(changes), invalid=tuple(invalid))
             changes, invalid, rows = [], [], 0

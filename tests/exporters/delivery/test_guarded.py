@@ -15,8 +15,10 @@ from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.routing import Route
-from tests.exporters.delivery.helpers import SLOW, named, names_in, rig, settings
+from tests.exporters.delivery.helpers import SLOW, encoded, named, names_in, rig, settings
 from tests.waiting import wait_until
+
+BATCH = Batch("statsig", (Change("0" * 32, (encoded("a"),)),))
 
 
 class Mistaken:
@@ -98,13 +100,11 @@ def test_without_a_queue_the_batch_is_refused(answer: Callable[[list[str]], Any]
     made = SynchronousConsumer({"out": SynchronousExporter(exporter, 5.0)})
     made.start()
     try:
-        refused = made.consume(Batch("statsig", (Change("0" * 32, (b"",)),)), Route(synchronous=("out",))).exception(10)
+        refused = made.consume(BATCH, Route(synchronous=("out",))).exception(10)
         assert isinstance(refused, RefusedError)
         assert why in str(refused)
         exporter.answer = lambda names: Delivered()
-        assert made.consume(Batch("statsig", (Change("0" * 32, (b"",)),)), Route(synchronous=("out",))).result(
-            10
-        ) == Receipt(1)
+        assert made.consume(BATCH, Route(synchronous=("out",))).result(10) == Receipt(1)
     finally:
         made.shutdown()
 
@@ -169,7 +169,7 @@ def test_a_wait_that_nobody_lives_to_see_ends_neither_the_sender_nor_the_exporte
     without = SynchronousConsumer({"out": SynchronousExporter(exporter, 5.0)})
     without.start()
     try:
-        batch, route = Batch("statsig", (Change("0" * 32, (b"",)),)), Route(synchronous=("out",))
+        batch, route = BATCH, Route(synchronous=("out",))
         refused = without.consume(batch, route).exception(10)
         assert isinstance(refused, RefusedError)
         assert refused.retry_after == 3600

@@ -17,6 +17,7 @@ from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, Syn
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
 from statsig_otel.exporters.routing import Route
+from tests.exporters.delivery.helpers import encoded
 
 
 class Backend:
@@ -395,10 +396,11 @@ def test_a_terminal_that_nobody_reads_refuses_until_somebody_does(monkeypatch: p
         exporter = DebugExporter("debug", DebugSettings(verbosity="basic"), stream)
         made = SynchronousConsumer({"debug": SynchronousExporter(exporter, 0.5)})
         made.start()
-        assert str(refusal(consume(made, batch("")))) == "debug retry later: no answer within 0.5 s"
+        one = Batch("statsig", (Change("0" * 32, (encoded("a"),)),))
+        assert str(refusal(consume(made, one))) == "debug retry later: no answer within 0.5 s"
         while filled > 0:
             filled -= len(read_end.read(filled))
-        assert consume(made, batch("")).result(10) == Receipt(accepted=1)
+        assert consume(made, one).result(10) == Receipt(accepted=1)
         made.shutdown()
 
 

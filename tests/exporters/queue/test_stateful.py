@@ -127,7 +127,7 @@ class QueueMachine(RuleBasedStateMachine):
         finally:  # else the threads of an example that fails run on beside those that come
             self.close()
 
-    @rule(receiver=st.sampled_from(RECEIVERS), numbers=changes, records=st.integers(0, 3), invalid=st.integers(0, 2))
+    @rule(receiver=st.sampled_from(RECEIVERS), numbers=changes, records=st.integers(1, 3), invalid=st.integers(0, 2))
     def append(self, receiver: str, numbers: list[int], records: int, invalid: int) -> None:
         """New changes, duplicates within the batch and of earlier ones, and invalid items."""
         fresh = [

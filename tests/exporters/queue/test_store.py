@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.exporters.consumer import Batch, Change, Invalid, Receipt
+from statsig_otel.exporters.consumer import Batch, Invalid, Receipt
 from statsig_otel.exporters.queue import checks, queries, records, schema, store
 from statsig_otel.exporters.queue.store import Appended, DeadLetter
 from statsig_otel.exporters.routing import Route
-from tests.exporters.queue.helpers import batch, numbers_of, reading, uid
+from tests.exporters.queue.helpers import batch, numbers_of, reading
 
 BIG = 1 << 30
 
@@ -88,13 +88,6 @@ def test_a_receipt_counts_changes_and_not_records(connection: sqlite3.Connection
     assert appended == Appended(Receipt(3, 1), records=12, size=12 * 20, bodies_left_out=0)
 
 
-def test_a_change_without_a_record_is_seen_and_accepted(connection: sqlite3.Connection) -> None:
-    made = Batch("statsig", (Change(uid(1), ()),))
-    for now_ms, receipt in ((5, Receipt(1)), (6, Receipt(0, 1))):
-        appended = append_batch(connection, made, now_ms=now_ms)
-        assert appended == Appended(receipt, records=0, size=0, bodies_left_out=0)
-
-
 def test_invalid_items_and_bodies_are_kept_as_they_came(connection: sqlite3.Connection) -> None:
     made = Batch("statsig/eu", (), (Invalid(b"\xff\0", "no name"), Invalid(b"", "no JSON", whole_body=True)))
     append_batch(connection, made)
@@ -128,7 +121,7 @@ BATCHES = st.lists(
         batch,
         st.integers(0, 60),
         receiver=st.sampled_from(["statsig", "statsig/eu"]),
-        records=st.integers(0, 3),
+        records=st.integers(1, 3),
         invalid=st.integers(0, 2),
     ),
     max_size=40,

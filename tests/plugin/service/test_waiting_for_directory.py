@@ -177,7 +177,7 @@ def test_a_caller_may_stop_waiting_and_its_batch_is_stored_nevertheless(tmp_path
                 assert receipt.duplicates == 1
 
     running = mounted(tmp_path, Keeper())
-    batch = Batch("statsig", (Change("0" * 32, ()),))
+    batch = Batch("statsig", (Change("0" * 32, (b"record",)),))
     asyncio.run(main())
 
 
