@@ -248,25 +248,32 @@ def test_the_exporter_of_ones_own_writes_what_is_taken(tmp_path: Path) -> None:
         wait_until(lambda: (tmp_path / "titles.txt").read_text() == "layout_v2 updated\n")
 
 
-def run_to_end(heading: str, folder: Path, **variables: str) -> str:
-    """What a program prints that ends by itself."""
+def run_to_end(heading: str, folder: Path, **variables: str) -> tuple[str, str, int]:
+    """What a program that ends by itself prints and complains about, and its exit status."""
     command = write(heading, folder, 0)
     ran = subprocess.run(
-        ["sh", "-ec", command], cwd=folder, env=environment(**variables), capture_output=True, text=True, check=True
+        ["sh", "-ec", command], cwd=folder, env=environment(**variables), capture_output=True, text=True, check=False
     )
-    return ran.stdout
+    return ran.stdout, ran.stderr, ran.returncode
 
 
 def test_a_replay_sends_what_was_stored(tmp_path: Path) -> None:
-    (tmp_path / "bodies.jsonl").write_bytes(BODY + b"\n" + BODY + b"\n")
+    """A line that can't be read is named, and the others are sent."""
+    (tmp_path / "bodies.jsonl").write_bytes(b"\n".join([BODY, b"", BODY[:-5], BODY, b"null"]))
     with GrpcSink() as sink:
-        printed = run_to_end(REPLAY, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{sink.address}")
+        endpoint = f"http://{sink.address}"
+        printed, complained, status = run_to_end(REPLAY, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
         assert printed == "1 accepted, 0 duplicates, 0 invalid\n0 accepted, 1 duplicates, 0 invalid\n"
+        assert status == 1
+        assert re.findall(r"(?m)^line (\d) is not replayed: \S", complained) == ["2", "3", "5"]
+        assert "Traceback" not in complained
         assert [record.event_name for record in sink.records] == ["statsig.config_change"]
 
 
 def test_the_pure_part_prints_what_it_mapped(tmp_path: Path) -> None:
-    assert re.fullmatch(r"[0-9a-f]{32} 1 record\n0 invalid, 0 ignored\n", run_to_end(PURE, tmp_path))
+    printed, complained, status = run_to_end(PURE, tmp_path)
+    assert re.fullmatch(r"[0-9a-f]{32} 1 record\n0 invalid, 0 ignored\n", printed)
+    assert (complained, status) == ("", 0)
 
 
 @pytest.mark.parametrize("heading", PROGRAMS)
