@@ -4,7 +4,8 @@ from pathlib import Path
 
 from statsig_otel import _times
 
-PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "architecture.md"
 
 WORDS = {1 / 2: "a half", 1 / 4: "a quarter"}
 REST = "the time that is left"
@@ -32,6 +33,14 @@ def test_the_page_shows_the_budget_of_a_shutdown() -> None:
     ]
     assert f"`Service.shutdown` has {_times.SHUTDOWN_TIMEOUT:g} s by default" in text
     assert f"The caller waits for {margin} more than the timeout" in text
+
+
+def test_embedders_read_the_same_times() -> None:
+    bodies, requests = _times.BODY_GRACE, _times.REQUEST_DRAIN
+    text = " ".join((DOCS / "embedding.md").read_text().split())
+    said = f"Bodies that are still being read get {WORDS[bodies.share]} of the timeout, at most {bodies.longest:g} s"
+    assert said in text
+    assert f"All requests in flight together get {WORDS[requests.share]}, at most {requests.longest:g} s" in text
 
 
 def test_the_steps_of_a_shutdown_fit_into_its_timeout() -> None:
