@@ -228,6 +228,22 @@ def delete_and_kill(service: ServiceProcess, queue: Path, suffixes: Sequence[str
     kill(service)
 
 
+@pytest.mark.slow
+def test_a_second_service_is_refused_soon_after_the_lock_is_deleted(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        config = write_config(tmp_path, {"otlp_grpc": grpc_exporter(sink)}, queued=True)
+        with ServiceProcess(config, env=ENV) as service:
+            for name in ("lock", "control.sock"):
+                (tmp_path / "queue" / name).unlink()
+            wait_until(lambda: sum(DELETED in line or "is made again" in line for line in service.log) == 2, "both")
+            with pytest.raises(AssertionError, match="in use by the process"), ServiceProcess(config, env=ENV):
+                pass
+            assert post(service.url, change(1)).status == 200
+            wait_until(lambda: is_drained(tmp_path), "it is delivered")
+            give(tmp_path, "queue")
+        assert uids(sink.requests) == [uid(change(1))]
+
+
 def delete_under_load(folder: Path, rounds: int) -> None:
     """Delete files of the queue while webhooks come; kill the service as soon as it has noticed."""
     clients = [Client(seed) for seed in (1, 2, 3)]

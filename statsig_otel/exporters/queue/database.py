@@ -12,7 +12,7 @@ from typing import Final, Literal, Self, TypeVar
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import checks, schema, write_ahead_log
-from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.directory import LOCK, DirectoryInUseError, QueueDirectory
 from statsig_otel.exporters.queue.open_files import OpenFiles
 from statsig_otel.exporters.queue.writer import Work, Writer
 from statsig_otel.exporters.wording import counted
@@ -65,6 +65,7 @@ class Database:
         self.missing_file: Literal["queue.db", "queue.db-wal"] | None = None
         self._prepare = prepare
         self._is_marked = False  # as being in use
+        self._is_unlocked = False  # the lock is gone, and can't be taken again
         self._tidy = tidy
         self._replaces = replaces
         self._min_free = min_free
@@ -76,7 +77,11 @@ class Database:
             free_space=self.directory.give_reserve,
             set_aside=self._set_aside if replaces else None,
             files=OpenFiles(
-                self.path, copy_aside=self._copy_aside, set_aside=self._set_aside, log_kept=self._count_generation
+                self.path,
+                keep_lock=self._keep_lock,
+                copy_aside=self._copy_aside,
+                set_aside=self._set_aside,
+                log_kept=self._count_generation,
             )
             if replaces
             else None,
@@ -152,7 +157,7 @@ class Database:
         is_marked, self._is_marked = self._is_marked, False
         try:
             self.writer.stop()
-            if is_marked:
+            if is_marked and self.directory.is_owned:  # else another process may have it in use
                 self.directory.mark(clean=clean)
         except OSError as error:
             _logger.warning("%s: can't note that the queue was closed in order: %s", self.directory.path, error)
@@ -197,6 +202,34 @@ class Database:
             error,
             aside,
         )
+
+    def _keep_lock(self) -> bool:
+        """Take the lock again if somebody deleted or replaced it; whether another process may have used the database.
+
+        Raises:
+            DirectoryInUseError: Another process owns the directory now.
+        """
+        lock = self.directory.path / LOCK
+        try:
+            is_retaken = self.directory.reclaim()
+        except DirectoryInUseError as error:
+            raise DirectoryInUseError(
+                f"somebody deleted or replaced {lock} while it was in use, and {error}", is_own=error.is_own
+            ) from error
+        except OSError as error:
+            if not self._is_unlocked:
+                self._is_unlocked = True
+                _logger.error(  # noqa: TRY400 - the message says it all
+                    "Somebody deleted or replaced %s while it was in use, and it can't be made again now (%s): until "
+                    "then nothing keeps another process from using the queue",
+                    lock,
+                    error,
+                )
+            return False
+        self._is_unlocked = False
+        if is_retaken:
+            _logger.error("Somebody deleted or replaced %s while it was in use. It is locked again", lock)
+        return is_retaken
 
     def _copy_aside(self, connection: sqlite3.Connection) -> None:
         """Copy a database that somebody deleted, and that is still open, to a file that counts as set aside."""

@@ -280,20 +280,26 @@ class QueueDirectory:
         """Rename a database that was set aside after its recovery; its new path."""
         return self._rename(aside, aside.with_name(aside.name.replace(".corrupt-", f".{what}-")))
 
-    def reclaim(self) -> None:
-        """Own the directory again if it, or its lock, was deleted under its owner.
+    @property
+    def is_owned(self) -> bool:
+        """Whether this process owns the directory, and nobody has deleted or replaced the lock."""
+        return self._lock is not None and is_open_as(self.path / LOCK, self._lock)
+
+    def reclaim(self) -> bool:
+        """Own the directory again if it, or its lock, was deleted under its owner; whether it was.
 
         Raises:
             DirectoryInUseError: Another process was faster.
             OSError: The directory can't be created or written.
         """
-        if self._lock is None or is_open_as(self.path / LOCK, self._lock):
-            return
         before = self._lock
+        if before is None or self.is_owned:
+            return False
         self.acquire()
         _held.discard(before)
         os.close(before)
         self.mark(clean=False)
+        return True
 
     def free_bytes(self) -> int:
         """The free bytes of the disk, and those of the reserve."""

@@ -37,6 +37,7 @@ class OpenFiles:
 
     Args:
         database: The database file.
+        keep_lock: Run before each write. Whether the lock was gone, so that another process may have written.
         copy_aside: Run with the connection if the database is gone, whose content ends with the connection.
         set_aside: Run with an error if the database or its log lacks something that was committed.
         log_kept: Run after the content of a log that is gone was brought into the database. Connections for reading
@@ -47,6 +48,7 @@ class OpenFiles:
         self,
         database: Path,
         *,
+        keep_lock: Callable[[], bool],
         copy_aside: Callable[[sqlite3.Connection], None],
         set_aside: Callable[[Exception], None],
         log_kept: Callable[[], None],
@@ -55,6 +57,7 @@ class OpenFiles:
         self._paths = {suffix: f"{database}{suffix}" for suffix in _SUFFIXES}
         self._known: dict[str, os.stat_result] = {}
         self._index_is_gone = False
+        self._keep_lock = keep_lock
         self._copy_aside = copy_aside
         self._set_aside = set_aside
         self._log_kept = log_kept
@@ -96,6 +99,7 @@ class OpenFiles:
             close(connection)
             self._remove_leftovers()
             return True
+        was_unlocked = not after_writing and self._keep_lock()
         shorter = changes.shorter - {"-shm"}
         has_to_reopen = False
         if "-wal" in changes.gone:
@@ -105,7 +109,9 @@ class OpenFiles:
             has_to_reopen = not self._is_whole(connection, shorter)
         if "-shm" in changes.gone:
             self._leave_index()
-        return has_to_reopen
+        if was_unlocked and not has_to_reopen:
+            close(connection)
+        return has_to_reopen or was_unlocked
 
     def _look(self, *, after_writing: bool) -> _Changes:
         gone, shorter = set(), set()

@@ -98,7 +98,7 @@ class ControlServer:
             threading.Thread(target=server.serve, name="control", daemon=True).start()
         except BaseException:
             self._server = None
-            self._path.unlink(missing_ok=True)
+            server.remove()
             server.server_close()
             raise
 
@@ -116,7 +116,7 @@ class ControlServer:
         server = self._server
         if server is None or not self._owner.is_current or not server.stop():
             return  # never started; a forked child, which owns nothing; or stopped before
-        self._path.unlink(missing_ok=True)
+        server.remove()
         server.let_go()
         if not server.finished.wait(timeout):
             _logger.warning("A command takes longer than the shutdown can wait; it is left behind")
@@ -130,10 +130,12 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 
     daemon_threads = True
     block_on_close = False
-    timeout = 0.5  # on a system that does not wake `serve` at the end, it checks regularly
+    timeout = 0.5  # seconds between checks whether the socket's file is in place, and `serve` has to end
 
     def __init__(self, path: Path, handlers: Callable[[], Mapping[str, Handler]]) -> None:
+        self._path = path
         self._handlers = handlers
+        self._is_unreachable = False  # another file is in the socket's place, or it can't be made again
         self._room = threading.Semaphore(_MAX_CLIENTS)
         self._lock = threading.Lock()  # over the connections that have not sent their line yet
         self._silent: set[socket.socket] = set()
@@ -144,21 +146,55 @@ class _Server(socketserver.ThreadingUnixStreamServer):
         self.finished.set()
         super().__init__(str(path), socketserver.BaseRequestHandler, bind_and_activate=False)
         self.server_close()
-        self.socket = _listen(path)
+        self.socket, self._file = _listen(path)
 
     def serve(self) -> None:
         """Accept connections until the end."""
         with self:
             while not self._stopped:
                 self.handle_request()
+                if not self._is_in_place():
+                    self._listen_again()
 
     def stop(self) -> bool:
         """End `serve` and the connections that have not sent their line yet. Return whether this is the first call."""
         with self._lock:
             is_first, self._stopped = not self._stopped, True
             self._hang_up_on_silent()
-        _hang_up(self.socket)
+            _hang_up(self.socket)
         return is_first
+
+    def remove(self) -> None:
+        """Remove the socket's file, if it is still this server's. Only after `stop`, or without `serve`."""
+        if self._is_in_place():
+            self._path.unlink(missing_ok=True)
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(self._path.lstat(), self._file)
+        except OSError:
+            return False
+
+    def _listen_again(self) -> None:
+        """Make the socket anew if somebody deleted it. What is in its place may be another service's, so it stays."""
+        with self._lock:
+            if self._stopped:
+                return
+            why = "another file is in its place"
+            if not os.path.lexists(self._path):
+                before = self.socket
+                try:
+                    self.socket, self._file = _listen(self._path)
+                except OSError as error:
+                    why = f"it can't be made again now ({error.strerror or error})"
+                else:
+                    before.close()
+                    self._is_unreachable = False
+                    _logger.error("Somebody deleted %s while it was in use. It is made again", self._path)
+                    return
+        if not self._is_unreachable:
+            self._is_unreachable = True
+            _logger.error("Somebody deleted or replaced %s: no command reaches this service, since %s", self._path, why)
 
     def let_go(self) -> None:
         if threading.current_thread() is self._command:
@@ -306,8 +342,8 @@ def _exchange(connection: socket.socket, request: bytes) -> Any:
     return answer["result"]
 
 
-def _listen(path: Path) -> socket.socket:
-    """A listening socket at the path, to which only its owner ever has access.
+def _listen(path: Path) -> tuple[socket.socket, os.stat_result]:
+    """A listening socket at the path, to which only its owner ever has access, and the identity of its file.
 
     It is made in a private directory and then renamed, so that nobody else can connect before its mode is set, whatever
     the mode of the queue's directory. The rename replaces a socket that a killed service left behind.
@@ -322,13 +358,14 @@ def _listen(path: Path) -> socket.socket:
             listener.bind(address)
         made.chmod(_PRIVATE_FILE)
         listener.listen(_BACKLOG)
+        file = made.lstat()
         made.replace(path)
     except BaseException:
         listener.close()
         raise
     finally:
         shutil.rmtree(private, ignore_errors=True)
-    return listener
+    return listener, file
 
 
 @contextmanager
