@@ -1,11 +1,12 @@
 """Statsig config changes as OpenTelemetry events.
 
-`Service`, which is `statsig_otel.plugin.Service`, is all that most programs need. The three floors, each importing only
-from those below it, have the rest:
+`Service`, which is `statsig_otel.plugin.Service`, is all that most programs need. Three packages have the rest:
 
 - `statsig_otel.plugin`: from a webhook to a stored record; the service and the command line.
 - `statsig_otel.exporters`: from a stored record to a backend.
-- `statsig_otel.config`: what the user writes, read and checked.
+- `statsig_otel.config`: the errors of a configuration, and the base of settings of your own.
+
+All other modules are private, though `help` lists them: import from these four packages.
 """
 
 from typing import TYPE_CHECKING

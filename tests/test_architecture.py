@@ -141,3 +141,6 @@ def test_help_lists_what_is_public_and_not_how_it_is_loaded(face: str) -> None:
         assert re.search(rf"\b{name}\b", text), name
     for name in ("exports", "TYPE_CHECKING"):
         assert f"\n    {name}" not in text
+    described = text.partition("\nDESCRIPTION\n")[2].partition("\nPACKAGE CONTENTS\n")[0]
+    assert re.search(r"modules (below )?are private, though `help` lists them: import from", described)
+    assert not re.search(r"(?i)\b(floor|room|seam|face)s?\b", described), "words of the code, not of its users"

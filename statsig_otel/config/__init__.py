@@ -1,9 +1,11 @@
-"""Reads and checks the configuration. The rooms above pass in the models of the components.
+"""Reads and checks the configuration. Each component passes in the model of its settings.
 
 The public names, each loaded when it is first used:
 
 - Everyday: `ConfigError` with its `Problem`s.
-- Seams: `Settings`, `Opaque`, `Duration`, `Size` and `SettingError`, for the settings of an exporter of your own.
+- Extending: `Settings`, `Opaque`, `Duration`, `Size` and `SettingError`, for the settings of an exporter of your own.
+
+The modules below are private, though `help` lists them: import from this package.
 """
 
 from typing import TYPE_CHECKING

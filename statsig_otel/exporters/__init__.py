@@ -1,11 +1,13 @@
-"""Takes records to backends: the seams `Consumer` and `Exporter`, the queue between them, and the exporters.
+"""Takes records to backends: the protocols `Consumer` and `Exporter`, the queue between them, and the exporters.
 
 The public names, each loaded when it is first used:
 
 - Everyday: the settings of the exporters; `QueueError` and `DirectoryInUseError`, which a service raises.
-- Seams: `Consumer` with `Batch`, `Change`, `Invalid`, `Receipt` and `RefusedError`; `Exporter` with its outcomes and
-  `log_records`, and `ExporterType` for an exporter that a configuration file can name. `LoggerProviderConsumer` is a
-  consumer.
+- Extending: `Consumer` with `Batch`, `Change`, `Invalid`, `Receipt` and `RefusedError`; `Exporter` with its outcomes
+  and `log_records`, and `ExporterType` for an exporter that a configuration file can name. `LoggerProviderConsumer` is
+  a consumer.
+
+The modules below are private, though `help` lists them: import from this package.
 """
 
 from typing import TYPE_CHECKING

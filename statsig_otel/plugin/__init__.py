@@ -5,8 +5,10 @@ The public names, each loaded when it is first used:
 - Everyday: `Service` with `Destination` and `RestartNeededError`, and the settings of receivers and of queues.
 - Mounting: `StatsigReceiver` and `create_app` for ASGI, `StatsigWsgiReceiver` and `create_wsgi_app` for WSGI; `Intake`
   with `Request`, `Answer`, `AnsweredError` and `Limits` for any other framework.
-- Seams: `RecordHook` with `RecordFields`, which changes records; `verify`, `sign`, `parse` and `Mapper` with what they
+- Parts: `RecordHook` with `RecordFields`, which changes records; `verify`, `sign`, `parse` and `Mapper` with what they
   take and return, for webhooks that something else receives. These load neither falcon nor grpc nor an SDK.
+
+The modules below are private, though `help` lists them: import from this package.
 """
 
 from typing import TYPE_CHECKING
