@@ -33,6 +33,7 @@ class Guard:
 
 READER: Final = "statsig_otel.plugin.server.reader"
 CONNECTION: Final = "statsig_otel.plugin.server.connection"
+TLS_TRANSPORT: Final = "statsig_otel.plugin.server.tls_transport"
 EXCHANGE: Final = "statsig_otel.plugin.server.exchange"
 SERVER_MODULE: Final = "statsig_otel.plugin.server.server"
 INTAKE: Final = "statsig_otel.plugin.receiver.intake"
@@ -61,7 +62,7 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "early check": Guard(
         "Bytes that can't begin a request are refused before a whole header has arrived.",
-        (Edit(READER, "if _NOT_IN_A_HEAD.search(data, max(before - 1, 0)) or (", "if False and ("),),
+        (Edit(READER, "if _NOT_IN_A_HEAD.search(begun, max(before - 1, 0)) or ", "if False and "),),
     ),
     "header grammar": Guard(
         "httptools checks names, values and line ends of all header fields.", (Edit(READER, _HTTPTOOLS, _NAIVE),)
@@ -114,7 +115,7 @@ GUARDS: Final[dict[str, Guard]] = {
                 '_SIZE: Final = rb"([0-9A-Fa-f]{1,15})(?:[ \\t]*;[\\t\\x20-\\x7e\\x80-\\xff]*)?\\r\\n"',
                 '_SIZE: Final = rb"[ +x-]*([0-9A-Fa-f]{1,15})[^\\n]*\\n"',
             ),
-            Edit(READER, "if not self._header_begun.fullmatch(data, at) or end - at > MAX_FRAMING:", "if False:"),
+            Edit(READER, "if not self._header_begun.fullmatch(data, at):", "if False:"),
             Edit(READER, 're.compile(rb"\\r\\n" + _SIZE)', 're.compile(rb"[^\\n]*\\n" + _SIZE)'),
         ),
     ),
@@ -123,8 +124,8 @@ GUARDS: Final[dict[str, Guard]] = {
         (Edit(READER, "if self._framing > MAX_FRAMING + self._content:", "if False:"),),
     ),
     "chunk header size": Guard(
-        "The header of one chunk has at most 16 KiB.",
-        (Edit(READER, "or end - at > MAX_FRAMING:", ":"),),
+        "The header of one chunk has at most 1 KiB.",
+        (Edit(READER, "if (match.end() if match else end) - at > MAX_CHUNK_HEADER:", "if False:"),),
     ),
     "trailers": Guard(
         "Trailers have at most 64 KiB and 100 fields. They never become headers.",
@@ -144,6 +145,10 @@ GUARDS: Final[dict[str, Guard]] = {
     "short turns": Guard(
         "One turn of a connection handles at most 128 chunks; then the others have theirs.",
         (Edit(READER, "chunks < CHUNKS_A_TURN and ", ""),),
+    ),
+    "short TLS turns": Guard(
+        "One turn of a connection decrypts at most 16 KiB, and reads what it has decrypted at once.",
+        (Edit(TLS_TRANSPORT, "bytearray(_READ)", "bytearray(256 * 1024)"),),
     ),
     "one request": Guard(
         "Nothing behind a request is read, and such a connection ends with the answer.",
@@ -210,7 +215,7 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "flow control": Guard(
         "A body that the application does not take is not read.",
-        (Edit(CONNECTION, "if rest or sum(map(len, reader.body)) > _MOST_UNTAKEN:", "if rest:"),),
+        (Edit(CONNECTION, "if rest or len(reader.body) > _MOST_UNTAKEN:", "if rest:"),),
     ),
     "lingering close": Guard(
         "What a refused client still sends is discarded for some seconds, so that the answer arrives.",

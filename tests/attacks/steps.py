@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import trustme
@@ -14,7 +16,7 @@ from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, MAX_HEADER_BYTES
 from tests.attacks.attack import PATIENCE, Serve
 from tests.plugin.adapters import CHANGE, VERIFICATION, body_of, signed
 from tests.plugin.http_client import read_response, request
-from tests.plugin.server.echo import POST, EchoApp, echo_server, is_closed, read_answer, read_to_end, serving
+from tests.plugin.server.echo import POST, EchoApp, echo_server, is_closed, read_answer, read_to_end, serving, trusting
 
 BODY: Final = body_of(CHANGE)
 
@@ -140,6 +142,31 @@ def tiny_chunks(_: Serve) -> None:
         )
         assert read_answer(connection)[0] == 200
     assert max(app.sizes) <= 4 * 8 * CHUNKS_A_TURN, "it may be asked for only after some turns"
+
+
+def tiny_records(_: Serve) -> None:
+    """A record of one byte takes 18 more, so what one turn decrypts is far less than what has arrived."""
+    app, authority, size = EchoApp(), trustme.CA(), 11_000
+    context = trusting(authority)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with tls_settings(authority) as tls, serving(echo_server(app, tls=tls)) as running, running.connect() as connection:
+
+        def until_read(step: Callable[[], Any]) -> Any:
+            while True:
+                try:
+                    return step()
+                except ssl.SSLWantReadError:
+                    connection.sendall(outgoing.read())
+                    incoming.write(connection.recv(1 << 16))
+
+        until_read(client.do_handshake)
+        client.write(POST % (b"", size, b""))
+        for at in range(size):
+            client.write(b"%d" % (at % 10))
+        assert until_read(lambda: client.read(1 << 16)).startswith(b"HTTP/1.1 200 ")
+    assert len(app.bodies[0]) == size
+    assert max(app.sizes) <= 4 * (16 << 10) / 19, "it may be asked for only after some turns"
 
 
 def pipelined(serve: Serve) -> None:

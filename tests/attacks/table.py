@@ -30,6 +30,7 @@ from tests.attacks.steps import (
     slow_header,
     smuggled,
     tiny_chunks,
+    tiny_records,
     too_large,
     too_many_bytes,
     unfinished_handshakes,
@@ -189,14 +190,21 @@ ATTACKS: Final = (
         act=tiny_chunks,
     ),
     Attack(
-        name="chunk extensions of more than 16 KiB, also without an end",
+        name="chunk extensions of more than 1 KiB, also without an end",
         expected="400",
         guards=("chunk framing", "chunk header size"),
         act=sends(
             lambda: chunked(b"1;" + LONG + b"\r\nx\r\n0\r\n\r\n"),
+            lambda: chunked(b"1;" + LONG[:1024] + b"\r\nx\r\n0\r\n\r\n"),
             lambda: chunked(b"1;" + 4 * LONG),
             status=400,
         ),
+    ),
+    Attack(
+        name="TLS records of one byte",
+        expected="at most 16 KiB of them in a row",
+        guards=("short TLS turns",),
+        act=tiny_records,
     ),
     Attack(
         name="trailers of more than 64 KiB, also in one piece",

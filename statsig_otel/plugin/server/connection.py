@@ -5,7 +5,8 @@
 - A deadline for a whole header, which also closes idle connections, and one for a client that does not read its answer.
   The application limits the time of bodies.
 - A turn of one connection is short: it handles what one read has brought, and of a chunked body a number of chunks. The
-  rest has to wait for a turn, and one connection of all has one at a time.
+  rest has to wait for a turn, and one connection of all has one at a time. With TLS one read is smaller, since to
+  decrypt a record takes as long for one byte as for many. When more arrives, what was read before is not read again.
 - An answer for a client that still sends, or that has closed its sending side.
 - A close that does not destroy the answer: closing a socket on which data still arrives resets it (RFC 9112, 9.6).
 """
@@ -218,7 +219,7 @@ class HttpConnection(asyncio.Protocol):
     def next_turn(self) -> None:
         """Read what one turn has left, if the application has taken what was read before."""
         self._waits_for_turn = False
-        if self._is_closing or self._is_discarding or sum(map(len, self._reader.body)) > _MOST_UNTAKEN:
+        if self._is_closing or self._is_discarding or len(self._reader.body) > _MOST_UNTAKEN:
             return
         data, self._unread = self._unread, b""
         if data:
@@ -257,7 +258,7 @@ class HttpConnection(asyncio.Protocol):
             self._server.works(self)
             return
         self._server.waits(self)
-        if rest or sum(map(len, reader.body)) > _MOST_UNTAKEN:
+        if rest or len(reader.body) > _MOST_UNTAKEN:
             self._unread = rest
             self._pause_reading()
             if rest:

@@ -96,7 +96,7 @@ class Exchange:
         while True:
             reader = self._reader
             if reader.body or (reader.is_complete and not self._all_taken):
-                body = reader.body[0] if len(reader.body) == 1 else b"".join(reader.body)
+                body = bytes(reader.body)
                 reader.body.clear()
                 self._all_taken = reader.is_complete
                 if not self._all_taken:

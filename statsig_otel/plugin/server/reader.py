@@ -23,8 +23,11 @@ import httptools
 MAX_HEADER_BYTES: Final = 64 * 1024
 """The limit for a request line and headers, and for trailers."""
 
+MAX_CHUNK_HEADER: Final = 1024
+"""The limit for the header of one chunk. It is matched again with each part that arrives of it."""
+
 MAX_FRAMING: Final = 16 * 1024
-"""The limit for the header of one chunk. The headers of all chunks may have as many bytes more as there is content."""
+"""The headers of all chunks may have as many bytes more than there is content."""
 
 MAX_FIELDS: Final = 100
 """The most header fields of a request."""
@@ -99,22 +102,23 @@ class RequestReader:
 
     Attributes:
         head: None until all of it was fed.
-        body: The parts of the body that were fed; the owner takes them out.
+        body: What was fed of the body; the owner takes it out.
         is_complete: Whether the end of the request was fed.
     """
 
     def __init__(self) -> None:
         self.head: Head | None = None
-        self.body: list[bytes] = []
+        self.body: bytearray = bytearray()
         self.is_complete: bool = False
-        self._unread = b""  # the beginning of what is fed in pieces: the head, a chunk's header or a trailer
+        self._begun = bytearray()  # the beginning of a head that is fed in pieces
+        self._has_line = False  # it has a valid request line
         self._left = 0  # bytes of the body, or of the current chunk, that are still to come
         self._chunks: _Chunks | None = None
 
     @property
     def has_begun(self) -> bool:
         """Whether a part of the request was fed."""
-        return self.head is not None or bool(self._unread)
+        return self.head is not None or bool(self._begun)
 
     def feed(self, data: bytes) -> bytes:
         """Read the next bytes.
@@ -136,37 +140,45 @@ class RequestReader:
             return rest
         size = len(data)
         if size < self._left:
-            if size:
-                self.body.append(data)
-                self._left -= size
+            self.body += data
+            self._left -= size
             return b""
-        if self._left:
-            self.body.append(data if size == self._left else data[: self._left])
+        self.body += data[: self._left]
         rest, self._left = data[self._left :], 0
         self.is_complete = True
         return rest
 
     def _read_head(self, data: bytes) -> bytes | None:
-        """Read a part of the head. Once the head is complete, give what is behind it."""
-        before = len(self._unread)
-        data = self._unread + data if before else data
-        empty_line = data.find(b"\r\n\r\n", max(before - 3, 0))
-        end = len(data) if empty_line < 0 else empty_line + 4
+        """Read a part of the head. Once the head is complete, give what is behind it.
+
+        Each byte is looked at once, however small the parts are.
+        """
+        before, begun = len(self._begun), self._begun
+        begun += data
+        empty_line = begun.find(b"\r\n\r\n", max(before - 3, 0))
+        end = len(begun) if empty_line < 0 else empty_line + 4
         if end > MAX_HEADER_BYTES:
             explanation = f"the headers have more than {MAX_HEADER_BYTES} bytes: look at what a proxy adds to them"
             raise BadRequestError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header_size", explanation)
         if empty_line < 0:
-            if _NOT_IN_A_HEAD.search(data, max(before - 1, 0)) or (data.find(b"\r\n", 2) > 0 and not _is_request(data)):
-                raise _not_http(data)
-            self._unread = data
+            if _NOT_IN_A_HEAD.search(begun, max(before - 1, 0)) or not self._may_be_request(before):
+                raise _not_http(bytes(begun))
             return None
-        self._unread = b""
-        self.head = head = _parse_head(data, end)
+        whole = bytes(begun)
+        begun.clear()
+        self.head = head = _parse_head(whole, end)
         if head.length is None:
             self._chunks = _Chunks()
         else:
             self._left = head.length
-        return data[end:]
+        return whole[end:]
+
+    def _may_be_request(self, before: int) -> bool:
+        """Whether the first line, once it has its end, is a request line. What was fed before was looked at then."""
+        if not self._has_line and self._begun.find(b"\r\n", max(before - 1, 2)) > 0:
+            self._has_line = _REQUEST_LINE.match(self._begun) is not None
+            return self._has_line
+        return True
 
 
 class _Chunks:
@@ -182,36 +194,33 @@ class _Chunks:
         self._trailers = 0  # bytes of trailers
         self._trailer_lines = 0
 
-    def read(self, data: bytes, body: list[bytes]) -> tuple[bytes, bool]:
+    def read(self, data: bytes, body: bytearray) -> tuple[bytes, bool]:
         """Read the next bytes, and append their content to the body.
 
         Returns:
             What was not read, and whether the body is complete.
         """
         data, self._unread = self._unread + data, b""
-        pieces: list[bytes] = []
-        try:
-            at = self._read_chunks(data, pieces)
-        finally:
-            if pieces:
-                body.append(b"".join(pieces))
+        at = self._read_chunks(data, body)
         if self._in_trailers:
             return self._read_trailers(data, at)
         return data[at:], False
 
-    def _read_chunks(self, data: bytes, pieces: list[bytes]) -> int:
+    def _read_chunks(self, data: bytes, body: bytearray) -> int:
         """Read chunks until the data or the turn is at its end; the position of the rest."""
         at, end, chunks = 0, len(data), 0
         while at < end and chunks < CHUNKS_A_TURN and not self._in_trailers:
             if self._left:
                 piece = data[at : at + self._left]
-                pieces.append(piece)
+                body += piece
                 self._left -= len(piece)
                 at += len(piece)
                 continue
             match = self._header.match(data, at)
+            if (match.end() if match else end) - at > MAX_CHUNK_HEADER:
+                raise _wrong_chunk(f"the header of a chunk has more than {MAX_CHUNK_HEADER} bytes")
             if match is None:
-                if not self._header_begun.fullmatch(data, at) or end - at > MAX_FRAMING:
+                if not self._header_begun.fullmatch(data, at):
                     raise _wrong_chunk("a chunk has no valid header")
                 self._unread = data[at:]
                 return end
@@ -330,10 +339,6 @@ def _head(method: str, target: bytes, version: str, fields: list[Field]) -> Head
 
 
 _DECIDING: Final = (b"host", b"content-length", b"transfer-encoding", b"connection", b"expect")
-
-
-def _is_request(data: bytes) -> bool:
-    return _REQUEST_LINE.match(data) is not None
 
 
 def _wrong_head(explanation: str) -> BadRequestError:

@@ -13,10 +13,11 @@ import ssl
 from collections.abc import Callable
 from typing import Final, cast
 
-_RECORD: Final = 16 * 1024  # bytes of a TLS record (RFC 8446, 5.1), which are decrypted at a time
+_RECORD: Final = 16 * 1024  # bytes of the longest TLS record (RFC 8446, 5.1)
+_READ: Final = 16 * 1024  # bytes that are read and decrypted at a time: up to 700 records, if they have a byte each
 
 
-class TlsTransport(asyncio.Protocol, asyncio.Transport):
+class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
     """The protocol of a transport for the socket, and the transport of a protocol for what is decrypted.
 
     The protocol has its transport from the beginning of the handshake on, so that its deadline limits that too. It may
@@ -41,6 +42,7 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         self._is_established = False
         self._is_paused = False
         self._is_closing = False
+        self._buffer = bytearray()  # for the next read; empty between reads
 
     # Called by the socket's transport.
 
@@ -55,11 +57,16 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         self._protocol.connection_lost(exc)
         self._protocol = asyncio.Protocol()  # else both wait for the garbage collector, with what OpenSSL has taken
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's signature
+        """A small one, so that one turn of a connection decrypts little, and OpenSSL's own buffer stays small."""
+        self._buffer = bytearray(_READ)
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Decrypt."""
-        for start in range(0, len(data), _RECORD):  # what is written to it as a whole makes OpenSSL's buffer grow
-            self._incoming.write(data[start : start + _RECORD])
-            self._decrypt()
+        read, self._buffer = self._buffer, bytearray()
+        self._incoming.write(memoryview(read)[:nbytes])
+        self._decrypt()
 
     def eof_received(self) -> bool | None:
         """Tell the protocol. Requests say how long they are, so one without TLS's own end is not a part of one."""
@@ -134,35 +141,41 @@ class TlsTransport(asyncio.Protocol, asyncio.Transport):
         return default if self._socket is None else self._socket.get_extra_info(name, default)
 
     def _resume(self) -> None:
-        self._decrypt()
+        if not self._is_closing:
+            self._decrypt()
         if not self._is_paused and not self._is_closing and self._socket is not None:
             self._socket.resume_reading()
 
     def _decrypt(self) -> None:
-        """Go on with the handshake, or give the protocol what has arrived."""
-        if self._is_closing:
-            return
+        """Go on with the handshake, or give the protocol what has arrived: once, however many records it came in."""
+        decrypted, has_ended, failure = bytearray(), False, None
         try:
             if not self._is_established:
                 self._tls.do_handshake()
                 self._is_established = True
-            while not self._is_paused and not self._is_closing:
-                if data := self._tls.read(_RECORD):
-                    self._protocol.data_received(data)
-                else:  # the client has said that this is the end
-                    if not self._protocol.eof_received():
-                        self.close()
-                    break
+            while not self._is_paused and not has_ended:
+                part = self._tls.read(_RECORD)
+                decrypted += part
+                has_ended = not part  # the client has said that this is the end
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
-            if not self._is_established:
-                self._failed(error)
-            self._send()  # OpenSSL's alert
-            self._is_closing = True
-            if self._socket is not None:
-                self._socket.close()
+            failure = error
+        if decrypted:
+            self._protocol.data_received(bytes(decrypted))
+        if has_ended and not self._is_closing and not self._protocol.eof_received():
+            self.close()
+        if failure is not None:
+            self._fail(failure)
         self._send()
+
+    def _fail(self, error: ssl.SSLError) -> None:
+        if not self._is_established:
+            self._failed(error)
+        self._send()  # OpenSSL's alert
+        self._is_closing = True
+        if self._socket is not None:
+            self._socket.close()
 
     def _send(self) -> None:
         if self._socket is not None and (data := self._outgoing.read()):

@@ -13,7 +13,7 @@ def read(pieces: Sequence[bytes]) -> tuple[RequestReader, bytes, bytes]:
         while rest and not reader.is_complete:
             before, rest = rest, reader.feed(rest)
             assert len(rest) < len(before) or not rest, "each turn reads something"
-            body += b"".join(reader.body)
+            body += reader.body
             reader.body.clear()
         left = rest
     return reader, body, left

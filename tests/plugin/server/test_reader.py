@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from statsig_otel.plugin.server.reader import (
     CHUNKS_A_TURN,
+    MAX_CHUNK_HEADER,
     MAX_FIELDS,
     MAX_HEADER_BYTES,
     BadRequestError,
@@ -141,11 +143,41 @@ def test_what_it_refuses_and_what_it_takes_it_for(data: bytes, status: int, kind
     assert error.explanation
 
 
+def test_small_parts_cost_no_more_the_longer_the_request_is_already() -> None:
+    """Else a client that sends single bytes takes all of the processor. The bound is a hundred times what it takes."""
+    long_target = b"POST /" + b"a" * 60_000 + b" HTTP/1.1\r\nhost: test\r\nx: "
+    for begin, parts in (
+        (b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 99999\r\n\r\n", 20_000),
+        (long_target, 5000),
+    ):
+        reader = RequestReader()
+        reader.feed(begin)
+        before = time.thread_time()
+        for _ in range(parts):
+            reader.feed(b"y")
+        assert time.thread_time() - before < 0.5
+
+
+def test_where_a_chunk_header_is_cut_makes_no_difference_to_its_limit() -> None:
+    for size, is_read in ((MAX_CHUNK_HEADER, True), (MAX_CHUNK_HEADER + 1, False)):
+        header = b"1;" + b"a" * (size - 4) + b"\r\n"
+        for parts in ([header], [header[:-1], header[-1:]], [header[at : at + 1] for at in range(size)]):
+            reader = RequestReader()
+            reader.feed(CHUNKED)
+            try:
+                for part in parts:
+                    reader.feed(part)
+            except BadRequestError:
+                assert not is_read
+            else:
+                assert is_read
+
+
 def test_one_turn_handles_a_limited_number_of_chunks() -> None:
     reader = RequestReader()
     many = b"1\r\nx\r\n" * 4 * CHUNKS_A_TURN
     rest = reader.feed(CHUNKED + many)
-    assert len(b"".join(reader.body)) == CHUNKS_A_TURN - 1  # of the last one only the header
+    assert len(reader.body) == CHUNKS_A_TURN - 1  # of the last one only the header
     assert many.endswith(rest)
     assert len(rest) > len(many) / 2
 
