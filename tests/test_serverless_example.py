@@ -90,13 +90,14 @@ def test_changes_reach_the_queue_before_the_answer(example: Any, base64_bodies: 
     assert json.loads(dead_letter)["timestamp"] is None
 
 
-def test_what_is_not_statsigs_never_reaches_it(example: Any) -> None:
+def test_what_is_not_statsigs_never_reaches_it(example: Any, caplog: pytest.LogCaptureFixture) -> None:
     queue = Queue()
     body = body_of(CHANGE)
     twice = {**signed(body), SIGNATURE_HEADER.lower(): signed(body)[SIGNATURE_HEADER]}
     with platform(example, queue) as address:
         for headers in ({}, twice, signed(body, secret="webhook-another"), signed(body, at_ms=1_700_000_000_000)):
             assert post(address, body, headers).status == 401
+        assert caplog.text.count("statsig: answered 401 (") == 4
         assert exchange(address, request(method="GET")).status == 405
     assert queue.messages == []
 

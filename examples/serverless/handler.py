@@ -35,11 +35,13 @@ def handle(event: Event, *, secrets: Sequence[str], put: Put, now_ns: int) -> Ev
     body = base64.b64decode(text) if event.get("isBase64Encoded") else text.encode()
     # The platform writes names in lower case, and joins repeated headers with a comma, which is not a valid signature.
     headers = [(name.encode(), value.encode()) for name, value in event.get("headers", {}).items()]
+    intake = Intake(verifier=Verifier(secrets))
     try:
-        answer = answer_to(Intake(verifier=Verifier(secrets)), headers, body, put=put, now_ns=now_ns)
+        answer = answer_to(intake, headers, body, put=put, now_ns=now_ns)
     except AnsweredError as answered:
         answer = answered.answer
-    print("answered:", answer.status.value, answer.reason, answer.detail)
+    intake.report(answer)
+    print("answered:", answer.status.value, answer.reason)
     return response(answer.status, answer.body, answer.retry_after)
 
 

@@ -16,6 +16,7 @@ from statsig_otel._futures import failed
 from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.terminal import printable
 
+_YEAR: Final = 31_536_000  # seconds
 _UID: Final = re.compile("[0-9a-fA-F]{32}")
 
 
@@ -163,11 +164,12 @@ class RefusedError(Exception):
 
     Attributes:
         reason: A short identifier for metrics, such as `exporter_failed`. The message is for the log.
-        retry_after: Seconds after which another attempt makes sense.
+        retry_after: Seconds after which another attempt makes sense, from 0 to a year.
         subject: What failed, such as an exporter. Of refusals with the same reason and subject not all are logged.
 
     Raises:
         TypeError: A value has another type.
+        ValueError: `retry_after` is negative, or more than a year.
 
     Example:
         >>> from statsig_otel.exporters import RefusedError
@@ -179,6 +181,8 @@ class RefusedError(Exception):
     def __init__(self, message: str, *, reason: str, retry_after: int = RETRY_AFTER, subject: str = "") -> None:
         check_type("reason", reason, str)
         check_type("retry_after", retry_after, int)
+        if not 0 <= retry_after <= _YEAR:
+            raise ValueError(f"retry_after must be from 0 to {_YEAR} seconds")
         check_type("subject", subject, str)
         super().__init__(message)
         self.reason = reason

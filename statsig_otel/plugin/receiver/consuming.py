@@ -66,6 +66,8 @@ def consume(consumer: Consumer, batch: Batch, run: Callable[[Awaitable[Receipt]]
         answer: object = consumer.consume(batch)
     except RefusedError as error:
         return failed(error)
+    except asyncio.CancelledError:  # no server expects it of a call, and some end their thread without an answer
+        return failed(CancelledError())
     if isinstance(answer, Future):
         return answer
     if isinstance(answer, Receipt):

@@ -1,12 +1,12 @@
 """Makes a configuration from code instead of files, with the same components, checks and messages."""
 
+import re
 import threading
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any, Final, TypeAlias, TypeGuard, cast
-from urllib.parse import urlsplit
 
 from statsig_otel._times import SEND_TIMEOUT
 from statsig_otel.config.configuration import Configuration, Pipeline
@@ -30,6 +30,11 @@ from statsig_otel.plugin.settings.reading import queued_exporters
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 
 _STORAGE: Final = "file_storage"
+# RFC 3986: a scheme, a host, a port, and a path of unreserved characters, sub-delims, ":", "@" and "%".
+_URL: Final = re.compile(
+    r"(?i:https?)://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?"
+)
+_MAX_PORT: Final = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,9 @@ def build_configuration(
     told = {problem.path[:end] for problem in found_references for end in range(3, len(problem.path) + 1)}
     problems += found_references
     problems += [as_argument(one) for one in found if one.path[:2] not in wrong and one.path not in told]
+    if str(directory or "").partition("/")[0] == "~":
+        message = "begins with ~, which is not replaced by a home directory"
+        problems.append(Problem(("directory",), message, 'give Path("~/...").expanduser(), or the whole path'))
     queued = queued_exporters(configuration)
     if queued and not directory:
         message = f"is required: what waits for {', '.join(queued)} is kept there"
@@ -138,7 +146,7 @@ def check_arguments(
         if not isinstance(value, bool):
             problems.append(Problem((argument,), "must be True or False"))
     if not _is_url(url):
-        hint = "write it as https://host/prefix, without a receiver's path"
+        hint = "write it as https://host/prefix, without a receiver's path, credentials, a query or a fragment"
         problems.append(Problem(("url",), "must be a URL", hint))
     if problems:
         raise ConfigError(problems)
@@ -146,14 +154,8 @@ def check_arguments(
 
 def _is_url(url: object) -> bool:
     """Whether it is a URL that paths can be added to, or empty."""
-    if not isinstance(url, str):
-        return False
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    is_whole = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment
-    return not url or bool(is_whole)
+    match = _URL.fullmatch(url) if isinstance(url, str) else None
+    return url == "" or (match is not None and int(match["port"] or 1) in range(1, _MAX_PORT + 1))
 
 
 def as_argument(problem: Problem) -> Problem:

@@ -115,6 +115,7 @@ def test_a_refusal_may_be_raised_or_come_later(adapter: Adapter) -> None:
         (Consumer(lambda: Receipt(-1, 2)), "ValueError: accepted must not be negative"),
         (AsyncConsumer(raising(KeyError("x"))), "KeyError: 'x'"),
         (AsyncConsumer(raising(asyncio.CancelledError())), "CancelledError"),
+        (Consumer(raising(asyncio.CancelledError())), "CancelledError"),
         (Consumer(cancelled), "CancelledError"),
         (Consumer(lambda: future(TimeoutError("of the table"))), "TimeoutError: of the table"),
     ],
@@ -227,3 +228,10 @@ def test_wrong_receivers_of_an_application_are_refused_when_it_is_made() -> None
 def test_another_signal_s_provider_is_refused_when_its_consumer_is_made() -> None:
     with pytest.raises(TypeError, match="provider must be a LoggerProvider, not TracerProvider"):
         LoggerProviderConsumer(TracerProvider())  # type: ignore[arg-type] # what is tested
+
+
+def test_a_refusal_asks_for_a_time_that_a_client_can_wait() -> None:
+    for seconds in (-5, 31_536_001, 10**30):
+        with pytest.raises(ValueError, match="retry_after must be from 0 to 31536000 seconds"):
+            RefusedError("full", reason="full", retry_after=seconds)
+    assert RefusedError("full", reason="full", retry_after=0).retry_after == 0

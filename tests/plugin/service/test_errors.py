@@ -109,6 +109,15 @@ def test_a_reference_in_code_is_no_secret(written: str) -> None:
         )
 
 
+def test_a_home_directory_is_not_guessed() -> None:
+    for directory in ("~", "~/queue", Path("~/queue")):
+        with pytest.raises(
+            ConfigError, match=r'^directory: begins with ~, .*\n  hint: give Path\("~/\.\.\."\)\.expanduser'
+        ):
+            made(directory=directory)
+    made(directory="a~/~")
+
+
 def test_the_environment_is_a_mapping() -> None:
     nothing: Any = None
     makes: list[Callable[[], object]] = [

@@ -254,6 +254,11 @@ def test_of_a_service_made_in_code_the_certificates_are_watched(tmp_path: Path) 
         wait_until(lambda: served.certificate() != first)
 
 
+def test_a_url_may_have_a_port_and_any_path(make: Make) -> None:
+    for url in ("http://h:8080", "HTTPS://[::1]:443/a", "https://a-b_c.example.com/%20/~x/;y=1"):
+        assert make(listen=False, url=url).urls == {"statsig": f"{url}{DEFAULT_PATH}"}
+
+
 @pytest.mark.parametrize("url", ["https://flags.example.com/statsig", "https://flags.example.com/statsig/"])
 def test_a_mounted_service_can_be_told_its_url(make: Make, url: str) -> None:
     assert make(listen=False).urls == {}
@@ -261,8 +266,12 @@ def test_a_mounted_service_can_be_told_its_url(make: Make, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["flags.example.com", "ftp://flags.example.com", "https://", "https://[", "https://a?b"]
-)
+    "url",
+    [
+        "flags.example.com", "ftp://flags.example.com", "https://", "https://[", "https://a?b", "https://h/?", "https://h/p#",
+        "https://h:abc", "https://h:0", "https://h:65536", " https://h", "https://h/a b", "https://u:p@h", "https://h/${env:X}",
+    ],
+)  # fmt: skip
 def test_what_is_not_a_url_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(ConfigError, match=r"url: must be a URL\n  hint: write it as https://host/prefix"):
         Service(
