@@ -201,6 +201,9 @@ def test_a_mistake_that_is_likely_says_what_to_do(tmp_path: Path) -> None:
         (lambda: intake().begin([("a", "b")], 0), "headers must be pairs of a name and a value in bytes, such as"),  # type: ignore[list-item]
         (lambda: intake().begin([], time.time()), "now_ns must be an int, not float"),  # type: ignore[arg-type]
         (lambda: Verifier(SECRET), "secrets must be a list of strings, not str"),
+        (lambda: SETTINGS.intake("x", {"a": object()}), "resource['a'] must be a string, a number, a boolean"),  # type: ignore[dict-item]
+        (lambda: SETTINGS.mapper({"a": ["b", None]}), "resource['a'] must be a string, a number, a boolean"),  # type: ignore[dict-item]
+        (lambda: setattr(intake(), "verifier", SECRET), "verifier must be a Verifier, not str"),
         (lambda: Opaque(None), "text must be a str, not None"),  # type: ignore[arg-type]
         (lambda: Receipt("1"), "accepted must be an int, not str"),  # type: ignore[arg-type]
         (lambda: Change("abc-1", (b"record",)), "uid must be 32 hex digits"),

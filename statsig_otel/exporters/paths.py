@@ -11,6 +11,7 @@ NO_PATH: Final = "contains a NUL byte, which no path can contain"
 WRITABLE_HINT: Final = (
     "let the service's own user write there (chown; in Kubernetes securityContext.fsGroup), or name another path"
 )
+ELSEWHERE: Final = "name another path"
 _LONGEST_SHOWN: Final = 120
 
 
@@ -54,7 +55,7 @@ def unusable(path: Path, error: OSError) -> Fault:
         return Fault(f"{_shown(path)} is a symbolic link that leads in a circle", hint)
     if error.errno in (errno.EACCES, errno.EPERM):
         return forbidden(path)
-    return Fault(f"{_shown(path)} can't be used: {error.strerror}", WRITABLE_HINT)
+    return Fault(f"{_shown(path)} can't be used: {error.strerror}", ELSEWHERE)
 
 
 def forbidden(path: Path) -> Fault:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from statsig_otel.config.errors import Fault
-from statsig_otel.exporters.paths import WRITABLE_HINT, exists, forbidden, is_open_as, nearest, too_long, unusable
+from statsig_otel.exporters.paths import exists, forbidden, is_open_as, nearest, too_long, unusable
 from statsig_otel.exporters.queue import schema, write_ahead_log
 from statsig_otel.exporters.queue.errors import QueueError
 
@@ -40,6 +40,7 @@ _ASIDE: Final = re.compile(rf"{re.escape(DATABASE)}\.(corrupt|salvaged|unreadabl
 _LONGEST_NAME: Final = f"{DATABASE}.unreadable-00000000T000000Z-1-journal"
 _ELSEWHERE: Final = "name another directory, or move what is there away"
 _A_LINK: Final = "is a symbolic link, where the queue has a file of its own"
+_NOT_A_FILE: Final = "is a pipe or a device, where the queue has a file"
 _ZEROS: Final = bytes(1 << 16)
 _NOT_SUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 """By the file system: glibc writes zeros then, and musl does not."""
@@ -93,11 +94,13 @@ class QueueDirectory:
         if fault is not None:
             return fault
         if not existing.is_dir():
-            return Fault(f"{existing} is not a directory", WRITABLE_HINT)
+            return Fault(f"{existing} is not a directory", _ELSEWHERE)
         if not os.access(existing, os.W_OK | os.X_OK):
             return forbidden(existing)
         if link := self._link():
             return Fault(f"{link} {_A_LINK}", _ELSEWHERE)
+        if strange := self._not_a_file():
+            return Fault(f"{strange} {_NOT_A_FILE}", _ELSEWHERE)
         for name in _FILES:
             if (self.path / name).is_dir():
                 return Fault(f"{self.path / name} is a directory, where the queue has a file", _ELSEWHERE)
@@ -153,6 +156,8 @@ class QueueDirectory:
             OSError: The directory can't be created or written, or one of the files is a symbolic link.
         """
         self._make()
+        if strange := self._not_a_file():
+            raise OSError(errno.EINVAL, _NOT_A_FILE, str(strange))
         if link := self._link():  # whoever made it may want a file of somebody else to be overwritten
             raise OSError(errno.ELOOP, _A_LINK, str(link))
         descriptor = _open(self.path / LOCK, os.O_RDWR)
@@ -346,6 +351,11 @@ class QueueDirectory:
     def _link(self) -> Path | None:
         """One of the queue's files that is a symbolic link; None if none is. SQLite would follow it, too."""
         return next((path for name in _FILES if (path := self.path / name).is_symlink()), None)
+
+    def _not_a_file(self) -> Path | None:
+        """One of the queue's files that is a pipe or a device; None if none is."""
+        paths = (self.path / name for name in _FILES if name != CONTROL)
+        return next((path for path in paths if path.exists() and not path.is_file() and not path.is_dir()), None)
 
     def _check_missing(self, existing: Path) -> Fault | None:
         """Why the missing directories below an existing one can't be created."""

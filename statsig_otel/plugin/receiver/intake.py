@@ -195,12 +195,11 @@ class Intake:
     def __init__(
         self, *, verifier: Verifier, mapper: Mapper | None = None, name: str = "statsig", limits: Limits | None = None
     ) -> None:
-        self.last_secret: int | None = None
-        self._verifier = verifier
+        self.verifier = verifier
         self.mapper: Mapper = Mapper() if mapper is None else mapper
         self.name = name
         self.limits: Limits = Limits() if limits is None else limits
-        for argument, type_ in {"verifier": Verifier, "mapper": Mapper, "name": str, "limits": Limits}.items():
+        for argument, type_ in {"mapper": Mapper, "name": str, "limits": Limits}.items():
             check_type(argument, getattr(self, argument), type_)
         self._in_flight = 0
         self._large_in_flight = 0
@@ -216,7 +215,9 @@ class Intake:
 
     @verifier.setter
     def verifier(self, verifier: Verifier) -> None:
-        self._verifier, self.last_secret = verifier, None
+        check_type("verifier", verifier, Verifier)
+        self._verifier = verifier
+        self.last_secret: int | None = None
 
     def verified(self, position: int) -> None:
         """Remember which secret verified the last request, by its position from 1, and log another one."""
@@ -249,8 +250,7 @@ class Intake:
         if any(value.strip().lower() != b"identity" for value in fields.get(_CONTENT_ENCODING, ())):
             raise _refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content_encoding")
         length = _content_length(fields.get(_CONTENT_LENGTH, ()))
-        limit = self.limits.max_request_body_size
-        if length is not None and length > limit:
+        if length is not None and length > self.limits.max_request_body_size:
             raise _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large")
         signatures, timestamps = fields.get(_SIGNATURE, ()), fields.get(_TIMESTAMP, ())
         try:

@@ -7,7 +7,7 @@ takes several times as long.
 
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -18,7 +18,7 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO
 
 from statsig_otel import __version__, _attributes
-from statsig_otel._arguments import check_type, method_fault, type_name
+from statsig_otel._arguments import check_type, method_fault, mistyped, type_name
 from statsig_otel.plugin.record import description
 from statsig_otel.plugin.record.arrays import Cut, converted, joined
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError, valid
@@ -165,6 +165,11 @@ class LogRecordEncoder:
         max_record_bytes: int = MAX_RECORD_BYTES,
     ) -> None:
         check_type("resource", resource, Mapping, "a mapping")
+        for key, value in resource.items():
+            check_type("a key of resource", key, str)
+            values = value if isinstance(value, Sequence) and not isinstance(value, bytes) else [value]
+            if not all(isinstance(one, str | int | float) for one in values):
+                raise TypeError(mistyped(f"resource[{key!r}]", value, "a string, a number, a boolean or a list of one"))
         check_type("hash_key", hash_key, (str, NoneType), "a string or None")
         check_type("max_record_bytes", max_record_bytes, int)
         if mapping is not None and (fault := method_fault(mapping, "apply", "record, event, item")):

@@ -3,7 +3,8 @@
 import re
 import threading
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any, Final, TypeAlias, TypeGuard, cast
@@ -15,6 +16,7 @@ from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import examine
 from statsig_otel.config.model import Settings, references
 from statsig_otel.config.validation import in_code, validate
+from statsig_otel.config.values import Opaque, reveal
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
@@ -28,6 +30,7 @@ from statsig_otel.plugin.settings.delivery import (
 from statsig_otel.plugin.settings.exporters import fault_of
 from statsig_otel.plugin.settings.reading import queued_exporters
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.webhook.signature import Verifier
 
 _STORAGE: Final = "file_storage"
 # RFC 3986: a scheme, a host, a port, and a path of unreserved characters, sub-delims, ":", "@" and "%".
@@ -142,6 +145,9 @@ def check_arguments(
             problems.append(Problem(("locations", index), "must be a path or a string", "give each file by itself"))
     if not isinstance(environ, Mapping):
         problems.append(Problem(("environ",), "must be a mapping", "give os.environ, or {} for no variables"))
+    for name, value in environ.items() if isinstance(environ, Mapping) else ():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            problems.append(Problem(("environ", str(name)), "must be a string"))
     for argument, value in {"listen": listen, "wait_for_directory": wait_for_directory}.items():
         if not isinstance(value, bool):
             problems.append(Problem((argument,), "must be True or False"))
@@ -156,6 +162,22 @@ def _is_url(url: object) -> bool:
     """Whether it is a URL that paths can be added to, or empty."""
     match = _URL.fullmatch(url) if isinstance(url, str) else None
     return url == "" or (match is not None and int(match["port"] or 1) in range(1, _MAX_PORT + 1))
+
+
+def secrets_of(receiver: str, secrets: Sequence[str]) -> list[Opaque]:
+    """The signing secrets that a receiver is given while it runs, checked as those of its settings are.
+
+    Raises:
+        ConfigError: One of them can't be a secret.
+        TypeError: They are not a list of strings.
+    """
+    with suppress(ValueError):  # which the settings say with its place
+        Verifier(secrets)
+    try:
+        return [Opaque(reveal(one)) for one in StatsigReceiverSettings(signing_secrets=secrets).signing_secrets]
+    except ConfigError as error:
+        wrong = [replace(problem, path=("receivers", receiver, *problem.path)) for problem in error.problems]
+        raise ConfigError(wrong) from None
 
 
 def as_argument(problem: Problem) -> Problem:

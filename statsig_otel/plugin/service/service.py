@@ -12,7 +12,6 @@ from wsgiref.types import WSGIApplication
 from statsig_otel import _times
 from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import ConfigError, Problem, hint_for
-from statsig_otel.config.values import Opaque
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.doctor.resources import directory_problem
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
@@ -28,16 +27,16 @@ from statsig_otel.plugin.service.builder import (
     build_configuration,
     check_arguments,
     keys_of_servers,
+    secrets_of,
 )
 from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import Lifecycle
 from statsig_otel.plugin.service.reload import Reloader, check_with_files
 from statsig_otel.plugin.settings.environment import read_document, resource_from_environment
 from statsig_otel.plugin.settings.reading import receiver_settings
-from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, check_secret
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.remarks import remarks
 from statsig_otel.plugin.settings.storage import find_directory
-from statsig_otel.plugin.webhook.signature import Verifier
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -405,8 +404,8 @@ class Service:
             secrets: The whole signing secrets, in any order; none for the set-up mode.
 
         Raises:
-            ConfigError: There is no such receiver, or the service was made by `from_file`. Nothing has changed.
-            ValueError: A secret is empty, or no secret looks like this. Nothing has changed.
+            ConfigError: A secret is empty, or no secret looks like this. There is no such receiver, or the service was
+                made by `from_file`. Nothing has changed.
             TypeError: An argument has another type, such as one string for the secrets. Nothing has changed.
 
         Example:
@@ -419,8 +418,7 @@ class Service:
             ... )
             >>> service.rotate_secrets("statsig", ["webhook-old", "webhook-new"])
         """
-        Verifier(secrets)  # raises what is wrong with them
-        wanted, after = self._known(receiver), [check_secret(Opaque(secret)) for secret in secrets]
+        wanted, after = self._known(receiver), secrets_of(receiver, secrets)
         if self._reloader.has_files:
             problem = "this service was made from files, which say what its secrets are"
             raise ConfigError(

@@ -246,7 +246,8 @@ def test_where_a_queue_can_not_be() -> None:
     config(more=STORAGE % "taken/queue")
     more = "yaml:service::extensions: [file_storage]"
     assert errors("--config", "config.yaml", "--config", more) == (
-        f"extensions::file_storage::directory: taken is not a directory (config.yaml:10)\n  hint: {WRITABLE_HINT}"
+        "extensions::file_storage::directory: taken is not a directory (config.yaml:10)\n"
+        "  hint: name another directory, or move what is there away"
     )
 
 

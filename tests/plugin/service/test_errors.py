@@ -1,5 +1,6 @@
 """What is wrong with settings, mappings, types and directories is one kind of error, in the words of code."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: made(exporters={"nope": {}}), "exporters::nope: there is no exporter of the type 'nope'\n  hint: there"),
     (lambda: made(exporters={"nope": HTTP}), "exporters::nope: there is no exporter of the type 'nope'\n  hint: there"),
     (lambda: made().receiver("nope"), "receivers::nope: there is no such receiver\n  hint: there are: statsig"),
+    (lambda: made(environ={"OTEL_SERVICE_NAME": 3}), "environ::OTEL_SERVICE_NAME: must be a string"),
     (lambda: made(directory="a\0b"), "directory: contains a NUL byte, which no path can contain"),
 ]
 
@@ -64,7 +66,11 @@ def test_a_directory_that_can_not_be_one_is_said_at_the_start(tmp_path: Path) ->
     for directory in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ConfigError) as caught:
             made(directory=directory).start()
-        assert str(caught.value).startswith(f"directory: {tmp_path / 'file'} is not a directory\n  hint: ")
+        assert str(caught.value).startswith(f"directory: {tmp_path / 'file'} is not a directory\n  hint: name another")
+    (tmp_path / "queue").mkdir()
+    os.mkfifo(tmp_path / "queue" / "lock")
+    with pytest.raises(ConfigError, match=r"directory: .*/queue/lock is a pipe or a device"):
+        made(directory=tmp_path / "queue").start()
     with pytest.raises(ConfigError, match="directory: /proc/nothing can't be used: No such file or directory"):
         made(directory="/proc/nothing").start()
     config = tmp_path / "config.yaml"

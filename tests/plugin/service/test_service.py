@@ -454,9 +454,11 @@ def test_secrets_are_rotated_while_it_runs_and_before(tmp_path: Path) -> None:
         assert [post(running, "a", secret=secret).status for secret in (SECRET, other)] == [200, 200]
         running.rotate_secrets("statsig", [other])
         assert [post(running, "a", secret=secret).status for secret in (SECRET, other)] == [401, 200]
-        with pytest.raises(ValueError, match="is empty"):
+        with pytest.raises(ConfigError, match=r"receivers::statsig::signing_secrets\[0\]: is empty"):
             running.rotate_secrets("statsig", [""])
-        with pytest.raises(ValueError, match="quotation mark"):
+        with pytest.raises(ConfigError, match=r"receivers::statsig::signing_secrets\[0\]: contains \$"):
+            running.rotate_secrets("statsig", ["${env:SECRET}"])
+        with pytest.raises(ConfigError, match=r"receivers::statsig::signing_secrets\[1\]: .*quotation mark"):
             running.rotate_secrets("statsig", [other, f'"{other}"'])
         with pytest.raises(TypeError):
             running.rotate_secrets("statsig", other)
