@@ -13,7 +13,7 @@ from statsig_otel.plugin.record.filter import ChangeFilter
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.services import Concerned
-from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
 from statsig_otel.plugin.webhook import lenient_json
 from statsig_otel.plugin.webhook.body import ParsedBody, is_config_change, parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError
@@ -118,7 +118,7 @@ def explain(
     except MalformedBodyError as error:
         return replace(unread, problem=str(error))
     shape, decoded = _decode(body.decode())
-    mapper = settings.mapper(resource)
+    mapper = with_resource(settings, resource).mapper()
     change_filter = settings.filter.create() if settings.filter else None
     return replace(unread, shape=shape, items=tuple(_explain_items(parsed, decoded, mapper, change_filter, at_ns)))
 

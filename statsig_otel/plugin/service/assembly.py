@@ -25,7 +25,7 @@ from statsig_otel.plugin.service.endpoints import Endpoint, check_shared_endpoin
 from statsig_otel.plugin.service.outbound import Applied, Outbound
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
 from statsig_otel.plugin.settings.reading import receiver_settings
-from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Assembly:
         self._commands: dict[str, Handler] = {}
         self.consumer: Final = ServiceConsumer()
         self._outbound = Outbound(configuration, self.directory)
-        self._intakes = {name: one.intake(name, resource) for name, one in settings.items()}
+        self._intakes = {name: with_resource(one, resource).intake(name) for name, one in settings.items()}
         patience = self._outbound.patience
         self.receivers: Final = {
             name: StatsigReceiver(intake, self.consumer, patience=patience(name))
@@ -292,7 +292,7 @@ class Assembly:
         before, after = receiver_settings(current), receiver_settings(configuration)
         renewed, failures = self._renewed_tls()
         verifiers = {name: settings.verifier() for name, settings in after.items()}
-        mappers = {name: settings.mapper(self._resource) for name, settings in after.items()}
+        mappers = {name: with_resource(settings, self._resource).mapper() for name, settings in after.items()}
 
         def apply() -> None:
             self._configuration = configuration

@@ -14,7 +14,7 @@ from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter
 from statsig_otel.plugin.settings.environment import read_document, resource_from_environment
-from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
 from statsig_otel.plugin.settings.storage import FileStorageSettings, find_directory
 
 PEM_KEYS: Final = ("ca_file", "cert_file", "key_file", "client_ca_file")
@@ -41,7 +41,7 @@ def read(locations: tuple[str, ...], environ: Mapping[str, str]) -> QueueConfigu
     return QueueConfiguration(
         directory=find_directory(configuration, environ),
         routing=routing(configuration),
-        mappers={name: one.mapper(resource) for name, one in receiver_settings(configuration).items()},
+        mappers={name: with_resource(one, resource).mapper() for name, one in receiver_settings(configuration).items()},
     )
 
 

@@ -11,8 +11,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from statsig_otel import _attributes
 from statsig_otel._arguments import check_type
-from statsig_otel.config.errors import Fault, SettingError
-from statsig_otel.config.model import Settings
+from statsig_otel.config.errors import ConfigError, Fault, SettingError
+from statsig_otel.config.model import Settings, references
 from statsig_otel.config.units import Duration, Size
 from statsig_otel.config.values import Opaque, ReadAs, Secret, reveal
 from statsig_otel.exporters.routing import DEFAULT_WINDOW
@@ -332,8 +332,11 @@ class StatsigReceiverSettings(Settings):
 
         Raises:
             TypeError: The resource is not a mapping.
+            ConfigError: An attribute of the resource is a reference such as `${env:NAME}`.
         """
         check_type("resource", resource, (Mapping, NoneType), "a mapping or None")
+        if wrong := list(references({"resource": resource})):
+            raise ConfigError(wrong)
         encoder = LogRecordEncoder(
             resource={**DEFAULT_RESOURCE, **(resource or {}), **self.resource},
             user=self.user,
@@ -359,6 +362,7 @@ class StatsigReceiverSettings(Settings):
 
         Raises:
             TypeError: An argument has another type.
+            ConfigError: See `mapper`.
         """
         limits = Limits(
             max_request_body_size=self.max_request_body_size,
@@ -366,3 +370,8 @@ class StatsigReceiverSettings(Settings):
             read_timeout=self.read_timeout,
         )
         return Intake(verifier=self.verifier(), mapper=self.mapper(resource), name=name, limits=limits)
+
+
+def with_resource(settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> StatsigReceiverSettings:
+    """Settings with more attributes of a resource, from the environment or from a service, as they are."""
+    return settings.model_copy(update={"resource": {**resource, **settings.resource}})

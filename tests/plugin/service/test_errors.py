@@ -155,6 +155,9 @@ def test_settings_refuse_it_too(written: str) -> None:
         assert str(problem).startswith(
             f"{where}: contains ${{...}}, which stands for something in files only\n  hint: give"
         )
+    for made_with in (RECEIVER.mapper, lambda resource: RECEIVER.intake("statsig", resource)):
+        with pytest.raises(ConfigError, match=r"^resource::a: contains \$"):
+            made_with({"a": written})
     with pytest.raises(ValueError, match=r"a signing secret contains \$\{\.\.\.\}, which stands"):
         Verifier([written])
 
@@ -172,4 +175,4 @@ def test_a_file_escapes_them() -> None:
         "yaml:receivers: {statsig: {signing_secrets: []}}",
         "yaml:service::pipelines::logs: {receivers: [statsig], exporters: [otlp_http]}",
     ]
-    Service.from_file(document, *rest, environ={"V": "${y}"})
+    Service.from_file(document, *rest, environ={"V": "${y}", "OTEL_RESOURCE_ATTRIBUTES": "a=${b}"})
