@@ -43,8 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
     The slow tests go to a real disk.
     """
     config.stash[STDERR] = os.dup(2)
-    # A shell ignores Ctrl-C for what it runs in the background, and so would every process that a test starts and ends.
+    # A shell ignores Ctrl-C for what it runs in the background, and nohup the end of a terminal. Every process that a
+    # test starts and ends with that signal would ignore it, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if config.option.markexpr != "not slow" or "TMPDIR" in os.environ:
         return
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 1 << 30:
