@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import chain, count, cycle, islice, repeat
 
 from benchmarks import measure, webhooks
 from benchmarks.load import quantile
@@ -97,6 +97,17 @@ async def large_bodies(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     await reader.read()
 
 
+_sizes = chain(repeat(256 << 10, 515), cycle((64 << 10, 16 << 10, 4 << 10, 1 << 10, 256, 64)))
+
+
+async def unfinished_bodies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Large ones first, then ever smaller ones, until not even a small body would fit."""
+    size = next(_sizes)
+    writer.write(_HEAD + _fake_headers() + b"content-length: %d\r\n\r\n" % size + bytes(size - 1))
+    await writer.drain()
+    await reader.read()
+
+
 async def unsigned(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while True:
         writer.write(_UNSIGNED)
@@ -132,6 +143,7 @@ ATTACKS: dict[str, tuple[Client, int]] = {
     "pipelined requests": (pipelined, 200),
     "one-byte chunks": (one_byte_chunks, 200),
     "large bodies with a wrong signature": (large_bodies, 50),
+    "bodies of all sizes without their last byte": (unfinished_bodies, 800),
     "unsigned requests, as many as possible": (unsigned, 64),
     "signed exposures, 500 a body, as many as possible": (exposures, 8),
 }

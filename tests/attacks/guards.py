@@ -37,6 +37,7 @@ TLS_TRANSPORT: Final = "statsig_otel.plugin.server.tls_transport"
 EXCHANGE: Final = "statsig_otel.plugin.server.exchange"
 SERVER_MODULE: Final = "statsig_otel.plugin.server.server"
 INTAKE: Final = "statsig_otel.plugin.receiver.intake"
+BODIES: Final = "statsig_otel.plugin.receiver.bodies"
 ANSWERS: Final = "statsig_otel.plugin.receiver.answers"
 ASGI: Final = "statsig_otel.plugin.receiver.asgi"
 SIGNATURE: Final = "statsig_otel.plugin.webhook.signature"
@@ -264,13 +265,15 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "bytes in flight": Guard(
         "All bodies together have at most `max_in_flight_bytes`.",
-        (
-            Edit(
-                INTAKE,
-                "if (size > 0 and self._in_flight + size > self.limits.max_in_flight_bytes) or (",
-                "if False and (",
-            ),
-        ),
+        (Edit(BODIES, "while self.size + more > self._max_bytes:", "while False:"),),
+    ),
+    "bodies make room": Guard(
+        "At `max_in_flight_bytes`, the oldest body that has not arrived as a whole gives way.",
+        (Edit(BODIES, "for body in self._unfinished:", "for body in ():"),),
+    ),
+    "large bodies": Guard(
+        "Bodies over 256 KiB have at most 7/8 of `max_in_flight_bytes`, and give way to each other first.",
+        (Edit(BODIES, "while large and self._large_size", "while False and self._large_size"),),
     ),
     "unsigned body": Guard(
         "Of a request without valid signature headers at most 4 KiB are read, as it may be a URL verification.",

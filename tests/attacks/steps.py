@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import trustme
 
+from statsig_otel.plugin.receiver.bodies import SMALL_BODY
 from statsig_otel.plugin.receiver.intake import Limits
 from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, MAX_HEADER_BYTES
 from tests.attacks.attack import PATIENCE, Serve
@@ -220,14 +221,33 @@ def answer_under_fire(serve: Serve) -> None:
         assert read_response(connection).status == 401
 
 
-def too_many_bytes(serve: Serve) -> None:
+def unfinished_bodies(serve: Serve) -> None:
+    """Together they would have all the memory until `read_timeout`, down to the last byte."""
     limits = Limits(max_request_body_size=1000, max_in_flight_bytes=1000)
-    with serve(limits=limits) as site, site.connect() as first, site.connect() as second:
-        body = bytes(900)
-        for connection in (first, second):
-            connection.sendall(request(body, headers=signed(body))[:-1])
+    with serve(limits=limits) as site, contextlib.ExitStack() as stack:
+        unfinished = []
+        for size in (600, 398, 1, 1):
+            unfinished.append(stack.enter_context(site.connect()))
+            unfinished[-1].sendall(request(bytes(size + 1), headers=signed(b""))[:-1])
             time.sleep(0.2)
-        assert read_response(second).status == 503
+        assert site.is_well()
+        for connection, status in zip(unfinished, (408, 401, 401, 401), strict=True):
+            connection.sendall(b"x")
+            assert read_response(connection).status == status
+
+
+def large_unfinished_bodies(serve: Serve) -> None:
+    """Beside a signed webhook whose last byte is late."""
+    limits = Limits(max_request_body_size=3 * SMALL_BODY, max_in_flight_bytes=8 * SMALL_BODY)
+    with serve(limits=limits) as site, site.connect() as late, contextlib.ExitStack() as stack:
+        late.sendall(webhook()[:-1])
+        time.sleep(0.2)
+        for _ in range(4):
+            connection = stack.enter_context(site.connect())
+            connection.sendall(request(bytes(3 * SMALL_BODY), headers=signed(b""))[:-1])
+            time.sleep(0.2)
+        late.sendall(webhook()[-1:])
+        assert read_response(late).status == 200
 
 
 def cut_short(serve: Serve) -> None:

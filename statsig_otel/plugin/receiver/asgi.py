@@ -127,6 +127,7 @@ class StatsigReceiver:
         taking: Future[Receipt] | None = None
         try:
             complete = await self._read(req, request, waits)
+            request.arrived()
             if request.is_large and not self._closed:
                 outcome = await self._finish_in_thread(request, complete=complete)
             else:

@@ -19,6 +19,7 @@ from statsig_otel._arguments import check_type
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError, check_receipt
+from statsig_otel.plugin.receiver.bodies import Bodies, Body
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.webhook.body import MAX_URL_VERIFICATION_SIZE, parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError, check_body
@@ -33,10 +34,6 @@ _TIMESTAMP: Final = TIMESTAMP_HEADER.lower().encode()
 
 _DIGITS: Final = re.compile(rb"[0-9]{1,19}")
 _HEADERS: Final = "pairs of a name and a value in bytes, such as (b'host', b'h.com')"
-
-SMALL_BODY: Final = 256 << 10
-"""Bytes. Statsig's batches are far smaller. Larger bodies have a smaller share of the memory, and an adapter should
-finish them where no other request has to wait."""
 
 _DESCRIPTIONS: Final = {
     HTTPStatus.BAD_REQUEST: "The body could not be read as a Statsig webhook.",
@@ -57,6 +54,7 @@ _DETAILS: Final = {
     "too_large": "the body is larger than max_request_body_size: raise it if Statsig sent this",
     "slow_body": "the body did not arrive within read_timeout: look at the network and the proxy",
     "truncated": "the body ended early: the client or a proxy closed the connection",
+    "gave_way": "newer bodies needed its memory (max_in_flight_bytes) while it arrived: look at who else sends here",
     "in_flight_bytes": "the bodies of all requests have max_in_flight_bytes: raise it if the machine has the memory",
     "shutting_down": "the service is stopping",
 }
@@ -134,9 +132,9 @@ class Limits:
 
     Attributes:
         max_request_body_size: Bytes of one body.
-        max_in_flight_bytes: Bytes of all bodies that are being read or handled. The last eighth is reserved for bodies
-            of at most 256 KiB, as all real webhooks are: large ones, which are read before their signature is known,
-            can't shut them out.
+        max_in_flight_bytes: Bytes of all bodies that are being read or handled. At the limit, the oldest body that has
+            not arrived as a whole gives way. The last eighth is reserved for bodies of at most 256 KiB, as all real
+            webhooks are: large ones, which are read before their signature is known, can't shut them out.
         read_timeout: Seconds for one whole body.
 
     Raises:
@@ -201,11 +199,9 @@ class Intake:
         self.limits: Limits = Limits() if limits is None else limits
         for argument, type_ in {"mapper": Mapper, "name": str, "limits": Limits}.items():
             check_type(argument, getattr(self, argument), type_)
-        self._in_flight = 0
-        self._large_in_flight = 0
+        self.bodies = Bodies(self.limits.max_in_flight_bytes, self.limits.max_large_bytes)  # for `Request`
         self._requests = 0  # begun and not yet closed
-        self._lock = threading.Lock()  # for the three above
-        self._idle = threading.Condition(self._lock)
+        self._idle = threading.Condition()
         self._throttle = LogThrottle(_logger)
 
     @property
@@ -286,24 +282,6 @@ class Intake:
             if not self._requests:
                 self._idle.notify_all()
 
-    def reserve(self, size: int, *, large: int = 0) -> None:
-        """Count bytes of bodies that are in memory. For `Request`.
-
-        Args:
-            size: The number of bytes; negative to give them back.
-            large: The number of bytes, of these and of those counted before, that now belong to a large body.
-
-        Raises:
-            AnsweredError: All bodies together would take too much memory, or all large ones.
-        """
-        with self._lock:
-            if (size > 0 and self._in_flight + size > self.limits.max_in_flight_bytes) or (
-                large > 0 and self._large_in_flight + large > self.limits.max_large_bytes
-            ):
-                raise _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "in_flight_bytes")
-            self._in_flight += size
-            self._large_in_flight += large
-
     def warn(self, kind: str, message: str, *arguments: object) -> None:
         """Log a warning about a webhook that was taken, at most one of each kind in ten seconds. For `Request`.
 
@@ -358,9 +336,7 @@ class Request:
         self._now_ns = now_ns
         self._length = length
         self._signature = signature
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._large = 0
+        self._body = Body(length or 0)
         self._malformed: tuple[str, str] | None = None  # the reason and the detail; the error itself refers to the body
         self._mapped = _NOTHING
         self._is_open = True
@@ -369,27 +345,31 @@ class Request:
     @property
     def is_large(self) -> bool:
         """Whether the body is over 256 KiB: the declared size, or the part that was read."""
-        return max(self._length or 0, self._size) > SMALL_BODY
+        return self._body.is_large()
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body: count and hash them.
 
         Raises:
-            AnsweredError: The body is too large, or all bodies together are.
+            AnsweredError: The body is too large, or all bodies together are; or newer ones needed its memory.
             TypeError: They are a string, not bytes.
         """
         check_body(chunk)
-        size = self._size + len(chunk)
+        size = self._body.size + len(chunk)
         if isinstance(self._signature, UnauthorizedError) and size > MAX_URL_VERIFICATION_SIZE:
             raise AnsweredError(_unauthorized(self._signature))
         if size > self._intake.limits.max_request_body_size:
             raise _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large")
-        large = size if max(self._length or 0, size) > SMALL_BODY else 0
-        self._intake.reserve(len(chunk), large=large - self._large)
-        self._size, self._large = size, large
-        self._chunks.append(chunk)
+        if not self._intake.bodies.add(self._body, chunk):
+            if self._body.gave_way:
+                raise _refuse(HTTPStatus.REQUEST_TIMEOUT, "gave_way")
+            raise _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "in_flight_bytes")
         if isinstance(self._signature, Verification):
             self._signature.update(chunk)
+
+    def arrived(self) -> None:
+        """The body has arrived as a whole, and gives way to no other one. Call this if `finish` has to wait."""
+        self._intake.bodies.finish(self._body)
 
     def finish(self, *, complete: bool) -> Answer | Batch:
         """Verify, parse and map the body. It takes long for a large body, and may run in any thread.
@@ -402,9 +382,12 @@ class Request:
         Returns:
             The answer; or a batch for a consumer, after which `taken` or `refused` gives the answer.
         """
-        body = b"".join(self._chunks)
-        self._chunks.clear()
-        complete = complete and (self._length is None or self._size >= self._length)
+        self.arrived()
+        if self._body.gave_way:
+            return refusal(HTTPStatus.REQUEST_TIMEOUT, "gave_way")
+        body = b"".join(self._body.chunks)
+        self._body.chunks.clear()
+        complete = complete and (self._length is None or self._body.size >= self._length)
         code = parse_url_verification(body) if complete else None
         if code is not None:
             return Answer(HTTPStatus.OK, {"verification_code": code}, "url_verification")
@@ -477,9 +460,7 @@ class Request:
 
     def close(self) -> None:
         """Release the memory of the body."""
-        self._intake.reserve(-self._size, large=-self._large)
-        self._size = self._large = 0
-        self._chunks.clear()
+        self._intake.bodies.release(self._body)
         if self._is_open:
             self._is_open = False
             self._intake.count(-1)

@@ -18,7 +18,8 @@ import pytest
 
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
-from statsig_otel.plugin.receiver.intake import SMALL_BODY, Intake
+from statsig_otel.plugin.receiver.bodies import SMALL_BODY
+from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.webhook.body import ParsedBody
 from statsig_otel.plugin.webhook.lenient_json import _Numbers

@@ -9,7 +9,8 @@ import pytest
 from statsig_otel import _telemetry
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
-from statsig_otel.plugin.receiver.intake import SMALL_BODY, Answer, AnsweredError, Intake, Limits, Request
+from statsig_otel.plugin.receiver.bodies import SMALL_BODY
+from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake, Limits, Request
 from statsig_otel.plugin.webhook.signature import Verifier, sign
 
 SECRET = "webhook-0123456789abcdef"
@@ -100,7 +101,7 @@ def test_a_body_is_held_once_and_reserved_until_the_end() -> None:
     for start in range(0, 600, 100):
         request.feed(body[start : start + 100])
     assert isinstance(request.finish(complete=True), Batch)
-    assert not request._chunks
+    assert not request._body.chunks
     assert refused_at(receiver, 401, chunk=401, declared=True) == 0
     request.close()
     assert refused_at(receiver, 1000, chunk=1000, declared=True) is None
@@ -115,6 +116,8 @@ def test_large_bodies_leave_an_eighth_to_small_ones(*, declared: bool) -> None:
     held[0].feed(bytes(4 * SMALL_BODY))
     for _ in range(3):
         held[1].feed(bytes(SMALL_BODY))
+    for request in held:
+        request.arrived()
     # Seven eighths are taken: the declared size tells at once, the read one as it passes 256 KiB.
     assert refused_at(receiver, SMALL_BODY + 1, chunk=1024, declared=True) == 0
     assert refused_at(receiver, SMALL_BODY + 1, chunk=1024, declared=False) == SMALL_BODY
@@ -129,10 +132,68 @@ def test_small_bodies_may_take_it_all() -> None:
     held = [begin(receiver, b"") for _ in range(2)]
     for request in held:
         request.feed(bytes(SMALL_BODY))
+        request.arrived()
         assert not request.is_large
     assert refused_at(receiver, 1, chunk=1, declared=True) == 0
     for request in held:
         request.close()
+
+
+def gave_way(request: Request) -> bool:
+    """Whether the memory of a body was taken, by what its client is told: with the next bytes and at the end."""
+    answer = request.finish(complete=True)
+    assert isinstance(answer, Answer)
+    told = (answer.status, answer.reason) == (408, "gave_way")
+    if told:
+        with pytest.raises(AnsweredError) as caught:
+            request.feed(b" ")
+        assert caught.value.answer == answer
+    request.close()
+    return told
+
+
+@pytest.mark.parametrize("size", [1, 1000, SMALL_BODY])
+def test_the_oldest_unfinished_body_gives_way(size: int) -> None:
+    """Bytes that arrive now and then make nobody younger, and a body that has arrived stays."""
+    receiver = intake(max_in_flight_bytes=4 * size + 3, max_request_body_size=4 * size + 3)
+    whole, *unfinished = [begin(receiver, b"", declared=size + 1) for _ in range(4)]
+    for request in (whole, *unfinished):
+        request.feed(bytes(size))
+    whole.arrived()
+    unfinished[0].feed(b"x")
+    newer = begin(receiver, b"")
+    newer.feed(bytes(size))
+    newer.feed(bytes(3))
+    assert receiver.bodies.size == 4 * size + 3
+    assert [gave_way(request) for request in (whole, *unfinished, newer)] == [False, True, False, False, False]
+    assert receiver.bodies.size == 0
+
+
+def test_the_oldest_unfinished_body_is_refused_itself() -> None:
+    receiver = intake(max_in_flight_bytes=1000, max_request_body_size=1000)
+    oldest, newer = begin(receiver, b""), begin(receiver, b"")
+    oldest.feed(bytes(500))
+    newer.feed(bytes(500))
+    with pytest.raises(AnsweredError) as caught:
+        oldest.feed(b"x")
+    assert caught.value.answer.status == 503
+    oldest.close()
+    assert not gave_way(newer)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_large_bodies_give_way_to_each_other_before_small_ones(*, declared: bool) -> None:
+    receiver = intake(max_in_flight_bytes=8 * SMALL_BODY, max_request_body_size=4 * SMALL_BODY)
+    small, first, second, third = (
+        begin(receiver, b"", declared=size if declared else None) for size in (2, *[4 * SMALL_BODY] * 3)
+    )
+    small.feed(b"x")
+    for request in (first, second, third):
+        for _ in range(3):
+            request.feed(bytes(SMALL_BODY))
+    assert receiver.bodies.size == 6 * SMALL_BODY + 1
+    assert [gave_way(request) for request in (small, first, second, third)] == [False, True, False, False]
+    assert receiver.bodies.size == receiver.bodies._large_size == 0
 
 
 def test_one_body_of_the_largest_size_always_fits() -> None:
