@@ -406,9 +406,10 @@ class QueueSender:
     def _log_dead_letters(self, dead_letters: Sequence[DeadLetter]) -> None:
         """Log one line for a batch: half of a backlog may be refused."""
         if dead_letters:
-            count = sum(dead_letter.count for dead_letter in dead_letters)
-            message = "%s: new dead letters: %d; the first: %s"
-            _logger.warning(message, self._cursor.name, count, dead_letters[0].reason)
+            count = sum(one.count for one in dead_letters)
+            level = logging.ERROR if any(one.kind == "damaged" for one in dead_letters) else logging.WARNING
+            name, reason = self._cursor.name, dead_letters[0].reason
+            _logger.log(level, "%s: new dead letters: %d; the first: %s", name, count, reason)
 
     def _send(self, part: Records) -> Outcome:
         if self.state == "idle":

@@ -242,11 +242,7 @@ class Database:
             self.directory.discard(aside)  # it is incomplete, and its space may be what is missing
             raise
         self._begin_anew()
-        _logger.error(
-            "Somebody deleted or replaced %s while it was in use. Its content is kept as %s, and will be carried over",
-            self.path,
-            aside,
-        )
+        _logger.warning("The content of %s is kept as %s, and will be carried over", self.path, aside)
 
     def _count_generation(self) -> None:
         self.generation += 1

@@ -57,6 +57,7 @@ class OpenFiles:
         self._paths = {suffix: f"{database}{suffix}" for suffix in _SUFFIXES}
         self._known: dict[str, os.stat_result] = {}
         self._index_is_gone = False
+        self._said_gone: set[str] = set()  # the suffixes of files whose content is not yet kept elsewhere
         self._keep_lock = keep_lock
         self._copy_aside = copy_aside
         self._set_aside = set_aside
@@ -95,9 +96,11 @@ class OpenFiles:
         if "-shm" in changes.shorter:
             self._extend_index()
         if "" in changes.gone:
+            self._say_gone("")
             self._copy_aside(connection)
             close(connection)
             self._remove_leftovers()
+            self._said_gone.clear()
             return True
         was_unlocked = not after_writing and self._keep_lock()
         shorter = changes.shorter - {"-shm"}
@@ -131,6 +134,16 @@ class OpenFiles:
             elif now.st_size < known.st_size:
                 shorter.add(suffix)
         return _Changes(frozenset(gone), frozenset(shorter))
+
+    def _say_gone(self, suffix: str) -> None:
+        """Before an attempt to keep the content, which may take long or fail."""
+        if suffix not in self._said_gone:
+            self._said_gone.add(suffix)
+            _logger.error(
+                "Somebody deleted or replaced %s while it was in use. Its content is still open, and is lost if the "
+                "service ends before it is kept",
+                self._paths[suffix],
+            )
 
     def _leave_index(self) -> None:
         """All connections of this process share the index that is gone.
@@ -170,15 +183,13 @@ class OpenFiles:
 
     def _leave_log(self, connection: sqlite3.Connection) -> None:
         """Bring a log that only this process can still read into the database."""
+        self._say_gone("-wal")
         _fold_all(connection)
         Path(self._paths["-wal"]).unlink(missing_ok=True)  # if there is one, it is somebody else's
         close(connection)
         self._log_kept()
-        _logger.error(
-            "Somebody deleted or replaced %s while it was in use. Its content was still open, and is in %s now",
-            self._paths["-wal"],
-            self._database.name,
-        )
+        self._said_gone.clear()
+        _logger.warning("The content of %s is kept: it is in %s now", self._paths["-wal"], self._database.name)
 
     def _is_whole(self, connection: sqlite3.Connection, shorter: Collection[str]) -> bool:
         """Whether all that is committed is in the database. If not, it is closed and set aside."""

@@ -30,7 +30,7 @@ def database(made: Rig, statement: str, *values: object) -> None:
 
 @pytest.mark.parametrize("place", [0, 2, 4])
 def test_a_damaged_record_is_a_dead_letter_and_its_neighbours_are_delivered(
-    tmp_path: Path, http: Backend, place: int
+    tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture, place: int
 ) -> None:
     names = named(5)
     with rig(tmp_path, http.exporter()) as made:
@@ -43,6 +43,7 @@ def test_a_damaged_record_is_a_dead_letter_and_its_neighbours_are_delivered(
         (dead_letter,) = made.dead_letters()
         assert (dead_letter.kind, dead_letter.content, dead_letter.attempts) == ("damaged", bytes(damaged), 0)
         assert "checksum" in dead_letter.reason
+        assert [one.levelname for one in caplog.records if "new dead letters" in one.getMessage()] == ["ERROR"]
         assert http.taken == [name for name in names if name != names[place]]
 
 

@@ -103,7 +103,7 @@ def test_a_log_that_is_deleted_while_nothing_comes_in_is_kept_soon(
     with running(directory) as queue:
         put(queue, 1, 2, 3)
         harm(directory)
-        wait_until(lambda: said(caplog, logging.ERROR, DELETED) == 1, "it is noticed")
+        wait_until(lambda: said(caplog, logging.WARNING, "queue.db-wal is kept") == 1, "it is kept")
         crashed = copy_of(directory, tmp_path / "crashed")
         assert delivered(queue.cursor("otlp")) == [1, 2, 3]
     with running(crashed) as queue:
@@ -111,7 +111,9 @@ def test_a_log_that_is_deleted_while_nothing_comes_in_is_kept_soon(
 
 
 @pytest.mark.usefixtures("unfolded")
-def test_while_a_reader_is_in_the_way_nothing_is_acknowledged_and_then_it_is_kept(tmp_path: Path) -> None:
+def test_while_a_reader_is_in_the_way_nothing_is_acknowledged_and_then_it_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with running(tmp_path) as queue:
         put(queue, 1)
         queue.submit(lambda connection: connection.execute("PRAGMA busy_timeout = 10")).result(PATIENCE)
@@ -121,8 +123,12 @@ def test_while_a_reader_is_in_the_way_nothing_is_acknowledged_and_then_it_is_kep
             put(queue, 2)
             delete_log(tmp_path)
             assert refusal(queue, batch(3)).reason == "storage_failed"
+            assert refusal(queue, batch(3)).reason == "storage_failed"
+            assert said(caplog, logging.ERROR, f"{DELETED} {queue.database}-wal") == 1
+            assert said(caplog, logging.WARNING, "queue.db-wal is kept") == 0
             connection.execute("COMMIT")
         assert put(queue, 4) == Receipt(1)
+        assert said(caplog, logging.WARNING, "queue.db-wal is kept") == 1
         assert delivered(queue.cursor("otlp")) == [1, 2, 4]
     with running(tmp_path) as queue:
         assert put(queue, 1, 2, 3, 4) == Receipt(1, 3)

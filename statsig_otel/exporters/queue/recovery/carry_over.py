@@ -100,13 +100,15 @@ class CarryOver:
                 _telemetry.queue_recovered.add(number, {"exporter": owner})
             else:
                 _telemetry.dead_letters.add(number, {"kind": kind, "owner": owner})
-        _logger.warning(
+        missing = self._missing()
+        _logger.log(
+            logging.WARNING if missing == 0 and not count["damaged"] else logging.ERROR,
             "What could be read of %s is carried over: %s, %s as dead letters, and %s. %s. The file is kept as %s",
             self._name,
             counted(count["record"], "waiting record"),
             counted(count["damaged"], "damaged record"),
             counted(count["dead letter"], "earlier dead letter"),
-            _MISSING.get(missing := self._missing(), f"Missing: {counted(missing or 0, 'waiting record')}"),
+            _MISSING.get(missing, f"Missing: {counted(missing or 0, 'waiting record')}"),
             kept,
         )
 

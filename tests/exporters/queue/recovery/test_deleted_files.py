@@ -153,6 +153,9 @@ def test_without_room_for_a_copy_the_deleted_file_stays_open_and_leaves_no_parts
             for number in range(300, 304):
                 assert consume(queue, batch(number)).exception(PATIENCE) is not None
             assert kept(tmp_path) == []
+            assert (
+                said(caplog, logging.ERROR, f"{tmp_path / 'queue.db'} while it was in use. Its content is still") == 1
+            )
         wait_until(lambda: consume(queue, batch(400)).exception(PATIENCE) is None, "it is rescued in the end")
         settled(tmp_path)
         assert set(range(1, 201)) <= set(delivered(queue.cursor("otlp")))

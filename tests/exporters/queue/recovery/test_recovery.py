@@ -181,7 +181,7 @@ def test_where_routes_can_not_be_read_each_exporter_gets_what_is_behind_its_plac
         assert delivered(queue.cursor("a")) == [2]
         assert delivered(queue.cursor("b")) == [1, 2]
         check_counters(queue)
-    assert said(caplog, logging.WARNING, "How many records are missing is unknown") == 1
+    assert said(caplog, logging.ERROR, "How many records are missing is unknown") == 1
 
 
 def test_what_changed_on_the_disk_is_a_dead_letter_for_each_exporter(
@@ -203,12 +203,10 @@ def test_what_changed_on_the_disk_is_a_dead_letter_for_each_exporter(
         assert {dead_letter.content[:6] for dead_letter in dead_letters_in(queue.database)} == {b"2.0!--"}
         assert (delivered(queue.cursor("a")), delivered(queue.cursor("b"))) == ([3], [1, 3])
     assert (
-        said(
-            caplog, logging.WARNING, "3 waiting records, 2 damaged records as dead letters, and 0 earlier dead letters"
-        )
+        said(caplog, logging.ERROR, "3 waiting records, 2 damaged records as dead letters, and 0 earlier dead letters")
         == 1
     )
-    assert said(caplog, logging.WARNING, "No record that waited is missing") == 1
+    assert said(caplog, logging.ERROR, "No record that waited is missing") == 1
 
 
 def is_readable(database: Path, seq: int) -> bool:
@@ -237,7 +235,7 @@ def test_pages_that_can_not_be_read_are_passed_over_and_what_is_missing_is_count
         settled(tmp_path)
         found = delivered(queue.cursor("otlp"))
     assert found == expected, "also the last one before a page that can't be read"
-    assert said(caplog, logging.WARNING, f"Missing: {missing} waiting records") == 1
+    assert said(caplog, logging.ERROR, f"Missing: {missing} waiting records") == 1
 
 
 def test_what_waits_in_the_log_of_a_file_is_carried_over_too(tmp_path: Path) -> None:
