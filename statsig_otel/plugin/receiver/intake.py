@@ -193,11 +193,12 @@ class Intake:
     def __init__(
         self, *, verifier: Verifier, mapper: Mapper | None = None, name: str = "statsig", limits: Limits | None = None
     ) -> None:
-        self.verifier = verifier
+        self.last_secret: int | None = None
+        self._verifier = verifier
         self.mapper: Mapper = Mapper() if mapper is None else mapper
         self.name = name
         self.limits: Limits = Limits() if limits is None else limits
-        for argument, type_ in {"mapper": Mapper, "name": str, "limits": Limits}.items():
+        for argument, type_ in {"verifier": Verifier, "mapper": Mapper, "name": str, "limits": Limits}.items():
             check_type(argument, getattr(self, argument), type_)
         self.bodies = Bodies(self.limits.max_in_flight_bytes, self.limits.max_large_bytes)  # for `Request`
         self._requests = 0  # begun and not yet closed
@@ -212,8 +213,7 @@ class Intake:
     @verifier.setter
     def verifier(self, verifier: Verifier) -> None:
         check_type("verifier", verifier, Verifier)
-        self._verifier = verifier
-        self.last_secret: int | None = None
+        self._verifier, self.last_secret = verifier, None
 
     def verified(self, position: int) -> None:
         """Remember which secret verified the last request, by its position from 1, and log another one."""
