@@ -18,6 +18,7 @@ _PART: Final = rf"([0-9]+(\.[0-9]*)?|\.[0-9]+)({'|'.join(_SECONDS)})"
 _DURATION_PART: Final = re.compile(_PART)
 _DURATION: Final = re.compile(f"({_PART})+")
 _NO_DURATION: Final = "must be a duration such as 30s, 500ms or 1h30m"
+_NO_SECONDS: Final = "must be a number of seconds, or a duration such as 30s, 500ms or 1h30m"
 _LONGEST: Final = 9_223_372_036.0  # the most that Go's durations and the timeouts of Python's threads can be
 _TOO_LONG: Final = "is too long: a duration is at most 292 years"
 _LIKE_A_DURATION: Final = re.compile(r"([-+]?)([0-9]{1,9}(?:\.[0-9]{1,9})?) *([a-z]*)")
@@ -77,7 +78,7 @@ def parse_duration(value: object) -> object:
         number = int(value) if isinstance(value, float) and value.is_integer() else value  # 1e3 is a float
         raise ValueError(f"a duration needs a unit, such as {number}s or {number}ms")
     if not isinstance(value, str):
-        raise ValueError(_NO_DURATION)  # noqa: TRY004 - pydantic reports ValueErrors
+        raise SettingError(_NO_DURATION)
     if value == "0":
         return 0.0
     if not _DURATION.fullmatch(value):
@@ -90,8 +91,13 @@ def parse_duration(value: object) -> object:
 
 def _duration(value: object, info: ValidationInfo) -> object:
     """As `parse_duration`, but a number that comes from code means seconds."""
-    if info.context is AS_WRITTEN or isinstance(value, bool) or not isinstance(value, float | int):
+    if info.context is AS_WRITTEN:
         return parse_duration(value)
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        try:
+            return parse_duration(value)
+        except SettingError as error:
+            raise SettingError(_NO_SECONDS, error.hint) from None
     if not value <= _LONGEST:  # so no NaN either
         raise ValueError(_TOO_LONG)
     return value

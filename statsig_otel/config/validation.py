@@ -22,7 +22,6 @@ from statsig_otel.config.units import AS_WRITTEN, Duration, unit_of
 from statsig_otel.config.values import Opaque, OrList, ReadApart, is_path, without_these
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
-_REFERENCE: Final = re.compile(r'"([^"$]*)\$\{env:(\w+)\}"')
 
 _S = TypeVar("_S", bound=StrictModel)
 _C = TypeVar("_C", bound=StrictModel)
@@ -94,6 +93,16 @@ def compose(
     return _checked(read, (composed, model), body, path, document)
 
 
+_IN_CODE: Final[Mapping[str, str | Callable[[re.Match[str]], str]]] = {
+    r'"([^"$]*)\$\{env:(\w+)\}"': lambda found: " + ".join([f'"{found[1]}"'] * bool(found[1]) + [_variable(found[2])]),
+    re.escape(LIST_HINT): "write [A, B]",
+    re.escape(MAPPING_HINT): 'write {"KEY": VALUE}',
+    r"\bwrite (\w+: )?\{enabled: (true|false)\}": lambda found: f'write {{"enabled": {found[2].title()}}}',
+    r"\bwrite (true|false)(: to YAML 1\.2 .*)?$": lambda found: f"write {found[1].title()}",
+}
+"""What stands in hints about files, and what stands there for code."""
+
+
 def problems_of(model: type[StrictModel], values: object, error: ValidationError) -> list[Problem]:
     """The problems of settings that are made in code."""
     found = _by_place(error.errors(include_url=False), values)
@@ -103,14 +112,14 @@ def problems_of(model: type[StrictModel], values: object, error: ValidationError
 
 def in_code(problem: Problem) -> Problem:
     """A problem of a file in the words of somebody who writes code."""
-    hint = problem.hint and _REFERENCE.sub(_as_expression, problem.hint)
+    hint = problem.hint
+    for written, instead in _IN_CODE.items():
+        hint = hint and re.sub(written, instead, hint)
     return replace(problem, hint=hint)
 
 
-def _as_expression(reference: re.Match[str]) -> str:
-    before, name = reference.groups()
-    variable = f'os.environ["{name}"]'
-    return f'"{before}" + {variable}' if before else variable
+def _variable(name: str) -> str:
+    return f'os.environ["{name}"]'
 
 
 def _read(model: type[_S], value: object) -> tuple[_S | None, list[ErrorDetails]]:

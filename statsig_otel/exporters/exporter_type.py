@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.exporter import Exporter
 
 _S = TypeVar("_S", bound=Settings)
+
+IN_A_DESTINATION: Final = {
+    key: f"Destination(..., {key}=...) around these settings" for key in ("sending_queue", "retry_on_failure")
+}
+"""What is meant by keys that only a file has beside an exporter's own: a part of `Settings.meant`."""
 
 
 @dataclass(frozen=True, slots=True)

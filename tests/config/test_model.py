@@ -10,7 +10,9 @@ import pytest
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from statsig_otel.config import ConfigError, Duration, Opaque, Problem, Settings, Size
+from statsig_otel.config.document import NOWHERE
 from statsig_otel.config.units import AS_WRITTEN
+from statsig_otel.config.validation import validate
 
 SECRET = "s3cr3t-value"
 
@@ -112,14 +114,17 @@ def test_no_other_text_is_a_number_or_a_boolean(key: str, values: list[object], 
 
 
 @pytest.mark.parametrize(
-    ("value", "hint"),
-    [("yes", "write true: to YAML 1.2 yes is a string"), ("Off", "write false: to YAML 1.2 Off is a string"),
-     ("1", "write true"), (0, "write false"), ("maybe", None)],
+    ("value", "in_a_file", "in_code"),
+    [("yes", "write true: to YAML 1.2 yes is a string", "write True"),
+     ("Off", "write false: to YAML 1.2 Off is a string", "write False"),
+     ("1", "write true", "write True"), (0, "write false", "write False"), ("maybe", None, None)],
 )  # fmt: skip
-def test_what_means_a_boolean_elsewhere_gets_a_hint(value: object, hint: str | None) -> None:
+def test_what_means_a_boolean_elsewhere_gets_a_hint(value: object, in_a_file: str | None, in_code: str | None) -> None:
+    _, (problem,) = validate(Plain, {"switch": value}, (), NOWHERE)
+    assert problem.hint == in_a_file
     with pytest.raises(ConfigError) as caught:
         Plain.model_validate({"switch": value})
-    assert [problem.hint for problem in caught.value.problems] == [hint]
+    assert [problem.hint for problem in caught.value.problems] == [in_code]
 
 
 DURATION = TypeAdapter(Duration)

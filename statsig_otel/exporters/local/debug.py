@@ -20,6 +20,7 @@ from statsig_otel import _attributes
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.decoding import records_in
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
+from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.terminal import ColorMode, paint, printable, shorten, wants_color, width, write
 
 _logger: Final = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class DebugSettings(Settings):
         'auto'
     """
 
+    meant: ClassVar[Mapping[str, str]] = IN_A_DESTINATION
     unsupported: ClassVar[Mapping[str, str]] = {
         "output": "leave it out: verbosity sets how much is printed",
         "output_paths": "leave it out: the exporter prints to standard output; use the file exporter for a file",

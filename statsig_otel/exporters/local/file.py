@@ -23,6 +23,7 @@ from statsig_otel.config.errors import Fault, SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
+from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.paths import NO_PATH, exists, forbidden, is_open_as, unusable
 from statsig_otel.exporters.terminal import printable
@@ -50,6 +51,7 @@ class FileSettings(Settings):
         True
     """
 
+    meant: ClassVar[Mapping[str, str]] = IN_A_DESTINATION
     unsupported: ClassVar[Mapping[str, str]] = {
         "compression": "leave it out: lines are not compressed; logrotate can compress rotated files",
         "create_directory": "create the directory first: the exporter does not",

@@ -24,6 +24,7 @@ from statsig_otel.config.errors import NOT_A_NAME, SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
 from statsig_otel.config.values import Opaque, OrList, ReadAs, Secret
+from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.otlp.tls import CANNOT_SKIP, NOTHING, ClientTlsSettings, GrpcTlsSettings
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]+\]")
@@ -198,6 +199,7 @@ class _OtlpSettings(Settings):
         "server_name_override": "tls::server_name_override",
         "tls_settings": "tls",
         "url": "endpoint",
+        **IN_A_DESTINATION,
     }
 
     headers: Annotated[Mapping[str, Secret], ReadAs(dict[str, Opaque]), OrList(list[HeaderSettings], _as_mapping)] = (

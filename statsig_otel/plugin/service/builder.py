@@ -183,6 +183,9 @@ def secrets_of(receiver: str, secrets: Sequence[str]) -> list[Opaque]:
 def as_argument(problem: Problem) -> Problem:
     """A problem in the words of code: the keys of a file's storage extension are arguments of `Service`."""
     path = problem.path[2:] if problem.path[:2] == ("extensions", _STORAGE) else problem.path
+    if path == ("service", "pipelines") and problem.message == "is empty":
+        hint = 'give {"logs": {"receivers": [...], "exporters": [...]}}, or None: then all receivers feed all exporters'
+        return replace(problem, hint=hint)
     return in_code(replace(problem, path=path))
 
 

@@ -48,6 +48,41 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: made(exporters={"nope": {}}), "exporters::nope: there is no exporter of the type 'nope'\n  hint: there"),
     (lambda: made(exporters={"nope": HTTP}), "exporters::nope: there is no exporter of the type 'nope'\n  hint: there"),
     (lambda: made().receiver("nope"), "receivers::nope: there is no such receiver\n  hint: there are: statsig"),
+    (
+        lambda: StatsigReceiverSettings(signing_secrets="webhook-a"),
+        "signing_secrets: must be a list\n  hint: write [A, B]",
+    ),
+    (
+        lambda: StatsigReceiverSettings(signing_secrets=[SECRET], include_change_details="yes"),  # type: ignore[arg-type]
+        "include_change_details: must be true or false\n  hint: write True",
+    ),
+    (
+        lambda: made(receivers={"statsig": {"signing_secrets": SECRET, "resource": "a"}}),
+        (
+            "receivers::statsig::signing_secrets: must be a list\n  hint: write [A, B]\n"
+            'receivers::statsig::resource: must be a mapping\n  hint: write {"KEY": VALUE}'
+        ),
+    ),
+    (
+        lambda: made(exporters={"debug": {"sending_queue": False}}),
+        'exporters::debug::sending_queue: must be a mapping\n  hint: write {"enabled": False}',
+    ),
+    (
+        lambda: made(pipelines={}),
+        'service::pipelines: is empty\n  hint: give {"logs": {"receivers": [...], "exporters": [...]}}, or None',
+    ),
+    (
+        lambda: OtlpHttpSettings(endpoint="https://h", timeout="5"),  # type: ignore[arg-type]
+        "timeout: must be a number of seconds, or a duration such as 30s, 500ms or 1h30m\n  hint: it needs a unit",
+    ),
+    (
+        lambda: OtlpHttpSettings(endpoint="https://h", sending_queue={"enabled": False}),  # type: ignore[call-arg]
+        "sending_queue: unknown key\n  hint: did you mean Destination(..., sending_queue=...) around these settings?",
+    ),
+    (
+        lambda: DebugSettings(retry_on_failure={}),  # type: ignore[call-arg]
+        "retry_on_failure: unknown key\n  hint: did you mean Destination(..., retry_on_failure=...)",
+    ),
     (lambda: made(environ={"OTEL_SERVICE_NAME": 3}), "environ::OTEL_SERVICE_NAME: must be a string"),
     (lambda: made(directory="a\0b"), "directory: contains a NUL byte, which no path can contain"),
 ]
