@@ -19,6 +19,7 @@ from statsig_otel.exporters import (
     LoggerProviderConsumer,
     Receipt,
     RefusedError,
+    log_records,
 )
 from statsig_otel.plugin import (
     Intake,
@@ -91,6 +92,7 @@ CALLS: Final[dict[str, Callable[..., object]]] = {
     "exporters.LoggerProviderConsumer.consume": CONSUMER.consume,
     "exporters.Receipt": some(Receipt, accepted=1),
     "exporters.RefusedError": some(RefusedError, message="full", reason="full"),
+    "exporters.log_records": log_records,
     "plugin.Intake": some(Intake, verifier=Verifier([SECRET])),
     "plugin.Intake.begin": some(lambda **given: intake().begin(**given), headers=[], now_ns=0),
     "plugin.Intake.report": intake().report,
@@ -133,7 +135,6 @@ UNCHECKED: Final = {
     r"exporters\.ExporterType": "checked when its entry point is used",
     r"exporters\.(DirectoryInUseError|QueueError)": "raised here",
     r"exporters\..*TlsSettings\.context": "for the exporters here",
-    r"exporters\.log_records": "protobuf says it: expected bytes, str found",
     r"plugin\.Destination": "checked by Service, with its place",
     r"plugin\.(Answer|AnsweredError|ParsedBody|RecordFields|Request|.*BodyError|UnauthorizedError)": "made here",
     r"plugin\.(ChangeEvent.*|LogRecordEncoder\..*|Verifier\.begin)": "steps of Mapper and Intake, once for each change",

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
+from statsig_otel._arguments import check_type
+
 
 def log_records(payload: bytes) -> Iterator[LogRecord]:
     """The log records of a batch, in order: as many as `Exporter.send` is told.
@@ -14,6 +16,7 @@ def log_records(payload: bytes) -> Iterator[LogRecord]:
 
     Raises:
         google.protobuf.message.DecodeError: The bytes are not such a request.
+        TypeError: It is not bytes.
 
     Example:
         >>> from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -24,6 +27,7 @@ def log_records(payload: bytes) -> Iterator[LogRecord]:
         >>> [record.body.string_value for record in log_records(request.SerializeToString())]
         ['layout_v2 updated']
     """
+    check_type("payload", payload, bytes, "bytes")
     return records_in(ExportLogsServiceRequest.FromString(payload))
 
 

@@ -84,6 +84,8 @@ def _is_outcome(value: object, records: int) -> bool:
     match value:
         case Delivered(None) | Rejected(str()) | Blocked(str()) | RetryLater(str(), None, bool()):
             return True
+        case Delivered(bool()) | RetryLater(str(), bool()) | PartiallyRejected(bool()):  # True is an int to Python
+            return False
         case Delivered(int() as first):
             return 0 < first <= records
         case RetryLater(str(), int() | float() as after, bool()):

@@ -67,6 +67,9 @@ NONSENSE = [
             Blocked(cast("str", None)),
             PartiallyRejected(cast("int", "1"), "one"),
             PartiallyRejected(0, "none"),
+            PartiallyRejected(True, "one"),
+            Delivered(first=True),
+            RetryLater("later", True),
         )
     ),
     *(
