@@ -211,8 +211,20 @@ GUARDS: Final[dict[str, Guard]] = {
         ),
     ),
     "making room": Guard(
-        "At `max_connections`, the connection whose client has been silent for longest makes room.",
+        "At `max_connections`, the connection that has waited for its client for longest makes room.",
         (Edit(SERVER_MODULE, "if since + _MIN_WAIT > self._loop.time():", "if True:"),),
+    ),
+    "progress": Guard(
+        "Such a wait does not begin again with each byte, but with 16 KiB of a request.",
+        (Edit(CONNECTION, "self._until_heard = _PROGRESS", "self._until_heard = 0"),),
+    ),
+    "unread bytes": Guard(
+        "A connection whose client has sent what is not yet read does not make room at once.",
+        (Edit(SERVER_MODULE, "if is_prolonged or not _has_unread(self._open[connection]):", "if True:"),),
+    ),
+    "turns of taken bodies": Guard(
+        "A connection has its turn after the application has taken what was read.",
+        (Edit(CONNECTION, " or len(self._reader.body) > _MOST_UNTAKEN:\n            return", ":\n            return"),),
     ),
     "flow control": Guard(
         "A body that the application does not take is not read.",
@@ -257,7 +269,7 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "declared size": Guard(
         "A body that is declared larger than `max_request_body_size` is refused by its headers.",
-        (Edit(INTAKE, "if length is not None and length > limit:", "if False:"),),
+        (Edit(INTAKE, "if length is not None and length > self.limits.max_request_body_size:", "if False:"),),
     ),
     "arriving size": Guard(
         "A body that becomes larger than `max_request_body_size` is refused while it arrives.",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import trustme
 
 from statsig_otel.plugin.receiver.bodies import SMALL_BODY
 from statsig_otel.plugin.receiver.intake import Limits
+from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, MAX_HEADER_BYTES
 from tests.attacks.attack import PATIENCE, Serve
 from tests.plugin.adapters import CHANGE, VERIFICATION, body_of, signed
@@ -85,6 +88,54 @@ def idle_connections(serve: Serve) -> None:
         assert site.is_well()
 
 
+def trickling_connections(serve: Serve) -> None:
+    """Each sends often enough that its client is never silent for long."""
+    half = chunked(b"ffff\r\n")
+    done = threading.Event()
+    with serve(read_header_timeout=600.0, max_connections=8) as site, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(site.connect()) for _ in range(8)]
+
+        def trickle() -> None:
+            for connection in connections:
+                connection.sendall(half)
+            while not done.wait(0.005):
+                for connection in connections:
+                    with contextlib.suppress(OSError):
+                        connection.sendall(b"x")
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(trickle)
+            time.sleep(0.2)
+            try:
+                with site.connect() as signed_one:
+                    signed_one.sendall(webhook())
+                    assert read_response(signed_one).status == 200
+            finally:
+                done.set()
+
+
+def connections_to_a_busy_server(_: Serve) -> None:
+    """The loop stands still, so it is not the client's fault that nothing was heard from it."""
+    app, holding = EchoApp(), threading.Event()
+
+    async def busy(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/hold":
+            holding.set()
+            time.sleep(0.3)  # noqa: ASYNC251 - it blocks the loop on purpose
+        await app(scope, receive, send)
+
+    with serving(echo_server(busy, max_connections=2)) as running, contextlib.ExitStack() as stack:
+        webhook = stack.enter_context(running.connect())
+        webhook.sendall(POST % (b"", 0, b""))
+        assert read_answer(webhook)[0] == 200
+        time.sleep(0.15)  # it has waited for long enough
+        stack.enter_context(running.connect()).sendall(POST % (b"hold", 0, b""))
+        assert holding.wait(PATIENCE)
+        stack.enter_context(running.connect())  # before the bytes, so that it is accepted before they are read
+        webhook.sendall(POST % (b"", 4, b"sent"))
+        assert read_answer(webhook) == (200, b"sent")
+
+
 def unread_answers(_: Serve) -> None:
     """The receiver's answers are small, so this one attacks an application with large ones."""
     size = 20 << 20
@@ -131,6 +182,21 @@ def endless_body(_: Serve) -> None:
                 sent += connection.send(bytes(1 << 20))
         app.release.set()
         assert sent < 64 << 20, "64 MiB were read, and nobody had asked for them"
+
+
+def endless_chunks(_: Serve) -> None:
+    """As above, with more chunks than one turn reads."""
+    app, limit = EchoApp(), 24 << 20
+    with serving(echo_server(app)) as running, running.connect() as connection:
+        connection.settimeout(0.5)
+        connection.sendall(b"POST /unread HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n")
+        chunks, sent = (b"40\r\n" + bytes(64) + b"\r\n") * 1000, 0
+        with contextlib.suppress(TimeoutError):
+            while sent < limit:
+                connection.sendall(chunks)
+                sent += len(chunks)
+        app.release.set()
+        assert sent < limit, f"{limit >> 20} MiB were read, and nobody had asked for them"
 
 
 def tiny_chunks(_: Serve) -> None:

@@ -32,6 +32,7 @@ _throttle: Final = LogThrottle(logging.getLogger(__name__))
 
 _LINGER: Final = 5.0  # seconds in which a closing connection reads and discards what the client still sends
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, for no time
+_PROGRESS: Final = 16 * 1024  # bytes of a request after which its client has been heard from again
 _MOST_UNTAKEN: Final = 64 * 1024  # bytes of a body that may wait for the application; above it the client has to wait
 
 
@@ -39,7 +40,7 @@ class Server(Protocol):
     """The server, as a connection knows it."""
 
     def waits(self, connection: HttpConnection) -> None:
-        """The connection has heard from its client, and waits for it again. It may be closed to make room."""
+        """The connection has heard enough from its client, and waits for more. It may be closed to make room."""
 
     def works(self, connection: HttpConnection) -> None:
         """The connection has a whole request, and must not be closed to make room."""
@@ -73,6 +74,7 @@ class HttpConnection(asyncio.Protocol):
         self._addresses: dict[str, object] = {}  # the parts of a scope that all requests share
         self._reader = RequestReader()
         self._exchange: Exchange | None = None  # the request that is not yet answered
+        self._until_heard = 0  # bytes until the client has been heard from; the first of a request are enough
         self._unread = b""  # a part of the body, for the next turn
         self._waits_for_turn = False
         self._is_paused = False  # nothing is read, since the application has to take the body first
@@ -193,6 +195,7 @@ class HttpConnection(asyncio.Protocol):
             self._close()
             return
         self._reader = RequestReader()
+        self._until_heard = 0
         self._server.waits(self)
         if self._unsent == math.inf:
             self._await_request()
@@ -257,7 +260,10 @@ class HttpConnection(asyncio.Protocol):
                 self._discard()
             self._server.works(self)
             return
-        self._server.waits(self)
+        self._until_heard -= len(data) - len(rest)
+        if self._until_heard <= 0:  # not with each byte, or clients that send one now and then would never make room
+            self._until_heard = _PROGRESS
+            self._server.waits(self)
         if rest or len(reader.body) > _MOST_UNTAKEN:
             self._unread = rest
             self._pause_reading()

@@ -1,7 +1,7 @@
 """The HTTP server under the receiver: listens, accepts connections within a limit, and drains them on stop.
 
-It accepts connections itself because asyncio's server lacks two things. At the limit, a connection whose client is
-silent makes room for a new one. And each connection is known from its acceptance on, so that one in its TLS handshake
+It accepts connections itself because asyncio's server lacks two things. At the limit, a connection that waits for its
+client makes room for a new one. And each connection is known from its acceptance on, so that one in its TLS handshake
 counts towards the limit and is closed by a stop.
 """
 
@@ -54,7 +54,7 @@ class HttpServer:
             Behind a proxy that keeps connections open, set it above the proxy's idle timeout; otherwise the proxy may
             use a connection that is being closed.
         max_connections: The most connections at a time, including those in a TLS handshake. For one more, the
-            server closes the one whose client has been silent for longest; without such a one it waits in the system's
+            server closes the one that has waited for its client for longest; without one it waits in the system's
             backlog. The process's limit of open files may lower the number, which logs a warning.
         tls: To serve HTTPS.
         drain_timeout: Seconds that `serve` grants to requests in flight after a stop before it closes their
@@ -233,8 +233,9 @@ class HttpServer:
 class _Connections:
     """Accepts the connections of one listening socket in the running loop, and closes them.
 
-    At the limit, a connection that waits for its client makes room for a new one: the one whose client has been silent
-    for longest, and for a tenth of a second at least. Without such a connection new ones wait in the system's backlog.
+    At the limit, a connection that waits for its client makes room for a new one: the one that has waited for longest,
+    and for a tenth of a second at least. The wait begins with the connection, with an answer, with the first bytes of
+    a request, and with each 16 KiB of it. Without such a connection new ones wait in the system's backlog.
 
     Attributes:
         failed: The error that ends the server: it can't accept connections any more.
@@ -259,7 +260,8 @@ class _Connections:
         self._context = context
         self._release = release
         self._open: dict[HttpConnection, socket.socket] = {}
-        self._waiting: dict[HttpConnection, float] = {}  # for their clients, since when: the longest wait first
+        # Those that wait for their clients, the longest wait first: since when, and whether it was prolonged.
+        self._waiting: dict[HttpConnection, tuple[float, bool]] = {}
         self._beginning: dict[HttpConnection, asyncio.Task[None]] = {}
         self._calls: set[asyncio.Task[None]] = set()  # of the application
         self._turns: deque[HttpConnection] = deque()  # of connections that have more to read
@@ -275,7 +277,7 @@ class _Connections:
         """The connection waits for its client."""
         self._waiting.pop(connection, None)
         if connection in self._open:  # not one that has made room already
-            self._waiting[connection] = self._loop.time()
+            self._waiting[connection] = self._loop.time(), False
         self.accept()
 
     def works(self, connection: HttpConnection) -> None:
@@ -392,15 +394,19 @@ class _Connections:
         return len(self._open) >= self._max_connections
 
     def _removable(self) -> HttpConnection | None:
-        """The connection that makes room for the next one: not one whose client has sent what is not yet read."""
+        """The connection that makes room for the next one.
+
+        If its client has sent what is not yet read, its wait is prolonged, but only once: a client that sends single
+        bytes has almost always sent one.
+        """
         while self._waiting:
-            connection, since = next(iter(self._waiting.items()))
+            connection, (since, is_prolonged) = next(iter(self._waiting.items()))
             if since + _MIN_WAIT > self._loop.time():
                 return None
-            if not _has_unread(self._open[connection]):
+            if is_prolonged or not _has_unread(self._open[connection]):
                 return connection
             del self._waiting[connection]
-            self._waiting[connection] = self._loop.time()
+            self._waiting[connection] = self._loop.time(), True
         return None
 
     def _abort(self, connection: HttpConnection) -> None:
@@ -419,7 +425,7 @@ class _Connections:
         _sockets.add(accepted)
         connection = HttpConnection(self._app, header_timeout=self._header_timeout, server=self)
         self._open[connection] = accepted
-        self._waiting[connection] = self._loop.time()
+        self._waiting[connection] = self._loop.time(), False
         self._all_closed.clear()
         beginning = self._loop.create_task(self._begin(connection, accepted))
         self._beginning[connection] = beginning
