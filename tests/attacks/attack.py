@@ -31,11 +31,13 @@ class Site:
 
     Attributes:
         taken: Keeps what the receiver takes.
+        intake: The receiver's intake.
         ends: Whether the server ends the connection of a refused sender, as the package's own does.
     """
 
     address: Address
     taken: Sink
+    intake: Intake
     ends: bool = False
 
     def connect(self) -> socket.socket:
@@ -65,13 +67,13 @@ Serve: TypeAlias = Callable[..., AbstractContextManager[Site]]
 @contextmanager
 def serve_server(*, limits: Limits | None = None, **options: Any) -> Iterator[Site]:
     """The receiver on the package's own server."""
-    taken = Sink()
-    receiver = StatsigReceiver(Intake(verifier=Verifier([SECRET]), limits=limits), taken)
+    taken, intake = Sink(), Intake(verifier=Verifier([SECRET]), limits=limits)
+    receiver = StatsigReceiver(intake, taken)
     server = HttpServer(
         create_app({"/hook": receiver}), host="127.0.0.1", **{"port": 0, "drain_timeout": 0.1, **options}
     )
     with serving(server) as running:
-        yield Site(running.server.address, taken, ends=True)
+        yield Site(running.server.address, taken, intake, ends=True)
 
 
 @contextmanager
@@ -79,19 +81,19 @@ def serve_asgi(*, limits: Limits | None = None) -> Iterator[Site]:
     """The receiver as an ASGI application of somebody else's server."""
     from tests.plugin.receiver.test_mounting import serve_uvicorn
 
-    taken = Sink()
-    receiver = StatsigReceiver(Intake(verifier=Verifier([SECRET]), limits=limits), taken)
+    taken, intake = Sink(), Intake(verifier=Verifier([SECRET]), limits=limits)
+    receiver = StatsigReceiver(intake, taken)
     with serve_uvicorn(create_app({"/hook": receiver})) as address:
-        yield Site(address, taken)
+        yield Site(address, taken, intake)
 
 
 @contextmanager
 def serve_wsgi(*, limits: Limits | None = None) -> Iterator[Site]:
     """The receiver as a WSGI application of somebody else's server."""
-    taken = Sink()
-    receiver = StatsigWsgiReceiver(Intake(verifier=Verifier([SECRET]), limits=limits), taken)
+    taken, intake = Sink(), Intake(verifier=Verifier([SECRET]), limits=limits)
+    receiver = StatsigWsgiReceiver(intake, taken)
     with serve_waitress(create_wsgi_app({"/hook": receiver})) as address:
-        yield Site(address, taken)
+        yield Site(address, taken, intake)
 
 
 SITES: Final[dict[SiteName, Serve]] = {"server": serve_server, "asgi": serve_asgi, "wsgi": serve_wsgi}

@@ -17,10 +17,11 @@ from statsig_otel.plugin.receiver.bodies import SMALL_BODY
 from statsig_otel.plugin.receiver.intake import Limits
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, MAX_HEADER_BYTES
-from tests.attacks.attack import PATIENCE, Serve
+from tests.attacks.attack import PATIENCE, Serve, Site
 from tests.plugin.adapters import CHANGE, VERIFICATION, body_of, signed
 from tests.plugin.http_client import read_response, request
 from tests.plugin.server.echo import POST, EchoApp, echo_server, is_closed, read_answer, read_to_end, serving, trusting
+from tests.waiting import wait_until
 
 BODY: Final = body_of(CHANGE)
 
@@ -292,10 +293,10 @@ def unfinished_bodies(serve: Serve) -> None:
     limits = Limits(max_request_body_size=1000, max_in_flight_bytes=1000)
     with serve(limits=limits) as site, contextlib.ExitStack() as stack:
         unfinished = []
-        for size in (600, 398, 1, 1):
+        for size, together in ((600, 600), (398, 998), (1, 999), (1, 1000)):
             unfinished.append(stack.enter_context(site.connect()))
             unfinished[-1].sendall(request(bytes(size + 1), headers=signed(b""))[:-1])
-            time.sleep(0.2)
+            wait_for_bodies(site, together)
         assert site.is_well()
         for connection, status in zip(unfinished, (408, 401, 401, 401), strict=True):
             connection.sendall(b"x")
@@ -304,16 +305,24 @@ def unfinished_bodies(serve: Serve) -> None:
 
 def large_unfinished_bodies(serve: Serve) -> None:
     """Beside a signed webhook whose last byte is late."""
+    whole, large = webhook(), request(bytes(3 * SMALL_BODY), headers=signed(b""))[:-1]
     limits = Limits(max_request_body_size=3 * SMALL_BODY, max_in_flight_bytes=8 * SMALL_BODY)
     with serve(limits=limits) as site, site.connect() as late, contextlib.ExitStack() as stack:
-        late.sendall(webhook()[:-1])
-        time.sleep(0.2)
-        for _ in range(4):
-            connection = stack.enter_context(site.connect())
-            connection.sendall(request(bytes(3 * SMALL_BODY), headers=signed(b""))[:-1])
-            time.sleep(0.2)
-        late.sendall(webhook()[-1:])
+        late.sendall(whole[:-1])
+        wait_for_bodies(site, len(BODY) - 1)
+        first, second, third = (stack.enter_context(site.connect()) for _ in range(3))
+        first.sendall(large)
+        second.sendall(large)
+        two = len(BODY) - 1 + 2 * (3 * SMALL_BODY - 1)
+        wait_for_bodies(site, two)
+        third.sendall(large[:-1])
+        wait_for_bodies(site, two - 1)
+        late.sendall(whole[-1:])
         assert read_response(late).status == 200
+
+
+def wait_for_bodies(site: Site, size: int) -> None:
+    wait_until(lambda: site.intake.bodies.size == size, "the bodies", within=PATIENCE)
 
 
 def cut_short(serve: Serve) -> None:
