@@ -215,7 +215,10 @@ def _parse_leniently(text: str) -> ParsedBody:
     try:
         parsed = _parsed_from(text, lenient_json.split(text, is_config_change, names=("data", "eventName")))
     except JSONDecodeError as error:
-        raise MalformedBodyError("not_json", f"the body is not JSON: {error.msg} at character {error.pos}") from error
+        found = f"{error.msg} at character {error.pos}"
+        if text.startswith("\ufeff"):  # RFC 8259, section 8.1: a sender must not add one, and a reader may refuse it
+            found = "it begins with a byte order mark, which Statsig does not send: look at who rewrites the body"
+        raise MalformedBodyError("not_json", f"the body is not JSON: {found}") from error
     if parsed is None:
         raise MalformedBodyError("unknown_shape", "the body is neither a batch of events nor one event")
     return parsed

@@ -122,6 +122,15 @@ def test_the_sample_of_a_bare_array() -> None:
     assert batch(json.dumps(sample)) == ParsedBody(3, ())
 
 
+@pytest.mark.parametrize("body", ["\ufeff[]", f'\ufeff{{"data":[{CHANGE}]}}', "\ufeff"])
+def test_a_byte_order_mark_is_named(body: str) -> None:
+    with pytest.raises(
+        MalformedBodyError, match="it begins with a byte order mark, which Statsig does not send"
+    ) as caught:
+        parse(body.encode())
+    assert caught.value.reason == "not_json"
+
+
 def test_an_item_keeps_its_own_text() -> None:
     """As sent, for a dead letter and `log.record.original`."""
     spaced = '{ "eventName" : "statsig::config_change",\n "a" : 1.50, "b":"\\u00e9é" }'
