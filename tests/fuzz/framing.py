@@ -1,10 +1,11 @@
 """The framing of HTTP/1.1: a request is the same whole and in pieces, and h11 sees no other request in the same bytes.
 
 The first two bytes of an input say where the rest is cut: at two places, or behind each byte, which takes much longer.
+If the first one is odd, the limits are so small that a short input reaches them.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -12,7 +13,8 @@ from typing import Final
 
 import h11
 
-from statsig_otel.plugin.server.reader import MAX_FIELDS, BadRequestError, Head
+from statsig_otel.plugin.server import reader as limits
+from statsig_otel.plugin.server.reader import BadRequestError, Head
 from tests.fuzz.targets import Check
 from tests.plugin.server.reading import read as feed
 
@@ -25,7 +27,10 @@ TOKENS: Final = (
     b"gzip, chunked", b"3\r\nabc\r\n", b"0\r\n\r\n", b"1;a=b\r\nx\r\n", b"x: y\r\n", b"\t", b" ", b"\n", b"\r", b"\0",
     b"\x0b", b"\xa0", b"CONNECT a:1 HTTP/1.1\r\n", b"http://a/b", b"%2f", b"//", b":", b",", b"+3", b"0x3", b"00000003",
     b"fffffffffffffff", b"000000000000003\r\nabc\r\n", b"0A\r\n0123456789\r\n", b"3 \t; a\r\nabc\r\n",
+    b"10003\r\nabc\r\n", b"100000003\r\nabc\r\n", b"Content-Length: 4294967299\r\n",
 )  # fmt: skip
+
+SMALL: Final = {"MAX_HEADER_BYTES": 90, "MAX_CHUNK_HEADER": 10, "MAX_FRAMING": 24, "MAX_FIELDS": 4}
 
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
@@ -52,6 +57,8 @@ def seeds() -> Iterator[bytes]:
         start + b"Content-Length: 2\r\n\r\nhiGET / HTTP/1.1\r\nHost: x\r\n\r\n",
         start + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n1;a=b\r\n!\r\n0\r\nx: y\r\n\r\n",
         start + b"Transfer-Encoding: chunked\r\n\r\n0000000003;a\r\nabc\r\n0B ; b\r\n12345678901\r\n000\r\n\r\nGET",
+        start + b"Transfer-Encoding: chunked\r\n\r\n10003\r\nabc\r\n0\r\n\r\n",
+        start + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n1\r\nx\r\n0\r\na: b\r\na: b\r\na: b\r\na: b\r\n\r\n",
         start + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
         start + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
         start + b" folded: yes\r\nContent-Length: 0\r\n\r\n",
@@ -84,14 +91,27 @@ def mutated(data: bytes, random: Random) -> bytes | None:
 def checking() -> Iterator[Check]:
     def check(data: bytes) -> None:
         cuts, request = data[:2], data[2:]
-        whole = read([request])
-        check_same(whole, read(pieces(request, cuts)))
-        if whole is not None:
-            check_head(whole)
-            check_chunks(request, whole)
-            check_against_h11(request, whole)
+        with limited(SMALL if cuts and cuts[0] % 2 else {}):
+            whole = read([request])
+            check_same(whole, read(pieces(request, cuts)))
+            if whole is not None:
+                check_head(whole)
+                check_limits(request, whole)
+                check_chunks(request, whole)
+                check_against_h11(request, whole)
 
     yield check
+
+
+@contextmanager
+def limited(smaller: Mapping[str, int]) -> Iterator[None]:
+    """Read with smaller limits during the block."""
+    before = {name: getattr(limits, name) for name in smaller}
+    vars(limits).update(smaller)
+    try:
+        yield
+    finally:
+        vars(limits).update(before)
 
 
 def pieces(data: bytes, cuts: bytes) -> Sequence[bytes]:
@@ -125,7 +145,7 @@ def check_head(found: Found) -> None:
         assert not found.body
         assert not found.is_complete
         return
-    assert len(found.head.fields) <= MAX_FIELDS
+    assert len(found.head.fields) <= limits.MAX_FIELDS
     for name, value in found.head.fields:
         assert _NAME.fullmatch(name)
         assert _VALUE.fullmatch(value)
@@ -133,12 +153,19 @@ def check_head(found: Found) -> None:
     assert found.head.version in ("1.0", "1.1")
     lengths, codings = values(found.head, b"content-length"), values(found.head, b"transfer-encoding")
     assert len(lengths) + len(codings) <= 1
+    assert not codings or found.head.version == "1.1", "a coding needs HTTP/1.1 (RFC 9112, 6.1)"
     assert all(re.fullmatch(rb"[0-9]+", length) for length in lengths)
     assert all(coding.lower() == b"chunked" for coding in codings)
     assert found.head.length == (None if codings else int((*lengths, b"0")[0]))
     if found.head.length is not None:
         assert len(found.body) <= found.head.length
         assert (len(found.body) == found.head.length) == found.is_complete
+
+
+def check_limits(data: bytes, found: Found) -> None:
+    """A head that was read is not too large."""
+    if found.head is not None:
+        assert data.index(b"\r\n\r\n") + 4 <= limits.MAX_HEADER_BYTES
 
 
 def values(head: Head, name: bytes) -> list[bytes]:
@@ -150,9 +177,13 @@ def check_chunks(data: bytes, found: Found) -> None:
     if not found.is_complete or found.head is None or found.head.length is not None:
         return
     encoded, body = data[data.index(b"\r\n\r\n") + 4 : len(data) - len(found.rest)], b""
+    framing = -2  # no line end of a chunk is before the first one
     while True:
         chunk = _CHUNK.match(encoded)
         assert chunk
+        assert chunk.end() <= limits.MAX_CHUNK_HEADER
+        framing += 2 + chunk.end()
+        assert framing <= limits.MAX_FRAMING + len(body) + int(chunk[1], 16)
         size, encoded = int(chunk[1], 16), encoded[chunk.end() :]
         if not size:
             break
@@ -160,6 +191,8 @@ def check_chunks(data: bytes, found: Found) -> None:
         assert encoded[size : size + 2] == b"\r\n"
         encoded = encoded[size + 2 :]
     assert _TRAILERS.fullmatch(encoded)
+    assert len(encoded) - 2 <= limits.MAX_HEADER_BYTES
+    assert encoded.count(b"\r\n") - 1 <= limits.MAX_FIELDS
     assert body == found.body
 
 
