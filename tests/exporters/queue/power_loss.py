@@ -16,11 +16,12 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
+from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.errors import QueueError
 from tests.e2e.faulty_machine import preloaded
 from tests.exporters.queue.helpers import PATIENCE, ROOT, dead_letters_in, delivered, running, settled
@@ -259,12 +260,29 @@ def promised(events: Sequence[Event], moment: int) -> Promised:
     return Promised(acknowledged, found, kept)
 
 
+def is_in_use(events: Sequence[Event], moment: int) -> bool:
+    """Whether something was promised since the queue was last marked, as being in use."""
+    marks = [
+        (number, one.data)
+        for number, one in enumerate(events[:moment])
+        if one.kind is Kind.WRITE and one.data.startswith(b'{"clean": ')
+    ]
+    if not marks or b"false" not in marks[-1][1]:
+        return False
+    return any(one.kind is Kind.SAID for one in events[marks[-1][0] : moment])
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of an image."""
 
     missing: Mapping[str, set[int]]  # what was promised and is not there, by exporter
     said: Sequence[str]  # what the queue logged as a warning or error
+    is_misread: bool = False  # it was in use, and looks as if its owner had stopped in order
+
+    @property
+    def is_bad(self) -> bool:
+        return bool(self.missing) or self.is_misread
 
 
 def check(image: Path, promise: Promised) -> Outcome:
@@ -302,5 +320,7 @@ def try_images(folder: Path, *, seed: int, images: int, unsynced: str = "") -> I
         chance = random.Random(f"{seed} {number}")
         moment = chance.randrange(begun, len(events) + 1)
         disk.image(folder / "image", moment, chance)
-        yield check(folder / "image", promised(events, moment))
+        was_left_clean = QueueDirectory(folder / "image" / "queue").was_left_clean()
+        outcome = check(folder / "image", promised(events, moment))
+        yield replace(outcome, is_misread=was_left_clean and is_in_use(events, moment))
         shutil.rmtree(folder / "image")

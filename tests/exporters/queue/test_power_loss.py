@@ -81,12 +81,16 @@ def test_a_truncation_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_what_was_acknowledged_is_there_on_fifty_images(tmp_path: Path) -> None:
     for seed in range(5):
-        assert not [one for one in try_images(tmp_path / str(seed), seed=seed, images=10) if one.missing]
+        assert not [one for one in try_images(tmp_path / str(seed), seed=seed, images=10) if one.is_bad]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("unsynced", ["queue.db-wal", "queue.db", "queue"])
-def test_without_one_of_the_syncs_something_is_missing(tmp_path: Path, unsynced: str) -> None:
-    """The control: the log, the database before the log begins anew, and the directory with their names."""
-    assert [one for one in try_images(tmp_path / "run", seed=0, images=20, unsynced=unsynced) if one.missing]
+@pytest.mark.parametrize(("unsynced", "seed"), [("queue.db-wal", 0), ("queue.db", 0), ("queue", 0), ("state.json", 1)])
+def test_without_one_of_the_syncs_something_is_missing(tmp_path: Path, unsynced: str, seed: int) -> None:
+    """The control: the log, the database before the log begins anew, the directory with their names, and the mark.
+
+    The mark is missed in a run after one that ended in order. That the log is written once more after a failed sync has
+    its test in `e2e/test_faults.py`. The sync behind that has none: the next commit syncs the same file.
+    """
+    assert any(one.is_bad for one in try_images(tmp_path / "run", seed=seed, images=200, unsynced=unsynced))
