@@ -59,6 +59,7 @@ def seeds() -> Iterator[bytes]:
         start + b"Transfer-Encoding: chunked\r\n\r\n0000000003;a\r\nabc\r\n0B ; b\r\n12345678901\r\n000\r\n\r\nGET",
         start + b"Transfer-Encoding: chunked\r\n\r\n10003\r\nabc\r\n0\r\n\r\n",
         start + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n1\r\nx\r\n0\r\na: b\r\na: b\r\na: b\r\na: b\r\n\r\n",
+        start + b"Transfer-Encoding: chunked\r\n\r\n0\r\na: " + b"x" * 85 + b"\r\n\r\n",
         start + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
         start + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
         start + b" folded: yes\r\nContent-Length: 0\r\n\r\n",
@@ -66,7 +67,7 @@ def seeds() -> Iterator[bytes]:
         b"\r\n" + start + b"Expect: 100-continue\r\nContent-Length: 1 \r\n\r\nx",
         b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n",
     ):
-        yield from (cuts + request for cuts in (b"\x05\x40", b"\0\0"))
+        yield from (cuts + request for cuts in (b"\x05\x40", b"\x05\xff", b"\0\0"))
 
 
 def mutated(data: bytes, random: Random) -> bytes | None:

@@ -248,7 +248,8 @@ class _Chunks:
                 break
             at = end + 2
         self._unread = data[at:]
-        if self._trailers + len(self._unread) > MAX_HEADER_BYTES or self._trailer_lines > MAX_FIELDS:
+        unread = len(self._unread.removesuffix(b"\r"))  # it may begin the empty line, which does not count
+        if self._trailers + unread > MAX_HEADER_BYTES or self._trailer_lines > MAX_FIELDS:
             raise _wrong_chunk(f"the trailers have more than {MAX_HEADER_BYTES} bytes or {MAX_FIELDS} fields")
         return b"", False
 
