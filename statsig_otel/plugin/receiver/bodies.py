@@ -31,8 +31,8 @@ class Body:
     def __init__(self, declared: int) -> None:
         self._declared = declared
         self.chunks: list[bytes] = []
-        self.size = 0
-        self.gave_way = False
+        self.size: int = 0
+        self.gave_way: bool = False
 
     def is_large(self, more: int = 0) -> bool:
         """Whether the body is over 256 KiB, with so many bytes more: the declared size, or the part that was read."""
@@ -52,7 +52,7 @@ class Bodies:
     """
 
     def __init__(self, max_bytes: int, max_large_bytes: int) -> None:
-        self.size = 0
+        self.size: int = 0
         self._max_bytes = max_bytes
         self._max_large_bytes = max_large_bytes
         self._large_size = 0

@@ -200,7 +200,7 @@ class Intake:
         self.limits: Limits = Limits() if limits is None else limits
         for argument, type_ in {"verifier": Verifier, "mapper": Mapper, "name": str, "limits": Limits}.items():
             check_type(argument, getattr(self, argument), type_)
-        self.bodies = Bodies(self.limits.max_in_flight_bytes, self.limits.max_large_bytes)  # for `Request`
+        self.bodies: Bodies = Bodies(self.limits.max_in_flight_bytes, self.limits.max_large_bytes)  # for `Request`
         self._requests = 0  # begun and not yet closed
         self._idle = threading.Condition()
         self._throttle = LogThrottle(_logger)
