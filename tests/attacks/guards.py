@@ -138,7 +138,7 @@ GUARDS: Final[dict[str, Guard]] = {
             ),
             Edit(
                 READER,
-                "if self._trailers + len(self._unread) > MAX_HEADER_BYTES or self._trailer_lines > MAX_FIELDS:",
+                "if self._trailers + unread > MAX_HEADER_BYTES or self._trailer_lines > MAX_FIELDS:",
                 "if False:",
             ),
         ),

@@ -173,6 +173,17 @@ def test_where_a_chunk_header_is_cut_makes_no_difference_to_its_limit() -> None:
                 assert is_read
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_trailers_have_the_same_largest_size_wherever_they_are_cut(more: int) -> None:
+    data = CHUNKED + b"0\r\nx:" + b"a" * (MAX_HEADER_BYTES - len(b"x:\r\n") + more) + b"\r\n\r\n"
+    for pieces in ([data], *([data[:-cut], data[-cut:]] for cut in (1, 2, 3, 4, 5))):
+        if more:
+            with pytest.raises(BadRequestError, match="the trailers have more than"):
+                read(pieces)
+        else:
+            assert read(pieces)[0].is_complete
+
+
 def test_one_turn_handles_a_limited_number_of_chunks() -> None:
     reader = RequestReader()
     many = b"1\r\nx\r\n" * 4 * CHUNKS_A_TURN
