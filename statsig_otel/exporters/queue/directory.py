@@ -393,12 +393,12 @@ class QueueDirectory:
         return None
 
     def _rename(self, database: Path, to: Path) -> Path:
-        """Rename a database with its log and index; on disk when this returns.
+        """Rename a database with its log, journal and index; on disk when this returns.
 
         The log comes first, since a crash can come in between: behind its database's new name it can't be mistaken, and
         alone in the old place it could be the log of any database.
         """
-        for suffixes in (("-wal",), ("", "-shm")):
+        for suffixes in (("-wal", "-journal"), ("", "-shm")):  # a journal is of a copy during which the process ended
             for suffix in suffixes:
                 with contextlib.suppress(FileNotFoundError):
                     Path(f"{database}{suffix}").rename(f"{to}{suffix}")

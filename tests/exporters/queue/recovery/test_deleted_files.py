@@ -163,6 +163,17 @@ def test_without_room_for_a_copy_the_deleted_file_stays_open_and_leaves_no_parts
     assert said(caplog, logging.WARNING, "No record that waited is missing") == 1
 
 
+def test_a_copy_during_which_the_process_ended_is_put_away_with_its_journal(tmp_path: Path) -> None:
+    aside = tmp_path / "queue.db.corrupt-20260101T000000Z-1"
+    aside.touch()
+    Path(f"{aside}-journal").write_bytes(bytes(512))
+    with running(tmp_path) as queue:
+        assert put(queue, 1) == Receipt(1)
+        settled(tmp_path)
+        wait_until(lambda: not list(tmp_path.glob("queue.db.corrupt-*")), "nothing is left of it")
+        assert delivered(queue.cursor("otlp")) == [1]
+
+
 def test_a_place_of_which_a_bit_was_flipped_passes_nothing_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
