@@ -172,8 +172,11 @@ def _response(body: bytes, kind: str) -> ExportLogsServiceResponse | None:
             response.ParseFromString(body)
             return response
         if kind == "application/json":
-            json_format.Parse(body, response, ignore_unknown_fields=True)
-            is_otlp = response.HasField("partial_success") or json.loads(body).keys() <= _RESPONSE_KEYS
+            fields = json.loads(body)
+            if not isinstance(fields, dict):  # an empty string or array would count as a message without fields
+                return None
+            json_format.ParseDict(fields, response, ignore_unknown_fields=True)
+            is_otlp = response.HasField("partial_success") or fields.keys() <= _RESPONSE_KEYS
             return response if is_otlp else None
     except (DecodeError, json_format.ParseError, ValueError, RecursionError):
         pass

@@ -287,6 +287,7 @@ def test_a_web_page_is_not_a_delivery(body: bytes, content_type: str) -> None:
         (b' {"partialSuccess": {}}', "application/json", False),
         (b'{"code":0,"text":"Success"}', "application/json", True),
         (b"nonsense", "application/json", True),
+        *((body, "application/json", True) for body in (b'""', b"[]", b"0", b"null", b"true", b'"partialSuccess"')),
         (b"ok", "text/plain", True),
         (b"<title>no page", "", True),
         (b'<?xml version="1.0"?><answer/>', "text/xml", True),
