@@ -26,6 +26,7 @@ from statsig_otel.config.validation import (
     LIST_HINT,
     MAPPING_HINT,
     compose,
+    is_one_secret,
     is_secret,
     may_be_secret,
     validate,
@@ -77,20 +78,21 @@ def examine(document: Document, components: Components) -> tuple[Configuration, 
 def _for_secret(problem: Problem, components: Components) -> Problem:
     """A problem of reading a value. If the value is a secret, no hint says to write a default, which all could read.
 
-    A key that is not a name may be a secret too: of `{authorization:Bearer TOKEN}` everything is the key.
+    A key that is not a name may be a secret too: of `{authorization:Bearer TOKEN}` everything is the key. So may a key in
+    the place of a secret, and the path ends before it.
     """
     kind, id_, *below = problem.path if len(problem.path) > _KEY_OF_COMPONENT else ("", "", "")
     models = components.models(str(kind), components.type_of(str(id_)))
     if not models:
         return problem
     for end in range(1, len(below) + 1):
-        if may_be_secret(models, tuple(below[:end])):
-            return replace(
-                problem,
-                path=problem.path[: _KEY_OF_COMPONENT + end - 1],
-                message=NOT_A_NAME.message,
-                hint=NOT_A_NAME.hint,
-            )
+        above = tuple(below[:end])
+        if may_be_secret(models, above):
+            path = problem.path[: _KEY_OF_COMPONENT + end - 1]
+            return replace(problem, path=path, message=NOT_A_NAME.message, hint=NOT_A_NAME.hint)
+        if is_one_secret(models, above):
+            problem, below = replace(problem, path=problem.path[: _KEY_OF_COMPONENT + end]), below[:end]
+            break
     if problem.unset is None or not is_secret(models, tuple(below)):
         return problem
     return replace(problem, hint=_UNSET_HINT)

@@ -301,10 +301,15 @@ def is_secret(models: Models, below: Path) -> bool:
     return _wants_secret((*kinds, *_below(kinds, 0)))
 
 
+def is_one_secret(models: Models, below: Path) -> bool:
+    """Whether the value is a secret, and not a list of them. So no key can stand below it."""
+    return _wants_secret(_types(models, below))
+
+
 def may_be_secret(models: Models, below: Path) -> bool:
     """Whether the last key belongs to a mapping of secrets and is not a name, as in `{authorization:Bearer TOKEN}`."""
     key = below[-1] if below else None
-    return isinstance(key, str) and not _NAME.fullmatch(key) and _wants_secret(_types(models, below))
+    return isinstance(key, str) and not _NAME.fullmatch(key) and is_one_secret(models, below)
 
 
 def _wants_secret(annotations: Iterable[Any]) -> bool:
