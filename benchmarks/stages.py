@@ -150,6 +150,8 @@ class Counter:
         return [(stage, function, calls, cost) for (stage, function), (calls, cost) in costs.items()]
 
     def install(self) -> None:
+        if sys.version_info[:2] == (3, 12):
+            raise RuntimeError("Python 3.12 can't count what other threads do, and may crash: use another version")
         threading.settrace(self._begin)
 
     def _begin(self, frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:

@@ -204,6 +204,10 @@ def test_a_library_counts_for_the_stage_that_calls_it(*, blocks: bool) -> None:
     """In the threads that start after the counter is installed."""
     counter = stages.Counter(blocks=blocks)
     body = next(webhooks.bodies(webhooks.CHANGE))
+    if sys.version_info[:2] == (3, 12):
+        with pytest.raises(RuntimeError, match="use another version"):
+            counter.install()
+        return
     counter.install()
     try:
         thread = threading.Thread(target=parse, args=(body,))

@@ -78,8 +78,8 @@ def examine(document: Document, components: Components) -> tuple[Configuration, 
 def _for_secret(problem: Problem, components: Components) -> Problem:
     """A problem of reading a value. If the value is a secret, no hint says to write a default, which all could read.
 
-    A key that is not a name may be a secret too: of `{authorization:Bearer TOKEN}` everything is the key. So may a key in
-    the place of a secret, and the path ends before it.
+    A key that is not a name may be a secret too: of `{authorization:Bearer TOKEN}` everything is the key. So may a key
+    in the place of a secret, and the path ends before it.
     """
     kind, id_, *below = problem.path if len(problem.path) > _KEY_OF_COMPONENT else ("", "", "")
     models = components.models(str(kind), components.type_of(str(id_)))
