@@ -89,11 +89,17 @@ def begin(name: str) -> Report:
     return report
 
 
-def fuzz(name: str, seconds: int) -> Report:
-    """Fuzz one target for so long."""
+def fuzz(name: str, seconds: int, seed: int = 0) -> Report:
+    """Fuzz one target for so long; with a seed other than 0 the inputs are the same each time."""
     corpus = prepare(name)
     report = begin(name)
-    arguments = [f"-max_total_time={seconds}", f"-artifact_prefix={FINDINGS}/{name}-", *_arguments(name), str(corpus)]
+    arguments = [
+        f"-max_total_time={seconds}",
+        f"-artifact_prefix={FINDINGS}/{name}-",
+        *_arguments(name),
+        f"-seed={seed}",
+        str(corpus),
+    ]
     begun = time.monotonic()
     news = begun - report.quiet_seconds
     tail: list[str] = []
@@ -192,6 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"by default all: {', '.join(TARGETS)}")
     parser.add_argument("--seconds", type=int, default=20, help="for each target at most (20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random changes; a new one each time without it")
     parser.add_argument("--enough", action="store_true", help="end a target earlier, once it has been searched enough")
     parser.add_argument("--minimise", action="store_true", help="write corpus/ anew from what was found")
     parser.add_argument("--results", type=Path, metavar="FILE", help="add a row for each turn to a table in this file")
@@ -212,7 +219,7 @@ def main() -> int:
                 print(f"{name}: enough inputs were tried on this code")
                 del left[name]
                 continue
-            report = fuzz(name, min(seconds, SLICE))
+            report = fuzz(name, min(seconds, SLICE), options.seed)
             failed = failed or report.failed
             left[name] -= SLICE
             if left[name] <= 0 or report.failed:
