@@ -43,8 +43,8 @@ def test_a_damaged_record_is_a_dead_letter_and_its_neighbours_are_delivered(
         (dead_letter,) = made.dead_letters()
         assert (dead_letter.kind, dead_letter.content, dead_letter.attempts) == ("damaged", bytes(damaged), 0)
         assert "checksum" in dead_letter.reason
-        assert [one.levelname for one in caplog.records if "new dead letters" in one.getMessage()] == ["ERROR"]
         assert http.taken == [name for name in names if name != names[place]]
+    assert [one.levelname for one in caplog.records if "new dead letters" in one.getMessage()] == ["ERROR"]
 
 
 def test_damaged_records_leave_a_blocked_queue_as_well(tmp_path: Path, http: Backend) -> None:
