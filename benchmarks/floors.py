@@ -110,7 +110,7 @@ def parsing(body: bytes) -> Pair:
 
 class _NotEncoding(LogRecordEncoder):
     def encode(self, default: RecordFields, event: ChangeEvent, **_: object) -> bytes:  # noqa: ARG002 - its signature
-        return b""
+        return b"\n"
 
 
 def mapping(body: bytes) -> Pair:
