@@ -11,11 +11,9 @@ from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome
 from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
 from statsig_otel.exporters.otlp.http import OtlpHttpExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
+from tests.exporters.otlp.requests import LONG
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink
-
-LONG = 30.0
-"""Seconds that no test comes near."""
 
 Sink: TypeAlias = GrpcSink | HttpSink
 

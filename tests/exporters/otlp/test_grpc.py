@@ -27,7 +27,7 @@ from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
 from statsig_otel.exporters.otlp.protocols import NOT_HTTP2, SPEAKS_HTTP1
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES
-from tests.exporters.otlp.requests import LONG, encoded, trust
+from tests.exporters.otlp.requests import LONG, encoded, ended_by_shutdown, trust
 from tests.exporters.otlp.test_status import GRPC
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import (
@@ -371,14 +371,7 @@ def test_it_recovers_by_itself_once_somebody_listens() -> None:
 def test_shutdown_ends_a_call_that_hangs(sink: GrpcSink) -> None:
     sink.answer = GrpcAnswer(hang=True)
     with exporting(sink.address) as exporter:
-        outcomes: list[Outcome] = []
-        sender = threading.Thread(target=lambda: outcomes.append(exporter.send(encoded(), 1, 60.0)))
-        sender.start()
-        sink.wait_for(1)
-        exporter.shutdown()
-        sender.join(LONG)
-        assert not sender.is_alive()
-        assert isinstance(outcomes[0], RetryLater)
+        assert isinstance(ended_by_shutdown(exporter, lambda: sink.wait_for(1)), RetryLater)
         assert exporter.send(encoded(), 1, LONG) == RetryLater("the exporter is not running")
 
 

@@ -8,12 +8,11 @@ import pytest
 
 from statsig_otel.exporters.exporter import (
     Delivered,
-    Outcome,
     PartiallyRejected,
     RetryLater,
 )
 from tests.exporters.otlp.over_http import exporting
-from tests.exporters.otlp.requests import LONG, encoded, trust
+from tests.exporters.otlp.requests import LONG, encoded, ended_by_shutdown, trust
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import (
     HttpAnswer,
@@ -109,14 +108,8 @@ def test_shutdown_ends_a_request_that_hangs(authority: Authority, scheme: str) -
     with HttpSink(tls=tls) as sink:
         sink.answer = HttpAnswer(hang=True)
         with exporting(sink.url, tls=trust(authority) if tls else {}) as exporter:
-            outcomes: list[Outcome] = []
-            sender = threading.Thread(target=lambda: outcomes.append(exporter.send(encoded(), 1, 60.0)))
-            sender.start()
-            sink.wait_for(1)
-            exporter.shutdown()
-            sender.join(LONG)
-            assert not sender.is_alive()
-            assert outcomes == [RetryLater("the exporter is shutting down")]
+            outcome = ended_by_shutdown(exporter, lambda: sink.wait_for(1))
+            assert outcome == RetryLater("the exporter is shutting down")
             assert exporter.send(encoded(), 1, LONG) == RetryLater("the exporter is not running")
 
 
