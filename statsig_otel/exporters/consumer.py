@@ -31,7 +31,7 @@ class Change:
 
     Raises:
         TypeError: A value has another type.
-        ValueError: The uid does not have 32 hex digits, or there is no record, or an empty one.
+        ValueError: The uid is not 32 hex digits, or `records` is empty, or one of them is.
 
     Example:
         >>> from statsig_otel.exporters import Change

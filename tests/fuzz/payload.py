@@ -73,7 +73,7 @@ def seeds() -> Iterator[bytes]:
 
 
 def mutated(data: bytes, random: Random) -> bytes | None:
-    """A character written as an escape, of which a name means the same; None for most inputs."""
+    """The input with one character of a name written as an escape, which means the same; None for most inputs."""
     at = random.randrange(len(data) + 1)
     if random.randrange(8) or not data[at : at + 1].isalnum():
         return None

@@ -110,7 +110,7 @@ def checking() -> Iterator[Check]:
 
 
 def stock(directory: Path, *, crashed: bool) -> Stock:
-    """Records of which one exporter is done with some, and dead letters; the log has no more than these."""
+    """Records and dead letters, and nothing else in the log. One exporter is done with some of the records."""
     with running(directory, exporters=EXPORTERS):
         pass
     with running(directory, exporters=EXPORTERS) as queue:

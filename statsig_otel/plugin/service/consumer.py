@@ -53,7 +53,7 @@ class ServiceConsumer:
 
         Args:
             synchronous: Takes the batches of receivers with synchronous exporters.
-            queue: Takes the batches of receivers with queued exporters; None if there is no such exporter.
+            queue: Takes the batches of receivers with queued exporters; None if no exporter is queued.
             routing: Which exporters the batches of each receiver are for.
         """
         self._owner.enter()

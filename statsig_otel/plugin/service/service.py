@@ -404,7 +404,7 @@ class Service:
             secrets: The whole signing secrets, in any order; none for the set-up mode.
 
         Raises:
-            ConfigError: A secret is empty, or no secret looks like this. There is no such receiver, or the service was
+            ConfigError: A secret is empty, or can't be one. The receiver is unknown, or the service was
                 made by `from_file`. Nothing has changed.
             TypeError: An argument has another type, such as one string for the secrets. Nothing has changed.
 

@@ -19,7 +19,7 @@ def is_in_quotes(text: str) -> bool:
 
 
 def fault_of_secret(secret: str) -> Fault | None:
-    """Why no secret looks like this; None for one that may be right. It must not be empty."""
+    """Why this can't be a secret; None if it can. It must not be empty."""
     if secret != secret.strip():
         return Fault("begins or ends with white space", _COPY_ALONE)
     if is_in_quotes(secret):

@@ -201,7 +201,7 @@ def test_an_outage_whose_records_are_all_skipped_is_over_and_the_next_one_is_log
         http.rule = lambda names: "delivered"
         made.put("c", "d")
         made.sender.shutdown(drain=30)
-        assert http.taken == ["c", "d"], "a stop drains towards a backend of which no failure is known"
+        assert http.taken == ["c", "d"], "a stop drains unless the backend is known to fail"
     begins = [line for line in lines(caplog) if "HTTP " in line and "dead letters" not in line]
     ends = [line for line in lines(caplog) if line.startswith("out has nothing to send any more after ")]
     assert (len(begins), len(ends)) == (2, 2)
