@@ -53,7 +53,7 @@ def test_ci_runs_the_make_commands() -> None:
     assert MAKES == ["make demo", "make test"]
     script = (ROOT / ".ci" / "run").read_text()
     for command in MAKES:
-        assert re.search(rf"^stage {command}\b", script, re.MULTILINE)
+        assert re.search(rf"^(stage|tests) {command}\b", script, re.MULTILINE)
 
 
 def split(command: str) -> tuple[dict[str, str], list[str]]:
