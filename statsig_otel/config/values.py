@@ -1,16 +1,19 @@
 """The types of special values in settings: secrets, paths, and values that may also be written as a list."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import BeforeValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from statsig_otel._arguments import check_type
+from statsig_otel.config.errors import SettingError
 
 _REDACTED: Final = "[REDACTED]"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Opaque:
@@ -91,12 +94,25 @@ class ReadApart:
     """Marks a field that is not a key of its model: another model reads it."""
 
 
+def _check_path(value: object) -> object:
+    """Refuse what comes from a file or a variable with something else in it."""
+    text = str(value)
+    if _CONTROL.search(text):
+        raise SettingError("contains a control character, such as a line break", "write the path alone")
+    if text != text.rstrip():
+        raise SettingError("ends with white space", "write the path alone")
+    return value
+
+
 class _PathMarker:
     """See `PathText`."""
 
 
-PathText = Annotated[str, _PathMarker()]
-"""A path as a string. Like a `Path` it starts at the directory of the configuration file if it is relative."""
+PlainPath = Annotated[Path, BeforeValidator(_check_path)]
+"""A path. If it is relative, it starts at the directory of the configuration file."""
+
+PathText = Annotated[str, BeforeValidator(_check_path), _PathMarker()]
+"""The same as a string, which may be empty."""
 
 
 def is_path(annotation: Any) -> bool:

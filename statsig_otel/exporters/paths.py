@@ -7,7 +7,6 @@ from typing import Final
 
 from statsig_otel.config.errors import Fault
 
-NO_PATH: Final = "contains a NUL byte, which no path can contain"
 WRITABLE_HINT: Final = (
     "let the service's own user write there (chown; in Kubernetes securityContext.fsGroup), or name another path"
 )

@@ -22,10 +22,11 @@ from pydantic import Field, field_validator
 from statsig_otel.config.errors import Fault, SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
+from statsig_otel.config.values import PlainPath
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.otlp.json_lines import to_json_line
-from statsig_otel.exporters.paths import NO_PATH, exists, forbidden, is_open_as, unusable
+from statsig_otel.exporters.paths import exists, forbidden, is_open_as, unusable
 from statsig_otel.exporters.terminal import printable
 
 _log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class FileSettings(Settings):
 
     needed: ClassVar[Mapping[str, str]] = {"path": "name a file, such as /var/log/statsig-otel/changes.jsonl"}
 
-    path: Path = Field(json_schema_extra={"minLength": 1})
+    path: PlainPath = Field(json_schema_extra={"minLength": 1})
     append: bool = True
     format: Literal["json"] = "json"
 
@@ -98,8 +99,6 @@ class FileSettings(Settings):
 
 def check_path(path: Path) -> Fault | None:
     """The fault that would keep an exporter from writing, except a lock (`is_locked`). Creates and changes nothing."""
-    if "\0" in str(path):
-        return Fault(NO_PATH)
     try:
         is_there = exists(path)
         # A link may lead to a file that is still to be made.

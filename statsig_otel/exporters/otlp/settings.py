@@ -254,7 +254,14 @@ class OtlpGrpcSettings(_OtlpSettings):
     timeout: Timeout = 5.0
     tls: GrpcTlsSettings = Field(default_factory=GrpcTlsSettings)
     keepalive: KeepaliveSettings | None = None
-    authority: Annotated[str, Field(pattern=r"^[!-~]*$")] = ""
+    authority: str = ""
+
+    @field_validator("authority")
+    @classmethod
+    def _check_authority(cls, value: str) -> str:
+        if value and not _URL_TEXT.fullmatch(value):
+            raise SettingError("contains a space, or a character outside ASCII", "write host, or host:port")
+        return value
 
     @field_validator("endpoint")
     @classmethod
@@ -487,9 +494,12 @@ def _legal_headers(
             raise ValueError(f"the header {key!r} is set by the exporter itself; leave it out")
         if not value_grammar.fullmatch(value):
             raise ValueError(f"the value of the header {key!r} contains a line break or another illegal character")
+        if not value.strip():
+            message = f"the value of the header {key!r} is empty"
+            raise SettingError(message, "leave the header out, or fill the file or the variable that its value is in")
         if value != value.strip():
-            raise ValueError(
-                f"the value of the header {key!r} begins or ends with a space: remove it, or write into "
-                "the file or variable that belongs there, if that is empty"
+            raise SettingError(
+                f"the value of the header {key!r} begins or ends with a space",
+                "remove the space; or fill the file or the variable that belongs there, if that is empty",
             )
     return headers

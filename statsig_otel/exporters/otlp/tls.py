@@ -1,5 +1,6 @@
 """The TLS settings of the OTLP exporters. Reads and checks the certificates that they name."""
 
+import re
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
 from statsig_otel.config.values import Opaque, PathText, Secret, reveal
@@ -24,6 +26,7 @@ CANNOT_SKIP: Final = (
     "grpcio can't skip the verification of certificates: name the server's CA in ca_file, or the name in its "
     "certificate in server_name_override"
 )
+_NAME: Final = re.compile(r"[A-Za-z0-9_.:-]*")  # or an address
 _NO_PROMPT: Final = "-"  # without any password, OpenSSL prompts for one on the terminal
 
 
@@ -127,6 +130,13 @@ class ClientTlsSettings(Settings):
     server_name_override: str = ""
     insecure_skip_verify: bool = False
     min_version: TlsVersion = None
+
+    @field_validator("server_name_override")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise SettingError("is not a host name in ASCII", "write it as in the certificate: backend.example.com")
+        return value
 
     @model_validator(mode="after")
     def _check_pairs(self) -> "ClientTlsSettings":

@@ -18,7 +18,7 @@ from statsig_otel.exporters.local.file import FileSettings, check_path, is_locke
 from statsig_otel.exporters.otlp.proxy import proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.tls import ClientTlsError, ClientTlsSettings
-from statsig_otel.exporters.paths import NO_PATH, unusable
+from statsig_otel.exporters.paths import unusable
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.doctor.storage import owner
@@ -213,8 +213,6 @@ def _unreadable(files: Mapping[str, FilePath], path: Path, document: Document) -
                 pass
         except OSError as error:
             yield document.problem((*path, key), f"{file} can't be read: {error.strerror}", _READABLE_HINT)
-        except ValueError:
-            yield document.problem((*path, key), NO_PATH)
 
 
 def _queue(configuration: Configuration, document: Document, directory: FilePath) -> Iterator[Problem]:

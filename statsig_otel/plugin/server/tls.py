@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
+from statsig_otel.config.values import PlainPath
 
 _WATCHED: Final = "leave it out: changed PEM files are used within seconds"
 
@@ -75,17 +76,17 @@ class ServerTlsSettings(Settings):
         "key_file": "name the file of the certificate's private key",
     }
 
-    cert_file: Path = Field(
+    cert_file: PlainPath = Field(
         description="The certificate chain, PEM.",
         examples=["/etc/statsig-otel/tls.crt"],
         json_schema_extra={"minLength": 1},
     )
-    key_file: Path = Field(
+    key_file: PlainPath = Field(
         description="Its private key, PEM, unencrypted.",
         examples=["/etc/statsig-otel/tls.key"],
         json_schema_extra={"minLength": 1},
     )
-    client_ca_file: Path | None = Field(
+    client_ca_file: PlainPath | None = Field(
         default=None,
         description="Clients must present a certificate that one of these authorities has signed.",
         json_schema_extra={"minLength": 1},

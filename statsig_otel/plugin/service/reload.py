@@ -191,6 +191,9 @@ class Reloader:
         for name, of_one in templates.items():
             try:
                 applied = self._use_headers(name, {path: self._text(path, one) for path, one in of_one.items()})
+            except ConfigError as error:
+                wrong = "; ".join(str(replace(problem, hint=None)) for problem in error.problems)
+                failures.append(f"{wrong}; the headers of {name} stay as they were")
             except (*REFUSALS, ValueError) as error:
                 failures.append(f"{error}; the headers of {name} stay as they were")
             else:

@@ -32,7 +32,7 @@ from statsig_otel.plugin.settings.filter import FilterSettings
 from statsig_otel.plugin.settings.mapping import MappingSettings
 from statsig_otel.plugin.settings.services import ImpactedServicesSettings
 from statsig_otel.plugin.webhook import DEFAULT_PATH
-from statsig_otel.plugin.webhook.secret import fault_of_secret
+from statsig_otel.plugin.webhook.secret import NO_QUOTES, fault_of_secret, is_in_quotes
 from statsig_otel.plugin.webhook.signature import Verifier
 
 _ORIGINAL: Final = (_attributes.ORIGINAL, _attributes.ORIGINAL_SIZE, _attributes.ORIGINAL_HASH)
@@ -278,6 +278,19 @@ class StatsigReceiverSettings(Settings):
                 if isinstance(element, int) and not -MAX_INT - 1 <= element <= MAX_INT:
                     raise SettingError(f"{key} is larger than the 64 bits of an attribute", "write it as a string")
         return resource
+
+    @field_validator("hash_key")
+    @classmethod
+    def _check_hash_key(cls, key: str | Opaque | None) -> str | Opaque | None:
+        """Refuse a slip of copying. It would only show where another program has to find the same hashes."""
+        text = "" if key is None else reveal(key)
+        if text != text.strip() or not text.isprintable():
+            raise SettingError(
+                "begins or ends with white space, or contains a control character", "write the key alone"
+            )
+        if is_in_quotes(text):
+            raise SettingError("begins or ends with a quotation mark", NO_QUOTES)
+        return key
 
     @model_validator(mode="after")
     def _check_sizes(self) -> "StatsigReceiverSettings":

@@ -11,7 +11,7 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.errors import ConfigError, Problem, SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration, Size
-from statsig_otel.exporters.paths import NO_PATH
+from statsig_otel.config.values import PlainPath
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter
 
@@ -41,7 +41,7 @@ class FileStorageSettings(Settings):
 
     needed: ClassVar[Mapping[str, str]] = {"directory": "name a directory, such as /var/lib/statsig-otel"}
 
-    directory: Path = Field(
+    directory: PlainPath = Field(
         description="The directory; it is created if it is missing.",
         examples=["/var/lib/statsig-otel"],
         json_schema_extra={"minLength": 1},
@@ -52,8 +52,6 @@ class FileStorageSettings(Settings):
     def _name_one(cls, value: object) -> object:
         if value == "":
             raise SettingError("is empty", cls.needed["directory"])
-        if "\0" in str(value):
-            raise ValueError(NO_PATH)
         return value
 
     min_free_bytes: Size = Field(

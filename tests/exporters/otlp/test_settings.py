@@ -219,7 +219,8 @@ WRONG_HEADERS = [
     ({"k": "hush\x00"}, "line break"),
     ({"k": "hush\u20ac"}, "illegal character"),
     ({"k": "hush "}, "begins or ends with a space"),
-    ({"k": "Bearer "}, "the file or variable that belongs there, if that is empty"),
+    ({"k": "Bearer "}, "fill the file or the variable that belongs there, if that is empty"),
+    *(({"k": value}, "the value of the header 'k' is empty") for value in ("", " ", "  ")),
     ({"k": "hush", "K": "hush"}, "upper and lower case"),
 ]
 
@@ -259,6 +260,8 @@ def test_grpc_metadata_is_narrower(headers: dict[str, str], hint: str) -> None:
         ({"ca_file": "a", "ca_pem": "a"}, "ca_file and ca_pem exclude each other"),
         ({"cert_file": "c", "cert_pem": "c", "key_file": "k"}, "cert_file and cert_pem exclude each other"),
         ({"min_version": "1.1"}, "use 1.2 or 1.3"),
+        *(({"server_name_override": name}, "is not a host name") for name in (" ", "a b", "a\n", "h\xfclse")),
+        *(({key: value}, "write the path alone") for key in ("ca_file", "cert_file") for value in (" ", "a\n", "\0")),
         ({"min_version": 1.0}, "use 1.2 or 1.3"),
         ({"min_version": "2"}, "must be '1.2' or '1.3'"),
     ],
@@ -290,6 +293,12 @@ def test_without_tls_there_is_nothing_that_grpcio_would_have_to_skip(endpoint: s
     tls = {"insecure": True, "insecure_skip_verify": True}
     assert not OtlpGrpcSettings.model_validate({"endpoint": endpoint, "tls": tls}).uses_tls
     assert "grpcio can't skip" in refusal(OtlpGrpcSettings, endpoint="https://h:1", tls=tls)
+
+
+@pytest.mark.parametrize("value", [" ", "a b", "a\n", "h\xfclse"])
+def test_an_authority_is_ascii_without_spaces(value: str) -> None:
+    message = refusal(OtlpGrpcSettings, **GRPC, authority=value)
+    assert message.startswith("authority: contains a space, or a character outside ASCII")
 
 
 def test_min_version_may_be_a_yaml_number() -> None:

@@ -276,7 +276,11 @@ def test_a_directory_that_no_queue_can_have() -> None:
     assert in_queue("abcdefg/" * 600).endswith(too_long)
     there = f"{Path.cwd()}/"
     assert in_queue(there + "a/" * ((4080 - len(there)) // 2)).endswith(too_long), "with its files"
-    assert in_queue('"a\\0b"') == "contains a NUL byte, which no path can contain (config.yaml:10)"
+    alone = " (config.yaml:10)\n  hint: write the path alone"
+    for path in (r'"a\0b"', r'"a\n"', r'"a\tb"'):
+        assert in_queue(path) == f"contains a control character, such as a line break{alone}"
+    for path in ('"  "', '"a "'):
+        assert in_queue(path) == f"ends with white space{alone}"
 
 
 def test_a_database_that_is_another_program_s_or_a_newer_version_s() -> None:

@@ -84,7 +84,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
         "retry_on_failure: unknown key\n  hint: did you mean Destination(..., retry_on_failure=...)",
     ),
     (lambda: made(environ={"OTEL_SERVICE_NAME": 3}), "environ::OTEL_SERVICE_NAME: must be a string"),
-    (lambda: made(directory="a\0b"), "directory: contains a NUL byte, which no path can contain"),
+    (lambda: made(directory="a\0b"), "directory: contains a control character, such as a line break"),
 ]
 
 

@@ -288,7 +288,7 @@ def test_files_that_can_not_be_used_keep_no_other_secret_from_being_used(
     """One receiver and one exporter have a new secret: the log names both, and each of those that keep their own."""
     caplog.set_level(logging.INFO, "statsig_otel")
     monkeypatch.setattr(reload, "_INTERVAL", 3600.0)
-    files = {name: tmp_path / name for name in ("here", "eu", "key", "token", "odd")}
+    files = {name: tmp_path / name for name in ("here", "eu", "key", "token", "odd", "none")}
     for file in files.values():
         file.write_text(SECRET)
     (tmp_path / "config.yaml").write_text("""
@@ -299,17 +299,19 @@ exporters:
   otlp_http/a: {endpoint: "http://127.0.0.1:1", headers: {key: "${file:key}"}}
   otlp_http/b: {endpoint: "http://127.0.0.1:1", headers: {key: "${file:token}"}}
   otlp_http/c: {endpoint: "http://127.0.0.1:1", headers: {key: "${file:odd}"}}
+  otlp_grpc/d: {endpoint: "http://127.0.0.1:1", headers: {key: "${file:none}"}}
 extensions: {file_storage: {directory: queue, min_free_bytes: 0}}
 service:
   extensions: [file_storage]
-  pipelines: {logs: {receivers: [statsig, statsig/eu], exporters: [otlp_http/a, otlp_http/b, otlp_http/c]}}
+  pipelines: {logs: {receivers: [statsig, statsig/eu], exporters: [otlp_http/a, otlp_http/b, otlp_http/c, otlp_grpc/d]}}
 """)
     with Service.from_file(tmp_path / "config.yaml", environ={}) as running:
         files["here"].write_text(OTHER)
         files["eu"].unlink()
         files["key"].unlink()
         files["token"].write_text(OTHER)
-        files["odd"].write_text("a\nb")
+        files["odd"].write_text("a\x01b")
+        files["none"].write_text("")
         caplog.clear()
         for _ in range(2):  # what did not change is said once
             running._reloader.look_at_secrets()
@@ -319,10 +321,12 @@ service:
         "receivers::statsig::signing_secrets[0]: is a new secret, valid from now on",
         "exporters::otlp_http/b: the files of its headers have changed",
     ]
-    eu, a, c = (line for line in said if "stay as they were" in line)
+    eu, a, c, d = (line for line in said if "stay as they were" in line)
     assert eu.startswith("receivers::statsig/eu::signing_secrets[0]: ")
     assert eu.endswith("; the secrets of statsig/eu stay as they were")
     assert a.startswith("exporters::otlp_http/a::headers::key: ")
     assert a.endswith("; the headers of otlp_http/a stay as they were")
     assert c.startswith("exporters::otlp_http/c::headers: ")
     assert c.endswith("; the headers of otlp_http/c stay as they were")
+    assert d.startswith("exporters::otlp_grpc/d::headers: the value of the header 'key' is empty (")
+    assert d.endswith("config.yaml:9); the headers of otlp_grpc/d stay as they were")

@@ -82,6 +82,8 @@ def test_secrets_are_not_shown() -> None:
         ({"user": "hash"}, "needs a hash_key"),
         ({"user": "hash", "hash_key": ""}, "needs a hash_key"),
         ({"hash_key": "k"}, "user: hash only"),
+        *(({"user": "hash", "hash_key": key}, "write the key alone") for key in (" ", "k\n", "\tk", "k\x01k")),
+        *(({"user": "hash", "hash_key": key}, "begins or ends with a quotation mark") for key in ('"k"', "k'")),
         ({"user": "drop", "include_original": True}, "would show the users"),
         ({"user": "hash", "hash_key": "k", "include_original": True}, "would show the users"),
         ({"user": "drop", "include_original": True}, "write include_original: redacted"),
