@@ -20,11 +20,12 @@ from pydantic import (
     model_validator,
 )
 
-from statsig_otel.config.errors import NOT_A_NAME, SettingError
+from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
 from statsig_otel.config.values import Opaque, OrList, ReadAs, Secret
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
+from statsig_otel.exporters.otlp.headers import HeaderSettings, as_mapping, checked_fields, checked_metadata
 from statsig_otel.exporters.otlp.tls import CANNOT_SKIP, NOTHING, ClientTlsSettings, GrpcTlsSettings
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]+\]")
@@ -34,15 +35,6 @@ _PORT: Final = re.compile(r"[0-9]{1,5}")
 _GRPC_TARGET: Final = re.compile(r"(?:dns://[!-.0-~]*/|unix:/(?:(?!/)|//)|unix-abstract:|ipv4:|ipv6:)[!-~]+")
 _URL_TEXT: Final = re.compile(r"[!-~]+")
 _SIGNAL_PATH: Final = re.compile(r"(/v1/(?:logs|traces|metrics))/*$", re.IGNORECASE)
-_METADATA_KEY: Final = re.compile(r"[0-9a-z_.-]+")  # gRPC over HTTP/2, "Header-Name"
-_METADATA_VALUE: Final = re.compile(r"[ -~]*")  # the same document, "ASCII-Value"
-_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.1: a token
-_HEADER_VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110, section 5.5
-_GRPC_RESERVED: Final = frozenset({"content-type", "te", "user-agent", "host", "content-length", "connection"})
-_HTTP_RESERVED: Final = frozenset({
-    "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect", "host",
-    "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
-})  # fmt: skip
 _MAX_PORT: Final = 65535
 _PLACEHOLDER: Final = re.compile(r"<[^<>]*>")
 SCHEMES: Final = ("http://", "https://")
@@ -120,28 +112,6 @@ Url = Annotated[str, PlainSerializer(_without_query, when_used="json")]
 """A URL whose query is redacted when it is printed."""
 
 
-class HeaderSettings(Settings):
-    """One element of `headers` if that is a list."""
-
-    needed: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("name", "value"), "write {name: NAME, value: VALUE}, or NAME: VALUE without a list"
-    )
-
-    name: str = Field(description="The name of the header.")
-    value: Secret = Field(description="The value of the header.")
-
-
-def _as_mapping(headers: list[HeaderSettings]) -> dict[str, str | Opaque]:
-    found: dict[str, str | Opaque] = {}
-    for header in headers:
-        if header.name in found:
-            # A string that is not a header name may be a misplaced secret.
-            shown = repr(header.name) if header.name.replace("-", "").isalnum() else "without a proper name"
-            raise ValueError(f"the header {shown} is given twice")
-        found[header.name] = header.value
-    return found
-
-
 _BASIC: Final = (
     'leave it out, and write headers: {authorization: "Basic ${env:AUTH}"} into the exporter, with AUTH from: '
     "printf %s USER:PASSWORD | base64 | tr -d '\\n'"
@@ -202,7 +172,7 @@ class _OtlpSettings(Settings):
         **IN_A_DESTINATION,
     }
 
-    headers: Annotated[Mapping[str, Secret], ReadAs(dict[str, Opaque]), OrList(list[HeaderSettings], _as_mapping)] = (
+    headers: Annotated[Mapping[str, Secret], ReadAs(dict[str, Opaque]), OrList(list[HeaderSettings], as_mapping)] = (
         Field(default_factory=dict)
     )
     compression: Compression = "gzip"
@@ -287,17 +257,7 @@ class OtlpGrpcSettings(_OtlpSettings):
     @field_validator("headers")
     @classmethod
     def _check_headers(cls, headers: dict[str, Opaque]) -> dict[str, Opaque]:
-        checked = _legal_headers(
-            {key.lower(): value for key, value in headers.items()}, _METADATA_KEY, _METADATA_VALUE, _GRPC_RESERVED
-        )
-        if len(checked) != len(headers):
-            raise ValueError("two headers differ only in upper and lower case; gRPC has lower case only")
-        for key in checked:
-            if key.startswith("grpc-"):
-                raise ValueError(f"the header {key!r} is reserved by gRPC")
-            if key.endswith("-bin"):
-                raise ValueError(f"the header {key!r} is binary by its name (-bin); only text is supported")
-        return checked
+        return checked_metadata(headers)
 
     @model_validator(mode="after")
     def _check_scheme(self) -> "OtlpGrpcSettings":
@@ -398,9 +358,7 @@ class OtlpHttpSettings(_OtlpSettings):
     @field_validator("headers")
     @classmethod
     def _check_headers(cls, headers: dict[str, Opaque]) -> dict[str, Opaque]:
-        if len({key.lower() for key in headers}) != len(headers):
-            raise ValueError("two headers differ only in upper and lower case, which HTTP ignores")
-        return _legal_headers(headers, _HEADER_NAME, _HEADER_VALUE, _HTTP_RESERVED)
+        return checked_fields(headers)
 
     @model_validator(mode="after")
     def _check_urls(self) -> "OtlpHttpSettings":
@@ -476,30 +434,3 @@ def _check_addresses(target: str) -> None:
         if not host or not _is_port(port):
             example = "ipv4:192.0.2.1:4317" if scheme == "ipv4" else "ipv6:[2001:db8::1]:4317"
             raise ValueError(f"{_shown(target)} is not a list of addresses with ports, such as {example}")
-
-
-def _legal_headers(
-    headers: dict[str, Opaque], key_grammar: re.Pattern[str], value_grammar: re.Pattern[str], reserved: frozenset[str]
-) -> dict[str, Opaque]:
-    """Check names and values. No message contains a value."""
-    for key, opaque in headers.items():
-        value = opaque.reveal()
-        if not key_grammar.fullmatch(key):
-            # The key stays out of the message: `NAME:VALUE` without a space is one too.
-            raise SettingError(
-                "contains a key that is not the name of a header: letters, digits, - and _ only",
-                NOT_A_NAME.hint,
-            )
-        if key.lower() in reserved:
-            raise ValueError(f"the header {key!r} is set by the exporter itself; leave it out")
-        if not value_grammar.fullmatch(value):
-            raise ValueError(f"the value of the header {key!r} contains a line break or another illegal character")
-        if not value.strip():
-            message = f"the value of the header {key!r} is empty"
-            raise SettingError(message, "leave the header out, or fill the file or the variable that its value is in")
-        if value != value.strip():
-            raise SettingError(
-                f"the value of the header {key!r} begins or ends with a space",
-                "remove the space; or fill the file or the variable that belongs there, if that is empty",
-            )
-    return headers
