@@ -1,7 +1,7 @@
 """Runs the attacks against one guard without that guard: `python -m tests.attacks.mutant GUARD`.
 
-It prints the attacks that succeed then. The guard's texts are replaced in the source of their modules before anything
-imports these.
+It prints the first attack that succeeds then. The guard's texts are replaced in the source of their modules before
+anything imports these.
 """
 
 from __future__ import annotations
@@ -10,8 +10,13 @@ import importlib.util
 import logging
 import sys
 from pathlib import Path
+from typing import Final
 
 from tests.attacks.guards import GUARDS, Guard
+
+_ATTEMPTS: Final = 5
+"""How often each attack is tried. The system decides in how many pieces a request arrives, and which socket is served
+first, so on a busy machine a server without the guard may resist by luck. A guard has to withstand at the first."""
 
 
 def replace(guard: Guard) -> None:
@@ -38,12 +43,12 @@ def main(name: str) -> None:
     from tests.attacks.table import ATTACKS
 
     logging.disable()
-    for attack in ATTACKS:
-        if name in attack.guards:
-            try:
-                attack.act(SITES["server"])
-            except Exception as error:  # noqa: BLE001 - an assertion, or a timeout
-                print(f"{attack.name}: {error!r}"[:300])  # noqa: T201 - what the test reads
+    for attack in _ATTEMPTS * [attack for attack in ATTACKS if name in attack.guards]:
+        try:
+            attack.act(SITES["server"])
+        except Exception as error:  # noqa: BLE001 - an assertion, or a timeout
+            print(f"{attack.name}: {error!r}"[:300])  # noqa: T201 - what the test reads
+            return
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def read_answer(connection: socket.socket) -> tuple[int, bytes]:
     return int(lines[0].split()[1]), body
 
 
-def receive(connection: socket.socket, before: bytes) -> bytes:
+def receive(connection: socket.socket, before: bytes | bytearray) -> bytes:
     chunk = connection.recv(65536)
     if not chunk:
         raise EOFError(before) if before else EOFError
@@ -160,10 +160,10 @@ def await_refusal(address: tuple[str, int]) -> None:
 
 
 def read_until(connection: socket.socket, end: bytes) -> bytes:
-    data = b""
+    data = bytearray()
     while not data.endswith(end):
         data += receive(connection, data)
-    return data
+    return bytes(data)
 
 
 def trusting(authority: trustme.CA) -> ssl.SSLContext:
