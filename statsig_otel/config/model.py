@@ -1,25 +1,27 @@
 """The bases of components' settings: `Settings`, and settings with keys that a whole section has."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, cast
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
-from statsig_otel.config.errors import ConfigError, Path, Problem
+from statsig_otel.config.errors import ConfigError, Path, Problem, SettingError
 from statsig_otel.config.strict_model import StrictModel
-from statsig_otel.config.substitution import IN_CODE, has_reference
+from statsig_otel.config.substitution import from_code
 from statsig_otel.config.validation import problems_of
 from statsig_otel.config.values import Opaque, ReadApart
+
+_T = TypeVar("_T")
 
 
 class Settings(StrictModel):
     """The base of every component's settings: unknown keys are errors, values don't change once checked.
 
     The constructor and `model_validate` raise a `ConfigError` with all problems, as a file has them. References such as
-    `${env:NAME}` are resolved in files only, so here they are a problem.
+    `${env:NAME}` are resolved in files only, so here `${` is a problem. `$${` is `${`, and any other `$` itself.
 
     Attributes:
         unsupported: Keys that the Collector's component has and this one has not, each with what to do instead.
@@ -41,7 +43,8 @@ class Settings(StrictModel):
     if not TYPE_CHECKING:  # type checkers know the constructor by the fields
 
         def __init__(self, /, **values: object) -> None:
-            problems = list(references(values))
+            problems: list[Problem] = []
+            values = resolved(values, (), problems)
             try:
                 super().__init__(**values)
             except ValidationError as error:
@@ -62,7 +65,8 @@ class Settings(StrictModel):
             Raises:
                 ConfigError: All that is wrong.
             """
-            problems = list(references(obj))
+            problems: list[Problem] = []
+            obj = resolved(obj, (), problems)
             try:
                 settings = super().model_validate(obj, **options)
             except ValidationError as error:
@@ -72,19 +76,33 @@ class Settings(StrictModel):
             return settings
 
 
-def references(value: object, path: Path = ()) -> Iterator[Problem]:
-    """A problem for each string of code that has a reference, since only in a file it stands for something.
+def resolved(value: _T, path: Path, problems: list[Problem]) -> _T:
+    """What a program gave for a setting, or for several, with its strings after `from_code`.
 
     Args:
-        value: A value of a setting, or of several: strings, paths, secrets, mappings and lists.
+        value: Strings, paths and secrets, also in mappings and lists. Anything else stays: settings are resolved.
         path: Where it is.
+        problems: Where a problem for each reference is added.
     """
+    return cast("_T", _resolved(value, path, problems))
+
+
+def _resolved(value: object, path: Path, problems: list[Problem]) -> object:
     if isinstance(value, str | FilePath | Opaque):
-        if has_reference(value.reveal() if isinstance(value, Opaque) else str(value)):
-            yield Problem(path, IN_CODE, "give the value itself, or make the service with Service.from_file")
-    elif isinstance(value, Mapping | list | tuple):
-        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from references(item, (*path, key))
+        text = value.reveal() if isinstance(value, Opaque) else str(value)
+        try:
+            read = from_code(text)
+        except SettingError as error:
+            problems.append(Problem(path, error.message, error.hint))
+            return value
+        return value if read == text else type(value)(read)
+    if isinstance(value, Mapping):
+        items = {key: _resolved(item, (*path, key), problems) for key, item in value.items()}
+        return value if all(items[key] is item for key, item in value.items()) else items
+    if isinstance(value, Collection) and not isinstance(value, bytes | bytearray | memoryview):
+        found = [_resolved(item, (*path, index), problems) for index, item in enumerate(value)]
+        return value if all(one is item for one, item in zip(found, value, strict=True)) else found
+    return value
 
 
 def _joined(references: list[Problem], problems: list[Problem]) -> list[Problem]:

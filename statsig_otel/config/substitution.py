@@ -9,6 +9,8 @@ The grammar is a part of the Collector's (its document "confmap", section "Envir
 - `$$`: a `$`. A `$` before any other character than `{` and `$` stands for itself.
 
 The result is a string: it is not read as YAML, and references in it are not resolved.
+
+A string that a program gives is the value itself, so `${` in it is an error, and `$${` is `${`: see `from_code`.
 """
 
 import os
@@ -29,11 +31,11 @@ MAX_TEXT: Final = 8 << 20
 
 _REFERENCE: Final = re.compile(r"\$(?:\$|\{([^}]*)(\}?))")
 _OLD_REFERENCE: Final = re.compile(r"\$\$|\$\{[^}]*\}?|\$([A-Z_][A-Z0-9_]+)")
+_DOLLARS: Final = re.compile(r"(\$+)\{")
 _VARIABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _FILE_HINT: Final = "the service reads it as its own user; a relative path starts at the configuration's directory"
 _ESCAPE_HINT: Final = "write $$ where a $ is meant"
-IN_CODE: Final = "contains ${...}, which stands for something in files only"
 _FORMS_HINT: Final = f"there are ${{env:NAME}}, ${{env:NAME:-default}} and ${{file:/path}}; {_ESCAPE_HINT}"
 
 
@@ -62,13 +64,20 @@ def has_old_reference(text: str) -> bool:
     return any(match[1] for match in _OLD_REFERENCE.finditer(text))
 
 
-def has_reference(text: str) -> bool:
-    """Whether a string refers to a variable or a file. An unknown scheme, or a name that is not one, is not enough."""
-    found = (match.groups() for match in _REFERENCE.finditer(text) if match[1] is not None)
-    return any(
-        name.startswith(("env:", "file:")) or (closed and _VARIABLE.fullmatch(name) is not None)
-        for name, closed in found
-    )
+def from_code(text: str) -> str:
+    """A string that a program gives: `$${` is `${`, as in a file, and every other `$` stands for itself.
+
+    `$$` alone stays, since a program takes its values from variables and stores of secrets, where no `$` is escaped.
+
+    Raises:
+        SettingError: It contains a `${`, which would be a reference in a file, or an error.
+    """
+    if "${" not in text:
+        return text
+    if any(len(dollars) % 2 for dollars in _DOLLARS.findall(text)):
+        message = "contains ${, with which a reference begins: references are resolved in files only"
+        raise SettingError(message, "give the value itself, or use Service.from_file; write $${ where ${ is meant")
+    return _DOLLARS.sub(lambda found: found[1][::2] + "{", text)
 
 
 class Substitution:

@@ -99,8 +99,10 @@ _IN_CODE: Final[Mapping[str, str | Callable[[re.Match[str]], str]]] = {
     re.escape(MAPPING_HINT): 'write {"KEY": VALUE}',
     r"\bwrite (\w+: )?\{enabled: (true|false)\}": lambda found: f'write {{"enabled": {found[2].title()}}}',
     r"\bwrite (true|false)(: to YAML 1\.2 .*)?$": lambda found: f"write {found[1].title()}",
+    r"\bmust be true(,| or) false\b": r"must be True\1 False",
+    r"\b([a-z_]+): (true|false)\b": lambda found: f"{found[1]}={found[2].title()}",
 }
-"""What stands in hints about files, and what stands there for code."""
+"""What stands in messages and hints about files, and what stands there for code."""
 
 
 def problems_of(model: type[StrictModel], values: object, error: ValidationError) -> list[Problem]:
@@ -112,10 +114,10 @@ def problems_of(model: type[StrictModel], values: object, error: ValidationError
 
 def in_code(problem: Problem) -> Problem:
     """A problem of a file in the words of somebody who writes code."""
-    hint = problem.hint
+    message, hint = problem.message, problem.hint
     for written, instead in _IN_CODE.items():
-        hint = hint and re.sub(written, instead, hint)
-    return replace(problem, hint=hint)
+        message, hint = re.sub(written, instead, message), hint and re.sub(written, instead, hint)
+    return replace(problem, message=message, hint=hint)
 
 
 def _variable(name: str) -> str:

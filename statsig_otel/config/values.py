@@ -115,9 +115,21 @@ PathText = Annotated[str, BeforeValidator(_check_path), _PathMarker()]
 """The same as a string, which may be empty."""
 
 
-def is_path(annotation: Any) -> bool:
-    """Whether a type is a path."""
-    return annotation is Path or any(isinstance(one, _PathMarker) for one in get_args(annotation)[1:])
+def is_path(annotation: Any, metadata: Iterable[object] = ()) -> bool:
+    """Whether a type is a path. `metadata` is what pydantic took out of the annotation of a field."""
+    return annotation is Path or any(isinstance(one, _PathMarker) for one in [*get_args(annotation)[1:], *metadata])
+
+
+def check_home(path: str) -> str:
+    """A path that does not begin with a home directory (`~`, `~/...`, `~user/...`), which only shells know.
+
+    Raises:
+        SettingError: It begins with one. A directory called `~` can be given by its whole path.
+    """
+    if path.startswith("~"):
+        hint = 'give the whole path, or in code Path("~/...").expanduser()'
+        raise SettingError("begins with ~, which is not replaced by a home directory", hint)
+    return path
 
 
 @dataclass(frozen=True, slots=True)

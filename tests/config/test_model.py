@@ -104,7 +104,7 @@ def test_a_text_is_what_yaml_makes_of_it(key: str, texts: list[object], value: o
         ("limit", ["", "~", "null", "false", False], "number|integer"),
         ("either", [True], "whole number"),
         ("ratio", ["", "true", True, "half"], "number"),
-        ("switch", ["", "~", "yes", "Yes", "on", "y", "t", "1", 1, "0", 0, 1.0, "tRuE", "enabled"], "true or false"),
+        ("switch", ["", "~", "yes", "Yes", "on", "y", "t", "1", 1, "0", 0, 1.0, "tRuE", "enabled"], "True or False"),
     ],
 )
 def test_no_other_text_is_a_number_or_a_boolean(key: str, values: list[object], message: str) -> None:

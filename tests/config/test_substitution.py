@@ -1,13 +1,17 @@
 """`${env:NAME}`, `${file:/path}` and `$$` within a text."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from statsig_otel.config.document import Document
+from statsig_otel.config.errors import SettingError
 from statsig_otel.config.source import parse
-from statsig_otel.config.substitution import MAX_FILE, Substitution
+from statsig_otel.config.substitution import MAX_FILE, Substitution, from_code
 
 ENVIRON = {"A": "one", "B": "two words", "EMPTY": "", "_x1": "x", "DOLLAR": "$$ ${A} ${file:/nowhere}", "NUMBER": "5"}
 
@@ -58,6 +62,36 @@ def test_puts_in(text: str, value: str) -> None:
 def test_says_what_is_wrong(text: str, messages: list[str]) -> None:
     """All of it, and no more of the text than names: it may hold a secret."""
     assert faults(text) == messages
+
+
+@settings(max_examples=300)
+@given(st.text(alphabet="${}a: ", max_size=12))
+def test_what_a_file_would_resolve_or_refuse_is_refused_in_code(text: str) -> None:
+    """What remains is the same in a file, but for a $$ before any other character than a {."""
+    value, found = Substitution({"a": "?"}, Path()).expand(text)
+    refers = bool(found) or "?" in value
+    try:
+        read = from_code(text)
+    except SettingError:
+        assert refers
+    else:
+        assert not refers
+        assert (read == value) or "$$" in text
+        assert read == re.sub(r"((?:\$\$)+)\{", lambda dollars: dollars[1][::2] + "{", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("$", "$"), ("$$", "$$"), ("a$$b", "a$$b"), ("$5 {x}", "$5 {x}"), ("$X $(X)", "$X $(X)"), ("$ {", "$ {"),
+     ("$${", "${"), ("$${x}", "${x}"), ("$$$${", "$${"), ("$$ $${", "$$ ${"), ("${", None), ("${}", None),
+     ("${x", None), ("$$${x}", None), ("$${ ${", None), ("${DT-TOKEN}", None), ("${vault:x}", None)],
+)  # fmt: skip
+def test_a_dollar_in_code(text: str, value: str | None) -> None:
+    if value is not None:
+        assert from_code(text) == value
+    else:
+        with pytest.raises(SettingError, match=r"^contains \$\{, with which a reference begins"):
+            from_code(text)
 
 
 def test_names_the_variable_that_is_not_set() -> None:

@@ -7,10 +7,12 @@ over the years. Only a name, a type and a time are required. Unknown members are
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from types import NoneType
+from typing import Final, TypeAlias
 
+from statsig_otel._arguments import check_type
 from statsig_otel.plugin.record.arrays import converted, first, split
 
 _MAX_TIMESTAMP: Final = 253_402_300_799_999
@@ -51,6 +53,10 @@ class ChangeEvent:
         left_out: The fields whose value had an unusable type.
         in_seconds: Whether the time was sent in seconds (ten digits).
 
+    Raises:
+        TypeError: A field has another type.
+        ValueError: The time is before 1970 or after the year 9999.
+
     Example:
         >>> from statsig_otel.plugin import ChangeEvent
         >>> event = {"timestamp": 1739400185198, "metadata": {"type": "Gate", "name": "layout_v2", "action": "updated"}}
@@ -75,13 +81,22 @@ class ChangeEvent:
     left_out: tuple[str, ...] = ()
     in_seconds: bool = False
 
+    def __post_init__(self) -> None:
+        for name, types in _TYPES:
+            if not isinstance(value := getattr(self, name), types):
+                check_type(name, value, types)
+        if not 0 <= self.happened_at <= _MAX_TIMESTAMP:
+            raise ValueError("happened_at must be milliseconds between 1970 and the year 9999")
+
     @classmethod
     def from_item(cls, item: Mapping[str, object]) -> "ChangeEvent":
         """Map one decoded `statsig::config_change`.
 
         Raises:
             InvalidItemError: A required field is missing or unusable.
+            TypeError: The item is not a mapping.
         """
+        check_type("item", item, Mapping, "a mapping", hint="decode its JSON first")
         given, user = item.get("metadata"), item.get("user")
         if not isinstance(given, dict):
             raise InvalidItemError(f"metadata: must be an object, is {_kind(given)}")
@@ -119,6 +134,18 @@ class ChangeEvent:
     def title(self) -> str:
         """NAME ACTION, such as `layout_v2 updated`; `layout_v2 changed` without an action."""
         return f"{self.name} {self.action or 'changed'}"
+
+
+_Types: TypeAlias = type | tuple[type, ...]
+
+_OPTIONAL: Final = (str, NoneType)
+_TYPES: Final[Sequence[tuple[str, _Types]]] = (
+    *(("happened_at", int), ("entity_type", str), ("name", str)),
+    *((name, _OPTIONAL) for name in ("action", "description", "project_id", "project_name")),
+    *((name, _OPTIONAL) for name in ("user_id", "user_name", "user_email")),
+    *((name, tuple) for name in ("environments", "tags", "target_apps")),
+)
+"""What a `ChangeEvent` checks, once for each change."""
 
 
 def _read_timestamp(value: object) -> int:

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from types import NoneType
-from typing import Final, Literal, Protocol, get_args
+from typing import ClassVar, Final, Literal, Protocol, TypeVar, cast, get_args
 
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO
 
 from statsig_otel import __version__, _attributes
 from statsig_otel._arguments import check_type, method_fault, mistyped, type_name
+from statsig_otel.config.errors import ConfigError, Path, Problem, SettingError
+from statsig_otel.config.substitution import from_code
 from statsig_otel.plugin.record import description
 from statsig_otel.plugin.record.arrays import Cut, converted, joined
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError, valid
@@ -36,6 +38,8 @@ MAX_RECORD_BYTES: Final = 900_000
 
 UserMode = Literal["full", "hash", "drop"]
 IncludeOriginal = bool | Literal["redacted"]
+
+_V = TypeVar("_V", bound=AttributeValue)
 
 _USER: Final = ("name", "email", "userID")
 """The members of an item's user that a record shows."""
@@ -124,7 +128,7 @@ class LogRecordEncoder:
     """Makes log records of change events and encodes them.
 
     Args:
-        resource: All attributes of the resource.
+        resource: All attributes of the resource. In their values, and in `hash_key`, `$${` is `${`.
         user: Whether the user who made a change is in the record: `full`, `hash` or `drop`. Statsig's description and
             the original text are not affected.
         hash_key: The key for `hash`: each value becomes the hex digits of its HMAC-SHA256.
@@ -139,6 +143,7 @@ class LogRecordEncoder:
     Raises:
         ValueError: `user` is not one of the three, `hash` has no key, or the original would show users that `hash` or
             `drop` hides.
+        ConfigError: A value of the resource, or the key, contains a reference such as `${env:NAME}`.
         TypeError: An argument has another type, or the mapping has no `apply` that can be called.
 
     Example:
@@ -151,6 +156,8 @@ class LogRecordEncoder:
         >>> resource_logs.scope_logs[0].log_records[0].event_name
         'statsig.config_change'
     """
+
+    _may_refer: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -171,6 +178,9 @@ class LogRecordEncoder:
             if not all(isinstance(one, str | int | float) for one in values):
                 raise TypeError(mistyped(f"resource[{key!r}]", value, "a string, a number, a boolean or a list of one"))
         check_type("hash_key", hash_key, (str, NoneType), "a string or None")
+        if self._may_refer:
+            resource = {key: _from_code(value, ("resource", key)) for key, value in resource.items()}
+            hash_key = hash_key and _from_code(hash_key, ("hash_key",))
         check_type("max_record_bytes", max_record_bytes, int)
         if mapping is not None and (fault := method_fault(mapping, "apply", "record, event, item")):
             raise TypeError(f"mapping must be a RecordHook or None: {type_name(mapping)} {fault}")
@@ -320,6 +330,26 @@ class LogRecordEncoder:
         if self._user == "hash":
             return hmac.new(self._hash_key, value.encode(), sha256).hexdigest()
         return value
+
+
+def _from_code(value: _V, path: Path) -> _V:
+    """The value of an argument after its references; see `from_code`."""
+    try:
+        return cast("_V", _strings_from_code(value))
+    except SettingError as error:
+        raise ConfigError([Problem(path, error.message, error.hint)]) from None
+
+
+def _strings_from_code(value: object) -> object:
+    if isinstance(value, str):
+        return from_code(value)
+    return [_strings_from_code(item) for item in value] if isinstance(value, Sequence) else value
+
+
+class EncoderOfSettings(LogRecordEncoder):
+    """An encoder with arguments of settings, whose references are resolved: a `${` in them is only a string."""
+
+    _may_refer = False
 
 
 def _without_original(record: RecordFields, original: str) -> RecordFields:

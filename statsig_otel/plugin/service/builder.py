@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import Any, Final, TypeAlias, TypeGuard, cast
+from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard, cast
 
 from statsig_otel._times import SEND_TIMEOUT
 from statsig_otel.config.configuration import Configuration, Pipeline
 from statsig_otel.config.document import NOWHERE, Document
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import examine
-from statsig_otel.config.model import Settings, references
+from statsig_otel.config.model import Settings, resolved
 from statsig_otel.config.validation import in_code, validate
 from statsig_otel.config.values import Opaque, reveal
 from statsig_otel.exporters.exporter import Exporter
@@ -27,6 +27,7 @@ from statsig_otel.plugin.settings.delivery import (
     RetryOnFailureSettings,
     SendingQueueSettings,
 )
+from statsig_otel.plugin.settings.environment import resource_from_environment
 from statsig_otel.plugin.settings.exporters import fault_of
 from statsig_otel.plugin.settings.reading import queued_exporters
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
@@ -75,6 +76,14 @@ Pipelines: TypeAlias = Mapping[str, Pipeline | Mapping[str, object]]
 """Pipelines by id, or mappings as in a file."""
 
 
+class Built(NamedTuple):
+    """What the arguments of `Service` say: its configuration, and its queue's directory and resource."""
+
+    configuration: Configuration
+    directory: FilePath
+    resource: Mapping[str, AttributeValue]
+
+
 def build_configuration(
     *,
     receivers: Receivers,
@@ -83,8 +92,9 @@ def build_configuration(
     resource: Mapping[str, AttributeValue] | None,
     directory: FilePath | str | None,
     min_free_bytes: int,
+    environ: Mapping[str, str],
     listen: bool,
-) -> Configuration:
+) -> Built:
     """Make a configuration of the arguments of `Service`, and check it like a file.
 
     Raises:
@@ -94,10 +104,12 @@ def build_configuration(
     misshapen = list(_misshapen(mappings))
     if misshapen:
         raise ConfigError(misshapen)
-    problems = [*_resource_problems(resource or {}), *([] if listen else keys_of_servers(receivers))]
-    inner = {name: _destination(one).exporter for name, one in exporters.items()}
-    given = {"receivers": receivers, "exporters": inner, "resource": resource, "directory": directory}
-    found_references = list(references(given))
+    found_references = list(_references_in_variables(environ))
+    receivers = resolved(receivers, ("receivers",), found_references)
+    exporters = {name: _resolved_destination(name, one, found_references) for name, one in exporters.items()}
+    resource = resolved(resource or {}, ("resource",), found_references)
+    directory = resolved(directory, ("directory",), found_references)
+    problems = [*_resource_problems(resource), *([] if listen else keys_of_servers(receivers))]
     every: Pipelines = {"logs": Pipeline(tuple(receivers), tuple(exporters))}
     values: dict[str, object] = {
         "receivers": dict(receivers),
@@ -118,17 +130,34 @@ def build_configuration(
     told = {problem.path[:end] for problem in found_references for end in range(3, len(problem.path) + 1)}
     problems += found_references
     problems += [as_argument(one) for one in found if one.path[:2] not in wrong and one.path not in told]
-    if str(directory or "").partition("/")[0] == "~":
-        message = "begins with ~, which is not replaced by a home directory"
-        problems.append(Problem(("directory",), message, 'give Path("~/...").expanduser(), or the whole path'))
     queued = queued_exporters(configuration)
     if queued and not directory:
         message = f"is required: what waits for {', '.join(queued)} is kept there"
-        hint = "name one that no other service uses; or set sending_queue: {enabled: false} for each exporter"
+        hint = 'name one that no other service uses, or use Destination(..., sending_queue={"enabled": False})'
         problems.append(Problem(("directory",), message, hint))
     if problems:
         raise ConfigError(problems)
-    return configuration
+    return Built(configuration, FilePath(directory or ""), {**resource_from_environment(environ), **resource})
+
+
+def _references_in_variables(environ: Mapping[str, str]) -> Iterator[Problem]:
+    """A problem for each variable of the resource that contains a reference, which nothing resolved."""
+    for name in ("OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"):
+        if "${" in environ.get(name, ""):
+            hint = "set the value itself; in OTEL_RESOURCE_ATTRIBUTES, %24{ stands for ${"
+            yield Problem(("environ", name), "contains ${, with which a reference begins: nothing resolves it", hint)
+
+
+def _resolved_destination(name: str, given: Any, problems: list[Problem]) -> Destination:
+    """The exporter with this id, how it is fed, and the strings that both consist of after their references."""
+    one = _destination(given)
+    path = ("exporters", name)
+    return Destination(
+        one.exporter if _is_object(one.exporter) else resolved(one.exporter, path, problems),
+        resolved(one.sending_queue, (*path, "sending_queue"), problems),
+        resolved(one.retry_on_failure, (*path, "retry_on_failure"), problems),
+        one.timeout,
+    )
 
 
 def check_arguments(

@@ -107,19 +107,20 @@ class Service:
     ) -> None:
         environ = {} if environ is None else environ
         check_arguments(environ=environ, listen=listen, wait_for_directory=wait_for_directory, url=url)
-        configuration = build_configuration(
+        built = build_configuration(
             receivers=receivers,
             exporters=exporters,
             pipelines=pipelines,
             resource=resource,
             directory=directory,
             min_free_bytes=min_free_bytes,
+            environ=environ,
             listen=listen,
         )
         assembly = Assembly(
-            configuration,
-            directory=Path(directory or ""),
-            resource={**resource_from_environment(environ), **(resource or {})},
+            built.configuration,
+            directory=built.directory,
+            resource=built.resource,
             listen=listen,
             wait_for_directory=wait_for_directory,
             url=url,

@@ -11,8 +11,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from statsig_otel import _attributes
 from statsig_otel._arguments import check_type
-from statsig_otel.config.errors import ConfigError, Fault, SettingError
-from statsig_otel.config.model import Settings, references
+from statsig_otel.config.errors import ConfigError, Fault, Problem, SettingError
+from statsig_otel.config.model import Settings, resolved
 from statsig_otel.config.units import Duration, Size
 from statsig_otel.config.values import Opaque, ReadAs, Secret, reveal
 from statsig_otel.exporters.routing import DEFAULT_WINDOW
@@ -22,8 +22,8 @@ from statsig_otel.plugin.record.mapping import MAX_INT, SERVICE_FIELDS, parse_te
 from statsig_otel.plugin.record.record import (
     DEFAULT_RESOURCE,
     MAX_RECORD_BYTES,
+    EncoderOfSettings,
     IncludeOriginal,
-    LogRecordEncoder,
     UserMode,
 )
 from statsig_otel.plugin.record.serializer import AttributeValue
@@ -341,17 +341,20 @@ class StatsigReceiverSettings(Settings):
         """The mapper that a running receiver has, with this filter, mapping and these services.
 
         Args:
-            resource: Attributes of the records' resource. The settings' own `resource` takes precedence.
+            resource: Attributes of the records' resource. The settings' own `resource` takes precedence. `$${` in a
+                value is `${`.
 
         Raises:
             TypeError: The resource is not a mapping.
             ConfigError: An attribute of the resource is a reference such as `${env:NAME}`.
         """
         check_type("resource", resource, (Mapping, NoneType), "a mapping or None")
-        if wrong := list(references({"resource": resource})):
-            raise ConfigError(wrong)
-        encoder = LogRecordEncoder(
-            resource={**DEFAULT_RESOURCE, **(resource or {}), **self.resource},
+        problems: list[Problem] = []
+        resource = resolved(resource or {}, ("resource",), problems)
+        if problems:
+            raise ConfigError(problems)
+        encoder = EncoderOfSettings(
+            resource={**DEFAULT_RESOURCE, **resource, **self.resource},
             user=self.user,
             hash_key=reveal(self.hash_key) if self.hash_key else None,
             include_original=self.include_original,

@@ -18,6 +18,13 @@ def is_in_quotes(text: str) -> bool:
     return not _QUOTES.isdisjoint({text[:1], text[-1:]})
 
 
+def fault_of_reference(secret: str) -> Fault | None:
+    """The fault of a string that would be a reference in a file; None for any other. No secret contains `${`."""
+    if "${" not in secret:
+        return None
+    return Fault("contains ${, which no signing secret contains", "give the secret itself, not a reference to it")
+
+
 def fault_of_secret(secret: str) -> Fault | None:
     """Why this can't be a secret; None if it can. It must not be empty."""
     if secret != secret.strip():
@@ -26,8 +33,8 @@ def fault_of_secret(secret: str) -> Fault | None:
         return Fault("begins or ends with a quotation mark", NO_QUOTES)
     if secret == PREFIX:
         return Fault("is only the beginning that all secrets have", "copy the whole secret")
-    if "${" in secret:
-        return Fault("contains ${, which stands for something in files only", "give the secret itself")
+    if fault := fault_of_reference(secret):
+        return fault
     if not secret.isprintable() or secret == "[REDACTED]":  # noqa: S105 - it takes the place of one
         return Fault("contains what no secret has: a byte order mark, a line end, or [REDACTED] itself", _COPY_ALONE)
     return None

@@ -12,8 +12,8 @@ from hashlib import sha256
 from typing import Final
 
 from statsig_otel._arguments import check_type, mistyped
-from statsig_otel.config.substitution import IN_CODE, has_reference
 from statsig_otel.plugin.webhook.errors import UnauthorizedError, check_body
+from statsig_otel.plugin.webhook.secret import fault_of_reference
 
 SIGNATURE_HEADER: Final = "X-Statsig-Signature"
 """The request header with the signature: `v0=` and 64 hexadecimal digits in lower case."""
@@ -63,9 +63,7 @@ class Verifier:
         if isinstance(secrets, str | bytes) or not isinstance(secrets, Sequence):
             raise TypeError(mistyped("secrets", secrets, "a list of strings"))
         for secret in secrets:
-            check_type("a signing secret", secret, str)
-            if has_reference(secret):
-                raise ValueError(f"a signing secret {IN_CODE}: give the secret itself")
+            _check_secret("a signing secret", secret)
         check_type("tolerance", tolerance, (int, float), "a number of seconds")
         if secrets and not any(secrets):
             raise ValueError("the signing secret is empty")
@@ -134,6 +132,13 @@ def _only(values: Sequence[bytes], name: str, header: str) -> bytes:
     return values[0]
 
 
+def _check_secret(argument: str, secret: object) -> None:
+    if not isinstance(secret, str):
+        raise TypeError(mistyped(argument, secret, "a str"))
+    if fault := fault_of_reference(secret):
+        raise ValueError(f"{argument} {fault.message}: {fault.hint}")
+
+
 class Verification:
     """Computes the signature of one request while its body arrives. Made by `Verifier.begin`."""
 
@@ -186,7 +191,7 @@ def verify(
 
     Raises:
         UnauthorizedError: The request can't be proven to come from Statsig.
-        ValueError: A secret is empty.
+        ValueError: All secrets are empty, or one is a reference such as `${env:NAME}`.
         TypeError: An argument has another type, such as a body that is a string.
 
     Example:
@@ -219,6 +224,7 @@ def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
         timestamp_ms: The time of the request, in milliseconds since the epoch.
 
     Raises:
+        ValueError: The secret is a reference such as `${env:NAME}`.
         TypeError: An argument has another type, such as a body that is a string.
 
     Example:
@@ -227,7 +233,7 @@ def sign(body: bytes, *, secret: str, timestamp_ms: int) -> dict[str, str]:
         '1739400185198'
     """
     check_body(body)
-    check_type("secret", secret, str)
+    _check_secret("secret", secret)
     check_type("timestamp_ms", timestamp_ms, int)
     timestamp = f"{timestamp_ms:013d}"
     digest = hmac.new(secret.encode(), b"v0:" + timestamp.encode() + b":" + body, sha256).hexdigest()

@@ -6,19 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.config import ConfigError, Opaque
-from statsig_otel.exporters import ClientTlsSettings, DebugSettings, FileSettings, OtlpHttpSettings
+from statsig_otel.exporters import ClientTlsSettings, DebugSettings, FileSettings, OtlpHttpSettings, Outcome
 from statsig_otel.plugin import (
     BatchSettings,
     Destination,
+    LogRecordEncoder,
+    Mapper,
     SendingQueueSettings,
     ServerTlsSettings,
     Service,
     StatsigReceiverSettings,
     Verifier,
+    parse,
+    sign,
 )
-from tests.plugin.services import SECRET, service
+from tests.plugin.services import SECRET, Keeper, body_of, post, service
 
 RECEIVER = StatsigReceiverSettings(signing_secrets=[SECRET], endpoint="127.0.0.1:0")
 
@@ -54,7 +59,22 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: StatsigReceiverSettings(signing_secrets=[SECRET], include_change_details="yes"),  # type: ignore[arg-type]
-        "include_change_details: must be true or false\n  hint: write True",
+        "include_change_details: must be True or False\n  hint: write True",
+    ),
+    (
+        lambda: StatsigReceiverSettings(signing_secrets=[SECRET], include_original="yes"),  # type: ignore[arg-type]
+        "include_original: must be True, False or redacted\n  hint: write True",
+    ),
+    (
+        lambda: StatsigReceiverSettings(signing_secrets=[SECRET], mapping={"body": "{statsig.change.kind}"}),  # type: ignore[arg-type]
+        (
+            "mapping::body: has {statsig.change.kind}, which no change has without include_change_details\n"
+            "  hint: set include_change_details=True"
+        ),
+    ),
+    (
+        lambda: StatsigReceiverSettings(signing_secrets=[SECRET], user="drop", include_original=True),
+        "StatsigReceiverSettings: include_original=True would show the users that user: drop hides",
     ),
     (
         lambda: made(receivers={"statsig": {"signing_secrets": SECRET, "resource": "a"}}),
@@ -126,7 +146,11 @@ def test_an_address_is_known_after_the_start(tmp_path: Path) -> None:
         _ = service(tmp_path, {"debug": DebugSettings()}).urls
 
 
-REFERENCES = ["${env:TOKEN}", "Bearer ${env:TOKEN}", "${file:/run/token}", "${TOKEN}", "${dt_token}", "${token:-x}"]
+REFERENCES = [
+    *("${env:TOKEN}", "Bearer ${env:TOKEN}", "${file:/run/token}", "${TOKEN}", "${dt_token}", "${token:-x}"),
+    *("${DT-TOKEN}", "${dt.token}", "${vault:x}", "${yaml:x}", "${secret/path}", "${ env:X }", "${}", "${x", "$$${x}"),
+]
+SAID = "contains ${, with which a reference begins: references are resolved in files only\n  hint: give the value"
 
 
 @pytest.mark.parametrize("written", REFERENCES)
@@ -145,17 +169,25 @@ def test_a_reference_in_code_is_no_secret(written: str) -> None:
         with pytest.raises(ConfigError) as caught:
             made(**arguments)
         (problem,) = caught.value.problems
-        assert str(problem).startswith(
-            f"{path}: contains ${{...}}, which stands for something in files only\n  hint: give"
-        )
+        assert str(problem).startswith(f"{path}: {SAID}")
+    with pytest.raises(ConfigError, match=r"^environ::OTEL_RESOURCE_ATTRIBUTES: contains \$.*\n  hint: .*%24\{"):
+        made(environ={"OTEL_RESOURCE_ATTRIBUTES": f"a={written}"})
 
 
 def test_a_home_directory_is_not_guessed() -> None:
-    for directory in ("~", "~/queue", Path("~/queue")):
-        with pytest.raises(
-            ConfigError, match=r'^directory: begins with ~, .*\n  hint: give Path\("~/\.\.\."\)\.expanduser'
-        ):
-            made(directory=directory)
+    for path in ("~", "~/queue", "~root/queue", Path("~/queue")):
+        made_with: dict[str, Callable[[Any], object]] = {
+            "directory": lambda path: made(directory=path),
+            "exporters::file::path": lambda path: made(exporters={"file": {"path": str(path)}}),
+            "path": lambda path: FileSettings(path=path),
+            "key_file": lambda path: ServerTlsSettings(cert_file=Path("a"), key_file=path),
+            "ca_file": lambda path: ClientTlsSettings(ca_file=str(path)),
+        }
+        for where, make in made_with.items():
+            with pytest.raises(
+                ConfigError, match=rf"^{where}: begins with ~, .*\n  hint: give the whole path, or in code Path\("
+            ):
+                make(path)
     made(directory="a~/~")
 
 
@@ -187,27 +219,76 @@ def test_settings_refuse_it_too(written: str) -> None:
         with pytest.raises(ConfigError) as caught:
             make()
         (problem,) = caught.value.problems
-        assert str(problem).startswith(
-            f"{where}: contains ${{...}}, which stands for something in files only\n  hint: give"
-        )
-    for made_with in (RECEIVER.mapper, lambda resource: RECEIVER.intake("statsig", resource)):
-        with pytest.raises(ConfigError, match=r"^resource::a: contains \$"):
-            made_with({"a": written})
-    with pytest.raises(ValueError, match=r"a signing secret contains \$\{\.\.\.\}, which stands"):
+        assert str(problem).startswith(f"{where}: {SAID}")
+    encoders: list[Callable[[Any], object]] = [
+        RECEIVER.mapper,
+        lambda resource: RECEIVER.intake("statsig", resource),
+        lambda resource: LogRecordEncoder(resource=resource),
+    ]
+    for make_encoder in encoders:
+        for value in (written, ["b", written]):
+            with pytest.raises(ConfigError, match=r"^resource::a(\[1\])?: contains \$"):
+                make_encoder({"a": value})
+    with pytest.raises(ConfigError, match=r"^hash_key: contains \$"):
+        LogRecordEncoder(user="hash", hash_key=written)
+    with pytest.raises(ValueError, match=r"^a signing secret contains \$\{, which no signing secret contains"):
         Verifier([written])
+    with pytest.raises(ValueError, match=r"^secret contains \$\{, which no signing secret contains"):
+        sign(b"", secret=written, timestamp_ms=1)
+
+
+def resource_of(mapper: Mapper) -> dict[str, str]:
+    (change,) = mapper.map(parse(body_of("layout")), 1).changes
+    (logs,) = ExportLogsServiceRequest.FromString(change.records[0]).resource_logs
+    return {one.key: one.value.string_value for one in logs.resource.attributes}
+
+
+class Payloads(Keeper):
+    def __init__(self) -> None:
+        super().__init__()
+        self.payloads: list[bytes] = []
+
+    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
+        self.payloads.append(payload)
+        return super().send(payload, count, timeout)
 
 
 def test_other_dollars_are_only_characters() -> None:
-    mapping = {"signing_secrets": [SECRET], "resource": {"a": "$5 ${ $${x} {name}"}, "mapping": {"body": "$ {name}"}}
-    made(receivers={"statsig": mapping}, exporters={"file": FileSettings(path=Path("${x"))})
-    OtlpHttpSettings(endpoint="https://h", headers={"a": "pa${s s}}$word${ 1}", "b": "$x"})
+    settings = OtlpHttpSettings(endpoint="https://h", headers={"a": "pa$$w$ord$5}", "b": "$x", "c": "$${x}"})
+    assert settings.headers == {"a": Opaque("pa$$w$ord$5}"), "b": Opaque("$x"), "c": Opaque("${x}")}
+    assert FileSettings(path=Path("$${x")).path == Path("${x")
+    written = {"a": "$5 $${ $$x $${x} {name}"}
+    read = {"a": "$5 ${ $$x ${x} {name}", "service.name": "statsig"}
+    receiver = {"signing_secrets": [SECRET], "resource": written, "mapping": {"body": "$$ $${name}"}}
+    assert resource_of(StatsigReceiverSettings.model_validate(receiver).mapper()) == read
+    assert resource_of(RECEIVER.mapper(written)) == read
+    assert resource_of(Mapper(LogRecordEncoder(resource={**written, "service.name": "statsig"}))) == read
+    exporter = Payloads()
+    with made(
+        receivers={"statsig": {**receiver, "endpoint": "127.0.0.1:0"}},
+        exporters={"own": Destination(exporter, sending_queue={"enabled": False})},
+        directory=None,
+        resource={"b": "$${b}"},
+        environ={"OTEL_RESOURCE_ATTRIBUTES": "c=$$%24{c}"},
+    ) as running:
+        assert post(running, "layout").status == 200
+    (logs,) = ExportLogsServiceRequest.FromString(exporter.payloads[0]).resource_logs
+    found = {one.key: one.value.string_value for one in logs.resource.attributes}
+    assert found == {**read, "b": "${b}", "c": "$$${c}"}
+    assert logs.scope_logs[0].log_records[0].body.string_value == "$$ $layout"
 
 
-def test_a_file_escapes_them() -> None:
-    """A value that a file or a variable gives is the value itself."""
-    document = "yaml:exporters: {otlp_http: {endpoint: 'https://h', headers: {a: '$${x}', b: '${V}'}}}"
-    rest = [
-        "yaml:receivers: {statsig: {signing_secrets: []}}",
-        "yaml:service::pipelines::logs: {receivers: [statsig], exporters: [otlp_http]}",
-    ]
-    Service.from_file(document, *rest, environ={"V": "${y}", "OTEL_RESOURCE_ATTRIBUTES": "a=${b}"})
+def test_a_file_and_a_variable_give_the_value_itself(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "receivers: {statsig: {signing_secrets: ['${SECRET}'], user: hash, hash_key: '${V}', resource: {b: '$${x}'}}}\n"
+        "exporters: {otlp_http: {endpoint: 'https://h', headers: {a: '$${x}', b: '${V}'}}}\n"
+        "extensions: {file_storage: {directory: queue}}\n"
+        "service:\n  extensions: [file_storage]\n"
+        "  pipelines: {logs: {receivers: [statsig], exporters: [otlp_http]}}\n"
+    )
+    environ = {"SECRET": SECRET, "V": "${y}", "OTEL_RESOURCE_ATTRIBUTES": "a=${b}"}
+    Service.from_file(config, environ=environ, listen=False)
+    for secret in ("webhook-${abc}", "$${abc}"):
+        with pytest.raises(ConfigError, match=r"signing_secrets\[0\]: contains \$\{, which no signing secret contains"):
+            Service.from_file(config, environ={**environ, "SECRET": secret}, listen=False)
