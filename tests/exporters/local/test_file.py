@@ -213,7 +213,7 @@ def test_settings_defaults() -> None:
         ({"path": "x", "format": "xml"}, "must be 'json'"),
         ({"path": "x", "rotation": {"max_megabytes": 10}}, "let logrotate rename the file"),
         ({"path": "x", "compression": "zstd"}, "logrotate can compress rotated files"),
-        ({"path": "x", "append": "perhaps"}, "must be true or false"),
+        ({"path": "x", "append": "perhaps"}, "must be True or False"),
     ],
 )
 def test_settings_that_are_refused(settings: dict[str, object], message: str) -> None:
