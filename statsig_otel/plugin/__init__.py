@@ -18,10 +18,10 @@ from statsig_otel._lazy import exports
 if TYPE_CHECKING:
     from statsig_otel.plugin.receiver.asgi import StatsigReceiver as StatsigReceiver
     from statsig_otel.plugin.receiver.asgi import create_app as create_app
+    from statsig_otel.plugin.receiver.bodies import Limits as Limits
     from statsig_otel.plugin.receiver.intake import Answer as Answer
     from statsig_otel.plugin.receiver.intake import AnsweredError as AnsweredError
     from statsig_otel.plugin.receiver.intake import Intake as Intake
-    from statsig_otel.plugin.receiver.intake import Limits as Limits
     from statsig_otel.plugin.receiver.intake import Request as Request
     from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver as StatsigWsgiReceiver
     from statsig_otel.plugin.receiver.wsgi import create_wsgi_app as create_wsgi_app
@@ -61,7 +61,8 @@ else:  # type checkers would accept any name of a module with __getattr__
         __name__,
         {
             "receiver.asgi": "StatsigReceiver create_app",
-            "receiver.intake": "Answer AnsweredError Intake Limits Request",
+            "receiver.bodies": "Limits",
+            "receiver.intake": "Answer AnsweredError Intake Request",
             "receiver.wsgi": "StatsigWsgiReceiver create_wsgi_app",
             "record.change_event": "ChangeEvent",
             "record.mapper": "Mapper",

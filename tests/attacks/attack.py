@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
-from statsig_otel.plugin.receiver.intake import Intake, Limits
+from statsig_otel.plugin.receiver.bodies import Limits
+from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.webhook.signature import Verifier

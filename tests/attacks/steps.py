@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import trustme
 
-from statsig_otel.plugin.receiver.bodies import SMALL_BODY
-from statsig_otel.plugin.receiver.intake import Limits
+from statsig_otel.plugin.receiver.bodies import SMALL_BODY, Limits
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, MAX_HEADER_BYTES
 from tests.attacks.attack import PATIENCE, Serve, Site

@@ -27,7 +27,8 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
-from statsig_otel.plugin.receiver.intake import Intake, Limits
+from statsig_otel.plugin.receiver.bodies import Limits
+from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.webhook.signature import Verifier, sign
 from tests.plugin.http_client import Address, Response, ServerThread, exchange, request

@@ -19,7 +19,7 @@ from statsig_otel._arguments import check_type
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError, check_receipt
-from statsig_otel.plugin.receiver.bodies import Bodies, Body
+from statsig_otel.plugin.receiver.bodies import Bodies, Body, Limits
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.webhook.body import MAX_URL_VERIFICATION_SIZE, parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError, check_body
@@ -124,45 +124,6 @@ def _unauthorized(error: UnauthorizedError) -> Answer:
 
 def _refuse(status: HTTPStatus, reason: str) -> AnsweredError:
     return AnsweredError(refusal(status, reason))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The limits for clients that are not yet known to be Statsig.
-
-    Attributes:
-        max_request_body_size: Bytes of one body.
-        max_in_flight_bytes: Bytes of all bodies that are being read or handled. At the limit, the oldest body that has
-            not arrived as a whole gives way. The last eighth is reserved for bodies of at most 256 KiB, as all real
-            webhooks are: large ones, which are read before their signature is known, can't shut them out.
-        read_timeout: Seconds for one whole body.
-
-    Raises:
-        TypeError: A value is not a number.
-        ValueError: A value is not more than 0.
-
-    Example:
-        >>> from statsig_otel.plugin import Limits
-        >>> Limits(max_request_body_size=1 << 20).read_timeout
-        30.0
-    """
-
-    max_request_body_size: int = 20 << 20
-    max_in_flight_bytes: int = 128 << 20
-    read_timeout: float = 30.0
-
-    def __post_init__(self) -> None:
-        check_type("max_request_body_size", self.max_request_body_size, int, "a number of bytes")
-        check_type("max_in_flight_bytes", self.max_in_flight_bytes, int, "a number of bytes")
-        check_type("read_timeout", self.read_timeout, (int, float), "a number of seconds")
-        for name in ("max_request_body_size", "max_in_flight_bytes", "read_timeout"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be more than 0")
-
-    @property
-    def max_large_bytes(self) -> int:
-        """Bytes of all bodies over 256 KiB. One body of the largest size always fits."""
-        return max(self.max_in_flight_bytes - self.max_in_flight_bytes // 8, self.max_request_body_size)
 
 
 class Intake:

@@ -16,7 +16,8 @@ from statsig_otel.config.model import Settings, resolved
 from statsig_otel.config.units import Duration, Size
 from statsig_otel.config.values import Opaque, ReadAs, Secret, reveal
 from statsig_otel.exporters.routing import DEFAULT_WINDOW
-from statsig_otel.plugin.receiver.intake import Intake, Limits
+from statsig_otel.plugin.receiver.bodies import Limits
+from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.record.mapping import MAX_INT, SERVICE_FIELDS, parse_template
 from statsig_otel.plugin.record.record import (

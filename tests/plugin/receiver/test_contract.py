@@ -10,7 +10,8 @@ from contextlib import ExitStack
 import pytest
 
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
-from statsig_otel.plugin.receiver.intake import Intake, Limits
+from statsig_otel.plugin.receiver.bodies import Limits
+from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier
 from tests.plugin.adapters import (
     ADAPTERS,

@@ -10,7 +10,8 @@ from wsgiref.types import WSGIApplication
 import pytest
 
 from statsig_otel.exporters.consumer import Batch, Receipt
-from statsig_otel.plugin.receiver.intake import Intake, Limits
+from statsig_otel.plugin.receiver.bodies import Limits
+from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER, Verifier
 from tests.plugin.adapters import (
