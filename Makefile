@@ -111,9 +111,10 @@ proof: $(VENV)/.dev
 		tail -1 $$report | grep -q passed || failed="$$failed $$name"; done; \
 		[ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
-# Generates the tables of docs/configuration.md, and the schema.
+# Generates the tables of docs/configuration.md and docs/metrics.md, and the schema.
 docs: $(VENV)/.dev
 	$(BIN)/python -m statsig_otel.plugin.cli.configuration_docs docs
+	$(BIN)/python -m statsig_otel.plugin.cli.metrics_docs docs
 
 # Tools about packages, apart from the packages that they are about.
 build/tools/.made: $(CONSTRAINTS)

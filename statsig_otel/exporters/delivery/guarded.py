@@ -22,12 +22,18 @@ from statsig_otel.exporters.exporter import (
 _logger: Final = logging.getLogger(__name__)
 
 
+_WORDS: Final[dict[type[Outcome], str]] = dict(
+    zip((Delivered, PartiallyRejected, Rejected, RetryLater, Blocked), _telemetry.OUTCOMES, strict=True)
+)
+
+
 class Guarded:
     """Keeps an exporter to the protocol `Exporter`. A mistake of the exporter blocks it, and is logged."""
 
     def __init__(self, name: str, exporter: Exporter) -> None:
         self._name = name
         self._exporter = exporter
+        _begin_counts(name)
         self._logged = ""  # the last mistake that was logged: each attempt repeats it
 
     def start(self) -> None:
@@ -114,6 +120,14 @@ def _described(value: object) -> str:
     return f"{described(value)} of the wrong values ({', '.join(shown)})"
 
 
+def _begin_counts(name: str) -> None:
+    """Let the counts of an exporter begin at 0."""
+    _telemetry.exporter_sent.add(0, name)
+    _telemetry.exporter_send_failed.add(0, name)
+    for word in _telemetry.OUTCOMES:
+        _telemetry.exporter_attempts.add(0, name, word)
+
+
 def report_sent(name: str, outcome: Outcome, records: int, seconds: float) -> None:
     """Count and log the records of one `send` of an exporter, by its outcome."""
     match outcome:
@@ -125,8 +139,9 @@ def report_sent(name: str, outcome: Outcome, records: int, seconds: float) -> No
             failed = min(count, records)
         case _:
             failed = records
-    _telemetry.exporter_sent.add(records - failed, {"exporter": name})
-    _telemetry.exporter_send_failed.add(failed, {"exporter": name})
+    _telemetry.exporter_sent.add(records - failed, name)
+    _telemetry.exporter_send_failed.add(failed, name)
+    _telemetry.exporter_attempts.add(1, name, _WORDS[type(outcome)])
     if _logger.isEnabledFor(logging.DEBUG):
         said = "delivered" if isinstance(outcome, Delivered) else f"{type(outcome).__name__}: {outcome.reason}"
         message = "%s: records delivered: %d of %d, in %.0f ms: %s"

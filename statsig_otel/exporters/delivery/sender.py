@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from statsig_otel._telemetry import exporters
 from statsig_otel._times import SENDER_GRACE
 from statsig_otel.exporters.delivery.decisions import Decided, Decisions, FailedState
 from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
@@ -45,6 +46,7 @@ class QueueSender:
     """Delivers what waits in the queue for one exporter, in a thread of its own.
 
     Attributes:
+        name: The exporter's id.
         state: What it does now. `idle` if nothing waits, even while the backend is away; `blocked` also if the exporter
             can't be started.
         attempts: The failed attempts to send the head.
@@ -54,6 +56,7 @@ class QueueSender:
     """
 
     def __init__(self, cursor: ExporterCursor, exporter: Exporter, settings: DeliverySettings | None = None) -> None:
+        self.name: Final = cursor.name
         self.state: State = "stopped"
         self.attempts: int = 0
         self.last_error: str = ""
@@ -79,6 +82,7 @@ class QueueSender:
         self._storage_fails = False
         self._pause = 0.0  # seconds to wait after this step
         self._refused_until = 0.0  # when the head is tried again, while every record is refused
+        exporters.add(self)
 
     def start(self, *, instead_of: "QueueSender | None" = None) -> None:
         """Start the exporter and the thread.
@@ -456,8 +460,7 @@ class QueueSender:
 
     def _answers_again(self) -> None:
         self._end_outage("answers again")
-        self.state = "sending"
-        self._refused_until = 0.0
+        self.state, self._refused_until = "sending", 0.0
 
     def _end_outage(self, message: str) -> None:
         outage, self.outage = self.outage, None
@@ -469,8 +472,7 @@ class QueueSender:
         self._resumed.clear()  # it was for this outage
 
     def _storage_failed(self, error: Exception) -> None:
-        self.last_error = f"the queue's file: {error}"
-        self.state = "retrying"
+        self.state, self.last_error = "retrying", f"the queue's file: {error}"
         if not self._storage_fails:
             self._storage_fails = True
             _logger.error("%s: the queue can't be read or ticked off; delivery waits: %s", self._cursor.name, error)
@@ -478,9 +480,7 @@ class QueueSender:
 
     def _storage_works(self) -> None:
         if self._storage_fails:
-            self._storage_fails = False
-            self.last_error = ""
-            self.state = "sending"
+            self._storage_fails, self.last_error, self.state = False, "", "sending"
             _logger.warning("%s: the queue can be read and ticked off again", self._cursor.name)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from statsig_otel._futures import uncancellable
+from statsig_otel._telemetry import exporters
 from statsig_otel._times import SEND_GRACE, SEND_MARGIN, SEND_START_TIMEOUT
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
 from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
@@ -38,6 +39,13 @@ _WORDS: Final = {
     RetryLater: "retry later",
     Rejected: "rejected",
     PartiallyRejected: "partially rejected",
+    Blocked: "blocked",
+}
+_STATES: Final[dict[type[Outcome], str]] = {
+    Delivered: "idle",
+    RetryLater: "retrying",
+    Rejected: "refused",
+    PartiallyRejected: "refused",
     Blocked: "blocked",
 }
 _SHUTTING_DOWN: Final = RetryLater("shutting down")
@@ -152,6 +160,7 @@ class _Worker:
     def __init__(self, name: str, exporter: Exporter, timeout: float) -> None:
         self.name = name
         self.timeout = timeout
+        self.state: str = "stopped"
         self._exporter = Guarded(name, exporter)
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()  # of all below
@@ -162,7 +171,8 @@ class _Worker:
 
     def start(self) -> None:
         self._exporter.start()
-        self._end_by = math.inf
+        self._end_by, self.state = math.inf, "idle"
+        exporters.add(self)
         for role, target in (("exporter", self._send_all), ("deadlines of", self._keep_time)):
             # A daemon, so that a send that hangs does not keep the process alive.
             thread = threading.Thread(target=target, name=f"{role} {self.name}", daemon=True)
@@ -200,6 +210,8 @@ class _Worker:
     def _keep_time(self) -> None:
         while self._refuse_late():
             pass
+        self.state = "stopped"
+        exporters.discard(self)
         self._exporter.shutdown()  # ends a send under way
 
     def _refuse_late(self) -> bool:
@@ -280,7 +292,11 @@ class _Worker:
         if timeout <= 0:
             return RetryLater(f"not everything was sent within {self.timeout:g} s")
         began = time.monotonic()
+        if self.state == "idle":
+            self.state = "sending"
         outcome = self._exporter.send(b"".join(part), len(part), timeout)
+        if self.state != "stopped":
+            self.state = _STATES[type(outcome)]
         report_sent(self.name, outcome, len(part), time.monotonic() - began)
         return outcome
 

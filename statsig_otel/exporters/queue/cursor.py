@@ -325,7 +325,7 @@ class ExporterCursor:
                     done.ahead = False
                 self.position = max(self.position, group[-1].last)
             for dead_letter in dead_letters if records else ():
-                _telemetry.dead_letters.add(1, {"kind": dead_letter.kind, "owner": self.name})
+                _telemetry.dead_letters.add(1, dead_letter.kind, self.name)
 
         return self._database.writer.submit(work, count)
 

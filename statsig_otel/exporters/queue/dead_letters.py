@@ -25,6 +25,8 @@ from statsig_otel.exporters.routing import Route, Routing
 FROM_RECEIVER: Final[tuple[DeadLetterKind, ...]] = ("item", "body")
 """The kinds that come from a receiver, as they were sent. All others come from an exporter, encoded."""
 
+FROM_EXPORTER: Final[tuple[DeadLetterKind, ...]] = ("record", "batch", "damaged")
+
 _UID_SIZE: Final = 16
 _BURIED_BYTES: Final = 8 << 20
 """The most bytes of records that one transaction makes dead letters."""
@@ -120,6 +122,12 @@ def count(connection: sqlite3.Connection, selection: Selection) -> tuple[int, in
         values,
     ).fetchone()
     return int(row[0]), int(row[1])
+
+
+def held(connection: sqlite3.Connection) -> dict[tuple[str, str], int]:
+    """The number of dead letters, by kind and owner."""
+    rows = connection.execute("SELECT kind, owner, COUNT(*) FROM dead_letters GROUP BY kind, owner")
+    return {(kind, owner): number for kind, owner, number in rows}
 
 
 def last_id(connection: sqlite3.Connection) -> int:

@@ -14,12 +14,12 @@ from typing import Final, TypeAlias, TypeVar
 from statsig_otel import _telemetry
 from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
-from statsig_otel.exporters.queue import queries, schema, slices, store
+from statsig_otel.exporters.queue import dead_letters, queries, schema, slices, store
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.database import Database
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.queries import ExporterState
-from statsig_otel.exporters.queue.store import Entry
+from statsig_otel.exporters.queue.store import DeadLetterKind, Entry
 from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Work
 from statsig_otel.exporters.routing import CurrentRouting, Route, Routing
 from statsig_otel.exporters.wording import counted
@@ -40,6 +40,9 @@ size."""
 
 _Numbers: TypeAlias = dict[tuple[str, tuple[str, ...]], tuple[int, Sequence[int]]]
 """By receiver and exporters: the numbers of their route and of these exporters in the database."""
+
+_COUNTING_SHARE: Final = 30
+"""Dead letters are counted for at most one thirtieth of the time."""
 
 _PAGES_AT_ONCE: Final = 256
 _PAGES_WORTH_IT: Final = 1024
@@ -92,6 +95,8 @@ class DurableQueue:
         self._disk_checked_at, self._unchecked = 0.0, 0  # and the bytes that may come before the next check
         self._coming: Routing | None = None  # while `reconfigure` writes it down
         self._numbers: _Numbers = {}  # of the configured routes
+        self._held: dict[tuple[str, str], int] = {}  # dead letters, and when they are counted again
+        self._count_at = 0.0  # by the monotonic clock
 
     def start(self) -> None:
         """Own the directory and open the database. An unreadable one is set aside, and a new one is begun.
@@ -105,6 +110,7 @@ class DurableQueue:
         if (missing := self._database.missing_file) is not None:
             _logger.error(_MISSING_FILE[missing], self.directory.path)
         self._owner.enter()
+        self._begin_counts()
         _telemetry.queues.add(self)
 
     def shutdown(self) -> None:
@@ -138,6 +144,7 @@ class DurableQueue:
                 name: before.get(name) or ExporterCursor(self._database, name) for name in routing.exporters
             }
             self._update_cursors(states)
+            self._begin_counts()
 
         # In the writer's thread, so that no batch is stored in between.
         self._coming = routing
@@ -259,6 +266,45 @@ class DurableQueue:
         except sqlite3.Error:
             return {}  # whoever needs the file will report it
 
+    def dead_letters(self) -> dict[tuple[str, str], int]:
+        """The number of dead letters that are kept, by kind and owner.
+
+        To count a million of them takes a second, so the last result stays for thirty times as long as that.
+        """
+        began = time.monotonic()
+        if began >= self._count_at:
+            try:
+                with contextlib.closing(schema.connect_reading(self.database)) as connection:
+                    found = dead_letters.held(connection)
+            except sqlite3.Error:
+                return {}  # as above
+            none: dict[tuple[str, str], int] = dict.fromkeys(self._owners_of_dead_letters(), 0)
+            self._held, ended = {**none, **found}, time.monotonic()
+            self._count_at = ended + (ended - began) * _COUNTING_SHARE
+        return self._held
+
+    def disk(self) -> dict[str, tuple[int, int]]:
+        """By directory the free bytes of its disk, and `min_free_bytes`; none if the system does not tell."""
+        try:
+            return {str(self.directory.path): (self.directory.free_bytes(), self._min_free)}
+        except OSError:
+            return {}
+
+    def _owners_of_dead_letters(self) -> list[tuple[DeadLetterKind, str]]:
+        """Each kind with each receiver or exporter that can have one."""
+        routing = self.routing
+        owners = [(kind, name) for kind in dead_letters.FROM_RECEIVER for name in routing.receivers]
+        return owners + [(kind, name) for kind in dead_letters.FROM_EXPORTER for name in routing.exporters]
+
+    def _begin_counts(self) -> None:
+        """Let the counts of all receivers and exporters begin at 0."""
+        _telemetry.queue_set_aside.add(0)
+        for kind, owner in self._owners_of_dead_letters():
+            _telemetry.dead_letters.add(0, kind, owner)
+        for name in self.routing.exporters:
+            _telemetry.exporter_enqueue_failed.add(0, name)
+            _telemetry.queue_recovered.add(0, name)
+
     def unconfigured_exporters(self) -> list[ExporterState]:
         """The exporters that are in the queue and not in the configuration; none while it can't be opened."""
         try:
@@ -302,7 +348,7 @@ class DurableQueue:
         bodies = [len(invalid.text) for invalid in batch.invalid if invalid.whole_body]
         for kind, number in (("item", len(batch.invalid) - len(bodies)), ("body", len(bodies) - left_out)):
             if number:
-                _telemetry.dead_letters.add(number, {"kind": kind, "owner": batch.receiver})
+                _telemetry.dead_letters.add(number, kind, batch.receiver)
         smallest = self._smallest_left_out
         if not left_out:
             if smallest is not None and max(bodies, default=0) >= smallest:
@@ -390,7 +436,7 @@ def _answer(entry: Entry, _: Entry | None, error: Exception | None) -> None:
         return
     records = sum(len(change.records) for change in entry.batch.changes)
     for name in entry.route.queued:
-        _telemetry.exporter_enqueue_failed.add(records, {"exporter": name})
+        _telemetry.exporter_enqueue_failed.add(records, name)
     entry.answer.set_exception(_refusal(error))
 
 

@@ -23,7 +23,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from statsig_otel._futures import uncancellable
+from statsig_otel._instruments import collecting
 from statsig_otel._process import OwnerProcess
+from statsig_otel._telemetry import commit_duration, commit_size
 from statsig_otel.exporters.queue import open_files, schema
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.open_files import OpenFiles
@@ -301,12 +303,16 @@ class Writer:
         """Run jobs in one transaction, and answer them."""
         if not jobs:
             return
+        began = time.perf_counter() if collecting.has_begun else 0.0
         outcome = self._commit(jobs)
         if isinstance(outcome, Exception):
             for job in jobs:
                 error = StorageError(str(outcome), is_disk_full=schema.is_disk_full(outcome))
                 job.bulk.answer(job.item, None, error)
             return
+        if began:
+            commit_duration.record(time.perf_counter() - began, {})
+            commit_size.record(len(jobs), {})
         self._count(outcome)
         for done in outcome:
             for job, result in zip(done.jobs, done.results, strict=True):

@@ -56,8 +56,8 @@ def schema() -> str:
 
 def _part(name: str) -> str:
     if name == _REFUSED:
-        return _table(("where", "key", "accepted", "instead"), _refused())
-    return _table(("key", "type", "default", "meaning"), (_row(key) for key in keys(TABLES[name])))
+        return table(("where", "key", "accepted", "instead"), _refused())
+    return table(("key", "type", "default", "meaning"), (_row(key) for key in keys(TABLES[name])))
 
 
 def _row(key: Key) -> tuple[str, ...]:
@@ -93,7 +93,8 @@ def _models(model: type[Settings], path: str) -> Iterator[tuple[str, type[Settin
                 yield from _models(member, f"{path}::{key}")
 
 
-def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', _PIPE) for cell in line)} |\n" for line in lines)
 

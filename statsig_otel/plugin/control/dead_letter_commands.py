@@ -209,7 +209,7 @@ class _Page(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def _count_invalid(replays: Sequence[Replay], done: Sequence[Replayed]) -> None:
     for replay, one in zip(replays, done, strict=True):
         if isinstance(replay, MapAgain) and one.invalid:
-            _telemetry.dead_letters.add(one.invalid, {"kind": "item", "owner": replay.batch.receiver})
+            _telemetry.dead_letters.add(one.invalid, "item", replay.batch.receiver)
 
 
 def _log_replay(done: Sequence[Replayed]) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from falcon import HTTPError, Request, Response
 
 from statsig_otel._log_throttle import LogThrottle
+from statsig_otel._telemetry import server_refused
 from statsig_otel.exporters.consumer import RefusedError
 from statsig_otel.exporters.terminal import printable
 from statsig_otel.plugin.receiver.intake import Answer, refusal
@@ -38,6 +39,7 @@ class Paths:
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = {form: path for path in paths for form in (path, f"{path.rstrip('/')}/")}
         self._throttle = LogThrottle(_logger)
+        server_refused.add(0, int(HTTPStatus.NOT_FOUND), "not_found")
 
     def route(self, path: str, *, encoded: str = "") -> str:
         """The path of the receiver, or one that leads nowhere.
@@ -50,6 +52,7 @@ class Paths:
         found = self._paths.get(path)
         if found is not None and not _OTHER_FORM.match(encoded):  # servers may have changed it to the right one
             return found
+        server_refused.add(1, int(HTTPStatus.NOT_FOUND), "not_found")
         shown = printable((encoded or path)[:_SHOWN])
         meant = self._paths.get(re.sub("/+", "/", unquote(path)))
         hint = f"the path is {meant or ' or '.join(sorted(set(self._paths.values())))}"

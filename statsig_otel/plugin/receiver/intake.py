@@ -8,18 +8,21 @@ consumer has to accept first.
 import logging
 import re
 import threading
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from operator import attrgetter
+from time import perf_counter
 from typing import Final
 
-from statsig_otel import _telemetry
 from statsig_otel._arguments import check_type
+from statsig_otel._instruments import collecting
 from statsig_otel._log_throttle import LogThrottle
+from statsig_otel._telemetry import ReceiverCounts, request_body_size, request_duration
 from statsig_otel._times import RETRY_AFTER
 from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError, check_receipt
 from statsig_otel.plugin.receiver.bodies import Bodies, Body, Limits
+from statsig_otel.plugin.receiver.counting import begin_counts, ignored_names
 from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.webhook.body import MAX_URL_VERIFICATION_SIZE, parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError, UnauthorizedError, check_body
@@ -161,9 +164,11 @@ class Intake:
         self.limits: Limits = Limits() if limits is None else limits
         for argument, type_ in {"verifier": Verifier, "mapper": Mapper, "name": str, "limits": Limits}.items():
             check_type(argument, getattr(self, argument), type_)
+        self.counts: ReceiverCounts = begin_counts(name, verifier.secret_count)  # for `Request`
         self.bodies: Bodies = Bodies(self.limits.max_in_flight_bytes, self.limits.max_large_bytes)  # for `Request`
         self._requests = 0  # begun and not yet closed
-        self._idle = threading.Condition()
+        self._lock = threading.Lock()  # entered by itself: a condition's own methods are Python, and cost each request
+        self._idle = threading.Condition(self._lock)
         self._throttle = LogThrottle(_logger)
 
     @property
@@ -175,9 +180,20 @@ class Intake:
     def verifier(self, verifier: Verifier) -> None:
         check_type("verifier", verifier, Verifier)
         self._verifier, self.last_secret = verifier, None
+        begin_counts(self.name, verifier.secret_count)
 
-    def verified(self, position: int) -> None:
-        """Remember which secret verified the last request, by its position from 1, and log another one."""
+    def verified(self, position: int, ahead_ms: int, now_ns: int) -> None:
+        """Count a request whose signature is valid, and log if another secret than before has verified it.
+
+        Args:
+            position: The position of the secret, from 1.
+            ahead_ms: The request's timestamp, less the time when it arrived, in milliseconds.
+            now_ns: That time, in nanoseconds since the epoch.
+        """
+        counts = self.counts
+        with counts.lock:
+            counts.verified[position] += 1
+            counts.last_verified_ns, counts.ahead_ms = now_ns, ahead_ms
         if position != self.last_secret:
             self.last_secret = position
             if self._verifier.secret_count > 1:
@@ -238,7 +254,7 @@ class Intake:
         Args:
             requests: The number of requests; negative for closed ones.
         """
-        with self._idle:
+        with self._lock:
             self._requests += requests
             if not self._requests:
                 self._idle.notify_all()
@@ -260,8 +276,9 @@ class Intake:
             TypeError: It is not an `Answer`.
         """
         check_type("answer", answer, Answer)
-        attributes = {"receiver": self.name, "status": answer.status.value, "reason": answer.reason}
-        _telemetry.requests.add(1, attributes)
+        counts = self.counts
+        with counts.lock:
+            counts.answers[answer.status, answer.reason] += 1
         if answer.status is not HTTPStatus.OK:
             detail = f": {answer.detail}" if answer.detail else ""
             message = "%s: answered %d (%s)%s"
@@ -274,8 +291,8 @@ class Intake:
             hint = done if self.verifier.has_secret else todo
             self._throttle.log(logging.INFO, answer.reason, message, self.name, hint)
         elif _logger.isEnabledFor(logging.DEBUG):
-            counts = ", ".join(f"{count} {word}" for word, count in answer.body.items())
-            _logger.debug("%s: answered 200: %s", self.name, counts)
+            items = ", ".join(f"{count} {word}" for word, count in answer.body.items())
+            _logger.debug("%s: answered 200: %s", self.name, items)
 
 
 class Request:
@@ -300,6 +317,8 @@ class Request:
         self._body = Body(length or 0)
         self._malformed: tuple[str, str] | None = None  # the reason and the detail; the error itself refers to the body
         self._mapped = _NOTHING
+        self._ignored: Mapping[str, int] = {}  # items, by the name of their event
+        self._began = perf_counter() if collecting.has_begun else 0.0
         self._is_open = True
         intake.count(1)
 
@@ -358,7 +377,7 @@ class Request:
             # Before the signature is compared: a body that was cut short is not a forgery.
             return refusal(HTTPStatus.BAD_REQUEST, "truncated")
         try:
-            self._intake.verified(self._signature.finish())
+            self._intake.verified(self._signature.finish(), self._signature.ahead_ms, self._now_ns)
             parsed = parse(body)
         except UnauthorizedError as error:
             return _unauthorized(error)
@@ -366,6 +385,8 @@ class Request:
             self._malformed = error.reason, str(error)
             return Batch(self._intake.name, invalid=(Invalid(body, str(error), whole_body=True),))
         self._mapped = self._intake.mapper.map(parsed, self._now_ns)
+        if self._mapped.ignored:
+            self._ignored = ignored_names(body, parsed, self._mapped)
         batch = Batch(self._intake.name, self._mapped.changes, self._mapped.invalid)
         return batch if batch.changes or batch.invalid else self.taken(Receipt(accepted=0))
 
@@ -379,16 +400,22 @@ class Request:
         check_receipt(receipt, len(self._mapped.changes))
         if self._malformed is not None:
             return refusal(HTTPStatus.BAD_REQUEST, *self._malformed)
-        mapped, receiver = self._mapped, {"receiver": self._intake.name}
-        _telemetry.receiver_accepted.add(self._record_count(), {**receiver, "transport": "http"})
-        _telemetry.items_duplicate.add(receipt.duplicates, receiver)
-        _telemetry.items_ignored.add(mapped.ignored, receiver)
-        _telemetry.items_invalid.add(len(mapped.invalid), receiver)
-        if mapped.left_out:
-            for field, times in Counter(mapped.left_out).items():
-                _telemetry.fields_left_out.add(times, {**receiver, "field": field})
+        mapped, counts = self._mapped, self._intake.counts
+        with counts.lock:
+            counts.accepted += self._record_count()
+            if receipt.accepted:
+                counts.last_change_ns = self._now_ns
+            if receipt.duplicates:
+                counts.duplicates += receipt.duplicates
+            if mapped.ignored:
+                counts.ignore(self._ignored)
+            if mapped.invalid:
+                counts.invalid += len(mapped.invalid)
+            if mapped.left_out:
+                counts.left_out.update(mapped.left_out)
+            if mapped.in_seconds:
+                counts.in_seconds += mapped.in_seconds
         if mapped.in_seconds:
-            _telemetry.timestamps_in_seconds.add(mapped.in_seconds, receiver)
             message = "config changes with a timestamp of ten digits, read as seconds, not milliseconds: %d"
             self._intake.warn("timestamp_in_seconds", message, mapped.in_seconds)
         if mapped.invalid:
@@ -409,8 +436,8 @@ class Request:
             TypeError: It is not a `RefusedError`.
         """
         check_type("error", error, RefusedError)
-        attributes = {"receiver": self._intake.name, "transport": "http"}
-        _telemetry.receiver_refused.add(self._record_count(), attributes)
+        with self._intake.counts.lock:
+            self._intake.counts.refused += self._record_count()
         return refusal(
             HTTPStatus.SERVICE_UNAVAILABLE,
             error.reason,
@@ -421,16 +448,22 @@ class Request:
 
     def close(self) -> None:
         """Release the memory of the body."""
+        size = self._body.size
         self._intake.bodies.release(self._body)
         if self._is_open:
             self._is_open = False
+            if self._began:
+                attributes = {"receiver": self._intake.name}
+                request_duration.record(perf_counter() - self._began, attributes)
+                request_body_size.record(size, attributes)
             self._intake.count(-1)
 
     def _record_count(self) -> int:
-        return sum(len(change.records) for change in self._mapped.changes)
+        return sum(map(len, map(_records, self._mapped.changes)))
 
 
 _NOTHING: Final = Mapped((), (), 0, ())
+_records: Final = attrgetter("records")
 
 
 def _content_length(values: Sequence[bytes]) -> int | None:

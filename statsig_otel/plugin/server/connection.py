@@ -24,6 +24,7 @@ from typing import Final, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
 from statsig_otel._log_throttle import LogThrottle
+from statsig_otel._telemetry import server_refused
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Scope
 from statsig_otel.plugin.server.exchange import Exchange, answer_head
 from statsig_otel.plugin.server.reader import BadRequestError, Head, RequestReader
@@ -308,6 +309,7 @@ class HttpConnection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.end()
             return
+        server_refused.add(1, int(error.status), error.kind)
         self.write(answer_head(error.status) + b"content-length: 0\r\nconnection: close\r\n\r\n")
         self._close()
 

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakSet
 
 from statsig_otel.config.errors import Fault
 
@@ -25,14 +26,17 @@ FIRST: Final = 3
 """The descriptor of the first socket, after standard input, output and error."""
 
 
+def host_port(host: str, port: int) -> str:
+    """An address as it is written."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class ListenError(OSError):
     """The server can't listen on an address: the `fault` names it, and says what is wrong and what to do."""
 
     def __init__(self, number: int | None, address: tuple[str, int], cause: Fault) -> None:
-        host, port = address
-        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.address: Final = address
-        self.fault: Final = Fault(f"cannot listen on {shown}: {cause.message}", cause.hint)
+        self.fault: Final = Fault(f"cannot listen on {host_port(*address)}: {cause.message}", cause.hint)
         super().__init__(number, "; ".join(filter(None, self.fault)))
 
 
@@ -65,6 +69,22 @@ def listen(host: str, port: int) -> socket.socket:
         number = error.errno if isinstance(error, OSError) else errno.EINVAL
         raise ListenError(number, (host, port), _cause(error, address[0])) from error
     return listening
+
+
+def close_in_child(of_server: socket.socket) -> None:
+    """Close the copy of a socket in a forked child, which serves nobody: the connections are its parent's."""
+    _sockets.add(of_server)
+
+
+_sockets: Final[WeakSet[socket.socket]] = WeakSet()
+
+
+def _close_all() -> None:
+    for one in list(_sockets):
+        one.close()
+
+
+os.register_at_fork(after_in_child=_close_all)
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:

@@ -350,6 +350,12 @@ def _wrong_chunk(explanation: str) -> BadRequestError:
     return BadRequestError(HTTPStatus.BAD_REQUEST, "chunked", explanation)
 
 
+REFUSALS: Final = (
+    (400, "framing"), (400, "not_http"), (400, "proxy_protocol"), (400, "tls"), (431, "header_fields"),
+    (431, "header_size"), (501, "connect"), (505, "http2"), (505, "not_http"),
+)  # fmt: skip
+"""The status and the kind of each refusal of a head."""
+
 _OTHER_PROTOCOLS: Final[Sequence[tuple[bytes, str, str]]] = (
     (b"\x16\x03", "tls", "a client speaks TLS to this port, which serves plain HTTP: use http://, or set tls"),
     (b"PROXY ", "proxy_protocol", _PROXY_PROTOCOL),

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import resource
 import socket
 import ssl
@@ -19,15 +18,17 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Final
-from weakref import WeakSet
 
 from statsig_otel._log_throttle import LogThrottle
+from statsig_otel._telemetry import handshakes_failed, server_refused, servers
 from statsig_otel._times import LAST_HEADS, REQUEST_DRAIN
 from statsig_otel.plugin.server.asgi_types import AsgiApp
+from statsig_otel.plugin.server.certificate import expiry
 from statsig_otel.plugin.server.connection import HttpConnection
-from statsig_otel.plugin.server.listening import listen
-from statsig_otel.plugin.server.tls import ServerTlsSettings, digest, handshake_fault, pem_files, server_context
-from statsig_otel.plugin.server.tls_transport import TlsTransport
+from statsig_otel.plugin.server.listening import close_in_child, host_port, listen
+from statsig_otel.plugin.server.reader import REFUSALS
+from statsig_otel.plugin.server.tls import ServerTlsSettings, digest, pem_files, server_context
+from statsig_otel.plugin.server.tls_transport import TlsTransport, log_failed_handshake
 
 _log = logging.getLogger(__name__)
 _throttle: Final = LogThrottle(_log)
@@ -92,6 +93,7 @@ class HttpServer:
         self._address: tuple[str, int] | None = None
         self._context: ssl.SSLContext | None = None
         self._pem = b""  # the fingerprint of the TLS files when they were read
+        self._expiry: float | None = None  # of the certificate, in seconds since the epoch
 
     @property
     def address(self) -> tuple[str, int]:
@@ -116,17 +118,26 @@ class HttpServer:
         # The fingerprint comes first, so that `renewed_tls` notices a change during the next step.
         pem = b"" if self._tls is None else digest(pem_files(self._tls))
         context = None if self._tls is None else server_context(self._tls)
+        ends = None if self._tls is None else expiry(self._tls.cert_file)
         with self._lock:
             if self._socket is not None or self._loop is not None:
                 raise RuntimeError("the server is bound already")
             self._socket = listening = self._listening()
-            _sockets.add(listening)
-            self._context, self._pem = context, pem
+            close_in_child(listening)
+            self._context, self._pem, self._expiry = context, pem, ends
             self._stopped = asyncio.Event()
             self._stopping = False
             self._quiet.clear()
         name = listening.getsockname()
         self._address = (name[0], name[1])
+        for refusal in REFUSALS:
+            server_refused.add(0, *refusal)
+        handshakes_failed.add(0)
+        servers.add(self)
+
+    def expiries(self) -> dict[str, float]:
+        """By address the end of the certificate, in seconds since the epoch; none without TLS."""
+        return {} if self._expiry is None or self._address is None else {host_port(*self._address): self._expiry}
 
     def renewed_tls(self) -> Callable[[], None] | None:
         """Read the TLS files again, without using them yet.
@@ -141,10 +152,10 @@ class HttpServer:
         """
         if self._tls is None or (pem := digest(pem_files(self._tls))) == self._pem:
             return None
-        context = server_context(self._tls)
+        context, ends = server_context(self._tls), expiry(self._tls.cert_file)
 
         def use() -> None:
-            self._context, self._pem = context, pem
+            self._context, self._pem, self._expiry = context, pem, ends
 
         return use
 
@@ -179,6 +190,7 @@ class HttpServer:
             finally:
                 await connections.cut_off()
         finally:
+            servers.discard(self)
             self._quiet.set()
             listening.close()
             with self._lock:
@@ -422,7 +434,7 @@ class _Connections:
 
     def _connect(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
-        _sockets.add(accepted)
+        close_in_child(accepted)
         connection = HttpConnection(self._app, header_timeout=self._header_timeout, server=self)
         self._open[connection] = accepted
         self._waiting[connection] = self._loop.time(), False
@@ -444,28 +456,10 @@ class _Connections:
 
     async def _begin(self, connection: HttpConnection, accepted: socket.socket) -> None:
         context = self._context()
-        protocol = connection if context is None else TlsTransport(connection, context, failed=_say_handshake_failed)
+        protocol = connection if context is None else TlsTransport(connection, context, failed=log_failed_handshake)
         await self._loop.connect_accepted_socket(lambda: protocol, accepted)
         if self._stopping:
             connection.shutdown()
-
-
-def _say_handshake_failed(error: ssl.SSLError) -> None:
-    fault = handshake_fault(error)
-    _throttle.log(logging.WARNING, fault, "a TLS handshake failed: %s", fault)
-
-
-_sockets: Final[WeakSet[socket.socket]] = WeakSet()
-"""The sockets of all servers of this process."""
-
-
-def _close_in_child() -> None:
-    """Close the copies in a forked child, which serves nobody: the port and the connections are its parent's."""
-    for one in list(_sockets):
-        one.close()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _has_unread(accepted: socket.socket) -> bool:

@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections.abc import Callable
 from typing import Final, cast
+
+from statsig_otel._log_throttle import LogThrottle
+from statsig_otel._telemetry import handshakes_failed
+from statsig_otel.plugin.server.tls import handshake_fault
+
+_throttle: Final = LogThrottle(logging.getLogger(__name__))
 
 _RECORD: Final = 16 * 1024  # bytes of the longest TLS record (RFC 8446, 5.1)
 _READ: Final = 16 * 1024  # bytes that are read and decrypted at a time: up to 700 records, if they have a byte each
@@ -180,3 +187,10 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
     def _send(self) -> None:
         if self._socket is not None and (data := self._outgoing.read()):
             self._socket.write(data)
+
+
+def log_failed_handshake(error: ssl.SSLError) -> None:
+    """Count a TLS handshake that failed, and log why."""
+    handshakes_failed.add(1)
+    fault = handshake_fault(error)
+    _throttle.log(logging.WARNING, fault, "a TLS handshake failed: %s", fault)

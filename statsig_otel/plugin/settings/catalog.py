@@ -17,7 +17,7 @@ from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings
 
-_NO_METRICS: Final = "leave it out: changes are log records, not metrics; for the service's own see docs/queue.md"
+_NO_METRICS: Final = "leave it out: changes are log records, not metrics; for the service's own see docs/metrics.md"
 _NO_TRACES: Final = "leave it out: changes are log records, not traces"
 _BY_COLLECTOR: Final = "send OTLP to a Collector that has it"
 _DEBUG: Final = "use debug, which prints"

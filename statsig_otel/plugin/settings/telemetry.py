@@ -11,7 +11,7 @@ from statsig_otel.config.model import Settings
 LogLevel = Literal["debug", "info", "warn", "error"]
 LogEncoding = Literal["console", "json"]
 
-_METRICS_HINT: Final = "leave it out, or write level: none; docs/queue.md, Metrics, says how to get them"
+_METRICS_HINT: Final = "leave it out, or write level: none; docs/metrics.md says how to get them"
 _STDERR: Final = "leave it out: the log goes to standard error; let the supervisor of the service send it elsewhere"
 _LEVELS: Final[Mapping[str, LogLevel]] = {
     "debug": "debug", "info": "info", "warn": "warn", "warning": "warn", "error": "error"

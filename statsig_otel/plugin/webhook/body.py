@@ -7,8 +7,10 @@ same name the last counts; but a body whose earlier `data` contains a change is 
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from json import JSONDecodeError, JSONDecoder
+from operator import attrgetter
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -33,6 +35,9 @@ _ESCAPED_LETTER: Final = re.compile(rb"\\u00(?:3a|4e|5f|6[0-9a-f]|7[0-9a-f])", r
 
 _MAX_COUNTED_BY_TEXT: Final = 256 << 10
 """Bytes of a body whose items are counted by making a list of their texts: faster, with four times the memory."""
+
+_MAX_NAMED: Final = 1 << 20
+"""Bytes of a body whose items are counted by name: each name takes memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +88,23 @@ class _EnvelopeOfTexts(msgspec.Struct, gc=False):
     data: list[msgspec.Raw]
 
 
+class _Named(msgspec.Struct, gc=False):
+    name: str = msgspec.field(name="eventName", default="")
+
+
+class _NamedBody(_Named, gc=False):
+    data: list[_Named] | _Named = msgspec.field(default_factory=list)
+
+
 _url_verification: Final = msgspec.json.Decoder(_UrlVerification)
 _items: Final = msgspec.json.Decoder(list[_Object | _Scalar])
 _texts: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _envelope_of_items: Final = msgspec.json.Decoder(_EnvelopeOfItems)
 _envelope_of_texts: Final = msgspec.json.Decoder(_EnvelopeOfTexts)
+_named: Final[msgspec.json.Decoder[list[_Named] | _NamedBody]] = msgspec.json.Decoder(list[_Named] | _NamedBody)
 _value: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder()
 _json_decoder: Final = JSONDecoder()
+_name: Final = attrgetter("name")
 
 
 def parse_url_verification(body: bytes) -> str | None:
@@ -140,6 +155,23 @@ def parse(body: bytes) -> ParsedBody:
     except UnicodeDecodeError as error:
         raise MalformedBodyError("not_utf8", f"the body is not UTF-8 at byte {error.start}") from error
     return _parse_strictly(body) or _parse_leniently(body.decode())
+
+
+def event_names(body: bytes) -> Counter[str]:
+    """How often each event name occurs among the items of a parsed body that are not config changes.
+
+    Nothing is counted in a body over 1 MiB, or one that only the lenient reader can read.
+    """
+    try:
+        found = _named.decode(body) if len(body) <= _MAX_NAMED else []
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return Counter()
+    if isinstance(found, _NamedBody):
+        inner = found.data if isinstance(found.data, list) else [found.data]
+        found = [found] if found.name or not inner else inner
+    names = Counter(map(_name, found))
+    del names[CONFIG_CHANGE]
+    return names
 
 
 def _parse_strictly(body: bytes) -> ParsedBody | None:

@@ -107,12 +107,13 @@ class Verifier:
             seconds = " (these are seconds)" if _SECONDS.fullmatch(timestamp) else ""
             message = f"{TIMESTAMP_HEADER} is not 13 digits of milliseconds{seconds}: {_WHO}"
             raise UnauthorizedError("timestamp_malformed", message)
-        if abs(int(timestamp) - now_ms) > self._tolerance_ms:
-            raise UnauthorizedError("timestamp_outside_tolerance", self._too_far(int(timestamp) - now_ms))
+        ahead_ms = int(timestamp) - now_ms
+        if abs(ahead_ms) > self._tolerance_ms:
+            raise UnauthorizedError("timestamp_outside_tolerance", self._too_far(ahead_ms))
         digests = {position: keyed.copy() for position, keyed in self._keyed.items()}
         for digest in digests.values():
             digest.update(b"v0:" + timestamp + b":")
-        return Verification(digests, signed[1])
+        return Verification(digests, signed[1], ahead_ms)
 
     def _too_far(self, ahead_ms: int) -> str:
         where = "in the future" if ahead_ms > 0 else "old"
@@ -140,9 +141,14 @@ def _check_secret(argument: str, secret: object) -> None:
 
 
 class Verification:
-    """Computes the signature of one request while its body arrives. Made by `Verifier.begin`."""
+    """Computes the signature of one request while its body arrives. Made by `Verifier.begin`.
 
-    def __init__(self, digests: Mapping[int, "hmac.HMAC"], expected: bytes) -> None:
+    Attributes:
+        ahead_ms: The request's timestamp, less the time now, in milliseconds.
+    """
+
+    def __init__(self, digests: Mapping[int, "hmac.HMAC"], expected: bytes, ahead_ms: int) -> None:
+        self.ahead_ms: Final = ahead_ms
         self._digests = digests
         self._expected = expected
 

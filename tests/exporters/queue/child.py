@@ -189,10 +189,8 @@ def _points(reader: "InMemoryMetricReader") -> str:
     for metrics_of_resource in data.resource_metrics if data else ():
         for metric in metrics_of_resource.scope_metrics[0].metrics:
             for point in metric.data.data_points:
-                assert isinstance(point, NumberDataPoint)
-                assert point.attributes is not None
-                name = " ".join(str(value) for value in point.attributes.values())
-                found.setdefault(metric.name, {})[name] = point.value
+                name = " ".join(str(value) for value in (point.attributes or {}).values())
+                found.setdefault(metric.name, {})[name] = point.value if isinstance(point, NumberDataPoint) else 0
     return json.dumps(found)
 
 

@@ -65,7 +65,7 @@ def test_which_secret_verified_last_is_shown_while_there_are_several(tmp_path: P
         assert "Last webhook" not in ok(tmp_path, "queue")
         served.intakes["statsig"].verifier = Verifier(["webhook-old", "", "webhook-new"])
         assert "Last webhook of statsig: none since the last change" in ok(tmp_path, "queue")
-        served.intakes["statsig"].verified(3)
+        served.intakes["statsig"].verified(3, 0, 1)
         assert "Last webhook of statsig: verified with secret 3 of 3" in ok(tmp_path, "queue")
         assert as_json(tmp_path, "queue")["receivers"]["statsig"] == {"secrets": 3, "last_secret": 3}
     assert as_json(tmp_path, "queue")["receivers"] == {}

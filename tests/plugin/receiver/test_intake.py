@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from statsig_otel import _telemetry
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
 from statsig_otel.plugin.receiver.bodies import SMALL_BODY, Limits
@@ -250,19 +249,18 @@ def test_past_a_hundred_kinds_the_rest_is_one(caplog: pytest.LogCaptureFixture) 
     assert caplog.messages == [str(number) for number in range(101)]
 
 
-def test_timestamps_in_seconds_are_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timestamps_in_seconds_are_told(caplog: pytest.LogCaptureFixture) -> None:
     """The records have the right time, and somebody can look for the sender of the wrong one."""
-    counted: list[tuple[int, dict[str, str]]] = []
-    monkeypatch.setattr(_telemetry.timestamps_in_seconds, "add", lambda *arguments: counted.append(arguments))
     changes = [json.loads(CHANGE) | {"timestamp": time} for time in (1_739_400_185, "1739400186", 1_739_400_185_000)]
     body = json.dumps(changes).encode()
     receiver = intake()
+    before = receiver.counts.in_seconds
     for _ in range(2):
         request = begin(receiver, body)
         request.feed(body)
         assert isinstance(request.finish(complete=True), Batch)
         request.taken(Receipt(3))
-    assert counted == [(2, {"receiver": receiver.name})] * 2
+    assert receiver.counts.in_seconds - before == 4
     said = "config changes with a timestamp of ten digits, read as seconds, not milliseconds: 2"
     assert caplog.text.count(said) == 1  # once in ten seconds
 

@@ -97,9 +97,9 @@ class CarryOver:
         for (what, owner, kind), number in self.done.items():
             count[what] += number
             if kind is None:
-                _telemetry.queue_recovered.add(number, {"exporter": owner})
+                _telemetry.queue_recovered.add(number, owner)
             else:
-                _telemetry.dead_letters.add(number, {"kind": kind, "owner": owner})
+                _telemetry.dead_letters.add(number, kind, owner)
         missing = self._missing()
         _logger.log(
             logging.WARNING if missing == 0 and not count["damaged"] else logging.ERROR,
