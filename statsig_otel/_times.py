@@ -15,13 +15,13 @@ COMMIT_TIMEOUT: Final = 10.0  # for the queue's commit: a refusal may lose a cha
 
 
 class Share(NamedTuple):
-    """The longest time for a step of a shutdown, in seconds, and its largest share of the shutdown's timeout."""
+    """The longest time for a step, in seconds, and its largest share of the time for a shutdown or a longer step."""
 
     longest: float
     share: float
 
     def of(self, timeout: float) -> float:
-        """Seconds for this step of a shutdown with this timeout."""
+        """Seconds for this step within a shutdown, or a step, that has this time."""
         return min(self.longest, timeout * self.share)
 
 
@@ -30,10 +30,11 @@ class Share(NamedTuple):
 SHUTDOWN_TIMEOUT: Final = 20.0  # for all of it: supervisors usually allow that
 SHUTDOWN_MARGIN: Final = 1.0  # above its timeout, to close what it has stopped
 LONGEST_SHUTDOWN: Final = 365 * 86_400.0  # an infinite time is more than a lock can wait for
-LAST_HEADS: Final = 1.0  # for heads that are still being read; a part of REQUEST_DRAIN
-BODY_GRACE: Final = Share(5.0, 1 / 4)  # for bodies that are still being read; they are answered in REQUEST_DRAIN
-SEND_GRACE: Final = Share(3.0, 1 / 4)  # for what synchronous exporters are sending; below REQUEST_DRAIN too
+# These four count from its beginning. What the others cut short is answered in the rest of REQUEST_DRAIN.
 REQUEST_DRAIN: Final = Share(10.0, 1 / 2)  # for the requests in flight
+LAST_HEADS: Final = Share(1.0, 1 / 2)  # of REQUEST_DRAIN, for heads that are still being read
+BODY_GRACE: Final = Share(5.0, 1 / 4)  # for bodies that are still being read
+SEND_GRACE: Final = Share(3.0, 1 / 4)  # for what synchronous exporters are sending
 SERVER_CLOSING: Final = 3.0  # above REQUEST_DRAIN, to close the connections
 COMMAND_SHARE: Final = 1 / 2  # of the time that is left then, for a command that is being carried out
 QUEUE_DRAIN: Final = 5.0  # for what waits in the queue; the rest is sent after the next start

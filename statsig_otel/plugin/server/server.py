@@ -338,12 +338,12 @@ class _Connections:
         self.accept()
 
     async def drain(self, seconds: float, *, quiet: Callable[[], None]) -> None:
-        """Stop accepting, and wait for the requests in flight. Half-sent headers get one second; then it is quiet."""
+        """Stop accepting, and wait for requests in flight. Half-sent headers get a second at most; then it is quiet."""
         deadline = self._loop.time() + seconds
         self._stop_accepting()
         for connection in tuple(self._open):
             connection.shutdown()
-        await self._wait_until_all_closed(min(LAST_HEADS, seconds))
+        await self._wait_until_all_closed(LAST_HEADS.of(seconds))
         for connection in tuple(self._open):
             if connection.is_unused:
                 connection.abort()
@@ -353,7 +353,7 @@ class _Connections:
                 _log.warning("the drain timeout is over: %d requests in flight were cut off", len(calls))
                 return
             await asyncio.wait(calls, timeout=left)
-        await self._wait_until_all_closed(min(LAST_HEADS, seconds))
+        await self._wait_until_all_closed(LAST_HEADS.of(seconds))
 
     async def cut_off(self) -> None:
         """Close all connections at once."""

@@ -235,24 +235,27 @@ class Assembly:
             Whether everything was delivered.
         """
         self._closing = True
-        timeout = self._left()
-        grace, drain = _times.SEND_GRACE.of(timeout), _times.REQUEST_DRAIN.of(timeout)
-        drained = time.monotonic() + drain
+        timeout, begun = self._left(), time.monotonic()
+
+        def left_of(share: _times.Share) -> float:
+            return max(begun + share.of(timeout) - time.monotonic(), 0.0)
+
         # First of all, so that a request of a client that has connected is taken and not refused.
-        self.servers.stop_accepting(drain)
-        self._outbound.close(grace)
+        self.servers.stop_accepting(_times.REQUEST_DRAIN.of(timeout))
+        self._outbound.close(left_of(_times.SEND_GRACE))
         for receiver in self.receivers.values():
-            receiver.close(_times.BODY_GRACE.of(timeout))
+            receiver.close(left_of(_times.BODY_GRACE))
         for wsgi_receiver in self.wsgi_receivers.values():
             wsgi_receiver.close()
-        self.servers.shutdown(max(drained - time.monotonic(), 0.0))
+        self.servers.shutdown(left_of(_times.REQUEST_DRAIN))
         for intake in self._intakes.values():  # those of an application that the receivers are mounted in
-            intake.wait_until_idle(max(drained - time.monotonic(), 0.0))
+            intake.wait_until_idle(left_of(_times.REQUEST_DRAIN))
         if self._control is not None:
             # Before the queue, which its handlers wait for.
             self._control.shutdown(self._left() * _times.COMMAND_SHARE + _times.SHUTDOWN_MARGIN)
         is_alone = self._reconfiguring.acquire(timeout=self._left() + _times.SHUTDOWN_MARGIN)
         try:
+            grace = left_of(_times.SEND_GRACE)
             return self._outbound.shutdown(min(self._drain, self._left()), grace=grace) and is_alone
         finally:
             if is_alone:
