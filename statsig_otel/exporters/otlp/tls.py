@@ -167,7 +167,7 @@ class ClientTlsSettings(Settings):
             ClientTlsError: A file does not contain a certificate or a key, or the two do not belong together.
         """
         material = TlsMaterial(ca=self._read("ca"), certificate=self._read("cert"), key=self._read("key"))
-        self.context(material)
+        self._context(material)
         return material
 
     def context(self, material: TlsMaterial) -> ssl.SSLContext:
@@ -176,13 +176,18 @@ class ClientTlsSettings(Settings):
         Raises:
             ClientTlsError: As for `read`.
         """
+        context = self._context(material)
+        if material.ca is None or self.include_system_ca_certs_pool:
+            context.load_default_certs()
+        return context
+
+    def _context(self, material: TlsMaterial) -> ssl.SSLContext:
+        """The context without the system's certificates, which take longer to load than all the rest."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3 if self.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
         if self.insecure_skip_verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        if material.ca is None or self.include_system_ca_certs_pool:
-            context.load_default_certs()
         if material.ca is not None:
             try:
                 context.load_verify_locations(cadata=material.ca.decode("ascii"))

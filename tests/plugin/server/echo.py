@@ -167,6 +167,6 @@ def read_until(connection: socket.socket, end: bytes) -> bytes:
 
 
 def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without the system's certificates, which take long to load
     authority.configure_trust(context)
     return context
