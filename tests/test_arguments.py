@@ -39,6 +39,7 @@ from statsig_otel.plugin import (
     sign,
     verify,
 )
+from tests.looped import looped
 from tests.plugin.adapters import CHANGE, SECRET, body_of
 from tests.test_api import API
 
@@ -185,7 +186,7 @@ def test_every_public_callable_is_here() -> None:
     assert set(PUBLIC) == set(CALLS)
 
 
-@pytest.mark.parametrize("path", CALLS)
+@looped("path", CALLS)
 def test_an_argument_of_a_wrong_type_is_named(path: str) -> None:
     for parameter in PUBLIC[path]:
         with pytest.raises((TypeError, ConfigError)) as caught:

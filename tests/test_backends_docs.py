@@ -4,18 +4,17 @@ import re
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import parse
 from statsig_otel.plugin.settings.catalog import COMPONENTS
+from tests.looped import looped
 
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = (ROOT / "docs" / "backends.md").read_text(encoding="utf-8")
 PIECES: Final = re.findall(r"```yaml\n(exporters:\n.*?)```", PAGE, re.DOTALL)
 
 
-@pytest.mark.parametrize("piece", PIECES)
+@looped("piece", PIECES)
 def test_a_piece_is_a_valid_exporter(piece: str) -> None:
     """Beside a receiver, in its pipeline, and with each variable that it names."""
     names = re.findall(r"\$\{env:(\w+)\}", piece)

@@ -22,6 +22,7 @@ from statsig_otel.exporters import Blocked, Delivered, Outcome, Rejected, RetryL
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.webhook.body import parse
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
+from tests.looped import looped
 from tests.peers.otlp_servers import free_port
 from tests.plugin.adapters import CHANGE, body_of
 from tests.waiting import wait_until
@@ -124,7 +125,7 @@ def test_a_batch_is_one_message_with_a_line_for_each_change() -> None:
     assert len(second.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")) == 300
 
 
-@pytest.mark.parametrize(
+@looped(
     ("answer", "outcome"),
     [
         ((204, "", {}), Delivered()),

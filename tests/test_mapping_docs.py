@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel import _attributes
@@ -15,6 +14,7 @@ from statsig_otel.plugin.record.filter import FIELDS
 from statsig_otel.plugin.record.mapping import METADATA, SERVICE_FIELDS, SHORT_NAMES, TIMESTAMP
 from statsig_otel.plugin.settings.services import ServiceRuleSettings
 from statsig_otel.plugin.webhook.body import parse
+from tests.looped import looped
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of, plain
 
 PAGE: Final = (Path(__file__).parent.parent / "docs" / "mapping.md").read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def table(title: str) -> Iterable[str]:
             yield from re.findall(r"`([^`]+)`", line.split("|")[1])
 
 
-@pytest.mark.parametrize(("keys", "expected"), EXAMPLES)
+@looped(("keys", "expected"), EXAMPLES)
 def test_an_example_makes_what_stands_below_it(keys: str, expected: str) -> None:
     """`null` is for no such attribute, or for no record; an array is for several records."""
     payload = parse(f"[{SAMPLE}]".encode())
@@ -44,7 +44,7 @@ def test_an_example_makes_what_stands_below_it(keys: str, expected: str) -> None
     assert [shown(record, one) for record, one in zip(change.records, each, strict=True)] == each
 
 
-@pytest.mark.parametrize("keys", [keys for keys, _ in EXAMPLES])
+@looped("keys", [keys for keys, _ in EXAMPLES])
 def test_the_body_of_an_example_has_no_gaps_where_a_change_says_little(keys: str) -> None:
     payload = parse(
         b'{"eventName": "statsig::config_change", "timestamp": 1, "metadata": {"type": "Gate", "name": "a"}}'

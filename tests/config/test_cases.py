@@ -9,13 +9,14 @@ from statsig_otel.config import ConfigError
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import parse
 from tests.config.models import COMPONENTS
+from tests.looped import looped
 
 CASES: Final = Path(__file__).parent / "cases"
 ENVIRON: Final = {"SECRET": "s3cr3t-value", "EMPTY": "", "WORD": "many", "BROKEN": "\udcff"}
 NAMES: Final = sorted(path.stem for path in CASES.glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@looped("name", NAMES)
 def test_says_exactly_this(name: str) -> None:
     """No secret is in it, neither one from the environment nor one of the file. Sorted by line, no problem twice."""
     path = CASES / f"{name}.yaml"

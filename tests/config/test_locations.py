@@ -9,6 +9,7 @@ from statsig_otel.config.document import Place
 from statsig_otel.config.grammar import check
 from statsig_otel.config.locations import read_all
 from tests.config.models import COMPONENTS
+from tests.looped import looped
 
 
 def message(*locations: str | Path, **environ: str) -> str:
@@ -63,7 +64,7 @@ def test_one_file_may_be_named_twice(tmp_path: Path) -> None:
     assert read_all([path, path], environ={}) == read_all([path], environ={})
 
 
-@pytest.mark.parametrize(
+@looped(
     ("location", "text"),
     [
         ("", "an empty string is not a location (--config)\n  hint: name a file: it is read again at a reload"),

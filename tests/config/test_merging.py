@@ -13,6 +13,7 @@ from statsig_otel.config.grammar import check
 from statsig_otel.config.merging import merge
 from statsig_otel.config.source import parse
 from tests.config.models import COMPONENTS
+from tests.looped import looped
 
 
 def document(text: str, file: str = "a.yaml", **environ: str) -> Document:
@@ -23,7 +24,7 @@ def merged(*texts: str) -> Document:
     return merge(document(text, f"{number}.yaml") for number, text in enumerate(texts))
 
 
-@pytest.mark.parametrize(
+@looped(
     ("first", "second", "values"),
     [
         ("a: 1", "b: 2", {"a": 1, "b": 2}),

@@ -13,6 +13,7 @@ from statsig_otel.config import ConfigError, Duration, Opaque, Problem, Settings
 from statsig_otel.config.document import NOWHERE
 from statsig_otel.config.units import AS_WRITTEN
 from statsig_otel.config.validation import validate
+from tests.looped import looped
 
 SECRET = "s3cr3t-value"
 
@@ -73,7 +74,7 @@ class Plain(Settings):
     numbers: dict[str, int] = Field(default_factory=dict)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("key", "texts", "value"),
     [
         ("number", ["5", " 5 ", "+5", "0x5", "0o5", "5.0", "5e0", 5, 5.0], 5),
@@ -131,7 +132,7 @@ DURATION = TypeAdapter(Duration)
 SIZE = TypeAdapter(Size)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("written", "seconds"),
     [("5s", 5), ("1.5h", 5400), ("2h45m", 9900), ("300ms", 0.3), ("1us", 1e-6), ("1µs", 1e-6), ("1μs", 1e-6),
      ("1ns", 1e-9), (".5s", 0.5), ("5.s", 5), ("0", 0), ("0s", 0), (0, 0), (0.0, 0), (timedelta(minutes=1), 60)],
@@ -162,7 +163,7 @@ def test_what_is_no_duration_in_code_either(given: object) -> None:
         DURATION.validate_python(given)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("written", "size"),
     [("20MiB", 20 << 20), ("512KiB", 512 << 10), ("1 GiB", 1 << 30), ("1tib", 1 << 40), ("1kB", 1000), ("1MB", 10**6),
      ("7B", 7), ("1048576", 1 << 20), (1048576, 1 << 20), (0, 0),
@@ -172,7 +173,7 @@ def test_sizes(written: object, size: int) -> None:
     assert SIZE.validate_python(written) == size
 
 
-@pytest.mark.parametrize(
+@looped(
     "written",
     ["", "MiB", "-1", "1.5MiB", "1  MiB", "1M", "5\n", "٥", "9" * 5000, -1, 1.5, True, None, 2**63, "8388608TiB", 1e19,
      "1K\u0131B", "1K\u0130B", "1\u212aB"],

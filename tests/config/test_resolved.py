@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,9 +12,10 @@ from statsig_otel.config.resolved import resolved, to_yaml
 from statsig_otel.config.source import parse
 from statsig_otel.config.units import format_duration, format_size, parse_duration, parse_size
 from tests.config.models import COMPONENTS
+from tests.looped import looped
 
 
-@pytest.mark.parametrize(
+@looped(
     ("seconds", "text"),
     [
         (0.0, "0s"), (5.0, "5s"), (1.5, "1.5s"), (0.3, "300ms"), (0.0005, "0.5ms"), (1e-9, "0.000001ms"),
@@ -33,7 +33,7 @@ def test_a_printed_duration_is_the_same_again(seconds: float) -> None:
     assert math.isclose(found, seconds, rel_tol=1e-12)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("size", "text"),
     [(0, 0), (1, 1), (1000, 1000), (1024, "1KiB"), (1536, 1536), (20 << 20, "20MiB"),
      (3 << 40, "3TiB"), (5 << 50, "5120TiB")],
@@ -77,7 +77,7 @@ def test_printed_yaml_reads_as_the_same_values(values: dict[str, Any]) -> None:
     assert not found.problems
 
 
-@pytest.mark.parametrize(
+@looped(
     ("value", "text"),
     [
         ("plain", "plain"), ("localhost:8080", "localhost:8080"), ("/a/b.c-d", "/a/b.c-d"), ("5m0s", "5m0s"),

@@ -9,13 +9,14 @@ import pytest
 from statsig_otel.config import ConfigError, Problem
 from statsig_otel.config.document import Document, Place
 from statsig_otel.config.source import MAX_FILE, parse, read
+from tests.looped import looped
 
 
 def document(text: str, **environ: str) -> Document:
     return parse(text.encode(), file="config.yaml", directory=Path(), environ=environ)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("written", "value"),
     [
         *((text, text) for text in ["on", "off", "yes", "No", "y", "tRUE", "1_000", "0b1", "08:30", "2001-01-01", "="]),

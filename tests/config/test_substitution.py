@@ -12,6 +12,7 @@ from statsig_otel.config.document import Document
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.source import parse
 from statsig_otel.config.substitution import MAX_FILE, Substitution, from_code
+from tests.looped import looped
 
 ENVIRON = {"A": "one", "B": "two words", "EMPTY": "", "_x1": "x", "DOLLAR": "$$ ${A} ${file:/nowhere}", "NUMBER": "5"}
 
@@ -26,7 +27,7 @@ def faults(text: str, directory: Path = Path()) -> list[str]:
     return [fault.message for fault in Substitution(ENVIRON, directory).expand(text)[1]]
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "value"),
     [
         ("", ""), ("plain", "plain"), ("${env:A}", "one"), ("${A}", "one"), ("${_x1}", "x"), ("${env:EMPTY}", ""),
@@ -43,7 +44,7 @@ def test_puts_in(text: str, value: str) -> None:
     assert expand(text) == value
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "messages"),
     [
         ("${NO}", ["the environment variable NO is not set"]),

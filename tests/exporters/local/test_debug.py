@@ -20,6 +20,7 @@ from statsig_otel.config import ConfigError
 from statsig_otel.exporters.exporter import Rejected
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
 from tests.exporters.local.debug_output import SCHEMA, change, payload, printed, strings, text
+from tests.looped import looped
 
 TIME = "2025-01-31T12:00:00.123Z"
 
@@ -228,7 +229,7 @@ def test_any_text_prints_without_control_characters(
     assert all(line.isprintable() for line in (normal + detailed).split("\n"))
 
 
-@pytest.mark.parametrize(
+@looped(
     ("trick", "shown"),
     [
         ("a\x1b[2Jb", r"a\x1b[2Jb"),

@@ -1,13 +1,12 @@
 """What is said of endpoints that are valid and probably wrong."""
 
-import pytest
-
 from statsig_otel.exporters.otlp.hints import doubt
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.tls import GrpcTlsSettings
+from tests.looped import looped
 
 
-@pytest.mark.parametrize(
+@looped(
     ("settings", "expected"),
     [
         (OtlpGrpcSettings(endpoint="collector:4317"), ""),

@@ -23,6 +23,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeL
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from statsig_otel.exporters.otlp.json_lines import to_json_line
+from tests.looped import looped
 
 LOWER_CAMEL_CASE = re.compile(r"[a-z][A-Za-z0-9]*")
 # The widths of the integers in the messages that an ExportLogsServiceRequest is made of.
@@ -95,7 +96,7 @@ def test_a_whole_record() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@looped(
     ("value", "expected"),
     [
         (AnyValue(string_value=""), {"stringValue": ""}),

@@ -12,6 +12,7 @@ from statsig_otel.config import ConfigError
 from statsig_otel.config.values import Opaque
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
+from tests.looped import looped
 from tests.peers.certs import Authority, Certificate
 
 GRPC = {"endpoint": "localhost:4317"}
@@ -32,7 +33,7 @@ def test_defaults_are_the_collectors() -> None:
     assert (http.timeout, http.compression, http.url.geturl()) == (30.0, "gzip", "http://localhost:4318/v1/logs")
 
 
-@pytest.mark.parametrize(
+@looped(
     ("endpoint", "insecure", "target", "uses_tls"),
     [
         ("collector:4317", False, "dns:///collector:4317", True),
@@ -57,7 +58,7 @@ def test_grpc_endpoint(endpoint: str, insecure: bool, target: str, uses_tls: boo
     assert (settings.target, settings.uses_tls) == (target, uses_tls)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("endpoint", "hint"),
     [
         ("", "localhost:4317"),
@@ -99,7 +100,7 @@ def test_wrong_grpc_endpoints_get_a_hint(endpoint: str, hint: str) -> None:
     assert "secret" not in message
 
 
-@pytest.mark.parametrize(
+@looped(
     ("keys", "url"),
     [
         ({"endpoint": "http://h:4318"}, "http://h:4318/v1/logs"),
@@ -115,7 +116,7 @@ def test_http_url(keys: dict[str, str], url: str) -> None:
     assert OtlpHttpSettings.model_validate(keys).url.geturl() == url
 
 
-@pytest.mark.parametrize(
+@looped(
     ("keys", "hint"),
     [
         ({}, "needs an endpoint, such as http://localhost:4318"),
@@ -183,8 +184,8 @@ def test_compression_can_be_switched_off(value: str | None) -> None:
     assert OtlpGrpcSettings.model_validate({**GRPC, "compression": value}).compression == "none"
 
 
-@pytest.mark.parametrize("value", ["zstd", "snappy", "zlib", "deflate", "lz4"])
-@pytest.mark.parametrize(("model", "keys"), [(OtlpGrpcSettings, GRPC), (OtlpHttpSettings, HTTP)])
+@looped("value", ["zstd", "snappy", "zlib", "deflate", "lz4"])
+@looped(("model", "keys"), [(OtlpGrpcSettings, GRPC), (OtlpHttpSettings, HTTP)])
 def test_other_compressions_are_refused(
     model: type[OtlpGrpcSettings | OtlpHttpSettings], keys: dict[str, Any], value: str
 ) -> None:
@@ -225,8 +226,8 @@ WRONG_HEADERS = [
 ]
 
 
-@pytest.mark.parametrize(("headers", "hint"), WRONG_HEADERS)
-@pytest.mark.parametrize(("model", "keys"), [(OtlpGrpcSettings, GRPC), (OtlpHttpSettings, HTTP)])
+@looped(("headers", "hint"), WRONG_HEADERS)
+@looped(("model", "keys"), [(OtlpGrpcSettings, GRPC), (OtlpHttpSettings, HTTP)])
 def test_wrong_headers_get_a_hint(
     model: type[OtlpGrpcSettings | OtlpHttpSettings], keys: dict[str, Any], headers: dict[str, str], hint: str
 ) -> None:
@@ -250,7 +251,7 @@ def test_grpc_metadata_is_narrower(headers: dict[str, str], hint: str) -> None:
     OtlpHttpSettings.model_validate({**HTTP, "headers": headers})
 
 
-@pytest.mark.parametrize(
+@looped(
     ("tls", "hint"),
     [
         ({"cert_file": "c"}, "needs its private key"),

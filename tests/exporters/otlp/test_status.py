@@ -18,6 +18,7 @@ from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Partial
 from statsig_otel.exporters.otlp import status as table
 from statsig_otel.exporters.otlp.protocols import NOT_HTTP2, SPEAKS_HTTP1
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
+from tests.looped import looped
 from tests.peers.otlp_servers import partial_success, retry_info
 
 grpc_failure = partial(table.grpc_failure, settings=OtlpGrpcSettings(endpoint="localhost:4317"))
@@ -66,7 +67,7 @@ def test_the_expectation_names_every_grpc_code_but_ok() -> None:
     assert {code.name for code in grpc.StatusCode} - {"OK"} == set(GRPC)
 
 
-@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+@looped("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
 def test_every_grpc_code_has_its_outcome(code: grpc.StatusCode) -> None:
     outcome = grpc_failure(code.value[0], "so it is")
     assert type(outcome) is GRPC[code.name]
@@ -79,7 +80,7 @@ def test_a_grpc_code_outside_the_enumeration_is_blocked(code: int) -> None:
     assert grpc_failure(code, "") == Blocked(f"gRPC code {code}")
 
 
-@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+@looped("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
 def test_retry_info_makes_only_resource_exhausted_retryable(code: grpc.StatusCode) -> None:
     outcome = grpc_failure(code.value[0], "", retry_info(3, code=code.value[0]))
     expected = RetryLater if code is grpc.StatusCode.RESOURCE_EXHAUSTED else GRPC[code.name]
@@ -140,7 +141,7 @@ def test_retry_info_whose_own_bytes_are_broken_says_nothing() -> None:
     assert table.retry_info(status.SerializeToString()) == (False, None)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("value", "expected"),
     [
         ("0", 0.0),
@@ -233,7 +234,7 @@ def test_success(body: bytes, expected: table.Success) -> None:
     assert table.success(body, 5) == expected
 
 
-@pytest.mark.parametrize(
+@looped(
     ("body", "content_type", "expected"),
     [
         (b'{"partialSuccess":{"rejectedLogRecords":"2","errorMessage":"m"}}', "application/json", 2),
@@ -252,7 +253,7 @@ def test_success_of_other_content_types(body: bytes, content_type: str, expected
     assert (outcome.count if isinstance(outcome, PartiallyRejected) else 0) == expected
 
 
-@pytest.mark.parametrize(
+@looped(
     ("body", "content_type"),
     [
         (b"Welcome", "text/html"),
@@ -273,7 +274,7 @@ def test_a_web_page_is_not_a_delivery(body: bytes, content_type: str) -> None:
     assert "https://example.com/v1/logs answers with a web page" in answer.outcome.reason
 
 
-@pytest.mark.parametrize(
+@looped(
     ("body", "content_type", "warns"),
     [
         (b"", "text/plain", False),
@@ -333,7 +334,7 @@ def test_http_failures_name_the_url_and_where_a_redirect_leads() -> None:
     assert "elsewhere" not in reason(table.http_failure(400, location="elsewhere"))
 
 
-@pytest.mark.parametrize(
+@looped(
     ("message", "expected"),
     [
         ("(Expected SETTINGS frame as the first frame, got frame type 79)", Blocked),
@@ -356,7 +357,7 @@ def test_a_port_for_http_is_named(message: str, expected: type[Outcome]) -> None
     assert reason(outcome).startswith(f"this port {SPEAKS_HTTP1.message}") == (expected is Blocked)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("message", "expected"),
     [
         ("failed to connect to all addresses; last error: UNKNOWN: x: CERTIFICATE_VERIFY_FAILED: expired", Blocked),
@@ -402,7 +403,7 @@ def test_a_long_message_is_cut_with_dots() -> None:
     assert table.one_line("ab" * 1000) == ("ab" * 1000)[:297] + "..."
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "hide", "expected"),
     [
         ("no key abcdefgh here", ["abcdefgh"], "no key [REDACTED] here"),

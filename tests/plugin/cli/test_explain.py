@@ -23,6 +23,7 @@ from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.body import ParsedBody, parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.signature import sign
+from tests.looped import looped
 from tests.plugin.strategies import arrays, config_changes, json_texts
 
 ROOT: Final = Path(__file__).parents[3]
@@ -129,7 +130,7 @@ def test_each_item_has_its_outcome() -> None:
     assert (explained["receiver"], explained["shape"]) == ("statsig", "batch")
 
 
-@pytest.mark.parametrize(
+@looped(
     ("body", "shape", "outcomes"),
     [
         ([SAMPLE, EXPOSURE], "batch", ["change", "ignored"]),

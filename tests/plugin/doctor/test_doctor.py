@@ -27,6 +27,7 @@ from tests.e2e.processes import write_config
 from tests.e2e.service_process import ServiceProcess
 from tests.e2e.statsig_client import ENV, change, post
 from tests.exporters.queue.helpers import copy_of, put, running
+from tests.looped import looped
 from tests.peers.otlp_servers import HttpSink, free_port
 
 VERSIONS = [(3, 6, 23), (3, 7, 0), (3, 40, 1), (3, 44, 5), (3, 44, 6), (3, 45, 0), (3, 50, 6), (3, 50, 8), (3, 51, 2),
@@ -41,7 +42,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@looped("version", VERSIONS)
 def test_a_version_of_sqlite_with_the_wal_reset_bug_is_told(version: tuple[int, ...]) -> None:
     found = system.sqlite(version)
     assert (found.status == "warning") == (version in FAULTY)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
+from tests.looped import looped
 from tests.plugin.record.change_event_samples import ABSENT, FULL, FULL_EVENT, MINIMAL, mapped, with_member
 from tests.plugin.strategies import json_texts
 
@@ -60,7 +61,7 @@ def test_the_samples() -> None:
     assert (older.type, older.title) == ("gate_changed", "a_gate_name changed")
 
 
-@pytest.mark.parametrize(
+@looped(
     ("entity_type", "action", "expected"),
     [
         ("Gate", "created", "gate_created"),
@@ -109,7 +110,7 @@ def test_names_are_kept_as_sent() -> None:
     assert (event.name, event.title) == ("  Layout\nV2 ", "  Layout\nV2  updated")
 
 
-@pytest.mark.parametrize(
+@looped(
     ("value", "kind"),
     [
         (ABSENT, "missing or null"),
@@ -133,7 +134,7 @@ def test_name_and_type_are_texts_that_are_not_empty(value: object, kind: str) ->
         assert str(raised.value) == f"{field}: must be a string that is not empty, is {kind}"
 
 
-@pytest.mark.parametrize(
+@looped(
     ("value", "kind"),
     [
         (ABSENT, "missing or null"),
@@ -156,7 +157,7 @@ def test_empty_metadata_has_no_type() -> None:
         mapped("metadata", {})
 
 
-@pytest.mark.parametrize(
+@looped(
     ("value", "expected"),
     [
         (1709660061095, 1709660061095),
@@ -189,13 +190,13 @@ def test_a_timestamp_of_ten_digits_is_seconds(value: object, expected: int, in_s
     assert (event.happened_at, event.in_seconds) == (expected, in_seconds)
 
 
-@pytest.mark.parametrize("value", [0, -1, "0", "00", 253402300800000, "253402300800000", 2**63, 2**64, 10**400])
+@looped("value", [0, -1, "0", "00", 253402300800000, "253402300800000", 2**63, 2**64, 10**400])
 def test_the_timestamp_lies_between_1970_and_the_year_9999(value: object) -> None:
     with pytest.raises(InvalidItemError, match="between 1970 and the year 9999"):
         mapped("timestamp", value)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("value", "kind"),
     [
         (ABSENT, "missing or null"),
@@ -249,7 +250,7 @@ def test_optional_texts_that_are_null_or_empty_are_absent(value: object) -> None
         assert (getattr(event, attribute), event.left_out) == (None, ()), path
 
 
-@pytest.mark.parametrize(
+@looped(
     ("value", "text"),
     [
         ("x", "x"),
@@ -288,14 +289,14 @@ def test_no_user(value: object) -> None:
     assert event.left_out == ()
 
 
-@pytest.mark.parametrize("value", ["Test User", [], ["x"], 0, 5, 1.5, True, False, float("nan")])
+@looped("value", ["Test User", [], ["x"], 0, 5, 1.5, True, False, float("nan")])
 def test_a_user_that_is_not_an_object(value: object) -> None:
     event = mapped("user", value)
     assert (event.user_name, event.user_email, event.user_id) == (None, None, "top_level_id")
     assert event.left_out == ("user",)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("inner", "top", "expected", "left_out"),
     [
         ("inner", "top", "inner", ()),
@@ -320,7 +321,7 @@ def test_the_id_of_the_user_at_both_levels(
     assert (event.user_id, event.left_out) == (expected, left_out)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("value", "expected"),
     [
         ("production", ("production",)),

@@ -5,12 +5,13 @@ from typing import Any, Final
 import pytest
 
 from statsig_otel.plugin.record.change_event import ChangeEvent, InvalidItemError
+from tests.looped import looped
 from tests.plugin.record.change_event_samples import ABSENT, mapped, with_member
 
 ARRAYS: Final = {"metadata.tags": "tags", "metadata.targetApps": "target_apps"}
 
 
-@pytest.mark.parametrize(
+@looped(
     ("value", "expected"),
     [
         (ABSENT, ()),

@@ -1,16 +1,16 @@
 """What a description says, in fields; and what it says that nobody understands."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from statsig_otel.plugin.record.description import Detail, attributes, details
+from tests.looped import looped
 
 ROLLOUT = "Updated Rule test rollout from 100.00% to 10.00%"
 PERCENTAGE = "Updated rule test pass percentage from 100 to 50"
 
 
-@pytest.mark.parametrize(
+@looped(
     ("line", "detail"),
     [
         (ROLLOUT, Detail("rule_rollout", "test", 100.0, 10.0)),
@@ -42,7 +42,7 @@ def test_a_line(line: str, detail: Detail) -> None:
         assert list(details(written)) == [detail]
 
 
-@pytest.mark.parametrize(
+@looped(
     "line",
     [
         "",

@@ -13,6 +13,7 @@ from statsig_otel.config import ConfigError
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.filter import FIELDS, Block, ChangeFilter
 from statsig_otel.plugin.settings.filter import ChangeMatchSettings, FilterSettings
+from tests.looped import looped
 
 FULL: Final[Mapping[str, Any]] = {
     "happened_at": 1,
@@ -83,27 +84,25 @@ OTHERS: Final = [
 ]
 
 
-@pytest.mark.parametrize(("field", "pattern"), MATCHING)
+@looped(("field", "pattern"), MATCHING)
 def test_what_matches_is_included_or_excluded(field: str, pattern: str) -> None:
     assert includes({field: [pattern]}, event())
     assert excludes({field: ["another", pattern]}, event())
 
 
-@pytest.mark.parametrize(("field", "pattern"), OTHERS)
+@looped(("field", "pattern"), OTHERS)
 def test_what_does_not_match_is_neither(field: str, pattern: str) -> None:
     assert not includes({field: [pattern]}, event())
     assert not excludes({field: [pattern, "another"]}, event())
 
 
-@pytest.mark.parametrize(
-    "type_", ["Dynamic Config", "DynamicConfig", "dynamic_config", "dynamic config", "DYNAMICCONFIG"]
-)
-@pytest.mark.parametrize("pattern", ["Dynamic Config", "DynamicConfig", "dynamic_config"])
+@looped("type_", ["Dynamic Config", "DynamicConfig", "dynamic_config", "dynamic config", "DYNAMICCONFIG"])
+@looped("pattern", ["Dynamic Config", "DynamicConfig", "dynamic_config"])
 def test_a_type_in_any_spelling(type_: str, pattern: str) -> None:
     assert includes({"types": [pattern]}, event(entity_type=type_))
 
 
-@pytest.mark.parametrize(
+@looped(
     ("pattern", "type_", "matches"),
     [
         ("feature[ _]gate", "Feature Gate", True),

@@ -19,6 +19,7 @@ from statsig_otel.plugin.record.mapper import Mapped, Mapper
 from statsig_otel.plugin.record.record import LogRecordEncoder
 from statsig_otel.plugin.webhook.body import ParsedBody, parse
 from statsig_otel.plugin.webhook.lenient_json import Item
+from tests.looped import looped
 from tests.plugin.strategies import HOSTILE, config_changes, join_object, json_texts
 
 DATA: Final = Path(__file__).parents[2] / "data"
@@ -133,7 +134,7 @@ def test_any_value_in_any_position_affects_no_other_item(position: str, text: st
         assert texts_of(record_of(mapped.changes[1]))["log.record.uid"] == mapped.changes[1].uid
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@looped("position", POSITIONS)
 def test_a_hostile_text_in_this_position_affects_no_other_item(position: str) -> None:
     for name, hostile in HOSTILE.items():
         if position in {"", "eventName"}:
@@ -153,7 +154,7 @@ def test_an_exposure_with_a_hostile_text_is_ignored() -> None:
         assert fate(map_body(f"[{BEFORE},{EXPOSURE % hostile},{AFTER}]")) == "ignored", name
 
 
-@pytest.mark.parametrize("item", ["1", "null", "true", '"statsig::config_change"', "[]", "[{}]", "{}", "1e5"])
+@looped("item", ["1", "null", "true", '"statsig::config_change"', "[]", "[{}]", "{}", "1e5"])
 def test_what_is_no_event_is_ignored(item: str) -> None:
     assert fate(map_body(f"[{BEFORE},{item},{AFTER}]")) == "ignored"
 
@@ -204,7 +205,7 @@ def test_an_empty_payload(body: str) -> None:
     assert map_body(body) == Mapped((), (), 0, ())
 
 
-@pytest.mark.parametrize(
+@looped(
     ("position", "text", "reason"),
     [
         ("metadata.name", "5", "metadata.name: must be a string that is not empty, is an integer"),
@@ -224,8 +225,8 @@ def test_an_invalid_item_says_why_and_keeps_its_text(position: str, text: str, r
     assert (mapped.changes, mapped.ignored) == ((), 1)
 
 
-@pytest.mark.parametrize("position", sorted(REQUIRED))
-@pytest.mark.parametrize("shown", ['"%s"', '["%s"]', '{"%s":1}', '{"x":{"%s":NaN}}', '{"%s":1e999}', '"%s\\ud800"'])
+@looped("position", sorted(REQUIRED))
+@looped("shown", ['"%s"', '["%s"]', '{"%s":1}', '{"x":{"%s":NaN}}', '{"%s":1e999}', '"%s\\ud800"'])
 def test_a_reason_never_shows_what_was_sent(position: str, shown: str) -> None:
     """It goes to the log."""
     for invalid in map_body(f"[{config_change_with(position, shown % 'SECRET')}]").invalid:

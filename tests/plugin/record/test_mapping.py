@@ -42,6 +42,7 @@ from statsig_otel.plugin.record.template import Template, TemplateError
 from statsig_otel.plugin.settings.mapping import MappingSettings
 from statsig_otel.plugin.webhook.body import parse
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
+from tests.looped import looped
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
 from tests.plugin.strategies import config_changes
 
@@ -85,7 +86,7 @@ def test_without_a_mapping_a_record_is_byte_for_byte_what_it_was(keys: str) -> N
     assert found == DIGESTS
 
 
-@pytest.mark.parametrize("name", bodies())
+@looped("name", bodies())
 def test_a_mapping_that_says_nothing_changes_nothing(name: str) -> None:
     body = bodies()[name]
     assert mapped(Mapper(LogRecordEncoder(mapping=RecordMapping())), body) == mapped(Mapper(), body)
@@ -110,7 +111,7 @@ def test_a_field_that_there_is() -> None:
         assert list(parse_template(f"-{{{name}}}").names) == [name]
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "hint"),
     [
         ("{nmae}", "did you mean name?"),
@@ -130,7 +131,7 @@ def test_a_field_that_there_is_not(text: str, hint: str) -> None:
     assert f"\nhint: {hint}" in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("arguments", "message"),
     [
         ({"attributes": {_attributes.UID: Constant("x")}}, f"{_attributes.UID} can't be changed"),

@@ -30,6 +30,7 @@ from statsig_otel.plugin.record.record import (
     uid,
 )
 from statsig_otel.plugin.webhook.body import parse
+from tests.looped import looped
 from tests.plugin.record.record_helpers import (
     DATA,
     FULL,
@@ -126,7 +127,7 @@ def test_the_environment_is_named_where_there_is_exactly_one(environments: tuple
     assert attributes.get("statsig.environments", []) == list(environments)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("milliseconds", "text"),
     [
         (0, "1970-01-01T00:00:00.000Z"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from statsig_otel.plugin.record.record import LogRecordEncoder
 from statsig_otel.plugin.webhook.body import parse
+from tests.looped import looped
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
 from tests.plugin.record.record_helpers import attributes_in, record_in
 from tests.plugin.record.test_arrays import body_of
@@ -35,7 +36,7 @@ def item_of(**members: object) -> dict[str, Any]:
     return {**json.loads(body_of(description="d\u00e9", n=1.5, nested=[{"a": None}]))[0], **members}
 
 
-@pytest.mark.parametrize(
+@looped(
     ("who", "redacted"),
     [
         ({}, {}),

@@ -26,6 +26,7 @@ from statsig_otel.plugin.record.services import (
 from statsig_otel.plugin.webhook.body import parse
 from statsig_otel.plugin.webhook.lenient_json import Item
 from tests.exporters.queue.helpers import PATIENCE, consume, read_all, running
+from tests.looped import looped
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of, plain
 
 DATA: Final = Path(__file__).parents[2] / "data"
@@ -70,7 +71,7 @@ def rules(text: str, others: str = "user: full", *, split: bool = True) -> Mappe
     return mapper_of(f"{others}\nimpacted_services: {{split: {json.dumps(split)}, rules: {text}}}")
 
 
-@pytest.mark.parametrize(
+@looped(
     ("written", "metadata", "expected"),
     [
         ("{name: checkout}", {}, ["checkout"]),

@@ -11,6 +11,7 @@ from statsig_otel.plugin.record.mapping import Constant, Lookup, parse_template
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.template import Template
 from statsig_otel.plugin.webhook.body import parse
+from tests.looped import looped
 from tests.plugin.record.mapping_helpers import OBSERVED, mapper_of
 from tests.plugin.record.record_helpers import record_in
 from tests.plugin.record.test_arrays import body_of
@@ -26,7 +27,7 @@ def severity(mapping: str, **metadata: object) -> tuple[int, str]:
     return record.severity_number, record.severity_text
 
 
-@pytest.mark.parametrize(
+@looped(
     ("mapping", "metadata", "expected"),
     [
         ("body: x", {}, (9, "")),
@@ -52,7 +53,7 @@ def test_the_severity_of_a_record(mapping: str, metadata: dict[str, object], exp
     assert severity(mapping, **metadata) == expected
 
 
-@pytest.mark.parametrize(
+@looped(
     ("written", "said"),
     [
         ("0", "is not a SeverityNumber"),
@@ -78,7 +79,7 @@ def test_what_can_never_be_a_severity_is_an_error(written: str, said: str) -> No
     assert said in str(raised.value)
 
 
-@pytest.mark.parametrize("risk", [0, 25, -1, 1.0, True, "WARN", "", "013", "\uff11", [13, 14], {}, None, 10**30])
+@looped("risk", [0, 25, -1, 1.0, True, "WARN", "", "013", "\uff11", [13, 14], {}, None, 10**30])
 def test_what_is_not_a_severity_is_info(risk: object) -> None:
     assert severity('severity_number: "{metadata.risk}"', risk=risk) == (9, "")
 
@@ -94,7 +95,7 @@ def test_whatever_statsig_sends_there_the_severity_is_one(risk: object) -> None:
 FIELDS: Final[dict[str, AttributeValue]] = {"tags": ("b", "c", "a"), "name": "b", "timestamp": 7}
 
 
-@pytest.mark.parametrize(
+@looped(
     ("key", "table", "expected"),
     [
         ("{tags}", {"a": 1, "b": 2}, 1),  # the table's order counts

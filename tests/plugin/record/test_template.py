@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.template import Placeholder, Template, TemplateError, as_text
+from tests.looped import looped
 
 FIELDS: Final[Mapping[str, AttributeValue]] = {
     "text": "a",
@@ -23,7 +24,7 @@ FIELDS: Final[Mapping[str, AttributeValue]] = {
 }
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "value"),
     [
         ("plain", "plain"),
@@ -71,7 +72,7 @@ def test_as_a_text(text: str, value: str | None) -> None:
     assert Template.parse(text).text(FIELDS.get) == value
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "fault"),
     [
         ("{", "has a { that is not closed"),
@@ -95,7 +96,7 @@ def test_what_is_none_says_why(text: str, fault: str) -> None:
         Template.parse(text)
 
 
-@pytest.mark.parametrize("inside", ["text!r", "text:>9", "text.upper", "text[0]", "text()", " text", "__class__"])
+@looped("inside", ["text!r", "text:>9", "text.upper", "text[0]", "text()", " text", "__class__"])
 def test_braces_hold_a_name_and_nothing_else(inside: str) -> None:
     assert Template.parse(f"{{{inside}}}").parts == (Placeholder(inside),)
 

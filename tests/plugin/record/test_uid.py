@@ -16,6 +16,7 @@ from statsig_otel.plugin.record.change_event import InvalidItemError
 from statsig_otel.plugin.record.record import uid
 from statsig_otel.plugin.webhook.body import parse
 from statsig_otel.plugin.webhook.lenient_json import read
+from tests.looped import looped
 from tests.plugin.strategies import json_texts, objects
 
 DATA: Final = Path(__file__).parents[2] / "data"
@@ -96,7 +97,7 @@ def item_in(body: str) -> dict[str, Any]:
     return value
 
 
-@pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
+@looped("vector", VECTORS)
 def test_a_vector_of_uids(vector: dict[str, str]) -> None:
     """A change here is a major version: all that waits in a queue would be taken for new."""
     item = json.loads(vector["item"])
@@ -105,7 +106,7 @@ def test_a_vector_of_uids(vector: dict[str, str]) -> None:
     assert uid(item) == vector["uid"]
 
 
-@pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
+@looped("vector", VECTORS)
 def test_a_vector_of_uids_on_either_path_of_the_parser(vector: dict[str, str]) -> None:
     """A neighbour that the strict path refuses changes no uid."""
     item = vector["item"]

@@ -17,6 +17,7 @@ from statsig_otel.plugin.server.reader import (
     BadRequestError,
     RequestReader,
 )
+from tests.looped import looped
 from tests.plugin.server.reading import read
 
 GET = b"GET /a?b=c HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -36,7 +37,7 @@ WHOLE = [
 ]
 
 
-@pytest.mark.parametrize(("data", "body"), WHOLE)
+@looped(("data", "body"), WHOLE)
 def test_a_request_is_the_same_whole_and_in_pieces_and_nothing_is_read_behind_it(data: bytes, body: bytes) -> None:
     single = [data[at : at + 1] for at in range(len(data))]
     for pieces in ([data], single, [*single[:-1], single[-1] + GET], [data + GET]):
@@ -113,7 +114,7 @@ def _refusal(data: bytes) -> BadRequestError:
     return caught.value
 
 
-@pytest.mark.parametrize(
+@looped(
     ("data", "status", "kind"),
     [
         (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", 400, "tls"),

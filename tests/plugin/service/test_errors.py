@@ -23,6 +23,7 @@ from statsig_otel.plugin import (
     parse,
     sign,
 )
+from tests.looped import looped
 from tests.plugin.services import SECRET, Keeper, body_of, post, service
 
 RECEIVER = StatsigReceiverSettings(signing_secrets=[SECRET], endpoint="127.0.0.1:0")
@@ -108,7 +109,7 @@ WRONG: list[tuple[Callable[[], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "said"), WRONG)
+@looped(("make", "said"), WRONG)
 def test_settings_and_mappings_say_what_is_wrong_where_and_what_to_do(make: Callable[[], object], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make()

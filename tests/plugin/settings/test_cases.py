@@ -12,12 +12,13 @@ from statsig_otel.config import ConfigError, Duration, Settings
 from statsig_otel.config.grammar import check
 from statsig_otel.config.source import parse
 from statsig_otel.plugin.settings.catalog import COMPONENTS
+from tests.looped import looped
 
 CASES: Final = Path(__file__).parent / "cases"
 NAMES: Final = sorted(path.stem for path in CASES.glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@looped("name", NAMES)
 def test_says_exactly_this(name: str) -> None:
     data = (CASES / f"{name}.yaml").read_bytes()
     with pytest.raises(ConfigError) as caught:

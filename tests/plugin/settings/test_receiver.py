@@ -8,6 +8,7 @@ from statsig_otel.exporters.consumer import Batch
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.body import parse
 from statsig_otel.plugin.webhook.signature import sign
+from tests.looped import looped
 
 
 def settings(**values: object) -> StatsigReceiverSettings:
@@ -27,7 +28,7 @@ def test_an_endpoint_is_host_and_port(endpoint: str, address: tuple[str, int]) -
     assert settings(endpoint=endpoint).address == address
 
 
-@pytest.mark.parametrize(
+@looped(
     "endpoint",
     ["", "localhost", "localhost:", "http://localhost:8080", "localhost:8080/x", "::1:80", "a:65536", "a:1 "],
 )
@@ -36,7 +37,7 @@ def test_anything_else_is_no_endpoint(endpoint: str) -> None:
         settings(endpoint=endpoint)
 
 
-@pytest.mark.parametrize("path", ["", "hook", "/a b", "/{x}", "/a?b", "/a#b", "/ä", "//x", "/a//b", "/a%20b"])
+@looped("path", ["", "hook", "/a b", "/{x}", "/a?b", "/a#b", "/ä", "//x", "/a//b", "/a%20b"])
 def test_a_path_is_plain(path: str) -> None:
     with pytest.raises(ConfigError, match="must begin with /"):
         settings(path=path)
@@ -76,7 +77,7 @@ def test_secrets_are_not_shown() -> None:
     assert "hidden" not in repr(shown) + shown.model_dump_json()
 
 
-@pytest.mark.parametrize(
+@looped(
     ("values", "message"),
     [
         ({"user": "hash"}, "needs a hash_key"),

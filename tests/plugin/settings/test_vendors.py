@@ -7,14 +7,13 @@ import re
 from pathlib import Path
 from typing import Final
 
-import pytest
-
 from statsig_otel.config import ConfigError
 from statsig_otel.config.grammar import check
 from statsig_otel.config.merging import merge
 from statsig_otel.config.source import parse
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.remarks import remarks
+from tests.looped import looped
 
 VENDORS: Final = Path(__file__).parent / "vendors"
 RECEIVER: Final = b"receivers: {statsig: {signing_secrets: [webhook-x]}}"
@@ -34,7 +33,7 @@ def said_of(path: Path) -> list[str]:
         return str(error).splitlines()
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in VENDORS.glob("*.yaml")))
+@looped("name", sorted(path.stem for path in VENDORS.glob("*.yaml")))
 def test_a_block_is_valid_or_it_is_said_what_to_change(name: str) -> None:
     said = said_of(VENDORS / f"{name}.yaml")
     expected = VENDORS / f"{name}.txt"

@@ -18,6 +18,7 @@ from statsig_otel.plugin.webhook.body import (
 )
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.lenient_json import read
+from tests.looped import looped
 from tests.plugin.strategies import HOSTILE, arrays, config_changes, json_texts
 
 DATA: Final = Path(__file__).parents[2] / "data"
@@ -49,7 +50,7 @@ def item_is_change(data: str) -> bool:
     return any(isinstance(event, dict) and event.get("eventName") == CONFIG_CHANGE for event in events)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("body", "count", "changes"),
     [
         ("[]", 0, 0),
@@ -141,7 +142,7 @@ def test_an_item_keeps_its_own_text() -> None:
         assert item.problem is None
 
 
-@pytest.mark.parametrize(
+@looped(
     ("body", "reason"),
     [
         ("", "not_json"),
@@ -211,8 +212,8 @@ def test_a_body_cut_anywhere_is_malformed() -> None:
         assert malformed(body[:cut]) == "not_json", f"cut after {cut} characters"
 
 
-@pytest.mark.parametrize("wrong", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80"])
-@pytest.mark.parametrize(
+@looped("wrong", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80"])
+@looped(
     "body",
     [
         b'[{"eventName":"statsig::config_change","x":"%s"}]',
@@ -414,7 +415,7 @@ def test_any_mutated_body_is_a_payload_or_malformed(
     assert_payload_or_malformed(bytes(mutated))
 
 
-@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
+@looped("hostile", HOSTILE.values())
 def test_a_hostile_text_leaves_its_neighbours_alone(hostile: str) -> None:
     """In an exposure, and as an item by itself."""
     payload = batch(f'[{{"eventName":"x","value":{hostile}}},{CHANGE},{hostile}]')

@@ -16,10 +16,11 @@ from statsig_otel.plugin.webhook import body as webhook
 from statsig_otel.plugin.webhook.body import ParsedBody
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
 from statsig_otel.plugin.webhook.lenient_json import Item, Items, Members, read, split
+from tests.looped import looped
 from tests.plugin.strategies import arrays, config_changes, json_texts, objects
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "value"),
     [
         ("null", None),
@@ -40,7 +41,7 @@ def test_read_gives_a_value_with_its_text(text: str, value: object) -> None:
     assert item.text == text.strip()
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "problem"),
     [
         ("NaN", "contains NaN, which is not JSON"),
@@ -69,7 +70,7 @@ def test_the_largest_number() -> None:
     assert (item.value, item.problem) == ([1.7976931348623157e308, 5e-324], None)
 
 
-@pytest.mark.parametrize("text", ["", " ", "x", "[1", '"', "nul", "01", "1.", "+1", "1 2", "[],", '"\n"', r'"\x"'])
+@looped("text", ["", " ", "x", "[1", '"', "nul", "01", "1.", "+1", "1 2", "[],", '"\n"', r'"\x"'])
 def test_read_refuses_what_is_not_json(text: str) -> None:
     with pytest.raises(json.JSONDecodeError):
         read(text)
@@ -139,7 +140,7 @@ def test_split_an_object() -> None:
     assert split_at_all(text) == Members({"data": Items(2, (Item('{"a":2}', {"a": 2}),)), "x": 4}, lost=True)
 
 
-@pytest.mark.parametrize(
+@looped(
     ("text", "lost"),
     [
         ('{"data":[{"a":1}],"data":[]}', True),
@@ -158,7 +159,7 @@ def test_whether_an_equal_name_takes_something_away(text: str, *, lost: bool) ->
     assert parts.lost == lost
 
 
-@pytest.mark.parametrize("text", ["1", "null", '"[]"', " true ", "NaN", "1e999", "9" * 5000, r'"\ud800"'])
+@looped("text", ["1", "null", '"[]"', " true ", "NaN", "1e999", "9" * 5000, r'"\ud800"'])
 def test_a_scalar_has_no_parts(text: str) -> None:
     assert split_at_all(text) is None
 
@@ -190,7 +191,7 @@ def test_split_nothing(text: str) -> None:
     assert parts in (Items(0, ()), Members({}, lost=False))
 
 
-@pytest.mark.parametrize(
+@looped(
     "text",
     [
         "",

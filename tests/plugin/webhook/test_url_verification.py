@@ -16,6 +16,7 @@ from statsig_otel.plugin.webhook.body import (
     parse_url_verification,
 )
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
+from tests.looped import looped
 from tests.plugin.strategies import json_texts, spellings
 
 DATA: Final = Path(__file__).parents[2] / "data"
@@ -58,7 +59,7 @@ def test_the_shape_of_a_url_verification(body: bytes, code: str) -> None:
     assert refused.value.reason == "unknown_shape"
 
 
-@pytest.mark.parametrize(
+@looped(
     "body",
     [
         b"",
