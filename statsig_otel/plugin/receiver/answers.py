@@ -41,21 +41,23 @@ class Paths:
         self._throttle = LogThrottle(_logger)
         server_refused.add(0, int(HTTPStatus.NOT_FOUND), "not_found")
 
-    def route(self, path: str, *, encoded: str = "") -> str:
+    def route(self, path: str, *, prefix: str = "", encoded: str = "") -> str:
         """The path of the receiver, or one that leads nowhere.
 
         Args:
             path: The path with its escapes decoded, below the prefix of a mount; empty at the prefix itself.
-            encoded: The path as it was sent, if the server tells.
+            prefix: The prefix, without a slash at its end.
+            encoded: The whole path as it was sent, if the server tells.
         """
         path = path or "/"
         found = self._paths.get(path)
         if found is not None and not _OTHER_FORM.match(encoded):  # servers may have changed it to the right one
             return found
         server_refused.add(1, int(HTTPStatus.NOT_FOUND), "not_found")
-        shown = printable((encoded or path)[:_SHOWN])
+        shown = printable((encoded or prefix + path)[:_SHOWN])
         meant = self._paths.get(re.sub("/+", "/", unquote(path)))
-        hint = f"the path is {meant or ' or '.join(sorted(set(self._paths.values())))}"
+        known = [meant] if meant else sorted(set(self._paths.values()))
+        hint = f"the path is {' or '.join(prefix + one for one in known)}"
         self._throttle.log(logging.WARNING, f"404 {meant}", "a request for %s is answered with 404: %s", shown, hint)
         return _NOWHERE
 

@@ -287,8 +287,8 @@ def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
         if scope["type"] != "http":
             await app(dict(scope), receive, send)
             return
-        root, raw = scope.get("root_path"), scope.get("raw_path") or b""
-        path = paths.route(_below(root, scope["path"]) if root else scope["path"], encoded=raw.decode("latin-1"))
+        root, raw = (scope.get("root_path") or "").rstrip("/"), scope.get("raw_path") or b""
+        path = paths.route(_below(root, scope["path"]), prefix=root, encoded=raw.decode("latin-1"))
         # Falcon answers unknown methods with 400, and those that a resource lacks with a list of all others.
         method = "POST" if scope["method"] == "POST" else "OPTIONS"
         # It waits for the first event of the body before it routes, so nothing would refuse a client that declares a
@@ -304,7 +304,6 @@ async def _headers_only() -> Message:
 
 def _below(root: str, path: str) -> str:
     """The part of the path that Falcon has to route: by the ASGI specification `path` begins with `root_path`."""
-    root = root.rstrip("/")
     if not path.startswith(root) or path[len(root) :][:1] not in ("", "/"):  # some servers have removed it already
         return path
     return path[len(root) :]

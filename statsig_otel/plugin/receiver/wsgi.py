@@ -173,9 +173,10 @@ def create_wsgi_app(receivers: Mapping[str, StatsigWsgiReceiver]) -> WSGIApplica
 
     def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
+        prefix = environ.get("SCRIPT_NAME", "").rstrip("/")
         routed = {
             **environ,
-            "PATH_INFO": paths.route(environ.get("PATH_INFO", ""), encoded=_encoded_path(environ)),
+            "PATH_INFO": paths.route(environ.get("PATH_INFO", ""), prefix=prefix, encoded=_encoded_path(environ)),
             # Falcon would answer unknown methods itself. HEAD stays, so that its answer has no body.
             "REQUEST_METHOD": method if method in ("POST", "HEAD") else "OPTIONS",
         }

@@ -64,7 +64,7 @@ async def healthy(_: Request) -> PlainTextResponse:
 
 
 @pytest.mark.parametrize("root_path", ["", "/api"])
-def test_below_a_prefix_of_a_starlette_application(root_path: str) -> None:
+def test_below_a_prefix_of_a_starlette_application(root_path: str, caplog: pytest.LogCaptureFixture) -> None:
     """With its own routes and its own lifespan, and with a proxy's prefix in front of all."""
     said: list[str] = []
 
@@ -82,6 +82,8 @@ def test_below_a_prefix_of_a_starlette_application(root_path: str) -> None:
         assert exchange(address, request(method="GET", path="/health")).body == b"healthy"
         assert [status_at(address, path) for path in ("/statsig/hook", "/outer/inner/hook")] == [200, 200]
         assert_refused(exchange(address, request(path="/statsig/other")), 404)
+        there = f"{root_path}/statsig"
+        assert f"a request for {there}/other is answered with 404: the path is {there}/hook" in caplog.text
         assert_refused(exchange(address, request(path="/statsig/hook", method="GET")), 405)
         unsent = {"Content-Length": "100000"}
         assert_refused(exchange(address, request(path="/statsig/hook", headers=unsent)), 401)
@@ -132,7 +134,7 @@ def test_at_the_very_path_of_a_mount() -> None:
 
 
 @pytest.mark.parametrize("serve", [serve_werkzeug, serve_wsgiref])
-def test_below_a_prefix_of_a_flask_application(serve: Any) -> None:
+def test_below_a_prefix_of_a_flask_application(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
     sink = Sink()
     host = Flask("host")
     host.add_url_rule("/health", view_func=lambda: "healthy")
@@ -142,6 +144,7 @@ def test_below_a_prefix_of_a_flask_application(serve: Any) -> None:
         assert exchange(address, request(method="GET", path="/health")).body == b"healthy"
         assert [status_at(address, path) for path in ("/statsig/hook", "/deep/er/hook")] == [200, 200]
         assert_refused(exchange(address, request(path="/statsig/other")), 404)
+        assert "a request for /statsig/other is answered with 404: the path is /statsig/hook" in caplog.text
         assert_refused(exchange(address, request(path="/statsig/hook", method="GET")), 405)
         assert status_at(address, "/hook") == 404
     assert len(sink.batches) == 2
