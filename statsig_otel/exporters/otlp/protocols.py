@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from enum import Enum, auto
 from http.client import BadStatusLine, LineTooLong, UnknownProtocol
-from ssl import SSLError
+from ssl import SSLEOFError, SSLError, SSLZeroReturnError
 from typing import Final
 
 from statsig_otel.config.errors import Fault
@@ -24,6 +24,9 @@ NOT_HTTP2: Final = Fault(
 )
 NOT_HTTP1: Final = Fault("does not speak HTTP", "use the port for OTLP/HTTP, usually 4318")
 """The faults of the wrong one of a Collector's two ports, and of another port. Each is read after the port's name."""
+
+SEE_ITS_LOG: Final = "see the server's log; it may refuse the client certificate, or want one (tls::cert_file)"
+"""The hint for a handshake or a connection with TLS that fails for an unknown reason."""
 
 _HTTP2_SETTINGS: Final = re.compile(r"\x00\x00.\x04", re.DOTALL)  # RFC 9113, sections 4.1 and 6.5
 
@@ -88,7 +91,7 @@ def spoken_by_message(message: str) -> Spoken | None:
 
 def spoken_by_error(error: Exception) -> Spoken | None:
     """The protocol of a server whose answer on a new connection can't be read by Python; None if it is not known."""
-    if isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError | SSLEOFError | SSLZeroReturnError):
         return Spoken.NOTHING
     if isinstance(error, BadStatusLine):
         return spoken(str(error))
@@ -116,7 +119,7 @@ def wrong_port(found: Spoken | None, settings: OtlpGrpcSettings | OtlpHttpSettin
         case Spoken.NO_TLS:
             return Fault("speaks without TLS", f"if that is meant, write {plain_hint(settings)}")
         case Spoken.NOTHING:
-            hint = "see the server's log"
+            hint = SEE_ITS_LOG
             if not settings.uses_tls:
                 hint = f"if it expects TLS, {encrypted_hint(settings)}"
             elif not is_grpc:

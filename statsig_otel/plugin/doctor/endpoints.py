@@ -11,10 +11,10 @@ from http.client import HTTPConnection, HTTPException
 from typing import Final
 
 from statsig_otel.config.model import Settings
-from statsig_otel.exporters.otlp.protocols import Spoken, spoken, spoken_by_error, wrong_port
+from statsig_otel.exporters.otlp.protocols import SEE_ITS_LOG, Spoken, spoken, spoken_by_error, wrong_port
 from statsig_otel.exporters.otlp.proxy import proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.status import server_time
+from statsig_otel.exporters.otlp.status import is_client_certificate_alert, server_time
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from statsig_otel.plugin.doctor.finding import Finding, Status
 
@@ -148,8 +148,10 @@ class _Probe(threading.Thread):
             hint = "name its CA in tls::ca_file, its name in tls::server_name_override"
             return self._found("failed", f"its certificate is not trusted: {error.verify_message}", hint)
         except (ssl.SSLError, ConnectionResetError) as error:
+            if is_client_certificate_alert(str(error)):  # with TLS 1.3 it comes after the handshake
+                return self._found("failed", "refuses the client certificate", "see tls::cert_file")
             problem = self._wrong(spoken_by_error(error))
-            return problem or self._found("failed", f"no TLS: {error}", "check the server's log")
+            return problem or self._found("failed", f"no TLS: {error}", SEE_ITS_LOG)
 
     def _asked(self, address: _Address, connection: socket.socket, answers: str) -> Finding:
         """Find out whether the server speaks the exporter's protocol, and what time it has."""
@@ -160,6 +162,8 @@ class _Probe(threading.Thread):
         except TimeoutError:
             return self._found("warning", f"{answers}, and says nothing for {TIMEOUT:g} s", "check which port it is")
         except (OSError, HTTPException) as error:
+            if isinstance(error, ssl.SSLError) and is_client_certificate_alert(str(error)):
+                raise
             found = spoken_by_error(error)
         return self._wrong(found) or self._found("ok", answers)
 

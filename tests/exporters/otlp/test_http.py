@@ -21,7 +21,7 @@ from statsig_otel.exporters.exporter import (
     RetryLater,
 )
 from statsig_otel.exporters.otlp.http import OtlpHttpExporter
-from statsig_otel.exporters.otlp.protocols import NOT_HTTP1, SPEAKS_HTTP2
+from statsig_otel.exporters.otlp.protocols import NOT_HTTP1, SEE_ITS_LOG, SPEAKS_HTTP2
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES
 from tests.exporters.otlp.over_http import exporting, send_to
@@ -308,7 +308,7 @@ def test_a_connection_that_ends_gets_a_hint_if_it_is_new(authority: Authority) -
         encrypted = send_to(f"https://{rpc.address}", tls=trust(authority))
     for outcome, hint in (
         (plain, "if it expects TLS, write https:// instead of http://: "),
-        (encrypted, "if it is for OTLP/gRPC, use otlp_grpc; otherwise see the server's log: "),
+        (encrypted, f"if it is for OTLP/gRPC, use otlp_grpc; otherwise {SEE_ITS_LOG}: "),
     ):
         assert isinstance(outcome, RetryLater)
         assert outcome.reason.startswith(f"this port ends the connection without an answer: {hint}")

@@ -70,6 +70,23 @@ def test_a_server_with_tls_is_verified_as_the_exporter_does() -> None:
         assert (unusable.status, "TLS can't be tried" in unusable.detail) == ("unknown", True)
 
 
+@pytest.mark.parametrize("has_one", [True, False])
+def test_a_client_certificate_that_is_refused_is_told(*, has_one: bool) -> None:
+    """Also with TLS 1.3, where the server says so after the handshake, or only ends the connection."""
+    authority, stranger = Authority(), Authority().issue("client")
+    trust = {"ca_pem": authority.pem.decode(), "server_name_override": "localhost"}
+    if has_one:
+        trust |= {"cert_pem": stranger.chain.decode(), "key_pem": stranger.key.decode()}
+    tls = ServerTls(authority.issue("localhost"), client_ca=authority.pem)
+    older = server_context(tls)
+    older.maximum_version = older.maximum_version.TLSv1_2
+    with GrpcSink(tls=tls) as rpc, HttpSink(tls=tls) as sink, RawServer(tls=older) as raw:
+        for settings in (grpc(rpc.address, **trust), http(sink.url, **trust), http(f"https://{raw.address}", **trust)):
+            found = look("a", settings)[0]
+            assert found.status in {"failed", "warning"}
+            assert "tls::cert_file" in (found.hint or ""), found
+
+
 def test_a_server_without_tls_is_told_with_what_has_an_effect() -> None:
     with HttpSink() as sink, GrpcSink() as rpc:
         for settings, address, hint in (
