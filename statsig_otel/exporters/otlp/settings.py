@@ -28,13 +28,16 @@ from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.otlp.headers import HeaderSettings, as_mapping, checked_fields, checked_metadata
 from statsig_otel.exporters.otlp.tls import CANNOT_SKIP, NOTHING, ClientTlsSettings, GrpcTlsSettings
 
-_HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]+\]")
+_NAME: Final = re.compile(r"(?=.{1,254}\Z)(?:[A-Za-z0-9_][A-Za-z0-9_-]{0,62}\.)*[A-Za-z0-9_][A-Za-z0-9_-]{0,62}\.?")
+_DOTTED: Final = re.compile(r"(?:[0-9]+\.){3,}[0-9]+")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 
 # The schemes of gRPC's "Name Resolution" document that grpcio supports. grpcio checks what follows the scheme.
 _GRPC_TARGET: Final = re.compile(r"(?:dns://[!-.0-~]*/|unix:/(?:(?!/)|//)|unix-abstract:|ipv4:|ipv6:)[!-~]+")
+_DNS: Final = re.compile(r"dns://([^/]*)/")
 _URL_TEXT: Final = re.compile(r"[!-~]+")
 _SIGNAL_PATH: Final = re.compile(r"(/v1/(?:logs|traces|metrics))/*$", re.IGNORECASE)
+_LONGEST_SOCKET: Final = 107  # unix(7): sun_path, without its NUL
 _MAX_PORT: Final = 65535
 _PLACEHOLDER: Final = re.compile(r"<[^<>]*>")
 SCHEMES: Final = ("http://", "https://")
@@ -246,12 +249,16 @@ class OtlpGrpcSettings(_OtlpSettings):
             _check_host_port(parts.netloc, usual_port=4317, scheme=f"{parts.scheme}://")
         elif value.startswith(("ipv4:", "ipv6:")):
             _check_addresses(value)
+        elif _DNS.match(value):
+            _check_name_to_resolve(value)
         elif not _GRPC_TARGET.fullmatch(value):
             if value.startswith("unix:"):
                 raise ValueError(f"{_shown(value)} has no whole path; write it as unix:///run/otlp.sock")
             if "://" in value:
                 raise ValueError(f"{_shown(value)} has an unknown scheme; write host:port, such as localhost:4317")
             _check_host_port(value, usual_port=4317)
+        elif len(value.partition(":")[2].removeprefix("//")) > _LONGEST_SOCKET:
+            raise ValueError(f"names a socket with more than {_LONGEST_SOCKET} bytes, which no system allows")
         return value
 
     @field_validator("headers")
@@ -339,7 +346,7 @@ class OtlpHttpSettings(_OtlpSettings):
         _check_placeholder(value)
         parts = _split_url(value)
         host, port = _host_and_port(parts.netloc)
-        if not _HOST.fullmatch(host) or (port and not _is_port(port)):
+        if not _is_host(host) or (port and not _is_port(port)):
             raise ValueError(f"{_shown(value)} has no host with an optional port, such as localhost:4318")
         return value
 
@@ -406,19 +413,40 @@ def _host_and_port(value: str) -> tuple[str, str]:
     return value, ""
 
 
+def _is_host(value: str) -> bool:
+    """Whether this is a name (RFC 1035, section 2.3.4), an IPv4 address, or an IPv6 address in brackets."""
+    try:
+        if value[:1] == "[" and value[-1:] == "]" and "%" not in value:
+            return bool(IPv6Address(value[1:-1]))
+        if _DOTTED.fullmatch(value):
+            return bool(IPv4Address(value))
+    except ValueError:
+        return False
+    return _NAME.fullmatch(value) is not None
+
+
 def _is_port(value: str) -> bool:
     return bool(_PORT.fullmatch(value)) and 0 < int(value) <= _MAX_PORT
 
 
 def _check_host_port(value: str, *, usual_port: int, scheme: str = "") -> None:
     host, port = _host_and_port(value)
-    if not port and not value.isdigit() and _HOST.fullmatch(host):
+    if not port and not value.isdigit() and _is_host(host):
         address = f"{scheme}{host}:{usual_port} for a Collector"
         if scheme != "http://":
             address += f", or {scheme}{host}:443 for most vendors"
         raise ValueError(f"{_shown(scheme + value)} has no port; write {address}")
-    if not _HOST.fullmatch(host) or not _is_port(port):
+    if not _is_host(host) or not _is_port(port):
         raise ValueError(f"{_shown(value)} is not host:port, such as localhost:{usual_port} or [::1]:{usual_port}")
+
+
+def _check_name_to_resolve(target: str) -> None:
+    """Check `dns://SERVER/HOST:PORT`. The server and both ports may be missing; grpcio's port is 443 then."""
+    server, rest = _DNS.split(target)[1:]
+    for address in ([server] if server else []) + [rest]:
+        host, port = _host_and_port(address)
+        if not _is_host(host) or (port and not _is_port(port)):
+            raise ValueError(f"{_shown(target)} names no host with an optional port; write it as dns:///collector:4317")
 
 
 def _check_addresses(target: str) -> None:

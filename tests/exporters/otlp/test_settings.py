@@ -45,6 +45,8 @@ def test_defaults_are_the_collectors() -> None:
         ("https://collector:4317", False, "dns:///collector:4317", True),
         ("https://collector:4317", True, "dns:///collector:4317", True),
         ("dns:///collector:4317", False, "dns:///collector:4317", True),
+        ("dns:///collector", False, "dns:///collector", True),
+        ("dns:///[::1]:4317", False, "dns:///[::1]:4317", True),
         ("dns://10.0.0.53/collector:4317", False, "dns://10.0.0.53/collector:4317", True),
         ("unix:///run/otlp.sock", True, "unix:///run/otlp.sock", False),
         ("unix:/run/otlp.sock", True, "unix:/run/otlp.sock", False),
@@ -73,6 +75,38 @@ def test_grpc_endpoint(endpoint: str, insecure: bool, target: str, uses_tls: boo
         ("https://<secret>", "contains <...>"),
         ("unix:otlp.sock", "write it as unix:///run/otlp.sock"),
         ("unix://run/otlp.sock", "write it as unix:///run/otlp.sock"),
+        *(
+            (f"{host}:4317", "is not host:port")
+            for host in (
+                "[:]",
+                "[1.2.3.4]",
+                "[::1%eth0]",
+                "[::1",
+                "a..b",
+                "256.1.1.1",
+                "1.2.3.4.5",
+                "a" * 64,
+                "a." * 127 + "a",
+            )
+        ),
+        (f"unix:///{'a' * 107}", "more than 107 bytes"),
+        *(
+            (f"dns://{rest}", "names no host with an optional port; write it as dns:///collector:4317")
+            for rest in (
+                "/",
+                "/:4317",
+                "/a:b",
+                "/a:0",
+                "/a:1:2",
+                "/-",
+                "/a/b",
+                "/a,b",
+                "/[::1",
+                "/a?b",
+                "-/a",
+                "a:b/a:1",
+            )
+        ),
         ("ipv4:host:4317", "is not a list of addresses with ports, such as ipv4:192.0.2.1:4317"),
         ("ipv4:10.0.0.1", "is not a list of addresses with ports"),
         ("ipv4:10.0.0.1:4317,10.0.0.2:99999", "is not a list of addresses with ports"),
@@ -128,6 +162,8 @@ def test_http_url(keys: dict[str, str], url: str) -> None:
         ({"endpoint": "http://h/v1/metrics"}, "/v1/logs is appended to this URL; leave /v1/metrics out"),
         ({"endpoint": "http://h/V1/Traces"}, "/v1/logs is appended to this URL; leave /V1/Traces out"),
         ({"endpoint": "http://"}, "has no host"),
+        ({"endpoint": "http://h..i"}, "has no host"),
+        ({"endpoint": "http://10.0.0.256:4318"}, "has no host"),
         ({"endpoint": "http://h:"}, "has no host"),
         ({"endpoint": "http://h:x"}, "has no host"),
         ({"endpoint": "http://h:70000"}, "has no host"),
