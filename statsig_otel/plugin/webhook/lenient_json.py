@@ -121,12 +121,13 @@ class _Numbers:
         self.problem: str | None = None
 
     def integer(self, digits: str) -> int:
+        count = len(digits.removeprefix("-"))
         try:
-            if len(digits) <= _MAX_DIGITS:
+            if count <= _MAX_DIGITS:
                 return int(digits)
         except ValueError:  # this process has a lower limit
             pass
-        self.problem = f"contains an integer of {len(digits)} digits"
+        self.problem = f"contains an integer of {count} digits"
         return 0
 
     def fraction(self, digits: str) -> float:

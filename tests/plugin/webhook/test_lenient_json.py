@@ -59,10 +59,11 @@ def test_what_no_json_text_can_stand_for(text: str, problem: str) -> None:
     assert item.text == text
 
 
-def test_the_largest_integer() -> None:
-    item = read("9" * 4300)
-    assert item.problem is None
-    assert item.value == 10**4300 - 1
+def test_the_largest_and_the_smallest_integer() -> None:
+    for sign, factor in (("", 1), ("-", -1)):
+        item = read(sign + "9" * 4300)
+        assert (item.value, item.problem) == (factor * (10**4300 - 1), None)
+        assert read(sign + "9" * 4301).problem == "contains an integer of 4301 digits"
 
 
 def test_the_largest_number() -> None:
