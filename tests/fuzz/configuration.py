@@ -6,12 +6,12 @@ No message shows what a file takes from the environment as a secret.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from statsig_otel.config import yaml_tree
 from statsig_otel.config.configuration import Configuration
@@ -24,11 +24,13 @@ from statsig_otel.config.resolved import resolved, to_yaml
 from statsig_otel.config.source import _Builder, parse
 from statsig_otel.config.substitution import Substitution
 from statsig_otel.plugin.settings.catalog import COMPONENTS
-from tests.fuzz.targets import Check
+from tests.fuzz.targets import Check, Mutate, is_chosen
 from tests.fuzz.trees import change
 
 ROOT: Final = Path(__file__).parents[2]
 FILE: Final = "config.yaml"
+DIRECTORY: Final = Path("/nonexistent")
+Read: TypeAlias = Callable[[bytes], Document]
 SECRET: Final = "s3cr3t-0f-the-environment"
 HEADER: Final = "authorization:Bearer t0ken-in-the-file"
 """A header that somebody forgot to write as a key and a value. As a key it is not a name."""
@@ -36,6 +38,8 @@ ENVIRON: Final[Mapping[str, str]] = {"SECRET": SECRET, "NAME": "statsig", "PORT"
 
 LONGEST: Final = 2048
 ENOUGH: Final = 10_000_000
+SHARE: Final = 16
+"""Of so many inputs one also goes through the parser of YAML, which takes longer than all the rest."""
 TOKENS: Final = (
     b"receivers:\n", b"exporters:\n", b"service:\n", b"extensions:\n", b"pipelines:", b"logs:", b"telemetry:",
     b"statsig", b"otlp_grpc", b"otlp_http", b"file_storage", b"debug", b"signing_secrets:", b"endpoint:", b"headers:",
@@ -97,7 +101,7 @@ def seeds() -> Iterator[bytes]:
     yield from GOOD
     for one in files():
         with suppress(ConfigError):
-            yield json.dumps(read(one).values, default=str).encode()
+            yield json.dumps(read_as_yaml(one).values, default=str).encode()
 
 
 def files() -> Iterator[bytes]:
@@ -106,16 +110,17 @@ def files() -> Iterator[bytes]:
         yield from (file.read_bytes() for file in found)
 
 
-def mutated(data: bytes, random: Random) -> bytes | None:
-    """A file in JSON, which is YAML, with a few values changed: most of these reach the grammar. None for any other."""
-    data = random.choice((*GOOD, data, data))
-    parts = data.split(b"\0", 1)
+def mutated(data: bytes, random: Random, mutate: Mutate) -> bytes:
+    """A file in JSON, which is YAML, with a few values changed: most of these reach the grammar. A few become YAML."""
+    if not random.randrange(32):
+        return mutate(data)
+    parts = random.choice((*GOOD, data, data)).split(b"\0", 1)
     at = random.randrange(len(parts))
     try:
         document = json.loads(parts[at])
     except (ValueError, RecursionError):
-        return None
-    change(document, random, keys_below=lambda name: BELOW.get(name) or BELOW[""], values=VALUES)
+        document = json.loads(random.choice((_SMALL, _LARGE)))
+    change(document, random, mutate, keys_below=lambda name: BELOW.get(name) or BELOW[""], values=VALUES)
     parts[at] = json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return b"\0".join(parts)
 
@@ -123,14 +128,15 @@ def mutated(data: bytes, random: Random) -> bytes | None:
 @contextmanager
 def checking() -> Iterator[Check]:
     def check(data: bytes) -> None:
-        configuration = outcome(data)
-        if configuration is not None:
-            check_printed(configuration)
+        for read in (read_quickly, read_as_yaml) if is_chosen(data, SHARE) else (read_quickly,):
+            configuration = outcome(data, read)
+            if configuration is not None:
+                check_printed(configuration, read)
 
     yield check
 
 
-def outcome(data: bytes) -> Configuration | None:
+def outcome(data: bytes, read: Read) -> Configuration | None:
     """The configuration; None if there are problems."""
     try:
         documents = [read(one) for one in data.split(b"\0", 1)]
@@ -142,17 +148,20 @@ def outcome(data: bytes) -> Configuration | None:
     return configuration
 
 
-def read(data: bytes, *, environ: Mapping[str, str] = ENVIRON) -> Document:
+def read_as_yaml(data: bytes) -> Document:
+    return parse(data, file=FILE, directory=DIRECTORY, environ=ENVIRON)
+
+
+def read_quickly(data: bytes) -> Document:
     """The document in a file. JSON is YAML, and takes a tenth of the time without the parser, which `yaml` is for."""
-    directory = Path("/nonexistent")
     try:
         root = tree(json.loads(data))
     except (ValueError, RecursionError):
         root = None
     if not isinstance(root, yaml_tree.Mapping):
-        return parse(data, file=FILE, directory=directory, environ=environ)
+        return read_as_yaml(data)
     try:
-        return _Builder(FILE, directory, Substitution(environ, directory)).document(root)
+        return _Builder(FILE, DIRECTORY, Substitution(ENVIRON, DIRECTORY)).document(root)
     except yaml_tree.TreeError as error:
         raise ConfigError([Problem((), error.message, error.hint, FILE, error.line)]) from None
 
@@ -202,10 +211,10 @@ def is_for_secrets(path: tuple[str | int, ...]) -> bool:
     return not {"signing_secrets", "hash_key", "headers", "ca_pem", "cert_pem", "key_pem"}.isdisjoint(path)
 
 
-def check_printed(configuration: Configuration) -> None:
+def check_printed(configuration: Configuration, read: Read) -> None:
     """What is printed reads as the same configuration, with some secret in the place of each, since none is printed."""
     values = resolved(configuration)
-    text = to_yaml(values)
+    text = json.dumps(values) if read is read_quickly else to_yaml(values)
     for one in (*configuration.receivers.values(), *configuration.exporters.values()):
         assert SECRET not in repr(one) or SECRET in text
     again = check_document(read(text.replace("[REDACTED]", "${env:SECRET}").encode()), COMPONENTS)

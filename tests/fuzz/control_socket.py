@@ -13,7 +13,7 @@ from statsig_otel.exporters import Blocked, Outcome
 from statsig_otel.exporters.queue import schema
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.control.socket import MAX_REQUEST, call
-from tests.fuzz.targets import Check
+from tests.fuzz.targets import Check, Mutate
 from tests.fuzz.trees import change
 from tests.plugin.http_client import exchange
 from tests.plugin.services import Keeper, address_of, body_of, service, signed_request
@@ -81,13 +81,15 @@ KEYS: Final[Mapping[str, Sequence[tuple[str, Any]]]] = {
 }
 
 
-def mutated(data: bytes, random: Random) -> bytes | None:
-    """A command with other arguments; None for what is not JSON."""
+def mutated(data: bytes, random: Random, mutate: Mutate) -> bytes:
+    """A command with other arguments, or any bytes."""
     try:
-        document = json.loads(data)
+        document = json.loads(data) if random.randrange(8) else None
     except (ValueError, RecursionError):
-        return None
-    change(document, random, keys_below=lambda name: KEYS.get(name) or KEYS["arguments"], values=VALUES)
+        document = None
+    if document is None:
+        return mutate(data)
+    change(document, random, mutate, keys_below=lambda name: KEYS.get(name) or KEYS["arguments"], values=VALUES)
     return json.dumps(document).encode() + b"\n"
 
 

@@ -15,7 +15,7 @@ import h11
 
 from statsig_otel.plugin.server import reader as limits
 from statsig_otel.plugin.server.reader import BadRequestError, Head
-from tests.fuzz.targets import Check
+from tests.fuzz.targets import Check, Mutate
 from tests.plugin.server.reading import read as feed
 
 LONGEST: Final = 1024
@@ -70,10 +70,10 @@ def seeds() -> Iterator[bytes]:
         yield from (cuts + request for cuts in (b"\x05\x40", b"\x05\xff", b"\0\0"))
 
 
-def mutated(data: bytes, random: Random) -> bytes | None:
-    """A line more, another one, or one in another place; None for half of the inputs."""
-    if random.randrange(2):
-        return None
+def mutated(data: bytes, random: Random, mutate: Mutate) -> bytes:
+    """A line more, another one, or one in another place; or any bytes."""
+    if random.randrange(16) < 9:
+        return mutate(data)
     lines = data[2:].split(b"\r\n")
     at, other = random.randrange(len(lines)), random.randrange(len(lines))
     match random.randrange(4):

@@ -1,11 +1,14 @@
 """The body of a webhook: its two readers and the standard library agree, and every item is accounted for.
 
-Each record is what the SDK's encoder makes of the same fields.
+Each record is what the SDK's encoder makes of the same fields. Its first `#` stands for thousands of digits.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -26,7 +29,6 @@ from statsig_otel.plugin.record.record import (
     SCOPE_NAME,
     LogRecordEncoder,
     RecordFields,
-    uid,
 )
 from statsig_otel.plugin.webhook.body import (
     CONFIG_CHANGE,
@@ -38,7 +40,8 @@ from statsig_otel.plugin.webhook.body import (
     parse_url_verification,
 )
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
-from tests.fuzz.targets import Check
+from tests.fuzz.targets import Check, Mutate
+from tests.fuzz.trees import change
 
 DATA: Final = Path(__file__).parents[1] / "data"
 
@@ -51,10 +54,35 @@ TOKENS: Final = (
     b'"verification_code"', b"1739400185198", b'"1739400185198"', b"null", b"true", b"NaN", b"-Infinity", b"1e999",
     b"\\ud800", b"\\u0061", b'"statsig::config_ch\\u0061nge"', b"\\udc00",
     b"\xf0\x9f\x98\x80", b"\\n", b'{"eventName":"statsig::config_change"}',
-    b"- Updated rule test pass percentage from 100 to 50", b"- Added groups a, b", b"9" * 40, b"\xef\xbb\xbf",
+    b"- Updated rule test pass percentage from 100 to 50", b"- Added groups a, b", b"9" * 40, b"\xef\xbb\xbf", b"9#",
 )  # fmt: skip
 
+VALUES: Final[tuple[Any, ...]] = (
+    None, True, 0, 1, -1, 1.5, 1e300, 10**30, -(10**30), 1739400185198, 1739400185, 253402300799999, 253402300800000,
+    "1739400185198", "", "x", " ", "\x00", "\ud800", "\x85", "\U0001f600", "#", [], {}, [""], [None, 1, "a", "a"],
+    "Gate", "DynamicConfig", "created", "updated", "production, development", "a,,b", "Dev, Prod, Dev", CONFIG_CHANGE,
+    {"eventName": CONFIG_CHANGE, "timestamp": 1, "metadata": {"type": "Gate", "name": "a"}}, {"userID": "u"},
+    "- Updated rule a pass percentage from 1% to 50%", "updated rule a rollout from 0 to 1.5", "Added rule a",
+    "Removed rule a\n- Deleted rule b", "- Groups added: a, b", "Parameters updated: a,b", "statsig::gate_exposure",
+)  # fmt: skip
+BELOW: Final[Mapping[str, Sequence[tuple[str, Any]]]] = {
+    "": [
+        ("eventName", CONFIG_CHANGE), ("data", []), ("timestamp", 1739400185198), ("user", {}), ("userID", "u"),
+        ("metadata", {}), ("unitID", "x"), ("x", None),
+    ],
+    "user": [("name", "n"), ("email", "e@example.com"), ("userID", "u"), ("x", 1)],
+    "metadata": [
+        (key, "a") for key in (
+            "type", "name", "action", "description", "environments", "environment", "projectID", "projectName", "tags",
+            "targetApps", "x",
+        )
+    ],
+}  # fmt: skip
+"""The members of an envelope, an item and the objects in it, each with a value that is usual there."""
+
 REASONS: Final = {"not_utf8", "not_json", "nested_too_deeply", "unknown_shape"}
+TOO_DEEP: Final = "is nested too deeply"
+MOST_DIGITS: Final = 4300
 NOW_NS: Final = 1_739_400_185_198_000_000
 UID: Final = "log.record.uid"
 
@@ -70,14 +98,24 @@ def seeds() -> Iterator[bytes]:
         yield json.dumps({"data": items[:2]}, separators=(",", ":")).encode()
     yield b'{"data":{"event":"url_verification","verification_code":"abc123"}}'
     yield b'[{"eventName":"statsig::config_change","timestamp":1,"metadata":{"type":"Gate","name":"a"}},1,{}]'
+    for digits in (b"#", b"-#", b"9#", b"0.#"):
+        yield (
+            b'{"eventName":"statsig::config_change","timestamp":1,"metadata":{"type":"Gate","name":"a"},"x":%s}'
+            % digits
+        )
 
 
-def mutated(data: bytes, random: Random) -> bytes | None:
-    """The input with one character of a name written as an escape, which means the same; None for most inputs."""
+def mutated(data: bytes, random: Random, mutate: Mutate) -> bytes:
+    """Other values in the same shape, or one character of a name as an escape, which means the same, or any bytes."""
     at = random.randrange(len(data) + 1)
-    if random.randrange(8) or not data[at : at + 1].isalnum():
-        return None
-    return data[:at] + b"\\u%04x" % data[at] + data[at + 1 :]
+    if not random.randrange(8) and data[at : at + 1].isalnum():
+        return data[:at] + b"\\u%04x" % data[at] + data[at + 1 :]
+    if not random.randrange(3):
+        with suppress(ValueError, RecursionError):
+            document = json.loads(data)
+            change(document, random, mutate, keys_below=lambda name: BELOW.get(name, BELOW[""]), values=VALUES)
+            return json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return mutate(data)
 
 
 @contextmanager
@@ -85,7 +123,8 @@ def checking() -> Iterator[Check]:
     encoder = LogRecordEncoder(include_original=True, include_change_details=True)
     mapper = Mapper(encoder)
 
-    def check(body: bytes) -> None:
+    def check(data: bytes) -> None:
+        body = data.replace(b"#", b"9" * MOST_DIGITS, 1)
         check_verification(body)
         payload = outcome(body)
         check_readers(body, payload)
@@ -94,7 +133,12 @@ def checking() -> Iterator[Check]:
             check_mapped(payload, mapper)
             check_against_the_sdk(payload, mapper, encoder)
 
-    yield check
+    longest = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)  # the limit is ours, and not that of the interpreter
+    try:
+        yield check
+    finally:
+        sys.set_int_max_str_digits(longest)
 
 
 def outcome(body: bytes) -> ParsedBody | None:
@@ -136,7 +180,7 @@ def check_against_the_library(body: bytes, payload: ParsedBody | None) -> None:
     """The contract of the body's shapes, applied to what the standard library reads."""
     try:
         text = body.decode()
-        value = json.loads(text, object_pairs_hook=_object, parse_int=lambda digits: float(digits[:400]))
+        value = json.loads(text, object_pairs_hook=_object)
     except (UnicodeDecodeError, json.JSONDecodeError):
         assert payload is None
         return
@@ -147,29 +191,30 @@ def check_against_the_library(body: bytes, payload: ParsedBody | None) -> None:
     if payload is None or expected is None:
         return
     assert (payload.count, len(payload.changes)) == (expected[0], len(expected[1]))
-    for change, wanted in zip(payload.changes, expected[1], strict=True):
-        sent = json.loads(change.text, object_pairs_hook=_object, parse_int=lambda digits: float(digits[:400]))
-        assert spelled(sent) == spelled(wanted)
-        if change.problem is None:
-            assert spelled(change.value) == spelled(wanted)
+    for item, wanted in zip(payload.changes, expected[1], strict=True):
+        assert spelled(json.loads(item.text)) == spelled(wanted)
+        if item.problem is None:
+            assert spelled(item.value) == spelled(wanted)
+            assert is_exact(item.text)
+        else:
+            assert not is_exact(item.text) or item.problem == TOO_DEEP
+
+
+def is_exact(text: str) -> bool:
+    """Whether JSON can express each number of an item, and none is too long."""
+    exact: list[bool] = []
+    json.loads(
+        text,
+        parse_int=lambda digits: exact.append(len(digits.removeprefix("-")) <= MOST_DIGITS),
+        parse_float=lambda digits: exact.append(math.isfinite(float(digits))),
+        parse_constant=lambda _: exact.append(False),
+    )
+    return all(exact)
 
 
 def spelled(value: Any) -> str:
-    """The same string for the same value; integers of the library's reader are floats, since they can be too long."""
-    return json.dumps(_floats(value), sort_keys=True)
-
-
-def _floats(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _floats(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_floats(item) for item in value]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    try:
-        return float(value)
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
+    """The same string for the same value, and another one for each other value of JSON."""
+    return json.dumps(value, sort_keys=True)
 
 
 def is_change(value: Any) -> bool:
@@ -212,16 +257,16 @@ def check_mapped(payload: ParsedBody, mapper: Mapper) -> None:
     for invalid in mapped.invalid:
         assert invalid.text.decode()
         assert invalid.reason.isprintable()
-    for change in mapped.changes:
-        (encoded,) = change.records
+    for mapped_change in mapped.changes:
+        (encoded,) = mapped_change.records
         request = ExportLogsServiceRequest.FromString(encoded)
         assert request.SerializeToString() == encoded
         (resource,) = request.resource_logs
         (record,) = resource.scope_logs[0].log_records
         attributes = {one.key: one.value for one in record.attributes}
         assert len(attributes) == len(record.attributes)
-        assert attributes[UID].string_value == change.uid
-        assert len(bytes.fromhex(change.uid)) == 16
+        assert attributes[UID].string_value == mapped_change.uid
+        assert len(bytes.fromhex(mapped_change.uid)) == 16
 
 
 def check_against_the_sdk(payload: ParsedBody, mapper: Mapper, encoder: LogRecordEncoder) -> None:
@@ -230,10 +275,16 @@ def check_against_the_sdk(payload: ParsedBody, mapper: Mapper, encoder: LogRecor
     for item in payload.changes:
         with suppress(InvalidItemError):
             if item.problem is None and isinstance(item.value, dict):
-                event, name = ChangeEvent.from_item(item.value), uid(item.value)
+                event, name = ChangeEvent.from_item(item.value), uid_of(item.value)
                 expected.append(by_the_sdk(encoder.default(event, uid=name, original=item.text), event))
     made = mapper.map(payload, NOW_NS).changes
-    assert [ExportLogsServiceRequest.FromString(record) for change in made for record in change.records] == expected
+    assert [ExportLogsServiceRequest.FromString(record) for one in made for record in one.records] == expected
+
+
+def uid_of(item: dict[str, Any]) -> str:
+    """A record's uid, which is the same in each version."""
+    canonical = json.dumps(item, sort_keys=True, separators=(",", ":"))
+    return sha256(f"statsig-otel/1\n{canonical}".encode()).hexdigest()[:32]
 
 
 def by_the_sdk(fields: RecordFields, event: ChangeEvent) -> ExportLogsServiceRequest:

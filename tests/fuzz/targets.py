@@ -1,5 +1,6 @@
 """The targets of the fuzzer, and the inputs that are kept for each."""
 
+import ast
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -7,9 +8,13 @@ from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias, cast
+from zlib import crc32
 
 Check: TypeAlias = Callable[[bytes], None]
 """Raises an error if something is not true of one input that has to be true of all."""
+
+Mutate: TypeAlias = Callable[[bytes], bytes]
+"""Changes a few bytes, as libFuzzer does."""
 
 TARGETS: Final[Mapping[str, tuple[str, ...]]] = {
     "framing": ("statsig_otel.plugin.server",),
@@ -28,7 +33,10 @@ CORPUS: Final = Path(__file__).with_name("corpus")
 
 
 class Target(Protocol):
-    """A module of this package. If it has `mutated(data, random)`, that changes most inputs; None: it can't."""
+    """A module of this package. If it has `mutated(data, random, mutate)`, that changes the inputs.
+
+    If it has a `SHARE`, its check does what takes long for one of so many inputs; see `is_chosen`.
+    """
 
     TOKENS: Collection[bytes]
     """Strings that inputs are made of."""
@@ -53,11 +61,27 @@ def target(name: str) -> Target:
     return cast("Target", import_module(f"tests.fuzz.{name}"))
 
 
+def is_chosen(data: bytes, share: int) -> bool:
+    """Whether an input is one of those of which one in `share` is chosen: by its bytes, so that it always is."""
+    return crc32(data) % share == 0
+
+
 def fingerprint(name: str) -> str:
     """A hash of the code that a target tries to cover, and of the target; without packages of others."""
     folders = [ROOT.joinpath(*package.split(".")) for package in TARGETS[name]]
     files = [Path(__file__).with_name(f"{name}.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
-    return sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:12]
+    return sha256("".join(code(file.read_text()) for file in sorted(files)).encode()).hexdigest()[:12]
+
+
+def code(source: str) -> str:
+    """What a module does, without its comments and docstrings."""
+    return ast.dump(_WithoutDocstrings().visit(ast.parse(source)))
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        is_string = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_string else node
 
 
 def kept(name: str) -> list[bytes]:

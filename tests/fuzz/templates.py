@@ -5,7 +5,7 @@ An input is a template and, behind a NUL, a pattern and a value that the pattern
 
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -111,9 +111,33 @@ def written(template: Template, *, inside: bool = False) -> str:
 
 
 def check_pattern(pattern: str, value: str) -> None:
-    """A pattern of names is one of fnmatch's, and no pattern of any field fails."""
-    event = ChangeEvent.from_item({"timestamp": 1, "metadata": {"name": value or "x", "type": value or "x"}})
-    passes = ChangeFilter(include=[{"names": [pattern]}]).why_dropped(event) is None
-    assert passes == fnmatch.fnmatchcase(event.name, pattern)
-    for field in ("types", "environments", "tags", "actors"):
-        ChangeFilter(include=[{field: [pattern]}], exclude=[{field: [value or "x"]}]).why_dropped(event)
+    """A pattern is one of fnmatch's, in the spelling of its field."""
+    value = value or "x"
+    metadata = {"name": value, "type": value, "environments": value, "tags": [value]}
+    event = ChangeEvent.from_item({"timestamp": 1, "metadata": metadata, "userID": value})
+    check_field("names", [event.name], pattern, event)
+    check_field("tags", event.tags, pattern, event)
+    check_field("actors", filter(None, [event.user_id]), pattern, event, spelled=str.lower)
+    check_field("environments", event.environments, pattern, event, spelled=str.lower, excludes=all)
+    if "[" in pattern:  # a set has a spelling of its own
+        ChangeFilter(include=[{"types": [pattern]}]).why_dropped(event)
+    else:
+        check_field("types", [event.entity_type], pattern, event, spelled=without_separators)
+
+
+def check_field(
+    field: str,
+    values: Iterable[str],
+    pattern: str,
+    event: ChangeEvent,
+    *,
+    spelled: Callable[[str], str] = str,
+    excludes: Callable[[Iterable[bool]], bool] = any,
+) -> None:
+    matches = [fnmatch.fnmatchcase(spelled(value), spelled(pattern)) for value in (*values,) or ("",)]
+    assert (ChangeFilter(include=[{field: [pattern]}]).why_dropped(event) is None) == any(matches)
+    assert (ChangeFilter(exclude=[{field: [pattern]}]).why_dropped(event) is None) != excludes(matches)
+
+
+def without_separators(text: str) -> str:
+    return re.sub(r"[\s_]", "", text.lower())

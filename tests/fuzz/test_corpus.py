@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 from typing import Final
+from unittest.mock import patch
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.fuzz.control_socket import check_answer
 from tests.fuzz.payload import check_against_the_library, check_readers
 from tests.fuzz.queue_file import check_delivered, edited
 from tests.fuzz.run import Report, add_result
-from tests.fuzz.targets import TARGETS, kept, target
+from tests.fuzz.targets import TARGETS, code, kept, target
 
 QUICK: Final = 60
 """Inputs of a target that the quick tests try. `make fuzz` begins with all of them."""
@@ -44,7 +45,7 @@ def test_the_longer_inputs_that_are_kept(name: str) -> None:
 
 
 def check_all(name: str, inputs: Iterable[bytes]) -> None:
-    with target(name).checking() as check:
+    with patch.object(target(name), "SHARE", 1, create=True), target(name).checking() as check:
         for one in inputs:
             try:
                 check(one)
@@ -71,18 +72,29 @@ def test_the_edits_of_a_file() -> None:
 
 def test_a_changed_configuration_stays_json() -> None:
     random = Random(1)
-    changed = {configuration.mutated(one, random) for one in configuration.GOOD for _ in range(50)}
-    assert len(changed) > 100
-    for one in changed:
-        assert [json.loads(part) for part in (one or b"").split(b"\0")]
-    assert None in {configuration.mutated(b"a: 1", Random(number)) for number in range(20)}
+    changed = {configuration.mutated(one, random, marked) for one in (*configuration.GOOD, b"a: 1") for _ in range(50)}
+    as_json = {one for one in changed if MARK not in one[-1:]}
+    assert len(as_json) > 100
+    for one in as_json:
+        assert [json.loads(part) for part in one.split(b"\0")]
+    assert any(MARK in one for one in as_json), "no string was changed"
 
 
-def test_an_escaped_character_means_the_same() -> None:
-    body = b'{"data": ["abc"]}'
-    changed = {payload.mutated(body, Random(number)) for number in range(200)} - {None}
-    assert len(changed) > 2
-    assert all(one != body and json.loads(one or b"") == json.loads(body) for one in changed)
+def test_a_changed_body_has_its_shape_or_other_bytes() -> None:
+    body = b'{"data": [{"eventName": "abc"}]}'
+    changed = {payload.mutated(body, Random(number), marked) for number in range(200)}
+    as_json = {one for one in changed if MARK not in one[-1:]}
+    assert len(as_json) > 20
+    assert any(json.loads(one) == json.loads(body) for one in as_json if one != body), "no character is escaped"
+    assert any(MARK in one for one in as_json), "no string was changed"
+    assert body + MARK in changed
+
+
+MARK: Final = b"~"
+
+
+def marked(data: bytes) -> bytes:
+    return data + MARK
 
 
 @pytest.mark.parametrize(
@@ -147,6 +159,14 @@ def test_results_are_rows_of_one_table(tmp_path: Path) -> None:
         "| payload | 2026-01-01T00:00Z | ab12 | 20 | 1 | 11 | 3 | 4 | False |",
         "| payload | 2026-01-01T00:00Z | ab12 | 20 | 2 | 12 | 3 | 4 | False |",
     ]
+
+
+def test_the_fingerprint_is_that_of_the_code() -> None:
+    """A comment or docstring does not throw the counts away."""
+    same = ('"""Doc."""\nA = 1\n"""Why."""\n', "# why\nA=1\n", "A = (1)  # why")
+    assert len({code(source) for source in same}) == 1
+    assert code("A = 1") != code("A = 2")
+    assert code('A = "a"') != code('A = "b"')
 
 
 def test_runs_on_the_same_code_count_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,13 @@ from copy import deepcopy
 from random import Random
 from typing import Any, TypeAlias
 
+from tests.fuzz.targets import Mutate
+
 KeysBelow: TypeAlias = Callable[[str], Sequence[tuple[str, Any]]]
 """The keys that a mapping may have, each with its default, by the key of the mapping itself; "" for the document."""
 
 
-def change(document: Any, random: Random, *, keys_below: KeysBelow, values: Sequence[Any]) -> None:
+def change(document: Any, random: Random, mutate: Mutate, *, keys_below: KeysBelow, values: Sequence[Any]) -> None:
     """Change one or a few values in a JSON document. The keys and values that are put in are some that matter."""
     for _ in range(random.choice((1, 1, 2, 4))):
         places = list(_places({"": document}, ""))
@@ -17,7 +19,7 @@ def change(document: Any, random: Random, *, keys_below: KeysBelow, values: Sequ
         other, its_key, _ = random.choice(places)
         new, default = random.choice(keys_below(name))
         value = deepcopy(random.choice((default, random.choice(values))))
-        match random.randrange(6):
+        match random.randrange(7):
             case 0 if len(places) > 1:
                 del container[key]
             case 1:
@@ -26,6 +28,8 @@ def change(document: Any, random: Random, *, keys_below: KeysBelow, values: Sequ
                 container[new] = container.pop(key)
             case 3 | 4 if isinstance(container, dict) and len(places) > 1:
                 container[new] = value
+            case 5 if isinstance(container[key], str):
+                container[key] = mutate(container[key].encode("utf-8", "surrogatepass")).decode("utf-8", "replace")
             case _:
                 container[key] = value
 
