@@ -4,6 +4,7 @@ import ast
 import pydoc
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
@@ -55,8 +56,10 @@ def modules() -> Iterator[tuple[str, Path]]:
 MODULES: Final = dict(modules())
 
 
-def imported_by(path: Path) -> Iterator[str]:
+@cache
+def imported_by(path: Path) -> frozenset[str]:
     """The modules of the package that a file imports, type checkers' imports included."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -67,7 +70,8 @@ def imported_by(path: Path) -> Iterator[str]:
             names = [name if name in MODULES else node.module for name in names]
         else:
             continue
-        yield from (name for name in names if name.split(".")[0] == "statsig_otel")
+        found |= {name for name in names if name.split(".")[0] == "statsig_otel"}
+    return frozenset(found)
 
 
 def room_of(module: str) -> str:

@@ -274,6 +274,7 @@ def printed_commands(output: str) -> str:
     not (shutil.which("curl") and shutil.which("openssl")),
     reason="LOUD: curl or openssl is missing, the printed command line is not tried",
 )
+@pytest.mark.slow
 def test_what_it_prints_to_try_works_as_it_is_printed(folder: Path) -> None:
     with demo(folder) as running:
         running.wait_for(LISTENING)

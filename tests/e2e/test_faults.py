@@ -183,13 +183,8 @@ def test_nothing_acknowledged_is_lost_over_many_faults_of_the_disk(
     fail_under_load(tmp_path, machine, runs=12, faults=2, power_loss=power_loss)
 
 
-@pytest.mark.parametrize(
-    "restarted",
-    [
-        pytest.param(False, id="in the same process"),
-        pytest.param(True, id="after a kill", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("restarted", [False, True], ids=["in the same process", "after a kill"])
 def test_what_was_acknowledged_after_a_failed_sync_outlives_a_power_loss(
     tmp_path: Path, machine: FaultyMachine, *, restarted: bool
 ) -> None:

@@ -294,6 +294,7 @@ def spellings(secret: str) -> set[str]:
     return {secret, repr(secret)[1:-1], encoded.hex(), quote(secret), quote(secret, safe=""), *inside}
 
 
+@pytest.mark.slow
 def test_no_secret_is_said(tmp_path: Path) -> None:
     """Nor a line of a private key, a value of a URL's query, or a header as JSON, HTML or a URL spell it."""
     site = site_that_has_said_everything(tmp_path)

@@ -19,7 +19,7 @@ from tests.fuzz.queue_file import check_delivered, edited
 from tests.fuzz.run import Report, add_result
 from tests.fuzz.targets import TARGETS, code, kept, target
 
-QUICK: Final = 60
+QUICK: Final = 30
 """Inputs of a target that the quick tests try. `make fuzz` begins with all of them."""
 
 

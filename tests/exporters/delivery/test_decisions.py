@@ -301,5 +301,5 @@ def test_a_probe_looks_at_each_record_a_few_times_however_many_wait() -> None:
     assert decisions.all_refused().reason == "nothing is taken: each of 1002 records is refused: no"
 
 
-Delivery.TestCase.settings = limited(max_examples=limited().max_examples * 5, stateful_step_count=30)
+Delivery.TestCase.settings = limited(max_examples=limited().max_examples * 2, stateful_step_count=30)
 TestDelivery = Delivery.TestCase

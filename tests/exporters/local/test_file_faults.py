@@ -250,12 +250,12 @@ while True:
 """
 
 
-@pytest.mark.parametrize("torn_lines", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_kill_9_while_writing(path: Path, opened: Callable[..., FileExporter], torn_lines: int) -> None:
+@pytest.mark.slow
+def test_kill_9_while_writing(path: Path, opened: Callable[..., FileExporter]) -> None:
     """What was reported as delivered is in the file, once, in order; a torn line is gone; the lock went too."""
     delivered: list[int] = []
     torn = rounds = 0
-    while torn < torn_lines and rounds < 5 * torn_lines:  # a busy machine may need more kills for a real torn line
+    while torn < 5 and rounds < 25:  # a busy machine may need more kills for a real torn line
         rounds += 1
         child = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(path), str(len(delivered))],

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -117,20 +118,20 @@ print(peak() - before, len(mapped.changes), len(mapped.invalid))
 @pytest.mark.parametrize(
     ("metadata", "delivered", "most"),
     [
-        ({"environments": ",".join(["a"] * 7_000_000)}, 1, 250),
-        ({"tags": [1] * 7_000_000}, 1, 250),
-        ({"x": ["a"] * 3_500_000, "targetApps": ",".join(["b"] * 100_000)}, 1, 250),
-        ({"description": "Added rule x\n" * 1_100_000}, 0, 350),
-        ({"description": "Groups added: " + ",".join(["a"] * 7_000_000)}, 0, 350),
-        ({"x": [{}] * 3_500_000}, 1, 700),  # JSON itself takes this: each object is one
+        (lambda: {"environments": ",".join(["a"] * 7_000_000)}, 1, 250),
+        (lambda: {"tags": [1] * 7_000_000}, 1, 250),
+        (lambda: {"x": ["a"] * 3_500_000, "targetApps": ",".join(["b"] * 100_000)}, 1, 250),
+        (lambda: {"description": "Added rule x\n" * 1_100_000}, 0, 350),
+        (lambda: {"description": "Groups added: " + ",".join(["a"] * 7_000_000)}, 0, 350),
+        (lambda: {"x": [{}] * 3_500_000}, 1, 700),  # JSON itself takes this: each object is one
     ],
 )
 def test_a_change_of_14_mb_takes_little_memory(
-    metadata: dict[str, object], delivered: int, most: int, tmp_path: Path
+    metadata: Callable[[], dict[str, object]], delivered: int, most: int, tmp_path: Path
 ) -> None:
     """MB over those of the process before it, of a fresh process, on its way to a file. It was 1 to 4 GB."""
     body = tmp_path / "body.json"
-    body.write_text(json.dumps(json.loads(body_of(**metadata)), separators=(",", ":")))
+    body.write_text(json.dumps(json.loads(body_of(**metadata())), separators=(",", ":")))
     arguments = [sys.executable, "-c", MEASURE, str(body), str(tmp_path / "changes.jsonl")]
     ran = subprocess.run(
         arguments, capture_output=True, text=True, check=True, env={**os.environ, "MALLOC_ARENA_MAX": "1"}
