@@ -35,7 +35,7 @@ READER: Final = "statsig_otel.plugin.server.reader"
 CONNECTION: Final = "statsig_otel.plugin.server.connection"
 TLS_TRANSPORT: Final = "statsig_otel.plugin.server.tls_transport"
 EXCHANGE: Final = "statsig_otel.plugin.server.exchange"
-SERVER_MODULE: Final = "statsig_otel.plugin.server.server"
+CONNECTIONS: Final = "statsig_otel.plugin.server.connections"
 INTAKE: Final = "statsig_otel.plugin.receiver.intake"
 BODIES: Final = "statsig_otel.plugin.receiver.bodies"
 ANSWERS: Final = "statsig_otel.plugin.receiver.answers"
@@ -212,7 +212,7 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "making room": Guard(
         "At `max_connections`, the connection that has waited for its client for longest makes room.",
-        (Edit(SERVER_MODULE, "if since + _MIN_WAIT > self._loop.time():", "if True:"),),
+        (Edit(CONNECTIONS, "if since + _MIN_WAIT > self._loop.time():", "if True:"),),
     ),
     "progress": Guard(
         "Such a wait does not begin again with each byte, but with 16 KiB of a request.",
@@ -220,7 +220,7 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "unread bytes": Guard(
         "A connection whose client has sent what is not yet read does not make room at once.",
-        (Edit(SERVER_MODULE, "if is_prolonged or not _has_unread(self._open[connection]):", "if True:"),),
+        (Edit(CONNECTIONS, "if is_prolonged or not _has_unread(self._open[connection]):", "if True:"),),
     ),
     "turns of taken bodies": Guard(
         "A connection has its turn after the application has taken what was read.",

@@ -388,7 +388,7 @@ def test_a_service_that_can_accept_nothing_any_more_ends_for_its_supervisor(tmp_
     program = (
         "import socket, sys, threading, time\n"
         "from statsig_otel.plugin.cli.main import main\n"
-        "from statsig_otel.plugin.server.server import _sockets\n"
+        "from statsig_otel.plugin.server.listening import _sockets\n"
         "def end():\n"
         "    while not (listening := list(_sockets)):\n"
         "        time.sleep(0.1)\n"

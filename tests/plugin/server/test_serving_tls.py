@@ -17,7 +17,7 @@ import pytest
 import trustme
 
 from statsig_otel._log_throttle import LogThrottle
-from statsig_otel.plugin.server import server
+from statsig_otel.plugin.server import tls_transport
 from statsig_otel.plugin.server.tls import ServerTlsSettings
 from tests.plugin.server.echo import (
     LONG,
@@ -202,7 +202,7 @@ def test_tls_files_are_checked_before_anything_is_opened(tls: ServerTlsSettings,
 def test_a_client_that_does_not_speak_tls_is_logged_with_what_to_do(
     sent: bytes, said: str, tls: ServerTlsSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_throttle", LogThrottle(logging.getLogger("test")))
+    monkeypatch.setattr(tls_transport, "_throttle", LogThrottle(logging.getLogger("test")))
     with serving(echo_server(tls=tls)) as running, running.connect() as connection:
         connection.sendall(sent)
         assert is_closed(connection) or read_to_end(connection)  # OpenSSL may send an alert
@@ -212,7 +212,7 @@ def test_a_client_that_does_not_speak_tls_is_logged_with_what_to_do(
 def test_a_client_that_does_not_trust_the_certificate_is_logged_with_what_to_do(
     tls: ServerTlsSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_throttle", LogThrottle(logging.getLogger("test")))
+    monkeypatch.setattr(tls_transport, "_throttle", LogThrottle(logging.getLogger("test")))
     with serving(echo_server(tls=tls)) as running, running.connect() as plain:
         with pytest.raises(ssl.SSLError):
             ssl.create_default_context().wrap_socket(plain, server_hostname="127.0.0.1")
