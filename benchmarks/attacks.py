@@ -16,11 +16,17 @@ import asyncio
 import contextlib
 import json
 import resource
+import socket
+import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count, cycle, islice, repeat
+from pathlib import Path
+
+import trustme
 
 from benchmarks import measure, webhooks
 from benchmarks.load import quantile
@@ -76,6 +82,15 @@ async def slow_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
         await asyncio.sleep(0.5)
 
 
+async def trickling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A byte too often for the client to count as silent."""
+    writer.write(_HEAD + _fake_headers() + b"content-length: 200000\r\n\r\n")
+    for _ in range(200_000):
+        writer.write(b"x")
+        await _drained_or_closed(reader, writer)
+        await asyncio.sleep(0.07)
+
+
 async def pipelined(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n" * 10_000)
     await writer.drain()
@@ -125,6 +140,55 @@ async def exposures(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
             return
 
 
+async def one_byte_records(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = _distrustful().wrap_bio(incoming, outgoing)
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            writer.write(outgoing.read())
+            incoming.write(await reader.read(65536))
+    tls.write(_HEAD + _fake_headers() + b"content-length: 200000\r\n\r\n")
+    for _ in range(11_000):
+        tls.write(b"x")
+    writer.write(outgoing.read())
+    await writer.drain()
+    await reader.read()
+
+
+def recorded_hellos(connections: int) -> Client:
+    """The recorded beginning of a handshake on new connections, as fast as one process can; the oldest are left."""
+
+    async def again_and_again(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        address, begun, outgoing = writer.get_extra_info("peername"), deque[socket.socket](), ssl.MemoryBIO()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            _distrustful().wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+        hello = outgoing.read()
+        for number in count():
+            one = socket.socket()
+            one.setblocking(False)
+            with contextlib.suppress(OSError):  # it is on its way
+                one.connect(address)
+            with contextlib.suppress(OSError):
+                one.send(hello)
+            begun.append(one)
+            if len(begun) > connections:
+                begun.popleft().close()
+            if number % 100 == 0:
+                await asyncio.sleep(0)
+
+    return again_and_again
+
+
+def _distrustful() -> ssl.SSLContext:
+    """Accepts any certificate: an attacker does not care."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
 def _fake_headers() -> bytes:
     return _FAKE % (time.time_ns() // 1_000_000)
 
@@ -135,38 +199,56 @@ async def _drained_or_closed(reader: asyncio.StreamReader, writer: asyncio.Strea
     await writer.drain()
 
 
-ATTACKS: dict[str, tuple[Client, int]] = {
-    "silent connections": (silent, 5000),
-    "kept-alive connections, an unsigned request every 7 s": (kept_alive, 5000),
-    "headers of two bytes per second": (slow_header, 3000),
-    "bodies of two bytes per second": (slow_body, 3000),
-    "pipelined requests": (pipelined, 200),
-    "one-byte chunks": (one_byte_chunks, 200),
-    "large bodies with a wrong signature": (large_bodies, 50),
-    "bodies of all sizes without their last byte": (unfinished_bodies, 800),
-    "unsigned requests, as many as possible": (unsigned, 64),
-    "signed exposures, 500 a body, as many as possible": (exposures, 8),
+@dataclass(frozen=True)
+class Attack:
+    """One attack.
+
+    Attributes:
+        client: What each of its clients does, over and over.
+        clients: The number of clients at a time.
+        tls: Whether the receiver has a certificate, and the changes are posted with TLS.
+    """
+
+    client: Client
+    clients: int
+    tls: bool = False
+
+
+ATTACKS: dict[str, Attack] = {
+    "silent connections": Attack(silent, 5000),
+    "kept-alive connections, an unsigned request every 7 s": Attack(kept_alive, 5000),
+    "headers of two bytes per second": Attack(slow_header, 3000),
+    "bodies of two bytes per second": Attack(slow_body, 3000),
+    "bodies of a byte each 70 ms": Attack(trickling, 1000),
+    "pipelined requests": Attack(pipelined, 200),
+    "one-byte chunks": Attack(one_byte_chunks, 200),
+    "large bodies with a wrong signature": Attack(large_bodies, 50),
+    "bodies of all sizes without their last byte": Attack(unfinished_bodies, 800),
+    "unsigned requests, as many as possible": Attack(unsigned, 64),
+    "TLS records of one byte": Attack(one_byte_records, 50, tls=True),
+    "recorded TLS ClientHellos, 300 connections at a time": Attack(recorded_hellos(300), 1, tls=True),
+    "recorded TLS ClientHellos, 5,000 connections at a time": Attack(recorded_hellos(5000), 1, tls=True),
+    "signed exposures, 500 a body, as many as possible": Attack(exposures, 8),
 }
-"""Each attack with its number of clients at a time."""
 
 
 async def attack(name: str, port: int) -> None:
     """Attack without end."""
-    client, clients = ATTACKS[name]
+    attacking = ATTACKS[name]
 
     async def again_and_again() -> None:
         while True:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 reader, writer = await asyncio.open_connection(measure.HOST, port)
                 try:
-                    await client(reader, writer)
+                    await attacking.client(reader, writer)
                 finally:
                     writer.transport.abort()
             await asyncio.sleep(0.1)
 
-    async with asyncio.TaskGroup() as attacking:
-        for _ in range(clients):
-            attacking.create_task(again_and_again())
+    async with asyncio.TaskGroup() as clients:
+        for _ in range(attacking.clients):
+            clients.create_task(again_and_again())
 
 
 # The changes beside it.
@@ -185,7 +267,7 @@ class Answered:
     refused: int
 
 
-async def post_changes(port: int, pace: float, seconds: float) -> Answered:
+async def post_changes(port: int, pace: float, seconds: float, tls: ssl.SSLContext | None) -> Answered:
     """Post changes at a steady pace, each over a connection of its own."""
     took: list[float] = []
     refused = 0
@@ -196,7 +278,7 @@ async def post_changes(port: int, pace: float, seconds: float) -> Answered:
         head = b""
         with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
             async with asyncio.timeout(_TIMEOUT):
-                reader, writer = await asyncio.open_connection(measure.HOST, port)
+                reader, writer = await asyncio.open_connection(measure.HOST, port, ssl=tls)
                 writer.write(request)
                 head = await reader.readuntil(b"\r\n\r\n")
                 writer.close()
@@ -260,16 +342,32 @@ class Result:
     memory: list[int]
 
 
-def beside(name: str, running: Running, *, seconds: float, pace: float) -> Result:
-    """Attack a service, and post so many changes per second beside it."""
+def beside(name: str, running: Running, *, seconds: float, pace: float, authority: Path | None = None) -> Result:
+    """Attack a service, and post so many changes per second beside it; with TLS if an authority is given."""
     with attacked(name, running.port), sampled(running) as memory:
         time.sleep(_MOMENT)
         printed = measure.output(
             "-m", "benchmarks.attacks", "--post", "--port", str(running.port),
-            "--seconds", str(seconds), "--pace", str(pace),
+            "--seconds", str(seconds), "--pace", str(pace), *(() if authority is None else ("--tls", str(authority))),
             timeout=seconds + _TIMEOUT + measure.START_TIMEOUT,
         )  # fmt: skip
     return Result(Answered(**json.loads(printed)), memory)
+
+
+def certificate(directory: Path) -> tuple[Path, dict[str, object]]:
+    """An authority's file, and the settings of a receiver whose certificate it has issued."""
+    authority = trustme.CA()
+    issued = authority.issue_cert(measure.HOST)
+    ca_file, cert_file, key_file = (directory / f"{name}.pem" for name in ("ca", "cert", "key"))
+    authority.cert_pem.write_to_path(ca_file)
+    issued.private_key_pem.write_to_path(key_file)
+    cert_file.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    return ca_file, {"tls": {"cert_file": str(cert_file), "key_file": str(key_file)}}
+
+
+def trusting(authority: Path | None) -> ssl.SSLContext | None:
+    """Trusts the authority of a file."""
+    return None if authority is None else ssl.create_default_context(cafile=authority)
 
 
 def compare(given: argparse.Namespace) -> None:
@@ -280,14 +378,17 @@ def compare(given: argparse.Namespace) -> None:
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(measure.working_directory(given.directory))
             backend = stack.enter_context(sink())
-            running = stack.enter_context(service(directory / "queue", backend.address))
+            authority, receiver = certificate(directory) if name in ATTACKS and ATTACKS[name].tls else (None, None)
+            running = stack.enter_context(
+                service(directory / "queue", backend.address, receiver=receiver, tls=trusting(authority))
+            )
             at_rest = measure.memory(running.pid).now
-            result = beside(name, running, seconds=given.seconds, pace=given.pace)
+            result = beside(name, running, seconds=given.seconds, pace=given.pace, authority=authority)
             answered, memory = result.answered, result.memory
             backend.settle(len(answered.took) - answered.refused)
             half = memory[: len(memory) // 2]
             file_system = measure.file_system(directory)
-        clients = str(ATTACKS[name][1]) if name in ATTACKS else ""
+        clients = str(ATTACKS[name].clients) if name in ATTACKS else ""
         rows.append(
             [
                 name,
@@ -317,13 +418,14 @@ def main() -> None:
     parser.add_argument("--attack", help=argparse.SUPPRESS)
     parser.add_argument("--post", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--tls", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if given.attack is not None:
         asyncio.run(attack(given.attack, given.port))
     elif given.post:
-        print(json.dumps(vars(asyncio.run(post_changes(given.port, given.pace, given.seconds)))))
+        print(json.dumps(vars(asyncio.run(post_changes(given.port, given.pace, given.seconds, trusting(given.tls))))))
     else:
         compare(given)
 

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import signal
+import ssl
 import struct
 import subprocess
 import time
@@ -28,13 +29,19 @@ class Running:
 
 
 @contextlib.contextmanager
-def service(directory: Path, *backends: str, receiver: Mapping[str, object] | None = None) -> Iterator[Running]:
+def service(
+    directory: Path,
+    *backends: str,
+    receiver: Mapping[str, object] | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[Running]:
     """Run the service during the block, which begins with the service's first answer.
 
     Args:
         directory: The directory of the queue and the configuration.
         backends: The backends, as host:port; each gets an exporter.
         receiver: Further settings of the receiver.
+        tls: Trusts the certificate of a receiver that has one.
     """
     port = measure.free_port()
     directory.mkdir(exist_ok=True)
@@ -47,7 +54,7 @@ def service(directory: Path, *backends: str, receiver: Mapping[str, object] | No
     )
     try:
         latest = time.monotonic() + measure.START_TIMEOUT
-        while answer(port) is None:
+        while answer(port, tls) is None:
             if process.poll() is not None or time.monotonic() > latest:
                 raise RuntimeError("the service did not start")
             time.sleep(0.002)
@@ -59,9 +66,13 @@ def service(directory: Path, *backends: str, receiver: Mapping[str, object] | No
         process.wait()
 
 
-def answer(port: int) -> int | None:
+def answer(port: int, tls: ssl.SSLContext | None = None) -> int | None:
     """The status of the answer to an unsigned request, or None if the port is not open yet."""
-    connection = http.client.HTTPConnection(measure.HOST, port, timeout=measure.START_TIMEOUT)
+    connection = (
+        http.client.HTTPConnection(measure.HOST, port, timeout=measure.START_TIMEOUT)
+        if tls is None
+        else http.client.HTTPSConnection(measure.HOST, port, timeout=measure.START_TIMEOUT, context=tls)
+    )
     try:
         connection.request("POST", DEFAULT_PATH, b"{}")
         return connection.getresponse().status

@@ -214,6 +214,10 @@ GUARDS: Final[dict[str, Guard]] = {
         "At `max_connections`, the connection that has waited for its client for longest makes room.",
         (Edit(CONNECTIONS, "if since + _MIN_WAIT > self._loop.time():", "if True:"),),
     ),
+    "clients that have left": Guard(
+        "With TLS, a connection whose client has left before it is accepted is dropped without a handshake.",
+        (Edit(CONNECTIONS, "if self._context() is not None and _has_left(accepted):", "if False:"),),
+    ),
     "progress": Guard(
         "Such a wait does not begin again with each byte, but with 16 KiB of a request.",
         (Edit(CONNECTION, "self._until_heard = _PROGRESS", "self._until_heard = 0"),),

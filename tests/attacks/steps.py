@@ -124,27 +124,51 @@ def trickling_connections(serve: Serve) -> None:
         assert is_closed(trickling)
 
 
+class BusyApp(EchoApp):
+    """`/hold` blocks the loop until `go_on` is set, so that what clients do meanwhile is found all at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holding, self.go_on = threading.Event(), threading.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/hold":
+            self.holding.set()
+            self.go_on.wait(PATIENCE)
+        await super().__call__(scope, receive, send)
+
+
 def connections_to_a_busy_server(_: Serve) -> None:
     """The loop stands still, so it is not the client's fault that nothing was heard from it."""
-    app, holding, sent = EchoApp(), threading.Event(), threading.Event()
-
-    async def busy(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/hold":
-            holding.set()
-            sent.wait(PATIENCE)  # it blocks the loop on purpose
-        await app(scope, receive, send)
-
-    with serving(echo_server(busy, max_connections=2)) as running, contextlib.ExitStack() as stack:
+    app = BusyApp()
+    with serving(echo_server(app, max_connections=2)) as running, contextlib.ExitStack() as stack:
         webhook = stack.enter_context(running.connect())
         webhook.sendall(POST % (b"", 0, b""))
         assert read_answer(webhook)[0] == 200
         time.sleep(0.15)  # it has waited for long enough
         stack.enter_context(running.connect()).sendall(POST % (b"hold", 0, b""))
-        assert holding.wait(PATIENCE)
+        assert app.holding.wait(PATIENCE)
         stack.enter_context(running.connect())  # before the bytes, so that it is accepted before they are read
         webhook.sendall(POST % (b"", 4, b"sent"))
-        sent.set()
+        app.go_on.set()
         assert read_answer(webhook) == (200, b"sent")
+
+
+def left_handshakes(_: Serve) -> None:
+    app, authority, hello = BusyApp(), trustme.CA(), ssl.MemoryBIO()
+    context = trusting(authority)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="127.0.0.1").do_handshake()
+    with tls_settings(authority) as tls, serving(echo_server(app, tls=tls)) as running, contextlib.ExitStack() as stack:
+        holding = stack.enter_context(context.wrap_socket(running.connect(), server_hostname="127.0.0.1"))
+        holding.sendall(POST % (b"hold", 0, b""))
+        assert app.holding.wait(PATIENCE)
+        left = stack.enter_context(running.connect())
+        left.sendall(hello.read())
+        left.shutdown(socket.SHUT_WR)
+        app.go_on.set()
+        assert read_to_end(left) == b"", "the server has answered somebody who had left"
+        assert read_answer(holding)[0] == 200
 
 
 def unread_answers(_: Serve) -> None:

@@ -23,6 +23,7 @@ from tests.attacks.steps import (
     hidden_request,
     idle_connections,
     large_unfinished_bodies,
+    left_handshakes,
     offered_another_protocol,
     piled_up_answers,
     pipelined,
@@ -270,6 +271,12 @@ ATTACKS: Final = (
         expected="closed after `read_header_timeout`",
         guards=("header deadline",),
         act=unfinished_handshakes,
+    ),
+    Attack(
+        name="TLS handshakes that are begun and left, faster than the server can answer them",
+        expected="no answer",
+        guards=("clients that have left",),
+        act=left_handshakes,
     ),
     Attack(
         name="a body that does not end",

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import select
 import socket
 import ssl
 from collections import deque
@@ -38,6 +39,9 @@ class Connections:
     At the limit, a connection that waits for its client makes room for a new one: the one that has waited for longest,
     and for a tenth of a second at least. The wait begins with the connection, with an answer, with the first bytes of
     a request, and with each 16 KiB of it. Without such a connection new ones wait in the system's backlog.
+
+    With TLS, clients that have left while they waited there are not served. The server takes much longer for a handshake
+    than a client for its first bytes, so a flood of these would keep the backlog full.
 
     Attributes:
         failed: The error that ends the server: it can't accept connections any more.
@@ -188,6 +192,9 @@ class Connections:
                 _throttle.log(logging.WARNING, "accept", message, _ACCEPT_RETRY, error.strerror)
                 self._next_try = self._next_try or self._loop.call_later(_ACCEPT_RETRY, self._try_again)
                 return
+            if self._context() is not None and _has_left(accepted):
+                accepted.close()
+                continue
             if removable is not None:
                 self._abort(removable)
             self._connect(accepted)
@@ -250,6 +257,13 @@ class Connections:
         await self._loop.connect_accepted_socket(lambda: protocol, accepted)
         if self._stopping:
             connection.shutdown()
+
+
+def _has_left(accepted: socket.socket) -> bool:
+    """Whether a client has closed its sending side, so that its handshake can't end. Only Linux tells."""
+    state = select.poll()
+    state.register(accepted, getattr(select, "POLLRDHUP", 0))
+    return bool(state.poll(0))
 
 
 def _has_unread(accepted: socket.socket) -> bool:
