@@ -319,7 +319,7 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "tolerance": Guard(
         "The timestamp has to be within `timestamp_tolerance`.",
-        (Edit(SIGNATURE, "if abs(int(timestamp) - now_ms) > self._tolerance_ms:", "if False:"),),
+        (Edit(SIGNATURE, "if abs(ahead_ms) > self._tolerance_ms:", "if False:"),),
     ),
     "one value": Guard(
         "The signature and the timestamp are sent once.",

@@ -40,8 +40,8 @@ class Connections:
     and for a tenth of a second at least. The wait begins with the connection, with an answer, with the first bytes of
     a request, and with each 16 KiB of it. Without such a connection new ones wait in the system's backlog.
 
-    With TLS, clients that have left while they waited there are not served. The server takes much longer for a handshake
-    than a client for its first bytes, so a flood of these would keep the backlog full.
+    With TLS, clients that have left while they waited there are not served. The server takes much longer for a
+    handshake than a client for its first bytes, so a flood of these would keep the backlog full.
 
     Attributes:
         failed: The error that ends the server: it can't accept connections any more.
