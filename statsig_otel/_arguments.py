@@ -4,6 +4,7 @@ What a person writes in a configuration is checked by `config` instead.
 """
 
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, signature
+from types import NoneType
 
 
 def check_type(
@@ -66,10 +67,11 @@ def method_fault(value: object, name: str, parameters: str, *, may_be_async: boo
     method = getattr(value, name, None)
     if not callable(method):
         return f"has no {name}()"
-    if isgeneratorfunction(method) or isasyncgenfunction(method):
-        return f"has a {name}() with yield, which answers with a generator: use return"
-    if iscoroutinefunction(method) and not may_be_async:
-        return f"has an async {name}(), and it is called in a thread"
+    for called in (method, getattr(method, "__call__", None)):  # noqa: B004 - of an object in the place of a method
+        if isgeneratorfunction(called) or isasyncgenfunction(called):
+            return f"has a {name}() with yield, which answers with a generator: use return"
+        if iscoroutinefunction(called) and not may_be_async:
+            return f"has an async {name}(), and it is called in a thread"
     try:
         signature(method).bind(*filter(None, parameters.split(", ")))
     except TypeError:
@@ -81,7 +83,7 @@ def method_fault(value: object, name: str, parameters: str, *, may_be_async: boo
 
 def _one(expected: type | tuple[type, ...]) -> str:
     types = expected if isinstance(expected, tuple) else (expected,)
-    return " or ".join(_with_article(one.__qualname__) for one in types)
+    return " or ".join("None" if one is NoneType else _with_article(one.__qualname__) for one in types)
 
 
 def _with_article(name: str) -> str:

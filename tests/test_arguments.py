@@ -1,6 +1,7 @@
 """Each public callable refuses arguments of a wrong type with a sentence that names the argument."""
 
 import inspect
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from statsig_otel.exporters import (
     Batch,
     Change,
     DebugSettings,
+    ExporterType,
     Invalid,
     LoggerProviderConsumer,
     Receipt,
@@ -22,6 +24,7 @@ from statsig_otel.exporters import (
     log_records,
 )
 from statsig_otel.plugin import (
+    ChangeEvent,
     Intake,
     Limits,
     LogRecordEncoder,
@@ -88,12 +91,14 @@ CALLS: Final[dict[str, Callable[..., object]]] = {
     "config.Opaque": Opaque,
     "exporters.Batch": some(Batch, receiver="statsig"),
     "exporters.Change": some(Change, uid="0" * 32, records=(b"record",)),
+    "exporters.ExporterType": some(ExporterType, settings=DebugSettings, create=print),
     "exporters.Invalid": some(Invalid, text=b"", reason=""),
     "exporters.LoggerProviderConsumer": LoggerProviderConsumer,
     "exporters.LoggerProviderConsumer.consume": CONSUMER.consume,
     "exporters.Receipt": some(Receipt, accepted=1),
     "exporters.RefusedError": some(RefusedError, message="full", reason="full"),
     "exporters.log_records": log_records,
+    "plugin.ChangeEvent.from_item": ChangeEvent.from_item,
     "plugin.Intake": some(Intake, verifier=Verifier([SECRET])),
     "plugin.Intake.begin": some(lambda **given: intake().begin(**given), headers=[], now_ns=0),
     "plugin.Intake.report": intake().report,
@@ -133,12 +138,12 @@ UNCHECKED: Final = {
     r"exporters\.(Delivered|RetryLater|Rejected|PartiallyRejected|Blocked)": "checked when `send` has answered",
     r"exporters\.(Consumer|Exporter)(\..*)?": "protocols",
     r"plugin\.RecordHook(\..*)?": "a protocol",
-    r"exporters\.ExporterType": "checked when its entry point is used",
     r"exporters\.(DirectoryInUseError|QueueError)": "raised here",
     r"exporters\..*TlsSettings\.context": "for the exporters here",
     r"plugin\.Destination": "checked by Service, with its place",
     r"plugin\.(Answer|AnsweredError|ParsedBody|RecordFields|Request|.*BodyError|UnauthorizedError)": "made here",
-    r"plugin\.(ChangeEvent.*|LogRecordEncoder\..*|Verifier\.begin)": "steps of Mapper and Intake, once for each change",
+    r"plugin\.ChangeEvent": "its fields: test_change_event.py",
+    r"plugin\.(LogRecordEncoder\..*|Verifier\.begin)": "steps of Mapper and Intake, once for each change",
     r"plugin\.Intake\.(count|reserve|verified|wait_until_idle|warn)": "for the receivers here",
     r"plugin\.Request\.finish": "takes a flag",
     r"plugin\.ServiceRuleSettings\.rule": "for ImpactedServicesSettings",
@@ -206,6 +211,12 @@ def test_a_mistake_that_is_likely_says_what_to_do(tmp_path: Path) -> None:
         (lambda: SETTINGS.intake("x", {"a": object()}), "resource['a'] must be a string, a number, a boolean"),  # type: ignore[dict-item]
         (lambda: SETTINGS.mapper({"a": ["b", None]}), "resource['a'] must be a string, a number, a boolean"),  # type: ignore[dict-item]
         (lambda: setattr(intake(), "verifier", SECRET), "verifier must be a Verifier, not str"),
+        (lambda: setattr(intake(), "mapper", SECRET), "mapper must be a Mapper, not str"),
+        (lambda: ExporterType(dict, print), "settings must be a subclass of statsig_otel.config.Settings, not dict"),  # type: ignore[arg-type,type-var]
+        (lambda: ChangeEvent.from_item([]), "item must be a mapping, not list: decode its JSON first"),  # type: ignore[arg-type]
+        (lambda: service().shutdown(-1), "timeout must be a number of seconds, 0 or more, not -1"),
+        (lambda: service().shutdown(math.nan), "timeout must be a number of seconds, 0 or more, not nan"),
+        (lambda: service().shutdown(drain=True), "drain must be a number of seconds, 0 or more, not True"),
         (lambda: Opaque(None), "text must be a str, not None"),  # type: ignore[arg-type]
         (lambda: Receipt("1"), "accepted must be an int, not str"),  # type: ignore[arg-type]
         (lambda: Change("abc-1", (b"record",)), "uid must be 32 hex digits"),
@@ -229,6 +240,26 @@ def test_a_mistake_that_is_likely_says_what_to_do(tmp_path: Path) -> None:
         with pytest.raises((TypeError, ValueError)) as caught:
             call()
         assert str(caught.value).startswith(said)
+
+
+def test_the_limits_and_the_name_of_an_intake_stay() -> None:
+    for name in ("limits", "name"):
+        with pytest.raises(AttributeError):
+            setattr(intake(), name, getattr(intake(), name))
+
+
+class AsyncCall:
+    async def __call__(self, batch: Batch) -> Receipt:
+        return Receipt(len(batch.changes))
+
+
+class InItsPlace:
+    send = consume = AsyncCall()
+
+
+def test_an_object_that_is_called_is_looked_at_as_a_method_is() -> None:
+    assert method_fault(InItsPlace(), "send", "payload") == "has an async send(), and it is called in a thread"
+    assert method_fault(InItsPlace(), "consume", "batch", may_be_async=True) is None
 
 
 class Yielding:

@@ -67,7 +67,7 @@ class PartiallyRejected:
     OTLP forbids sending such a batch again (OTLP specification, "Partial Success").
 
     Attributes:
-        count: The number of refused log records, at least 1.
+        count: The number of refused log records, at least 1, and at most those of the batch.
         reason: What the backend said, for the log.
 
     Example:

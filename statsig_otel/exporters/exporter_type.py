@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from statsig_otel._arguments import described, mistyped
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.exporter import Exporter
 
@@ -28,6 +29,9 @@ class ExporterType(Generic[_S]):
             anything, because `statsig-otel validate` calls it too. Imports that only this exporter needs belong here.
             An exception is reported as an error of the configuration.
 
+    Raises:
+        TypeError: `settings` is not a subclass of `Settings`, or `create` can't be called.
+
     Example:
         >>> from statsig_otel.config import Duration, Opaque, Settings
         >>> from statsig_otel.exporters import Delivered, ExporterType
@@ -51,3 +55,12 @@ class ExporterType(Generic[_S]):
 
     settings: type[_S]
     create: Callable[[str, _S], Exporter]
+
+    def __post_init__(self) -> None:
+        settings: object = self.settings
+        if not (isinstance(settings, type) and issubclass(settings, Settings)):
+            name = settings.__qualname__ if isinstance(settings, type) else described(settings)
+            raise TypeError(f"settings must be a subclass of statsig_otel.config.Settings, not {name}")
+        if not callable(self.create):
+            raise TypeError(mistyped("create", self.create, "a function of an id and settings"))
+        self.settings.meant = {**IN_A_DESTINATION, **self.settings.meant}

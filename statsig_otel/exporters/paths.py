@@ -1,7 +1,8 @@
-"""Messages that say why a path can't be used. Creates, changes and opens nothing."""
+"""Messages that say why a path can't be used, or show it to a shell. Creates, changes and opens nothing."""
 
 import errno
 import os
+import shlex
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,11 @@ def is_open_as(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+def directory_option(directory: Path) -> str:
+    """The option with which the commands of `statsig-otel` find a queue, as somebody writes it in a shell."""
+    return f"--directory {shlex.quote(str(directory))}"
 
 
 def too_long(path: Path) -> Fault:

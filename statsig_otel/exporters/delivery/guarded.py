@@ -67,7 +67,8 @@ class Guarded:
         finally:
             detach(token)
         if not _is_outcome(outcome, count):
-            return self._mistaken(f"the exporter answered with {_described(outcome)} instead of an outcome")
+            answer = _described(outcome)
+            return self._mistaken(f"the exporter answered with {answer} instead of an outcome for {count} in the batch")
         self._logged = ""
         return _storable(outcome)
 
@@ -97,7 +98,7 @@ def _is_outcome(value: object, records: int) -> bool:
         case RetryLater(str(), int() | float() as after, bool()):
             return -math.inf < after < math.inf  # math.isfinite raises for a large integer
         case PartiallyRejected(int() as count, str()):
-            return count > 0
+            return 0 < count <= records
     return False
 
 
@@ -136,7 +137,7 @@ def report_sent(name: str, outcome: Outcome, records: int, seconds: float) -> No
         case Delivered(int() as first):
             failed = records - first
         case PartiallyRejected(count):
-            failed = min(count, records)
+            failed = count
         case _:
             failed = records
     _telemetry.exporter_sent.add(records - failed, name)

@@ -3,19 +3,22 @@
 import logging
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from statsig_otel.exporters.delivery.decisions import FailedState
+from statsig_otel.exporters.paths import directory_option
 
 _logger: Final = logging.getLogger(__name__)
 
 _REFUSED: Final = (
     "%(name)s: a record is refused: %(reason)s. It keeps its place (waiting: %(waiting)d). It becomes a dead letter "
-    "once the backend takes another record, which is sent at once, or by `statsig-otel queue skip %(name)s`"
+    "once the backend takes another record, which is sent at once, or by `statsig-otel queue skip %(name)s %(option)s`"
 )
 _BLOCKED: Final = (
     "%(name)s is blocked until somebody repairs it: %(reason)s. Nothing is given up (waiting: %(waiting)d). Repair it, "
-    "then run `statsig-otel reload`, or `statsig-otel queue resume %(name)s` if the configuration stays the same"
+    "then run `statsig-otel queue resume %(name)s %(option)s`, or `statsig-otel reload` with the same option if the "
+    "configuration has changed"
 )
 _MESSAGES: Final[dict[FailedState, tuple[int, str]]] = {
     "retrying": (logging.WARNING, "%(name)s can't deliver now: %(reason)s (waiting: %(waiting)d)"),
@@ -32,16 +35,19 @@ _MOST_KINDS: Final = 10
 class Outage:
     """A time in which an exporter delivers nothing, since a time of the monotonic clock.
 
+    Commands in messages name the queue's directory, since a service in another program has no file that names it.
     `logged` is which kinds of failures were logged: the sender's state, and what its reason begins with. A backend may
     change between them. `logged_at` is the time of the last such line.
     """
 
+    name: str
+    directory: Path
     since: float = field(default_factory=time.monotonic)
     attempts: int = 0
     logged: set[tuple[FailedState, str]] = field(default_factory=set)
     logged_at: float = 0.0
 
-    def log(self, state: FailedState, name: str, reason: str, *, waiting: int, reminder: float) -> None:
+    def log(self, state: FailedState, reason: str, *, waiting: int, reminder: float) -> None:
         """Log a kind of failure the first time, and whatever comes once the last line is `reminder` seconds ago."""
         now, kind = time.monotonic(), (state, reason.partition(": ")[0])  # without the backend's own words
         is_new = kind not in self.logged and len(self.logged) < _MOST_KINDS
@@ -49,15 +55,16 @@ class Outage:
             self.logged.add(kind)
             self.logged_at = now
             level, message = _MESSAGES[state]
-            _logger.log(level, message, {"name": name, "reason": reason, "waiting": waiting})
+            option = directory_option(self.directory)
+            _logger.log(level, message, {"name": self.name, "reason": reason, "waiting": waiting, "option": option})
 
     def log_next(self) -> None:
         """Log the next failure of any kind: somebody has tried to repair it, and wants to know."""
         self.logged.clear()
 
-    def log_end(self, message: str, name: str, *, waiting: int) -> None:
+    def log_end(self, message: str, *, waiting: int) -> None:
         """Log that the exporter delivers again, or can."""
         away = time.monotonic() - self.since
         _logger.warning(
-            "%s %s after %.0f s (failed attempts: %d, waiting: %d)", name, message, away, self.attempts, waiting
+            "%s %s after %.0f s (failed attempts: %d, waiting: %d)", self.name, message, away, self.attempts, waiting
         )

@@ -446,8 +446,8 @@ class QueueSender:
     def _say(self, state: FailedState, reason: str) -> Outage:
         """Show and log the state of an outage."""
         self.state, self.last_error = state, reason
-        self.outage = outage = self.outage or Outage()
-        outage.log(state, self._cursor.name, reason, waiting=self._cursor.waiting, reminder=self._settings.reminder)
+        self.outage = outage = self.outage or Outage(self._cursor.name, self._cursor.directory)
+        outage.log(state, reason, waiting=self._cursor.waiting, reminder=self._settings.reminder)
         return outage
 
     def _sleep(self, seconds: float) -> bool:
@@ -465,7 +465,7 @@ class QueueSender:
     def _end_outage(self, message: str) -> None:
         outage, self.outage = self.outage, None
         if outage:
-            outage.log_end(message, self._cursor.name, waiting=self._cursor.waiting)
+            outage.log_end(message, waiting=self._cursor.waiting)
         self.last_error = ""
         self._backoff.reset()
         self._blocked.reset()

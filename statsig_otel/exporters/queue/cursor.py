@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from statsig_otel import _telemetry
@@ -57,6 +58,7 @@ class ExporterCursor:
 
     Attributes:
         name: The exporter's id.
+        directory: The queue's directory.
         id: Its number in the database.
         waiting: The number of records that wait for it.
         size: The bytes of their payloads.
@@ -65,6 +67,7 @@ class ExporterCursor:
 
     def __init__(self, database: Database, name: str) -> None:
         self.name = name
+        self.directory: Path = database.directory.path
         self.id: int = 0
         self.position: int = 0
         self.waiting: int = 0

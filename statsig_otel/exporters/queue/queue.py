@@ -14,6 +14,7 @@ from typing import Final, TypeAlias, TypeVar
 from statsig_otel import _telemetry
 from statsig_otel._process import OwnerProcess
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
+from statsig_otel.exporters.paths import directory_option
 from statsig_otel.exporters.queue import dead_letters, queries, schema, slices, store
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.database import Database
@@ -358,10 +359,11 @@ class DurableQueue:
         if smallest is None:
             _logger.error(
                 "%s: verified bodies of an unknown format are no longer kept: there are %d of them, or %d bytes, among "
-                "the dead letters. Replay or drop them: statsig-otel dead-letters list --kind body",
+                "the dead letters. Replay or drop them: statsig-otel dead-letters list --kind body %s",
                 batch.receiver,
                 store.MOST_BODIES,
                 store.MOST_BODY_BYTES,
+                directory_option(self.directory.path),
             )
 
     def _check(self, entry: Entry) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
-from statsig_otel.exporters.paths import nearest
+from statsig_otel.exporters.paths import directory_option, nearest
 from statsig_otel.exporters.queue import write_ahead_log
 from statsig_otel.exporters.queue.directory import CONTROL, DATABASE, QueueDirectory
 from statsig_otel.plugin.control.socket import ControlError, ServiceNotRunningError, call
@@ -78,7 +78,7 @@ def exporters(directory: Path) -> Iterator[Finding]:
     for name, sender in senders.items():
         check, state = f"exporters::{name}", sender["state"]
         if state == "blocked":
-            hint = f"repair it, then run `statsig-otel reload` or `statsig-otel queue resume {name}`"
+            hint = f"repair it, then run `statsig-otel queue resume {name} {directory_option(directory.absolute())}`"
             yield Finding(check, "failed", f"is blocked: {sender['last_error']}", hint)
         elif state in ("refused", "retrying"):
             yield Finding(check, "warning", f"can't deliver now: {sender['last_error']}")

@@ -66,15 +66,41 @@ def consume(consumer: Consumer, batch: Batch, run: Callable[[Awaitable[Receipt]]
         answer: object = consumer.consume(batch)
     except RefusedError as error:
         return failed(error)
-    except asyncio.CancelledError:  # no server expects it of a call, and some end their thread without an answer
-        return failed(CancelledError())
+    except Exception:
+        raise
+    except BaseException as error:
+        if _ends_the_process(error):
+            raise
+        return failed(_unexpected(consumer, error))  # no server expects it, and some end their thread without an answer
     if isinstance(answer, Future):
         return answer
     if isinstance(answer, Receipt):
         return answered(answer)
     if inspect.isawaitable(answer):
-        return run(answer)
+        return run(_answer_of(consumer, answer))
     raise TypeError(f"{type(consumer).__qualname__}.consume answered with {described(answer)} instead of {_ANSWERS}")
+
+
+async def _answer_of(consumer: Consumer, awaitable: Awaitable[Receipt]) -> Receipt:
+    """What a consumer's awaitable gives. An exit that it asks for is its error, and does not end the event loop."""
+    try:
+        return await awaitable
+    except (SystemExit, KeyboardInterrupt) as error:
+        if _ends_the_process(error):
+            raise
+        raise _unexpected(consumer, error) from error
+
+
+def _ends_the_process(error: BaseException) -> bool:
+    """Whether a signal may have caused it, which only the main thread takes: gunicorn's handlers, or a Ctrl-C."""
+    is_exit = isinstance(error, SystemExit | KeyboardInterrupt)
+    return is_exit and threading.current_thread() is threading.main_thread()
+
+
+def _unexpected(consumer: Consumer, error: BaseException) -> RuntimeError:
+    failure = RuntimeError(f"{type(consumer).__qualname__}.consume raised {type(error).__name__}")
+    failure.__cause__ = error
+    return failure
 
 
 def taken(request: Request, consumer: Consumer, result: object) -> Answer:

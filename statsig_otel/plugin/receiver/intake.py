@@ -134,7 +134,7 @@ class Intake:
 
     Args:
         verifier: Checks the signatures. It may be replaced at any time.
-        mapper: Makes the records.
+        mapper: Makes the records. It may be replaced too.
         name: The receiver's id, such as `statsig` or `statsig/eu`.
         limits: The limits for clients that are not yet known.
 
@@ -159,9 +159,9 @@ class Intake:
     ) -> None:
         self.last_secret: int | None = None
         self._verifier = verifier
-        self.mapper: Mapper = Mapper() if mapper is None else mapper
-        self.name = name
-        self.limits: Limits = Limits() if limits is None else limits
+        self._mapper = Mapper() if mapper is None else mapper
+        self._name = name
+        self._limits = Limits() if limits is None else limits
         for argument, type_ in {"verifier": Verifier, "mapper": Mapper, "name": str, "limits": Limits}.items():
             check_type(argument, getattr(self, argument), type_)
         self.counts: ReceiverCounts = begin_counts(name, verifier.secret_count)  # for `Request`
@@ -181,6 +181,26 @@ class Intake:
         check_type("verifier", verifier, Verifier)
         self._verifier, self.last_secret = verifier, None
         begin_counts(self.name, verifier.secret_count)
+
+    @property
+    def mapper(self) -> Mapper:
+        """Makes the records of the requests whose bodies end from now on."""
+        return self._mapper
+
+    @mapper.setter
+    def mapper(self, mapper: Mapper) -> None:
+        check_type("mapper", mapper, Mapper)
+        self._mapper = mapper
+
+    @property
+    def name(self) -> str:
+        """The receiver's id."""
+        return self._name
+
+    @property
+    def limits(self) -> Limits:
+        """The limits for clients that are not yet known."""
+        return self._limits
 
     def verified(self, position: int, ahead_ms: int, now_ns: int) -> None:
         """Count a request whose signature is valid, and log if another secret than before has verified it.

@@ -14,6 +14,7 @@ from statsig_otel.exporters.delivery.sender import QueueSender
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
 from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
+from statsig_otel.exporters.paths import directory_option
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE, DurableQueue
 from statsig_otel.exporters.queue.recovery.recovery import Recovery
@@ -277,12 +278,13 @@ class Outbound:
     def _warn_of_unused_cursors(self, queue: DurableQueue) -> None:
         for state in queue.unconfigured_exporters():
             _logger.warning(
-                "%s %s; the queue keeps its place, with %s of %s, until `statsig-otel queue remove %s`",
+                "%s %s; the queue keeps its place, with %s of %s, until `statsig-otel queue remove %s %s`",
                 state.name,
                 "has no sending queue any more" if state.name in self._exporters else "is in no pipeline any more",
                 counted(state.waiting, "record"),
                 counted(state.bytes, "byte"),
                 state.name,
+                directory_option(queue.directory.path),
             )
 
 

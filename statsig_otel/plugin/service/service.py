@@ -360,7 +360,7 @@ class Service:
             says which.
 
         Raises:
-            TypeError: A time is not a number. The service goes on.
+            ValueError: A time is negative, NaN or a boolean. As after a TypeError, the service goes on.
         """
         stopped = self._stop(timeout, drain)
         try:
@@ -470,6 +470,8 @@ class Service:
         """Begin to shut down. Only the first call's times count."""
         for argument, seconds in {"timeout": timeout, "drain": drain}.items():
             check_type(argument, seconds, (int, float), "a number of seconds")
+            if isinstance(seconds, bool) or not seconds >= 0:  # NaN is not
+                raise ValueError(f"{argument} must be a number of seconds, 0 or more, not {seconds!r}")
         self._assembly.begin_to_close(timeout, drain)
         stopped = self._lifecycle.stop()
         stopped.add_done_callback(lambda _: self._assembly.servers.end_unstarted())  # without a start nothing is closed
@@ -490,7 +492,7 @@ def _ways_out(*, listen: bool, waits: bool) -> str:
 
 def _with_margin(timeout: float) -> float:
     """Seconds to wait for a shutdown that has this timeout."""
-    return min(max(timeout, 0.0), _times.LONGEST_SHUTDOWN) + _times.SHUTDOWN_MARGIN
+    return min(timeout, _times.LONGEST_SHUTDOWN) + _times.SHUTDOWN_MARGIN
 
 
 def _left_behind(timeout: float) -> bool:

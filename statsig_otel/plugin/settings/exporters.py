@@ -187,12 +187,7 @@ def _fault(found: object) -> str | None:
     """The fault of the object that an entry point refers to."""
     if not isinstance(found, ExporterType):
         return f"it is of the type {type(found).__name__}, and has to be a statsig_otel.exporters.ExporterType"
-    settings: object = found.settings
-    if not (isinstance(settings, type) and issubclass(settings, Settings)):
-        return "its settings are not a subclass of statsig_otel.config.Settings"
-    create: object = found.create
-    if not callable(create):
-        return "its create can't be called"
+    settings = found.settings
     taken = [key for key in settings.model_fields if key in ConfiguredExporter.shared_keys()]
     if taken:
         return f"its settings have a key {taken[0]}, which every exporter already has"

@@ -68,6 +68,7 @@ NONSENSE = [
             PartiallyRejected(cast("int", "1"), "one"),
             PartiallyRejected(0, "none"),
             PartiallyRejected(True, "one"),
+            PartiallyRejected(99, "more than there are"),
             Delivered(first=True),
             RetryLater("later", True),
         )

@@ -81,7 +81,7 @@ def test_a_wrong_path_that_answers_400_gives_nothing_up_as_changes_come_one_by_o
     first, second, last = lines(caplog)
     assert first.startswith("out: a record is refused: HTTP 400 Bad Request from http://127.0.0.1")
     assert second.startswith("out is blocked until somebody repairs it: nothing is taken: each of ")
-    assert "then run `statsig-otel reload`" in second
+    assert f"then run `statsig-otel queue resume out --directory {made.queue.directory.path}`" in second
     assert last.startswith("out answers again after ")
 
 
@@ -354,7 +354,7 @@ def test_that_an_exporter_stays_blocked_is_said_again(
         made.start()
         wait_until(lambda: len(lines(caplog)) >= 3)
     assert {record.levelno for record in caplog.records if "is blocked" in record.getMessage()} == {logging.ERROR}
-    assert all("then run `statsig-otel reload`" in line for line in lines(caplog))
+    assert all("then run `statsig-otel queue resume out --directory " in line for line in lines(caplog))
 
 
 def test_a_delivery_is_a_line_at_debug(tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture) -> None:

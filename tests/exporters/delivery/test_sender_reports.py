@@ -109,12 +109,14 @@ def test_another_failure_of_the_same_state_is_said_and_other_words_of_the_backen
     assert "request 1" in caplog.text
 
 
-def test_an_exporter_whose_reasons_all_differ_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    outage = Outage()
+def test_an_exporter_whose_reasons_all_differ_does_not_fill_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outage = Outage("out", tmp_path)
     for number in range(30):
-        outage.log("retrying", "out", f"request {number} failed", waiting=1, reminder=3600)
+        outage.log("retrying", f"request {number} failed", waiting=1, reminder=3600)
     assert len(lines(caplog)) == 10
-    outage.log("retrying", "out", "request 30 failed", waiting=1, reminder=0)
+    outage.log("retrying", "request 30 failed", waiting=1, reminder=0)
     assert "request 30 failed" in lines(caplog)[-1], "a reminder says how it fails now"
 
 

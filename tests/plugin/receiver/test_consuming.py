@@ -18,7 +18,9 @@ from statsig_otel.plugin import (
     Verifier,
     create_app,
     create_wsgi_app,
+    parse,
 )
+from statsig_otel.plugin.receiver.consuming import consume, run_in_thread
 from tests.plugin.adapters import ADAPTERS, CHANGE, SECRET, Adapter, assert_refused, body_of, post
 from tests.plugin.services import Keeper, service
 
@@ -115,7 +117,12 @@ def test_a_refusal_may_be_raised_or_come_later(adapter: Adapter) -> None:
         (Consumer(lambda: Receipt(-1, 2)), "ValueError: accepted must not be negative"),
         (AsyncConsumer(raising(KeyError("x"))), "KeyError: 'x'"),
         (AsyncConsumer(raising(asyncio.CancelledError())), "CancelledError"),
-        (Consumer(raising(asyncio.CancelledError())), "CancelledError"),
+        (Consumer(raising(asyncio.CancelledError())), "Consumer.consume raised CancelledError"),
+        (Consumer(raising(SystemExit(3))), "Consumer.consume raised SystemExit"),
+        (Consumer(raising(KeyboardInterrupt())), "Consumer.consume raised KeyboardInterrupt"),
+        (Consumer(raising(GeneratorExit())), "Consumer.consume raised GeneratorExit"),
+        (AsyncConsumer(raising(SystemExit(3))), "AsyncConsumer.consume raised SystemExit"),
+        (AsyncConsumer(raising(KeyboardInterrupt())), "AsyncConsumer.consume raised KeyboardInterrupt"),
         (Consumer(cancelled), "CancelledError"),
         (Consumer(lambda: future(TimeoutError("of the table"))), "TimeoutError: of the table"),
     ],
@@ -126,6 +133,14 @@ def test_any_other_answer_is_500_and_is_named(
     with adapter.receiving(consumer) as address:
         assert post(address, BODY).status == 500
     assert said in caplog.text
+
+
+def test_in_the_main_thread_an_exit_is_a_signal_s() -> None:
+    """The handlers of gunicorn's workers raise SystemExit there, wherever the thread is: the process has to end."""
+    mapped = INTAKE.mapper.map(parse(BODY), observed_ns=1)
+    for exit_ in (SystemExit, KeyboardInterrupt):
+        with pytest.raises(exit_):
+            consume(Consumer(raising(exit_())), Batch("statsig", mapped.changes), run_in_thread)
 
 
 def test_an_awaitable_that_takes_too_long_is_503_and_goes_on(adapter: Adapter) -> None:

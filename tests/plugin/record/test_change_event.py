@@ -374,6 +374,23 @@ def test_everything_of_a_wrong_type_at_once() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("happened_at", "x", "happened_at must be an int, not str"),
+        ("happened_at", -1, "happened_at must be milliseconds between 1970 and the year 9999"),
+        ("happened_at", 10**30, "happened_at must be milliseconds between 1970 and the year 9999"),
+        ("name", None, "name must be a str, not None"),
+        ("action", 5, "action must be a str or None, not int"),
+        ("tags", "ab", "tags must be a tuple, not str"),
+    ],
+)
+def test_an_event_made_in_code_is_checked(field: str, value: Any, said: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        ChangeEvent(**{"happened_at": 1, "entity_type": "Gate", "name": "a", field: value})
+    assert str(caught.value) == said
+
+
 @given(
     path=st.sampled_from(
         ["timestamp", "metadata.name", "metadata.type", "metadata", "user", "user.name", "metadata.tags"]

@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from statsig_otel.config import ConfigError, Opaque
-from statsig_otel.exporters import ClientTlsSettings, DebugSettings, FileSettings, OtlpHttpSettings, Outcome
+from statsig_otel.config import ConfigError, Opaque, Settings
+from statsig_otel.exporters import (
+    ClientTlsSettings,
+    DebugSettings,
+    ExporterType,
+    FileSettings,
+    OtlpHttpSettings,
+    Outcome,
+)
 from statsig_otel.plugin import (
     BatchSettings,
     Destination,
@@ -115,6 +122,23 @@ def test_settings_and_mappings_say_what_is_wrong_where_and_what_to_do(make: Call
         make()
     assert str(caught.value).startswith(said)
     assert isinstance(caught.value, ValueError)
+
+
+class ChatSettings(Settings):
+    """Of another distribution, which tells that they are an exporter's."""
+
+    room: str = ""
+
+
+CHAT = ExporterType(ChatSettings, lambda _name, _settings: Keeper())
+
+
+def test_how_an_exporter_of_another_distribution_is_fed_is_said_around_its_settings() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ChatSettings(sending_queue={"enabled": False})  # type: ignore[call-arg]
+    assert str(caught.value) == (
+        "sending_queue: unknown key\n  hint: did you mean Destination(..., sending_queue=...) around these settings?"
+    )
 
 
 def test_a_directory_that_can_not_be_one_is_said_at_the_start(tmp_path: Path) -> None:

@@ -214,9 +214,11 @@ BROKEN: Final = {
         "statsig_otel.exporters.ExporterType"
     ),
     f"{MODULE}\nEXPORTER = ExporterType({{}}, TapeExporter)": (
-        "can't be used: its settings are not a subclass of statsig_otel.config.Settings"
+        "can't be imported: TypeError: settings must be a subclass of statsig_otel.config.Settings, not a dict"
     ),
-    f"{MODULE}\nEXPORTER = ExporterType(TapeSettings, 'x')": "can't be used: its create can't be called",
+    f"{MODULE}\nEXPORTER = ExporterType(TapeSettings, 'x')": (
+        "can't be imported: TypeError: create must be a function of an id and settings, not str"
+    ),
     MODULE.replace("reel: int = 1", "sending_queue: int = 1"): (
         "can't be used: its settings have a key sending_queue, which every exporter already has"
     ),
