@@ -1,22 +1,30 @@
 """Decides what to send next, and which records become dead letters. Pure decisions, without I/O or a clock.
 
-A rejection is blamed on a record only if the backend accepts another one. A batch that a backend refuses is halved, in
-order, until the refused record is alone. It becomes a dead letter when it is refused alone after the exporter has taken
-another record that was sent since its first refusal, or that stands behind it in the queue. Until then it keeps its
-place, and other records are tried: first the rest of its batch, and once each of these was refused alone, the newest
-record that waits, as a probe, and then those before it, until one is taken. A record that was taken out of order is
-passed over later.
+A refusal can be the fault of the record or of the backend. A wrong path whose server answers 400 must not turn the
+queue into dead letters, and one bad record must not hold up the others. These are the rules:
 
-A fault that may be about the data (HTTP 500) counts as a refusal after a row of such faults of the record alone.
-
-The evidence of both kinds ends when the exporter fails in any other way: the backend may be a different one after that.
+1. A batch that is refused is halved, in order, until each record that is refused was refused alone.
+2. A record becomes a dead letter when it is refused alone and there is evidence that this is its own fault: the
+   exporter has taken another record that was sent since this record's first refusal, or that stands behind it.
+3. Without evidence it keeps its place. While that is the head, those behind it are probed until each was tried: the
+   newest record alone and the next batch that was not tried, in turn. A second passes between two probes.
+4. If part of a probe is taken, that is evidence, and the head is sent again. What was taken is passed over later.
+5. Once each record was tried, only new ones are probed. After each wait the head is sent again, and then one of the
+   others, in turn: the backend may have been repaired.
+6. All count as untried when somebody may have repaired something, and when a record that was refused alone gets another
+   answer: the backend has changed.
+7. Evidence ends when the exporter fails in any other way: the backend may be a different one after that.
+8. A fault that may be about the data (HTTP 500) is retried, and counts as a refusal after a row of such faults of the
+   record alone. Rule 7 ends the row.
 """
 
 import math
+import re
 import sys
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, Protocol
 
 from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import (
@@ -30,9 +38,6 @@ from statsig_otel.exporters.exporter import (
 from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.store import DAMAGED, DeadLetter, DeadLetterKind
 
-Newest: TypeAlias = Callable[[int, Callable[[int], bool]], Records]
-"""Finds the newest waiting record up to a seq that is intact, except for seqs to pass over; empty if there is none."""
-
 FailedState = Literal["retrying", "refused", "blocked"]
 """The state of a sender after a failure: `refused` while no evidence says whether the data is at fault."""
 
@@ -41,6 +46,19 @@ SKIPPED: Final = "skipped by command"
 
 _LONGEST_GAP: Final = 60.0
 """The most seconds that a row of faults grows with one fault: two faults far apart show nothing of the time between."""
+
+_WITH_DIGIT: Final = re.compile(r"\S*\d\S*")
+"""A word that may differ each time: a number, a time, an id. A URL with a port is the same in all answers."""
+
+
+class Waiting(Protocol):
+    """Reads the records that wait, as an `ExporterCursor` does."""
+
+    def newest(self, up_to: int, passed_over: Callable[[int], bool]) -> Records:
+        """The newest intact record up to a seq, except for seqs to pass over; empty if there is none."""
+
+    def read_behind(self, after: int, count: int, size: int) -> Records:
+        """The next records behind a seq, at most `count`, and `size` bytes or one record."""
 
 
 class Failure(NamedTuple):
@@ -55,7 +73,15 @@ class Decided(NamedTuple):
     """Records that can be ticked off together, with the dead letters among them."""
 
     records: Records
-    dead_letters: Sequence[DeadLetter]
+    dead_letters: list[DeadLetter]
+
+
+class _Verdict(NamedTuple):
+    """Records that are not sent again: they were taken, or become dead letters of a kind."""
+
+    seqs: tuple[int, ...]
+    kind: DeadLetterKind | None
+    reason: str
 
 
 @dataclass(slots=True)
@@ -64,11 +90,16 @@ class _Failed:
 
     size: int = 0  # the largest number of records, from this one on, that are sent together; 0 for no limit
     first_refusal: int = 0  # the number of the send that was its first refusal, alone or with others; 0 for none
-    is_alone: bool = False  # it was refused alone
+    is_tried: bool = False  # it was sent alone, and its failure may be about it
+    refusal: str | None = None  # the words of its last refusal alone; None if it was not
     failing_for: float = 0.0  # seconds of a row of faults that may be about the data
     fault_at: float = math.inf  # the last one of that row
     attempts: int = 0
     reason: str = ""
+
+
+_UNSENT: Final = _Failed()
+"""Stands for the history of each record that was not sent, or that was taken at once. It is never changed."""
 
 
 class Decisions:
@@ -82,88 +113,65 @@ class Decisions:
     def __init__(self, exporter: str, settings: DeliverySettings) -> None:
         self._exporter = exporter
         self._settings = settings
-        self._sends = 0
         self._failed: dict[int, _Failed] = {}  # by seq
-        self._decided: dict[int, Decided] = {}  # by the seq of its first record; not ticked off yet
+        self._verdicts: dict[int, _Verdict] = {}  # by the seq of the first record; not ticked off yet
+        self._done: set[int] = set()  # the seqs of all verdicts
+        self._sends = 0
         self._last_taken = 0  # the number of the last send from which something was taken
         self._taken_up_to = 0  # the last seq that was taken
         self._failing_since = math.inf  # the first temporary failure since another outcome, or since a record was done
+        self._trying = Records()  # the batch that is halved now: at the head, or a probe
+        self._tried_up_to = 0  # each record up to this seq was tried
         self._probed_at = -settings.between_probes
-        self._newest = 0  # the seq of the newest record at the last probe
-        self._tried_down_to = 0  # probes have tried the records from `_newest` down to this seq
-        self._tried_again_down_to = 0  # and those of slow attempts once more, down to this one
-        self._only_probes = False  # a whole batch was refused: what comes behind it is sent as a probe only
-        self._tries_head = False  # a wait is over: the head is sent again, and then a probe
-        self._tries_probe = False
+        self._probes_newest = True  # with the next probe
+        self._tries_head = False  # a wait is over: the head is sent again, and then another record that was tried
+        self._tries_another = False
+        self._another = sys.maxsize  # the seq of the last such record
 
     def decided(self, batch: Records) -> Decided | None:
         """The decided records at the head of the queue; None if the first record of the batch is not decided."""
-        return self._decided.get(batch.seqs[0])
+        verdict = self._verdicts.get(batch.seqs[0])
+        if verdict is None:
+            return None
+        records = batch[: bisect_right(batch.seqs, verdict.seqs[-1])]
+        if verdict.kind is None:
+            return Decided(records, [])
+        parts = [records] if verdict.kind == "batch" else records.one_by_one()
+        return Decided(records, [self._dead_letter(verdict.kind, part, verdict.reason) for part in parts])
 
-    def next(self, batch: Records) -> Records:
-        """The part of a batch to send next. Empty if each of its records was refused alone.
-
-        Args:
-            batch: Records from the head of the queue on. The first is not decided.
-        """
-        if not self._failed and not self._decided:
-            return batch
-        tries_head, self._tries_head = self._tries_head, False
-        decided = self._decided_seqs()
-        candidates = (index for index, seq in enumerate(batch.seqs) if seq not in decided and not self._waits(seq))
-        start = next(candidates, None)
-        if start is None or (start > 0 and self._only_probes):
-            self._only_probes = True
-            self._tries_probe = self._tries_probe or tries_head
-            return batch[:1] if tries_head else Records()
-        size = self._size(batch.seqs[start])
-        end = start + 1
-        while end < len(batch) and (not size or end - start < size):
-            seq = batch.seqs[end]
-            if seq in decided or self._waits(seq) or self._size(seq) != size:
-                break
-            end += 1
-        return batch[start:end]
-
-    def probe(self, head: Records, newest: Newest, now: float) -> Records:
-        """The record to send while each one of a batch was refused alone. Empty if none may be sent now.
-
-        It is the newest one that was not refused alone yet. After a wait it is one that was: the newest first, and the
-        one before it after the next wait, since the backend may have been repaired meanwhile.
+    def next(self, batch: Records, waiting: Waiting, now: float) -> Records:
+        """What to send next. Empty if nothing may be sent before a new record comes, or a wait is over.
 
         Args:
-            head: The record at the head of the queue.
-            newest: Finds records that wait.
+            batch: Records from the head of the queue on. The first is intact, and not decided.
+            waiting: Reads other records that wait.
             now: Seconds of a monotonic clock.
         """
-        if self.probe_pause(now) > 0:
-            return Records()
-        left_out = self._decided_seqs() | {*head.seqs}
-        probe = newest(sys.maxsize, left_out.__contains__)
-        if probe and probe.seqs[0] > self._newest:  # it came after the last probe
-            self._newest = self._tried_down_to = probe.seqs[0]
-            self._tried_again_down_to = sys.maxsize
-        if self._tries_probe:
-            probe = newest(self._tried_again_down_to - 1, left_out.__contains__) or probe
-            self._tried_again_down_to = probe.seqs[0] if probe else 0
-        else:
-            # From here on down: each record that was refused is passed over once, not with each probe.
-            probe = newest(self._tried_down_to, lambda seq: seq in left_out or self._waits(seq))
-            self._tried_down_to = probe.seqs[0] if probe else head.seqs[0]
-        if probe:
-            self._tries_probe = False
+        if not self._failed and not self._done:
+            return batch.until_damage()
+        tries_head, self._tries_head = self._tries_head, False
+        if not self._waits(batch.seqs[0]):
+            self._trying, self._tries_another = batch, False
+            return self._part(batch, self._waits)
+        if tries_head:
+            self._tries_another = True
+            return batch[:1]
+        part = self._part(self._trying, self._is_tried)
+        if not part and self.probe_pause(now) <= 0:
+            part = self._probe(batch.seqs[0], waiting)
+        if part:
             self._probed_at = now
-        return probe
+        return part
 
     def probe_pause(self, now: float) -> float:
-        """Seconds until the next probe may be sent; 0 or less if it may be sent now."""
+        """Seconds until the next probe may begin; 0 or less if it may begin now."""
         return self._probed_at + self._settings.between_probes - now
 
     def record_outcome(self, part: Records, outcome: Outcome, now: float) -> Failure | None:
         """Take the outcome of a send into account; a failure if nothing more can be sent before a wait.
 
         Args:
-            part: What was sent: of `next` or `probe`.
+            part: What was sent, from `next`.
             outcome: Its outcome.
             now: Seconds of a monotonic clock.
         """
@@ -176,13 +184,13 @@ class Decisions:
         self._count(part, outcome.reason)
         match outcome:
             case PartiallyRejected(count, reason):
-                dead_letter = self._dead_letter("batch", part, f"{count} of {len(part)} were refused: {reason}")
-                if count < len(part):
-                    self._take(part, dead_letter)
+                said = f"{count} of {len(part)} were refused: {reason}"
+                if is_taken(part, outcome):
+                    self._take(part, "batch", said)
                 else:
-                    self._decide(part, dead_letter)
-            case Rejected():
-                self._refuse(part, outcome.reason)
+                    self._decide(part, "batch", said)
+            case Rejected(reason):
+                self._refuse(part, reason)
             case RetryLater():
                 return self._retry(part, outcome, now)
             case Blocked(reason):
@@ -192,17 +200,27 @@ class Decisions:
                 return Failure("blocked", reason)
         return None
 
-    def all_refused(self) -> Failure:
-        """The failure while each record of a batch was refused alone, and nothing says yet that it is the data."""
-        refused = [seq for seq in self._failed if self._waits(seq)]
-        reason = self._failed[min(refused)].reason
-        if len(refused) == 1:
+    def all_refused(self, head: int) -> Failure:
+        """The failure while the record at the head, with this seq, was refused and nothing says that it is the data."""
+        count = sum(seq >= head and self._waits(seq) for seq in self._failed)
+        reason = self._failed[head].reason
+        if count == 1:
             return Failure("refused", reason)
-        return Failure("blocked", f"nothing is taken: each of {len(refused)} records is refused: {reason}")
+        return Failure("blocked", f"nothing is taken: each of {count} records is refused: {reason}")
 
     def try_again(self) -> None:
-        """A wait is over: the head is sent again, even if it was refused, and then a probe."""
-        self._tries_head = True
+        """A wait is over: the head is sent again, even if it was refused, and then one of the others."""
+        self._tries_head, self._trying = True, Records()
+
+    def count_as_untried(self) -> None:
+        """Somebody may have repaired something, or the backend has changed: what was refused is sent as if it was new.
+
+        Records that were taken out of order are still passed over.
+        """
+        self._trying, self._tried_up_to = Records(), 0
+        for failed in self._failed.values():
+            failed.size = failed.size if failed.refusal is None else 0
+            failed.is_tried, failed.refusal = False, None
 
     def forget_evidence(self) -> None:
         """Forget the evidence that failures are about the data. Records sent out of order are still passed over."""
@@ -212,8 +230,7 @@ class Decisions:
 
     def skip(self, batch: Records) -> Decided:
         """Skip a batch, up to the first record that is decided, with the reasons that the backend gave for them."""
-        decided = self._decided_seqs()
-        end = next((index for index, seq in enumerate(batch.seqs) if seq in decided), len(batch))
+        end = next((index for index, seq in enumerate(batch.seqs) if seq in self._done), len(batch))
         records = batch[:end]
         return Decided(records, [self._skipped(record) for record in records.one_by_one()])
 
@@ -222,23 +239,71 @@ class Decisions:
         return self._dead_letter("damaged", record, DAMAGED)
 
     def ticked_off(self, records: Records) -> None:
-        """These records, and all before them, do not wait any more."""
-        self._failing_since = math.inf
-        self._decided.pop(records.seqs[0], None)
-        last = records.seqs[-1]
-        if self._decided:
-            self._decided = {first: decided for first, decided in self._decided.items() if first > last}
+        """These records do not wait any more."""
+        self._failing_since, self._trying = math.inf, Records()
         if self._failed:
-            self._failed = {seq: failed for seq, failed in self._failed.items() if seq > last}
+            for seq in records.seqs:
+                self._failed.pop(seq, None)
+        verdict = self._verdicts.pop(records.seqs[0], None)
+        if verdict is not None:
+            self._done.difference_update(records.seqs)
+            if rest := verdict.seqs[len(records) :]:  # more than one batch that was read
+                self._verdicts[rest[0]] = verdict._replace(seqs=rest)
 
-    def _take(self, records: Records, *dead_letters: DeadLetter) -> None:
-        self._last_taken, self._only_probes = self._sends, False
-        self._newest = 0  # what was refused before may be sent again
+    def _part(self, batch: Records, passed_over: Callable[[int], bool]) -> Records:
+        """The next part of a batch to send: records in a row that have the same limit. Empty if none is left."""
+        seqs = batch.seqs
+        wanted = (
+            index
+            for index, seq in enumerate(seqs)
+            if batch.intact[index] and seq not in self._done and not passed_over(seq)
+        )
+        start = next(wanted, None)
+        if start is None:
+            return Records()
+        size, end = self._of(seqs[start]).size, start + 1
+        for index in wanted:
+            if index > end or end - start == size or self._of(seqs[index]).size != size:
+                break
+            end += 1
+        return batch[start:end]
+
+    def _probe(self, head: int, waiting: Waiting) -> Records:
+        """What to send while the head waits: after a wait another record that was tried, else one that was not."""
+        if self._tries_another:
+            self._tries_another = False
+            left_out = {*self._done, head}
+            another = waiting.newest(self._another - 1, left_out.__contains__)
+            if another := another or waiting.newest(sys.maxsize, left_out.__contains__):
+                self._another = another.seqs[0]
+                return another
+        self._trying = self._untried(waiting)
+        return self._part(self._trying, self._is_tried)
+
+    def _untried(self, waiting: Waiting) -> Records:
+        """In turn the newest record, if it was not tried, and the next batch in which one was not tried."""
+        probes_newest, self._probes_newest = self._probes_newest, True
+        if probes_newest:
+            newest = waiting.newest(sys.maxsize, self._done.__contains__)
+            if newest and not self._is_tried(newest.seqs[0]):
+                self._probes_newest = False
+                return newest
+        while batch := waiting.read_behind(self._tried_up_to, self._settings.max_records, self._settings.max_bytes):
+            if self._part(batch, self._is_tried):
+                return batch
+            self._tried_up_to = batch.seqs[-1]
+        return Records()
+
+    def _take(self, records: Records, kind: DeadLetterKind | None = None, reason: str = "") -> None:
+        if self._failed and any(self._of(seq).refusal is not None for seq in records.seqs):
+            self.count_as_untried()
+        self._last_taken = self._sends
         self._taken_up_to = max(self._taken_up_to, records.seqs[-1])
-        self._decide(records, *dead_letters)
+        self._decide(records, kind, reason)
 
-    def _decide(self, records: Records, *dead_letters: DeadLetter) -> None:
-        self._decided[records.seqs[0]] = Decided(records, dead_letters)
+    def _decide(self, records: Records, kind: DeadLetterKind | None, reason: str) -> None:
+        self._verdicts[records.seqs[0]] = _Verdict(records.seqs, kind, reason)
+        self._done.update(records.seqs)
 
     def _refuse(self, part: Records, reason: str) -> None:
         for seq in part.seqs:
@@ -246,10 +311,13 @@ class Decisions:
         if len(part) > 1:
             self._split(part, len(part) // 2)
             return
-        (seq,) = part.seqs
-        self._failed[seq].size, self._failed[seq].is_alone = 1, True
+        (seq,), words = part.seqs, sys.intern(_WITH_DIGIT.sub("", reason))
+        failed = self._failed[seq]
+        if failed.refusal != words and self._waits(seq):
+            self.count_as_untried()
+        failed.size, failed.is_tried, failed.refusal = 1, True, words
         if not self._waits(seq):
-            self._decide(part, self._dead_letter("record", part, reason))
+            self._decide(part, "record", reason)
 
     def _retry(self, part: Records, outcome: RetryLater, now: float) -> Failure | None:
         retry, first = self._settings.retry, self._failed[part.seqs[0]]
@@ -262,8 +330,7 @@ class Decisions:
             first.failing_for += max(0.0, min(now - first.fault_at, _LONGEST_GAP))
             first.fault_at = now
         if not retry.enabled or 0 < retry.max_elapsed_time <= now - self._failing_since:
-            said = f"not sent again, as configured: {outcome.reason}"
-            self._decide(part, *(self._dead_letter("record", one, said) for one in part.one_by_one()))
+            self._decide(part, "record", f"not sent again, as configured: {outcome.reason}")
         elif outcome.may_be_data and first.failing_for >= self._settings.refused_after:
             self._refuse(part, outcome.reason)
         else:
@@ -275,7 +342,8 @@ class Decisions:
 
         The head alone tells. Once it was taken, halves find the record.
         """
-        self._split(part, len(part) // 2 if self._size(part.seqs[0]) and len(part) > 1 else 1)
+        self._split(part, len(part) // 2 if self._of(part.seqs[0]).size and len(part) > 1 else 1)
+        self._failed[part.seqs[0]].is_tried = len(part) == 1
         return len(part) > 1
 
     def _split(self, part: Records, first: int) -> None:
@@ -284,6 +352,7 @@ class Decisions:
             self._failed[seq].size = first if index < first else len(part) - first
 
     def _count(self, part: Records, reason: str) -> None:
+        reason = sys.intern(reason)  # the same for all that are refused alone
         for seq in part.seqs:
             failed = self._failed.setdefault(seq, _Failed())
             failed.attempts += 1
@@ -291,24 +360,27 @@ class Decisions:
 
     def _waits(self, seq: int) -> bool:
         """Whether a record was refused alone, and nothing says yet that it is the data."""
-        failed = self._failed.get(seq)
-        if failed is None or not failed.is_alone:
+        failed = self._of(seq)
+        if failed.refusal is None:
             return False
         return failed.first_refusal > self._last_taken and seq > self._taken_up_to
 
+    def _is_tried(self, seq: int) -> bool:
+        return self._of(seq).is_tried
+
+    def _of(self, seq: int) -> _Failed:
+        return self._failed.get(seq, _UNSENT)
+
     def _skipped(self, record: Records) -> DeadLetter:
-        failed = self._failed.get(record.seqs[0])
-        return self._dead_letter("record", record, f"{SKIPPED}: {failed.reason}" if failed else SKIPPED)
-
-    def _size(self, seq: int) -> int:
-        failed = self._failed.get(seq)
-        return failed.size if failed else 0
-
-    def _decided_seqs(self) -> set[int]:
-        return {seq for decided in self._decided.values() for seq in decided.records.seqs}
+        said = self._of(record.seqs[0]).reason
+        return self._dead_letter("record", record, f"{SKIPPED}: {said}" if said else SKIPPED)
 
     def _dead_letter(self, kind: DeadLetterKind, records: Records, reason: str) -> DeadLetter:
-        failed = self._failed.get(records.seqs[0])
         uid = records.uids[0] if len(records) == 1 else None
-        attempts = failed.attempts if failed else 0
+        attempts = self._of(records.seqs[0]).attempts
         return DeadLetter(kind, self._exporter, reason, records.content, uid, attempts, len(records))
+
+
+def is_taken(part: Records, outcome: Outcome) -> bool:
+    """Whether the backend has taken something: a partial success can refuse all."""
+    return isinstance(outcome, Delivered) or (isinstance(outcome, PartiallyRejected) and outcome.count < len(part))

@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from statsig_otel._telemetry import exporters
 from statsig_otel._times import SENDER_GRACE
-from statsig_otel.exporters.delivery.decisions import Decided, Decisions, FailedState
+from statsig_otel.exporters.delivery.decisions import Decided, Decisions, FailedState, is_taken
 from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
 from statsig_otel.exporters.delivery.outage import Outage
 from statsig_otel.exporters.delivery.retry import Backoff
@@ -73,7 +73,8 @@ class QueueSender:
         self._closed = False  # the exporter is shut down: its answers mean nothing from now on
         self._drain_until = 0.0
         self._resumed = threading.Event()
-        self._renewed = False  # the exporter has other secrets since the last send
+        self._is_repaired = False  # somebody expects that since the last send
+        self._renewed = False  # the exporter has other secrets since then
         self._skip: _Skip | None = None
         self._decisions = Decisions(cursor.name, self._settings)
         self._generation = 0  # of the database that the decisions are about
@@ -112,7 +113,7 @@ class QueueSender:
 
         Until then the sender is blocked, and everything waits.
         """
-        self._failed("blocked", _not_started(error))
+        self._failed("blocked", f"can't be started: {error}")
         self._start_thread()
 
     def _start_thread(self) -> None:
@@ -122,12 +123,16 @@ class QueueSender:
         self._thread = thread  # not before it runs: `shutdown` waits for its end
 
     def resume(self, *, renewed: bool = False) -> None:
-        """Try at once if it is blocked or waits. An attempt that is under way is finished first.
+        """Try all that waits at once, since it may work now. An attempt that is under way is finished first.
 
         Args:
-            renewed: Whether the exporter has other secrets now. Earlier deliveries are no evidence then.
+            renewed: Whether the exporter has other secrets now. Earlier deliveries are not evidence then.
         """
         self._renewed = self._renewed or renewed
+        self._is_repaired = True
+        self._end_wait()
+
+    def _end_wait(self) -> None:
         self._resumed.set()
         self._cursor.wake()
 
@@ -142,7 +147,7 @@ class QueueSender:
         if not self._cursor.waiting:
             return False
         self._skip = _Skip(behind, up_to)
-        self.resume()
+        self._end_wait()
         return True
 
     def shutdown(self, drain: float = 0.0, *, finish: float = 0.0) -> None:
@@ -157,7 +162,7 @@ class QueueSender:
         """
         self._drain_until = time.monotonic() + drain
         self._stopping = True
-        self.resume()
+        self._end_wait()
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join(max(finish, 0.0 if self.outage else drain))
@@ -259,7 +264,7 @@ class QueueSender:
             self._exporter.start()
         except (OSError, ValueError) as error:
             self._end_call()
-            self._failed("blocked", _not_started(error))
+            self._failed("blocked", f"can't be started: {error}")
             return
         if self._closed:
             self._exporter.shutdown()  # the shutdown came before there was something to shut down
@@ -291,14 +296,14 @@ class QueueSender:
                 batch = batch[bisect_right(batch.seqs, self._cursor.position) :]
             elif not batch.intact[0]:
                 break
-            elif not (part := self._next(batch.until_damage())):
+            elif not (part := self._next(batch)):
                 all_refused = True
             elif not self._attempt(part):
                 break
         self._log_dead_letters(dead_letters)
         self._gather(count, time.monotonic() - began)
         if all_refused:
-            self._wait_refused()
+            self._wait_refused(batch.seqs[0])
 
     def _gather(self, records: int, took: float) -> None:
         """Wait while a stream forms a batch: each batch costs the same, and the threads that answer webhooks pay it.
@@ -310,37 +315,37 @@ class QueueSender:
             time.sleep(min(took * records * _GATHERING, _LONGEST_GATHERING))
 
     def _next(self, batch: Records) -> Records:
-        """The next part of a batch to send, or a probe; empty if all of the batch was refused, and none may be sent."""
+        """The next part of a batch to send, or of other records; empty if the head was refused and none may be sent."""
+        if self._is_repaired:
+            self._is_repaired = False
+            self._decisions.count_as_untried()
         if self._renewed:
             self._renewed = False
             self._decisions.forget_evidence()
-        if part := self._decisions.next(batch):
-            return part
-        return self._decisions.probe(batch[:1], self._cursor.newest, time.monotonic())
+        return self._decisions.next(batch, self._cursor, time.monotonic())
 
     def _attempt(self, part: Records) -> bool:
         """Send a part of a batch; False if the rest of the batch has to wait."""
         outcome = self._send(part)
-        is_taken = isinstance(outcome, Delivered | PartiallyRejected)
-        if self._closed and not is_taken:
+        if self._closed and not isinstance(outcome, Delivered | PartiallyRejected):
             return False  # said by an exporter that was shut down in the middle
         failure = self._decisions.record_outcome(part, outcome, time.monotonic())
         if failure is not None:
             self._failed(*failure)
-        elif is_taken:
+        elif is_taken(part, outcome):
             self._answers_again()
         elif isinstance(outcome, RetryLater):
             self.last_error = outcome.reason
         return failure is None
 
-    def _wait_refused(self) -> None:
-        """Wait until the head is tried again, a new record can be a probe, or somebody resumes."""
+    def _wait_refused(self, head: int) -> None:
+        """Wait until the head, the record with this seq, is tried again, a probe can be sent, or somebody resumes."""
         now = time.monotonic()
         if now >= self._refused_until:
-            self._failed(*self._decisions.all_refused())
+            self._failed(*self._decisions.all_refused(head))
             self._refused_until, self._pause = now + self._pause, 0.0
         elif self.state != "blocked":  # which it stays: the refused records need not be counted after each probe
-            failure = self._decisions.all_refused()
+            failure = self._decisions.all_refused(head)
             if failure.state != self.state:
                 self._say(failure.state, failure.reason)
         self._cursor.flush()
@@ -369,8 +374,7 @@ class QueueSender:
         decided = self._decisions.decided(batch)
         if decided is None:
             batch = batch.until_damage()
-            batch = batch[: bisect_right(batch.seqs, skip.up_to)]
-            decided = self._decisions.skip(batch)
+            decided = self._decisions.skip(batch[: bisect_right(batch.seqs, skip.up_to)])
         self._bury(decided)
 
     def _bury(self, decided: Decided) -> None:
@@ -482,10 +486,6 @@ class QueueSender:
         if self._storage_fails:
             self._storage_fails, self.last_error, self.state = False, "", "sending"
             _logger.warning("%s: the queue can be read and ticked off again", self._cursor.name)
-
-
-def _not_started(error: Exception) -> str:
-    return f"can't be started: {error}"
 
 
 class _LeftBehind(BaseException):

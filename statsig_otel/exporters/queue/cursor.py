@@ -125,23 +125,34 @@ class ExporterCursor:
         key = _ReadKey(self.position, count, size, self._database.generation)
         if records := self._records_ahead(key):
             return records
-        read = partial(self._read, key)
         if self._generation != self._database.generation:
             self.close()
+        if self._reading is None:
+            self._generation = self._database.generation
+        records = self._read_checked(key)
+        if records or not self.waiting:
+            return records
+        self.flush()
+        return self._find(key)
+
+    def read_behind(self, after: int, count: int, size: int) -> Records:
+        """As `read`, behind a seq. Empty if the database is not the one of `read`."""
+        self._records_ahead(None)
+        if self._reading is None or self._generation != self._database.generation:
+            return Records()
+        return self._read_checked(_ReadKey(max(after, self.position), count, size, self._generation))
+
+    def _read_checked(self, key: _ReadKey) -> Records:
+        read = partial(self._read, key)
         try:
             if self._reading is None:
-                self._generation = self._database.generation
                 self._reading = schema.connect_reading(self._database.path)
-            records = read(self._reading)
+            return read(self._reading)
         except sqlite3.Error as error:
             self.close()
             if schema.is_damage(error):
                 self._database.writer.submit(read).result()  # if the writer finds the same, it begins a new file
             raise
-        if records or not self.waiting:
-            return records
-        self.flush()
-        return self._find(key)
 
     def _find(self, key: _ReadKey) -> Records:
         """Records that are counted and were not found; none if the count was wrong, which is then corrected."""

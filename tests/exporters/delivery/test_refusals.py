@@ -160,7 +160,7 @@ def test_a_change_that_is_refused_hides_none_that_came_with_it(tmp_path: Path, h
         made.put(*mixed)
         made.drained()
         assert made.dead_letter_names() == [*old, "old young", "old last"]
-        assert http.taken[0] == "young0004", "the newest one that was not tried"
+        assert [names for names, _ in http.calls[15:17]] == [["old last"], ["old young", *named(5, "young")]]
         assert sorted(http.taken) == named(5, "young"), "each once"
 
 
@@ -170,11 +170,66 @@ def test_once_each_record_was_tried_alone_only_a_new_one_is_sent(tmp_path: Path,
     with rig(tmp_path, http.exporter(), settings(blocked=SLOW, max_records=3)) as made:
         made.put(*names)
         made.start()
-        wait_until(lambda: http.calls[-1:] == [(["r0003"], "rejected")])
+        wait_until(lambda: http.calls[-1:] == [(["r0010"], "rejected")])
         made.put("new")
         wait_until(lambda: http.calls[-1] == (["new"], "rejected"))
         alone = [sent[0] for sent, _ in http.calls if len(sent) == 1]
-        assert alone == [*names[:3], *reversed(names[3:]), "new"]
+        assert alone == [*names[:3], "r0011", *names[3:11], "new"], "the newest, and the rest in batches"
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_after_a_repair_what_was_refused_is_sent_as_if_it_was_new(
+    tmp_path: Path, http: Backend, *, renewed: bool
+) -> None:
+    """The head and the newest one are bad, and no attempt is due for a long time."""
+    http.rule = lambda names: "rejected"
+    with rig(tmp_path, http.exporter(), settings(blocked=SLOW, max_records=8)) as made:
+        made.put("bad", *named(20), "bad too")
+        made.start()
+        wait_until(lambda: len([names for names, _ in http.calls if len(names) == 1]) == 22)
+        http.rule = refusing(["bad", "bad too"])
+        made.sender.resume(renewed=renewed)
+        wait_until(lambda: sorted(http.taken) == named(20))
+        made.put("last")
+        made.drained()
+        assert made.dead_letter_names() == ["bad", "bad too"]
+        assert sorted(http.taken) == ["last", *named(20)], "each once"
+
+
+def test_a_skip_does_not_send_again_what_was_refused(tmp_path: Path, http: Backend) -> None:
+    """Only the next head. With a hundred records, a person may skip one by one."""
+    http.rule = lambda names: "rejected"
+    with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
+        made.put(*named(4))
+        made.start()
+        wait_until(lambda: made.sender.state == "blocked")
+        calls = len(http.calls)
+        made.skip()
+        wait_until(lambda: http.calls[calls:] == [(["r0001"], "rejected"), (["r0003"], "rejected")])
+
+
+def test_a_partial_success_that_refuses_all_ends_no_outage(
+    tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not sent again, but it has taken nothing."""
+    http.rule = lambda names: "rejected" if "head" in names else "partial"
+    with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
+        made.put("head")
+        made.start()
+        wait_until(lambda: made.sender.state == "refused")
+        outage = made.sender.outage
+        for name in named(3):
+            made.put(name)
+            wait_until(lambda name=name: http.calls[-1][0] == [name])  # type: ignore[misc] # mypy can't see the default
+        http.rule = refusing(["head"])
+        time.sleep(0.05)
+        assert made.sender.outage is outage
+        assert (made.waiting(), made.sender.state, made.dead_letters()) == (4, "refused", [])
+        made.put("good")
+        made.drained()
+        assert [(one.kind, one.count) for one in made.dead_letters()] == [("record", 1), *[("batch", 1)] * 3]
+        assert [names for names, _ in http.calls] == [["head"], *[[name] for name in named(3)], ["good"], ["head"]]
+    assert sum("answers again" in line for line in lines(caplog)) == 1
 
 
 def test_new_changes_are_tried_at_most_once_a_second(tmp_path: Path, http: Backend) -> None:
@@ -188,7 +243,10 @@ def test_new_changes_are_tried_at_most_once_a_second(tmp_path: Path, http: Backe
             made.put(name)
             time.sleep(0.02)
         wait_until(lambda: http.calls[-1][0] == ["r0039"], "the newest of all")
-        probes = http.times[1:]
+        first = {
+            name: time for (names, _), time in reversed([*zip(http.calls, http.times, strict=True)]) for name in names
+        }
+        probes = sorted({*first.values()})[1:]
         assert len(probes) <= 2 + (probes[-1] - probes[0]) / pause
         assert (made.waiting(), made.dead_letters()) == (41, [])
 
