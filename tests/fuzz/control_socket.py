@@ -13,10 +13,11 @@ from statsig_otel.exporters import Blocked, Outcome
 from statsig_otel.exporters.queue import schema
 from statsig_otel.plugin import Service
 from statsig_otel.plugin.control.socket import MAX_REQUEST, call
+from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
 from tests.fuzz.targets import Check, Mutate
 from tests.fuzz.trees import change
 from tests.plugin.http_client import exchange
-from tests.plugin.services import Keeper, address_of, body_of, service, signed_request
+from tests.plugin.services import Keeper, address_of, service, signed_request
 
 LONGEST: Final = 512
 ENOUGH: Final = 1_000_000
@@ -30,9 +31,12 @@ TOKENS: Final = (
 
 WAIT: Final = 20.0
 ITEMS: Final = 3
-"""Dead letters of each kind to begin with, and records that wait for the exporter that is stuck."""
+"""Dead letters, and records that wait for the exporter that is stuck, below which there are too few."""
 
-MOST: Final = 60
+NEW: Final = 20
+"""How many of them are made at once."""
+
+MOST: Final = 200
 """Dead letters after which they are dropped and made anew."""
 
 
@@ -103,10 +107,13 @@ def checking() -> Iterator[Check]:
         stock.fill()
 
         def check(data: bytes) -> None:
-            check_answer(data, answer_to(stock.socket, data))
-            stock.fill()
+            answer = answer_to(stock.socket, data)
+            check_answer(data, answer)
+            if answer.startswith(b'{"result"'):
+                stock.fill()
 
-        yield check
+        with closing(stock):
+            yield check
 
 
 class Stock:
@@ -114,9 +121,12 @@ class Stock:
 
     def __init__(self, running: Service, directory: Path) -> None:
         self.socket = directory / "control.sock"
-        self._database = directory / "queue.db"
+        self._database = schema.connect_reading(directory / "queue.db")
         self._service = running
         self._posted = 0
+
+    def close(self) -> None:
+        self._database.close()
 
     def fill(self) -> None:
         """Make anew what a command has taken away."""
@@ -124,21 +134,24 @@ class Stock:
         if dead_letters > MOST:
             call(self.socket, "dead-letters drop", selection={})
         if dead_letters < ITEMS or dead_letters > MOST:
-            broken = b'{"data": [' + b",".join([b'{"eventName": "statsig::config_change"}'] * ITEMS) + b"]}"
-            self._post(broken)
+            self._post([{"eventName": CONFIG_CHANGE}] * NEW)
         if waiting < ITEMS:
-            self._posted += 1
-            self._post(body_of(f"gate_{self._posted}"))
-            self.fill()
+            self._post(
+                [
+                    {"eventName": CONFIG_CHANGE, "timestamp": at, "metadata": {"type": "Gate", "name": "a"}}
+                    for at in range(self._posted + 1, self._posted + 1 + NEW)
+                ]
+            )
+            self._posted += NEW
 
-    def _post(self, body: bytes) -> None:
+    def _post(self, items: Sequence[object]) -> None:
+        body = json.dumps({"data": items}).encode()
         assert exchange(address_of(self._service), signed_request(body)).status == 200
 
     def _counts(self) -> tuple[int, int]:
-        with closing(schema.connect_reading(self._database)) as connection:
-            (dead_letters,) = connection.execute("SELECT count(*) FROM dead_letters").fetchone()
-            (waiting,) = connection.execute("SELECT waiting FROM exporters WHERE name = 'stuck'").fetchone()
-            return dead_letters, waiting
+        (dead_letters,) = self._database.execute("SELECT count(*) FROM dead_letters").fetchone()
+        (waiting,) = self._database.execute("SELECT waiting FROM exporters WHERE name = 'stuck'").fetchone()
+        return dead_letters, waiting
 
 
 def answer_to(path: Path, data: bytes) -> bytes:

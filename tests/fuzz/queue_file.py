@@ -1,6 +1,7 @@
 """The queue's files with anything done to them: they are opened, set aside or refused, and no readable record is lost.
 
-An input is a list of edits. The first byte chooses whether the service that left the files was stopped or killed.
+An input is a list of edits. The first byte chooses whether the service that left the files was stopped or killed. Each
+is read by the functions with which a start and a recovery read files, and one in `SHARE` by a running queue.
 """
 
 import contextlib
@@ -17,16 +18,22 @@ from pathlib import Path
 from typing import Final, TypeAlias
 from unittest.mock import patch
 
-from statsig_otel.exporters.queue import writer
+from statsig_otel.exporters.queue import checks, queries, schema, write_ahead_log, writer
 from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery import damaged_file
+from statsig_otel.exporters.queue.recovery.carry_over import CarryOver
 from statsig_otel.exporters.queue.writer import StorageError
 from tests.exporters.queue.helpers import PATIENCE, batch, change, consume, read_all, reading, running
-from tests.fuzz.targets import Check
+from tests.fuzz.targets import Check, is_chosen
 
 LONGEST: Final = 512
 ENOUGH: Final = 1_000_000
+SHARE: Final = 16
+"""Of so many inputs one is opened by a queue with its threads, which takes five times as long as reading it."""
+
 TOKENS: Final = (b"SQLite format 3\0", b"\x37\x7f\x06\x82", b"\x0d", b"\x05", b"\x0a", b"\x02", b"\xff" * 8, b"\0" * 8)
 
 PAGE: Final = 4096
@@ -93,29 +100,36 @@ def checking() -> Iterator[Check]:
         patch.object(damaged_file, "_MOST_FAILURES", MOST_FAILURES),
         patch.object(writer, "_IDLE", IDLE),
     ):
-        directory, copy = Path(made, "queue"), Path(made, "copy")
+        directory = Path(made, "queue")
         stocks = [stock(Path(made, "stopped"), crashed=False), stock(Path(made, "killed"), crashed=True)]
 
         def check(data: bytes) -> None:
             left = stocks[data[0] & 1 if data else 0]
             files = edited(left.files, data[1:])
-            for place in (directory, copy):
-                shutil.rmtree(place, ignore_errors=True)
-                place.mkdir()
-                for name, content in files.items():
-                    (place / name).write_bytes(content)
-            check_queue(directory, files, readable(left, copy))
+            found = readable(left, written(files, directory))
+            check_read(written(files, directory) / "queue.db", found)
+            if is_chosen(data, SHARE):
+                check_queue(written(files, directory), files, found)
 
         yield check
 
 
+def written(files: Mapping[str, bytes], directory: Path) -> Path:
+    """The directory, with these files and no others."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    return directory
+
+
 def stock(directory: Path, *, crashed: bool) -> Stock:
     """Records and dead letters, and nothing else in the log. One exporter is done with some of the records."""
-    with running(directory, exporters=EXPORTERS):
-        pass
+    half = len(STORED) // 2
+    with running(directory, exporters=EXPORTERS) as queue:  # it folds the log in
+        consume(queue, batch(*STORED[:half], size=SIZE, invalid=2)).result(PATIENCE)
     with running(directory, exporters=EXPORTERS) as queue:
-        for start in STORED[::15]:
-            consume(queue, batch(*range(start, start + 15), size=SIZE, invalid=2)).result(PATIENCE)
+        consume(queue, batch(*STORED[half:], size=SIZE, invalid=2)).result(PATIENCE)
         cursor = queue.cursor("file")
         cursor.finish(cursor.read(DONE["file"], 1 << 20))
         files = contents(directory)
@@ -169,10 +183,10 @@ def edited(files: Mapping[str, bytes], edits: bytes) -> dict[str, bytes]:
     return found
 
 
-def readable(left: Stock, copy: Path) -> Readable:
+def readable(left: Stock, directory: Path) -> Readable:
     """What is there as it was; nothing if SQLite can't say for whom it is."""
     try:
-        with contextlib.closing(sqlite3.connect(copy / "queue.db")) as connection:
+        with contextlib.closing(sqlite3.connect(directory / "queue.db")) as connection:
             if tables(connection) != (left.exporters, left.routes):
                 return Readable()
             records = [row for row in left.records if row == one_row(connection, f"{_RECORDS} WHERE seq = ?", row[0])]
@@ -195,6 +209,72 @@ def content_of(dead_letter: tuple[object, ...]) -> bytes:
     return dead_letter[-1]
 
 
+def check_read(database: Path, found: Readable) -> None:
+    """All that can be read is read, as a start reads the database, or as a recovery does if it is damaged."""
+    try:
+        numbers, contents_left = read_by_a_start(database)
+    except sqlite3.DatabaseError:
+        numbers, contents_left = read_by_a_recovery(database)
+    except (QueueError, OSError):
+        return  # refused, and left where it is
+    check_found(numbers, found.records)
+    assert Counter(found.dead_letters) <= Counter(contents_left), "a dead letter is lost"
+
+
+def read_by_a_start(database: Path) -> tuple[dict[str, set[int]], list[bytes]]:
+    """The records for each exporter, and the dead letters.
+
+    Raises:
+        sqlite3.DatabaseError: It is damaged.
+    """
+    if write_ahead_log.check(database).is_damaged:
+        raise schema.DamagedError
+    with contextlib.closing(schema.connect(database)) as connection:
+        connection.execute("BEGIN")
+        checks.check_database(connection)
+        connection.execute("COMMIT")
+        return in_tables(connection)
+
+
+def read_by_a_recovery(database: Path) -> tuple[dict[str, set[int]], list[bytes]]:
+    """The same, from what is carried over."""
+    database.touch()  # as if it was set aside
+    with schema.in_memory() as fresh:
+        try:
+            with damaged_file.opened(database, spare_bytes=1 << 30) as connection:
+                carry_over = CarryOver("queue.db", connection, exporters_of=lambda _: EXPORTERS, now_ms=lambda: 0)
+                for step in carry_over.steps():
+                    carry_over.done += step(fresh)
+        except damaged_file.UnreadableError:
+            pass
+        return in_tables(fresh)
+
+
+def in_tables(connection: sqlite3.Connection) -> tuple[dict[str, set[int]], list[bytes]]:
+    states = {state.name: state for state in queries.exporter_states(connection)}
+    numbers = {name: {*numbers_for(connection, states[name])} if name in states else set() for name in EXPORTERS}
+    return numbers, dead_letters_in(connection)
+
+
+def numbers_for(connection: sqlite3.Connection, exporter: ExporterState) -> Iterator[int]:
+    """The numbers of the intact records that wait for an exporter, as its sender reads them."""
+    routes, after = queries.routes_of(connection, exporter.id), exporter.cursor
+    while True:
+        for read_next in (queries.read_records, queries.read_without_index):
+            if records := read_next(connection, routes, after=after, count=100, size=1 << 20):
+                break
+        else:
+            return
+        yield from (number_of(record) for record in records if record.intact)
+        after = records.seqs[-1]
+
+
+def number_of(record: Stored) -> int:
+    number = int.from_bytes(record.uid)
+    assert number >= FRESH or (record.payload,) == change(number, size=SIZE).records
+    return number
+
+
 def check_queue(directory: Path, files: Mapping[str, bytes], found: Readable) -> None:
     try:
         with running(directory, exporters=EXPORTERS) as queue:
@@ -209,18 +289,27 @@ def check_queue(directory: Path, files: Mapping[str, bytes], found: Readable) ->
 
 
 def dead_letters(queue: DurableQueue) -> list[bytes]:
-    """The contents of the dead letters; each is looked up by itself if they can't all be read."""
     with reading(queue.database) as connection:
-        with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
-            return [content_of(row) for row in connection.execute(_LETTERS) if isinstance(row[-1], bytes)]
-        rows = (one_row(connection, f"{_LETTERS} WHERE id = ?", number) for number in range(1, MOST_LETTERS))
-        return [content_of(row) for row in rows if row is not None and isinstance(row[-1], bytes)]
+        return dead_letters_in(connection)
+
+
+def dead_letters_in(connection: sqlite3.Connection) -> list[bytes]:
+    """The contents of the dead letters; each is looked up by itself if they can't all be read."""
+    with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+        return [content_of(row) for row in connection.execute(_LETTERS) if isinstance(row[-1], bytes)]
+    rows = (one_row(connection, f"{_LETTERS} WHERE id = ?", number) for number in range(1, MOST_LETTERS))
+    return [content_of(row) for row in rows if row is not None and isinstance(row[-1], bytes)]
 
 
 def check_delivered(delivered: Mapping[str, set[int]], found: Iterable[int]) -> None:
     """Each exporter has what is acknowledged now, and what was found for it."""
     for name in EXPORTERS:
         assert FRESH in delivered[name], f"{name} has not got a change that was acknowledged"
+    check_found(delivered, found)
+
+
+def check_found(delivered: Mapping[str, set[int]], found: Iterable[int]) -> None:
+    for name in EXPORTERS:
         missing = [seq for seq in found if seq > DONE[name] and seq not in delivered[name]]
         assert not missing, f"{name} has not got {missing}, which can be read"
 
@@ -258,10 +347,7 @@ def read(queue: DurableQueue, name: str, delivered: set[int]) -> bool:
     """Read what waits for an exporter, and add the intact records; False if it can't be read now."""
     try:
         for record in read_all(queue.cursor(name), at_once=100):
-            number = int.from_bytes(record.uid)
-            if record.intact and number < FRESH:
-                assert (record.payload,) == change(number, size=SIZE).records
-            delivered.add(number if record.intact else 0)
+            delivered.add(number_of(record) if record.intact else 0)
     except (sqlite3.Error, StorageError):
         return False
     return True
