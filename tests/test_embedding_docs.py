@@ -53,7 +53,7 @@ def programs() -> dict[str, Program]:
 
 
 PROGRAMS = programs()
-SMALLEST, FROM_FILE, FASTAPI, FLASK, DEVELOPMENT, DJANGO, DJANGO_WSGI, FALCON, FALCON_WSGI, *_ = PROGRAMS
+SMALLEST, FROM_FILE, WAITING, FASTAPI, FLASK, DEVELOPMENT, DJANGO, DJANGO_WSGI, FALCON, FALCON_WSGI, *_ = PROGRAMS
 *_, REPLAY, OWN, EXPORTER, SDK, PURE = PROGRAMS
 MOUNTED = f"/statsig{DEFAULT_PATH}"
 """The path of a receiver below a prefix."""
@@ -61,7 +61,7 @@ MOUNTED = f"/statsig{DEFAULT_PATH}"
 
 def test_every_block_of_code_belongs_to_a_program() -> None:
     files = [name for program in PROGRAMS.values() for name in program.files]
-    assert len(PROGRAMS) == 14
+    assert len(PROGRAMS) == 15
     assert len(files) == len(re.findall(r"```(?:python|yaml)\n", PAGE))
     assert all(re.fullmatch(r"[\w/.-]+\.(py|yaml)", name) for name in files)
     assert len(re.findall(r"```sh\n", PAGE)) == len(PROGRAMS)
@@ -86,9 +86,9 @@ def environment(**variables: str) -> dict[str, str]:
 
 def write(heading: str, folder: Path, port: int) -> str:
     """Write the files of a program, and those of other programs that its text refers to; its command, for a shell."""
-    files, commands = PROGRAMS[heading].files, PROGRAMS[heading].commands
-    if heading in (DEVELOPMENT, FALCON_WSGI):
-        files = {**PROGRAMS[FLASK].files, **files}
+    commands = PROGRAMS[heading].commands
+    other = {DEVELOPMENT: FLASK, FALCON_WSGI: FLASK, WAITING: FROM_FILE}.get(heading, heading)
+    files = {**PROGRAMS[other].files, **PROGRAMS[heading].files}
     for name, code in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(at_port(code, port))
@@ -207,6 +207,32 @@ def test_a_reload_takes_the_file_over(tmp_path: Path) -> None:
             headers = signed(BODY, secret=other)
             wait_until(lambda: exchange(address, request(BODY, path=DEFAULT_PATH, headers=headers)).status == 200)
             assert process.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_program_that_waits_heeds_signals_and_takes_over(tmp_path: Path) -> None:
+    """It ends without a traceback, and what a SIGHUP asks for during the wait is done after it."""
+    other = "webhook-another-0123456789"
+    variables = environment(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
+    with running(FROM_FILE, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9") as (older, address):
+        command = ["sh", "-c", f"cd {tmp_path}\n{write(WAITING, tmp_path, address[1])}"]
+        for end in (signal.SIGTERM, signal.SIGINT):
+            with Process(command, variables) as waiting:
+                waiting.wait_for("Waiting for the queue's directory")
+                os.kill(waiting.pid, end)
+                wait_until(lambda waiting=waiting: not waiting.is_running)  # type: ignore[misc] # mypy can't see it
+                assert waiting.stop() == 0
+                assert "Traceback" not in waiting.output
+        with Process(command, variables) as waiting:
+            waiting.wait_for("Waiting for the queue's directory")
+            file = tmp_path / "statsig-otel.yaml"
+            file.write_text(file.read_text().replace("${env:STATSIG_SIGNING_SECRET}", other))
+            os.kill(waiting.pid, signal.SIGHUP)
+            assert older.stop() == 0
+            waiting.wait_for("Webhook URL: ")
+            headers = signed(BODY, secret=other)
+            wait_until(lambda: exchange(address, request(BODY, path=DEFAULT_PATH, headers=headers)).status == 200)
+            assert waiting.stop() == 0
 
 
 def test_the_smallest_program_sends_what_it_takes(tmp_path: Path) -> None:
