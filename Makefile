@@ -83,12 +83,13 @@ $(VENV)/.fuzz: $(VENV)/.dev
 	$(PIP) install --quiet --editable '.[fuzz]'
 	@touch $@
 
-# One process, one target after another. What was found before is where the next run begins. ARGS=--enough ends a target
-# once it has been searched enough.
+# One target after another, each in JOBS processes. What was found before is where the next run begins. ARGS=--enough ends
+# a target once it has been searched enough.
 SECONDS ?= 20
+JOBS ?= 1
 fuzz: $(VENV)/.fuzz
 	@mkdir -p proofs/results
-	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS) --results proofs/results/$$(date +%Y-%m-%d)-fuzz.md $(TARGETS) $(ARGS)
+	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS) --jobs $(JOBS) --results proofs/results/$$(date +%Y-%m-%d)-fuzz.md $(TARGETS) $(ARGS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

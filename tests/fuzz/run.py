@@ -1,4 +1,4 @@
-"""Runs the fuzzer: `python -m tests.fuzz.run --seconds 20`, or for hours, with one process at a time.
+"""Runs the fuzzer: `python -m tests.fuzz.run --seconds 20`, or for hours, one target at a time.
 
 What it finds out about the code stays in `.fuzz/TARGET`, from which the next run begins. An input for which a check
 fails is written to `.fuzz/findings`, its target stops, and the exit code is 1. `--enough` stops a target earlier: once
@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -89,41 +90,51 @@ def begin(name: str) -> Report:
     return report
 
 
-def fuzz(name: str, seconds: int, seed: int = 0) -> Report:
-    """Fuzz one target for so long; with a seed other than 0 the inputs are the same each time."""
+def fuzz(name: str, seconds: int, seed: int = 0, jobs: int = 1) -> Report:
+    """Fuzz one target for so long, in as many processes; with a seed other than 0 one process tries the same each time.
+
+    The processes share the directory of inputs: each looks there once a second for what the others have found.
+    """
     corpus = prepare(name)
     report = begin(name)
-    arguments = [
-        f"-max_total_time={seconds}",
-        f"-artifact_prefix={FINDINGS}/{name}-",
-        *_arguments(name),
-        f"-seed={seed}",
-        str(corpus),
-    ]
     begun = time.monotonic()
     news = begun - report.quiet_seconds
-    tail: list[str] = []
-    with (
-        _environment() as environ,
-        subprocess.Popen(
-            _command(name, arguments), cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True, errors="replace"
-        ) as child,
-    ):
-        for line in child.stderr or ():
-            tail = [*tail[-60:], line]
-            if (found := _COVERAGE.match(line)) and int(found["covered"]) > report.covered:
-                report.covered, news = int(found["covered"]), time.monotonic()
-            if found:
-                report.executions = int(found["runs"])
-            if found := _DONE.match(line):
-                report.executions = int(found[1])
-    report.failed = child.returncode != 0
+
+    def reached(covered: int) -> None:
+        nonlocal news
+        if covered > report.covered:
+            report.covered, news = covered, time.monotonic()
+
+    arguments = [f"-max_total_time={seconds}", f"-artifact_prefix={FINDINGS}/{name}-", *_arguments(name)]
+    commands = [_command(name, [*arguments, f"-seed={seed and seed + job}", str(corpus)]) for job in range(jobs)]
+    with _environment() as environ, ThreadPoolExecutor(jobs) as pool:
+        processes = [*pool.map(lambda command: _process(command, environ, reached), commands)]
+    report.executions = sum(executions for executions, _ in processes)
+    report.failed = any(failure for _, failure in processes)
     report.seconds, report.quiet_seconds = round(time.monotonic() - begun), round(time.monotonic() - news)
     report.all_executions += report.executions
     _last(name).write_text(json.dumps(asdict(report)))
-    if report.failed:
-        print("".join(line for line in tail if not line.startswith("INFO: Instrumenting")))
+    for _, failure in processes:
+        print(failure, end="")
     return report
+
+
+def _process(command: Sequence[str], environ: Mapping[str, str], reached: Callable[[int], None]) -> tuple[int, str]:
+    """Run one process; how many inputs it has tried, and its last lines if it has failed."""
+    executions = 0
+    tail: list[str] = []
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
+        for line in process.stderr or ():
+            tail = [*tail[-60:], line]
+            if found := _COVERAGE.match(line):
+                reached(int(found["covered"]))
+                executions = int(found["runs"])
+            if found := _DONE.match(line):
+                executions = int(found[1])
+    failure = "".join(line for line in tail if not line.startswith("INFO: Instrumenting"))
+    return executions, failure if process.returncode else ""
 
 
 def prepare(name: str) -> Path:
@@ -199,6 +210,7 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"by default all: {', '.join(TARGETS)}")
     parser.add_argument("--seconds", type=int, default=20, help="for each target at most (20)")
     parser.add_argument("--seed", type=int, default=0, help="of the random changes; a new one each time without it")
+    parser.add_argument("--jobs", type=int, default=1, help="processes for each target (1)")
     parser.add_argument("--enough", action="store_true", help="end a target earlier, once it has been searched enough")
     parser.add_argument("--minimise", action="store_true", help="write corpus/ anew from what was found")
     parser.add_argument("--results", type=Path, metavar="FILE", help="add a row for each turn to a table in this file")
@@ -219,7 +231,7 @@ def main() -> int:
                 print(f"{name}: enough inputs were tried on this code")
                 del left[name]
                 continue
-            report = fuzz(name, min(seconds, SLICE), options.seed)
+            report = fuzz(name, min(seconds, SLICE), options.seed, options.jobs)
             failed = failed or report.failed
             left[name] -= SLICE
             if left[name] <= 0 or report.failed:
