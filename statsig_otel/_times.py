@@ -38,6 +38,7 @@ SEND_GRACE: Final = Share(3.0, 1 / 4)  # for what synchronous exporters are send
 SERVER_CLOSING: Final = 3.0  # above REQUEST_DRAIN, to close the connections
 COMMAND_SHARE: Final = 1 / 2  # of the time that is left then, for a command that is being carried out
 QUEUE_DRAIN: Final = 5.0  # for what waits in the queue; the rest is sent after the next start
+READERS_CLOSING: Final = 3.0  # for the last report of the metrics, after all of the above
 SENDER_GRACE: Final = 3.0  # after an exporter's shutdown, for its send: one that hangs must not hold up the end
 
 # A reload and other commands: BATCH_FINISH and REPLAY_TIMEOUT are below COMMAND_TIMEOUT, so that they are answered.

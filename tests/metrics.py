@@ -14,10 +14,10 @@ class Collected:
     """Collects what the metrics say now."""
 
     def __init__(self, reader: InMemoryMetricReader) -> None:
-        self._reader = reader
+        self.reader = reader
 
     def all(self) -> dict[str, Metric]:
-        data = self._reader.get_metrics_data()
+        data = self.reader.get_metrics_data()
         return {
             metric.name: metric
             for of_resource in (data.resource_metrics if data else ())
@@ -39,16 +39,25 @@ class Collected:
 
 @contextlib.contextmanager
 def collected() -> Iterator[Collected]:
+    """Collect within the block."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
-    make_instruments(provider.get_meter("tests"))
-    collecting.has_begun = True
-    try:
+    with forgotten():
+        make_instruments(provider.get_meter("tests"))
+        collecting.has_begun = True
         yield Collected(reader)
-    finally:
         provider.shutdown()
+
+
+@contextlib.contextmanager
+def forgotten() -> Iterator[None]:
+    """At the end of the block, forget the meters that it has added."""
+    histograms = [metric for metric in METRICS.values() if isinstance(metric, Distribution)]
+    numbers = [len(metric._instruments) for metric in histograms]
+    try:
+        yield
+    finally:
         collecting.has_begun = False
-        for metric in METRICS.values():
-            if isinstance(metric, Distribution):
-                metric._instruments.pop()
-                metric.record = metric._instruments[0].record
+        for metric, number in zip(histograms, numbers, strict=True):
+            del metric._instruments[number:]
+            metric.record = metric._instruments[0].record if number == 1 else metric._record_all

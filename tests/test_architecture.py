@@ -34,6 +34,7 @@ ROOMS: Final = (
     "plugin.settings",
     "plugin.demo",
     "plugin.control",
+    "plugin.watch",
     "plugin.doctor",
     "plugin.service",
     "plugin.cli",

@@ -80,7 +80,8 @@ def test_a_service_loads_nothing_for_what_is_not_configured() -> None:
     assert {"grpc", "statsig_otel.exporters.otlp.grpc"} <= loaded
     assert not loaded & {
         "difflib", "html", "opentelemetry.exporter", "opentelemetry.sdk", "requests", "urllib3",
-        "statsig_otel.exporters.otlp.http", "statsig_otel.plugin.demo", "statsig_otel.plugin.doctor.diagnosis",
+        "prometheus_client", "statsig_otel.exporters.otlp.http", "statsig_otel.plugin.demo",
+        "statsig_otel.plugin.doctor.diagnosis", "statsig_otel.plugin.watch",
     }  # fmt: skip
 
 

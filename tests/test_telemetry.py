@@ -2,9 +2,12 @@
 
 import json
 import re
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, Metric, Sum
@@ -21,6 +24,9 @@ from tests.peers.certs import Authority
 from tests.plugin.http_client import Address, connect, exchange, read_response, request
 from tests.plugin.services import SECRET, Keeper, signed_request
 from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
 
 ROOT = Path(statsig_otel.__file__).parent
 PAGE = ROOT.parent / "docs" / "metrics.md"
@@ -217,6 +223,25 @@ def test_the_page_has_a_row_for_each_metric(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("sys.argv", ["metrics_docs", str(tmp_path)])
     main()
     assert (tmp_path / "metrics.md").read_text() == page
+
+
+@pytest.mark.slow
+def test_promtool_finds_nothing_wrong_with_what_prometheus_reads(seen: Collected) -> None:
+    """With all metrics in it."""
+    from prometheus_client.exposition import choose_encoder
+
+    from statsig_otel.plugin.watch.prometheus import Scrapes
+
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("NOT PROVEN HERE: checking the format of Prometheus needs promtool, of Debian's package prometheus")
+    encode, _ = choose_encoder("")
+    text = encode(cast("Collector", Scrapes(seen.reader)))
+    assert {metric.prometheus_name for metric in METRICS.values()} == set(
+        re.findall(r"^# TYPE ((?!target_info)\w+)", text.decode(), re.MULTILINE)
+    )
+    checked = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False, timeout=60)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
 
 
 def test_requests_on_one_connection_are_counted_one_by_one(tmp_path: Path) -> None:

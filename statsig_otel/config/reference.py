@@ -322,9 +322,12 @@ def _keys(model: str, definitions: Mapping[str, Schema], above: str) -> Iterator
             continue  # it changes nothing
         path = f"{above}{name}"
         models = [_name(one) for one in _choices(schema) if "$ref" in one and one not in _OTHER_FORMS]
+        is_mapping = bool(models)
+        if not is_mapping and "$ref" in schema.get("items", {}):  # a list of mappings, and nothing else
+            models = [_name(schema["items"])]
         yield Key(
             path,
-            "mapping" if models else _type(schema),
+            "mapping" if is_mapping else _type(schema),
             schema.get("default"),
             name in definition.get("required", ()),
             schema.get("description", ""),

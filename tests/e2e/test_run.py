@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 import urllib3
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from statsig_otel.plugin.webhook.signature import sign
 from tests.e2e.processes import write_config
@@ -43,6 +44,38 @@ def post(url: str, body: bytes = BODY, *, secret: str = SECRET) -> urllib3.BaseH
 
 def grpc_exporter(port: int) -> dict[str, object]:
     return {"endpoint": f"127.0.0.1:{port}", "tls": {"insecure": True}}
+
+
+@pytest.mark.slow
+def test_prometheus_and_a_backend_read_what_the_service_counts(tmp_path: Path) -> None:
+    """Prometheus reads at once, and the backend gets a last report at the end."""
+    with HttpSink() as changes, HttpSink() as metrics:
+        config = write_config(tmp_path, {"otlp_http": {"endpoint": changes.url}}, queued=True)
+        port = free_port()
+        otlp = {"protocol": "http/protobuf", "endpoint": metrics.url, "headers": {"key": "${env:KEY}"}}
+        readers = [
+            {"pull": {"exporter": {"prometheus": {"host": "127.0.0.1", "port": port}}}},
+            {"periodic": {"interval": "1h", "exporter": {"otlp": otlp}}},
+        ]
+        more = tmp_path / "readers.yaml"
+        more.write_text(json.dumps({"service": {"telemetry": {"metrics": {"readers": readers}}}}))
+        variables = {**SECRET_ENV, "KEY": "s3cr3t-of-metrics", "OTEL_EXPORTER_OTLP_HEADERS": "key=of-another"}
+        with ServiceProcess(config, "--config", str(more), env=variables) as service:
+            assert post(service.url).status == 200
+            text = http.request("GET", f"http://127.0.0.1:{port}/metrics").data.decode()
+            assert not metrics.requests
+        assert any(f"Metrics for Prometheus: http://127.0.0.1:{port}/metrics" in line for line in service.log)
+        assert "s3cr3t-of-metrics" not in "\n".join(service.log)
+        (report,) = metrics.requests
+    lines = text.splitlines()
+    assert 'otelcol_receiver_accepted_log_records_total{receiver="statsig",transport="http"} 1.0' in lines
+    assert 'statsig_otel_receiver_request_duration_seconds_count{receiver="statsig"} 1.0' in lines
+    assert 'statsig_otel_receiver_requests_total{reason="accepted",receiver="statsig",status="200"} 1.0' in lines
+    assert 'statsig_otel_server_refused_requests_total{reason="not_found",status="404"} 0.0' in lines
+    assert report.headers["key"] == "s3cr3t-of-metrics"
+    sent = ExportMetricsServiceRequest.FromString(report.payload)
+    names = {metric.name for scope in sent.resource_metrics[0].scope_metrics for metric in scope.metrics}
+    assert {"otelcol_exporter_sent_log_records", "statsig_otel_queue_commit_duration"} <= names
 
 
 def test_a_signed_change_reaches_every_exporter_before_the_200(tmp_path: Path) -> None:

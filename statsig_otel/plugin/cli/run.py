@@ -9,6 +9,7 @@ import resource
 import signal
 import sqlite3
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -37,7 +38,7 @@ from statsig_otel.plugin.settings.environment import (
     resource_from_environment,
 )
 from statsig_otel.plugin.settings.exporters import secrets_in
-from statsig_otel.plugin.settings.reading import queued_exporters
+from statsig_otel.plugin.settings.reading import metrics_settings, queued_exporters
 from statsig_otel.plugin.settings.storage import find_directory
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings, named_level
 
@@ -101,7 +102,12 @@ def command(locations: tuple[str, ...], listen: str | None, log_level: str | Non
             return read_document(locations, os.environ, listen=listen)
 
         service = service_of(assembly, Reloader(assembly, document, read, notifier.reloading))
-        _start(service, configuration, document, directory)
+        stop_readers = _start_readers(configuration, document)
+        try:
+            _start(service, configuration, document, directory)
+        except BaseException:
+            stop_readers()
+            raise
         collect_garbage_rarely()
     except ConfigError as error:
         raise click.ClickException(f"the configuration has errors\n{error}") from error
@@ -111,6 +117,7 @@ def command(locations: tuple[str, ...], listen: str | None, log_level: str | Non
         asyncio.run(_run(service, assembly, notifier, document))
     finally:
         service.shutdown()
+        stop_readers()
     _logger.info("Stopped")
 
 
@@ -177,6 +184,25 @@ def _start(service: Service, configuration: Configuration, document: Document, d
     with contextlib.suppress(OSError):
         if queued_exporters(configuration) and (fault := check_space(configuration, directory)) is not None:
             _logger.warning("%s: %s: %s", directory, *fault)
+
+
+def _start_readers(configuration: Configuration, document: Document) -> Callable[[], None]:
+    """Start the readers of the metrics, and return what stops them. Without one nothing is loaded."""
+    settings = metrics_settings(configuration)
+    if not settings.active:
+        return lambda: None
+    from statsig_otel.plugin.watch.readers import ReaderError, Readers  # noqa: PLC0415 - as above
+
+    readers = Readers(settings)
+    try:
+        readers.start()
+    except ReaderError as failure:
+        message, hint = failure.fault
+        path = ("service", "telemetry", "metrics", "readers", failure.position)
+        raise click.ClickException(str(document.problem(path, message, hint))) from failure
+    for url in readers.urls:
+        _logger.info("Metrics for Prometheus: %s", url)
+    return readers.shutdown
 
 
 def _message(error: Exception) -> str:

@@ -26,7 +26,14 @@ from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.listening import ListenError
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.tls import ServerTlsError, ServerTlsSettings, server_context
-from statsig_otel.plugin.settings.reading import PEM_KEYS, exporter_settings, queued_exporters, receiver_settings
+from statsig_otel.plugin.settings.metrics import PUSH_PEM_KEYS
+from statsig_otel.plugin.settings.reading import (
+    PEM_KEYS,
+    exporter_settings,
+    metrics_settings,
+    queued_exporters,
+    receiver_settings,
+)
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings, file_storage
 
@@ -34,6 +41,7 @@ _SYSTEMD: Final = FilePath("/run/systemd/system")
 """A directory that there is where systemd runs the machine: sd_booted(3)."""
 
 _SOCKET_UNIT: Final = "If systemd listens there for this service, with a socket unit, nothing is wrong"
+_READERS: Final = ("service", "telemetry", "metrics", "readers")
 _READABLE_HINT: Final = "the service reads it as its own user; check the path and the permissions"
 
 
@@ -55,6 +63,7 @@ def check_resources(
         *_certificates(configuration, document),
         *(problem for problem, is_used in ports if not is_used),
         *_exporters(configuration, document),
+        *_files_of_readers(configuration, document),
         *_queue_files(configuration, document, directory),
     ]
     if who is None:
@@ -71,7 +80,11 @@ def _owner(directory: FilePath) -> str | None:
 
 def check_files(configuration: Configuration, document: Document) -> list[Problem]:
     """The problems of the certificates, and those that would keep an exporter from starting here."""
-    return [*_certificates(configuration, document), *_exporters(configuration, document)]
+    return [
+        *_certificates(configuration, document),
+        *_exporters(configuration, document),
+        *_files_of_readers(configuration, document),
+    ]
 
 
 def _certificates(configuration: Configuration, document: Document) -> list[Problem]:
@@ -138,8 +151,7 @@ def _ports(configuration: Configuration, document: Document) -> list[tuple[Probl
     """The addresses that can't be listened on, each with whether another process listens there."""
     found: list[tuple[Problem, bool]] = []
     with ExitStack() as bound:  # at the same time, since two may be the same port by different names
-        for name, settings in _servers(configuration).items():
-            host, port = settings.address
+        for path, (host, port) in _addresses(configuration).items():
             server = HttpServer(_no_app, host=host, port=port)
             bound.callback(server.stop)
             try:
@@ -149,7 +161,19 @@ def _ports(configuration: Configuration, document: Document) -> list[tuple[Probl
                 is_used = error.errno == errno.EADDRINUSE
                 if is_used and _SYSTEMD.is_dir():
                     hint = f"{hint}. {_SOCKET_UNIT}"
-                found.append((document.problem(("receivers", name, "endpoint"), message, hint), is_used))
+                found.append((document.problem(path, message, hint), is_used))
+    return found
+
+
+def _addresses(configuration: Configuration) -> dict[Path, tuple[str, int]]:
+    """The addresses to listen on, by their places in the configuration."""
+    found: dict[Path, tuple[str, int]] = {}
+    for name, settings in _servers(configuration).items():
+        found["receivers", name, "endpoint"] = settings.address
+    for position, reader in metrics_settings(configuration).active.items():
+        if reader.pull is not None:
+            prometheus = reader.pull.exporter.prometheus
+            found[(*_READERS, position, "pull", "exporter", "prometheus")] = prometheus.host, prometheus.port
     return found
 
 
@@ -178,6 +202,14 @@ def _exporters(configuration: Configuration, document: Document) -> Iterator[Pro
             fault = check_path(settings.path)
             if fault is not None:
                 yield document.problem((*path, "path"), *fault)
+
+
+def _files_of_readers(configuration: Configuration, document: Document) -> Iterator[Problem]:
+    for position, reader in metrics_settings(configuration).active.items():
+        if reader.periodic is not None:
+            otlp = reader.periodic.exporter.otlp
+            files = {key: file for key in PUSH_PEM_KEYS if (file := getattr(otlp, key))}
+            yield from _unreadable(files, (*_READERS, position, "periodic", "exporter", "otlp"), document)
 
 
 def _identity(file: FilePath) -> object:

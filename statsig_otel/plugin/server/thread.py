@@ -19,12 +19,25 @@ _logger: Final = logging.getLogger(__name__)
 class ServerThread:
     """Serves until the servers are stopped. The thread is a daemon: it does not keep the process alive.
 
+    Args:
+        servers: See below.
+        name: The name of the thread.
+        effect: What the failure of a server means, for the log.
+
     Attributes:
         ended: Done once all servers have ended. If one fails, all are stopped, and this contains the error.
         servers: The servers, which have to be bound before `start`. Until then others may take their place.
     """
 
-    def __init__(self, servers: Sequence[HttpServer]) -> None:
+    def __init__(
+        self,
+        servers: Sequence[HttpServer],
+        *,
+        name: str = "statsig-otel server",
+        effect: str = "no more webhooks are accepted",
+    ) -> None:
+        self._name = name
+        self._effect = effect
         self.ended: Future[None] = uncancellable()
         self.servers = servers
         self._thread: threading.Thread | None = None  # created in `start`: after a fork it would count as ended
@@ -32,7 +45,7 @@ class ServerThread:
 
     def start(self) -> None:
         """Start to serve."""
-        thread = threading.Thread(target=self._run, name="statsig-otel server", daemon=True)
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         thread.start()
         self._thread = thread  # only now that it runs, since `shutdown` joins it
 
@@ -79,7 +92,7 @@ class ServerThread:
         try:
             asyncio.run(self._serve())
         except BaseException as error:
-            _logger.exception("The server failed: no more webhooks are accepted")
+            _logger.exception("The server failed: %s", self._effect)
             # An exit that an application asks for is a failure too: whoever waits must not end as if all was well.
             is_error = isinstance(error, Exception)
             self.ended.set_exception(error if is_error else RuntimeError(f"the server's thread ended with {error!r}"))

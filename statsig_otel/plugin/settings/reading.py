@@ -14,8 +14,10 @@ from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter
 from statsig_otel.plugin.settings.environment import read_document, resource_from_environment
+from statsig_otel.plugin.settings.metrics import MetricsSettings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
 from statsig_otel.plugin.settings.storage import FileStorageSettings, find_directory
+from statsig_otel.plugin.settings.telemetry import TelemetrySettings
 
 PEM_KEYS: Final = ("ca_file", "cert_file", "key_file", "client_ca_file")
 """The keys of `tls` that name files, of servers and of exporters."""
@@ -65,6 +67,11 @@ def read_directory(locations: tuple[str, ...], environ: Mapping[str, str]) -> Pa
     if unknown:
         raise ConfigError(unknown)
     return find_directory(None, environ)
+
+
+def metrics_settings(configuration: Configuration) -> MetricsSettings:
+    """Who reads the service's own metrics."""
+    return cast("TelemetrySettings", configuration.telemetry).metrics
 
 
 def receiver_settings(configuration: Configuration) -> Mapping[str, StatsigReceiverSettings]:

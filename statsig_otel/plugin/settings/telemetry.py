@@ -1,36 +1,30 @@
 """The `service::telemetry` settings, with the Collector's names."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
+from statsig_otel.plugin.settings.metrics import MetricsSettings, any_case
 
 LogLevel = Literal["debug", "info", "warn", "error"]
 LogEncoding = Literal["console", "json"]
 
-_METRICS_HINT: Final = "leave it out, or write level: none; docs/metrics.md says how to get them"
 _STDERR: Final = "leave it out: the log goes to standard error; let the supervisor of the service send it elsewhere"
 _LEVELS: Final[Mapping[str, LogLevel]] = {
     "debug": "debug", "info": "info", "warn": "warn", "warning": "warn", "error": "error"
 }  # fmt: skip
 
 
-def _in_any_case(words: Iterable[str]) -> str:
-    """A pattern for words; JSON Schema's patterns have no flags."""
-    return "|".join("".join(f"[{letter.upper()}{letter}]" for letter in word) for word in words)
-
-
 _LEVEL_SCHEMA: Final = {
     "anyOf": [
         {"enum": ["debug", "info", "warn", "error"]},
-        {"type": "string", "pattern": rf"^\s*({_in_any_case(_LEVELS)})\s*$"},
+        {"type": "string", "pattern": rf"^\s*({any_case(_LEVELS)})\s*$"},
         {"type": "null"},
     ]
 }
-_NONE_SCHEMA: Final = {"anyOf": [{"enum": ["none"]}, {"type": "string", "pattern": f"^({_in_any_case(['none'])})$"}]}
 
 
 def named_level(word: str | None) -> LogLevel | None:
@@ -42,12 +36,6 @@ def _log_level(value: object) -> object:
     if isinstance(value, str) and value.lower() in ("dpanic", "panic", "fatal"):
         raise SettingError(f"there is no level {value.lower()} here", "use error, the highest")
     return named_level(value) or value if isinstance(value, str) else value
-
-
-def _no_metrics(value: object) -> object:
-    if isinstance(value, str) and value.lower() == "none":
-        return "none"
-    raise SettingError("metrics are made with the OpenTelemetry API, and not exported from here", _METRICS_HINT)
 
 
 class LogsSettings(Settings):
@@ -78,17 +66,6 @@ class LogsSettings(Settings):
     encoding: LogEncoding = Field(default="console", description="Lines of text, or one JSON object a line.")
 
 
-class MetricsSettings(Settings):
-    """`service::telemetry::metrics`."""
-
-    unsupported: ClassVar[Mapping[str, str]] = dict.fromkeys(("address", "readers", "views"), _METRICS_HINT)
-    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"readers": ([],), "views": ([],)}
-
-    level: Annotated[Literal["none"], BeforeValidator(_no_metrics), WithJsonSchema(_NONE_SCHEMA)] = Field(
-        default="none", description="Always none: metrics are made with the OpenTelemetry API, for a MeterProvider."
-    )
-
-
 class TelemetrySettings(Settings):
     """`service::telemetry`: what the service says of itself."""
 
@@ -99,4 +76,6 @@ class TelemetrySettings(Settings):
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"resource": ({},), "traces": ({"level": "none"},)}
 
     logs: LogsSettings = Field(default_factory=LogsSettings, description="The service's own log, on standard error.")
-    metrics: MetricsSettings = Field(default_factory=MetricsSettings, description="The service's own metrics.")
+    metrics: MetricsSettings = Field(
+        default_factory=MetricsSettings, description="Who reads the service's own metrics."
+    )

@@ -92,6 +92,35 @@ def test_run_says_where_the_port_is_written() -> None:
     )
 
 
+def with_reader(reader: str) -> tuple[str, ...]:
+    more = f"  telemetry: {{metrics: {{readers: [{reader}]}}}}\n{STORAGE % 'queue'}"
+    return ("--config", config("endpoint: 127.0.0.1:0", more=more), *STORED)
+
+
+def test_the_port_of_a_reader_of_metrics_that_is_in_use() -> None:
+    """`run` opens nothing else then; `validate` and `doctor` say it before."""
+    pytest.importorskip("prometheus_client")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = with_reader(f"{{pull: {{exporter: {{prometheus: {{host: 127.0.0.1, port: {port}}}}}}}}}")
+        ran, said, diagnosed = call("run", *options), errors(*options), call("doctor", *options)
+        assert call("validate", "--no-machine", *options).exit_code == 0
+    assert ran.exit_code == 1
+    place, fault = "service::telemetry::metrics::readers[0]", f"cannot listen on 127.0.0.1:{port}: the port is in use"
+    hint = "  hint: stop the process that listens there, or choose another port"
+    assert ran.output.endswith(f"Error: {place}: {fault} (config.yaml:10)\n{hint}\n")
+    assert said == f"{place}::pull::exporter::prometheus: {fault} (config.yaml:10)\n{hint}"
+    assert fault in diagnosed.output
+
+
+def test_a_certificate_for_metrics_that_can_not_be_read() -> None:
+    otlp = "{protocol: grpc, endpoint: 'https://h:1', certificate: nowhere.pem}"
+    said = errors(*with_reader(f"{{periodic: {{exporter: {{otlp: {otlp}}}}}}}"))
+    assert said.startswith(
+        "service::telemetry::metrics::readers[0]::periodic::exporter::otlp::certificate: nowhere.pem can't be read"
+    )
+
+
 def test_run_says_a_host_s_fault_without_the_system_s_number() -> None:
     result = call("run", "--config", config("endpoint: host.invalid:80"))
     said = "Error: receivers::statsig::endpoint: cannot listen on host.invalid:80: the host is not known: "

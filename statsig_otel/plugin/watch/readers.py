@@ -1,0 +1,219 @@
+"""Runs the readers of `service::telemetry::metrics`: Prometheus reads at an address, or OTLP is sent now and then.
+
+The SDK and all that it needs is loaded here, and so only where a reader is configured.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, Final
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    InMemoryMetricReader,
+    MetricExporter,
+    MetricReader,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.resources import Resource
+
+from statsig_otel import __version__
+from statsig_otel._instruments import collecting, make_instruments
+from statsig_otel._telemetry import SCOPE
+from statsig_otel._times import READERS_CLOSING
+from statsig_otel.config.errors import Fault
+from statsig_otel.config.values import reveal
+from statsig_otel.plugin.server.listening import ListenError, host_port
+from statsig_otel.plugin.server.server import HttpServer
+from statsig_otel.plugin.server.thread import ServerThread
+from statsig_otel.plugin.settings.metrics import (
+    MetricsSettings,
+    OtlpPushSettings,
+    PeriodicReaderSettings,
+    PrometheusReaderSettings,
+)
+
+_MOST_CONNECTIONS: Final = 32
+_SERVICE: Final = "statsig-otel"
+
+PATH: Final = "/metrics"
+"""Where Prometheus reads."""
+
+
+class ReaderError(Exception):
+    """A reader can't be started.
+
+    Attributes:
+        position: Its position in `readers`.
+        fault: Why, and what to do.
+    """
+
+    def __init__(self, position: int, error: OSError | ValueError) -> None:
+        super().__init__(str(error))
+        self.position: Final = position
+        self.fault: Final = error.fault if isinstance(error, ListenError) else Fault(str(error))
+
+
+class Readers:
+    """The readers of a process, between `start` and `shutdown`. They collect the metrics of everything in it.
+
+    Args:
+        settings: Which readers there are.
+        environ: The environment. The exporters of the SDK don't see its OTEL_* variables: these are about the records,
+            and may contain the key of another backend.
+    """
+
+    def __init__(self, settings: MetricsSettings, environ: MutableMapping[str, str] = os.environ) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._provider: MeterProvider | None = None
+        self._threads: list[ServerThread] = []
+
+    @property
+    def urls(self) -> list[str]:
+        """Where Prometheus can read. Known after `start`."""
+        return [f"http://{host_port(*server.address)}{PATH}" for one in self._threads for server in one.servers]
+
+    def start(self) -> None:
+        """Listen, and begin to send. If something fails, nothing is left open.
+
+        Raises:
+            ReaderError: An address can't be listened on, or a file can't be read.
+        """
+        pulls: list[tuple[InMemoryMetricReader, HttpServer]] = []
+        pushes: list[tuple[PeriodicReaderSettings, MetricExporter]] = []
+        for position, one in self._settings.active.items():
+            try:
+                if one.pull is not None:
+                    reader = InMemoryMetricReader()
+                    pulls.append((reader, _server(one.pull.exporter.prometheus, reader)))
+                if one.periodic is not None:
+                    with _without_variables(self._environ):
+                        pushes.append((one.periodic, _exporter(one.periodic.exporter.otlp)))
+            except (OSError, ValueError) as error:
+                for _, server in pulls:
+                    server.stop()
+                for _, exporter in pushes:
+                    exporter.shutdown()
+                raise ReaderError(position, error) from error
+        readers: list[MetricReader] = [
+            PeriodicExportingMetricReader(exporter, settings.interval * 1000, settings.timeout * 1000)
+            for settings, exporter in pushes
+        ]
+        readers += [reader for reader, _ in pulls]
+        # A backend that is away is one line for each report, and not one for each attempt.
+        logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
+        self._provider = MeterProvider(readers, resource=_resource(), shutdown_on_exit=False)
+        make_instruments(self._provider.get_meter(SCOPE, __version__))
+        collecting.has_begun = True
+        for _, server in pulls:
+            thread = ServerThread([server], name="statsig-otel metrics", effect="Prometheus can't read any more")
+            thread.start()
+            self._threads.append(thread)
+
+    def shutdown(self, timeout: float = READERS_CLOSING) -> None:
+        """Send what the metrics say at the end, and stop. What hangs is left behind in daemon threads."""
+        latest = time.monotonic() + timeout
+        provider, self._provider = self._provider, None
+        if provider is not None:
+            closing = threading.Thread(
+                target=provider.shutdown, args=(timeout * 1000,), name="statsig-otel metrics shutdown", daemon=True
+            )
+            closing.start()
+            closing.join(timeout)
+        for thread in self._threads:
+            thread.shutdown(max(latest - time.monotonic(), 0.0))
+        self._threads = []
+
+
+def _server(settings: PrometheusReaderSettings, reader: InMemoryMetricReader) -> HttpServer:
+    """A server that is bound.
+
+    Raises:
+        ListenError: The address can't be listened on.
+    """
+    from statsig_otel.plugin.watch.prometheus import Scrapes, create_app  # noqa: PLC0415 - loaded where it is used
+
+    server = HttpServer(
+        create_app(PATH, Scrapes(reader)), host=settings.host, port=settings.port, max_connections=_MOST_CONNECTIONS
+    )
+    server.bind()
+    return server
+
+
+def _exporter(settings: OtlpPushSettings) -> MetricExporter:
+    """The SDK's exporter for a protocol.
+
+    Raises:
+        OSError: A file can't be read.
+    """
+    headers = {key: reveal(value) for key, value in settings.headers.items()}
+    files = [settings.certificate, settings.client_key, settings.client_certificate]
+    certificate, key, chain = (None if file is None else file.read_bytes() for file in files)
+    if settings.protocol == "grpc":
+        import grpc  # noqa: PLC0415 - loaded where it is used
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (  # noqa: PLC0415 - likewise
+            OTLPMetricExporter as GrpcExporter,
+        )
+
+        return GrpcExporter(
+            endpoint=settings.endpoint,
+            insecure=not settings.uses_tls,
+            credentials=grpc.ssl_channel_credentials(certificate, key, chain) if settings.uses_tls else None,
+            headers=headers,
+            timeout=settings.timeout,
+            compression=grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression,
+        )
+    import requests  # noqa: PLC0415 - likewise
+    from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415 - likewise
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # noqa: PLC0415 - likewise
+        OTLPMetricExporter as HttpExporter,
+    )
+
+    trusted = _path(settings.certificate)
+
+    class Session(requests.Session):
+        """Trusts the certificates of the settings, where requests would prefer those of REQUESTS_CA_BUNDLE."""
+
+        def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+            return super().merge_environment_settings(url, proxies, stream, trusted or verify, cert)
+
+    return HttpExporter(
+        session=Session(),
+        endpoint=settings.url,
+        certificate_file=trusted,
+        client_key_file=_path(settings.client_key),
+        client_certificate_file=_path(settings.client_certificate),
+        headers=headers,
+        timeout=settings.timeout,
+        compression=Compression.Gzip if settings.compression == "gzip" else Compression.NoCompression,
+    )
+
+
+def _path(file: Path | None) -> str | None:
+    return None if file is None else str(file)
+
+
+def _resource() -> Resource:
+    """The service, as the Collector describes itself."""
+    attributes: Mapping[str, str] = {
+        "service.name": _SERVICE,
+        "service.version": __version__,
+        "service.instance.id": str(uuid.uuid4()),
+    }
+    return Resource(attributes)
+
+
+@contextlib.contextmanager
+def _without_variables(environ: MutableMapping[str, str]) -> Iterator[None]:
+    """Hide OTEL_* variables for a moment, in which the SDK would take from them what it is not given."""
+    hidden = {name: environ.pop(name) for name in [*environ] if name.startswith("OTEL_")}
+    try:
+        yield
+    finally:
+        environ.update(hidden)
