@@ -10,7 +10,7 @@ from types import NoneType
 def check_type(
     argument: str, value: object, expected: type | tuple[type, ...], wanted: str = "", *, hint: str = ""
 ) -> None:
-    """Refuse an argument of another type.
+    """Refuse an argument of another type. A boolean is not a number, though Python takes it for one.
 
     Args:
         argument: The argument's name.
@@ -22,7 +22,7 @@ def check_type(
     Raises:
         TypeError: It is of another type.
     """
-    if not isinstance(value, expected):
+    if not isinstance(value, expected) or isinstance(value, bool):
         raise TypeError(mistyped(argument, value, wanted or _one(expected), hint=hint))
 
 

@@ -216,7 +216,8 @@ def test_a_mistake_that_is_likely_says_what_to_do(tmp_path: Path) -> None:
         (lambda: ChangeEvent.from_item([]), "item must be a mapping, not list: decode its JSON first"),  # type: ignore[arg-type]
         (lambda: service().shutdown(-1), "timeout must be a number of seconds, 0 or more, not -1"),
         (lambda: service().shutdown(math.nan), "timeout must be a number of seconds, 0 or more, not nan"),
-        (lambda: service().shutdown(drain=True), "drain must be a number of seconds, 0 or more, not True"),
+        (lambda: service().shutdown(drain=True), "drain must be a number of seconds, not bool"),
+        (lambda: RefusedError("full", reason="full", retry_after=True), "retry_after must be an int, not bool"),
         (lambda: Opaque(None), "text must be a str, not None"),  # type: ignore[arg-type]
         (lambda: Receipt("1"), "accepted must be an int, not str"),  # type: ignore[arg-type]
         (lambda: Change("abc-1", (b"record",)), "uid must be 32 hex digits"),

@@ -138,8 +138,6 @@ class Receipt:
 
     def __post_init__(self) -> None:
         for argument, value in (("accepted", self.accepted), ("duplicates", self.duplicates)):
-            if isinstance(value, bool):
-                raise TypeError(mistyped(argument, value, "an int"))
             check_type(argument, value, int)
             if value < 0:
                 raise ValueError(f"{argument} must not be negative")

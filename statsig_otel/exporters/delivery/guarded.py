@@ -67,8 +67,7 @@ class Guarded:
         finally:
             detach(token)
         if not _is_outcome(outcome, count):
-            answer = _described(outcome)
-            return self._mistaken(f"the exporter answered with {answer} instead of an outcome for {count} in the batch")
+            return self._mistaken(f"the exporter answered with {_described(outcome)} instead of an outcome")
         self._logged = ""
         return _storable(outcome)
 

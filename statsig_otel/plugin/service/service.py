@@ -360,7 +360,7 @@ class Service:
             says which.
 
         Raises:
-            ValueError: A time is negative, NaN or a boolean. As after a TypeError, the service goes on.
+            ValueError: A time is negative or NaN. As after a TypeError, the service goes on.
         """
         stopped = self._stop(timeout, drain)
         try:
@@ -470,7 +470,7 @@ class Service:
         """Begin to shut down. Only the first call's times count."""
         for argument, seconds in {"timeout": timeout, "drain": drain}.items():
             check_type(argument, seconds, (int, float), "a number of seconds")
-            if isinstance(seconds, bool) or not seconds >= 0:  # NaN is not
+            if not seconds >= 0:  # NaN is not
                 raise ValueError(f"{argument} must be a number of seconds, 0 or more, not {seconds!r}")
         self._assembly.begin_to_close(timeout, drain)
         stopped = self._lifecycle.stop()
