@@ -62,9 +62,9 @@ $(VENV)/.dev: $(VENV)/.demo
 demo: $(VENV)/.demo
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/statsig-otel demo $(ARGS); else $(BIN)/statsig-otel demo --once $(ARGS); fi
 
-# Three at once, on two cores too: a third of the quick tests' time is waiting.
+# Four at once, on two cores too: a third of the time of the quick tests is waiting.
 test: $(VENV)/.dev
-	$(BIN)/pytest -m "not slow" -n 3 --dist worksteal $(ARGS)
+	$(BIN)/pytest -m "not slow" -n 4 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.dev
 	HYPOTHESIS_PROFILE=slow $(BIN)/pytest -m "slow or hypothesis" --timeout 1800 -n 2 --dist worksteal $(ARGS)
