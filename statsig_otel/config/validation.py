@@ -399,7 +399,9 @@ def _whole(value: Any) -> Any:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.splitlines())
+    """A validator's words on one line. They can quote any character that the file contains; some control a terminal."""
+    line = " ".join(text.splitlines())
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
 
 
 def _members(annotations: Iterable[Any]) -> Iterator[Any]:

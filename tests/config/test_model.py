@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Annotated
 
 import pytest
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator
 
 from statsig_otel.config import ConfigError, Duration, Opaque, Problem, Settings, Size
 from statsig_otel.config.document import NOWHERE
@@ -40,6 +40,21 @@ def test_errors_show_no_input() -> None:
     with pytest.raises(ConfigError) as caught:
         Sample.model_validate({"secret": [SECRET], "several": SECRET, SECRET[::-1]: SECRET})
     assert SECRET not in str(caught.value)
+
+
+class Picky(Settings):
+    word: str
+
+    @field_validator("word")
+    @classmethod
+    def _refuse(cls, word: str) -> str:
+        raise ValueError(f"knows no {word}\nhere")
+
+
+def test_what_a_validator_quotes_controls_no_terminal() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Picky.model_validate({"word": "\x1b[2J\u202e é\x00"})
+    assert caught.value.problems == (Problem(("word",), r"knows no \x1b[2J\u202e é\x00 here"),)
 
 
 def test_a_wrong_secret_is_one_error() -> None:
