@@ -106,10 +106,13 @@ def seeds() -> Iterator[bytes]:
 
 
 def mutated(data: bytes, random: Random, mutate: Mutate) -> bytes:
-    """Other values in the same shape, or one character of a name as an escape, which means the same, or any bytes."""
+    """Other values in the same shape, a member more, a character as an escape, which means the same, or any bytes."""
     at = random.randrange(len(data) + 1)
     if not random.randrange(8) and data[at : at + 1].isalnum():
         return data[:at] + b"\\u%04x" % data[at] + data[at + 1 :]
+    if data[:1] == b"{" and not random.randrange(16):  # a name can occur twice
+        member = json.dumps({random.choice(BELOW[""])[0]: random.choice(VALUES)})
+        return member[:-1].encode() + b", " + data[1:]
     if not random.randrange(3):
         with suppress(ValueError, RecursionError):
             document = json.loads(data)

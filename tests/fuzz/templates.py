@@ -36,6 +36,10 @@ def seeds() -> Iterator[bytes]:
         b"a {{b}} {type:-none}",
         b"{tags:-x}\0*a[!b-d]?\0xac1",
         b"{metadata.name}\0[]]\0]",
+        b"\0A*\0ab",
+        b"\0a\0a, b",
+        b"\0dynamic_config\0Dynamic Config",
+        b"\0[!A-C]\0b",
     )
 
 
