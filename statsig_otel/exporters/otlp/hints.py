@@ -5,7 +5,7 @@ from typing import Final
 from statsig_otel.exporters.otlp.settings import SCHEMES, OtlpGrpcSettings, OtlpHttpSettings
 
 _LOKI_PUSH: Final = "/loki/api/v1/push"
-_OTHER_SIGNALS: Final = ("/v1/traces", "/v1/metrics")
+_OTHER_SIGNALS: Final = ("/v1/traces", "/v1/metrics", "/v1development/profiles")
 _GRPC_PORT: Final = 4317
 _HTTP_PORT: Final = 4318
 _TLS_PORT: Final = 443

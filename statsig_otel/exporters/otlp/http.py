@@ -183,7 +183,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
         with self._lock:
             self._prepare()
             self._running = True
-        self._say_where(f"{self._shown_url} through the proxy {self._proxy}" if self._proxy else self._shown_url)
+        self._say_where(self._place)
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Post one batch. For the parameters and outcomes see `Exporter.send`."""
@@ -219,6 +219,11 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             request.abandon()
         if connection is not None:
             connection.close()
+
+    @property
+    def _place(self) -> str:
+        """Where requests go, for messages."""
+        return f"{self._shown_url} through the proxy {self._proxy}" if self._proxy else self._shown_url
 
     def _prepare(self) -> None:
         """Make what each request needs of the settings and of the certificates."""
@@ -289,7 +294,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             if in_time and request.error is not None and not isinstance(request.error, TimeoutError):
                 return self._failure(request.error, is_new=request.is_new)
             return RetryLater(
-                f"no answer within {timeout:g} s from {self._shown_url}"
+                f"no answer within {timeout:g} s from {self._place}"
                 if self._running
                 else "the exporter is shutting down"
             )
@@ -301,7 +306,7 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
                 retry_after=request.retry_after,
                 location=request.location,
                 now=server_time(request.date) or time.time(),
-                url=self._shown_url,
+                url=self._place,
                 hide=self._hide,
             )
         return self._success(
@@ -309,13 +314,13 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             count,
             content_type=request.content_type,
             is_complete=in_time and request.complete,
-            url=self._shown_url,
+            url=self._place,
         )
 
     def _failure(self, error: Exception, *, is_new: bool) -> Outcome:
         """The outcome of a request without an answer, over a new connection or over one that was kept."""
         message = str(error)
-        reason = f"{type(error).__name__} from {self._shown_url}: {one_line(message, self._hide)}"
+        reason = f"{type(error).__name__} from {self._place}: {one_line(message, self._hide)}"
         if isinstance(error, ssl.SSLCertVerificationError):
             return Blocked(f"{UNTRUSTED}: {reason}")
         if isinstance(error, ssl.SSLError) and is_client_certificate_alert(message):
@@ -325,5 +330,6 @@ class OtlpHttpExporter(OtlpExporter[OtlpHttpSettings]):
             reason = f"the proxy {self._proxy} refuses a tunnel to {self._shown_url}: HTTP {found[1]} {said}"
             return RetryLater(reason) if isinstance(http_failure(int(found[1])), RetryLater) else Blocked(reason)
         if isinstance(error, OSError | HTTPException | HTTPError):
-            return not_understood(spoken_by_error(error) if is_new else None, self._settings, reason)
+            is_the_server = is_new and self._proxy is None  # otherwise the proxy may have answered
+            return not_understood(spoken_by_error(error) if is_the_server else None, self._settings, reason)
         return self._unexpected(error)

@@ -10,7 +10,7 @@ from tests.exporters.otlp.over_http import exporting, send_to
 from tests.exporters.otlp.requests import LONG, encoded
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.http_proxy import HttpProxy
-from tests.peers.otlp_servers import HttpAnswer, HttpSink
+from tests.peers.otlp_servers import HttpAnswer, HttpSink, RawServer
 from tests.waiting import wait_until
 
 PROXY = Proxy("proxy", 3128)
@@ -139,6 +139,18 @@ def test_a_proxy_that_refuses_is_named(status: int, kind: type, monkeypatch: pyt
     assert outcome.reason.startswith(
         f"the proxy 127.0.0.1:{proxy.port} refuses a tunnel to https://backend.example/v1/logs: HTTP {status}"
     )
+
+
+@pytest.mark.parametrize("reply", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\n\r\n<html>sign in here</html>"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_answers_otherwise_is_named(scheme: str, reply: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is said of the server's port, which was not asked."""
+    with RawServer(reply) as proxy:
+        monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://{proxy.address}")
+        outcome = send_to(f"{scheme}://backend.example")
+    assert isinstance(outcome, Blocked | RetryLater)
+    assert f"{scheme}://backend.example/v1/logs through the proxy {proxy.address}" in outcome.reason
+    assert "this port" not in outcome.reason
 
 
 def test_no_secret_of_a_proxy_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -160,6 +160,7 @@ def test_http_url(keys: dict[str, str], url: str) -> None:
         ({"endpoint": "http://h/v1/logs"}, "/v1/logs is appended to this URL; leave /v1/logs out"),
         ({"endpoint": "http://h/otlp/v1/traces/"}, "/v1/logs is appended to this URL; leave /v1/traces out"),
         ({"endpoint": "http://h/v1/metrics"}, "/v1/logs is appended to this URL; leave /v1/metrics out"),
+        ({"endpoint": "http://h/v1development/profiles"}, "leave /v1development/profiles out"),
         ({"endpoint": "http://h/V1/Traces"}, "/v1/logs is appended to this URL; leave /V1/Traces out"),
         ({"endpoint": "http://"}, "has no host"),
         ({"endpoint": "http://h..i"}, "has no host"),
