@@ -113,7 +113,7 @@ class ChangeEvent:
             name=_read_required(given, "name"),
             action=metadata.text("action"),
             description=metadata.text("description"),
-            environments=split(metadata.text("environments") or metadata.text("environment") or ""),
+            environments=metadata.texts_or_list("environments") or metadata.texts_or_list("environment"),
             project_id=metadata.text("projectID"),
             project_name=metadata.text("projectName"),
             tags=metadata.texts("tags"),
@@ -197,7 +197,7 @@ class _Fields:
         return converted(first(element for element in elements if element is not None and element != ""), _as_text)
 
     def texts_or_list(self, name: str) -> tuple[str, ...]:
-        """Like `texts`, but a single string is split at its commas, as environments are."""
+        """Like `texts`, but a single string is split at its commas."""
         value = self._members.get(name)
         return split(valid(value)) if isinstance(value, str) else self.texts(name)
 

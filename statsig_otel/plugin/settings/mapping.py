@@ -132,6 +132,8 @@ class MappingSettings(Settings):
         >>> mapper = Mapper(LogRecordEncoder(mapping=mapping.create()))
     """
 
+    meant: ClassVar[Mapping[str, str]] = {"severity": "severity_number", "level": "severity_text"}
+
     event_name: _Template | None = Field(
         default=None, description="The EventName, a template.", examples=["statsig.{change_event.type}"]
     )

@@ -254,7 +254,7 @@ class StatsigReceiverSettings(Settings):
         if match is None:
             raise SettingError("must be host:port, such as localhost:8080 or 0.0.0.0:8080", "no scheme and no path")
         if int(match["port"]) > _MAX_PORT:
-            raise ValueError(f"the port must be {_MAX_PORT} at most")
+            raise ValueError(f"the port must be at most {_MAX_PORT}")
         return endpoint
 
     @field_validator("path")

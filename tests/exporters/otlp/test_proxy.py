@@ -30,6 +30,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"HTTPS_PROXY": "http://proxy:3128"}, "https://backend", PROXY),
         ({"https_proxy": "proxy:3128"}, "https://backend", PROXY),
         ({"HTTPS_PROXY": "http://proxy"}, "https://backend", Proxy("proxy", 80)),
+        ({"HTTPS_PROXY": "http://[::1]:3128"}, "https://backend", Proxy("::1", 3128)),
         ({"HTTPS_PROXY": "http://proxy:3128"}, "http://backend", None),
         ({"HTTP_PROXY": "http://proxy:3128"}, "http://backend:4318", PROXY),
         ({"ALL_PROXY": "http://proxy:3128"}, "http://backend:4318", PROXY),
@@ -91,6 +92,10 @@ def test_a_proxy_that_can_not_be_used_is_said_at_the_start(value: str, monkeypat
     ):
         pass
     assert "secret" not in str(caught.value)
+
+
+def test_the_address_of_a_proxy_is_written_as_in_a_url() -> None:
+    assert (str(PROXY), str(Proxy("::1", 3128))) == ("proxy:3128", "[::1]:3128")
 
 
 def test_the_variable_that_is_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
