@@ -113,7 +113,7 @@ class RecordHook(Protocol):
         >>> mapper = Mapper(LogRecordEncoder(mapping=Shouting()))
     """
 
-    def apply(self, record: RecordFields, event: ChangeEvent, item: Mapping[str, object]) -> RecordFields:
+    def apply(self, record: RecordFields, event: ChangeEvent, item: Mapping[str, object], /) -> RecordFields:
         """The changed record. It must not raise.
 
         Args:
@@ -254,6 +254,8 @@ class LogRecordEncoder:
 
     def _encode(self, default: RecordFields, event: ChangeEvent, observed_ns: int, item: Mapping[str, object]) -> bytes:
         record = default if self._mapping is None else self._mapping.apply(default, event, item)
+        if not isinstance(record, RecordFields):
+            raise TypeError(mistyped(f"the answer of {type_name(self._mapping)}.apply", record, "a RecordFields"))
         serializer = self._serializer
         if default.service:
             serializer = _serializer_of(_of_service(default.service, self._resource))

@@ -31,7 +31,7 @@ from statsig_otel.plugin.record.mapping import (
     Texts,
     parse_template,
 )
-from statsig_otel.plugin.record.record import LogRecordEncoder
+from statsig_otel.plugin.record.record import LogRecordEncoder, RecordFields
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.record.services import (
     MAX_RECORDS,
@@ -355,6 +355,19 @@ def test_metadata_close_to_the_limit_of_nesting() -> None:
         ours, default = mapper.map(payload, OBSERVED), Mapper().map(payload, OBSERVED)
         assert ours.invalid == default.invalid
         assert [change.uid for change in ours.changes] == [change.uid for change in default.changes]
+
+
+class Wrong:
+    """A hook that forgets its `return`."""
+
+    def apply(self, record: RecordFields, event: object, item: object) -> Any:
+        """Change nothing."""
+
+
+def test_a_hook_that_answers_with_something_else_is_named() -> None:
+    mapper = Mapper(LogRecordEncoder(mapping=Wrong()))
+    with pytest.raises(TypeError, match=r"^the answer of Wrong\.apply must be a RecordFields, not None$"):
+        mapped(mapper, EVERY_FIELD)
 
 
 def test_it_loads_no_server_and_no_exporter() -> None:
