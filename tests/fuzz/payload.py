@@ -5,6 +5,7 @@ Each record is what the SDK's encoder makes of the same fields. Its first `#` st
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -86,6 +87,9 @@ MOST_DIGITS: Final = 4300
 NOW_NS: Final = 1_739_400_185_198_000_000
 UID: Final = "log.record.uid"
 
+_DECIDING: Final = re.compile(rb"data|eventName|%s" % CONFIG_CHANGE.encode())
+"""The names by which changes are found."""
+
 Found = tuple[int, list[Any]]
 """The number of items, and the changes among them."""
 
@@ -106,9 +110,9 @@ def seeds() -> Iterator[bytes]:
 
 
 def mutated(data: bytes, random: Random, mutate: Mutate) -> bytes:
-    """Other values in the same shape, a member more, a character as an escape, which means the same, or any bytes."""
-    at = random.randrange(len(data) + 1)
-    if not random.randrange(8) and data[at : at + 1].isalnum():
+    """Other values in the same shape, a member more, a name with an escape, which means the same, or any bytes."""
+    if not random.randrange(8) and (found := [*_DECIDING.finditer(data)]):
+        at = random.randrange(*random.choice(found).span())
         return data[:at] + b"\\u%04x" % data[at] + data[at + 1 :]
     if data[:1] == b"{" and not random.randrange(16):  # a name can occur twice
         member = json.dumps({random.choice(BELOW[""])[0]: random.choice(VALUES)})
@@ -117,7 +121,7 @@ def mutated(data: bytes, random: Random, mutate: Mutate) -> bytes:
         with suppress(ValueError, RecursionError):
             document = json.loads(data)
             change(document, random, mutate, keys_below=lambda name: BELOW.get(name, BELOW[""]), values=VALUES)
-            return json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass")
+            return json.dumps(document).encode()
     return mutate(data)
 
 
@@ -133,8 +137,7 @@ def checking() -> Iterator[Check]:
         check_readers(body, payload)
         check_against_the_library(body, payload)
         if payload is not None:
-            check_mapped(payload, mapper)
-            check_against_the_sdk(payload, mapper, encoder)
+            check_against_the_sdk(payload, encoder, check_mapped(payload, mapper))
 
     longest = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)  # the limit is ours, and not that of the interpreter
@@ -252,8 +255,9 @@ def lost(value: Any) -> bool:
     return is_change(value) or (isinstance(value, list) and any(map(is_change, value)))
 
 
-def check_mapped(payload: ParsedBody, mapper: Mapper) -> None:
-    """Every item is a change, invalid or ignored, and every record can be read by the protobuf library."""
+def check_mapped(payload: ParsedBody, mapper: Mapper) -> list[ExportLogsServiceRequest]:
+    """Every item is a change, invalid or ignored. Returns the records, as the protobuf library reads them."""
+    requests = []
     mapped = mapper.map(payload, NOW_NS)
     assert len(mapped.changes) + len(mapped.invalid) + mapped.ignored == payload.count
     assert mapped == mapper.map(payload, NOW_NS)
@@ -270,9 +274,13 @@ def check_mapped(payload: ParsedBody, mapper: Mapper) -> None:
         assert len(attributes) == len(record.attributes)
         assert attributes[UID].string_value == mapped_change.uid
         assert len(bytes.fromhex(mapped_change.uid)) == 16
+        requests.append(request)
+    return requests
 
 
-def check_against_the_sdk(payload: ParsedBody, mapper: Mapper, encoder: LogRecordEncoder) -> None:
+def check_against_the_sdk(
+    payload: ParsedBody, encoder: LogRecordEncoder, requests: Sequence[ExportLogsServiceRequest]
+) -> None:
     """Each record has the fields of its item, as the SDK's encoder writes them."""
     expected = []
     for item in payload.changes:
@@ -280,8 +288,7 @@ def check_against_the_sdk(payload: ParsedBody, mapper: Mapper, encoder: LogRecor
             if item.problem is None and isinstance(item.value, dict):
                 event, name = ChangeEvent.from_item(item.value), uid_of(item.value)
                 expected.append(by_the_sdk(encoder.default(event, uid=name, original=item.text), event))
-    made = mapper.map(payload, NOW_NS).changes
-    assert [ExportLogsServiceRequest.FromString(record) for one in made for record in one.records] == expected
+    assert requests == expected
 
 
 def uid_of(item: dict[str, Any]) -> str:
