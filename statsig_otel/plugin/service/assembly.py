@@ -125,9 +125,15 @@ class Assembly:
 
     @property
     def urls(self) -> dict[str, str]:
-        """The URL of each receiver: below the given one, or else on this machine, and known after `open`."""
+        """The URL of each receiver: below the given one, or else on this machine, and known after `open`.
+
+        Raises:
+            RuntimeError: They are not known: without a given one, before `open`, or of a service that does not listen.
+        """
         if self._url:
             return {name: f"{self._url}{one.path}" for name, one in receiver_settings(self._configuration).items()}
+        if not self._listens:
+            raise RuntimeError("this service does not listen, and knows the URLs of its receivers only by its `url`")
         return {name: url for endpoint in self._endpoints for name, url in endpoint.urls.items()}
 
     @property

@@ -295,7 +295,7 @@ class Service:
     def urls(self) -> dict[str, str]:
         """The URL of each receiver: below the given `url`, or else on this machine.
 
-        Without `url` they are known after `start`; a service that does not listen has none.
+        Without `url`, a service that does not listen, or has not started, raises a `RuntimeError`.
         """
         return self._assembly.urls
 

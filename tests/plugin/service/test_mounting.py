@@ -37,7 +37,8 @@ def test_below_a_starlette_application_with_the_service_s_lifespan(tmp_path: Pat
         assert_taken(address, "/statsig" + DEFAULT_PATH)
     assert keeper.names == ["a"]
     assert running.shutdown() is True
-    assert running.urls == {}
+    with pytest.raises(RuntimeError, match="knows the URLs of its receivers only by its `url`"):
+        _ = running.urls
 
 
 def test_as_an_application_of_its_own_that_the_server_starts_and_ends(tmp_path: Path) -> None:
