@@ -110,6 +110,10 @@ class SynchronousConsumer:
             self._workers[name].submit(delivery)
         return delivery.future
 
+    def states(self) -> dict[str, str]:
+        """The state of each exporter, by id."""
+        return {name: worker.state for name, worker in self._workers.items()}
+
     def longest_answer(self, route: Route) -> float:
         """Seconds within which each batch of a route is answered."""
         return max(

@@ -22,7 +22,7 @@ from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.store import DeadLetterKind, Entry
 from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Work
-from statsig_otel.exporters.routing import CurrentRouting, Route, Routing
+from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
 from statsig_otel.exporters.wording import counted
 
 _logger: Final = logging.getLogger(__name__)
@@ -377,10 +377,7 @@ class DurableQueue:
             limit = exporters.get(name)  # it may just have left
             if limit is None or limit.queue_size is None or name not in cursors:
                 continue
-            records, size = waiting(cursors[name])
-            if (size if limit.counts_bytes else records) >= limit.queue_size:
-                what = counted(limit.queue_size, "byte" if limit.counts_bytes else "record")
-                message = f"{what} or more wait for {name}: that is its queue_size"
+            if (message := _too_many(name, limit, *waiting(cursors[name]))) is not None:
                 raise RefusedError(message, reason="queue_full")
 
     def _check_disk(self, batch: Batch) -> None:
@@ -392,10 +389,33 @@ class DurableQueue:
             free = self.directory.free_bytes()
         except OSError as error:
             raise RefusedError(str(error), reason="storage_failed") from error
-        if free < self._min_free:
-            message = f"the disk has {free} bytes left, less than min_free_bytes ({self._min_free})"
+        if (message := self._too_little(free)) is not None:
             raise RefusedError(message, reason="disk_full")
         self._disk_checked_at, self._unchecked = now, (free - self._min_free) // _SHARE_UNCHECKED
+
+    def _too_little(self, free: int) -> str | None:
+        """Why nothing is stored with so much space; None if there is enough."""
+        if free >= self._min_free:
+            return None
+        return f"the disk has {free} bytes left, less than min_free_bytes ({self._min_free})"
+
+    def faults(self) -> dict[str, str]:
+        """Why batches are refused now: a sentence for each reason. For any thread, while the queue runs."""
+        found: dict[str, str] = {}
+        for name, cursor in list(self._cursors.items()):
+            limit = self.routing.exporters.get(name)
+            if limit is not None and (message := _too_many(name, limit, cursor.waiting, cursor.size)) is not None:
+                found["queue_full"] = message
+        try:
+            message = self._too_little(self.directory.free_bytes())
+        except OSError as error:
+            found["storage_failed"] = str(error)
+        else:
+            if message is not None:
+                found["disk_full"] = message
+        if self._database.writer.failing:
+            found.setdefault("storage_failed", "the queue's file can't be written")
+        return found
 
     def _tidy(self, connection: sqlite3.Connection, idle: bool) -> bool:  # noqa: FBT001 - the writer's signature
         deleted = store.delete_done(connection)
@@ -413,6 +433,14 @@ class DurableQueue:
         for _ in range(_PAGES_AT_ONCE):
             connection.execute("PRAGMA incremental_vacuum(1)")  # of more than one, the standard library does one only
         return True
+
+
+def _too_many(name: str, limit: QueuedExporter, records: int, size: int) -> str | None:
+    """Why no more may wait for an exporter; None if more may."""
+    if limit.queue_size is None or (size if limit.counts_bytes else records) < limit.queue_size:
+        return None
+    what = counted(limit.queue_size, "byte" if limit.counts_bytes else "record")
+    return f"{what} or more wait for {name}: that is its queue_size"
 
 
 def _ensure_routing(connection: sqlite3.Connection, routing: Routing) -> _Numbers:

@@ -19,6 +19,7 @@ from statsig_otel.exporters.local.file import FileSettings
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.settings.catalog import BUILT_IN
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter
+from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings
@@ -31,6 +32,7 @@ TABLES: Final[Mapping[str, type[Settings]]] = {
     "debug": DebugSettings,
     "every exporter": ConfiguredExporter,
     "file_storage": FileStorageSettings,
+    "health_check": HealthCheckSettings,
     "telemetry": TelemetrySettings,
 }
 """The tables of the page. The keys that every exporter has are in a table of their own."""

@@ -26,6 +26,7 @@ from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.listening import ListenError
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.tls import ServerTlsError, ServerTlsSettings, server_context
+from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.settings.metrics import PUSH_PEM_KEYS
 from statsig_otel.plugin.settings.reading import (
     PEM_KEYS,
@@ -120,9 +121,9 @@ def start_problem(
 ) -> Problem | None:
     """The problem that kept a service from starting, with its place in the configuration; None without a place."""
     if isinstance(error, ListenError):
-        for name, settings in _servers(configuration).items():
-            if error.address == settings.address:
-                return document.problem(("receivers", name, "endpoint"), *error.fault)
+        for path, address in _addresses(configuration).items():
+            if error.address == address:
+                return document.problem(path, *error.fault)
     return directory_problem(error, configuration, document, directory)
 
 
@@ -170,6 +171,10 @@ def _addresses(configuration: Configuration) -> dict[Path, tuple[str, int]]:
     found: dict[Path, tuple[str, int]] = {}
     for name, settings in _servers(configuration).items():
         found["receivers", name, "endpoint"] = settings.address
+    for name in configuration.service_extensions:
+        extension = configuration.extensions.get(name)
+        if isinstance(extension, HealthCheckSettings):
+            found["extensions", name, "endpoint"] = extension.address
     for position, reader in metrics_settings(configuration).active.items():
         if reader.pull is not None:
             prometheus = reader.pull.exporter.prometheus

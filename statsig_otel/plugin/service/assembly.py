@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -24,8 +25,10 @@ from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.endpoints import Endpoint, check_shared_endpoints, endpoints_of
 from statsig_otel.plugin.service.outbound import Applied, Outbound
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
+from statsig_otel.plugin.settings.health_check import health_check
 from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
+from statsig_otel.plugin.watch.health import Condition, Health, HealthServer
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -111,8 +114,10 @@ class Assembly:
         """Make the servers for webhooks and for commands, for the current `Outbound`."""
         settings = receiver_settings(self._configuration)
         self._endpoints: list[Endpoint] = (
-            endpoints_of(settings, self.receivers, self._inherited) if self._listens else []
+            endpoints_of(settings, self.receivers, self._inherited, health=Health(self)) if self._listens else []
         )
+        checks = health_check(self._configuration)
+        self.health: HealthServer | None = None if checks is None else HealthServer(checks, Health(self))
         self.servers.servers = [endpoint.server for endpoint in self._endpoints]
         socket = self._outbound.socket
         self._control = ControlServer(socket, {}) if socket else None
@@ -141,6 +146,26 @@ class Assembly:
         """Whether `open` has ended, and `close` has not begun."""
         return self._is_open and not self._closing
 
+    def condition(self) -> Condition:
+        """Why webhooks are not taken now, and how each exporter is."""
+        if self._ending.is_set():
+            return Condition({"shutting_down": "the service is stopping"}, {})
+        if not self._is_open:
+            return Condition({"not_running": "the service has not started yet"}, {})
+        outbound = self._outbound.condition()
+        expired = [
+            address
+            for endpoint in self._endpoints
+            for address, end in endpoint.server.expiries().items()
+            if end < time.time()
+        ]
+        faults = {"certificate_expired": f"the certificate of {expired[0]} has expired"} if expired else {}
+        return Condition({**faults, **outbound.faults}, outbound.exporters)
+
+    def ping(self) -> "Future[None] | None":
+        """Done soon if the servers' thread lives; None if no server runs."""
+        return self.servers.ping() if self.is_open and self._endpoints else None
+
     def offer(self, command: str, handler: Handler) -> None:
         """Answer one more command at the control socket, if there is one. The handler may shut the service down."""
         self._commands[command] = handler
@@ -165,11 +190,14 @@ class Assembly:
             self._outbound = Outbound(self._configuration, self.directory)
             self._make_servers()
         try:
+            if self.health is not None:
+                self.health.start()  # first, since what follows may take a while
             self._start_outbound(go_on)
             self._open_servers()
             self._is_open = True
         except BaseException as error:
             self._failed = True
+            self._stop_health()
             if self._ending.is_set():
                 self.consumer.close("the service was shut down", reason="shutting_down")
             else:
@@ -266,6 +294,11 @@ class Assembly:
         finally:
             if is_alone:
                 self._reconfiguring.release()
+            self._stop_health()
+
+    def _stop_health(self) -> None:
+        if self.health is not None:
+            self.health.shutdown()
 
     def _left(self) -> float:
         return max(self._until - time.monotonic(), 0.0)

@@ -6,11 +6,13 @@ from typing import Final
 
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver, create_app
+from statsig_otel.plugin.server.asgi_types import AsgiApp
 from statsig_otel.plugin.server.listening import InheritedSocket
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
+from statsig_otel.plugin.watch.health import Health, with_health_path
 
-SERVER_KEYS: Final = ("read_header_timeout", "max_connections", "tls")
+SERVER_KEYS: Final = ("read_header_timeout", "max_connections", "tls", "health_path")
 """The settings of a server, which have to agree for all receivers on one endpoint."""
 
 
@@ -34,6 +36,10 @@ def check_shared_endpoints(receivers: Mapping[str, StatsigReceiverSettings]) -> 
         if other != name:
             message = f"is the path of receivers::{other} too, which listens on the same endpoint"
             problems.append(Problem(("receivers", name, "path"), message, "give each receiver its own path"))
+    for name, settings in receivers.items():
+        if settings.health_path is not None and (owner := paths.get((settings.endpoint, settings.health_path))):
+            message = f"is the path of receivers::{owner}"
+            problems.append(Problem(("receivers", name, "health_path"), message, "choose another, such as /healthz"))
     if problems:
         raise ConfigError(problems)
 
@@ -46,6 +52,7 @@ class Endpoint:
         settings: Mapping[str, StatsigReceiverSettings],
         receivers: Mapping[str, StatsigReceiver],
         inherited: socket.socket | None,
+        health: Health,
     ) -> None:
         self._paths = {name: one.path for name, one in settings.items()}
         self.receivers: Final = tuple(settings)
@@ -53,8 +60,9 @@ class Endpoint:
         self.address: Final = first.endpoint
         self._scheme = "https" if first.tls else "http"
         host, port = first.address
+        app: AsgiApp = create_app({path: receivers[name] for name, path in self._paths.items()})
         self.server: Final = HttpServer(
-            create_app({path: receivers[name] for name, path in self._paths.items()}),
+            app if first.health_path is None else with_health_path(app, first.health_path, health),
             host=host,
             port=port,
             inherited=inherited,
@@ -75,6 +83,8 @@ def endpoints_of(
     settings: Mapping[str, StatsigReceiverSettings],
     receivers: Mapping[str, StatsigReceiver],
     inherited: Sequence[InheritedSocket] = (),
+    *,
+    health: Health,
 ) -> list[Endpoint]:
     """The endpoints of all receivers, which are given by id.
 
@@ -83,6 +93,7 @@ def endpoints_of(
         receivers: The receivers.
         inherited: Sockets that a supervisor listens on. The name of each is the id of a receiver. If there is one
             socket for one endpoint, its name does not matter. An endpoint without a socket listens by itself.
+        health: What is answered at the `health_path` of receivers.
 
     Raises:
         ValueError: The sockets do not fit the endpoints.
@@ -91,7 +102,7 @@ def endpoints_of(
     for name, one in settings.items():
         shared.setdefault(one.endpoint, {})[name] = one
     sockets = _by_endpoint(inherited, {name: one.endpoint for name, one in settings.items()})
-    return [Endpoint(group, receivers, sockets.get(address)) for address, group in shared.items()]
+    return [Endpoint(group, receivers, sockets.get(address), health) for address, group in shared.items()]
 
 
 def _by_endpoint(inherited: Sequence[InheritedSocket], endpoints: Mapping[str, str]) -> dict[str, socket.socket]:

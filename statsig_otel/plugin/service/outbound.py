@@ -29,6 +29,7 @@ from statsig_otel.plugin.settings.catalog import create_exporter
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
 from statsig_otel.plugin.settings.reading import configured_exporters, routing
 from statsig_otel.plugin.settings.storage import file_storage
+from statsig_otel.plugin.watch.health import Condition
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -86,6 +87,16 @@ class Outbound:
     def socket(self) -> Path | None:
         """The path of the control socket; None without a queue."""
         return None if self._queue is None else self._directory / CONTROL
+
+    def condition(self) -> Condition:
+        """Why batches are refused now, and how each exporter is."""
+        exporters: dict[str, dict[str, str | int]] = {}
+        for name, state in self._synchronous.states().items():
+            exporters[name] = {"state": state}
+        sizes = self._queue.sizes() if self._queue is not None else {}
+        for name, sender in list(self._senders.items()):
+            exporters[name] = {"state": sender.state, "waiting": sizes.get(name, 0)}
+        return Condition({} if self._queue is None else self._queue.faults(), exporters)
 
     def patience(self, receiver: str) -> float:
         """Seconds within which a receiver's batch should be accepted or refused."""

@@ -5,6 +5,7 @@ from typing import Final
 
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
+from statsig_otel.plugin.settings.health_check import health_check
 from statsig_otel.plugin.settings.storage import file_storage
 
 _FIXED_KEYS: Final = (
@@ -43,5 +44,7 @@ def needing_restart(before: Configuration, after: Configuration) -> Iterator[str
                 yield f"receivers::{name}::{key}"
     if file_storage(before) != file_storage(after):
         yield "extensions::file_storage"
+    if health_check(before) != health_check(after):
+        yield "extensions::health_check"
     if before.telemetry != after.telemetry:
         yield "service::telemetry"

@@ -13,6 +13,7 @@ from statsig_otel.exporters.local.file import FileExporter, FileSettings
 from statsig_otel.exporters.otlp.settings import AUTHENTICATORS, OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
 from statsig_otel.plugin.settings.exporters import ExporterTypes
+from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings
@@ -68,7 +69,8 @@ UNSUPPORTED_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
     "extensions": {
         **AUTHENTICATORS,
         **dict.fromkeys(("db_storage", "redis_storage"), "use file_storage, a directory of this machine"),
-        **dict.fromkeys(("health_check", "healthcheckv2", "pprof", "zpages"), _DOCTOR),
+        "healthcheckv2": "use health_check",
+        **dict.fromkeys(("pprof", "zpages"), _DOCTOR),
         "memory_ballast": "leave it out: max_in_flight_bytes of the receiver bounds the memory",
         "memory_limiter": "leave it out: max_in_flight_bytes of the receiver bounds the memory",
     },
@@ -104,10 +106,10 @@ EXPORTERS: Final = ExporterTypes(_BUILT_IN, ALIASES)
 BUILT_IN: Final = Components(
     receivers={"statsig": StatsigReceiverSettings},
     exporters={name: one.settings for name, one in _BUILT_IN.items()},
-    extensions={"file_storage": FileStorageSettings},
+    extensions={"file_storage": FileStorageSettings, "health_check": HealthCheckSettings},
     aliases=ALIASES,
     telemetry=TelemetrySettings,
-    single=frozenset({"file_storage"}),
+    single=frozenset({"file_storage", "health_check"}),
     unsupported=UNSUPPORTED_TYPES,
     composed={"exporters": ConfiguredExporter},
 )

@@ -1,7 +1,6 @@
 """The settings of a `statsig` receiver."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Annotated, ClassVar, Final
@@ -29,6 +28,7 @@ from statsig_otel.plugin.record.record import (
 )
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.tls import ServerTlsSettings
+from statsig_otel.plugin.settings.addresses import check_endpoint, check_path, host_and_port
 from statsig_otel.plugin.settings.filter import FilterSettings
 from statsig_otel.plugin.settings.mapping import MappingSettings
 from statsig_otel.plugin.settings.services import ImpactedServicesSettings
@@ -80,9 +80,6 @@ def _strings(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[tuple
             yield from _strings(item, (*path, key))
 
 
-_ENDPOINT: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
-_PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
-_MAX_PORT: Final = 65535
 _SMALLEST_RECORD: Final = 10_000
 """Bytes. A lower limit would make dead letters of ordinary changes."""
 _COPY: Final = "copy it from the Statsig console, from webhook- to its last letter"
@@ -210,6 +207,11 @@ class StatsigReceiverSettings(Settings):
     read_timeout: Duration = Field(default=30.0, gt=0, description="The time for a whole body.")
     max_connections: int = Field(default=1000, gt=0, description="Connections at a time.")
     tls: ServerTlsSettings | None = Field(default=None, description="Serve HTTPS.")
+    health_path: str | None = Field(
+        default=None,
+        description="A path of the same server where GET and HEAD are answered with 200 while webhooks are taken, and "
+        "with 503 while not, for load balancers. Without it there is none.",
+    )
     resource: dict[str, ResourceValue] = Field(
         default_factory=dict,
         description="Attributes of the records' resource, over those of the environment.",
@@ -250,22 +252,17 @@ class StatsigReceiverSettings(Settings):
     @field_validator("endpoint")
     @classmethod
     def _check_endpoint(cls, endpoint: str) -> str:
-        match = _ENDPOINT.fullmatch(endpoint)
-        if match is None:
-            raise SettingError("must be host:port, such as localhost:8080 or 0.0.0.0:8080", "no scheme and no path")
-        if int(match["port"]) > _MAX_PORT:
-            raise ValueError(f"the port must be at most {_MAX_PORT}")
-        return endpoint
+        return check_endpoint(endpoint)
 
     @field_validator("path")
     @classmethod
     def _check_path(cls, path: str) -> str:
-        if not _PATH.fullmatch(path):
-            raise SettingError(
-                "must begin with / and be a plain path, without // and percent escapes",
-                f"the default is {DEFAULT_PATH}",
-            )
-        return path
+        return check_path(path, DEFAULT_PATH)
+
+    @field_validator("health_path")
+    @classmethod
+    def _check_health_path(cls, path: str | None) -> str | None:
+        return None if path is None else check_path(path, "none; /healthz would do")
 
     @field_validator("resource", mode="before")
     @classmethod
@@ -326,10 +323,7 @@ class StatsigReceiverSettings(Settings):
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the endpoint."""
-        match = _ENDPOINT.fullmatch(self.endpoint)
-        if match is None:
-            raise ValueError("the endpoint was not checked")
-        return match["v6"] or match["host"], int(match["port"])
+        return host_and_port(self.endpoint)
 
     def verifier(self) -> Verifier:
         """The verifier of the requests' signatures."""

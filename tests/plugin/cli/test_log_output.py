@@ -54,7 +54,7 @@ def test_it_is_in_the_whole_configuration() -> None:
     configuration = check(parse(text.encode(), file="c", directory=Path(), environ={}), COMPONENTS)
     assert resolved(configuration)["service"]["telemetry"] == {
         "logs": {"level": "debug", "encoding": "console"},
-        "metrics": {"level": "none"},
+        "metrics": {"level": "normal", "readers": []},
     }
 
 

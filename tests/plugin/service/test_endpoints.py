@@ -2,15 +2,19 @@
 
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
+from statsig_otel.config.configuration import Configuration
 from statsig_otel.plugin import StatsigReceiverSettings
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.server.listening import InheritedSocket
+from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.consumer import ServiceConsumer
 from statsig_otel.plugin.service.endpoints import endpoints_of
+from statsig_otel.plugin.watch.health import Health
 
 NOWHERE = "192.0.2.1:1"
 """An address that no machine has: only a socket makes it work."""
@@ -30,7 +34,8 @@ def urls(endpoints: Mapping[str, str], *sockets: tuple[str, socket.socket]) -> d
     receivers = {
         name: StatsigReceiver(Intake(verifier=one.verifier()), ServiceConsumer()) for name, one in settings.items()
     }
-    made = endpoints_of(settings, receivers, [InheritedSocket(name, sock) for name, sock in sockets])
+    health = Health(Assembly(Configuration({}, {}, {}, {}), directory=Path("nothing-is-made-here"), resource={}))
+    made = endpoints_of(settings, receivers, [InheritedSocket(name, sock) for name, sock in sockets], health=health)
     try:
         for endpoint in made:
             endpoint.server.bind()

@@ -80,7 +80,7 @@ def written(place: tuple[tuple[str, str], str], value: Any) -> dict[str, Any]:
         "service": {"pipelines": {"logs": {"receivers": ["statsig"], "exporters": [exporter]}}},
     }
     if kind == "extensions":
-        file[kind] = {type_: dict(LEAST[type_])}
+        file[kind] = {type_: dict(LEAST.get(type_, {}))}
         file["service"][kind] = [type_]
     holder = file[kind].setdefault(type_, {})
     *above, key = path.split("::")

@@ -1,0 +1,206 @@
+"""Answers health checks: the Collector's, /livez and /readyz; and whether webhooks are taken, at their own port.
+
+Ready is a service that takes webhooks. A backend that is away does not change that, since the queue is for it.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, Final, Protocol
+
+import falcon.asgi
+import msgspec
+
+from statsig_otel.config.units import format_duration
+from statsig_otel.plugin.server.asgi_types import AsgiApp, Receive, Scope, Send
+from statsig_otel.plugin.server.listening import host_port
+from statsig_otel.plugin.server.server import HttpServer
+from statsig_otel.plugin.server.thread import ServerThread
+from statsig_otel.plugin.settings.health_check import HealthCheckSettings, ResponseBodySettings
+
+_logger: Final = logging.getLogger(__name__)
+
+LIVE: Final = "/livez"
+READY: Final = "/readyz"
+
+_LOOKED_AT_FOR: Final = 0.5
+"""Seconds for which a look at the service counts: it asks the system for the free space of a disk."""
+
+_PATIENCE: Final = 5.0
+"""Seconds within which the threads that take webhooks have to show that they live."""
+
+_MOST_CONNECTIONS: Final = 32
+_NEVER: Final = "0001-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """The condition of a service.
+
+    Attributes:
+        faults: Why it does not take webhooks: a sentence for each reason.
+        exporters: The state of each exporter, and what waits for it.
+    """
+
+    faults: Mapping[str, str]
+    exporters: Mapping[str, Mapping[str, str | int]]
+
+
+class Watched(Protocol):
+    """A service, as its health checks see it. They ask in a thread of their own."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has started, and does not stop yet."""
+
+    def condition(self) -> Condition:
+        """How it is."""
+
+    def ping(self) -> "Future[None] | None":
+        """Done soon if the thread that takes webhooks lives; None if there is none."""
+
+
+class Health:
+    """Looks at a service, but not more often than twice a second."""
+
+    def __init__(self, watched: Watched, clock: Callable[[], float] = time.monotonic) -> None:
+        self.watched: Final = watched
+        self._clock = clock
+        self._last: Condition | None = None
+        self._until = 0.0
+
+    def look(self) -> Condition:
+        """How the service is, or was a moment ago."""
+        now, last = self._clock(), self._last
+        if last is None or now >= self._until:
+            last = self._last = self.watched.condition()
+            self._until = now + _LOOKED_AT_FOR
+        return last
+
+
+class HealthServer:
+    """The server of a `health_check` extension. The constructor opens nothing."""
+
+    def __init__(self, settings: HealthCheckSettings, health: Health) -> None:
+        host, port = settings.address
+        app = _create_app(settings, health)
+        self._server = HttpServer(app, host=host, port=port, max_connections=_MOST_CONNECTIONS)
+        self._thread: ServerThread | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens. Known after `start`."""
+        return self._server.address
+
+    def start(self) -> None:
+        """Listen and answer.
+
+        Raises:
+            ListenError: The address can't be listened on.
+        """
+        self._server.bind()
+        self._thread = ServerThread([self._server], name="statsig-otel health", effect="no health check is answered")
+        self._thread.start()
+        _logger.info("Health checks: http://%s%s and %s", host_port(*self.address), READY, LIVE)
+
+    def shutdown(self) -> None:
+        """Stop. Safe to call twice, and without `start`."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.shutdown(0.0)
+
+
+def with_health_path(app: AsgiApp, path: str, health: Health) -> AsgiApp:
+    """An application that answers GET and HEAD of a path by whether the service takes webhooks, and no more."""
+
+    def answer(_: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        is_ready = not health.look().faults
+        _fill(resp, {"status": "ready" if is_ready else "not ready"}, is_good=is_ready)
+
+    inner = falcon.asgi.App()
+    inner.add_route(path, _Resource(answer))
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        is_asked = scope["path"] == path and scope["method"] in ("GET", "HEAD")
+        await (inner if is_asked else app)(scope, receive, send)
+
+    return serve
+
+
+def _create_app(settings: HealthCheckSettings, health: Health) -> AsgiApp:
+    began = time.time()
+
+    def collector(_: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        is_up = health.watched.is_open
+        if settings.response_body is not None:
+            _fill_text(resp, settings.response_body, is_good=is_up)
+            return
+        since = datetime.fromtimestamp(began, UTC).isoformat().replace("+00:00", "Z") if is_up else _NEVER
+        status = "Server available" if is_up else "Server not available"
+        uptime = format_duration(round(time.time() - began, 3)) if is_up else ""
+        _fill(resp, {"status": status, "upSince": since, "uptime": uptime}, is_good=is_up)
+
+    def ready(_: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        condition = health.look()
+        status = "not ready" if condition.faults else "ready"
+        body = {"status": status, "reasons": condition.faults, "exporters": condition.exporters}
+        _fill(resp, body, is_good=not condition.faults)
+
+    app = falcon.asgi.App()
+    app.add_route(settings.path, _Resource(collector))
+    app.add_route(READY, _Resource(ready))
+    app.add_route(LIVE, _Liveness(health))
+    app.set_error_serializer(_serialize_error)
+    return app
+
+
+class _Resource:
+    """Answers GET and HEAD with a function."""
+
+    def __init__(self, answer: Callable[[falcon.asgi.Request, falcon.asgi.Response], None]) -> None:
+        self._answer = answer
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        self._answer(req, resp)
+
+    on_head = on_get
+
+
+class _Liveness:
+    """Whether a restart would help: the thread that takes webhooks does not answer any more."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    async def on_get(self, _: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        pong = self._health.watched.ping()
+        hangs = False
+        if pong is not None:
+            done, _pending = await asyncio.wait({asyncio.wrap_future(pong)}, timeout=_PATIENCE)
+            hangs = not done
+        reasons = {"hangs": f"the thread that takes webhooks has not answered for {_PATIENCE:g} s"} if hangs else {}
+        _fill(resp, {"status": "hangs" if hangs else "alive", "reasons": reasons}, is_good=not hangs)
+
+    on_head = on_get
+
+
+def _fill(resp: falcon.asgi.Response, body: Mapping[str, Any], *, is_good: bool) -> None:
+    resp.status = HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE
+    resp.set_header("Cache-Control", "no-store")
+    resp.data = msgspec.json.encode(body)
+
+
+def _fill_text(resp: falcon.asgi.Response, body: ResponseBodySettings, *, is_good: bool) -> None:
+    _fill(resp, {}, is_good=is_good)
+    resp.content_type = falcon.MEDIA_TEXT
+    resp.data = (body.healthy if is_good else body.unhealthy).encode()
+
+
+def _serialize_error(_: falcon.asgi.Request, resp: falcon.asgi.Response, error: falcon.HTTPError) -> None:
+    hint = f"see {READY} and {LIVE}" if error.status_code == HTTPStatus.NOT_FOUND else error.status
+    resp.data = msgspec.json.encode({"status": "unknown", "reasons": {"request": hint}})
