@@ -113,6 +113,19 @@ def test_the_port_of_a_reader_of_metrics_that_is_in_use() -> None:
     assert fault in diagnosed.output
 
 
+def test_the_port_of_the_health_check_that_is_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        more = "  extensions: [file_storage, health_check]\nextensions: {file_storage: {directory: queue}, "
+        path = config("endpoint: 127.0.0.1:0", more=f"{more}health_check: {{endpoint: '127.0.0.1:{port}'}}}}\n")
+        ran, said = call("run", "--config", path), errors("--config", path)
+    fault = (
+        f"extensions::health_check::endpoint: cannot listen on 127.0.0.1:{port}: the port is in use (config.yaml:11)"
+    )
+    assert fault in ran.output
+    assert said.startswith(fault)
+
+
 def test_a_certificate_for_metrics_that_can_not_be_read() -> None:
     otlp = "{protocol: grpc, endpoint: 'https://h:1', certificate: nowhere.pem}"
     said = errors(*with_reader(f"{{periodic: {{exporter: {{otlp: {otlp}}}}}}}"))
