@@ -12,7 +12,7 @@ from typing import Final, Literal, Self, TypeVar
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import checks, schema, write_ahead_log
-from statsig_otel.exporters.queue.directory import LOCK, DirectoryInUseError, QueueDirectory
+from statsig_otel.exporters.queue.directory import LOCK, STATE, DirectoryInUseError, QueueDirectory
 from statsig_otel.exporters.queue.open_files import OpenFiles
 from statsig_otel.exporters.queue.writer import Work, Writer
 from statsig_otel.exporters.wording import counted
@@ -65,7 +65,7 @@ class Database:
         self.missing_file: Literal["queue.db", "queue.db-wal"] | None = None
         self._prepare = prepare
         self._is_marked = False  # as being in use
-        self._is_unlocked = False  # the lock is gone, and can't be taken again
+        self._not_kept: set[Path] = set()  # files that are gone, and can't be made again
         self._tidy = tidy
         self._replaces = replaces
         self._min_free = min_free
@@ -78,7 +78,7 @@ class Database:
             set_aside=self._set_aside if replaces else None,
             files=OpenFiles(
                 self.path,
-                keep_lock=self._keep_lock,
+                keep_directory=self._keep_directory,
                 copy_aside=self._copy_aside,
                 set_aside=self._set_aside,
                 log_kept=self._count_generation,
@@ -203,33 +203,48 @@ class Database:
             aside,
         )
 
-    def _keep_lock(self) -> bool:
-        """Take the lock again if somebody deleted or replaced it; whether another process may have used the database.
+    def _keep_directory(self) -> bool:
+        """Make the lock and `state.json` again if somebody deleted or replaced them.
+
+        Returns:
+            Whether the lock was gone, so that another process may have used the database.
 
         Raises:
             DirectoryInUseError: Another process owns the directory now.
         """
         lock = self.directory.path / LOCK
         try:
-            is_retaken = self.directory.reclaim()
+            is_retaken = self._keep(lock, self.directory.reclaim, "nothing keeps another process from using the queue")
         except DirectoryInUseError as error:
             raise DirectoryInUseError(
                 f"somebody deleted or replaced {lock} while it was in use, and {error}", is_own=error.is_own
             ) from error
+        self._keep(
+            self.directory.path / STATE,
+            self.directory.keep_mark,
+            "a start after a crash does not notice a log that is gone",
+        )
+        return is_retaken
+
+    def _keep(self, file: Path, again: Callable[[], bool], meanwhile: str) -> bool:
+        """Make a file again if it is gone; whether it was."""
+        try:
+            is_made = again()
         except OSError as error:
-            if not self._is_unlocked:
-                self._is_unlocked = True
+            if file not in self._not_kept:
+                self._not_kept.add(file)
                 _logger.error(  # noqa: TRY400 - the message says it all
                     "Somebody deleted or replaced %s while it was in use, and it can't be made again now (%s): until "
-                    "then nothing keeps another process from using the queue",
-                    lock,
+                    "then %s",
+                    file,
                     error,
+                    meanwhile,
                 )
             return False
-        self._is_unlocked = False
-        if is_retaken:
-            _logger.error("Somebody deleted or replaced %s while it was in use. It is locked again", lock)
-        return is_retaken
+        self._not_kept.discard(file)
+        if is_made:
+            _logger.error("Somebody deleted or replaced %s while it was in use. It is made again", file)
+        return is_made
 
     def _copy_aside(self, connection: sqlite3.Connection) -> None:
         """Copy a database that somebody deleted, and that is still open, to a file that counts as set aside."""

@@ -31,11 +31,11 @@ _logger: Final = logging.getLogger(__name__)
 DATABASE: Final = "queue.db"
 CONTROL: Final = "control.sock"
 LOCK: Final = "lock"
-_STATE: Final = "state.json"
+STATE: Final = "state.json"
 _STATE_SIZE: Final = 64
 _RESERVE: Final = "reserve"
 _SUFFIXES: Final = ("", "-wal", "-shm")
-_FILES: Final = (*(f"{DATABASE}{suffix}" for suffix in _SUFFIXES), LOCK, CONTROL, _RESERVE, _STATE)
+_FILES: Final = (*(f"{DATABASE}{suffix}" for suffix in _SUFFIXES), LOCK, CONTROL, _RESERVE, STATE)
 _ASIDE: Final = re.compile(rf"{re.escape(DATABASE)}\.(corrupt|salvaged|unreadable)-[0-9TZ]+-[0-9]+")
 _LONGEST_NAME: Final = f"{DATABASE}.unreadable-00000000T000000Z-1-journal"
 _ELSEWHERE: Final = "name another directory, or move what is there away"
@@ -76,6 +76,7 @@ class QueueDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._state: os.stat_result | None = None  # of the file that this process has written last
 
     @property
     def database(self) -> Path:
@@ -120,7 +121,7 @@ class QueueDirectory:
         """
         if self.path.is_dir() and not os.access(self.path, os.W_OK | os.X_OK):  # for the database's log
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
-        for name in (LOCK, _STATE, *(f"{DATABASE}{suffix}" for suffix in _SUFFIXES)):
+        for name in (LOCK, STATE, *(f"{DATABASE}{suffix}" for suffix in _SUFFIXES)):
             with contextlib.suppress(FileNotFoundError):
                 os.close(os.open(self.path / name, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
 
@@ -193,7 +194,7 @@ class QueueDirectory:
     def was_left_clean(self) -> bool:
         """Whether the last owner stopped in order, or there was none."""
         try:
-            state = json.loads((self.path / _STATE).read_text())
+            state = json.loads((self.path / STATE).read_text())
         except FileNotFoundError:  # a new queue, or a copy of one
             return not self.log.exists()
         except (OSError, ValueError):
@@ -209,7 +210,7 @@ class QueueDirectory:
         if self.has_only_log():
             return None
         if not schema.size_of(self.database):
-            return "queue.db" if (self.path / _STATE).exists() and not self.set_aside_files() else None
+            return "queue.db" if (self.path / STATE).exists() and not self.set_aside_files() else None
         return None if self.was_left_clean() or self.log.exists() else "queue.db-wal"
 
     def has_only_log(self) -> bool:
@@ -224,17 +225,31 @@ class QueueDirectory:
         Raises:
             OSError: It can't be noted.
         """
-        state = self.path / _STATE
+        state = self.path / STATE
         content = json.dumps({"clean": clean, "pid": os.getpid()}).encode().ljust(_STATE_SIZE)
         descriptor = _open(state, os.O_WRONLY)
         try:
             os.pwrite(descriptor, content, 0)
             os.fsync(descriptor)
+            self._state = os.fstat(descriptor)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(state)) from error
         finally:
             os.close(descriptor)
         sync_directory(self.path)
+
+    def keep_mark(self) -> bool:
+        """Note again that the directory is in use, if somebody deleted or replaced the note; whether that was so.
+
+        Raises:
+            OSError: It can't be noted.
+        """
+        state = self.path / STATE
+        with contextlib.suppress(FileNotFoundError):
+            if self._state is None or os.path.samestat(self._state, state.lstat()):
+                return False
+        self.mark(clean=False)
+        return True
 
     def make_private(self) -> None:
         """Deny all but the owner access to the database. If the owner is another user, only log that."""

@@ -1,7 +1,9 @@
 """Keeps what is committed if somebody deletes, replaces or shortens the database's files while they are in use.
 
 That is noticed by stat alone: to open a file beside SQLite, and to close it again, would drop this process's locks on
-it (POSIX locks). A file that is overwritten in place, with the same size, is not noticed here.
+it (POSIX locks). Only the log has no locks. So one that somebody has cut, and that this process has made as long again
+by its next commit, is noticed by the zeros in between. A file that is overwritten in place, with the same size, is not
+noticed here.
 """
 
 import contextlib
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from statsig_otel.exporters.queue import schema
+from statsig_otel.exporters.queue import schema, write_ahead_log
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class OpenFiles:
 
     Args:
         database: The database file.
-        keep_lock: Run before each write. Whether the lock was gone, so that another process may have written.
+        keep_directory: Run before each write. Whether the lock was gone, so that another process may have written.
         copy_aside: Run with the connection if the database is gone, whose content ends with the connection.
         set_aside: Run with an error if the database or its log lacks something that was committed.
         log_kept: Run after the content of a log that is gone was brought into the database. Connections for reading
@@ -48,7 +50,7 @@ class OpenFiles:
         self,
         database: Path,
         *,
-        keep_lock: Callable[[], bool],
+        keep_directory: Callable[[], bool],
         copy_aside: Callable[[sqlite3.Connection], None],
         set_aside: Callable[[Exception], None],
         log_kept: Callable[[], None],
@@ -56,30 +58,37 @@ class OpenFiles:
         self._database = database
         self._paths = {suffix: f"{database}{suffix}" for suffix in _SUFFIXES}
         self._known: dict[str, os.stat_result] = {}
+        self._is_cut = False  # the log was shortened, and has grown since
         self._index_is_gone = False
         self._said_gone: set[str] = set()  # the suffixes of files whose content is not yet kept elsewhere
-        self._keep_lock = keep_lock
+        self._keep_directory = keep_directory
         self._copy_aside = copy_aside
         self._set_aside = set_aside
         self._log_kept = log_kept
 
-    def opened(self) -> None:
+    def opened(self, connection: sqlite3.Connection) -> None:
         """The connection was just opened."""
         index = self._known.get("-shm")
         self._known.clear()
-        self.wrote()
+        self._is_cut = False
+        self._look(connection, after_writing=True)
         if "-shm" in self._known:
             self._index_is_gone = False
         elif index is not None:  # gone, and shared with other connections of this process that are still open
             self._known["-shm"] = index
 
-    def wrote(self) -> None:
-        """The connection has written: the files may be shorter than they were."""
-        self._look(after_writing=True)
+    def folded(self) -> None:
+        """The connection has brought all of the log into the database: both may be shorter than they were."""
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(OSError, KeyError):
+                now = Path(self._paths[suffix]).stat()
+                if os.path.samestat(now, self._known[suffix]):
+                    self._known[suffix] = now
 
-    def are_in_place(self) -> bool:
-        """After writing: whether the database and its log are still the files of these names."""
-        return self._look(after_writing=True).gone <= {"-shm"}
+    def are_whole(self, connection: sqlite3.Connection) -> bool:
+        """After writing: whether the database and its log are still the files of these names, and not shorter."""
+        changes = self._look(connection, after_writing=True)
+        return changes.gone | changes.shorter <= {"-shm"} and not self._is_cut
 
     def keep(self, connection: sqlite3.Connection, *, after_writing: bool) -> bool:
         """Keep what is committed; whether the connection was closed for it, and another has to be opened.
@@ -89,10 +98,11 @@ class OpenFiles:
             after_writing: This process has written since the last look, so the files may be shorter than they were.
 
         Raises:
+            DamagedError: What was just written may be lost, and the file is set aside. Another one has to be begun.
             QueueError, sqlite3.Error, OSError: The content could not be kept. The connection stays open, since
                 closing it would lose the content.
         """
-        changes = self._look(after_writing=after_writing)
+        changes = self._look(connection, after_writing=after_writing)
         if "-shm" in changes.shorter:
             self._extend_index()
         if "" in changes.gone:
@@ -102,21 +112,23 @@ class OpenFiles:
             self._remove_leftovers()
             self._said_gone.clear()
             return True
-        was_unlocked = not after_writing and self._keep_lock()
+        was_unlocked = not after_writing and self._keep_directory()
         shorter = changes.shorter - {"-shm"}
         has_to_reopen = False
         if "-wal" in changes.gone:
             self._leave_log(connection)
             has_to_reopen = True
-        elif shorter:
+        elif shorter or self._is_cut:
             has_to_reopen = not self._is_whole(connection, shorter)
+            if has_to_reopen and after_writing:
+                raise schema.DamagedError("it became shorter while it was written to")
         if "-shm" in changes.gone:
             self._leave_index()
         if was_unlocked and not has_to_reopen:
             close(connection)
         return has_to_reopen or was_unlocked
 
-    def _look(self, *, after_writing: bool) -> _Changes:
+    def _look(self, connection: sqlite3.Connection, *, after_writing: bool) -> _Changes:
         gone, shorter = set(), set()
         for suffix, path in self._paths.items():
             known = self._known.get(suffix)
@@ -129,10 +141,12 @@ class OpenFiles:
                     self._known[suffix] = now
             elif now is None or not os.path.samestat(known, now):
                 gone.add(suffix)
-            elif after_writing:
-                self._known[suffix] = now
-            elif now.st_size < known.st_size:
+            elif now.st_size < known.st_size and not (after_writing and _has_cut(connection, suffix, now.st_size)):
                 shorter.add(suffix)
+            elif after_writing:
+                if suffix == "-wal" and 0 < known.st_size <= now.st_size:
+                    self._is_cut |= write_ahead_log.is_cut(self._database, known.st_size)
+                self._known[suffix] = now
         return _Changes(frozenset(gone), frozenset(shorter))
 
     def _say_gone(self, suffix: str) -> None:
@@ -193,8 +207,11 @@ class OpenFiles:
 
     def _is_whole(self, connection: sqlite3.Connection, shorter: Collection[str]) -> bool:
         """Whether all that is committed is in the database. If not, it is closed and set aside."""
-        names = " and ".join(f"{self._database.name}{suffix}" for suffix in sorted(shorter))
+        suffixes = sorted({*shorter, "-wal"} if self._is_cut else shorter)
+        names = " and ".join(f"{self._database.name}{suffix}" for suffix in suffixes)
         try:
+            if self._is_cut:  # SQLite would bring the zeros into the database
+                raise schema.DamagedError("frames are missing")
             size = schema.pragma(connection, "page_count") * schema.pragma(connection, "page_size")
             if "" in shorter and self._database.stat().st_size < size:
                 raise schema.DamagedError("pages are missing")
@@ -205,9 +222,19 @@ class OpenFiles:
             close(connection)
             self._set_aside(schema.DamagedError(f"{names} became shorter while it was in use: {error}"))
             return False
-        self.wrote()
+        self.folded()
         _logger.warning("Somebody shortened %s while it was in use. Nothing is lost", names)
         return True
+
+
+def _has_cut(connection: sqlite3.Connection, suffix: str, size: int) -> bool:
+    """Whether the connection itself may have made a file so short by a commit."""
+    if suffix == "-wal":
+        return size >= schema.LOG_LIMIT
+    try:  # by a checkpoint, which leaves the file as long as the database
+        return suffix == "" and size == schema.pragma(connection, "page_count") * schema.pragma(connection, "page_size")
+    except sqlite3.Error:
+        return False
 
 
 def close(connection: sqlite3.Connection) -> None:
@@ -216,6 +243,16 @@ def close(connection: sqlite3.Connection) -> None:
         connection.close()
     except sqlite3.Error as error:
         _logger.warning("The queue's file could not be closed: %s", error)
+
+
+def fold(connection: sqlite3.Connection) -> bool:
+    """Bring all of the log into the database, and free the log's space; whether no reader was in the way."""
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+    finally:
+        connection.execute("PRAGMA busy_timeout = 5000")
 
 
 def _fold_all(connection: sqlite3.Connection) -> None:

@@ -75,6 +75,9 @@ _MIGRATIONS: Final[tuple[str, ...]] = (_VERSION_1,)
 
 VERSION: Final = len(_MIGRATIONS)
 
+LOG_LIMIT: Final = 4 << 20
+"""Bytes that the log grows to before it is folded into the database in any case. Then it is made shorter again."""
+
 _CHUNK: Final = 1 << 20
 _AT_USER_VERSION: Final = 60
 _AT_APPLICATION_ID: Final = 68
@@ -336,7 +339,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has to come before the first table
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA journal_size_limit = 4194304")  # what it grows to before it is folded in anyway
+    connection.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
     for number, script in enumerate(_MIGRATIONS[version:], version + 1):
         _migrate(connection, script, number)
 

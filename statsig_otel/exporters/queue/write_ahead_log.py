@@ -26,6 +26,9 @@ these and the page, which go on from those of the frame before."""
 _INDEX: Final = struct.Struct("=16xI12x8s2I")
 """Frames that are committed, the salts, and two checksums of all before them."""
 
+_NUMBER: Final = 4
+"""Bytes of the number of its page, with which a frame begins. It is not 0."""
+
 _CHECKED_OF_HEADER: Final = 24
 _CHECKED_OF_FRAME: Final = 8
 _CHECKED_OF_INDEX: Final = 40
@@ -116,6 +119,20 @@ def check(database: Path) -> LogCheck:
             read += frame.is_read
             unread += frame.is_commit and not frame.is_read
         return LogCheck(unread, max(log.committed - read, 0))
+
+
+def is_cut(database: Path, size: int) -> bool:
+    """Whether a log that had so many bytes was cut, and frames were written behind the cut: there are zeros between.
+
+    Also for a database that this process has open, since SQLite does not lock the log.
+    """
+    with Path(f"{database}-wal").open("rb", buffering=0) as log:
+        magic, _, page_size, *_ = _HEADER.unpack(log.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
+        frame = page_size + _FRAME.size
+        if not (frames := (size - _HEADER.size) // frame):
+            return not magic
+        log.seek(_HEADER.size + (frames - 1) * frame)  # of the last whole one: a full disk leaves a part of another
+        return not magic or not any(log.read(_NUMBER))
 
 
 def first_page(database: Path) -> bytes:

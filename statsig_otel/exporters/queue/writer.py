@@ -346,6 +346,8 @@ class Writer:
                 connection.execute("BEGIN IMMEDIATE")
                 outcome = list(_attempt_all(connection, jobs))
                 connection.execute("COMMIT")
+                self._unfolded = True
+                not_kept = self._keep_files(after_writing=True)
             except Exception as error:  # noqa: BLE001 - given to all who wait
                 self._give_up_connection()
                 if schema.is_disk_full(error) and self._free_space():
@@ -355,8 +357,7 @@ class Writer:
                     return error
                 damage.append(error)
             else:
-                self._unfolded = True
-                if (not_kept := self._keep_files(after_writing=True)) is not None:
+                if not_kept is not None:
                     return not_kept
                 self._succeed()
                 return outcome
@@ -365,12 +366,18 @@ class Writer:
         """Keep what is committed if somebody has changed the files; the error if that fails.
 
         After a restart nobody could find it. Then another connection has to be opened.
+
+        Raises:
+            DamagedError: What was just written may be lost. The file is set aside, and another one has to be begun.
         """
         if self._files is None or self._connection is None:
             return None
         try:
             if self._files.keep(self._connection, after_writing=after_writing):
                 self._connection = None
+        except schema.DamagedError:
+            self._connection = None
+            raise
         except (QueueError, sqlite3.Error, OSError) as error:
             self._say_failing(error)  # the connection stays open: its content would end with it
             return error
@@ -383,11 +390,10 @@ class Writer:
         began = time.monotonic()
         try:
             more = _transact(self._open(), lambda connection: self._tidy(connection, idle))
-            if idle and not more and self._unfolded:
-                _fold(self._open())
+            if self._keep_files(after_writing=True) is None and idle and not more and self._unfolded:
+                if open_files.fold(self._open()) and self._files is not None:
+                    self._files.folded()
                 self._unfolded = False
-            if self._files is not None:
-                self._files.wrote()
         except Exception as error:  # noqa: BLE001 - logged, and tried again later
             self._give_up_connection()
             if schema.is_disk_full(error) and self._free_space():
@@ -413,7 +419,7 @@ class Writer:
                 _transact(connection, self._prepare)
             self._connection = connection
             if self._files is not None:
-                self._files.opened()
+                self._files.opened(connection)
         return self._connection
 
     def _close(self) -> None:
@@ -426,14 +432,14 @@ class Writer:
         self._say_failing(error)
 
     def _give_up_connection(self) -> None:
-        """Close the connection after an error, unless a file was deleted: its content would end with the connection."""
+        """Close the connection after an error, unless somebody changed a file: its content could end with it."""
         connection = self._connection
-        if self._files is not None and connection is not None and not self._files.are_in_place():
+        if self._files is not None and connection is not None and not self._files.are_whole(connection):
             try:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
             except sqlite3.Error:
-                _logger.exception("The queue's deleted file can't be rolled back")
+                _logger.exception("The queue's file can't be rolled back")
         else:
             self._close()
 
@@ -484,12 +490,3 @@ def _transact(connection: sqlite3.Connection, work: Work[_T]) -> _T:
             connection.execute("ROLLBACK")
         raise
     return result
-
-
-def _fold(connection: sqlite3.Connection) -> None:
-    """Bring all of the log into the file, and free the log's space, unless a reader is in the way."""
-    connection.execute("PRAGMA busy_timeout = 0")
-    try:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    finally:
-        connection.execute("PRAGMA busy_timeout = 5000")

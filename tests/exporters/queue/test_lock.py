@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from statsig_otel.exporters.consumer import Receipt
-from statsig_otel.exporters.queue import writer
+from statsig_otel.exporters.queue import open_files, writer
 from statsig_otel.exporters.queue.directory import DirectoryInUseError, QueueDirectory
 from tests.exporters.queue.helpers import (
     PATIENCE,
@@ -74,7 +74,7 @@ def test_a_lock_that_is_gone_is_taken_again_while_nothing_comes_in(
 def test_a_lock_that_is_gone_is_taken_again_before_the_next_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
 ) -> None:
-    monkeypatch.setattr(writer, "_fold", lambda _: None)
+    monkeypatch.setattr(open_files, "fold", lambda _: False)
     directory = tmp_path / "queue"
     with running(directory) as queue:
         put(queue, 1)
@@ -106,7 +106,7 @@ def test_beside_a_process_that_was_faster_nothing_is_acknowledged_until_it_ends(
         assert put(queue, 5, 4) == Receipt(1, 1)
         check_counters(queue)  # with what the other one has stored
         assert delivered(queue.cursor("otlp")) == [1, 2, 4, 5]
-        assert said(caplog, logging.ERROR, "It is locked again") == 1
+        assert said(caplog, logging.ERROR, "It is made again") == 1
 
 
 @pytest.mark.usefixtures("never_idle")
@@ -137,5 +137,5 @@ def test_a_lock_that_cannot_be_made_again_is_said_once_and_refuses_nothing(
             assert put(queue, number) == Receipt(1)
         assert said(caplog, logging.ERROR, "nothing keeps another process from using the queue") == 1
         (tmp_path / "lock").unlink()
-        wait_until(lambda: said(caplog, logging.ERROR, "It is locked again") == 1, "it is taken again")
+        wait_until(lambda: said(caplog, logging.ERROR, "It is made again") == 1, "it is taken again")
         assert delivered(queue.cursor("otlp")) == [1, 2, 3]

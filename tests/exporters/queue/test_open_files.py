@@ -7,11 +7,14 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from statsig_otel.exporters.consumer import Receipt
-from statsig_otel.exporters.queue import writer
+from statsig_otel.exporters.queue import open_files, store
+from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.open_files import OpenFiles
 from statsig_otel.exporters.queue.recovery import damaged_file
 from tests.exporters.queue.helpers import (
     PATIENCE,
@@ -30,6 +33,7 @@ from tests.exporters.queue.helpers import (
     running,
     said,
     settled,
+    tidied,
 )
 from tests.waiting import wait_until
 
@@ -41,7 +45,7 @@ DELETED = "Somebody deleted or replaced"
 @pytest.fixture
 def unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is committed stays in the log, as it does while webhooks come."""
-    monkeypatch.setattr(writer, "_fold", lambda _: None)
+    monkeypatch.setattr(open_files, "fold", lambda _: False)
 
 
 def delete_log(directory: Path) -> None:
@@ -183,6 +187,103 @@ def test_a_database_that_becomes_shorter_is_damage_and_the_rest_is_carried_over(
         assert len(found) > 20
         assert put(queue, 1000) == Receipt(1)
     assert said(caplog, logging.ERROR, "queue.db became shorter while it was in use") == 1
+
+
+@pytest.mark.usefixtures("unfolded")
+@pytest.mark.parametrize("moment", ["before what it writes", "after it"])
+@pytest.mark.parametrize("name", ["queue.db-wal", "queue.db"])
+def test_a_file_that_becomes_shorter_within_a_commit_is_damage_and_the_commit_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str, moment: str
+) -> None:
+    """Within it the files may become shorter by themselves. A log that was cut before is as long again after it."""
+    due: list[int] = []
+
+    def cut_once() -> None:
+        while due:
+            os.truncate(tmp_path / name, due.pop())
+
+    append, keep = store.append_batches, OpenFiles.keep
+
+    def cut_and_append(*arguments: Any, **named: Any) -> Any:
+        if moment != "after it":
+            cut_once()
+        return append(*arguments, **named)
+
+    def cut_and_keep(self: OpenFiles, connection: sqlite3.Connection, *, after_writing: bool) -> bool:
+        if after_writing:
+            cut_once()
+        return keep(self, connection, after_writing=after_writing)
+
+    monkeypatch.setattr(store, "append_batches", cut_and_append)
+    monkeypatch.setattr(OpenFiles, "keep", cut_and_keep)
+    with running(tmp_path) as queue:
+        for number in range(1, 21):
+            put(queue, number)
+        due.append(0 if name == "queue.db" else (tmp_path / name).stat().st_size // 2)
+        assert put(queue, 100) == Receipt(1)
+        assert not due
+        assert queue._database.generation == 1
+        settled(tmp_path)
+        assert {*range(1, 8), 100} <= set(delivered(queue.cursor("otlp")))
+        check_counters(queue)
+    assert said(caplog, logging.ERROR, f"{name} became shorter while it was in use") == 1
+
+
+@pytest.mark.usefixtures("unfolded")
+def test_files_that_become_shorter_by_themselves_are_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A log beyond its limit, which is cut when it begins anew, and a database whose pages are freed."""
+    with running(tmp_path) as queue:
+        for first in (1, 101, 201):
+            put(queue, *range(first, first + 99), size=100_000)
+            put(queue, first + 99)
+            assert len(delivered(queue.cursor("otlp"))) == 100
+        assert queue.database.stat().st_size > 8 << 20
+        queue.cursor("otlp").close()
+        tidied(queue)
+        put(queue, *range(1000, 1045), size=100_000)  # this commit brings all of the log into the database
+        assert queue.database.stat().st_size < 5 << 20
+        assert queue._database.generation == 0
+    assert errors(caplog) == []
+
+
+@pytest.mark.usefixtures("unfolded")
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["deleted", "replaced"])
+def test_the_state_that_is_gone_is_made_again_so_that_a_start_notices_a_log_that_is_gone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, is_replaced: bool
+) -> None:
+    directory = tmp_path / "queue"
+    with running(directory) as queue:
+        put(queue, 1)
+        if is_replaced:
+            (tmp_path / "other").write_text('{"clean": true}')
+            (tmp_path / "other").rename(directory / "state.json")
+        else:
+            (directory / "state.json").unlink()
+        assert put(queue, 2) == Receipt(1)
+        crashed = copy_of(directory, tmp_path / "crashed")
+    assert (
+        said(caplog, logging.ERROR, f"{DELETED} {directory / 'state.json'} while it was in use. It is made again") == 1
+    )
+    assert QueueDirectory(directory).was_left_clean()
+    delete_log(crashed)
+    with running(crashed):
+        assert said(caplog, logging.ERROR, "its log (queue.db-wal) is gone") == 1
+
+
+@pytest.mark.usefixtures("unfolded", "soon_idle")
+def test_the_state_that_can_not_be_made_again_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = tmp_path / "state.json"
+    with running(tmp_path) as queue:
+        state.unlink()
+        state.symlink_to("nowhere")
+        wait_until(lambda: said(caplog, logging.ERROR, f"{DELETED} {state} ") == 1, "it is noticed")
+        assert put(queue, 1) == Receipt(1)
+        assert put(queue, 2) == Receipt(1)
+        state.unlink()
+        assert put(queue, 3) == Receipt(1)
+    assert said(caplog, logging.ERROR, "it can't be made again now") == 1
+    assert said(caplog, logging.ERROR, "It is made again") == 1
+    assert QueueDirectory(tmp_path).was_left_clean()
 
 
 @pytest.mark.usefixtures("unfolded")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from statsig_otel.exporters.queue import schema, write_ahead_log, writer
+from statsig_otel.exporters.queue import open_files, schema, write_ahead_log
 from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.queue import DurableQueue
 from statsig_otel.exporters.queue.recovery import damaged_file
@@ -41,7 +41,7 @@ STORED: Final = range(1, 31)
 def running_untidied(directory: Path, patch: pytest.MonkeyPatch) -> Iterator[DurableQueue]:
     """A queue whose log stays as its commits leave it, however slow the machine is."""
     patch.setattr(DurableQueue, "_tidy", lambda *_: False)
-    patch.setattr(writer, "_fold", lambda _: None)
+    patch.setattr(open_files, "fold", lambda _: False)
     with running(directory) as queue:
         yield queue
 

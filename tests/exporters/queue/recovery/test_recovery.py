@@ -15,7 +15,7 @@ import pytest
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.consumer import Receipt
-from statsig_otel.exporters.queue import writer
+from statsig_otel.exporters.queue import open_files
 from statsig_otel.exporters.queue.directory import QueueDirectory
 from statsig_otel.exporters.queue.recovery import carry_over, damaged_file, recovery
 from statsig_otel.exporters.routing import QueuedExporter, Route, Routing
@@ -324,7 +324,7 @@ def test_a_crash_while_a_file_is_set_aside_loses_nothing(
     with running(tmp_path / "queue") as queue:
         put(queue, 1, size=50_000)
     with monkeypatch.context() as patch, running(tmp_path / "queue") as queue:
-        patch.setattr(writer, "_fold", lambda _: None)
+        patch.setattr(open_files, "fold", lambda _: False)
         put(queue, 2, 3)
         crashed = copy_of(queue.directory.path, tmp_path / "crashed")
     rename, so_far = Path.rename, itertools.count()
