@@ -1,9 +1,11 @@
 """The bases of components' settings: `Settings`, and settings with keys that a whole section has."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, KeysView, Mapping, Sized, ValuesView
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, cast
+from types import GeneratorType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeVar, cast
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
@@ -15,6 +17,9 @@ from statsig_otel.config.validation import problems_of
 from statsig_otel.config.values import Opaque, ReadApart
 
 _T = TypeVar("_T")
+
+_LISTS: Final = (list, tuple, set, frozenset, deque, KeysView, ValuesView, GeneratorType, map, filter)
+"""What pydantic takes for a list."""
 
 
 class Settings(StrictModel):
@@ -88,6 +93,8 @@ def resolved(value: _T, path: Path, problems: list[Problem]) -> _T:
 
 
 def _resolved(value: object, path: Path, problems: list[Problem]) -> object:
+    if isinstance(value, bytes | bytearray):  # which pydantic takes for a string
+        return _resolved(value.decode(errors="replace"), path, problems) if b"${" in value else value
     if isinstance(value, str | FilePath | Opaque):
         text = value.reveal() if isinstance(value, Opaque) else str(value)
         try:
@@ -99,9 +106,11 @@ def _resolved(value: object, path: Path, problems: list[Problem]) -> object:
     if isinstance(value, Mapping):
         items = {key: _resolved(item, (*path, key), problems) for key, item in value.items()}
         return value if all(items[key] is item for key, item in value.items()) else items
-    if isinstance(value, Collection) and not isinstance(value, bytes | bytearray | memoryview):
-        found = [_resolved(item, (*path, index), problems) for index, item in enumerate(value)]
-        return value if all(one is item for one, item in zip(found, value, strict=True)) else found
+    if isinstance(value, _LISTS):
+        given = list(value)
+        found = [_resolved(item, (*path, index), problems) for index, item in enumerate(given)]
+        is_same = isinstance(value, Sized) and all(one is item for one, item in zip(found, given, strict=True))
+        return value if is_same else found
     return value
 
 

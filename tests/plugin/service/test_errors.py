@@ -236,6 +236,8 @@ def test_settings_refuse_it_too(written: str) -> None:
         "resource::a": lambda: StatsigReceiverSettings(signing_secrets=[], resource={"a": written}),
         "headers::a": lambda: OtlpHttpSettings(endpoint="https://h", headers={"a": written}),
         "headers::b": lambda: OtlpHttpSettings(endpoint="https://h", headers={"b": Opaque(written)}),
+        "resource::b[0]": lambda: StatsigReceiverSettings(signing_secrets=[], resource={"b": (x for x in [written])}),  # type: ignore[dict-item]
+        "resource::c": lambda: StatsigReceiverSettings(signing_secrets=[], resource={"c": written.encode()}),  # type: ignore[dict-item]
         "path": lambda: FileSettings(path=path),
         "key_file": lambda: ServerTlsSettings(cert_file=Path("chain.pem"), key_file=path),
         "tls::ca_file": lambda: OtlpHttpSettings.model_validate({"endpoint": "https://h", "tls": {"ca_file": written}}),
