@@ -55,7 +55,7 @@ def described(value: object) -> str:
     return "None" if value is None else _with_article(type(value).__qualname__)
 
 
-def method_fault(value: object, name: str, parameters: str, *, may_be_async: bool = False) -> str | None:
+def why_not_callable(value: object, name: str, parameters: str, *, may_be_async: bool = False) -> str | None:
     """Why an object's method can't be called, as the end of a sentence that begins with the object's type.
 
     Args:

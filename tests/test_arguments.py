@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from statsig_otel._arguments import method_fault
+from statsig_otel._arguments import why_not_callable
 from statsig_otel.config import ConfigError, Opaque, Settings
 from statsig_otel.exporters import (
     Batch,
@@ -259,8 +259,8 @@ class InItsPlace:
 
 
 def test_an_object_that_is_called_is_looked_at_as_a_method_is() -> None:
-    assert method_fault(InItsPlace(), "send", "payload") == "has an async send(), and it is called in a thread"
-    assert method_fault(InItsPlace(), "consume", "batch", may_be_async=True) is None
+    assert why_not_callable(InItsPlace(), "send", "payload") == "has an async send(), and it is called in a thread"
+    assert why_not_callable(InItsPlace(), "consume", "batch", may_be_async=True) is None
 
 
 class Yielding:
@@ -273,5 +273,5 @@ class Yielding:
 
 def test_a_generator_is_not_a_method_that_answers() -> None:
     for name in ("send", "consume"):
-        fault = f"has a {name}() with yield, which answers with a generator: use return"
-        assert method_fault(Yielding(), name, "payload", may_be_async=True) == fault
+        why = f"has a {name}() with yield, which answers with a generator: use return"
+        assert why_not_callable(Yielding(), name, "payload", may_be_async=True) == why

@@ -149,9 +149,8 @@ class _Checker:
 
     def _component(self, kind: str, id_: str, body: object, models: Mapping[str, type[Settings]]) -> Settings | None:
         path = (kind, id_)
-        fault = _id_fault(id_)
-        if fault is not None:
-            self._say(path, fault, _ID_HINT)
+        if why := _why_not_id(id_):
+            self._say(path, why, _ID_HINT)
             return None
         model = models.get(self._components.type_of(id_))
         if model is None:
@@ -250,9 +249,8 @@ class _Checker:
         elif signal != "logs":
             self._say(path, "is not the id of a pipeline", "name it logs or logs/NAME")
         else:
-            fault = _id_fault(id_)
-            if fault is not None:
-                self._say(path, fault, "the id of a pipeline is logs or logs/NAME")
+            if why := _why_not_id(id_):
+                self._say(path, why, "the id of a pipeline is logs or logs/NAME")
             body = self._mapping(path, pipelines, _SERVICE_HINT)
         if body is None:
             self._used |= {"receivers": None, "exporters": None}
@@ -365,8 +363,8 @@ class _Checker:
         self.problems.append(self._document.problem(path, message, hint))
 
 
-def _id_fault(id_: str) -> str | None:
-    """The fault of an id."""
+def _why_not_id(id_: str) -> str | None:
+    """Why a string is not an id; None if it is one."""
     type_, slash, name = id_.partition("/")
     if not type_:
         return "has no type before the /" if slash else "has no type"

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, Future
 from types import NoneType
 from typing import Any, Final
 
-from statsig_otel._arguments import check_type, described, method_fault, mistyped, type_name
+from statsig_otel._arguments import check_type, described, why_not_callable, mistyped, type_name
 from statsig_otel._futures import answered, failed
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver.intake import Answer, Intake, Request
@@ -26,10 +26,10 @@ def check_parts(intake: object, consumer: object, patience: float | None, clock:
     check_type("intake", intake, Intake)
     if isinstance(consumer, type):
         raise TypeError(f"consumer must be an object, not the class {consumer.__qualname__}")
-    if fault := method_fault(consumer, "consume", "batch", may_be_async=True):
+    if why := why_not_callable(consumer, "consume", "batch", may_be_async=True):
         inner = getattr(getattr(consumer, "consumer", None), "consume", None)
         hint = ": give its attribute `consumer`" if callable(inner) else ""
-        raise TypeError(f"consumer must be a Consumer: {type_name(consumer)} {fault}{hint}")
+        raise TypeError(f"consumer must be a Consumer: {type_name(consumer)} {why}{hint}")
     check_type("patience", patience, (int, float, NoneType), "a number of seconds or None")
     if patience is not None and not patience > 0:
         raise ValueError("patience must be more than 0 seconds; None waits without a limit")

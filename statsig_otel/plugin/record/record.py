@@ -18,7 +18,7 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO
 
 from statsig_otel import __version__, _attributes
-from statsig_otel._arguments import check_type, method_fault, mistyped, type_name
+from statsig_otel._arguments import check_type, why_not_callable, mistyped, type_name
 from statsig_otel.config.errors import ConfigError, Path, Problem, SettingError
 from statsig_otel.config.substitution import from_code
 from statsig_otel.plugin.record import description
@@ -182,8 +182,8 @@ class LogRecordEncoder:
             resource = {key: _from_code(value, ("resource", key)) for key, value in resource.items()}
             hash_key = hash_key and _from_code(hash_key, ("hash_key",))
         check_type("max_record_bytes", max_record_bytes, int)
-        if mapping is not None and (fault := method_fault(mapping, "apply", "record, event, item")):
-            raise TypeError(f"mapping must be a RecordHook or None: {type_name(mapping)} {fault}")
+        if mapping is not None and (why := why_not_callable(mapping, "apply", "record, event, item")):
+            raise TypeError(f"mapping must be a RecordHook or None: {type_name(mapping)} {why}")
         if user not in get_args(UserMode):
             raise ValueError(f"user: {user!r} is not one of {', '.join(get_args(UserMode))}")
         if user == "hash" and not hash_key:

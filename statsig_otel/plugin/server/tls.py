@@ -141,7 +141,7 @@ def server_context(tls: ServerTlsSettings) -> ssl.SSLContext:
     return context
 
 
-_HANDSHAKE_FAULTS: Final = {
+_HANDSHAKE_FAILURES: Final = {
     "HTTP_REQUEST": "a client speaks plain HTTP to this port, which serves HTTPS: use https://, or leave tls out",
     "WRONG_VERSION_NUMBER": "a client does not speak TLS to this port: does a load balancer send the PROXY protocol?",
     "TLSV1_ALERT_UNKNOWN_CA": "a client does not trust the certificate: does cert_file contain the whole chain?",
@@ -154,9 +154,9 @@ _HANDSHAKE_FAULTS: Final = {
 """OpenSSL's reasons for a failed handshake: what each means, and what to do."""
 
 
-def handshake_fault(error: ssl.SSLError) -> str:
+def why_handshake_failed(error: ssl.SSLError) -> str:
     """Why a TLS handshake failed, for the log."""
-    return _HANDSHAKE_FAULTS.get(error.reason, str(error.reason or error))
+    return _HANDSHAKE_FAILURES.get(error.reason, str(error.reason or error))
 
 
 def _require_readable(name: str, path: Path) -> None:

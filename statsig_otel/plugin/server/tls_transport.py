@@ -16,7 +16,7 @@ from typing import Final, cast
 
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._telemetry import handshakes_failed
-from statsig_otel.plugin.server.tls import handshake_fault
+from statsig_otel.plugin.server.tls import why_handshake_failed
 
 _throttle: Final = LogThrottle(logging.getLogger(__name__))
 
@@ -192,5 +192,5 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
 def log_failed_handshake(error: ssl.SSLError) -> None:
     """Count a TLS handshake that failed, and log why."""
     handshakes_failed.add(1)
-    fault = handshake_fault(error)
-    _throttle.log(logging.WARNING, fault, "a TLS handshake failed: %s", fault)
+    why = why_handshake_failed(error)
+    _throttle.log(logging.WARNING, why, "a TLS handshake failed: %s", why)

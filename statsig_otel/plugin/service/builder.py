@@ -28,7 +28,7 @@ from statsig_otel.plugin.settings.delivery import (
     SendingQueueSettings,
 )
 from statsig_otel.plugin.settings.environment import resource_from_environment
-from statsig_otel.plugin.settings.exporters import fault_of
+from statsig_otel.plugin.settings.exporters import why_not_exporter
 from statsig_otel.plugin.settings.reading import queued_exporters
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.webhook.signature import Verifier
@@ -268,11 +268,11 @@ def _object_problems(name: str, destination: Destination, owner: str) -> Iterato
         yield Problem(path, message, "give an exporter of your own an id of its own")
     if destination.timeout is not None and not _is_timeout(destination.timeout):
         yield Problem((*path, "timeout"), "must be seconds, more than 0, and at most 292 years")
-    fault = fault_of(exporter)
+    why = why_not_exporter(exporter)
     if isinstance(exporter, type):
         yield Problem(path, "is a class", "give an object of it")
-    elif fault is not None:
-        message = f"is not an exporter: {type(exporter).__name__} {fault}"
+    elif why is not None:
+        message = f"is not an exporter: {type(exporter).__name__} {why}"
         yield Problem(path, message, "give settings, or an object that has start, send and shutdown")
     elif owner != name:
         message = f"is the same object as exporters::{owner}"

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, model_validator
 
-from statsig_otel._arguments import method_fault
+from statsig_otel._arguments import why_not_callable
 from statsig_otel.config.errors import ConfigError, Fault, Problem, SettingError
 from statsig_otel.config.grammar import TYPE
 from statsig_otel.config.model import Settings
@@ -26,9 +26,11 @@ _METHODS: Final = {"start": "", "send": "payload, count, timeout", "shutdown": "
 """The methods of an exporter, and the arguments that each is called with, by position."""
 
 
-def fault_of(exporter: object) -> str | None:
+def why_not_exporter(exporter: object) -> str | None:
     """Why an object is not an exporter, as the end of a sentence that begins with its type."""
-    return next(filter(None, (method_fault(exporter, name, parameters) for name, parameters in _METHODS.items())), None)
+    return next(
+        filter(None, (why_not_callable(exporter, name, parameters) for name, parameters in _METHODS.items())), None
+    )
 
 
 _logger: Final = logging.getLogger(__name__)
@@ -151,9 +153,8 @@ class ExporterTypes(Mapping[str, type[Settings]]):
             said = " ".join(str(error).split()) if isinstance(error, ValueError) else _described(error)
             message = without_these(secrets_in(settings), f"{origin} can't create an exporter from this: {said}")
             raise ConfigError([Problem(("exporters", id_), message)]) from None
-        fault = fault_of(exporter)
-        if fault is not None:
-            message = f"{origin} made a {type(exporter).__name__} instead of an exporter: it {fault}"
+        if why := why_not_exporter(exporter):
+            message = f"{origin} made a {type(exporter).__name__} instead of an exporter: it {why}"
             raise ConfigError([Problem(("exporters", id_), message)])
         return exporter
 
@@ -179,12 +180,12 @@ def _load(one: Installed) -> ExporterType[Any] | Fault:
         _logger.debug("%s can't be imported", where, exc_info=True)
         hint = f'try python -c "import {one.value.partition(":")[0].strip()}"; {mend}'
         return Fault(f"{where} can't be imported: {_described(error)}", hint)
-    fault = _fault(found)
-    return Fault(f"{where} can't be used: {fault}", mend) if fault else found
+    why = _why_not_type(found)
+    return Fault(f"{where} can't be used: {why}", mend) if why else found
 
 
-def _fault(found: object) -> str | None:
-    """The fault of the object that an entry point refers to."""
+def _why_not_type(found: object) -> str | None:
+    """Why the object that an entry point refers to can't be used as an exporter type."""
     if not isinstance(found, ExporterType):
         return f"it is of the type {type(found).__name__}, and has to be a statsig_otel.exporters.ExporterType"
     settings = found.settings
