@@ -69,7 +69,7 @@ class Reloader:
         self._emptied: set[Path] = set()  # secrets whose files were found empty once
         self._pem = self._pem_seen = b""  # the PEM files that are used, and those of the last look
         self._ended = threading.Event()
-        assembly.before_resume = self.look_at_secrets
+        assembly.before_resume = self.use_changed_secrets
         assembly.offer("reload", lambda _: asdict(self._answer()))
 
     @property
@@ -123,7 +123,7 @@ class Reloader:
                 raise PartlyAppliedError(applied)
             return applied.changes
 
-    def look_at_secrets(self) -> None:
+    def use_changed_secrets(self) -> None:
         """Use changed files of signing secrets and of exporters' headers. One that can't be used changes nothing.
 
         Nothing else is read, so that the rotation of a secret does not apply a configuration that is being edited.
@@ -152,7 +152,7 @@ class Reloader:
             for change in [*changes, *headers.changes]:
                 _logger.info("%s", change)
 
-    def look_at_certificates(self) -> None:
+    def use_changed_certificates(self) -> None:
         """Use changed PEM files once they are the same at two looks: a certificate and its key are two files.
 
         Files that can't be used change nothing.
@@ -178,8 +178,8 @@ class Reloader:
     def _watch(self, ended: threading.Event) -> None:
         while not ended.wait(_INTERVAL):
             if any("signing_secrets" in path or "headers" in path for path in self._document.templates):
-                self.look_at_secrets()
-            self.look_at_certificates()
+                self.use_changed_secrets()
+            self.use_changed_certificates()
 
     def _change_headers(self) -> Applied:
         """Use exporters' headers from files that have changed, those of each exporter by itself."""

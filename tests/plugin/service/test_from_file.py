@@ -315,7 +315,7 @@ service:
         files["none"].write_text("")
         caplog.clear()
         for _ in range(2):  # what did not change is said once
-            running._reloader.look_at_secrets()
+            running._reloader.use_changed_secrets()
         assert post(running, "a", secret=OTHER).status == 200
     said = [record.getMessage() for record in caplog.records if record.name == reload.__name__]
     assert [line for line in said if "stay as they were" not in line] == [
