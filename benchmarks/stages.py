@@ -88,7 +88,7 @@ FUNCTIONS: Final = {
     ("exporters/queue/queue.py", "DurableQueue.consume"): HAND_OVER,
     ("exporters/queue/queue.py", "DurableQueue._check"): HAND_OVER,
     ("exporters/queue/store.py", "Entry."): HAND_OVER,
-    ("exporters/queue/writer.py", "Writer.submit_item"): HAND_OVER,
+    ("exporters/queue/writer.py", "Writer.submit_in_bulk"): HAND_OVER,
     ("exporters/queue/writer.py", "Writer._next_jobs"): HAND_OVER,
     ("exporters/queue/queue.py", "_answer"): ANSWER,
     ("exporters/queue/queue.py", "DurableQueue._tidy"): DELETE,

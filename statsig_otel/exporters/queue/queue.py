@@ -185,7 +185,7 @@ class DurableQueue:
         except RefusedError as refusal:
             _answer(entry, None, refusal)
         else:
-            self._database.writer.submit_item(self._appending, entry)
+            self._database.writer.submit_in_bulk(self._appending, entry)
         return entry.answer
 
     def _append(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> Sequence[Entry]:

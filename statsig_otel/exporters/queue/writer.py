@@ -211,10 +211,10 @@ class Writer:
             lambda results: then(results[0]) if then is not None else None,
             answer,
         )
-        self.submit_item(alone, None)
+        self.submit_in_bulk(alone, None)
         return future
 
-    def submit_item(self, bulk: Bulk[_I, _T], item: _I) -> None:
+    def submit_in_bulk(self, bulk: Bulk[_I, _T], item: _I) -> None:
         """Hand over an item; `bulk` works at once on all of its items that wait together.
 
         Then it answers the item in the writer's thread: with the result once that is committed, or with one of the

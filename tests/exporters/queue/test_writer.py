@@ -186,7 +186,7 @@ class Names:
 
     def submit(self, writer: Writer, *items: str) -> None:
         for name in items:
-            writer.submit_item(self.bulk, name)
+            writer.submit_in_bulk(self.bulk, name)
 
     def _settle(self, name: str, result: str | None, failure: Exception | None) -> None:
         self.answers[name] = failure or result
