@@ -238,7 +238,7 @@ class QueueSender:
         batch = self._read()
         if batch and self._decisions.decided(batch) is None and not batch.intact[0]:
             # Before a skip, whose dead letter could be replayed.
-            self._bury(Decided(batch[:1], [self._decisions.damaged(batch[:1])]))
+            self._tick_off_unsent(Decided(batch[:1], [self._decisions.damaged(batch[:1])]))
         elif batch and self._skip is not None and self._skip.behind == self._cursor.position:
             self._skip_some(batch, self._skip)
         elif not self.is_started:
@@ -375,9 +375,9 @@ class QueueSender:
         if decided is None:
             batch = batch.until_damage()
             decided = self._decisions.skip(batch[: bisect_right(batch.seqs, skip.up_to)])
-        self._bury(decided)
+        self._tick_off_unsent(decided)
 
-    def _bury(self, decided: Decided) -> None:
+    def _tick_off_unsent(self, decided: Decided) -> None:
         """Tick off records that are not sent."""
         behind = self._cursor.position
         if self._tick_off(*decided):
