@@ -6,7 +6,7 @@ from pathlib import Path as FilePath
 from typing import Final
 
 from statsig_otel.config.errors import Path, Problem
-from statsig_otel.config.substitution import Template
+from statsig_otel.config.substitution import FileBacked
 
 
 class Unknown:
@@ -46,7 +46,7 @@ class Document:
         problems: What was wrong with the YAML.
         unresolved: What was wrong with references (`${...}`) in single values. They don't matter if another document
             replaces the value.
-        templates: The values that contain a file's content, by their path.
+        file_backed: The values that contain a file's content, by their path.
         doubts: What is valid in single values and probably not meant.
     """
 
@@ -54,7 +54,7 @@ class Document:
     places: Mapping[Path, Place]
     problems: tuple[Problem, ...] = ()
     unresolved: tuple[Problem, ...] = ()
-    templates: Mapping[Path, Template] = field(default_factory=dict)
+    file_backed: Mapping[Path, FileBacked] = field(default_factory=dict)
     doubts: tuple[Problem, ...] = ()
 
     @classmethod

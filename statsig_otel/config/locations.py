@@ -102,10 +102,10 @@ def _unfolded(document: Document) -> Document:
         keys = key.split(_DELIMITER)
         places: dict[Path, Place] = {tuple(keys[:end]): document.places[(key,)] for end in range(len(keys))}
         places |= {unfolded(path): place for path, place in document.places.items() if path[:1] == (key,)}
-        templates = {unfolded(path): found for path, found in document.templates.items() if path[:1] == (key,)}
+        file_backed = {unfolded(path): found for path, found in document.file_backed.items() if path[:1] == (key,)}
         for outer in reversed(keys[1:]):
             value = {outer: value}  # noqa: PLW2901 - folded from the inside out
-        parts.append(Document({keys[0]: value}, places, templates=templates))
+        parts.append(Document({keys[0]: value}, places, file_backed=file_backed))
     return replace(
         merge(parts),
         problems=moved(document.problems),

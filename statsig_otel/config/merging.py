@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from statsig_otel.config.document import Document, Place
 from statsig_otel.config.errors import Path, Problem
-from statsig_otel.config.substitution import Template
+from statsig_otel.config.substitution import FileBacked
 
 
 def merge(documents: Iterable[Document]) -> Document:
@@ -26,7 +26,7 @@ def merge(documents: Iterable[Document]) -> Document:
     problems: list[Problem] = []
     unresolved: list[Problem] = []
     doubts: list[Problem] = []
-    templates: dict[Path, Template] = {}
+    file_backed: dict[Path, FileBacked] = {}
     for document in documents:
         replaced: set[Path] = set()
         values = _merged(values, document.values, (), replaced)
@@ -34,12 +34,12 @@ def merge(documents: Iterable[Document]) -> Document:
         places = {**document.places, **kept}
         unresolved = [problem for problem in unresolved if not _is_below(problem.path, replaced)]
         doubts = [problem for problem in doubts if not _is_below(problem.path, replaced)]
-        templates = {path: template for path, template in templates.items() if not _is_below(path, replaced)}
-        templates |= document.templates
+        file_backed = {path: string for path, string in file_backed.items() if not _is_below(path, replaced)}
+        file_backed |= document.file_backed
         problems += document.problems
         unresolved += document.unresolved
         doubts += document.doubts
-    return Document(values, places, tuple(problems), tuple(unresolved), templates, tuple(doubts))
+    return Document(values, places, tuple(problems), tuple(unresolved), file_backed, tuple(doubts))
 
 
 def _merged(

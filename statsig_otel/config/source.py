@@ -13,7 +13,7 @@ from typing import Final
 from statsig_otel.config import yaml_tree
 from statsig_otel.config.document import UNKNOWN, Document, Place, Unknown
 from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
-from statsig_otel.config.substitution import Substitution, Template, Unresolved, has_old_reference, read_regular
+from statsig_otel.config.substitution import FileBacked, Substitution, Unresolved, has_old_reference, read_regular
 from statsig_otel.config.yaml_tree import MAX_DEPTH, MAX_VALUES, BadNode, Node, Scalar, Sequence, TreeError
 
 MAX_FILE: Final = 1 << 20
@@ -91,7 +91,7 @@ class _Builder:
     places: dict[Path, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     unresolved: list[Problem] = field(default_factory=list)
-    templates: dict[Path, Template] = field(default_factory=dict)
+    file_backed: dict[Path, FileBacked] = field(default_factory=dict)
     doubts: list[Problem] = field(default_factory=list)
     _texts: dict[Scalar, tuple[str, list[Unresolved]]] = field(default_factory=dict)
     _faults: set[BadNode] = field(default_factory=set)
@@ -100,7 +100,7 @@ class _Builder:
     def document(self, root: yaml_tree.Mapping) -> Document:
         values = self.mapping(root, ())
         problems, unresolved, doubts = tuple(self.problems), tuple(self.unresolved), tuple(self.doubts)
-        return Document(values, self.places, problems, unresolved, self.templates, doubts)
+        return Document(values, self.places, problems, unresolved, self.file_backed, doubts)
 
     def value(self, node: Node, path: Path, line: int) -> object:
         self._visit(path, line)
@@ -160,8 +160,8 @@ class _Builder:
             if node.value is not None:
                 self.places[path] = replace(self.places[path], text=node.text)
             return node.value
-        if template := self.substitution.template(node.value):
-            self.templates[path] = template
+        if string := self.substitution.file_backed(node.value):
+            self.file_backed[path] = string
         if has_old_reference(node.value):  # the name is not shown: it may be a part of a password
             message = "contains a $ before a name, which is not replaced: write ${env:NAME}, or $$ where a $ is meant"
             self.doubts.append(Problem(path, message, file=self.file, line=node.line))

@@ -103,10 +103,10 @@ class Substitution:
 
         return _REFERENCE.sub(replace, text), faults
 
-    def template(self, text: str) -> "Template | None":
-        """A template for a string that refers to a file; None for any other."""
+    def file_backed(self, text: str) -> "FileBacked | None":
+        """The string, if it refers to a file; None for any other."""
         names_file = any(match[1] and match[1].startswith("file:") for match in _REFERENCE.finditer(text))
-        return Template(text, self._environ, self._directory) if names_file else None
+        return FileBacked(text, self._environ, self._directory) if names_file else None
 
     def _value(self, match: re.Match[str]) -> str:
         if match[0] == "$$":
@@ -173,8 +173,8 @@ class Substitution:
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
-    """A string, as it was written, with references to files whose content may change while a service runs."""
+class FileBacked:
+    """A string of the configuration that refers to files, whose content may change while a service runs."""
 
     text: str
     environ: Mapping[str, str]

@@ -18,7 +18,7 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_INFO
 
 from statsig_otel import __version__, _attributes
-from statsig_otel._arguments import check_type, why_not_callable, mistyped, type_name
+from statsig_otel._arguments import check_type, mistyped, type_name, why_not_callable
 from statsig_otel.config.errors import ConfigError, Path, Problem, SettingError
 from statsig_otel.config.substitution import from_code
 from statsig_otel.plugin.record import description

@@ -12,7 +12,7 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import NOWHERE, Document
 from statsig_otel.config.errors import ConfigError, Path, SettingError, render
 from statsig_otel.config.grammar import check
-from statsig_otel.config.substitution import Template
+from statsig_otel.config.substitution import FileBacked
 from statsig_otel.config.values import Opaque, reveal
 from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.plugin.control.socket import ControlError
@@ -177,18 +177,18 @@ class Reloader:
 
     def _watch(self, ended: threading.Event) -> None:
         while not ended.wait(_INTERVAL):
-            if any("signing_secrets" in path or "headers" in path for path in self._document.templates):
+            if any("signing_secrets" in path or "headers" in path for path in self._document.file_backed):
                 self.use_changed_secrets()
             self.use_changed_certificates()
 
     def _change_headers(self) -> Applied:
         """Use exporters' headers from files that have changed, those of each exporter by itself."""
         changes, failures = list[str](), list[str]()
-        templates: dict[str, dict[Path, Template]] = {}
-        for path, template in self._document.templates.items():
+        file_backed: dict[str, dict[Path, FileBacked]] = {}
+        for path, string in self._document.file_backed.items():
             if path[:1] == ("exporters",) and "headers" in path:
-                templates.setdefault(str(path[1]), {})[path] = template
-        for name, of_one in templates.items():
+                file_backed.setdefault(str(path[1]), {})[path] = string
+        for name, of_one in file_backed.items():
             try:
                 applied = self._use_headers(name, {path: self._text(path, one) for path, one in of_one.items()})
             except ConfigError as error:
@@ -251,10 +251,10 @@ class Reloader:
         return settings.model_copy(update={"signing_secrets": secrets})
 
     def _secret(self, path: Path, before: str | Opaque) -> str | Opaque:
-        template = self._document.templates.get(path)
-        if template is None:
+        string = self._document.file_backed.get(path)
+        if string is None:
             return before
-        text = self._text(path, template)
+        text = self._text(path, string)
         if not text and reveal(before) and path not in self._emptied:
             self._emptied.add(path)  # perhaps it is just being written: the next look decides
             return before
@@ -264,13 +264,13 @@ class Reloader:
         except SettingError as error:
             raise ValueError(f"{render(path)}: {error.message}") from error
 
-    def _text(self, path: Path, template: Template) -> str:
+    def _text(self, path: Path, string: FileBacked) -> str:
         """A value with the present content of its files.
 
         Raises:
             ValueError: A file can't be used.
         """
-        text, faults = template.expand()
+        text, faults = string.expand()
         if faults:
             raise ValueError(f"{render(path)}: {faults[0].message}")
         return text

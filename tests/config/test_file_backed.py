@@ -6,13 +6,13 @@ from statsig_otel.config.locations import read_all
 
 
 def read(folder: Path, *texts: str, environ: dict[str, str] | None = None) -> dict[str, str]:
-    """What the templates of merged files stand for now, by their path."""
+    """What the file_backed of merged files stand for now, by their path."""
     paths = []
     for number, text in enumerate(texts):
         paths.append(folder / f"{number}.yaml")
         paths[-1].write_text(text)
     document = read_all(paths, environ=environ or {})
-    return {"::".join(map(str, path)): template.expand()[0] for path, template in document.templates.items()}
+    return {"::".join(map(str, path)): string.expand()[0] for path, string in document.file_backed.items()}
 
 
 def test_only_references_to_files_are_kept(tmp_path: Path) -> None:
@@ -25,11 +25,11 @@ def test_a_template_is_read_anew(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("one\n")
     (tmp_path / "config.yaml").write_text('a: "${file:secret}"')
-    (template,) = read_all([tmp_path / "config.yaml"], environ={}).templates.values()
+    (string,) = read_all([tmp_path / "config.yaml"], environ={}).file_backed.values()
     secret.write_text("two")
-    assert template.expand() == ("two", [])
+    assert string.expand() == ("two", [])
     secret.unlink()
-    text, faults = template.expand()
+    text, faults = string.expand()
     assert text == ""
     assert "the file secret can't be read" in faults[0][0]
 
@@ -45,4 +45,4 @@ def test_a_value_that_another_file_replaces_is_none_any_more(tmp_path: Path) -> 
 def test_a_text_s_keys_are_written_out(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("one")
     document = read_all([f"yaml:a::b: ['${{file:{tmp_path / 'secret'}}}']"], environ={})
-    assert list(document.templates) == [("a", "b", 0)]
+    assert list(document.file_backed) == [("a", "b", 0)]
