@@ -34,7 +34,7 @@ THROUGH: Final = {
     "statsig_otel.plugin.record.services.Concerned": "between Mapper and `statsig-otel explain`",
     "statsig_otel.plugin.record.services.ImpactedServices": "of ImpactedServicesSettings.create, for Mapper",
     "statsig_otel.plugin.record.services.ServiceRule": "of ServiceRuleSettings.rule, for ImpactedServices",
-    "statsig_otel.plugin.service.consumer.ServiceConsumer": "of Service.consumer, a Consumer whose answers are futures",
+    "statsig_otel.plugin.service.dispatch.ServiceConsumer": "of Service.consumer, a Consumer whose answers are futures",
     "statsig_otel.plugin.webhook.lenient_json.Item": "in a ParsedBody, for Mapper",
     "statsig_otel.plugin.webhook.signature.Verification": "of Verifier, for Intake",
 }

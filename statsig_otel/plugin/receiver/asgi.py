@@ -28,7 +28,7 @@ from statsig_otel.plugin.receiver.answers import (
     slow_consumer,
     wrong_method,
 )
-from statsig_otel.plugin.receiver.consuming import check_parts, check_receivers, consume, run_in_loop, taken
+from statsig_otel.plugin.receiver.handover import check_parts, check_receivers, consume, run_in_loop, taken
 from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
 from statsig_otel.plugin.server.asgi_types import Message, Receive, Send
 

@@ -27,7 +27,7 @@ from statsig_otel.plugin.receiver.answers import (
     slow_consumer,
     wrong_method,
 )
-from statsig_otel.plugin.receiver.consuming import check_parts, check_receivers, consume, run_in_thread, taken
+from statsig_otel.plugin.receiver.handover import check_parts, check_receivers, consume, run_in_thread, taken
 from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
 from statsig_otel.plugin.webhook.body import MAX_URL_VERIFICATION_SIZE
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER

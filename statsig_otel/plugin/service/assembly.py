@@ -21,7 +21,7 @@ from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.listening import InheritedSocket
 from statsig_otel.plugin.server.thread import ServerThread
-from statsig_otel.plugin.service.consumer import ServiceConsumer
+from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.endpoints import Endpoint, check_shared_endpoints, endpoints_of
 from statsig_otel.plugin.service.outbound import Applied, Outbound
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart

@@ -23,7 +23,7 @@ from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.control.handlers import handlers
 from statsig_otel.plugin.control.socket import Handler
 from statsig_otel.plugin.receiver.intake import Intake
-from statsig_otel.plugin.service.consumer import ServiceConsumer
+from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import in_thread
 from statsig_otel.plugin.settings.catalog import create_exporter
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject

@@ -29,7 +29,7 @@ from statsig_otel.plugin.service.builder import (
     keys_of_servers,
     secrets_of,
 )
-from statsig_otel.plugin.service.consumer import ServiceConsumer
+from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import Lifecycle
 from statsig_otel.plugin.service.reload import Reloader, check_with_files
 from statsig_otel.plugin.settings.environment import read_document, resource_from_environment

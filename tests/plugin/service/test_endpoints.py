@@ -12,7 +12,7 @@ from statsig_otel.plugin.receiver.asgi import StatsigReceiver
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.server.listening import InheritedSocket
 from statsig_otel.plugin.service.assembly import Assembly
-from statsig_otel.plugin.service.consumer import ServiceConsumer
+from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.endpoints import endpoints_of
 from statsig_otel.plugin.watch.health import Health
 

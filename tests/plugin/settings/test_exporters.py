@@ -18,7 +18,7 @@ from statsig_otel.exporters import Batch, Change, Delivered, Outcome, Receipt, R
 from statsig_otel.plugin.cli.components import list_components
 from statsig_otel.plugin.cli.configuration_docs import schema
 from statsig_otel.plugin.cli.main import main
-from statsig_otel.plugin.service.consumer import ServiceConsumer
+from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.outbound import Outbound
 from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS, create_exporter
 from statsig_otel.plugin.settings.reading import exporter_settings

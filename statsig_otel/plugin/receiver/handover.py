@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, Future
 from types import NoneType
 from typing import Any, Final
 
-from statsig_otel._arguments import check_type, described, why_not_callable, mistyped, type_name
+from statsig_otel._arguments import check_type, described, mistyped, type_name, why_not_callable
 from statsig_otel._futures import answered, failed
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver.intake import Answer, Intake, Request

@@ -20,7 +20,7 @@ from statsig_otel.plugin import (
     create_wsgi_app,
     parse,
 )
-from statsig_otel.plugin.receiver.consuming import consume, run_in_thread
+from statsig_otel.plugin.receiver.handover import consume, run_in_thread
 from tests.plugin.adapters import ADAPTERS, CHANGE, SECRET, Adapter, assert_refused, body_of, post
 from tests.plugin.services import Keeper, service
 
