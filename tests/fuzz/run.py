@@ -2,14 +2,15 @@
 
 What it finds out about the code stays in `.fuzz/TARGET`, from which the next run begins. An input for which a check
 fails is written to `.fuzz/findings`, its target stops, and the exit code is 1. `--enough` stops a target earlier: once
-it has tried its number of inputs (`ENOUGH`) and has reached nothing new for half an hour, all runs on the same code
-together. `--minimise` writes the smallest set of inputs with the same coverage to `corpus/`.
+it has tried its number of inputs (`ENOUGH`) and has reached nothing new for half an hour of a processor's time, all
+runs on the same code together. `--minimise` writes the smallest set of inputs with the same coverage to `corpus/`.
 """
 
 import argparse
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ FINDINGS: Final = FOUND / "findings"
 MEMORY: Final = Path("/dev/shm")
 
 QUIET: Final = 1800
-"""Seconds without a new place in the code after which a target has been searched for long enough."""
+"""Seconds of a processor without a new place in the code after which a target has been searched for long enough."""
 
 SLICE: Final = 600
 """Seconds after which it is another target's turn. A new process also has a new process's memory."""
@@ -58,7 +59,8 @@ class Report:
         executions: How many inputs were tried.
         all_executions: The same, since the code has changed.
         covered: How many places of the code are reached, at most.
-        quiet_seconds: How long it ran, since the code has changed, after the last input that reached a new place.
+        quiet_seconds: How long it ran, since the code has changed, after the last input that reached a new place. Of
+            a turn beside other work only the processor's time counts, and of several processes that of one.
         failed: Whether a check failed.
     """
 
@@ -97,13 +99,13 @@ def fuzz(name: str, seconds: int, seed: int = 0, jobs: int = 1) -> Report:
     """
     corpus = prepare(name)
     report = begin(name)
-    begun = time.monotonic()
-    news = begun - report.quiet_seconds
+    begun, begun_cpu = time.monotonic(), _cpu_seconds()
+    quiet_since = begun
 
     def reached(covered: int) -> None:
-        nonlocal news
+        nonlocal quiet_since
         if covered > report.covered:
-            report.covered, news = covered, time.monotonic()
+            report.covered, report.quiet_seconds, quiet_since = covered, 0, time.monotonic()
 
     arguments = [f"-max_total_time={seconds}", f"-artifact_prefix={FINDINGS}/{name}-", *_arguments(name)]
     commands = [_command(name, [*arguments, f"-seed={seed and seed + job}", str(corpus)]) for job in range(jobs)]
@@ -111,7 +113,10 @@ def fuzz(name: str, seconds: int, seed: int = 0, jobs: int = 1) -> Report:
         processes = [*pool.map(lambda command: _process(command, environ, reached), commands)]
     report.executions = sum(executions for executions, _ in processes)
     report.failed = any(failure for _, failure in processes)
-    report.seconds, report.quiet_seconds = round(time.monotonic() - begun), round(time.monotonic() - news)
+    ended = time.monotonic()
+    share = min((_cpu_seconds() - begun_cpu) / (ended - begun) / jobs, 1.0)
+    report.seconds = round(ended - begun)
+    report.quiet_seconds += round((ended - quiet_since) * share)
     report.all_executions += report.executions
     _last(name).write_text(json.dumps(asdict(report)))
     for _, failure in processes:
@@ -135,6 +140,12 @@ def _process(command: Sequence[str], environ: Mapping[str, str], reached: Callab
                 executions = int(found[1])
     failure = "".join(line for line in tail if not line.startswith("INFO: Instrumenting"))
     return executions, failure if process.returncode else ""
+
+
+def _cpu_seconds() -> float:
+    """The processor time of the processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def prepare(name: str) -> Path:
