@@ -175,7 +175,9 @@ def test_certificates_that_were_renewed_count_without_a_reload(tmp_path: Path, *
                 assert send(second, service.url, 3) == 200
                 service.process.send_signal(signal.SIGHUP)
                 refused = "receivers::statsig::tls: "
-                wait_until(lambda: any(line.startswith(refused) for line in service.log), "with its place at a reload")
+                wait_until(
+                    lambda: any(line.startswith(f"  {refused}") for line in service.log), "with its place at a reload"
+                )
 
 
 @pytest.mark.slow

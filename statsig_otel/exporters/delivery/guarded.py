@@ -18,6 +18,7 @@ from statsig_otel.exporters.exporter import (
     Rejected,
     RetryLater,
 )
+from statsig_otel.exporters.terminal import printable
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -102,10 +103,10 @@ def _is_outcome(value: object, records: int) -> bool:
 
 
 def _storable(outcome: Outcome) -> Outcome:
-    """The outcome with a reason that can be stored: bytes from a backend may have become surrogates."""
-    if isinstance(outcome, Delivered) or outcome.reason.isascii():
+    """The outcome with a reason that can be stored, and logged as one line: it may quote what a backend sent."""
+    if isinstance(outcome, Delivered) or outcome.reason.isprintable():
         return outcome
-    return replace(outcome, reason=outcome.reason.encode(errors="replace").decode())
+    return replace(outcome, reason=printable(outcome.reason.encode(errors="replace").decode()))
 
 
 def _described(value: object) -> str:

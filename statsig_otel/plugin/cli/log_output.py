@@ -16,6 +16,10 @@ from statsig_otel.plugin.settings.telemetry import LogEncoding, LogLevel
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
 
+_DELETE: Final = "\x7f"
+"""The one control character that json.dumps leaves as a character."""
+
+
 class LogOutput:
     """The log of the process, whose lines are buffered until `begin`. `buffered_log` creates it."""
 
@@ -62,13 +66,16 @@ class _Buffer(logging.Handler):
 
 
 class _Console(logging.Formatter):
-    """Plain lines. Control characters become escapes: an error may quote what somebody sent."""
+    """Plain lines. Control characters become escapes, and further lines begin with spaces.
+
+    An error may quote what somebody sent: nobody else can write a line that looks like one of the log's own.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(printable, super().format(record).split("\n")))
+        return "\n  ".join(map(printable, super().format(record).split("\n")))
 
 
 class _JsonLines(logging.Formatter):
@@ -80,4 +87,4 @@ class _JsonLines(logging.Formatter):
         line = {"level": level, "ts": moment, "logger": record.name, "msg": record.getMessage()}
         if record.exc_info:
             line["stacktrace"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return json.dumps(line).replace(_DELETE, "\\u007f")

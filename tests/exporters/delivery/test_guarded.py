@@ -150,13 +150,20 @@ def test_a_record_that_takes_too_much_memory_holds_up_no_other(tmp_path: Path) -
         ]
 
 
-@pytest.mark.parametrize("outcome", [Rejected("no \udcff"), PartiallyRejected(1, "no \udcff")])
-def test_a_reason_that_is_no_text_is_kept_with_its_dead_letter(tmp_path: Path, outcome: Outcome) -> None:
+@pytest.mark.parametrize(
+    "outcome", [Rejected("no \udcff\x1b[2J\n\u202e"), PartiallyRejected(1, "no \udcff\x1b[2J\n\u202e")]
+)
+def test_a_reason_that_can_not_be_shown_is_kept_as_escapes(
+    tmp_path: Path, outcome: Outcome, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may quote a backend, and is one line in the log of an embedding program too."""
     with rig(tmp_path, Mistaken(lambda names: outcome if "a" in names else Delivered())) as made:
         made.put("a", "b")
         made.start()
         made.drained()
-        assert [dead_letter.reason.endswith("no ?") for dead_letter in made.dead_letters()] == [True]
+        assert [one.reason.endswith("no ?\\x1b[2J\\n\\u202e") for one in made.dead_letters()] == [True]
+    assert caplog.messages
+    assert all(message.isprintable() for message in caplog.messages)
 
 
 @pytest.mark.parametrize("after", [1e10, 10**400])

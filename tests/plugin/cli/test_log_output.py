@@ -3,16 +3,20 @@
 import io
 import json
 import logging
+import re
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from statsig_otel.config.grammar import check
 from statsig_otel.config.resolved import resolved
 from statsig_otel.config.source import parse
 from statsig_otel.plugin.cli import run
-from statsig_otel.plugin.cli.log_output import buffered_log
+from statsig_otel.plugin.cli.log_output import _Console, _JsonLines, buffered_log
 from statsig_otel.plugin.cli.main import main
 from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings, named_level
@@ -133,8 +137,26 @@ def test_no_control_character_reaches_the_terminal() -> None:
     lines = stream.getvalue().split("\n")
     assert all(line.isprintable() for line in lines)
     assert lines[0].endswith("statsig_otel.test: it \\x1b[2J\\x9b")
-    assert lines[1:3] == ["  hint: é", "Traceback (most recent call last):"]
-    assert lines[-2:] == ["ValueError: \\x1b]0;a title\\x07\\r\\u202e", ""]
+    assert lines[1:3] == ["    hint: é", "  Traceback (most recent call last):"]
+    assert lines[-2:] == ["  ValueError: \\x1b]0;a title\\x07\\r\\u202e", ""]
+
+
+@given(st.text(st.characters(), max_size=20), st.text("\n\r\x1b\x7f\x85\u2028\u202e\ud800 :[m0aé", max_size=20))
+def test_whatever_somebody_sends_it_is_one_record_of_printable_characters(sent: str, worse: str) -> None:
+    """As text, further lines begin with spaces; as JSON there are none. Nothing is lost in JSON."""
+    record = logging.LogRecord("statsig_otel.test", logging.ERROR, "f", 1, "about %s and %s", (sent, worse), None)
+    try:
+        reveal(sent + worse)
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    first, *others = _Console().format(record).split("\n")
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ERROR   statsig_otel\.test: about ", first)
+    assert all(line.isprintable() for line in (first, *others))
+    assert all(line.startswith("  ") for line in others)
+    line = _JsonLines().format(record)
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["msg"] == f"about {sent} and {worse}"
 
 
 def read(config: Path | None = None, log_level: str | None = None) -> logging.Logger:
