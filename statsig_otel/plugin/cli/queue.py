@@ -36,19 +36,27 @@ _DIGITS_OF_DAYS: Final = 5
 _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
-def _remember(context: click.Context, parameter: click.Parameter, value: Path | tuple[str, ...] | None) -> None:
-    if isinstance(value, Path):
+def _remember(context: click.Context, parameter: click.Parameter, value: str | tuple[str, ...] | None) -> None:
+    found: Path | tuple[str, ...] | None = None
+    if not isinstance(value, str):
+        found = value
+    elif not value:
+        raise click.BadParameter("It is empty. Is a variable not set?", context, parameter)
+    elif value.startswith("~"):
+        raise click.BadParameter("~ is replaced by the shell, if no quotation marks are around it.", context, parameter)
+    else:
+        found = Path(value)
         with suppress(FileNotFoundError):  # the working directory is gone
-            value = value.absolute()  # messages show where a relative path leads to
-    if value:
-        context.meta[f"{__name__}.{parameter.name}"] = value
+            found = found.absolute()  # messages show where a relative path leads to
+    if found:
+        context.meta[f"{__name__}.{parameter.name}"] = found
 
 
 def location_options(function: _F) -> _F:
     """Add `--directory` and `--config`, which say where the queue is, before or after a subcommand."""
     directory = click.option(
         "--directory",
-        type=click.Path(path_type=Path),
+        type=click.Path(),
         expose_value=False,
         callback=_remember,
         help="The queue's directory.",

@@ -120,6 +120,14 @@ def test_reading_changes_nothing_for_the_next_start(tmp_path: Path, caplog: pyte
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+def test_a_directory_that_is_a_mistake_is_not_looked_for() -> None:
+    """An empty one would be the working directory."""
+    for command in ("queue", "queue resume out", "dead-letters list", "reload"):
+        for directory, said in (("", "It is empty. Is a variable not set?"), ("~/queue", "~ is replaced by the shell")):
+            result = CliRunner().invoke(main, [*command.split(), "--directory", directory])
+            assert (result.exit_code, said in result.output) == (2, True)
+
+
 def test_a_relative_directory_is_shown_as_where_it_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for arguments in (["queue"], ["dead-letters", "list"], ["reload"]):
