@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 from wsgiref.types import WSGIApplication
 
 from statsig_otel import _times
@@ -17,7 +17,6 @@ from statsig_otel.plugin.doctor.resources import directory_problem
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver, create_wsgi_app
 from statsig_otel.plugin.record.serializer import AttributeValue
-from statsig_otel.plugin.server.asgi_types import Receive, Send
 from statsig_otel.plugin.service.assembly import Assembly
 from statsig_otel.plugin.service.builder import (
     Exporters,
@@ -31,6 +30,7 @@ from statsig_otel.plugin.service.builder import (
 )
 from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.lifecycle import Lifecycle
+from statsig_otel.plugin.service.lifespan import with_lifespan
 from statsig_otel.plugin.service.reload import Reloader, check_with_files
 from statsig_otel.plugin.settings.environment import read_document, resource_from_environment
 from statsig_otel.plugin.settings.reading import receiver_settings
@@ -179,10 +179,16 @@ class Service:
             ways_out=_ways_out(listen=listen, waits=wait_for_directory),
         )
         reloader = Reloader(assembly, document, lambda: read_document(locations, environ))
-        service = cls.__new__(cls)
-        service._use(assembly, reloader)  # noqa: SLF001 - it is this class's
+        service = cls._of(assembly, reloader)
         for one in [] if listen else keys_of_servers(receiver_settings(configuration)):
             _logger.warning("%s", document.problem(one.path, one.message))
+        return service
+
+    @classmethod
+    def _of(cls, assembly: Assembly, reloader: Reloader) -> Self:
+        """A service with these parts, whose configuration is read and checked already."""
+        service = cls.__new__(cls)
+        service._use(assembly, reloader)  # noqa: SLF001 - it is this class's
         return service
 
     def _use(self, assembly: Assembly, reloader: Reloader) -> None:
@@ -242,27 +248,7 @@ class Service:
         on to what is mounted: there `lifespan` does it.
         """
         app = create_app({self._path(name): receiver for name, receiver in self._assembly.receivers.items()})
-
-        async def serve(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-            if scope["type"] == "lifespan":
-                await self._serve_lifespan(receive, send)
-            else:
-                await app(scope, receive, send)
-
-        return serve
-
-    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
-        """Answer the lifespan events of a server (the ASGI specification's "Lifespan Protocol")."""
-        await receive()
-        try:
-            await self.astart()
-        except Exception as error:
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            raise
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self.ashutdown()
-        await send({"type": "lifespan.shutdown.complete"})
+        return with_lifespan(app, self.astart, self.ashutdown)
 
     def wsgi_app(self) -> WSGIApplication:
         """All receivers at their paths as a WSGI application, to mount in one of yours: Flask, Django."""
@@ -480,9 +466,7 @@ class Service:
 
 def service_of(assembly: Assembly, reloader: Reloader) -> Service:
     """A service with these parts, whose configuration is read and checked already."""
-    service = Service.__new__(Service)
-    service._use(assembly, reloader)  # noqa: SLF001 - it is this module's
-    return service
+    return Service._of(assembly, reloader)  # noqa: SLF001 - it is this module's
 
 
 def _ways_out(*, listen: bool, waits: bool) -> str:
