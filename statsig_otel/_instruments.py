@@ -84,7 +84,7 @@ class _Collecting:
 
 collecting: Final = _Collecting()
 
-_lock = threading.Lock()  # over the numbers of all `Counter`s
+_lock = threading.RLock()  # over the numbers of all `Counter`s; re-entrant, for a signal handler
 
 
 class Counter(Metric):
@@ -140,7 +140,7 @@ def make_instruments(meter: Meter) -> None:
 def _renew_lock() -> None:
     """Another thread of the parent may hold it, and does not exist in the child."""
     global _lock  # noqa: PLW0603 - a lock can't be reset
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew_lock)

@@ -9,12 +9,14 @@ import threading
 import weakref
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from opentelemetry.metrics import get_meter
 
 from statsig_otel import __version__
 from statsig_otel._instruments import Counter, Distribution, Metric, Read, Values, make_instruments
+
+_T = TypeVar("_T")
 
 SCOPE: Final = "statsig_otel"
 """The name of the instrumentation scope."""
@@ -57,7 +59,7 @@ class ReceiverCounts:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # re-entrant, for a signal handler
         self.answers: Final[Counts[tuple[int, str]]] = Counts()
         self.verified: Final[Counts[int]] = Counts()
         self.ignored: Final[Counts[str]] = Counts({OTHER: 0})
@@ -83,7 +85,7 @@ def counts_of(receiver: str) -> ReceiverCounts:
 def _renew_locks() -> None:
     """Another thread of the parent may hold them, and does not exist in the child."""
     for counts in _receivers.values():
-        counts.lock = threading.Lock()
+        counts.lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew_locks)
@@ -149,8 +151,16 @@ def _of_receivers(read: Callable[[ReceiverCounts], Mapping[Values, float]]) -> R
     return items
 
 
+def _all(observed: "weakref.WeakSet[_T]") -> list[_T]:
+    while True:
+        try:
+            return list(observed)
+        except RuntimeError:  # another thread has just added one
+            continue
+
+
 def _of_queues(read: Callable[[ObservedQueue], Iterable[tuple[Values, float]]]) -> Read:
-    return lambda: (item for queue in list(queues) for item in read(queue))
+    return lambda: (item for queue in _all(queues) for item in read(queue))
 
 
 def _of_exporters(numbers: Mapping[str, float]) -> Iterator[tuple[Values, float]]:
@@ -158,7 +168,7 @@ def _of_exporters(numbers: Mapping[str, float]) -> Iterator[tuple[Values, float]
 
 
 def _states() -> Iterator[tuple[Values, float]]:
-    for exporter in list(exporters):
+    for exporter in _all(exporters):
         now = exporter.state
         if now in EXPORTER_STATES:
             yield from (((exporter.name, state), float(state == now)) for state in EXPORTER_STATES)
@@ -291,7 +301,7 @@ Metric(
     "s",
     "When the certificate of a server expires, in seconds since the epoch.",
     ("address",),
-    read=lambda: (((address,), end) for one in list(servers) for address, end in one.expiries().items()),
+    read=lambda: (((address,), end) for one in _all(servers) for address, end in one.expiries().items()),
 )
 Metric(
     "otelcol_exporter_queue_size",

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from opentelemetry.sdk.metrics.export import Gauge, Histogram, Metric, Sum
 
 import statsig_otel
 from statsig_otel._instruments import METRICS
-from statsig_otel._telemetry import EXPORTER_STATES, ReceiverCounts
+from statsig_otel._telemetry import EXPORTER_STATES, ReceiverCounts, counts_of, exporter_sent
 from statsig_otel.exporters import Blocked, RetryLater
 from statsig_otel.plugin import Destination, SendingQueueSettings, Service
 from statsig_otel.plugin.cli.metrics_docs import fill, main
@@ -187,6 +189,28 @@ def test_the_names_of_events_from_outside_are_few_and_short() -> None:
     assert counts.ignored["event 0"] == 6
     assert counts.ignored["other"] == 200 + 151
     assert sum(counts.ignored.values()) == 405
+
+
+def test_no_count_is_lost_between_threads() -> None:
+    counts, name = counts_of("statsig/threads"), "in threads"
+
+    def count() -> None:
+        for _ in range(5000):
+            exporter_sent.add(1, name)
+            with counts.lock:
+                counts.accepted += 1
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert counts.accepted == dict(exporter_sent.read())[(name,)] == 20_000
 
 
 def test_every_reason_of_a_refusal_begins_at_zero() -> None:

@@ -167,7 +167,7 @@ class Intake:
         self.counts: ReceiverCounts = begin_counts(name, verifier.secret_count)  # for `Request`
         self.bodies: Bodies = Bodies(self.limits.max_in_flight_bytes, self.limits.max_large_bytes)  # for `Request`
         self._requests = 0  # begun and not yet closed
-        self._lock = threading.Lock()  # entered by itself: a condition's own methods are Python, and cost each request
+        self._lock = threading.RLock()  # entered by itself: a condition's own methods are Python, and cost each request
         self._idle = threading.Condition(self._lock)
         self._throttle = LogThrottle(_logger)
 
