@@ -1,6 +1,7 @@
 """The `statsig-otel` command: loads each subcommand's module only when it is used, so that `--help` is quick."""
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -62,3 +63,5 @@ def main() -> None:
     Receives signed webhooks and sends each config change as a log record over OTLP. A change that was answered with 200
     stays on disk until every exporter has delivered it.
     """
+    # A umask can take rights from the owner too. Then this service could not open its own files again.
+    os.umask(os.umask(0o077) & 0o077)

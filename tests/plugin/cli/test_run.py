@@ -50,6 +50,14 @@ def test_each_command_has_its_help(name: str) -> None:
     assert result.output.startswith(f"Usage: main {name} ")
 
 
+def test_a_umask_takes_no_rights_from_the_owner() -> None:
+    before = os.umask(0o275)
+    try:
+        call("components")
+    finally:
+        assert os.umask(before) == 0o075
+
+
 def test_what_has_no_effect_is_said_with_its_place() -> None:
     queue = "{num_consumers: 4, block_on_overflow: false, batch: {min_size: 8192, flush_timeout: 200ms}}"
     result = call("validate", "--config", config(exporters=f"debug: {{sending_queue: {queue}}}"))
