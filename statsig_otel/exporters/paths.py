@@ -11,6 +11,7 @@ from statsig_otel.config.errors import Fault
 WRITABLE_HINT: Final = (
     "let the service's own user write there (chown; in Kubernetes securityContext.fsGroup), or name another path"
 )
+_MOUNT: Final = "mount it for writing (in Kubernetes a volume), or name another path"
 ELSEWHERE: Final = "name another path"
 _LONGEST_SHOWN: Final = 120
 
@@ -58,7 +59,7 @@ def unusable(path: Path, error: OSError) -> Fault:
     if error.errno == errno.ELOOP:
         hint = "remove the link, or name another path"
         return Fault(f"{_shown(path)} is a symbolic link that leads in a circle", hint)
-    if error.errno in (errno.EACCES, errno.EPERM):
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return forbidden(path)
     return Fault(f"{_shown(path)} can't be used: {error.strerror}", ELSEWHERE)
 
@@ -67,6 +68,8 @@ def forbidden(path: Path) -> Fault:
     """This process may not write to a file, or create one in a directory; who may."""
     existing = nearest(path)
     try:
+        if os.statvfs(existing).f_flag & os.ST_RDONLY:
+            return Fault(f"{_shown(path)} can't be written: it is on a file system that is mounted read-only", _MOUNT)
         found = existing.stat()
         mode = found.st_mode & 0o7777
         owner = f"{_shown(existing)} belongs to uid {found.st_uid}, gid {found.st_gid}, with mode {mode:o}"

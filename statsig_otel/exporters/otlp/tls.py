@@ -1,11 +1,14 @@
 """The TLS settings of the OTLP exporters. Reads and checks the certificates that they name."""
 
+import os
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import (
@@ -60,6 +63,19 @@ class TlsMaterial:
     ca: bytes | None = None
     certificate: bytes | None = None
     key: bytes | None = None
+
+
+@contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """The path of a file with this content, for as long as the block. Only this process and root can read it.
+
+    On Linux it is in memory (memfd_create(2)): a container with a read-only file system has no temporary directory, and
+    no disk gets a private key.
+    """
+    with os.fdopen(os.memfd_create("pem"), "wb") if sys.platform == "linux" else NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}" if sys.platform == "linux" else file.name
 
 
 class ClientTlsError(ValueError):
@@ -198,13 +214,10 @@ class ClientTlsSettings(Settings):
         return context
 
     def _load_identity(self, context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-        """Load the client's certificate through temporary private files: Python loads it only from files."""
-        with TemporaryDirectory(prefix="statsig-otel-") as name:
-            files = {"cert": Path(name, "cert.pem"), "key": Path(name, "key.pem")}
-            files["cert"].write_bytes(certificate)
-            files["key"].write_bytes(key)
+        """Load the client's certificate, which Python loads only from files."""
+        with _as_file(certificate) as cert_file, _as_file(key) as key_file:
             try:
-                context.load_cert_chain(files["cert"], files["key"], password=_NO_PROMPT)
+                context.load_cert_chain(cert_file, key_file, password=_NO_PROMPT)
             except (ssl.SSLError, ValueError) as error:
                 raise ClientTlsError(
                     [self._key("cert"), self._key("key")],

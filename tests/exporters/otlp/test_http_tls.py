@@ -1,5 +1,7 @@
 """The OTLP/HTTP exporter against servers with TLS."""
 
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from statsig_otel.exporters.exporter import (
 )
 from statsig_otel.exporters.otlp.http import OtlpHttpExporter
 from statsig_otel.exporters.otlp.settings import OtlpHttpSettings
+from statsig_otel.exporters.otlp.tls import ClientTlsSettings
 from tests.exporters.otlp.over_http import exporting, send_to
 from tests.exporters.otlp.requests import LONG, encoded, trust
 from tests.peers.certs import Authority, ServerTls
@@ -76,6 +79,17 @@ def test_min_version_is_kept(authority: Authority) -> None:
         endpoint = f"https://localhost:{server.port}"
         assert send_to(endpoint, tls=trust(authority)) == Delivered()
         assert isinstance(send_to(endpoint, tls=trust(authority, min_version="1.3")), RetryLater)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the key is in a temporary file for a moment")
+def test_a_client_certificate_needs_no_temporary_directory(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container with a read-only file system."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+    own = authority.issue("client.test")
+    settings = ClientTlsSettings(cert_pem=own.chain.decode(), key_pem=own.key.decode())
+    assert settings.read().key == own.key
 
 
 def test_mutual_tls(authority: Authority, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import os
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -376,6 +378,24 @@ def test_where_the_default_queue_can_not_be(monkeypatch: pytest.MonkeyPatch) -> 
     )
     config(exporters="debug: {sending_queue: {enabled: false}}")
     assert call("validate", "--config", "config.yaml").exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_directory_on_a_file_system_that_is_mounted_read_only(tmp_path: Path) -> None:
+    """As in a container. Nobody's permissions are at fault."""
+    mount = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'
+    alone = ["unshare", "--mount", "sh", "-c", mount, "sh", str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False).returncode != 0:
+        pytest.skip("needs the right to mount")
+    config(more=STORAGE % "queue")
+    command = ["validate", "--config", "config.yaml", "--config", "yaml:service::extensions: [file_storage]"]
+    ran = subprocess.run(
+        [*alone, sys.executable, "-m", "statsig_otel", *command], capture_output=True, text=True, check=False
+    )
+    assert ran.stderr.endswith(
+        f"extensions::file_storage::directory: {tmp_path} can't be written: it is on a file system that is mounted "
+        "read-only (config.yaml:10)\n  hint: mount it for writing (in Kubernetes a volume), or name another path\n"
+    )
 
 
 @pytest.mark.skipif("os.access('/proc/sys', os.W_OK)", reason="needs a place that nobody can write to")
