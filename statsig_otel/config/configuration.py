@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from statsig_otel.config.model import Composed, Settings
+
+_S = TypeVar("_S", bound=Settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +70,8 @@ class Configuration:
     pipelines: dict[str, Pipeline]
     service_extensions: tuple[str, ...] = ()
     telemetry: Settings = field(default_factory=Settings)
+
+    def extension(self, model: type[_S]) -> _S | None:
+        """The settings of the one extension with this model that the service names; None if it names none."""
+        every = (self.extensions[name] for name in self.service_extensions)
+        return next((settings for settings in every if isinstance(settings, model)), None)

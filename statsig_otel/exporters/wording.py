@@ -1,11 +1,20 @@
-"""Numbers in words, for the answers and log lines of commands: `2 records`, `1-3, 7`."""
+"""Numbers in words, for people: `2 records`, `1-3, 7`, `Not Found`."""
 
 from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Final
+
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 
 
 def counted(count: int, noun: str) -> str:
     """`1 record`, `2 records`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def phrase_of(status: int) -> str:
+    """The reason phrase of an HTTP status, such as `Not Found`; empty for one that the standard does not name."""
+    return _PHRASES.get(status, "")
 
 
 def ranges(ids: Iterable[int]) -> str:

@@ -22,6 +22,7 @@ from statsig_otel.exporters.decoding import records_in
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.exporters.exporter_type import IN_A_DESTINATION
 from statsig_otel.exporters.terminal import ColorMode, paint, printable, shorten, wants_color, width, write
+from statsig_otel.exporters.wording import counted
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ class DebugExporter:
 
     def _basic(self, request: ExportLogsServiceRequest) -> Iterator[str]:
         count = sum(1 for _ in records_in(request))
-        yield f"{printable(self._name)}: {count} log record{'' if count == 1 else 's'}"
+        yield f"{printable(self._name)}: {counted(count, 'log record')}"
 
     def _normal(self, request: ExportLogsServiceRequest) -> Iterator[str]:
         rows = [

@@ -40,6 +40,7 @@ from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.otlp.protocols import not_understood, spoken_by_message
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
+from statsig_otel.exporters.wording import phrase_of
 
 MAX_RESPONSE_BYTES: Final = (4 << 20) + 1
 """The largest response that is read. It is one byte above the 4 MiB that servers use as their own limit, so that the
@@ -252,7 +253,7 @@ def http_failure(
         url: The URL of the request.
         hide: Strings that a reason must not contain.
     """
-    words = [f"HTTP {status}", _phrase(status)]
+    words = [f"HTTP {status}", phrase_of(status)]
     if status in _HTTP_REDIRECT and location:
         words.append(f"to {one_line(_LOCATION_SECRETS.sub('', location), hide)}")
     if url:
@@ -368,13 +369,6 @@ def _join(status: str, message: str) -> str:
 
 def _code_name(code: int) -> str:
     return code_pb2.Code.Name(code_pb2.Code.ValueType(code)) if code in code_pb2.Code.values() else f"gRPC code {code}"
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
 
 
 def _media_type(content_type: str) -> str:

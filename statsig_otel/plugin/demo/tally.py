@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
+from statsig_otel.exporters.wording import counted
 from statsig_otel.plugin.demo.day import Delivery
 from statsig_otel.plugin.demo.table import Row
 from statsig_otel.plugin.demo.webhook_client import Answer
@@ -74,24 +75,24 @@ class Tally:
         twice = sum(len(delivery.rows) for delivery in sent if delivery.redelivery)
         counts = self._counts
         lines = {
-            "sent": f"{len(sent)} of {len(self._day)} deliveries: {_count(len(changes), 'change')}, {twice} of them "
-            f"twice; {_count(exposures, 'exposure')}; {_count(len(forged), 'forged signature')}",
+            "sent": f"{len(sent)} of {len(self._day)} deliveries: {counted(len(changes), 'change')}, {twice} of them "
+            f"twice; {counted(exposures, 'exposure')}; {counted(len(forged), 'forged signature')}",
             "answered": ", ".join(f"{statuses.count(status)} x {status}" for status in sorted(set(statuses))),
-            "accepted": f"{_count(counts['accepted'], 'change')}, {_count(counts['duplicates'], 'duplicate')}, "
+            "accepted": f"{counted(counts['accepted'], 'change')}, {counted(counts['duplicates'], 'duplicate')}, "
             f"{counts['invalid']} invalid",
-            "ignored": _count(counts["ignored"], "exposure"),
+            "ignored": counted(counts["ignored"], "exposure"),
             "refused": f"{forged.count(HTTPStatus.UNAUTHORIZED)} of {len(forged)} forged (401)",
         }
         if behind_collector:
             arrived = len(self._expected.keys() & self._seen)
             lines["arrived"] = (
-                f"{arrived} of {len(self._expected)} changes, in {_count(self._records, 'record')}: "
+                f"{arrived} of {len(self._expected)} changes, in {counted(self._records, 'record')}: "
                 f"{self._repeated} had a log.record.uid that had arrived before"
             )
         return lines
 
     def _problem(self, delivery: Delivery, answer: Answer) -> str | None:
-        """The fault of an answer, or None."""
+        """What is wrong with an answer; None if nothing is."""
         expected = HTTPStatus.UNAUTHORIZED if delivery.forged else HTTPStatus.OK
         if answer.status != expected:
             return f"was answered with {answer.status_line}, not {expected.value}"
@@ -106,10 +107,6 @@ class Tally:
         changes = counts["accepted"] + counts["duplicates"]
         is_right = (changes, counts["ignored"], counts["invalid"]) == (len(delivery.rows), delivery.ignored, 0)
         return None if is_right else "was answered with counts that do not match its content"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _name(delivery: Delivery) -> str:

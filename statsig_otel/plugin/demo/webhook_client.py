@@ -18,6 +18,7 @@ from urllib3 import exceptions as http
 
 from statsig_otel import __version__
 from statsig_otel.exporters.terminal import printable
+from statsig_otel.exporters.wording import phrase_of
 from statsig_otel.plugin.demo.samples import url_verification
 from statsig_otel.plugin.webhook.body import parse, parse_url_verification
 from statsig_otel.plugin.webhook.errors import MalformedBodyError
@@ -55,10 +56,7 @@ class Answer:
     @property
     def status_line(self) -> str:
         """The status and its reason phrase, such as `200 OK`."""
-        try:
-            return f"{self.status} {HTTPStatus(self.status).phrase}"
-        except ValueError:
-            return str(self.status)
+        return f"{self.status} {phrase_of(self.status)}".rstrip()
 
     @property
     def text(self) -> str:

@@ -17,7 +17,7 @@ from statsig_otel.plugin.settings.catalog import COMPONENTS
 from statsig_otel.plugin.settings.environment import Environment, check_enabled, read_document
 from statsig_otel.plugin.settings.reading import exporter_settings, queued_exporters, receiver_settings
 from statsig_otel.plugin.settings.remarks import remarks
-from statsig_otel.plugin.settings.storage import file_storage, find_directory
+from statsig_otel.plugin.settings.storage import FileStorageSettings, find_directory
 
 
 def diagnose(locations: tuple[str, ...], environ: Mapping[str, str], *, listen: str | None = None) -> Iterator[Finding]:
@@ -72,7 +72,7 @@ def _on_this_machine(configuration: Configuration, document: Document, environ: 
         except ConfigError as error:
             yield from (of_problem("queue directory", problem) for problem in error.problems)
         else:
-            settings = file_storage(configuration)
+            settings = configuration.extension(FileStorageSettings)
             yield from storage.queue(directory, settings.min_free_bytes if settings else DEFAULT_MIN_FREE)
             yield from storage.exporters(directory)
             with suppress(OSError):

@@ -36,7 +36,7 @@ from statsig_otel.plugin.settings.reading import (
     receiver_settings,
 )
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
-from statsig_otel.plugin.settings.storage import FileStorageSettings, file_storage
+from statsig_otel.plugin.settings.storage import FileStorageSettings
 
 _SYSTEMD: Final = FilePath("/run/systemd/system")
 """A directory that there is where systemd runs the machine: sd_booted(3)."""
@@ -271,7 +271,7 @@ def check_space(configuration: Configuration, directory: FilePath) -> Fault | No
     Raises:
         OSError: This user can't find out.
     """
-    storage = file_storage(configuration)
+    storage = configuration.extension(FileStorageSettings)
     return QueueDirectory(directory).check_space(storage.min_free_bytes if storage else DEFAULT_MIN_FREE)
 
 

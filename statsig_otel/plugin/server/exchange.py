@@ -11,6 +11,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
+from statsig_otel.exporters.wording import phrase_of
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Message, Scope
 from statsig_otel.plugin.server.reader import Head, RequestReader
 
@@ -191,9 +192,5 @@ def answer_head(status: int) -> bytearray:
 
 @lru_cache(maxsize=8)
 def _status_and_date(status: int, second: int) -> bytes:
-    phrase = HTTPStatus(status).phrase if status in _STATUSES else ""
     date = formatdate(second, usegmt=True)
-    return f"HTTP/1.1 {status:d} {phrase}\r\ndate: {date}\r\nx-content-type-options: nosniff\r\n".encode()
-
-
-_STATUSES: Final = frozenset(HTTPStatus)
+    return f"HTTP/1.1 {status:d} {phrase_of(status)}\r\ndate: {date}\r\nx-content-type-options: nosniff\r\n".encode()

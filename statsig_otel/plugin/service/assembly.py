@@ -25,7 +25,7 @@ from statsig_otel.plugin.service.dispatch import ServiceConsumer
 from statsig_otel.plugin.service.endpoints import Endpoint, check_shared_endpoints, endpoints_of
 from statsig_otel.plugin.service.outbound import Applied, Outbound
 from statsig_otel.plugin.service.restart import RestartNeededError, needing_restart
-from statsig_otel.plugin.settings.health_check import health_check
+from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
 from statsig_otel.plugin.watch.health import Condition, Health, HealthServer
@@ -116,7 +116,7 @@ class Assembly:
         self._endpoints: list[Endpoint] = (
             endpoints_of(settings, self.receivers, self._inherited, health=Health(self)) if self._listens else []
         )
-        checks = health_check(self._configuration)
+        checks = self._configuration.extension(HealthCheckSettings)
         self.health: HealthServer | None = None if checks is None else HealthServer(checks, Health(self))
         self.servers.servers = [endpoint.server for endpoint in self._endpoints]
         socket = self._outbound.socket

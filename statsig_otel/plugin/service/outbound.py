@@ -28,7 +28,7 @@ from statsig_otel.plugin.service.lifecycle import in_thread
 from statsig_otel.plugin.settings.catalog import create_exporter
 from statsig_otel.plugin.settings.delivery import ConfiguredExporter, ExporterObject
 from statsig_otel.plugin.settings.reading import configured_exporters, routing
-from statsig_otel.plugin.settings.storage import file_storage
+from statsig_otel.plugin.settings.storage import FileStorageSettings
 from statsig_otel.plugin.watch.health import Condition
 
 _logger: Final = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Outbound:
         self._leaving: dict[str, QueueSender] = {}  # senders that a reload under way replaces
 
     def _create_queue(self, configuration: Configuration) -> DurableQueue:
-        storage = file_storage(configuration)
+        storage = configuration.extension(FileStorageSettings)
         min_free_bytes = storage.min_free_bytes if storage else DEFAULT_MIN_FREE
         return DurableQueue(self._directory, self._routing, min_free_bytes=min_free_bytes)
 

@@ -5,8 +5,8 @@ from typing import Final
 
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
-from statsig_otel.plugin.settings.health_check import health_check
-from statsig_otel.plugin.settings.storage import file_storage
+from statsig_otel.plugin.settings.health_check import HealthCheckSettings
+from statsig_otel.plugin.settings.storage import FileStorageSettings
 
 _FIXED_KEYS: Final = (
     "endpoint", "path", "max_request_body_size", "max_in_flight_bytes", "read_timeout", *SERVER_KEYS
@@ -42,9 +42,9 @@ def needing_restart(before: Configuration, after: Configuration) -> Iterator[str
         for key in _FIXED_KEYS if name in before.receivers else ():
             if getattr(settings, key) != getattr(before.receivers[name], key):
                 yield f"receivers::{name}::{key}"
-    if file_storage(before) != file_storage(after):
+    if before.extension(FileStorageSettings) != after.extension(FileStorageSettings):
         yield "extensions::file_storage"
-    if health_check(before) != health_check(after):
+    if before.extension(HealthCheckSettings) != after.extension(HealthCheckSettings):
         yield "extensions::health_check"
     if before.telemetry != after.telemetry:
         yield "service::telemetry"

@@ -5,7 +5,6 @@ from typing import ClassVar, Final
 
 from pydantic import Field, field_validator
 
-from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import Settings
 from statsig_otel.plugin.settings.addresses import check_endpoint, check_path, host_and_port
 
@@ -56,12 +55,3 @@ class HealthCheckSettings(Settings):
     def address(self) -> tuple[str, int]:
         """Host and port of the endpoint."""
         return host_and_port(self.endpoint)
-
-
-def health_check(configuration: Configuration) -> HealthCheckSettings | None:
-    """The settings of the one `health_check` extension that the service names; None if it names none."""
-    for name in configuration.service_extensions:
-        settings = configuration.extensions[name]
-        if isinstance(settings, HealthCheckSettings):
-            return settings
-    return None

@@ -59,15 +59,6 @@ class FileStorageSettings(Settings):
     )
 
 
-def file_storage(configuration: Configuration) -> FileStorageSettings | None:
-    """The settings of the one `file_storage` extension that the service names; None if it names none."""
-    for name in configuration.service_extensions:
-        settings = configuration.extensions[name]
-        if isinstance(settings, FileStorageSettings):
-            return settings
-    return None
-
-
 def find_directory(configuration: Configuration | None, environ: Mapping[str, str]) -> Path:
     """The queue's directory, as an absolute path.
 
@@ -77,7 +68,7 @@ def find_directory(configuration: Configuration | None, environ: Mapping[str, st
     Raises:
         ConfigError: There is none of them, and an exporter of the configuration has a queue.
     """
-    settings = file_storage(configuration) if configuration is not None else None
+    settings = configuration.extension(FileStorageSettings) if configuration is not None else None
     if settings is not None:
         return settings.directory.absolute()
     if state := environ.get("STATE_DIRECTORY", "").partition(":")[0]:  # systemd.exec: several are joined by colons
