@@ -11,8 +11,6 @@
 - A close that does not destroy the answer: closing a socket on which data still arrives resets it (RFC 9112, 9.6).
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import contextvars
@@ -40,19 +38,19 @@ _MOST_UNTAKEN: Final = 64 * 1024  # bytes of a body that may wait for the applic
 class Server(Protocol):
     """The server, as a connection knows it."""
 
-    def waits(self, connection: HttpConnection) -> None:
+    def waits(self, connection: "HttpConnection") -> None:
         """The connection has heard enough from its client, and waits for more. It may be closed to make room."""
 
-    def works(self, connection: HttpConnection) -> None:
+    def works(self, connection: "HttpConnection") -> None:
         """The connection has a whole request, and must not be closed to make room."""
 
-    def wants_turn(self, connection: HttpConnection) -> None:
+    def wants_turn(self, connection: "HttpConnection") -> None:
         """The connection has more to read than one turn may take: call its `next_turn` later."""
 
     def calls(self, task: asyncio.Task[None]) -> None:
         """A task calls the application."""
 
-    def lost(self, connection: HttpConnection) -> None:
+    def lost(self, connection: "HttpConnection") -> None:
         """The connection is closed."""
 
 

@@ -5,8 +5,6 @@ each connection is known from its acceptance on, so that one in its TLS handshak
 by a stop.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import errno

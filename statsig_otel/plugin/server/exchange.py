@@ -1,7 +1,5 @@
 """One request and its answer, as the ASGI application sees them."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

@@ -10,8 +10,6 @@ a second one.
   chunks that one call handles.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The HTTP server under the receiver: listens, serves until it is stopped, and drains."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import resource

@@ -5,8 +5,6 @@ at a time. So a thousand clients without a signature could make the server take 
 OpenSSL needs for it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
