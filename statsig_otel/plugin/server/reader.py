@@ -294,7 +294,7 @@ def _parse_head(data: bytes, end: int) -> Head:
         raise BadRequestError(HTTPStatus.NOT_IMPLEMENTED, "connect", "a client takes this server for a proxy")
     found = _HeadParser()
     head = data[:end]
-    if b"\t\r\n" in head:  # httptools knows no tab behind a Transfer-Encoding
+    if b"\t" in head:  # httptools knows none behind a Transfer-Encoding
         head = _TRAILING_SPACE.sub(b"", head)
     try:
         httptools.HttpRequestParser(found).feed_data(head)

@@ -246,9 +246,10 @@ def test_another_version_of_http_is_505(version: bytes) -> None:
         assert is_closed(connection)
 
 
-def test_whitespace_behind_a_value_is_not_a_part_of_it() -> None:
+@pytest.mark.parametrize("behind", [b" ", b"\t", b" \t", b"\t ", b"\t \t "])
+def test_whitespace_behind_a_value_is_not_a_part_of_it(behind: bytes) -> None:
     app = EchoApp()
-    fields = b"host: test \r\ntransfer-encoding: chunked\t\r\nx: a b \t \r\n"
+    fields = b"host: test%s\r\ntransfer-encoding: chunked%s\r\nx: a b%s\r\n" % (behind, behind, behind)
     with serving(echo_server(app)) as running, running.connect() as connection:
         connection.sendall(b"POST / HTTP/1.1\r\n" + fields + b"\r\n2\r\nhi\r\n0\r\n\r\n")
         assert read_answer(connection) == (200, b"hi")
