@@ -27,6 +27,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks import backlog, measure, webhooks
@@ -244,7 +245,7 @@ class Tables:
             with self._service(name, exporters=exporters, receiver=receiver) as running:
                 post(running.port, shape, clients=1, number=2)
                 self._backend.settle(2 * shape.changes, copies=exporters)
-                load = lambda: post(running.port, shape, clients=clients, number=number)  # noqa: E731
+                load = partial(post, running.port, shape, clients=clients, number=number)
                 return cost(running, load, self._backend, shape.changes, exporters)
 
         return once

@@ -76,7 +76,7 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def serve_ours(port: int, *, probed: bool, loop: str) -> None:
-    from statsig_otel.plugin.server.server import HttpServer  # noqa: PLC0415  # one server per process
+    from statsig_otel.plugin.server.server import HttpServer  # one server per process
 
     limits: dict[str, Any] = {"read_header_timeout": SHORT, "max_connections": FEW} if probed else {}
     server = HttpServer(application(), host=HOST, port=port, **limits)
@@ -86,9 +86,9 @@ def serve_ours(port: int, *, probed: bool, loop: str) -> None:
 
 
 def serve_granian(port: int, *, probed: bool) -> None:
-    from granian.constants import HTTPModes, Interfaces  # noqa: PLC0415
-    from granian.http import HTTP1Settings  # noqa: PLC0415
-    from granian.server.embed import Server  # noqa: PLC0415
+    from granian.constants import HTTPModes, Interfaces
+    from granian.http import HTTP1Settings
+    from granian.server.embed import Server
 
     async def main() -> None:
         timeout = SHORT * 1000 if probed else 30_000
@@ -106,15 +106,15 @@ def serve_granian(port: int, *, probed: bool) -> None:
 
 
 def serve_uvicorn(port: int, *, probed: bool, http: str, loop: str) -> None:
-    import uvicorn  # noqa: PLC0415
+    import uvicorn
 
     limits: dict[str, Any] = {"timeout_keep_alive": SHORT, "limit_concurrency": FEW} if probed else {}
     uvicorn.run(application(), host=HOST, port=port, http=http, loop=loop, lifespan="off", log_level="error", **limits)
 
 
 def serve_hypercorn(port: int, *, probed: bool) -> None:
-    from hypercorn.asyncio import serve  # noqa: PLC0415
-    from hypercorn.config import Config  # noqa: PLC0415
+    from hypercorn.asyncio import serve
+    from hypercorn.config import Config
 
     config = Config()
     config.bind = [f"{HOST}:{port}"]

@@ -199,7 +199,7 @@ def snapshot() -> str:
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="another version of Python writes annotations otherwise")
-def test_the_api_is_what_was_written_down(update_golden: bool) -> None:  # noqa: FBT001 - a fixture
+def test_the_api_is_what_was_written_down(update_golden: bool) -> None:
     """On purpose: `pytest tests/test_api.py --update-golden`, a line in the changelog, and what versions.md says."""
     if update_golden:
         SNAPSHOT.write_text(snapshot())

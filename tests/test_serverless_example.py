@@ -77,7 +77,7 @@ def platform(example: Any, queue: Queue, *, base64_bodies: bool = False) -> Iter
 
 
 @pytest.mark.parametrize("base64_bodies", [False, True])
-def test_changes_reach_the_queue_before_the_answer(example: Any, base64_bodies: bool) -> None:  # noqa: FBT001 - a parameter of the test
+def test_changes_reach_the_queue_before_the_answer(example: Any, base64_bodies: bool) -> None:
     queue = Queue()
     body = body_of(CHANGE, EXPOSURE, {**CHANGE, "timestamp": None})
     with platform(example, queue, base64_bodies=base64_bodies) as address:

@@ -75,7 +75,7 @@ def test_random_yaml(text: str) -> None:
 @given(st.lists(st.sampled_from([*YAML_PARTS, "a::b: ", "::", "a::"]), max_size=30).map("".join), st.booleans())
 @example("a::b: 1\na: 2\na::c: ${NO}\n::: 3", False)
 @example("a::b: 1\na::b: 2", False)
-def test_random_yaml_on_the_command_line(text: str, is_variable: bool) -> None:  # noqa: FBT001 - drawn
+def test_random_yaml_on_the_command_line(text: str, is_variable: bool) -> None:
     """As `yaml:TEXT` and as `env:NAME`: every value of the document has a place, or there is an error."""
     environ = {**ENVIRON, "TEXT": text}
     try:

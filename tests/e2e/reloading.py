@@ -69,6 +69,11 @@ def reload(service: ServiceProcess, folder: Path) -> str:
     return done.stdout
 
 
+def is_taken(url: str, secret: str) -> bool:
+    """Whether a webhook with this secret is accepted."""
+    return status_with(url, secret) == 200
+
+
 def status_with(url: str, secret: str) -> int:
     body = b'{"data": []}'
     return http.request("POST", url, body=body, headers=signed(body, secret=secret)).status

@@ -62,6 +62,10 @@ class ServiceProcess:
         self.log: list[str] = []
         self.url = ""
 
+    def has_logged(self, text: str, *, times: int = 1) -> bool:
+        """Whether at least so many lines of the log contain a text."""
+        return sum(text in line for line in self.log) >= times
+
     def __enter__(self) -> Self:
         output, output_end = os.pipe()
         errors, errors_end = os.pipe()

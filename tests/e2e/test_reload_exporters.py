@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -13,7 +14,7 @@ import urllib3
 
 from statsig_otel.plugin.record.record import uid
 from tests.e2e.processes import signed, write_config
-from tests.e2e.reloading import OTHER_SECRET, Senders, http, reload, status_with
+from tests.e2e.reloading import OTHER_SECRET, Senders, http, is_taken, reload
 from tests.e2e.service_process import ServiceProcess, run_to_end
 from tests.e2e.statsig_client import ENV, SECRET, change, grpc_exporter, post, uids, waiting
 from tests.peers.certs import Authority, ServerTls
@@ -162,8 +163,8 @@ def test_certificates_that_were_renewed_count_without_a_reload(tmp_path: Path, *
                 second.issue("127.0.0.1").write(tmp_path, "server")
                 second.write(tmp_path)
                 said = "its files have changed, and are used from the next connection on"
-                for place in ("receivers::statsig::tls", "exporters::otlp_grpc::tls"):
-                    wait_until(lambda: any(f"{place}: {said}" in line for line in service.log), "it is said")  # noqa: B023
+                for line in (f"receivers::statsig::tls: {said}", f"exporters::otlp_grpc::tls: {said}"):
+                    wait_until(partial(service.has_logged, line), "it is said")
                 with pytest.raises(urllib3.exceptions.SSLError):
                     send(first, service.url, 2)
                 assert send(second, service.url, 2) == 200
@@ -210,11 +211,7 @@ def test_under_load_each_change_reaches_the_exporters_of_one_reload(tmp_path: Pa
                     senders.wait_for_more()
                     lead_to(*routes[number % 2])
                     service.process.send_signal(signal.SIGHUP)
-                    done = number
-                    wait_until(
-                        lambda done=done: sum("pipelines: have changed" in line for line in service.log) == done,  # type: ignore[misc]
-                        "it is applied",
-                    )
+                    wait_until(partial(service.has_logged, "pipelines: have changed", times=number), "it is applied")
                 senders.wait_for_more()
             assert set(senders.statuses) == {200}
 
@@ -256,7 +253,7 @@ def test_an_exporter_without_a_queue_needs_a_restart_for_other_keys_and_goes_on(
             write_config(tmp_path, {"file": keys})
             service.process.send_signal(signal.SIGHUP)
             refused = f"only a restart can apply this: {said}"
-            wait_until(lambda refused=refused: any(refused in line for line in service.log), "it is said")  # type: ignore[misc]
+            wait_until(partial(service.has_logged, refused), "it is said")
         assert post(service.url, change(1)).status == 200
         assert len(path.read_text().splitlines()) == 1
 
@@ -280,7 +277,7 @@ def test_if_one_exporter_can_not_start_the_rest_of_a_reload_is_applied(tmp_path:
             assert re.search("^Error: exporters::file: can't be started: .*locked.jsonl is locked", done.stderr)
             for text in (OTHER_SECRET, SECRET, OTHER_SECRET):
                 secret.write_text(text)
-                wait_until(lambda text=text: status_with(service.url, text) == 200, "it is taken")  # type: ignore[misc]
+                wait_until(partial(is_taken, service.url, text), "it is taken")
             fcntl.flock(held, fcntl.LOCK_UN)
             assert reload(service, tmp_path).endswith("exporters::file: is started\n")
             body = json.dumps({"data": [change(1)]}).encode()

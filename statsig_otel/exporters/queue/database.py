@@ -233,7 +233,7 @@ class Database:
         except OSError as error:
             if file not in self._not_kept:
                 self._not_kept.add(file)
-                _logger.error(  # noqa: TRY400 - the message says it all
+                _logger.error(
                     "Somebody deleted or replaced %s while it was in use, and it can't be made again now (%s): until "
                     "then %s",
                     file,

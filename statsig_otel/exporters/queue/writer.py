@@ -401,7 +401,7 @@ class Writer:
             # What is delivered stays on the disk for longer. That is not a reason to refuse anything.
             if not self._untidy and not self.failing:
                 self._untidy = True
-                _logger.error("The disk space of delivered records can't be freed now: %s", error)  # noqa: TRY400 - as above
+                _logger.error("The disk space of delivered records can't be freed now: %s", error)
             self._tidy_at = time.monotonic() + _IDLE
             return False
         if self._untidy:

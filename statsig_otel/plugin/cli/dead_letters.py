@@ -86,7 +86,7 @@ def command() -> None:
       0  done
       1  nothing matched, the command was refused, or a dead letter stays
       2  an option is wrong
-    """  # noqa: D301 - click wants the character itself
+    """
 
 
 @command.command("list", short_help="List dead letters.")

@@ -46,8 +46,8 @@ def command(
       1  something else happened
       2  an option is wrong
       above 128: a signal ended the demo before the day was over
-    """  # noqa: D301 - click wants the character itself
-    from statsig_otel.plugin.demo.run import Demo, DemoError  # noqa: PLC0415 - loads grpc
+    """
+    from statsig_otel.plugin.demo.run import Demo, DemoError
 
     demo = Demo(sys.stdout, once=once, otlp_endpoint=otlp_endpoint, otlp_protocol=otlp_protocol, verbose=verbose)
     try:

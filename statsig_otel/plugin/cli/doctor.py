@@ -30,7 +30,7 @@ def command(locations: tuple[str, ...], listen: str | None, *, as_json: bool) ->
       0  no check failed
       1  at least one check failed
       2  an option is wrong
-    """  # noqa: D301 - click wants the character itself
+    """
     findings = list(diagnose(locations, os.environ, listen=listen))
     counts = Counter(finding.status for finding in findings)
     if as_json:

@@ -89,7 +89,7 @@ def command(
       0  the body is well-formed, even if all of it is ignored
       1  the body is malformed, all of its items are invalid, or the configuration has errors
       2  an option is wrong, or FILE can't be read
-    """  # noqa: D301 - click wants the character itself
+    """
     with config_errors_reported():
         configuration = check(read_document(locations, os.environ), COMPONENTS)
     name, settings = _receiver(configuration, receiver)

@@ -159,7 +159,7 @@ def command(context: click.Context, *, as_json: bool) -> None:
       1  refused, or the queue or exporter does not exist
       2  an option is wrong
       3  shown, and an exporter is blocked
-    """  # noqa: D301 - click wants the character itself
+    """
     if context.invoked_subcommand is not None:
         if as_json:
             raise click.UsageError("--json applies to `statsig-otel queue` without a subcommand")

@@ -40,7 +40,7 @@ def command() -> None:
       1  refused (the reason is printed), or no service is running
       2  an option is wrong
       3  applied, but an exporter can't be started, or certificates can't be renewed (the reasons are printed)
-    """  # noqa: D301 - click wants the character itself
+    """
     directory, locations = named_locations()
     try:
         answer = _reload(directory or _find_directory(locations))
@@ -59,7 +59,7 @@ def _find_directory(locations: tuple[str, ...]) -> Path:
     try:
         if not locations:
             return find_directory(None, os.environ)
-        from statsig_otel.plugin.settings.reading import read_directory  # noqa: PLC0415 - takes long to load
+        from statsig_otel.plugin.settings.reading import read_directory
 
         return read_directory(locations, os.environ)
     except ConfigError as error:
@@ -83,7 +83,7 @@ def _reload(directory: Path) -> Any:
 
 
 def _no_answer(directory: Path) -> str:
-    from statsig_otel.plugin.doctor.storage import owner  # noqa: PLC0415 - as above
+    from statsig_otel.plugin.doctor.storage import owner
 
     try:
         process = owner(directory)

@@ -191,7 +191,7 @@ def _start_readers(configuration: Configuration, document: Document) -> Callable
     settings = metrics_settings(configuration)
     if not settings.active:
         return lambda: None
-    from statsig_otel.plugin.watch.readers import ReaderError, Readers  # noqa: PLC0415 - as above
+    from statsig_otel.plugin.watch.readers import ReaderError, Readers
 
     readers = Readers(settings)
     try:

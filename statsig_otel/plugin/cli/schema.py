@@ -21,7 +21,7 @@ def command() -> None:
 
     \b
       # yaml-language-server: $schema=configuration.schema.json
-    """  # noqa: D301 - click wants the character itself
+    """
     click.echo(installed_schema(lambda warning: click.echo(f"warning: {warning}", err=True)), nl=False)
 
 

@@ -20,7 +20,7 @@ _DEFAULT_SAMPLE: Final = "gate"
 def _list_samples(context: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click's signature
     if not wanted or context.resilient_parsing:
         return
-    from statsig_otel.plugin.demo.samples import SAMPLES  # noqa: PLC0415 - loaded only when used
+    from statsig_otel.plugin.demo.samples import SAMPLES
 
     width = max(map(len, SAMPLES))
     for name, sample in SAMPLES.items():
@@ -74,7 +74,7 @@ def command(
       0  the receiver answered 200 (with --verify-url: and echoed the code)
       1  the receiver answered something else
       2  the receiver did not answer, or the command line is wrong
-    """  # noqa: D301 - click wants the character itself
+    """
     if sum((file is not None, sample is not None, verify_url)) > 1:
         raise click.UsageError("FILE, --sample and --verify-url exclude each other.")
     if only_print:
@@ -86,7 +86,7 @@ def command(
     if url is None:
         raise click.UsageError("Missing option '--url'.")
 
-    from statsig_otel.plugin.demo.webhook_client import SendError, WebhookClient, read_secret  # noqa: PLC0415 - loads urllib3
+    from statsig_otel.plugin.demo.webhook_client import SendError, WebhookClient, read_secret
 
     try:
         if verify_url:
@@ -110,7 +110,7 @@ def _verify_url(client: "WebhookClient") -> None:
 
 
 def _send(client: "WebhookClient", body: bytes, secret: str) -> None:
-    from statsig_otel.plugin.demo.webhook_client import body_hint  # noqa: PLC0415 - as above
+    from statsig_otel.plugin.demo.webhook_client import body_hint
 
     hint = body_hint(body)
     if hint is not None:
@@ -122,7 +122,7 @@ def _send(client: "WebhookClient", body: bytes, secret: str) -> None:
 
 
 def _body(file: Path | None, sample: str) -> bytes:
-    from statsig_otel.plugin.demo.samples import SAMPLES  # noqa: PLC0415 - as above
+    from statsig_otel.plugin.demo.samples import SAMPLES
 
     if file is None:
         if sample not in SAMPLES:

@@ -41,7 +41,7 @@ def command(locations: tuple[str, ...], listen: str | None, *, no_machine: bool)
       0  valid
       1  not valid
       2  an option is wrong
-    """  # noqa: D301 - click wants the character itself
+    """
     with config_errors_reported():
         check_enabled(os.environ)
         document = read_document(locations, os.environ, listen=listen)

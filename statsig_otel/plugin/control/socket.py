@@ -90,7 +90,7 @@ class ControlServer:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            _logger.error("%s: no command reaches this service until its next start: %s", self._path, error.strerror)  # noqa: TRY400 - the message says it all
+            _logger.error("%s: no command reaches this service until its next start: %s", self._path, error.strerror)
             return
         self._owner.enter()
         self._server = server  # before it runs, since a command may ask for the end at once

@@ -108,7 +108,7 @@ def handle_unexpected(
     req: Request,  # noqa: ARG001 - Falcon's signature
     resp: Response,
     error: Exception,
-    params: dict[str, object],  # noqa: ARG001
+    params: dict[str, object],  # noqa: ARG001 - Falcon's signature
 ) -> None:
     """Handle all errors that are not Falcon's own."""
     fill(resp, unexpected(error))

@@ -167,7 +167,7 @@ class StatsigReceiver:
         receive = req.scope.get(_RECEIVE)
         event: Message = _HEADERS_ONLY
         if receive is None:  # in an application that `create_app` has not made. A test over a socket covers these.
-            receive, event = req._receive, req._first_event or event  # noqa: SLF001
+            receive, event = req._receive, req._first_event or event  # noqa: SLF001 - Falcon has no other way
         try:
             async with asyncio.timeout(self._intake.limits.read_timeout) as reading:
                 waits.reading.add(reading)

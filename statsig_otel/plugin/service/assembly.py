@@ -227,7 +227,7 @@ class Assembly:
                     has_complained = True
                     effect = "this service does not listen" if self._endpoints else "this process refuses all webhooks"
                     message = "Until the queue's directory is free, %s: %s"
-                    _logger.error(message, effect, self._with_ways_out(error))  # noqa: TRY400 - the message says it all
+                    _logger.error(message, effect, self._with_ways_out(error))
             else:
                 return
             if self._ending.wait(_BETWEEN_ATTEMPTS):

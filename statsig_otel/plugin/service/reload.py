@@ -111,7 +111,7 @@ class Reloader:
             try:
                 applied = self._apply()
             except REFUSALS as error:
-                _logger.error("Reload: %s", _refusal(error))  # noqa: TRY400 - the message says it all
+                _logger.error("Reload: %s", _refusal(error))
                 raise
             if applied.changes or not applied.failures:
                 _logger.info("Reload: %s", "; ".join(applied.changes) or "nothing has changed")

@@ -90,7 +90,7 @@ class Delivery(RuleBasedStateMachine):
         self.begin_anew()
 
     @rule(steps=st.integers(1, 30), waits=st.booleans())
-    def send(self, steps: int, waits: bool) -> None:  # noqa: FBT001 - a rule's signature
+    def send(self, steps: int, waits: bool) -> None:
         if self.has_to_wait and not waits:
             self.end_wait()
         for _ in range(steps):

@@ -63,7 +63,7 @@ def test_a_terminal_is_colored_unless_it_or_its_user_says_no(
     terminal: tuple[int, TextIO],
     monkeypatch: pytest.MonkeyPatch,
     environment: Mapping[str, str],
-    colored: bool,  # noqa: FBT001 - a parameter of the table
+    colored: bool,
 ) -> None:
     emulator, stream = terminal
     set_environment(monkeypatch, environment)
@@ -81,7 +81,7 @@ def test_a_terminal_is_colored_unless_it_or_its_user_says_no(
 def test_what_is_no_terminal_is_colored_by_force_only(
     monkeypatch: pytest.MonkeyPatch,
     environment: Mapping[str, str],
-    colored: bool,  # noqa: FBT001 - a parameter of the table
+    colored: bool,
 ) -> None:
     set_environment(monkeypatch, environment)
     assert ("\x1b" in printed(payload(change()), color="auto")) is colored

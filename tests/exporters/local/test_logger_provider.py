@@ -203,7 +203,7 @@ def test_a_processor_that_raises_refuses() -> None:
 
 
 @pytest.mark.parametrize("show", [True, False])
-def test_invalid_items_are_logged_a_bounded_number_of_them(show: bool, caplog: pytest.LogCaptureFixture) -> None:  # noqa: FBT001 - a parameter of the test
+def test_invalid_items_are_logged_a_bounded_number_of_them(show: bool, caplog: pytest.LogCaptureFixture) -> None:
     invalid = (*(Invalid(b'{"n": %d}\x1b' % number, "is odd") for number in range(12)),)
     consumer = LoggerProviderConsumer(NoOpLoggerProvider(), show_invalid=show)
     with caplog.at_level(logging.WARNING):

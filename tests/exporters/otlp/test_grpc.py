@@ -114,7 +114,7 @@ def test_headers_and_user_agent_arrive(sink: GrpcSink) -> None:
 
 
 @pytest.mark.parametrize(("compression", "smaller"), [("gzip", True), ("none", False)])
-def test_compression(sink: GrpcSink, compression: str, smaller: bool) -> None:  # noqa: FBT001 - a parameter
+def test_compression(sink: GrpcSink, compression: str, smaller: bool) -> None:
     """Both arrive whole; what crosses the wire tells them apart."""
     payload = encoded("z" * 200_000)
     with Relay(sink.port) as relay, exporting(relay.address, compression=compression) as exporter:
@@ -397,8 +397,8 @@ def test_tls(authority: Authority, name: str) -> None:
 def test_a_certificate_that_does_not_verify_is_blocked(
     authority: Authority,
     names: list[str],
-    expired: bool,  # noqa: FBT001 - a parameter
-    trusted: bool,  # noqa: FBT001 - a parameter
+    expired: bool,
+    trusted: bool,
 ) -> None:
     with GrpcSink(tls=ServerTls(authority.issue(*names, expired=expired))) as sink:
         outcome = send_to(f"localhost:{sink.port}", tls=trust(authority if trusted else Authority()))

@@ -34,7 +34,7 @@ def test_the_connection_is_kept(sink: HttpSink) -> None:
 @pytest.mark.parametrize("close_after", [True, False], ids=["after its answer", "while it was idle"])
 def test_a_connection_that_the_server_closed_costs_no_attempt(
     sink: HttpSink,
-    close_after: bool,  # noqa: FBT001 - a parameter
+    close_after: bool,
 ) -> None:
     with exporting(sink.url) as exporter:
         sink.answer = HttpAnswer(close_after=close_after)

@@ -45,8 +45,8 @@ def test_tls_keeps_its_connection_too(authority: Authority, name: str) -> None:
 def test_a_certificate_that_does_not_verify_is_blocked(
     authority: Authority,
     names: list[str],
-    expired: bool,  # noqa: FBT001 - a parameter
-    trusted: bool,  # noqa: FBT001 - a parameter
+    expired: bool,
+    trusted: bool,
 ) -> None:
     with HttpSink(tls=ServerTls(authority.issue(*names, expired=expired))) as sink:
         outcome = send_to(f"https://localhost:{sink.port}", tls=trust(authority if trusted else Authority()))

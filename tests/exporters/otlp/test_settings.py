@@ -55,7 +55,7 @@ def test_defaults_are_the_collectors() -> None:
         ("ipv4:10.0.0.1:4317,10.0.0.2:4317", True, "ipv4:10.0.0.1:4317,10.0.0.2:4317", False),
     ],
 )
-def test_grpc_endpoint(endpoint: str, insecure: bool, target: str, uses_tls: bool) -> None:  # noqa: FBT001 - parameters
+def test_grpc_endpoint(endpoint: str, insecure: bool, target: str, uses_tls: bool) -> None:
     settings = OtlpGrpcSettings.model_validate({"endpoint": endpoint, "tls": {"insecure": insecure}})
     assert (settings.target, settings.uses_tls) == (target, uses_tls)
 

@@ -294,7 +294,7 @@ def test_a_web_page_is_not_a_delivery(body: bytes, content_type: str) -> None:
         (b'<?xml version="1.0"?><answer/>', "text/xml", True),
     ],
 )
-def test_an_answer_that_is_not_otlp_is_a_warning(body: bytes, content_type: str, warns: bool) -> None:  # noqa: FBT001
+def test_an_answer_that_is_not_otlp_is_a_warning(body: bytes, content_type: str, warns: bool) -> None:
     answer = table.success(body, 5, content_type=content_type)
     assert answer.outcome == Delivered()
     assert answer.warning.startswith("the answer is not OTLP") == warns

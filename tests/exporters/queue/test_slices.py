@@ -17,7 +17,7 @@ RECORDS = st.lists(st.integers(1, 700), max_size=8)
 
 @given(RECORDS, st.integers(0, 2500), st.booleans())
 @example(records=[1, 2], bad=998, later=False)  # one row too many
-def test_every_item_is_in_one_slice(records: list[int], bad: int, later: bool) -> None:  # noqa: FBT001 - hypothesis
+def test_every_item_is_in_one_slice(records: list[int], bad: int, later: bool) -> None:
     """Whether a slice is stored at once or after a while."""
     changes = tuple(Change(f"{place:032x}", (b"r",) * number) for place, number in enumerate(records))
     invalid = tuple(Invalid(str(number).encode(), "?") for number in range(bad))

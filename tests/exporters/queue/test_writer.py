@@ -34,7 +34,7 @@ class Watched:
         self.prepared += 1
         connection.set_trace_callback(self.statements.append)
 
-    def _tidy(self, connection: sqlite3.Connection, idle: bool) -> bool:  # noqa: FBT001
+    def _tidy(self, connection: sqlite3.Connection, idle: bool) -> bool:
         return self.tidy(connection)
 
     def _set_aside(self, error: Exception) -> None:

@@ -227,7 +227,7 @@ def test_a_disabled_sdk_starts_nothing() -> None:
 )
 def test_a_secret_on_the_command_line_is_told_and_not_repeated(
     value: str,
-    is_told: bool,  # noqa: FBT001 - drawn from the table
+    is_told: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

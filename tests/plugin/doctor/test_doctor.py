@@ -98,7 +98,7 @@ def test_a_directory_that_every_user_can_write_is_told(mode: int, status: str, t
         (None, [("a", 400.0)], "failed", "400 s behind the server of a"),
     ],
 )
-def test_the_clock(kept: bool | None, offsets: list[tuple[str, float]], status: str, detail: str) -> None:  # noqa: FBT001
+def test_the_clock(kept: bool | None, offsets: list[tuple[str, float]], status: str, detail: str) -> None:
     found = system.clock(kept, offsets)
     assert (found.status, detail in found.detail) == (status, True)
     assert (found.hint is None) == (status == "ok")

@@ -184,7 +184,7 @@ def test_the_timestamp_is_milliseconds_as_an_integer_or_its_digits(value: object
         (10_000_000_000, 10_000_000_000, False),
     ],
 )
-def test_a_timestamp_of_ten_digits_is_seconds(value: object, expected: int, in_seconds: bool) -> None:  # noqa: FBT001 - a case
+def test_a_timestamp_of_ten_digits_is_seconds(value: object, expected: int, in_seconds: bool) -> None:
     """As milliseconds it would be in 1970: backends with a retention drop it without a word."""
     event = mapped("timestamp", value)
     assert (event.happened_at, event.in_seconds) == (expected, in_seconds)

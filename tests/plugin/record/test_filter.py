@@ -118,7 +118,7 @@ def test_a_type_in_any_spelling(type_: str, pattern: str) -> None:
         ("g[ ate", "g[ate", True),
     ],
 )
-def test_a_set_with_what_does_not_count(pattern: str, type_: str, matches: bool) -> None:  # noqa: FBT001 - a parameter
+def test_a_set_with_what_does_not_count(pattern: str, type_: str, matches: bool) -> None:
     assert includes({"types": [pattern]}, event(entity_type=type_)) is matches
 
 

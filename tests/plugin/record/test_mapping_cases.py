@@ -43,7 +43,7 @@ def of_one_service(record: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_makes_exactly_these_records(name: str, update_golden: bool) -> None:  # noqa: FBT001 - a fixture
+def test_makes_exactly_these_records(name: str, update_golden: bool) -> None:
     """`pytest --update-golden` writes them anew: then read the difference."""
     made = records((CASES / f"{name}.input.json").read_bytes(), mapper_of((CASES / f"{name}.yaml").read_text()))
     expected = CASES / f"{name}.record.json"

@@ -24,7 +24,7 @@ NAMES: Final = sorted(path.stem for path in (EXAMPLES / "presets").glob("*.yaml"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_makes_exactly_these_records(name: str, update_golden: bool) -> None:  # noqa: FBT001 - a fixture
+def test_makes_exactly_these_records(name: str, update_golden: bool) -> None:
     """`pytest --update-golden` writes them anew: then read the difference."""
     files = (EXAMPLES / "collector" / "statsig-otel.yaml", EXAMPLES / "presets" / f"{name}.yaml")
     document = read_document(tuple(map(str, files)), {"STATSIG_SIGNING_SECRET": "webhook-x"})

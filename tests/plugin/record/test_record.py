@@ -352,7 +352,7 @@ GOLDEN_NAMES: Final = sorted(path.name.removesuffix(".input.json") for path in G
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_golden(name: str, update_golden: bool) -> None:  # noqa: FBT001 - a fixture
+def test_golden(name: str, update_golden: bool) -> None:
     """A recorded body makes the recorded record. `pytest --update-golden` writes it anew: then read the difference."""
     payload = parse((GOLDEN / f"{name}.input.json").read_bytes())
     (item,) = payload.changes

@@ -144,7 +144,7 @@ def test_a_redelivery_has_the_same_uid(
     text: str,
     shuffle: random.Random,
     indent: int | str | None,
-    ascii_only: bool,  # noqa: FBT001 - drawn
+    ascii_only: bool,
 ) -> None:
     """With other blanks, another order of members, other escapes, in another batch."""
     item = finite(text)

@@ -56,7 +56,7 @@ def fork() -> None:
     if not child:
         signal.pause()
         os._exit(0)
-    print(child, flush=True)  # noqa: T201
+    print(child, flush=True)
 
 
 async def main() -> None:
@@ -65,9 +65,9 @@ async def main() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
     if "--fork" in sys.argv:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, fork)
-    print(server.address[1], flush=True)  # noqa: T201  # what the test reads
+    print(server.address[1], flush=True)  # what the test reads
     await server.serve()
-    print(_answered, flush=True)  # noqa: T201
+    print(_answered, flush=True)
 
 
 if __name__ == "__main__":

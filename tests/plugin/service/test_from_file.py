@@ -150,7 +150,7 @@ def test_a_changed_file_of_an_exporter_s_header_counts_without_a_reload(
     make: Make,
     tmp_path: Path,
     form: str,
-    is_watched: bool,  # noqa: FBT001
+    is_watched: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The exporter is blocked by 401, and tries again at once, or at `queue resume`."""

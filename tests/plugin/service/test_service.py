@@ -137,7 +137,7 @@ def test_a_service_starts_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("listen", [True, False])
-def test_a_shutdown_without_a_start_is_an_end_too(tmp_path: Path, listen: bool) -> None:  # noqa: FBT001 - a parameter
+def test_a_shutdown_without_a_start_is_an_end_too(tmp_path: Path, listen: bool) -> None:
     never = service(tmp_path, {"mine": Keeper()}, listen=listen)
     assert not never.ended.done()
     assert never.shutdown() is True
@@ -349,7 +349,7 @@ def test_an_exporter_may_shut_its_service_down(tmp_path: Path) -> None:
 def test_a_command_may_shut_its_service_down(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    listen: bool,  # noqa: FBT001 - a parameter
+    listen: bool,
 ) -> None:
     running = service(tmp_path, {"mine": Keeper()}, listen=listen)
     running._assembly.offer("end", lambda _: running.shutdown(LIMIT))

@@ -287,7 +287,7 @@ def test_what_is_deep_and_not_json_is_malformed(body: Callable[[int], bytes], de
 def test_a_change_is_never_lost(  # noqa: PLR0917 - hypothesis passes them by name
     before: list[tuple[str, str]],
     data: str,
-    repeated: bool,  # noqa: FBT001 - drawn
+    repeated: bool,
     name: str | None,
     shape: str,
     at: int,
@@ -406,7 +406,7 @@ def test_any_punctuation_is_a_payload_or_malformed(body: str) -> None:
 def test_any_mutated_body_is_a_payload_or_malformed(
     body: str,
     edits: list[tuple[int, int, bytes]],
-    enveloped: bool,  # noqa: FBT001 - drawn
+    enveloped: bool,
 ) -> None:
     mutated = bytearray((f'{{"data":{body}}}' if enveloped else body).encode())
     for place, removed, inserted in edits:

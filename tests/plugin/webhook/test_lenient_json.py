@@ -97,7 +97,7 @@ def test_of_what_is_nested_too_deeply_the_first_level_is_read(text: str, value: 
 
 
 @given(json_texts(hostile=True) | st.text(st.sampled_from('[]{}:,"a1 \\'), max_size=12), st.booleans())
-def test_what_is_deep_inside_is_still_checked(inside: str, in_objects: bool) -> None:  # noqa: FBT001 - hypothesis
+def test_what_is_deep_inside_is_still_checked(inside: str, in_objects: bool) -> None:
     """The standard library is the judge, for the same text within fewer levels."""
     opening, closing = ('{"a": ', " }") if in_objects else ("[", "]")
     text = opening * DEEP + inside + closing * DEEP

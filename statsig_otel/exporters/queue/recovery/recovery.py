@@ -67,7 +67,7 @@ class Recovery:
                 return
             except _PASSING as error:
                 if not failing:
-                    _logger.error("The queue's files that were set aside can't be carried over now: %s", error)  # noqa: TRY400 - the message says it all
+                    _logger.error("The queue's files that were set aside can't be carried over now: %s", error)
                 failing = True
                 self._stopping.wait(_PAUSE)
 
@@ -83,9 +83,9 @@ class Recovery:
                         return
         except damaged_file.UnreadableError as error:
             kept = self._directory.rename_aside(file, "unreadable")
-            _logger.error("%s, and the records that waited in it are lost. It is kept as %s", error, kept)  # noqa: TRY400 - as above
+            _logger.error("%s, and the records that waited in it are lost. It is kept as %s", error, kept)
         except NobodyConfiguredError:
-            _logger.error(  # noqa: TRY400 - as above
+            _logger.error(
                 "%s contains records without their exporters. They would go to every exporter with a sending queue, "
                 "but none is configured: they stay in the file until one is",
                 file,

@@ -152,7 +152,7 @@ def harmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_between_any_two_steps_lose_nothing_and_every_count_stays_right(
     harmed: Path,
     commands: list[list[tuple[str, int]]],
-    places: bool,  # noqa: FBT001 - drawn
+    places: bool,
 ) -> None:
     x, y = {1, 3, 5}, {2, 4, 6}
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
@@ -278,7 +278,7 @@ def test_it_ends_also_where_it_is_told_to_just_as_it_begins_to_look(tmp_path: Pa
 def test_a_step_that_is_done_again_repeats_nothing(
     harmed: Path,
     failing: list[bool],
-    places: bool,  # noqa: FBT001 - drawn
+    places: bool,
 ) -> None:
     """A commit that was said to have failed can have reached the disk."""
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
