@@ -17,10 +17,14 @@ from opentelemetry.sdk.metrics.export import Gauge, Histogram, Metric, Sum
 import statsig_otel
 from statsig_otel._instruments import METRICS
 from statsig_otel._telemetry import EXPORTER_STATES, ReceiverCounts, counts_of, exporter_sent
+from statsig_otel.config.grammar import check
+from statsig_otel.config.merging import merge
+from statsig_otel.config.source import parse
 from statsig_otel.exporters import Blocked, RetryLater
 from statsig_otel.plugin import Destination, SendingQueueSettings, Service
 from statsig_otel.plugin.cli.metrics_docs import fill, main
 from statsig_otel.plugin.receiver.counting import REASONS
+from statsig_otel.plugin.settings.catalog import COMPONENTS
 from tests.metrics import Collected, collected
 from tests.peers.certs import Authority
 from tests.plugin.http_client import Address, connect, exchange, read_response, request
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(statsig_otel.__file__).parent
 PAGE = ROOT.parent / "docs" / "metrics.md"
+PAGES = (PAGE, PAGE.parent / "supervisors.md")
 RECEIVER = "statsig/watched"
 KINDS = {"counter": Sum, "gauge": Gauge, "histogram": Histogram}
 CHANGE = {"eventName": "statsig::config_change", "timestamp": 1739400185198, "metadata": {"type": "Gate", "name": "a"}}
@@ -247,6 +252,22 @@ def test_the_page_has_a_row_for_each_metric(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("sys.argv", ["metrics_docs", str(tmp_path)])
     main()
     assert (tmp_path / "metrics.md").read_text() == page
+
+
+def test_the_configurations_of_the_pages_are_valid() -> None:
+    least = "receivers: {statsig: {signing_secrets: []}}\nexporters: {debug: {}}\n"
+    least += "extensions: {file_storage: {directory: q}}\n"
+    least += "service: {extensions: [file_storage], pipelines: {logs: {receivers: [statsig], exporters: [debug]}}}\n"
+    shown = [
+        block
+        for page in PAGES
+        for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    assert len(shown) >= 3
+    for block in shown:
+        texts = (text.encode() for text in (least, block))
+        documents = [parse(text, file="c", directory=ROOT, environ={"METRICS_KEY": "k"}) for text in texts]
+        check(merge(documents), COMPONENTS)
 
 
 @pytest.mark.slow

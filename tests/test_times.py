@@ -30,6 +30,7 @@ def test_the_page_shows_the_budget_of_a_shutdown() -> None:
         [f"{REST}, and {margin}", "-"],
         [f"{_times.QUEUE_DRAIN:g} s", REST],
         [f"{_times.SENDER_GRACE:g} s", "-"],
+        [f"{_times.READERS_CLOSING:g} s", "-"],
     ]
     assert f"`Service.shutdown` has {_times.SHUTDOWN_TIMEOUT:g} s by default" in text
     assert f"The caller waits for {margin} more than the timeout" in text
@@ -41,6 +42,12 @@ def test_embedders_read_the_same_times() -> None:
     said = f"bodies that are still being read get {WORDS[bodies.share]} of the timeout, at most {bodies.longest:g} s"
     assert said in text
     assert f"All requests in flight together get {WORDS[requests.share]}, at most {requests.longest:g} s" in text
+
+
+def test_a_supervisor_is_told_how_long_a_stop_takes() -> None:
+    longest = _times.SHUTDOWN_TIMEOUT + _times.SHUTDOWN_MARGIN
+    text = " ".join((DOCS / "supervisors.md").read_text().split())
+    assert f"ends within {longest:g} s ({longest + _times.READERS_CLOSING:g} s if it sends its metrics)" in text
 
 
 def test_the_steps_of_a_shutdown_fit_into_its_timeout() -> None:
