@@ -90,7 +90,6 @@ class _Failed:
 
     size: int = 0  # the largest number of records, from this one on, that are sent together; 0 for no limit
     first_refusal: int = 0  # the number of the send that was its first refusal, alone or with others; 0 for none
-    is_tried: bool = False  # it was sent alone, and its failure may be about it
     refusal: str | None = None  # the words of its last refusal alone; None if it was not
     failing_for: float = 0.0  # seconds of a row of faults that may be about the data
     fault_at: float = math.inf  # the last one of that row
@@ -156,7 +155,7 @@ class Decisions:
         if tries_head:
             self._tries_another = True
             return batch[:1]
-        part = self._part(self._trying, self._is_tried)
+        part = self._part(self._trying, self._was_refused)
         if not part and self.probe_pause(now) <= 0:
             part = self._probe(batch.seqs[0], waiting)
         if part:
@@ -220,7 +219,7 @@ class Decisions:
         self._trying, self._tried_up_to = Records(), 0
         for failed in self._failed.values():
             failed.size = failed.size if failed.refusal is None else 0
-            failed.is_tried, failed.refusal = False, None
+            failed.refusal = None
 
     def forget_evidence(self) -> None:
         """Forget the evidence that failures are about the data. Records sent out of order are still passed over."""
@@ -278,24 +277,24 @@ class Decisions:
                 self._another = another.seqs[0]
                 return another
         self._trying = self._untried(waiting)
-        return self._part(self._trying, self._is_tried)
+        return self._part(self._trying, self._was_refused)
 
     def _untried(self, waiting: Waiting) -> Records:
         """In turn the newest record, if it was not tried, and the next batch in which one was not tried."""
         probes_newest, self._probes_newest = self._probes_newest, True
         if probes_newest:
             newest = waiting.newest(sys.maxsize, self._done.__contains__)
-            if newest and not self._is_tried(newest.seqs[0]):
+            if newest and not self._was_refused(newest.seqs[0]):
                 self._probes_newest = False
                 return newest
         while batch := waiting.read_behind(self._tried_up_to, self._settings.max_records, self._settings.max_bytes):
-            if self._part(batch, self._is_tried):
+            if self._part(batch, self._was_refused):
                 return batch
             self._tried_up_to = batch.seqs[-1]
         return Records()
 
     def _take(self, records: Records, kind: DeadLetterKind | None = None, reason: str = "") -> None:
-        if self._failed and any(self._of(seq).refusal is not None for seq in records.seqs):
+        if self._failed and any(map(self._was_refused, records.seqs)):
             self.count_as_untried()
         self._last_taken = self._sends
         self._taken_up_to = max(self._taken_up_to, records.seqs[-1])
@@ -315,7 +314,7 @@ class Decisions:
         failed = self._failed[seq]
         if failed.refusal != words and self._waits(seq):
             self.count_as_untried()
-        failed.size, failed.is_tried, failed.refusal = 1, True, words
+        failed.size, failed.refusal = 1, words
         if not self._waits(seq):
             self._decide(part, "record", reason)
 
@@ -343,7 +342,6 @@ class Decisions:
         The head alone tells. Once it was taken, halves find the record.
         """
         self._split(part, len(part) // 2 if self._of(part.seqs[0]).size and len(part) > 1 else 1)
-        self._failed[part.seqs[0]].is_tried = len(part) == 1
         return len(part) > 1
 
     def _split(self, part: Records, first: int) -> None:
@@ -360,13 +358,12 @@ class Decisions:
 
     def _waits(self, seq: int) -> bool:
         """Whether a record was refused alone, and nothing says yet that it is the data."""
-        failed = self._of(seq)
-        if failed.refusal is None:
+        if not self._was_refused(seq):
             return False
-        return failed.first_refusal > self._last_taken and seq > self._taken_up_to
+        return self._failed[seq].first_refusal > self._last_taken and seq > self._taken_up_to
 
-    def _is_tried(self, seq: int) -> bool:
-        return self._of(seq).is_tried
+    def _was_refused(self, seq: int) -> bool:
+        return self._of(seq).refusal is not None
 
     def _of(self, seq: int) -> _Failed:
         return self._failed.get(seq, _UNSENT)
