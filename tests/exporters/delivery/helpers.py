@@ -23,6 +23,7 @@ from statsig_otel.exporters.otlp.http import OtlpHttpExporter
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.queue import queries, schema
 from statsig_otel.exporters.queue.queue import DurableQueue
+from statsig_otel.exporters.queue.records import Records
 from statsig_otel.exporters.queue.recovery.recovery import Recovery
 from statsig_otel.exporters.queue.store import DeadLetter
 from statsig_otel.exporters.routing import CurrentRouting, QueuedExporter, Route, Routing
@@ -81,6 +82,13 @@ def encoded(name: str, size: int = 0) -> bytes:
     if size:
         record.attributes.add(key="padding").value.string_value = "x" * size
     return request.SerializeToString()
+
+
+def records(seqs: Iterable[int]) -> Records:
+    """Records as a queue reads them, with these seqs."""
+    seqs = tuple(seqs)
+    payloads = tuple(b"%d" % seq for seq in seqs)
+    return Records(seqs, tuple(bytes(16) for _ in seqs), payloads, (True,) * len(seqs))
 
 
 def names_in(payload: bytes) -> list[str]:

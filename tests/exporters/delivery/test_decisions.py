@@ -1,9 +1,9 @@
 """The rule about refusals, as a property: whatever a backend does, each dead letter and each wait has its reason."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import settings as limited
@@ -15,17 +15,12 @@ from statsig_otel.exporters.delivery.retry import RetrySettings
 from statsig_otel.exporters.delivery.settings import DeliverySettings
 from statsig_otel.exporters.exporter import Blocked, Delivered, Outcome, PartiallyRejected, Rejected, RetryLater
 from statsig_otel.exporters.queue.records import Records
+from tests.exporters.delivery.helpers import records
 
-Quality = Literal["good", "refused", "broken"]
-Mood = Literal["well", "refuses all", "away", "locked", "broken", "takes the first"]
+Quality = Literal["good", "refused", "broken", "damaged"]
+Mood = Literal["well", "refuses all", "away", "locked", "broken", "takes the first", "takes none"]
 
 SETTINGS = DeliverySettings(max_records=6, refused_after=100.0)
-
-
-def records(seqs: Iterable[int]) -> Records:
-    seqs = tuple(seqs)
-    payloads = tuple(b"%d" % seq for seq in seqs)
-    return Records(seqs, tuple(bytes(16) for _ in seqs), payloads, (True,) * len(seqs))
 
 
 @dataclass
@@ -52,6 +47,7 @@ class Delivery(RuleBasedStateMachine):
         self.dead_letters: list[int] = []
         self.probed_at = 0.0
         self.has_to_wait = False
+        self.read_up_to = 0
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -60,7 +56,7 @@ class Delivery(RuleBasedStateMachine):
         self.tried: set[int] = set()
         self.refusals: dict[int, str] = {}  # the words of each refusal alone
 
-    @rule(quality=st.sampled_from(["good", "good", "refused", "broken"]), count=st.integers(1, 4))
+    @rule(quality=st.sampled_from(["good", "good", "refused", "broken", "damaged"]), count=st.integers(1, 4))
     def arrive(self, quality: Quality, count: int) -> None:
         for _ in range(count):
             seq = len(self.quality) + 1
@@ -68,7 +64,7 @@ class Delivery(RuleBasedStateMachine):
             self.waiting.append(seq)
 
     @rule(
-        mood=st.sampled_from(["well", "well", "well", "refuses all", "away", "locked", "broken", "takes the first"]),
+        mood=st.sampled_from(["well", "well", "well", *get_args(Mood)]),
         steps=st.integers(0, 9),
     )
     def change(self, mood: Mood, steps: int) -> None:
@@ -91,13 +87,22 @@ class Delivery(RuleBasedStateMachine):
 
     @rule(steps=st.integers(1, 30), waits=st.booleans())
     def send(self, steps: int, waits: bool) -> None:
+        self.read_up_to = 0
         if self.has_to_wait and not waits:
             self.end_wait()
         for _ in range(steps):
             self.step()
 
+    @rule(count=st.integers(1, 4))
+    def skip(self, count: int) -> None:
+        if self.waiting and self.decisions.decided(self.batch()) is None:
+            skipped = self.decisions.skip(self.batch()[:count]).records
+            self.dead_letters += skipped.seqs
+            self.tick_off(skipped)
+            self.end_wait()
+
     def end_wait(self) -> None:
-        self.has_to_wait = False
+        self.has_to_wait, self.read_up_to = False, 0
         self.decisions.try_again()
 
     @invariant()
@@ -113,11 +118,13 @@ class Delivery(RuleBasedStateMachine):
         if not self.waiting or self.has_to_wait:
             return
         self.now += 0.01
-        batch = records(self.waiting[: SETTINGS.max_records])
+        batch = self.batch()
         if (decided := self.decisions.decided(batch)) is not None:
-            assert decided.records.seqs == tuple(self.waiting[: len(decided.records)]), "only from the head on"
-            self.waiting = self.waiting[len(decided.records) :]
-            self.decisions.ticked_off(decided.records)
+            self.tick_off(decided.records)
+            return
+        if not batch.intact[0]:
+            self.dead_letters += batch.seqs[:1]
+            self.tick_off(batch[:1])
             return
         head, probe = self.waiting[0], self.probe
         part = self.decisions.next(batch, self, self.now)
@@ -127,9 +134,11 @@ class Delivery(RuleBasedStateMachine):
             self.has_to_wait = self.decisions.probe_pause(self.now) <= 0
             if self.has_to_wait:
                 untried = {*self.waiting} - {*self.taken, *self.dead_letters} - self.tried
+                untried = {seq for seq in untried if self.quality[seq] != "damaged"}
                 assert not untried, "each that waits is tried before new ones are waited for"
             return
-        assert not {*part.seqs} & {*self.taken, *self.dead_letters}
+        assert all(part.intact)
+        assert {*part.seqs} <= {*self.waiting} - {*self.taken, *self.dead_letters}
         if not self.waits(head):
             assert part.seqs[0] == head
             self.probe = {*batch.seqs}
@@ -138,8 +147,14 @@ class Delivery(RuleBasedStateMachine):
             self.probed_at = self.now
         self.judge(part, self.answer(part.seqs))
 
+    def tick_off(self, done: Records) -> None:
+        assert done.seqs == tuple(self.waiting[: len(done)]), "only from the head on"
+        self.waiting = self.waiting[len(done) :]
+        self.decisions.ticked_off(done)
+
     def newest(self, up_to: int, passed_over: Callable[[int], bool]) -> Records:
-        return self.read([seq for seq in reversed(self.waiting) if seq <= up_to and not passed_over(seq)][:1])
+        intact = [seq for seq in self.waiting if seq <= up_to and self.quality[seq] != "damaged"]
+        return self.read([seq for seq in reversed(intact) if not passed_over(seq)][:1])
 
     def read_behind(self, after: int, count: int, size: int) -> Records:
         assert size == SETTINGS.max_bytes
@@ -147,7 +162,18 @@ class Delivery(RuleBasedStateMachine):
 
     def read(self, seqs: list[int]) -> Records:
         self.probe = {*seqs}
-        return records(seqs)
+        return self.records(seqs)
+
+    def records(self, seqs: Iterable[int]) -> Records:
+        found = records(seqs)
+        return replace(found, intact=tuple(self.quality[seq] != "damaged" for seq in found.seqs))
+
+    def batch(self) -> Records:
+        """What is left of the batch that was read last, else the next one."""
+        head = self.waiting[: SETTINGS.max_records]
+        batch = [seq for seq in head if seq <= self.read_up_to] or head
+        self.read_up_to = batch[-1]
+        return self.records(batch)
 
     def waits(self, seq: int) -> bool:
         return seq in self.refusals and not self.is_data(seq)
@@ -157,6 +183,8 @@ class Delivery(RuleBasedStateMachine):
         match self.mood:
             case "refuses all":
                 return Rejected("wrong path")
+            case "takes none":
+                return PartiallyRejected(len(seqs), "none of them")
             case "away":
                 return RetryLater("away")
             case "locked":
@@ -187,13 +215,11 @@ class Delivery(RuleBasedStateMachine):
                 self.taken += seqs
             case Blocked():
                 self.history.append(Sent(seqs, "failed"))
-                self.tried.update(seqs if len(seqs) == 1 else ())
                 assert failure == (Failure("blocked", outcome.reason) if len(seqs) == 1 else None)
             case RetryLater(may_be_data=False):
                 self.history.append(Sent(seqs, "failed"))
                 assert failure == Failure("retrying", outcome.reason)
             case RetryLater():
-                self.tried.update(seqs if len(seqs) == 1 else ())
                 if len(seqs) == 1 and self.failing_for(seqs[0]) >= SETTINGS.refused_after:
                     self.refuse(seqs, outcome.reason, fault_at=self.now)
                     assert failure is None
@@ -219,7 +245,7 @@ class Delivery(RuleBasedStateMachine):
             self.begin_anew()
         self.tried.update(seqs)
         self.refusals[seqs[0]] = reason
-        decided = self.decisions.decided(records(seqs))
+        decided = self.decisions.decided(self.records(seqs))
         assert (decided is not None) == self.is_data(seqs[0]), "a dead letter exactly if another record was taken"
         if decided is not None:
             (dead_letter,) = decided.dead_letters
@@ -301,130 +327,19 @@ def test_max_elapsed_time_counts_temporary_failures_in_a_row(other: Outcome) -> 
     assert decisions.decided(head) is not None
 
 
-class Simulation:
-    """A sender without threads, in seconds of its own: each send takes 5 ms, each wait five minutes."""
-
-    def __init__(self, answer: Callable[[tuple[int, ...]], Outcome]) -> None:
-        self.answer = answer
-        self.settings = DeliverySettings(max_records=64)
-        self.decisions = Decisions("out", self.settings)
-        self.now = 0.0
-        self.next_attempt = 300.0
-        self.arrived = records(())
-        self.position = 0
-        self.taken: list[int] = []
-        self.dead_letters: list[int] = []
-        self.sends: list[tuple[int, ...]] = []
-        self.read = 0  # how many records the decisions looked at
-
-    def newest(self, up_to: int, passed_over: Callable[[int], bool]) -> Records:
-        for seq in range(min(up_to, len(self.arrived)), self.position, -1):
-            self.read += 1
-            if not passed_over(seq):
-                return self.arrived[seq - 1 : seq]
-        return Records()
-
-    def read_behind(self, after: int, count: int, size: int) -> Records:
-        assert (count, size) == (self.settings.max_records, self.settings.max_bytes)
-        after = max(after, self.position)
-        self.read += len(found := self.arrived[after : after + count])
-        return found
-
-    def run(self, seconds: float, *arriving: int) -> Self:
-        """Let records arrive, and then time pass."""
-        self.arrived += records(arriving)
-        end = self.now + seconds
-        while self.now < end and (batch := self.arrived[self.position : self.position + self.settings.max_records]):
-            if (decided := self.decisions.decided(batch)) is not None:
-                self.dead_letters += decided.records.seqs if decided.dead_letters else ()
-                self.position = decided.records.seqs[-1]
-                self.decisions.ticked_off(decided.records)
-            elif part := self.decisions.next(batch, self, self.now):
-                outcome = self.answer(part.seqs)
-                self.sends.append(part.seqs)
-                self.taken += part.seqs if isinstance(outcome, Delivered) else ()
-                self.now += 0.005
-                assert self.decisions.record_outcome(part, outcome, self.now) is None
-            elif (pause := self.decisions.probe_pause(self.now)) > 0:
-                self.now += pause
-            elif self.next_attempt < end:
-                self.now = max(self.now, self.next_attempt)
-                self.next_attempt = self.now + 300.0
-                self.decisions.try_again()
-            else:
-                break
-        self.now = max(self.now, end)
-        return self
-
-
-def refusing(is_bad: Callable[[int], bool], reason: str = "no") -> Callable[[tuple[int, ...]], Outcome]:
-    return lambda seqs: Rejected(reason) if any(map(is_bad, seqs)) else Delivered()
-
-
-@pytest.mark.parametrize(
-    ("is_bad", "seconds"),
-    [
-        pytest.param(lambda seq: seq == 1, 1, id="one bad record at the head"),
-        pytest.param(lambda seq: seq in (1, 2000), 2, id="and one at the end"),
-        pytest.param(lambda seq: seq % 3 == 1, 1, id="every third is bad"),
-        pytest.param(lambda seq: not 1000 < seq <= 1400, 40, id="good records in the middle"),
-        pytest.param(lambda seq: seq != 1000, 40, id="one good record in the middle"),
-    ],
-)
-def test_the_good_records_of_a_large_backlog_are_found_soon(is_bad: Callable[[int], bool], seconds: float) -> None:
-    """One by one, the last of them would take hours."""
-    made = Simulation(refusing(is_bad)).run(0.0, 1).run(seconds, *range(2, 2001))
-    assert made.taken
-    made.run(100.0)
-    assert sorted(made.taken) == [seq for seq in range(1, 2001) if not is_bad(seq)]
-    assert {*made.taken, *made.dead_letters} >= {*range(1, max(made.taken))}, "what is bad before them is settled"
-
-
-def test_a_backend_that_refuses_everything_gets_each_record_in_about_two_requests() -> None:
-    """And after that two in five minutes. Each decision is cheap: nothing reads the whole queue again."""
-    made = Simulation(refusing(lambda seq: True)).run(100.0, *range(1, 2001))
-    assert {seqs for seqs in made.sends if len(seqs) == 1} == {(seq,) for seq in range(1, 2001)}, "each was tried"
-    assert len(made.sends) < 2 * 2000
-    assert made.read < 3 * 2000
-    sends, read = len(made.sends), made.read
-    made.run(1500.0)
-    assert made.sends[sends:] == [(1,), (2000,), (1,), (1999,), (1,), (1998,), (1,), (1997,), (1,), (1996,)]
-    assert made.read - read < 50
-    assert made.decisions.all_refused(1).reason == "nothing is taken: each of 2000 records is refused: no"
-
-
-def test_bad_records_that_keep_coming_hide_no_good_one() -> None:
-    made = Simulation(refusing(lambda seq: seq != 2)).run(1.2, 1).run(0.7, 2, 3)
-    for seq in range(4, 8):
-        made.run(0.7, seq)
-    assert made.taken == [2]
-
-
-def test_what_was_refused_counts_as_untried_once_the_backend_answers_otherwise() -> None:
-    """It was repaired by itself. The head and the newest records are bad, so a slow attempt alone finds nothing."""
-    good = range(2, 1900)
-    made = Simulation(refusing(lambda seq: True, "unknown tenant")).run(60.0, *range(1, 2001))
-    assert not made.taken
-    made.answer = refusing(lambda seq: seq not in good)
-    made.run(300.0)
-    assert sorted(made.taken) == [*good]
-    assert made.dead_letters == [1, *range(1900, 2001)]
-
-
-def test_an_answer_with_other_numbers_is_the_same_answer() -> None:
-    """Loki says which timestamp would be old enough now, and others give each answer an id."""
-    made = Simulation(lambda seqs: Rejected(f"HTTP 400: older than 10:{made.now:.0f}, id {hash(made.now):x}1"))
-    made.run(60.0, *range(1, 101))
-    sends = len(made.sends)
-    made.run(900.0)
-    assert len(made.sends) == sends + 2 * 3
-
-
-def test_records_that_were_refused_before_a_repair_are_sent_in_batches_after_it() -> None:
-    made = Simulation(refusing(lambda seq: True)).run(60.0, *range(1, 121))
-    sends, made.answer = len(made.sends), refusing(lambda seq: False)
-    made.run(300.0)
-    assert made.sends[sends:] == [(1,), tuple(range(2, 66)), tuple(range(66, 121))]
+def test_what_was_taken_together_is_ticked_off_as_it_is_read() -> None:
+    """The limit in bytes can end a batch in the middle of it."""
+    decisions = Decisions("out", SETTINGS)
+    decisions.record_outcome(records([2, 3, 4]), PartiallyRejected(1, "one"), 0.0)
+    for batch, seqs in ((records([2, 3]), (2, 3)), (records([4, 5]), (4,))):
+        decided = decisions.decided(batch)
+        assert decided
+        assert decided.records.seqs == seqs
+        assert [(one.content, one.reason) for one in decided.dead_letters] == [
+            (decided.records.content, "1 of 3 were refused: one")
+        ]
+        decisions.ticked_off(decided.records)
+    assert decisions.decided(records([5])) is None
 
 
 Delivery.TestCase.settings = limited(max_examples=limited().max_examples * 2, stateful_step_count=30)
