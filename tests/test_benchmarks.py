@@ -45,6 +45,7 @@ TINY = {
     "http_servers": ["--seconds", "0.1", "--clients", "2"],
     "latency": ["--seconds", "1"],
     "mapping_cost": ["--seconds", "0.1"],
+    "request_cost": ["--size", "1000", "--only", "chunks"],
     "memory": ["--requests", "200"],
     "startup": [],
 }
