@@ -32,6 +32,7 @@ from benchmarks import measure, webhooks
 from benchmarks.load import quantile
 from benchmarks.service import Running, service
 from benchmarks.sink import sink
+from benchmarks.tls_records import TlsClient
 from benchmarks.webhooks import CHANGE, EXPOSURES
 from statsig_otel.plugin import DEFAULT_PATH
 
@@ -140,21 +141,31 @@ async def exposures(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
             return
 
 
-async def one_byte_records(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = _distrustful().wrap_bio(incoming, outgoing)
-    while True:
-        try:
-            tls.do_handshake()
-            break
-        except ssl.SSLWantReadError:
-            writer.write(outgoing.read())
-            incoming.write(await reader.read(65536))
-    tls.write(_HEAD + _fake_headers() + b"content-length: 200000\r\n\r\n")
-    for _ in range(11_000):
-        tls.write(b"x")
-    writer.write(outgoing.read())
-    await writer.drain()
+async def escaped_paths(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"POST /" + b"%%c3" * 16_000 + b" HTTP/1.1\r\nhost: attack\r\ncontent-length: 0\r\n\r\n")
+    await reader.read()
+
+
+def records(kind: Callable[[TlsClient], bytes]) -> Client:
+    """As many records of a kind as the server takes, within the body of one request."""
+
+    async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        client = TlsClient()
+        writer.write(client.handshake())
+        while not client.is_ready:
+            writer.write(client.handshake(await reader.readexactly(1) + await reader.read(1 << 16)))
+        writer.write(client.record(_HEAD + _fake_headers() + b"content-length: 20000000\r\n\r\n"))
+        while not reader.at_eof():
+            writer.write(b"".join(kind(client) for _ in range(1000)))
+            await _drained_or_closed(reader, writer)
+
+    return send
+
+
+async def hello_in_pieces(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The beginning of a handshake, in records of one byte."""
+    hello = b"\x01\0\xea\x60\x03\x03" + bytes(60_000 - 2)
+    writer.write(b"".join(b"\x16\x03\x01\0\x01%c" % byte for byte in hello))
     await reader.read()
 
 
@@ -225,7 +236,13 @@ ATTACKS: dict[str, Attack] = {
     "large bodies with a wrong signature": Attack(large_bodies, 50),
     "bodies of all sizes without their last byte": Attack(unfinished_bodies, 800),
     "unsigned requests, as many as possible": Attack(unsigned, 64),
-    "TLS records of one byte": Attack(one_byte_records, 50, tls=True),
+    "paths of 16,000 escapes": Attack(escaped_paths, 200),
+    "TLS records of one byte": Attack(records(lambda client: client.record(b"x")), 50, tls=True),
+    "TLS KeyUpdates": Attack(records(lambda client: client.key_update(requested=True)), 100, tls=True),
+    "TLS KeyUpdates between content": Attack(
+        records(lambda client: client.key_update() + client.record(bytes(1200))), 100, tls=True
+    ),
+    "TLS handshakes in records of one byte": Attack(hello_in_pieces, 200, tls=True),
     "recorded TLS ClientHellos, 300 connections at a time": Attack(recorded_hellos(300), 1, tls=True),
     "recorded TLS ClientHellos, 5,000 connections at a time": Attack(recorded_hellos(5000), 1, tls=True),
     "signed exposures, 500 a body, as many as possible": Attack(exposures, 8),

@@ -40,6 +40,7 @@ INTAKE: Final = "statsig_otel.plugin.receiver.intake"
 BODIES: Final = "statsig_otel.plugin.receiver.bodies"
 ANSWERS: Final = "statsig_otel.plugin.receiver.answers"
 ASGI: Final = "statsig_otel.plugin.receiver.asgi"
+WSGI: Final = "statsig_otel.plugin.receiver.wsgi"
 SIGNATURE: Final = "statsig_otel.plugin.webhook.signature"
 
 _HTTPTOOLS: Final = "httptools.HttpRequestParser(found).feed_data(head)"
@@ -74,7 +75,33 @@ GUARDS: Final[dict[str, Guard]] = {
     ),
     "header count": Guard(
         "A request has at most 100 header fields.",
-        (Edit(READER, "if len(self.fields) > MAX_FIELDS:", "if False:"),),
+        (Edit(READER, 'if data.count(b"\\r\\n", line.end(), end) > MAX_FIELDS + 1:', "if False:"),),
+    ),
+    "target size": Guard(
+        "The path and query of a request have at most 8 KiB.",
+        (Edit(READER, "if len(target) > MAX_TARGET:", "if False:"),),
+    ),
+    "long paths": Guard(
+        "A path that is much longer than a receiver's leads nowhere, whatever its escapes mean.",
+        (Edit(ANSWERS, " if len(path) <= self._longest else None", ""),),
+    ),
+    "unread query": Guard(
+        "The query is not given to Falcon, which would parse it.",
+        (
+            Edit(ASGI, ', "query_string": b""', ""),
+            Edit(WSGI, '            "QUERY_STRING": "",  # nobody asks for it, and Falcon would parse it\n', ""),
+        ),
+    ),
+    "unsplit lists": Guard(
+        "Of a header that has to have one value no more than two are read.",
+        (
+            Edit(
+                READER,
+                'b"close" not in b",".join(connection).lower()',
+                'b"close" not in [option.strip() for option in b",".join(connection).lower().split(b",")]',
+            ),
+            Edit(WSGI, 'environ[variable].split(",", 1)', 'environ[variable].split(",")'),
+        ),
     ),
     "Host": Guard(
         "A request has one Host; one of HTTP/1.0 may have none.",
@@ -148,8 +175,12 @@ GUARDS: Final[dict[str, Guard]] = {
         (Edit(READER, "chunks < CHUNKS_A_TURN and ", ""),),
     ),
     "short TLS turns": Guard(
-        "One turn of a connection decrypts at most 16 KiB, and reads what it has decrypted at once.",
-        (Edit(TLS_TRANSPORT, "bytearray(_READ)", "bytearray(256 * 1024)"),),
+        "One turn of a connection decrypts at most 16 records; then the others have theirs.",
+        (Edit(TLS_TRANSPORT, "for _ in range(RECORDS_A_TURN):", "while True:"),),
+    ),
+    "content of TLS records": Guard(
+        "A TLS record costs 64 bytes, one without content 1 KiB. They may cost 64 KiB more than their content.",
+        (Edit(TLS_TRANSPORT, "if self._credit < 0:", "if False:"),),
     ),
     "one request": Guard(
         "Nothing behind a request is read, and such a connection ends with the answer.",
@@ -266,7 +297,7 @@ GUARDS: Final[dict[str, Guard]] = {
         (
             Edit(
                 INTAKE,
-                'if any(value.strip().lower() != b"identity" for value in fields.get(_CONTENT_ENCODING, ())):',
+                "if any(value.strip().lower() not in _NO_CODING for value in encodings):",
                 "if False:",
             ),
         ),

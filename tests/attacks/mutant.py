@@ -44,11 +44,12 @@ def main(name: str) -> None:
 
     logging.disable()
     for attack in _ATTEMPTS * [attack for attack in ATTACKS if name in attack.guards]:
-        try:
-            attack.act(SITES["server"])
-        except Exception as error:  # noqa: BLE001 - an assertion, or a timeout
-            print(f"{attack.name}: {error!r}"[:300])
-            return
+        for site in attack.sites:
+            try:
+                attack.act(SITES[site])
+            except Exception as error:  # noqa: BLE001 - an assertion, or a timeout
+                print(f"{site}: {attack.name}: {error!r}"[:300])
+                return
 
 
 if __name__ == "__main__":

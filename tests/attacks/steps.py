@@ -8,20 +8,24 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 import trustme
 
+from benchmarks import tls_records
 from statsig_otel.plugin.receiver.bodies import SMALL_BODY, Limits
 from statsig_otel.plugin.server.asgi_types import Receive, Scope, Send
 from statsig_otel.plugin.server.reader import CHUNKS_A_TURN, MAX_HEADER_BYTES
+from statsig_otel.plugin.server.tls_transport import RECORDS_A_TURN
 from tests.attacks.attack import PATIENCE, Serve, Site
 from tests.plugin.adapters import CHANGE, VERIFICATION, body_of, signed
 from tests.plugin.http_client import read_response, request
 from tests.plugin.server.echo import (
     POST,
     EchoApp,
+    Running,
     echo_server,
     is_closed,
     read_answer,
@@ -51,8 +55,8 @@ def hidden_request() -> bytes:
     return webhook()
 
 
-def head(*lines: bytes) -> bytes:
-    return b"\r\n".join((b"POST /hook HTTP/1.1", b"host: test", *lines, b"", b""))
+def head(*lines: bytes, target: bytes = b"/hook") -> bytes:
+    return b"\r\n".join((b"POST %s HTTP/1.1" % target, b"host: test", *lines, b"", b""))
 
 
 def chunked(*parts: bytes) -> bytes:
@@ -236,28 +240,49 @@ def tiny_chunks(_: Serve) -> None:
 
 
 def tiny_records(_: Serve) -> None:
-    """A record of one byte takes 18 more, so what one turn decrypts is far less than what has arrived."""
-    app, authority, size = EchoApp(), trustme.CA(), 11_000
-    context = trusting(authority)
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = context.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
-    with tls_settings(authority) as tls, serving(echo_server(app, tls=tls)) as running, running.connect() as connection:
-
-        def until_read(step: Callable[[], Any]) -> Any:
-            while True:
-                try:
-                    return step()
-                except ssl.SSLWantReadError:
-                    connection.sendall(outgoing.read())
-                    incoming.write(connection.recv(1 << 16))
-
-        until_read(client.do_handshake)
-        client.write(POST % (b"", size, b""))
-        for at in range(size):
-            client.write(b"%d" % (at % 10))
-        assert until_read(lambda: client.read(1 << 16)).startswith(b"HTTP/1.1 200 ")
+    """What one turn has decrypted is what the application gets at once."""
+    app, size = EchoApp(), 800
+    with tls_server(app) as running, running.connect() as connection:
+        client = tls_records.connected(connection.sendall, lambda: connection.recv(1 << 16))
+        connection.sendall(
+            client.record(POST % (b"", size, b"")) + b"".join(client.record(b"%d" % (at % 10)) for at in range(size))
+        )
+        assert answered(client, connection)
     assert len(app.bodies[0]) == size
-    assert max(app.sizes) <= 2 * (16 << 10) / 19, "it may be asked for only after another turn"
+    assert max(app.sizes) <= 4 * RECORDS_A_TURN, "it may be asked for only after some turns"
+
+
+def empty_records(_: Serve) -> None:
+    """Each of these many small records takes as long as a large one."""
+    with tls_server(EchoApp()) as running:
+        for number, content, is_update in ((200, b"", True), (200, b"x" * 64, True), (3000, b"x", False)):
+            with running.connect() as connection, contextlib.suppress(ConnectionError):
+                client = tls_records.connected(connection.sendall, partial(connection.recv, 1 << 16))
+                connection.sendall(client.record(POST % (b"", number * len(content) + 1, b"")))
+                for _step in range(number):
+                    update = client.key_update() if is_update else b""
+                    connection.sendall(update + (client.record(content) if content else b""))
+                connection.sendall(client.record(b"x"))
+                assert not answered(client, connection), f"{number} records of {len(content)} bytes"
+        with running.connect() as connection, contextlib.suppress(ConnectionError):
+            hello = tls_records.TlsClient().handshake()
+            for byte in hello[5:]:
+                connection.sendall(b"\x16\x03\x01\0\x01%c" % byte)
+            assert not connection.recv(1 << 16), "the handshake goes on"
+
+
+def answered(client: tls_records.TlsClient, connection: socket.socket) -> bool:
+    """Whether an answer comes before the end of the connection."""
+    while received := connection.recv(1 << 16):
+        if client.received(received).startswith(b"HTTP/1.1 200 "):
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def tls_server(app: EchoApp) -> Iterator[Running]:
+    with tls_settings(trustme.CA()) as tls, serving(echo_server(app, tls=tls)) as running:
+        yield running
 
 
 def pipelined(serve: Serve) -> None:

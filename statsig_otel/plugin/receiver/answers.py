@@ -25,6 +25,9 @@ _OTHER_FORM: Final = re.compile("(?:/.*)?//|/.*%2f", re.IGNORECASE)
 _NOWHERE: Final = "/\0"
 """A path that no receiver can have."""
 
+_ESCAPED: Final = 4
+"""How many times longer than a receiver's path one may be that was meant for it. To decode a long one takes long."""
+
 _SHOWN: Final = 100
 """The most characters of a path that are logged."""
 
@@ -38,6 +41,7 @@ class Paths:
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = {form: path for path in paths for form in (path, f"{path.rstrip('/')}/")}
+        self._longest = _ESCAPED * max(map(len, self._paths), default=0)
         self._throttle = LogThrottle(_logger)
         server_refused.add(0, int(HTTPStatus.NOT_FOUND), "not_found")
 
@@ -55,7 +59,7 @@ class Paths:
             return found
         server_refused.add(1, int(HTTPStatus.NOT_FOUND), "not_found")
         shown = printable((encoded or prefix + path)[:_SHOWN])
-        meant = self._paths.get(re.sub("/+", "/", unquote(path)))
+        meant = self._paths.get(re.sub("/+", "/", unquote(path))) if len(path) <= self._longest else None
         known = [meant] if meant else sorted(set(self._paths.values()))
         hint = f"the path is {' or '.join(prefix + one for one in known)}"
         self._throttle.log(logging.WARNING, f"404 {meant}", "a request for %s is answered with 404: %s", shown, hint)

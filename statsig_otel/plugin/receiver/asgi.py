@@ -35,8 +35,8 @@ from statsig_otel.plugin.server.asgi_types import Message, Receive, Send
 MountableApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 """An ASGI 3 application by the types of this package's server, and by those of Starlette and FastAPI."""
 
-_RECEIVE: Final = "statsig_otel.receive"
-"""The key of the server's `receive` in a request's scope."""
+_SENT: Final = "statsig_otel.sent"
+"""The key of the server's `headers` and `receive` in a request's scope."""
 
 _HEADERS_ONLY: Final[Message] = {"type": "http.request", "body": b"", "more_body": True}
 
@@ -123,10 +123,11 @@ class StatsigReceiver:
             waits = self._waits[loop] = _LoopWaits(loop)
         if self._closed:
             return shutting_down()
-        request = self._intake.begin(req.scope["headers"], self._clock())
+        headers, receive = req.scope.get(_SENT, (req.scope["headers"], None))
+        request = self._intake.begin(headers, self._clock())
         taking: Future[Receipt] | None = None
         try:
-            complete = await self._read(req, request, waits)
+            complete = await self._read(req, receive, request, waits)
             request.arrived()
             if request.is_large and not self._closed:
                 outcome = await self._finish_in_thread(request, complete=complete)
@@ -159,12 +160,11 @@ class StatsigReceiver:
             return finish()
         return await finished
 
-    async def _read(self, req: Request, request: intake.Request, waits: "_LoopWaits") -> bool:
+    async def _read(self, req: Request, receive: Receive | None, request: intake.Request, waits: "_LoopWaits") -> bool:
         """Feed the body to the request, within `read_timeout`; whether it was complete before the client left.
 
         Falcon's own stream ends alike for a whole body and for a cut one, whose signature would look forged.
         """
-        receive = req.scope.get(_RECEIVE)
         event: Message = _HEADERS_ONLY
         if receive is None:  # in an application that `create_app` has not made. A test over a socket covers these.
             receive, event = req._receive, req._first_event or event  # noqa: SLF001 - Falcon has no other way
@@ -293,7 +293,9 @@ def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
         method = "POST" if scope["method"] == "POST" else "OPTIONS"
         # It waits for the first event of the body before it routes, so nothing would refuse a client that declares a
         # body and then stays silent. It gets an empty event, and the receiver reads the body.
-        await app({**scope, "path": path, "method": method, _RECEIVE: receive}, _headers_only, send)
+        # It would also parse the query and join the headers, thousands of them, and nobody asks it for these.
+        changed = {"path": path, "method": method, "query_string": b"", "headers": ()}
+        await app({**scope, **changed, _SENT: (scope["headers"], receive)}, _headers_only, send)
 
     return serve
 

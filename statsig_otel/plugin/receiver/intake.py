@@ -30,10 +30,12 @@ from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HE
 
 _logger: Final = logging.getLogger(__name__)
 
-_CONTENT_ENCODING: Final = b"content-encoding"
-_CONTENT_LENGTH: Final = b"content-length"
-_SIGNATURE: Final = SIGNATURE_HEADER.lower().encode()
-_TIMESTAMP: Final = TIMESTAMP_HEADER.lower().encode()
+_READ: Final = tuple(
+    name.lower().encode() for name in ("Content-Encoding", "Content-Length", SIGNATURE_HEADER, TIMESTAMP_HEADER)
+)
+"""The headers that are read."""
+
+_NO_CODING: Final = (b"", b"identity")
 
 _DIGITS: Final = re.compile(rb"[0-9]{1,19}")
 _HEADERS: Final = "pairs of a name and a value in bytes, such as (b'host', b'h.com')"
@@ -233,19 +235,20 @@ class Intake:
         """
         check_type("headers", headers, Iterable, _HEADERS)
         check_type("now_ns", now_ns, int)
-        fields: dict[bytes, list[bytes]] = {}
+        fields: dict[bytes, list[bytes]] = {name: [] for name in _READ}
         for header in headers:
             match header:
                 case (bytes() as name, bytes() as value):
-                    fields.setdefault(name.lower(), []).append(value)
+                    if (found := fields.get(name.lower())) is not None:
+                        found.append(value)
                 case _:
                     raise TypeError(f"headers must be {_HEADERS}")
-        if any(value.strip().lower() != b"identity" for value in fields.get(_CONTENT_ENCODING, ())):
+        encodings, lengths, signatures, timestamps = fields.values()
+        if any(value.strip().lower() not in _NO_CODING for value in encodings):
             raise _refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content_encoding")
-        length = _content_length(fields.get(_CONTENT_LENGTH, ()))
+        length = _content_length(lengths)
         if length is not None and length > self.limits.max_request_body_size:
             raise _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large")
-        signatures, timestamps = fields.get(_SIGNATURE, ()), fields.get(_TIMESTAMP, ())
         try:
             verification = self.verifier.begin(signatures, timestamps, now_ns // 1_000_000)
         except UnauthorizedError as error:

@@ -177,6 +177,7 @@ def create_wsgi_app(receivers: Mapping[str, StatsigWsgiReceiver]) -> WSGIApplica
         routed = {
             **environ,
             "PATH_INFO": paths.route(environ.get("PATH_INFO", ""), prefix=prefix, encoded=_encoded_path(environ)),
+            "QUERY_STRING": "",  # nobody asks for it, and Falcon would parse it
             # Falcon would answer unknown methods itself. HEAD stays, so that its answer has no body.
             "REQUEST_METHOD": method if method in ("POST", "HEAD") else "OPTIONS",
         }
@@ -198,7 +199,7 @@ def _headers(environ: WSGIEnvironment) -> Iterator[tuple[bytes, bytes]]:
         yield b"content-length", _bytes(length)
     for variable, name in _HEADERS.items():
         if variable in environ:
-            for value in environ[variable].split(","):
+            for value in environ[variable].split(",", 1):  # two are enough to see that there are several
                 yield name, _bytes(value.strip(" \t"))
 
 

@@ -5,8 +5,8 @@
 - A deadline for a whole header, which also closes idle connections, and one for a client that does not read its answer.
   The application limits the time of bodies.
 - A turn of one connection is short: it handles what one read has brought, and of a chunked body a number of chunks. The
-  rest has to wait for a turn, and one connection of all has one at a time. With TLS one read is smaller, since to
-  decrypt a record takes as long for one byte as for many. When more arrives, what was read before is not read again.
+  rest has to wait for a turn, and one connection of all has one at a time. With TLS
+  the same is true of records. When more arrives, what was read before is not read again.
 - An answer for a client that still sends, or that has closed its sending side.
 - A close that does not destroy the answer: closing a socket on which data still arrives resets it (RFC 9112, 9.6).
 """
@@ -18,6 +18,7 @@ import logging
 import math
 import socket
 import struct
+from collections.abc import Callable
 from typing import Final, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
@@ -44,8 +45,8 @@ class Server(Protocol):
     def works(self, connection: "HttpConnection") -> None:
         """The connection has a whole request, and must not be closed to make room."""
 
-    def wants_turn(self, connection: "HttpConnection") -> None:
-        """The connection has more to read than one turn may take: call its `next_turn` later."""
+    def wants_turn(self, next_turn: Callable[[], None]) -> None:
+        """A connection has more to read than one turn may take: let it read on later."""
 
     def calls(self, task: asyncio.Task[None]) -> None:
         """A task calls the application."""
@@ -218,19 +219,6 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
             self._expire_after(_LINGER)
 
-    def next_turn(self) -> None:
-        """Read what one turn has left, if the application has taken what was read before."""
-        self._waits_for_turn = False
-        if self._is_closing or self._is_discarding or len(self._reader.body) > _MOST_UNTAKEN:
-            return
-        data, self._unread = self._unread, b""
-        if data:
-            self._read(data)
-        if not self._unread and self._exchange is not None:
-            if self._client_ended and not self._reader.is_complete:
-                self._exchange.end()
-            self._resume_reading()
-
     @property
     def is_unused(self) -> bool:
         """Whether the connection is open and no answer is pending."""
@@ -272,7 +260,20 @@ class HttpConnection(asyncio.Protocol):
     def _wait_for_turn(self) -> None:
         if not self._waits_for_turn:
             self._waits_for_turn = True
-            self._server.wants_turn(self)
+            self._server.wants_turn(self._next_turn)
+
+    def _next_turn(self) -> None:
+        """Read what one turn has left, if the application has taken what was read before."""
+        self._waits_for_turn = False
+        if self._is_closing or self._is_discarding or len(self._reader.body) > _MOST_UNTAKEN:
+            return
+        data, self._unread = self._unread, b""
+        if data:
+            self._read(data)
+        if not self._unread and self._exchange is not None:
+            if self._client_ended and not self._reader.is_complete:
+                self._exchange.end()
+            self._resume_reading()
 
     def _call(self, head: Head) -> None:
         """Call the application for a request, whose body may still be on its way."""

@@ -68,7 +68,7 @@ class Connections:
         self._waiting: dict[HttpConnection, tuple[float, bool]] = {}
         self._beginning: dict[HttpConnection, asyncio.Task[None]] = {}
         self._calls: set[asyncio.Task[None]] = set()  # of the application
-        self._turns: deque[HttpConnection] = deque()  # of connections that have more to read
+        self._turns: deque[Callable[[], None]] = deque()  # of connections that have more to read
         self._accepting = False
         self._next_try: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -88,17 +88,17 @@ class Connections:
         """The connection has a whole request."""
         self._waiting.pop(connection, None)
 
-    def wants_turn(self, connection: HttpConnection) -> None:
-        """Let the connection read on later. One has its turn at a time, so that many can't hold up the others."""
-        self._turns.append(connection)
+    def wants_turn(self, next_turn: Callable[[], None]) -> None:
+        """Let a connection read on later. One has its turn at a time, so that many can't hold up the others."""
+        self._turns.append(next_turn)
         if len(self._turns) == 1:
             self._loop.call_soon(self._give_turn)
 
     def _give_turn(self) -> None:
-        connection = self._turns.popleft()
+        next_turn = self._turns.popleft()
         if self._turns:
             self._loop.call_soon(self._give_turn)
-        connection.next_turn()
+        next_turn()
 
     def calls(self, task: asyncio.Task[None]) -> None:
         """A task calls the application."""
@@ -251,7 +251,9 @@ class Connections:
 
     async def _begin(self, connection: HttpConnection, accepted: socket.socket) -> None:
         context = self._context()
-        protocol = connection if context is None else TlsTransport(connection, context, failed=log_failed_handshake)
+        protocol: asyncio.BaseProtocol = connection
+        if context is not None:
+            protocol = TlsTransport(connection, context, wants_turn=self.wants_turn, failed=log_failed_handshake)
         await self._loop.connect_accepted_socket(lambda: protocol, accepted)
         if self._stopping:
             connection.shutdown()

@@ -21,6 +21,9 @@ import httptools
 MAX_HEADER_BYTES: Final = 64 * 1024
 """The limit for a request line and headers, and for trailers."""
 
+MAX_TARGET: Final = 8 * 1024
+"""The limit for a request's target, its path and query: to decode escapes takes far longer than to read other bytes."""
+
 MAX_CHUNK_HEADER: Final = 1024
 """The limit for the header of one chunk. It is matched again with each part that arrives of it."""
 
@@ -39,8 +42,6 @@ Field: TypeAlias = tuple[bytes, bytes]
 _REQUEST_LINE: Final = re.compile(rb"(?:\r\n)?([A-Z_-]+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
 # What no head contains: control characters, and half a line end.
 _NOT_IN_A_HEAD: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
-# Whitespace behind a field's value is not a part of it (5.1). A line of whitespace only is something else: a fold.
-_TRAILING_SPACE: Final = re.compile(rb"(?<=[^\s])[ \t]+(?=\r\n)")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 # chunk = chunk-size [ chunk-ext ] CRLF, chunk-ext = *( BWS ";" ... ) (7.1). Extensions are ignored.
 _SIZE: Final = rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n"
@@ -261,8 +262,6 @@ class _HeadParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.fields.append((name.lower(), value.strip(b" \t")))
-        if len(self.fields) > MAX_FIELDS:
-            raise _TooManyFieldsError
 
     def on_headers_complete(self) -> None:
         self.ended = True
@@ -278,10 +277,6 @@ class _HeadParser:
             raise ValueError("httptools found an earlier end of the head")
 
 
-class _TooManyFieldsError(Exception):
-    """There are more than MAX_FIELDS."""
-
-
 def _parse_head(data: bytes, end: int) -> Head:
     """Read the head that ends there, behind its empty line."""
     line = _REQUEST_LINE.match(data)
@@ -292,22 +287,30 @@ def _parse_head(data: bytes, end: int) -> Head:
         raise _not_http(data, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
     if method == "CONNECT":
         raise BadRequestError(HTTPStatus.NOT_IMPLEMENTED, "connect", "a client takes this server for a proxy")
+    if len(target) > MAX_TARGET:
+        explanation = f"the path and query have more than {MAX_TARGET} bytes: who sends them is not Statsig"
+        raise BadRequestError(HTTPStatus.REQUEST_URI_TOO_LONG, "target_size", explanation)
+    if data.count(b"\r\n", line.end(), end) > MAX_FIELDS + 1:  # and the empty line
+        explanation = f"the request has more than {MAX_FIELDS} header fields: look at what a proxy adds to them"
+        raise BadRequestError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header_fields", explanation)
     found = _HeadParser()
     head = data[:end]
     if b"\t" in head:  # httptools knows none behind a Transfer-Encoding
-        head = _TRAILING_SPACE.sub(b"", head)
+        head = b"\r\n".join(map(_without_trailing_space, head.split(b"\r\n")))
     try:
         httptools.HttpRequestParser(found).feed_data(head)
     except httptools.HttpParserUpgrade:
         pass  # the server ignores Upgrade, as RFC 9110, 7.8 allows
     except httptools.HttpParserError as error:
-        if isinstance(error.__context__, _TooManyFieldsError):
-            explanation = f"the request has more than {MAX_FIELDS} header fields: look at what a proxy adds to them"
-            raise BadRequestError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header_fields", explanation) from None
         raise _not_http(data, reason=str(error)) from error
     if not found.ended:
         raise _not_http(data)
     return _head(method, target, version, found.fields)
+
+
+def _without_trailing_space(line: bytes) -> bytes:
+    """Whitespace behind a field's value is not a part of it (5.1). A line of whitespace only is a fold, and stays."""
+    return line.rstrip(b" \t") or line
 
 
 def _head(method: str, target: bytes, version: str, fields: list[Field]) -> Head:
@@ -323,7 +326,6 @@ def _head(method: str, target: bytes, version: str, fields: list[Field]) -> Head
         raise _wrong_head("the only Transfer-Encoding is chunked, in HTTP/1.1 and without a Content-Length")
     if lengths and (len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0])):
         raise _wrong_head("the Content-Length is not one number")
-    options = [option.strip() for option in b",".join(connection).lower().split(b",")]
     if not target.startswith(b"/") and b"://" in target:  # an absolute URL (3.2.2)
         target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
     return Head(
@@ -332,7 +334,7 @@ def _head(method: str, target: bytes, version: str, fields: list[Field]) -> Head
         version=version,
         fields=fields,
         length=None if codings else int(lengths[0]) if lengths else 0,
-        keep_alive=version == "1.1" and b"close" not in options,
+        keep_alive=version == "1.1" and b"close" not in b",".join(connection).lower(),
         expects_continue=version == "1.1" and b"100-continue" in [value.lower() for value in expected],
     )
 
@@ -349,8 +351,8 @@ def _wrong_chunk(explanation: str) -> BadRequestError:
 
 
 REFUSALS: Final = (
-    (400, "framing"), (400, "not_http"), (400, "proxy_protocol"), (400, "tls"), (431, "header_fields"),
-    (431, "header_size"), (501, "connect"), (505, "http2"), (505, "not_http"),
+    (400, "framing"), (400, "not_http"), (400, "proxy_protocol"), (400, "tls"), (414, "target_size"),
+    (431, "header_fields"), (431, "header_size"), (501, "connect"), (505, "http2"), (505, "not_http"),
 )  # fmt: skip
 """The status and the kind of each refusal of a head."""
 

@@ -121,6 +121,7 @@ def server_context(tls: ServerTlsSettings) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[tls.min_version]
     context.set_alpn_protocols(["http/1.1"])
+    context.options |= ssl.OP_NO_RENEGOTIATION  # a client could ask for one handshake after the other
     try:
         # With an empty password, OpenSSL refuses an encrypted key instead of prompting on the terminal.
         context.load_cert_chain(tls.cert_file, tls.key_file, password="")

@@ -3,6 +3,13 @@
 asyncio's own TLS sets a quarter of a MiB apart for each connection, before its handshake has begun, and reads as much
 at a time. So a thousand clients without a signature could make the server take half a GiB. Here a connection takes what
 OpenSSL needs for it.
+
+OpenSSL takes as long for a record of one byte as for one of a KiB, and twenty times as long for a KeyUpdate, which has
+no content at all. So it gets one record at a time:
+
+- A turn of one connection handles a number of records. The rest has to wait for a turn, and one connection of all has
+  one at a time.
+- The content of all records has to be worth their number, or the connection is closed.
 """
 
 import asyncio
@@ -19,7 +26,22 @@ from statsig_otel.plugin.server.tls import why_handshake_failed
 _throttle: Final = LogThrottle(logging.getLogger(__name__))
 
 _RECORD: Final = 16 * 1024  # bytes of the longest TLS record (RFC 8446, 5.1)
-_READ: Final = 16 * 1024  # bytes that are read and decrypted at a time: up to 700 records, if they have a byte each
+_READ: Final = 16 * 1024  # bytes that are read at a time
+_HEADER: Final = 5  # bytes of a record's header: its type, its version (3.x), and the length of the rest
+_MAJOR_VERSION: Final = 3
+_LONGEST: Final = _HEADER + _RECORD + 2048  # bytes of an encrypted record (RFC 5246, 6.2.3)
+
+RECORDS_A_TURN: Final = 16
+"""The most records that a connection has decrypted before the others have their turn."""
+
+CREDIT: Final = 64 * 1024
+"""The bytes by which the costs of all records of a connection may exceed their content."""
+
+RECORD_COSTS: Final = 64
+"""The bytes of content that are worth a record."""
+
+EMPTY_RECORD_COSTS: Final = 1024
+"""As above, for one without content: of a handshake, a KeyUpdate. To change the keys takes longer than to decrypt."""
 
 
 class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
@@ -31,23 +53,33 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
     Args:
         protocol: Gets what is decrypted.
         context: For servers.
+        wants_turn: Called with what reads on after the other connections had their turn.
         failed: Called with the error of a handshake that failed.
     """
 
     def __init__(
-        self, protocol: asyncio.Protocol, context: ssl.SSLContext, *, failed: Callable[[ssl.SSLError], None]
+        self,
+        protocol: asyncio.Protocol,
+        context: ssl.SSLContext,
+        *,
+        wants_turn: Callable[[Callable[[], None]], None],
+        failed: Callable[[ssl.SSLError], None],
     ) -> None:
         super().__init__()
         self._protocol = protocol
         self._context = context
+        self._wants_turn = wants_turn
         self._failed = failed
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._socket: asyncio.Transport | None = None  # the transport of what is encrypted
         self._is_established = False
         self._is_paused = False
+        self._waits_for_turn = False
         self._is_closing = False
         self._buffer = bytearray()  # for the next read; empty between reads
+        self._unread = bytearray()  # encrypted records that OpenSSL does not have yet
+        self._credit = CREDIT
 
     # Called by the socket's transport.
 
@@ -63,14 +95,14 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._protocol = asyncio.Protocol()  # else both wait for the garbage collector, with what OpenSSL has taken
 
     def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's signature
-        """A small one, so that one turn of a connection decrypts little, and OpenSSL's own buffer stays small."""
+        """A small one: many connections may wait for their turn with what they have read."""
         self._buffer = bytearray(_READ)
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Decrypt."""
         read, self._buffer = self._buffer, bytearray()
-        self._incoming.write(memoryview(read)[:nbytes])
+        self._unread += memoryview(read)[:nbytes]
         self._decrypt()
 
     def eof_received(self) -> bool | None:
@@ -145,25 +177,29 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             return self._context
         return default if self._socket is None else self._socket.get_extra_info(name, default)
 
+    def _next_turn(self) -> None:
+        self._waits_for_turn = False
+        self._resume()
+
     def _resume(self) -> None:
-        if not self._is_closing:
+        if self._may_read():
             self._decrypt()
-        if not self._is_paused and not self._is_closing and self._socket is not None:
+        if self._may_read() and self._socket is not None:
             self._socket.resume_reading()
+
+    def _may_read(self) -> bool:
+        return not (self._is_closing or self._is_paused or self._waits_for_turn)
 
     def _decrypt(self) -> None:
         """Go on with the handshake, or give the protocol what has arrived: once, however many records it came in."""
         decrypted, has_ended, failure = bytearray(), False, None
         try:
-            if not self._is_established:
-                self._tls.do_handshake()
-                self._is_established = True
-            while not self._is_paused and not has_ended:
-                part = self._tls.read(_RECORD)
-                decrypted += part
-                has_ended = not part  # the client has said that this is the end
-        except ssl.SSLWantReadError:
-            pass
+            for _ in range(RECORDS_A_TURN):
+                if has_ended or not (record := self._next_record()):
+                    break
+                content = self._handle(record)
+                decrypted += content or b""
+                has_ended = content == b""
         except ssl.SSLError as error:
             failure = error
         if decrypted:
@@ -173,6 +209,50 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         if failure is not None:
             self._fail(failure)
         self._send()
+        if self._credit < 0:
+            _throttle.log(
+                logging.WARNING, "records", "a client was cut off: it sends TLS records with hardly any content"
+            )
+            self.abort()
+        if self._may_read() and self._has_record() and self._socket is not None:
+            self._waits_for_turn = True
+            self._socket.pause_reading()
+            self._wants_turn(self._next_turn)
+
+    def _handle(self, record: bytes) -> bytes | None:
+        """Give OpenSSL a record.
+
+        Returns:
+            Its content; None if it has none, and nothing if the client has said that this is the end.
+        """
+        content: bytes | None = None
+        self._incoming.write(record)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            if self._is_established:
+                content = self._tls.read(_RECORD)
+            else:
+                self._tls.do_handshake()
+                self._is_established = True
+        self._credit += len(content) - RECORD_COSTS if content else -EMPTY_RECORD_COSTS
+        return content
+
+    def _next_record(self) -> bytes:
+        """Take the next whole record; nothing if it has not arrived yet. OpenSSL refuses what is not a record."""
+        if not (size := self._has_record()):
+            return b""
+        record = bytes(memoryview(self._unread)[:size])
+        del self._unread[:size]
+        return record
+
+    def _has_record(self) -> int:
+        """The size of the next record if it has arrived as a whole, and of all there is if it is not a record."""
+        unread = self._unread
+        if len(unread) < _HEADER:
+            return 0
+        size = _HEADER + int.from_bytes(unread[3:_HEADER], "big")
+        if unread[1] != _MAJOR_VERSION or size > _LONGEST:
+            return len(unread)
+        return size if len(unread) >= size else 0
 
     def _fail(self, error: ssl.SSLError) -> None:
         if not self._is_established:

@@ -1,8 +1,9 @@
 """Whether files still hold what they held."""
 
+import ssl
 from pathlib import Path
 
-from statsig_otel.plugin.server.tls import digest
+from statsig_otel.plugin.server.tls import ServerTlsSettings, digest, server_context
 
 
 def test_any_change_of_any_file_is_seen(tmp_path: Path) -> None:
@@ -20,3 +21,8 @@ def test_any_change_of_any_file_is_seen(tmp_path: Path) -> None:
     assert digest([first, None, second]) != digest([first, second]) != digest([first])
     first.unlink()
     assert digest([first, second]) not in seen
+
+
+def test_a_client_cannot_ask_for_another_handshake(tls: ServerTlsSettings) -> None:
+    """Newer versions of OpenSSL refuse it by themselves."""
+    assert server_context(tls).options & ssl.OP_NO_RENEGOTIATION

@@ -1,0 +1,64 @@
+"""The rows of requests that would cost the server far more processor time than their sender."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from statsig_otel.plugin.server.reader import MAX_TARGET
+from statsig_otel.plugin.server.tls_transport import RECORDS_A_TURN
+from tests.attacks.attack import ALL, Attack, sends
+from tests.attacks.counting import in_few_steps, without_parsed_query
+from tests.attacks.steps import LONG, empty_records, head, tiny_records
+
+COSTLY: Final = (
+    Attack(
+        name="a path, query or URL of more than 8 KiB",
+        expected="414",
+        guards=("target size",),
+        act=sends(
+            head(target=b"/" + LONG[:MAX_TARGET]),
+            head(target=b"/hook?" + LONG[:MAX_TARGET]),
+            head(target=b"http://test/" + LONG[:MAX_TARGET]),
+            status=414,
+        ),
+    ),
+    Attack(
+        name="a path of thousands of escapes",
+        expected="404, and it is not decoded to be logged",
+        guards=("long paths",),
+        act=in_few_steps(head(target=b"/" + b"%25%25c3" * 1000), tiny=head(target=b"/")),
+        sites=ALL,
+    ),
+    Attack(
+        name="a query of thousands of parameters",
+        expected="it is not parsed",
+        guards=("unread query",),
+        act=without_parsed_query(head(target=b"/hook?" + b"&".join(b"a%d=%%c3" % one for one in range(800)))),
+        sites=ALL,
+    ),
+    Attack(
+        name="a header of tens of thousands of items: Connection, Content-Encoding, the signature",
+        expected="it is not split",
+        guards=("unsplit lists",),
+        act=in_few_steps(
+            *(
+                head(name + b": " + b"," * 30_000)
+                for name in (b"connection", b"content-encoding", b"x-statsig-signature", b"x-statsig-request-timestamp")
+            ),
+            tiny=head(),
+        ),
+        sites=ALL,
+    ),
+    Attack(
+        name="TLS records of one byte",
+        expected=f"at most {RECORDS_A_TURN} of them in a row",
+        guards=("short TLS turns",),
+        act=tiny_records,
+    ),
+    Attack(
+        name="TLS records without content, or with hardly any: KeyUpdates, a ClientHello in pieces of one byte",
+        expected="closed without an answer",
+        guards=("content of TLS records",),
+        act=empty_records,
+    ),
+)
