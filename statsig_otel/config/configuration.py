@@ -16,7 +16,8 @@ class Components:
     Attributes:
         aliases: Older names of types, and the names that they have now.
         telemetry: `service::telemetry`; a model that needs no key.
-        unsupported: The Collector's types that do not exist here, by section, each with what to do instead.
+        unsupported: The Collector's types that do not exist here, by section, each with what to do instead; "" stands
+            for all types that nobody knows.
         single: The types of extensions of which a service may have only one.
         composed: For each section whose components share keys, the model of these keys.
     """

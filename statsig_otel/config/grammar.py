@@ -72,7 +72,10 @@ def examine(document: Document, components: Components) -> tuple[Configuration, 
     checker = _Checker(document, components)
     configuration = checker.configuration()
     read = [_for_secret(problem, components) for problem in (*document.problems, *document.unresolved)]
-    return configuration, [*read, *checker.problems]
+    doubts = {doubt.path: doubt.message for doubt in document.doubts}
+    # A value that is refused may be one that was not replaced, such as $NAME.
+    checked = [replace(found, hint=found.hint or doubts.get(found.path)) for found in checker.problems]
+    return configuration, [*read, *checked]
 
 
 def _for_secret(problem: Problem, components: Components) -> Problem:
@@ -158,6 +161,8 @@ class _Checker:
             near = closest(type_, [*models, *(old for old, new in self._components.aliases.items() if new in models)])
             advice = self._components.unsupported.get(kind, {}).get(type_)
             hint = advice or hint_for(type_, models, near=near)
+            if near is None and advice is None:
+                hint = "; ".join(filter(None, [hint, self._components.unsupported.get(kind, {}).get("")]))
             self._say(path, f"there is no {_KINDS[kind]} of the type {quoted(type_)}", hint)
             if near and not advice:
                 self._misspelt[kind, near + id_.removeprefix(type_)] = id_

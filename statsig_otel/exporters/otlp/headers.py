@@ -91,7 +91,7 @@ def _legal(
                 NOT_A_NAME.hint,
             )
         if key.lower() in reserved:
-            raise ValueError(f"the header {key!r} is set by the exporter itself; leave it out")
+            raise SettingError(f"the header {key!r} is set by the exporter itself", "leave it out")
         if not value_grammar.fullmatch(value):
             raise ValueError(f"the value of the header {key!r} contains a line break or another illegal character")
         if not value.strip():

@@ -39,7 +39,8 @@ _URL_TEXT: Final = re.compile(r"[!-~]+")
 _SIGNAL_PATH: Final = re.compile(r"(/v1/(?:logs|traces|metrics)|/v1development/profiles)/*$", re.IGNORECASE)
 _LONGEST_SOCKET: Final = 107  # unix(7): sun_path, without its NUL
 _MAX_PORT: Final = 65535
-_PLACEHOLDER: Final = re.compile(r"<[^<>]*>")
+PLACEHOLDER: Final = re.compile(r"<[^<>]*>")
+"""What stands in documentation for something of the reader's own."""
 SCHEMES: Final = ("http://", "https://")
 """The beginnings of an endpoint that decide about TLS."""
 _ONE_CONNECTION: Final = "leave it out: there is one connection, which is reopened when needed"
@@ -387,7 +388,7 @@ class OtlpHttpSettings(_OtlpSettings):
 
 
 def _check_placeholder(value: str) -> None:
-    if _PLACEHOLDER.search(value):
+    if PLACEHOLDER.search(value):
         raise SettingError("contains <...>, which stands for something of your own", "write that in its place")
 
 

@@ -27,7 +27,7 @@ _DOCTOR: Final = "leave it out: statsig-otel doctor checks what the service depe
 
 UNSUPPORTED_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
     "receivers": {
-        **dict.fromkeys(("otlp", "filelog", "hostmetrics", "kafka", "prometheus", "webhookevent"), _ONE_RECEIVER),
+        **dict.fromkeys(("otlp", "filelog", "hostmetrics", "kafka", "prometheus", "webhookevent", ""), _ONE_RECEIVER),
     },
     "exporters": {
         "logging": "use debug, its current name",
@@ -56,6 +56,7 @@ UNSUPPORTED_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
             ),
             _BY_COLLECTOR,
         ),
+        "": _BY_COLLECTOR,
     },
     "processors": {
         "attributes": "use the receiver's mapping",
@@ -73,9 +74,10 @@ UNSUPPORTED_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
         **dict.fromkeys(("pprof", "zpages"), _DOCTOR),
         "memory_ballast": "leave it out: max_in_flight_bytes of the receiver bounds the memory",
         "memory_limiter": "leave it out: max_in_flight_bytes of the receiver bounds the memory",
+        "": "leave it out, or send OTLP to a Collector that has it",
     },
 }
-"""By section and type."""
+"""By section and type. Without a type: what to do instead of any other."""
 
 
 def _otlp_grpc(name: str, settings: OtlpGrpcSettings) -> Exporter:

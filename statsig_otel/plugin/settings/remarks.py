@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import NOWHERE, Document
 from statsig_otel.config.values import reveal
-from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
+from statsig_otel.exporters.otlp.settings import PLACEHOLDER, OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.settings.delivery import doubts
 from statsig_otel.plugin.settings.reading import configured_exporters, exporter_settings, receiver_settings
 from statsig_otel.plugin.webhook.secret import PREFIX, is_in_quotes
@@ -24,8 +24,17 @@ def remarks(configuration: Configuration, document: Document = NOWHERE) -> Itera
             if message:
                 yield str(document.problem(("receivers", name, "signing_secrets", index), message))
     for name, exporter in exporter_settings(configuration).items():
-        for key, value in exporter.headers.items() if isinstance(exporter, OtlpGrpcSettings | OtlpHttpSettings) else ():
-            if is_in_quotes(reveal(value)):
-                message = "is in quotation marks, which are sent too: leave them out"
-                yield str(document.problem(("exporters", name, "headers", key), message))
+        if isinstance(exporter, OtlpGrpcSettings | OtlpHttpSettings):
+            yield from _of_headers(name, exporter, document)
     yield from doubts(configured_exporters(configuration))
+
+
+def _of_headers(name: str, exporter: OtlpGrpcSettings | OtlpHttpSettings, document: Document) -> Iterator[str]:
+    for key, value in exporter.headers.items():
+        message = ""
+        if is_in_quotes(reveal(value)):
+            message = "is in quotation marks, which are sent too: leave them out"
+        elif PLACEHOLDER.search(reveal(value)):
+            message = "contains <...>, which mostly stands for something of your own: write that in its place"
+        if message:
+            yield str(document.problem(("exporters", name, "headers", key), message))
