@@ -133,7 +133,7 @@ sbom: build/tools/.made
 	rm -rf build/product
 	$(BIN)/python -m venv --without-pip build/product
 	build/tools/bin/uv pip install --quiet --python build/product/bin/python --constraint $(CONSTRAINTS) .
-	build/tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --mc-type application \
+	build/tools/bin/cyclonedx-py environment --output-reproducible --gather-license-texts --pyproject pyproject.toml --mc-type application \
 		--of JSON --output-file build/sbom.json build/product/bin/python
 
 clean:
