@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 TINY = {
     "against_collector": ["--clients", "1", "8", "--seconds", "0.2"],
     "against_hand_written": ["--clients", "1", "8", "--seconds", "0.2"],
-    "attacks": ["--seconds", "0.5", "--only", "unsigned", "silent"],
+    "attacks": ["--seconds", "0.5", "--only", "unsigned", "silent", "records"],
     "budget": ["--seconds", "0.2"],
     "backlog_start": ["--records", "1000"],
     "core_cost": ["--seconds", "0.1"],
