@@ -192,8 +192,9 @@ class Assembly:
             self._outbound = Outbound(self._configuration, self.directory)
             self._make_servers()
         try:
-            if self.health is not None:
-                self.health.start()  # first, since what follows may take a while
+            # First, since what follows may take a while. But the process that is waited for may have the same port.
+            if self.health is not None and not self._waits:
+                self.health.start()
             self._start_outbound(go_on)
             self._open_servers()
             self._is_open = True
@@ -238,6 +239,8 @@ class Assembly:
 
     def _open_servers(self) -> None:
         try:
+            if self.health is not None and self._waits:
+                self.health.start()
             if self._control is not None:
                 self._control.start()
             for endpoint in self._endpoints:
@@ -290,6 +293,8 @@ class Assembly:
             # Before the queue, which its handlers wait for.
             self._control.shutdown(self._left() * _times.COMMAND_SHARE + _times.SHUTDOWN_MARGIN)
         is_alone = self._reconfiguring.acquire(timeout=self._left() + _times.SHUTDOWN_MARGIN)
+        if self._waits:
+            self._stop_health()  # before the directory is free: the process that waits for it needs the port next
         try:
             grace = left_of(_times.SEND_GRACE)
             return self._outbound.shutdown(min(self._drain, self._left()), grace=grace) and is_alone

@@ -166,20 +166,35 @@ def test_a_service_that_stops_is_not_ready_until_it_has_stopped(tmp_path: Path) 
             get(address, "/readyz")
 
 
-def test_a_service_that_waits_for_its_directory_is_not_ready(tmp_path: Path) -> None:
-    with owned(tmp_path / "queue") as given_up:
-        service = from_file(tmp_path, wait_for_directory=True)
-        starting = threading.Thread(target=service.start)
-        starting.start()
-        wait_until(lambda: service._assembly.health is not None and service._assembly.health._thread is not None)
-        address = checks_of(service)
-        becomes(address, 503, "not_running")
-        assert get(address, "/").status == 503
-        assert get(address, "/livez").status == 200
+def test_a_service_that_waits_for_its_directory_leaves_the_port_to_the_one_before(tmp_path: Path) -> None:
+    """As a worker of gunicorn does that takes the place of another one."""
+    with owned(tmp_path / "queue") as given_up, socket.create_server(("127.0.0.1", 0)) as of_the_other:
+        port = of_the_other.getsockname()[1]
+        checks = {"endpoint": f"127.0.0.1:{port}"}
+        service = from_file(tmp_path, wait_for_directory=True, listen=False, checks=checks)
+        service.start()
+        of_the_other.close()
         given_up.set()
-        starting.join(30)
-        becomes(address, 200)
+        wait_until(lambda: service._assembly.is_open)
+        becomes(("127.0.0.1", port), 200)
         service.shutdown()
+
+
+def test_a_waiting_service_whose_port_stays_in_use_gives_the_directory_back(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        service = from_file(tmp_path, wait_for_directory=True, listen=False, checks={"endpoint": f"127.0.0.1:{port}"})
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
+            service.start()
+        with service_in_code(tmp_path / "queue", {"mine": Keeper()}, listen=False):
+            pass
+
+
+def test_a_service_that_has_not_started_is_not_ready(tmp_path: Path) -> None:
+    service = from_file(tmp_path)
+    assert list(service._assembly.condition().faults) == ["not_running"]
+    service.shutdown()
+    assert list(service._assembly.condition().faults) == ["shutting_down"]
 
 
 def test_a_loop_that_hangs_is_not_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
