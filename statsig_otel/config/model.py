@@ -130,7 +130,7 @@ class Composed(Settings):
 
     @classmethod
     def shared_keys(cls) -> frozenset[str]:
-        """The keys beside those of the type."""
+        """The keys that are not the type's own."""
         return frozenset(cls.model_fields) - {"settings"}
 
 

@@ -197,7 +197,7 @@ def json_schema(components: Components) -> Schema:
     sections = {
         "receivers": (components.receivers, "What takes webhooks in, by id."),
         "exporters": (components.exporters, "Where log records go, by id."),
-        "extensions": (components.extensions, "What the service has beside its pipelines, by id."),
+        "extensions": (components.extensions, "What the service has apart from its pipelines, by id."),
     }
     mappings = {
         kind: {type_: components.models(kind, type_) for type_ in table} for kind, (table, _) in sections.items()

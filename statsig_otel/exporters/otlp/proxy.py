@@ -35,7 +35,7 @@ class Proxy:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers for the proxy, beside those of the request."""
+        """The headers for the proxy, in addition to those of the request."""
         return {"Proxy-Authorization": self.authorization} if self.authorization else {}
 
 

@@ -26,7 +26,7 @@ _BETWEEN_TICKS: Final = 0.02
 _MOST_DONE: Final = 16
 """The largest number of batches that wait for such a commit, if the disk is slow."""
 
-_SET_ASIDE: Final = "the database was set aside, or opened anew, since these records were read"
+_SET_ASIDE: Final = "the database was set aside, or opened again, since these records were read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class ExporterCursor:
 
     @property
     def generation(self) -> int:
-        """The generation of the database that was last read. Each generation numbers its records anew."""
+        """The generation of the database that was last read. Each generation has numbers of its own."""
         return self._generation
 
     def read_ahead(self, after: int, count: int, size: int) -> None:

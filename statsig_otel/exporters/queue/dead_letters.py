@@ -1,8 +1,8 @@
 """Selects, drops and replays dead letters: plain functions of a connection. Nothing here commits.
 
-A dead letter's content never changes, and its id is never used again. So a replay can be prepared beside the writer. It
-is carried out in the transaction that removes the dead letter, so it happens at most once. Synchronous exporters get
-their records before that, so they may get them twice.
+A dead letter's content never changes, and its id is never used again. So a replay can be prepared while the writer
+works. It is carried out in the transaction that removes the dead letter, so it happens at most once. Synchronous
+exporters get their records before that, so they may get them twice.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """Keeps what is committed if somebody deletes, replaces or shortens the database's files while they are in use.
 
-That is noticed by stat alone: to open a file beside SQLite, and to close it again, would drop this process's locks on
-it (POSIX locks). Only the log has no locks. So one that somebody has cut, and that this process has made as long again
-by its next commit, is noticed by the zeros in between. A file that is overwritten in place, with the same size, is not
-noticed here.
+That is noticed by stat alone: to open a file that SQLite has open, and to close it again, would drop this process's
+locks on it (POSIX locks). Only the log has no locks. So one that somebody has cut, and that this process has made as
+long again by its next commit, is noticed by the zeros in between. A file that is overwritten in place, with the same
+size, is not noticed here.
 """
 
 import contextlib
@@ -178,7 +178,7 @@ class OpenFiles:
     def _extend_index(self) -> None:
         """Make the index as long as it was: to read behind its end would end this process (SIGBUS).
 
-        SQLite does not believe an index of zeros, and makes it anew from the log.
+        SQLite does not believe an index of zeros, and rebuilds it from the log.
         """
         with contextlib.suppress(OSError):
             os.truncate(self._paths["-shm"], self._known["-shm"].st_size)
@@ -256,7 +256,7 @@ def fold(connection: sqlite3.Connection) -> bool:
 
 
 def _fold_all(connection: sqlite3.Connection) -> None:
-    """Bring all of the log into the database, on disk, and begin the log anew.
+    """Bring all of the log into the database, on disk, and begin a new log.
 
     Raises:
         sqlite3.Error: Not all of the log can be read, or written.

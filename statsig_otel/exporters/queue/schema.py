@@ -203,7 +203,7 @@ def create(path: Path) -> sqlite3.Connection:
 
 
 def connect_reading(path: Path) -> sqlite3.Connection:
-    """Open the file for reading beside its writer, in any process; for any thread, but one at a time.
+    """Open the file for reading while its writer has it open, in any process; for any thread, but one at a time.
 
     Raises:
         DamagedError: It is damaged, or no queue, or gone and its log is not.

@@ -81,7 +81,7 @@ class Log:
         self.committed: int = committed if not is_empty and salts == self._salts else 0
 
     def frames(self) -> Iterator[Frame]:
-        """The frames that were written since the log last began anew, in order."""
+        """The frames that were written since the log last began again, in order."""
         is_read = self._is_sound
         while len(raw := self._file.read(_FRAME.size + self._size)) == _FRAME.size + self._size:
             page, pages, salts, *sums = _FRAME.unpack_from(raw)
@@ -91,7 +91,7 @@ class Log:
                 checked = raw[:_CHECKED_OF_FRAME] + content
                 is_read = salts == self._salts and _sum_up(checked, self._order, self._sums) == sums
                 self._sums = sums
-            if salts == self._salts:  # else it is from before the log began anew
+            if salts == self._salts:  # else it is from before the log began again
                 yield Frame(page, pages > 0, is_read, content)
 
 

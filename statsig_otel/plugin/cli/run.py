@@ -83,7 +83,7 @@ def command(locations: tuple[str, ...], listen: str | None, log_level: str | Non
     # By default SIGHUP ends the process. `_run` handles it for as long as there is something to reload.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _raise_open_files()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core would write to standard error, beside the log
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's C core would write between the lines of the log
     try:
         document, configuration = _read(locations, log_level, listen=listen)
         directory = find_directory(configuration, os.environ)

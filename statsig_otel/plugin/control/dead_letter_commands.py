@@ -179,7 +179,7 @@ class DeadLetters:
             raise ControlError(f"the receiver {receiver} is not in the running configuration")
         if self.mappers:
             raise ControlError(f"the receiver {receiver} is not in the configuration")
-        raise ControlError("no service is running: to map it anew, start it, or give --config FILE")
+        raise ControlError("no service is running: to map it again, start it, or give --config FILE")
 
 
 def _map_anew(dead_letter: StoredDeadLetter, content: bytes, mapper: Mapper) -> Replay:

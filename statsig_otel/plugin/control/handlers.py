@@ -25,7 +25,7 @@ def handlers(
     synchronous: SynchronousConsumer,
     before_resume: Callable[[], None] = lambda: None,
 ) -> dict[str, Handler]:
-    """The commands of a running service. A reload asks for them anew.
+    """The commands of a running service. A reload asks for them again.
 
     Senders and intakes are given by the ids of their exporters and receivers. `before_resume` is called before an
     exporter tries again: a file with its key may have changed.

@@ -176,7 +176,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
             return False
 
     def _listen_again(self) -> None:
-        """Make the socket anew if somebody deleted it. What is in its place may be another service's, so it stays."""
+        """Make the socket again if somebody deleted it. What is in its place may be another service's, so it stays."""
         with self._lock:
             if self._stopped:
                 return

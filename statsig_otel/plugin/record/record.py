@@ -303,7 +303,7 @@ class LogRecordEncoder:
         return {key: value for key, value in attributes.items() if value}
 
     def _redacted(self, original: str) -> str:
-        """The item's text, written anew without the user, or with the hashes that the record has, too."""
+        """The item's text, rewritten without the user, or with the hashes that the record has too."""
         item: dict[str, object] = {}
         try:
             for name, value in json.loads(original).items():

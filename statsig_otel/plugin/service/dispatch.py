@@ -19,7 +19,7 @@ _MOST_HELD: Final = 64 << 20
 """The most bytes that are held, those of webhooks that were refused meanwhile included."""
 
 _BATCH_BYTES: Final = 1024
-"""Bytes that a batch takes beside its records."""
+"""Bytes that a batch takes in addition to its records."""
 
 
 class ServiceConsumer:

@@ -42,7 +42,7 @@ _logger: Final = logging.getLogger(__name__)
 
 _WORKERS: Final = (
     "one process owns a queue. Run one worker in your server (gunicorn: --workers 1 --threads 8), or run "
-    "statsig-otel beside your workers, or turn the queue off: sending_queue enabled=False for every exporter"
+    "statsig-otel next to your workers, or turn the queue off: sending_queue enabled=False for every exporter"
 )
 _WAIT: Final = "if that process is about to end, as a worker at a reload is, use wait_for_directory=True"
 

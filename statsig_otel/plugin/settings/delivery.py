@@ -1,4 +1,4 @@
-"""The settings `sending_queue` and `retry_on_failure`, which every exporter has beside its own keys.
+"""The settings `sending_queue` and `retry_on_failure`, which every exporter has in addition to its own keys.
 
 The names are the Collector's. Some defaults differ, so that nothing is lost: the queue is on disk,
 and retries never end.
@@ -35,7 +35,7 @@ Sizer = Annotated[Literal["items", "bytes"], BeforeValidator(_no_requests)]
 def _refuse_unit(value: object) -> object:
     """As in the Collector bytes are a plain number here."""
     if isinstance(value, str) and SIZE.fullmatch(value) and not value.isdecimal():
-        raise SettingError("must be a whole number", f"write {parse_size(value)}, and sizer: bytes beside it")
+        raise SettingError("must be a whole number", f"write {parse_size(value)}, and sizer: bytes with it")
     return value
 
 

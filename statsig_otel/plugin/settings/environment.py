@@ -5,7 +5,7 @@ Without a configuration file they are the configuration: `STATSIG_SIGNING_SECRET
 reads them: gRPC unless the protocol says otherwise, the timeout in seconds.
 
 With a file they count only where it names them: `OTEL_EXPORTER_OTLP_HEADERS` contains the key of one backend, and no
-exporter to another may send it. The SDKs do the same beside a file of their own (the specification's "Declarative
+exporter to another may send it. The SDKs do the same with a file of their own (the specification's "Declarative
 configuration").
 """
 
