@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Final, Protocol, TypeVar
 
 from opentelemetry.metrics import get_meter
@@ -59,13 +60,19 @@ class ReceiverCounts:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # re-entrant, for a signal handler
+        self.lock: AbstractContextManager[bool] = threading.RLock()  # re-entrant, for a signal handler
         self.answers: Final[Counts[tuple[int, str]]] = Counts()
         self.verified: Final[Counts[int]] = Counts()
         self.ignored: Final[Counts[str]] = Counts({OTHER: 0})
         self.left_out: Final[Counts[str]] = Counts()
-        self.accepted = self.refused = self.duplicates = self.invalid = self.in_seconds = 0
-        self.last_verified_ns = self.last_change_ns = self.ahead_ms = 0
+        self.accepted: int = 0
+        self.refused: int = 0
+        self.duplicates: int = 0
+        self.invalid: int = 0
+        self.in_seconds: int = 0
+        self.last_verified_ns: int = 0
+        self.last_change_ns: int = 0
+        self.ahead_ms: int = 0
 
     def ignore(self, names: Mapping[str, int]) -> None:
         """Count ignored items by the names of their events, which come from outside. The lock has to be held."""
