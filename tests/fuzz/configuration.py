@@ -66,9 +66,9 @@ _LARGE: Final = (
     b'{"receivers": {"statsig": {"signing_secrets": ["${SECRET}"], "endpoint": "localhost:8080", "filter": {"include": '
     b'[{"types": ["Gate"]}]}, "impacted_services": {"rules": [{"match": [{"names": ["a*"]}], "name": "b"}]}}}, '
     b'"exporters": {"otlp_grpc": {"endpoint": "a:1", "headers": {"x": "${SECRET}"}, "tls": {"insecure": true}}, '
-    b'"file": {"path": "a", "sending_queue": {"queue_size": 9}}}, "extensions": {"file_storage": {"directory": "/a"}}, '
-    b'"service": {"extensions": ["file_storage"], "pipelines": {"logs": {"receivers": ["statsig"], '
-    b'"exporters": ["otlp_grpc", "file"]}}}}'
+    b'"file": {"path": "$$a$${b}", "sending_queue": {"queue_size": 9}}}, '
+    b'"extensions": {"file_storage": {"directory": "/a"}}, "service": {"extensions": ["file_storage"], '
+    b'"pipelines": {"logs": {"receivers": ["statsig"], "exporters": ["otlp_grpc", "file"]}}}}'
 )
 GOOD: Final = (_SMALL, _LARGE, _SMALL + b'\0{"exporters": {"debug": {"verbosity": "detailed"}, "file": {"path": "a"}}}')
 """Configurations without a mistake."""

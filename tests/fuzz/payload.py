@@ -102,11 +102,9 @@ def seeds() -> Iterator[bytes]:
         yield json.dumps({"data": items[:2]}, separators=(",", ":")).encode()
     yield b'{"data":{"event":"url_verification","verification_code":"abc123"}}'
     yield b'[{"eventName":"statsig::config_change","timestamp":1,"metadata":{"type":"Gate","name":"a"}},1,{}]'
-    for digits in (b"#", b"-#", b"9#", b"0.#"):
-        yield (
-            b'{"eventName":"statsig::config_change","timestamp":1,"metadata":{"type":"Gate","name":"a"},"x":%s}'
-            % digits
-        )
+    for value in (b"#", b"-#", b"9#", b"0.#", rb'"\ud800"'):
+        yield b'{"eventName":"statsig::config_change","timestamp":1,"metadata":{"type":"a","name":"b"},"x":%s}' % value
+        yield b'[{"eventName":"statsig::config_change","timestamp":1,"metadata":{"type":"a","name":%s}}]' % value
 
 
 def mutated(data: bytes, random: Random, mutate: Mutate) -> bytes:

@@ -96,6 +96,8 @@ def seeds() -> Iterator[bytes]:
             for file in range(len(FILES))
             for page in (0, 1, 3, 5)
         )
+    for page in range(20):  # with another number of cells
+        yield from (b"\0\5\0" + (page * PAGE // 4 + 1).to_bytes(2) + bytes((bit,)) for bit in range(2))
     for where in (b"\0\2", b"\0\x10", b"\4\x10", b"\x20\x10"):  # in the log, and its index is gone
         yield b"\1\5\1" + where + b"\0" + bytes((3, FILES.index("queue.db-shm"), 0, 0, 0))
 
