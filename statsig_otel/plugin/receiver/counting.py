@@ -75,6 +75,7 @@ def ignored_names(body: bytes, parsed: ParsedBody, mapped: Mapped) -> dict[str, 
     They are looked for once somebody collects metrics. Before that, and where they can't be read, they are `other`.
     """
     names = {**(event_names(body) if parsed.ignored and collecting.has_begun else {})}
+    names.pop("", None)  # an empty attribute is none to Prometheus
     rest = parsed.ignored - sum(names.values())
     if rest < 0:  # two readers disagree about the body
         names, rest = {}, parsed.ignored
