@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from statsig_otel.config import yaml_tree
 from statsig_otel.config.configuration import Configuration
-from statsig_otel.config.document import Document
+from statsig_otel.config.document import NOWHERE, Document
 from statsig_otel.config.errors import ConfigError, Problem
 from statsig_otel.config.grammar import check as check_document
 from statsig_otel.config.merging import merge
@@ -70,6 +70,7 @@ _LARGE: Final = (
     b'"extensions": {"file_storage": {"directory": "/a"}}, "service": {"extensions": ["file_storage"], '
     b'"pipelines": {"logs": {"receivers": ["statsig"], "exporters": ["otlp_grpc", "file"]}}}}'
 )
+_TWICE: Final = b'{"receivers": {"statsig": {"signing_secrets": ["${SECRET}"], "mapping": {"drop": ["${SECRET}"]}}}}'
 GOOD: Final = (_SMALL, _LARGE, _SMALL + b'\0{"exporters": {"debug": {"verbosity": "detailed"}, "file": {"path": "a"}}}')
 """Configurations without a mistake."""
 
@@ -98,7 +99,7 @@ BELOW["headers"] = [("x", "${SECRET}"), (HEADER, None)]
 
 def seeds() -> Iterator[bytes]:
     """The configurations of the examples, and the broken ones of the other tests, as JSON: `mutated` understands it."""
-    yield from GOOD
+    yield from (*GOOD, _TWICE)
     for one in files():
         with suppress(ConfigError):
             yield json.dumps(read_as_yaml(one).values, default=str).encode()
@@ -138,11 +139,14 @@ def checking() -> Iterator[Check]:
 
 def outcome(data: bytes, read: Read) -> Configuration | None:
     """The configuration; None if there are problems."""
+    merged = NOWHERE
     try:
         documents = [read(one) for one in data.split(b"\0", 1)]
-        configuration = check_document(merge(documents), COMPONENTS)
+        merged = merge(documents)
+        configuration = check_document(merged, COMPONENTS)
     except ConfigError as error:
         check_problems(error, data)
+        check_secrets(error, merged)
         return None
     check_names(configuration, documents)
     return configuration
@@ -191,6 +195,18 @@ def check_problems(found: ConfigError, data: bytes) -> None:
     for secret in (SECRET, HEADER):
         if secret in text:
             assert not [one for one in found.problems if secret in str(one) and is_for_secrets(one.path)]
+
+
+def check_secrets(found: ConfigError, document: Document) -> None:
+    """No message about a component shows what is a secret of that component, also where it is written again."""
+    for kind in ("receivers", "exporters"):
+        section = document.values.get(kind)
+        for id_, body in section.items() if isinstance(section, Mapping) else ():
+            values = body if isinstance(body, Mapping) else {}
+            several, headers = values.get("signing_secrets"), values.get("headers")
+            secrets = several if isinstance(several, list) else [*headers.values()] if isinstance(headers, dict) else []
+            if SECRET in secrets:
+                assert not [one for one in found.problems if one.path[:2] == (kind, id_) and SECRET in str(one)]
 
 
 def check_names(configuration: Configuration, documents: Sequence[Document]) -> None:
