@@ -208,7 +208,8 @@ class Consumer(Protocol):
     Statsig gets a 503 with Retry-After. A `Receipt` counts changes, not their records.
 
     **Mistakes.** Any other exception or result is answered with 500 and logged with its traceback, also a `Receipt`
-    that counts more or fewer changes than the batch has. It never leads to a 2xx.
+    that counts more or fewer changes than the batch has. It never leads to a 2xx. In the main thread `SystemExit` and
+    `KeyboardInterrupt` end the process instead, since signals raise them there.
 
     **Time.** If the receiver has a `patience`, it waits for the future that many seconds, and then answers 503.
     Otherwise it waits without limit. The future is never cancelled: the consumer may still accept the batch later, and
