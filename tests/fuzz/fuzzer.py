@@ -16,7 +16,7 @@ COUNTED: Final = 8
 """Of so many inputs one also tells how often it has reached a place."""
 
 _MOST: Final = 8
-"""How often it tells that at most. libFuzzer tells 1, 2, 3, 4 to 7 and 8 to 15 times from each other."""
+"""How often it tells that at most. To libFuzzer 1, 2, 3, 4 to 7, and 8 to 15 times are not the same."""
 
 
 def main() -> None:

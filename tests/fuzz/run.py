@@ -112,20 +112,23 @@ def fuzz(name: str, seconds: int, seed: int = 0, jobs: int = 1) -> Report:
     with _environment() as environ, ThreadPoolExecutor(jobs) as pool:
         processes = [*pool.map(lambda command: _process(command, environ, reached), commands)]
     report.executions = sum(executions for executions, _ in processes)
-    report.failed = any(failure for _, failure in processes)
+    failures = [failure for _, failure in processes if failure is not None]
+    report.failed = bool(failures)
     ended = time.monotonic()
     share = min((_cpu_seconds() - begun_cpu) / (ended - begun) / jobs, 1.0)
     report.seconds = round(ended - begun)
     report.quiet_seconds += round((ended - quiet_since) * share)
     report.all_executions += report.executions
     _last(name).write_text(json.dumps(asdict(report)))
-    for _, failure in processes:
-        print(failure, end="")
+    for failure in failures:
+        print(failure)
     return report
 
 
-def _process(command: Sequence[str], environ: Mapping[str, str], reached: Callable[[int], None]) -> tuple[int, str]:
-    """Run one process; how many inputs it has tried, and its last lines if it has failed."""
+def _process(
+    command: Sequence[str], environ: Mapping[str, str], reached: Callable[[int], None]
+) -> tuple[int, str | None]:
+    """Run one process; how many inputs it has tried, and its last lines if it has failed, else None."""
     executions = 0
     tail: list[str] = []
     with subprocess.Popen(
@@ -139,7 +142,7 @@ def _process(command: Sequence[str], environ: Mapping[str, str], reached: Callab
             if found := _DONE.match(line):
                 executions = int(found[1])
     failure = "".join(line for line in tail if not line.startswith("INFO: Instrumenting"))
-    return executions, failure if process.returncode else ""
+    return executions, failure if process.returncode else None
 
 
 def _cpu_seconds() -> float:
