@@ -19,7 +19,6 @@ queue into dead letters, and one bad record must not hold up the others. These a
 """
 
 import math
-import re
 import sys
 from bisect import bisect_right
 from collections.abc import Callable
@@ -46,9 +45,6 @@ SKIPPED: Final = "skipped by command"
 
 _LONGEST_GAP: Final = 60.0
 """The most seconds that a row of faults grows with one fault: two faults far apart show nothing of the time between."""
-
-_WITH_DIGIT: Final = re.compile(r"\S*\d\S*")
-"""A word that may differ each time: a number, a time, an id. A URL with a port is the same in all answers."""
 
 
 class Waiting(Protocol):
@@ -310,7 +306,7 @@ class Decisions:
         if len(part) > 1:
             self._split(part, len(part) // 2)
             return
-        (seq,), words = part.seqs, sys.intern(_WITH_DIGIT.sub("", reason))
+        (seq,), words = part.seqs, _words(reason)
         failed = self._failed[seq]
         if failed.refusal != words and self._waits(seq):
             self.count_as_untried()
@@ -350,7 +346,7 @@ class Decisions:
             self._failed[seq].size = first if index < first else len(part) - first
 
     def _count(self, part: Records, reason: str) -> None:
-        reason = sys.intern(reason)  # the same for all that are refused alone
+        reason = sys.intern(str(reason))  # one string for all that are refused alone
         for seq in part.seqs:
             failed = self._failed.setdefault(seq, _Failed())
             failed.attempts += 1
@@ -376,6 +372,11 @@ class Decisions:
         uid = records.uids[0] if len(records) == 1 else None
         attempts = self._of(records.seqs[0]).attempts
         return DeadLetter(kind, self._exporter, reason, records.content, uid, attempts, len(records))
+
+
+def _words(reason: str) -> str:
+    """A reason without the words that may differ each time: those with a digit, such as numbers, times and ids."""
+    return sys.intern(" ".join(word for word in reason.split() if not any(map(str.isdigit, word))))
 
 
 def is_taken(part: Records, outcome: Outcome) -> bool:

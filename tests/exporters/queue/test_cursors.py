@@ -241,3 +241,16 @@ def test_a_sender_is_woken_by_a_record_also_by_one_that_came_before_it_waits(tmp
         assert numbers_of(cursor.read(1, 1000)) == [1]
         cursor.wake()
         cursor.wait(None)
+
+
+def test_records_behind_the_head_are_read_without_moving_the_place(tmp_path: Path) -> None:
+    with running(tmp_path, exporters=("a",)) as queue:
+        put(queue, *range(10))
+        cursor = queue.cursor("a")
+        assert len(cursor.read_behind(0, 9, 10_000)) == 0, "nothing was read yet"
+        head = cursor.read(3, 10_000)
+        assert numbers_of(cursor.read_behind(head.seqs[-1], 4, 10_000)) == [3, 4, 5, 6]
+        assert numbers_of(cursor.read_behind(head.seqs[-1], 4, 1)) == [3], "one record, however small the limit"
+        cursor.finish(head)
+        assert numbers_of(cursor.read_behind(0, 2, 10_000)) == [3, 4], "not what is ticked off"
+        assert numbers_of(cursor.read(1, 1)) == [3], "the place is the same"
