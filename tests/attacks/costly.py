@@ -8,7 +8,7 @@ from statsig_otel.plugin.server.reader import MAX_TARGET
 from statsig_otel.plugin.server.tls_transport import RECORDS_A_TURN
 from tests.attacks.attack import ALL, Attack, sends
 from tests.attacks.counting import in_few_steps, without_parsed_query
-from tests.attacks.steps import LONG, empty_records, head, tiny_records
+from tests.attacks.steps import LONG, costly_groups, empty_records, head, long_handshakes, tiny_records
 
 COSTLY: Final = (
     Attack(
@@ -60,5 +60,17 @@ COSTLY: Final = (
         expected="closed without an answer",
         guards=("content of TLS records",),
         act=empty_records,
+    ),
+    Attack(
+        name="a TLS handshake of more than 16 KiB: lists of 60,000 bytes, hundreds of client certificates",
+        expected="closed before it is read",
+        guards=("content of TLS records",),
+        act=long_handshakes,
+    ),
+    Attack(
+        name="a TLS handshake with a costly key exchange, such as ffdhe8192, P-384 or P-521",
+        expected="refused",
+        guards=("one group",),
+        act=costly_groups,
     ),
 )

@@ -33,6 +33,7 @@ class Guard:
 
 READER: Final = "statsig_otel.plugin.server.reader"
 CONNECTION: Final = "statsig_otel.plugin.server.connection"
+TLS: Final = "statsig_otel.plugin.server.tls"
 TLS_TRANSPORT: Final = "statsig_otel.plugin.server.tls_transport"
 EXCHANGE: Final = "statsig_otel.plugin.server.exchange"
 CONNECTIONS: Final = "statsig_otel.plugin.server.connections"
@@ -179,8 +180,15 @@ GUARDS: Final[dict[str, Guard]] = {
         (Edit(TLS_TRANSPORT, "for _ in range(RECORDS_A_TURN):", "while True:"),),
     ),
     "content of TLS records": Guard(
-        "A TLS record costs 64 bytes, one without content 1 KiB. They may cost 64 KiB more than their content.",
-        (Edit(TLS_TRANSPORT, "if self._credit < 0:", "if False:"),),
+        "A TLS record costs 64 bytes, one without content four times its bytes or 1 KiB. All may cost 64 KiB more than "
+        "their content.",
+        (
+            Edit(TLS_TRANSPORT, "if self._credit < 0:", "if False:"),
+            Edit(TLS_TRANSPORT, "if has_ended or self._credit < 0 or not", "if has_ended or not"),
+        ),
+    ),
+    "one group": Guard(
+        "The keys of TLS are exchanged with P-256 only.", (Edit(TLS, "    context.set_ecdh_curve(_CURVE)\n", ""),)
     ),
     "one request": Guard(
         "Nothing behind a request is read, and such a connection ends with the answer.",

@@ -271,6 +271,39 @@ def empty_records(_: Serve) -> None:
             assert not connection.recv(1 << 16), "the handshake goes on"
 
 
+def long_handshakes(_: Serve) -> None:
+    """A ClientHello with more protocols than a client speaks (ALPN)."""
+    with tls_server(EchoApp()) as running:
+        for protocols, is_refused in ((5, False), (1000, True)):
+            context = trusting(trustme.CA())
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            context.set_alpn_protocols([*(f"{number:050}" for number in range(protocols)), "http/1.1"])
+            with running.connect() as connection, refusing(is_refused):
+                context.wrap_socket(connection).close()
+
+
+def costly_groups(_: Serve) -> None:
+    with tls_server(EchoApp()) as running:
+        for group, is_refused in (("prime256v1", False), ("secp384r1", True), ("secp521r1", True), ("ffdhe8192", True)):
+            context = trusting(trustme.CA())
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            with contextlib.suppress(ValueError):  # an older OpenSSL knows no ffdhe
+                context.set_ecdh_curve(group)
+                with running.connect() as connection, refusing(is_refused):
+                    context.wrap_socket(connection).close()
+
+
+@contextlib.contextmanager
+def refusing(is_refused: bool) -> Iterator[None]:
+    """Whether what is done in the block fails."""
+    try:
+        yield
+    except OSError:
+        assert is_refused
+    else:
+        assert not is_refused
+
+
 def answered(client: tls_records.TlsClient, connection: socket.socket) -> bool:
     """Whether an answer comes before the end of the connection."""
     while received := connection.recv(1 << 16):

@@ -43,6 +43,10 @@ RECORD_COSTS: Final = 64
 EMPTY_RECORD_COSTS: Final = 1024
 """As above, for one without content: of a handshake, a KeyUpdate. To change the keys takes longer than to decrypt."""
 
+EMPTY_BYTE_COSTS: Final = 4
+"""As above, for each byte of such a record, if that is more: a handshake has at most 16 KiB. To read a longer one, such
+as a chain of hundreds of certificates, takes longer than the whole rest of it."""
+
 
 class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
     """The protocol of a transport for the socket, and the transport of a protocol for what is decrypted.
@@ -195,7 +199,7 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         decrypted, has_ended, failure = bytearray(), False, None
         try:
             for _ in range(RECORDS_A_TURN):
-                if has_ended or not (record := self._next_record()):
+                if has_ended or self._credit < 0 or not (record := self._next_record()):
                     break
                 content = self._handle(record)
                 decrypted += content or b""
@@ -233,7 +237,10 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             else:
                 self._tls.do_handshake()
                 self._is_established = True
-        self._credit += len(content) - RECORD_COSTS if content else -EMPTY_RECORD_COSTS
+        if content:
+            self._credit += len(content) - RECORD_COSTS
+        else:
+            self._credit -= max(EMPTY_RECORD_COSTS, EMPTY_BYTE_COSTS * len(record))
         return content
 
     def _next_record(self) -> bytes:

@@ -255,6 +255,8 @@ class Client:
             try:
                 result = step()
             except ssl.SSLWantReadError:
+                if data := self._outgoing.read():  # a second hello, as the server asks for another group
+                    self.connection.sendall(data)
                 if not (data := self.connection.recv(65536)):
                     raise EOFError from None
                 self._incoming.write(data)
