@@ -147,8 +147,8 @@ def _read(
 
 def _secrets(configuration: Configuration) -> list[str]:
     """The secrets of a configuration, without header values that are too short to be any."""
-    found = secrets_in([*configuration.receivers.values(), *configuration.exporters.values()])
-    return [secret for secret in found if len(secret) >= _SHORTEST_SECRET]
+    parts = [*configuration.receivers.values(), *configuration.exporters.values(), configuration.telemetry]
+    return [secret for secret in secrets_in(parts) if len(secret) >= _SHORTEST_SECRET]
 
 
 def _where_the_secret_goes(document: Document, receiver: str) -> str:

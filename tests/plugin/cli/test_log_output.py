@@ -222,16 +222,26 @@ def test_a_disabled_sdk_starts_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "is_told"),
-    [("[webhook-canary]", True), ('["${env:CANARY}"]', False), ("[]", False)],
+    ("value", "header", "is_told"),
+    [
+        ("[webhook-canary]", "", True),
+        ('["${env:CANARY}"]', "", False),
+        ("[]", "", False),
+        ("[]", "metrics-canary", True),
+        ("[]", "${env:CANARY}", False),
+    ],
 )
 def test_a_secret_on_the_command_line_is_told_and_not_repeated(
     value: str,
+    header: str,
     is_told: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    text = (REST % "").replace("signing_secrets: []", f"signing_secrets: {value}")
+    """Neither a signing secret, nor a header with which metrics are sent."""
+    otlp = f"{{protocol: grpc, endpoint: 'h:1', headers: {{key: '{header or 'x'}'}}}}"
+    readers = f", telemetry: {{metrics: {{readers: [{{periodic: {{exporter: {{otlp: {otlp}}}}}}}]}}}}"
+    text = (REST % readers).replace("signing_secrets: []", f"signing_secrets: {value}")
     monkeypatch.setenv("CANARY", "webhook-canary")
     monkeypatch.setattr("sys.argv", ["statsig-otel", "run", "--config", f"yaml:{text}"])
     run._read((f"yaml:{text}",), None)
