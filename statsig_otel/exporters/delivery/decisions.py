@@ -6,14 +6,14 @@ queue into dead letters, and one bad record must not hold up the others. These a
 1. A batch that is refused is halved, in order, until each record that is refused was refused alone.
 2. A record becomes a dead letter when it is refused alone and there is evidence that this is its own fault: the
    exporter has taken another record that was sent since this record's first refusal, or that stands behind it.
-3. Without evidence it keeps its place. While that is the head, those behind it are probed until each was tried: the
-   newest record alone and the next batch that was not tried, in turn. A second passes between two probes.
+3. Without evidence the record keeps its place. While it is the head, the records behind it are probed until each was
+   tried (refused alone): in turn the newest record and the next batch. A second passes between two probes.
 4. If part of a probe is taken, that is evidence, and the head is sent again. What was taken is passed over later.
 5. Once each record was tried, only new ones are probed. After each wait the head is sent again, and then one of the
-   others, in turn: the backend may have been repaired.
+   others, each time another one: the backend may have been repaired.
 6. All count as untried when somebody may have repaired something, and when a record that was refused alone gets another
-   answer: the backend has changed.
-7. Evidence ends when the exporter fails in any other way: the backend may be a different one after that.
+   answer, since the backend has changed then.
+7. Evidence ends when the exporter fails in any other way, since the backend may be a different one after that.
 8. A fault that may be about the data (HTTP 500) is retried, and counts as a refusal after a row of such faults of the
    record alone. Rule 7 ends the row.
 """
