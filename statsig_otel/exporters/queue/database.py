@@ -13,8 +13,9 @@ from typing import Final, Literal, Self, TypeVar
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import checks, schema, write_ahead_log
 from statsig_otel.exporters.queue.directory import LOCK, STATE, DirectoryInUseError, QueueDirectory
+from statsig_otel.exporters.queue.jobs import Work
 from statsig_otel.exporters.queue.open_files import OpenFiles
-from statsig_otel.exporters.queue.writer import Work, Writer
+from statsig_otel.exporters.queue.writer import Writer
 from statsig_otel.exporters.wording import counted
 
 _T = TypeVar("_T")

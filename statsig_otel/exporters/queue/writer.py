@@ -9,18 +9,15 @@ commit has reached the disk. The file is opened and checked again before anythin
 found damaged twice is set aside, and what waits is written to a new one.
 """
 
-import itertools
 import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from statsig_otel._futures import uncancellable
 from statsig_otel._instruments import collecting
@@ -28,13 +25,13 @@ from statsig_otel._process import OwnerProcess
 from statsig_otel._telemetry import commit_duration, commit_size
 from statsig_otel.exporters.queue import open_files, schema
 from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.jobs import Bulk, BulkResult, Job, Work, attempt_all, transact
 from statsig_otel.exporters.queue.open_files import OpenFiles
 
 _logger: Final = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _I = TypeVar("_I")
-Work = Callable[[sqlite3.Connection], _T]
 
 _MOST_AT_ONCE: Final = 1024
 """The largest number of jobs that share a transaction. It limits how long the first of them waits."""
@@ -54,15 +51,6 @@ _QUIET: Final = 0.05
 _TIDYING_SHARE: Final = 30
 """A busy writer tidies up for one thirtieth of its time: deleting costs an fsync, and all jobs wait for it."""
 
-_JOBS_OWN: Final = (
-    sqlite3.DataError,
-    sqlite3.IntegrityError,
-    sqlite3.InterfaceError,
-    sqlite3.NotSupportedError,
-    sqlite3.ProgrammingError,
-)
-"""Errors that only concern the job that raised them; after any other error of the database nothing is certain."""
-
 
 class StorageError(QueueError):
     """Nothing was stored: the database can't be written. The message is the database's.
@@ -78,35 +66,6 @@ class StorageError(QueueError):
 
 class NotRunningError(QueueError):
     """The writer was not started, or is stopped."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Bulk(Generic[_I, _T]):
-    """Work on all items that wait together, since one statement for each would cost much more.
-
-    Attributes:
-        work: Returns a result for each item, in order. If it raises for several, it is run for each by itself.
-        then: Run with the results after the commit and before any item is answered, in the writer's thread.
-        answer: Run for each item: with its result and None, or with None and the error.
-    """
-
-    work: Callable[[sqlite3.Connection, Sequence[_I]], Sequence[_T]]
-    then: Callable[[Sequence[_T]], None]
-    answer: Callable[[_I, _T | None, Exception | None], None]
-
-
-class _Job(NamedTuple):
-    bulk: Bulk[Any, Any]
-    item: Any
-
-
-@dataclass(frozen=True, slots=True)
-class _BulkResult:
-    """The results of jobs of one `Bulk`, or why they failed."""
-
-    jobs: Sequence[_Job]
-    results: Sequence[Any]
-    failure: Exception | None = None
 
 
 class Writer:
@@ -143,7 +102,7 @@ class Writer:
         self._set_aside = set_aside
         self._files = files
         self._free_space = free_space
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()  # after an interrupted `join`, Python 3.11 considers a running thread ended
         self._lock = threading.Lock()  # so that a job is queued before the end, or refused
@@ -227,7 +186,7 @@ class Writer:
         with self._lock:
             accepting = self._accepting
             if accepting:
-                self._jobs.put(_Job(bulk, item))
+                self._jobs.put(Job(bulk, item))
         if not accepting:
             bulk.answer(item, None, NotRunningError("the queue is not running"))
 
@@ -277,7 +236,7 @@ class Writer:
                 more = self._tidy_up(idle=not jobs)
         self._close()
 
-    def _next_jobs(self, wait: float, expected: int) -> tuple[list[_Job], bool]:
+    def _next_jobs(self, wait: float, expected: int) -> tuple[list[Job], bool]:
         """The jobs that wait, and whether to go on after them.
 
         Args:
@@ -285,7 +244,7 @@ class Writer:
             expected: How many the next commit should have. Clients that were answered together come again together, and
                 to store them together costs less than a commit for each.
         """
-        jobs: list[_Job] = []
+        jobs: list[Job] = []
         try:
             job = self._jobs.get(timeout=wait)
             latest = time.monotonic() + _GATHERING
@@ -299,7 +258,7 @@ class Writer:
             return jobs, True
         return jobs, False
 
-    def _write(self, jobs: list[_Job]) -> None:
+    def _write(self, jobs: list[Job]) -> None:
         """Run jobs in one transaction, and answer them."""
         if not jobs:
             return
@@ -318,7 +277,7 @@ class Writer:
             for job, result in zip(done.jobs, done.results, strict=True):
                 job.bulk.answer(job.item, result, done.failure)
 
-    def _count(self, outcome: Iterable[_BulkResult]) -> None:
+    def _count(self, outcome: Iterable[BulkResult]) -> None:
         """Run `then` of the jobs. If they wrote to a file that is gone, the counts of the new one follow."""
         for done in outcome:
             if done.failure is None:
@@ -332,7 +291,7 @@ class Writer:
             except Exception as error:  # noqa: BLE001 - logged; the next job opens it again
                 self._fail(error)
 
-    def _commit(self, jobs: list[_Job]) -> list[_BulkResult] | Exception:
+    def _commit(self, jobs: list[Job]) -> list[BulkResult] | Exception:
         """The jobs' results and errors, once all is on disk; or the one error if nothing is."""
         damage: list[Exception] = []
         while True:
@@ -344,7 +303,7 @@ class Writer:
                     self._set_aside(damage[-1])
                 connection = self._open()
                 connection.execute("BEGIN IMMEDIATE")
-                outcome = list(_attempt_all(connection, jobs))
+                outcome = list(attempt_all(connection, jobs))
                 connection.execute("COMMIT")
                 self._unfolded = True
                 not_kept = self._keep_files(after_writing=True)
@@ -389,7 +348,7 @@ class Writer:
             return False
         began = time.monotonic()
         try:
-            more = _transact(self._open(), lambda connection: self._tidy(connection, idle))
+            more = transact(self._open(), lambda connection: self._tidy(connection, idle))
             if self._keep_files(after_writing=True) is None and idle and not more and self._unfolded:
                 if open_files.fold(self._open()) and self._files is not None:
                     self._files.folded()
@@ -416,7 +375,7 @@ class Writer:
         if self._connection is None:
             connection = schema.connect(self._path)
             with schema.opening(self._path, connection):
-                _transact(connection, self._prepare)
+                transact(connection, self._prepare)
             self._connection = connection
             if self._files is not None:
                 self._files.opened(connection)
@@ -452,41 +411,3 @@ class Writer:
         if self.failing:
             self.failing = False
             _logger.warning("The queue can be written again")
-
-
-def _attempt_all(connection: sqlite3.Connection, jobs: Sequence[_Job]) -> Iterator[_BulkResult]:
-    for _, together in itertools.groupby(jobs, attrgetter("bulk")):
-        same = list(together)
-        done = _attempt(connection, same)
-        if done.failure is None or len(same) == 1:
-            yield done
-        else:  # one of them is to blame
-            yield from (_attempt(connection, [job]) for job in same)
-
-
-def _attempt(connection: sqlite3.Connection, jobs: Sequence[_Job]) -> _BulkResult:
-    """Run jobs of one `Bulk`. What they raise undoes only them, unless it is an error of the database."""
-    connection.execute("SAVEPOINT jobs")
-    try:
-        results = jobs[0].bulk.work(connection, [job.item for job in jobs])
-    except Exception as error:
-        if isinstance(error, sqlite3.Error) and not isinstance(error, _JOBS_OWN):
-            raise
-        connection.execute("ROLLBACK TO jobs")
-        connection.execute("RELEASE jobs")
-        return _BulkResult(jobs, [None] * len(jobs), error)
-    connection.execute("RELEASE jobs")
-    return _BulkResult(jobs, results)
-
-
-def _transact(connection: sqlite3.Connection, work: Work[_T]) -> _T:
-    """Run one function in a transaction of its own."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        result = work(connection)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-    return result

@@ -6,8 +6,8 @@ import msgspec
 
 from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.jobs import Work
 from statsig_otel.exporters.queue.queue import DurableQueue
-from statsig_otel.exporters.queue.writer import Work
 from statsig_otel.plugin.control.socket import ControlError
 
 _T = TypeVar("_T")

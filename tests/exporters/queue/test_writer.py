@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from statsig_otel.exporters.queue import schema, writer
-from statsig_otel.exporters.queue.writer import Bulk, NotRunningError, StorageError, Writer
+from statsig_otel.exporters.queue.jobs import Bulk
+from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Writer
 from tests.exporters.queue.helpers import PATIENCE, errors, insert, reading
 from tests.waiting import wait_until
 

@@ -15,10 +15,10 @@ from typing import Final, Literal, TypeAlias, TypeVar
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import store
+from statsig_otel.exporters.queue.jobs import Work
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery import damaged_file
 from statsig_otel.exporters.queue.store import DeadLetter, DeadLetterKind
-from statsig_otel.exporters.queue.writer import Work
 from statsig_otel.exporters.wording import counted
 
 _logger: Final = logging.getLogger(__name__)
