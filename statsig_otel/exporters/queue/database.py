@@ -153,13 +153,18 @@ class Database:
                 self.directory.path,
             )
 
-    def close(self, *, clean: bool = True) -> None:
-        """Finish what is being written, and give the directory up; `clean` says whether it is in order."""
+    def close(self, *, clean: bool = True, patience: float = 0.0) -> None:
+        """Finish what is being written, and give the directory up.
+
+        Args:
+            clean: Whether the directory is in order.
+            patience: See `Writer.stop`.
+        """
         is_marked, self._is_marked = self._is_marked, False
         try:
-            self.writer.stop()
+            self.writer.stop(patience)
             if is_marked and self.directory.is_owned:  # else another process may have it in use
-                self.directory.mark(clean=clean)
+                self.directory.mark(clean=clean and not self.writer.has_lost)
         except OSError as error:
             _logger.warning("%s: can't note that the queue was closed in order: %s", self.directory.path, error)
         finally:

@@ -115,13 +115,20 @@ class DurableQueue:
         self._begin_counts()
         _telemetry.queues.add(self)
 
-    def shutdown(self) -> None:
-        """Finish what is being written, and leave the directory in order. Safe to call twice."""
-        if not self._owner.is_current:
-            return  # never started; or a forked child, which owns nothing
-        self._owner.leave()
-        _telemetry.queues.discard(self)
-        self._database.close()
+    def shutdown(self, patience: float = 0.0) -> bool:
+        """Finish what is being written, and leave the directory in order. Safe to call twice.
+
+        Args:
+            patience: Seconds to go on trying to keep the content of a file that somebody deleted, if the disk is full.
+
+        Returns:
+            Whether everything that was stored is on disk.
+        """
+        if self._owner.is_current:  # else never started; or a forked child, which owns nothing
+            self._owner.leave()
+            _telemetry.queues.discard(self)
+            self._database.close(patience=patience)
+        return not self._database.writer.has_lost
 
     def reconfigure(self, routing: Routing) -> None:
         """Change to another routing. Stored records keep their exporters.

@@ -48,6 +48,9 @@ _GATHERING: Final = 0.002
 _QUIET: Final = 0.05
 """As `_IDLE`, while there is more to tidy up: a sender that delivers a backlog submits a job every few milliseconds."""
 
+_BETWEEN_LAST_TRIES: Final = 0.1
+"""Seconds between attempts to keep the content of a deleted file at the end, when it would be lost."""
+
 _TIDYING_SHARE: Final = 30
 """A busy writer tidies up for one thirtieth of its time: deleting costs an fsync, and all jobs wait for it."""
 
@@ -83,6 +86,7 @@ class Writer:
 
     Attributes:
         failing: Whether the last attempt to write failed.
+        has_lost: Whether it ended without the content of a file that somebody had deleted.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Writer:
         free_space: Callable[[], bool] = lambda: False,
     ) -> None:
         self.failing: bool = False
+        self.has_lost: bool = False
         self._path = path
         self._prepare = prepare
         self._tidy = tidy
@@ -111,6 +116,7 @@ class Writer:
         self._untidy = False
         self._unfolded = True
         self._tidy_at = 0.0  # by the monotonic clock
+        self._keep_until = 0.0  # by the monotonic clock
         self._owner = OwnerProcess()
 
     def start(self, *, later: Callable[[Exception], bool] = lambda _: False) -> None:
@@ -195,10 +201,15 @@ class Writer:
         if self._owner.is_forked:
             raise RuntimeError(f"this queue was started by the process {self._owner.pid}: start one after the fork")
 
-    def stop(self) -> None:
-        """Finish what was handed over, and close the file. Safe to call twice."""
+    def stop(self, patience: float = 0.0) -> None:
+        """Finish what was handed over, and close the file. Safe to call twice.
+
+        Args:
+            patience: Seconds to go on trying to keep the content of a file that somebody deleted: it ends with this.
+        """
         if not self._owner.is_current:
             return  # never started, or a forked child
+        self._keep_until = time.monotonic() + patience
         with self._lock:
             self._accepting = False
             self._jobs.put(None)  # also if it does not accept jobs yet: else the thread never ends
@@ -234,6 +245,7 @@ class Writer:
             expected = sum(job.item is not None for job in jobs)
             if not jobs or time.monotonic() >= self._tidy_at:
                 more = self._tidy_up(idle=not jobs)
+        self._keep_files_at_the_end()
         self._close()
 
     def _next_jobs(self, wait: float, expected: int) -> tuple[list[Job], bool]:
@@ -329,18 +341,38 @@ class Writer:
         Raises:
             DamagedError: What was just written may be lost. The file is set aside, and another one has to be begun.
         """
-        if self._files is None or self._connection is None:
+        connection = self._connection
+        if self._files is None or connection is None:
             return None
-        try:
-            if self._files.keep(self._connection, after_writing=after_writing):
+        while True:
+            try:
+                if self._files.keep(connection, after_writing=after_writing):
+                    self._connection = None
+            except schema.DamagedError:
                 self._connection = None
-        except schema.DamagedError:
-            self._connection = None
-            raise
-        except (QueueError, sqlite3.Error, OSError) as error:
-            self._say_failing(error)  # the connection stays open: its content would end with it
-            return error
-        return None
+                raise
+            except (QueueError, sqlite3.Error, OSError) as error:
+                if schema.is_disk_full(error) and self._free_space():
+                    continue
+                self._say_failing(error)  # the connection stays open: its content would end with it
+                return error
+            return None
+
+    def _keep_files_at_the_end(self) -> None:
+        connection = self._connection
+        if self._files is None or connection is None:
+            return
+        try:
+            while self._keep_files(after_writing=False) is not None:
+                if self._files.are_whole(connection):  # nothing ends with the connection
+                    return
+                if time.monotonic() >= self._keep_until:
+                    self.has_lost = True
+                    return
+                time.sleep(_BETWEEN_LAST_TRIES)
+            self._open()  # a start expects a database where one was closed in order
+        except Exception as error:  # noqa: BLE001 - logged; the next start finds what is kept
+            self._fail(error)
 
     def _tidy_up(self, *, idle: bool) -> bool:
         if self._keep_files(after_writing=False) is not None:

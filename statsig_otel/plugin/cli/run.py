@@ -118,6 +118,8 @@ def command(locations: tuple[str, ...], listen: str | None, log_level: str | Non
     finally:
         service.shutdown()
         stop_readers()
+    if assembly.has_lost:
+        raise click.ClickException("acknowledged changes may be lost; the log says which, and why")
     _logger.info("Stopped")
 
 

@@ -146,6 +146,11 @@ class Assembly:
         """Whether `open` has ended, and `close` has not begun."""
         return self._is_open and not self._closing
 
+    @property
+    def has_lost(self) -> bool:
+        """Whether acknowledged changes may be lost, after `close`."""
+        return self._outbound.has_lost
+
     def condition(self) -> Condition:
         """Why webhooks are not taken now, and how each exporter is."""
         if self._ending.is_set():
@@ -297,7 +302,8 @@ class Assembly:
             self._stop_health()  # before the directory is free: the process that waits for it needs the port next
         try:
             grace = left_of(_times.SEND_GRACE)
-            return self._outbound.shutdown(min(self._drain, self._left()), grace=grace) and is_alone
+            drain = min(self._drain, self._left())
+            return self._outbound.shutdown(drain, grace=grace, until=self._until) and is_alone
         finally:
             if is_alone:
                 self._reconfiguring.release()

@@ -1,6 +1,7 @@
 """Starts, reloads and stops what stands behind the receivers: the queue, its senders, and the synchronous exporters."""
 
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -45,11 +46,15 @@ class Applied:
 class Outbound:
     """Exporters, queue and senders of one configuration. The constructor opens nothing; it resolves a relative path.
 
+    Attributes:
+        has_lost: Whether acknowledged changes may be lost, after the shutdown.
+
     Raises:
         ConfigError: The distribution that adds an exporter's type can't create it from its settings.
     """
 
     def __init__(self, configuration: Configuration, directory: Path) -> None:
+        self.has_lost: bool = False
         self._directory = directory.absolute()
         configured = configured_exporters(configuration)
         self._routing = CurrentRouting(routing(configuration))
@@ -268,22 +273,32 @@ class Outbound:
         for sender in self._leaving.values():
             in_thread(sender.shutdown, "stop sender")
 
-    def shutdown(self, drain: float = 0.0, *, grace: float = SEND_GRACE.longest) -> bool:
-        """Spend `drain` seconds sending what waits, stop the exporters and close the queue. Safe to call twice.
+    def shutdown(self, drain: float = 0.0, *, grace: float = SEND_GRACE.longest, until: float = 0.0) -> bool:
+        """Stop the exporters and close the queue. Safe to call twice.
 
-        Sends of synchronous exporters get `grace` seconds. Returns whether nothing waits any more.
+        Args:
+            drain: Seconds to spend sending what waits.
+            grace: Seconds for sends of synchronous exporters.
+            until: When to give up what only this process can still read of the queue, by the monotonic clock.
+
+        Returns:
+            Whether nothing waits any more.
         """
         _stop(self._senders.values(), drain=drain)
         self._synchronous.shutdown(grace)
         if self._queue is None or self._recovery is None:
             return True
         self._recovery.stop()
-        self._queue.shutdown()  # before the sizes are read: it finishes what was handed to it
+        # Before the sizes are read: it finishes what was handed to it.
+        self.has_lost = not self._queue.shutdown(until - time.monotonic())
         sizes = self._queue.sizes()
         waiting = {name: sizes[name] for name in self._senders if sizes[name]}
         for name, records in waiting.items():
             stays = counted(records, "record")
-            _logger.info("%s: the queue keeps %s, to be sent after the next start", name, stays)
+            if self.has_lost:
+                _logger.error("%s: up to %s may be lost with the file of the queue that somebody deleted", name, stays)
+            else:
+                _logger.info("%s: the queue keeps %s, to be sent after the next start", name, stays)
         return not waiting
 
     def _warn_of_unused_cursors(self, queue: DurableQueue) -> None:

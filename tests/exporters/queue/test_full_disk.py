@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,51 @@ def test_a_new_queue_on_a_full_disk_begins_once_there_is_space(disk: Path) -> No
         ballast.unlink()
         wait_until(lambda: consume(queue, batch(1)).exception(PATIENCE) is None, "it recovers")
         assert delivered(queue.cursor("otlp")) == [1]
+
+
+@pytest.mark.parametrize("name", ["queue.db", "queue.db-wal"])
+def test_a_file_that_is_deleted_on_a_full_disk_is_kept_in_the_reserve(disk: Path, name: str) -> None:
+    directory = disk / "queue"
+    with running(directory, min_free_bytes=4 << 20) as queue:
+        put(queue, *range(10), size=5000)
+        ballast = fill(disk)
+        (directory / name).unlink()
+        assert queue.shutdown()
+    ballast.unlink()
+    with running(directory, min_free_bytes=4 << 20) as queue:
+        wait_until(lambda: queue.cursor("otlp").waiting == 10, "all is carried over")
+        assert sorted(delivered(queue.cursor("otlp"))) == list(range(10))
+
+
+@pytest.mark.parametrize("name", ["queue.db", "queue.db-wal"])
+def test_a_stop_waits_for_space_to_keep_a_file_that_is_deleted(disk: Path, name: str) -> None:
+    directory = disk / "queue"
+    with running(directory) as queue:
+        put(queue, *range(10), size=5000)
+        ballast = fill(disk)
+        (directory / name).unlink()
+        fill(disk)
+        with ThreadPoolExecutor(1) as stopping:
+            stopped = stopping.submit(queue.shutdown, PATIENCE)
+            wait_until(lambda: is_failing(queue), "it is noticed")
+            ballast.unlink()
+            assert stopped.result(PATIENCE)
+    with running(directory) as queue:
+        wait_until(lambda: queue.cursor("otlp").waiting == 10, "all is carried over")
+
+
+@pytest.mark.parametrize("name", ["queue.db", "queue.db-wal"])
+def test_a_stop_that_loses_a_file_that_is_deleted_says_so_and_so_does_the_next_start(
+    disk: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    directory = disk / "queue"
+    with running(directory) as queue:
+        put(queue, *range(10), size=5000)
+        ballast = fill(disk)
+        (directory / name).unlink()
+        fill(disk)
+        assert not queue.shutdown()
+    ballast.unlink()
+    caplog.clear()
+    with running(directory):
+        assert any(str(directory) in line for line in errors(caplog))
