@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import pytest
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, Metric, Sum
@@ -30,9 +29,6 @@ from tests.peers.certs import Authority
 from tests.plugin.http_client import Address, connect, exchange, read_response, request
 from tests.plugin.services import SECRET, Keeper, signed_request
 from tests.waiting import wait_until
-
-if TYPE_CHECKING:
-    from prometheus_client.registry import Collector
 
 ROOT = Path(statsig_otel.__file__).parent
 PAGE = ROOT.parent / "docs" / "metrics.md"
@@ -273,15 +269,12 @@ def test_the_configurations_of_the_pages_are_valid() -> None:
 @pytest.mark.slow
 def test_promtool_finds_nothing_wrong_with_what_prometheus_reads(seen: Collected) -> None:
     """With all metrics in it."""
-    from prometheus_client.exposition import choose_encoder
-
     from statsig_otel.plugin.watch.prometheus import Scrapes
 
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("NOT PROVEN HERE: checking the format of Prometheus needs promtool, of Debian's package prometheus")
-    encode, _ = choose_encoder("")
-    text = encode(cast("Collector", Scrapes(seen.reader)))
+    _, text = Scrapes(seen.reader).answer("")
     assert {metric.prometheus_name for metric in METRICS.values()} == set(
         re.findall(r"^# TYPE ((?!target_info)\w+)", text.decode(), re.MULTILINE)
     )

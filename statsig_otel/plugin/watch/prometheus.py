@@ -23,6 +23,7 @@ from statsig_otel.plugin.server.asgi_types import AsgiApp
 _REST: Final = 9
 """Between two collections there is nine times the time that the first one took: scrapes can't keep a processor busy."""
 
+_OPENMETRICS: Final = "application/openmetrics-text;version=1.0.0"
 _UNITS: Final = {"s": "seconds", "By": "bytes"}
 
 
@@ -74,24 +75,37 @@ def _label(attribute: str) -> str:
 
 
 class Scrapes:
-    """What Prometheus gets. It is collected again only after a rest, so that scrapes can't cost much."""
+    """What Prometheus gets. It is made again only after a rest, so that scrapes can't cost much."""
 
     def __init__(self, reader: InMemoryMetricReader, clock: Callable[[], float] = time.monotonic) -> None:
         self._reader = reader
         self._clock = clock
         self._lock = threading.Lock()
-        self._last: list[Family] = []
+        self._families: list[Family] = []
+        self._made: dict[str, bytes] = {}  # of these, by the type of their content
         self._next_at = 0.0
 
     def collect(self) -> list[Family]:
-        """What the metrics say now, or said a moment ago."""
+        """What was collected last, for the encoders of prometheus_client."""
+        return self._families
+
+    def answer(self, accept: str) -> tuple[str, bytes]:
+        """What the metrics say now, or said a moment ago, and the type of that content.
+
+        Args:
+            accept: The types that a scraper accepts, as in the header.
+        """
+        encode, type_ = choose_encoder(_OPENMETRICS if "application/openmetrics-text" in accept else "")
         with self._lock:
             began = self._clock()
             if began >= self._next_at:
-                self._last = list(families(self._reader.get_metrics_data()))
+                self._made = {}
+                self._families = list(families(self._reader.get_metrics_data()))
+            if type_ not in self._made:
+                self._made[type_] = encode(cast("Collector", self))
                 ended = self._clock()
-                self._next_at = ended + (ended - began) * _REST
-            return self._last
+                self._next_at = max(self._next_at, ended + (ended - began) * _REST)
+            return type_, self._made[type_]
 
 
 class _Resource:
@@ -99,8 +113,7 @@ class _Resource:
         self._scrapes = scrapes
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        encode, resp.content_type = choose_encoder(req.get_header("Accept") or "")
-        resp.data = encode(cast("Collector", self._scrapes))
+        resp.content_type, resp.data = self._scrapes.answer(req.get_header("Accept") or "")
 
     on_head = on_get
 

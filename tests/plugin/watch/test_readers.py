@@ -109,7 +109,11 @@ def test_scrapes_can_not_keep_a_processor_busy() -> None:
     scrapes = Scrapes(Slow(), clock=lambda: now)
     for passed, wanted in ((0, 1), (17.9, 1), (0.2, 2), (1, 2)):
         now += passed
-        scrapes.collect()
+        first, again, other = (
+            scrapes.answer(accept)[1] for accept in ("", "text/plain", "application/openmetrics-text")
+        )
+        assert first is again
+        assert first != other
         assert collections == wanted
 
 
