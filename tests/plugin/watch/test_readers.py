@@ -185,6 +185,7 @@ def test_metrics_are_sent_and_a_last_time_at_the_end(monkeypatch: pytest.MonkeyP
     assert resource["service.name"] == "statsig-otel"
 
 
+@pytest.mark.slow
 def test_metrics_are_sent_every_interval() -> None:
     with HttpSink() as sink, reading(periodic(sink.url, interval=1000)):
         wait_until(lambda: sink.requests)
