@@ -155,6 +155,8 @@ _HANDSHAKE_FAILURES: Final = {
     "SSLV3_ALERT_BAD_CERTIFICATE": "a client refuses the certificate: is the name that it uses in it?",
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "a client has no certificate, and client_ca_file asks for one",
     "CERTIFICATE_VERIFY_FAILED": "a client's certificate is not signed by an authority in client_ca_file",
+    "NO_SUITABLE_KEY_SHARE": "a client does not know P-256, with which keys are exchanged: look at its curves",
+    "WRONG_CURVE": "the key of a client's certificate is of another curve than P-256, which needs TLS 1.3",
     "UNSUPPORTED_PROTOCOL": "a client speaks an older version of TLS than min_version",
 }
 """OpenSSL's reasons for a failed handshake: what each means, and what to do."""

@@ -214,14 +214,17 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             self._fail(failure)
         self._send()
         if self._credit < 0:
-            _throttle.log(
-                logging.WARNING, "records", "a client was cut off: it sends TLS records with hardly any content"
-            )
+            _throttle.log(logging.WARNING, "records", "a client was cut off: %s", self._excess())
             self.abort()
         if self._may_read() and self._has_record() and self._socket is not None:
             self._waits_for_turn = True
             self._socket.pause_reading()
             self._wants_turn(self._next_turn)
+
+    def _excess(self) -> str:
+        if self._is_established:
+            return "it sends TLS records with hardly any content"
+        return "its TLS handshake has more than 16 KiB; how long is the chain of its certificate?"
 
     def _handle(self, record: bytes) -> bytes | None:
         """Give OpenSSL a record.

@@ -219,6 +219,18 @@ def test_a_client_that_does_not_trust_the_certificate_is_logged_with_what_to_do(
         wait_until(lambda: "does cert_file contain the whole chain" in caplog.text)
 
 
+def test_a_client_without_the_group_of_the_server_is_logged_with_what_to_do(
+    authority: trustme.CA, tls: ServerTlsSettings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_transport, "_throttle", LogThrottle(logging.getLogger("test")))
+    context = trusting(authority)
+    context.set_ecdh_curve("secp384r1")
+    with serving(echo_server(tls=tls)) as running, running.connect() as plain:
+        with pytest.raises(ssl.SSLError):
+            context.wrap_socket(plain, server_hostname="127.0.0.1")
+        wait_until(lambda: "a client does not know P-256" in caplog.text)
+
+
 class Client:
     """A client that sees what is encrypted."""
 
