@@ -18,6 +18,7 @@ import os
 import re
 import sqlite3
 import time
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, Literal
 
@@ -42,6 +43,7 @@ _ELSEWHERE: Final = "name another directory, or move what is there away"
 _A_LINK: Final = "is a symbolic link, where the queue has a file of its own"
 _NOT_A_FILE: Final = "is a pipe or a device, where the queue has a file"
 _ZEROS: Final = bytes(1 << 16)
+_version: Final = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")  # another file may get the same number
 _NOT_SUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 """By the file system: glibc writes zeros then, and musl does not."""
 
@@ -76,7 +78,7 @@ class QueueDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
-        self._state: os.stat_result | None = None  # of the file that this process has written last
+        self._noted: object = None  # the version of `state.json` that this process has written
 
     @property
     def database(self) -> Path:
@@ -231,7 +233,7 @@ class QueueDirectory:
         try:
             os.pwrite(descriptor, content, 0)
             os.fsync(descriptor)
-            self._state = os.fstat(descriptor)
+            self._noted = _version(os.fstat(descriptor))
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(state)) from error
         finally:
@@ -239,14 +241,13 @@ class QueueDirectory:
         sync_directory(self.path)
 
     def keep_mark(self) -> bool:
-        """Note again that the directory is in use, if somebody deleted or replaced the note; whether that was so.
+        """Note again that the directory is in use, if somebody deleted or changed the note; whether that was so.
 
         Raises:
             OSError: It can't be noted.
         """
-        state = self.path / STATE
         with contextlib.suppress(FileNotFoundError):
-            if self._state is None or os.path.samestat(self._state, state.lstat()):
+            if self._noted in (None, _version((self.path / STATE).lstat())):
                 return False
         self.mark(clean=False)
         return True

@@ -77,13 +77,13 @@ class OpenFiles:
         elif index is not None:  # gone, and shared with other connections of this process that are still open
             self._known["-shm"] = index
 
-    def folded(self) -> None:
-        """The connection has brought all of the log into the database: both may be shorter than they were."""
-        for suffix in ("", "-wal"):
-            with contextlib.suppress(OSError, KeyError):
-                now = Path(self._paths[suffix]).stat()
-                if os.path.samestat(now, self._known[suffix]):
-                    self._known[suffix] = now
+    def folded(self, connection: sqlite3.Connection) -> None:
+        """The connection has brought all of the log into the database, and emptied it."""
+        with contextlib.suppress(OSError, KeyError):
+            now = Path(self._paths["-wal"]).stat()
+            if not now.st_size and os.path.samestat(now, self._known["-wal"]):
+                self._known["-wal"] = now
+        self._look(connection, after_writing=True)
 
     def are_whole(self, connection: sqlite3.Connection) -> bool:
         """After writing: whether the database and its log are still the files of these names, and not shorter."""
@@ -222,7 +222,7 @@ class OpenFiles:
             close(connection)
             self._set_aside(schema.DamagedError(f"{names} became shorter while it was in use: {error}"))
             return False
-        self.folded()
+        self.folded(connection)
         _logger.warning("Somebody shortened %s while it was in use. Nothing is lost", names)
         return True
 
@@ -231,8 +231,8 @@ def _has_cut(connection: sqlite3.Connection, suffix: str, size: int) -> bool:
     """Whether the connection itself may have made a file so short by a commit."""
     if suffix == "-wal":
         return size >= schema.LOG_LIMIT
-    try:  # by a checkpoint, which leaves the file as long as the database
-        return suffix == "" and size == schema.pragma(connection, "page_count") * schema.pragma(connection, "page_size")
+    try:  # by a checkpoint, which leaves all pages of the database in the file
+        return suffix == "" and size >= schema.pragma(connection, "page_count") * schema.pragma(connection, "page_size")
     except sqlite3.Error:
         return False
 

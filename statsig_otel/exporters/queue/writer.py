@@ -382,8 +382,9 @@ class Writer:
         try:
             more = transact(self._open(), lambda connection: self._tidy(connection, idle))
             if self._keep_files(after_writing=True) is None and idle and not more and self._unfolded:
-                if open_files.fold(self._open()) and self._files is not None:
-                    self._files.folded()
+                connection = self._open()
+                if open_files.fold(connection) and self._files is not None:
+                    self._files.folded(connection)
                 self._unfolded = False
         except Exception as error:  # noqa: BLE001 - logged, and tried again later
             self._give_up_connection()

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,25 @@ def test_a_file_that_becomes_shorter_within_a_commit_is_damage_and_the_commit_is
         assert {*range(1, 8), 100} <= set(delivered(queue.cursor("otlp")))
         check_counters(queue)
     assert said(caplog, logging.ERROR, f"{name} became shorter while it was in use") == 1
+
+
+def test_a_database_that_becomes_shorter_when_the_log_was_just_brought_into_it_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fold, due = open_files.fold, threading.Event()
+
+    def fold_and_cut(connection: sqlite3.Connection) -> bool:
+        is_done = fold(connection)
+        if due.is_set():
+            due.clear()
+            os.truncate(tmp_path / "queue.db", 0)
+        return is_done
+
+    monkeypatch.setattr(open_files, "fold", fold_and_cut)
+    with running(tmp_path) as queue:
+        due.set()
+        put(queue, 1)
+        wait_until(lambda: queue._database.generation == 1, "it is noticed")
 
 
 @pytest.mark.usefixtures("unfolded")
