@@ -89,16 +89,15 @@ class Watchdog(Thread):
         os._exit(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection() -> None:
-    """Nothing that the collection makes is garbage, and the collector would look at it again and again."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What the collection makes stays: the garbage collector need not look at it, neither now nor later."""
     gc.disable()
-
-
-def pytest_collection_finish() -> None:
-    """What was imported stays, so the garbage collector need not look at it."""
-    gc.freeze()
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
