@@ -272,6 +272,7 @@ def test_the_consumer_of_ones_own_keeps_each_change_once(tmp_path: Path) -> None
     connection.close()
 
 
+@pytest.mark.slow
 def test_the_exporter_of_ones_own_writes_what_is_taken(tmp_path: Path) -> None:
     with running(EXPORTER, tmp_path) as (_, address):
         assert_takes_webhooks(address, DEFAULT_PATH)
@@ -287,6 +288,7 @@ def run_to_end(heading: str, folder: Path, **variables: str) -> tuple[str, str, 
     return ran.stdout, ran.stderr, ran.returncode
 
 
+@pytest.mark.slow
 def test_a_replay_sends_what_was_stored(tmp_path: Path) -> None:
     """A line that can't be read is named, and the others are sent."""
     (tmp_path / "bodies.jsonl").write_bytes(b"\n".join([BODY, b"", BODY[:-5], BODY, b"null"]))

@@ -73,6 +73,7 @@ print(*sys.modules, end=" ")
 """
 
 
+@pytest.mark.slow
 def test_a_service_loads_nothing_for_what_is_not_configured() -> None:
     """Each module stays in memory for as long as the service runs."""
     ran = subprocess.run([sys.executable, "-c", f"import sys\n{SERVICE}"], capture_output=True, text=True, check=True)

@@ -34,6 +34,7 @@ def run(which: str, sink: GrpcSink, directory: Path) -> str:
     return ran.stdout
 
 
+@pytest.mark.slow
 def test_a_service_belongs_to_the_process_that_starts_it(tmp_path: Path) -> None:
     """Made before a fork it starts in the child; a child of a started one is told so, and leaves its parent alone."""
     with GrpcSink() as sink:

@@ -299,6 +299,7 @@ def test_a_stop_in_the_middle_goes_on_after_the_next_start_and_repeats_nothing(
         assert count(queue.database, "salvage") == 0
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_loses_nothing(tmp_path: Path) -> None:
     with running(tmp_path) as queue:
         for start in range(0, 2000, 500):
