@@ -40,7 +40,8 @@ from benchmarks.load import post
 from benchmarks.service import service
 from benchmarks.sink import sink
 from benchmarks.webhooks import CHANGE, EXPOSURES, Shape
-from statsig_otel.plugin.receiver.intake import Answer, Intake
+from statsig_otel.plugin.receiver.answer import Answer
+from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.record.change_event import ChangeEvent
 from statsig_otel.plugin.record.record import LogRecordEncoder
 from statsig_otel.plugin.webhook.signature import Verifier

@@ -75,8 +75,8 @@ MODULES: Final = {
 FUNCTIONS: Final = {
     ("plugin/receiver/asgi.py", "create_app."): FALCON,
     ("plugin/receiver/asgi.py", "_headers_only"): FALCON,
-    ("plugin/receiver/answers.py", "Paths."): FALCON,
-    ("plugin/receiver/answers.py", "fill"): ANSWER,
+    ("plugin/receiver/responses.py", "Paths."): FALCON,
+    ("plugin/receiver/responses.py", "fill"): ANSWER,
     ("plugin/receiver/asgi.py", "StatsigReceiver._send"): ANSWER,
     ("plugin/receiver/asgi.py", "_LoopWaits.answer"): ANSWER,
     ("plugin/receiver/asgi.py", "_LoopWaits._add"): ANSWER,

@@ -24,7 +24,7 @@ from benchmarks.load import Load, quantile
 from benchmarks.webhooks import Shape
 from statsig_otel.exporters import Batch
 from statsig_otel.plugin import Intake, Verifier, parse
-from statsig_otel.plugin.receiver.intake import Answer
+from statsig_otel.plugin.receiver.answer import Answer
 from tests.e2e import otelcol
 from tests.e2e.processes import clean_environment
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from statsig_otel._lazy import exports
 
 if TYPE_CHECKING:
+    from statsig_otel.plugin.receiver.answer import Answer as Answer
+    from statsig_otel.plugin.receiver.answer import AnsweredError as AnsweredError
     from statsig_otel.plugin.receiver.asgi import StatsigReceiver as StatsigReceiver
     from statsig_otel.plugin.receiver.asgi import create_app as create_app
     from statsig_otel.plugin.receiver.bodies import Limits as Limits
-    from statsig_otel.plugin.receiver.intake import Answer as Answer
-    from statsig_otel.plugin.receiver.intake import AnsweredError as AnsweredError
     from statsig_otel.plugin.receiver.intake import Intake as Intake
     from statsig_otel.plugin.receiver.intake import Request as Request
     from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver as StatsigWsgiReceiver

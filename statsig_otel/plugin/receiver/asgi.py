@@ -18,7 +18,10 @@ from falcon.asgi import App, Request, Response
 
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver import intake
-from statsig_otel.plugin.receiver.answers import (
+from statsig_otel.plugin.receiver.answer import Answer, AnsweredError
+from statsig_otel.plugin.receiver.handover import check_parts, check_receivers, consume, run_in_loop, taken
+from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.receiver.responses import (
     Paths,
     fill,
     handle_unexpected,
@@ -28,8 +31,6 @@ from statsig_otel.plugin.receiver.answers import (
     slow_consumer,
     wrong_method,
 )
-from statsig_otel.plugin.receiver.handover import check_parts, check_receivers, consume, run_in_loop, taken
-from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
 from statsig_otel.plugin.server.asgi_types import Message, Receive, Send
 
 MountableApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]

@@ -11,7 +11,8 @@ from typing import Any, Final
 from statsig_otel._arguments import check_type, described, mistyped, type_name, why_not_callable
 from statsig_otel._futures import answered, failed
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
-from statsig_otel.plugin.receiver.intake import Answer, Intake, Request
+from statsig_otel.plugin.receiver.answer import Answer
+from statsig_otel.plugin.receiver.intake import Intake, Request
 
 _ANSWERS: Final = "a Receipt, a concurrent.futures.Future of one, or an awaitable of one"
 

@@ -17,7 +17,10 @@ from falcon import App, Request, Response
 
 from statsig_otel.exporters.consumer import Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver import intake
-from statsig_otel.plugin.receiver.answers import (
+from statsig_otel.plugin.receiver.answer import Answer, AnsweredError
+from statsig_otel.plugin.receiver.handover import check_parts, check_receivers, consume, run_in_thread, taken
+from statsig_otel.plugin.receiver.intake import Intake
+from statsig_otel.plugin.receiver.responses import (
     Paths,
     fill,
     handle_unexpected,
@@ -27,8 +30,6 @@ from statsig_otel.plugin.receiver.answers import (
     slow_consumer,
     wrong_method,
 )
-from statsig_otel.plugin.receiver.handover import check_parts, check_receivers, consume, run_in_thread, taken
-from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake
 from statsig_otel.plugin.webhook.body import MAX_URL_VERIFICATION_SIZE
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER
 

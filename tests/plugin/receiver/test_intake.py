@@ -8,8 +8,9 @@ import pytest
 
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
+from statsig_otel.plugin.receiver.answer import Answer, AnsweredError
 from statsig_otel.plugin.receiver.bodies import SMALL_BODY, Limits
-from statsig_otel.plugin.receiver.intake import Answer, AnsweredError, Intake, Request
+from statsig_otel.plugin.receiver.intake import Intake, Request
 from statsig_otel.plugin.webhook.signature import Verifier, sign
 
 SECRET = "webhook-0123456789abcdef"

@@ -15,7 +15,7 @@ from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._telemetry import server_refused
 from statsig_otel.exporters.consumer import RefusedError
 from statsig_otel.exporters.terminal import printable
-from statsig_otel.plugin.receiver.intake import Answer, refusal
+from statsig_otel.plugin.receiver.answer import Answer, refusal
 
 _logger: Final = logging.getLogger(__name__)
 
