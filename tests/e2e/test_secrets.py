@@ -32,13 +32,13 @@ from tests.e2e.processes import Process
 from tests.e2e.service_process import ServiceProcess, environment, run_to_end
 from tests.e2e.statsig_client import change
 from tests.peers.certs import Authority, ServerTls
-from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink, Received, partial_success
+from tests.peers.otlp_servers import GrpcAnswer, GrpcSink, HttpAnswer, HttpSink, Received, free_port, partial_success
 from tests.waiting import wait_until
 
 http = urllib3.PoolManager(retries=False, timeout=20)
 SECRETS = {
     name: f"s3cr3t-{name}-0123456789abcdef"
-    for name in ("environment", "file", "inline", "hash", "bearer", "header", "listed", "unused")
+    for name in ("environment", "file", "inline", "hash", "bearer", "header", "listed", "unused", "metrics")
 }
 SPECIAL = 's3cr3t "with" <signs> & +/='
 """A text that is written otherwise in JSON, in HTML and in a URL."""
@@ -95,12 +95,14 @@ class Site:
         config: The configuration's file.
         exporters: The exporters' settings.
         key: Lines of the private key that stands in it.
+        ports: Of the metrics and of the health checks.
         said: All output so far, by what made it.
     """
 
     folder: Path
     exporters: dict[str, dict[str, object]]
     key: list[str]
+    ports: tuple[int, int] = field(default_factory=lambda: (free_port(), free_port()))
     said: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -129,14 +131,30 @@ class Site:
         configuration = {
             "receivers": {"statsig": receiver},
             "exporters": exporters,
-            "extensions": {"file_storage": {"directory": str(self.folder / "queue"), "min_free_bytes": 0}},
+            "extensions": {
+                "file_storage": {"directory": str(self.folder / "queue"), "min_free_bytes": 0},
+                "health_check": {"endpoint": f"127.0.0.1:{self.ports[1]}"},
+            },
             "service": {
-                "telemetry": {"logs": {"level": "debug"}},
-                "extensions": ["file_storage"],
+                "telemetry": {"logs": {"level": "debug"}, "metrics": {"readers": self._readers()}},
+                "extensions": ["file_storage", "health_check"],
                 "pipelines": {"logs": {"receivers": ["statsig"], "exporters": list(exporters)}},
             },
         }
         self.config.write_text(json.dumps(configuration, indent=2))
+
+    def _readers(self) -> list[object]:
+        otlp = {"protocol": "http/protobuf", "endpoint": "http://localhost:1", "headers": {"key": SECRETS["metrics"]}}
+        return [
+            {"pull": {"exporter": {"prometheus": {"host": "127.0.0.1", "port": self.ports[0]}}}},
+            {"periodic": {"interval": "1s", "exporter": {"otlp": otlp}}},
+        ]
+
+    def ask(self, *paths: str) -> None:
+        """Read the metrics and the health checks."""
+        for port in self.ports:
+            for path in paths:
+                self.said[f"{port}{path}"] = http.request("GET", f"http://127.0.0.1:{port}{path}").data.decode()
 
     def give(self, *args: str, env: Mapping[str, str] | None = None) -> str:
         """Give a command, in this process: that is quicker."""
@@ -238,6 +256,9 @@ def _say_everything(site: Site) -> None:
         site.give("queue", "backup", str(site.folder / "copy of queue.db"), *about_queue)
         for line in ('{"command": "queue"}', '{"command": "reload"}', '{"command": "print-config"}', "{"):
             site.said[f"control socket: {line}"] = control(site.folder / "queue", line)
+        site.ask("/", "/metrics", "/readyz", "/livez", "/other")
+        assert "otlp_http/query" in site.said[f"{site.ports[0]}/metrics"]
+        assert "otlp_http/query" in site.said[f"{site.ports[1]}/readyz"]
         site.read_files("while it runs")
         site.write(wrong=True)
         site.give("reload", *about_queue)
@@ -356,4 +377,5 @@ def check_that_all_was_said(site: Site) -> None:
     dead_letters = "".join(text for where, text in site.said.items() if where.startswith("dead-letters"))
     assert dead_letters.count("not allowed: ") >= 2
     assert "[REDACTED]" in dead_letters
-    assert all("Traceback" not in text for text in site.said.values())
+    for where, text in site.said.items():
+        assert "Traceback" not in text, f"{where}: {text[text.index('Traceback') - 400 :][:3000]}"

@@ -38,6 +38,8 @@ from statsig_otel.plugin.settings.metrics import (
     PrometheusReaderSettings,
 )
 
+_logger: Final = logging.getLogger(__name__)
+
 _MOST_CONNECTIONS: Final = 32
 _SERVICE: Final = "statsig-otel"
 
@@ -122,13 +124,20 @@ class Readers:
         provider, self._provider = self._provider, None
         if provider is not None:
             closing = threading.Thread(
-                target=provider.shutdown, args=(timeout * 1000,), name="statsig-otel metrics shutdown", daemon=True
+                target=_close, args=(provider, timeout), name="statsig-otel metrics shutdown", daemon=True
             )
             closing.start()
             closing.join(timeout)
         for thread in self._threads:
             thread.shutdown(max(latest - time.monotonic(), 0.0))
         self._threads = []
+
+
+def _close(provider: MeterProvider, timeout: float) -> None:
+    try:
+        provider.shutdown(timeout * 1000)
+    except Exception:  # noqa: BLE001 - the SDK's own, with what each of its readers has raised
+        _logger.warning("The last metrics could not be sent within %g s", timeout)
 
 
 def _server(settings: PrometheusReaderSettings, reader: InMemoryMetricReader) -> HttpServer:
