@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 from statsig_otel._telemetry import exporters
 from statsig_otel._times import SENDER_GRACE
+from statsig_otel.exporters.delivery.calls import ExporterCalls, LeftBehind
 from statsig_otel.exporters.delivery.decisions import Decided, Decisions, FailedState, is_taken
 from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
 from statsig_otel.exporters.delivery.outage import Outage
@@ -66,9 +67,7 @@ class QueueSender:
         self._exporter = Guarded(cursor.name, exporter)
         self._settings = settings or DeliverySettings()
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()  # over the next two
-        self._in_call = False  # of the exporter's `send` or `start`
-        self._left_behind = False  # by a shutdown: the thread touches the cursor no more
+        self._calls = ExporterCalls()
         self._stopping = False
         self._closed = False  # the exporter is shut down: its answers mean nothing from now on
         self._drain_until = 0.0
@@ -97,7 +96,7 @@ class QueueSender:
             ValueError: The content of a file of the exporter is wrong. As above.
             RuntimeError: A `send` was left behind by `shutdown`.
         """
-        if self._left_behind:
+        if self._calls.left_behind:
             raise RuntimeError(f"{self._cursor.name}: an earlier send still hangs: make another sender")
         self.is_started = False
         self._exporter.start()
@@ -179,27 +178,25 @@ class QueueSender:
             thread.join(max(0.0, latest - time.monotonic()))
             while thread.is_alive() and not self._leave_behind():
                 thread.join(SENDER_GRACE)  # between two sends it ends by itself
-        if closing.is_alive() or self._left_behind:
+        if closing.is_alive() or self._calls.left_behind:
             _logger.error("%s: a send or the shutdown hangs; it is left behind", self._cursor.name)
 
     def _leave_behind(self) -> bool:
         """Give up a call of the exporter that does not end; False if none is under way."""
-        with self._lock:
-            self._left_behind = self._in_call
-        if self._left_behind:
+        if left := self._calls.leave_behind():
             self.state = "stopped"
             self._cursor.close()
-        return self._left_behind
+        return left
 
     def _run(self) -> None:
         try:
             self._rest()
             while self._goes_on() and self._step():
                 pass
-        except _LeftBehind:
+        except LeftBehind:
             return
         finally:
-            if not self._left_behind:  # else the cursor is somebody else's by now
+            if not self._calls.left_behind:  # else the cursor is somebody else's by now
                 self.state = "stopped"
                 self._cursor.close()
 
@@ -259,16 +256,14 @@ class QueueSender:
 
     def _start_exporter(self) -> None:
         """Try once more to start an exporter that could not be started."""
-        self._begin_call()
         try:
-            self._exporter.start()
+            with self._calls:
+                self._exporter.start()
+                if self._closed:
+                    self._exporter.shutdown()  # the shutdown came before there was something to shut down
         except (OSError, ValueError) as error:
-            self._end_call()
             self._failed("blocked", f"can't be started: {error}")
             return
-        if self._closed:
-            self._exporter.shutdown()  # the shutdown came before there was something to shut down
-        self._end_call()
         self.is_started, self.attempts, self.state = True, 0, "idle"
         self._end_outage("is started")
 
@@ -422,22 +417,11 @@ class QueueSender:
     def _send(self, part: Records) -> Outcome:
         if self.state == "idle":
             self.state = "sending"
-        self._begin_call()
         began = time.monotonic()
-        outcome = self._exporter.send(part.content, len(part), self._settings.timeout)
-        self._end_call()
+        with self._calls:
+            outcome = self._exporter.send(part.content, len(part), self._settings.timeout)
         report_sent(self._cursor.name, outcome, len(part), time.monotonic() - began)
         return outcome
-
-    def _begin_call(self) -> None:
-        with self._lock:
-            self._in_call = True
-
-    def _end_call(self) -> None:
-        with self._lock:
-            self._in_call = False
-            if self._left_behind:
-                raise _LeftBehind
 
     def _failed(self, state: FailedState, reason: str, asked: float | None = None) -> None:
         """Pause before the next attempt."""
@@ -486,10 +470,6 @@ class QueueSender:
         if self._storage_fails:
             self._storage_fails, self.last_error, self.state = False, "", "sending"
             _logger.warning("%s: the queue can be read and ticked off again", self._cursor.name)
-
-
-class _LeftBehind(BaseException):
-    """Ends the thread of a call that was abandoned and has returned after all."""
 
 
 @dataclass(slots=True)
