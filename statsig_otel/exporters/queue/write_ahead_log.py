@@ -7,6 +7,7 @@ https://www.sqlite.org/fileformat2.html, and that of its index section 2 of http
 
 import contextlib
 import io
+import os
 import sqlite3
 import struct
 from collections.abc import Iterator
@@ -126,13 +127,15 @@ def is_cut(database: Path, size: int) -> bool:
 
     Also for a database that this process has open, since SQLite does not lock the log.
     """
-    with Path(f"{database}-wal").open("rb", buffering=0) as log:
-        magic, _, page_size, *_ = _HEADER.unpack(log.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
+    log = os.open(f"{database}-wal", os.O_RDONLY | os.O_CLOEXEC)  # after every commit, so not by the slower `open`
+    try:
+        magic, _, page_size, *_ = _HEADER.unpack(os.pread(log, _HEADER.size, 0).ljust(_HEADER.size, b"\0"))
         frame = page_size + _FRAME.size
-        if not (frames := (size - _HEADER.size) // frame):
-            return not magic
-        log.seek(_HEADER.size + (frames - 1) * frame)  # of the last whole one: a full disk leaves a part of another
-        return not magic or not any(log.read(_NUMBER))
+        frames = (size - _HEADER.size) // frame  # whole ones: a full disk leaves a part of another
+        last = os.pread(log, _NUMBER, _HEADER.size + (frames - 1) * frame) if frames > 0 else b"\1"
+        return not magic or not any(last)
+    finally:
+        os.close(log)
 
 
 def first_page(database: Path) -> bytes:
