@@ -162,6 +162,16 @@ def records(kind: Callable[[TlsClient], bytes]) -> Client:
     return send
 
 
+async def costly_hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The beginning of a handshake that offers the most costly key exchange only."""
+    context, outgoing = _distrustful(), ssl.MemoryBIO()
+    context.set_ecdh_curve("ffdhe8192")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+    writer.write(outgoing.read())
+    await reader.read()
+
+
 async def hello_in_pieces(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """The beginning of a handshake, in records of one byte."""
     hello = b"\x01\0\xea\x60\x03\x03" + bytes(60_000 - 2)
@@ -242,6 +252,7 @@ ATTACKS: dict[str, Attack] = {
     "TLS KeyUpdates between content": Attack(
         records(lambda client: client.key_update() + client.record(bytes(1200))), 100, tls=True
     ),
+    "TLS ClientHellos that offer ffdhe8192 only": Attack(costly_hello, 50, tls=True),
     "TLS handshakes in records of one byte": Attack(hello_in_pieces, 200, tls=True),
     "recorded TLS ClientHellos, 300 connections at a time": Attack(recorded_hellos(300), 1, tls=True),
     "recorded TLS ClientHellos, 5,000 connections at a time": Attack(recorded_hellos(5000), 1, tls=True),
