@@ -59,6 +59,7 @@ class OpenFiles:
         self._paths = {suffix: f"{database}{suffix}" for suffix in _SUFFIXES}
         self._known: dict[str, os.stat_result] = {}
         self._is_cut = False  # the log was shortened, and has grown since
+        self._has_grown = False  # since it was opened: a power failure may have left zeros at its end
         self._index_is_gone = False
         self._said_gone: set[str] = set()  # the suffixes of files whose content is not yet kept elsewhere
         self._keep_directory = keep_directory
@@ -70,7 +71,7 @@ class OpenFiles:
         """The connection was just opened."""
         index = self._known.get("-shm")
         self._known.clear()
-        self._is_cut = False
+        self._is_cut = self._has_grown = False
         self._look(connection, after_writing=True)
         if "-shm" in self._known:
             self._index_is_gone = False
@@ -144,8 +145,9 @@ class OpenFiles:
             elif now.st_size < known.st_size and not (after_writing and _has_cut(connection, suffix, now.st_size)):
                 shorter.add(suffix)
             elif after_writing:
-                if suffix == "-wal" and 0 < known.st_size <= now.st_size:
+                if suffix == "-wal" and 0 < known.st_size <= now.st_size and self._has_grown:
                     self._is_cut |= write_ahead_log.is_cut(self._database, known.st_size)
+                self._has_grown |= suffix == "-wal" and now.st_size > known.st_size
                 self._known[suffix] = now
         return _Changes(frozenset(gone), frozenset(shorter))
 

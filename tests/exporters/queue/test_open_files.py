@@ -250,6 +250,22 @@ def test_a_database_that_becomes_shorter_when_the_log_was_just_brought_into_it_i
 
 
 @pytest.mark.usefixtures("unfolded")
+def test_a_log_that_a_power_failure_has_left_with_zeros_at_its_end_is_whole(tmp_path: Path) -> None:
+    """Its size may reach the disk before its content. The next commits are written over the zeros."""
+    directory = tmp_path / "queue"
+    with running(directory) as queue:
+        put(queue, 1, 2)
+        crashed = copy_of(directory, tmp_path / "crashed")
+    log = crashed / "queue.db-wal"
+    os.truncate(log, log.stat().st_size + 50 * 4120)
+    with running(crashed) as queue:
+        for number in range(3, 20):
+            put(queue, number)
+        assert queue._database.generation == 0
+        assert delivered(queue.cursor("otlp")) == [*range(1, 20)]
+
+
+@pytest.mark.usefixtures("unfolded")
 def test_files_that_become_shorter_by_themselves_are_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A log beyond its limit, which is cut when it begins anew, and a database whose pages are freed."""
     with running(tmp_path) as queue:
