@@ -58,7 +58,7 @@ class OpenFiles:
         self._database = database
         self._paths = {suffix: f"{database}{suffix}" for suffix in _SUFFIXES}
         self._known: dict[str, os.stat_result] = {}
-        self._is_cut = False  # the log was shortened, and has grown since
+        self._cut: set[str] = set()  # the suffixes of files that were shortened, and have grown since
         self._has_grown = False  # since it was opened: a power failure may have left zeros at its end
         self._index_is_gone = False
         self._said_gone: set[str] = set()  # the suffixes of files whose content is not yet kept elsewhere
@@ -71,7 +71,8 @@ class OpenFiles:
         """The connection was just opened."""
         index = self._known.get("-shm")
         self._known.clear()
-        self._is_cut = self._has_grown = False
+        self._cut.clear()
+        self._has_grown = False
         self._look(connection, after_writing=True)
         if "-shm" in self._known:
             self._index_is_gone = False
@@ -85,11 +86,14 @@ class OpenFiles:
             if not now.st_size and os.path.samestat(now, self._known["-wal"]):
                 self._known["-wal"] = now
         self._look(connection, after_writing=True)
+        with contextlib.suppress(sqlite3.Error, KeyError):
+            if self._known[""].st_size < _bytes_of_pages(connection):
+                self._cut.add("")
 
     def are_whole(self, connection: sqlite3.Connection) -> bool:
         """After writing: whether the database and its log are still the files of these names, and not shorter."""
         changes = self._look(connection, after_writing=True)
-        return changes.gone | changes.shorter <= {"-shm"} and not self._is_cut
+        return changes.gone | changes.shorter <= {"-shm"} and not self._cut
 
     def keep(self, connection: sqlite3.Connection, *, after_writing: bool) -> bool:
         """Keep what is committed; whether the connection was closed for it, and another has to be opened.
@@ -119,7 +123,7 @@ class OpenFiles:
         if "-wal" in changes.gone:
             self._leave_log(connection)
             has_to_reopen = True
-        elif shorter or self._is_cut:
+        elif shorter or self._cut:
             has_to_reopen = not self._is_whole(connection, shorter)
             if has_to_reopen and after_writing:
                 raise schema.DamagedError("it became shorter while it was written to")
@@ -146,7 +150,7 @@ class OpenFiles:
                 shorter.add(suffix)
             elif after_writing:
                 if suffix == "-wal" and 0 < known.st_size <= now.st_size and self._has_grown:
-                    self._is_cut |= write_ahead_log.is_cut(self._database, known.st_size)
+                    self._cut |= {suffix} if write_ahead_log.is_cut(self._database, known.st_size) else set()
                 self._has_grown |= suffix == "-wal" and now.st_size > known.st_size
                 self._known[suffix] = now
         return _Changes(frozenset(gone), frozenset(shorter))
@@ -209,13 +213,11 @@ class OpenFiles:
 
     def _is_whole(self, connection: sqlite3.Connection, shorter: Collection[str]) -> bool:
         """Whether all that is committed is in the database. If not, it is closed and set aside."""
-        suffixes = sorted({*shorter, "-wal"} if self._is_cut else shorter)
-        names = " and ".join(f"{self._database.name}{suffix}" for suffix in suffixes)
+        names = " and ".join(f"{self._database.name}{suffix}" for suffix in sorted({*shorter, *self._cut}))
         try:
-            if self._is_cut:  # SQLite would bring the zeros into the database
-                raise schema.DamagedError("frames are missing")
-            size = schema.pragma(connection, "page_count") * schema.pragma(connection, "page_size")
-            if "" in shorter and self._database.stat().st_size < size:
+            if self._cut:  # SQLite would bring the zeros of a log into the database
+                raise schema.DamagedError("a part is missing")
+            if "" in shorter and self._database.stat().st_size < _bytes_of_pages(connection):
                 raise schema.DamagedError("pages are missing")
             _fold_all(connection)
         except BusyError:
@@ -229,12 +231,16 @@ class OpenFiles:
         return True
 
 
+def _bytes_of_pages(connection: sqlite3.Connection) -> int:
+    return schema.pragma(connection, "page_count") * schema.pragma(connection, "page_size")
+
+
 def _has_cut(connection: sqlite3.Connection, suffix: str, size: int) -> bool:
     """Whether the connection itself may have made a file so short by a commit."""
     if suffix == "-wal":
         return size >= schema.LOG_LIMIT
     try:  # by a checkpoint, which leaves all pages of the database in the file
-        return suffix == "" and size >= schema.pragma(connection, "page_count") * schema.pragma(connection, "page_size")
+        return suffix == "" and size >= _bytes_of_pages(connection)
     except sqlite3.Error:
         return False
 
