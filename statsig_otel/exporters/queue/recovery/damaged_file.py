@@ -21,6 +21,9 @@ _MOST_FAILURES: Final = 50_000
 _FAILURES_PER_STEP: Final = 1000
 """Failures after which a step over unreadable rows is one row longer, so that a million rows can be passed."""
 
+_UNUSED: Final = slice(20, 21)
+"""How many bytes at the end of each page are not used, in the first page (section 1.3 of the file format): none."""
+
 _LAST_KEY: Final = 2**63 - 1
 _NO_LIMIT: Final = -1  # https://www.sqlite.org/lang_select.html#the_limit_clause
 
@@ -36,8 +39,8 @@ class UnreadableError(QueueError):
 def opened(path: Path, *, spare_bytes: int) -> Iterator[sqlite3.Connection]:
     """A connection for reading a damaged file.
 
-    If SQLite can't read its first page or all of its log, the connection is to a copy with a new first page and all of
-    the log folded in. The copy takes at most `spare_bytes` bytes.
+    If SQLite can't read its first page or all of its log, or would misread the end of each page, the connection is to a
+    copy with a new first page and all of the log folded in. The copy takes at most `spare_bytes` bytes.
 
     Raises:
         UnreadableError: Nothing in the file can be read.
@@ -46,7 +49,8 @@ def opened(path: Path, *, spare_bytes: int) -> Iterator[sqlite3.Connection]:
     copy = path.with_name(f"{path.name}.repaired")
     _remove(copy)  # of a process that was killed
     try:
-        connection = None if write_ahead_log.check(path).unread_commits else _connect(path)
+        has_all = not write_ahead_log.check(path).unread_commits and not _has_unused_bytes(path)
+        connection = _connect(path) if has_all else None
         if connection is None:
             _repair(path, copy, spare_bytes)
             connection = _connect(copy)
@@ -111,6 +115,11 @@ def seen(connection: sqlite3.Connection) -> Iterator[tuple[str, bytes, int]]:
         except sqlite3.Error:
             continue
         return
+
+
+def _has_unused_bytes(path: Path) -> bool:
+    """Whether the first page says that the end of each page is not used: SQLite believes it, and misses rows there."""
+    return write_ahead_log.first_page(path)[_UNUSED] not in (b"", b"\0")
 
 
 def _connect(path: Path) -> sqlite3.Connection | None:

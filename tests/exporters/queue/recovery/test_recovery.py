@@ -239,6 +239,20 @@ def test_pages_that_can_not_be_read_are_passed_over_and_what_is_missing_is_count
     assert said(caplog, logging.ERROR, f"Missing: {missing} waiting records") == 1
 
 
+def test_a_wrong_size_of_the_pages_content_hides_no_record(tmp_path: Path) -> None:
+    """One flipped bit in the first page, which SQLite takes for true."""
+    for bit in (0, 3, 7):
+        directory = tmp_path / str(bit)
+        with running(directory) as queue:
+            put(queue, *range(1, 31), size=500)
+        with (directory / "queue.db").open("r+b") as file:
+            file.seek(20)
+            file.write(bytes((1 << bit,)))
+        with running(directory) as queue:
+            settled(directory)
+            assert delivered(queue.cursor("otlp")) == [*range(1, 31)], bit
+
+
 def test_what_waits_in_the_log_of_a_file_is_carried_over_too(tmp_path: Path) -> None:
     with running(tmp_path / "running") as queue:
         put(queue, 1, 2, 3)
