@@ -13,7 +13,8 @@ from typing import Final
 from statsig_otel.config import yaml_tree
 from statsig_otel.config.document import UNKNOWN, Document, Place, Unknown
 from statsig_otel.config.errors import ConfigError, Path, Problem, quoted
-from statsig_otel.config.substitution import FileBacked, Substitution, Unresolved, has_old_reference, read_regular
+from statsig_otel.config.files import read_regular
+from statsig_otel.config.substitution import FileBacked, Substitution, Unresolved, has_old_reference
 from statsig_otel.config.yaml_tree import MAX_DEPTH, MAX_VALUES, BadNode, Node, Scalar, Sequence, TreeError
 
 MAX_FILE: Final = 1 << 20

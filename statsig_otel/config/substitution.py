@@ -13,15 +13,14 @@ The result is a string: it is not read as YAML, and references in it are not res
 A string that a program gives is the value itself, so `${` in it is an error, and `$${` is `${`: see `from_code`.
 """
 
-import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from statsig_otel.config.errors import SettingError, quoted
+from statsig_otel.config.files import read_regular
 
 MAX_FILE: Final = 1 << 20
 """The most bytes of a file that `${file:...}` reads."""
@@ -183,18 +182,3 @@ class FileBacked:
     def expand(self) -> tuple[str, list[Unresolved]]:
         """Read the files again and resolve the references; see `Substitution.expand`."""
         return Substitution(self.environ, self.directory).expand(self.text)
-
-
-def read_regular(path: Path, most: int) -> bytes:
-    """The bytes of a regular file: at most one more than allowed. A pipe or a device could block the reader for ever.
-
-    Raises:
-        OSError: It can't be read, or is not a regular file.
-        ValueError: No file can have such a path.
-    """
-    # Without O_NONBLOCK, opening a pipe that nobody writes to would block.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(0, "it is not a regular file")
-        return file.read(most + 1)

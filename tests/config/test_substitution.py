@@ -124,6 +124,13 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     assert faults("${file:pipe}", tmp_path) == ["the file pipe can't be read: it is not a regular file"]
 
 
+def test_a_directory_does_not_stay_open(tmp_path: Path) -> None:
+    before = len([*Path("/dev/fd").iterdir()])
+    for _ in range(5):
+        assert faults(f"${{file:{tmp_path}}}") == [f"the file {tmp_path} can't be read: Is a directory"]
+    assert len([*Path("/dev/fd").iterdir()]) == before
+
+
 def test_little_text_does_not_become_endlessly_much(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(b"x" * MAX_FILE)
     assert set(faults("${file:large}" * 100, tmp_path)) == {"the substitutions put in more than 8 MiB in all"}

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from statsig_otel.config.errors import SettingError
+from statsig_otel.config.files import read_pem
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
 from statsig_otel.config.values import Opaque, PathText, Secret, reveal
@@ -235,7 +236,7 @@ class ClientTlsSettings(Settings):
         if not path:
             return None
         try:
-            return Path(path).read_bytes()
+            return read_pem(Path(path))
         except OSError as error:
             raise OSError(error.errno, f"tls::{name}_file can't be read: {error.strerror}", path) from error
 

@@ -14,6 +14,7 @@ from typing import Final
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import Document
 from statsig_otel.config.errors import Fault, Path, Problem
+from statsig_otel.config.files import read_pem
 from statsig_otel.exporters.local.file import FileSettings, check_path, is_locked
 from statsig_otel.exporters.otlp.proxy import proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
@@ -246,8 +247,7 @@ def _tls(
 def _unreadable(files: Mapping[str, FilePath], path: Path, document: Document) -> Iterator[Problem]:
     for key, file in files.items():
         try:
-            with file.open("rb"):
-                pass
+            read_pem(file)
         except OSError as error:
             yield document.problem((*path, key), f"{file} can't be read: {error.strerror}", _READABLE_HINT)
 

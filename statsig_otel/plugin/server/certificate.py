@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from statsig_otel.config.files import read_pem
+
 _BEGIN: Final = "-----BEGIN CERTIFICATE-----"
 _END: Final = "-----END CERTIFICATE-----"
 _VERSION: Final = 0xA0  # a tag, as the next one
@@ -19,7 +21,7 @@ _LONG: Final = 0x80  # a longer element first says how many bytes its length has
 def expiry(cert_file: Path) -> float | None:
     """When the first certificate of a PEM file expires, in seconds since the epoch; None if there is none."""
     try:
-        pem = cert_file.read_text(encoding="ascii", errors="replace")
+        pem = read_pem(cert_file).decode("ascii", "replace")
         der = ssl.PEM_cert_to_DER_cert(pem[pem.index(_BEGIN) : pem.index(_END) + len(_END)])
         certificate, _ = _element(der)[1:]
         rest = _element(certificate)[1]  # of the part that is signed

@@ -9,6 +9,7 @@ from typing import ClassVar, Final, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from statsig_otel.config.errors import SettingError
+from statsig_otel.config.files import read_pem
 from statsig_otel.config.model import Settings
 from statsig_otel.config.units import Duration
 from statsig_otel.config.values import PlainPath
@@ -25,7 +26,7 @@ def digest(files: Iterable[Path | None]) -> bytes:
     found = hashlib.sha256()
     for file in files:
         try:
-            content = file.read_bytes() if file else None
+            content = read_pem(file) if file else None
         except (OSError, ValueError) as error:
             found.update(f"{type(error).__name__}\n".encode())
             continue
@@ -169,7 +170,6 @@ def why_handshake_failed(error: ssl.SSLError) -> str:
 
 def _require_readable(name: str, path: Path) -> None:
     try:
-        with path.open("rb"):
-            pass
+        read_pem(path)
     except OSError as error:
         raise OSError(error.errno, f"tls.{name}: cannot read {path}: {error.strerror}") from error

@@ -27,6 +27,7 @@ from statsig_otel._instruments import collecting, make_instruments
 from statsig_otel._telemetry import SCOPE
 from statsig_otel._times import READERS_CLOSING
 from statsig_otel.config.errors import Fault
+from statsig_otel.config.files import read_pem
 from statsig_otel.config.values import reveal
 from statsig_otel.plugin.server.listening import ListenError, host_port
 from statsig_otel.plugin.server.server import HttpServer
@@ -163,7 +164,7 @@ def _exporter(settings: OtlpPushSettings) -> MetricExporter:
     """
     headers = {key: reveal(value) for key, value in settings.headers.items()}
     files = [settings.certificate, settings.client_key, settings.client_certificate]
-    certificate, key, chain = (None if file is None else file.read_bytes() for file in files)
+    certificate, key, chain = (None if file is None else read_pem(file) for file in files)
     if settings.protocol == "grpc":
         import grpc  # noqa: PLC0415 - loaded where it is used
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (  # noqa: PLC0415 - likewise

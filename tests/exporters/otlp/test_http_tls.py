@@ -1,5 +1,6 @@
 """The OTLP/HTTP exporter against servers with TLS."""
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -127,4 +128,8 @@ def test_start_names_the_setting_of_a_wrong_file(tmp_path: Path) -> None:
         OtlpHttpExporter("otlp_http", settings).start()
     path.write_text("garbage")
     with pytest.raises(ValueError, match="tls::ca_file"):
+        OtlpHttpExporter("otlp_http", settings).start()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(OSError, match=r"tls::ca_file can't be read: it is not a regular file: .*ca\.pem"):
         OtlpHttpExporter("otlp_http", settings).start()

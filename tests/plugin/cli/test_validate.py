@@ -119,11 +119,12 @@ def test_a_host_that_is_not_this_machine() -> None:
 
 
 def test_certificates_of_a_server_that_can_not_be_read_are_told_one_by_one() -> None:
-    config("endpoint: localhost:0\n    tls: " + tls(cert_file="no.pem", key_file="no.key", client_ca_file="/"))
+    os.mkfifo("pipe")  # opening it would block
+    config("endpoint: localhost:0\n    tls: " + tls(cert_file="no.pem", key_file="pipe", client_ca_file="/"))
     hint = "\n  hint: the service reads it as its own user; check the path and the permissions"
     assert errors("--config", "config.yaml") == (
         f"receivers::statsig::tls::cert_file: no.pem can't be read: No such file or directory (config.yaml:6){hint}\n"
-        f"receivers::statsig::tls::key_file: no.key can't be read: No such file or directory (config.yaml:6){hint}\n"
+        f"receivers::statsig::tls::key_file: pipe can't be read: it is not a regular file (config.yaml:6){hint}\n"
         f"receivers::statsig::tls::client_ca_file: / can't be read: Is a directory (config.yaml:6){hint}"
     )
 

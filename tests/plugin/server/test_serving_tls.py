@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import socket
 import ssl
@@ -128,6 +129,9 @@ def test_renewed_tls_files_count_for_new_connections_alone(authority: trustme.CA
                 server.renewed_tls()
             tls.key_file.unlink()
             with pytest.raises(OSError, match="key_file: cannot read"):
+                server.renewed_tls()
+            os.mkfifo(tls.key_file)
+            with pytest.raises(OSError, match=r"key_file: cannot read .*key\.pem: it is not a regular file"):
                 server.renewed_tls()
             with connect() as fourth:
                 assert fourth.getpeercert(binary_form=True) == after

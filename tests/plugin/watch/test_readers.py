@@ -215,7 +215,9 @@ def test_what_can_not_be_started_is_told_with_its_position(tmp_path: Path) -> No
         assert caught.value.position == 2
         assert f"cannot listen on 127.0.0.1:{port}" in caught.value.fault.message
         socket.create_server(("127.0.0.1", free)).close()
-    missing = periodic("https://127.0.0.1:1", certificate=str(tmp_path / "missing.pem"))
-    with pytest.raises(ReaderError, match=r"missing\.pem") as caught, reading(missing):
-        pass
-    assert caught.value.position == 0
+    os.mkfifo(tmp_path / "pipe.pem")
+    for name, said in (("missing.pem", "No such file"), ("pipe.pem", "it is not a regular file")):
+        unusable = periodic("https://127.0.0.1:1", certificate=str(tmp_path / name))
+        with pytest.raises(ReaderError, match=f"{said}.*{name}") as caught, reading(unusable):
+            pass
+        assert caught.value.position == 0
