@@ -289,7 +289,7 @@ class QueueSender:
                     break
                 dead_letters += decided.dead_letters
                 batch = batch[bisect_right(batch.seqs, self._cursor.position) :]
-            elif not batch.intact[0]:
+            elif self._closed or not batch.intact[0]:
                 break
             elif not (part := self._next(batch)):
                 all_refused = True

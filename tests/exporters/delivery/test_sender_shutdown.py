@@ -7,17 +7,52 @@ from pathlib import Path
 
 import pytest
 
+from statsig_otel.exporters.exporter import Delivered, Outcome
 from tests.exporters.delivery.helpers import (
     QUICK,
     SLOW,
     Backend,
     Kind,
     named,
+    names_in,
     rig,
     settings,
     threads,
 )
 from tests.waiting import wait_until
+
+
+class OneByOne:
+    """An exporter that takes one record of each batch. From some record on, a send ends only with the shutdown.
+
+    Attributes:
+        taken: The names of the records that it took.
+        is_waiting: Set while a send waits for the shutdown.
+        sent_late: How many sends began after a shutdown.
+    """
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.is_waiting = threading.Event()
+        self.sent_late = 0
+        self._wait_at = 3
+        self._closed = threading.Event()
+
+    def start(self) -> None:
+        self._wait_at = len(self.taken) + 3
+        self.is_waiting.clear()
+        self._closed.clear()
+
+    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
+        self.sent_late += self._closed.is_set()
+        if len(self.taken) == self._wait_at:
+            self.is_waiting.set()
+            assert self._closed.wait(60)
+        self.taken.append(names_in(payload)[0])
+        return Delivered(first=1)
+
+    def shutdown(self) -> None:
+        self._closed.set()
 
 
 def test_shutdown_sends_what_waits_while_the_backend_answers(tmp_path: Path, http: Backend) -> None:
@@ -56,6 +91,23 @@ def test_shutdown_drains_in_its_time_and_the_next_start_delivers_the_rest(tmp_pa
     assert sorted(seen) == names
     assert sum(count - 1 for count in seen.values()) <= 2
     assert again.dead_letters() == []
+
+
+@pytest.mark.parametrize("drain", [0, 0.05])
+def test_shutdown_stops_between_two_sends_of_a_batch(tmp_path: Path, drain: float) -> None:
+    """The send under way counts, so that no record is sent again after the next start."""
+    exporter, names = OneByOne(), named(40)
+    for run in range(3):
+        with rig(tmp_path, exporter, settings(max_records=40)) as made:
+            if not run:
+                made.put(*names)
+            made.start()
+            assert exporter.is_waiting.wait(30)
+            made.sender.shutdown(drain)
+            assert made.sender.state == "stopped"
+            assert made.waiting() == 40 - len(exporter.taken)
+    assert exporter.taken == names[:12]
+    assert exporter.sent_late == 0
 
 
 @pytest.mark.parametrize("kind", ["later", "blocked", "hang"])
