@@ -38,7 +38,7 @@ ENVIRON: Final[Mapping[str, str]] = {"SECRET": SECRET, "NAME": "statsig", "PORT"
 
 LONGEST: Final = 2048
 ENOUGH: Final = 10_000_000
-SHARE: Final = 16
+SHARE: Final = 64
 """Of so many inputs one also goes through the parser of YAML, which takes longer than all the rest."""
 TOKENS: Final = (
     b"receivers:\n", b"exporters:\n", b"service:\n", b"extensions:\n", b"pipelines:", b"logs:", b"telemetry:",
@@ -113,7 +113,7 @@ def files() -> Iterator[bytes]:
 
 def mutated(data: bytes, random: Random, mutate: Mutate) -> bytes:
     """A file in JSON, which is YAML, with a few values changed: most of these reach the grammar. A few become YAML."""
-    if not random.randrange(32):
+    if not random.randrange(128):
         return mutate(data)
     parts = (data if random.randrange(4) else random.choice(GOOD)).split(b"\0", 1)
     at = random.randrange(len(parts))
