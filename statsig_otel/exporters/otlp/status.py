@@ -42,15 +42,19 @@ from statsig_otel.exporters.otlp.protocols import not_understood, spoken_by_mess
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.wording import phrase_of
 
-MAX_RESPONSE_BYTES: Final = (4 << 20) + 1
-"""The largest response that is read. It is one byte above the 4 MiB that servers use as their own limit, so that the
-number in gRPC's message tells whose limit was exceeded."""
+MAX_RESPONSE_BYTES: Final = (256 << 10) + 1
+"""The largest response that is read. A partial success may have a sentence for each record of a batch, but what is
+parsed takes up to thirty times its bytes in memory. The number is odd, so that gRPC's message tells whose limit was
+exceeded."""
 
 MAX_MESSAGE_CHARS: Final = 300
 """The most characters of a server's message that a reason contains."""
 
 _MOST_SHOWN: Final = 4096
 """If an answer is not OTLP, the most bytes of it that are looked at to show its beginning."""
+
+_MOST_OF_MESSAGE: Final = 16 << 10
+"""The most characters of a message that are looked at to show its beginning: each takes 80 bytes meanwhile."""
 
 PROTOBUF: Final = "application/x-protobuf"
 """The content type of binary OTLP over HTTP."""
@@ -326,7 +330,8 @@ def one_line(text: str, hide: Iterable[str] = ()) -> str:
             words of a string (as in `Bearer KEY`) are hidden too if they have at least 8 characters. A shorter string
             is hidden only where it is a whole word.
     """
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    looked_at = text[:_MOST_OF_MESSAGE]
+    line = " ".join("".join(char if char.isprintable() else " " for char in looked_at).split())
     secrets = {
         part
         for value in hide

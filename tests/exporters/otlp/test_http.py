@@ -2,6 +2,7 @@
 
 import gzip
 import time
+import tracemalloc
 from email.utils import formatdate
 
 import pytest
@@ -199,6 +200,34 @@ def test_success_with_a_useless_body_is_delivered(sink: HttpSink, answer: HttpAn
         assert exporter.send(encoded(), 1, LONG) == Delivered()
         sink.answer = HttpAnswer()
         assert exporter.send(encoded(), 1, LONG) == Delivered()
+
+
+def test_a_partial_success_with_a_sentence_for_each_record_counts(sink: HttpSink) -> None:
+    sink.answer = HttpAnswer(body=partial_success(1, "this one is refused too. " * 10_000))
+    assert isinstance(send_to(sink.url), PartiallyRejected)
+
+
+@pytest.mark.parametrize("status", [200, 503])
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"[" + b"{}," * (1 << 20), {"Content-Type": "application/json"}),
+        (gzip.compress(bytes(16 << 20), 1), {"Content-Type": "text/plain", "Content-Encoding": "gzip"}),
+        (b"\xff" * (1 << 20), {"Content-Type": "text/plain"}),
+    ],
+    ids=["values", "compressed", "not UTF-8"],
+)
+def test_no_answer_takes_much_memory(sink: HttpSink, status: int, body: bytes, headers: dict[str, str]) -> None:
+    sink.answer = HttpAnswer(status, headers, body)
+    with exporting(sink.url) as exporter:
+        tracemalloc.start()
+        try:
+            outcome = exporter.send(encoded(), 1, LONG)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert isinstance(outcome, Delivered if status == 200 else RetryLater)
+    assert peak < 12 << 20, f"{peak >> 20} MiB"
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
