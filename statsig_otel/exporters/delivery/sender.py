@@ -54,6 +54,7 @@ class QueueSender:
         last_error: The backend's last failure; empty while all is well.
         outage: The time in which the backend takes nothing; None while it takes something.
         is_started: Whether the exporter is started.
+        is_left_behind: Whether the shutdown has left a call of the exporter behind, since it hangs.
     """
 
     def __init__(self, cursor: ExporterCursor, exporter: Exporter, settings: DeliverySettings | None = None) -> None:
@@ -63,6 +64,7 @@ class QueueSender:
         self.last_error: str = ""
         self.outage: Outage | None = None
         self.is_started: bool = False
+        self.is_left_behind: bool = False
         self._cursor = cursor
         self._exporter = Guarded(cursor.name, exporter)
         self._settings = settings or DeliverySettings()
@@ -178,7 +180,8 @@ class QueueSender:
             thread.join(max(0.0, latest - time.monotonic()))
             while thread.is_alive() and not self._leave_behind():
                 thread.join(SENDER_GRACE)  # between two sends it ends by itself
-        if closing.is_alive() or self._calls.left_behind:
+        self.is_left_behind = closing.is_alive() or self._calls.left_behind
+        if self.is_left_behind:
             _logger.error("%s: a send or the shutdown hangs; it is left behind", self._cursor.name)
 
     def _leave_behind(self) -> bool:

@@ -86,15 +86,18 @@ class SynchronousConsumer:
         for worker in self._workers.values():
             worker.close(grace)
 
-    def shutdown(self, grace: float = SEND_GRACE.longest) -> None:
+    def shutdown(self, grace: float = SEND_GRACE.longest) -> bool:
         """Close, and wait until the exporters are shut down. Safe to call twice, after `close` and without a `start`.
 
-        The shortest grace counts. A `send` that ignores its exporter's shutdown is left behind after one more second,
-        in a daemon thread, which is logged.
+        The shortest grace counts. After it nothing more is sent. A `send` that ignores its exporter's shutdown is left
+        behind after one more second, in a daemon thread, which is logged.
+
+        Returns:
+            Whether all has ended; False if something is left behind.
         """
         self.close(grace)
-        for worker in self._workers.values():
-            worker.join()
+        ended = [worker.join() for worker in self._workers.values()]
+        return all(ended)
 
     def consume(self, batch: Batch, route: Route) -> Future[Receipt]:
         """Send one batch to all synchronous exporters of a route at once.
@@ -198,14 +201,17 @@ class _Worker:
             self._changed.notify_all()
         self._answer(waiting, _SHUTTING_DOWN)
 
-    def join(self) -> None:
+    def join(self) -> bool:
+        """Wait for the end; False if something is left behind."""
         if not self._threads:
             self._exporter.shutdown()
         latest = max(self._end_by, time.monotonic()) + SEND_MARGIN
         for thread in self._threads:
             thread.join(max(0.0, latest - time.monotonic()))
-        if any(thread.is_alive() for thread in self._threads):
+        ended = not any(thread.is_alive() for thread in self._threads)
+        if not ended:
             _logger.error("%s: a send or the shutdown hangs; it is left behind", self.name)
+        return ended
 
     def _answer(self, deliveries: Iterable[_Delivery], outcome: Outcome) -> None:
         for delivery in deliveries:
@@ -285,6 +291,8 @@ class _Worker:
         for part in _parts(records):
             left: Sequence[bytes] = part
             while left:
+                if time.monotonic() >= self._end_by:  # the exporter is shut down
+                    return _SHUTTING_DOWN, delivered
                 outcome = self._send_part(left, latest - time.monotonic())
                 if not isinstance(outcome, Delivered):
                     return outcome, delivered

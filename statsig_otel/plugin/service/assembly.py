@@ -276,7 +276,7 @@ class Assembly:
         """Close what `open` opened, within the time that is left. docs/architecture.md has the steps' budget.
 
         Returns:
-            Whether everything was delivered.
+            Whether everything was delivered, and nothing hangs.
         """
         self._closing = True
         timeout, begun = self._left(), time.monotonic()

@@ -282,12 +282,12 @@ class Outbound:
             until: When to give up what only this process can still read of the queue, by the monotonic clock.
 
         Returns:
-            Whether nothing waits any more.
+            Whether nothing waits any more, and no exporter hangs.
         """
         _stop(self._senders.values(), drain=drain)
-        self._synchronous.shutdown(grace)
+        ended = self._synchronous.shutdown(grace)
         if self._queue is None or self._recovery is None:
-            return True
+            return ended
         self._recovery.stop()
         # Before the sizes are read: it finishes what was handed to it.
         self.has_lost = not self._queue.shutdown(until - time.monotonic())
@@ -299,7 +299,7 @@ class Outbound:
                 _logger.error("%s: up to %s may be lost with the file of the queue that somebody deleted", name, stays)
             else:
                 _logger.info("%s: the queue keeps %s, to be sent after the next start", name, stays)
-        return not waiting
+        return ended and not waiting and not any(one.is_left_behind for one in self._senders.values())
 
     def _warn_of_unused_cursors(self, queue: DurableQueue) -> None:
         for state in queue.unconfigured_exporters():

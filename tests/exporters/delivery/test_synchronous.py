@@ -347,7 +347,7 @@ def test_a_send_that_hangs_holds_up_neither_an_answer_nor_the_shutdown(
     refused = refusal(first)
     assert (str(refused), refused.reason) == ("hanging retry later: no answer within 0.2 s", "exporter_failed")
     assert consume(made, batch("b", receiver="statsig/eu"), "good").result(10) == Receipt(accepted=1)
-    made.shutdown(grace=0.1)
+    assert not made.shutdown(grace=0.1)
     assert hanging.closed.wait(10)
     assert good.closed.wait(10)
     assert "hanging: a send or the shutdown hangs; it is left behind" in caplog.text

@@ -5,7 +5,9 @@ import threading
 import pytest
 
 from statsig_otel.exporters.consumer import Receipt, RefusedError
+from statsig_otel.exporters.delivery import synchronous
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer, SynchronousExporter
+from statsig_otel.exporters.exporter import Delivered, Outcome
 from tests.exporters.delivery.test_synchronous import Backend, batch, consume, consumer, held, refusal
 
 
@@ -41,6 +43,30 @@ def test_close_ends_a_send_after_the_grace() -> None:
     made.shutdown()
 
 
+def test_a_shutdown_stops_between_two_sends_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synchronous, "SEND_MARGIN", 30)  # nothing is left behind on a slow machine
+
+    def take_the_first(payload: bytes) -> Outcome:
+        sent.append(payload)
+        late.append(backend.closed.is_set())
+        if payload.startswith(b"e"):
+            middle.set()
+            assert backend.closed.wait(60)
+        return Delivered(first=1)
+
+    sent: list[bytes] = []
+    late: list[bool] = []
+    middle = threading.Event()
+    backend = Backend(take_the_first)
+    made = consumer(timeout=60, one=backend)
+    future = consume(made, batch(*"abcdefgh"))
+    assert middle.wait(10)
+    assert made.shutdown(grace=0)
+    assert refusal(future).reason == "shutting_down"
+    assert [payload[:1] for payload in sent] == [b"a", b"b", b"c", b"d", b"e"]
+    assert not any(late)
+
+
 def test_shutdown_shortens_the_grace_of_an_earlier_close() -> None:
     gate = threading.Event()
     backend = Backend(gate=gate)
@@ -61,7 +87,7 @@ def test_shutdown_finishes_what_has_begun_and_refuses_the_rest() -> None:
     assert backend.begun.acquire(timeout=10)
     second = consume(made, batch("b"))
     second.add_done_callback(lambda _: gate.set())
-    made.shutdown(grace=10)
+    assert made.shutdown(grace=10)
     assert first.result(0) == Receipt(accepted=1)
     with pytest.raises(RefusedError):
         second.result(0)

@@ -1,6 +1,7 @@
 """What a service is built of, and what is wrong with it: the words of a configuration file, without a line."""
 
 import math
+import threading
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from statsig_otel.exporters import (
     OtlpHttpSettings,
     Outcome,
 )
+from statsig_otel.exporters.delivery import sender, synchronous
 from statsig_otel.plugin import (
     Destination,
     RetryOnFailureSettings,
@@ -240,3 +242,24 @@ def test_a_backend_may_take_one_record_at_a_time(tmp_path: Path, asked_for: str)
         keeper.go_on.set()
     assert keeper.names == list("abcd")
     assert (len(counts), counts[-1], max(counts) > 1) == (4, 1, one_each is None)
+
+
+@pytest.mark.parametrize("is_queued", [True, False])
+def test_a_shutdown_says_that_an_exporter_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, is_queued: bool
+) -> None:
+    class Hanging(Keeper):
+        def shutdown(self) -> None:
+            end.wait(60)
+
+    monkeypatch.setattr(sender, "SENDER_GRACE", 0.1)
+    monkeypatch.setattr(synchronous, "SEND_MARGIN", 0.1)
+    end = threading.Event()
+    try:
+        exporter = Destination(Hanging(), sending_queue={"enabled": is_queued})
+        running = service(tmp_path, {"mine": exporter})
+        running.start()
+        assert not running.shutdown(2)
+        assert "mine: a send or the shutdown hangs; it is left behind" in caplog.text
+    finally:
+        end.set()
