@@ -1,4 +1,4 @@
-"""examples/grafana: each change is posted once, across a temporary failure and a refusal in the middle."""
+"""examples/grafana: each change is posted once, across a failure, a refusal and a restart in the middle."""
 
 import json
 import threading
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from examples.grafana.annotations import Annotations
-from statsig_otel.exporters import Blocked, Outcome, Rejected, RetryLater
+from statsig_otel.exporters import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.plugin import Destination, RetryOnFailureSettings
 from tests.plugin.http_client import exchange
 from tests.plugin.services import service, signed_request
@@ -25,18 +25,23 @@ class Grafana:
     Attributes:
         faults: What it answers to each text, one after the other, before it takes it.
         taken: The annotations that it took.
+        held: A text that is answered once `go_on` is set.
     """
 
     def __init__(self, faults: dict[str, list[int]]) -> None:
         self.faults = faults
         self.taken: list[dict[str, Any]] = []
         self.url = ""
+        self.held = ""
+        self.go_on = threading.Event()
         self.tokens: set[str] = set()
 
     def answer(self, annotation: dict[str, Any]) -> int:
         if faults := self.faults.get(annotation["text"]):
             return faults[0] if faults[0] == 400 else faults.pop(0)
         self.taken.append(annotation)
+        if annotation["text"] == self.held:
+            assert self.go_on.wait(60)
         return 200
 
 
@@ -94,6 +99,37 @@ def test_each_change_is_posted_once_across_a_503_and_a_400_in_the_middle(tmp_pat
         "time": 1739400185198, "text": "flag00 updated", "tags": ["statsig", "flag00", "production"]
     }  # fmt: skip
     assert there.tokens == {"Bearer glsa_token"}
+
+
+def test_each_change_is_posted_once_across_a_restart_in_the_middle(tmp_path: Path) -> None:
+    class Stopped(Annotations):
+        def shutdown(self) -> None:
+            super().shutdown()
+            there.go_on.set()
+
+    names = [f"flag{number:02}" for number in range(20)]
+    with grafana() as there:
+        there.held = "flag05 updated"
+        with service(tmp_path, {"grafana": Stopped(there.url, "token")}) as running:
+            port = int(running.urls["statsig"].split(":")[2].partition("/")[0])
+            assert exchange(("127.0.0.1", port), signed_request(changes(*names))).status == 200
+            wait_until(lambda: len(there.taken) == 6)
+            assert not running.shutdown(drain=0)
+        assert len(there.taken) == 6
+        with service(tmp_path, {"grafana": Stopped(there.url, "token")}) as running:
+            wait_until(lambda: len(there.taken) >= 20)
+            assert running.shutdown(), "nothing waits any more"
+    assert [one["text"] for one in there.taken] == [f"{name} updated" for name in names]
+
+
+def test_what_is_not_posted_at_a_shutdown_is_posted_after_the_next_start() -> None:
+    with grafana() as there:
+        exporter = Annotations(there.url, "token")
+        exporter.shutdown()
+        assert exporter.send(records(changed("first")), 1, 30) == RetryLater("it is shut down")
+        exporter.start()
+        assert exporter.send(records(changed("first")), 1, 30) == Delivered()
+    exporter.shutdown()
 
 
 @pytest.mark.parametrize(

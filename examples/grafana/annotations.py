@@ -1,12 +1,13 @@
 """Posts each config change to Grafana as an annotation: an exporter for a backend that takes one record at a time.
 
-Grafana does not recognise an annotation that it already has. So what it has taken is reported after each failure, and
-is not posted again.
+Grafana does not recognise an annotation that it already has. So what it has taken is reported after each failure
+and at each stop, and is not posted again.
 """
 
 import json
 import os
 import signal
+import threading
 import time
 from typing import Final
 
@@ -32,22 +33,27 @@ class Annotations:
         self._url = f"{url.rstrip('/')}/api/annotations"
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         self._client = urllib3.PoolManager(retries=False)
+        self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Nothing to open: the first request connects."""
+        """Begin to take records. The first request connects."""
+        self._stopped.clear()
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the protocol's signature
-        """Post each record, in order, until one is not taken."""
+        """Post each record, in order, until one is not taken, or `shutdown` is called."""
         ends_at = time.monotonic() + timeout
         for posted, record in enumerate(log_records(payload)):
-            outcome = self._post(record, ends_at - time.monotonic())
+            stopped = RetryLater("it is shut down") if self._stopped.is_set() else None
+            outcome = stopped or self._post(record, ends_at - time.monotonic())
             if not isinstance(outcome, Delivered):
-                # Those before it are done. The rest comes with the next call, whose first answer is this failure.
+                # Those before it are done. The rest comes with the next call, whose first answer is this failure; after
+                # a shutdown it comes with the next start.
                 return Delivered(first=posted) if posted else outcome
         return Delivered()
 
     def shutdown(self) -> None:
-        """Close the connection. A request in progress ends with its timeout."""
+        """Post nothing more, and close the connection. A request in progress ends with its timeout."""
+        self._stopped.set()
         self._client.clear()
 
     def _post(self, record: LogRecord, timeout: float) -> Outcome:

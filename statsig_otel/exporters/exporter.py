@@ -108,8 +108,9 @@ class Exporter(Protocol):
     attempt.
 
     **Threads.** `start` and `send` are called from one thread at a time. `shutdown` may be called from another thread
-    during a `send`. That `send` must end soon; its outcome is ignored. A `send` that does not end is abandoned after a
-    few seconds, and its batch stays in the queue.
+    during a `send`. That `send` must end soon. If it answers with `Delivered` or `PartiallyRejected`, that counts; any
+    other outcome is ignored. A `send` that does not end is abandoned after a few seconds, and its batch stays in the
+    queue.
 
     **Outcomes.** The return value of `send` decides what happens to the batch:
 
