@@ -108,8 +108,14 @@ def running(heading: str, folder: Path, **variables: str) -> Iterator[tuple[Proc
         subprocess.run([BIN / "django-admin", "startproject", "mysite", folder], check=True)
     command = write(heading, folder, port)
     with Process(["sh", "-c", f"cd {folder}\n{command}"], environment(**variables)) as process:
-        wait_until_listening(process, port)
-        yield process, ("127.0.0.1", port)
+        try:
+            wait_until_listening(process, port)
+            # Flask's reloader listens long before there is somebody to answer.
+            exchange(("127.0.0.1", port), request(method="GET", path="/"))
+            yield process, ("127.0.0.1", port)
+        except BaseException:
+            print(process.output)
+            raise
 
 
 def assert_takes_webhooks(address: Address, path: str) -> None:
@@ -150,13 +156,15 @@ def test_what_was_acknowledged_survives_a_kill(heading: str, tmp_path: Path) -> 
             if path.startswith("/statsig"):  # below another application, which goes on
                 page = exchange(address, request(method="GET", path="/").replace(b"Host: test", b"Host: localhost"))
                 assert page.status == (404 if "Falcon" in heading else 200)
-            os.kill(int(lock.read_text()), signal.SIGKILL)
+            killed = int(lock.read_text())
+            os.kill(killed, signal.SIGKILL)
         sink.answer = GrpcAnswer()
         sink.requests.clear()
         with running(heading, tmp_path, **variables) as (process, address):
             again = exchange(address, request(BODY, path=f"{path}/", headers=signed(BODY)))
             assert again.status == 200, process.output
             assert (again.json["accepted"], again.json["duplicates"]) == (0, 1)
+            assert int(lock.read_text()) != killed
             sink.wait_for(1)
             assert process.stop() in (0, -signal.SIGTERM)  # the latter is uvicorn's
         assert [record.event_name for record in sink.records] == ["statsig.config_change"]

@@ -53,7 +53,7 @@ def request(
 
 def connect(address: Address) -> socket.socket:
     """A connection that does not wait for ever."""
-    return socket.create_connection(address, timeout=10)
+    return socket.create_connection(address, timeout=60)
 
 
 def read_response(connection: socket.socket, *, head: bool = False) -> Response:
