@@ -114,6 +114,7 @@ class Writer:
         self._accepting = False
         self._connection: sqlite3.Connection | None = None
         self._untidy = False
+        self._untidy_damage: list[Exception] = []  # found while tidying up, in a row
         self._unfolded = True
         self._tidy_at = 0.0  # by the monotonic clock
         self._keep_until = 0.0  # by the monotonic clock
@@ -380,6 +381,9 @@ class Writer:
             return False
         began = time.monotonic()
         try:
+            if len(self._untidy_damage) == _SURE and self._set_aside is not None:
+                self._close()
+                self._set_aside(self._untidy_damage[-1])
             more = transact(self._open(), lambda connection: self._tidy(connection, idle))
             if self._keep_files(after_writing=True) is None and idle and not more and self._unfolded:
                 connection = self._open()
@@ -390,12 +394,14 @@ class Writer:
             self._give_up_connection()
             if schema.is_disk_full(error) and self._free_space():
                 return True
+            self._untidy_damage = [*self._untidy_damage, error][-_SURE:] if schema.is_damage(error) else []
             # What is delivered stays on the disk for longer. That is not a reason to refuse anything.
             if not self._untidy and not self.failing:
                 self._untidy = True
                 _logger.error("The disk space of delivered records can't be freed now: %s", error)
             self._tidy_at = time.monotonic() + _IDLE
             return False
+        self._untidy_damage = []
         if self._untidy:
             self._untidy = False
             _logger.warning("The disk space of delivered records is freed again")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from statsig_otel.exporters.queue import schema, store
+from statsig_otel.exporters.queue import schema, store, writer
 from statsig_otel.exporters.queue.database import StoppedQueue
 from statsig_otel.exporters.queue.records import Stored
 from statsig_otel.exporters.queue.recovery import damaged_file
@@ -53,6 +53,12 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def directory(stock: Path, tmp_path: Path) -> Path:
     """A copy of it to harm."""
     return Path(shutil.copytree(stock, tmp_path / "queue"))
+
+
+@pytest.fixture(autouse=True)
+def _tidied_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't be deleted is not tried again, after which the file would be set aside, sooner or later in a test."""
+    monkeypatch.setattr(writer, "_IDLE", 600.0)
 
 
 HARMS: dict[str, Callable[[Path], object]] = {
@@ -212,6 +218,26 @@ def test_what_cannot_be_deleted_is_said_once_and_stops_nothing(
         assert len(read_all(queue.cursor("otlp"))) == 100
     assert said(caplog, logging.ERROR, "The disk space of delivered records can't be freed now") == 1
     assert len(errors(caplog)) == 1
+
+
+def test_a_file_from_which_nothing_can_be_deleted_is_set_aside_and_carried_over(
+    directory: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would grow until the disk is full."""
+    leaf = pages_of(directory / "queue.db", "records")["leaf"][3]
+    overwrite(directory / "queue.db", (leaf - 1) * PAGE, bytes(PAGE))
+    with running(directory) as queue:
+        read_all(queue.cursor("otlp"))
+        monkeypatch.setattr(writer, "_IDLE", 0.05)
+        put(queue, 1000)
+        wait_until(lambda: kept(directory), "it is set aside")
+        settled(directory)
+        wait_until(lambda: said(caplog, logging.WARNING, "The disk space of delivered records is freed again") == 1)
+        assert delivered(queue.cursor("otlp")) == [1000]
+        assert len(dead_letters_in(queue.database)) == 12
+        check_counters(queue)
+    assert said(caplog, logging.ERROR, "The disk space of delivered records can't be freed now") == 1
+    assert said(caplog, logging.ERROR, "and a new one is begun") == 1
 
 
 def test_an_index_that_cannot_be_read_hides_nothing(directory: Path) -> None:
