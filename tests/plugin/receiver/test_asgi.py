@@ -13,7 +13,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
+from typing import Any
 
+import falcon.asgi
+import falcon.testing
 import pytest
 
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError
@@ -47,6 +50,22 @@ TINY = b'{"eventName":"statsig::config_change","timestamp":1,"metadata":{"name":
 def finishing() -> bool:
     """Whether a receiver of this process has begun to finish a large body."""
     return any(thread.name.startswith("statsig-otel-large-bodies") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("is_mounted", [False, True])
+def test_falcon_s_test_client_can_send_a_webhook(*, is_mounted: bool) -> None:
+    sink, body = Sink(), body_of(CHANGE)
+    receiver = StatsigReceiver(Intake(verifier=Verifier([SECRET])), sink)
+    app: Any = create_app({"/hook": receiver})
+    if not is_mounted:
+        app = falcon.asgi.App()
+        app.add_route("/hook", receiver)
+    client = falcon.testing.TestClient(app)
+    assert client.simulate_post("/hook", body=body, headers=signed(body)).json["accepted"] == 1
+    assert client.simulate_post("/hook", body=body, headers=signed(body, secret="another")).status_code == 401
+    assert (
+        client.simulate_post("/hook", body=body, headers={**signed(body), "Content-Encoding": "br"}).status_code == 415
+    )
 
 
 @pytest.mark.slow
