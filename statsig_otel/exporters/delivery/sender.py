@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._telemetry import exporters
 from statsig_otel._times import SENDER_GRACE
 from statsig_otel.exporters.delivery.calls import ExporterCalls, LeftBehind
@@ -70,6 +71,7 @@ class QueueSender:
         self._settings = settings or DeliverySettings()
         self._thread: threading.Thread | None = None
         self._calls = ExporterCalls()
+        self._throttle = LogThrottle(_logger)
         self._stopping = False
         self._closed = False  # the exporter is shut down: its answers mean nothing from now on
         self._drain_until = 0.0
@@ -410,12 +412,13 @@ class QueueSender:
             return True
 
     def _log_dead_letters(self, dead_letters: Sequence[DeadLetter]) -> None:
-        """Log one line for a batch: half of a backlog may be refused."""
+        """Log one line for a batch, and at most one in ten seconds: all of a backlog may be damaged or refused."""
         if dead_letters:
             count = sum(one.count for one in dead_letters)
-            level = logging.ERROR if any(one.kind == "damaged" for one in dead_letters) else logging.WARNING
+            is_damage = any(one.kind == "damaged" for one in dead_letters)
+            level, kind = (logging.ERROR, "damaged") if is_damage else (logging.WARNING, "refused")
             name, reason = self._cursor.name, dead_letters[0].reason
-            _logger.log(level, "%s: new dead letters: %d; the first: %s", name, count, reason)
+            self._throttle.log(level, kind, "%s: new dead letters: %d; the first: %s", name, count, reason)
 
     def _send(self, part: Records) -> Outcome:
         if self.state == "idle":

@@ -47,6 +47,19 @@ def test_a_damaged_record_is_a_dead_letter_and_its_neighbours_are_delivered(
     assert [one.levelname for one in caplog.records if "new dead letters" in one.getMessage()] == ["ERROR"]
 
 
+def test_many_damaged_records_are_one_line(tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    names = named(9)
+    with rig(tmp_path, http.exporter()) as made:
+        made.put(*names)
+        for seq in range(1, 10, 2):
+            database(made, "UPDATE records SET payload = ? WHERE seq = ?", b"", seq)
+        made.start()
+        made.drained()
+        assert [one.kind for one in made.dead_letters()] == ["damaged"] * 5
+        assert http.taken == names[1::2]
+    assert sum("new dead letters" in line for line in lines(caplog)) == 1
+
+
 def test_damaged_records_leave_a_blocked_queue_as_well(tmp_path: Path, http: Backend) -> None:
     http.rule = lambda names: "blocked"
     with rig(tmp_path, http.exporter()) as made:
