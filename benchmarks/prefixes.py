@@ -60,7 +60,7 @@ class Dropping(StatsigReceiver):
     """Discards the body and answers."""
 
     async def on_post(self, req: Request, resp: Response) -> None:
-        receive = req.scope["statsig_otel.receive"]  # past Falcon, as a receiver reads it
+        _, receive = req.scope["statsig_otel.sent"]  # past Falcon, as a receiver reads it
         while (await receive()).get("more_body"):
             pass
         resp.data = ANSWER

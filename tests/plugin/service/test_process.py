@@ -109,7 +109,7 @@ def test_the_second_worker_of_a_real_server_is_told_the_ways_out(tmp_path: Path)
     command = [sys.executable, "-m", "uvicorn", "--workers", "2", "--port", str(port), "--app-dir", str(tmp_path)]
     with Process([*command, "program:app"], environment()) as process:
         line = process.wait_for(r"DirectoryInUseError: (.*)$")[1]
-        for way in ("is in use by the process", "--workers 1 --threads 8", "statsig-otel beside", "enabled=False"):
+        for way in ("is in use by the process", "--workers 1 --threads 8", "statsig-otel next to", "enabled=False"):
             assert way in line
         # The first worker holds the directory before it listens: the second may be told before that.
         wait_until_listening(process, port)
