@@ -8,6 +8,7 @@ import contextlib
 import errno
 import functools
 import os
+import resource
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,6 +137,14 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return error_code(error) == sqlite3.SQLITE_FULL
+
+
+def reason(error: BaseException) -> str:
+    """An error of the database in words for the log. SQLite calls a file at its largest size only "disk I/O error"."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if error_code(error) != sqlite3.SQLITE_IOERR or limit == resource.RLIM_INFINITY:
+        return str(error)
+    return f"{error}; perhaps a file has reached the limit of this process, {limit:,} bytes (ulimit -f, LimitFSIZE=)"
 
 
 def will_pass(error: sqlite3.Error) -> bool:

@@ -279,7 +279,7 @@ class Writer:
         outcome = self._commit(jobs)
         if isinstance(outcome, Exception):
             for job in jobs:
-                error = StorageError(str(outcome), is_disk_full=schema.is_disk_full(outcome))
+                error = StorageError(schema.reason(outcome), is_disk_full=schema.is_disk_full(outcome))
                 job.bulk.answer(job.item, None, error)
             return
         if began:
@@ -444,7 +444,7 @@ class Writer:
     def _say_failing(self, error: Exception) -> None:
         if not self.failing:
             self.failing = True
-            _logger.error("The queue can't be written; nothing is acknowledged until it can: %s", error)
+            _logger.error("The queue can't be written; nothing is acknowledged until it can: %s", schema.reason(error))
 
     def _succeed(self) -> None:
         if self.failing:

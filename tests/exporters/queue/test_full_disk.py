@@ -22,6 +22,7 @@ from tests.exporters.queue.helpers import (
     count,
     delivered,
     errors,
+    failing_disk,
     numbers_of,
     put,
     read_all,
@@ -72,6 +73,17 @@ def test_a_reserve_is_kept_in_which_all_can_be_delivered_and_deleted(
             pause.wait(0.05)
         assert delivered(queue.cursor("otlp")) == [1000]
     assert not errors(caplog)
+
+
+def test_the_limit_of_a_file_s_size_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SQLite says of it only that there is an I/O error."""
+    with running(tmp_path) as queue:
+        with failing_disk():
+            error = consume(queue, batch(1)).exception(PATIENCE)
+        said = "disk I/O error; perhaps a file has reached the limit of this process, 1 bytes (ulimit -f, LimitFSIZE=)"
+        assert said in str(error)
+        assert f"The queue can't be written; nothing is acknowledged until it can: {said}" in errors(caplog)
+        put(queue, 2)
 
 
 def test_a_disk_that_others_filled_refuses_and_recovers_by_itself(disk: Path, caplog: pytest.LogCaptureFixture) -> None:
