@@ -77,7 +77,7 @@ class Assembly:
         inherited: Sequence[InheritedSocket] = (),
     ) -> None:
         settings = receiver_settings(configuration)
-        check_shared_endpoints(settings)
+        check_shared_endpoints(settings, listens=listen)
         self._configuration = configuration
         self._resource = dict(resource)
         self._url = url.rstrip("/")
@@ -339,11 +339,11 @@ class Assembly:
             raise RestartNeededError("the service has not started")
 
     def _apply(self, configuration: Configuration) -> Applied:
-        check_shared_endpoints(receiver_settings(configuration))
+        check_shared_endpoints(receiver_settings(configuration), listens=self._listens)
         current = self._configuration
         needing = [*needing_restart(current, configuration), *self._outbound.needing_restart(current, configuration)]
         if needing:
-            raise RestartNeededError("; ".join(needing))
+            raise RestartNeededError(f"only a restart can apply this: {'; '.join(needing)}")
         before, after = receiver_settings(current), receiver_settings(configuration)
         renewed, failures = self._renewed_tls()
         verifiers = {name: settings.verifier() for name, settings in after.items()}

@@ -39,6 +39,7 @@ _URL: Final = re.compile(
     r"(?i:https?)://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?(?:/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?"
 )
 _MAX_PORT: Final = 65535
+_UNRESOLVED: Final = "contains ${, with which a reference begins: nothing resolves it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def _references_in_variables(environ: Mapping[str, str]) -> Iterator[Problem]:
     for name in ("OTEL_RESOURCE_ATTRIBUTES", "OTEL_SERVICE_NAME"):
         if "${" in environ.get(name, ""):
             hint = "set the value itself; in OTEL_RESOURCE_ATTRIBUTES, %24{ stands for ${"
-            yield Problem(("environ", name), "contains ${, with which a reference begins: nothing resolves it", hint)
+            yield Problem(("environ", name), _UNRESOLVED, hint)
 
 
 def _resolved_destination(name: str, given: Any, problems: list[Problem]) -> Destination:
@@ -180,17 +181,19 @@ def check_arguments(
     for argument, value in {"listen": listen, "wait_for_directory": wait_for_directory}.items():
         if not isinstance(value, bool):
             problems.append(Problem((argument,), "must be True or False"))
-    if not _is_url(url):
-        hint = "write it as https://host/prefix, without a receiver's path, credentials, a query or a fragment"
-        problems.append(Problem(("url",), "must be a URL", hint))
+    problems += _url_problems(url)
     if problems:
         raise ConfigError(problems)
 
 
-def _is_url(url: object) -> bool:
-    """Whether it is a URL that paths can be added to, or empty."""
+def _url_problems(url: object) -> Iterator[Problem]:
+    """What is wrong with a URL that paths are added to. An empty one is right."""
     match = _URL.fullmatch(url) if isinstance(url, str) else None
-    return url == "" or (match is not None and int(match["port"] or 1) in range(1, _MAX_PORT + 1))
+    if isinstance(url, str) and "${" in url:
+        yield Problem(("url",), _UNRESOLVED, "give the value itself")
+    elif url != "" and (match is None or int(match["port"] or 1) not in range(1, _MAX_PORT + 1)):
+        hint = "write it as https://host/prefix, without a receiver's path, credentials, a query or a fragment"
+        yield Problem(("url",), "must be a URL", hint)
 
 
 def secrets_of(receiver: str, secrets: Sequence[str]) -> list[Opaque]:

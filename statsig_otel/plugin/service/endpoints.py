@@ -16,8 +16,12 @@ SERVER_KEYS: Final = ("read_header_timeout", "max_connections", "tls", "health_p
 """The settings of a server, which have to agree for all receivers on one endpoint."""
 
 
-def check_shared_endpoints(receivers: Mapping[str, StatsigReceiverSettings]) -> None:
+def check_shared_endpoints(receivers: Mapping[str, StatsigReceiverSettings], *, listens: bool) -> None:
     """Check that receivers on one endpoint have the same settings of their server, and different paths.
+
+    Args:
+        receivers: The receivers' settings.
+        listens: Whether they have servers. If not, they are parts of one application, in which their paths differ.
 
     Raises:
         ConfigError: Receivers that share an endpoint don't agree.
@@ -26,15 +30,18 @@ def check_shared_endpoints(receivers: Mapping[str, StatsigReceiverSettings]) -> 
     first: dict[str, str] = {}
     paths: dict[tuple[str, str], str] = {}
     for name, settings in receivers.items():
-        other = first.setdefault(settings.endpoint, name)
-        for key in SERVER_KEYS:
+        endpoint = settings.endpoint if listens else ""
+        other = first.setdefault(endpoint, name)
+        for key in SERVER_KEYS if listens else ():
             if getattr(settings, key) != getattr(receivers[other], key):
                 message = f"differs from receivers::{other}::{key}, which listens on the same endpoint"
                 hint = "let them agree, or give each its own endpoint"
                 problems.append(Problem(("receivers", name, key), message, hint))
-        other = paths.setdefault((settings.endpoint, settings.path), name)
+        other = paths.setdefault((endpoint, settings.path), name)
         if other != name:
-            message = f"is the path of receivers::{other} too, which listens on the same endpoint"
+            message = (
+                f"is the path of receivers::{other} too{', which listens on the same endpoint' if listens else ''}"
+            )
             problems.append(Problem(("receivers", name, "path"), message, "give each receiver its own path"))
     for name, settings in receivers.items():
         if settings.health_path is not None and (owner := paths.get((settings.endpoint, settings.health_path))):

@@ -322,5 +322,5 @@ def _refusal(error: Exception) -> str:
         case ConfigError():
             return f"the configuration has errors, and nothing has changed\n{error}"
         case RestartNeededError():
-            return f"nothing has changed, since only a restart can apply this: {error}"
+            return f"nothing has changed: {error}"
     return f"nothing has changed, since the queue can't be written now: {error}"

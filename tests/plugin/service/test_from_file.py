@@ -83,6 +83,7 @@ def test_a_reload_takes_over_what_changed(make: Make, tmp_path: Path, caplog: py
     running = make()
     with pytest.raises(RestartNeededError, match="has not started"):
         running.reload()
+    assert "Reload: nothing has changed: the service has not started" in caplog.text
     caplog.set_level(logging.INFO, "statsig_otel")
     with running:
         assert running.reload() == []
@@ -270,7 +271,7 @@ def test_a_mounted_service_can_be_told_its_url(make: Make, url: str) -> None:
     "url",
     [
         "flags.example.com", "ftp://flags.example.com", "https://", "https://[", "https://a?b", "https://h/?", "https://h/p#",
-        "https://h:abc", "https://h:0", "https://h:65536", " https://h", "https://h/a b", "https://u:p@h", "https://h/${env:X}",
+        "https://h:abc", "https://h:0", "https://h:65536", " https://h", "https://h/a b", "https://u:p@h",
     ],
 )  # fmt: skip
 def test_what_is_not_a_url_is_refused(tmp_path: Path, url: str) -> None:
@@ -281,6 +282,22 @@ def test_what_is_not_a_url_is_refused(tmp_path: Path, url: str) -> None:
             directory=tmp_path,
             url=url,
         )
+
+
+def test_a_reference_in_a_url_is_refused(make: Make) -> None:
+    with pytest.raises(ConfigError, match=r"url: contains \$\{, .* nothing resolves it\n  hint: give the value itself"):
+        make(url="${env:URL}")
+
+
+def test_receivers_of_a_service_that_does_not_listen_have_paths_of_their_own() -> None:
+    """They are parts of one application, whatever their endpoints are."""
+    receivers = "receivers: {statsig: {signing_secrets: []}, statsig/b: {signing_secrets: [], endpoint: 'localhost:1'}}"
+    pipeline = "service::pipelines::logs: {receivers: [statsig, statsig/b], exporters: [debug]}"
+    sources = [f"yaml:{source}" for source in (receivers, "exporters: {debug: {}}", pipeline)]
+    Service.from_file(*sources, environ={})
+    with pytest.raises(ConfigError) as caught:
+        Service.from_file(*sources, environ={}, listen=False)
+    assert "receivers::statsig/b::path: is the path of receivers::statsig too\n" in str(caught.value)
 
 
 def test_files_that_can_not_be_used_keep_no_other_secret_from_being_used(
