@@ -107,7 +107,6 @@ def with_reader(reader: str) -> tuple[str, ...]:
 
 def test_the_port_of_a_reader_of_metrics_that_is_in_use() -> None:
     """`run` opens nothing else then; `validate` and `doctor` say it before."""
-    pytest.importorskip("prometheus_client")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         options = with_reader(f"{{pull: {{exporter: {{prometheus: {{host: 127.0.0.1, port: {port}}}}}}}}}")

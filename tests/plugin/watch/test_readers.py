@@ -19,14 +19,13 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData
 from statsig_otel import _telemetry
 from statsig_otel._instruments import METRICS
 from statsig_otel.plugin.settings.metrics import MetricsSettings
+from statsig_otel.plugin.watch.prometheus import Scrapes
 from statsig_otel.plugin.watch.readers import ReaderError, Readers
 from tests.metrics import forgotten
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.otlp_servers import HttpSink
 from tests.plugin.http_client import Address, Response, exchange, request
 from tests.waiting import wait_until
-
-Scrapes = pytest.importorskip("statsig_otel.plugin.watch.prometheus", exc_type=ImportError).Scrapes
 
 PULL = {"pull": {"exporter": {"prometheus": {"host": "127.0.0.1", "port": 0}}}}
 
