@@ -25,6 +25,7 @@ from statsig_otel.plugin.settings.catalog import COMPONENTS, EXPORTERS
 from statsig_otel.plugin.settings.reading import configured_pem_files, receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, check_secret
 from statsig_otel.plugin.settings.remarks import remarks
+from statsig_otel.plugin.webhook.secret import doubt_of_secret
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -139,11 +140,12 @@ class Reloader:
                     return settings
 
             self._assembly.change_secrets(changed)
-            changes = [
-                f"{render(path)}: is {'a new secret, valid from now on' if reveal(secret) else 'empty now'}"
+            new = {
+                render(path): reveal(secret)
                 for path, secret in _secrets(self._assembly.configuration).items()
                 if secret != before[path]
-            ]
+            }
+            changes = [f"{path}: is {'a new secret, valid from now on' if new[path] else 'empty now'}" for path in new]
             headers = self._change_headers()
             unusable, self._unusable = self._unusable, [*failures, *headers.failures]
             for failure in self._unusable:
@@ -151,6 +153,9 @@ class Reloader:
                     _logger.error("%s", failure)
             for change in [*changes, *headers.changes]:
                 _logger.info("%s", change)
+            for path, secret in new.items():
+                if doubt := doubt_of_secret(secret):
+                    _logger.warning("%s: %s", path, doubt)
 
     def use_changed_certificates(self) -> None:
         """Use changed PEM files once they are the same at two looks: a certificate and its key are two files.

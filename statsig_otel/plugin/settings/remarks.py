@@ -8,7 +8,7 @@ from statsig_otel.config.values import reveal
 from statsig_otel.exporters.otlp.settings import PLACEHOLDER, OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.plugin.settings.delivery import doubts
 from statsig_otel.plugin.settings.reading import configured_exporters, exporter_settings, receiver_settings
-from statsig_otel.plugin.webhook.secret import PREFIX, is_in_quotes
+from statsig_otel.plugin.webhook.secret import doubt_of_secret, is_in_quotes
 
 
 def remarks(configuration: Configuration, document: Document = NOWHERE) -> Iterator[str]:
@@ -16,12 +16,7 @@ def remarks(configuration: Configuration, document: Document = NOWHERE) -> Itera
     yield from map(str, document.doubts)
     for name, settings in receiver_settings(configuration).items():
         for index, secret in enumerate(settings.signing_secrets):
-            message = ""
-            if reveal(secret) and not reveal(secret).startswith(PREFIX):
-                message = f"does not begin with {PREFIX}, as Statsig's secrets do: copy the whole secret"
-            elif reveal(secret) == f"{PREFIX}...":
-                message = "is the placeholder that the documentation shows, and everybody knows it: copy the secret"
-            if message:
+            if message := doubt_of_secret(reveal(secret)):
                 yield str(document.problem(("receivers", name, "signing_secrets", index), message))
     for name, exporter in exporter_settings(configuration).items():
         if isinstance(exporter, OtlpGrpcSettings | OtlpHttpSettings):

@@ -7,6 +7,9 @@ from statsig_otel.config.errors import Fault
 PREFIX: Final = "webhook-"
 """How Statsig's signing secrets begin. It is a part of the secret."""
 
+_SHORTEST: Final = len(PREFIX) + 6
+"""Characters. Statsig's secrets have about 50. A few behind the prefix, as a test may have them, can be guessed."""
+
 _QUOTES: Final = frozenset("\"'`\u2018\u2019\u201c\u201d")
 _COPY_ALONE: Final = "copy the secret alone, from webhook- to its last letter"
 NO_QUOTES: Final = "leave the quotation marks out: docker's --env-file, for example, makes them a part of the value"
@@ -37,4 +40,15 @@ def fault_of_secret(secret: str) -> Fault | None:
         return fault
     if not secret.isprintable() or secret == "[REDACTED]":  # noqa: S105 - it takes the place of one
         return Fault("contains what no secret has: a byte order mark, a line end, or [REDACTED] itself", _COPY_ALONE)
+    return None
+
+
+def doubt_of_secret(secret: str) -> str | None:
+    """Why this is probably not a secret, although it may be one; None if it looks like one, or is empty."""
+    if secret and not secret.startswith(PREFIX):
+        return f"does not begin with {PREFIX}, as Statsig's secrets do: copy the whole secret"
+    if secret == f"{PREFIX}...":
+        return "is the placeholder that the documentation shows, and everybody knows it: copy the secret"
+    if secret and len(secret) < _SHORTEST:
+        return f"has only {len(secret)} characters, and Statsig's secrets have about 50: copy the whole secret"
     return None

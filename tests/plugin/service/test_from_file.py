@@ -116,6 +116,21 @@ def test_a_changed_file_of_a_secret_counts_without_a_reload(make: Make, tmp_path
         assert post(running, "a").status == 401
 
 
+def test_a_secret_s_file_with_a_doubtful_one_is_told(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with make() as running:
+        for secret in ("x", "webhook-x"):
+            (tmp_path / "secret").write_text(secret)
+            running._reloader.use_changed_secrets()
+    said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    place = "receivers::statsig::signing_secrets[0]: "
+    assert [line.partition(",")[0] for line in said if line.startswith(place)] == [
+        f"{place}does not begin with webhook-",
+        f"{place}has only 9 characters",
+    ]
+
+
 @pytest.mark.slow
 def test_a_rotation_of_a_secret(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As the page says: an empty place first, then the new secret in it. The log and `queue` say which one counts."""

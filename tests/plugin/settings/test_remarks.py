@@ -73,7 +73,7 @@ def test_a_secret_in_quotes_is_an_error(
         assert "leave the quotation marks out" in str(problem.hint)
         assert "s3cr3t" not in str(caught.value)
     assert said(source("webhook-s3cr3t")) == []
-    assert said(source("webhook-a'b\"c")) == []
+    assert said(source("webhook-a'b\"c-d")) == []
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -84,6 +84,12 @@ def test_a_secret_without_its_beginning_is_only_told(
     (sentence,) = said(source("s3cr3t"))
     assert sentence.startswith("receivers::statsig::signing_secrets[0]: does not begin with webhook-, as Statsig's ")
     assert "s3cr3t" not in sentence
+
+
+def test_a_secret_that_is_too_short_to_be_one_is_told() -> None:
+    (sentence,) = said(read(FILE % ("webhook-01234", "x"), environ={}))
+    assert sentence.startswith("receivers::statsig::signing_secrets[0]: has only 13 characters, and Statsig's secrets ")
+    assert said(read(FILE % ("webhook-012345", "x"), environ={})) == []
 
 
 def test_the_placeholder_of_the_documentation_is_told() -> None:
@@ -103,7 +109,7 @@ def test_a_reference_without_braces_is_told() -> None:
     """The Collector replaced it in older versions. Its name is not shown: it may be a part of a password."""
     where = "exporters::otlp_http::headers::authorization: "
     for value in ("Basic $AUTH_HEADER", "$TOKEN", "$$x $TOKEN", "${env:A} $B_2"):
-        (sentence,) = said(read(FILE % ("webhook-x", value), environ={"A": "a", "AUTH_HEADER": "b"}))
+        (sentence,) = said(read(FILE % ("webhook-s3cr3t", value), environ={"A": "a", "AUTH_HEADER": "b"}))
         assert sentence == (
             f"{where}contains a $ before a name, which is not replaced: write ${{env:NAME}}, or $$ where a $ is meant "
             "(env:C0:5)"
@@ -111,25 +117,25 @@ def test_a_reference_without_braces_is_told() -> None:
 
 
 def test_a_home_directory_that_only_a_shell_would_replace_is_told() -> None:
-    (sentence,) = said(read(FILE % ("webhook-x", "~/token")))
+    (sentence,) = said(read(FILE % ("webhook-s3cr3t", "~/token")))
     assert "begins with ~, which is not replaced by a home directory: write ${env:HOME}, or the whole path" in sentence
-    assert said(read(FILE % ("webhook-x", "a~/b"))) == said(read(FILE % ("webhook-x", "~"))) == []
+    assert said(read(FILE % ("webhook-s3cr3t", "a~/b"))) == said(read(FILE % ("webhook-s3cr3t", "~"))) == []
 
 
 def test_other_dollars_are_not() -> None:
     for value in ("Basic $$AUTH_HEADER", "pa$$word $5 $a $ $-X", "${env:A}", "${A:-$TOKEN}", "$$$$TOKEN"):
-        assert said(read(FILE % ("webhook-x", value), environ={"A": "$TOKEN"})) == []
+        assert said(read(FILE % ("webhook-s3cr3t", value), environ={"A": "$TOKEN"})) == []
 
 
 def test_a_header_in_quotation_marks_is_told() -> None:
-    (sentence,) = said(read(FILE % ("webhook-x", "${env:KEY}"), environ={"KEY": '"s3cr3t"'}))
+    (sentence,) = said(read(FILE % ("webhook-s3cr3t", "${env:KEY}"), environ={"KEY": '"s3cr3t"'}))
     assert sentence.startswith("exporters::otlp_http::headers::authorization: is in quotation marks, which are sent ")
     assert "s3cr3t" not in sentence
-    assert said(read(FILE % ("webhook-x", "${env:KEY}"), environ={"KEY": 'a "b" c'})) == []
+    assert said(read(FILE % ("webhook-s3cr3t", "${env:KEY}"), environ={"KEY": 'a "b" c'})) == []
 
 
 def test_a_value_that_was_replaced_is_not_told() -> None:
-    file = FILE % ("webhook-x", "Basic $AUTH_HEADER")
+    file = FILE % ("webhook-s3cr3t", "Basic $AUTH_HEADER")
     assert said(read(file, 'exporters: {otlp_http: {headers: {authorization: "x"}}}')) == []
     assert len(said(read(file, "exporters: {otlp_http: {headers: {other: x}}}"))) == 1
     assert len(said(read(file, "exporters: {otlp_http: {headers: {other: $OTHER}}}"))) == 2

@@ -16,7 +16,7 @@ from statsig_otel.plugin.settings.remarks import remarks
 from tests.looped import looped
 
 VENDORS: Final = Path(__file__).parent / "vendors"
-RECEIVER: Final = b"receivers: {statsig: {signing_secrets: [webhook-x]}}"
+RECEIVER: Final = b"receivers: {statsig: {signing_secrets: [webhook-s3cr3t]}}"
 
 
 def said_of(path: Path) -> list[str]:
