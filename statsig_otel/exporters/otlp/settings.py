@@ -122,7 +122,8 @@ _BASIC: Final = (
 )
 _BEARER: Final = (
     'leave it out, and write headers: {authorization: "Bearer ${env:TOKEN}"} into the exporter, or '
-    '"Bearer ${file:PATH}" for a token in a file'
+    '"Bearer ${file:PATH}" for a token in a file; if it has a scheme or a header, write that for Bearer or '
+    "authorization"
 )
 _SIGNING: Final = "send to a Collector that has it: it renews tokens that expire, or signs each request"
 _DIGEST: Final = "send to a Collector that has it: each request answers a challenge of the server"
