@@ -123,7 +123,7 @@ def wrong_port(found: Spoken | None, settings: OtlpGrpcSettings | OtlpHttpSettin
             if not settings.uses_tls:
                 hint = f"if it expects TLS, {encrypted_hint(settings)}"
             elif not is_grpc:
-                hint = f"if it is for OTLP/gRPC, use otlp_grpc; otherwise {hint}"
+                hint = f"{hint}; if the port is for OTLP/gRPC, use otlp_grpc"
             return Fault("ends the connection without an answer", hint)
     return (_FOR_GRPC if is_grpc else _FOR_HTTP).get(found)
 

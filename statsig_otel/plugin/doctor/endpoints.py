@@ -151,7 +151,8 @@ class _Probe(threading.Thread):
             if is_client_certificate_alert(str(error)):  # with TLS 1.3 it comes after the handshake
                 return self._found("failed", "refuses the client certificate", "see tls::cert_file")
             problem = self._wrong(spoken_by_error(error))
-            return problem or self._found("failed", f"no TLS: {error}", SEE_ITS_LOG)
+            what = "ends the TLS handshake" if "ALERT" in str(error) else "no TLS"
+            return problem or self._found("failed", f"{what}: {error}", SEE_ITS_LOG)
 
     def _asked(self, address: _Address, connection: socket.socket, answers: str) -> Finding:
         """Find out whether the server speaks the exporter's protocol, and what time it has."""
@@ -171,7 +172,8 @@ class _Probe(threading.Thread):
         fault = wrong_port(found, self._settings)
         if fault is None:
             return None
-        return self._found("warning" if found in {Spoken.NOTHING, Spoken.BAD_REQUEST} else "failed", *fault)
+        may_be_well = found is Spoken.BAD_REQUEST or (found is Spoken.NOTHING and not self._settings.uses_tls)
+        return self._found("warning" if may_be_well else "failed", *fault)
 
     def _ask_for_settings(self, _address: _Address, connection: socket.socket) -> Spoken:
         """Begin a connection of HTTP/2, which the server answers with its settings; of HTTP/1.1, with an error."""

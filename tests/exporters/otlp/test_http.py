@@ -337,7 +337,7 @@ def test_a_connection_that_ends_gets_a_hint_if_it_is_new(authority: Authority) -
         encrypted = send_to(f"https://{rpc.address}", tls=trust(authority))
     for outcome, hint in (
         (plain, "if it expects TLS, write https:// instead of http://: "),
-        (encrypted, f"if it is for OTLP/gRPC, use otlp_grpc; otherwise {SEE_ITS_LOG}: "),
+        (encrypted, f"{SEE_ITS_LOG}; if the port is for OTLP/gRPC, use otlp_grpc: "),
     ):
         assert isinstance(outcome, RetryLater)
         assert outcome.reason.startswith(f"this port ends the connection without an answer: {hint}")

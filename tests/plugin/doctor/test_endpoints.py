@@ -10,7 +10,7 @@ import pytest
 
 from statsig_otel.config import Settings
 from statsig_otel.exporters import OtlpGrpcSettings, OtlpHttpSettings
-from statsig_otel.exporters.otlp.protocols import NOT_HTTP1, NOT_HTTP2, SPEAKS_HTTP1, SPEAKS_HTTP2
+from statsig_otel.exporters.otlp.protocols import NOT_HTTP1, NOT_HTTP2, SEE_ITS_LOG, SPEAKS_HTTP1, SPEAKS_HTTP2
 from statsig_otel.exporters.queue.directory import CONTROL
 from statsig_otel.plugin.control.socket import ControlServer
 from statsig_otel.plugin.doctor import endpoints, storage
@@ -65,7 +65,7 @@ def test_a_server_with_tls_is_verified_as_the_exporter_does() -> None:
         wrong_protocol = look("a", grpc(f"localhost:{second.port}", ca_pem=authority.pem.decode()))[0]
         assert (wrong_protocol.status, wrong_protocol.hint) == ("failed", NOT_HTTP2.hint)
         wrong_protocol = look("a", http(f"https://localhost:{first.port}", ca_pem=authority.pem.decode()))[0]
-        assert (wrong_protocol.status, "use otlp_grpc" in (wrong_protocol.hint or "")) == ("warning", True)
+        assert (wrong_protocol.status, "use otlp_grpc" in (wrong_protocol.hint or "")) == ("failed", True)
         unusable = look("a", grpc(f"localhost:{first.port}", ca_file="/no/such/file"))[0]
         assert (unusable.status, "TLS can't be tried" in unusable.detail) == ("unknown", True)
 
@@ -83,8 +83,9 @@ def test_a_client_certificate_that_is_refused_is_told(*, has_one: bool) -> None:
     with GrpcSink(tls=tls) as rpc, HttpSink(tls=tls) as sink, RawServer(tls=older) as raw:
         for settings in (grpc(rpc.address, **trust), http(sink.url, **trust), http(f"https://{raw.address}", **trust)):
             found = look("a", settings)[0]
-            assert found.status in {"failed", "warning"}
-            assert "tls::cert_file" in (found.hint or ""), found
+            assert found.status == "failed"
+            assert "no TLS" not in found.detail
+            assert (found.hint or "").startswith(("see tls::cert_file", SEE_ITS_LOG)), found
 
 
 def test_a_server_without_tls_is_told_with_what_has_an_effect() -> None:
