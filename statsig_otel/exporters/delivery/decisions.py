@@ -5,7 +5,9 @@ queue into dead letters, and one bad record must not hold up the others. These a
 
 1. A batch that is refused is halved, in order, until each record that is refused was refused alone.
 2. A record becomes a dead letter when it is refused alone and there is evidence that this is its own fault: the
-   exporter has taken another record that was sent since this record's first refusal, or that stands behind it.
+   exporter has taken another record that stands behind it, or that was sent since this record was last refused
+   together with others, or first alone if that never happened. So the refusal of a batch does not count against each
+   of its records, if the backend breaks while the batch is halved.
 3. Without evidence the record keeps its place. While it is the head, the records behind it are probed until each was
    tried (refused alone): in turn the newest record and the next batch. A second passes between two probes.
 4. If part of a probe is taken, that is evidence, and the head is sent again. What was taken is passed over later.
@@ -85,7 +87,7 @@ class _Failed:
     """The history of a waiting record that was sent and not taken."""
 
     size: int = 0  # the largest number of records, from this one on, that are sent together; 0 for no limit
-    first_refusal: int = 0  # the number of the send that was its first refusal, alone or with others; 0 for none
+    refused_at: int = 0  # the number of the send that refused it last with others, else first alone; 0 for none
     refusal: str | None = None  # the words of its last refusal alone; None if it was not
     failing_for: float = 0.0  # seconds of a row of faults that may be about the data
     fault_at: float = math.inf  # the last one of that row
@@ -302,7 +304,8 @@ class Decisions:
 
     def _refuse(self, part: Records, reason: str) -> None:
         for seq in part.seqs:
-            self._failed[seq].first_refusal = self._failed[seq].first_refusal or self._sends
+            if len(part) > 1 or not self._failed[seq].refused_at:
+                self._failed[seq].refused_at = self._sends
         if len(part) > 1:
             self._split(part, len(part) // 2)
             return
@@ -356,7 +359,7 @@ class Decisions:
         """Whether a record was refused alone, and nothing says yet that it is the data."""
         if not self._was_refused(seq):
             return False
-        return self._failed[seq].first_refusal > self._last_taken and seq > self._taken_up_to
+        return self._failed[seq].refused_at > self._last_taken and seq > self._taken_up_to
 
     def _was_refused(self, seq: int) -> bool:
         return self._of(seq).refusal is not None

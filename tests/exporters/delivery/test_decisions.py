@@ -254,10 +254,11 @@ class Delivery(RuleBasedStateMachine):
 
     def is_data(self, seq: int) -> bool:
         """The rule, from the history: the last send is a refusal of this record alone."""
-        first = next(index for index, sent in enumerate(self.history) if sent.kind == "refused" and seq in sent.seqs)
+        refusals = [index for index, sent in enumerate(self.history) if sent.kind == "refused" and seq in sent.seqs]
+        refused_at = max((index for index in refusals if len(self.history[index].seqs) > 1), default=refusals[0])
         since = range(len(self.history) - 1, self.last_failed(), -1)
         taken = ((index, self.history[index].seqs) for index in since if self.history[index].kind == "taken")
-        return any(index > first or max(seqs) > seq for index, seqs in taken)
+        return any(index > refused_at or max(seqs) > seq for index, seqs in taken)
 
     def failing_for(self, seq: int) -> float:
         """How long this record alone gets faults that may be about it, this moment included."""

@@ -139,12 +139,14 @@ def test_what_was_ticked_off_is_not_sent_again() -> None:
 
 def test_what_was_refused_counts_as_untried_once_the_backend_answers_otherwise() -> None:
     """It was repaired by itself. The head and the newest records are bad, so a slow attempt alone finds nothing."""
-    good = range(2, 1900)
+    good = [*range(2, 1900), 2001]
     made = Simulation(refusing(lambda seq: True, "unknown tenant")).run(60.0, *range(1, 2001))
     assert not made.taken
     made.answer = refusing(lambda seq: seq not in good)
     made.run(300.0)
-    assert sorted(made.taken) == [*good]
+    assert sorted(made.taken) == good[:-1]
+    assert made.dead_letters == [1, 1900], "nothing was taken since the rest was refused together"
+    made.run(1.0, 2001)
     assert made.dead_letters == [1, *range(1900, 2001)]
 
 
@@ -168,3 +170,21 @@ def test_records_that_were_refused_before_a_repair_are_sent_in_batches_after_it(
     sends, made.answer = len(made.sends), refusing(lambda seq: False)
     made.run(300.0)
     assert made.sends[sends:] == [(1,), tuple(range(2, 66)), tuple(range(66, 121))]
+
+
+@pytest.mark.parametrize("poison", [0, 1, 20, 32])
+@pytest.mark.parametrize("limit", [1, 8, 32])
+def test_a_backend_that_breaks_inside_a_batch_buries_at_most_one_good_record(poison: int, limit: int) -> None:
+    """It answers 413 or 400 to a whole batch, takes a part, and then it refuses everything, until it is repaired."""
+    for sends in range(70):
+
+        def answer(seqs: tuple[int, ...], sends: int = sends) -> Outcome:
+            if len(made.sends) >= sends and made.now < 200.0:  # noqa: B023 - it is called in this turn of the loop
+                return Rejected("wrong tenant")
+            return Rejected("no") if poison in seqs or len(seqs) > limit else Delivered()
+
+        made = Simulation(answer)
+        made.run(400.0, *range(1, 33)).run(400.0, 33)
+        buried = {*made.dead_letters} - {poison}
+        assert len(buried) <= 1, "only one whose neighbour was taken just before can be mistaken"
+        assert {*made.taken} == {*range(1, 34)} - {poison} - buried

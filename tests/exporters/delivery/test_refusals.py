@@ -60,6 +60,19 @@ def test_a_good_record_before_the_bad_one_settles_it_inside_the_batch(tmp_path: 
         assert made.dead_letter_names() == ["bad"]
 
 
+def test_two_bad_records_beside_each_other_wait_for_the_next_that_is_taken(tmp_path: Path, http: Backend) -> None:
+    """Nothing was taken since they were refused together: the backend can have broken after `good`."""
+    http.rule = refusing(["bad", "bad too"])
+    with rig(tmp_path, http.exporter(), settings(blocked=SLOW)) as made:
+        made.put("good", "good too", "bad", "bad too")
+        made.start()
+        wait_until(lambda: made.sender.state == "blocked")
+        assert (http.taken, made.waiting(), made.dead_letters()) == (["good", "good too"], 2, [])
+        made.put("next")
+        made.drained()
+        assert made.dead_letter_names() == ["bad", "bad too"]
+
+
 def test_a_wrong_path_that_answers_400_gives_nothing_up_as_changes_come_one_by_one(
     tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
