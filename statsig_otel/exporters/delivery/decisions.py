@@ -15,7 +15,9 @@ queue into dead letters, and one bad record must not hold up the others. These a
    others, each time another one: the backend may have been repaired.
 6. All count as untried when somebody may have repaired something, and when a record that was refused alone gets another
    answer, since the backend has changed then.
-7. Evidence ends when the exporter fails in any other way, since the backend may be a different one after that.
+7. Evidence ends when the exporter fails in any other way, since the backend may be a different one after that. But a
+   limit on the rate of requests can be the cause. So a failure soon after another send makes the pause between two
+   sends longer. Each answer makes it a little shorter again, and it ends once no record that failed is left.
 8. A fault that may be about the data (HTTP 500) is retried, and counts as a refusal after a row of such faults of the
    record alone. Rule 7 ends the row.
 """
@@ -47,6 +49,9 @@ SKIPPED: Final = "skipped by command"
 
 _LONGEST_GAP: Final = 60.0
 """The most seconds that a row of faults grows with one fault: two faults far apart show nothing of the time between."""
+
+_LONGEST_PAUSE: Final = 30.0
+"""The longest pause between two sends, in seconds."""
 
 
 class Waiting(Protocol):
@@ -114,6 +119,9 @@ class Decisions:
         self._verdicts: dict[int, _Verdict] = {}  # by the seq of the first record; not ticked off yet
         self._done: set[int] = set()  # the seqs of all verdicts
         self._sends = 0
+        self._sent_at = -math.inf  # the time of the last outcome
+        self._rested = math.inf  # seconds without a send before the last one
+        self._pause = 0.0  # seconds from an outcome to the next send, at least
         self._last_taken = 0  # the number of the last send from which something was taken
         self._taken_up_to = 0  # the last seq that was taken
         self._failing_since = math.inf  # the first temporary failure since another outcome, or since a record was done
@@ -144,6 +152,7 @@ class Decisions:
             waiting: Reads other records that wait.
             now: Seconds of a monotonic clock.
         """
+        self._rested = now - self._sent_at
         if not self._failed and not self._done:
             return batch.until_damage()
         tries_head, self._tries_head = self._tries_head, False
@@ -164,6 +173,10 @@ class Decisions:
         """Seconds until the next probe may begin; 0 or less if it may begin now."""
         return self._probed_at + self._settings.between_probes - now
 
+    def send_pause(self, now: float) -> float:
+        """Seconds until anything may be sent; 0 or less if it may be sent now."""
+        return self._sent_at + self._pause - now
+
     def record_outcome(self, part: Records, outcome: Outcome, now: float) -> Failure | None:
         """Take the outcome of a send into account; a failure if nothing more can be sent before a wait.
 
@@ -173,8 +186,11 @@ class Decisions:
             now: Seconds of a monotonic clock.
         """
         self._sends += 1
+        self._sent_at = now
         if not isinstance(outcome, RetryLater):
             self._failing_since = math.inf
+        if not isinstance(outcome, RetryLater | Blocked) and self._pause > self._settings.between_probes:
+            self._pause -= self._settings.between_probes / 10
         if isinstance(outcome, Delivered):
             self._take(part if outcome.first is None else part[: outcome.first])
             return None
@@ -191,7 +207,7 @@ class Decisions:
             case RetryLater():
                 return self._retry(part, outcome, now)
             case Blocked(reason):
-                self.forget_evidence()
+                self._fail_otherwise()
                 if self._narrow(part):
                     return None
                 return Failure("blocked", reason)
@@ -241,6 +257,8 @@ class Decisions:
         if self._failed:
             for seq in records.seqs:
                 self._failed.pop(seq, None)
+            if not self._failed:
+                self._pause = 0.0
         verdict = self._verdicts.pop(records.seqs[0], None)
         if verdict is not None:
             self._done.difference_update(records.seqs)
@@ -321,7 +339,7 @@ class Decisions:
         retry, first = self._settings.retry, self._failed[part.seqs[0]]
         self._failing_since = min(self._failing_since, now)
         if not outcome.may_be_data:
-            self.forget_evidence()
+            self._fail_otherwise()
         elif self._narrow(part):
             return None
         else:
@@ -334,6 +352,13 @@ class Decisions:
         else:
             return Failure("retrying", outcome.reason, outcome.after)
         return None
+
+    def _fail_otherwise(self) -> None:
+        """The exporter failed, and not because of the data: the evidence ends. Perhaps two sends were too close."""
+        self.forget_evidence()
+        longer = self._pause + self._settings.between_probes
+        if self._rested < longer <= _LONGEST_PAUSE:
+            self._pause = longer
 
     def _narrow(self, part: Records) -> bool:
         """Send less of a part, since its failure may be about one record; False if it is one record.

@@ -294,7 +294,7 @@ class QueueSender:
                     break
                 dead_letters += decided.dead_letters
                 batch = batch[bisect_right(batch.seqs, self._cursor.position) :]
-            elif self._closed or not batch.intact[0]:
+            elif self._closed or not batch.intact[0] or not self._leave_pause():
                 break
             elif not (part := self._next(batch)):
                 all_refused = True
@@ -313,6 +313,17 @@ class QueueSender:
         most = self._settings.max_records
         if not self.outage and not self._stopping and records < most and 0 < self._cursor.waiting < most:
             time.sleep(min(took * records * _GATHERING, _LONGEST_GATHERING))
+
+    def _leave_pause(self) -> bool:
+        """Leave the pause that the backend needs between two sends; False if somebody has ended the wait."""
+        pause = self._decisions.send_pause(time.monotonic())
+        if pause <= 0 or self._is_repaired:
+            return True
+        self._cursor.flush()
+        resumed = self._sleep(pause)
+        if resumed:
+            self._try_again(resumed=True)
+        return not resumed
 
     def _next(self, batch: Records) -> Records:
         """The next part of a batch to send, or of other records; empty if the head was refused and none may be sent."""

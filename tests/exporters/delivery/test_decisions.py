@@ -18,7 +18,7 @@ from statsig_otel.exporters.queue.records import Records
 from tests.exporters.delivery.helpers import records
 
 Quality = Literal["good", "refused", "broken", "damaged"]
-Mood = Literal["well", "refuses all", "away", "locked", "broken", "takes the first", "takes none"]
+Mood = Literal["well", "refuses all", "away", "locked", "broken", "takes the first", "takes none", "limits the rate"]
 
 SETTINGS = DeliverySettings(max_records=6, refused_after=100.0)
 
@@ -45,7 +45,7 @@ class Delivery(RuleBasedStateMachine):
         self.history: list[Sent] = []
         self.taken: list[int] = []
         self.dead_letters: list[int] = []
-        self.probed_at = 0.0
+        self.probed_at = self.taken_at = 0.0
         self.has_to_wait = False
         self.read_up_to = 0
         self.begin_anew()
@@ -117,7 +117,7 @@ class Delivery(RuleBasedStateMachine):
         """What the sender does next, if it does not have to wait."""
         if not self.waiting or self.has_to_wait:
             return
-        self.now += 0.01
+        self.now += max(0.01, self.decisions.send_pause(self.now))
         batch = self.batch()
         if (decided := self.decisions.decided(batch)) is not None:
             self.tick_off(decided.records)
@@ -180,6 +180,8 @@ class Delivery(RuleBasedStateMachine):
 
     def answer(self, seqs: tuple[int, ...]) -> Outcome:
         qualities = {self.quality[seq] for seq in seqs}
+        if self.is_too_soon():
+            return RetryLater("too soon")
         match self.mood:
             case "refuses all":
                 return Rejected("wrong path")
@@ -198,6 +200,12 @@ class Delivery(RuleBasedStateMachine):
         if "refused" in qualities:
             return Rejected("no") if len(seqs) % 2 else PartiallyRejected(1, "one") if len(seqs) > 4 else Rejected("no")
         return Delivered()
+
+    def is_too_soon(self) -> bool:
+        too_soon = self.mood == "limits the rate" and self.now - self.taken_at < 2.5
+        if not too_soon:
+            self.taken_at = self.now
+        return too_soon
 
     def judge(self, segment: Records, outcome: Outcome) -> None:
         """Tell the outcome, and compare what is decided with the rule."""
@@ -272,10 +280,11 @@ class Delivery(RuleBasedStateMachine):
         return next((index for index in backwards if self.history[index].kind == "failed"), -1)
 
     def teardown(self) -> None:
-        """Once the backend is well, all that is good is delivered, and the rest is given up: none blocks for good."""
+        """Once the backend takes what is good, that is delivered, and the rest is given up: none blocks for good."""
         if not hasattr(self, "taken"):
             return
-        self.mood = "well"
+        if self.mood != "limits the rate":
+            self.mood = "well"
         self.settle()
         good = {seq for seq, quality in self.quality.items() if quality == "good"}
         assert good <= {*self.taken, *self.dead_letters}, (

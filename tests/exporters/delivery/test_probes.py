@@ -1,4 +1,4 @@
-"""Probes behind a refused head: how soon good records are found, and at what cost."""
+"""Probes behind a refused head: how soon good records are found, at what cost, and what a backend's faults change."""
 
 from collections.abc import Callable
 from typing import Self
@@ -13,7 +13,7 @@ from tests.exporters.delivery.helpers import records
 
 
 class Simulation:
-    """A sender without threads, in seconds of its own: each send takes 5 ms, each wait five minutes."""
+    """A sender without threads, in its own seconds: a send takes 5 ms, a wait five minutes, or 5 s after a failure."""
 
     def __init__(self, answer: Callable[[tuple[int, ...]], Outcome]) -> None:
         self.answer = answer
@@ -50,12 +50,16 @@ class Simulation:
                 self.dead_letters += decided.records.seqs if decided.dead_letters else ()
                 self.position = decided.records.seqs[-1]
                 self.decisions.ticked_off(decided.records)
+            elif (pause := self.decisions.send_pause(self.now)) > 0:
+                self.now += pause
             elif part := self.decisions.next(batch, self, self.now):
                 outcome = self.answer(part.seqs)
                 self.sends.append(part.seqs)
                 self.taken += part.seqs if isinstance(outcome, Delivered) else ()
                 self.now += 0.005
-                assert self.decisions.record_outcome(part, outcome, self.now) is None
+                if self.decisions.record_outcome(part, outcome, self.now):
+                    self.now += 5.0
+                    self.decisions.try_again()
             elif (pause := self.decisions.probe_pause(self.now)) > 0:
                 self.now += pause
             elif self.next_attempt < end:
@@ -170,6 +174,45 @@ def test_records_that_were_refused_before_a_repair_are_sent_in_batches_after_it(
     sends, made.answer = len(made.sends), refusing(lambda seq: False)
     made.run(300.0)
     assert made.sends[sends:] == [(1,), tuple(range(2, 66)), tuple(range(66, 121))]
+
+
+@pytest.mark.parametrize("too_soon", [RetryLater("503"), RetryLater("429", after=1.0), Blocked("403")])
+@pytest.mark.parametrize("spacing", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("bad", [(1,), (3,), (2, 5, 6), (9,), range(3, 9)])
+def test_a_limit_on_the_rate_holds_up_no_record(too_soon: Outcome, spacing: float, bad: tuple[int, ...]) -> None:
+    """nginx refuses what comes too soon after the last request, if its limit has no burst."""
+    taken_at = -spacing
+
+    def answer(seqs: tuple[int, ...]) -> Outcome:
+        nonlocal taken_at
+        if made.now - taken_at < spacing:
+            return too_soon
+        taken_at = made.now
+        return Rejected("no") if {*bad}.intersection(seqs) else Delivered()
+
+    made = Simulation(answer)
+    made.run(600.0, *range(1, 10)).run(300.0, 10)
+    assert sorted(made.taken) == [seq for seq in range(1, 11) if seq not in bad]
+    assert made.dead_letters == [*bad]
+
+
+def test_a_pause_between_sends_needs_a_failure_soon_after_another_send_and_ends_with_what_failed() -> None:
+    made = Simulation(lambda seqs: Delivered())
+    made.arrived = two = records([1, 2])
+    for sent_at, outcome, pause in (
+        (100.0, RetryLater("503"), 0.0),
+        (105.0, Rejected("no"), 0.0),
+        (105.1, RetryLater("503"), 1.0),
+        (110.1, Rejected("no"), 1.0),
+        (111.2, Blocked("403"), 2.0),
+        (115.0, Rejected("no"), 1.9),
+        (120.0, RetryLater("503"), 1.9),
+    ):
+        made.decisions.next(two, made, sent_at)
+        made.decisions.record_outcome(two[:1], outcome, sent_at)
+        assert made.decisions.send_pause(sent_at) == pytest.approx(pause)
+    made.decisions.ticked_off(two[:1])
+    assert made.decisions.send_pause(120.0) == 0.0
 
 
 @pytest.mark.parametrize("poison", [0, 1, 20, 32])

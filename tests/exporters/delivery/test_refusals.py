@@ -73,6 +73,51 @@ def test_two_bad_records_beside_each_other_wait_for_the_next_that_is_taken(tmp_p
         assert made.dead_letter_names() == ["bad", "bad too"]
 
 
+@pytest.mark.parametrize("names", [["bad", "good"], ["good", "too", "bad", "last"]])
+@pytest.mark.parametrize("kind", ["later", "blocked"])
+def test_a_limit_on_the_rate_of_requests_holds_up_nothing(
+    tmp_path: Path, http: Backend, names: list[str], kind: Kind
+) -> None:
+    """A request soon after another one is refused, as by nginx without a burst. The sender leaves a pause then."""
+    taken_at = 0.0
+
+    def rule(names: list[str]) -> Kind:
+        nonlocal taken_at
+        if time.monotonic() - taken_at < 0.1:
+            return kind
+        taken_at = time.monotonic()
+        return "rejected" if "bad" in names else "delivered"
+
+    http.rule = rule
+    with rig(tmp_path, http.exporter(), settings(between_probes=0.1)) as made:
+        made.put(*names)
+        made.start()
+        made.drained()
+        assert made.dead_letter_names() == ["bad"]
+        assert sorted(http.taken) == sorted({*names} - {"bad"}), "each once"
+
+
+@pytest.mark.parametrize("command", ["resume", "skip", "shutdown"])
+def test_a_command_ends_the_pause_between_two_sends(tmp_path: Path, http: Backend, command: str) -> None:
+    http.rule = lambda names: "later" if http.calls else "rejected"
+    with rig(tmp_path, http.exporter(), settings(between_probes=30.0)) as made:
+        made.put("a")
+        made.start()
+        wait_until(lambda: made.sender.state == "retrying")
+        time.sleep(0.15)  # the wait for the next attempt is over then, in most cases
+        http.rule = lambda names: "delivered"
+        if command == "resume":
+            made.sender.resume()
+        elif command == "skip":
+            made.skip()
+        else:
+            made.sender.shutdown()
+        wait_until(lambda: made.sender.state in ("idle", "stopped"), within=20.0)
+        assert http.count("later") == 1
+        assert len(http.taken) == (command == "resume")
+        assert len(made.dead_letters()) == (command == "skip")
+
+
 def test_a_wrong_path_that_answers_400_gives_nothing_up_as_changes_come_one_by_one(
     tmp_path: Path, http: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
