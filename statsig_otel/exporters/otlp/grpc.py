@@ -8,6 +8,7 @@ from statsig_otel import __version__
 from statsig_otel.config.values import reveal
 from statsig_otel.exporters.exporter import Outcome, RetryLater
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
+from statsig_otel.exporters.otlp.proxy import grpc_proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from statsig_otel.exporters.otlp.status import MAX_RESPONSE_BYTES, grpc_failure
 
@@ -56,7 +57,8 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
         channel = self._open()
         with self._lock:
             self._channel = channel
-        self._say_where(f"{self._settings.target} over gRPC")
+        proxy = grpc_proxy_for(self._settings.target)
+        self._say_where(f"{self._settings.target} over gRPC{f' through the proxy {proxy}' if proxy else ''}")
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         """Export one batch. For the parameters and outcomes see `Exporter.send`."""

@@ -69,6 +69,35 @@ def proxy_for(url: SplitResult) -> Proxy | None:
     return Proxy(parts.hostname, proxy_port, f"Basic {b64encode(credentials.encode()).decode()}", password)
 
 
+def grpc_proxy_for(target: str) -> Proxy | None:
+    """The proxy that grpcio connects to a target through, for messages only; None for none.
+
+    grpcio reads the first of its three variables that is set, and nothing else of the environment: see its document
+    "gRPC environment variables". It connects to Unix sockets and to addresses (`ipv4:`, `ipv6:`) without a proxy.
+    """
+    given = _first_set("grpc_proxy", "https_proxy", "http_proxy")
+    if not given or not target.startswith("dns:"):
+        return None
+    try:
+        proxy, host = urlsplit(given), (urlsplit(f"//{target.rpartition('/')[2]}").hostname or "")
+        port = proxy.port or _PORTS["http"]
+    except ValueError:
+        return None
+    address = _address(host)
+    for entry in map(str.strip, _first_set("no_grpc_proxy", "no_proxy").lower().split(",")):
+        if entry and f".{host}".endswith(f".{entry.removeprefix('.')}"):
+            return None
+        with suppress(ValueError):  # it is not a network
+            if address is not None and address in ip_network(entry, strict=False):
+                return None
+    return Proxy(proxy.hostname, port) if proxy.scheme == "http" and proxy.hostname else None
+
+
+def _first_set(*names: str) -> str:
+    """The first of some environment variables that is set, be it empty; otherwise an empty string."""
+    return next((os.environ[name] for name in names if name in os.environ), "")
+
+
 def _is_loopback(host: str) -> bool:
     address = _address(host)
     return host == "localhost" or (address is not None and address.is_loopback)

@@ -12,7 +12,7 @@ from typing import Final
 
 from statsig_otel.config.model import Settings
 from statsig_otel.exporters.otlp.protocols import SEE_ITS_LOG, Spoken, spoken, spoken_by_error, wrong_port
-from statsig_otel.exporters.otlp.proxy import proxy_for
+from statsig_otel.exporters.otlp.proxy import grpc_proxy_for, proxy_for
 from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings, OtlpHttpSettings
 from statsig_otel.exporters.otlp.status import is_client_certificate_alert, server_time
 from statsig_otel.exporters.otlp.tls import ClientTlsSettings
@@ -91,12 +91,13 @@ class _Probe(threading.Thread):
         self._address = _address(settings)
         self._settings = settings
         self._url = settings.url if isinstance(settings, OtlpHttpSettings) else None
+        self._target = settings.target if isinstance(settings, OtlpGrpcSettings) else ""
         self.ahead: float | None = None
         self.finding = self._found("failed", f"no answer within {_ALL_OF_IT:g} s", "check the name service")
 
     def run(self) -> None:
         try:
-            proxy = proxy_for(self._url) if self._url else None
+            proxy = proxy_for(self._url) if self._url else grpc_proxy_for(self._target)
         except ValueError as error:
             self.finding = self._found("failed", f"can't be reached: {error}")
             return

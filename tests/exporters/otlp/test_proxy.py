@@ -5,12 +5,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from statsig_otel.exporters.exporter import Blocked, Delivered, RetryLater
-from statsig_otel.exporters.otlp.proxy import Proxy, proxy_for
+from statsig_otel.exporters.otlp.grpc import OtlpGrpcExporter
+from statsig_otel.exporters.otlp.proxy import Proxy, grpc_proxy_for, proxy_for
+from statsig_otel.exporters.otlp.settings import OtlpGrpcSettings
 from tests.exporters.otlp.over_http import exporting, send_to
 from tests.exporters.otlp.requests import LONG, encoded
 from tests.peers.certs import Authority, ServerTls
 from tests.peers.http_proxy import HttpProxy
-from tests.peers.otlp_servers import HttpAnswer, HttpSink, RawServer
+from tests.peers.otlp_servers import GrpcSink, HttpAnswer, HttpSink, RawServer
 from tests.waiting import wait_until
 
 PROXY = Proxy("proxy", 3128)
@@ -168,3 +170,46 @@ def test_no_secret_of_a_proxy_is_told(monkeypatch: pytest.MonkeyPatch, caplog: p
     assert isinstance(outcome, Blocked)
     assert outcome.reason.endswith("HTTP 407 user:[REDACTED] is not [REDACTED]")
     assert "s3cr3t" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variables", "host", "is_used"),
+    [
+        ({"http_proxy": "PROXY"}, "backend.example", True),
+        ({"https_proxy": "PROXY", "http_proxy": "http://127.0.0.1:1"}, "backend.example", True),
+        ({"grpc_proxy": "PROXY", "https_proxy": "http://127.0.0.1:1"}, "backend.example", True),
+        ({"http_proxy": "PROXY", "no_proxy": "other.example"}, "backend.example", True),
+        ({"http_proxy": "PROXY"}, "localhost", True),
+        ({"http_proxy": "PROXY", "no_grpc_proxy": "example, localhost"}, "localhost", False),
+        ({"http_proxy": "PROXY", "no_proxy": "*,*.example"}, "backend.example", True),
+        ({"http_proxy": "PROXY", "no_proxy": ".0.0.1"}, "127.0.0.1", False),
+        ({"http_proxy": "PROXY", "no_grpc_proxy": "", "no_proxy": "localhost"}, "localhost", True),
+        ({"http_proxy": "PROXY", "no_proxy": "127.0.0.0/8"}, "127.0.0.1", False),
+        ({"http_proxy": "PROXY", "grpc_proxy": ""}, "localhost", False),
+        ({"HTTP_PROXY": "PROXY"}, "localhost", False),
+    ],
+)
+def test_the_proxy_of_grpc_is_the_one_that_it_uses(
+    variables: dict[str, str],
+    host: str,
+    *,
+    is_used: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    for name in ("grpc_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with HttpProxy() as proxy, GrpcSink() as sink:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value.replace("PROXY", f"http://127.0.0.1:{proxy.port}"))
+        settings = OtlpGrpcSettings.model_validate({"endpoint": f"http://{host}:{sink.port}"})
+        exporter = OtlpGrpcExporter("otlp", settings)
+        exporter.start()
+        try:
+            assert exporter.send(encoded(), 1, LONG) == Delivered()
+        finally:
+            exporter.shutdown()
+        assert bool(proxy.asked) == is_used
+        assert grpc_proxy_for(settings.target) == (Proxy("127.0.0.1", proxy.port) if is_used else None)
+        assert (f"through the proxy 127.0.0.1:{proxy.port}" in caplog.text) == is_used

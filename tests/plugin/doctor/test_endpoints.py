@@ -156,6 +156,13 @@ def test_behind_a_proxy_nothing_is_said_of_the_backend(
     assert (found.status, detail in found.detail) == (status, True)
 
 
+def test_behind_a_proxy_of_grpc_nothing_is_said_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the proxy may know the name."""
+    monkeypatch.setenv("grpc_proxy", "http://proxy:3128")
+    found = look("a", grpc("backend.invalid:4317"))[0]
+    assert (found.status, "the proxy proxy:3128" in found.detail) == ("unknown", True)
+
+
 @pytest.mark.parametrize("state", ["blocked", "refused", "retrying", "idle"])
 def test_an_exporter_of_the_running_service_that_can_not_deliver_is_told(tmp_path: Path, state: str) -> None:
     senders = {"out": {"state": state, "attempts": 3, "last_error": "HTTP 401"}}
