@@ -143,8 +143,8 @@ class Assembly:
 
     @property
     def is_open(self) -> bool:
-        """Whether `open` has ended, and `close` has not begun."""
-        return self._is_open and not self._closing
+        """Whether `open` has ended, and nothing has asked for the end."""
+        return self._is_open and not self._ending.is_set()
 
     @property
     def has_lost(self) -> bool:
