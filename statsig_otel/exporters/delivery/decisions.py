@@ -16,8 +16,9 @@ queue into dead letters, and one bad record must not hold up the others. These a
 6. All count as untried when somebody may have repaired something, and when a record that was refused alone gets another
    answer, since the backend has changed then.
 7. Evidence ends when the exporter fails in any other way, since the backend may be a different one after that. But a
-   limit on the rate of requests can be the cause. So a failure soon after another send makes the pause between two
-   sends longer. Each answer makes it a little shorter again, and it ends once no record that failed is left.
+   limit on the rate of requests can be the cause. So while a refused record waits, a failure soon after another send
+   makes the pause between two sends longer. Each answer makes it a little shorter again, and it ends once no record
+   that failed is left.
 8. A fault that may be about the data (HTTP 500) is retried, and counts as a refusal after a row of such faults of the
    record alone. Rule 7 ends the row.
 """
@@ -207,9 +208,10 @@ class Decisions:
             case RetryLater():
                 return self._retry(part, outcome, now)
             case Blocked(reason):
-                self._fail_otherwise()
+                self.forget_evidence()
                 if self._narrow(part):
                     return None
+                self._avoid_haste()
                 return Failure("blocked", reason)
         return None
 
@@ -339,7 +341,8 @@ class Decisions:
         retry, first = self._settings.retry, self._failed[part.seqs[0]]
         self._failing_since = min(self._failing_since, now)
         if not outcome.may_be_data:
-            self._fail_otherwise()
+            self.forget_evidence()
+            self._avoid_haste()
         elif self._narrow(part):
             return None
         else:
@@ -353,11 +356,10 @@ class Decisions:
             return Failure("retrying", outcome.reason, outcome.after)
         return None
 
-    def _fail_otherwise(self) -> None:
-        """The exporter failed, and not because of the data: the evidence ends. Perhaps two sends were too close."""
-        self.forget_evidence()
+    def _avoid_haste(self) -> None:
+        """The exporter failed, and not because of the data. If it came soon after another send, that may be why."""
         longer = self._pause + self._settings.between_probes
-        if self._rested < longer <= _LONGEST_PAUSE:
+        if self._rested < longer <= _LONGEST_PAUSE and any(failed.refused_at for failed in self._failed.values()):
             self._pause = longer
 
     def _narrow(self, part: Records) -> bool:
