@@ -1,14 +1,12 @@
 """Posts each config change to Grafana as an annotation: an exporter for a backend that takes one record at a time.
 
-Grafana does not recognise an annotation that it already has. So what it has taken is reported after each failure
-and at each stop, and is not posted again.
+Grafana does not recognise an annotation that it already has. So each call posts one and reports that, and a crash can
+repeat only the one that was under way.
 """
 
 import json
 import os
 import signal
-import threading
-import time
 from typing import Final
 
 import urllib3
@@ -33,32 +31,20 @@ class Annotations:
         self._url = f"{url.rstrip('/')}/api/annotations"
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         self._client = urllib3.PoolManager(retries=False)
-        self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Begin to take records. The first request connects."""
-        self._stopped.clear()
+        """The first request connects."""
 
-    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the protocol's signature
-        """Post each record, in order, until one is not taken, or `shutdown` is called."""
-        ends_at = time.monotonic() + timeout
-        for posted, record in enumerate(log_records(payload)):
-            stopped = RetryLater("it is shut down") if self._stopped.is_set() else None
-            outcome = stopped or self._post(record, ends_at - time.monotonic())
-            if not isinstance(outcome, Delivered):
-                # Those before it are done. The rest comes with the next call, whose first answer is this failure; after
-                # a shutdown it comes with the next start.
-                return Delivered(first=posted) if posted else outcome
-        return Delivered()
+    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
+        """Post the first record. The rest of the batch comes with the next call."""
+        outcome = self._post(next(log_records(payload)), timeout)
+        return Delivered(first=1) if isinstance(outcome, Delivered) and count > 1 else outcome
 
     def shutdown(self) -> None:
-        """Post nothing more, and close the connection. A request in progress ends with its timeout."""
-        self._stopped.set()
+        """Close the connection. A request in progress ends with its timeout."""
         self._client.clear()
 
     def _post(self, record: LogRecord, timeout: float) -> Outcome:
-        if timeout <= 0:
-            return RetryLater("not all was posted in time")
         try:
             answer = self._client.request(
                 "POST", self._url, body=json.dumps(annotation(record)), headers=self._headers, timeout=timeout
