@@ -125,9 +125,8 @@ class StatsigReceiver:
         if self._closed:
             return shutting_down()
         headers, receive = req.scope.get(_SENT, (req.scope["headers"], None))
-        if receive is None and isinstance(
-            headers, Iterator
-        ):  # Falcon has read it to its end; its test client sends one
+        if receive is None and isinstance(headers, Iterator):
+            # As from Falcon's test client. Falcon has read it to its end.
             headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in req.headers.items()]
         request = self._intake.begin(headers, self._clock())
         taking: Future[Receipt] | None = None
