@@ -1,7 +1,9 @@
 """Checks addresses to listen on and paths to serve, as several components have them."""
 
 import re
-from typing import Final
+from typing import Annotated, Final, TypeAlias
+
+from pydantic import AfterValidator
 
 from statsig_otel.config.errors import SettingError
 
@@ -23,6 +25,10 @@ def check_endpoint(endpoint: str) -> str:
     if int(match["port"]) > MAX_PORT:
         raise ValueError(f"the port must be at most {MAX_PORT}")
     return endpoint
+
+
+ListenEndpoint: TypeAlias = Annotated[str, AfterValidator(check_endpoint)]
+"""Where a server listens, as `host:port`."""
 
 
 def host_and_port(endpoint: str) -> tuple[str, int]:

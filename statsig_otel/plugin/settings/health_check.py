@@ -6,7 +6,7 @@ from typing import ClassVar, Final
 from pydantic import Field, field_validator
 
 from statsig_otel.config.model import Settings
-from statsig_otel.plugin.settings.addresses import check_endpoint, check_path, host_and_port
+from statsig_otel.plugin.settings.addresses import ListenEndpoint, check_path, host_and_port
 
 _LOCAL: Final = "leave it out: it listens on localhost; let a proxy in front of it add that"
 
@@ -35,16 +35,11 @@ class HealthCheckSettings(Settings):
         "response_headers": ({},),
     }
 
-    endpoint: str = Field(default="localhost:13133", description="Where to listen, as host:port.")
+    endpoint: ListenEndpoint = Field(default="localhost:13133", description="Where to listen, as host:port.")
     path: str = Field(default="/", description="Where the Collector's health check is. /livez and /readyz stay.")
     response_body: ResponseBodySettings | None = Field(
         default=None, description="What the answers at `path` contain; without it, the Collector's JSON."
     )
-
-    @field_validator("endpoint")
-    @classmethod
-    def _check_endpoint(cls, endpoint: str) -> str:
-        return check_endpoint(endpoint)
 
     @field_validator("path")
     @classmethod

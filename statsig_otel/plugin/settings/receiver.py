@@ -28,7 +28,7 @@ from statsig_otel.plugin.record.record import (
 )
 from statsig_otel.plugin.record.serializer import AttributeValue
 from statsig_otel.plugin.server.tls import ServerTlsSettings
-from statsig_otel.plugin.settings.addresses import check_endpoint, check_path, host_and_port
+from statsig_otel.plugin.settings.addresses import ListenEndpoint, check_path, host_and_port
 from statsig_otel.plugin.settings.filter import FilterSettings
 from statsig_otel.plugin.settings.mapping import MappingSettings
 from statsig_otel.plugin.settings.services import ImpactedServicesSettings
@@ -182,7 +182,7 @@ class StatsigReceiverSettings(Settings):
     # Not []: whoever leaves it there gets no change at all.
     needed: ClassVar[Mapping[str, str]] = {"signing_secrets": 'write ["${env:STATSIG_SIGNING_SECRET}"]'}
 
-    endpoint: str = Field(
+    endpoint: ListenEndpoint = Field(
         default="localhost:8080", description="Where to listen, as host:port.", examples=["0.0.0.0:8080"]
     )
     path: str = Field(default=DEFAULT_PATH, description="The path of the webhook's URL.")
@@ -248,11 +248,6 @@ class StatsigReceiverSettings(Settings):
     impacted_services: ImpactedServicesSettings | None = Field(
         default=None, description="Which services a change concerns; without it, none."
     )
-
-    @field_validator("endpoint")
-    @classmethod
-    def _check_endpoint(cls, endpoint: str) -> str:
-        return check_endpoint(endpoint)
 
     @field_validator("path")
     @classmethod
