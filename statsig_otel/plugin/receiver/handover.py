@@ -67,10 +67,8 @@ def consume(consumer: Consumer, batch: Batch, run: Callable[[Awaitable[Receipt]]
         answer: object = consumer.consume(batch)
     except RefusedError as error:
         return failed(error)
-    except Exception:
-        raise
     except BaseException as error:
-        if _ends_the_process(error):
+        if isinstance(error, Exception) or _ends_the_process(error):
             raise
         return failed(_unexpected(consumer, error))  # no server expects it, and some end their thread without an answer
     if isinstance(answer, Future):
