@@ -51,7 +51,7 @@ def _responsible(frame: FrameType | None) -> str:
 
 
 def in_few_steps(*requests: bytes, tiny: bytes) -> Callable[[Serve], None]:
-    """Sends requests, each of which has to be handled with hardly more calls than a tiny one."""
+    """Sends requests. Each has to be handled with hardly more calls than a tiny one."""
 
     def act(serve: Serve) -> None:
         with counting() as calls, serve() as site:

@@ -62,7 +62,7 @@ def target(name: str) -> Target:
 
 
 def is_chosen(data: bytes, share: int) -> bool:
-    """Whether an input is one of those of which one in `share` is chosen: by its bytes, so that it always is."""
+    """Whether an input is in a sample of one in `share`. Its bytes decide, so the answer is always the same."""
     return crc32(data) % share == 0
 
 

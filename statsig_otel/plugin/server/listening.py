@@ -27,7 +27,7 @@ FIRST: Final = 3
 
 
 def host_port(host: str, port: int) -> str:
-    """An address as it is written."""
+    """Host and port as in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
