@@ -40,6 +40,7 @@ class OpenFiles:
     Args:
         database: The database file.
         keep_directory: Run before each write. Whether the lock was gone, so that another process may have written.
+            Raises an error if that process still runs.
         copy_aside: Run with the connection if the database is gone, whose content ends with the connection.
         set_aside: Run with an error if the database or its log lacks something that was committed.
         log_kept: Run after the content of a log that is gone was brought into the database. Connections for reading
@@ -95,11 +96,11 @@ class OpenFiles:
         changes = self._look(connection, after_writing=True)
         return changes.gone | changes.shorter <= {"-shm"} and not self._cut
 
-    def keep(self, connection: sqlite3.Connection, *, after_writing: bool) -> bool:
+    def keep(self, connection: sqlite3.Connection | None, *, after_writing: bool) -> bool:
         """Keep what is committed; whether the connection was closed for it, and another has to be opened.
 
         Args:
-            connection: The connection of the writer.
+            connection: The connection of the writer, if one is open.
             after_writing: This process has written since the last look, so the files may be shorter than they were.
 
         Raises:
@@ -107,6 +108,8 @@ class OpenFiles:
             QueueError, sqlite3.Error, OSError: The content could not be kept. The connection stays open, since
                 closing it would lose the content.
         """
+        if connection is None:
+            return self._keep_directory()
         changes = self._look(connection, after_writing=after_writing)
         if "-shm" in changes.shorter:
             self._extend_index()
@@ -117,7 +120,8 @@ class OpenFiles:
             self._remove_leftovers()
             self._said_gone.clear()
             return True
-        was_unlocked = not after_writing and self._keep_directory()
+        # A log that is gone, too: one that another process has made since is left alone.
+        was_unlocked = (not after_writing or "-wal" in changes.gone) and self._keep_directory()
         shorter = changes.shorter - {"-shm"}
         has_to_reopen = False
         if "-wal" in changes.gone:

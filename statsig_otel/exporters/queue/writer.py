@@ -342,12 +342,11 @@ class Writer:
         Raises:
             DamagedError: What was just written may be lost. The file is set aside, and another one has to be begun.
         """
-        connection = self._connection
-        if self._files is None or connection is None:
+        if self._files is None:
             return None
         while True:
             try:
-                if self._files.keep(connection, after_writing=after_writing):
+                while self._files.keep(self._connection, after_writing=after_writing):
                     self._connection = None
             except schema.DamagedError:
                 self._connection = None
@@ -360,12 +359,11 @@ class Writer:
             return None
 
     def _keep_files_at_the_end(self) -> None:
-        connection = self._connection
-        if self._files is None or connection is None:
+        if self._files is None or self._connection is None:
             return
         try:
             while self._keep_files(after_writing=False) is not None:
-                if self._files.are_whole(connection):  # nothing ends with the connection
+                if not self._holds_changed_file():
                     return
                 if time.monotonic() >= self._keep_until:
                     self.has_lost = True
@@ -429,10 +427,15 @@ class Writer:
         self._give_up_connection()
         self._say_failing(error)
 
-    def _give_up_connection(self) -> None:
-        """Close the connection after an error, unless somebody changed a file: its content could end with it."""
+    def _holds_changed_file(self) -> bool:
+        """Whether somebody changed a file that the connection has open: its content could end with it."""
         connection = self._connection
-        if self._files is not None and connection is not None and not self._files.are_whole(connection):
+        return self._files is not None and connection is not None and not self._files.are_whole(connection)
+
+    def _give_up_connection(self) -> None:
+        """Close the connection after an error, unless it holds a file that somebody changed."""
+        connection = self._connection
+        if connection is not None and self._holds_changed_file():
             try:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import math
+import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +51,11 @@ def delete_with_log(directory: Path) -> None:
     (directory / "queue.db-wal").unlink()
 
 
+def delete_with_database(directory: Path) -> None:
+    delete(directory)
+    (directory / "queue.db").unlink()
+
+
 HARMS = [delete, replace, delete_with_log]
 
 
@@ -85,6 +92,38 @@ def test_a_lock_that_is_gone_is_taken_again_before_the_next_answer(
         crashed = copy_of(directory, tmp_path / "crashed")
     with running(crashed) as queue:
         assert delivered(queue.cursor("otlp")) == [1, 2]
+
+
+@pytest.mark.usefixtures("never_idle")
+@pytest.mark.parametrize("harm", [*HARMS, delete_with_database])
+def test_a_lock_that_is_gone_since_the_writer_tidied_up_is_taken_again_before_the_next_answer(
+    tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    with running(tmp_path) as queue:
+        owner = queue._database.writer
+        put(queue, 1)
+        wait_until(lambda: owner._tidy_at > 0, "it has tidied up")
+        tidied = threading.Event()
+
+        def harm_and_tidy(connection: sqlite3.Connection, idle: bool) -> bool:
+            harm(tmp_path)
+            tidied.set()
+            return tidy(connection, idle)
+
+        tidy, owner._tidy, owner._tidy_at = owner._tidy, harm_and_tidy, 0.0
+        put(queue, 2)
+        assert tidied.wait(PATIENCE)
+        owner._tidy = tidy
+        assert put(queue, 3) == Receipt(1)
+        with pytest.raises(DirectoryInUseError):
+            QueueDirectory(tmp_path).acquire()
+        cursor, arrived = queue.cursor("otlp"), set[int]()
+
+        def all_arrive() -> bool:
+            arrived.update(delivered(cursor))
+            return arrived == {1, 2, 3}
+
+        wait_until(all_arrive, "all is delivered")
 
 
 @pytest.mark.usefixtures("never_idle")
