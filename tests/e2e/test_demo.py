@@ -1,4 +1,4 @@
-"""`statsig-otel demo` as a process, with all that it starts: the receiver, a real collector, a backend."""
+"""`statsig-otel demo` as a process, with all that it starts: the service, a real collector, a backend."""
 
 import os
 import re
@@ -175,6 +175,7 @@ def test_once_shows_the_day_behind_a_collector_and_ends(folder: Path) -> None:
         code = running.end()
     assert code == 0, running.output
     assert "collector  rotel, OTLP over gRPC at 127.0.0.1:" in running.output
+    assert "Change events behind the collector:" in running.output
     check_day(running.output)
     assert LISTENING not in running.output
     check_nothing_is_left(folder, children)
@@ -185,6 +186,8 @@ def test_without_rotel_it_says_so_and_goes_straight_to_the_backend(folder: Path,
     with demo(folder, "--once", path=no_rotel) as running:
         assert running.end() == 0, running.output
     assert "NO COLLECTOR: rotel is not installed" in running.output
+    assert "Change events at the backend:" in running.output
+    assert "behind the collector" not in running.output
     check_day(running.output)
     check_nothing_is_left(folder, [])
 
@@ -255,15 +258,15 @@ def test_a_signal_before_the_end_of_the_day_leaves_nothing(folder: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_receiver_that_dies_ends_the_demo(folder: Path, no_rotel: Path) -> None:
+def test_a_service_that_dies_ends_the_demo(folder: Path, no_rotel: Path) -> None:
     with demo(folder, path=no_rotel) as running:
         running.wait_for(LISTENING)
-        (receiver,) = running.children()
-        os.kill(receiver, signal.SIGKILL)
+        (service,) = running.children()
+        os.kill(service, signal.SIGKILL)
         assert running.end() == 1
-    assert "the receiver ended with exit code -9; its last lines:" in running.output
+    assert "the service ended with exit code -9; its last lines:" in running.output
     assert "listens" in running.output
-    check_nothing_is_left(folder, [receiver])
+    check_nothing_is_left(folder, [service])
 
 
 def printed_commands(output: str) -> str:
@@ -381,10 +384,10 @@ def test_a_good_day_has_no_problems() -> None:
         assert not tally.is_complete, number
         tally.arrived(uid, row)
     assert tally.is_complete
-    assert tally.problems(behind_collector=True) == []
+    assert tally.problems(sees_arrivals=True) == []
 
 
-def test_a_receiver_that_knows_duplicates_has_a_good_day_too() -> None:
+def test_a_service_that_knows_duplicates_has_a_good_day_too() -> None:
     tally = Tally(DAY)
     for delivery in DAY:
         answer = good(0, 0, duplicates=1) if delivery.redelivery else good(len(delivery.rows), delivery.ignored)
@@ -392,8 +395,8 @@ def test_a_receiver_that_knows_duplicates_has_a_good_day_too() -> None:
     for uid, row in dict(ARRIVING).items():
         assert not tally.arrived(uid, row)
     assert tally.is_complete
-    assert "1 duplicate," in tally.summary(behind_collector=True)["accepted"]
-    assert "0 had" in tally.summary(behind_collector=True)["arrived"]
+    assert "1 duplicate," in tally.summary(sees_arrivals=True)["accepted"]
+    assert "0 had" in tally.summary(sees_arrivals=True)["arrived"]
 
 
 def test_a_change_that_is_missing_is_a_problem() -> None:
@@ -401,8 +404,8 @@ def test_a_change_that_is_missing_is_a_problem() -> None:
     for uid, row in ARRIVING[:-1]:
         tally.arrived(uid, row)
     assert not tally.is_complete
-    assert tally.problems(behind_collector=True) == ["'search_ranking updated' did not arrive"]
-    assert tally.problems(behind_collector=False) == []
+    assert tally.problems(sees_arrivals=True) == ["'search_ranking updated' did not arrive"]
+    assert tally.problems(sees_arrivals=False) == []
 
 
 def test_a_forged_change_that_arrives_is_a_problem() -> None:
@@ -410,7 +413,7 @@ def test_a_forged_change_that_arrives_is_a_problem() -> None:
     (forged,) = [delivery for delivery in DAY if delivery.forged]
     for uid, row in (*ARRIVING, *forged.rows):
         tally.arrived(uid, row)
-    assert tally.problems(behind_collector=True) == ["'payments_kill_switch updated' arrived, but must not arrive"]
+    assert tally.problems(sees_arrivals=True) == ["'payments_kill_switch updated' arrived, but must not arrive"]
 
 
 def test_a_change_that_arrives_altered_is_a_problem() -> None:
@@ -418,7 +421,7 @@ def test_a_change_that_arrives_altered_is_a_problem() -> None:
     for uid, row in ARRIVING:
         tally.arrived(uid, row)
     tally.arrived(ARRIVING[0][0], ARRIVING[1][1])
-    assert len(tally.problems(behind_collector=True)) == 1
+    assert len(tally.problems(sees_arrivals=True)) == 1
 
 
 @pytest.mark.parametrize(
@@ -428,7 +431,7 @@ def test_a_change_that_arrives_altered_is_a_problem() -> None:
 def test_an_answer_that_does_not_fit_is_a_problem(answer: Answer) -> None:
     tally = Tally(DAY)
     assert not tally.answered(DAY[0], answer)
-    assert len(tally.problems(behind_collector=False)) == 1
+    assert len(tally.problems(sees_arrivals=False)) == 1
 
 
 @pytest.mark.parametrize("status", [200, 400, 503])

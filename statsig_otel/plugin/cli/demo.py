@@ -1,4 +1,4 @@
-"""`statsig-otel demo`: sends a day of sample webhooks through a receiver and a collector on this machine."""
+"""`statsig-otel demo`: sends a day of sample webhooks through a service and a collector on this machine."""
 
 import re
 import sys
@@ -30,13 +30,13 @@ def _check_endpoint(_: click.Context, __: click.Parameter, value: str | None) ->
     show_default=True,
     help="The protocol of that endpoint.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Show what the receiver and the collector log.")
+@click.option("-v", "--verbose", is_flag=True, help="Show what the service and the collector log.")
 def command(
     *, once: bool, otlp_endpoint: str | None, otlp_protocol: Literal["grpc", "http/protobuf"], verbose: bool
 ) -> None:
     """Watch a day of config changes pass through a real collector.
 
-    Starts the receiver, a collector (rotel) and a backend behind it, on free ports of 127.0.0.1. Sends an invented day
+    Starts the service, a collector (rotel) and a backend behind it, on free ports of 127.0.0.1. Sends an invented day
     of Statsig webhooks, one of them forged and one of them sent twice. Prints each change event that reaches the
     backend, and then whether all of them did. After that it keeps listening until Ctrl-C and prints what to try.
 

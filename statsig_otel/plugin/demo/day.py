@@ -26,10 +26,10 @@ _LENGTH_MS: Final = 10 * 3_600_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One request to the receiver."""
+    """One webhook."""
 
     body: bytes
-    rows: tuple[tuple[str, Row], ...] = ()  # of each config change: its uid, and the row expected behind the collector
+    rows: tuple[tuple[str, Row], ...] = ()  # of each config change: its uid, and the row that is expected
     ignored: int = 0  # the number of other events
     forged: bool = False  # signed with a secret that is not the receiver's
     redelivery: bool = False  # the same body was sent before

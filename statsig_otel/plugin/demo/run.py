@@ -28,7 +28,7 @@ from statsig_otel.plugin.demo.tally import Tally
 from statsig_otel.plugin.demo.webhook_client import SECRET_VARIABLE, SendError, WebhookClient
 from statsig_otel.plugin.record.record import EVENT_NAME
 
-Protocol = Literal["grpc", "http/protobuf"]
+OtlpProtocol = Literal["grpc", "http/protobuf"]
 
 _URL_LINE: Final = "Webhook URL: "
 _START_TIMEOUT: Final = 30.0
@@ -36,7 +36,7 @@ _ARRIVAL_TIMEOUT: Final = 30.0
 _PAUSE: Final = 0.3  # seconds between two deliveries, so that the table can be read as it grows
 _ATTEMPTS: Final = 3
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_GOOD, _BAD, _LOUD, _QUIET = "32", "31", "1;33", "2"
+_GOOD, _BAD, _LOUD, _QUIET = "32", "31", "1;33", "2"  # SGR parameters: green, red, bold yellow, faint
 
 _CONFIGURATION: Final = """\
 receivers:
@@ -101,12 +101,13 @@ class Demo:
         *,
         once: bool = False,
         otlp_endpoint: str | None = None,
-        otlp_protocol: Protocol = "grpc",
+        otlp_protocol: OtlpProtocol = "grpc",
         verbose: bool = False,
     ) -> None:
         self._once = once
         self._otlp_endpoint = otlp_endpoint
-        self._behind_collector = otlp_endpoint is None
+        self._sees_arrivals = otlp_endpoint is None  # the backend is the demo's own
+        self._has_collector = True
         self._otlp_protocol = otlp_protocol
         self._verbose = verbose
         self._day = sample_day(time.time_ns() // 1_000_000)
@@ -135,7 +136,7 @@ class Demo:
                 is_good = self._send_day()
                 is_day_over = True
                 if not self._once:
-                    self._listen()
+                    self._stay()
             except _StoppedError as stopped:
                 self._table.print(f"\n{stopped}: stopping")
                 return 0 if is_day_over else 128 + stopped.number
@@ -144,8 +145,8 @@ class Demo:
             return 0 if is_good else 1
 
     def _start(self, stack: ExitStack, directory: Path) -> None:
-        """Start the backend, the collector and the receiver: each before the one that sends to it."""
-        environment = _environment(keep_otel=not self._behind_collector)
+        """Start the backend, the collector and the service: each before the one that sends to it."""
+        environment = _environment(keep_otel=not self._sees_arrivals)
         if self._otlp_endpoint is not None:
             endpoint = self._otlp_endpoint
             self._table.print(f"collector  yours, at {endpoint} ({self._otlp_protocol})")
@@ -154,31 +155,33 @@ class Demo:
             self._table.print(f"backend    the demo's own, OTLP over gRPC at {address}")
             endpoint = f"http://{self._start_collector(stack, directory, address, environment)}"
         queue = directory / "queue"
-        configuration = _configuration(endpoint, self._otlp_protocol, queue, queued=self._behind_collector)
-        self._start_receiver(stack, directory, configuration, environment)
+        configuration = _configuration(endpoint, self._otlp_protocol, queue, queued=self._sees_arrivals)
+        self._start_service(stack, directory, configuration, environment)
 
-    def _start_collector(self, stack: ExitStack, directory: Path, backend: str, environment: Mapping[str, str]) -> str:
-        """Start the collector if it runs here. Return the host:port to which the receiver has to export."""
+    def _start_collector(
+        self, stack: ExitStack, directory: Path, backend_address: str, environment: Mapping[str, str]
+    ) -> str:
+        """Start the collector if it runs here. Return the host:port to which the service has to export."""
         binary = find_binary()
         if binary is None:
-            self._without_collector(f"rotel is not installed. Install it with: {HOW_TO_GET}", backend)
-            return backend
-        collector = self._listening_collector(stack, binary, backend, directory, environment)
+            self._without_collector(f"rotel is not installed. Install it with: {HOW_TO_GET}", backend_address)
+            return backend_address
+        collector = self._listening_collector(stack, binary, backend_address, directory, environment)
         if isinstance(collector, str):
-            self._without_collector(collector, backend)
-            return backend
+            self._without_collector(collector, backend_address)
+            return backend_address
         self._children.append(collector)
         self._table.print(f"collector  rotel, OTLP over gRPC at {collector.endpoint}")
         return collector.endpoint
 
     def _listening_collector(
-        self, stack: ExitStack, binary: Path, backend: str, directory: Path, environment: Mapping[str, str]
+        self, stack: ExitStack, binary: Path, backend_address: str, directory: Path, environment: Mapping[str, str]
     ) -> Collector | str:
         """Start the collector and wait until it listens, or return why it does not."""
         failure = ""
         for _ in range(_ATTEMPTS):  # another process may take the chosen ports first
             collector = Collector(
-                binary, backend=backend, directory=directory, environment=environment, on_event=self._events.put
+                binary, backend=backend_address, directory=directory, environment=environment, on_event=self._events.put
             )
             stack.callback(collector.stop)
             try:
@@ -192,27 +195,28 @@ class Demo:
             failure = collector.last_lines
         return f"rotel does not start: {failure}"
 
-    def _start_receiver(
+    def _start_service(
         self, stack: ExitStack, directory: Path, configuration: str, environment: Mapping[str, str]
     ) -> None:
         file = directory / "statsig-otel.yaml"
         file.write_text(configuration, encoding="utf-8")
-        receiver = Child(
-            "receiver",
+        service = Child(
+            "service",
             [sys.executable, "-m", "statsig_otel", "run", "--config", str(file)],
             {**environment, SECRET_VARIABLE: self._secret, "PYTHONUNBUFFERED": "1"},
             self._events.put,
         )
-        self._children.append(receiver)
-        stack.callback(receiver.stop)
-        receiver.start()
+        self._children.append(service)
+        stack.callback(service.stop)
+        service.start()
         if not self._wait(lambda: bool(self._url), _START_TIMEOUT):
-            raise DemoError(f"the receiver does not listen: {receiver.last_lines}")
+            raise DemoError(f"the service does not listen: {service.last_lines}")
         self._table.print(f"receiver   {self._url}")
 
-    def _without_collector(self, reason: str, backend: str) -> None:
+    def _without_collector(self, reason: str, backend_address: str) -> None:
+        self._has_collector = False
         self._table.print(f"NO COLLECTOR: {reason}", _LOUD)
-        self._table.print(f"The receiver exports straight to the backend at {backend}.", _LOUD)
+        self._table.print(f"The service exports straight to the backend at {backend_address}.", _LOUD)
 
     def _send_day(self) -> bool:
         """Send the day and show what arrives. Return whether the day went as expected."""
@@ -221,31 +225,32 @@ class Demo:
         if not echoed:
             raise DemoError(f"the receiver did not verify its URL: {answer.status_line} {answer.text}")
         self._table.print("set-up     the URL verification was answered: Statsig would register this URL")
-        title = "Change events behind the collector" if self._behind_collector else "Accepted changes"
+        place = "behind the collector" if self._has_collector else "at the backend"
+        title = f"Change events {place}" if self._sees_arrivals else "Accepted changes"
         self._table.print(f"\n{title}:\n")
         self._table.heading()
         for delivery in self._day:
             is_good = self._send(client, delivery)
-            self._wait(lambda: False, self._pause)
+            self._handle_events_for(self._pause)
             if not is_good:
                 break
         else:
-            if self._behind_collector:
+            if self._sees_arrivals:
                 self._wait(lambda: self._tally.is_complete, _ARRIVAL_TIMEOUT)
         return self._summarize()
 
     def _send(self, client: WebhookClient, delivery: Delivery) -> bool:
         secret = f"webhook-{secrets.token_hex(20)}" if delivery.forged else self._secret
         answer = client.post(delivery.body, secret=secret)
-        if not self._behind_collector and answer.status == HTTPStatus.OK:
+        if not self._sees_arrivals and answer.status == HTTPStatus.OK:
             for _, row in delivery.rows:
                 self._table.row(row, redelivery=delivery.redelivery)
         return self._tally.answered(delivery, answer)
 
     def _summarize(self) -> bool:
-        problems = self._tally.problems(behind_collector=self._behind_collector)
+        problems = self._tally.problems(sees_arrivals=self._sees_arrivals)
         self._table.print()
-        for title, text in self._tally.summary(behind_collector=self._behind_collector).items():
+        for title, text in self._tally.summary(sees_arrivals=self._sees_arrivals).items():
             self._table.print(f"{title:9}  {text}")
         for problem in problems:
             self._table.print(f"PROBLEM    {problem}", _BAD)
@@ -253,14 +258,15 @@ class Demo:
             for child in self._children:
                 self._table.print(child.last_lines, _QUIET)
             self._table.print("The demo found problems: see above.", _BAD)
-        elif self._behind_collector:
+        elif self._sees_arrivals:
             self._table.print("Every change arrived.", _GOOD)
         else:
             self._table.print(_WHAT_TO_CHECK.format(event_name=EVENT_NAME, count=len(self._tally.expected)))
             self._table.print("Your collector accepted every change.", _GOOD)
         return not problems
 
-    def _listen(self) -> None:
+    def _stay(self) -> None:
+        """Print what to try, and go on showing what arrives, until a signal stops the demo."""
         program = "statsig-otel" if shutil.which("statsig-otel") else f"{shlex.quote(sys.executable)} -m statsig_otel"
         url = shlex.quote(self._url)
         self._table.print(
@@ -285,6 +291,9 @@ class Demo:
                 continue
             self._handle(event)
         return True
+
+    def _handle_events_for(self, seconds: float) -> None:
+        self._wait(lambda: False, seconds)
 
     def _handle(self, event: Arrived | Output | Ended | signal.Signals) -> None:
         match event:
@@ -321,8 +330,8 @@ def _environment(*, keep_otel: bool) -> dict[str, str]:
     return environment
 
 
-def _configuration(endpoint: str, protocol: Protocol, directory: Path, *, queued: bool) -> str:
-    """The receiver's configuration.
+def _configuration(endpoint: str, protocol: OtlpProtocol, directory: Path, *, queued: bool) -> str:
+    """The service's configuration.
 
     Without a queue, a 200 means that the collector has the change. The demo needs that if it can't see what arrives.
     """

@@ -15,7 +15,7 @@ _COUNTS: Final = ("accepted", "duplicates", "ignored", "invalid")
 
 
 class Tally:
-    """Counts one sample day. Behind the collector, the demo also sees what arrives."""
+    """Counts one sample day. If the backend is the demo's own, it also sees what arrives."""
 
     def __init__(self, day: Sequence[Delivery]) -> None:
         self._day = day
@@ -41,7 +41,7 @@ class Tally:
         return problem is None
 
     def arrived(self, uid: str, row: Row) -> bool:
-        """Count a record that arrived behind the collector. Return whether its uid had arrived before."""
+        """Count a record that arrived at the backend. Return whether its uid had arrived before."""
         self._records += 1
         is_repeated = uid in self._seen
         self._repeated += is_repeated
@@ -55,17 +55,17 @@ class Tally:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every change has arrived, and at least as many records as the receiver accepted."""
+        """Whether every change has arrived, and at least as many records as the service accepted."""
         return self._expected.keys() <= self._seen and self._records >= self._counts["accepted"]
 
-    def problems(self, *, behind_collector: bool) -> list[str]:
+    def problems(self, *, sees_arrivals: bool) -> list[str]:
         """The differences from the expected day, as messages."""
-        if not behind_collector:
+        if not sees_arrivals:
             return self._problems
         missing = [row for uid, row in self._expected.items() if uid not in self._seen]
         return [*self._problems, *(f"{row.title!r} did not arrive" for row in missing)]
 
-    def summary(self, *, behind_collector: bool) -> dict[str, str]:
+    def summary(self, *, sees_arrivals: bool) -> dict[str, str]:
         """The counts of what was sent, answered and received: a line for each title."""
         sent = [delivery for delivery, _ in self._answers]
         statuses = [answer.status for _, answer in self._answers]
@@ -83,7 +83,7 @@ class Tally:
             "ignored": counted(counts["ignored"], "exposure"),
             "refused": f"{forged.count(HTTPStatus.UNAUTHORIZED)} of {len(forged)} forged (401)",
         }
-        if behind_collector:
+        if sees_arrivals:
             arrived = len(self._expected.keys() & self._seen)
             lines["arrived"] = (
                 f"{arrived} of {len(self._expected)} changes, in {counted(self._records, 'record')}: "
