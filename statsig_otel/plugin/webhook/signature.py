@@ -37,7 +37,7 @@ class Verifier:
     Args:
         secrets: The whole signing secrets, in any order. An empty string stands for one that is not known yet.
         tolerance: Seconds by which a request's timestamp may differ from the time now, in both directions. Statsig
-            documents none; five minutes is the usual protection against replays.
+            documents none; five minutes is the usual one for signed webhooks.
 
     Attributes:
         secret_count: How many secrets there are, with the empty ones.
