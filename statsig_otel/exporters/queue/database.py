@@ -12,7 +12,7 @@ from typing import Final, Literal, Self, TypeVar
 
 from statsig_otel import _telemetry
 from statsig_otel.exporters.queue import checks, schema, write_ahead_log
-from statsig_otel.exporters.queue.directory import LOCK, STATE, DirectoryInUseError, QueueDirectory
+from statsig_otel.exporters.queue.directory import DirectoryInUseError, QueueDirectory
 from statsig_otel.exporters.queue.jobs import Work
 from statsig_otel.exporters.queue.open_files import OpenFiles
 from statsig_otel.exporters.queue.writer import Writer
@@ -218,18 +218,15 @@ class Database:
         Raises:
             DirectoryInUseError: Another process owns the directory now.
         """
-        lock = self.directory.path / LOCK
+        lock = self.directory.lock
         try:
             is_retaken = self._keep(lock, self.directory.reclaim, "nothing keeps another process from using the queue")
         except DirectoryInUseError as error:
             raise DirectoryInUseError(
                 f"somebody deleted or replaced {lock} while it was in use, and {error}", is_own=error.is_own
             ) from error
-        self._keep(
-            self.directory.path / STATE,
-            self.directory.keep_mark,
-            "a start after a crash does not notice a log that is gone",
-        )
+        meanwhile = "a start after a crash does not notice a log that is gone"
+        self._keep(self.directory.state, self.directory.keep_mark, meanwhile)
         return is_retaken
 
     def _keep(self, file: Path, again: Callable[[], bool], meanwhile: str) -> bool:

@@ -73,22 +73,20 @@ class DirectoryInUseError(QueueError):
 
 
 class QueueDirectory:
-    """The directory of one queue, which `acquire` opens, and creates if it is missing."""
+    """The directory of one queue, which `acquire` opens, and creates if it is missing.
+
+    Attributes:
+        database, log, lock, state: The files. Each is one object, since two of them are looked at before every commit.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.database: Path = path / DATABASE
+        self.log: Path = path / f"{DATABASE}-wal"
+        self.lock: Path = path / LOCK
+        self.state: Path = path / STATE
         self._lock: int | None = None
         self._noted: object = None  # the version of `state.json` that this process has written
-
-    @property
-    def database(self) -> Path:
-        """The database file."""
-        return self.path / DATABASE
-
-    @property
-    def log(self) -> Path:
-        """The database's log."""
-        return self.path / f"{DATABASE}-wal"
 
     def check(self) -> Fault | None:
         """Why a queue can't be in this directory, while nobody has it open; None if it can. Creates nothing."""
@@ -134,7 +132,7 @@ class QueueDirectory:
             OSError: The lock can't be read.
         """
         try:
-            descriptor = os.open(self.path / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(self.lock, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
@@ -163,7 +161,7 @@ class QueueDirectory:
             raise OSError(errno.EINVAL, _NOT_A_FILE, str(strange))
         if link := self._link():  # whoever made it may want a file of somebody else to be overwritten
             raise OSError(errno.ELOOP, _A_LINK, str(link))
-        descriptor = _open(self.path / LOCK, os.O_RDWR)
+        descriptor = _open(self.lock, os.O_RDWR)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -196,7 +194,7 @@ class QueueDirectory:
     def was_left_clean(self) -> bool:
         """Whether the last owner stopped in order, or there was none."""
         try:
-            state = json.loads((self.path / STATE).read_text())
+            state = json.loads(self.state.read_text())
         except FileNotFoundError:  # a new queue, or a copy of one
             return not self.log.exists()
         except (OSError, ValueError):
@@ -212,7 +210,7 @@ class QueueDirectory:
         if self.has_only_log():
             return None
         if not schema.size_of(self.database):
-            return "queue.db" if (self.path / STATE).exists() and not self.set_aside_files() else None
+            return "queue.db" if self.state.exists() and not self.set_aside_files() else None
         return None if self.was_left_clean() or self.log.exists() else "queue.db-wal"
 
     def has_only_log(self) -> bool:
@@ -227,15 +225,14 @@ class QueueDirectory:
         Raises:
             OSError: It can't be noted.
         """
-        state = self.path / STATE
         content = json.dumps({"clean": clean, "pid": os.getpid()}).encode().ljust(_STATE_SIZE)
-        descriptor = _open(state, os.O_WRONLY)
+        descriptor = _open(self.state, os.O_WRONLY)
         try:
             os.pwrite(descriptor, content, 0)
             os.fsync(descriptor)
             self._noted = _version(os.fstat(descriptor))
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(state)) from error
+            raise OSError(error.errno, error.strerror, str(self.state)) from error
         finally:
             os.close(descriptor)
         sync_directory(self.path)
@@ -247,7 +244,7 @@ class QueueDirectory:
             OSError: It can't be noted.
         """
         with contextlib.suppress(FileNotFoundError):
-            if self._noted in (None, _version((self.path / STATE).lstat())):
+            if self._noted in (None, _version(self.state.lstat())):
                 return False
         self.mark(clean=False)
         return True
@@ -304,7 +301,7 @@ class QueueDirectory:
     @property
     def is_owned(self) -> bool:
         """Whether this process owns the directory, and nobody has deleted or replaced the lock."""
-        return self._lock is not None and is_open_as(self.path / LOCK, self._lock)
+        return self._lock is not None and is_open_as(self.lock, self._lock)
 
     def reclaim(self) -> bool:
         """Own the directory again if it, or its lock, was deleted under its owner; whether it was.

@@ -30,6 +30,9 @@ class _Changes:
     shorter: frozenset[str] = frozenset()
 
 
+_NO_CHANGES: Final = _Changes()
+
+
 class BusyError(sqlite3.OperationalError):
     """A reader is in the way of what has to be done."""
 
@@ -145,6 +148,8 @@ class OpenFiles:
                 now = os.stat(path)  # noqa: PTH116 - twice for every commit
             except OSError:
                 now = None
+            if now == known and not (after_writing and suffix == "-wal"):
+                continue  # nearly always
             if known is None:
                 if now is not None and after_writing:
                     self._known[suffix] = now
@@ -157,7 +162,7 @@ class OpenFiles:
                     self._cut |= {suffix} if write_ahead_log.is_cut(self._database, known.st_size) else set()
                 self._has_grown |= suffix == "-wal" and now.st_size > known.st_size
                 self._known[suffix] = now
-        return _Changes(frozenset(gone), frozenset(shorter))
+        return _Changes(frozenset(gone), frozenset(shorter)) if gone or shorter else _NO_CHANGES
 
     def _say_gone(self, suffix: str) -> None:
         """Before an attempt to keep the content, which may take long or fail."""
