@@ -327,8 +327,9 @@ class Request:
         self._mapped = self._intake.mapper.map(parsed, self._now_ns)
         if self._mapped.ignored:
             self._ignored = ignored_names(body, parsed, self._mapped)
-        batch = Batch(self._intake.name, self._mapped.changes, self._mapped.invalid)
-        return batch if batch.changes or batch.invalid else self.taken(Receipt(accepted=0))
+        if self._mapped.changes or self._mapped.invalid:
+            return Batch(self._intake.name, self._mapped.changes, self._mapped.invalid)
+        return self.taken(_NO_CHANGES)
 
     def taken(self, receipt: Receipt) -> Answer:
         """The answer after the consumer has accepted the batch.
@@ -403,6 +404,7 @@ class Request:
 
 
 _NOTHING: Final = Mapped((), (), 0, ())
+_NO_CHANGES: Final = Receipt(accepted=0)
 _records: Final = attrgetter("records")
 
 

@@ -5,7 +5,11 @@ WebhookError
  └── MalformedBodyError   it comes from Statsig, but its body can't be read
 """
 
-from statsig_otel._arguments import check_type
+from typing import Final
+
+from statsig_otel._arguments import mistyped
+
+_BYTES: Final = (bytes, bytearray)
 
 
 class WebhookError(Exception):
@@ -55,4 +59,5 @@ def check_body(body: object) -> None:
     Raises:
         TypeError: The body is not bytes.
     """
-    check_type("body", body, (bytes, bytearray), "bytes", hint="pass the raw body of the request, as it was sent")
+    if not isinstance(body, _BYTES):  # without a call, since each part of a body is checked
+        raise TypeError(mistyped("body", body, "bytes", hint="pass the raw body of the request, as it was sent"))
