@@ -50,6 +50,7 @@ NOT_PYTHON: Final = "not Python"
 
 MODULES: Final = {
     "_futures.py": HAND_OVER,
+    "_journal.py": ANSWER,
     "plugin/server": HTTP,
     "plugin/receiver": RECEIVE,
     "plugin/webhook/signature.py": VERIFY,

@@ -9,6 +9,7 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, detach,
 
 from statsig_otel import _telemetry
 from statsig_otel._arguments import described, type_name
+from statsig_otel._journal import journal
 from statsig_otel.exporters.exporter import (
     Blocked,
     Delivered,
@@ -143,6 +144,9 @@ def report_sent(name: str, outcome: Outcome, records: int, seconds: float) -> No
     _telemetry.exporter_sent.add(records - failed, name)
     _telemetry.exporter_send_failed.add(failed, name)
     _telemetry.exporter_attempts.add(1, name, _WORDS[type(outcome)])
+    reason = "" if isinstance(outcome, Delivered) else outcome.reason
+    word, delivered = _WORDS[type(outcome)], records - failed
+    journal.add_attempt(name, word, reason, records=records, delivered=delivered, seconds=seconds)
     if _logger.isEnabledFor(logging.DEBUG):
         said = "delivered" if isinstance(outcome, Delivered) else f"{type(outcome).__name__}: {outcome.reason}"
         message = "%s: records delivered: %d of %d, in %.0f ms: %s"

@@ -16,6 +16,7 @@ from typing import Final
 
 from statsig_otel._arguments import check_type
 from statsig_otel._instruments import collecting
+from statsig_otel._journal import journal
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._telemetry import ReceiverCounts, request_body_size, request_duration
 from statsig_otel.exporters.consumer import Batch, Invalid, Receipt, RefusedError, check_receipt
@@ -219,6 +220,7 @@ class Intake:
         counts = self.counts
         with counts.lock:
             counts.answers[answer.status, answer.reason] += 1
+        journal.add_request(self._name, answer.status, answer.reason, answer.detail, answer.body)
         if answer.status is not HTTPStatus.OK:
             detail = f": {answer.detail}" if answer.detail else ""
             message = "%s: answered %d (%s)%s"
@@ -346,6 +348,7 @@ class Request:
             counts.accepted += self._record_count()
             if receipt.accepted:
                 counts.last_change_ns = self._now_ns
+                journal.add_changes(self._intake.name, self._now_ns, mapped.changes)
             if receipt.duplicates:
                 counts.duplicates += receipt.duplicates
             if mapped.ignored:

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import msgspec
 from falcon import HTTPError, Request, Response
 
+from statsig_otel._journal import journal
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._telemetry import server_refused
 from statsig_otel.exporters.consumer import RefusedError
@@ -63,6 +64,7 @@ class Paths:
         known = [meant] if meant else sorted(set(self._paths.values()))
         hint = f"the path is {' or '.join(prefix + one for one in known)}"
         self._throttle.log(logging.WARNING, f"404 {meant}", "a request for %s is answered with 404: %s", shown, hint)
+        journal.add_request("", HTTPStatus.NOT_FOUND, "not_found", f"a request for {shown}: {hint}")
         return _NOWHERE
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
+from statsig_otel._journal import journal
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._telemetry import server_refused
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Scope
@@ -309,6 +310,9 @@ class HttpConnection(asyncio.Protocol):
             self._exchange.end()
             return
         server_refused.add(1, int(error.status), error.kind)
+        server = self._addresses["server"]
+        port = server[1] if isinstance(server, tuple) else 0
+        journal.add_request("", error.status, error.kind, error.explanation, port=port)
         self.write(answer_head(error.status) + b"content-length: 0\r\nconnection: close\r\n\r\n")
         self._close()
 

@@ -19,6 +19,7 @@ import ssl
 from collections.abc import Callable
 from typing import Final, cast
 
+from statsig_otel._journal import journal
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._telemetry import handshakes_failed
 from statsig_otel.plugin.server.tls import why_handshake_failed
@@ -281,4 +282,5 @@ def log_failed_handshake(error: ssl.SSLError) -> None:
     """Count a TLS handshake that failed, and log why."""
     handshakes_failed.add(1)
     why = why_handshake_failed(error)
+    journal.add_request("", 0, "tls_handshake", why)
     _throttle.log(logging.WARNING, why, "a TLS handshake failed: %s", why)

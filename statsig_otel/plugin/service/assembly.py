@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from statsig_otel import _times
+from statsig_otel._journal import journal
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
 from statsig_otel.plugin.control.socket import ControlServer, Handler
@@ -28,6 +29,7 @@ from statsig_otel.plugin.service.restart import RestartNeededError, needing_rest
 from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
+from statsig_otel.plugin.watch.facts import journal_command
 from statsig_otel.plugin.watch.health import Condition, Health, HealthServer
 
 _logger: Final = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ class Assembly:
         self._ways_out = ways_out
         self._inherited = inherited
         self.before_resume: Callable[[], None] = lambda: None  # looks at files before an exporter tries again
-        self._commands: dict[str, Handler] = {}
+        self._commands: dict[str, Handler] = {"journal": journal_command}
         self.consumer: Final = ServiceConsumer()
         self._outbound = Outbound(configuration, self.directory)
         self._intakes = {name: with_resource(one, resource).intake(name) for name, one in settings.items()}
@@ -196,6 +198,7 @@ class Assembly:
         if self._failed:
             self._outbound = Outbound(self._configuration, self.directory)
             self._make_servers()
+        journal.is_kept = True
         try:
             # First, since what follows may take a while. But the process that is waited for may have the same port.
             if self.health is not None and not self._waits:

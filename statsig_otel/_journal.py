@@ -1,0 +1,250 @@
+"""The journal: what has happened last in this process, in memory.
+
+It has three kinds of entries: answered requests, accepted changes, and attempts to send. Whoever wants to show them
+reads them with `journal.requests()`, `journal.changes()` and `journal.attempts()`, newest first.
+`plugin/watch/facts.py` makes JSON of them, which the command `journal` of the control socket returns.
+
+Each kind has its last few hundred entries, and those of changes have at most 4 MiB. Requests of one second with the
+same verdict share an entry that counts them, and so do attempts. So a flood costs no memory, and hardly pushes out what
+happened before it. Nothing waits for the journal. What it keeps of a change is its records, as they are sent.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from time import time
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+
+_MOST: Final = 300
+"""The most entries of a kind."""
+
+_MOST_BYTES: Final = 4 << 20
+"""The most bytes of the records of all changes."""
+
+_TOGETHER: Final = 1.0
+"""Seconds within which requests with the same verdict share an entry."""
+
+_MOST_KINDS: Final = 200
+"""The verdicts of which the last entry is kept for as long as the process runs."""
+
+_NO_ITEMS: Final[Mapping[str, object]] = {}
+_OK: Final = 200
+"""The HTTP status of all requests that are not refused."""
+
+
+@dataclass(slots=True)
+class RequestEntry:
+    """Requests of one second with the same verdict.
+
+    Attributes:
+        receiver: The receiver's id; empty if they were refused before they reached one.
+        status: The HTTP status of the answer; 0 if there was none, since the TLS handshake failed.
+        reason: The reason of the answer, a short word.
+        detail: What happened the first time, and what to check.
+        at: When the first one was answered, in seconds since the epoch.
+        count: The number of requests.
+        items: The items of accepted requests, by what became of them: accepted, duplicates, ignored, invalid.
+        port: The port of the server that refused them before they reached a receiver; 0 if it is not known.
+    """
+
+    receiver: str
+    status: int
+    reason: str
+    detail: str
+    at: float
+    count: int = 0
+    items: dict[str, int] = field(default_factory=dict)
+    port: int = 0
+
+
+class ChangeEntry(NamedTuple):
+    """One accepted change.
+
+    Attributes:
+        at_ns: When its request arrived, in nanoseconds since the epoch.
+        receiver: The receiver's id.
+        uid: The change's `log.record.uid`.
+        records: Its records, each as a serialised `ExportLogsServiceRequest`; none if they are too large to keep.
+        size: The bytes of its records.
+    """
+
+    at_ns: int
+    receiver: str
+    uid: str
+    records: tuple[bytes, ...]
+    size: int
+
+
+@dataclass(slots=True)
+class AttemptEntry:
+    """Attempts of one second to send batches, with the same outcome.
+
+    Attributes:
+        exporter: The exporter's id.
+        outcome: One of `_telemetry.OUTCOMES`.
+        reason: What the backend said the first time; empty if it took everything.
+        at: When the first one ended, in seconds since the epoch.
+        seconds: How long the first one took.
+        count: The number of attempts.
+        records: The records that were sent.
+        delivered: The records of these that the backend took.
+    """
+
+    exporter: str
+    outcome: str
+    reason: str
+    at: float
+    seconds: float
+    count: int = 0
+    records: int = 0
+    delivered: int = 0
+
+
+class _Change(Protocol):
+    @property
+    def uid(self) -> str: ...
+    @property
+    def records(self) -> tuple[bytes, ...]: ...
+
+
+_E = TypeVar("_E", RequestEntry, AttemptEntry)
+
+
+class _Kind(Generic[_E]):
+    """The entries of one kind: the last ones, and of each verdict the last one."""
+
+    def __init__(self) -> None:
+        self.entries: Final[deque[_E]] = deque(maxlen=_MOST)
+        self.last: Final[dict[tuple[str, ...], _E]] = {}
+
+    def add(self, verdict: tuple[str, ...], entry: _E) -> None:
+        self.entries.append(entry)
+        if self.last.pop(verdict, None) is None and len(self.last) >= _MOST_KINDS:
+            del self.last[next(iter(self.last))]
+        self.last[verdict] = entry
+
+
+class Journal:
+    """Keeps the last entries. All methods may be called from any thread.
+
+    Attributes:
+        is_kept: Whether somebody may read it. Until a service sets this, nothing is added.
+    """
+
+    def __init__(self) -> None:
+        self.is_kept: bool = False
+        self._renew_lock()
+        self._taken: Final = _Kind[RequestEntry]()
+        self._refused: Final = _Kind[RequestEntry]()
+        self._attempts: Final = _Kind[AttemptEntry]()
+        self._changes: Final[deque[tuple[int, str, str, tuple[bytes, ...], int]]] = deque()  # as in a `ChangeEntry`
+        self._bytes = 0  # of the records in there
+        os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        """Another thread of a parent process may hold it, and does not exist in the child."""
+        self._lock = threading.RLock()  # re-entrant, for a signal handler
+
+    def add_request(
+        self,
+        receiver: str,
+        status: int,
+        reason: str,
+        detail: str,
+        items: Mapping[str, object] = _NO_ITEMS,
+        *,
+        port: int = 0,
+    ) -> None:
+        """Add an answered request. `items` has the numbers of its items, by what became of them."""
+        if not self.is_kept:
+            return
+        now, verdict = time(), (receiver, reason)
+        kind = self._taken if status == _OK else self._refused
+        with self._lock:
+            entry = kind.last.get(verdict)
+            if entry is None or now - entry.at >= _TOGETHER:
+                entry = RequestEntry(receiver, status, reason, detail, now, port=port)
+                kind.add(verdict, entry)
+            entry.count += 1
+            for word, number in items.items():
+                if number and isinstance(number, int):
+                    entry.items[word] = entry.items.get(word, 0) + number
+
+    def add_changes(self, receiver: str, at_ns: int, changes: Sequence[_Change]) -> None:
+        """Add accepted changes of one request.
+
+        Args:
+            receiver: The receiver's id.
+            at_ns: When the request arrived, in nanoseconds since the epoch.
+            changes: The changes, in order. Only the last few hundred are kept.
+        """
+        if not self.is_kept:
+            return
+        entries = self._changes
+        with self._lock:
+            total = self._bytes
+            for change in changes[-_MOST:]:
+                records = change.records
+                size = sum(map(len, records))
+                if size <= _MOST_BYTES:
+                    total += size
+                else:
+                    records = ()
+                entries.append((at_ns, receiver, change.uid, records, size))
+            while len(entries) > _MOST or total > _MOST_BYTES:
+                oldest = entries.popleft()
+                if oldest[3]:
+                    total -= oldest[4]
+            self._bytes = total
+
+    def add_attempt(
+        self, exporter: str, outcome: str, reason: str, *, records: int, delivered: int, seconds: float
+    ) -> None:
+        """Add an attempt to send a batch."""
+        if not self.is_kept:
+            return
+        now, verdict = time(), (exporter, outcome)
+        with self._lock:
+            entry = self._attempts.last.get(verdict)
+            if entry is None or now - entry.at >= _TOGETHER:
+                entry = AttemptEntry(exporter, outcome, reason, now, seconds)
+                self._attempts.add(verdict, entry)
+            entry.count += 1
+            entry.records += records
+            entry.delivered += delivered
+
+    def requests(self) -> list[RequestEntry]:
+        """The last requests, newest first."""
+        return self._copies(self._taken.entries, self._refused.entries)
+
+    def last_requests(self) -> list[RequestEntry]:
+        """Of each receiver and reason the last entry, newest first, however long ago that was."""
+        return self._copies(self._taken.last.values(), self._refused.last.values())
+
+    def _copies(self, *groups: Iterable[RequestEntry]) -> list[RequestEntry]:
+        with self._lock:
+            found = [replace(entry, items=dict(entry.items)) for group in groups for entry in group]
+        return sorted(found, key=lambda entry: -entry.at)
+
+    def changes(self) -> list[ChangeEntry]:
+        """The last changes, newest first, each once."""
+        with self._lock:
+            found = list(self._changes)
+        once: dict[str, ChangeEntry] = {}
+        for row in found:  # a change that came again stands where it came first
+            entry = ChangeEntry(*row)
+            once.setdefault(entry.uid, entry)
+        return [*reversed(once.values())]
+
+    def attempts(self) -> list[AttemptEntry]:
+        """The last attempts, newest first."""
+        with self._lock:
+            found = [*map(copy, self._attempts.entries)]
+        return sorted(found, key=lambda entry: -entry.at)
+
+
+journal: Final = Journal()
+"""The journal of this process."""
