@@ -1,9 +1,15 @@
-"""examples/grafana: each change is posted once, across a failure, a refusal and a restart in the middle."""
+"""examples/grafana: each change is posted once, across a failure, a refusal, a restart and a kill in the middle."""
 
 import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +19,8 @@ import pytest
 from examples.grafana.annotations import Annotations
 from statsig_otel.exporters import Blocked, Delivered, Outcome, Rejected, RetryLater
 from statsig_otel.plugin import Destination, RetryOnFailureSettings
+from tests.e2e.processes import Process, clean_environment, post, signed
+from tests.peers.otlp_servers import free_port
 from tests.plugin.http_client import exchange
 from tests.plugin.services import service, signed_request
 from tests.test_exporter_example import changed, records
@@ -25,23 +33,21 @@ class Grafana:
     Attributes:
         faults: What it answers to each text, one after the other, before it takes it.
         taken: The annotations that it took.
-        held: A text that is answered once `go_on` is set.
+        before_answering: Is called with the text of each annotation that it took.
     """
 
     def __init__(self, faults: dict[str, list[int]]) -> None:
         self.faults = faults
         self.taken: list[dict[str, Any]] = []
         self.url = ""
-        self.held = ""
-        self.go_on = threading.Event()
+        self.before_answering: Callable[[str], object] = lambda _text: None
         self.tokens: set[str] = set()
 
     def answer(self, annotation: dict[str, Any]) -> int:
         if faults := self.faults.get(annotation["text"]):
             return faults[0] if faults[0] == 400 else faults.pop(0)
         self.taken.append(annotation)
-        if annotation["text"] == self.held:
-            assert self.go_on.wait(60)
+        self.before_answering(annotation["text"])
         return 200
 
 
@@ -102,14 +108,16 @@ def test_each_change_is_posted_once_across_a_503_and_a_400_in_the_middle(tmp_pat
 
 
 def test_each_change_is_posted_once_across_a_restart_in_the_middle(tmp_path: Path) -> None:
+    go_on = threading.Event()
+
     class Stopped(Annotations):
         def shutdown(self) -> None:
             super().shutdown()
-            there.go_on.set()
+            go_on.set()
 
     names = [f"flag{number:02}" for number in range(20)]
     with grafana() as there:
-        there.held = "flag05 updated"
+        there.before_answering = lambda text: text != "flag05 updated" or go_on.wait(60)
         with service(tmp_path, {"grafana": Stopped(there.url, "token")}) as running:
             port = int(running.urls["statsig"].split(":")[2].partition("/")[0])
             assert exchange(("127.0.0.1", port), signed_request(changes(*names))).status == 200
@@ -120,6 +128,51 @@ def test_each_change_is_posted_once_across_a_restart_in_the_middle(tmp_path: Pat
             wait_until(lambda: len(there.taken) >= 20)
             assert running.shutdown(), "nothing waits any more"
     assert [one["text"] for one in there.taken] == [f"{name} updated" for name in names]
+
+
+@pytest.mark.slow
+def test_a_kill_repeats_the_annotation_that_is_under_way(tmp_path: Path) -> None:
+    """And nothing else, once the progress before it is on disk. The commands are those of the README."""
+    names = [f"flag{number:02}" for number in range(30)]
+    killed_at = (5, 15, 16)
+    example = Path(__file__).parents[1] / "examples" / "grafana"
+    run, send = re.findall(r"```sh\n(.*?)```", (example / "README.md").read_text(), re.DOTALL)
+    port = str(free_port())
+    (tmp_path / "annotations.py").write_text((example / "annotations.py").read_text().replace("8080", port))
+    environment = clean_environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+    def waiting() -> int:
+        with closing(sqlite3.connect(f"file:{tmp_path}/statsig-queue/queue.db?mode=ro", uri=True)) as connection:
+            (count,) = connection.execute("SELECT waiting FROM exporters WHERE name = 'grafana'").fetchone()
+        return int(count)
+
+    def killed_while_posting(at: int) -> None:
+        there.before_answering = lambda text: text != f"{names[at]} updated" or go_on.wait(120)
+        with Process(program, environment) as running:
+            url = running.wait_for(r"^Webhook URL: (\S+)$")[1]
+            if not there.taken:
+                body = changes(*names)
+                assert post(url, body, signed(body)).status == 200
+            wait_until(lambda: there.taken and there.taken[-1]["text"] == f"{names[at]} updated")
+            wait_until(lambda: waiting() == len(names) - at, "the progress on disk")
+            os.kill(running.pid, signal.SIGKILL)
+
+    with grafana() as there:
+        go_on = threading.Event()
+        run = run.replace("https://grafana.example.com", there.url).replace("\npython ", "\nexec python ")
+        program = ["sh", "-c", f"cd {tmp_path}\n{run}"]
+        for at in killed_at:
+            killed_while_posting(at)
+        there.before_answering = lambda _text: None
+        with Process(program, environment) as running:
+            running.wait_for(r"^Webhook URL: ")
+            wait_until(lambda: len(there.taken) >= len(names) + len(killed_at))
+            subprocess.run(["sh", "-c", send.replace("8080", port)], env=environment, check=True)
+            wait_until(lambda: len(there.taken) > len(names) + len(killed_at), "the change that the README sends")
+            assert running.stop() == 0
+        go_on.set()
+    posted = [one["text"].removesuffix(" updated") for one in there.taken]
+    assert posted[:-1] == sorted([*names, *(names[at] for at in killed_at)])
 
 
 def test_one_record_of_a_batch_is_posted_at_a_time() -> None:
