@@ -8,7 +8,7 @@ import contextlib
 import time
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -124,10 +124,7 @@ class StatsigReceiver:
             waits = self._waits[loop] = _LoopWaits(loop)
         if self._closed:
             return shutting_down()
-        headers, receive = req.scope.get(_SENT, (req.scope["headers"], None))
-        if receive is None and isinstance(headers, Iterator):
-            # As from Falcon's test client. Falcon has read it to its end.
-            headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in req.headers.items()]
+        headers, receive = req.scope[_SENT] if _SENT in req.scope else (_headers(req), None)
         request = self._intake.begin(headers, self._clock())
         taking: Future[Receipt] | None = None
         try:
@@ -267,11 +264,11 @@ def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
     lifespan events and does not need them. Call `close` of the receivers before the loop ends.
 
     Args:
-        receivers: The receivers by their paths, which begin with `/`.
+        receivers: The receivers by their paths, as the settings' `path` has them: `/statsig`.
 
     Raises:
         TypeError: One of them is not a `StatsigReceiver`.
-        ValueError: A path does not begin with `/`.
+        ValueError: A path is not a plain path, which begins with `/`.
 
     Example:
         >>> from statsig_otel.exporters import LoggerProviderConsumer
@@ -303,6 +300,17 @@ def create_app(receivers: Mapping[str, StatsigReceiver]) -> MountableApp:
         await app({**scope, **changed, _SENT: (map(tuple, scope["headers"]), receive)}, _headers_only, send)
 
     return serve
+
+
+def _headers(req: Request) -> Sequence[tuple[Any, ...]]:
+    """The headers of a request in a Falcon application of the program's own.
+
+    They may be an iterator, and so may each of them, as from Falcon's test client. Falcon has read those to their ends.
+    """
+    pairs = [tuple(pair) for pair in req.scope["headers"]]
+    if pairs and all(pairs):
+        return pairs
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in req.headers.items()]
 
 
 async def _headers_only() -> Message:

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import re
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
@@ -13,6 +14,11 @@ from statsig_otel._futures import answered, failed
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver.answer import Answer
 from statsig_otel.plugin.receiver.intake import Intake, Request
+
+PLAIN_PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
+"""A path of a receiver, letter by letter as a request has it."""
+RULE_OF_PATHS: Final = "begin with / and be a plain path, without // and percent escapes"
+"""The same in words: what a path must do."""
 
 _ANSWERS: Final = "a Receipt, a concurrent.futures.Future of one, or an awaitable of one"
 
@@ -43,13 +49,13 @@ def check_receivers(receivers: Mapping[Any, object], type_: type[object]) -> Non
 
     Raises:
         TypeError: They are not a mapping, or a value is not a receiver of this type.
-        ValueError: A path does not begin with a slash.
+        ValueError: A path is not a plain path.
     """
     check_type("receivers", receivers, Mapping, "a mapping by their paths")
     for path, receiver in receivers.items():
         check_type(f"the receiver at {path}", receiver, type_)
-        if not isinstance(path, str) or not path.startswith("/"):
-            raise ValueError(f"the path {path!r} must begin with /")
+        if not isinstance(path, str) or not PLAIN_PATH.fullmatch(path):
+            raise ValueError(f"the path {path!r} must {RULE_OF_PATHS}")
 
 
 def consume(consumer: Consumer, batch: Batch, run: Callable[[Awaitable[Receipt]], Future[Receipt]]) -> Future[Receipt]:

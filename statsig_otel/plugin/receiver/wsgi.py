@@ -152,11 +152,11 @@ def create_wsgi_app(receivers: Mapping[str, StatsigWsgiReceiver]) -> WSGIApplica
     It may be mounted below a prefix: paths are compared with PATH_INFO, which does not include SCRIPT_NAME.
 
     Args:
-        receivers: The receivers by their paths, which begin with `/`.
+        receivers: The receivers by their paths, as the settings' `path` has them: `/statsig`.
 
     Raises:
         TypeError: One of them is not a `StatsigWsgiReceiver`.
-        ValueError: A path does not begin with `/`.
+        ValueError: A path is not a plain path, which begins with `/`.
 
     Example:
         >>> from statsig_otel.exporters import LoggerProviderConsumer

@@ -6,9 +6,9 @@ from typing import Annotated, Final, TypeAlias
 from pydantic import AfterValidator
 
 from statsig_otel.config.errors import SettingError
+from statsig_otel.plugin.receiver.handover import PLAIN_PATH, RULE_OF_PATHS
 
 _ENDPOINT: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^\s:/\[\]]*)):(?P<port>[0-9]{1,5})")
-_PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]+/?)*")
 MAX_PORT: Final = 65535
 
 
@@ -45,8 +45,6 @@ def check_path(path: str, default: str) -> str:
     Raises:
         SettingError: It has another form.
     """
-    if not _PATH.fullmatch(path):
-        raise SettingError(
-            "must begin with / and be a plain path, without // and percent escapes", f"the default is {default}"
-        )
+    if not PLAIN_PATH.fullmatch(path):
+        raise SettingError(f"must {RULE_OF_PATHS}", f"the default is {default}")
     return path

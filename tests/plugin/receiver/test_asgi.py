@@ -68,6 +68,37 @@ def test_falcon_s_test_client_can_send_a_webhook(*, is_mounted: bool) -> None:
     )
 
 
+def test_headers_may_be_any_iterable_of_pairs() -> None:
+    """Below a Falcon application too, which reads each of them once."""
+    body = body_of(CHANGE)
+    forms: dict[str, Callable[[list[tuple[bytes, bytes]]], Any]] = {
+        "lists": lambda pairs: [list(pair) for pair in pairs],
+        "an iterator of pairs": iter,
+        "a list of iterators": lambda pairs: [iter(pair) for pair in pairs],
+        "an iterator of iterators": lambda pairs: map(iter, pairs),
+    }
+    for form, change in forms.items():
+        for is_mounted in (False, True):
+            receiver = StatsigReceiver(Intake(verifier=Verifier([SECRET])), Sink())
+            app: Any = create_app({"/hook": receiver})
+            if not is_mounted:
+                app = falcon.asgi.App()
+                app.add_route("/hook", receiver)
+
+            async def changed(
+                scope: dict[str, Any], receive: Any, send: Any, *, app: Any = app, change: Any = change
+            ) -> None:
+                if scope["type"] == "http":
+                    scope = {**scope, "headers": change([tuple(pair) for pair in scope["headers"]])}
+                await app(scope, receive, send)
+
+            client = falcon.testing.TestClient(changed)
+            answer = client.simulate_post("/hook", body=body, headers=signed(body))
+            assert answer.status_code == 200, form
+            assert answer.json["accepted"] == 1
+            assert client.simulate_post("/hook", body=body).status_code == 401, form
+
+
 @pytest.mark.slow
 def test_small_webhooks_are_answered_while_a_large_one_is_finished() -> None:
     many = (2 << 20) // (len(TINY) + 1)

@@ -228,11 +228,15 @@ def test_wrong_arguments_of_an_intake_are_refused_when_it_is_made(keys: dict[str
 
 def test_wrong_receivers_of_an_application_are_refused_when_it_is_made() -> None:
     asgi, wsgi = StatsigReceiver(INTAKE, CONSUMER), StatsigWsgiReceiver(INTAKE, CONSUMER)
+    rule = "must begin with / and be a plain path, without // and percent escapes"
     cases: list[tuple[Any, Any, str]] = [
         (create_app, {"/": wsgi}, "the receiver at / must be a StatsigReceiver, not StatsigWsgiReceiver"),
         (create_wsgi_app, {"/": asgi}, "the receiver at / must be a StatsigWsgiReceiver, not StatsigReceiver"),
         (create_app, asgi, "receivers must be a mapping by their paths, not StatsigReceiver"),
-        (create_app, {"hook": asgi}, "the path 'hook' must begin with /"),
+        (create_app, {"hook": asgi}, f"the path 'hook' {rule}"),
+        (create_app, {"/${env:X}": asgi}, f"the path '/${{env:X}}' {rule}"),
+        (create_wsgi_app, {"/{id}": wsgi}, f"the path '/{{id}}' {rule}"),
+        (create_wsgi_app, {"/a//b": wsgi}, f"the path '/a//b' {rule}"),
     ]
     for make, receivers, said in cases:
         with pytest.raises((TypeError, ValueError)) as caught:
