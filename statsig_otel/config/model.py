@@ -1,22 +1,27 @@
 """The bases of components' settings: `Settings`, and settings with keys that a whole section has."""
 
 from collections import deque
-from collections.abc import Iterator, KeysView, Mapping, Sized, ValuesView
+from collections.abc import Callable, Iterator, KeysView, Mapping, Sized, ValuesView
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from types import GeneratorType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self, TypeVar, cast
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import from_json
 
 from statsig_otel.config.errors import ConfigError, Path, Problem, SettingError
 from statsig_otel.config.strict_model import StrictModel
 from statsig_otel.config.substitution import from_code
+from statsig_otel.config.units import AS_WRITTEN
 from statsig_otel.config.validation import problems_of
 from statsig_otel.config.values import Opaque, ReadApart
 
 _T = TypeVar("_T")
+_S = TypeVar("_S", bound="Settings")
 
 _LISTS: Final = (list, tuple, set, frozenset, deque, KeysView, ValuesView, GeneratorType, map, filter)
 """What pydantic takes for a list."""
@@ -25,8 +30,10 @@ _LISTS: Final = (list, tuple, set, frozenset, deque, KeysView, ValuesView, Gener
 class Settings(StrictModel):
     """The base of every component's settings: unknown keys are errors, values don't change once checked.
 
-    The constructor and `model_validate` raise a `ConfigError` with all problems, as a file has them. References such as
-    `${env:NAME}` are resolved in files only, so here `${` is a problem. `$${` is `${`, and any other `$` itself.
+    The constructor, `model_validate` with its forms for JSON and strings, and `model_copy` raise a `ConfigError` with
+    all problems, as a file has them. References such as `${env:NAME}` are resolved in files only, so here `${` is a
+    problem, and `$${` is `${`. Any other `$` is itself. That is so in a model of yours that contains settings, too; its
+    errors are pydantic's. Only `model_construct` checks nothing.
 
     Attributes:
         unsupported: Keys that the Collector's component has and this one has not, each with what to do instead.
@@ -45,17 +52,10 @@ class Settings(StrictModel):
         ChatSettings(url=[REDACTED], timeout=90.0, max_message=2048)
     """
 
-    if not TYPE_CHECKING:  # type checkers know the constructor by the fields
+    if not TYPE_CHECKING:  # type checkers know the constructor by the fields, and the others from pydantic
 
         def __init__(self, /, **values: object) -> None:
-            problems: list[Problem] = []
-            values = resolved(values, (), problems)
-            try:
-                super().__init__(**values)
-            except ValidationError as error:
-                problems = _joined(problems, problems_of(type(self), values, error))
-            if problems:
-                raise ConfigError(problems)
+            _made(type(self), values, lambda read: super(Settings, self).__init__(**read))
 
         __init__.__pydantic_base_init__ = True  # so that pydantic does not call it for the models in models
 
@@ -70,15 +70,93 @@ class Settings(StrictModel):
             Raises:
                 ConfigError: All that is wrong.
             """
-            problems: list[Problem] = []
-            obj = resolved(obj, (), problems)
+            return _made(cls, obj, lambda read: super(Settings, cls).model_validate(read, **options))
+
+        @classmethod
+        def model_validate_json(cls, json_data: str | bytes | bytearray, **options: object) -> Self:
+            """The same for a JSON object.
+
+            Args:
+                json_data: The object.
+                options: See `model_validate`.
+
+            Raises:
+                ConfigError: It is not JSON, or all that is wrong in it.
+            """
             try:
-                settings = super().model_validate(obj, **options)
-            except ValidationError as error:
-                problems = _joined(problems, problems_of(cls, obj, error))
-            if problems:
-                raise ConfigError(problems)
-            return settings
+                found = from_json(json_data)
+            except ValueError as error:
+                raise ConfigError([Problem((cls.__name__,), f"is not JSON: {error}")]) from None
+            return cls.model_validate(found, **options)
+
+        model_validate_strings = model_validate
+
+        def model_copy(self, *, update: Mapping[str, object] | None = None, deep: bool = False) -> Self:
+            """A copy, with other values for some settings, which are checked as those of the constructor are.
+
+            Args:
+                update: The values, by the names of the settings.
+                deep: Whether to copy the values too.
+
+            Raises:
+                ConfigError: All that is wrong.
+            """
+            copy = super().model_copy(deep=deep)
+            if not update:
+                return copy
+            rest = {name: getattr(copy, name) for name in copy.model_fields_set - update.keys()}
+            names = {"by_alias": True, "by_name": True}
+            return _made(
+                type(self), update, lambda read: super(Settings, self).model_validate({**rest, **read}, **names)
+            )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _resolve(cls, values: object, read: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """Look for references where pydantic makes settings by itself, such as in a model of the program's own."""
+        problems: list[Problem] = []
+        if not (info.context is AS_WRITTEN or _are_resolved.get()):
+            values = resolved(values, (), problems)
+        if problems:
+            raise ConfigError(problems)
+        with _resolved_strings():
+            return read(values)
+
+
+def replaced(settings: _S, **values: object) -> _S:
+    """A copy of settings with other values that are checked already."""
+    return BaseModel.model_copy(settings, update=values)
+
+
+_are_resolved: Final = ContextVar("_are_resolved", default=False)
+
+
+@contextmanager
+def _resolved_strings() -> Iterator[None]:
+    """Settings that are made in this block have strings that went through `resolved`: once is enough."""
+    token = _are_resolved.set(True)
+    try:
+        yield
+    finally:
+        _are_resolved.reset(token)
+
+
+def _made(model: type[Settings], values: Any, read: Callable[[Any], _T]) -> _T:
+    """What `read` makes of values that a program gave for settings, after `resolved`.
+
+    Raises:
+        ConfigError: All that is wrong.
+    """
+    problems: list[Problem] = []
+    values = resolved(values, (), problems)
+    try:
+        with _resolved_strings():
+            made = read(values)
+    except ValidationError as error:
+        raise ConfigError(_joined(problems, problems_of(model, values, error))) from None
+    if problems:
+        raise ConfigError(problems)
+    return made
 
 
 def resolved(value: _T, path: Path, problems: list[Problem]) -> _T:

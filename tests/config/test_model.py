@@ -4,10 +4,10 @@ import json
 import math
 import pickle
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Self
 
 import pytest
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from statsig_otel.config import ConfigError, Duration, Opaque, Problem, Settings, Size
 from statsig_otel.config.document import NOWHERE
@@ -40,6 +40,91 @@ def test_errors_show_no_input() -> None:
     with pytest.raises(ConfigError) as caught:
         Sample.model_validate({"secret": [SECRET], "several": SECRET, SECRET[::-1]: SECRET})
     assert SECRET not in str(caught.value)
+
+
+class Inner(Settings):
+    word: str = "default"
+    number: int = Field(default=1, le=5)
+
+
+class Outer(Settings):
+    inner: Inner = Inner()
+    words: dict[str, Opaque] = Field(default_factory=dict)
+    limit: int = 3
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.inner.number > self.limit:
+            raise ValueError("number is over the limit")
+        return self
+
+
+class Program(BaseModel):
+    """A model of a program that has settings of this package in it."""
+
+    outer: Outer
+
+
+GIVEN = {"inner": {"word": "a $${b} $"}, "words": {"c": "$${d}"}}
+MEANT = Outer(inner=Inner(word="a $${b} $"), words={"c": Opaque("$${d}")})
+
+
+def test_a_dollar_is_read_once_whoever_makes_the_settings() -> None:
+    """By each of pydantic's ways, at every depth."""
+    assert (MEANT.inner.word, MEANT.words["c"].reveal()) == ("a ${b} $", "${d}")
+    for made in (
+        Outer.model_validate(GIVEN),
+        Outer.model_validate(MEANT),
+        Outer.model_validate_json(json.dumps(GIVEN)),
+        Outer.model_validate_strings(GIVEN),
+        Outer(inner=Inner(number=2)).model_copy(update=GIVEN),
+        MEANT.model_copy(update={"limit": 3}),
+        MEANT.model_copy(deep=True),
+        TypeAdapter(Outer).validate_python(GIVEN),
+        TypeAdapter(Outer).validate_json(json.dumps(GIVEN)),
+        TypeAdapter(list[Outer]).validate_python([GIVEN])[0],
+        Program.model_validate({"outer": GIVEN}).outer,
+        Program.model_validate_json(json.dumps({"outer": GIVEN})).outer,
+        Program(outer=MEANT).outer,
+    ):
+        assert made == MEANT
+
+
+def test_a_reference_is_refused_in_a_model_of_the_program_s_own() -> None:
+    for given, where in (({"inner": {"word": "${b}"}}, "inner::word"), ({"words": {"c": "${env:D}"}}, "words::c")):
+        with pytest.raises(ValidationError) as caught:
+            Program.model_validate_json(json.dumps({"outer": given}))
+        (error,) = caught.value.errors()
+        assert error["loc"] == ("outer",)
+        assert f"{where}: contains ${{, with which a reference begins" in error["msg"]
+    with pytest.raises(ValidationError) as caught:
+        Program.model_validate({"outer": {"inner": {"number": "many"}}})
+    assert [error["loc"] for error in caught.value.errors()] == [("outer", "inner", "number")]
+
+
+def test_a_copy_is_checked_and_keeps_the_rest() -> None:
+    outer = Outer(inner=Inner(number=2), words={"c": SECRET})  # type: ignore[dict-item] # what a program may give
+    copy = outer.model_copy(update={"limit": "4"})
+    assert (copy.inner, copy.words, copy.limit) == (outer.inner, outer.words, 4)
+    assert copy.model_fields_set == {"inner", "words", "limit"}
+    for update, said in (
+        ({"limit": 1}, "Outer: number is over the limit"),
+        ({"limit": "many"}, "limit: must be a whole number"),
+        ({"limits": 1}, "limits: unknown key"),
+        ({"inner": {"number": 6}}, "inner::number: must be at most 5"),
+        ({"inner": Inner(number=5)}, "Outer: number is over the limit"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            outer.model_copy(update=update)
+        assert str(caught.value).startswith(said)
+
+
+def test_what_is_not_json_is_said_to_be_that() -> None:
+    for written in ("", "{", b"\xff", "{'a': 1}"):
+        with pytest.raises(ConfigError, match=r"^Outer: is not JSON: .* at line 1 column \d"):
+            Outer.model_validate_json(written)
+    with pytest.raises(ConfigError, match=r"^Outer: must be a mapping"):
+        Outer.model_validate_json("[]")
 
 
 class Picky(Settings):

@@ -12,6 +12,7 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import NOWHERE, Document
 from statsig_otel.config.errors import ConfigError, Path, SettingError, render
 from statsig_otel.config.grammar import check
+from statsig_otel.config.model import replaced
 from statsig_otel.config.substitution import FileBacked
 from statsig_otel.config.values import Opaque, reveal
 from statsig_otel.exporters.queue.errors import QueueError
@@ -253,7 +254,7 @@ class Reloader:
         secrets = [self._secret((*path, index), secret) for index, secret in enumerate(settings.signing_secrets)]
         if secrets and not any(reveal(secret) for secret in secrets):
             raise ValueError(f"{render((*path, 0))}: is empty")
-        return settings.model_copy(update={"signing_secrets": secrets})
+        return replaced(settings, signing_secrets=secrets)
 
     def _secret(self, path: Path, before: str | Opaque) -> str | Opaque:
         string = self._document.file_backed.get(path)

@@ -12,6 +12,7 @@ from wsgiref.types import WSGIApplication
 from statsig_otel import _times
 from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import ConfigError, Problem, hint_for
+from statsig_otel.config.model import replaced
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE
 from statsig_otel.plugin.doctor.resources import directory_problem
 from statsig_otel.plugin.receiver.asgi import MountableApp, StatsigReceiver, create_app
@@ -413,7 +414,7 @@ class Service:
             )
 
         def changed(name: str, settings: StatsigReceiverSettings) -> StatsigReceiverSettings:
-            return settings.model_copy(update={"signing_secrets": after}) if name == wanted else settings
+            return replaced(settings, signing_secrets=after) if name == wanted else settings
 
         self._assembly.change_secrets(changed)
 

@@ -11,7 +11,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from statsig_otel import _attributes
 from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import ConfigError, Fault, Problem, SettingError
-from statsig_otel.config.model import Settings, resolved
+from statsig_otel.config.model import Settings, replaced, resolved
 from statsig_otel.config.units import Duration, Size
 from statsig_otel.config.values import Opaque, ReadAs, Secret, reveal
 from statsig_otel.exporters.routing import DEFAULT_WINDOW
@@ -380,4 +380,4 @@ class StatsigReceiverSettings(Settings):
 
 def with_resource(settings: StatsigReceiverSettings, resource: Mapping[str, AttributeValue]) -> StatsigReceiverSettings:
     """Settings with more attributes of a resource, from the environment or from a service, as they are."""
-    return settings.model_copy(update={"resource": {**resource, **settings.resource}})
+    return replaced(settings, resource={**resource, **settings.resource})

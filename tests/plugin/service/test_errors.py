@@ -1,5 +1,6 @@
 """What is wrong with settings, mappings, types and directories is one kind of error, in the words of code."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -240,6 +241,11 @@ def test_settings_refuse_it_too(written: str) -> None:
         "resource::c": lambda: StatsigReceiverSettings(signing_secrets=[], resource={"c": written.encode()}),  # type: ignore[dict-item]
         "path": lambda: FileSettings(path=path),
         "key_file": lambda: ServerTlsSettings(cert_file=Path("chain.pem"), key_file=path),
+        "headers::j": lambda: OtlpHttpSettings.model_validate_json(
+            json.dumps({"endpoint": "https://h", "headers": {"j": written}})
+        ),
+        "cert_file": lambda: ServerTlsSettings.model_validate_strings({"cert_file": written, "key_file": "key.pem"}),
+        "headers::k": lambda: OtlpHttpSettings(endpoint="https://h").model_copy(update={"headers": {"k": written}}),
         "tls::ca_file": lambda: OtlpHttpSettings.model_validate({"endpoint": "https://h", "tls": {"ca_file": written}}),
     }
     for where, make in makes.items():
