@@ -195,8 +195,8 @@ GUARDS: Final[dict[str, Guard]] = {
         (
             Edit(
                 CONNECTION,
-                "            if rest:\n                self._discard()\n            self._server.works(self)",
-                "            self._server.works(self)\n            self.x = rest",
+                "            if rest:\n                self._discard()\n",
+                "            self.x = rest\n",
             ),
             Edit(
                 CONNECTION,
@@ -224,7 +224,7 @@ GUARDS: Final[dict[str, Guard]] = {
         (
             Edit(
                 CONNECTION,
-                "        self._expire_after(self._header_timeout)\n\n    def connection_lost",
+                "        self._expire_after(self._head_timeout)\n\n    def connection_lost",
                 "\n    def connection_lost",
             ),
         ),

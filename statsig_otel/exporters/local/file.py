@@ -29,7 +29,7 @@ from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.paths import exists, forbidden, is_open_as, unusable
 from statsig_otel.exporters.terminal import printable
 
-_log = logging.getLogger(__name__)
+_logger: Final = logging.getLogger(__name__)
 
 _LINE_BEGINNING: Final = b'{"resourceLogs"'
 _BLOCK: Final = 1 << 16
@@ -177,7 +177,7 @@ class FileExporter:
             if not self._append:
                 os.ftruncate(self._fd, 0)
             self._running = True
-        _log.info("%s writes to %s", self._name, printable(str(self._path)))
+        _logger.info("%s writes to %s", self._name, printable(str(self._path)))
 
     def send(self, payload: bytes, count: int, timeout: float) -> Outcome:  # noqa: ARG002 - the seam's signature
         """Write the batch and sync it to disk. For the parameters see `Exporter.send`.
@@ -227,7 +227,7 @@ class FileExporter:
             os.close(fd)
             raise
         if removed:
-            _log.warning(
+            _logger.warning(
                 "%s: removed a partial line of %d bytes from the end of %s; it was never counted as delivered",
                 self._name, removed, self._path,
             )  # fmt: skip
@@ -239,7 +239,7 @@ class FileExporter:
             self._truncate_failed_write(self._fd)
             if is_open_as(self._path, self._fd):
                 return self._fd
-            _log.info("%s: %s was renamed or removed; reopening it", self._name, self._path)
+            _logger.info("%s: %s was renamed or removed; reopening it", self._name, self._path)
             self._close()
         self._fd = self._open()
         return self._fd

@@ -1,12 +1,12 @@
 """One HTTP/1.1 connection: reads a request, calls the application, sends its answer, and closes in good order.
 
-- One request at a time. Bytes behind a request are not read: the answer is the last one of the connection. So a client
+- One request at a time. Bytes behind a request are never handled: its answer is the connection's last one. So a client
   can't make the server collect requests, and nothing can hide behind a request.
-- A deadline for a whole header, which also closes idle connections, and one for a client that does not read its answer.
+- A deadline for a whole head, which also closes idle connections, and one for a client that does not read its answer.
   The application limits the time of bodies.
 - A turn of one connection is short: it handles what one read has brought, and of a chunked body a number of chunks. The
-  rest has to wait for a turn, and one connection of all has one at a time. With TLS
-  the same is true of records. When more arrives, what was read before is not read again.
+  rest has to wait for a turn, and one connection of all has one at a time. With TLS the same is true of records. When
+  more arrives, what was read before is not read again.
 - An answer for a client that still sends, or that has closed its sending side.
 - A close that does not destroy the answer: closing a socket on which data still arrives resets it (RFC 9112, 9.6).
 """
@@ -40,19 +40,19 @@ _MOST_UNTAKEN: Final = 64 * 1024  # bytes of a body that may wait for the applic
 class Server(Protocol):
     """The server, as a connection knows it."""
 
-    def waits(self, connection: "HttpConnection") -> None:
+    def connection_waits(self, connection: "HttpConnection") -> None:
         """The connection has heard enough from its client, and waits for more. It may be closed to make room."""
 
-    def works(self, connection: "HttpConnection") -> None:
+    def connection_works(self, connection: "HttpConnection") -> None:
         """The connection has a whole request, and must not be closed to make room."""
 
     def wants_turn(self, next_turn: Callable[[], None]) -> None:
         """A connection has more to read than one turn may take: let it read on later."""
 
-    def calls(self, task: asyncio.Task[None]) -> None:
+    def application_called(self, task: asyncio.Task[None]) -> None:
         """A task calls the application."""
 
-    def lost(self, connection: "HttpConnection") -> None:
+    def connection_closed(self, connection: "HttpConnection") -> None:
         """The connection is closed."""
 
 
@@ -61,14 +61,14 @@ class HttpConnection(asyncio.Protocol):
 
     Args:
         app: Called for each request.
-        header_timeout: Seconds for a whole header, from the connection or from the end of the previous answer; and for
+        head_timeout: Seconds for a whole head, from the connection or from the end of the previous answer; and for
             a client to read a part of its answer.
         server: Is told what the connection waits for.
     """
 
-    def __init__(self, app: AsgiApp, *, header_timeout: float, server: Server) -> None:
+    def __init__(self, app: AsgiApp, *, head_timeout: float, server: Server) -> None:
         self._app = app
-        self._header_timeout = header_timeout
+        self._head_timeout = head_timeout
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -78,22 +78,22 @@ class HttpConnection(asyncio.Protocol):
         self._until_heard = 0  # bytes until the client has been heard from; the first of a request are enough
         self._unread = b""  # a part of the body, for the next turn
         self._waits_for_turn = False
-        self._is_paused = False  # nothing is read, since the application has to take the body first
+        self._is_paused = False  # nothing is read: the application, a turn, or the sending of an answer comes first
         self._is_discarding = False  # further bytes are discarded
         self._has_answered = False
         self._client_ended = False  # the client has closed its sending side
         self._is_shutting_down = False  # the next answer is the last one
         self._is_closing = False
         self._is_lingering = False  # it is closed once the client has stopped sending
-        self._unsent = math.inf  # bytes of answers that were still unsent at the beginning of the deadline
-        self._sent: asyncio.Future[None] | None = None  # the application waits for the client to read
+        self._unsent: int | None = None  # bytes of answers at the beginning of the deadline for a client to read them
+        self._all_sent: asyncio.Future[None] | None = None  # the application waits until no such bytes are left
         self._deadline = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
     # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the deadline for the first header."""
+        """Start the deadline for the first head."""
         self._transport = transport = cast("asyncio.Transport", transport)
         if self._is_closing:  # to make room, right after it was accepted
             transport.abort()
@@ -105,7 +105,7 @@ class HttpConnection(asyncio.Protocol):
             "client": _address(transport.get_extra_info("peername")),
             "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
         }
-        self._expire_after(self._header_timeout)
+        self._expire_after(self._head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Tell the application and the server."""
@@ -117,7 +117,7 @@ class HttpConnection(asyncio.Protocol):
         self._let_go_on()
         if self._timer is not None:
             self._timer.cancel()
-        self._server.lost(self)
+        self._server.connection_closed(self)
 
     def data_received(self, data: bytes) -> None:
         """Read a part of a request."""
@@ -143,9 +143,9 @@ class HttpConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Start the deadline of a client that does not read."""
-        if self._transport is not None and self._unsent == math.inf:
+        if self._transport is not None and self._unsent is None:
             self._unsent = self._transport.get_write_buffer_size()
-            self._expire_after(self._header_timeout)
+            self._expire_after(self._head_timeout)
 
     def resume_writing(self) -> None:
         """Everything is sent: end that deadline, and go on."""
@@ -174,9 +174,9 @@ class HttpConnection(asyncio.Protocol):
 
     async def until_sent(self) -> None:
         """Wait while the client does not read."""
-        while self._unsent != math.inf:
-            self._sent = self._loop.create_future()
-            await self._sent
+        while self._unsent is not None:
+            self._all_sent = self._loop.create_future()
+            await self._all_sent
 
     def is_last(self) -> bool:
         """Whether the connection can't be used for another request."""
@@ -197,8 +197,8 @@ class HttpConnection(asyncio.Protocol):
             return
         self._reader = RequestReader()
         self._until_heard = 0
-        self._server.waits(self)
-        if self._unsent == math.inf:
+        self._server.connection_waits(self)
+        if self._unsent is None:
             self._await_request()
         else:  # answers must not pile up for a client that does not read them
             self._pause_reading()
@@ -212,7 +212,7 @@ class HttpConnection(asyncio.Protocol):
     # Called by the server.
 
     def shutdown(self) -> None:
-        """Close after the current request. A new connection, or one in the middle of a header, may still send one."""
+        """Close after the current request. A new connection, or one in the middle of a head, may still send one."""
         self._is_shutting_down = True
         idle = self._exchange is None and self._has_answered and not self._reader.has_begun
         if idle and not self._is_closing and self._transport is not None:
@@ -221,14 +221,14 @@ class HttpConnection(asyncio.Protocol):
             self._expire_after(_LINGER)
 
     @property
-    def is_unused(self) -> bool:
-        """Whether the connection is open and no answer is pending."""
+    def has_no_request(self) -> bool:
+        """Whether the connection is open, and no request has a whole head and still needs its answer."""
         return self._exchange is None and not self._is_closing
 
     # Reading.
 
     def _await_request(self) -> None:
-        self._expire_after(self._header_timeout)
+        self._expire_after(self._head_timeout)
         if self._is_paused:
             self._resume_reading()
 
@@ -246,12 +246,12 @@ class HttpConnection(asyncio.Protocol):
         if reader.is_complete:
             if rest:
                 self._discard()
-            self._server.works(self)
+            self._server.connection_works(self)
             return
         self._until_heard -= len(data) - len(rest)
         if self._until_heard <= 0:  # not with each byte, or clients that send one now and then would never make room
             self._until_heard = _PROGRESS
-            self._server.waits(self)
+            self._server.connection_waits(self)
         if rest or len(reader.body) > _MOST_UNTAKEN:
             self._unread = rest
             self._pause_reading()
@@ -295,7 +295,7 @@ class HttpConnection(asyncio.Protocol):
         self._exchange = Exchange(head, self._reader, self)
         # In a context of its own, so that requests don't see each other's variables.
         call = self._exchange.run(self._app, scope)
-        self._server.calls(self._loop.create_task(call, context=contextvars.Context()))
+        self._server.application_called(self._loop.create_task(call, context=contextvars.Context()))
 
     def _refuse(self, error: BadRequestError) -> None:
         """Stop reading, and answer. If the error is in a body, the application decides on the answer."""
@@ -340,21 +340,22 @@ class HttpConnection(asyncio.Protocol):
             return
         self._is_closing = True
         self._unread = b""
-        if self._unsent == math.inf:
+        if self._unsent is None:
             self._expire_after(_LINGER)
         if self._client_ended or (self._reader.is_complete and not self._is_discarding):
             self._transport.close()
             return
         self._is_lingering = True
-        self._server.waits(self)
+        self._server.connection_waits(self)
         self._resume_reading()
-        if self._unsent == math.inf:
+        if self._unsent is None:
             self._end_writing()
 
     def _let_go_on(self) -> None:
-        self._unsent = math.inf
-        if self._sent is not None and not self._sent.done():
-            self._sent.set_result(None)
+        """Let the application go on: everything is sent, or the client has left."""
+        self._unsent = None
+        if self._all_sent is not None and not self._all_sent.done():
+            self._all_sent.set_result(None)
 
     def _end_writing(self) -> None:
         """Close the sending side. asyncio's `write_eof` fails in the loop if the client has left."""
@@ -382,9 +383,9 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is None:
             return
         unsent = self._transport.get_write_buffer_size()
-        if 0 < unsent < self._unsent < math.inf:
+        if self._unsent is not None and 0 < unsent < self._unsent:
             self._unsent = unsent
-            self._expire_after(self._header_timeout)
+            self._expire_after(self._head_timeout)
         elif unsent:
             # A reset, so that the system does not keep the rest of the answer for this client.
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

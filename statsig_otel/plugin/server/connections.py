@@ -23,8 +23,8 @@ from statsig_otel.plugin.server.connection import HttpConnection
 from statsig_otel.plugin.server.listening import close_in_child
 from statsig_otel.plugin.server.tls_transport import TlsTransport, log_failed_handshake
 
-_log = logging.getLogger(__name__)
-_throttle: Final = LogThrottle(_log)
+_logger: Final = logging.getLogger(__name__)
+_throttle: Final = LogThrottle(_logger)
 _ACCEPTED_AT_ONCE: Final = 64  # connections, before those that are open have their turn
 _MIN_WAIT: Final = 0.1  # seconds in which a client can send something before its connection may make room
 _ACCEPT_RETRY: Final = 1.0  # seconds until the next attempt when the system has no descriptor or memory left
@@ -50,7 +50,7 @@ class Connections:
         app: AsgiApp,
         listening: socket.socket,
         *,
-        header_timeout: float,
+        head_timeout: float,
         max_connections: int,
         context: Callable[[], ssl.SSLContext | None],
         release: Callable[[], None],
@@ -59,7 +59,7 @@ class Connections:
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self._app = app
         self._listening = listening
-        self._header_timeout = header_timeout
+        self._head_timeout = head_timeout
         self._max_connections = max_connections
         self._context = context
         self._release = release
@@ -77,14 +77,14 @@ class Connections:
 
     # Called by connections.
 
-    def waits(self, connection: HttpConnection) -> None:
+    def connection_waits(self, connection: HttpConnection) -> None:
         """The connection waits for its client."""
         self._waiting.pop(connection, None)
         if connection in self._open:  # not one that has made room already
             self._waiting[connection] = self._loop.time(), False
         self.accept()
 
-    def works(self, connection: HttpConnection) -> None:
+    def connection_works(self, connection: HttpConnection) -> None:
         """The connection has a whole request."""
         self._waiting.pop(connection, None)
 
@@ -100,12 +100,12 @@ class Connections:
             self._loop.call_soon(self._give_turn)
         next_turn()
 
-    def calls(self, task: asyncio.Task[None]) -> None:
+    def application_called(self, task: asyncio.Task[None]) -> None:
         """A task calls the application."""
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
 
-    def lost(self, connection: HttpConnection) -> None:
+    def connection_closed(self, connection: HttpConnection) -> None:
         """The connection is closed, or about to be."""
         self._open.pop(connection, None)
         self._waiting.pop(connection, None)
@@ -130,19 +130,19 @@ class Connections:
         self.accept()
 
     async def drain(self, seconds: float, *, quiet: Callable[[], None]) -> None:
-        """Stop accepting, and wait for requests in flight. Half-sent headers get a second at most; then it is quiet."""
+        """Stop accepting, and wait for requests in flight. Half-sent heads get a second at most; then it is quiet."""
         deadline = self._loop.time() + seconds
         self._stop_accepting()
         for connection in tuple(self._open):
             connection.shutdown()
         await self._wait_until_all_closed(LAST_HEADS.of(seconds))
         for connection in tuple(self._open):
-            if connection.is_unused:
+            if connection.has_no_request:
                 connection.abort()
         quiet()
         while calls := set(self._calls):
             if (left := deadline - self._loop.time()) <= 0:
-                _log.warning("the drain timeout is over: %d requests in flight were cut off", len(calls))
+                _logger.warning("the drain timeout is over: %d requests in flight were cut off", len(calls))
                 return
             await asyncio.wait(calls, timeout=left)
         await self._wait_until_all_closed(LAST_HEADS.of(seconds))
@@ -230,7 +230,7 @@ class Connections:
     def _connect(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         close_in_child(accepted)
-        connection = HttpConnection(self._app, header_timeout=self._header_timeout, server=self)
+        connection = HttpConnection(self._app, head_timeout=self._head_timeout, server=self)
         self._open[connection] = accepted
         self._waiting[connection] = self._loop.time(), False
         self._all_closed.clear()
@@ -243,9 +243,9 @@ class Connections:
             if task.cancelled() or error is not None:
                 accepted.close()
                 connection.abort()
-                self.lost(connection)
+                self.connection_closed(connection)
             if error is not None and not isinstance(error, OSError):  # the client has left
-                _log.error("a connection could not be served", exc_info=error)
+                _logger.error("a connection could not be served", exc_info=error)
 
         beginning.add_done_callback(done)
 

@@ -13,7 +13,7 @@ from statsig_otel.exporters.wording import phrase_of
 from statsig_otel.plugin.server.asgi_types import AsgiApp, Message, Scope
 from statsig_otel.plugin.server.reader import Head, RequestReader
 
-_log = logging.getLogger(__name__)
+_logger: Final = logging.getLogger(__name__)
 
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -81,8 +81,8 @@ class Exchange:
         except asyncio.CancelledError:  # only the end of the event loop cancels a request
             self._channel.abort()
             return
-        except Exception:  # noqa: BLE001 - whatever it is, the client gets an answer
-            _log.exception("the application failed")
+        except Exception:  # whatever it is, the client gets an answer
+            _logger.exception("the application failed")
         if not self._complete:
             if self._begun:
                 self._channel.abort()

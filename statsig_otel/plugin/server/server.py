@@ -1,4 +1,4 @@
-"""The HTTP server under the receiver: listens, serves until it is stopped, and drains."""
+"""The HTTP server of one ASGI application: listens, serves until it is stopped, and finishes what is in flight."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from statsig_otel.plugin.server.listening import close_in_child, host_port, list
 from statsig_otel.plugin.server.reader import REFUSALS
 from statsig_otel.plugin.server.tls import ServerTlsSettings, digest, pem_files, server_context
 
-_log = logging.getLogger(__name__)
+_logger: Final = logging.getLogger(__name__)
 OTHER_FILES: Final = 128  # file descriptors reserved for the rest of the process
 
 
@@ -67,10 +67,10 @@ class HttpServer:
         self._tls = tls
         self._drain_timeout = drain_timeout
         self._inherited = inherited
-        self._lock = threading.Lock()  # for the next four attributes: stop() is called from any thread
+        self._lock = threading.Lock()  # over what `stop`, from any thread, shares with `bind` and `serve`
         self._socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopped = asyncio.Event()
+        self._stop_wanted = asyncio.Event()
         self._stopping = False
         self._quiet = threading.Event()  # no more requests can come
         self._address: tuple[str, int] | None = None
@@ -98,17 +98,17 @@ class HttpServer:
             ValueError: The TLS files do not fit.
             RuntimeError: The server is bound already.
         """
-        # The fingerprint comes first, so that `renewed_tls` notices a change during the next step.
+        # The fingerprint comes first, so that `read_tls_again` notices a change during the next step.
         pem = b"" if self._tls is None else digest(pem_files(self._tls))
         context = None if self._tls is None else server_context(self._tls)
-        ends = None if self._tls is None else expiry(self._tls.cert_file)
+        expires = None if self._tls is None else expiry(self._tls.cert_file)
         with self._lock:
             if self._socket is not None or self._loop is not None:
                 raise RuntimeError("the server is bound already")
             self._socket = listening = self._listening()
             close_in_child(listening)
-            self._context, self._pem, self._expiry = context, pem, ends
-            self._stopped = asyncio.Event()
+            self._context, self._pem, self._expiry = context, pem, expires
+            self._stop_wanted = asyncio.Event()
             self._stopping = False
             self._quiet.clear()
         name = listening.getsockname()
@@ -122,7 +122,7 @@ class HttpServer:
         """By address the end of the certificate, in seconds since the epoch; none without TLS."""
         return {} if self._expiry is None or self._address is None else {host_port(*self._address): self._expiry}
 
-    def renewed_tls(self) -> Callable[[], None] | None:
+    def read_tls_again(self) -> Callable[[], None] | None:
         """Read the TLS files again, without using them yet.
 
         Returns:
@@ -135,10 +135,10 @@ class HttpServer:
         """
         if self._tls is None or (pem := digest(pem_files(self._tls))) == self._pem:
             return None
-        context, ends = server_context(self._tls), expiry(self._tls.cert_file)
+        context, expires = server_context(self._tls), expiry(self._tls.cert_file)
 
         def use() -> None:
-            self._context, self._pem, self._expiry = context, pem, ends
+            self._context, self._pem, self._expiry = context, pem, expires
 
         return use
 
@@ -161,7 +161,7 @@ class HttpServer:
             connections = Connections(
                 self._app,
                 listening,
-                header_timeout=self._read_header_timeout,
+                head_timeout=self._read_header_timeout,
                 max_connections=_within_open_files(self._max_connections),
                 context=lambda: self._context,
                 release=listening.close,
@@ -185,11 +185,11 @@ class HttpServer:
         Raises:
             OSError: The server can't accept connections any more.
         """
-        stopped = asyncio.ensure_future(self._stopped.wait())
+        stop = asyncio.ensure_future(self._stop_wanted.wait())
         try:
-            await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((stop, failed), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stopped.cancel()
+            stop.cancel()
         if failed.done():
             failed.result()
 
@@ -205,7 +205,7 @@ class HttpServer:
             self._stopping = True
             listening, self._socket = self._socket, None
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._stopped.set)
+                self._loop.call_soon_threadsafe(self._stop_wanted.set)
         if listening is not None:  # bound, but never served
             self._quiet.set()
             listening.close()
@@ -231,7 +231,7 @@ def _within_open_files(max_connections: int) -> int:
         return max_connections
     allowed = limit - min(OTHER_FILES, limit // 2)
     if max_connections > allowed:
-        _log.warning(
+        _logger.warning(
             "%d connections exceed the limit of %d open files, so only %d are served at a time; raise the limit "
             "(LimitNOFILE in systemd)",
             max_connections,

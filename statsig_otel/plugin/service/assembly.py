@@ -348,7 +348,7 @@ class Assembly:
         if needing:
             raise RestartNeededError(f"only a restart can apply this: {'; '.join(needing)}")
         before, after = receiver_settings(current), receiver_settings(configuration)
-        renewed, failures = self._renewed_tls()
+        renewed, failures = self._read_tls_again()
         verifiers = {name: settings.verifier() for name, settings in after.items()}
         mappers = {name: with_resource(settings, self._resource).mapper() for name, settings in after.items()}
 
@@ -367,13 +367,13 @@ class Assembly:
         changed = [f"receivers::{name}: has changed" for name in after if before[name] != after[name]]
         return Applied([*changed, *map(_tls_changed, renewed), *applied.changes], [*failures, *applied.failures])
 
-    def _renewed_tls(self) -> tuple[dict[str, Callable[[], None]], list[str]]:
+    def _read_tls_again(self) -> tuple[dict[str, Callable[[], None]], list[str]]:
         """Functions that make the servers use their changed TLS files, by receiver; and why others can't use theirs."""
         renewed: dict[str, Callable[[], None]] = {}
         failures: list[str] = []
         for endpoint in self._endpoints:
             try:
-                if (use := endpoint.server.renewed_tls()) is not None:
+                if (use := endpoint.server.read_tls_again()) is not None:
                     renewed.update(dict.fromkeys(endpoint.receivers, use))
             except (OSError, ValueError) as error:
                 names = endpoint.receivers
@@ -403,7 +403,7 @@ class Assembly:
         """
         with self._reconfiguring:
             self._check_open()
-            renewed, failures = self._renewed_tls()
+            renewed, failures = self._read_tls_again()
             for use_tls in renewed.values():
                 use_tls()
             applied = self._outbound.renew_certificates(self._configuration)

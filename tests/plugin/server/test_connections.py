@@ -29,7 +29,7 @@ from tests.plugin.server.echo import (
 )
 
 
-def test_silent_slow_and_idle_connections_are_closed_after_the_header_timeout() -> None:
+def test_silent_slow_and_idle_connections_are_closed_after_the_head_timeout() -> None:
     server = echo_server(read_header_timeout=0.3)
     with serving(server) as running, contextlib.ExitStack() as stack:
         silent, half, idle = (stack.enter_context(running.connect()) for _ in range(3))

@@ -100,7 +100,7 @@ def _renew(tls: ServerTlsSettings, authority: trustme.CA) -> None:
     tls.key_file.write_bytes(certificate.private_key_pem.bytes())
 
 
-def test_renewed_tls_files_count_for_new_connections_alone(authority: trustme.CA, tmp_path: Path) -> None:
+def test_read_tls_again_files_count_for_new_connections_alone(authority: trustme.CA, tmp_path: Path) -> None:
     """As certbot renews them. A connection that is open goes on; a pair that does not fit changes nothing."""
     tls = ServerTlsSettings(cert_file=tmp_path / "cert.pem", key_file=tmp_path / "key.pem")
     _renew(tls, authority)
@@ -112,27 +112,27 @@ def test_renewed_tls_files_count_for_new_connections_alone(authority: trustme.CA
 
         with connect() as first:
             before = first.getpeercert(binary_form=True)
-            assert server.renewed_tls() is None, "nothing has changed"
+            assert server.read_tls_again() is None, "nothing has changed"
             _renew(tls, authority)
-            use_files = server.renewed_tls()
+            use_files = server.read_tls_again()
             assert use_files is not None
             with connect() as second:
                 assert second.getpeercert(binary_form=True) == before, "it is not used yet"
             use_files()
-            assert server.renewed_tls() is None
+            assert server.read_tls_again() is None
             with connect() as third:
                 after = third.getpeercert(binary_form=True)
                 assert after != before
                 assert post(third, b"", b"new") == (200, b"new")
             tls.key_file.write_bytes(authority.issue_cert("127.0.0.1").private_key_pem.bytes())
             with pytest.raises(ValueError, match="is not that of the certificate"):
-                server.renewed_tls()
+                server.read_tls_again()
             tls.key_file.unlink()
             with pytest.raises(OSError, match="key_file: cannot read"):
-                server.renewed_tls()
+                server.read_tls_again()
             os.mkfifo(tls.key_file)
             with pytest.raises(OSError, match=r"key_file: cannot read .*key\.pem: it is not a regular file"):
-                server.renewed_tls()
+                server.read_tls_again()
             with connect() as fourth:
                 assert fourth.getpeercert(binary_form=True) == after
             assert post(first, b"", b"old") == (200, b"old")
@@ -141,7 +141,7 @@ def test_renewed_tls_files_count_for_new_connections_alone(authority: trustme.CA
 def test_a_server_without_tls_has_none_to_renew() -> None:
     server = echo_server()
     server.bind()
-    assert server.renewed_tls() is None
+    assert server.read_tls_again() is None
     server.stop()
 
 
