@@ -144,10 +144,14 @@ class GrpcSink(_Sink):
         port: 0 for a free one.
         tls: For TLS.
         address: Something else than a port of 127.0.0.1, such as `unix:/path`.
+        method: The method that it has, of another signal than logs.
     """
 
-    def __init__(self, *, port: int = 0, tls: ServerTls | None = None, address: str = "") -> None:
+    def __init__(
+        self, *, port: int = 0, tls: ServerTls | None = None, address: str = "", method: str = _SERVICE
+    ) -> None:
         super().__init__()
+        self._method = method
         self.answer: GrpcAnswer | Callable[[Received], GrpcAnswer] = GrpcAnswer()
         self._threads = ThreadPoolExecutor(4)
         self._server = grpc.server(
@@ -155,9 +159,9 @@ class GrpcSink(_Sink):
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 << 20)],
         )
         # Without serialisers: bytes in, bytes out.
-        method: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._export)
-        service, _, name = _SERVICE[1:].partition("/")
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: method}),))
+        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._export)
+        service, _, name = method[1:].partition("/")
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
         wanted = address or f"127.0.0.1:{port}"
         if tls is None:
             self.port = self._server.add_insecure_port(wanted)
@@ -183,7 +187,7 @@ class GrpcSink(_Sink):
 
     def _export(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         headers = {key: _text(value) for key, value in context.invocation_metadata()}
-        received = Received(request, headers, _SERVICE)
+        received = Received(request, headers, self._method)
         self.record(received)
         answer = self.answer(received) if callable(self.answer) else self.answer
         if answer.hang:

@@ -2,14 +2,16 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, attach, detach, set_value
 
 from statsig_otel import _telemetry
 from statsig_otel._arguments import described, type_name
 from statsig_otel._journal import journal
+from statsig_otel._tracing import tracing
 from statsig_otel.exporters.exporter import (
     Blocked,
     Delivered,
@@ -20,6 +22,9 @@ from statsig_otel.exporters.exporter import (
     RetryLater,
 )
 from statsig_otel.exporters.terminal import printable
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Link
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -53,12 +58,36 @@ class Guarded:
             _logger.exception("%s: unexpected error of the exporter's start", self._name)
             raise ValueError(f"{self._name}: unexpected {type(error).__name__} of the exporter's start") from error
 
-    def send(self, payload: bytes, count: int, timeout: float) -> Outcome:
+    def send(self, payload: bytes, count: int, timeout: float, links: "Sequence[Link]" = ()) -> Outcome:
         """Send a batch. An exception or an answer that is not an outcome is `Blocked`: the records stay.
 
         A `MemoryError` counts as rejected, since a smaller batch needs less memory. The host program's instrumentation
-        makes no spans of the call, as for the exporters of an OpenTelemetry SDK.
+        makes no spans of the call, as for the exporters of an OpenTelemetry SDK. If spans are made, one with these
+        links is made here.
         """
+        if tracing.tracer is None:
+            return self._send(payload, count, timeout)
+        from opentelemetry.trace import SpanKind, StatusCode  # noqa: PLC0415 - see _tracing
+
+        attributes: dict[str, str | int] = {
+            "messaging.system": "statsig_otel",
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": self._name,
+            "messaging.batch.message_count": count,
+        }
+        with tracing.tracer.start_as_current_span(
+            f"send {self._name}", kind=SpanKind.CLIENT, attributes=attributes, links=links
+        ) as span:
+            outcome = self._send(payload, count, timeout)
+            word = _WORDS[type(outcome)]
+            span.set_attribute("statsig_otel.outcome", word)
+            if not isinstance(outcome, Delivered):
+                span.set_attribute("error.type", word)
+                span.set_status(StatusCode.ERROR, outcome.reason)
+        return outcome
+
+    def _send(self, payload: bytes, count: int, timeout: float) -> Outcome:
         token = attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, value=True))
         try:
             outcome = self._exporter.send(payload, count, timeout)

@@ -18,6 +18,7 @@ from typing import Final, Literal
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._telemetry import exporters
 from statsig_otel._times import SENDER_GRACE
+from statsig_otel._tracing import links_of
 from statsig_otel.exporters.delivery.calls import ExporterCalls, LeftBehind
 from statsig_otel.exporters.delivery.decisions import Decided, Decisions, FailedState, is_taken
 from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
@@ -436,7 +437,7 @@ class QueueSender:
             self.state = "sending"
         began = time.monotonic()
         with self._calls:
-            outcome = self._exporter.send(part.content, len(part), self._settings.timeout)
+            outcome = self._exporter.send(part.content, len(part), self._settings.timeout, links_of(part.uids))
         report_sent(self._cursor.name, outcome, len(part), time.monotonic() - began)
         return outcome
 

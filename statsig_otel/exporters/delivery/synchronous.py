@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from statsig_otel._futures import uncancellable
 from statsig_otel._telemetry import exporters
 from statsig_otel._times import SEND_GRACE, SEND_MARGIN, SEND_START_TIMEOUT
+from statsig_otel._tracing import links_of
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
 from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
 from statsig_otel.exporters.delivery.retry import LONGEST_ASKED
@@ -32,6 +33,9 @@ from statsig_otel.exporters.exporter import (
     RetryLater,
 )
 from statsig_otel.exporters.routing import Route
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Link
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -108,7 +112,8 @@ class SynchronousConsumer:
         log_invalid(_logger, batch, hidden=route.private)
         records = tuple(record for change in batch.changes for record in change.records)
         exporters = route.synchronous if records else ()
-        delivery = _Delivery(records, Receipt(len(batch.changes)), exporters)
+        links = links_of(bytes.fromhex(change.uid) for change in batch.changes)
+        delivery = _Delivery(records, Receipt(len(batch.changes)), exporters, links)
         for name in exporters:
             self._workers[name].submit(delivery)
         return delivery.future
@@ -127,8 +132,11 @@ class SynchronousConsumer:
 class _Delivery:
     """One batch on its way to all its exporters."""
 
-    def __init__(self, records: tuple[bytes, ...], receipt: Receipt, exporters: Iterable[str]) -> None:
+    def __init__(
+        self, records: tuple[bytes, ...], receipt: Receipt, exporters: Iterable[str], links: "Sequence[Link]"
+    ) -> None:
         self.records = records
+        self.links = links
         self.size = sum(map(len, records))
         self.latest = time.monotonic() + SEND_START_TIMEOUT  # for a send to begin
         self.future: Future[Receipt] = uncancellable()
@@ -254,7 +262,8 @@ class _Worker:
         """Wait for batches and send them, joined; False once it is closed."""
         group = self._next_group()
         latest = time.monotonic() + self.timeout
-        outcome, delivered = self._send([record for delivery in group for record in delivery.records], latest)
+        links = [link for delivery in group for link in delivery.links]
+        outcome, delivered = self._send([record for one in group for record in one.records], latest, links)
         rest = deque(group)
         while rest and len(rest[0].records) <= delivered:
             delivered -= len(rest[0].records)
@@ -262,7 +271,7 @@ class _Worker:
         if len(rest) > 1 and isinstance(outcome, Rejected | PartiallyRejected):
             # One bad batch must not refuse the others.
             for delivery in rest:
-                delivery.done(self.name, self._send(delivery.records, latest)[0])
+                delivery.done(self.name, self._send(delivery.records, latest, delivery.links)[0])
         self._answer(rest, outcome)
         return bool(group)
 
@@ -285,7 +294,7 @@ class _Worker:
             self._changed.notify_all()
         return group
 
-    def _send(self, records: Iterable[bytes], latest: float) -> tuple[Outcome, int]:
+    def _send(self, records: Iterable[bytes], latest: float, links: "Sequence[Link]") -> tuple[Outcome, int]:
         """Send records in parts, until one is not delivered; its outcome, and how many were delivered before."""
         delivered = 0
         for part in _parts(records):
@@ -293,20 +302,20 @@ class _Worker:
             while left:
                 if time.monotonic() >= self._end_by:  # the exporter is shut down
                     return _SHUTTING_DOWN, delivered
-                outcome = self._send_part(left, latest - time.monotonic())
+                outcome = self._send_part(left, latest - time.monotonic(), links)
                 if not isinstance(outcome, Delivered):
                     return outcome, delivered
                 first = len(left) if outcome.first is None else outcome.first
                 left, delivered = left[first:], delivered + first
         return Delivered(), delivered
 
-    def _send_part(self, part: Sequence[bytes], timeout: float) -> Outcome:
+    def _send_part(self, part: Sequence[bytes], timeout: float, links: "Sequence[Link]") -> Outcome:
         if timeout <= 0:
             return RetryLater(f"not everything was sent within {self.timeout:g} s")
         began = time.monotonic()
         if self.state == "idle":
             self.state = "sending"
-        outcome = self._exporter.send(b"".join(part), len(part), timeout)
+        outcome = self._exporter.send(b"".join(part), len(part), timeout, links)
         if self.state != "stopped":
             self.state = _STATES[type(outcome)]
         report_sent(self.name, outcome, len(part), time.monotonic() - began)

@@ -9,6 +9,7 @@ import resource
 import signal
 import sqlite3
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
@@ -16,6 +17,7 @@ from typing import Any, Final, cast
 import click
 
 from statsig_otel import __version__
+from statsig_otel._times import READERS_CLOSING
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.document import Document
 from statsig_otel.config.errors import ConfigError
@@ -38,9 +40,11 @@ from statsig_otel.plugin.settings.environment import (
     resource_from_environment,
 )
 from statsig_otel.plugin.settings.exporters import secrets_in
-from statsig_otel.plugin.settings.reading import metrics_settings, queued_exporters
+from statsig_otel.plugin.settings.metrics import MetricsSettings
+from statsig_otel.plugin.settings.reading import metrics_settings, queued_exporters, traces_settings
 from statsig_otel.plugin.settings.storage import find_directory
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings, named_level
+from statsig_otel.plugin.settings.traces import TracesSettings
 
 _logger: Final = logging.getLogger("statsig_otel")
 
@@ -102,11 +106,11 @@ def command(locations: tuple[str, ...], listen: str | None, log_level: str | Non
             return read_document(locations, os.environ, listen=listen)
 
         service = service_of(assembly, Reloader(assembly, document, read, notifier.reloading))
-        stop_readers = _start_readers(configuration, document)
+        stop_telling = _start_telling(configuration, document)
         try:
             _start(service, configuration, document, directory)
         except BaseException:
-            stop_readers()
+            stop_telling()
             raise
         collect_garbage_rarely()
     except ConfigError as error:
@@ -117,7 +121,7 @@ def command(locations: tuple[str, ...], listen: str | None, log_level: str | Non
         asyncio.run(_run(service, assembly, notifier, document))
     finally:
         service.shutdown()
-        stop_readers()
+        stop_telling()
     if assembly.has_lost:
         raise click.ClickException("acknowledged changes may be lost; the log says which, and why")
     _logger.info("Stopped")
@@ -188,11 +192,27 @@ def _start(service: Service, configuration: Configuration, document: Document, d
             _logger.warning("%s: %s: %s", directory, *fault)
 
 
-def _start_readers(configuration: Configuration, document: Document) -> Callable[[], None]:
-    """Start the readers of the metrics, and return what stops them. Without one nothing is loaded."""
-    settings = metrics_settings(configuration)
-    if not settings.active:
-        return lambda: None
+def _start_telling(configuration: Configuration, document: Document) -> Callable[[], None]:
+    """Start the readers of the metrics, and send spans; return what stops both. Without either nothing is loaded."""
+    stops: list[Callable[[float], None]] = []
+
+    def stop() -> None:
+        latest = time.monotonic() + READERS_CLOSING
+        for one in stops:
+            one(max(latest - time.monotonic(), 0.0))
+
+    try:
+        if (traces := traces_settings(configuration)).active:
+            stops.append(_start_traces(traces, document))
+        if (metrics := metrics_settings(configuration)).active:
+            stops.append(_start_readers(metrics, document))
+    except BaseException:
+        stop()
+        raise
+    return stop
+
+
+def _start_readers(settings: MetricsSettings, document: Document) -> Callable[[float], None]:
     from statsig_otel.plugin.watch.readers import ReaderError, Readers
 
     readers = Readers(settings)
@@ -205,6 +225,18 @@ def _start_readers(configuration: Configuration, document: Document) -> Callable
     for url in readers.urls:
         _logger.info("Metrics for Prometheus: %s", url)
     return readers.shutdown
+
+
+def _start_traces(settings: TracesSettings, document: Document) -> Callable[[float], None]:
+    from statsig_otel.plugin.watch.traces import ProcessorError, Traces
+
+    traces = Traces(settings)
+    try:
+        traces.start()
+    except ProcessorError as failure:
+        path = ("service", "telemetry", "traces", "processors", failure.position)
+        raise click.ClickException(str(document.problem(path, *failure.fault))) from failure
+    return traces.shutdown
 
 
 def _message(error: Exception) -> str:

@@ -28,13 +28,14 @@ from statsig_otel.plugin.server.listening import ListenError
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.tls import ServerTlsError, ServerTlsSettings, server_context
 from statsig_otel.plugin.settings.health_check import HealthCheckSettings
-from statsig_otel.plugin.settings.metrics import PUSH_PEM_KEYS
+from statsig_otel.plugin.settings.metrics import PUSH_PEM_KEYS, OtlpPushSettings
 from statsig_otel.plugin.settings.reading import (
     PEM_KEYS,
     exporter_settings,
     metrics_settings,
     queued_exporters,
     receiver_settings,
+    traces_settings,
 )
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
@@ -44,6 +45,7 @@ _SYSTEMD: Final = FilePath("/run/systemd/system")
 
 _SOCKET_UNIT: Final = "If systemd listens there for this service, with a socket unit, nothing is wrong"
 _READERS: Final = ("service", "telemetry", "metrics", "readers")
+_PROCESSORS: Final = ("service", "telemetry", "traces", "processors")
 _READABLE_HINT: Final = "the service reads it as its own user; check the path and the permissions"
 
 
@@ -65,7 +67,7 @@ def check_resources(
         *_certificates(configuration, document),
         *(problem for problem, is_used in ports if not is_used),
         *_exporters(configuration, document),
-        *_files_of_readers(configuration, document),
+        *_files_of_telemetry(configuration, document),
         *_queue_files(configuration, document, directory),
     ]
     if who is None:
@@ -85,7 +87,7 @@ def check_files(configuration: Configuration, document: Document) -> list[Proble
     return [
         *_certificates(configuration, document),
         *_exporters(configuration, document),
-        *_files_of_readers(configuration, document),
+        *_files_of_telemetry(configuration, document),
     ]
 
 
@@ -210,12 +212,17 @@ def _exporters(configuration: Configuration, document: Document) -> Iterator[Pro
                 yield document.problem((*path, "path"), *fault)
 
 
-def _files_of_readers(configuration: Configuration, document: Document) -> Iterator[Problem]:
-    for position, reader in metrics_settings(configuration).active.items():
-        if reader.periodic is not None:
-            otlp = reader.periodic.exporter.otlp
-            files = {key: file for key in PUSH_PEM_KEYS if (file := getattr(otlp, key))}
-            yield from _unreadable(files, (*_READERS, position, "periodic", "exporter", "otlp"), document)
+def _files_of_telemetry(configuration: Configuration, document: Document) -> Iterator[Problem]:
+    pushes: dict[Path, OtlpPushSettings] = {
+        (*_READERS, position, "periodic", "exporter", "otlp"): reader.periodic.exporter.otlp
+        for position, reader in metrics_settings(configuration).active.items()
+        if reader.periodic is not None
+    }
+    for position, processor in traces_settings(configuration).active.items():
+        pushes[(*_PROCESSORS, position, "batch", "exporter", "otlp")] = processor.batch.exporter.otlp
+    for path, otlp in pushes.items():
+        files = {key: file for key in PUSH_PEM_KEYS if (file := getattr(otlp, key))}
+        yield from _unreadable(files, path, document)
 
 
 def _identity(file: FilePath) -> object:

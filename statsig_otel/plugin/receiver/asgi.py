@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from falcon.asgi import App, Request, Response
 
+from statsig_otel._tracing import tracing
 from statsig_otel.exporters.consumer import Batch, Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver import intake
 from statsig_otel.plugin.receiver.answer import Answer, AnsweredError
@@ -31,6 +32,7 @@ from statsig_otel.plugin.receiver.responses import (
     slow_consumer,
     wrong_method,
 )
+from statsig_otel.plugin.receiver.span import WebhookSpan
 from statsig_otel.plugin.server.asgi_types import Message, Receive, Send
 
 MountableApp: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
@@ -101,11 +103,17 @@ class StatsigReceiver:
 
     async def on_post(self, req: Request, resp: Response) -> None:
         """Answer one webhook."""
+        span = None if tracing.tracer is None else WebhookSpan(tracing.tracer, req, self._intake.name)
+        answer: Answer | None = None
         try:
-            answer = await self._answer(req)
-        except AnsweredError as answered:
-            answer = answered.answer
-        self._send(resp, answer)
+            try:
+                answer = await self._answer(req)
+            except AnsweredError as answered:
+                answer = answered.answer
+            self._send(resp, answer)
+        finally:
+            if span is not None:
+                span.end(answer)
 
     async def on_options(self, req: Request, resp: Response) -> None:  # noqa: ARG002 - Falcon's signature
         """Refuse every other method, also OPTIONS, which Falcon would answer with 200."""

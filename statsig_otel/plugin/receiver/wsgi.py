@@ -15,6 +15,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from falcon import App, Request, Response
 
+from statsig_otel._tracing import tracing
 from statsig_otel.exporters.consumer import Consumer, Receipt, RefusedError
 from statsig_otel.plugin.receiver import intake
 from statsig_otel.plugin.receiver.answer import Answer, AnsweredError
@@ -30,6 +31,7 @@ from statsig_otel.plugin.receiver.responses import (
     slow_consumer,
     wrong_method,
 )
+from statsig_otel.plugin.receiver.span import WebhookSpan
 from statsig_otel.plugin.webhook.body import MAX_URL_VERIFICATION_SIZE
 from statsig_otel.plugin.webhook.signature import SIGNATURE_HEADER, TIMESTAMP_HEADER
 
@@ -99,11 +101,17 @@ class StatsigWsgiReceiver:
 
     def on_post(self, req: Request, resp: Response) -> None:
         """Answer one webhook."""
+        span = None if tracing.tracer is None else WebhookSpan(tracing.tracer, req, self._intake.name)
+        answer: Answer | None = None
         try:
-            answer = self._answer(req.env)
-        except AnsweredError as answered:
-            answer = answered.answer
-        self._send(resp, answer)
+            try:
+                answer = self._answer(req.env)
+            except AnsweredError as answered:
+                answer = answered.answer
+            self._send(resp, answer)
+        finally:
+            if span is not None:
+                span.end(answer)
 
     def on_options(self, req: Request, resp: Response) -> None:  # noqa: ARG002 - Falcon's signature
         """Refuse every other method, also OPTIONS, which Falcon would answer with 200."""

@@ -10,6 +10,7 @@ from typing import Final
 from statsig_otel._arguments import check_type
 from statsig_otel._futures import pass_on, uncancellable
 from statsig_otel._process import OwnerProcess
+from statsig_otel._tracing import remember, tracing
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, refused
 from statsig_otel.exporters.delivery.synchronous import SynchronousConsumer
 from statsig_otel.exporters.queue.queue import DurableQueue
@@ -80,6 +81,8 @@ class ServiceConsumer:
             TypeError: It is not a `Batch`.
         """
         check_type("batch", batch, Batch)
+        if tracing.tracer is not None:
+            remember(change.uid for change in batch.changes)
         if self._owner.is_forked:
             owner = f"the process {self._owner.pid}, and this is a fork of it"
             return refused(f"the service was started by {owner}: start one after the fork", reason="not_running")

@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Final, Self
 from wsgiref.types import WSGIApplication
 
-from statsig_otel import _times
+from opentelemetry.trace import TracerProvider
+
+from statsig_otel import _times, _tracing
 from statsig_otel._arguments import check_type
 from statsig_otel.config.errors import ConfigError, Problem, hint_for
 from statsig_otel.config.model import replaced
@@ -77,6 +80,8 @@ class Service:
             other process or for a `shutdown`.
         url: The address at which Statsig reaches the receivers, such as `https://flags.example.com/statsig`, without
             their paths. Only `urls` tells it. By default `urls` has the addresses of the service's own servers.
+        tracer_provider: Gets a span of each webhook and each delivery, once the service starts. It counts for the whole
+            process. None for no spans.
 
     Raises:
         ConfigError: All problems, each with its place: `exporters::otlp_grpc: ...`.
@@ -105,7 +110,9 @@ class Service:
         listen: bool = True,
         wait_for_directory: bool = False,
         url: str = "",
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
+        check_type("tracer_provider", tracer_provider, (TracerProvider, NoneType))
         environ = {} if environ is None else environ
         check_arguments(environ=environ, listen=listen, wait_for_directory=wait_for_directory, url=url)
         built = build_configuration(
@@ -127,7 +134,7 @@ class Service:
             url=url,
             ways_out=_ways_out(listen=listen, waits=wait_for_directory),
         )
-        self._use(assembly, Reloader(assembly))
+        self._use(assembly, Reloader(assembly), tracer_provider)
 
     @classmethod
     def from_file(
@@ -137,12 +144,13 @@ class Service:
         listen: bool = True,
         wait_for_directory: bool = False,
         url: str = "",
+        tracer_provider: TracerProvider | None = None,
     ) -> Self:
         """A service with the configuration of files, as `statsig-otel run` reads it.
 
         Entry points, `${env:...}` and `${file:...}` work as described in docs/configuration.md. Files of signing
         secrets and certificates are read again when they change. Only `service::telemetry` is not used: the log is your
-        program's.
+        program's, and so are metrics and spans.
 
         Args:
             locations: The files, or what else `--config` takes: `env:NAME`, `yaml:TEXT`. Several are merged; later ones
@@ -151,6 +159,7 @@ class Service:
             listen: As in the constructor. With False, keys of servers are not used, and the log says so.
             wait_for_directory: As in the constructor.
             url: As in the constructor.
+            tracer_provider: As in the constructor.
 
         Raises:
             ConfigError: All problems, each with its place, file and line.
@@ -167,6 +176,7 @@ class Service:
             >>> service.without_secret
             ['statsig']
         """
+        check_type("tracer_provider", tracer_provider, (TracerProvider, NoneType))
         check_arguments(*locations, environ=environ, listen=listen, wait_for_directory=wait_for_directory, url=url)
         document = read_document(locations, environ)
         configuration = check_with_files(document)
@@ -180,20 +190,21 @@ class Service:
             ways_out=_ways_out(listen=listen, waits=wait_for_directory),
         )
         reloader = Reloader(assembly, document, lambda: read_document(locations, environ))
-        service = cls._of(assembly, reloader)
+        service = cls._of(assembly, reloader, tracer_provider)
         for one in [] if listen else keys_of_servers(receiver_settings(configuration)):
             _logger.warning("%s", document.problem(one.path, one.message))
         return service
 
     @classmethod
-    def _of(cls, assembly: Assembly, reloader: Reloader) -> Self:
+    def _of(cls, assembly: Assembly, reloader: Reloader, tracer_provider: TracerProvider | None = None) -> Self:
         """A service with these parts, whose configuration is read and checked already."""
         service = cls.__new__(cls)
-        service._use(assembly, reloader)  # noqa: SLF001 - it is this class's
+        service._use(assembly, reloader, tracer_provider)  # noqa: SLF001 - it is this class's
         return service
 
-    def _use(self, assembly: Assembly, reloader: Reloader) -> None:
+    def _use(self, assembly: Assembly, reloader: Reloader, tracer_provider: TracerProvider | None) -> None:
         self._assembly = assembly
+        self._tracer_provider = tracer_provider
         self._reloader = reloader
         self._lifecycle = Lifecycle(self._open, self._close)
         for sentence in remarks(assembly.configuration, reloader.document):
@@ -434,6 +445,8 @@ class Service:
         return self._settings[name].path
 
     def _open(self, go_on: Callable[[], None]) -> None:
+        if self._tracer_provider is not None:
+            _tracing.begin(self._tracer_provider)
         try:
             self._reloader.start()
             self._assembly.open(go_on)

@@ -22,22 +22,19 @@ from statsig_otel.config.units import DURATION_SCHEMA, Duration
 from statsig_otel.config.values import Opaque, OrList, ReadAs, Secret
 from statsig_otel.exporters.otlp.headers import HeaderSettings, as_mapping, checked_fields, checked_metadata
 
-Level = Literal["none", "basic", "normal", "detailed"]
-
 _ADDRESS: Final = "write readers: [{pull: {exporter: {prometheus: {host: ..., port: ...}}}}]"
 _NO_VIEWS: Final = "leave it out: all metrics are exported, as docs/metrics.md lists them"
 _NAMES: Final = "leave it out: names are those of docs/metrics.md"
 _ONE_KIND: Final = "write {pull: {exporter: {prometheus: {}}}}, or {periodic: {exporter: {otlp: {...}}}}"
 _LEVELS: Final = ("none", "basic", "normal", "detailed")
 _MAX_PORT: Final = 65535
-_METRICS_PATH: Final = "/v1/metrics"
 _URL: Final = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")
 _HOST_PORT: Final = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 _MILLISECONDS: Final = re.compile(r"[0-9]{1,12}")
 
 
 PUSH_PEM_KEYS: Final = ("certificate", "client_certificate", "client_key")
-"""The keys of an exporter of metrics that name files."""
+"""The keys of an exporter of metrics or spans that name files."""
 
 
 def any_case(words: Iterable[str]) -> str:
@@ -45,7 +42,7 @@ def any_case(words: Iterable[str]) -> str:
     return "|".join("".join(f"[{letter.upper()}{letter}]" for letter in word) for word in words)
 
 
-def _level(value: object) -> object:
+def _lower_case(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
@@ -56,6 +53,14 @@ def _milliseconds(value: object) -> object:
     is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     return f"{value}ms" if is_number or (isinstance(value, str) and _MILLISECONDS.fullmatch(value)) else value
 
+
+_LEVEL_SCHEMA: Final[dict[str, Any]] = {
+    "anyOf": [{"enum": [*_LEVELS]}, {"type": "string", "pattern": f"^({any_case(_LEVELS)})$"}]
+}
+Level = Annotated[
+    Literal["none", "basic", "normal", "detailed"], BeforeValidator(_lower_case), WithJsonSchema(_LEVEL_SCHEMA)
+]
+"""How much is told, in any case."""
 
 _MILLISECONDS_SCHEMA: Final[dict[str, Any]] = {
     "title": "duration",
@@ -116,18 +121,15 @@ class PullReaderSettings(Settings):
 
 
 class OtlpPushSettings(Settings):
-    """`readers::periodic::exporter::otlp`: where the metrics are sent."""
+    """Where metrics or spans are sent."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
+    signal_path: ClassVar[str] = ""
+    """The path of requests over HTTP, unless the endpoint has one."""
+
     unsupported: ClassVar[Mapping[str, str]] = {
-        "default_histogram_aggregation": "leave it out: histograms have explicit buckets",
         "headers_list": "write the headers into headers",
-        "temporality_preference": "leave it out: values are cumulative, and a Collector can change that",
         "tls": "write certificate, client_certificate and client_key",
-    }
-    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "default_histogram_aggregation": ("explicit_bucket_histogram",),
-        "temporality_preference": ("cumulative",),
     }
     needed: ClassVar[Mapping[str, str]] = {
         "protocol": "write grpc, or http/protobuf",
@@ -137,7 +139,7 @@ class OtlpPushSettings(Settings):
     protocol: Literal["grpc", "http/protobuf"] = Field(description="The protocol.")
     endpoint: str = Field(
         description="A URL, whose scheme switches TLS off or on; or `host:port` for grpc. Over HTTP a URL without a "
-        "path gets `/v1/metrics`."
+        "path gets that of its signal, such as `/v1/metrics`."
     )
     headers: Annotated[Mapping[str, Secret], ReadAs(dict[str, Opaque]), OrList(list[HeaderSettings], as_mapping)] = (
         Field(
@@ -187,7 +189,22 @@ class OtlpPushSettings(Settings):
     def url(self) -> str:
         """The URL of requests over HTTP."""
         path = urlsplit(self.endpoint).path
-        return self.endpoint if path not in ("", "/") else f"{self.endpoint.rstrip('/')}{_METRICS_PATH}"
+        return self.endpoint if path not in ("", "/") else f"{self.endpoint.rstrip('/')}{self.signal_path}"
+
+
+class MetricsPushSettings(OtlpPushSettings):
+    """`readers::periodic::exporter::otlp`: where the metrics are sent."""
+
+    signal_path: ClassVar[str] = "/v1/metrics"
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "default_histogram_aggregation": "leave it out: histograms have explicit buckets",
+        "temporality_preference": "leave it out: values are cumulative, and a Collector can change that",
+        **OtlpPushSettings.unsupported,
+    }
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "default_histogram_aggregation": ("explicit_bucket_histogram",),
+        "temporality_preference": ("cumulative",),
+    }
 
 
 class PeriodicExporterSettings(Settings):
@@ -196,7 +213,7 @@ class PeriodicExporterSettings(Settings):
     unsupported: ClassVar[Mapping[str, str]] = {"console": "use a pull reader: curl shows what it says"}
     needed: ClassVar[Mapping[str, str]] = {"otlp": "write otlp: {protocol: grpc, endpoint: http://HOST:4317}"}
 
-    otlp: OtlpPushSettings = Field(description="Send OTLP.")
+    otlp: MetricsPushSettings = Field(description="Send OTLP.")
 
 
 class PeriodicReaderSettings(Settings):
@@ -230,11 +247,9 @@ class MetricsSettings(Settings):
     unsupported: ClassVar[Mapping[str, str]] = {"address": _ADDRESS, "views": _NO_VIEWS}
     implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"views": ([],)}
 
-    level: Annotated[
-        Level,
-        BeforeValidator(_level),
-        WithJsonSchema({"anyOf": [{"enum": [*_LEVELS]}, {"type": "string", "pattern": f"^({any_case(_LEVELS)})$"}]}),
-    ] = Field(default="normal", description="`none` switches the readers off. All other levels mean the same.")
+    level: Level = Field(
+        default="normal", description="`none` switches the readers off. All other levels mean the same."
+    )
     readers: list[ReaderSettings] = Field(
         default_factory=list, description="Who gets the metrics. Without one, nobody does, and nothing is opened."
     )

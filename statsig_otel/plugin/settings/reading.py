@@ -18,6 +18,7 @@ from statsig_otel.plugin.settings.metrics import MetricsSettings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
 from statsig_otel.plugin.settings.storage import FileStorageSettings, find_directory
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings
+from statsig_otel.plugin.settings.traces import TracesSettings
 
 PEM_KEYS: Final = ("ca_file", "cert_file", "key_file", "client_ca_file")
 """The keys of `tls` that name files, of servers and of exporters."""
@@ -72,6 +73,11 @@ def read_directory(locations: tuple[str, ...], environ: Mapping[str, str]) -> Pa
 def metrics_settings(configuration: Configuration) -> MetricsSettings:
     """Who reads the service's own metrics."""
     return cast("TelemetrySettings", configuration.telemetry).metrics
+
+
+def traces_settings(configuration: Configuration) -> TracesSettings:
+    """Where the service's own spans are sent."""
+    return cast("TelemetrySettings", configuration.telemetry).traces
 
 
 def receiver_settings(configuration: Configuration) -> Mapping[str, StatsigReceiverSettings]:

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from statsig_otel.config.errors import SettingError
 from statsig_otel.config.model import Settings
 from statsig_otel.plugin.settings.metrics import MetricsSettings, any_case
+from statsig_otel.plugin.settings.traces import TracesSettings
 
 LogLevel = Literal["debug", "info", "warn", "error"]
 LogEncoding = Literal["console", "json"]
@@ -71,11 +72,13 @@ class TelemetrySettings(Settings):
 
     unsupported: ClassVar[Mapping[str, str]] = {
         "resource": "use the receiver's resource key, or OTEL_RESOURCE_ATTRIBUTES, for the records' resource",
-        "traces": "leave it out: no traces are made",
     }
-    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"resource": ({},), "traces": ({"level": "none"},)}
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {"resource": ({},)}
 
     logs: LogsSettings = Field(default_factory=LogsSettings, description="The service's own log, on standard error.")
     metrics: MetricsSettings = Field(
         default_factory=MetricsSettings, description="Who reads the service's own metrics."
+    )
+    traces: TracesSettings = Field(
+        default_factory=TracesSettings, description="Where spans of webhooks and deliveries are sent."
     )

@@ -1,1 +1,1 @@
-"""Shows how a running service is: answers health checks, and lets its metrics be read, or sends them."""
+"""Shows how a running service is: answers health checks, lets its metrics be read, or sends them, and sends spans."""

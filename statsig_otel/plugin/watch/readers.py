@@ -3,15 +3,12 @@
 The SDK and all that it needs is loaded here, and so only where a reader is configured.
 """
 
-import contextlib
 import logging
 import os
 import threading
 import time
-import uuid
-from collections.abc import Iterator, Mapping, MutableMapping
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import MutableMapping
+from typing import Final
 
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
@@ -20,29 +17,26 @@ from opentelemetry.sdk.metrics.export import (
     MetricReader,
     PeriodicExportingMetricReader,
 )
-from opentelemetry.sdk.resources import Resource
 
 from statsig_otel import __version__
 from statsig_otel._instruments import collecting, make_instruments
 from statsig_otel._telemetry import SCOPE
 from statsig_otel._times import READERS_CLOSING
 from statsig_otel.config.errors import Fault
-from statsig_otel.config.files import read_pem
-from statsig_otel.config.values import reveal
 from statsig_otel.plugin.server.listening import ListenError, host_port
 from statsig_otel.plugin.server.server import HttpServer
 from statsig_otel.plugin.server.thread import ServerThread
 from statsig_otel.plugin.settings.metrics import (
+    MetricsPushSettings,
     MetricsSettings,
-    OtlpPushSettings,
     PeriodicReaderSettings,
     PrometheusReaderSettings,
 )
+from statsig_otel.plugin.watch.push import over_grpc, over_http, own_resource, without_variables
 
 _logger: Final = logging.getLogger(__name__)
 
 _MOST_CONNECTIONS: Final = 32
-_SERVICE: Final = "statsig-otel"
 
 PATH: Final = "/metrics"
 """Where Prometheus reads."""
@@ -96,7 +90,7 @@ class Readers:
                     reader = InMemoryMetricReader()
                     pulls.append((reader, _server(one.pull.exporter.prometheus, reader)))
                 if one.periodic is not None:
-                    with _without_variables(self._environ):
+                    with without_variables(self._environ):
                         pushes.append((one.periodic, _exporter(one.periodic.exporter.otlp)))
             except (OSError, ValueError) as error:
                 for _, server in pulls:
@@ -111,7 +105,7 @@ class Readers:
         readers += [reader for reader, _ in pulls]
         # A backend that is away is one line for each report, and not one for each attempt.
         logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
-        self._provider = MeterProvider(readers, resource=_resource(), shutdown_on_exit=False)
+        self._provider = MeterProvider(readers, resource=own_resource(), shutdown_on_exit=False)
         make_instruments(self._provider.get_meter(SCOPE, __version__))
         collecting.has_begun = True
         for _, server in pulls:
@@ -156,74 +150,20 @@ def _server(settings: PrometheusReaderSettings, reader: InMemoryMetricReader) ->
     return server
 
 
-def _exporter(settings: OtlpPushSettings) -> MetricExporter:
+def _exporter(settings: MetricsPushSettings) -> MetricExporter:
     """The SDK's exporter for a protocol.
 
     Raises:
         OSError: A file can't be read.
     """
-    headers = {key: reveal(value) for key, value in settings.headers.items()}
-    files = [settings.certificate, settings.client_key, settings.client_certificate]
-    certificate, key, chain = (None if file is None else read_pem(file) for file in files)
     if settings.protocol == "grpc":
-        import grpc  # noqa: PLC0415 - loaded where it is used
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (  # noqa: PLC0415 - likewise
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (  # noqa: PLC0415 - loaded where it is used
             OTLPMetricExporter as GrpcExporter,
         )
 
-        return GrpcExporter(
-            endpoint=settings.endpoint,
-            insecure=not settings.uses_tls,
-            credentials=grpc.ssl_channel_credentials(certificate, key, chain) if settings.uses_tls else None,
-            headers=headers,
-            timeout=settings.timeout,
-            compression=grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression,
-        )
-    import requests  # noqa: PLC0415 - likewise
-    from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415 - likewise
+        return GrpcExporter(**over_grpc(settings))
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # noqa: PLC0415 - likewise
         OTLPMetricExporter as HttpExporter,
     )
 
-    trusted = _path(settings.certificate)
-
-    class Session(requests.Session):
-        """Trusts the certificates of the settings, where requests would prefer those of REQUESTS_CA_BUNDLE."""
-
-        def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
-            return super().merge_environment_settings(url, proxies, stream, trusted or verify, cert)
-
-    return HttpExporter(
-        session=Session(),
-        endpoint=settings.url,
-        certificate_file=trusted,
-        client_key_file=_path(settings.client_key),
-        client_certificate_file=_path(settings.client_certificate),
-        headers=headers,
-        timeout=settings.timeout,
-        compression=Compression.Gzip if settings.compression == "gzip" else Compression.NoCompression,
-    )
-
-
-def _path(file: Path | None) -> str | None:
-    return None if file is None else str(file)
-
-
-def _resource() -> Resource:
-    """The service, as the Collector describes itself."""
-    attributes: Mapping[str, str] = {
-        "service.name": _SERVICE,
-        "service.version": __version__,
-        "service.instance.id": str(uuid.uuid4()),
-    }
-    return Resource(attributes)
-
-
-@contextlib.contextmanager
-def _without_variables(environ: MutableMapping[str, str]) -> Iterator[None]:
-    """Hide OTEL_* variables for a moment, in which the SDK would take from them what it is not given."""
-    hidden = {name: environ.pop(name) for name in [*environ] if name.startswith("OTEL_")}
-    try:
-        yield
-    finally:
-        environ.update(hidden)
+    return HttpExporter(**over_http(settings))

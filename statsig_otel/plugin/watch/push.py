@@ -1,0 +1,97 @@
+"""Makes the arguments of the SDK's OTLP exporters of metrics and spans, and describes the service to a backend."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, Final
+
+from opentelemetry.sdk.resources import Resource
+
+from statsig_otel import __version__
+from statsig_otel.config.files import read_pem
+from statsig_otel.config.values import reveal
+from statsig_otel.plugin.settings.metrics import OtlpPushSettings
+
+_SERVICE: Final = "statsig-otel"
+_INSTANCE: Final = str(uuid.uuid4())
+
+
+def over_grpc(settings: OtlpPushSettings) -> dict[str, Any]:
+    """The arguments of an exporter over gRPC.
+
+    Raises:
+        OSError: A file can't be read.
+    """
+    import grpc  # noqa: PLC0415 - loaded where it is used
+
+    files = [settings.certificate, settings.client_key, settings.client_certificate]
+    certificate, key, chain = (None if file is None else read_pem(file) for file in files)
+    return {
+        "endpoint": settings.endpoint,
+        "insecure": not settings.uses_tls,
+        "credentials": grpc.ssl_channel_credentials(certificate, key, chain) if settings.uses_tls else None,
+        "headers": _headers(settings),
+        "timeout": settings.timeout,
+        "compression": grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression,
+    }
+
+
+def over_http(settings: OtlpPushSettings) -> dict[str, Any]:
+    """The arguments of an exporter over HTTP.
+
+    Raises:
+        OSError: A file can't be read.
+    """
+    import requests  # noqa: PLC0415 - loaded where it is used
+    from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415 - likewise
+
+    for file in (settings.certificate, settings.client_key, settings.client_certificate):
+        if file is not None:
+            read_pem(file)
+    trusted = _path(settings.certificate)
+
+    class Session(requests.Session):
+        """Trusts the certificates of the settings, where requests would prefer those of REQUESTS_CA_BUNDLE."""
+
+        def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+            return super().merge_environment_settings(url, proxies, stream, trusted or verify, cert)
+
+    return {
+        "session": Session(),
+        "endpoint": settings.url,
+        "certificate_file": trusted,
+        "client_key_file": _path(settings.client_key),
+        "client_certificate_file": _path(settings.client_certificate),
+        "headers": _headers(settings),
+        "timeout": settings.timeout,
+        "compression": Compression.Gzip if settings.compression == "gzip" else Compression.NoCompression,
+    }
+
+
+def own_resource() -> Resource:
+    """The service, as the Collector describes itself."""
+    attributes: Mapping[str, str] = {
+        "service.name": _SERVICE,
+        "service.version": __version__,
+        "service.instance.id": _INSTANCE,
+    }
+    return Resource(attributes)
+
+
+@contextlib.contextmanager
+def without_variables(environ: MutableMapping[str, str]) -> Iterator[None]:
+    """Hide OTEL_* variables for a moment, in which the SDK would take from them what it is not given."""
+    hidden = {name: environ.pop(name) for name in [*environ] if name.startswith("OTEL_")}
+    try:
+        yield
+    finally:
+        environ.update(hidden)
+
+
+def _headers(settings: OtlpPushSettings) -> dict[str, str]:
+    return {key: reveal(value) for key, value in settings.headers.items()}
+
+
+def _path(file: Path | None) -> str | None:
+    return None if file is None else str(file)
