@@ -55,14 +55,14 @@ def programs() -> dict[str, Program]:
 PROGRAMS = programs()
 SMALLEST, FROM_FILE, WAITING, FASTAPI, GUNICORN_FASTAPI, FLASK, DEVELOPMENT, *_ = PROGRAMS
 *_, DJANGO, DJANGO_WSGI, FALCON, FALCON_WSGI, OTHER = [*PROGRAMS][:12]
-*_, REPLAY, OWN, EXPORTER, SDK, PURE = PROGRAMS
+*_, TOLD, REPLAY, OWN, EXPORTER, SDK, PURE = PROGRAMS
 MOUNTED = f"/statsig{DEFAULT_PATH}"
 """The path of a receiver below a prefix."""
 
 
 def test_every_block_of_code_belongs_to_a_program() -> None:
     files = [name for program in PROGRAMS.values() for name in program.files]
-    assert len(PROGRAMS) == 17
+    assert len(PROGRAMS) == 18
     assert len(files) == len(re.findall(r"```(?:python|yaml)\n", PAGE))
     assert all(re.fullmatch(r"[\w/.-]+\.(py|yaml)", name) for name in files)
     assert len(re.findall(r"```sh\n", PAGE)) == len(PROGRAMS)
@@ -133,7 +133,7 @@ def assert_takes_webhooks(address: Address, path: str) -> None:
 def path_of(heading: str) -> str:
     if heading in (FASTAPI, GUNICORN_FASTAPI):
         return MOUNTED
-    return DEFAULT_PATH if heading in (SMALLEST, FROM_FILE) else "/statsig"
+    return DEFAULT_PATH if heading in (SMALLEST, FROM_FILE, TOLD) else "/statsig"
 
 
 @pytest.mark.slow
@@ -276,6 +276,19 @@ def test_the_smallest_program_sends_what_it_takes(tmp_path: Path) -> None:
             assert process.stop() == 0
             assert f"Webhook URL: http://127.0.0.1:{address[1]}{DEFAULT_PATH}\n" in process.output
         assert [record.event_name for record in sink.records] == ["statsig.config_change"]
+
+
+def test_the_metrics_and_spans_are_told(tmp_path: Path) -> None:
+    """By the providers of the program, at its end at the latest."""
+    with (
+        GrpcSink() as sink,
+        running(TOLD, tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{sink.address}") as (process, address),
+    ):
+        assert_takes_webhooks(address, DEFAULT_PATH)
+        sink.wait_for(1)
+        assert process.stop() == 0
+    for told in ('"statsig_otel_receiver_requests"', f'"name": "POST {DEFAULT_PATH}"', '"name": "send otlp_grpc"'):
+        assert told in process.output
 
 
 def test_the_sdk_sends_what_is_taken(tmp_path: Path) -> None:

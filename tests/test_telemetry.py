@@ -32,7 +32,7 @@ from tests.waiting import wait_until
 
 ROOT = Path(statsig_otel.__file__).parent
 PAGE = ROOT.parent / "docs" / "metrics.md"
-PAGES = (PAGE, PAGE.parent / "supervisors.md")
+PAGES = (PAGE, PAGE.parent / "supervisors.md", PAGE.parent / "traces.md")
 RECEIVER = "statsig/watched"
 KINDS = {"counter": Sum, "gauge": Gauge, "histogram": Histogram}
 CHANGE = {"eventName": "statsig::config_change", "timestamp": 1739400185198, "metadata": {"type": "Gate", "name": "a"}}

@@ -47,7 +47,9 @@ def test_embedders_read_the_same_times() -> None:
 def test_a_supervisor_is_told_how_long_a_stop_takes() -> None:
     longest = _times.SHUTDOWN_TIMEOUT + _times.SHUTDOWN_MARGIN
     text = " ".join((DOCS / "supervisors.md").read_text().split())
-    assert f"ends within {longest:g} s ({longest + _times.READERS_CLOSING:g} s if it sends its metrics)" in text
+    assert (
+        f"ends within {longest:g} s ({longest + _times.READERS_CLOSING:g} s if it sends its metrics or spans)" in text
+    )
 
 
 def test_the_steps_of_a_shutdown_fit_into_its_timeout() -> None:

@@ -35,7 +35,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from tests.peers.certs import ServerTls
 
-_SERVICE = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
+_LOGS = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
 _LONGEST_HANG = 60.0
 
 
@@ -147,17 +147,13 @@ class GrpcSink(_Sink):
         method: The method that it has, of another signal than logs.
     """
 
-    def __init__(
-        self, *, port: int = 0, tls: ServerTls | None = None, address: str = "", method: str = _SERVICE
-    ) -> None:
+    def __init__(self, *, port: int = 0, tls: ServerTls | None = None, address: str = "", method: str = _LOGS) -> None:
         super().__init__()
         self._method = method
         self.answer: GrpcAnswer | Callable[[Received], GrpcAnswer] = GrpcAnswer()
         self._threads = ThreadPoolExecutor(4)
-        self._server = grpc.server(
-            self._threads,
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 << 20)],
-        )
+        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 << 20)]
+        self._server = grpc.server(self._threads, options=options)
         # Without serialisers: bytes in, bytes out.
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._export)
         service, _, name = method[1:].partition("/")
