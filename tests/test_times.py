@@ -15,7 +15,8 @@ def test_the_page_shows_the_budget_of_a_shutdown() -> None:
     text = PAGE.read_text().partition("## A shutdown's budget")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[2:4]] for line in text.splitlines() if line.startswith("| ")]
     bodies, sends, requests = (
-        [f"{one.longest:g} s", WORDS[one.share]] for one in (_times.BODY_GRACE, _times.SEND_GRACE, _times.REQUEST_DRAIN)
+        [f"{one.longest:g} s", WORDS[one.share]]
+        for one in (_times.BODY_GRACE, _times.SYNCHRONOUS_GRACE, _times.REQUEST_DRAIN)
     )
     margin = f"{_times.SHUTDOWN_MARGIN:g} s"
     command = WORDS[_times.COMMAND_SHARE].removeprefix("a ")
@@ -29,7 +30,7 @@ def test_the_page_shows_the_budget_of_a_shutdown() -> None:
         [f"{command} of {REST}, and {margin}", "-"],
         [f"{REST}, and {margin}", "-"],
         [f"{_times.QUEUE_DRAIN:g} s", REST],
-        [f"{_times.SENDER_GRACE:g} s", "-"],
+        [f"{_times.HANGING_SEND:g} s", "-"],
         [f"{_times.READERS_CLOSING:g} s", "-"],
     ]
     assert f"`Service.shutdown` has {_times.SHUTDOWN_TIMEOUT:g} s by default" in text
@@ -56,7 +57,11 @@ def test_the_steps_of_a_shutdown_fit_into_its_timeout() -> None:
     for timeout in (0.0, 0.1, 1.0, _times.SHUTDOWN_TIMEOUT, 3600.0):
         requests = _times.REQUEST_DRAIN.of(timeout)
         assert requests <= timeout / 2
-        for cut_short in (_times.LAST_HEADS.of(requests), _times.BODY_GRACE.of(timeout), _times.SEND_GRACE.of(timeout)):
+        for cut_short in (
+            _times.LAST_HEADS.of(requests),
+            _times.BODY_GRACE.of(timeout),
+            _times.SYNCHRONOUS_GRACE.of(timeout),
+        ):
             assert cut_short <= requests / 2  # so that as much time is left for the answers
     assert _times.REQUEST_DRAIN.longest + _times.QUEUE_DRAIN <= _times.SHUTDOWN_TIMEOUT * 3 / 4
     assert max(_times.BATCH_FINISH, _times.REPLAY_TIMEOUT) < _times.COMMAND_TIMEOUT

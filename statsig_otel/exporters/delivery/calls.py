@@ -1,23 +1,23 @@
-"""Marks a thread's calls of its exporter, so that a shutdown can leave one behind that hangs."""
+"""Marks a thread's calls of its exporter, so that a shutdown can abandon one that hangs."""
 
 import threading
 
 
-class LeftBehind(BaseException):
-    """Ends the thread of a call that was left behind and has returned after all."""
+class AbandonedCall(BaseException):
+    """Ends the thread of a call that was abandoned and has returned after all."""
 
 
 class ExporterCalls:
     """The calls of `start` and `send` that a sender's thread makes, each in a `with` block.
 
-    A call that was left behind ends with `LeftBehind` instead of returning: what the thread shared is somebody else's
+    A call that was abandoned ends with `AbandonedCall` instead of returning: another sender may have the cursor
     by then.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # over the next two
+        self._lock = threading.Lock()  # over the two below
         self._under_way = False
-        self._left_behind = False
+        self._is_abandoned = False
 
     def __enter__(self) -> None:
         with self._lock:
@@ -26,16 +26,16 @@ class ExporterCalls:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._under_way = False
-            if self._left_behind:
-                raise LeftBehind
+            if self._is_abandoned:
+                raise AbandonedCall
 
     @property
-    def left_behind(self) -> bool:
-        """Whether a call was left behind."""
-        return self._left_behind
+    def is_abandoned(self) -> bool:
+        """Whether a call was abandoned."""
+        return self._is_abandoned
 
-    def leave_behind(self) -> bool:
-        """Give up the call under way; False if there is none."""
+    def abandon(self) -> bool:
+        """Abandon the call under way; False if there is none."""
         with self._lock:
-            self._left_behind = self._under_way
-        return self._left_behind
+            self._is_abandoned = self._under_way
+        return self._is_abandoned

@@ -17,9 +17,9 @@ from typing import Final, Literal
 
 from statsig_otel._log_throttle import LogThrottle
 from statsig_otel._telemetry import exporters
-from statsig_otel._times import SENDER_GRACE
+from statsig_otel._times import HANGING_SEND
 from statsig_otel._tracing import links_of
-from statsig_otel.exporters.delivery.calls import ExporterCalls, LeftBehind
+from statsig_otel.exporters.delivery.calls import AbandonedCall, ExporterCalls
 from statsig_otel.exporters.delivery.decisions import Decided, Decisions, FailedState, is_taken
 from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
 from statsig_otel.exporters.delivery.outage import Outage
@@ -56,7 +56,7 @@ class QueueSender:
         last_error: The backend's last failure; empty while all is well.
         outage: The time in which the backend takes nothing; None while it takes something.
         is_started: Whether the exporter is started.
-        is_left_behind: Whether the shutdown has left a call of the exporter behind, since it hangs.
+        has_abandoned: Whether the shutdown has abandoned a call of the exporter, since it hangs.
     """
 
     def __init__(self, cursor: ExporterCursor, exporter: Exporter, settings: DeliverySettings | None = None) -> None:
@@ -66,7 +66,7 @@ class QueueSender:
         self.last_error: str = ""
         self.outage: Outage | None = None
         self.is_started: bool = False
-        self.is_left_behind: bool = False
+        self.has_abandoned: bool = False
         self._cursor = cursor
         self._exporter = Guarded(cursor.name, exporter)
         self._settings = settings or DeliverySettings()
@@ -99,9 +99,9 @@ class QueueSender:
         Raises:
             OSError: The exporter can't open a file. `start_blocked` may follow.
             ValueError: The content of a file of the exporter is wrong. As above.
-            RuntimeError: A `send` was left behind by `shutdown`.
+            RuntimeError: `shutdown` has abandoned a `send`.
         """
-        if self._calls.left_behind:
+        if self._calls.is_abandoned:
             raise RuntimeError(f"{self._cursor.name}: an earlier send still hangs: make another sender")
         self.is_started = False
         self._exporter.start()
@@ -157,8 +157,8 @@ class QueueSender:
     def shutdown(self, drain: float = 0.0, *, finish: float = 0.0) -> None:
         """Stop, and shut the exporter down. Safe to call twice.
 
-        A `send` that ignores its exporter's shutdown is left behind after SENDER_GRACE, in a daemon thread, which is
-        logged; its batch stays in the queue.
+        A `send` that ignores its exporter's shutdown is abandoned after HANGING_SEND seconds, in a daemon thread, which
+        is logged; its batch stays in the queue.
 
         Args:
             drain: Seconds in which waiting records are still sent, unless the backend is away.
@@ -171,38 +171,38 @@ class QueueSender:
         if thread is not None:
             thread.join(max(finish, 0.0 if self.outage else drain))
         self._closed = True
-        latest = time.monotonic() + SENDER_GRACE
+        latest = time.monotonic() + HANGING_SEND
         closing = threading.Thread(target=self._exporter.shutdown, name=f"shutdown {self._cursor.name}", daemon=True)
         try:
             closing.start()  # ends a send that is under way
         except RuntimeError:  # the interpreter ends, and starts no thread any more
             self._exporter.shutdown()
         else:
-            closing.join(SENDER_GRACE)
+            closing.join(HANGING_SEND)
         if thread is not None:
             thread.join(max(0.0, latest - time.monotonic()))
-            while thread.is_alive() and not self._leave_behind():
-                thread.join(SENDER_GRACE)  # between two sends it ends by itself
-        self.is_left_behind = closing.is_alive() or self._calls.left_behind
-        if self.is_left_behind:
+            while thread.is_alive() and not self._abandon_call():
+                thread.join(HANGING_SEND)  # between two sends it ends by itself
+        self.has_abandoned = closing.is_alive() or self._calls.is_abandoned
+        if self.has_abandoned:
             _logger.error("%s: a send or the shutdown hangs; it is left behind", self._cursor.name)
 
-    def _leave_behind(self) -> bool:
-        """Give up a call of the exporter that does not end; False if none is under way."""
-        if left := self._calls.leave_behind():
+    def _abandon_call(self) -> bool:
+        """Abandon a call of the exporter that does not end; False if none is under way."""
+        if is_abandoned := self._calls.abandon():
             self.state = "stopped"
             self._cursor.close()
-        return left
+        return is_abandoned
 
     def _run(self) -> None:
         try:
             self._rest()
             while self._goes_on() and self._step():
                 pass
-        except LeftBehind:
+        except AbandonedCall:
             return
         finally:
-            if not self._calls.left_behind:  # else the cursor is somebody else's by now
+            if not self._calls.is_abandoned:  # else another sender may have the cursor by now
                 self.state = "stopped"
                 self._cursor.close()
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from statsig_otel._futures import uncancellable
 from statsig_otel._telemetry import exporters
-from statsig_otel._times import SEND_GRACE, SEND_MARGIN, SEND_START_TIMEOUT
+from statsig_otel._times import SEND_MARGIN, SEND_START_TIMEOUT, SYNCHRONOUS_GRACE
 from statsig_otel._tracing import links_of
 from statsig_otel.exporters.consumer import Batch, Receipt, RefusedError, log_invalid
 from statsig_otel.exporters.delivery.guarded import Guarded, report_sent
@@ -82,7 +82,7 @@ class SynchronousConsumer:
             self.shutdown()
             raise
 
-    def close(self, grace: float = SEND_GRACE.longest) -> None:
+    def close(self, grace: float = SYNCHRONOUS_GRACE.longest) -> None:
         """Refuse what waits and what comes; end what is under way after `grace` seconds. From any thread, at once.
 
         Batches that are not delivered are refused with the reason `shutting_down`.
@@ -90,7 +90,7 @@ class SynchronousConsumer:
         for worker in self._workers.values():
             worker.close(grace)
 
-    def shutdown(self, grace: float = SEND_GRACE.longest) -> bool:
+    def shutdown(self, grace: float = SYNCHRONOUS_GRACE.longest) -> bool:
         """Close, and wait until the exporters are shut down. Safe to call twice, after `close` and without a `start`.
 
         The shortest grace counts. After it nothing more is sent. A `send` that ignores its exporter's shutdown is left

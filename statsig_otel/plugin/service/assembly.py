@@ -289,7 +289,7 @@ class Assembly:
 
         # First of all, so that a request of a client that has connected is taken and not refused.
         self.servers.stop_accepting(_times.REQUEST_DRAIN.of(timeout))
-        self._outbound.close(left_of(_times.SEND_GRACE))
+        self._outbound.close(left_of(_times.SYNCHRONOUS_GRACE))
         for receiver in self.receivers.values():
             receiver.close(left_of(_times.BODY_GRACE))
         for wsgi_receiver in self.wsgi_receivers.values():
@@ -304,7 +304,7 @@ class Assembly:
         if self._waits:
             self._stop_health()  # before the directory is free: the process that waits for it needs the port next
         try:
-            grace = left_of(_times.SEND_GRACE)
+            grace = left_of(_times.SYNCHRONOUS_GRACE)
             drain = min(self._drain, self._left())
             return self._outbound.shutdown(drain, grace=grace, until=self._until) and is_alone
         finally:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from statsig_otel._times import BATCH_FINISH, COMMIT_TIMEOUT, SEND_GRACE
+from statsig_otel._times import BATCH_FINISH, COMMIT_TIMEOUT, SYNCHRONOUS_GRACE
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.config.model import without_secrets
 from statsig_otel.exporters.delivery.sender import QueueSender
@@ -264,7 +264,7 @@ class Outbound:
         self._exporters = {name: exporters[name] for name in configured}
         return coming
 
-    def close(self, grace: float = SEND_GRACE.longest) -> None:
+    def close(self, grace: float = SYNCHRONOUS_GRACE.longest) -> None:
         """Refuse what waits for a synchronous exporter; sends under way get `grace` seconds more. Returns at once.
 
         A reload that waits for senders goes on.
@@ -273,7 +273,7 @@ class Outbound:
         for sender in self._leaving.values():
             in_thread(sender.shutdown, "stop sender")
 
-    def shutdown(self, drain: float = 0.0, *, grace: float = SEND_GRACE.longest, until: float = 0.0) -> bool:
+    def shutdown(self, drain: float = 0.0, *, grace: float = SYNCHRONOUS_GRACE.longest, until: float = 0.0) -> bool:
         """Stop the exporters and close the queue. Safe to call twice.
 
         Args:
@@ -299,7 +299,7 @@ class Outbound:
                 _logger.error("%s: up to %s may be lost with the file of the queue that somebody deleted", name, stays)
             else:
                 _logger.info("%s: the queue keeps %s, to be sent after the next start", name, stays)
-        return ended and not waiting and not any(one.is_left_behind for one in self._senders.values())
+        return ended and not waiting and not any(one.has_abandoned for one in self._senders.values())
 
     def _warn_of_unused_cursors(self, queue: DurableQueue) -> None:
         for state in queue.unconfigured_exporters():

@@ -102,7 +102,7 @@ def test_a_replacement_does_not_report_the_start_of_another_exporter(
 def test_a_start_that_hangs_is_left_behind_and_leaves_nothing_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_locked: bool
 ) -> None:
-    monkeypatch.setattr(sender_module, "SENDER_GRACE", 0.2)
+    monkeypatch.setattr(sender_module, "HANGING_SEND", 0.2)
     exporter = Locked()
     with rig(tmp_path, exporter, settings(blocked=SLOW)) as made:
         start_blocked(made)

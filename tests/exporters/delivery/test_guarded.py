@@ -206,7 +206,7 @@ def test_a_send_that_ends_at_no_shutdown_is_left_behind_and_ticks_nothing_off(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The service ends; and after a reload another exporter has the cursor, whatever the first one says later."""
-    monkeypatch.setattr("statsig_otel.exporters.delivery.sender.SENDER_GRACE", 0.05)
+    monkeypatch.setattr("statsig_otel.exporters.delivery.sender.HANGING_SEND", 0.05)
     begun, gate = threading.Event(), threading.Event()
 
     def hang(names: list[str]) -> Outcome:
@@ -242,7 +242,7 @@ def test_a_send_that_ends_at_no_shutdown_is_left_behind_and_ticks_nothing_off(
 def test_a_shutdown_that_hangs_or_raises_ends_the_sender(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("statsig_otel.exporters.delivery.sender.SENDER_GRACE", 0.05)
+    monkeypatch.setattr("statsig_otel.exporters.delivery.sender.HANGING_SEND", 0.05)
     gate = threading.Event()
 
     class Hanging(Mistaken):

@@ -252,7 +252,7 @@ def test_a_shutdown_says_that_an_exporter_hangs(
         def shutdown(self) -> None:
             end.wait(60)
 
-    monkeypatch.setattr(sender, "SENDER_GRACE", 0.1)
+    monkeypatch.setattr(sender, "HANGING_SEND", 0.1)
     monkeypatch.setattr(synchronous, "SEND_MARGIN", 0.1)
     end = threading.Event()
     try:
