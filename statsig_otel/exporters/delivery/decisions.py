@@ -19,8 +19,8 @@ queue into dead letters, and one bad record must not hold up the others. These a
    limit on the rate of requests can be the cause. So while a refused record waits, a failure soon after another send
    makes the pause between two sends longer. Each answer makes it a little shorter again, and it ends once no record
    that failed is left.
-8. A fault that may be about the data (HTTP 500) is retried, and counts as a refusal after a row of such faults of the
-   record alone. Rule 7 ends the row.
+8. A failure that may be about the data (HTTP 500) is retried, and counts as a refusal after a row of such failures of
+   the record alone. Rule 7 ends the row.
 """
 
 import math
@@ -49,7 +49,7 @@ SKIPPED: Final = "skipped by command"
 """The reason of a dead letter that somebody asked for; what the backend said about the record follows."""
 
 _LONGEST_GAP: Final = 60.0
-"""The most seconds that a row of faults grows with one fault: two faults far apart show nothing of the time between."""
+"""The most seconds by which one failure makes a row longer: two that are far apart show nothing of the time between."""
 
 _LONGEST_PAUSE: Final = 30.0
 """The longest pause between two sends, in seconds."""
@@ -92,11 +92,11 @@ class _Verdict(NamedTuple):
 class _Failed:
     """The history of a waiting record that was sent and not taken."""
 
-    size: int = 0  # the largest number of records, from this one on, that are sent together; 0 for no limit
-    refused_at: int = 0  # the number of the send that refused it last with others, else first alone; 0 for none
+    limit: int = 0  # the largest number of records, from this one on, that are sent together; 0 for no limit
+    refused_by: int = 0  # the number of the send that refused it last with others, else first alone; 0 for none
     refusal: str | None = None  # the words of its last refusal alone; None if it was not
-    failing_for: float = 0.0  # seconds of a row of faults that may be about the data
-    fault_at: float = math.inf  # the last one of that row
+    failing_for: float = 0.0  # seconds of a row of failures that may be about the data
+    failed_at: float = math.inf  # the last one of that row
     attempts: int = 0
     reason: str = ""
 
@@ -157,9 +157,9 @@ class Decisions:
         if not self._failed and not self._done:
             return batch.until_damage()
         tries_head, self._tries_head = self._tries_head, False
-        if not self._waits(batch.seqs[0]):
+        if not self._is_held_back(batch.seqs[0]):
             self._trying, self._tries_another = batch, False
-            return self._part(batch, self._waits)
+            return self._part(batch, self._is_held_back)
         if tries_head:
             self._tries_another = True
             return batch[:1]
@@ -215,9 +215,12 @@ class Decisions:
                 return Failure("blocked", reason)
         return None
 
-    def all_refused(self, head: int) -> Failure:
-        """The failure while the record at the head, with this seq, was refused and nothing says that it is the data."""
-        count = sum(seq >= head and self._waits(seq) for seq in self._failed)
+    def failure_of_head(self, head: int) -> Failure:
+        """The failure while the record at the head, with this seq, was refused and nothing says that it is the data.
+
+        If that is true of several records, the backend is blocked rather than each of them bad.
+        """
+        count = sum(seq >= head and self._is_held_back(seq) for seq in self._failed)
         reason = self._failed[head].reason
         if count == 1:
             return Failure("refused", reason)
@@ -234,14 +237,14 @@ class Decisions:
         """
         self._trying, self._tried_up_to = Records(), 0
         for failed in self._failed.values():
-            failed.size = failed.size if failed.refusal is None else 0
+            failed.limit = failed.limit if failed.refusal is None else 0
             failed.refusal = None
 
     def forget_evidence(self) -> None:
         """Forget the evidence that failures are about the data. Records sent out of order are still passed over."""
         self._last_taken = self._taken_up_to = 0
         for failed in self._failed.values():
-            failed.failing_for, failed.fault_at = 0.0, math.inf
+            failed.failing_for, failed.failed_at = 0.0, math.inf
 
     def skip(self, batch: Records) -> Decided:
         """Skip a batch, up to the first record that is decided, with the reasons that the backend gave for them."""
@@ -278,9 +281,9 @@ class Decisions:
         start = next(wanted, None)
         if start is None:
             return Records()
-        size, end = self._of(seqs[start]).size, start + 1
+        limit, end = self._of(seqs[start]).limit, start + 1
         for index in wanted:
-            if index > end or end - start == size or self._of(seqs[index]).size != size:
+            if index > end or end - start == limit or self._of(seqs[index]).limit != limit:
                 break
             end += 1
         return batch[start:end]
@@ -324,17 +327,17 @@ class Decisions:
 
     def _refuse(self, part: Records, reason: str) -> None:
         for seq in part.seqs:
-            if len(part) > 1 or not self._failed[seq].refused_at:
-                self._failed[seq].refused_at = self._sends
+            if len(part) > 1 or not self._failed[seq].refused_by:
+                self._failed[seq].refused_by = self._sends
         if len(part) > 1:
             self._split(part, len(part) // 2)
             return
         (seq,), words = part.seqs, _words(reason)
         failed = self._failed[seq]
-        if failed.refusal != words and self._waits(seq):
+        if failed.refusal != words and self._is_held_back(seq):
             self.count_as_untried()
-        failed.size, failed.refusal = 1, words
-        if not self._waits(seq):
+        failed.limit, failed.refusal = 1, words
+        if not self._is_held_back(seq):
             self._decide(part, "record", reason)
 
     def _retry(self, part: Records, outcome: RetryLater, now: float) -> Failure | None:
@@ -346,8 +349,8 @@ class Decisions:
         elif self._narrow(part):
             return None
         else:
-            first.failing_for += max(0.0, min(now - first.fault_at, _LONGEST_GAP))
-            first.fault_at = now
+            first.failing_for += max(0.0, min(now - first.failed_at, _LONGEST_GAP))
+            first.failed_at = now
         if not retry.enabled or 0 < retry.max_elapsed_time <= now - self._failing_since:
             self._decide(part, "record", f"not sent again, as configured: {outcome.reason}")
         elif outcome.may_be_data and first.failing_for >= self._settings.refused_after:
@@ -359,21 +362,23 @@ class Decisions:
     def _avoid_haste(self) -> None:
         """The exporter failed, and not because of the data. If it came soon after another send, that may be why."""
         longer = self._pause + self._settings.between_probes
-        if self._rested < longer <= _LONGEST_PAUSE and any(failed.refused_at for failed in self._failed.values()):
+        if self._rested < longer <= _LONGEST_PAUSE and any(failed.refused_by for failed in self._failed.values()):
             self._pause = longer
 
     def _narrow(self, part: Records) -> bool:
         """Send less of a part, since its failure may be about one record; False if it is one record.
 
-        The head alone tells. Once it was taken, halves find the record.
+        First one record alone, which tells whether the backend takes anything. If that was done, it has a limit, and
+        halves find the record.
         """
-        self._split(part, len(part) // 2 if self._of(part.seqs[0]).size and len(part) > 1 else 1)
+        had_limit = self._of(part.seqs[0]).limit > 0
+        self._split(part, max(len(part) // 2, 1) if had_limit else 1)
         return len(part) > 1
 
     def _split(self, part: Records, first: int) -> None:
         """Send the part in two parts, the first with `first` records."""
         for index, seq in enumerate(part.seqs):
-            self._failed[seq].size = first if index < first else len(part) - first
+            self._failed[seq].limit = first if index < first else len(part) - first
 
     def _count(self, part: Records, reason: str) -> None:
         reason = sys.intern(str(reason))  # one string for all that are refused alone
@@ -382,11 +387,11 @@ class Decisions:
             failed.attempts += 1
             failed.reason = reason
 
-    def _waits(self, seq: int) -> bool:
+    def _is_held_back(self, seq: int) -> bool:
         """Whether a record was refused alone, and nothing says yet that it is the data."""
         if not self._was_refused(seq):
             return False
-        return self._failed[seq].refused_at > self._last_taken and seq > self._taken_up_to
+        return self._failed[seq].refused_by > self._last_taken and seq > self._taken_up_to
 
     def _was_refused(self, seq: int) -> bool:
         return self._of(seq).refusal is not None

@@ -286,9 +286,9 @@ class QueueSender:
 
     def _deliver(self, batch: Records) -> None:
         """Send a batch, in parts if it is refused, and tick off from its beginning what is decided."""
-        began, count, all_refused = time.monotonic(), len(batch), False
+        began, count, is_held_back = time.monotonic(), len(batch), False
         dead_letters: list[DeadLetter] = []
-        while batch and not all_refused:
+        while batch and not is_held_back:
             decided = self._decisions.decided(batch)
             if decided is not None:
                 if not self._tick_off(*decided):
@@ -298,12 +298,12 @@ class QueueSender:
             elif self._closed or not batch.intact[0] or not self._leave_pause():
                 break
             elif not (part := self._next(batch)):
-                all_refused = True
+                is_held_back = True
             elif not self._attempt(part):
                 break
         self._log_dead_letters(dead_letters)
         self._gather(count, time.monotonic() - began)
-        if all_refused:
+        if is_held_back:
             self._wait_refused(batch.seqs[0])
 
     def _gather(self, records: int, took: float) -> None:
@@ -354,10 +354,10 @@ class QueueSender:
         """Wait until the head, the record with this seq, is tried again, a probe can be sent, or somebody resumes."""
         now = time.monotonic()
         if now >= self._refused_until:
-            self._failed(*self._decisions.all_refused(head))
+            self._failed(*self._decisions.failure_of_head(head))
             self._refused_until, self._pause = now + self._pause, 0.0
         elif self.state != "blocked":  # which it stays: the refused records need not be counted after each probe
-            failure = self._decisions.all_refused(head)
+            failure = self._decisions.failure_of_head(head)
             if failure.state != self.state:
                 self._say(failure.state, failure.reason)
         self._cursor.flush()

@@ -130,7 +130,7 @@ class Delivery(RuleBasedStateMachine):
         part = self.decisions.next(batch, self, self.now)
         if not part:
             assert self.waits(head), "a head that may be sent is sent"
-            assert self.decisions.all_refused(head).state in ("refused", "blocked")
+            assert self.decisions.failure_of_head(head).state in ("refused", "blocked")
             self.has_to_wait = self.decisions.probe_pause(self.now) <= 0
             if self.has_to_wait:
                 untried = {*self.waiting} - {*self.taken, *self.dead_letters} - self.tried
@@ -323,7 +323,7 @@ def test_two_isolated_faults_make_no_dead_letter_of_a_good_record(other: Outcome
         assert decisions.record_outcome(head, BROKEN, now) == Failure("retrying", "HTTP 500")
     decisions.record_outcome(head, BROKEN, 1300.0)
     assert decisions.record_outcome(head, BROKEN, 1360.0) is None, "a row of ten minutes counts as a refusal"
-    assert decisions.all_refused(1).state == "refused"
+    assert decisions.failure_of_head(1).state == "refused"
 
 
 @pytest.mark.parametrize("other", [Rejected("no"), Blocked("HTTP 401")])

@@ -105,7 +105,7 @@ def test_a_backend_that_refuses_everything_gets_each_record_in_about_two_request
     made.run(1500.0)
     assert made.sends[sends:] == [(1,), (2000,), (1,), (1999,), (1,), (1998,), (1,), (1997,), (1,), (1996,)]
     assert made.read - read < 50
-    assert made.decisions.all_refused(1).reason == "nothing is taken: each of 2000 records is refused: no"
+    assert made.decisions.failure_of_head(1).reason == "nothing is taken: each of 2000 records is refused: no"
 
 
 def test_bad_records_that_keep_coming_hide_no_good_one() -> None:
