@@ -407,7 +407,7 @@ class DurableQueue:
             return None
         return f"the disk has {free} bytes left, less than min_free_bytes ({self._min_free})"
 
-    def faults(self) -> dict[str, str]:
+    def refusal_reasons(self) -> dict[str, str]:
         """Why batches are refused now: a sentence for each reason. For any thread, while the queue runs."""
         found: dict[str, str] = {}
         for name, cursor in list(self._cursors.items()):

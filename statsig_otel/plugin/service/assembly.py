@@ -168,8 +168,8 @@ class Assembly:
             for address, end in endpoint.server.expiries().items()
             if end < time.time()
         ]
-        faults = {"certificate_expired": f"the certificate of {expired[0]} has expired"} if expired else {}
-        return Condition({**faults, **outbound.faults}, outbound.exporters)
+        expiry = {"certificate_expired": f"the certificate of {expired[0]} has expired"} if expired else {}
+        return Condition({**expiry, **outbound.reasons}, outbound.exporters)
 
     def ping(self) -> "Future[None] | None":
         """Done soon if the servers' thread lives; None if no server runs."""

@@ -101,7 +101,7 @@ class Outbound:
         sizes = self._queue.sizes() if self._queue is not None else {}
         for name, sender in list(self._senders.items()):
             exporters[name] = {"state": sender.state, "waiting": sizes.get(name, 0)}
-        return Condition({} if self._queue is None else self._queue.faults(), exporters)
+        return Condition({} if self._queue is None else self._queue.refusal_reasons(), exporters)
 
     def patience(self, receiver: str) -> float:
         """Seconds within which a receiver's batch should be accepted or refused."""

@@ -43,11 +43,11 @@ class Condition:
     """The condition of a service.
 
     Attributes:
-        faults: Why it does not take webhooks: a sentence for each reason.
+        reasons: Why it does not take webhooks: a sentence for each reason; empty if it takes them.
         exporters: The state of each exporter, and what waits for it.
     """
 
-    faults: Mapping[str, str]
+    reasons: Mapping[str, str]
     exporters: Mapping[str, Mapping[str, str | int]]
 
 
@@ -119,7 +119,7 @@ def with_health_path(app: AsgiApp, path: str, health: Health) -> AsgiApp:
     """An application that answers GET and HEAD of a path by whether the service takes webhooks, and no more."""
 
     def answer(_: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        is_ready = not health.look().faults
+        is_ready = not health.look().reasons
         _fill(resp, {"status": "ready" if is_ready else "not ready"}, is_good=is_ready)
 
     inner = falcon.asgi.App()
@@ -147,9 +147,9 @@ def _create_app(settings: HealthCheckSettings, health: Health) -> AsgiApp:
 
     def ready(_: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         condition = health.look()
-        status = "not ready" if condition.faults else "ready"
-        body = {"status": status, "reasons": condition.faults, "exporters": condition.exporters}
-        _fill(resp, body, is_good=not condition.faults)
+        status = "not ready" if condition.reasons else "ready"
+        body = {"status": status, "reasons": condition.reasons, "exporters": condition.exporters}
+        _fill(resp, body, is_good=not condition.reasons)
 
     app = falcon.asgi.App()
     app.add_route(settings.path, _Resource(collector))

@@ -192,9 +192,9 @@ def test_a_waiting_service_whose_port_stays_in_use_gives_the_directory_back(tmp_
 
 def test_a_service_that_has_not_started_is_not_ready(tmp_path: Path) -> None:
     service = from_file(tmp_path)
-    assert list(service._assembly.condition().faults) == ["not_running"]
+    assert list(service._assembly.condition().reasons) == ["not_running"]
     service.shutdown()
-    assert list(service._assembly.condition().faults) == ["shutting_down"]
+    assert list(service._assembly.condition().reasons) == ["shutting_down"]
 
 
 def test_a_loop_that_hangs_is_not_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
