@@ -1,4 +1,4 @@
-"""Splits the body of a webhook into events and keeps the config changes; recognises the URL verification.
+"""Splits the body of a webhook into items and keeps the config changes; recognises the URL verification.
 
 A body has one of three shapes: an array of events under `data`, a bare array of events, or the URL verification, which
 Statsig sends unsigned when the webhook is saved. A single event object, bare or under `data`, is a batch of one. An
@@ -42,7 +42,7 @@ _MAX_NAMED: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ParsedBody:
-    """The events of one request.
+    """The items of one webhook.
 
     Attributes:
         count: The number of items in the body.
@@ -136,7 +136,7 @@ def parse_url_verification(body: bytes) -> str | None:
 
 
 def parse(body: bytes) -> ParsedBody:
-    """Split a verified body into its events.
+    """Split a verified body into its items.
 
     Raises:
         MalformedBodyError: The body is not UTF-8, not JSON, or has none of the known shapes.
