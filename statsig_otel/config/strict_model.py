@@ -27,7 +27,7 @@ def _boolean_hint(value: object) -> str | None:
 
 
 def _is_one_of(implied: Iterable[object], value: object) -> bool:
-    """Whether a value is one of `Settings.implied`. The value of a variable is a string; none counts as empty."""
+    """Whether a value is one of `Settings.implied`. The value of a variable is a string; null counts as empty."""
     for one in implied:
         if value is None and one in ("", [], {}):
             return True
@@ -46,10 +46,10 @@ def _is_one_of(implied: Iterable[object], value: object) -> bool:
 class StrictModel(BaseModel):
     """Refuses unknown keys. See `Settings` for the tables of advice, and for errors as those of a file."""
 
-    unsupported: ClassVar[Mapping[str, str]] = {}
-    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {}
-    meant: ClassVar[Mapping[str, str]] = {}
-    needed: ClassVar[Mapping[str, str]] = {}
+    unsupported: ClassVar[Mapping[str, str]] = {}  # for a key that is refused: what to do instead
+    implied: ClassVar[Mapping[str, tuple[object, ...]]] = {}  # for such a key: the values that are accepted anyway
+    meant: ClassVar[Mapping[str, str]] = {}  # for a wrong key: the right one
+    needed: ClassVar[Mapping[str, str]] = {}  # for a required key: what to write
 
     # pydantic's own messages would show what was written, which may be a secret.
     model_config: ClassVar[ConfigDict] = ConfigDict(
@@ -75,10 +75,10 @@ class StrictModel(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_boolean_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse `true` where a number is wanted, which Python takes for 1, and 1 where a boolean is wanted.
+    def _plain_value(cls, value: object, info: ValidationInfo) -> object:
+        """Read a string, which may come from a variable, as YAML would read it where a number or a boolean is wanted.
 
-        A string may come from a variable, so it is read as YAML would read it.
+        Refuse `true` for a number, which Python takes for 1, and 1 for a boolean.
         """
         field = cls.model_fields.get(info.field_name or "")
         if field is None or any(isinstance(one, BeforeValidator) for one in field.metadata):
@@ -101,7 +101,7 @@ class StrictModel(BaseModel):
 
     @field_validator("*", mode="after")
     @classmethod
-    def _no_home_directory(cls, value: _T, info: ValidationInfo) -> _T:
+    def _refuse_tilde(cls, value: _T, info: ValidationInfo) -> _T:
         """Refuse a path such as `~/chain.pem`. In a file it is absolute by now: relative paths start at the file."""
         if isinstance(value, FilePath) or is_path(None, cls.model_fields[info.field_name or ""].metadata):
             check_home(str(value))

@@ -17,8 +17,8 @@ _SECONDS: Final = {
 _PART: Final = rf"([0-9]+(\.[0-9]*)?|\.[0-9]+)({'|'.join(_SECONDS)})"
 _DURATION_PART: Final = re.compile(_PART)
 _DURATION: Final = re.compile(f"({_PART})+")
-_NO_DURATION: Final = "must be a duration such as 30s, 500ms or 1h30m"
-_NO_SECONDS: Final = "must be a number of seconds, or a duration such as 30s, 500ms or 1h30m"
+_NOT_A_DURATION: Final = "must be a duration such as 30s, 500ms or 1h30m"
+_NOT_SECONDS: Final = "must be a number of seconds, or a duration such as 30s, 500ms or 1h30m"
 _LONGEST: Final = 9_223_372_036.0  # the most that Go's durations and the timeouts of Python's threads can be
 _TOO_LONG: Final = "is too long: a duration is at most 292 years"
 _LIKE_A_DURATION: Final = re.compile(r"([-+]?)([0-9]{1,9}(?:\.[0-9]{1,9})?) *([a-z]*)")
@@ -35,7 +35,7 @@ _BYTES: Final = {
 }  # fmt: skip
 SIZE: Final = re.compile(r"([0-9]{1,18})(?: ?((?:[KMGT]I?)?B))?", re.IGNORECASE | re.ASCII)
 """A size with or without a unit."""
-_NO_SIZE: Final = "must be a size such as 20MiB, 512KiB or a number of bytes"
+_NOT_A_SIZE: Final = "must be a size such as 20MiB, 512KiB or a number of bytes"
 _MOST_BYTES: Final = 2**63 - 1
 _TOO_LARGE: Final = "is too large: a size is less than 8 EiB (2^63 bytes)"
 _LIKE_A_SIZE: Final = re.compile(
@@ -43,7 +43,7 @@ _LIKE_A_SIZE: Final = re.compile(
 )
 
 AS_WRITTEN: Final = object()
-"""The context of a validation of values from a file, where a duration needs a unit."""
+"""A marker: the context of a validation of values from a file, where a duration needs a unit."""
 
 
 def _duration_hint(value: str) -> str | None:
@@ -74,22 +74,22 @@ def parse_duration(value: object) -> object:
         if value == 0:
             return 0.0
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(_NO_DURATION)
+            raise ValueError(_NOT_A_DURATION)
         number = int(value) if isinstance(value, float) and value.is_integer() else value  # 1e3 is a float
         raise ValueError(f"a duration needs a unit, such as {number}s or {number}ms")
     if not isinstance(value, str):
-        raise SettingError(_NO_DURATION)
+        raise SettingError(_NOT_A_DURATION)
     if value == "0":
         return 0.0
     if not _DURATION.fullmatch(value):
-        raise SettingError(_NO_DURATION, _duration_hint(value))
+        raise SettingError(_NOT_A_DURATION, _duration_hint(value))
     seconds = sum(float(number) * _SECONDS[unit] for number, _, unit in _DURATION_PART.findall(value))
     if seconds > _LONGEST:
         raise ValueError(_TOO_LONG)
     return seconds
 
 
-def _duration(value: object, info: ValidationInfo) -> object:
+def _duration_or_seconds(value: object, info: ValidationInfo) -> object:
     """As `parse_duration`, but a number that comes from code means seconds."""
     if info.context is AS_WRITTEN:
         return parse_duration(value)
@@ -97,7 +97,7 @@ def _duration(value: object, info: ValidationInfo) -> object:
         try:
             return parse_duration(value)
         except SettingError as error:
-            raise SettingError(_NO_SECONDS, error.hint) from None
+            raise SettingError(_NOT_SECONDS, error.hint) from None
     if not value <= _LONGEST:  # so no NaN either
         raise ValueError(_TOO_LONG)
     return value
@@ -144,7 +144,7 @@ def parse_size(value: object) -> object:
     elif isinstance(value, str) and (match := SIZE.fullmatch(value)):
         size = int(match[1]) * _BYTES[(match[2] or "").upper()]
     else:
-        raise SettingError(_NO_SIZE, _size_hint(value))
+        raise SettingError(_NOT_A_SIZE, _size_hint(value))
     if size < 0:
         raise ValueError("must not be negative")
     if size > _MOST_BYTES:
@@ -160,10 +160,10 @@ def format_size(size: int) -> str | int:
     return size
 
 
-def unit_of(annotation: Any) -> Callable[[Any], str | int] | None:
+def formatter_of(annotation: Any) -> Callable[[Any], str | int] | None:
     """The function that formats values of a type, if it is a duration or a size; else None."""
     validators = [one.func for one in get_args(annotation) if isinstance(one, BeforeValidator)]
-    if _duration in validators:
+    if _duration_or_seconds in validators:
         return format_duration
     return format_size if parse_size in validators else None
 
@@ -173,7 +173,7 @@ DURATION_SCHEMA: Final = {
     "title": "duration",
     "type": ["string", "number"],
     "pattern": rf"^0$|^({_PART})+$|\$\{{",
-    "minimum": 0,
+    "minimum": 0,  # of numbers only 0 needs no unit
     "maximum": 0,
 }
 _SIZE_SCHEMA: Final = {
@@ -186,7 +186,7 @@ _SIZE_SCHEMA: Final = {
 
 Duration = Annotated[
     float,
-    BeforeValidator(_duration),
+    BeforeValidator(_duration_or_seconds),
     PlainSerializer(format_duration, when_used="json"),
     WithJsonSchema(DURATION_SCHEMA),
 ]

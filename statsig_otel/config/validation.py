@@ -18,7 +18,7 @@ from statsig_otel.config.document import NOWHERE, Document, Unknown
 from statsig_otel.config.errors import NOT_A_NAME, Fault, Path, Problem, SettingError, closest, hint_for, list_of
 from statsig_otel.config.scalars import resolve
 from statsig_otel.config.strict_model import StrictModel
-from statsig_otel.config.units import AS_WRITTEN, Duration, unit_of
+from statsig_otel.config.units import AS_WRITTEN, Duration, formatter_of
 from statsig_otel.config.values import Opaque, OrList, ReadApart, is_path, without_these
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
@@ -388,7 +388,7 @@ def _one_of(words: list[str]) -> str:
 def _bounds(details: ErrorDetails, kinds: Collection[Any]) -> dict[str, Any]:
     """An error's context, with whole numbers written as such, and durations and sizes with their units."""
     context: dict[str, Any] = details.get("ctx", {})
-    units = [unit for kind in kinds if (unit := unit_of(kind))]
+    units = [unit for kind in kinds if (unit := formatter_of(kind))]
     shown = units[0] if units else _whole
     return {name: shown(value) if isinstance(value, float | int) else value for name, value in context.items()}
 

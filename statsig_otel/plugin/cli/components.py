@@ -7,7 +7,7 @@ import click
 from statsig_otel import __version__
 from statsig_otel.config.resolved import to_yaml
 from statsig_otel.plugin.settings.catalog import BUILT_IN, EXPORTERS
-from statsig_otel.plugin.settings.exporters import Installed
+from statsig_otel.plugin.settings.exporters import InstalledType
 
 _STABILITY: Final = "Alpha"
 """The Collector's stability level for components that may still change. It applies to the whole package."""
@@ -49,7 +49,7 @@ def _entry(type_: str, signal: str) -> dict[str, object]:
     }
 
 
-def _installed_entry(one: Installed) -> dict[str, object]:
+def _installed_entry(one: InstalledType) -> dict[str, object]:
     fault = EXPORTERS.fault(one)
     return {
         "name": one.name,

@@ -1,6 +1,6 @@
 """Generates the tables of docs/configuration.md and the file docs/configuration.schema.json from the models.
 
-`python -m statsig_otel.plugin.cli.configuration_docs docs` rewrites both. In the page each generated part is between
+`python -m statsig_otel.plugin.cli.configuration_docs docs` rewrites both. In the page each generated section is between
 `<!-- generated: NAME -->` and `<!-- end -->`; the rest is written by hand.
 """
 
@@ -37,18 +37,18 @@ TABLES: Final[Mapping[str, type[Settings]]] = {
 }
 """The tables of the page. The keys that every exporter has are in a table of their own."""
 
-_REFUSED: Final = "not here"
+_NOT_HERE: Final = "not here"
 _PIPE: Final = r"\|"  # in a cell
-_PART: Final = re.compile(r"(<!-- generated: ([a-z_ ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_SECTION: Final = re.compile(r"(<!-- generated: ([a-z_ ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def fill(page: str) -> str:
-    """The page with its generated parts replaced.
+    """The page with its generated sections replaced.
 
     Raises:
-        KeyError: A part has a name that is not in `TABLES`.
+        KeyError: A section has a name that is not in `TABLES`.
     """
-    return _PART.sub(lambda part: f"{part[1]}\n{_part(part[2])}\n{part[3]}", page)
+    return _SECTION.sub(lambda found: f"{found[1]}\n{_section(found[2])}\n{found[3]}", page)
 
 
 def schema() -> str:
@@ -56,10 +56,10 @@ def schema() -> str:
     return json.dumps(json_schema(BUILT_IN), indent=2) + "\n"
 
 
-def _part(name: str) -> str:
-    if name == _REFUSED:
-        return table(("where", "key", "accepted", "instead"), _refused())
-    return table(("key", "type", "default", "meaning"), (_row(key) for key in keys(TABLES[name])))
+def _section(name: str) -> str:
+    if name == _NOT_HERE:
+        return markdown_table(("where", "key", "accepted", "instead"), _keys_not_here())
+    return markdown_table(("key", "type", "default", "meaning"), (_row(key) for key in keys(TABLES[name])))
 
 
 def _row(key: Key) -> tuple[str, ...]:
@@ -73,15 +73,15 @@ def default_text(default: Any) -> str:
     return f"`{default if isinstance(default, str) else json.dumps(default)}`"
 
 
-def _refused() -> Iterator[tuple[str, ...]]:
-    paths: dict[tuple[str, str, str], list[str]] = {}
+def _keys_not_here() -> Iterator[tuple[str, ...]]:
+    where: dict[tuple[str, str, str], list[str]] = {}
     for name, model in TABLES.items():
         for path, settings in _models(model, name):
             for key, advice in settings.unsupported.items():
                 accepted = in_words(settings.implied.get(key, ()))
-                paths.setdefault((key, accepted, advice), []).append(path)
-    for (key, accepted, advice), refusing in paths.items():
-        yield ", ".join(refusing), f"`{key}`", accepted, advice
+                where.setdefault((key, accepted, advice), []).append(path)
+    for (key, accepted, advice), paths in where.items():
+        yield ", ".join(paths), f"`{key}`", accepted, advice
 
 
 def _models(model: type[Settings], path: str) -> Iterator[tuple[str, type[Settings]]]:
@@ -95,7 +95,7 @@ def _models(model: type[Settings], path: str) -> Iterator[tuple[str, type[Settin
                 yield from _models(member, f"{path}::{key}")
 
 
-def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+def markdown_table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
     """A table in Markdown."""
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', _PIPE) for cell in line)} |\n" for line in lines)

@@ -11,7 +11,7 @@ from typing import Final
 
 from statsig_otel import _telemetry  # noqa: F401 - declares the metrics
 from statsig_otel._instruments import METRICS, Metric
-from statsig_otel.plugin.cli.configuration_docs import table
+from statsig_otel.plugin.cli.configuration_docs import markdown_table
 
 _BEGIN: Final = "<!-- generated: metrics -->\n"
 _END: Final = "<!-- end -->"
@@ -22,7 +22,7 @@ def fill(page: str) -> str:
     """The page with its table replaced."""
     before, _, rest = page.partition(_BEGIN)
     behind = rest.partition(_END)[2]
-    return f"{before}{_BEGIN}\n{table(_HEAD, _rows())}\n{_END}{behind}"
+    return f"{before}{_BEGIN}\n{markdown_table(_HEAD, _rows())}\n{_END}{behind}"
 
 
 def _rows() -> Iterator[tuple[str, ...]]:

@@ -27,7 +27,7 @@ AttributeValue: TypeAlias = Scalar | Sequence[str] | Sequence[bool] | Sequence[i
 Attributes: TypeAlias = Mapping[str, AttributeValue]
 
 COUNT: Final = "_count"
-"""Behind the name of an array that was cut: the attribute with the number of all its elements."""
+"""The end of a name: after an array that was cut, an attribute with its name and this has the number of elements."""
 
 _MAX_NANOSECONDS: Final = (1 << 64) - 1
 """The largest `fixed64 time_unix_nano`: July 2554."""
@@ -125,7 +125,13 @@ def _before_string(key: str, size: int) -> bytes:
 
 
 def _attribute(key: str, value: AttributeValue, others: Attributes) -> bytes:
-    """An attribute of any other type. After an array that was cut comes the number of all its elements."""
+    """An attribute that is not a string. After an array that was cut comes the number of all its elements.
+
+    Args:
+        key: Its name.
+        value: Its value.
+        others: All attributes of the record.
+    """
     if isinstance(value, Cut) and (count := f"{key}{COUNT}") not in others:
         return _attribute(key, tuple(value), others) + _attribute(count, value.total, others)
     if not isinstance(value, bool | int | float) and all(isinstance(element, str) for element in value):
@@ -145,17 +151,17 @@ def _name(key: str) -> bytes:
 
 
 def _time(field: bytes, nanoseconds: int) -> bytes:
-    # logs.proto: 0 is an unknown time. `change_event.happened_at` has later times nevertheless.
+    # logs.proto: 0 is an unknown time, and so is a time that does not fit.
     return field + _FIXED64.pack(nanoseconds) if 0 < nanoseconds <= _MAX_NANOSECONDS else b""
 
 
 def _field(field: bytes, content: bytes) -> bytes:
-    """A field with the length of its content before it."""
+    """A field: its tag, the length of its content, and the content."""
     return _before(field, len(content)) + content
 
 
 def _before(field: bytes, size: int) -> bytes:
-    """The bytes before the content of a field, which has so many bytes."""
+    """A tag and the length of the content that follows."""
     return field + _varint(size)
 
 

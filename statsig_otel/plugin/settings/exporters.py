@@ -42,7 +42,7 @@ GROUP: Final = "statsig_otel.exporters"
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Installed:
+class InstalledType:
     """An exporter type that a distribution adds.
 
     Attributes:
@@ -57,19 +57,19 @@ class Installed:
 
 
 class ExporterTypes(Mapping[str, type[Settings]]):
-    """The settings models of all types of exporters, for `config` to check a file with; safe in any thread.
+    """The types of exporters by name; as a mapping, their settings models, by which `config` checks a file.
 
     A type that can't be used has a model that refuses whatever is written, with the reason. Nothing that is installed
-    takes the place of a built-in type or of its older names (`aliases`).
+    takes the place of a built-in type or of its older names (`aliases`). Safe in any thread.
     """
 
     def __init__(self, built_in: Mapping[str, ExporterType[Any]], aliases: Mapping[str, str]) -> None:
         self._built_in = built_in
         self._aliases = aliases
         self._lock = threading.RLock()  # over all below
-        self._installed: tuple[Installed, ...] | None = None
-        self._loaded: dict[Installed, ExporterType[Any] | Fault] = {}
-        self._said: set[Installed] = set()
+        self._installed: tuple[InstalledType, ...] | None = None
+        self._loaded: dict[InstalledType, ExporterType[Any] | Fault] = {}
+        self._warned_of: set[InstalledType] = set()
 
     def __getitem__(self, type_: str) -> type[Settings]:
         found = self.find(type_)
@@ -83,7 +83,7 @@ class ExporterTypes(Mapping[str, type[Settings]]):
         return len(list(iter(self)))
 
     def __contains__(self, type_: object) -> bool:
-        """Imports nothing."""
+        """Whether there is such a type. Imports nothing."""
         return type_ in list(iter(self))
 
     def refresh(self) -> None:
@@ -93,14 +93,14 @@ class ExporterTypes(Mapping[str, type[Settings]]):
             self._loaded = {one: found for one, found in self._loaded.items() if isinstance(found, ExporterType)}
             importlib.invalidate_caches()
 
-    def installed(self) -> tuple[Installed, ...]:
+    def installed(self) -> tuple[InstalledType, ...]:
         """Everything that distributions add, usable or not. Imports nothing."""
         with self._lock:
             if self._installed is None:
                 self._installed = tuple(sorted(map(_installed, entry_points(group=GROUP))))
             return self._installed
 
-    def fault(self, one: Installed) -> Fault | None:
+    def fault(self, one: InstalledType) -> Fault | None:
         """Why a type that a distribution adds can't be used. Imports it if nothing else is wrong."""
         rename = "give the entry point another name"
         if one.name in self._built_in or one.name in self._aliases:
@@ -118,18 +118,18 @@ class ExporterTypes(Mapping[str, type[Settings]]):
             KeyError: There is none.
         """
         with self._lock:
-            rivals = [one for one in self.installed() if one.name == type_]
+            candidates = [one for one in self.installed() if one.name == type_]
             if type_ in self._built_in:
-                self._say_unused(rivals)
+                self._say_unused(candidates)
                 return self._built_in[type_]
-            if type_ in self._aliases or not rivals or not TYPE.fullmatch(type_):
+            if type_ in self._aliases or not candidates or not TYPE.fullmatch(type_):
                 raise KeyError(type_)
-            if len(rivals) > 1:
-                names = " and ".join(one.distribution for one in rivals)
+            if len(candidates) > 1:
+                names = " and ".join(one.distribution for one in candidates)
                 return Fault(f"{names} both add an exporter type {type_}", "uninstall one of them")
-            if rivals[0] not in self._loaded:
-                self._loaded[rivals[0]] = _load(rivals[0])
-            return self._loaded[rivals[0]]
+            if candidates[0] not in self._loaded:
+                self._loaded[candidates[0]] = _load(candidates[0])
+            return self._loaded[candidates[0]]
 
     def create(self, id_: str, settings: Settings) -> Exporter:
         """Create an exporter; nothing is opened.
@@ -158,19 +158,19 @@ class ExporterTypes(Mapping[str, type[Settings]]):
             raise ConfigError([Problem(("exporters", id_), message)])
         return exporter
 
-    def _say_unused(self, rivals: Sequence[Installed]) -> None:
-        for one in rivals:
-            if one not in self._said:
-                self._said.add(one)
+    def _say_unused(self, candidates: Sequence[InstalledType]) -> None:
+        for one in candidates:
+            if one not in self._warned_of:
+                self._warned_of.add(one)
                 _logger.warning(_UNUSED, one.distribution, one.name)
 
 
-def _installed(point: EntryPoint) -> Installed:
+def _installed(point: EntryPoint) -> InstalledType:
     distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
-    return Installed(point.name, distribution, point.value)
+    return InstalledType(point.name, distribution, point.value)
 
 
-def _load(one: Installed) -> ExporterType[Any] | Fault:
+def _load(one: InstalledType) -> ExporterType[Any] | Fault:
     """Import a type and check whether it is what it has to be."""
     mend = f"fix, upgrade or uninstall {one.distribution}"
     where = f"the entry point {one.name} of {one.distribution}"

@@ -39,33 +39,34 @@ from statsig_otel.plugin.webhook.signature import Verifier
 _ORIGINAL: Final = (_attributes.ORIGINAL, _attributes.ORIGINAL_SIZE, _attributes.ORIGINAL_HASH)
 
 
-_MAPPED: Final = {"event_name", "body", "severity_number", "severity_text", "attributes"}
+_TEMPLATE_KEYS: Final = {"event_name", "body", "severity_number", "severity_text", "attributes"}
 """The keys of a mapping that have templates."""
 
 
 def _fault_of_field(name: str, receiver: "StatsigReceiverSettings") -> Fault | None:
-    """Why no change of a receiver can have a field of a template, and the key to set."""
+    """The fault of a template with a field that no change of a receiver has, and the key to set; None if one may."""
+    what = f"has {{{name}}}, which no change has"
     if name in _attributes.DETAILS and not receiver.include_change_details:
-        return Fault("without include_change_details", "set include_change_details: true")
+        return Fault(f"{what} without include_change_details", "set include_change_details: true")
     if name in _ORIGINAL and not receiver.include_original:
-        return Fault("without include_original", "set include_original: true")
+        return Fault(f"{what} without include_original", "set include_original: true")
     services = receiver.impacted_services
     if name in (*SERVICE_FIELDS, _attributes.CHANGE_UID, _attributes.IMPACTED_SERVICES) and services is None:
-        return Fault("without impacted_services", "add rules to impacted_services")
+        return Fault(f"{what} without impacted_services", "add rules to impacted_services")
     if name in (*SERVICE_FIELDS, _attributes.CHANGE_UID) and not (services and services.split):
-        return Fault("with impacted_services::split: false", "set split: true there")
+        return Fault(f"{what} with impacted_services::split: false", "set split: true there")
     return None
 
 
 def _wrong_templates(receiver: "StatsigReceiverSettings") -> Iterator[InitErrorDetails]:
     """An error for each template with a field that no change can have, with the path of the template."""
-    values = receiver.model_dump(include={"mapping": _MAPPED, "impacted_services": True})
+    values = receiver.model_dump(include={"mapping": _TEMPLATE_KEYS, "impacted_services": True})
     for path, text in _strings(values, ()):
         if path[:2] == ("impacted_services", "rules") and "match" in path[2:4]:
             continue  # patterns
         for name in parse_template(text).names:
             if fault := _fault_of_field(name, receiver):
-                error = SettingError(f"has {{{name}}}, which no change has {fault.message}", fault.hint)
+                error = SettingError(*fault)
                 kind = PydanticCustomError("value_error", "Value error, {error}", {"error": error})
                 yield InitErrorDetails(type=kind, loc=path, input=text)
                 break
@@ -80,14 +81,14 @@ def _strings(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[tuple
             yield from _strings(item, (*path, key))
 
 
-_SMALLEST_RECORD: Final = 10_000
-"""Bytes. A lower limit would make dead letters of ordinary changes."""
+_LOWEST_LIMIT: Final = 10_000
+"""Bytes, for `max_record_bytes`. A lower limit would make dead letters of ordinary changes."""
 _COPY: Final = "copy it from the Statsig console, from webhook- to its last letter"
 ResourceValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
 
 
 def check_secret(secret: Opaque) -> Opaque:
-    """A signing secret that may be one, or an empty string for one that is not known yet.
+    """Check a signing secret: it looks like one, or is empty, since it is not known yet.
 
     Raises:
         SettingError: No secret looks like this.
@@ -235,7 +236,7 @@ class StatsigReceiverSettings(Settings):
     )
     max_record_bytes: Size = Field(
         default=MAX_RECORD_BYTES,
-        ge=_SMALLEST_RECORD,
+        ge=_LOWEST_LIMIT,
         description="The largest record, encoded. A larger one loses log.record.original. If it is still too large, "
         "its change becomes a dead letter, which can be replayed under a higher limit.",
     )
