@@ -17,7 +17,7 @@ def read_regular(path: Path, most: int) -> bytes:
         OSError: It can't be read, or is not a regular file.
         ValueError: No file can have such a path.
     """
-    # Of a descriptor that is handed to open(), a directory's would stay open.
+    # By an opener: open() refuses a descriptor of a directory, and would leave it open.
     with open(path, "rb", opener=_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))

@@ -1,6 +1,7 @@
 """Checks one component's settings by its model, and turns pydantic's errors into problems with paths and lines.
 
-Each value has at most one problem, although pydantic reports one error for each type that a model allows.
+Each value has at most one problem, although pydantic reports one error for each type that a model allows. A `path`
+starts at the document; `below` is the rest of it, from the component on.
 """
 
 import json
@@ -138,6 +139,7 @@ def _checked(
     path: Path,
     document: Document,
 ) -> tuple[_S | None, list[Problem]]:
+    """Read settings, and again with strings in the place of numbers and booleans that were refused; see `validate`."""
     tried: set[Path] = set()
     about_numbers: dict[Path, Problem] = {}
     value: Any = body
@@ -177,7 +179,7 @@ def _with_strings(value: object, path: Path, strings: Mapping[Path, str | None])
 
 
 def _by_place(errors: Iterable[ErrorDetails], body: object) -> dict[Path, tuple[object, list[ErrorDetails]]]:
-    """The errors about each value, after the value itself."""
+    """By its path each value that is wrong, and the errors about it."""
     found: dict[Path, tuple[object, list[ErrorDetails]]] = {}
     for details in errors:
         below, value = _follow(body, details)
@@ -388,8 +390,8 @@ def _one_of(words: list[str]) -> str:
 def _bounds(details: ErrorDetails, kinds: Collection[Any]) -> dict[str, Any]:
     """An error's context, with whole numbers written as such, and durations and sizes with their units."""
     context: dict[str, Any] = details.get("ctx", {})
-    units = [unit for kind in kinds if (unit := formatter_of(kind))]
-    shown = units[0] if units else _whole
+    formatters = [formatter for kind in kinds if (formatter := formatter_of(kind))]
+    shown = formatters[0] if formatters else _whole
     return {name: shown(value) if isinstance(value, float | int) else value for name, value in context.items()}
 
 
@@ -444,9 +446,10 @@ def _below(annotations: Iterable[Any], step: str | int) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _types(models: Models, path: Path) -> tuple[Any, ...]:
+def _types(models: Models, below: Path) -> tuple[Any, ...]:
+    """The types that the value at a path may have."""
     types: tuple[Any, ...] = models
-    for step in path:
+    for step in below:
         types = _below(types, step)
     return types
 

@@ -148,7 +148,7 @@ def _described(value: object) -> str:
         f"{name}={one!r}" if isinstance(one, int | float) else f"{name}: {type_name(one)}"
         for name, one in given.items()
     ]
-    return f"{described(value)} of the wrong values ({', '.join(shown)})"
+    return f"{described(value)} with wrong values ({', '.join(shown)})"
 
 
 def _begin_counts(name: str) -> None:

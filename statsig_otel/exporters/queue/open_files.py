@@ -177,8 +177,9 @@ class OpenFiles:
     def _leave_index(self) -> None:
         """All connections of this process share the index that is gone.
 
-        Another process that reads makes another one. After a restart this process would believe it, as long as the
-        other one reads, and put commits in the place of those that it lacks. So it is removed before the next commit.
+        Another process that reads makes another index, which lacks what this process commits later. If this process
+        restarts while that one still reads, it believes that index, and overwrites those commits. So the index is
+        removed before the next commit.
         """
         with contextlib.suppress(OSError):
             Path(self._paths["-shm"]).unlink()

@@ -89,12 +89,12 @@ def exposure(at_ms: int, kind: str, name: str, *, user_id: str) -> Event:
 
 
 def enveloped(events: Sequence[Event]) -> bytes:
-    """The body of a delivery of config changes: `{"data": [...]}`."""
+    """The body of a webhook with config changes: `{"data": [...]}`."""
     return _json({"data": list(events)})
 
 
 def bare(events: Sequence[Event]) -> bytes:
-    """The body of a delivery of exposures and custom events: `[...]`."""
+    """The body of a webhook with exposures and custom events: `[...]`."""
     return _json(list(events))
 
 
@@ -147,7 +147,7 @@ def _mixed(now_ms: int) -> bytes:
 
 
 def _older(now_ms: int) -> bytes:
-    """A delivery as Statsig sent them in 2022: time as a string, lower-case type, no action, one environment, an id."""
+    """A webhook as Statsig sent them in 2022: time as a string, lower-case type, no action, one environment, an id."""
     metadata = {
         "type": "gate",
         "name": "sample_gate",

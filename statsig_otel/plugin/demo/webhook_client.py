@@ -178,7 +178,7 @@ class WebhookClient:
         if isinstance(error, http.ConnectTimeoutError) and not isinstance(error, http.NewConnectionError):
             return f"no connection to {where} within {self._timeout:g} s"
         if isinstance(error, http.NewConnectionError):
-            return f"no connection to {where}: {_cause(error)}. Is the receiver running, and is this its address?"
+            return f"no connection to {where}: {_cause(error)}. Is the service running, and is this its address?"
         if isinstance(error, http.TimeoutError):
             return self._too_slow()
         if isinstance(error, http.SSLError):
@@ -203,7 +203,7 @@ def _check_url(url: str) -> None:
     if parts.username is not None:
         raise SendError("the URL contains a user or a password: remove it, a receiver checks only the signature")
     if port == 0:
-        raise SendError("the URL has port 0: use the port that the receiver prints at its start")
+        raise SendError("the URL has port 0: use the port that the service prints at its start")
 
 
 def _tls(ca_file: Path | None) -> ssl.SSLContext:

@@ -54,7 +54,7 @@ _NO_ITEM: Final[Mapping[str, object]] = {}
 
 
 def uid(item: Mapping[str, object]) -> str:
-    """The `log.record.uid` of one item: 32 hex digits, the same for every delivery of the item.
+    """The `log.record.uid` of one item: 32 hex digits, the same each time that Statsig sends it.
 
     The first half of SHA-256 over `statsig-otel/1`, a line feed and the item's canonical JSON: all members, sorted
     keys, no spaces, ASCII escapes. It does not depend on the request, the host or the configuration. A change of this

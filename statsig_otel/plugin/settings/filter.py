@@ -82,7 +82,7 @@ Blocks = ChangeMatchSettings | Annotated[list[ChangeMatchSettings], Field(min_le
 
 
 class FilterSettings(Settings):
-    """Which changes go on.
+    """Which changes are exported.
 
     Example:
         >>> from statsig_otel.plugin import ChangeEvent, ChangeMatchSettings, FilterSettings
@@ -92,10 +92,10 @@ class FilterSettings(Settings):
     """
 
     include: Blocks = Field(
-        default=None, description="Only these changes go on. A mapping, or a list of them; one has to match."
+        default=None, description="Only these changes are exported. A mapping, or a list of them; one has to match."
     )
     exclude: Blocks = Field(
-        default=None, description="These changes don't go on, whatever include says. A mapping, or a list of them."
+        default=None, description="These changes are not exported, whatever include says. A mapping, or a list of them."
     )
 
     def create(self) -> ChangeFilter:

@@ -58,7 +58,7 @@ NONSENSE = [
     pytest.param(lambda names: "ok", "the exporter answered with a str instead of an outcome", id="a text"),
     pytest.param(lambda names: Delivered, "the exporter answered with a type instead of an outcome", id="a class"),
     *(
-        pytest.param(lambda names, value=value: value, "of the wrong values", id=repr(value))
+        pytest.param(lambda names, value=value: value, "with wrong values", id=repr(value))
         for value in (
             RetryLater(cast("str", None)),
             RetryLater("later", math.nan),
