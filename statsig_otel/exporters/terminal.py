@@ -69,6 +69,22 @@ def shorten(text: str, cells: int) -> str:
     return text[:end] + _ELLIPSIS
 
 
+def wrap(text: str, cells: int) -> list[str]:
+    """The text in lines of at most so many cells, broken at spaces where that is possible."""
+    lines = [""]
+    for word in text.split(" "):
+        if lines[-1] and width(lines[-1]) + 1 + width(word) <= cells:
+            lines[-1] += f" {word}"
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if width(lines[-1]) + _cells(character) > cells:
+                lines.append("")
+            lines[-1] += character
+    return lines
+
+
 def _cells(character: str) -> int:
     if unicodedata.category(character) in ("Mn", "Me"):
         return 0

@@ -1,15 +1,34 @@
-"""Numbers in words, for people: `2 records`, `1-3, 7`, `Not Found`."""
+"""Numbers in words, for people: `2 records`, `4 minutes ago`, `1-3, 7`, `Not Found`."""
 
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 
+_UNITS: Final = {"day": 86_400, "hour": 3600, "minute": 60, "second": 1}
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 
 
 def counted(count: int, noun: str) -> str:
     """`1 record`, `2 records`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def ago(seconds: float) -> str:
+    """How long ago something was: `just now`, `12 seconds ago`, `4 minutes ago`, `2 days ago`."""
+    for noun, length in _UNITS.items():
+        if seconds >= length:
+            return f"{counted(int(seconds // length), noun)} ago"
+    return "just now"
+
+
+def age(seconds: float) -> str:
+    """A time in its two largest units: `2d3h`, `4m5s`, `0s`."""
+    rest, parts = int(seconds), list[str]()
+    for noun, length in _UNITS.items():
+        count, rest = divmod(rest, length)
+        if count or parts:
+            parts.append(f"{count}{noun[0]}")
+    return "".join(parts[:2]) or "0s"
 
 
 def phrase_of(status: int) -> str:

@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "components": "List the components that a configuration can use.",
     "schema": "Print the JSON Schema of the configuration, for editors.",
     "demo": "Watch a day of changes pass through a real collector. Needs no setup.",
+    "top": "Show a running service at a glance, each second.",
     "queue": "Show the durable queue, and unblock it.",
     "dead-letters": "List, show, replay or drop what could not be delivered.",
     "doctor": "Check everything that the service depends on, and suggest fixes.",

@@ -19,7 +19,7 @@ from statsig_otel.config.units import Duration
 from statsig_otel.exporters.queue import dead_letters, queries
 from statsig_otel.exporters.queue.backup import back_up
 from statsig_otel.exporters.terminal import pad, printable, width
-from statsig_otel.exporters.wording import counted
+from statsig_otel.exporters.wording import age, counted
 from statsig_otel.plugin.cli.options import json_option
 from statsig_otel.plugin.control.queue_access import QueueAccess
 from statsig_otel.plugin.control.socket import ControlError
@@ -33,7 +33,6 @@ _NOT_RUNNING: Final = "not running"
 _NOT_CONFIGURED: Final = "not configured"
 _NUMBERS: Final = frozenset({"WAITING", "BYTES", "ATTEMPTS", "ID", "RECORDS"})
 _DIGITS_OF_DAYS: Final = 5
-_UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: str | tuple[str, ...] | None) -> None:
@@ -304,19 +303,9 @@ def _row(one: _Exporter) -> tuple[str, ...]:
         state = f"{state}, {_NOT_CONFIGURED}"
     oldest = ""
     if one.oldest_age_seconds is not None:
-        oldest = f"{_age(one.oldest_age_seconds)} ago, {one.oldest_observed_at}"
+        oldest = f"{age(one.oldest_age_seconds)} ago, {one.oldest_observed_at}"
     attempts = "" if one.attempts is None else str(one.attempts)
     return (one.name, state, str(one.waiting), str(one.bytes), oldest, attempts, one.last_error or "")
-
-
-def _age(seconds: int) -> str:
-    """The two largest units: `2d3h`, `4m5s`, `0s`."""
-    parts: list[str] = []
-    for unit, length in _UNITS:
-        count, seconds = divmod(seconds, length)
-        if count or parts:
-            parts.append(f"{count}{unit}")
-    return "".join(parts[:2]) or "0s"
 
 
 def rfc3339(seconds: int) -> str:

@@ -80,14 +80,14 @@ class QueueAccess:
         except sqlite3.Error as error:
             raise ControlError(self._unreadable(error)) from error
 
-    def ask(self, command: str) -> Any:
+    def ask(self, command: str, **arguments: Any) -> Any:
         """The answer of the running service; None if none runs.
 
         Raises:
             ControlError: It refuses or does not answer.
         """
         try:
-            return call(self.directory / CONTROL, command)
+            return call(self.directory / CONTROL, command, **arguments)
         except ServiceNotRunningError:
             return None
 

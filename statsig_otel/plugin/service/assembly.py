@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from statsig_otel import _times
 from statsig_otel._journal import journal
@@ -31,6 +31,7 @@ from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
 from statsig_otel.plugin.watch.facts import journal_command
 from statsig_otel.plugin.watch.health import Condition, Health, HealthServer
+from statsig_otel.plugin.watch.status import status
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class Assembly:
         self._ways_out = ways_out
         self._inherited = inherited
         self.before_resume: Callable[[], None] = lambda: None  # looks at files before an exporter tries again
-        self._commands: dict[str, Handler] = {"journal": journal_command}
+        self._commands: dict[str, Handler] = {"journal": journal_command, "status": lambda _: self.status()}
         self.consumer: Final = ServiceConsumer()
         self._outbound = Outbound(configuration, self.directory)
         self._intakes = {name: with_resource(one, resource).intake(name) for name, one in settings.items()}
@@ -106,6 +107,7 @@ class Assembly:
         self._make_servers()
         self._failed = False  # the last `open`, which has used up what it opened
         self._is_open = False
+        self._since = 0.0  # when it has opened, in seconds since the epoch
         self._closing = False
         self._reconfiguring = threading.Lock()  # a shutdown waits for a reload that is under way
         self._ending = threading.Event()  # a shutdown was asked for
@@ -171,6 +173,16 @@ class Assembly:
         expiry = {"certificate_expired": f"the certificate of {expired[0]} has expired"} if expired else {}
         return Condition({**expiry, **outbound.reasons}, outbound.exporters)
 
+    def status(self) -> dict[str, Any]:
+        """How it is, in numbers and in plain words, as `watch/status.py` describes it."""
+        return status(
+            condition=self.condition(),
+            exporters=self._outbound.exporters(),
+            receivers=self._intakes,
+            dead_letters=self._outbound.dead_letters(),
+            since=self._since,
+        )
+
     def ping(self) -> "Future[None] | None":
         """Done soon if the servers' thread lives; None if no server runs."""
         return self.servers.ping() if self.is_open and self._endpoints else None
@@ -205,7 +217,7 @@ class Assembly:
                 self.health.start()
             self._start_outbound(go_on)
             self._open_servers()
-            self._is_open = True
+            self._is_open, self._since = True, time.time()
         except BaseException as error:
             self._failed = True
             self._stop_health()

@@ -103,6 +103,26 @@ class Outbound:
             exporters[name] = {"state": sender.state, "waiting": sizes.get(name, 0)}
         return Condition({} if self._queue is None else self._queue.refusal_reasons(), exporters)
 
+    def exporters(self) -> dict[str, dict[str, Any]]:
+        """The state of each exporter; of a queued one also what waits for it, and its failures."""
+        found: dict[str, dict[str, Any]] = {
+            name: {"state": state} for name, state in self._synchronous.states().items()
+        }
+        sizes, ages = (self._queue.sizes(), self._queue.ages()) if self._queue is not None else ({}, {})
+        for name, sender in list(self._senders.items()):
+            found[name] = {
+                "state": sender.state,
+                "waiting": sizes.get(name, 0),
+                "oldest_age_seconds": ages.get(name),
+                "attempts": sender.attempts,
+                "last_error": sender.last_error,
+            }
+        return found
+
+    def dead_letters(self) -> int:
+        """The number of dead letters that are held."""
+        return 0 if self._queue is None else sum(self._queue.dead_letters().values())
+
     def patience(self, receiver: str) -> float:
         """Seconds within which a receiver's batch should be accepted or refused."""
         return self._synchronous.longest_answer(self._routing.now.route(receiver)) + COMMIT_TIMEOUT

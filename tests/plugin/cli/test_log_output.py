@@ -59,6 +59,7 @@ def test_it_is_in_the_whole_configuration() -> None:
     assert resolved(configuration)["service"]["telemetry"] == {
         "logs": {"level": "debug", "encoding": "console"},
         "metrics": {"level": "normal", "readers": []},
+        "traces": {"level": "normal", "processors": []},
     }
 
 
