@@ -31,10 +31,11 @@ BODY = body_of(CHANGE)
 
 @dataclass(frozen=True)
 class Program:
-    """A program of the page: its files by their names, and its commands."""
+    """A program of the page: its files by their names, its commands, and those for another terminal."""
 
     files: dict[str, str]
     commands: tuple[str, ...]
+    others: str = ""
 
 
 def blocks(section: str, *languages: str) -> list[str]:
@@ -46,9 +47,9 @@ def programs() -> dict[str, Program]:
     found = {}
     for section in re.split(r"(?m)^## ", PAGE)[1:]:
         files = {block.partition("\n")[0].removeprefix("# "): block for block in blocks(section, "python", "yaml")}
-        commands = [line for block in blocks(section, "sh") for line in block.splitlines()]
+        commands, *others = blocks(section, "sh") or [""]
         if commands:
-            found[section.partition("\n")[0]] = Program(files, tuple(commands))
+            found[section.partition("\n")[0]] = Program(files, tuple(commands.splitlines()), *others)
     return found
 
 
@@ -65,7 +66,7 @@ def test_every_block_of_code_belongs_to_a_program() -> None:
     assert len(PROGRAMS) == 18
     assert len(files) == len(re.findall(r"```(?:python|yaml)\n", PAGE))
     assert all(re.fullmatch(r"[\w/.-]+\.(py|yaml)", name) for name in files)
-    assert len(re.findall(r"```sh\n", PAGE)) == len(PROGRAMS)
+    assert len(re.findall(r"```sh\n", PAGE)) == len(PROGRAMS) + 1
 
 
 def test_the_table_of_programs_leads_to_them() -> None:
@@ -291,6 +292,46 @@ def test_the_metrics_and_spans_are_told(tmp_path: Path) -> None:
         assert told in process.output
 
 
+@pytest.mark.slow
+def test_the_sample_reaches_the_smallest_program_as_printed(tmp_path: Path) -> None:
+    with GrpcSink() as sink:
+        variables = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{sink.address}",
+            "STATSIG_SIGNING_SECRET": "webhook-try-out",
+        }
+        with running(SMALLEST, tmp_path, **variables) as (process, address):
+            command = at_port(PROGRAMS[SMALLEST].others, address[1])
+            sent = subprocess.run(["sh", "-ec", command], env=environment(), capture_output=True, text=True, check=True)
+            assert '"accepted":1' in sent.stdout
+            assert process.stop() == 0
+        assert len(sink.records) == 1
+
+
+@pytest.mark.slow
+def test_the_falcon_program_is_tested_with_falcon_s_own_conductor(tmp_path: Path) -> None:
+    """As the page says: a service starts once, and the conductor runs the lifespan once for several requests."""
+    write(FALCON, tmp_path, 0)
+    (tmp_path / "test_it.py").write_text("""
+import asyncio, os, time
+from falcon.testing import ASGIConductor
+from program import app
+from statsig_otel.plugin import sign
+
+async def main():
+    async with ASGIConductor(app) as conductor:
+        for body in (b'{"data": []}', b'{"data": [{"eventName": "statsig::gate_exposure"}]}'):
+            headers = sign(body, secret=os.environ["STATSIG_SIGNING_SECRET"], timestamp_ms=time.time_ns() // 1_000_000)
+            print((await conductor.simulate_post("/statsig", body=body, headers=headers)).status)
+
+asyncio.run(main())
+""")
+    variables = environment(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
+    ran = subprocess.run(
+        [sys.executable, "test_it.py"], cwd=tmp_path, env=variables, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "200 OK\n200 OK\n"
+
+
 def test_the_sdk_sends_what_is_taken(tmp_path: Path) -> None:
     with GrpcSink() as sink:
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{sink.address}", "OTEL_BLRP_SCHEDULE_DELAY": "50"}
@@ -364,7 +405,7 @@ def test_a_program_uses_public_names_only(heading: str) -> None:
 
 @pytest.fixture
 def typed(tmp_path: Path) -> list[Path]:
-    """The programs and the examples, each in a folder of its own."""
+    """The programs and the examples, each in a folder of its own, and settings with secrets as a person writes them."""
     folders = []
     for number, program in enumerate(one for one in PROGRAMS.values() if one.files):
         folder = tmp_path / f"program{number}"
@@ -374,6 +415,14 @@ def typed(tmp_path: Path) -> list[Path]:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(code)
         folders.append(folder)
+    folders.append(tmp_path / "plain_strings")
+    folders[-1].mkdir()
+    (folders[-1] / "settings.py").write_text(
+        "from statsig_otel.exporters import ClientTlsSettings, OtlpHttpSettings\n"
+        "from statsig_otel.plugin import StatsigReceiverSettings\n"
+        'StatsigReceiverSettings(signing_secrets=["webhook-..."], user="hash", hash_key="key")\n'
+        'OtlpHttpSettings(endpoint="https://h", headers={"api-key": "key"}, tls=ClientTlsSettings(key_pem="key"))\n'
+    )
     for example in ("agent", "exporter", "grafana", "serverless"):
         folders.append(tmp_path / example)
         shutil.copytree(ROOT / "examples" / example, folders[-1])
