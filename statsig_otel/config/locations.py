@@ -21,6 +21,7 @@ from statsig_otel.config.source import parse, read
 
 # The Collector's confmap, resolver.go: schemePattern.
 _LOCATION: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)
+# The first key of `yaml:TEXT`, which messages may show.
 _SHOWN: Final = re.compile(r"([A-Za-z0-9_/.-]|::)+(?=:\s)")
 _DELIMITER: Final = "::"
 _HINT: Final = "there are PATH, file:PATH, env:NAME and yaml:TEXT"

@@ -86,7 +86,7 @@ class Substitution:
         self._environ = environ
         self._directory = directory
         self._files: dict[str, str] = {}
-        self._room = MAX_TEXT
+        self._room = MAX_TEXT  # characters that references may still stand for
 
     def expand(self, text: str) -> tuple[str, list[Unresolved]]:
         """The string with its references resolved, and what was wrong with them. Messages contain only names."""

@@ -95,7 +95,7 @@ class ReadApart:
 
 
 def _check_path(value: object) -> object:
-    """Refuse what comes from a file or a variable with something else in it."""
+    """Refuse line breaks and white space, which come along where a file or a variable has more than the path."""
     text = str(value)
     if _CONTROL.search(text):
         raise SettingError("contains a control character, such as a line break", "write the path alone")

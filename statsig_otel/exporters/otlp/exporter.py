@@ -16,7 +16,7 @@ _S = TypeVar("_S", OtlpGrpcSettings, OtlpHttpSettings)
 
 
 class OtlpExporter(Generic[_S]):
-    """The base of both.
+    """The base of the OTLP exporters over gRPC and over HTTP.
 
     Args:
         name: The exporter's id, such as `otlp_grpc/backend`, for the log.
@@ -29,8 +29,8 @@ class OtlpExporter(Generic[_S]):
         self._name = name
         self._settings: _S = settings
         self._material = TlsMaterial()
-        self._lock = Lock()  # over the two above and the connection: renew() and shutdown() come from other threads
-        self._renewed = False  # the connection is still the one of before
+        self._lock = Lock()  # over settings, material and connection: renew() and shutdown() come from other threads
+        self._renewed = False  # settings or material are newer than the connection
         self._hide: tuple[str, ...] = ()  # strings that no reason may contain
         self._last_warning = ""
 

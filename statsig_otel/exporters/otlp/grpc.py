@@ -84,6 +84,7 @@ class OtlpGrpcExporter(OtlpExporter[OtlpGrpcSettings]):
             channel.close()
 
     def _open(self) -> grpc.Channel:
+        """A new channel by the present settings, whose headers are sent from now on."""
         settings, material = self._settings, self._material
         self._metadata = tuple((key, reveal(value)) for key, value in settings.headers.items())
         self._hide = tuple(value for _, value in self._metadata)

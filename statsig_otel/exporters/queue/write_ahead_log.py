@@ -98,7 +98,7 @@ class Log:
 
 @contextlib.contextmanager
 def opened(database: Path) -> Iterator[Log]:
-    """A database's log; a missing one is as one without frames."""
+    """A database's log; a missing one counts as one without frames."""
     index = b""
     with contextlib.suppress(FileNotFoundError), Path(f"{database}-shm").open("rb") as file:
         index = file.read(_INDEX.size)

@@ -161,22 +161,22 @@ def _after_crash(log: write_ahead_log.LogCheck) -> Finding:
 
 def _state(directory: Path) -> Iterator[Finding]:
     who = owner(directory)
-    held = QueueDirectory(directory)
+    files = QueueDirectory(directory)
     if who is not None:
         yield Finding("queue state", "ok", f"in use by {who}")
-    elif (missing := held.missing_file()) is not None:
+    elif (missing := files.missing_file()) is not None:
         hint = f"move {missing} back to its place before the service starts"
         yield Finding("queue state", "failed", _GONE[missing], hint)
-    elif held.has_only_log():
+    elif files.has_only_log():
         detail = "no service runs; its database (queue.db) is gone or empty, and its log is not"
         hint = "restore queue.db; otherwise the next start carries over what its log contains"
         yield Finding("queue state", "failed", detail, hint)
     elif not (directory / DATABASE).exists():
         yield Finding("queue state", "ok", "no queue yet")
-    elif not held.was_left_clean():
-        yield _after_crash(write_ahead_log.check(held.database))
+    elif not files.was_left_clean():
+        yield _after_crash(write_ahead_log.check(files.database))
     else:
         yield Finding("queue state", "ok", "no service runs; closed in order")
     for kind, hint in _ASIDE.items() if directory.is_dir() else ():
-        if files := held.set_aside_files(kind):
-            yield Finding("set aside", "warning", ", ".join(file.name for file in files), hint)
+        if aside := files.set_aside_files(kind):
+            yield Finding("set aside", "warning", ", ".join(file.name for file in aside), hint)

@@ -38,7 +38,7 @@ class ServiceConsumer:
     def __init__(self) -> None:
         self._owner = OwnerProcess()
         self._pass_on: Callable[[Batch], Future[Receipt]] | None = None
-        self._lock = threading.Lock()  # for the next three
+        self._lock = threading.Lock()  # over all below
         self._held: list[tuple[Batch, Future[Receipt]]] | None = None  # None unless it holds them
         self._held_bytes = 0
         self._refusal, self._reason = "the service was not started", "not_running"
@@ -110,10 +110,10 @@ def _consume(
     synchronous: SynchronousConsumer, queue: DurableQueue | None, routing: CurrentRouting, batch: Batch
 ) -> Future[Receipt]:
     """Pass on one batch."""
-    now = routing.now  # once: it may change before the batch is in the queue
-    if batch.receiver not in now.receivers:
+    current = routing.now  # once: it may change before the batch is in the queue
+    if batch.receiver not in current.receivers:
         return refused(f"there is no receiver {batch.receiver!r} in this service", reason="unknown_receiver")
-    route = now.route(batch.receiver)
+    route = current.route(batch.receiver)
     if queue is None or not route.queued:
         return synchronous.consume(batch, route)
     if not route.synchronous:

@@ -44,8 +44,8 @@ def check_shared_endpoints(receivers: Mapping[str, StatsigReceiverSettings], *, 
             )
             problems.append(Problem(("receivers", name, "path"), message, "give each receiver its own path"))
     for name, settings in receivers.items():
-        if settings.health_path is not None and (owner := paths.get((settings.endpoint, settings.health_path))):
-            message = f"is the path of receivers::{owner}"
+        if settings.health_path is not None and (receiver := paths.get((settings.endpoint, settings.health_path))):
+            message = f"is the path of receivers::{receiver}"
             problems.append(Problem(("receivers", name, "health_path"), message, "choose another, such as /healthz"))
     if problems:
         raise ConfigError(problems)
@@ -93,11 +93,11 @@ def endpoints_of(
     *,
     health: Health,
 ) -> list[Endpoint]:
-    """The endpoints of all receivers, which are given by id.
+    """The endpoint of each address that receivers listen on.
 
     Args:
-        settings: The receivers' settings.
-        receivers: The receivers.
+        settings: The receivers' settings, by id.
+        receivers: The receivers, by id.
         inherited: Sockets that a supervisor listens on. The name of each is the id of a receiver. If there is one
             socket for one endpoint, its name does not matter. An endpoint without a socket listens by itself.
         health: What is answered at the `health_path` of receivers.

@@ -1,7 +1,7 @@
 """The settings `sending_queue` and `retry_on_failure`, which every exporter has in addition to its own keys.
 
-The names are the Collector's. Some defaults differ, so that nothing is lost: the queue is on disk,
-and retries never end.
+The names are the Collector's. Some defaults differ, so that nothing is lost: the queue is on disk, and retries never
+end.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,7 +33,7 @@ Sizer = Annotated[Literal["items", "bytes"], BeforeValidator(_no_requests)]
 
 
 def _refuse_unit(value: object) -> object:
-    """As in the Collector bytes are a plain number here."""
+    """As in the Collector, bytes are a plain number here."""
     if isinstance(value, str) and SIZE.fullmatch(value) and not value.isdecimal():
         raise SettingError("must be a whole number", f"write {parse_size(value)}, and sizer: bytes with it")
     return value
@@ -141,7 +141,7 @@ class SendingQueueSettings(Settings):
     @field_validator("batch", mode="before")
     @classmethod
     def _count_as_the_queue(cls, batch: object, info: ValidationInfo) -> object:
-        """As in the Collector a batch that names no sizer has that of the queue."""
+        """As in the Collector, a batch that names no sizer has that of the queue."""
         inherited = {"sizer": info.data.get("sizer", "items")}
         if isinstance(batch, BatchSettings):
             return BatchSettings(**inherited | batch.model_dump(exclude_unset=True))
