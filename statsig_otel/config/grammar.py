@@ -33,6 +33,8 @@ from statsig_otel.config.validation import (
 )
 
 _KINDS: Final = {"receivers": "receiver", "exporters": "exporter", "extensions": "extension"}
+"""The sections of components, and the word for one of each."""
+
 _SIGNALS: Final = ("traces", "metrics", "profiles")
 _ADVICE: Final = {
     "processors": "use the receiver's own keys, such as resource and user, or run a Collector behind this one",
@@ -115,8 +117,8 @@ class _Checker:
         self.problems: list[Problem] = []
         self._document = document
         self._components = components
-        self._meant: set[Path] = set()
-        self._used: dict[str, set[str] | None] = {kind: set() for kind in _KINDS}
+        self._meant: set[Path] = set()  # keys that are there, but misspelt
+        self._used: dict[str, set[str] | None] = {kind: set() for kind in _KINDS}  # ids; None where that is unknown
         self._misspelt: dict[Path, str] = {}  # ids as written, by the ids that were meant
 
     def configuration(self) -> Configuration:

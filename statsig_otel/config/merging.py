@@ -18,7 +18,7 @@ from statsig_otel.config.substitution import FileBacked
 def merge(documents: Iterable[Document]) -> Document:
     """The documents as one; later ones win. Without documents the result is an empty one.
 
-    Each value keeps its own place; a mapping that several documents have keeps the place in the first. Problems of a
+    Each value keeps its own place; a mapping that several documents have keeps its place in the first. Problems of a
     document stay, but a reference that can't be resolved doesn't matter once its value is replaced.
     """
     values: dict[str, object] = {}

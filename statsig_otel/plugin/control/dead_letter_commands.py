@@ -81,7 +81,7 @@ class DeadLetters:
                 replays = [self._prepare(one, dead_letters.content(reading, one.id), page.to) for one in found]
         except sqlite3.Error as error:
             raise ControlError(f"the queue can't be read: {error}") from error
-        replays = self._deliver_at_once(replays)
+        replays = self._deliver_synchronously(replays)
 
         def work(connection: sqlite3.Connection) -> list[Replayed]:
             now_ms = self.queue.now_ms()
@@ -110,7 +110,7 @@ class DeadLetters:
             _logger.warning(message, counted(len(ids), "dead letter"), counted(size, "byte"), ranges(ids))
         return {"ids": ids, "next": ids[-1] if ids else None, "upto": upto}
 
-    def _deliver_at_once(self, replays: Sequence[Replay]) -> list[Replay]:
+    def _deliver_synchronously(self, replays: Sequence[Replay]) -> list[Replay]:
         """Send the records of a page to the synchronous exporters, all together. What they refuse is kept."""
         answers = {
             one.dead_letter: self.deliver(replace(one.batch, invalid=()))
@@ -119,14 +119,14 @@ class DeadLetters:
         }
         wait(answers.values(), timeout=REPLAY_TIMEOUT)
         return [
-            self._after(one, answers[one.dead_letter])
+            self._after_delivery(one, answers[one.dead_letter])
             if isinstance(one, MapAgain) and one.dead_letter in answers
             else one
             for one in replays
         ]
 
-    def _after(self, replay: MapAgain, answer: Future[Receipt]) -> Replay:
-        """The replays that are left after the synchronous exporters have answered."""
+    def _after_delivery(self, replay: MapAgain, answer: Future[Receipt]) -> Replay:
+        """What is left to do for a replay after the synchronous exporters have answered."""
         names = self.routing.route(replay.batch.receiver).synchronous
         try:
             answer.result(timeout=0)
@@ -147,7 +147,7 @@ class DeadLetters:
                     return Keep(dead_letter.id, "it goes to all exporters of its receiver: replay it without --to")
                 return _map_anew(dead_letter, content, self._mapper(dead_letter.owner))
             exporter = to or dead_letter.owner
-            if (why := self._why_not(exporter, is_named=to is not None)) is not None:
+            if (why := self._why_not_replayable(exporter, is_named=to is not None)) is not None:
                 return Keep(dead_letter.id, why)
             records = dead_letters.split(content)
         except (ControlError, dead_letters.UnreadableError) as error:
@@ -156,7 +156,7 @@ class DeadLetters:
             records = ((dead_letter.uid, content),)  # byte for byte what was stored
         return Resend(dead_letter.id, exporter, records)
 
-    def _why_not(self, exporter: str, *, is_named: bool) -> str | None:
+    def _why_not_replayable(self, exporter: str, *, is_named: bool) -> str | None:
         """Why a record can't be replayed to an exporter, which somebody has named or not; None if it can."""
         if self.exporters is None:
             if is_named:
@@ -192,7 +192,8 @@ def _map_anew(dead_letter: StoredDeadLetter, content: bytes, mapper: Mapper) -> 
     mapped = mapper.map(parsed, observed_ns)
     if dead_letter.kind == "item" and mapped.invalid:
         return Keep(dead_letter.id, mapped.invalid[0].reason, new_reason=True)
-    if not mapped.changes and not mapped.invalid and mapped.ignored > parsed.ignored:  # it may be the only copy
+    is_filtered = mapped.ignored > parsed.ignored
+    if is_filtered and not mapped.changes and not mapped.invalid:  # it may be the only copy
         return Keep(dead_letter.id, "the receiver's filter keeps nothing of it: change the filter, or drop it")
     return MapAgain(dead_letter.id, Batch(dead_letter.owner, mapped.changes, mapped.invalid))
 

@@ -100,7 +100,7 @@ class ServerTlsSettings(Settings):
 
     @field_validator("cert_file", "key_file", "client_ca_file", mode="before")
     @classmethod
-    def _name_one(cls, value: object, info: ValidationInfo) -> object:
+    def _refuse_empty(cls, value: object, info: ValidationInfo) -> object:
         if value == "":  # as a path it would be the working directory
             hint = cls.needed.get(info.field_name or "", "name the file of the authorities of clients, or leave it out")
             raise SettingError("is empty", hint)

@@ -52,7 +52,7 @@ class Reloader:
         assembly: The parts of the service.
         document: What the configuration was made from.
         read: Reads it again. None for a configuration that was made in code: only its certificates can be renewed.
-        during: Each reload goes on within this block.
+        during: Makes the context in which each reload runs.
     """
 
     def __init__(
@@ -225,6 +225,7 @@ class Reloader:
         return Applied([f"exporters::{name}: the files of its headers have changed", *others], applied.failures)
 
     def _answer(self) -> Applied:
+        """The answer to the command `reload`."""
         try:
             return Applied(self.reload(), [])
         except PartlyAppliedError as error:

@@ -49,7 +49,7 @@ class FileStorageSettings(Settings):
 
     @field_validator("directory", mode="before")
     @classmethod
-    def _name_one(cls, value: object) -> object:
+    def _refuse_empty(cls, value: object) -> object:
         if value == "":
             raise SettingError("is empty", cls.needed["directory"])
         return value
@@ -66,7 +66,7 @@ def find_directory(configuration: Configuration | None, environ: Mapping[str, st
     be written, else the user's state directory (XDG Base Directory Specification).
 
     Raises:
-        ConfigError: There is none of them, and an exporter of the configuration has a queue.
+        ConfigError: None of these can be used, and an exporter of the configuration has a queue.
     """
     settings = configuration.extension(FileStorageSettings) if configuration is not None else None
     if settings is not None:
