@@ -437,4 +437,27 @@ def test_a_service_that_can_accept_nothing_any_more_ends_for_its_supervisor(tmp_
     )
     assert ended.returncode == 1
     assert "The server failed: no more webhooks are accepted" in ended.stderr
-    assert ended.stderr.splitlines()[-1] == "Error: the server failed: Invalid argument"
+    assert ended.stderr.splitlines()[-1] == "Error: the service failed: Invalid argument"
+
+
+@pytest.mark.slow
+def test_a_service_whose_queue_can_store_nothing_any_more_ends_for_its_supervisor(tmp_path: Path) -> None:
+    """By an error that nobody has foreseen, in the thread that all that is stored goes through."""
+    program = (
+        "import sys\n"
+        "from statsig_otel.exporters.queue.queue import DurableQueue\n"
+        "from statsig_otel.plugin.cli.main import main\n"
+        "def end(*_):\n"
+        "    raise SystemExit(0)\n"
+        "DurableQueue._tidy = end\n"
+        "main(sys.argv[1:])\n"
+    )
+    config = write_config(tmp_path, {"otlp": {"endpoint": "http://127.0.0.1:1"}}, queued=True)
+    command = [sys.executable, "-c", program, "run", "--config", str(config)]
+    ended = subprocess.run(
+        command, env=environment(SECRET_ENV), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    last = "Error: the service failed: the queue's writer ended by an unexpected error: SystemExit(0)"
+    assert ended.stderr.splitlines()[-1] == last
+    assert [json.loads(state.read_text())["clean"] for state in tmp_path.rglob("state.json")] == [False]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Final, Literal, Self, TypeVar
 
 from statsig_otel import _telemetry
-from statsig_otel.exporters.queue import checks, schema, write_ahead_log
+from statsig_otel.exporters.queue import checks, schema, store, write_ahead_log
 from statsig_otel.exporters.queue.directory import DirectoryInUseError, QueueDirectory
+from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.jobs import Work
 from statsig_otel.exporters.queue.open_files import OpenFiles
 from statsig_otel.exporters.queue.writer import Writer
@@ -40,6 +41,7 @@ class Database:
         replaces: Whether a damaged, deleted or missing database is set aside, and a new one begun.
         min_free: Bytes of the disk that should stay free. A part of them is the reserve.
         clock: Seconds since the epoch.
+        failed: See `Writer`.
 
     Attributes:
         directory: The directory.
@@ -59,6 +61,7 @@ class Database:
         replaces: bool = False,
         min_free: int = 0,
         clock: Callable[[], float] = time.time,
+        failed: Callable[[QueueError], None] = lambda _: None,
     ) -> None:
         self.directory: QueueDirectory = QueueDirectory(path)
         self.generation: int = 0
@@ -67,6 +70,7 @@ class Database:
         self._prepare = prepare
         self._is_marked = False  # as being in use
         self._not_kept: set[Path] = set()  # files that are gone, and can't be made again
+        self._incomplete: list[Path] = []  # files that were set aside, of which something may be missing
         self._tidy = tidy
         self._replaces = replaces
         self._min_free = min_free
@@ -75,13 +79,14 @@ class Database:
             self.directory.database,
             prepare=self._check_and_prepare,
             tidy=self._tidy_up,
-            free_space=self.directory.give_reserve,
+            free_space=self.directory.reserve.give,
+            failed=failed,
             set_aside=self._set_aside if replaces else None,
             files=OpenFiles(
                 self.path,
                 keep_directory=self._keep_directory,
                 copy_aside=self._copy_aside,
-                set_aside=self._set_aside,
+                set_aside=self._set_aside_incomplete,
                 log_kept=self._count_generation,
             )
             if replaces
@@ -108,7 +113,7 @@ class Database:
         self.directory.acquire()
         try:
             self.directory.check_files()  # SQLite would not say which file it can't open, or why
-            self.directory.give_reserve(below=_RESERVE)
+            self.directory.reserve.give(below=_RESERVE)
             half_set_aside = self.directory.half_set_aside()
             self.missing_file = None if half_set_aside else self.directory.missing_file()
             try:
@@ -178,11 +183,13 @@ class Database:
         """Whether an error of opening the database will pass once the disk has space."""
         # Without space for its index SQLite says that there is an I/O error.
         is_passing = isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and schema.will_pass(error))
-        return self._replaces and (schema.is_disk_full(error) or (is_passing and self.directory.free_bytes() < _INDEX))
+        return self._replaces and (
+            schema.is_disk_full(error) or (is_passing and self.directory.reserve.free_bytes() < _INDEX)
+        )
 
     def _keep_reserve(self) -> None:
         if self._min_free:
-            self.directory.keep_reserve(min(_RESERVE, self._min_free // 2), min_free=self._min_free)
+            self.directory.reserve.keep(min(_RESERVE, self._min_free // 2), min_free=self._min_free)
 
     def _tidy_up(self, connection: sqlite3.Connection, idle: bool) -> bool:  # noqa: FBT001 - the writer's signature
         more = self._tidy(connection, idle)
@@ -193,12 +200,15 @@ class Database:
     def _check_and_prepare(self, connection: sqlite3.Connection) -> None:
         checks.check_database(connection)
         self._prepare(connection)
+        for file in self._incomplete:
+            if file.exists():
+                store.note_incomplete(connection, file.name)
         if not self._is_marked:  # after there is a log again, and before anything can be acknowledged
             self.directory.mark(clean=False)
             self.directory.make_private()
             self._is_marked = True
 
-    def _set_aside(self, error: Exception, to: Path | None = None) -> None:
+    def _set_aside(self, error: Exception, to: Path | None = None) -> Path:
         """Keep a damaged database under another name. Senders that still read it can't tick anything off any more."""
         aside = self.directory.set_aside(to)
         self._begin_anew()
@@ -208,12 +218,17 @@ class Database:
             error,
             aside,
         )
+        return aside
+
+    def _set_aside_incomplete(self, error: Exception) -> None:
+        """The same for one whose own counts do not tell how much of it is missing."""
+        self._incomplete.append(self._set_aside(error))
 
     def _keep_directory(self) -> bool:
         """Make the lock and `state.json` again if somebody deleted or replaced them.
 
         Returns:
-            Whether the lock was gone, so that another process may have used the database.
+            Whether another process has used the database: the lock was gone, and `state.json` is not this process's.
 
         Raises:
             DirectoryInUseError: Another process owns the directory now.
@@ -225,9 +240,13 @@ class Database:
             raise DirectoryInUseError(
                 f"somebody deleted or replaced {lock} while it was in use, and {error}", is_own=error.is_own
             ) from error
+        was_used = is_retaken and self.directory.is_mark_changed
+        if was_used:
+            with contextlib.suppress(OSError):  # it is tried again, and logged, below
+                self.directory.mark(clean=False)
         meanwhile = "a start after a crash does not notice a log that is gone"
         self._keep(self.directory.state, self.directory.keep_mark, meanwhile)
-        return is_retaken
+        return was_used
 
     def _keep(self, file: Path, again: Callable[[], bool], meanwhile: str) -> bool:
         """Make a file again if it is gone; whether it was."""
@@ -251,7 +270,8 @@ class Database:
 
     def _copy_aside(self, connection: sqlite3.Connection) -> None:
         """Copy a database that somebody deleted, and that is still open, to a file that counts as set aside."""
-        self.directory.reclaim()
+        if self.directory.reclaim():
+            self.directory.mark(clean=False)
         aside = self.directory.path_aside()
         try:
             with contextlib.closing(schema.create(aside)) as copy:

@@ -26,6 +26,7 @@ from statsig_otel.config.errors import Fault
 from statsig_otel.exporters.paths import exists, forbidden, is_open_as, nearest, too_long, unusable
 from statsig_otel.exporters.queue import schema, write_ahead_log
 from statsig_otel.exporters.queue.errors import QueueError
+from statsig_otel.exporters.queue.reserve import Reserve, unused_bytes
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -42,11 +43,7 @@ _LONGEST_NAME: Final = f"{DATABASE}.unreadable-00000000T000000Z-1-journal"
 _ELSEWHERE: Final = "name another directory, or move what is there away"
 _A_LINK: Final = "is a symbolic link, where the queue has a file of its own"
 _NOT_A_FILE: Final = "is a pipe or a device, where the queue has a file"
-_ZEROS: Final = bytes(1 << 16)
 _version: Final = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")  # another file may get the same number
-_NOT_SUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
-"""By the file system: glibc writes zeros then, and musl does not."""
-
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIRECTORY: Final = 0o700
 
@@ -77,6 +74,7 @@ class QueueDirectory:
 
     Attributes:
         database, log, lock, state: The files. Each is one object, since two of them are looked at before every commit.
+        reserve: The space that is set apart for a full disk.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,6 +83,7 @@ class QueueDirectory:
         self.log: Path = path / f"{DATABASE}-wal"
         self.lock: Path = path / LOCK
         self.state: Path = path / STATE
+        self.reserve: Reserve = Reserve(path / _RESERVE)
         self._lock: int | None = None
         self._noted: object = None  # the version of `state.json` that this process has written
 
@@ -237,15 +236,22 @@ class QueueDirectory:
             os.close(descriptor)
         sync_directory(self.path)
 
+    @property
+    def is_mark_changed(self) -> bool:
+        """Whether somebody deleted or changed what this process noted with `mark`; another owner does."""
+        try:
+            return self._noted not in (None, _version(self.state.lstat()))
+        except FileNotFoundError:
+            return True
+
     def keep_mark(self) -> bool:
         """Note again that the directory is in use, if somebody deleted or changed the note; whether that was so.
 
         Raises:
             OSError: It can't be noted.
         """
-        with contextlib.suppress(FileNotFoundError):
-            if self._noted in (None, _version(self.state.lstat())):
-                return False
+        if not self.is_mark_changed:
+            return False
         self.mark(clean=False)
         return True
 
@@ -316,12 +322,7 @@ class QueueDirectory:
         self.acquire()
         _held.discard(before)
         os.close(before)
-        self.mark(clean=False)
         return True
-
-    def free_bytes(self) -> int:
-        """The free bytes of the disk, and those of the reserve."""
-        return _unused_bytes(self.path) + schema.size_of(self.path / _RESERVE)
 
     def check_space(self, min_free: int) -> Fault | None:
         """Why all webhooks would be refused: the disk has less than `min_free` bytes left. None if it has more.
@@ -329,37 +330,13 @@ class QueueDirectory:
         Raises:
             OSError: This user can't find out.
         """
-        free = _unused_bytes(nearest(self.path)) + schema.size_of(self.path / _RESERVE)
+        free = unused_bytes(nearest(self.path)) + self.reserve.size
         if free >= min_free:
             return None
         return Fault(
             f"the disk has {free >> 20} MiB left, and webhooks are refused below {-(-min_free >> 20)} MiB",
             "free some space; a smaller min_free_bytes leaves less for delivering what waits",
         )
-
-    def keep_reserve(self, size: int, *, min_free: int) -> None:
-        """Set `size` bytes of the disk apart, if they are not and the disk has at least `min_free` bytes left."""
-        reserve = self.path / _RESERVE
-        if schema.size_of(reserve) >= size or _unused_bytes(self.path) < min_free:
-            return
-        try:
-            descriptor = _open(reserve, os.O_RDWR)
-            try:
-                _allocate(descriptor, size)
-            finally:
-                os.close(descriptor)
-        except OSError:  # the disk is nearly full, or has no room for one more file
-            self.give_reserve()
-
-    def give_reserve(self, *, below: int | None = None) -> bool:
-        """Give the reserve back to the disk, if it has less than `below` bytes left; whether there was one to give."""
-        if below is not None and _unused_bytes(self.path) >= below:
-            return False
-        try:
-            (self.path / _RESERVE).unlink()
-        except FileNotFoundError:
-            return False
-        return True
 
     def _link(self) -> Path | None:
         """One of the queue's files that is a symbolic link; None if none is. SQLite would follow it, too."""
@@ -427,13 +404,11 @@ class QueueDirectory:
 
 
 def _open(path: Path, flags: int) -> int:
-    """Open a file of the queue, and create it for its owner only if it is missing. A symbolic link is not followed."""
-    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _PRIVATE_FILE)
+    """Open a file of the queue, and create it for its owner only if it is missing.
 
-
-def _unused_bytes(path: Path) -> int:
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
+    A symbolic link is not followed, and a pipe in its place is an error: nobody waits until it is read.
+    """
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, _PRIVATE_FILE)
 
 
 def _written_owner(descriptor: int) -> str:
@@ -459,20 +434,6 @@ def _is_held(descriptor: int) -> bool:
             if os.path.sameopenfile(descriptor, held):
                 return True
     return False
-
-
-def _allocate(descriptor: int, size: int) -> None:
-    """Take space on the disk for a file."""
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-        except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
-                raise
-        else:
-            return
-    for offset in range(0, size, len(_ZEROS)):
-        os.pwrite(descriptor, _ZEROS[: size - offset], offset)
 
 
 def sync_directory(directory: Path) -> None:

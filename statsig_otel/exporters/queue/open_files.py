@@ -20,6 +20,7 @@ from statsig_otel.exporters.queue import schema, write_ahead_log
 _logger: Final = logging.getLogger(__name__)
 
 _SUFFIXES: Final = ("", "-wal", "-shm")
+_NO_FILE: Final = os.stat_result([0] * 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class OpenFiles:
 
     Args:
         database: The database file.
-        keep_directory: Run before each write. Whether the lock was gone, so that another process may have written.
+        keep_directory: Run before and after each write. Whether the lock was gone, and another process has written.
             Raises an error if that process still runs.
         copy_aside: Run with the connection if the database is gone, whose content ends with the connection.
         set_aside: Run with an error if the database or its log lacks something that was committed.
@@ -62,8 +63,11 @@ class OpenFiles:
         self._database = database
         self._paths = {suffix: f"{database}{suffix}" for suffix in _SUFFIXES}
         self._known: dict[str, os.stat_result] = {}
+        self._index: os.stat_result | None = None  # of the connection before
         self._cut: set[str] = set()  # the suffixes of files that were shortened, and have grown since
-        self._has_grown = False  # since it was opened: a power failure may have left zeros at its end
+        self._is_sound = False  # the log: a power failure may have left zeros at its end
+        self._has_tail = False  # the log: it has begun again, with earlier frames behind those of this time
+        self._log_header = b""  # of a log over its limit
         self._index_is_gone = False
         self._said_gone: set[str] = set()  # the suffixes of files whose content is not yet kept elsewhere
         self._keep_directory = keep_directory
@@ -71,17 +75,34 @@ class OpenFiles:
         self._set_aside = set_aside
         self._log_kept = log_kept
 
-    def opened(self, connection: sqlite3.Connection) -> None:
-        """The connection was just opened."""
-        index = self._known.get("-shm")
+    def opening(self) -> None:
+        """A connection is about to be opened."""
+        self._index = self._known.get("-shm")
         self._known.clear()
         self._cut.clear()
-        self._has_grown = False
+        self._is_sound = self._has_tail = False
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(FileNotFoundError):
+                found = Path(self._paths[suffix]).stat()
+                if found.st_size:  # SQLite replaces an empty log of an empty database
+                    self._remember(suffix, found)
+
+    def opened(self, connection: sqlite3.Connection) -> None:
+        """The connection was just opened, and has written nothing yet."""
+        schema.pragma(connection, "page_count")  # the first look at a database that was in another mode makes the log
         self._look(connection, after_writing=True)
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            for suffix in ("", "-wal"):  # one that is not there was deleted just now
+                self._known.setdefault(suffix, _NO_FILE)
+            self._is_sound = self._known["-wal"] is not _NO_FILE and not write_ahead_log.has_gap(self._database, 0)
         if "-shm" in self._known:
             self._index_is_gone = False
-        elif index is not None:  # gone, and shared with other connections of this process that are still open
-            self._known["-shm"] = index
+        elif self._index is not None:  # gone, and shared with other connections of this process that are still open
+            self._known["-shm"] = self._index
+
+    def written(self, connection: sqlite3.Connection) -> None:
+        """The connection has written. What is wrong with the files is found by the next `keep`."""
+        self._look(connection, after_writing=True)
 
     def folded(self, connection: sqlite3.Connection) -> None:
         """The connection has brought all of the log into the database, and emptied it."""
@@ -123,8 +144,10 @@ class OpenFiles:
             self._remove_leftovers()
             self._said_gone.clear()
             return True
-        # A log that is gone, too: one that another process has made since is left alone.
-        was_unlocked = (not after_writing or "-wal" in changes.gone) and self._keep_directory()
+        was_used = self._keep_directory()
+        if was_used and changes.gone:
+            self._leave_files(connection, changes.gone)
+            return True
         shorter = changes.shorter - {"-shm"}
         has_to_reopen = False
         if "-wal" in changes.gone:
@@ -136,9 +159,9 @@ class OpenFiles:
                 raise schema.DamagedError("it became shorter while it was written to")
         if "-shm" in changes.gone:
             self._leave_index()
-        if was_unlocked and not has_to_reopen:
+        if was_used and not has_to_reopen:
             close(connection)
-        return has_to_reopen or was_unlocked
+        return has_to_reopen or was_used
 
     def _look(self, connection: sqlite3.Connection, *, after_writing: bool) -> _Changes:
         gone, shorter = set(), set()
@@ -152,17 +175,42 @@ class OpenFiles:
                 continue  # nearly always
             if known is None:
                 if now is not None and after_writing:
-                    self._known[suffix] = now
+                    self._remember(suffix, now)
             elif now is None or not os.path.samestat(known, now):
                 gone.add(suffix)
-            elif now.st_size < known.st_size and not (after_writing and _has_cut(connection, suffix, now.st_size)):
+            elif now.st_size < known.st_size and not (after_writing and self._has_shortened(connection, suffix, now)):
                 shorter.add(suffix)
             elif after_writing:
-                if suffix == "-wal" and 0 < known.st_size <= now.st_size and self._has_grown:
-                    self._cut |= {suffix} if write_ahead_log.is_cut(self._database, known.st_size) else set()
-                self._has_grown |= suffix == "-wal" and now.st_size > known.st_size
-                self._known[suffix] = now
+                if suffix == "-wal":
+                    self._follow_log(known, now)
+                self._remember(suffix, now)
         return _Changes(frozenset(gone), frozenset(shorter)) if gone or shorter else _NO_CHANGES
+
+    def _remember(self, suffix: str, now: os.stat_result) -> None:
+        self._known[suffix] = now
+        if suffix == "-wal" and now.st_size > schema.LOG_LIMIT:
+            self._log_header = write_ahead_log.header(self._database)
+
+    def _follow_log(self, known: os.stat_result, now: os.stat_result) -> None:
+        """Look for a gap in a log after a commit, which is as long as before or longer."""
+        has_grown = now.st_size > known.st_size
+        if self._is_sound and now.st_size:
+            before = 0 if has_grown and self._has_tail else known.st_size
+            self._cut |= {"-wal"} if write_ahead_log.has_gap(self._database, before) else set()
+        self._is_sound |= has_grown
+        self._has_tail = not has_grown and (self._has_tail or now.st_mtime_ns != known.st_mtime_ns)
+
+    def _has_shortened(self, connection: sqlite3.Connection, suffix: str, now: os.stat_result) -> bool:
+        """Whether the connection itself may have shortened a file by a commit."""
+        if suffix == "-wal":  # to its limit, or to what a commit needs, when it begins again
+            has_begun_again = write_ahead_log.header(self._database) != self._log_header
+            return (
+                now.st_size >= schema.LOG_LIMIT and has_begun_again and not write_ahead_log.has_gap(self._database, 0)
+            )
+        try:  # by a checkpoint, which leaves all pages of the database in the file
+            return suffix == "" and now.st_size >= _bytes_of_pages(connection)
+        except sqlite3.Error:
+            return False
 
     def _say_gone(self, suffix: str) -> None:
         """Before an attempt to keep the content, which may take long or fail."""
@@ -211,6 +259,19 @@ class OpenFiles:
                 if known is not None and os.path.samestat(path.stat(), known):
                     path.unlink()
 
+    def _leave_files(self, connection: sqlite3.Connection, gone: Collection[str]) -> None:
+        """Set aside a database that another process has used with a log, or an index, of its own.
+
+        Neither process saw what the other one had committed. To bring the log of one into the database of both could
+        lose what the other one has written to it. So what only this process can read is copied, too.
+        """
+        if "-wal" in gone:
+            self._say_gone("-wal")
+            self._copy_aside(connection)
+        self._set_aside(schema.DamagedError("another process has used it with another log or index"))
+        close(connection)
+        self._said_gone.clear()
+
     def _leave_log(self, connection: sqlite3.Connection) -> None:
         """Bring a log that only this process can still read into the database."""
         self._say_gone("-wal")
@@ -225,7 +286,8 @@ class OpenFiles:
         """Whether all that is committed is in the database. If not, it is closed and set aside."""
         names = " and ".join(f"{self._database.name}{suffix}" for suffix in sorted({*shorter, *self._cut}))
         try:
-            if self._cut:  # SQLite would bring the zeros of a log into the database
+            if self._cut or ("-wal" in shorter and write_ahead_log.has_gap(self._database, 0)):
+                # SQLite would bring the zeros of a log into the database.
                 raise schema.DamagedError("a part is missing")
             if "" in shorter and self._database.stat().st_size < _bytes_of_pages(connection):
                 raise schema.DamagedError("pages are missing")
@@ -233,8 +295,8 @@ class OpenFiles:
         except BusyError:
             raise
         except sqlite3.Error as error:
-            close(connection)
             self._set_aside(schema.DamagedError(f"{names} became shorter while it was in use: {error}"))
+            close(connection)  # not before it is renamed: SQLite would bring the rest of the log into it
             return False
         self.folded(connection)
         _logger.warning("Somebody shortened %s while it was in use. Nothing is lost", names)
@@ -243,16 +305,6 @@ class OpenFiles:
 
 def _bytes_of_pages(connection: sqlite3.Connection) -> int:
     return schema.pragma(connection, "page_count") * schema.pragma(connection, "page_size")
-
-
-def _has_cut(connection: sqlite3.Connection, suffix: str, size: int) -> bool:
-    """Whether the connection itself may have made a file so short by a commit."""
-    if suffix == "-wal":
-        return size >= schema.LOG_LIMIT
-    try:  # by a checkpoint, which leaves all pages of the database in the file
-        return suffix == "" and size >= _bytes_of_pages(connection)
-    except sqlite3.Error:
-        return False
 
 
 def close(connection: sqlite3.Connection) -> None:

@@ -19,6 +19,7 @@ from statsig_otel.exporters.queue import dead_letters, queries, schema, slices, 
 from statsig_otel.exporters.queue.cursor import ExporterCursor
 from statsig_otel.exporters.queue.database import Database
 from statsig_otel.exporters.queue.directory import QueueDirectory
+from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.jobs import Bulk, Work
 from statsig_otel.exporters.queue.queries import ExporterState
 from statsig_otel.exporters.queue.store import DeadLetterKind, Entry
@@ -63,6 +64,7 @@ class DurableQueue:
         routing: Which exporters the changes of each receiver are for.
         min_free_bytes: Refuse batches while the disk has less.
         clock: Seconds since the epoch.
+        failed: Run, in another thread, with the error if the queue can't go on: it has to be started again.
 
     Attributes:
         directory: The directory.
@@ -77,6 +79,7 @@ class DurableQueue:
         *,
         min_free_bytes: int = DEFAULT_MIN_FREE,
         clock: Callable[[], float] = time.time,
+        failed: Callable[[QueueError], None] = lambda _: None,
     ) -> None:
         self._database = Database(
             directory,
@@ -85,6 +88,7 @@ class DurableQueue:
             replaces=True,
             min_free=min_free_bytes,
             clock=clock,
+            failed=failed,
         )
         self.directory: QueueDirectory = self._database.directory
         self.recovery_due: threading.Event = self._database.recovery_due
@@ -295,7 +299,7 @@ class DurableQueue:
     def disk(self) -> dict[str, tuple[int, int]]:
         """By directory the free bytes of its disk, and `min_free_bytes`; none if the system does not tell."""
         try:
-            return {str(self.directory.path): (self.directory.free_bytes(), self._min_free)}
+            return {str(self.directory.path): (self.directory.reserve.free_bytes(), self._min_free)}
         except OSError:
             return {}
 
@@ -337,7 +341,7 @@ class DurableQueue:
 
     def spare_bytes(self) -> int:
         """The free bytes of the disk above `min_free_bytes`; negative if it has less."""
-        return self.directory.free_bytes() - self._min_free
+        return self.directory.reserve.free_bytes() - self._min_free
 
     def now_ms(self) -> int:
         """The time now, in milliseconds since the epoch."""
@@ -394,7 +398,7 @@ class DurableQueue:
         if self._unchecked > 0 and now < self._disk_checked_at + _BETWEEN_DISK_CHECKS:
             return
         try:
-            free = self.directory.free_bytes()
+            free = self.directory.reserve.free_bytes()
         except OSError as error:
             raise RefusedError(str(error), reason="storage_failed") from error
         if (message := self._too_little(free)) is not None:
@@ -415,7 +419,7 @@ class DurableQueue:
             if limit is not None and (message := _too_many(name, limit, cursor.waiting, cursor.size)) is not None:
                 found["queue_full"] = message
         try:
-            message = self._too_little(self.directory.free_bytes())
+            message = self._too_little(self.directory.reserve.free_bytes())
         except OSError as error:
             found["storage_failed"] = str(error)
         else:

@@ -322,5 +322,10 @@ def remove_exporter(connection: sqlite3.Connection, name: str) -> ExporterState 
     return state
 
 
+def note_incomplete(connection: sqlite3.Connection, file: str) -> None:
+    """Note of a file that was set aside that its own counts do not tell how much is missing."""
+    connection.execute("INSERT INTO salvage (file, source, after) VALUES (?, '', 0) ON CONFLICT DO NOTHING", (file,))
+
+
 def _joined(numbers: Iterable[int]) -> str:
     return ",".join(map(str, sorted(set(numbers))))

@@ -122,18 +122,43 @@ def check(database: Path) -> LogCheck:
         return LogCheck(unread, max(log.committed - read, 0))
 
 
-def is_cut(database: Path, size: int) -> bool:
-    """Whether a log that had so many bytes was cut, and frames were written behind the cut: there are zeros between.
+def has_gap(database: Path, before: int) -> bool:
+    """Whether a log was cut, and frames were written behind the cut: there are zeros between.
 
     Also for a database that this process has open, since SQLite does not lock the log.
+
+    Args:
+        database: The database file.
+        before: The log's bytes up to which nothing was missing. A gap that begins there has the end of these, too.
     """
-    log = os.open(f"{database}-wal", os.O_RDONLY | os.O_CLOEXEC)  # after every commit, so not by the slower `open`
-    try:
-        magic, _, page_size, *_ = _HEADER.unpack(os.pread(log, _HEADER.size, 0).ljust(_HEADER.size, b"\0"))
+    with _descriptor(database) as log:
+        if not (header := os.pread(log, _HEADER.size, 0)):
+            return False
+        magic, _, page_size, *_ = _HEADER.unpack(header.ljust(_HEADER.size, b"\0"))
+        if not magic:
+            return True
         frame = page_size + _FRAME.size
-        frames = (size - _HEADER.size) // frame  # whole ones: a full disk leaves a part of another
-        last = os.pread(log, _NUMBER, _HEADER.size + (frames - 1) * frame) if frames > 0 else b"\1"
-        return not magic or not any(last)
+        first = max((before - _HEADER.size) // frame - 1, 0)  # whole ones: a full disk leaves a part of another
+        place = _HEADER.size + first * frame
+        while page := os.pread(log, _NUMBER, place):
+            if not any(page):
+                return True
+            place += frame
+        return False
+
+
+def header(database: Path) -> bytes:
+    """A log's header, which is another one each time that the log begins again. Also for one that is open, as above."""
+    with _descriptor(database) as log:
+        return os.pread(log, _HEADER.size, 0)
+
+
+@contextlib.contextmanager
+def _descriptor(database: Path) -> Iterator[int]:
+    """A descriptor of a log: after every commit, so not by the slower `open`."""
+    log = os.open(f"{database}-wal", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield log
     finally:
         os.close(log)
 

@@ -9,6 +9,7 @@ commit has reached the disk. The file is opened and checked again before anythin
 found damaged twice is set aside, and what waits is written to a new one.
 """
 
+import contextlib
 import logging
 import sqlite3
 import threading
@@ -83,10 +84,11 @@ class Writer:
             more is written.
         files: Keeps what is committed when somebody deletes, replaces or shortens the file or its log.
         free_space: Run when the disk is full; whether there is more space now, so that it is worth another attempt.
+        failed: Run if the thread ends by an error that nothing here expects.
 
     Attributes:
         failing: Whether the last attempt to write failed.
-        has_lost: Whether it ended without the content of a file that somebody had deleted.
+        has_lost: Whether it ended without the content of a file that somebody had deleted, or by an unexpected error.
     """
 
     def __init__(
@@ -95,9 +97,10 @@ class Writer:
         *,
         prepare: Work[None],
         tidy: Callable[[sqlite3.Connection, bool], bool],
-        set_aside: Callable[[Exception], None] | None = None,
+        set_aside: Callable[[Exception], object] | None = None,
         files: OpenFiles | None = None,
         free_space: Callable[[], bool] = lambda: False,
+        failed: Callable[[QueueError], None] = lambda _: None,
     ) -> None:
         self.failing: bool = False
         self.has_lost: bool = False
@@ -107,6 +110,7 @@ class Writer:
         self._set_aside = set_aside
         self._files = files
         self._free_space = free_space
+        self._failed = failed
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()  # after an interrupted `join`, Python 3.11 considers a running thread ended
@@ -224,8 +228,22 @@ class Writer:
         try:
             if opened.set_running_or_notify_cancel() and self._start(opened, later):  # else it was interrupted
                 self._work()
+        except BaseException as error:
+            _logger.exception("The queue's writer has failed: nothing more is acknowledged or delivered")
+            self._end_by(QueueError(f"the queue's writer ended by an unexpected error: {error!r}"))
         finally:
             ended.set()
+
+    def _end_by(self, error: QueueError) -> None:
+        """Refuse everything from now on, and let others end what is of no use any more."""
+        self.has_lost = True
+        with self._lock:
+            self._accepting = False
+        with contextlib.suppress(Empty):
+            while True:
+                if (job := self._jobs.get_nowait()) is not None:
+                    job.bulk.answer(job.item, None, NotRunningError("the queue has failed"))
+        self._failed(error)
 
     def _start(self, opened: Future[None], later: Callable[[Exception], bool]) -> bool:
         try:
@@ -276,7 +294,12 @@ class Writer:
         if not jobs:
             return
         began = time.perf_counter() if collecting.has_begun else 0.0
-        outcome = self._commit(jobs)
+        try:
+            outcome = self._commit(jobs)
+        except BaseException as unexpected:  # it ends this thread
+            for job in jobs:
+                job.bulk.answer(job.item, None, StorageError(str(unexpected)))
+            raise
         if isinstance(outcome, Exception):
             for job in jobs:
                 error = StorageError(schema.reason(outcome), is_disk_full=schema.is_disk_full(outcome))
@@ -410,12 +433,16 @@ class Writer:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
+            if self._files is not None:
+                self._files.opening()
             connection = schema.connect(self._path)
             with schema.opening(self._path, connection):
+                if self._files is not None:
+                    self._files.opened(connection)
                 transact(connection, self._prepare)
             self._connection = connection
             if self._files is not None:
-                self._files.opened(connection)
+                self._files.written(connection)
         return self._connection
 
     def _close(self) -> None:

@@ -295,7 +295,7 @@ async def _run(service: Service, assembly: Assembly, notifier: Notifier, documen
         watched.cancel()
     if ended.done() and (error := ended.exception()) is not None:
         words = _message(error) if isinstance(error, Exception) else str(error)
-        raise click.ClickException(f"the server failed: {words}")
+        raise click.ClickException(f"the service failed: {words}")
 
 
 async def _reload_on(requested: asyncio.Event, service: Service) -> None:

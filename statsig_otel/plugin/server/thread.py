@@ -25,7 +25,8 @@ class ServerThread:
         effect: What the failure of a server means, for the log.
 
     Attributes:
-        ended: Done once all servers have ended. If one fails, all are stopped, and this contains the error.
+        ended: Done once all servers have ended. If one fails, or `fail` was called, all are stopped, and this contains
+            the error.
         servers: The servers, which have to be bound before `start`. Until then others may take their place.
     """
 
@@ -69,11 +70,16 @@ class ServerThread:
             self._thread.join(drain_timeout + SERVER_CLOSING)
         self.end_unstarted()
 
+    def fail(self, error: Exception) -> None:
+        """Stop the servers because of an error of what they serve. May be called from any thread."""
+        self._end(error)
+        for server in self.servers:
+            server.stop()
+
     def end_unstarted(self) -> None:
         """Complete `ended` if `start` was never called and will not be. Safe to call twice."""
         if self._thread is None:
-            with suppress(InvalidStateError):
-                self.ended.set_result(None)
+            self._end()
 
     def ping(self) -> Future[None]:
         """Done as soon as the thread's loop can do it: soon, unless it hangs. Never done while no loop runs."""
@@ -95,9 +101,16 @@ class ServerThread:
             _logger.exception("The server failed: %s", self._effect)
             # An exit that an application asks for is a failure too: whoever waits must not end as if all was well.
             is_error = isinstance(error, Exception)
-            self.ended.set_exception(error if is_error else RuntimeError(f"the server's thread ended with {error!r}"))
+            self._end(error if is_error else RuntimeError(f"the server's thread ended with {error!r}"))
         else:
-            self.ended.set_result(None)
+            self._end()
+
+    def _end(self, error: BaseException | None = None) -> None:
+        with suppress(InvalidStateError):  # it has an error already
+            if error is None:
+                self.ended.set_result(None)
+            else:
+                self.ended.set_exception(error)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -92,7 +92,8 @@ class Assembly:
         self.before_resume: Callable[[], None] = lambda: None  # looks at files before an exporter tries again
         self._commands: dict[str, Handler] = {"journal": journal_command, "status": lambda _: self.status()}
         self.consumer: Final = ServiceConsumer()
-        self._outbound = Outbound(configuration, self.directory)
+        self.servers: Final = ServerThread([])
+        self._outbound = Outbound(configuration, self.directory, failed=self.servers.fail)
         self._intakes = {name: with_resource(one, resource).intake(name) for name, one in settings.items()}
         patience = self._outbound.patience
         self.receivers: Final = {
@@ -103,7 +104,6 @@ class Assembly:
             name: StatsigWsgiReceiver(intake, self.consumer, patience=patience(name))
             for name, intake in self._intakes.items()
         }
-        self.servers: Final = ServerThread([])
         self._make_servers()
         self._failed = False  # the last `open`, which has used up what it opened
         self._is_open = False
@@ -162,7 +162,7 @@ class Assembly:
         if not self._is_open:
             return Condition({"not_running": "the service has not started yet"}, {})
         if self._endpoints and self.servers.ended.done():
-            return Condition({"not_running": "a server has failed: no more webhooks are accepted"}, {})
+            return Condition({"not_running": "a server or the queue has failed: no more webhooks are accepted"}, {})
         outbound = self._outbound.condition()
         expired = [
             address
@@ -208,7 +208,7 @@ class Assembly:
             RuntimeError: `begin_to_close` was called while this waited for the directory.
         """
         if self._failed:
-            self._outbound = Outbound(self._configuration, self.directory)
+            self._outbound = Outbound(self._configuration, self.directory, failed=self.servers.fail)
             self._make_servers()
         journal.is_kept = True
         try:

@@ -17,6 +17,7 @@ from statsig_otel.exporters.exporter import Exporter
 from statsig_otel.exporters.otlp.exporter import OtlpExporter
 from statsig_otel.exporters.paths import directory_option
 from statsig_otel.exporters.queue.directory import CONTROL
+from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.queue import DEFAULT_MIN_FREE, DurableQueue
 from statsig_otel.exporters.queue.recovery.recovery import Recovery
 from statsig_otel.exporters.routing import CurrentRouting
@@ -46,6 +47,11 @@ class Applied:
 class Outbound:
     """Exporters, queue and senders of one configuration. The constructor opens nothing; it resolves a relative path.
 
+    Args:
+        configuration: The configuration.
+        directory: The queue's directory.
+        failed: Run, in another thread, with the error if the queue can't go on.
+
     Attributes:
         has_lost: Whether acknowledged changes may be lost, after the shutdown.
 
@@ -53,12 +59,14 @@ class Outbound:
         ConfigError: The distribution that adds an exporter's type can't create it from its settings.
     """
 
-    def __init__(self, configuration: Configuration, directory: Path) -> None:
+    def __init__(
+        self, configuration: Configuration, directory: Path, *, failed: Callable[[QueueError], None] = lambda _: None
+    ) -> None:
         self.has_lost: bool = False
         self._directory = directory.absolute()
         configured = configured_exporters(configuration)
         self._routing = CurrentRouting(routing(configuration))
-        self._queue = self._create_queue(configuration) if self._routing.now.exporters else None
+        self._queue = self._create_queue(configuration, failed) if self._routing.now.exporters else None
         self._recovery = Recovery(self._queue) if self._queue else None
         self._exporters = {name: create_exporter(name, one.settings) for name, one in configured.items()}
         unqueued = {
@@ -70,10 +78,10 @@ class Outbound:
         self._senders = self._create_senders(configured, self._exporters)
         self._leaving: dict[str, QueueSender] = {}  # senders that a reload under way replaces
 
-    def _create_queue(self, configuration: Configuration) -> DurableQueue:
+    def _create_queue(self, configuration: Configuration, failed: Callable[[QueueError], None]) -> DurableQueue:
         storage = configuration.extension(FileStorageSettings)
         min_free_bytes = storage.min_free_bytes if storage else DEFAULT_MIN_FREE
-        return DurableQueue(self._directory, self._routing, min_free_bytes=min_free_bytes)
+        return DurableQueue(self._directory, self._routing, min_free_bytes=min_free_bytes, failed=failed)
 
     def _create_senders(
         self, configured: Mapping[str, ConfiguredExporter], exporters: Mapping[str, Exporter]
@@ -316,7 +324,7 @@ class Outbound:
         for name, records in waiting.items():
             stays = counted(records, "record")
             if self.has_lost:
-                _logger.error("%s: up to %s may be lost with the file of the queue that somebody deleted", name, stays)
+                _logger.error("%s: up to %s may be lost, for the reason that the queue has logged", name, stays)
             else:
                 _logger.info("%s: the queue keeps %s, to be sent after the next start", name, stays)
         return ended and not waiting and not any(one.has_abandoned for one in self._senders.values())

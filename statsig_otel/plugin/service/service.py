@@ -304,7 +304,7 @@ class Service:
 
     @property
     def ended(self) -> "Future[None]":
-        """Done when no more webhooks are answered: after a shutdown, or with an error if a server has failed.
+        """Done when no more webhooks are answered: after a shutdown, or with an error if a server or the queue failed.
 
         It can't be cancelled.
         """

@@ -1,10 +1,10 @@
-"""A writer that tidies up sooner, for the tests that wait until it does."""
+"""Writers that tidy up sooner, or keep what is committed in the log."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from statsig_otel.exporters.queue import writer
+from statsig_otel.exporters.queue import open_files, writer
 
 
 @pytest.fixture
@@ -13,3 +13,9 @@ def soon_idle() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "_IDLE", 0.1)
         yield
+
+
+@pytest.fixture
+def unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is committed stays in the log, as it does while webhooks come."""
+    monkeypatch.setattr(open_files, "fold", lambda _: False)

@@ -1,6 +1,5 @@
 """The queue's directory: one owner, a memory of how it was left, and names for what is set aside."""
 
-import errno
 import json
 import os
 import signal
@@ -272,7 +271,7 @@ def test_a_link_that_is_made_after_the_look_is_not_followed_either(tmp_path: Pat
         (directory.path / name).symlink_to(victim)
     with pytest.raises(OSError, match="symbolic link"):
         directory.mark(clean=True)
-    directory.keep_reserve(1 << 20, min_free=0)
+    directory.reserve.keep(1 << 20, min_free=0)
     assert victim.read_text() == "of somebody else"
     directory.release()
 
@@ -282,21 +281,3 @@ def test_the_directory_itself_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "queue").symlink_to(tmp_path / "disk")
     with running(tmp_path / "queue"):
         assert (tmp_path / "disk" / "queue.db").exists()
-
-
-def test_a_reserve_takes_space_also_where_none_can_be_allocated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As with musl on a file system without fallocate, and on macOS."""
-
-    def unsupported(*_: int) -> None:
-        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-
-    directory = QueueDirectory(tmp_path)
-    monkeypatch.setattr(os, "posix_fallocate", unsupported)
-    directory.keep_reserve(100_000, min_free=0)
-    found = (tmp_path / "reserve").stat()
-    assert found.st_size == 100_000
-    assert found.st_blocks * 512 >= 100_000
-    assert directory.give_reserve()
-    assert not directory.give_reserve()

@@ -7,11 +7,12 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from statsig_otel.exporters.consumer import Receipt
-from statsig_otel.exporters.queue import open_files, writer
+from statsig_otel.exporters.queue import open_files, store, writer
 from statsig_otel.exporters.queue.directory import DirectoryInUseError, QueueDirectory
 from tests.exporters.queue.helpers import (
     PATIENCE,
@@ -25,6 +26,7 @@ from tests.exporters.queue.helpers import (
     refusal,
     running,
     said,
+    settled,
 )
 from tests.waiting import wait_until
 
@@ -95,6 +97,30 @@ def test_a_lock_that_is_gone_is_taken_again_before_the_next_answer(
 
 
 @pytest.mark.usefixtures("never_idle")
+def test_a_lock_that_is_gone_since_the_commit_began_is_taken_again_before_its_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that takes it meanwhile writes the log once more, while the commit is written behind it."""
+    append, due = store.append_batches, threading.Event()
+
+    def harm_and_append(*arguments: Any, **named: Any) -> Any:
+        if due.is_set():
+            due.clear()
+            (tmp_path / "lock").unlink()
+        return append(*arguments, **named)
+
+    monkeypatch.setattr(store, "append_batches", harm_and_append)
+    with running(tmp_path) as queue:
+        queue._database.writer._tidy_at = math.inf
+        put(queue, 1)
+        due.set()
+        assert put(queue, 2) == Receipt(1)
+        with pytest.raises(DirectoryInUseError):
+            QueueDirectory(tmp_path).acquire()
+        assert delivered(queue.cursor("otlp")) == [1, 2]
+
+
+@pytest.mark.usefixtures("never_idle")
 @pytest.mark.parametrize("harm", [*HARMS, delete_with_database])
 def test_a_lock_that_is_gone_since_the_writer_tidied_up_is_taken_again_before_the_next_answer(
     tmp_path: Path, harm: Callable[[Path], None]
@@ -146,6 +172,43 @@ def test_beside_a_process_that_was_faster_nothing_is_acknowledged_until_it_ends(
         check_counters(queue)  # with what the other one has stored
         assert delivered(queue.cursor("otlp")) == [1, 2, 4, 5]
         assert said(caplog, logging.ERROR, "It is made again") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("never_idle")
+@pytest.mark.parametrize("is_killed", [False, True], ids=["stopped", "killed"])
+@pytest.mark.parametrize("is_read", [False, True], ids=["unread", "read"])
+@pytest.mark.parametrize("gone", ["queue.db-shm", "queue.db-wal queue.db-shm", "queue.db"])
+def test_what_a_process_acknowledged_with_files_of_its_own_and_what_was_acknowledged_before_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str, *, is_read: bool, is_killed: bool
+) -> None:
+    """Neither of the two sees the other's commits. To bring the one's log into the other's database would lose some."""
+    monkeypatch.setattr(open_files, "fold", lambda _: False)
+    directory = tmp_path / "queue"
+    before, between = set(range(1, 20)), set(range(100, 120))
+    with running(directory) as queue:
+        queue._database.writer._tidy_at = math.inf
+        cursor = queue.cursor("otlp")
+        put(queue, *before)
+        if is_read:
+            assert len(cursor.read(3, 1 << 20)) == 3
+        for name in ("lock", *gone.split()):
+            (directory / name).unlink()
+        with child("answer", directory) as other:
+            assert {int(ask(other, number)) for number in between} == between
+            assert refusal(queue, batch(200)).reason == "storage_failed"
+            if is_killed:
+                other.kill()
+            elif other.stdin is not None:
+                other.stdin.close()
+            other.wait(PATIENCE)
+        assert put(queue, 200) == Receipt(1)
+        crashed = copy_of(directory, tmp_path / "crashed")
+        settled(directory)
+        assert before | between | {200} <= set(delivered(cursor))
+    with running(crashed) as queue:
+        settled(crashed)
+        assert before | between | {200} <= set(delivered(queue.cursor("otlp")))
 
 
 @pytest.mark.usefixtures("never_idle")

@@ -1,6 +1,5 @@
-"""Files of the database that somebody deletes, replaces or shortens while it is in use: what is committed is kept."""
+"""Files of the database that somebody deletes or replaces while it is in use: what is committed is kept."""
 
-import contextlib
 import logging
 import os
 import shutil
@@ -8,45 +7,35 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from statsig_otel.exporters.consumer import Receipt
-from statsig_otel.exporters.queue import open_files, store
+from statsig_otel.exporters.queue import checks
 from statsig_otel.exporters.queue.directory import QueueDirectory
-from statsig_otel.exporters.queue.open_files import OpenFiles
-from statsig_otel.exporters.queue.recovery import damaged_file
 from tests.exporters.queue.helpers import (
     PATIENCE,
     ask,
     batch,
     check_counters,
     child,
+    consume,
     copy_of,
     delivered,
     errors,
     kept,
-    line_of,
     put,
     reading,
     refusal,
     running,
     said,
     settled,
-    tidied,
 )
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("soon_idle")
 
 DELETED = "Somebody deleted or replaced"
-
-
-@pytest.fixture
-def unfolded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is committed stays in the log, as it does while webhooks come."""
-    monkeypatch.setattr(open_files, "fold", lambda _: False)
 
 
 def delete_log(directory: Path) -> None:
@@ -157,129 +146,47 @@ def test_a_log_that_is_deleted_just_before_an_error_is_kept(tmp_path: Path) -> N
         assert delivered(queue.cursor("otlp")) == [1, 2, 3]
 
 
-@pytest.mark.usefixtures("unfolded")
-def test_a_log_that_becomes_shorter_is_damage_and_the_rest_is_carried_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", ["queue.db", "queue.db-wal"])
+def test_a_file_that_is_deleted_while_it_is_opened_is_kept_before_the_next_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    with running(tmp_path) as queue:
-        for number in range(1, 51):
-            put(queue, number)
-        os.truncate(tmp_path / "queue.db-wal", (tmp_path / "queue.db-wal").stat().st_size // 2)
-        assert put(queue, 100) == Receipt(1)
-        assert queue._database.generation == 1
-        settled(tmp_path)
-        found = delivered(queue.cursor("otlp"))
-        assert {*range(1, 20), 100} <= set(found)
-        check_counters(queue)
-    assert said(caplog, logging.ERROR, "queue.db-wal became shorter while it was in use") == 1
+    directory, due, check = tmp_path / "queue", threading.Event(), checks.check_database
 
-
-def test_a_database_that_becomes_shorter_is_damage_and_the_rest_is_carried_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(damaged_file, "_MOST_FAILURES", 500)  # else it takes seconds
-    with running(tmp_path) as queue:
-        put(queue, *range(1, 201), size=500)
-        wait_until(lambda: (tmp_path / "queue.db-wal").stat().st_size == 0, "the log is folded in")
-        os.truncate(queue.database, queue.database.stat().st_size // 2)
-        wait_until(lambda: queue._database.generation == 1, "it is noticed")
-        settled(tmp_path)
-        found = set(delivered(queue.cursor("otlp")))
-        assert len(found) > 20
-        assert put(queue, 1000) == Receipt(1)
-    assert said(caplog, logging.ERROR, "queue.db became shorter while it was in use") == 1
-
-
-@pytest.mark.usefixtures("unfolded")
-@pytest.mark.parametrize("moment", ["before what it writes", "after it"])
-@pytest.mark.parametrize("name", ["queue.db-wal", "queue.db"])
-def test_a_file_that_becomes_shorter_within_a_commit_is_damage_and_the_commit_is_kept(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str, moment: str
-) -> None:
-    """Within it the files may become shorter by themselves. A log that was cut before is as long again after it."""
-    due: list[int] = []
-
-    def cut_once() -> None:
-        while due:
-            os.truncate(tmp_path / name, due.pop())
-
-    append, keep = store.append_batches, OpenFiles.keep
-
-    def cut_and_append(*arguments: Any, **named: Any) -> Any:
-        if moment != "after it":
-            cut_once()
-        return append(*arguments, **named)
-
-    def cut_and_keep(self: OpenFiles, connection: sqlite3.Connection, *, after_writing: bool) -> bool:
-        if after_writing:
-            cut_once()
-        return keep(self, connection, after_writing=after_writing)
-
-    monkeypatch.setattr(store, "append_batches", cut_and_append)
-    monkeypatch.setattr(OpenFiles, "keep", cut_and_keep)
-    with running(tmp_path) as queue:
-        for number in range(1, 21):
-            put(queue, number)
-        due.append(0 if name == "queue.db" else (tmp_path / name).stat().st_size // 2)
-        assert put(queue, 100) == Receipt(1)
-        assert not due
-        assert queue._database.generation == 1
-        settled(tmp_path)
-        assert {*range(1, 8), 100} <= set(delivered(queue.cursor("otlp")))
-        check_counters(queue)
-    assert said(caplog, logging.ERROR, f"{name} became shorter while it was in use") == 1
-
-
-def test_a_database_that_becomes_shorter_when_the_log_was_just_brought_into_it_is_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fold, due = open_files.fold, threading.Event()
-
-    def fold_and_cut(connection: sqlite3.Connection) -> bool:
-        is_done = fold(connection)
+    def check_and_harm(connection: sqlite3.Connection) -> None:
+        check(connection)
         if due.is_set():
             due.clear()
-            os.truncate(tmp_path / "queue.db", 0)
-        return is_done
+            (directory / name).unlink()
 
-    monkeypatch.setattr(open_files, "fold", fold_and_cut)
-    with running(tmp_path) as queue:
-        due.set()
-        put(queue, 1)
-        wait_until(lambda: queue._database.generation == 1, "it is noticed")
+    def fail(_: sqlite3.Connection) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
 
-
-@pytest.mark.usefixtures("unfolded")
-def test_a_log_that_a_power_failure_has_left_with_zeros_at_its_end_is_whole(tmp_path: Path) -> None:
-    """Its size may reach the disk before its content. The next commits are written over the zeros."""
-    directory = tmp_path / "queue"
+    monkeypatch.setattr(checks, "check_database", check_and_harm)
     with running(directory) as queue:
         put(queue, 1, 2)
+        assert queue.submit(fail).exception(PATIENCE) is not None
+        due.set()
+        assert put(queue, 3) == Receipt(1)
+        assert not due.is_set()
         crashed = copy_of(directory, tmp_path / "crashed")
-    log = crashed / "queue.db-wal"
-    os.truncate(log, log.stat().st_size + 50 * 4120)
     with running(crashed) as queue:
-        for number in range(3, 20):
-            put(queue, number)
-        assert queue._database.generation == 0
-        assert delivered(queue.cursor("otlp")) == [*range(1, 20)]
+        settled(crashed)
+        assert set(delivered(queue.cursor("otlp"))) == {1, 2, 3}
 
 
-@pytest.mark.usefixtures("unfolded")
-def test_files_that_become_shorter_by_themselves_are_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A log beyond its limit, which is cut when it begins anew, and a database whose pages are freed."""
+@pytest.mark.parametrize("name", ["state.json", "reserve", "lock", "queue.db", "queue.db-wal", "queue.db-shm"])
+def test_a_pipe_in_the_place_of_a_file_holds_nothing_up(tmp_path: Path, name: str) -> None:
     with running(tmp_path) as queue:
-        for first in (1, 101, 201):
-            put(queue, *range(first, first + 99), size=100_000)
-            put(queue, first + 99)
-            assert len(delivered(queue.cursor("otlp"))) == 100
-        assert queue.database.stat().st_size > 8 << 20
-        queue.cursor("otlp").close()
-        tidied(queue)
-        put(queue, *range(1000, 1045), size=100_000)  # this commit brings all of the log into the database
-        assert queue.database.stat().st_size < 5 << 20
-        assert queue._database.generation == 0
-    assert errors(caplog) == []
+        put(queue, 1)
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "pipe").rename(tmp_path / name)
+        consume(queue, batch(2)).exception(PATIENCE)
+        (tmp_path / name).unlink(missing_ok=True)
+        wait_until(lambda: consume(queue, batch(3)).exception(PATIENCE) is None, "it is stored again")
+        settled(tmp_path)
+        assert {1, 3} <= set(delivered(queue.cursor("otlp")))
 
 
 @pytest.mark.usefixtures("unfolded")
@@ -322,19 +229,6 @@ def test_the_state_that_can_not_be_made_again_is_said_once(tmp_path: Path, caplo
     assert QueueDirectory(tmp_path).was_left_clean()
 
 
-@pytest.mark.usefixtures("unfolded")
-def test_a_log_that_somebody_else_folded_in_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As with the shell of SQLite."""
-    with running(tmp_path) as queue:
-        put(queue, *range(1, 51))
-        with contextlib.closing(sqlite3.connect(queue.database)) as connection:
-            assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
-        assert put(queue, 100) == Receipt(1)
-        assert queue._database.generation == 0
-        assert delivered(queue.cursor("otlp")) == [*range(1, 51), 100]
-    assert [line for line in errors(caplog) if "Nothing is lost" not in line] == []
-
-
 def test_an_index_that_is_deleted_is_said_and_nothing_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     directory = tmp_path / "queue"
     with running(directory) as queue:
@@ -370,30 +264,3 @@ def test_an_index_that_another_process_made_hides_nothing_after_a_restart(tmp_pa
                 assert ask(restarted, 4) == "4"
     with running(tmp_path) as queue:
         assert delivered(queue.cursor("otlp")) == [1, 2, 3, 4]
-
-
-def test_an_index_that_is_cut_is_made_as_long_as_it_was_and_the_process_lives(tmp_path: Path) -> None:
-    index = tmp_path / "queue.db-shm"
-    with child("answer", tmp_path) as process:
-        for number in range(5):
-            assert ask(process, number) == str(number)
-        size = index.stat().st_size
-        os.truncate(index, 0)
-        wait_until(lambda: index.stat().st_size == size, "it is noticed")
-        for number in range(5, 10):
-            assert ask(process, number) == str(number)
-    with running(tmp_path) as queue:
-        assert delivered(queue.cursor("otlp")) == [*range(10)]
-
-
-@pytest.mark.slow
-def test_an_index_that_is_cut_under_load_costs_at_most_the_process(tmp_path: Path) -> None:
-    with child("acknowledge", tmp_path, 4) as process:
-        acknowledged = {int(line_of(process)) for _ in range(20)}
-        os.truncate(tmp_path / "queue.db-shm", 0)
-        for _ in range(200):
-            if not (line := line_of(process)):
-                break
-            acknowledged.add(int(line))
-    with running(tmp_path) as queue:
-        assert acknowledged <= set(delivered(queue.cursor("otlp")))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from statsig_otel.exporters.queue import schema, writer
+from statsig_otel.exporters.queue.errors import QueueError
 from statsig_otel.exporters.queue.jobs import Bulk
 from statsig_otel.exporters.queue.writer import NotRunningError, StorageError, Writer
 from tests.exporters.queue.helpers import PATIENCE, errors, insert, reading
@@ -445,3 +446,31 @@ def test_it_can_be_started_again(watched: Watched, caplog: pytest.LogCaptureFixt
     watched.writer.start()
     assert watched.writer.submit(insert("a")).result(PATIENCE) == "a"
     assert not errors(caplog)
+
+
+def test_a_thread_that_ends_by_an_unexpected_error_says_so_and_refuses_the_rest(tmp_path: Path) -> None:
+    failures: list[QueueError] = []
+
+    def end(_: sqlite3.Connection) -> None:
+        raise SystemExit
+
+    failing = Writer(tmp_path / "file", prepare=lambda _: None, tidy=lambda *_: False, failed=failures.append)
+    failing.start()
+    running, release = threading.Event(), threading.Event()
+
+    def wait(_: sqlite3.Connection) -> None:
+        running.set()
+        release.wait(PATIENCE)
+
+    first = failing.submit(wait)
+    assert running.wait(PATIENCE)
+    with_it, behind = failing.submit(end), failing.submit(insert("b"))
+    release.set()
+    assert first.exception(PATIENCE) is None
+    for refused in (with_it, behind):  # in the same transaction, or behind it
+        assert isinstance(refused.exception(PATIENCE), StorageError | NotRunningError)
+    wait_until(lambda: failures, "it is told")
+    assert isinstance(failing.submit(insert("c")).exception(PATIENCE), NotRunningError)
+    failing.stop()
+    assert failing.has_lost
+    assert "SystemExit" in str(failures[0])

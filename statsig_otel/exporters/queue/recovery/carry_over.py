@@ -67,7 +67,7 @@ class CarryOver:
         self._now_ms = now_ms
         self._exporters = damaged_file.exporter_states(connection)
         self._routes = damaged_file.routes(connection)
-        self._before: dict[str, int] = {}  # the progress of an earlier attempt
+        self._before: dict[str, int] = {}  # the progress of an earlier attempt, or the note that it is incomplete
         self._is_guessed = False  # the exporters of some records
 
     def steps(self) -> Iterator[Work[CarriedOver]]:

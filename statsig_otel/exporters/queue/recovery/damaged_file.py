@@ -126,8 +126,11 @@ def _connect(path: Path) -> sqlite3.Connection | None:
     """A connection that reads past damage; None if not even the tables' names can be read."""
     if not schema.size_of(path):
         return None  # SQLite would delete its log
-    connection = schema.open_read_only(path)
+    # Without locks, since nobody writes to it any more, and with an index of the log that is made anew: those of this
+    # process that still read the file have another one in common, which may be of another log.
+    connection = schema.open_read_only(path, "&vfs=unix-none")
     try:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         schema.distrust(connection)
         connection.execute("PRAGMA writable_schema = ON")  # otherwise a file that was cut short can't be opened
         if schema.has_all_tables(connection):

@@ -40,7 +40,8 @@ def delete_file(directory: Path) -> None:
 
 
 def delete_directory(directory: Path) -> None:
-    shutil.rmtree(directory)
+    gone = directory.rename(directory.with_name("gone"))  # at once: the queue would make files in it again meanwhile
+    shutil.rmtree(gone)
 
 
 def replace_file(directory: Path) -> None:
