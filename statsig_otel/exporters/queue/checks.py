@@ -66,7 +66,7 @@ def _recount(connection: sqlite3.Connection, state: ExporterState) -> None:
 def find_records(connection: sqlite3.Connection, exporter: int, *, count: int, size: int) -> Records:
     """The next records of an exporter for which `read_records` returned none although some are counted.
 
-    If damage makes an index end too early, the engine reports no error. So the table itself is read, and if it has none
+    If damage makes an index end too early, SQLite reports no error. So the table itself is read, and if it has none
     either, the whole file is checked: that takes seconds for each million records. Inside the writer's transaction.
 
     Raises:

@@ -246,7 +246,7 @@ def _accept(connection: sqlite3.Connection, wanted: MapAgain, route: Route, now_
     entry = store.Entry(
         wanted.batch if exporters else replace(wanted.batch, changes=()),  # all have it, and nobody remembers a uid
         route,
-        number=store.ensure_route(connection, exporters, wanted.batch.receiver) if exporters else 0,
+        route_id=store.ensure_route(connection, exporters, wanted.batch.receiver) if exporters else 0,
     )
     (appended,) = store.append_batches(connection, [entry], now_ms=now_ms)
     store.add_waiting(connection, exporters, appended.records, appended.size)

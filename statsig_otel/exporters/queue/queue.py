@@ -41,7 +41,7 @@ _SHARE_UNCHECKED: Final = 8
 """Between two checks at most one eighth of the free space is accepted: with the log, a batch takes several times its
 size."""
 
-_Numbers: TypeAlias = dict[tuple[str, tuple[str, ...]], tuple[int, Sequence[int]]]
+_RouteIds: TypeAlias = dict[tuple[str, tuple[str, ...]], tuple[int, Sequence[int]]]
 """By receiver and exporters: the numbers of their route and of these exporters in the database."""
 
 _COUNTING_SHARE: Final = 30
@@ -100,7 +100,7 @@ class DurableQueue:
         self._smallest_left_out: int | None = None  # bytes of a whole body, while there is no room for it
         self._disk_checked_at, self._unchecked = 0.0, 0  # and the bytes that may come before the next check
         self._coming: Routing | None = None  # while `reconfigure` writes it down
-        self._numbers: _Numbers = {}  # of the configured routes
+        self._route_ids: _RouteIds = {}  # of the configured routes
         self._held: dict[tuple[str, str], int] = {}  # dead letters, and when they are counted again
         self._count_at = 0.0  # by the monotonic clock
 
@@ -144,13 +144,13 @@ class DurableQueue:
             NotRunningError: The queue is not running.
         """
 
-        def work(connection: sqlite3.Connection) -> tuple[_Numbers, list[ExporterState]]:
-            self._numbers = {}  # some are about to change; batches behind this look them up until it is on disk
+        def work(connection: sqlite3.Connection) -> tuple[_RouteIds, list[ExporterState]]:
+            self._route_ids = {}  # some are about to change; batches behind this look them up until it is on disk
             store.forget_routes(connection)
             return _ensure_routing(connection, routing), queries.exporter_states(connection)
 
-        def switch(result: tuple[_Numbers, list[ExporterState]]) -> None:
-            self._numbers, states = result
+        def switch(result: tuple[_RouteIds, list[ExporterState]]) -> None:
+            self._route_ids, states = result
             self._routing.now, self._coming = routing, None
             before = self._cursors
             self._cursors = {
@@ -204,7 +204,7 @@ class DurableQueue:
         """Store batches, or none of them if one is refused."""
         for entry in entries:
             key = entry.batch.receiver, entry.route.queued
-            entry.number, entry.exporters = self._numbers.get(key) or _ensure_route(connection, *key)
+            entry.route_id, entry.exporter_ids = self._route_ids.get(key) or _ensure_route(connection, *key)
         for entry, stored in zip(entries, store.append_batches(connection, entries, now_ms=self.now_ms()), strict=True):
             entry.stored = stored
         self._add_waiting(connection, entries)
@@ -222,7 +222,7 @@ class DurableQueue:
             if entry.stored.records:
                 # Once more, with all earlier ones counted: many can pass the first check at the same time.
                 self._check_size(entry, waiting)
-            for number in entry.exporters:
+            for number in entry.exporter_ids:
                 records[number] += entry.stored.records
                 size[number] += entry.stored.size
         for number, count in records.items():
@@ -349,7 +349,7 @@ class DurableQueue:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Give every exporter and route its row in a database that was just opened, and read every exporter's state."""
-        self._numbers = _ensure_routing(connection, self.routing)
+        self._route_ids = _ensure_routing(connection, self.routing)
         self._update_cursors(queries.exporter_states(connection))
 
     def _update_cursors(self, states: Iterable[ExporterState]) -> None:
@@ -455,7 +455,7 @@ def _too_many(name: str, limit: QueuedExporter, records: int, size: int) -> str 
     return f"{what} or more wait for {name}: that is its queue_size"
 
 
-def _ensure_routing(connection: sqlite3.Connection, routing: Routing) -> _Numbers:
+def _ensure_routing(connection: sqlite3.Connection, routing: Routing) -> _RouteIds:
     """Give every exporter and every route a row, if they have none; the numbers of all."""
     for name, exporter in routing.exporters.items():
         receivers = [receiver for receiver, route in routing.receivers.items() if name in route.queued]

@@ -27,7 +27,7 @@ MOST_BODY_BYTES: Final = 256 << 20
 
 DAMAGED: Final = "damaged on disk: its checksum is wrong"
 
-_COLLECTED_AT_ONCE: Final = 5000
+_DELETED_AT_ONCE: Final = 5000
 """The most rows that one transaction deletes, so that nobody waits long for it."""
 
 _ROWS_AT_ONCE: Final = 32
@@ -40,7 +40,7 @@ _REMEMBER: Final = (
 
 _REMEMBER_ONE: Final = _REMEMBER.format("(?, ?, ?)")
 
-_BURY: Final = (
+_ADD_DEAD_LETTER: Final = (
     "INSERT INTO dead_letters (at, kind, owner, reason, content, uid, attempts, count) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _columns: Final = attrgetter("kind", "owner", "reason", "content", "uid", "attempts", "count")
@@ -82,14 +82,14 @@ _NOTHING: Final = Appended(Receipt(0), records=0, size=0, bodies_left_out=0)
 class Entry:
     """A batch on its way to the disk, with the future that answers it once it is there.
 
-    `number` is the route's number in the database, and `exporters` are those of its exporters; both have to be known
+    `route_id` is the route's id in the database, and `exporter_ids` are those of its exporters. Both have to be known
     when the batch is stored.
     """
 
     batch: Batch
     route: Route
-    number: int = 0
-    exporters: Sequence[int] = ()
+    route_id: int = 0
+    exporter_ids: Sequence[int] = ()
     stored: Appended = _NOTHING
     answer: Future[Receipt] = field(default_factory=uncancellable)
 
@@ -157,7 +157,7 @@ def append_batches(connection: sqlite3.Connection, entries: Sequence[Entry], *, 
         for change, uid in zip(entry.batch.changes, its_uids, strict=True):
             if next(fresh):
                 accepted += 1
-                rows += [(entry.number, uid, payload, checksum(uid, payload)) for payload in change.records]
+                rows += [(entry.route_id, uid, payload, checksum(uid, payload)) for payload in change.records]
         receipt = Receipt(accepted, len(its_uids) - accepted)
         left_out = _keep_invalid(connection, entry.batch, now_ms) if entry.batch.invalid else 0
         size = sum(len(row[2]) for row in rows[before:])
@@ -215,7 +215,7 @@ def _keep_invalid(connection: sqlite3.Connection, batch: Batch, now_ms: int) -> 
     bodies = [one for one in batch.invalid if one.whole_body]
     items = [one for one in batch.invalid if not one.whole_body]
     dead_letters = [DeadLetter("item", batch.receiver, item.reason, item.text) for item in items]
-    connection.executemany(_BURY, [_columns_of(dead_letter, now_ms) for dead_letter in dead_letters])
+    connection.executemany(_ADD_DEAD_LETTER, [_columns_of(dead_letter, now_ms) for dead_letter in dead_letters])
     left_out = 0
     for body in bodies:
         if _has_room_for(connection, body.text):
@@ -288,7 +288,7 @@ def _columns_of(dead_letter: DeadLetter, now_ms: int) -> tuple[object, ...]:
 
 def add_dead_letter(connection: sqlite3.Connection, dead_letter: DeadLetter, now_ms: int) -> None:
     """Keep a dead letter."""
-    connection.execute(_BURY, _columns_of(dead_letter, now_ms))
+    connection.execute(_ADD_DEAD_LETTER, _columns_of(dead_letter, now_ms))
 
 
 def delete_done(connection: sqlite3.Connection) -> int:
@@ -301,7 +301,7 @@ def delete_done(connection: sqlite3.Connection) -> int:
         bound, value = ("", ()) if low is None else (" AND seq <= ?", (low,))
         deleted += connection.execute(
             f"DELETE FROM records WHERE seq IN (SELECT seq FROM records WHERE route = ?{bound} LIMIT ?)",  # noqa: S608 - ours
-            (route, *value, _COLLECTED_AT_ONCE),
+            (route, *value, _DELETED_AT_ONCE),
         ).rowcount
     return deleted
 
@@ -310,7 +310,7 @@ def forget_seen(connection: sqlite3.Connection, before_ms: int) -> int:
     """Delete some of the uids that were first seen before a time; the number of deleted uids."""
     return connection.execute(
         "DELETE FROM seen WHERE (receiver, uid) IN (SELECT receiver, uid FROM seen WHERE at < ? LIMIT ?)",
-        (before_ms, _COLLECTED_AT_ONCE),
+        (before_ms, _DELETED_AT_ONCE),
     ).rowcount
 
 

@@ -358,7 +358,7 @@ class Service:
             says which.
 
         Raises:
-            ValueError: A time is negative or NaN. As after a TypeError, the service goes on.
+            ValueError: A time is negative or NaN. The service goes on, as after a TypeError.
         """
         stopped = self._stop(timeout, drain)
         try:
@@ -403,8 +403,8 @@ class Service:
             secrets: The whole signing secrets, in any order; none for the set-up mode.
 
         Raises:
-            ConfigError: A secret is empty, or can't be one. The receiver is unknown, or the service was
-                made by `from_file`. Nothing has changed.
+            ConfigError: A secret is empty, or does not look like one. The receiver is unknown, or the service was made
+                by `from_file`. Nothing has changed.
             TypeError: An argument has another type, such as one string for the secrets. Nothing has changed.
 
         Example:

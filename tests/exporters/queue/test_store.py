@@ -36,7 +36,7 @@ def test_no_parameter_has_a_number() -> None:
 
 
 def entry(made: Batch, route: int = 1, window_ms: int = 10) -> store.Entry:
-    found = store.Entry(made, Route(window=window_ms / 1000), number=route)
+    found = store.Entry(made, Route(window=window_ms / 1000), route_id=route)
     assert found.window_ms == window_ms
     return found
 
