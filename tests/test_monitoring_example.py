@@ -18,6 +18,7 @@ from statsig_otel._telemetry import EXPORTER_STATES, OUTCOMES
 from statsig_otel.plugin.receiver.counting import REASONS
 from statsig_otel.plugin.record.mapper import Mapper
 from statsig_otel.plugin.webhook.body import parse
+from tests.test_troubleshooting import anchors
 
 ROOT: Final = Path(__file__).parents[1]
 EXAMPLE: Final = ROOT / "examples" / "monitoring"
@@ -206,7 +207,13 @@ def test_the_queries_of_changes_name_what_records_have() -> None:
     assert columns == {"Timestamp", "EventName", "ServiceName", "LogAttributes"}
 
 
-def test_the_readme_names_each_file_and_has_the_queries() -> None:
+def test_each_alert_leads_to_a_section_that_says_what_to_do() -> None:
+    for rule in RULES:
+        page, _, anchor = rule["annotations"]["page"].partition("#")
+        assert anchor in anchors((ROOT / page).read_text()), rule["alert"]
+
+
+def test_the_readme_names_each_file_and_each_alert() -> None:
     readme = (EXAMPLE / "README.md").read_text()
     for path in EXAMPLE.iterdir():
         assert path.name == "README.md" or f"[{path.name}]({path.name})" in readme

@@ -5,14 +5,17 @@ from contextlib import contextmanager
 
 from statsig_otel import _telemetry
 from statsig_otel._journal import journal
+from statsig_otel.plugin.server import connection, tls_transport
 
 
 @contextmanager
 def fresh_process() -> Iterator[None]:
-    """Forget the journal, and the counts of receivers and exporters. At the end the counts are there again."""
+    """Forget the journal, what was logged just now, and the counts, which are there again at the end."""
     receivers, sent = _telemetry._receivers.copy(), _telemetry.exporter_sent._numbers.copy()
     _telemetry._receivers.clear()
     _telemetry.exporter_sent._numbers.clear()
+    for module in (connection, tls_transport):
+        module._throttle._states.clear()
     with journal._lock:
         for kind in (journal._taken, journal._refused, journal._attempts):
             kind.entries.clear()

@@ -18,6 +18,7 @@ they came from outside.
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from statsig_otel.exporters.wording import ago, counted
 from statsig_otel.plugin.receiver.intake import Intake
 from statsig_otel.plugin.watch.facts import rfc3339
 from statsig_otel.plugin.watch.health import Condition
+from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
 
 _MINUTE: Final = 60.0
 _FIRST_TO_CHECK: Final = ("not_found", "tls", "tls_handshake")
@@ -114,13 +116,28 @@ def _receiving(
     elif not verified:
         said = f"Receiving. No webhook with a valid signature since the start, {ago(now - since)}."
     elif not changed:
-        said = f"Receiving. Last webhook {ago(now - verified)}, but none with a config change since the start."
+        what = _instead(counts)
+        said = f"Receiving. Last webhook {ago(now - verified)}, but no new config change since the start{what}."
     else:
         said = f"Receiving. Last config change {ago(now - changed)}."
     if refused is not None:
         detail = f": {refused.detail}" if refused.detail else ""
         said += f" A request was refused {ago(now - refused.at)} ({refused.reason}{detail})."
     return said
+
+
+def _instead(counts: Iterable[ReceiverCounts]) -> str:
+    """What webhooks have contained instead of changes that are new."""
+    found: Counter[str] = Counter()
+    for one in counts:
+        with one.lock:
+            filtered = one.ignored[CONFIG_CHANGE]
+            found["other event"] += sum(one.ignored.values()) - filtered
+            found["filtered change"] += filtered
+            found["duplicate"] += one.duplicates
+            found["invalid item"] += one.invalid
+    parts = [counted(number, noun) for noun, number in found.items() if number]
+    return f": {', '.join(parts)}" if parts else ""
 
 
 def _last_refusal(requests: Iterable[RequestEntry], *, after: float, is_first: bool) -> RequestEntry | None:

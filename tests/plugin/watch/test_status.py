@@ -64,8 +64,12 @@ def seen(intake: Intake, *, verified: float = 0, changed: float = 0) -> Intake:
 
 def test_what_came_last() -> None:
     assert words(intake()) == "Receiving. No webhook with a valid signature since the start, 10 minutes ago."
-    only_others = "Receiving. Last webhook 5 minutes ago, but none with a config change since the start."
-    assert words(seen(intake(), verified=301)) == only_others
+    nothing_new = "Receiving. Last webhook 5 minutes ago, but no new config change since the start"
+    receiver = seen(intake(), verified=301)
+    assert words(receiver) == f"{nothing_new}."
+    receiver.counts.ignore({"checkout": 2, "statsig::gate_exposure": 15, "statsig::config_change": 1})
+    receiver.counts.duplicates, receiver.counts.invalid = 3, 1
+    assert words(receiver) == f"{nothing_new}: 17 other events, 1 filtered change, 3 duplicates, 1 invalid item."
     assert words(seen(intake(), verified=2, changed=7201)) == "Receiving. Last config change 2 hours ago."
 
 
