@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-all check format bench proof docs fuzz dependencies sbom clean
+.PHONY: help demo test test-slow test-all check format bench bench-webhook proof docs fuzz dependencies sbom clean
 
 help:
 	@echo "make demo       watch a day of changes pass through a real collector"
@@ -26,6 +26,7 @@ help:
 	@echo "make check      check lint, format and types"
 	@echo "make fuzz       run the fuzzer for SECONDS=20 on each of TARGETS; findings are in .fuzz/findings"
 	@echo "make bench      run the benchmarks; QUICK=1 for a rough run, BENCHMARKS=drain for only that one"
+	@echo "make bench-webhook   measure only what one durable webhook costs, in ten minutes"
 	@echo "make proof      run the long proofs of proofs/; QUICK=1 for a first look, PROOFS=power_loss for only that one"
 	@echo "make format     format the code"
 	@echo "make sbom       list what an installation contains, in build/sbom.json (CycloneDX)"
@@ -102,6 +103,13 @@ BENCHMARKS ?= http_servers against_collector against_hand_written core_cost dura
 bench: $(VENV)/.dev
 	@set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py $(if $(QUICK),--quick) $(ARGS); echo; done
+
+# What one durable webhook costs, compared with all peers, in ten minutes on an idle machine.
+bench-webhook: $(VENV)/.dev
+	$(BIN)/python benchmarks/core_cost.py --rounds 3 --seconds 0.7
+	$(BIN)/python benchmarks/against_collector.py --rounds 3 --seconds 1 --clients 8 64
+	$(BIN)/python benchmarks/against_hand_written.py --rounds 3 --seconds 1 --clients 8 64
+	$(BIN)/python benchmarks/drain.py --rounds 1
 
 # Each script of proofs/ prints its report and fails if the proof does. The reports are in proofs/results, with their date.
 PROOFS ?= $(basename $(notdir $(wildcard proofs/*.py)))
