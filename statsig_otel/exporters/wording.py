@@ -1,6 +1,7 @@
-"""Numbers in words, for people: `2 records`, `4 minutes ago`, `1-3, 7`, `Not Found`."""
+"""Numbers and times in words, for people: `2 records`, `4 minutes ago`, `1-3, 7`, `Not Found`."""
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Final
 
@@ -45,3 +46,8 @@ def ranges(ids: Iterable[int]) -> str:
         else:
             found.append((number, number))
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found) or "none"
+
+
+def rfc3339(seconds: int) -> str:
+    """A time, given in seconds since the epoch: `2026-01-31T12:00:00Z`."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -23,6 +23,7 @@ from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings
+from statsig_otel.plugin.settings.zpages import ZpagesSettings
 
 TABLES: Final[Mapping[str, type[Settings]]] = {
     "statsig": StatsigReceiverSettings,
@@ -33,6 +34,7 @@ TABLES: Final[Mapping[str, type[Settings]]] = {
     "every exporter": ConfiguredExporter,
     "file_storage": FileStorageSettings,
     "health_check": HealthCheckSettings,
+    "zpages": ZpagesSettings,
     "telemetry": TelemetrySettings,
 }
 """The tables of the page. The keys that every exporter has are in a table of their own."""

@@ -1,29 +1,26 @@
 """`statsig-otel dead-letters`: lists, shows, replays and drops what could not be delivered or mapped."""
 
-import base64
 import json
 import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar, get_args
 
 import click
 import msgspec
-from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from statsig_otel.exporters.exporter import Delivered
 from statsig_otel.exporters.local.debug import DebugExporter, DebugSettings
-from statsig_otel.exporters.otlp.json_lines import to_json_line
 from statsig_otel.exporters.queue import dead_letters
 from statsig_otel.exporters.queue.dead_letters import FROM_RECEIVER, Selection, StoredDeadLetter
 from statsig_otel.exporters.queue.store import DeadLetterKind
 from statsig_otel.exporters.terminal import printable, shorten
-from statsig_otel.exporters.wording import counted
+from statsig_otel.exporters.wording import counted, rfc3339
 from statsig_otel.plugin.cli.options import json_option
-from statsig_otel.plugin.cli.queue import location_options, print_table, queue_access, rfc3339
+from statsig_otel.plugin.cli.queue import location_options, print_table, queue_access
+from statsig_otel.plugin.control.dead_letter_content import decoded, described
 from statsig_otel.plugin.control.queue_access import Perform
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -102,7 +99,7 @@ def list_(*, as_json: bool, **selected: Any) -> None:
             listed.update(dead_letter.id for dead_letter in page)
             if as_json:
                 for dead_letter in page:
-                    add(_metadata(dead_letter))
+                    add(described(dead_letter))
                 continue
             print_table(("ID", "KEPT AT", "KIND", "OF", "RECORDS", "BYTES", "ATTEMPTS", "REASON"), map(_row, page))
     if not listed and selections == [Selection()]:
@@ -131,7 +128,7 @@ def show(*, as_json: bool, **selected: Any) -> None:
                     continue  # replayed or dropped meanwhile
                 shown.add(dead_letter.id)
                 if as_json:
-                    add({**_metadata(dead_letter), **_decoded(dead_letter, content)})
+                    add({**described(dead_letter), **decoded(dead_letter, content)})
                 else:
                     _print(dead_letter, content)
     _exit_unless_found(selections, shown)
@@ -289,32 +286,6 @@ def _row(dead_letter: StoredDeadLetter) -> tuple[str, ...]:
     reason = shorten(printable(dead_letter.reason), _REASON_CELLS)
     numbers = map(str, (dead_letter.count, dead_letter.size, dead_letter.attempts))
     return (str(dead_letter.id), _time(dead_letter.at_ms), dead_letter.kind, dead_letter.owner, *numbers, reason)
-
-
-def _metadata(dead_letter: StoredDeadLetter) -> dict[str, Any]:
-    return {
-        "id": dead_letter.id,
-        "kept_at": _time(dead_letter.at_ms),
-        "kind": dead_letter.kind,
-        "receiver" if dead_letter.kind in FROM_RECEIVER else "exporter": dead_letter.owner,
-        "reason": dead_letter.reason,
-        "attempts": dead_letter.attempts,
-        "uid": dead_letter.uid.hex() if dead_letter.uid else None,
-        "records": dead_letter.count,
-        "bytes": dead_letter.size,
-    }
-
-
-def _decoded(dead_letter: StoredDeadLetter, content: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    with suppress(UnicodeDecodeError, DecodeError, RecursionError, ValueError):
-        if dead_letter.kind in FROM_RECEIVER:
-            found["text"] = content.decode()
-        else:
-            found["request"] = json.loads(to_json_line(ExportLogsServiceRequest.FromString(content)))
-    if not found or dead_letter.kind == "damaged":
-        found["base64"] = base64.b64encode(content).decode()
-    return found
 
 
 def _print(dead_letter: StoredDeadLetter, content: bytes) -> None:

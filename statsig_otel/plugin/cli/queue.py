@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -19,7 +18,7 @@ from statsig_otel.config.units import Duration
 from statsig_otel.exporters.queue import dead_letters, queries
 from statsig_otel.exporters.queue.backup import back_up
 from statsig_otel.exporters.terminal import pad, printable, width
-from statsig_otel.exporters.wording import age, counted
+from statsig_otel.exporters.wording import age, counted, rfc3339
 from statsig_otel.plugin.cli.options import json_option
 from statsig_otel.plugin.control.queue_access import QueueAccess
 from statsig_otel.plugin.control.socket import ControlError
@@ -306,8 +305,3 @@ def _row(one: _Exporter) -> tuple[str, ...]:
         oldest = f"{age(one.oldest_age_seconds)} ago, {one.oldest_observed_at}"
     attempts = "" if one.attempts is None else str(one.attempts)
     return (one.name, state, str(one.waiting), str(one.bytes), oldest, attempts, one.last_error or "")
-
-
-def rfc3339(seconds: int) -> str:
-    """A time, given in seconds since the epoch: `2026-01-31T12:00:00Z`."""
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -153,7 +153,12 @@ def _read(
 
 def _secrets(configuration: Configuration) -> list[str]:
     """The secrets of a configuration, without header values that are too short to be any."""
-    parts = [*configuration.receivers.values(), *configuration.exporters.values(), configuration.telemetry]
+    parts = [
+        *configuration.receivers.values(),
+        *configuration.exporters.values(),
+        *configuration.extensions.values(),
+        configuration.telemetry,
+    ]
     return [secret for secret in secrets_in(parts) if len(secret) >= _SHORTEST_SECRET]
 
 

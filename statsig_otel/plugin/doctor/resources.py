@@ -39,6 +39,7 @@ from statsig_otel.plugin.settings.reading import (
 )
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
+from statsig_otel.plugin.settings.zpages import ZpagesSettings
 
 _SYSTEMD: Final = FilePath("/run/systemd/system")
 """A directory that there is where systemd runs the machine: sd_booted(3)."""
@@ -92,12 +93,19 @@ def check_files(configuration: Configuration, document: Document) -> list[Proble
 
 
 def _certificates(configuration: Configuration, document: Document) -> list[Problem]:
-    """The problems of the certificates of the receivers' servers."""
+    """The problems of the certificates of the servers."""
+    found: dict[Path, ServerTlsSettings | None] = {
+        ("receivers", name, "tls"): settings.tls for name, settings in _servers(configuration).items()
+    }
+    for name in configuration.service_extensions:
+        extension = configuration.extensions.get(name)
+        if isinstance(extension, ZpagesSettings):
+            found["extensions", name, "tls"] = extension.tls
     return [
         problem
-        for name, settings in _servers(configuration).items()
-        if settings.tls is not None
-        for problem in _tls(settings.tls, partial(server_context, settings.tls), ("receivers", name, "tls"), document)
+        for path, tls in found.items()
+        if tls is not None
+        for problem in _tls(tls, partial(server_context, tls), path, document)
     ]
 
 
@@ -176,7 +184,7 @@ def _addresses(configuration: Configuration) -> dict[Path, tuple[str, int]]:
         found["receivers", name, "endpoint"] = settings.address
     for name in configuration.service_extensions:
         extension = configuration.extensions.get(name)
-        if isinstance(extension, HealthCheckSettings):
+        if isinstance(extension, HealthCheckSettings | ZpagesSettings):
             found["extensions", name, "endpoint"] = extension.address
     for position, reader in metrics_settings(configuration).active.items():
         if reader.pull is not None:

@@ -16,7 +16,7 @@ from statsig_otel import _times
 from statsig_otel._journal import journal
 from statsig_otel.config.configuration import Configuration
 from statsig_otel.exporters.queue.directory import DirectoryInUseError
-from statsig_otel.plugin.control.socket import ControlServer, Handler
+from statsig_otel.plugin.control.socket import ControlError, ControlServer, Handler
 from statsig_otel.plugin.receiver.asgi import StatsigReceiver
 from statsig_otel.plugin.receiver.wsgi import StatsigWsgiReceiver
 from statsig_otel.plugin.record.serializer import AttributeValue
@@ -29,9 +29,12 @@ from statsig_otel.plugin.service.restart import RestartNeededError, needing_rest
 from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.settings.reading import receiver_settings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings, with_resource
+from statsig_otel.plugin.settings.zpages import ZpagesSettings
+from statsig_otel.plugin.watch.diagnosis import Facts
 from statsig_otel.plugin.watch.facts import journal_command
 from statsig_otel.plugin.watch.health import Condition, Health, HealthServer
-from statsig_otel.plugin.watch.status import status
+from statsig_otel.plugin.watch.status import facts_of, status
+from statsig_otel.plugin.watch.zpages import Zpages
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -90,7 +93,7 @@ class Assembly:
         self._ways_out = ways_out
         self._inherited = inherited
         self.before_resume: Callable[[], None] = lambda: None  # looks at files before an exporter tries again
-        self._commands: dict[str, Handler] = {"journal": journal_command, "status": lambda _: self.status()}
+        self._commands: dict[str, Handler] = {"journal": journal_command, "status": lambda _: status(self.facts())}
         self.consumer: Final = ServiceConsumer()
         self.servers: Final = ServerThread([])
         self._outbound = Outbound(configuration, self.directory, failed=self.servers.fail)
@@ -122,6 +125,8 @@ class Assembly:
         )
         checks = self._configuration.extension(HealthCheckSettings)
         self.health: HealthServer | None = None if checks is None else HealthServer(checks, Health(self))
+        zpages = self._configuration.extension(ZpagesSettings)
+        self.zpages: Zpages | None = None if zpages is None else Zpages(zpages, self)
         self.servers.servers = [endpoint.server for endpoint in self._endpoints]
         socket = self._outbound.socket
         self._control = ControlServer(socket, {}) if socket else None
@@ -173,15 +178,31 @@ class Assembly:
         expiry = {"certificate_expired": f"the certificate of {expired[0]} has expired"} if expired else {}
         return Condition({**expiry, **outbound.reasons}, outbound.exporters)
 
-    def status(self) -> dict[str, Any]:
-        """How it is, in numbers and in plain words, as `watch/status.py` describes it."""
-        return status(
+    def facts(self) -> Facts:
+        """What is known of it."""
+        return facts_of(
             condition=self.condition(),
             exporters=self._outbound.exporters(),
             receivers=self._intakes,
+            paths={name: one.path for name, one in receiver_settings(self._configuration).items()},
             dead_letters=self._outbound.dead_letters(),
             since=self._since,
         )
+
+    @property
+    def database(self) -> Path | None:
+        """The file of the queue; None without one."""
+        return self._outbound.database
+
+    def command(self, name: str, arguments: dict[str, Any]) -> Any:
+        """Carry out a command of the control socket.
+
+        Raises:
+            ControlError: It is refused.
+        """
+        if self._control is None:
+            raise ControlError("this service has no queue")
+        return self._control.handlers[name](arguments)
 
     def ping(self) -> "Future[None] | None":
         """Done soon if the servers' thread lives; None if no server runs."""
@@ -263,12 +284,16 @@ class Assembly:
                 self.health.start()
             if self._control is not None:
                 self._control.start()
+            if self.zpages is not None:
+                self.zpages.start()
             for endpoint in self._endpoints:
                 endpoint.server.bind()
             self._outbound.open(self.consumer)
             if self._endpoints:
                 self.servers.start()
         except BaseException:
+            if self.zpages is not None:
+                self.zpages.shutdown()
             for endpoint in self._endpoints:
                 endpoint.server.stop()
             if self._control is not None:
@@ -299,6 +324,8 @@ class Assembly:
         def left_of(share: _times.Share) -> float:
             return max(begun + share.of(timeout) - time.monotonic(), 0.0)
 
+        if self.zpages is not None:
+            self.zpages.shutdown()
         # First of all, so that a request of a client that has connected is taken and not refused.
         self.servers.stop_accepting(_times.REQUEST_DRAIN.of(timeout))
         self._outbound.close(left_of(_times.SYNCHRONOUS_GRACE))

@@ -131,6 +131,11 @@ class Outbound:
         """The number of dead letters that are held."""
         return 0 if self._queue is None else sum(self._queue.dead_letters().values())
 
+    @property
+    def database(self) -> Path | None:
+        """The file of the queue; None without one."""
+        return None if self._queue is None else self._queue.database
+
     def patience(self, receiver: str) -> float:
         """Seconds within which a receiver's batch should be accepted or refused."""
         return self._synchronous.longest_answer(self._routing.now.route(receiver)) + COMMIT_TIMEOUT

@@ -7,6 +7,7 @@ from statsig_otel.config.configuration import Configuration
 from statsig_otel.plugin.service.endpoints import SERVER_KEYS
 from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
+from statsig_otel.plugin.settings.zpages import ZpagesSettings
 
 _FIXED_KEYS: Final = (
     "endpoint", "path", "max_request_body_size", "max_in_flight_bytes", "read_timeout", *SERVER_KEYS
@@ -46,5 +47,7 @@ def needing_restart(before: Configuration, after: Configuration) -> Iterator[str
         yield "extensions::file_storage"
     if before.extension(HealthCheckSettings) != after.extension(HealthCheckSettings):
         yield "extensions::health_check"
+    if before.extension(ZpagesSettings) != after.extension(ZpagesSettings):
+        yield "extensions::zpages"
     if before.telemetry != after.telemetry:
         yield "service::telemetry"

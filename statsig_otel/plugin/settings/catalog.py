@@ -17,6 +17,7 @@ from statsig_otel.plugin.settings.health_check import HealthCheckSettings
 from statsig_otel.plugin.settings.receiver import StatsigReceiverSettings
 from statsig_otel.plugin.settings.storage import FileStorageSettings
 from statsig_otel.plugin.settings.telemetry import TelemetrySettings
+from statsig_otel.plugin.settings.zpages import ZpagesSettings
 
 _NO_METRICS: Final = "leave it out: changes are log records, not metrics; for the service's own see docs/metrics.md"
 _NO_TRACES: Final = "leave it out: changes are log records, not traces"
@@ -71,7 +72,7 @@ UNSUPPORTED_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
         **AUTHENTICATORS,
         **dict.fromkeys(("db_storage", "redis_storage"), "use file_storage, a directory of this machine"),
         "healthcheckv2": "use health_check",
-        **dict.fromkeys(("pprof", "zpages"), _DOCTOR),
+        "pprof": _DOCTOR,
         "memory_ballast": "leave it out: max_in_flight_bytes of the receiver bounds the memory",
         "memory_limiter": "leave it out: max_in_flight_bytes of the receiver bounds the memory",
         "": "leave it out, or send OTLP to a Collector that has it",
@@ -108,10 +109,10 @@ EXPORTERS: Final = ExporterTypes(_BUILT_IN, ALIASES)
 BUILT_IN: Final = Components(
     receivers={"statsig": StatsigReceiverSettings},
     exporters={name: one.settings for name, one in _BUILT_IN.items()},
-    extensions={"file_storage": FileStorageSettings, "health_check": HealthCheckSettings},
+    extensions={"file_storage": FileStorageSettings, "health_check": HealthCheckSettings, "zpages": ZpagesSettings},
     aliases=ALIASES,
     telemetry=TelemetrySettings,
-    single=frozenset({"file_storage", "health_check"}),
+    single=frozenset({"file_storage", "health_check", "zpages"}),
     unsupported=UNSUPPORTED_TYPES,
     composed={"exporters": ConfiguredExporter},
 )

@@ -1,1 +1,1 @@
-"""Shows how a running service is: answers health checks, lets its metrics be read, or sends them, and sends spans."""
+"""Shows how a running service is: its live page, what happened last, health checks, its metrics and its spans."""

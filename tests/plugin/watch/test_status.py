@@ -11,7 +11,7 @@ from statsig_otel.exporters.terminal import width, wrap
 from statsig_otel.exporters.wording import age, ago
 from statsig_otel.plugin import Intake, Verifier
 from statsig_otel.plugin.watch.health import Condition
-from statsig_otel.plugin.watch.status import status
+from statsig_otel.plugin.watch.status import facts_of, status
 from tests.plugin.fresh import fresh_process
 
 IDLE: Mapping[str, Any] = {"state": "idle", "waiting": 0}
@@ -38,16 +38,18 @@ def words(
     of: Journal | None = None,
     **reasons: str,
 ) -> str:
-    told = status(
+    facts = facts_of(
         condition=Condition(reasons, {}),
         exporters={"mine": IDLE} if exporters is None else exporters,
         receivers={"statsig": intake},
+        paths={"statsig": "/hook"},
         dead_letters=dead_letters,
         since=time.time() - since,
         of=kept() if of is None else of,
     )
-    assert isinstance(told["words"], str)
-    return told["words"]
+    said = status(facts)["words"]
+    assert isinstance(said, str)
+    return said
 
 
 def intake(*secrets: str) -> Intake:
@@ -122,10 +124,11 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
     journal.add_attempt("mine", "delivered", "", records=4, delivered=4, seconds=0.1)
     journal._attempts.entries[0].at -= 61
     journal.add_attempt("mine", "partially_rejected", "", records=4, delivered=1, seconds=0.1)
-    told = status(
-        condition=Condition({}, {}), exporters={"mine": IDLE}, receivers={}, dead_letters=0, since=0.0, of=journal
+    nothing = Condition({}, {})
+    facts = facts_of(
+        condition=nothing, exporters={"mine": IDLE}, receivers={}, paths={}, dead_letters=0, since=0.0, of=journal
     )
-    assert told["exporters"]["mine"]["delivered_last_minute"] == 1
+    assert status(facts)["exporters"]["mine"]["delivered_last_minute"] == 1
 
 
 def test_times_in_words() -> None:

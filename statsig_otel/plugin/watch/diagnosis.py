@@ -1,0 +1,323 @@
+"""Says in plain words how a service is, what its set-up still needs, and what is wrong. Pure functions of `Facts`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+from statsig_otel._journal import RequestEntry
+from statsig_otel._telemetry import OTHER
+from statsig_otel.exporters.wording import ago, counted
+from statsig_otel.plugin.webhook.body import CONFIG_CHANGE
+
+_HOUR: Final = 3600.0
+_MOST_NAMES: Final = 3
+_MOST_PROBLEMS: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiverFacts:
+    """What is known of a receiver. Times are in seconds since the epoch, and 0 for never.
+
+    Attributes:
+        name: Its id.
+        path: The path that webhooks are sent to.
+        has_secret: Whether it has a signing secret.
+        last_verified: When the last webhook with a valid signature arrived.
+        last_change: When the last accepted change arrived.
+        clock_difference: The timestamp of the last webhook with a valid signature, less the time when it arrived, in
+            seconds.
+        answers: The requests, by the reason of their answers.
+        ignored: The ignored items, by the name of their event.
+        duplicates: The changes that had been accepted before.
+        invalid: The changes that no record could be made of.
+    """
+
+    name: str
+    path: str = ""
+    has_secret: bool = True
+    last_verified: float = 0.0
+    last_change: float = 0.0
+    clock_difference: float = 0.0
+    answers: Mapping[str, int] = field(default_factory=dict)
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+    invalid: int = 0
+
+    @property
+    def has_verified_url(self) -> bool:
+        """Whether a URL verification was answered."""
+        return bool(self.answers.get("url_verification"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExporterFacts:
+    """What is known of an exporter.
+
+    Attributes:
+        name: Its id.
+        state: One of `_telemetry.EXPORTER_STATES`, or `stopped`.
+        waiting: The records that wait for it; None if it has no queue, and a webhook waits for it.
+        oldest: Seconds since the webhook of the oldest of them arrived; None if none waits.
+        attempts: The failed attempts to send the head.
+        last_error: What its backend said last; empty while all is well.
+        delivered: The records that its backend has taken.
+        delivered_last_minute: Those of the last minute.
+    """
+
+    name: str
+    state: str = "idle"
+    waiting: int | None = 0
+    oldest: float | None = None
+    attempts: int = 0
+    last_error: str = ""
+    delivered: int = 0
+    delivered_last_minute: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known of a service.
+
+    Attributes:
+        now: The time, in seconds since the epoch.
+        since: When it started.
+        reasons: Why it refuses webhooks: a sentence for each reason.
+        receivers: Its receivers.
+        exporters: Its exporters.
+        dead_letters: The dead letters that are kept.
+        requests: Of each receiver and reason the last requests, newest first.
+    """
+
+    now: float
+    since: float = 0.0
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    receivers: Sequence[ReceiverFacts] = ()
+    exporters: Sequence[ExporterFacts] = ()
+    dead_letters: int = 0
+    requests: Sequence[RequestEntry] = ()
+
+
+class Step(NamedTuple):
+    """A step of the set-up."""
+
+    text: str
+    is_done: bool
+    is_current: bool
+
+
+class Trouble(NamedTuple):
+    """Something that is wrong.
+
+    Attributes:
+        title: What has happened.
+        check: What to check, and what to do.
+        at: When it happened last, in seconds since the epoch.
+        times: How often, in that second; 0 if that has no meaning.
+    """
+
+    title: str
+    check: str
+    at: float
+    times: int = 0
+
+
+_KEY: Final = (
+    "Compare signing_secrets with the secret that Statsig's console shows for this webhook (Settings > Integrations > "
+    "Generic Webhook). If they are the same, a proxy changes the body on the way."
+)
+_PROXY: Final = "Look at what the proxies between Statsig and this service do with the request."
+_CLOCK: Final = "Check the clock of this machine, and whether something holds webhooks back on the way."
+_URL: Final = "Correct the webhook's URL in Statsig's console (Settings > Integrations > Generic Webhook)."
+_OVERLOAD: Final = "Statsig may not send it again. Look at the exporters below: what waits for them fills the queue."
+_PLAIN: Final = (
+    "Let a proxy in front of this port end TLS, or set tls of the receiver. For a first try without TLS, the URL "
+    "begins with http://."
+)
+
+REASONS: Final[Mapping[str, tuple[str, str]]] = {
+    "signature_wrong": ("it was signed with a secret that is not configured here", _KEY),
+    "signature_missing": ("it has no signature", f"Statsig signs each webhook. Who sends this? {_PROXY}"),
+    "signature_repeated": ("its signature is there several times", _PROXY),
+    "signature_malformed": ("its signature does not have Statsig's form", f"Who sends this? {_PROXY}"),
+    "timestamp_missing": ("it has no time", f"Statsig adds X-Statsig-Request-Timestamp. {_PROXY}"),
+    "timestamp_repeated": ("its time is there several times", _PROXY),
+    "timestamp_malformed": ("its time does not have Statsig's form", f"Who sends this? {_PROXY}"),
+    "timestamp_outside_tolerance": ("the clocks of its sender and of this machine differ too much", _CLOCK),
+    "no_secret": (
+        "this service has no signing secret yet",
+        "Copy the webhook's signing secret from Statsig's console into signing_secrets, and reload or restart.",
+    ),
+    "not_found": ("nothing is served at its path", _URL),
+    "method": ("it was not sent with POST", "Statsig sends POST. A browser that opens the URL sends GET."),
+    "tls": ("its sender speaks TLS to a port that serves plain HTTP", _PLAIN),
+    "tls_handshake": ("its TLS handshake failed", "Check the certificate, and whether the URL begins with https://."),
+    "http2": ("its sender speaks HTTP/2", "Let the proxy in front speak HTTP/1.1 to this port."),
+    "proxy_protocol": ("its sender speaks the PROXY protocol", "Switch that off in the load balancer."),
+    "not_http": ("it is not HTTP", "Who sends this? Most often it is a scanner, which can be ignored."),
+    "content_encoding": ("its body is compressed", f"Statsig does not compress. {_PROXY}"),
+    "too_large": ("its body is too large", "If Statsig sent it, raise max_request_body_size."),
+    "slow_body": ("its body did not arrive in time", "Look at the network and the proxy, or raise read_timeout."),
+    "truncated": ("its body ended early", "The sender or a proxy closed the connection."),
+    "queue_full": ("the queue is full", _OVERLOAD),
+    "disk_full": ("the disk is full", "Free space on the disk of the queue's directory."),
+    "storage_failed": ("the queue could not be written", "Look at the disk of the queue's directory, and the log."),
+    "exporter_failed": ("an exporter without a queue could not deliver it", "Repair its backend, or give it a queue."),
+    "not_json": ("its body is not JSON", f"Who sends this? {_PROXY}"),
+    "not_utf8": ("its body is not UTF-8", f"Who sends this? {_PROXY}"),
+    "unknown_shape": ("its body is not a webhook of a known form", "It is kept as a dead letter: see below."),
+    "shutting_down": ("the service was stopping", "Statsig may not send it again."),
+}
+"""By the reason of a refusal, why a request was refused, and what to check."""
+
+_DETAILED: Final = frozenset(
+    {
+        *("timestamp_outside_tolerance", "timestamp_malformed", "signature_malformed", "not_found", "not_http"),
+        *("tls_handshake", "queue_full", "disk_full", "storage_failed", "exporter_failed", "not_json", "unknown_shape"),
+    }
+)
+"""The reasons whose detail says more, such as a number or a path."""
+
+_FIRST_TO_CHECK: Final = frozenset({"not_found", "tls", "tls_handshake", "http2", "proxy_protocol"})
+"""Reasons of refusals by the server that are worth a word until the first webhook with a valid signature arrives."""
+
+_AT_FAULT: Final = ("retrying", "refused", "blocked")
+
+
+def why(reason: str, detail: str = "") -> str:
+    """Why a request was refused, as a clause: `it was signed with ...`."""
+    return REASONS[reason][0] if reason in REASONS else detail or reason
+
+
+def check(reason: str, detail: str = "") -> str:
+    """What to check after a refusal; empty if nothing is known but what `why` says."""
+    if reason not in REASONS:
+        return ""
+    shown = f"{detail[0].upper()}{detail[1:]}. " if detail and reason in _DETAILED else ""
+    return f"{shown}{REASONS[reason][1]}"
+
+
+def sentence(facts: Facts) -> str:
+    """How the service is, in one or a few short sentences."""
+    return " ".join(_sentences(facts))
+
+
+def _sentences(facts: Facts) -> Iterator[str]:
+    if facts.reasons:
+        yield f"Not receiving: {'; '.join(facts.reasons.values())}."
+    else:
+        yield from _receiving(facts)
+    for one in facts.exporters:
+        if one.state in _AT_FAULT:
+            verb = "waits" if one.waiting == 1 else "wait"
+            what = "" if one.waiting is None else f": {counted(one.waiting, 'record')} {verb}"
+            yield f"{one.name} is {one.state}{what}."
+    if facts.dead_letters:
+        yield f"{counted(facts.dead_letters, 'dead letter')} held."
+
+
+def _receiving(facts: Facts) -> Iterator[str]:
+    """Whether webhooks are taken, and what came last."""
+    now, verified = facts.now, max((one.last_verified for one in facts.receivers), default=0.0)
+    change = max((one.last_change for one in facts.receivers), default=0.0)
+    without = [one.name for one in facts.receivers if not one.has_secret]
+    if without and not verified:
+        yield f"{', '.join(without)} has no signing secret yet: it only answers Statsig's URL verification."
+    elif not verified:
+        yield f"Receiving. No webhook with a valid signature since the start, {ago(now - facts.since)}."
+    elif not change:
+        instead = "; ".join(filter(None, map(_instead, facts.receivers)))
+        what = f": {instead}" if instead else ""
+        yield f"Receiving. Last webhook {ago(now - verified)}, but no new config change since the start{what}."
+    else:
+        yield f"Receiving. Last config change {ago(now - change)}."
+    refused = next(_refusals(facts), None)
+    if refused is not None:
+        detail = f": {refused.detail}" if refused.detail else ""
+        yield f"A request was refused {ago(now - refused.at)} ({refused.reason}{detail})."
+
+
+def _instead(receiver: ReceiverFacts) -> str:
+    """What its webhooks have contained instead of changes that are new."""
+    filtered = receiver.ignored.get(CONFIG_CHANGE, 0)
+    found = {
+        "other event": sum(receiver.ignored.values()) - filtered,
+        "filtered change": filtered,
+        "duplicate": receiver.duplicates,
+        "invalid item": receiver.invalid,
+    }
+    return ", ".join(counted(number, noun) for noun, number in found.items() if number)
+
+
+def _refusals(facts: Facts) -> Iterator[RequestEntry]:
+    """The refusals since the start and since the last webhook with a valid signature.
+
+    Those of the server count only as long as there was no such webhook. Later they are the noise of a public address.
+    """
+    verified = max((one.last_verified for one in facts.receivers), default=0.0)
+    for entry in facts.requests:
+        is_ours = entry.receiver or (not verified and entry.reason in _FIRST_TO_CHECK)
+        if entry.status != HTTPStatus.OK and is_ours and entry.at >= max(verified, facts.since):
+            yield entry
+
+
+def steps(facts: Facts) -> list[Step]:
+    """The steps of the set-up; none once it is complete."""
+    receivers = facts.receivers
+    has_change = any(one.last_change for one in receivers)
+    has_verified = has_change or any(one.last_verified for one in receivers)
+    delivered = any(one.delivered for one in facts.exporters)
+    paths = " or ".join(one.path for one in receivers)
+    done = {
+        f"Statsig verifies the webhook's URL, which ends with {paths}": has_verified
+        or any(one.has_verified_url for one in receivers),
+        "The webhook's signing secret is in signing_secrets": bool(receivers)
+        and all(one.has_secret for one in receivers),
+        "A signed webhook arrives": has_verified,
+        "It has a config change": has_change,
+        "A change is delivered": delivered,
+    }
+    if all(done.values()):
+        return []
+    current = next(text for text, is_done in done.items() if not is_done)
+    return [Step(text, is_done, text == current) for text, is_done in done.items()]
+
+
+def troubles(facts: Facts) -> list[Trouble]:
+    """What is wrong, the most important first."""
+    found = [Trouble("Webhooks are refused", f"{reason}.", facts.now) for reason in facts.reasons.values()]
+    found += [trouble for one in facts.exporters if (trouble := _of_exporter(one, facts.now)) is not None]
+    found += [trouble for one in facts.receivers if (trouble := _without_change(one)) is not None]
+    for entry in _refusals(facts):
+        if entry.at > facts.now - _HOUR:
+            title = f"A request was refused: {why(entry.reason, entry.detail)}"
+            found.append(Trouble(title, check(entry.reason, entry.detail), entry.at, entry.count))
+    return found[:_MOST_PROBLEMS]
+
+
+def _of_exporter(exporter: ExporterFacts, now: float) -> Trouble | None:
+    if exporter.state not in _AT_FAULT:
+        return None
+    waits = "" if exporter.waiting is None else f" Waiting: {counted(exporter.waiting, 'record')}. None is lost."
+    advice = {
+        "retrying": "The backend does not answer, or asks to wait. It is tried again by itself.",
+        "refused": "The backend refuses the records. Look at what it says, and at its limits.",
+        "blocked": "Somebody has to repair this: the address, the key or the certificate. Then try again below.",
+    }[exporter.state]
+    title = f"{exporter.name} is {exporter.state}: {exporter.last_error or 'its backend takes nothing'}"
+    return Trouble(title, f"{advice}{waits}", now)
+
+
+def _without_change(receiver: ReceiverFacts) -> Trouble | None:
+    """A receiver that gets webhooks, but none with a change."""
+    if not receiver.last_verified or receiver.last_change:
+        return None
+    names = sorted(set(receiver.ignored) - {OTHER, CONFIG_CHANGE}, key=lambda name: -receiver.ignored[name])
+    listed = f" ({', '.join(names[:_MOST_NAMES])})" if names else ""
+    check_filter = " The receiver's own filter drops changes, too." if receiver.ignored.get(CONFIG_CHANGE) else ""
+    return Trouble(
+        f"No webhook to {receiver.name} had a new config change, but: {_instead(receiver) or 'nothing'}{listed}",
+        "In Statsig's console (Settings > Integrations > Generic Webhook), open Filters and choose Config Changes."
+        f"{check_filter}",
+        receiver.last_verified,
+    )

@@ -1,0 +1,405 @@
+"""Writes the live page as HTML: a complete page without JavaScript, whose sections the script replaces as they change.
+
+Everything that comes from outside goes through `_text`. Each row has a key, by which the script finds what has changed.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from typing import Any, Final
+from urllib.parse import quote
+
+from statsig_otel.exporters.queue.dead_letters import StoredDeadLetter
+from statsig_otel.exporters.terminal import printable
+from statsig_otel.exporters.wording import age, counted
+from statsig_otel.plugin.watch.diagnosis import (
+    ExporterFacts,
+    Facts,
+    Trouble,
+    check,
+    sentence,
+    steps,
+    troubles,
+    why,
+)
+from statsig_otel.plugin.watch.history import MINUTES, SERIES
+
+_MOST_CHANGES: Final = 100
+_MOST_ROWS: Final = 40
+_BARS: Final = 40.0  # the height of the chart's bars
+_AT_FAULT: Final = ("refused", "blocked")
+
+SECTIONS: Final[Mapping[str, str]] = {
+    "state": "State",
+    "steps": "Set-up",
+    "troubles": "What to check",
+    "chart": "The last hour",
+    "exporters": "Exporters",
+    "dead-letters": "Dead letters",
+    "changes": "Config changes",
+    "requests": "Requests",
+    "attempts": "Deliveries",
+}
+"""The sections of the page, by id, with their headings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What the page shows at one moment.
+
+    Attributes:
+        facts: The facts about the service.
+        entries: The journal, as `watch.facts.entries` returns it.
+        minutes: The history, as `History.minutes` returns it.
+        letters: The first dead letters.
+        token: What forms send back, which no other page knows.
+        text: The changes have to contain this, in any case.
+        type: The changes have to be of this type.
+    """
+
+    facts: Facts
+    entries: Mapping[str, Sequence[Mapping[str, Any]]]
+    minutes: Sequence[tuple[int, Sequence[float]]]
+    letters: Sequence[StoredDeadLetter] = ()
+    token: str = ""
+    text: str = ""
+    type: str = ""
+
+
+def page(shown: Shown) -> str:
+    """The whole page."""
+    made = sections(shown)
+    parts = [
+        f'<section aria-labelledby="{name}-heading"{"" if made[name] else " hidden"}>'
+        f'<h2 id="{name}-heading">{heading}</h2>'
+        f"{_filters(shown) if name == 'changes' else ''}"
+        f'<div id="{name}">{made[name]}</div></section>'
+        for name, heading in SECTIONS.items()
+        if name != "state"
+    ]
+    body = (
+        f'<p id="state" class="state">{made["state"]}</p>'
+        f'<p id="live" class="quiet">As of {_clock(shown.facts.now)}. '
+        f'<a href="/">Read again</a></p><p id="said" role="status"></p>{"".join(parts)}'
+    )
+    return document("statsig-otel", body)
+
+
+def document(title: str, body: str) -> str:
+    """A page with a title and this content."""
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)}</title>"
+        '<link rel="icon" href="data:,"><link rel="stylesheet" href="/page.css">'
+        '<script src="/page.js" defer></script></head><body>'
+        '<header><h1><a href="/">statsig-otel</a></h1></header>'
+        f"<main>{body}</main></body></html>"
+    )
+
+
+def sections(shown: Shown) -> dict[str, str]:
+    """The content of each section; empty for one that is not shown now."""
+    entries = shown.entries
+    return {
+        "state": _text(sentence(shown.facts)),
+        "steps": _steps(shown.facts),
+        "troubles": _troubles(shown.facts),
+        "chart": _chart(shown.minutes),
+        "exporters": _exporters(shown),
+        "dead-letters": _dead_letters(shown),
+        "changes": _changes(shown),
+        "requests": _table(
+            ("Time", "Receiver", "Answer", "What happened"),
+            map(_request, entries["requests"][:_MOST_ROWS]),
+            "No request has arrived since the start.",
+        ),
+        "attempts": _table(
+            ("Time", "Exporter", "Outcome", "Records", "Took", "The backend's answer"),
+            map(_attempt, entries["attempts"][:_MOST_ROWS]),
+            "Nothing was sent since the start.",
+        ),
+    }
+
+
+def _steps(facts: Facts) -> str:
+    found = steps(facts)
+    rows = "".join(
+        f"<li{_attribute('aria-current', 'step' if step.is_current else '')} "
+        f'class="{"done" if step.is_done else "open"}">'
+        f"{_text(step.text)} <span>{'done' if step.is_done else 'now' if step.is_current else 'to do'}</span></li>"
+        for step in found
+    )
+    return f"<ol>{rows}</ol>" if found else ""
+
+
+def _troubles(facts: Facts) -> str:
+    return "".join(map(_trouble, troubles(facts)))
+
+
+def _trouble(one: Trouble) -> str:
+    times = f", {one.times} times in one second" if one.times > 1 else ""
+    when = f'<p class="quiet">{_clock(one.at)}{times}</p>' if one.times else ""
+    title = _text(one.title)
+    return f'<article class="trouble" data-key="{title}"><h3>{title}</h3><p>{_text(one.check)}</p>{when}</article>'
+
+
+def _chart(minutes: Sequence[tuple[int, Sequence[float]]]) -> str:
+    if not any(any(values) for _, values in minutes):
+        return '<p class="quiet">Nothing has happened in the last hour.</p>'
+    return f'<div class="charts">{"".join(_bars(number, name, minutes) for number, name in enumerate(SERIES))}</div>'
+
+
+def _bars(series: int, name: str, minutes: Sequence[tuple[int, Sequence[float]]]) -> str:
+    values = [values[series] for _, values in minutes]
+    most, total = max(values), sum(values)
+    peak = f", most at {_minute(minutes[values.index(most)][0])}: {most:.0f}" if total else ""
+    bars = "".join(
+        f'<rect x="{x * 5}" y="{_BARS - _BARS * value / most:.1f}" width="4" height="{_BARS * value / most:.1f}">'
+        f"<title>{_minute(at)}: {value:.0f}</title></rect>"
+        for x, ((at, _), value) in enumerate(zip(minutes, values, strict=True))
+        if value
+    )
+    label = _text(f"{name} in the last hour: {total:.0f}{peak}")
+    return (
+        f'<figure data-key="{series}"><figcaption>{_text(name)}: <b>{total:.0f}</b></figcaption>'
+        f'<svg viewBox="0 0 {MINUTES * 5} {_BARS:.0f}" role="img" aria-label="{label}" class="series{series}" '
+        f'preserveAspectRatio="none"><line x1="0" y1="{_BARS:.0f}" x2="{MINUTES * 5}" y2="{_BARS:.0f}"/>{bars}</svg>'
+        "</figure>"
+    )
+
+
+def _exporters(shown: Shown) -> str:
+    head = ("Exporter", "State", "Waiting", "Oldest", "Last minute", "Attempts", "Last error", "")
+    rows = (_exporter(one, shown) for one in shown.facts.exporters)
+    return _table(head, rows, "There is no exporter.")
+
+
+def _exporter(one: ExporterFacts, shown: Shown) -> "_Row":
+    button = (
+        _button("/exporters", {"exporter": one.name}, "resume", "Try now", of=one.name, token=shown.token)
+        if one.waiting is not None and one.state in ("retrying", "refused", "blocked")
+        else ""
+    )
+    return _Row(
+        one.name,
+        (
+            _text(one.name),
+            f'<span class="state-{_text(one.state)}">{_text(one.state)}</span>',
+            "no queue" if one.waiting is None else str(one.waiting),
+            age(one.oldest) if one.oldest is not None and one.waiting else "",
+            f"{one.delivered_last_minute} sent",
+            str(one.attempts) if one.attempts else "",
+            _text(one.last_error),
+            button,
+        ),
+        is_bad=one.state in _AT_FAULT,
+    )
+
+
+def _dead_letters(shown: Shown) -> str:
+    if not shown.facts.dead_letters and not shown.letters:
+        return ""
+    head = ("Number", "Kept at", "Kind", "Of", "Reason", "")
+    rows = (_dead_letter(one, shown.token) for one in shown.letters)
+    rest = shown.facts.dead_letters - len(shown.letters)
+    more = f'<p class="quiet">And {rest} more: `statsig-otel dead-letters list` has all.</p>' if rest > 0 else ""
+    return _table(head, rows, "") + more
+
+
+def _dead_letter(one: StoredDeadLetter, token: str) -> "_Row":
+    name, link = f"dead letter {one.id}", f"/dead-letter?id={one.id}"
+    replay = _button("/dead-letters", {"id": str(one.id)}, "replay", "Replay", of=name, token=token)
+    drop = _button("/dead-letters", {"id": str(one.id)}, "drop", "Drop", of=name, token=token)
+    show = f'<a href="{link}" class="show" aria-label="Show {name}">Show</a>'
+    kept = _clock(one.at_ms / 1000)
+    return _Row(
+        str(one.id), (str(one.id), kept, _text(one.kind), _text(one.owner), _text(one.reason), show + replay + drop)
+    )
+
+
+def _filters(shown: Shown) -> str:
+    types = sorted({str(one["type"]) for one in shown.entries["changes"] if "type" in one} | {shown.type} - {""})
+    options = "".join(f"<option{' selected' if one == shown.type else ''}>{_text(one)}</option>" for one in types)
+    return (
+        '<form class="filters" method="get" action="/#changes-heading"><label>Text '
+        f'<input type="search" name="text" id="filter-text" value="{_text(shown.text)}"></label> <label>Type '
+        f'<select name="type" id="filter-type"><option value="">all</option>{options}</select></label> '
+        "<button>Filter</button></form>"
+    )
+
+
+def _changes(shown: Shown) -> str:
+    found = [one for one in shown.entries["changes"] if _matches(one, shown.text, shown.type)]
+    head = ("Time", "Type", "Flag", "Action", "Who", "Environments", "Description", "Services", "")
+    is_filtered = shown.text or shown.type
+    nothing = "No change matches the filter." if is_filtered else "No config change has arrived since the start."
+    return _table(head, map(_change, found[:_MOST_CHANGES]), nothing)
+
+
+def _matches(change: Mapping[str, Any], text: str, type_: str) -> bool:
+    words = (str(value) for key, value in change.items() if key not in ("at", "bytes"))
+    return (not type_ or change.get("type") == type_) and text.lower() in "\n".join(words).lower()
+
+
+def _change(change: Mapping[str, Any]) -> "_Row":
+    link = f"/change?uid={quote(change['uid'])}"
+    title = change.get("flag") or change.get("title") or change["uid"]
+    return _Row(
+        change["uid"],
+        (
+            _clock(datetime.fromisoformat(change["at"]).timestamp()),
+            _text(change.get("type", "")),
+            f"<b>{_text(title)}</b>",
+            _text(change.get("action", "")),
+            _text(change.get("who", "")),
+            _text(", ".join(map(str, change.get("environments", ())))),
+            f'<span class="long">{_lines(change.get("description", ""))}</span>',
+            _text(", ".join(map(str, change["services"]))),
+            f'<a href="{link}" class="show" aria-label="Show the record of {_text(title)}">Record</a>',
+        ),
+        type=change.get("type", ""),
+    )
+
+
+def _request(entry: Mapping[str, Any]) -> "_Row":
+    status, at = entry["status"], datetime.fromisoformat(entry["at"]).timestamp()
+    number = f" ({entry['count']} times)" if entry["count"] > 1 else ""
+    return _Row(
+        f"{entry['at']} {entry['receiver']} {entry['reason']}",
+        (_clock(at), _text(entry["receiver"]), f"{status or 'none'}{number}", _text(_said(entry))),
+        is_bad=status != 200,  # noqa: PLR2004 - HTTP's
+    )
+
+
+def _said(entry: Mapping[str, Any]) -> str:
+    """What happened with requests, in a sentence."""
+    if entry["reason"] == "url_verification":
+        return "Statsig verified the URL."
+    if entry["reason"] == "accepted":
+        words = {
+            "accepted": "config change",
+            "duplicates": "duplicate",
+            "ignored": "other item",
+            "invalid": "invalid item",
+        }
+        items = entry["items"]
+        parts = [counted(items[key], word) for key, word in words.items() if items.get(key)]
+        return f"Accepted: {', '.join(parts) or 'nothing in it'}."
+    return f"Refused: {why(entry['reason'], entry['detail'])}. {check(entry['reason'], entry['detail'])}".rstrip()
+
+
+def _attempt(entry: Mapping[str, Any]) -> "_Row":
+    outcome = str(entry["outcome"]).replace("_", " ")
+    number = f" ({entry['count']} times)" if entry["count"] > 1 else ""
+    return _Row(
+        f"{entry['at']} {entry['exporter']} {entry['outcome']}",
+        (
+            _clock(datetime.fromisoformat(entry["at"]).timestamp()),
+            _text(entry["exporter"]),
+            f"{_text(outcome)}{number}",
+            f"{entry['delivered']} of {entry['records']}",
+            f"{entry['seconds'] * 1000:.0f} ms",
+            _text(entry["reason"]),
+        ),
+        is_bad=entry["outcome"] != "delivered",
+    )
+
+
+def record_page(change: Mapping[str, Any], records: Sequence[Any]) -> str:
+    """The page with the whole record of a change."""
+    shown = json.dumps(records if len(records) != 1 else records[0], indent=2)
+    if not records:
+        shown = f"The records have {change['bytes']} bytes, which is too much to keep for this page."
+    title = change.get("title") or change["uid"]
+    return document(str(title), f"<h2>{_text(title)}</h2>{_copyable(shown)}")
+
+
+def dead_letter_page(described: Mapping[str, Any], content: str) -> str:
+    """The page with the whole content of a dead letter."""
+    terms = "".join(
+        f"<dt>{_text(key.replace('_', ' '))}</dt><dd>{_text(value)}</dd>"
+        for key, value in described.items()
+        if value is not None
+    )
+    title = f"Dead letter {described['id']}"
+    return document(title, f"<h2>{title}</h2><dl>{terms}</dl>{_copyable(content)}")
+
+
+def confirm_page(number: str, token: str) -> str:
+    """The page that asks before a dead letter is dropped."""
+    ask = "It may be the only copy of a change, and is deleted for good."
+    button = _button("/dead-letters", {"id": number, "sure": "yes"}, "drop", "Drop it for good", token=token)
+    title = f"Drop dead letter {_text(number)}?"
+    return document(title, f'<h2>{title}</h2><p>{ask}</p>{button} <p><a href="/">No, back to the page</a></p>')
+
+
+def message_page(title: object, message: object) -> str:
+    """A page with one message."""
+    return document(
+        str(title), f'<h2>{_text(title)}</h2><p id="message">{_text(message)}</p><p><a href="/">Back</a></p>'
+    )
+
+
+def _copyable(text: str) -> str:
+    return f'<button type="button" class="copy" hidden>Copy</button><pre tabindex="0">{_lines(text)}</pre>'
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of a table: its key, and cells that are HTML."""
+
+    key: str
+    cells: Sequence[str]
+    is_bad: bool = False
+    type: str = ""
+
+
+def _table(head: Sequence[str], rows: Iterable[_Row], nothing: str) -> str:
+    body = "".join(_row(head, row) for row in rows)
+    if not body:
+        return f'<p class="quiet">{nothing}</p>'
+    columns = "".join(f'<th scope="col">{name or "<span class=hidden>Actions</span>"}</th>' for name in head)
+    return f"<table><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _row(head: Sequence[str], row: _Row) -> str:
+    cells = "".join(
+        f'<td data-name="{name}">{cell}</td>' if cell else f'<td class="empty" data-name="{name}"></td>'
+        for name, cell in zip(head, row.cells, strict=True)
+    )
+    classes = ' class="bad"' if row.is_bad else ""
+    return f'<tr data-key="{_text(row.key)}"{_attribute("data-type", row.type)}{classes}>{cells}</tr>'
+
+
+def _button(action: str, values: Mapping[str, str], verb: str, label: str, *, token: str, of: str = "") -> str:
+    fields = {**values, "action": verb, "token": token}
+    hidden = "".join(f'<input type="hidden" name="{key}" value="{_text(value)}">' for key, value in fields.items())
+    name = f' aria-label="{_text(f"{label}: {of}")}"' if of else ""
+    return f'<form method="post" action="{action}" class="act">{hidden}<button{name}>{label}</button></form>'
+
+
+def _attribute(name: str, value: str) -> str:
+    return f' {name}="{_text(value)}"' if value else ""
+
+
+def _text(value: object) -> str:
+    """A value as HTML. Characters that are not seen, such as bidi overrides, become escapes."""
+    return escape(printable(str(value)))
+
+
+def _lines(text: object) -> str:
+    """A text of several lines as HTML."""
+    return "\n".join(map(_text, str(text).splitlines()))
+
+
+def _clock(seconds: float) -> str:
+    moment = datetime.fromtimestamp(seconds, UTC)
+    shown = moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f'<time datetime="{moment.strftime("%Y-%m-%dT%H:%M:%SZ")}">{shown}</time>'
+
+
+def _minute(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%H:%M UTC")

@@ -1,0 +1,99 @@
+"""Collects what the live page shows: facts about the service, the journal, the last hour, rates and dead letters."""
+
+import secrets
+import sqlite3
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from statsig_otel._journal import journal
+from statsig_otel.exporters.queue import dead_letters, schema
+from statsig_otel.exporters.queue.dead_letters import Selection, StoredDeadLetter
+from statsig_otel.plugin.watch.diagnosis import Facts
+from statsig_otel.plugin.watch.facts import entries
+from statsig_otel.plugin.watch.history import History, totals
+from statsig_otel.plugin.watch.page import Shown
+
+_LOOKED_AT_FOR: Final = 0.5
+"""Seconds for which a look counts."""
+
+_LISTED: Final = 50
+
+
+class ShownService(Protocol):
+    """A service, as its live page sees it."""
+
+    def facts(self) -> Facts:
+        """What is known of it."""
+
+    def command(self, name: str, arguments: dict[str, Any]) -> Any:
+        """Carry out a command of the control socket.
+
+        Raises:
+            ControlError: It is refused.
+        """
+
+    @property
+    def database(self) -> Path | None:
+        """The file of the queue; None without one."""
+
+
+class Site:
+    """Looks the page's content up, at most once in half a second.
+
+    Attributes:
+        service: The service.
+        token: What forms have to send back.
+        streams: The number of readers that are told of changes.
+        history: The last hour.
+    """
+
+    def __init__(self, service: ShownService) -> None:
+        self.service: Final = service
+        self.token: Final = secrets.token_urlsafe(32)
+        self.streams: int = 0
+        self.history: Final = History(lambda: totals(one.name for one in service.facts().receivers))
+        self._last: Shown | None = None
+        self._until = 0.0
+
+    def look(self, text: str = "", type_: str = "") -> Shown:
+        """How the service is, or was a moment ago, with a filter of changes."""
+        now = time.monotonic()
+        if self._last is None or now >= self._until:
+            facts = self.service.facts()
+            self._last = Shown(
+                facts=facts,
+                entries=entries(journal),
+                minutes=self.history.minutes(),
+                letters=self._letters(),
+                token=self.token,
+            )
+            self._until = now + _LOOKED_AT_FOR
+        return replace(self._last, text=text, type=type_) if text or type_ else self._last
+
+    def forget(self) -> None:
+        """Look again at once: something was changed."""
+        self._last = None
+
+    def _letters(self) -> list[StoredDeadLetter]:
+        """The first dead letters."""
+        database = self.service.database
+        if database is None:
+            return []
+        try:
+            with closing(schema.connect_reading(database)) as connection:
+                return dead_letters.select(connection, Selection(), limit=_LISTED)
+        except sqlite3.Error:
+            return []
+
+    def letter(self, number: int) -> tuple[StoredDeadLetter, bytes] | None:
+        """A dead letter and its content; None if there is none with this number."""
+        database = self.service.database
+        if database is None:
+            return None
+        with closing(schema.connect_reading(database)) as connection:
+            found = dead_letters.select(connection, Selection(ids=(number,)))
+            content = dead_letters.content(connection, number)
+        return (found[0], content) if found and content is not None else None

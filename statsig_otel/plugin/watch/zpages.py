@@ -1,0 +1,55 @@
+"""The server of the `zpages` extension, which shows the live page."""
+
+import logging
+from typing import Final
+
+from statsig_otel._instruments import collecting
+from statsig_otel.plugin.server.listening import host_port
+from statsig_otel.plugin.server.server import HttpServer
+from statsig_otel.plugin.server.thread import ServerThread
+from statsig_otel.plugin.settings.zpages import ZpagesSettings
+from statsig_otel.plugin.watch.routes import create_app
+from statsig_otel.plugin.watch.site import ShownService, Site
+
+_logger: Final = logging.getLogger(__name__)
+
+_MOST_CONNECTIONS: Final = 64
+
+
+class Zpages:
+    """The server of a `zpages` extension. The constructor opens nothing."""
+
+    def __init__(self, settings: ZpagesSettings, service: ShownService) -> None:
+        host, port = settings.address
+        self._site = Site(service)
+        app = create_app(self._site, settings)
+        self._server = HttpServer(app, host=host, port=port, max_connections=_MOST_CONNECTIONS, tls=settings.tls)
+        self._scheme = "http" if settings.tls is None else "https"
+        self._thread: ServerThread | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the page is. Known after `start`."""
+        return f"{self._scheme}://{host_port(*self._server.address)}/"
+
+    def start(self) -> None:
+        """Listen and answer.
+
+        Raises:
+            ListenError: The address can't be listened on.
+            OSError: A TLS file can't be read.
+            ValueError: The TLS files do not fit.
+        """
+        self._server.bind()
+        collecting.has_begun = True  # the page is a reader: it names the events that are ignored
+        self._thread = ServerThread([self._server], name="statsig-otel page", effect="the live page is gone")
+        self._thread.start()
+        self._site.history.start()
+        _logger.info("Live page: %s", self.url)
+
+    def shutdown(self) -> None:
+        """Stop. Safe to call twice, and without `start`."""
+        self._site.history.stop()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.shutdown(0.0)

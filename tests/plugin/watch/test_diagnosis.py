@@ -1,0 +1,153 @@
+"""What the page says of a service, for each condition it can be in."""
+
+from dataclasses import replace
+
+from statsig_otel._journal import RequestEntry
+from statsig_otel.plugin.receiver.counting import REASONS as RECEIVER_REASONS
+from statsig_otel.plugin.server.reader import REFUSALS
+from statsig_otel.plugin.watch.diagnosis import (
+    REASONS,
+    ExporterFacts,
+    Facts,
+    ReceiverFacts,
+    check,
+    sentence,
+    steps,
+    troubles,
+    why,
+)
+from tests.looped import looped
+
+WRONG = "A request was refused 10 seconds ago (signature_wrong: another secret)."
+NOW = 1_800_000_000.0
+RECEIVER = ReceiverFacts(name="statsig", path="/hook")
+RECEIVING = replace(RECEIVER, last_verified=NOW - 240, last_change=NOW - 240)
+SENDING = ExporterFacts(name="otlp_grpc", delivered=1)
+
+
+def facts(receiver: ReceiverFacts = RECEIVER, exporter: ExporterFacts = SENDING, *requests: RequestEntry) -> Facts:
+    return Facts(now=NOW, since=NOW - 600, receivers=[receiver], exporters=[exporter], requests=requests)
+
+
+def refused(reason: str, detail: str = "", *, before: float = 10, receiver: str = "statsig") -> RequestEntry:
+    return RequestEntry(receiver, 401, reason, detail, NOW - before, 3)
+
+
+SINCE = "Receiving. No webhook with a valid signature since the start, 10 minutes ago."
+
+
+@looped(
+    ("found", "said"),
+    [
+        (facts(), SINCE),
+        (facts(RECEIVING), "Receiving. Last config change 4 minutes ago."),
+        (
+            facts(RECEIVER, SENDING, refused("signature_wrong", "another secret")),
+            f"{SINCE} {WRONG}",
+        ),
+        (
+            facts(RECEIVING, SENDING, refused("signature_wrong", "another secret")),
+            f"Receiving. Last config change 4 minutes ago. {WRONG}",
+        ),
+        (
+            facts(RECEIVING, SENDING, refused("signature_wrong", before=500)),
+            "Receiving. Last config change 4 minutes ago.",
+        ),
+        # On a public port there is always somebody who looks for other paths.
+        (facts(RECEIVING, SENDING, refused("not_found", receiver="")), "Receiving. Last config change 4 minutes ago."),
+        (
+            facts(RECEIVER, SENDING, refused("not_found", receiver="")),
+            f"{SINCE} A request was refused 10 seconds ago (not_found).",
+        ),
+        (
+            facts(replace(RECEIVER, last_verified=NOW - 7)),
+            "Receiving. Last webhook 7 seconds ago, but no new config change since the start.",
+        ),
+        (
+            facts(replace(RECEIVER, has_secret=False)),
+            "statsig has no signing secret yet: it only answers Statsig's URL verification.",
+        ),
+        (
+            facts(RECEIVING, ExporterFacts(name="otlp_grpc", state="retrying", waiting=12)),
+            "Receiving. Last config change 4 minutes ago. otlp_grpc is retrying: 12 records wait.",
+        ),
+        (
+            facts(RECEIVING, ExporterFacts(name="file", state="blocked", waiting=None)),
+            "Receiving. Last config change 4 minutes ago. file is blocked.",
+        ),
+        (
+            replace(facts(RECEIVING), dead_letters=1, reasons={"queue_full": "too much waits"}),
+            "Not receiving: too much waits. 1 dead letter held.",
+        ),
+    ],
+)
+def test_one_sentence_says_how_it_is(found: Facts, said: str) -> None:
+    assert sentence(found) == said
+
+
+def test_the_steps_of_the_set_up_end_when_a_change_is_delivered() -> None:
+    fresh = replace(RECEIVER, has_secret=False)
+    nothing = replace(SENDING, delivered=0)
+    assert [step.is_done for step in steps(facts(fresh, nothing))] == [False] * 5
+    assert [step.text for step in steps(facts(fresh, nothing)) if step.is_current] == [
+        "Statsig verifies the webhook's URL, which ends with /hook"
+    ]
+    verified = replace(fresh, answers={"url_verification": 1})
+    assert [step.is_current for step in steps(facts(verified, nothing))] == [False, True, False, False, False]
+    secret = replace(verified, has_secret=True)
+    assert [step.is_current for step in steps(facts(secret, nothing))] == [False, False, True, False, False]
+    signed = replace(secret, last_verified=NOW)
+    assert [step.is_current for step in steps(facts(signed, nothing))] == [False, False, False, True, False]
+    assert [step.is_current for step in steps(facts(RECEIVING, nothing))] == [False, False, False, False, True]
+    assert steps(facts(RECEIVING)) == []
+    # A service that was restarted sees no verification again, and none is needed.
+    assert [step.is_done for step in steps(facts(replace(signed, answers={}), nothing))][:3] == [True] * 3
+
+
+def test_what_to_check_comes_with_each_trouble() -> None:
+    blocked = ExporterFacts(name="otlp_http", state="blocked", waiting=2, last_error="401 from http://b")
+    found = troubles(facts(RECEIVER, blocked, refused("timestamp_outside_tolerance", "the webhook is 420 s old")))
+    assert [one.title for one in found] == [
+        "otlp_http is blocked: 401 from http://b",
+        "A request was refused: the clocks of its sender and of this machine differ too much",
+    ]
+    assert "Waiting: 2 records. None is lost." in found[0].check
+    assert found[1].check.startswith("The webhook is 420 s old. Check the clock of this machine")
+
+
+def test_webhooks_without_a_change_are_named() -> None:
+    receiver = replace(RECEIVER, last_verified=NOW, ignored={"other": 2, "statsig::gate_exposure": 500})
+    (only,) = troubles(facts(receiver))
+    assert only.title == (
+        "No webhook to statsig had a new config change, but: 502 other events (statsig::gate_exposure)"
+    )
+    assert "Filters" in only.check
+    assert troubles(facts(replace(receiver, last_change=NOW))) == []
+
+
+def test_refusals_of_before_the_last_good_webhook_are_over() -> None:
+    assert troubles(facts(RECEIVING, SENDING, refused("signature_wrong", before=300))) == []
+    assert troubles(facts(RECEIVER, SENDING, refused("signature_wrong", before=4000))) == []
+    assert troubles(facts(RECEIVING, SENDING, refused("not_found", receiver=""))) == []
+    assert troubles(facts(RECEIVER, SENDING, refused("signature_wrong", before=700))) == [], "of an earlier service"
+
+
+def test_not_more_is_listed_than_a_person_reads() -> None:
+    requests = [refused(reason) for reason in [*REASONS, "of an embedder"]]
+    assert len(troubles(facts(RECEIVER, SENDING, *requests))) == 8
+
+
+def test_each_reason_of_ours_has_a_sentence() -> None:
+    known = {reason for reason, status in RECEIVER_REASONS.items() if status != 200} | {kind for _, kind in REFUSALS}
+    unexplained = known - set(REASONS)
+    # Those say all in their detail, which is shown then.
+    assert unexplained == {
+        *("connect", "content_length", "framing", "gave_way", "header_fields", "header_size", "in_flight_bytes"),
+        *("not_running", "slow_consumer", "target_size", "unexpected"),
+    }
+    assert why("slow_consumer", "the consumer has not answered") == "the consumer has not answered"
+    assert (why("odd"), check("odd")) == ("odd", "")
+    for clause, advice in REASONS.values():
+        assert clause[0].islower() or clause.startswith("Statsig")
+        assert not clause.endswith(".")
+        assert advice.endswith(".")

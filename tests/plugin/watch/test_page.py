@@ -1,0 +1,177 @@
+"""The HTML of the page: complete without JavaScript, and harmless whatever Statsig, a client or a backend sends."""
+
+import json
+from html.parser import HTMLParser
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from statsig_otel._journal import Journal
+from statsig_otel.exporters.queue.dead_letters import StoredDeadLetter
+from statsig_otel.plugin import Mapper, parse
+from statsig_otel.plugin.watch import page
+from statsig_otel.plugin.watch.diagnosis import ExporterFacts, Facts, ReceiverFacts
+from statsig_otel.plugin.watch.facts import entries
+from statsig_otel.plugin.watch.history import History
+from statsig_otel.plugin.watch.page import SECTIONS, Shown
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;\u202e\u2028\x1b[31m\x00 ${7*7} {{7*7}}"
+_TAGS = {
+    *("html", "head", "meta", "title", "link", "script", "body", "header", "main", "section", "div", "article"),
+    *("h1", "h2", "h3", "p", "a", "b", "span", "time", "ol", "li", "dl", "dt", "dd", "pre"),
+    *("figure", "figcaption", "svg", "line", "rect", "table", "thead", "tbody", "tr", "th", "td"),
+    *("form", "label", "input", "select", "option", "button"),
+}
+"""The elements of the page: any other one has come from outside."""
+
+
+class Read(HTMLParser):
+    """Reads a page: its elements, their attributes, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs), f"an attribute is there twice: {attrs}"
+        if tag not in ("meta", "link", "input", "line", "rect"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.open:
+            assert self.open.pop() == tag, f"{tag} is closed out of order"
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def shown(outside: str, **others: Any) -> Shown:
+    """A page on which everything that can come from outside is this text."""
+    text = outside
+    change = {
+        "eventName": "statsig::config_change",
+        "timestamp": 1739400185198,
+        "user": {"name": text},
+        "metadata": {
+            "type": text or "Gate",
+            "name": text or "a",
+            "action": text,
+            "description": f"{text}\n{text}",
+            "environments": [text],
+        },
+    }
+    journal = Journal()
+    journal.is_kept = True
+    body = json.dumps([change]).encode()
+    journal.add_changes(text, 1, Mapper().map(parse(body), 1).changes)
+    journal.add_request(text, 503, text, text)
+    journal.add_request("statsig", 200, "accepted", "", {"accepted": 1, "ignored": 2})
+    journal.add_attempt(text, "blocked", text, records=1, delivered=0, seconds=0.1)
+    facts = Facts(
+        now=1_800_000_000.0,
+        reasons={"storage_failed": text},
+        receivers=[ReceiverFacts(name=text, path=f"/{text}", last_verified=1.0, ignored={text: 2, "other": 1})],
+        exporters=[ExporterFacts(name=text, state="blocked", waiting=1, oldest=3.0, last_error=text)],
+        dead_letters=2,
+        requests=journal.requests(),
+    )
+    history = History(lambda: (1.0, 2.0, 3.0, 4.0))
+    letters = [StoredDeadLetter(7, 1, "item", text, text, 0, None, 1, 3)]
+    return Shown(
+        facts=facts, entries=entries(journal), minutes=history.minutes(), letters=letters, token=text, **others
+    )
+
+
+def check(html: str) -> Read:
+    read = Read(html)
+    assert read.open == []
+    assert {tag for tag, _ in read.tags} <= _TAGS
+    for tag, attributes in read.tags:
+        assert not any(name.startswith("on") or name == "style" for name in attributes)
+        for name in ("href", "src", "action"):
+            link = attributes.get(name)
+            assert link is None or link == "data:," or (link.startswith("/") and not link.startswith("//")), link
+        if tag == "script":
+            assert attributes == {"src": "/page.js", "defer": None}
+    assert all(character.isprintable() or character == "\n" for character in html)
+    return read
+
+
+def test_hostile_text_is_shown_and_does_nothing() -> None:
+    hostile = shown(HOSTILE, text=HOSTILE, type=HOSTILE)
+    read = check(page.page(hostile))
+    (change,) = hostile.entries["changes"]
+    check(page.record_page(change, [{"a": HOSTILE}]))
+    check(page.dead_letter_page({"id": 7, "reason": HOSTILE}, HOSTILE))
+    check(page.message_page(HOSTILE, HOSTILE))
+    check(page.confirm_page("7", HOSTILE))
+    text = "".join(read.text)
+    assert "<script>alert(1)</script>" in text
+    assert "\\u202e" in text
+    # A table has it whole, so that it can be recognised.
+    assert "${7*7} {{7*7}}" in text
+
+
+@settings(max_examples=20)
+@given(st.text(max_size=60))
+def test_no_text_breaks_the_page(text: str) -> None:
+    made = shown(text.encode(errors="replace").decode())
+    check(page.page(made))
+    for html in page.sections(made).values():
+        check(html)
+
+
+def test_the_page_is_complete_without_javascript() -> None:
+    read = check(page.page(shown("layout_v2")))
+    ids = {attributes.get("id") for _, attributes in read.tags}
+    assert set(SECTIONS) <= ids
+    forms = [attributes for tag, attributes in read.tags if tag == "form"]
+    assert {(one["method"], one["action"]) for one in forms} == {
+        ("get", "/#changes-heading"),
+        ("post", "/exporters"),
+        ("post", "/dead-letters"),
+    }
+    tokens = [one for tag, one in read.tags if tag == "input" and one.get("name") == "token"]
+    assert {one["value"] for one in tokens} == {"layout_v2"}
+    links = [attributes["href"] for tag, attributes in read.tags if tag == "a"]
+    assert "/dead-letter?id=7" in links
+    assert any(str(link).startswith("/change?uid=") for link in links)
+
+
+def test_the_filter_works_without_javascript() -> None:
+    def rows(**given: str) -> int:
+        return page.sections(shown("layout_v2", **given))["changes"].count("<tr data-key")
+
+    assert (rows(), rows(text="LAYOUT"), rows(text="elsewhere")) == (1, 1, 0)
+    assert (rows(type="layout_v2_layout_v2"), rows(type="gate_created")) == (1, 0)
+    assert "No change matches the filter." in page.sections(shown("a", text="elsewhere"))["changes"]
+
+
+def test_a_record_that_is_too_large_to_keep_says_so() -> None:
+    html = page.record_page({"uid": "0" * 32, "bytes": 6_000_000}, [])
+    assert "6000000 bytes, which is too much to keep" in html
+
+
+def test_what_was_sent_together_is_counted() -> None:
+    found = shown("a")
+    found.entries["requests"][0]["count"] = 12  # type: ignore[index]
+    assert "(12 times)" in page.sections(found)["requests"]
+
+
+def test_an_idle_service_has_a_page_too() -> None:
+    history = History(lambda: (0.0,) * 4)
+    empty = Shown(
+        facts=Facts(now=1.0), entries={"requests": [], "changes": [], "attempts": []}, minutes=history.minutes()
+    )
+    read = check(page.page(empty))
+    assert "Receiving. No webhook with a valid signature since the start, 1 second ago." in read.text
+    assert "Nothing has happened in the last hour." in read.text

@@ -1,0 +1,304 @@
+"""The live page of a real service over HTTP: who may read it, what it shows, and what its buttons do."""
+
+import base64
+import json
+import re
+import socket
+import ssl
+import uuid
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+
+from statsig_otel.plugin import Service
+from statsig_otel.plugin.watch import routes, site
+from tests.looped import looped
+from tests.peers.certs import Authority
+from tests.plugin.http_client import Address, Response, connect, exchange
+from tests.plugin.services import SECRET, address_of, post, signed_request
+from tests.waiting import wait_until
+
+TOKEN = "a-token-of-a-page-0123456789"
+
+
+def basic(credentials: str) -> str:
+    return f"Basic {base64.b64encode(credentials.encode()).decode()}"
+
+
+@pytest.fixture(autouse=True)
+def looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at a service is a new one, so that no test has to wait."""
+    monkeypatch.setattr(site, "_LOOKED_AT_FOR", 0.0)
+    monkeypatch.setattr(routes, "_BETWEEN_EVENTS", 0.05)
+
+
+@contextmanager
+def running(
+    tmp_path: Path, *, exporter: dict[str, Any] | None = None, **zpages: Any
+) -> Iterator[tuple[Service, Address]]:
+    """A service with a page on a free port, which writes to a file unless another exporter is given."""
+    exporters = {"file": {"path": str(tmp_path / "records")}} if exporter is None else {"otlp_http": exporter}
+    configuration = {
+        "receivers": {"statsig": {"endpoint": "127.0.0.1:0", "signing_secrets": [SECRET]}},
+        "exporters": exporters,
+        "extensions": {
+            "file_storage": {"directory": str(tmp_path / "queue"), "min_free_bytes": 0},
+            "zpages": {"endpoint": "127.0.0.1:0", **zpages},
+        },
+        "service": {
+            "extensions": ["file_storage", "zpages"],
+            "pipelines": {"logs": {"receivers": ["statsig"], "exporters": list(exporters)}},
+        },
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(configuration))
+    with Service.from_file(path, environ={}) as service:
+        found = service._assembly.zpages
+        assert found is not None
+        parts = urlsplit(found.url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        yield service, (parts.hostname, parts.port)
+
+
+def ask(
+    address: Address,
+    path: str = "/",
+    *,
+    host: str = "localhost",
+    method: str = "GET",
+    form: dict[str, str] | None = None,
+    **headers: str,
+) -> Response:
+    body = urlencode(form or {}).encode()
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return exchange(address, "\r\n".join([*lines, "", ""]).encode() + body, head=method == "HEAD")
+
+
+def text_of(address: Address, path: str = "/") -> str:
+    answer = ask(address, path)
+    assert answer.status == 200, answer
+    return answer.body.decode()
+
+
+def token_of(page: str) -> str:
+    found = re.search(r'name="token" value="([^"]+)"', page)
+    assert found is not None
+    return found[1]
+
+
+def test_the_page_shows_what_arrives_and_what_is_refused(tmp_path: Path) -> None:
+    flag = f"flag_{uuid.uuid4().hex}"
+    with running(tmp_path) as (service, address):
+        assert post(service, flag).status == 200
+        assert post(service, "forged", secret=f"{SECRET}0").status == 401
+        wait_until(lambda: ">delivered<" in text_of(address))
+        page = text_of(address)
+        assert f"<b>{flag}</b>" in page
+        assert "signed with a secret that is not configured here" in page
+        assert "Accepted: 1 config change." in page
+        assert SECRET not in page
+        link = re.search(r'href="(/change\?uid=[0-9a-f]+)"', page[page.index(f"{flag}</b>") :])
+        assert link is not None
+        assert flag in text_of(address, link[1])
+        assert flag not in text_of(address, "/?text=elsewhere")
+        assert flag in text_of(address, f"/?text={flag}&type=gate_updated")
+        assert ask(address, "/change?uid=0").status == 404
+        assert ask(address, "/elsewhere").status == 404
+        assert ask(address, "/", method="HEAD").body == b""
+        assert ask(address, "/", method="POST").status == 405
+
+
+def test_every_answer_has_strict_headers(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, address):
+        answers = {
+            path: ask(address, path)
+            for path in (
+                "/",
+                "/page.css",
+                "/page.js",
+                "/elsewhere",
+                "/change",
+                "/dead-letter?id=x",
+                "/dead-letter?id=1",
+            )
+        }
+        answers["another host"] = ask(address, host="evil.example")
+    for path, answer in answers.items():
+        assert "default-src 'none'" in answer.headers["content-security-policy"], path
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["x-frame-options"] == "DENY"
+    assert [answer.status for answer in answers.values()] == [200, 200, 200, 404, 404, 400, 404, 403]
+
+
+@looped(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:55679", 200),
+        ("127.0.0.1:1234", 200),
+        ("[::1]:55679", 200),
+        ("[::1]", 200),
+        ("flags.example.com", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.evil.example:80", 403),
+        ("evil.example:127.0.0.1", 403),
+        ("", 403),
+    ],
+)
+def test_a_host_that_is_not_the_pages_own_is_refused(shared: Address, host: str, status: int) -> None:
+    assert ask(shared, host=host, Authorization=f"Bearer {TOKEN}").status == status
+
+
+@looped(
+    ("authorization", "status"),
+    [
+        (f"Bearer {TOKEN}", 200),
+        (f"bearer  {TOKEN}", 200),
+        (basic(f"anybody:{TOKEN}"), 200),
+        (basic(f":{TOKEN}"), 200),
+        (basic(TOKEN), 401),
+        ("Basic %%%", 401),
+        ("Basic //79/A==", 401),
+        (f"Bearer {TOKEN}0", 401),
+        ("Bearer", 401),
+        (f"Digest {TOKEN}", 401),
+        ("", 401),
+    ],
+)
+def test_a_page_with_a_token_is_for_those_who_have_it(shared: Address, authorization: str, status: int) -> None:
+    for path in ("/", "/page.js"):
+        answer = ask(shared, path, Authorization=authorization)
+        assert answer.status == status
+        assert TOKEN.encode() not in answer.body
+        if status == 401:
+            assert answer.headers["www-authenticate"].startswith("Basic realm=")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    with running(tmp_path_factory.mktemp("shared"), hosts=["Flags.example.com"], token=TOKEN) as (_, address):
+        yield address
+
+
+def events(address: Address, **headers: str) -> Generator[dict[str, str], None, None]:
+    """The events of the page, each the sections that have changed."""
+    with connect(address) as connection:
+        lines = ["GET /events HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers.items())]
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        file = connection.makefile("rb")
+        for line in file:
+            if line.startswith(b"data: "):
+                yield json.loads(line.removeprefix(b"data: "))
+
+
+def test_changes_are_told_as_they_come(tmp_path: Path) -> None:
+    flag = f"flag_{uuid.uuid4().hex}"
+    with running(tmp_path) as (service, address):
+        told = events(address)
+        first = next(told)
+        assert {"state", "changes", "requests", "exporters", "chart"} <= set(first)
+        assert flag not in first["changes"]
+        assert post(service, flag).status == 200
+        assert any(flag in event.get("changes", "") for event in told)
+        told.close()
+        # The reader has left, so nothing is looked at any more.
+        page = service._assembly.zpages
+        assert page is not None
+        wait_until(lambda: page._site.streams == 0)
+
+
+def test_only_so_many_readers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "_MOST_STREAMS", 2)
+    with running(tmp_path) as (_, address):
+        readers = [events(address) for _ in range(2)]
+        for reader in readers:
+            next(reader)
+        assert ask(address, "/events").status == 503
+        assert ask(address).status == 200
+        for reader in readers:
+            reader.close()
+
+
+def test_a_dead_letter_is_shown_replayed_and_dropped(tmp_path: Path) -> None:
+    invalid = json.dumps([{"eventName": "statsig::config_change", "timestamp": 1, "metadata": {"type": "<Gate>"}}])
+    with running(tmp_path) as (service, address):
+        assert exchange(address_of(service), signed_request(invalid.encode())).status == 200
+        page = text_of(address)
+        assert "metadata.name" in page
+        (number,) = re.findall(r'href="/dead-letter\?id=(\d+)"', page)
+        assert "&lt;Gate&gt;" in text_of(address, f"/dead-letter?id={number}")
+        token = token_of(page)
+
+        def act(action: str, **others: str) -> Response:
+            form = {"id": number, "action": action, "token": token, **others}
+            return ask(address, "/dead-letters", method="POST", form=form)
+
+        kept = act("replay")
+        assert kept.status == 200
+        assert b"stays: metadata.name" in kept.body
+        for wrong in ("", "x", token[:-1]):
+            assert act("drop", token=wrong, sure="yes").status == 403
+        assert act("drop", id="1; DROP", sure="yes").status == 400
+        assert act("drop", id="9" * 30, sure="yes").status == 400
+        assert act("explode").status == 400
+        sure = act("drop")
+        assert b"Drop it for good" in sure.body
+        assert "metadata.name" in text_of(address)
+        assert b"was deleted" in act("drop", sure="yes").body
+        assert "metadata.name" not in text_of(address)
+        assert b"There is no dead letter" in act("drop", sure="yes").body
+        assert b"There is no dead letter" in act("replay").body
+        assert ask(address, "/dead-letters", method="POST", form={"token": "x" * 5000}).status == 413
+
+
+def test_an_exporter_tries_again_by_a_button(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    with running(tmp_path, exporter={"endpoint": f"http://127.0.0.1:{port}"}) as (service, address):
+        assert post(service, "a").status == 200
+        wait_until(lambda: "Try now" in text_of(address))
+        form = {"exporter": "otlp_http", "action": "resume", "token": token_of(text_of(address))}
+        answer = ask(address, "/exporters", method="POST", form=form)
+        assert b"otlp_http, which was retrying, tries again at once." in answer.body
+        refused = ask(address, "/exporters", method="POST", form={**form, "exporter": "<other>"})
+        assert refused.status == 409
+        assert b"the queue knows no exporter &lt;other&gt;" in refused.body
+
+
+def test_the_page_goes_with_its_service(tmp_path: Path) -> None:
+    with running(tmp_path) as (_, address):
+        told = events(address)
+        next(told)
+    with pytest.raises(ConnectionError):
+        ask(address)
+    told.close()
+
+
+def test_tls_with_client_certificates_is_for_those_who_have_one(tmp_path: Path) -> None:
+    authority = Authority()
+    cert_file, key_file = authority.issue("127.0.0.1").write(tmp_path)
+    own = tmp_path / "client"
+    own.mkdir()
+    client = authority.issue("reader").write(own)
+    authorities = authority.write(tmp_path)
+    tls = {"cert_file": cert_file, "key_file": key_file, "client_ca_file": authorities}
+    with running(tmp_path, endpoint="0.0.0.0:0", tls=tls) as (_, (_host, port)):
+        context = ssl.create_default_context(cafile=authorities)
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            read(context, port)
+        context.load_cert_chain(*client)
+        assert b" 200 OK" in read(context, port)
+
+
+def read(context: ssl.SSLContext, port: int) -> bytes:
+    with connect(("127.0.0.1", port)) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
+        secure.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        return secure.recv(1000)
