@@ -42,7 +42,7 @@ _SHARE_UNCHECKED: Final = 8
 size."""
 
 _RouteIds: TypeAlias = dict[tuple[str, tuple[str, ...]], tuple[int, Sequence[int]]]
-"""By receiver and exporters: the numbers of their route and of these exporters in the database."""
+"""By receiver and exporters: the ids of their route and of these exporters in the database."""
 
 _COUNTING_SHARE: Final = 30
 """Dead letters are counted for at most one thirtieth of the time."""
@@ -222,12 +222,12 @@ class DurableQueue:
             if entry.stored.records:
                 # Once more, with all earlier ones counted: many can pass the first check at the same time.
                 self._check_size(entry, waiting)
-            for number in entry.exporter_ids:
-                records[number] += entry.stored.records
-                size[number] += entry.stored.size
-        for number, count in records.items():
+            for exporter_id in entry.exporter_ids:
+                records[exporter_id] += entry.stored.records
+                size[exporter_id] += entry.stored.size
+        for exporter_id, count in records.items():
             if count:
-                store.add_waiting(connection, [number], count, size[number])
+                store.add_waiting(connection, [exporter_id], count, size[exporter_id])
 
     def _count(self, entries: Sequence[Entry]) -> None:
         records: Counter[str] = Counter()
@@ -456,19 +456,19 @@ def _too_many(name: str, limit: QueuedExporter, records: int, size: int) -> str 
 
 
 def _ensure_routing(connection: sqlite3.Connection, routing: Routing) -> _RouteIds:
-    """Give every exporter and every route a row, if they have none; the numbers of all."""
+    """Give every exporter and every route a row, if they have none; the ids of all."""
     for name, exporter in routing.exporters.items():
         receivers = [receiver for receiver, route in routing.receivers.items() if name in route.queued]
-        number = store.ensure_exporter(connection, name, from_oldest=exporter.from_oldest, receivers=receivers)
-        store.ensure_route(connection, [number])  # for records that are replayed for it alone
+        exporter_id = store.ensure_exporter(connection, name, from_oldest=exporter.from_oldest, receivers=receivers)
+        store.ensure_route(connection, [exporter_id])  # for records that are replayed for it alone
     keys = [(receiver, route.queued) for receiver, route in routing.receivers.items() if route.queued]
     return {key: _ensure_route(connection, *key) for key in keys}
 
 
 def _ensure_route(connection: sqlite3.Connection, receiver: str, queued: Iterable[str]) -> tuple[int, Sequence[int]]:
-    """The numbers of a route and of its exporters."""
-    numbers = [store.ensure_exporter(connection, name) for name in queued]
-    return store.ensure_route(connection, numbers, receiver), numbers
+    """The ids of a route and of its exporters."""
+    exporter_ids = [store.ensure_exporter(connection, name) for name in queued]
+    return store.ensure_route(connection, exporter_ids, receiver), exporter_ids
 
 
 def _answer(entry: Entry, _: Entry | None, error: Exception | None) -> None:

@@ -109,7 +109,7 @@ _Sight: TypeAlias = tuple[str, bytes, int, int]
 def ensure_exporter(
     connection: sqlite3.Connection, name: str, *, from_oldest: bool = False, receivers: Collection[str] = ()
 ) -> int:
-    """The number of an exporter. A new one begins at the next record, or at the oldest stored one of its receivers."""
+    """The id of an exporter. A new one begins at the next record, or at the oldest stored one of its receivers."""
     row = connection.execute("SELECT id FROM exporters WHERE name = ?", (name,)).fetchone()
     if row is not None:
         return int(row[0])
@@ -140,7 +140,7 @@ def forget_routes(connection: sqlite3.Connection) -> None:
 
 
 def ensure_route(connection: sqlite3.Connection, exporters: Iterable[int], receiver: str = "") -> int:
-    """The number of the route from a receiver to a set of exporters; without a receiver, for replayed records."""
+    """The id of the route from a receiver to a set of exporters; without a receiver, for replayed records."""
     key = (receiver, _joined(exporters))
     connection.execute("INSERT INTO routes (receiver, exporters) VALUES (?, ?) ON CONFLICT DO NOTHING", key)
     return int(connection.execute("SELECT id FROM routes WHERE receiver = ? AND exporters = ?", key).fetchone()[0])

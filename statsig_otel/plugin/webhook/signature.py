@@ -21,8 +21,8 @@ SIGNATURE_HEADER: Final = "X-Statsig-Signature"
 TIMESTAMP_HEADER: Final = "X-Statsig-Request-Timestamp"
 """The request header with the time of the signature: 13 digits, milliseconds since the epoch."""
 
-# The grammar first, int() later: int() accepts spaces, signs, underscores and the digits of other scripts.
 _WHO: Final = "look at who else sends to this URL"
+# The grammar first, int() later: int() accepts spaces, signs, underscores and the digits of other scripts.
 _SIGNATURE: Final = re.compile(rb"v0=([0-9a-f]{64})")
 _TIMESTAMP: Final = re.compile(rb"[0-9]{13}")
 _SECONDS: Final = re.compile(rb"[0-9]{10}")

@@ -22,13 +22,14 @@ _FAILURES_PER_STEP: Final = 1000
 """Failures after which a step over unreadable rows is one row longer, so that a million rows can be passed."""
 
 _UNUSED: Final = slice(20, 21)
-"""How many bytes at the end of each page are not used, in the first page (section 1.3 of the file format): none."""
+"""Where the first page says how many bytes at the end of each page are not used (section 1.3 of the file format). In
+a sound file there are none."""
 
 _LAST_KEY: Final = 2**63 - 1
 _NO_LIMIT: Final = -1  # https://www.sqlite.org/lang_select.html#the_limit_clause
 
 Routes: TypeAlias = dict[int, tuple[str, tuple[int, ...]]]
-"""Every route's receiver and exporters, by its number."""
+"""Every route's receiver and exporters, by its id."""
 
 
 class UnreadableError(QueueError):
@@ -68,7 +69,7 @@ def _remove(copy: Path) -> None:
 
 
 def exporter_states(connection: sqlite3.Connection) -> dict[int, ExporterState] | None:
-    """Every exporter's state, by its number; None if one of them can't be trusted."""
+    """Every exporter's state, by its id; None if one of them can't be trusted."""
     try:
         checks.check_table(connection, "exporters")
         states, last = queries.exporter_states(connection), queries.last_seq(connection)
@@ -89,7 +90,7 @@ def routes(connection: sqlite3.Connection) -> Routes | None:
 
 
 def records(connection: sqlite3.Connection, after: int) -> Iterator[tuple[int | None, Stored]]:
-    """The readable records behind a seq, in order, also those that changed; each with its route's number."""
+    """The readable records behind a seq, in order, also those that changed; each with its route's id."""
     columns = "seq, route, CAST(uid AS BLOB), CAST(payload AS BLOB), checksum"
     for seq, route, uid, payload, checksum in _rows(connection, columns, "records", after):
         yield route if type(route) is int else None, Stored.checked(seq, uid, payload, checksum)
